@@ -1,0 +1,14 @@
+"""Alembic's environment: the connection, the schema and the settings come from `mailglass_reconcile.migrations`."""
+
+from alembic import context
+
+from mailglass_reconcile.schema import VERSION_TABLE
+
+attributes = context.config.attributes
+context.configure(
+    connection=attributes["connection"],
+    version_table=VERSION_TABLE,
+    version_table_schema=attributes["settings"].database_schema,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,201 @@
+"""The open set of orphans and the triggers that keep it; Mailglass's tables where there are none."""
+
+from alembic import context
+
+from mailglass_reconcile.migrations import Steps
+
+revision = "0001"
+down_revision = None
+
+MAILGLASS_TABLES = """
+CREATE TABLE mailglass_deliveries (
+  id                  uuid PRIMARY KEY,
+  tenant_id           text NOT NULL,
+  mailable            text NOT NULL,
+  stream              text NOT NULL,
+  recipient           text NOT NULL,
+  recipient_domain    text NOT NULL,
+  provider            text,
+  provider_message_id text,
+  last_event_type     text NOT NULL,
+  last_event_at       timestamp NOT NULL,
+  terminal            boolean NOT NULL DEFAULT false,
+  dispatched_at       timestamp,
+  delivered_at        timestamp,
+  bounced_at          timestamp,
+  complained_at       timestamp,
+  suppressed_at       timestamp,
+  metadata            jsonb NOT NULL DEFAULT '{}',
+  lock_version        integer NOT NULL DEFAULT 1,
+  idempotency_key     text,
+  status              varchar(255) NOT NULL DEFAULT 'queued',
+  last_error          jsonb,
+  inserted_at         timestamp NOT NULL,
+  updated_at          timestamp NOT NULL
+);
+CREATE UNIQUE INDEX mailglass_deliveries_provider_msg_id_idx
+  ON mailglass_deliveries (provider, provider_message_id) WHERE provider_message_id IS NOT NULL;
+CREATE UNIQUE INDEX mailglass_deliveries_idempotency_key_unique_idx
+  ON mailglass_deliveries (idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX mailglass_deliveries_tenant_recent_idx ON mailglass_deliveries (tenant_id, last_event_at DESC);
+CREATE INDEX mailglass_deliveries_tenant_recipient_idx ON mailglass_deliveries (tenant_id, recipient);
+CREATE INDEX mailglass_deliveries_tenant_stream_terminal_idx
+  ON mailglass_deliveries (tenant_id, stream, terminal, last_event_at DESC);
+
+CREATE TABLE mailglass_events (
+  id                   uuid PRIMARY KEY,
+  tenant_id            text NOT NULL,
+  delivery_id          uuid,
+  type                 text NOT NULL,
+  occurred_at          timestamp NOT NULL,
+  idempotency_key      text,
+  reject_reason        text,
+  normalized_payload   jsonb NOT NULL DEFAULT '{}',
+  metadata             jsonb NOT NULL DEFAULT '{}',
+  trace_id             text,
+  needs_reconciliation boolean NOT NULL DEFAULT false,
+  inserted_at          timestamp NOT NULL DEFAULT now()
+);
+CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx
+  ON mailglass_events (idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX mailglass_events_delivery_idx
+  ON mailglass_events (delivery_id, occurred_at) WHERE delivery_id IS NOT NULL;
+CREATE INDEX mailglass_events_tenant_recent_idx ON mailglass_events (tenant_id, inserted_at DESC);
+CREATE INDEX mailglass_events_needs_reconcile_idx
+  ON mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
+
+CREATE FUNCTION mailglass_raise_immutability() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE SQLSTATE '45A01'
+    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
+END;
+$$;
+CREATE TRIGGER mailglass_events_immutable_trigger
+  BEFORE UPDATE OR DELETE ON mailglass_events
+  FOR EACH ROW EXECUTE FUNCTION mailglass_raise_immutability();
+
+CREATE TABLE mailglass_webhook_events (
+  id                    uuid PRIMARY KEY,
+  tenant_id             text NOT NULL,
+  provider              text NOT NULL,
+  provider_event_id     text NOT NULL,
+  event_type_raw        text NOT NULL,
+  event_type_normalized text,
+  status                text NOT NULL,
+  raw_payload           jsonb NOT NULL,
+  received_at           timestamp NOT NULL,
+  processed_at          timestamp,
+  inserted_at           timestamp NOT NULL,
+  updated_at            timestamp NOT NULL
+);
+CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
+  ON mailglass_webhook_events (provider, provider_event_id);
+CREATE INDEX mailglass_webhook_events_tenant_status_idx
+  ON mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
+"""
+
+# The functions run with their owner's rights, so that a writer needs rights on the ledger alone, and on the
+# search path at the time of this migration, so that nobody's own path can lead them astray.
+OPEN_SET = """
+CREATE TABLE IF NOT EXISTS mailglass_open_orphans (
+  event_id      uuid PRIMARY KEY,
+  tenant_id     text NOT NULL,
+  arrived_at    timestamp NOT NULL,
+  provider      text,
+  candidate_ids text[],
+  recipient     text
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
+COMMENT ON TABLE mailglass_open_orphans IS 'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
+CREATE INDEX IF NOT EXISTS mailglass_open_orphans_arrival_idx ON mailglass_open_orphans (arrived_at, event_id);
+
+CREATE OR REPLACE FUNCTION mailglass_open_orphans_add() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+  -- A row that took the column's default holds now() in its session's time zone.
+  INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at)
+  SELECT NEW.id, NEW.tenant_id,
+         CASE WHEN NEW.inserted_at = now()::timestamp THEN now() AT TIME ZONE 'UTC' ELSE NEW.inserted_at END
+   WHERE NOT EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || NEW.id)
+      ON CONFLICT DO NOTHING;
+  RETURN NULL;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION mailglass_open_orphans_remove() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+  -- The trigger's condition has seen that the key ends in a UUID. A row that a sweep holds is left to the sweep.
+  DELETE FROM mailglass_open_orphans
+   WHERE event_id = (SELECT event_id FROM mailglass_open_orphans
+                      WHERE event_id = substr(NEW.idempotency_key, 12)::uuid FOR UPDATE SKIP LOCKED);
+  RETURN NULL;
+END;
+$$;
+
+CREATE OR REPLACE FUNCTION mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE SQLSTATE '45A01' USING MESSAGE = 'mailglass_events is append-only; TRUNCATE is forbidden';
+END;
+$$;
+"""
+
+TRIGGERS = """
+CREATE OR REPLACE TRIGGER mailglass_open_orphans_add AFTER INSERT ON mailglass_events FOR EACH ROW
+  WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL)
+  EXECUTE FUNCTION mailglass_open_orphans_add();
+CREATE OR REPLACE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON mailglass_events FOR EACH ROW
+  WHEN (NEW.idempotency_key COLLATE "C"
+        ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')
+  EXECUTE FUNCTION mailglass_open_orphans_remove();
+CREATE OR REPLACE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON mailglass_events
+  FOR EACH STATEMENT EXECUTE FUNCTION mailglass_events_no_truncate();
+"""
+
+DROP_TRIGGERS = """
+DROP TRIGGER IF EXISTS mailglass_open_orphans_add ON mailglass_events;
+DROP TRIGGER IF EXISTS mailglass_open_orphans_remove ON mailglass_events;
+DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events;
+"""
+
+DROP_OPEN_SET = """
+DROP FUNCTION IF EXISTS mailglass_open_orphans_add();
+DROP FUNCTION IF EXISTS mailglass_open_orphans_remove();
+DROP FUNCTION IF EXISTS mailglass_events_no_truncate();
+DROP TABLE IF EXISTS mailglass_open_orphans;
+"""
+
+PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
+
+
+def upgrade() -> None:
+    steps: Steps = context.config.attributes["steps"]
+    if steps.require(
+        columns={
+            "mailglass_deliveries": (
+                "id tenant_id recipient provider provider_message_id last_event_type last_event_at terminal"
+                " dispatched_at delivered_at bounced_at complained_at suppressed_at lock_version updated_at"
+            ),
+            "mailglass_events": (
+                "id tenant_id delivery_id type occurred_at idempotency_key normalized_payload metadata"
+                " needs_reconciliation inserted_at"
+            ),
+            "mailglass_webhook_events": "id status inserted_at",
+        },
+        unique={
+            "mailglass_deliveries": "provider provider_message_id",
+            "mailglass_events": "idempotency_key",
+        },
+    ):
+        steps.run("create Mailglass's tables, for there are none", MAILGLASS_TABLES)
+    steps.run("create the open set and its trigger functions", OPEN_SET)
+    steps.run("put the triggers on mailglass_events", TRIGGERS)
+    steps.index_concurrently(PRUNE_INDEX, "mailglass_webhook_events", "status", "inserted_at")
+    steps.fill_open_set()
+
+
+def downgrade() -> None:
+    steps: Steps = context.config.attributes["steps"]
+    steps.run("take the triggers off mailglass_events", DROP_TRIGGERS)
+    steps.drop_index_concurrently(PRUNE_INDEX, "mailglass_webhook_events")
+    steps.run("drop the open set and its trigger functions", DROP_OPEN_SET)

@@ -1,0 +1,115 @@
+"""What can go wrong, in words for a person, and the SQLSTATEs behind it.
+
+No message repeats a value of a row or a URL: both may hold personal data or a password.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+
+LEDGER_IMMUTABLE = "45A01"
+UNDEFINED_TABLE = "42P01"
+UNDEFINED_COLUMN = "42703"
+INSUFFICIENT_PRIVILEGE = "42501"
+LOCK_NOT_AVAILABLE = "55P03"
+QUERY_CANCELED = "57014"
+
+CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
+"""A serialization failure, a deadlock: the same transaction may succeed a moment later."""
+
+OUTAGE_SQLSTATES = frozenset(
+    {
+        "25006",  # read-only transaction: a fail-over under way
+        "53100",  # disk full
+        "53200",  # out of memory
+        "53300",  # too many connections
+        "57P01",  # administrator's shutdown
+        "57P02",  # crash shutdown
+        "57P03",  # cannot connect now
+    }
+)
+"""Conditions of the server, not of the rows at hand; class 08, lost connections, belongs to them."""
+
+
+class MailglassReconcileError(Exception):
+    """Every error that this package raises on purpose."""
+
+
+class ConfigurationError(MailglassReconcileError):
+    """A setting is missing or cannot be used; the message names it."""
+
+
+class DatabaseUnavailableError(MailglassReconcileError):
+    """Postgres could not be reached, or went away; nothing uncommitted was kept."""
+
+
+class DatabaseRefusedError(MailglassReconcileError):
+    """Postgres answered with an error; the message gives its SQLSTATE."""
+
+
+class SchemaOutdatedError(MailglassReconcileError):
+    """The database lacks what this version needs; `mailglass-reconcile migrate` brings it."""
+
+
+class LedgerImmutableError(MailglassReconcileError):
+    """An UPDATE, DELETE or TRUNCATE of the append-only ledger was refused (SQLSTATE 45A01)."""
+
+
+class InvalidEventError(MailglassReconcileError, ValueError):
+    """An event handed to the writer cannot be recorded; nothing was written."""
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """Return the SQLSTATE of *error*, or None where the server sent none (a lost connection)."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Whether *error* is the server's condition: a lost connection, a shutdown, a full disk."""
+    state = sqlstate(error)
+    return error.connection_invalidated or state is None or state in OUTAGE_SQLSTATES or state[:2] == "08"
+
+
+def is_passing(error: DBAPIError) -> bool:
+    """Whether the same transaction may succeed when tried again."""
+    return is_outage(error) or sqlstate(error) in CONTENTION_SQLSTATES
+
+
+def translated(error: DBAPIError) -> MailglassReconcileError:
+    """Return this package's error for *error*, without any value that a row or a URL holds."""
+    state = sqlstate(error)
+    if state == LEDGER_IMMUTABLE:
+        return LedgerImmutableError("mailglass_events is append-only: UPDATE, DELETE and TRUNCATE are refused")
+    if state in (UNDEFINED_TABLE, UNDEFINED_COLUMN):
+        return SchemaOutdatedError(
+            "the database lacks a table or column that this version needs: run `mailglass-reconcile migrate`"
+            " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
+        )
+    if state == INSUFFICIENT_PRIVILEGE:
+        return DatabaseRefusedError(
+            "the database role lacks a right (SQLSTATE 42501): see the README's list of grants"
+        )
+    if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
+        code = f"SQLSTATE {state}" if state else type(error.orig).__name__
+        return DatabaseUnavailableError(
+            f"cannot reach or use the database ({code}): check MAILGLASS_DATABASE_URL and the server"
+        )
+    return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Translate whatever the database driver raises inside the block; the chain is cut, for it holds values.
+
+    Raises:
+        MailglassReconcileError: in place of SQLAlchemy's errors.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        raise translated(error) from None
+    except NoSuchModuleError:
+        raise ConfigurationError("MAILGLASS_DATABASE_URL must be a postgresql:// URL") from None

@@ -1,0 +1,210 @@
+"""The open set: orphans without a `reconciled` event, kept by triggers on the ledger.
+
+A sweep walks it in order of arrival, in slices, so that memory is bounded by a slice whatever is open.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.database import in_batches, transaction
+from mailglass_reconcile.model import SEPARATOR, Claimed, Keys, Place, Slice, Survey, Values, keys_parameters
+from mailglass_reconcile.settings import Settings
+
+_SURVEY = sa.text("""
+SELECT w.after_time::text AS after, w.until_time::text AS until,
+       (SELECT count(*) FROM mailglass_open_orphans AS o
+         WHERE o.arrived_at > w.after_time AND o.arrived_at <= w.until_time
+           AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)) AS eligible,
+       (SELECT count(*) = 2 FROM pg_trigger AS t
+         WHERE t.tgrelid = 'mailglass_events'::regclass AND t.tgenabled IN ('O', 'A')
+           AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
+       (SELECT max(version_num) FROM mailglass_reconcile_version) AS version
+  FROM (SELECT now()::timestamp - make_interval(mins => :max_age_minutes) AS after_time,
+               now()::timestamp - make_interval(secs => :grace_seconds) AS until_time) AS w
+""")
+
+_COUNT = sa.text("""
+SELECT count(*) FROM mailglass_open_orphans
+ WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+""")
+
+_SLICE_END = sa.text("""
+SELECT arrived_at::text, event_id::text FROM mailglass_open_orphans
+ WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+ ORDER BY arrived_at, event_id
+OFFSET :size - 1 LIMIT 1
+""")
+
+_READ_VALUES = sa.text("""
+SELECT o.event_id::text,
+       jsonb_typeof(e.metadata -> 'provider') || ':' || left(e.metadata ->> 'provider', 513) AS provider,
+       jsonb_typeof(e.metadata -> 'recipient') || ':' || left(btrim(e.metadata ->> 'recipient'), 513) AS recipient,
+       jsonb_typeof(e.metadata -> 'email') || ':' || left(btrim(e.metadata ->> 'email'), 513) AS email,
+       ARRAY(SELECT coalesce(jsonb_typeof(value) || ':' || left(btrim(value #>> '{}', E' \\t\\r\\n'), 513), '')
+               FROM unnest(string_to_array(
+                      coalesce(CAST(:reads AS jsonb) ->> lower(left(e.metadata ->> 'provider', 513)),
+                               CAST(:reads AS jsonb) ->> '*'), E'\\x1f')) AS whole,
+                    string_to_array(whole, '/') AS path,
+                    LATERAL (SELECT CASE WHEN path[1] = 'metadata' THEN e.metadata ELSE e.normalized_payload END
+                                    #> path[2:] AS value) AS v) AS ids
+  FROM mailglass_open_orphans AS o
+  JOIN mailglass_events AS e ON e.id = o.event_id
+ WHERE o.candidate_ids IS NULL
+   AND (o.arrived_at, o.event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (o.arrived_at, o.event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
+""")
+
+_STORE_KEYS = sa.text("""
+UPDATE mailglass_open_orphans AS o
+   SET provider = k.provider, candidate_ids = string_to_array(k.candidate_ids, E'\\x1f'),
+       recipient = coalesce(o.recipient, k.recipient)
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
+              CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
+ WHERE o.event_id = (SELECT event_id FROM mailglass_open_orphans WHERE event_id = k.event_id
+                        AND candidate_ids IS NULL FOR UPDATE SKIP LOCKED)
+""")
+
+_CLAIM = sa.text("""
+SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::text, e.type,
+       to_json(e.occurred_at) #>> '{}' AS occurred_at
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS m (event_id, delivery_id)
+  JOIN mailglass_open_orphans AS o ON o.event_id = m.event_id
+  JOIN mailglass_events AS e ON e.id = o.event_id
+  JOIN mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id = o.tenant_id
+ ORDER BY d.id, o.event_id
+   FOR UPDATE OF o SKIP LOCKED
+   FOR NO KEY UPDATE OF d SKIP LOCKED
+""")
+
+_CLOSE = sa.text("DELETE FROM mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))")
+
+_ADD_MISSING = sa.text("""
+WITH page AS (
+  SELECT id, tenant_id, inserted_at FROM mailglass_events
+   WHERE needs_reconciliation = true AND delivery_id IS NULL
+     AND inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+     AND (CAST(:after_id AS uuid) IS NULL
+          OR (tenant_id, inserted_at, id) > (:after_tenant, CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
+   ORDER BY tenant_id, inserted_at, id LIMIT :size
+), added AS (
+  INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at)
+  SELECT id, tenant_id, inserted_at FROM page AS p
+   WHERE NOT EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || p.id)
+      ON CONFLICT DO NOTHING RETURNING event_id
+)
+SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
+       (SELECT count(*) FROM added) AS added
+  FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
+""")
+
+_REMOVE_SETTLED = sa.text("""
+DELETE FROM mailglass_open_orphans AS o
+ USING (SELECT event_id FROM mailglass_open_orphans AS c
+         WHERE EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || c.event_id)
+            OR NOT EXISTS (SELECT FROM mailglass_events WHERE id = c.event_id)
+         LIMIT :size FOR UPDATE SKIP LOCKED) AS settled
+ WHERE o.event_id = settled.event_id
+""")
+
+_REMOVE_EXPIRED = sa.text("""
+DELETE FROM mailglass_open_orphans AS o
+ USING (SELECT event_id FROM mailglass_open_orphans
+         WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
+         LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
+ WHERE o.event_id = expired.event_id
+""")
+
+
+def survey(connection: sa.Connection, settings: Settings, tenant_id: str | None) -> Survey:
+    """Return the window of eligible orphans by the database's clock, and how many are open in it now."""
+    window = {
+        "tenant_id": tenant_id,
+        "grace_seconds": settings.grace_seconds,
+        "max_age_minutes": settings.max_age_minutes,
+    }
+    return Survey(*connection.execute(_SURVEY, window).one())
+
+
+def count(connection: sa.Connection, piece: Slice) -> int:
+    """Return how many orphans of *piece* are open."""
+    return connection.execute(_COUNT, piece.parameters()).scalar_one()
+
+
+def slice_end(connection: sa.Connection, whole: Slice, size: int) -> Place:
+    """Return the place of the *size*-th open orphan of *whole*, or its end where it holds fewer."""
+    row = connection.execute(_SLICE_END, {**whole.parameters(), "size": size}).one_or_none()
+    return Place(*row) if row else whole.until
+
+
+def read_values(
+    connection: sa.Connection, piece: Slice, reads: Mapping[str, Sequence[str]]
+) -> Iterator[Values]:
+    """Yield the values that the keys of those orphans of *piece* are computed from that have none yet.
+
+    Args:
+        connection: In a transaction of this package's scope.
+        piece: The orphans to look at.
+        reads: By provider in lower case (`*`: any other), paths `metadata/…` or `normalized_payload/…`; of each
+            value no more than its JSON type and 513 characters leave the database.
+    """
+    paths = {provider: SEPARATOR.join(wanted) for provider, wanted in reads.items()}
+    rows = connection.execute(_READ_VALUES, {**piece.parameters(), "reads": json.dumps(paths)})
+    return (Values(*row) for row in rows)
+
+
+def store_keys(connection: sa.Connection, computed: Mapping[str, Keys]) -> None:
+    """Store keys with the orphans that are still open, so that no later sweep computes them again."""
+    connection.execute(_STORE_KEYS, keys_parameters(computed))
+
+
+def claim(connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> list[Claimed]:
+    """Lock those orphans and deliveries of *pairs* that nobody else holds, and return them, by delivery id.
+
+    Waits for nobody. A pair is left out where the orphan is no longer open, the delivery is gone or of another
+    tenant, or either is locked.
+    """
+    parameters = {"event_ids": [pair[0] for pair in pairs], "delivery_ids": [pair[1] for pair in pairs]}
+    return [Claimed(*row) for row in connection.execute(_CLAIM, parameters)]
+
+
+def close(connection: sa.Connection, event_ids: Iterable[str]) -> None:
+    """Take orphans out of the open set that somebody else's event has settled."""
+    connection.execute(_CLOSE, {"event_ids": list(event_ids)})
+
+
+def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Add the ledger's open orphans within the maximum age that the open set lacks, and return how many.
+
+    Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
+    its `inserted_at`, read as UTC.
+    """
+    place: dict[str, object] = {"after_tenant": None, "after_time": None, "after_id": None}
+    added = 0
+    while True:
+        with transaction(connection, settings):
+            page = {**place, "size": size, "max_age_minutes": settings.max_age_minutes}
+            last = connection.execute(_ADD_MISSING, page).mappings().one_or_none()
+        if last is None:
+            return added
+        place = dict(last)
+        added += place.pop("added")
+
+
+def remove_settled(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Remove, in batches of *size*, what the ledger holds no open orphan for, and return how many rows."""
+    return in_batches(connection, settings, _REMOVE_SETTLED, {"size": size})
+
+
+def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Remove, in batches of *size*, what is older than the maximum age, and return how many rows."""
+    bounds = {"size": size, "max_age_minutes": settings.max_age_minutes}
+    return in_batches(connection, settings, _REMOVE_EXPIRED, bounds)

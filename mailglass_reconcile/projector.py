@@ -1,0 +1,133 @@
+"""What an event does to its delivery's columns, and the message that tells of it after the commit.
+
+The result does not depend on the order or the batches in which events are projected: each column is a maximum,
+a minimum or an OR over the events, and over what the row itself holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.model import Link, Report
+
+Outcome = TypeVar("Outcome")
+
+OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
+"""What our own side reports: below everything that a provider reports."""
+
+PROVIDER_TYPES = (
+    "subscribed",
+    "autoresponded",
+    "deferred",
+    "delivered",
+    "opened",
+    "clicked",
+    "unsubscribed",
+    "suppressed",
+    "rejected",
+    "failed",
+    "bounced",
+    "complained",
+)
+"""What a provider reports; on equal times, the type that stands later wins."""
+
+TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
+
+_PROJECT = sa.text("""
+WITH report AS (
+  SELECT r.delivery_id, r.type, array_position(CAST(:standing AS text[]), r.type) AS standing,
+         CASE WHEN r.occurred_at > r.arrived_at OR r.occurred_at < '2000-01-01' THEN r.arrived_at
+              ELSE r.occurred_at END AS occurred_at
+    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
+                CAST(:arrived_at AS timestamp[])) AS r (delivery_id, type, occurred_at, arrived_at)
+   WHERE r.type = ANY (CAST(:standing AS text[]))
+), latest AS (
+  SELECT DISTINCT ON (delivery_id) delivery_id, type, occurred_at, standing FROM report
+   ORDER BY delivery_id, standing > :own DESC, occurred_at DESC, standing DESC
+), summary AS (
+  SELECT delivery_id,
+         min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
+         min(occurred_at) FILTER (WHERE type = 'delivered') AS delivered_at,
+         min(occurred_at) FILTER (WHERE type = 'bounced') AS bounced_at,
+         min(occurred_at) FILTER (WHERE type = 'complained') AS complained_at,
+         min(occurred_at) FILTER (WHERE type = 'suppressed') AS suppressed_at,
+         bool_or(type = ANY (CAST(:terminal AS text[]))) AS terminal
+    FROM report GROUP BY delivery_id
+), projected AS (
+  SELECT d.id, moved.pointer, l.type AS last_event_type, l.occurred_at AS last_event_at,
+         d.terminal OR s.terminal AS terminal,
+         least(d.dispatched_at, s.dispatched_at) AS dispatched_at,
+         least(d.delivered_at, s.delivered_at) AS delivered_at,
+         least(d.bounced_at, s.bounced_at) AS bounced_at,
+         least(d.complained_at, s.complained_at) AS complained_at,
+         least(d.suppressed_at, s.suppressed_at) AS suppressed_at
+    FROM summary AS s JOIN latest AS l ON l.delivery_id = s.delivery_id
+    JOIN mailglass_deliveries AS d ON d.id = s.delivery_id
+   CROSS JOIN LATERAL (
+           SELECT coalesce(array_position(CAST(:standing AS text[]), d.last_event_type), 0) AS standing) AS held
+   CROSS JOIN LATERAL (
+           SELECT (l.standing > :own, l.occurred_at, l.standing)
+                > (held.standing > :own, d.last_event_at, held.standing) AS pointer) AS moved
+)
+UPDATE mailglass_deliveries AS d
+   SET last_event_type = CASE WHEN p.pointer THEN p.last_event_type ELSE d.last_event_type END,
+       last_event_at = CASE WHEN p.pointer THEN p.last_event_at ELSE d.last_event_at END,
+       terminal = p.terminal, dispatched_at = p.dispatched_at, delivered_at = p.delivered_at,
+       bounced_at = p.bounced_at, complained_at = p.complained_at, suppressed_at = p.suppressed_at,
+       lock_version = CASE WHEN d.lock_version = 2147483647 THEN 1 ELSE d.lock_version + 1 END,
+       updated_at = now()::timestamp
+  FROM projected AS p
+ WHERE d.id = p.id
+   AND (p.pointer
+        OR (d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at, d.complained_at, d.suppressed_at)
+           IS DISTINCT FROM
+           (p.terminal, p.dispatched_at, p.delivered_at, p.bounced_at, p.complained_at, p.suppressed_at))
+""")
+
+
+def project(connection: sa.Connection, reports: Sequence[Report]) -> int:
+    """Bring deliveries up to date with *reports*, and return how many rows changed.
+
+    Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
+    and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing.
+    """
+    return connection.execute(
+        _PROJECT,
+        {
+            "delivery_ids": [report.delivery_id for report in reports],
+            "types": [report.type for report in reports],
+            "occurred_at": [report.occurred_at for report in reports],
+            "arrived_at": [report.arrived_at for report in reports],
+            "standing": [*OWN_TYPES, *PROVIDER_TYPES],
+            "own": len(OWN_TYPES),
+            "terminal": list(TERMINAL_TYPES),
+        },
+    ).rowcount
+
+
+def payload(link: Link) -> str:
+    """Return the JSON message that tells of *link*: ids, type and time; never an address, a subject, a body."""
+    return json.dumps(
+        {
+            "event": "delivery_updated",
+            "delivery_id": link.delivery_id,
+            "event_type": "reconciled",
+            "meta": {
+                "event_id": link.event_id,
+                "reconciled_from_event_id": link.orphan_id,
+                "type": link.type,
+                "occurred_at": link.occurred_at,
+                "tenant_id": link.tenant_id,
+            },
+        },
+        separators=(",", ":"),
+    )
+
+
+def broadcast(links: Sequence[Link], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:
+    """Tell of committed *links*: hand *publish* a `(tenant id, delivery id, payload)` for each, in order."""
+    return publish([(link.tenant_id, link.delivery_id, payload(link)) for link in links])

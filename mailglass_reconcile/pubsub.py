@@ -1,0 +1,139 @@
+"""Redis pub/sub: channel names, the client, and publishing that never costs a sweep more than a second.
+
+Publishing is best effort. What could not be handed to Redis is counted and never sent again, so that no message
+is doubled; and a success says only that a Redis took it, not that anybody heard.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 1.0
+"""What a Redis that does not answer may cost one sweep in all."""
+
+CHUNK_LINKS = 500
+"""Links per call: a script of a thousand PUBLISH holds Redis for about 2 ms."""
+
+_PUBLISH = """
+for i = 1, #ARGV, 3 do
+  redis.call('PUBLISH', ARGV[i], ARGV[i + 2])
+  redis.call('PUBLISH', ARGV[i + 1], ARGV[i + 2])
+end
+"""
+
+
+Message = tuple[str, str, str]
+"""A tenant id, a delivery id, and the payload that goes to the channels of both."""
+
+
+class Published(NamedTuple):
+    """How many messages Redis took, and how many it did not; two per link."""
+
+    published: int = 0
+    failed: int = 0
+
+
+def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
+    """Return the channel on which a tenant's, or one delivery's, updates are told.
+
+    A tenant id is percent-encoded (UTF-8, upper-case hex) where it holds anything but ASCII letters, digits,
+    `.`, `_` and `-`, so that no tenant's channel can be another's and no pattern leaks in.
+
+    Args:
+        tenant_id: The tenant, as it stands in the tables.
+        delivery_id: The delivery's UUID; without one, the channel of all the tenant's deliveries.
+    """
+    # quote() leaves "~" alone, which is outside the alphabet above.
+    tenant = quote(tenant_id, safe="").replace("~", "%7E")
+    channel = f"mailglass:events:{tenant}"
+    return channel if delivery_id is None else f"{channel}:{delivery_id}"
+
+
+def create_client(settings: Settings) -> redis.Redis:
+    """Return a client of `MAILGLASS_REDIS_URL` with short timeouts and without retries; nothing connects yet.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    try:
+        return redis.Redis.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_connect_timeout=PATIENCE_SECONDS / 2,
+            socket_timeout=PATIENCE_SECONDS / 2,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except (ValueError, TypeError):
+        raise ConfigurationError(
+            "MAILGLASS_REDIS_URL cannot be used: it should look like redis://host:6379/0"
+        ) from None
+
+
+class Publisher:
+    """Publishes one sweep's messages; gives up for the rest of the sweep once a second has been lost."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._script = client.register_script(_PUBLISH)
+        self._lost_seconds = 0.0
+        self._warned = False
+        self._writable: bool | None = None
+
+    def publish(self, messages: Sequence[Message]) -> Published:
+        """Hand *messages* to Redis, and return how many it took; raises nothing that a Redis can cause."""
+        outcome = Published()
+        for start in range(0, len(messages), CHUNK_LINKS):
+            chunk = messages[start : start + CHUNK_LINKS]
+            taken = 2 * len(chunk) if self._try(chunk) else 0
+            outcome = Published(outcome.published + taken, outcome.failed + 2 * len(chunk) - taken)
+        return outcome
+
+    def _try(self, chunk: Sequence[Message]) -> bool:
+        if self._lost_seconds >= PATIENCE_SECONDS:
+            return False
+        began = time.monotonic()
+        try:
+            self._refuse_replica()
+            self._script(args=_arguments(chunk))
+        except (RedisError, OSError) as error:
+            self._lost_seconds += time.monotonic() - began
+            self._writable = None
+            self._warn_once(error)
+            return False
+        return True
+
+    def _refuse_replica(self) -> None:
+        """A replica takes PUBLISH and tells nobody beyond itself, so it counts as a failure."""
+        if self._writable is None:
+            self._writable = self._client.info("replication").get("role") == "master"
+        if not self._writable:
+            raise redis.exceptions.ReadOnlyError
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost",
+                type(error).__name__,
+            )
+
+
+def _arguments(chunk: Sequence[Message]) -> list[str]:
+    arguments = []
+    for tenant_id, delivery_id, payload in chunk:
+        channel = events_channel(tenant_id)
+        arguments += [channel, f"{channel}:{delivery_id}", payload]
+    return arguments

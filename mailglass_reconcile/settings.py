@@ -1,0 +1,70 @@
+"""Settings, read from environment variables that begin with `MAILGLASS_`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mailglass_reconcile.errors import ConfigurationError
+
+ENV_PREFIX = "MAILGLASS_"
+
+
+def _infinity_is_none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() == "infinity" else value
+
+
+RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
+"""Days, or `infinity` (None in Python): nothing is deleted."""
+
+
+class Settings(BaseSettings):
+    """One installation's settings; each is also an environment variable, `MAILGLASS_` and its name in capitals.
+
+    Attributes:
+        database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
+        database_schema: The schema of Mailglass's tables and ours.
+        redis_url: Where broadcasts go, and where the standalone Celery app keeps locks and results.
+        broker_url: Celery's broker for the standalone app; `redis_url` where unset.
+        grace_seconds: Age in seconds after arrival before an orphan is looked at.
+        max_age_minutes: Age in minutes after which an orphan is expired.
+        batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
+        sweep_seconds: A sweep's deadline in seconds; what is left is the next sweep's.
+        retention_succeeded_days: Days that succeeded raw webhooks are kept.
+        retention_dead_days: Days that dead raw webhooks are kept.
+        retention_failed_days: Days that failed raw webhooks are kept.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    database_url: SecretStr | None = None
+    database_schema: str = Field(default="public", min_length=1, max_length=63)
+    redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
+    broker_url: SecretStr | None = None
+    grace_seconds: int = Field(default=60, ge=0, le=86_400)
+    max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
+    batch_size: int = Field(default=2_000, ge=1, le=100_000)
+    sweep_seconds: float = Field(default=240, gt=0, le=86_400)
+    retention_succeeded_days: RetentionDays = 14
+    retention_dead_days: RetentionDays = 90
+    retention_failed_days: RetentionDays = None
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment; *values* given by name win.
+
+        Raises:
+            ConfigurationError: A value cannot be used; the message names each such setting, never its value.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_in_words(error)) from None
+
+
+def _in_words(error: ValidationError) -> str:
+    return "; ".join(
+        f"{ENV_PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    )
