@@ -96,7 +96,11 @@ def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtf
 def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: list[Link]) -> None:
     """Claim, append, project, in one transaction; *links* receives what it is about to commit."""
     with transaction(
-        connection, settings, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
+        connection,
+        settings,
+        lock_timeout_ms=LOCK_TIMEOUT_MS,
+        statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+        probes_only=True,
     ):
         claimed = open_orphans.claim(connection, pairs)
         if not claimed:

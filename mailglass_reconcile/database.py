@@ -25,7 +25,10 @@ SELECT set_config('search_path', quote_ident(:schema) || ', pg_temp', true),
        set_config('lock_timeout', :lock_timeout, true),
        set_config('statement_timeout', :statement_timeout, true),
        set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
-       set_config('jit', 'off', true)  -- compiling a plan that runs for milliseconds costs more than it saves
+       set_config('jit', 'off', true),
+       set_config('enable_seqscan', :scans, true),
+       set_config('enable_hashjoin', :scans, true),
+       set_config('enable_mergejoin', :scans, true)
 """)
 
 _BORROW_SCOPE = sa.text("""
@@ -102,6 +105,7 @@ def transaction(
     lock_timeout_ms: int = 5_000,
     statement_timeout_ms: int = 240_000,
     read_only: bool = False,
+    probes_only: bool = False,
 ) -> Iterator[sa.Connection]:
     """Begin a transaction in this package's scope; commit at the end, roll back where the block raises.
 
@@ -111,6 +115,8 @@ def transaction(
         lock_timeout_ms: Milliseconds that one lock may be waited for.
         statement_timeout_ms: Milliseconds that one statement may take.
         read_only: Whether Postgres is to refuse every write.
+        probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
+            tables: for statements that are made of such probes, where stale statistics would cost minutes.
     """
     with connection.begin():
         connection.execute(
@@ -120,6 +126,7 @@ def transaction(
                 "lock_timeout": str(lock_timeout_ms),
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
+                "scans": "off" if probes_only else "on",
             },
         )
         yield connection

@@ -22,47 +22,51 @@ TENANT_MISMATCH = "tenant_mismatch"
 RECIPIENT_MISMATCH = "recipient_mismatch"
 
 _MATCH = sa.text("""
-WITH piece AS MATERIALIZED (
-  SELECT o.event_id, o.arrived_at, o.tenant_id,
-         coalesce(k.provider, o.provider) AS provider,
-         coalesce(string_to_array(k.candidate_ids, E'\\x1f'), o.candidate_ids, '{}') AS candidate_ids,
-         lower(coalesce(o.recipient, k.recipient)) AS recipient
-    FROM mailglass_open_orphans AS o
-    LEFT JOIN unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
-                     CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
-      ON k.event_id = o.event_id
-   WHERE (o.arrived_at, o.event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-     AND (o.arrived_at, o.event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-     AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
-), named AS (
-  SELECT p.event_id, d.id, d.tenant_id = p.tenant_id AS own,
-         p.recipient IS NULL OR p.recipient = lower(btrim(d.recipient)) AS addressed,
-         c.position * 2 + d.without_provider AS preference,
-         min(c.position * 2 + d.without_provider) OVER (PARTITION BY p.event_id) AS deciding
+WITH piece AS (
+  SELECT event_id, arrived_at, tenant_id, provider, candidate_ids, recipient
+    FROM mailglass_open_orphans
+   WHERE candidate_ids IS NOT NULL
+     AND (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+     AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+   UNION ALL
+  SELECT o.event_id, o.arrived_at, o.tenant_id, k.provider, string_to_array(k.candidate_ids, E'\x1f'),
+         coalesce(o.recipient, k.recipient)
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
+                CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
+    JOIN mailglass_open_orphans AS o ON o.event_id = k.event_id
+), classified AS (
+  SELECT p.event_id, p.arrived_at, f.delivery_id,
+         CASE WHEN p.candidate_ids = '{}' THEN 'unmatchable'
+              WHEN f.named = 0 THEN 'unmatched'
+              WHEN f.own = 0 THEN 'tenant_mismatch'
+              WHEN f.addressed = 0 THEN 'recipient_mismatch'
+              WHEN f.addressed > 1 THEN 'ambiguous'
+              ELSE 'matched' END AS state
     FROM piece AS p
-   CROSS JOIN LATERAL unnest(p.candidate_ids) WITH ORDINALITY AS c (id, position)
    CROSS JOIN LATERAL (
-           SELECT id, tenant_id, recipient, 0 AS without_provider FROM mailglass_deliveries
-            WHERE provider = p.provider AND provider_message_id = c.id
-            UNION ALL
-           SELECT id, tenant_id, recipient, 1 AS without_provider FROM mailglass_deliveries
-            WHERE provider IS NULL AND provider_message_id = c.id) AS d
-), decided AS (
-  SELECT event_id,
-         CASE WHEN NOT bool_or(own) THEN 'tenant_mismatch'
-              WHEN NOT bool_or(own AND addressed) THEN 'recipient_mismatch'
-              WHEN count(*) FILTER (WHERE own AND addressed) > 1 THEN 'ambiguous'
-              ELSE 'matched' END AS state,
-         (array_agg(id) FILTER (WHERE own AND addressed))[1] AS delivery_id
-    FROM named WHERE preference = deciding GROUP BY event_id
+           SELECT count(*) AS named, count(*) FILTER (WHERE own) AS own,
+                  count(*) FILTER (WHERE own AND addressed) AS addressed,
+                  (array_agg(id) FILTER (WHERE own AND addressed))[1] AS delivery_id
+             FROM (SELECT d.id, d.tenant_id = p.tenant_id AS own,
+                          p.recipient IS NULL OR lower(btrim(d.recipient)) = lower(p.recipient) AS addressed,
+                          (c.position, d.without_provider)
+                            = (first_value(c.position) OVER decision, first_value(d.without_provider) OVER decision)
+                            AS decides
+                     FROM unnest(p.candidate_ids) WITH ORDINALITY AS c (id, position)
+                    CROSS JOIN LATERAL (
+                            SELECT id, tenant_id, recipient, false AS without_provider FROM mailglass_deliveries
+                             WHERE provider = p.provider AND provider_message_id = c.id
+                             UNION ALL
+                            SELECT id, tenant_id, recipient, true AS without_provider FROM mailglass_deliveries
+                             WHERE provider IS NULL AND provider_message_id = c.id) AS d
+                   WINDOW decision AS (ORDER BY c.position, d.without_provider)) AS named
+            WHERE decides) AS f
 )
-SELECT coalesce(d.state, CASE WHEN p.candidate_ids = '{}' THEN 'unmatchable' ELSE 'unmatched' END) AS state,
-       count(*) AS orphans,
-       array_agg(p.event_id::text ORDER BY p.arrived_at, p.event_id) FILTER (WHERE d.state = 'matched') AS event_ids,
-       array_agg(d.delivery_id::text ORDER BY p.arrived_at, p.event_id) FILTER (WHERE d.state = 'matched')
-         AS delivery_ids
-  FROM piece AS p LEFT JOIN decided AS d ON d.event_id = p.event_id
- GROUP BY 1
+SELECT state, count(*) AS orphans,
+       array_agg(event_id::text ORDER BY arrived_at, event_id) FILTER (WHERE state = 'matched') AS event_ids,
+       array_agg(delivery_id::text ORDER BY arrived_at, event_id) FILTER (WHERE state = 'matched') AS delivery_ids
+  FROM classified GROUP BY state
 """)
 
 

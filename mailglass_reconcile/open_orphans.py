@@ -64,13 +64,16 @@ SELECT o.event_id::text,
 """)
 
 _STORE_KEYS = sa.text("""
+WITH held AS (
+  SELECT k.* FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
+                         CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
+    JOIN mailglass_open_orphans AS o ON o.event_id = k.event_id AND o.candidate_ids IS NULL
+     FOR UPDATE OF o SKIP LOCKED
+)
 UPDATE mailglass_open_orphans AS o
-   SET provider = k.provider, candidate_ids = string_to_array(k.candidate_ids, E'\\x1f'),
-       recipient = coalesce(o.recipient, k.recipient)
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
-              CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
- WHERE o.event_id = (SELECT event_id FROM mailglass_open_orphans WHERE event_id = k.event_id
-                        AND candidate_ids IS NULL FOR UPDATE SKIP LOCKED)
+   SET provider = held.provider, candidate_ids = string_to_array(held.candidate_ids, E'\\x1f'),
+       recipient = coalesce(o.recipient, held.recipient)
+  FROM held WHERE o.event_id = held.event_id
 """)
 
 _CLAIM = sa.text("""

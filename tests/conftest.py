@@ -1,0 +1,157 @@
+"""Real servers for the session, and a database of its own for each test that commits."""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+import mailglass_reconcile
+from mailglass_reconcile import database, migrations
+from mailglass_reconcile.demo import servers
+from mailglass_reconcile.settings import Settings
+
+servers.exit_on_signals()
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database of a test's own."""
+
+    url: str
+    settings: Settings
+    engine: sa.Engine = field(repr=False)
+
+    def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
+        """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
+            return connection.execute(sa.text(sql), parameters).all()
+
+    def value(self, sql: str, **parameters: object) -> Any:
+        """Return the only value of the only row of one statement."""
+        return self.rows(sql, **parameters)[0][0]
+
+    def run(self, sql: str, **parameters: object) -> None:
+        """Run one statement that returns nothing, in a transaction of its own, in UTC."""
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
+            connection.execute(sa.text(sql), parameters)
+
+    def environment(self, redis_url: str) -> dict[str, str]:
+        """Return the environment of a process that is to use this database."""
+        others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+        return {**others, "MAILGLASS_DATABASE_URL": self.url, "MAILGLASS_REDIS_URL": redis_url}
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The server that tests make their databases on: one that is given, or one of our own."""
+    given = os.environ.get("MAILGLASS_TEST_DATABASE_URL")
+    if given:
+        yield given
+    else:
+        with servers.postgres() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis-protocol server: one that is given, or one of our own."""
+    given = os.environ.get("MAILGLASS_TEST_REDIS_URL")
+    if given:
+        yield given
+    else:
+        with servers.redis() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def admin(postgres_url: str) -> Iterator[sa.Engine]:
+    """An engine that creates and drops databases."""
+    url = make_url(postgres_url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def make_database(admin: sa.Engine, postgres_url: str) -> Callable[..., Any]:
+    """Create databases, as copies of a template where one is named."""
+
+    def make(name: str, template: str = "template0") -> str:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" ENCODING utf8')
+        return make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def drop_database(admin: sa.Engine) -> Callable[[str], None]:
+    """Drop a database, whoever is still connected."""
+
+    def drop(name: str) -> None:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    return drop
+
+
+@pytest.fixture(scope="session")
+def template(make_database: Callable[..., str], drop_database: Callable[[str], None]) -> Iterator[str]:
+    """The name of a migrated database that the databases of tests are copies of."""
+    name = f"mgtest_template_{uuid.uuid4().hex[:12]}"
+    settings = Settings(database_url=make_database(name))
+    migrations.migrate(database.create_engine(settings), settings, lambda line: None)
+    yield name
+    drop_database(name)
+
+
+@pytest.fixture
+def empty_database_url(
+    make_database: Callable[..., str], drop_database: Callable[[str], None]
+) -> Iterator[str]:
+    """The URL of a database without any table."""
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+    yield make_database(name)
+    drop_database(name)
+
+
+@pytest.fixture
+def db(
+    make_database: Callable[..., str], drop_database: Callable[[str], None], template: str, redis_url: str
+) -> Iterator[Database]:
+    """A migrated database of the test's own, which `mailglass_reconcile` is configured to use."""
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+    settings = Settings(database_url=make_database(name, template), redis_url=redis_url)
+    engine = database.create_engine(settings)
+    mailglass_reconcile.configure(engine=engine, settings=settings)
+    yield Database(settings.database_url.get_secret_value(), settings, engine)
+    mailglass_reconcile.configure()
+    drop_database(name)
+
+
+@pytest.fixture
+def subscriber(redis_url: str) -> Iterator[redis.client.PubSub]:
+    """A subscriber to every channel of ours, already confirmed."""
+    client = redis.Redis.from_url(redis_url)
+    with client.pubsub() as pubsub:
+        pubsub.psubscribe("mailglass:events:*")
+        wait_until(lambda: (pubsub.get_message(timeout=0.1) or {}).get("type") == "psubscribe")
+        yield pubsub
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until *condition* holds, and fail where it does not within *seconds*."""
+    deadline = time.monotonic() + seconds
+    pause = time.sleep
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        pause(0.01)
