@@ -9,7 +9,9 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
+from mailglass_reconcile.finder import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.pubsub import events_channel
+from mailglass_reconcile.recorder import Recorded, WebhookEvent, append, record_webhook
 from mailglass_reconcile.runtime import available, configure, prune, reconcile
 from mailglass_reconcile.settings import Settings
 
@@ -20,11 +22,18 @@ __all__ = [
     "InvalidEventError",
     "LedgerImmutableError",
     "MailglassReconcileError",
+    "Orphan",
+    "Recorded",
     "SchemaOutdatedError",
     "Settings",
+    "WebhookEvent",
+    "append",
+    "attempt_link",
     "available",
     "configure",
     "events_channel",
+    "find_orphans",
     "prune",
     "reconcile",
+    "record_webhook",
 ]

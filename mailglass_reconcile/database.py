@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -145,7 +146,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[None]:
 
 
 def in_batches(
-    connection: sa.Connection, settings: Settings, statement: sa.TextClause, parameters: Mapping[str, int]
+    connection: sa.Connection, settings: Settings, statement: sa.TextClause, parameters: Mapping[str, Any]
 ) -> int:
     """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
 
@@ -155,7 +156,7 @@ def in_batches(
     changed = 0
     while True:
         with transaction(connection, settings):
-            rows = connection.execute(statement, parameters).rowcount
+            rows: int = connection.execute(statement, parameters).rowcount
         changed += rows
         if rows < parameters["size"]:
             return changed

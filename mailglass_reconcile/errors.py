@@ -89,9 +89,7 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
     if state == INSUFFICIENT_PRIVILEGE:
-        return DatabaseRefusedError(
-            "the database role lacks a right (SQLSTATE 42501): see the README's list of grants"
-        )
+        return DatabaseRefusedError("the database role lacks a right (SQLSTATE 42501): see the README's list of grants")
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
         code = f"SQLSTATE {state}" if state else type(error.orig).__name__
         return DatabaseUnavailableError(

@@ -87,6 +87,21 @@ def keys_of(values: Values) -> Keys:
     return Keys(provider, tuple(filter(is_usable, spellings)), recipient)
 
 
+def keys_of_text(provider: str, message_id: str | None, recipient: str | None) -> Keys:
+    """Compute the keys of an event whose provider, message id and recipient are known as plain texts."""
+    rule = _rules.get(provider.lower(), _rules[ANY_PROVIDER])
+    ids = [f"string:{message_id}"] * (len(COMMON_READS) + len(rule.reads)) if message_id else []
+    return keys_of(
+        Values(
+            event_id="",
+            provider=f"string:{provider}",
+            recipient=f"string:{recipient}" if recipient else None,
+            email=None,
+            ids=ids or [""] * (len(COMMON_READS) + len(rule.reads)),
+        )
+    )
+
+
 def text_of(value: str | None, *, numbers: bool = True) -> str | None:
     """Return the usable text of a JSON value given as `type:text`, trimmed, or None.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -24,6 +26,16 @@ SELECT l.id, e.tenant_id, l.delivery_id, 'reconciled', now()::timestamp, 'reconc
   FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]))
        AS l (id, event_id, delivery_id)
   JOIN mailglass_events AS e ON e.id = l.event_id
+    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id::text
+""")
+
+_APPEND = sa.text("""
+INSERT INTO mailglass_events
+       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+        needs_reconciliation, inserted_at)
+VALUES (CAST(:id AS uuid), :tenant_id, CAST(:delivery_id AS uuid), :type, CAST(:occurred_at AS timestamp),
+        :idempotency_key, :reject_reason, CAST(:metadata AS jsonb), :needs_reconciliation, now()::timestamp)
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id::text
 """)
@@ -58,4 +70,31 @@ def append_reconciled(
 
 def present(connection: sa.Connection, event_id: str) -> bool:
     """Whether the ledger holds this event: what became of a COMMIT whose answer was lost."""
-    return connection.execute(_PRESENT, {"id": event_id}).scalar_one()
+    return bool(connection.execute(_PRESENT, {"id": event_id}).scalar_one())
+
+
+def append(
+    connection: sa.Connection,
+    *,
+    tenant_id: str,
+    delivery_id: str | None,
+    type: str,  # noqa: A002 - the ledger's own name for it
+    occurred_at: str,
+    idempotency_key: str | None,
+    reject_reason: str | None,
+    metadata: Mapping[str, Any],
+    needs_reconciliation: bool,
+) -> str | None:
+    """Append one event, and return its id, or None where its idempotency key was there already."""
+    row = {
+        "id": uuid7(),
+        "tenant_id": tenant_id,
+        "delivery_id": delivery_id,
+        "type": type,
+        "occurred_at": occurred_at,
+        "idempotency_key": idempotency_key,
+        "reject_reason": reject_reason,
+        "metadata": json.dumps(metadata),
+        "needs_reconciliation": needs_reconciliation,
+    }
+    return connection.execute(_APPEND, row).scalar_one_or_none()

@@ -21,7 +21,7 @@ AMBIGUOUS = "ambiguous"
 TENANT_MISMATCH = "tenant_mismatch"
 RECIPIENT_MISMATCH = "recipient_mismatch"
 
-_MATCH = sa.text("""
+_CLASSIFIED = """
 WITH piece AS (
   SELECT event_id, arrived_at, tenant_id, provider, candidate_ids, recipient
     FROM mailglass_open_orphans
@@ -36,7 +36,7 @@ WITH piece AS (
                 CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
     JOIN mailglass_open_orphans AS o ON o.event_id = k.event_id
 ), classified AS (
-  SELECT p.event_id, p.arrived_at, f.delivery_id,
+  SELECT p.event_id, p.arrived_at, p.tenant_id, p.provider, f.delivery_id,
          CASE WHEN p.candidate_ids = '{}' THEN 'unmatchable'
               WHEN f.named = 0 THEN 'unmatched'
               WHEN f.own = 0 THEN 'tenant_mismatch'
@@ -63,11 +63,25 @@ WITH piece AS (
                    WINDOW decision AS (ORDER BY c.position, d.without_provider)) AS named
             WHERE decides) AS f
 )
+"""
+
+_MATCH = sa.text(
+    _CLASSIFIED
+    + """
 SELECT state, count(*) AS orphans,
        array_agg(event_id::text ORDER BY arrived_at, event_id) FILTER (WHERE state = 'matched') AS event_ids,
        array_agg(delivery_id::text ORDER BY arrived_at, event_id) FILTER (WHERE state = 'matched') AS delivery_ids
   FROM classified GROUP BY state
-""")
+"""
+)
+
+
+class Group(NamedTuple):
+    """What orphans are counted by."""
+
+    state: str
+    tenant_id: str
+    provider: str | None
 
 
 class Findings(NamedTuple):
@@ -89,7 +103,77 @@ def match(connection: sa.Connection, piece: Slice, computed: Mapping[str, Keys])
         The number of orphans by state, and `(event id, delivery id)` of those that can be linked.
     """
     rows = connection.execute(_MATCH, {**piece.parameters(), **keys_parameters(computed)}).all()
-    pairs = [
-        pair for row in rows if row.event_ids for pair in zip(row.event_ids, row.delivery_ids, strict=True)
-    ]
+    pairs = [pair for row in rows if row.event_ids for pair in zip(row.event_ids, row.delivery_ids, strict=True)]
     return Findings({row.state: row.orphans for row in rows}, pairs)
+
+
+_DECIDE = sa.text("""
+SELECT c.position, c.id AS candidate_id, d.id::text AS delivery_id, d.tenant_id, d.provider,
+       d.tenant_id = :tenant_id AS own,
+       CAST(:recipient AS text) IS NULL OR lower(btrim(d.recipient)) = lower(:recipient) AS addressed
+  FROM unnest(CAST(:candidate_ids AS text[])) WITH ORDINALITY AS c (id, position)
+ CROSS JOIN LATERAL (
+         SELECT id, tenant_id, recipient, provider FROM mailglass_deliveries
+          WHERE provider = :provider AND provider_message_id = c.id
+          UNION ALL
+         SELECT id, tenant_id, recipient, provider FROM mailglass_deliveries
+          WHERE provider IS NULL AND provider_message_id = c.id) AS d
+ ORDER BY c.position, d.provider IS NULL, d.id LIMIT 100
+""")
+
+
+class Named(NamedTuple):
+    """A delivery that one of the candidate ids names; `own` and `addressed`: of the tenant, of the recipient."""
+
+    position: int
+    candidate_id: str
+    delivery_id: str
+    tenant_id: str
+    provider: str | None
+    own: bool
+    addressed: bool
+
+
+class Decision(NamedTuple):
+    """What one event links to, or why not: the state, the delivery if it is `matched`, and what its ids name."""
+
+    state: str
+    delivery_id: str | None
+    named: tuple[Named, ...]
+
+
+def decide(connection: sa.Connection, tenant_id: str, wanted: Keys) -> Decision:
+    """Decide for one event, by the rule of `match`, and say which deliveries its ids name (100 at most)."""
+    parameters = {
+        "tenant_id": tenant_id,
+        "provider": wanted.provider,
+        "candidate_ids": list(wanted.candidate_ids),
+        "recipient": wanted.recipient,
+    }
+    named = tuple(Named(*row) for row in connection.execute(_DECIDE, parameters))
+    if not wanted.candidate_ids:
+        return Decision(UNMATCHABLE, None, ())
+    if not named:
+        return Decision(UNMATCHED, None, ())
+    first = named[0]
+    deciding = [n for n in named if (n.position, n.provider is None) == (first.position, first.provider is None)]
+    own = [n for n in deciding if n.own]
+    addressed = [n for n in own if n.addressed]
+    if len(addressed) == 1:
+        return Decision(MATCHED, addressed[0].delivery_id, named)
+    state = AMBIGUOUS if addressed else RECIPIENT_MISMATCH if own else TENANT_MISMATCH
+    return Decision(state, None, named)
+
+
+_BREAKDOWN = sa.text(
+    _CLASSIFIED
+    + """
+SELECT state, tenant_id, provider, count(*) AS orphans FROM classified GROUP BY state, tenant_id, provider
+"""
+)
+
+
+def breakdown(connection: sa.Connection, piece: Slice, computed: Mapping[str, Keys]) -> dict[Group, int]:
+    """Return how many orphans of *piece* there are of each state, tenant and provider; as `match` finds them."""
+    rows = connection.execute(_BREAKDOWN, {**piece.parameters(), **keys_parameters(computed)})
+    return {Group(row.state, row.tenant_id, row.provider): row.orphans for row in rows}

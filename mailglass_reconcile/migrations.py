@@ -97,8 +97,7 @@ class Steps:
             missing += [
                 f"unique index on {table} ({', '.join(names.split())})"
                 for table, names in unique.items()
-                if table in found
-                and not connection.execute(_UNIQUE, {"table": table, "columns": names}).scalar_one()
+                if table in found and not connection.execute(_UNIQUE, {"table": table, "columns": names}).scalar_one()
             ]
         if missing:
             raise SchemaOutdatedError(

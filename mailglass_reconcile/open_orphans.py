@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -126,6 +127,14 @@ DELETE FROM mailglass_open_orphans AS o
  WHERE o.event_id = expired.event_id
 """)
 
+_REMEMBER = sa.text("""
+INSERT INTO mailglass_open_orphans AS o (event_id, tenant_id, arrived_at, provider, candidate_ids, recipient)
+VALUES (CAST(:event_id AS uuid), :tenant_id, now()::timestamp, :provider,
+        string_to_array(:candidate_ids, E'\\x1f'), :recipient)
+    ON CONFLICT (event_id) DO UPDATE
+   SET provider = excluded.provider, candidate_ids = excluded.candidate_ids, recipient = excluded.recipient
+""")
+
 
 def survey(connection: sa.Connection, settings: Settings, tenant_id: str | None) -> Survey:
     """Return the window of eligible orphans by the database's clock, and how many are open in it now."""
@@ -139,7 +148,7 @@ def survey(connection: sa.Connection, settings: Settings, tenant_id: str | None)
 
 def count(connection: sa.Connection, piece: Slice) -> int:
     """Return how many orphans of *piece* are open."""
-    return connection.execute(_COUNT, piece.parameters()).scalar_one()
+    return int(connection.execute(_COUNT, piece.parameters()).scalar_one())
 
 
 def slice_end(connection: sa.Connection, whole: Slice, size: int) -> Place:
@@ -148,9 +157,7 @@ def slice_end(connection: sa.Connection, whole: Slice, size: int) -> Place:
     return Place(*row) if row else whole.until
 
 
-def read_values(
-    connection: sa.Connection, piece: Slice, reads: Mapping[str, Sequence[str]]
-) -> Iterator[Values]:
+def read_values(connection: sa.Connection, piece: Slice, reads: Mapping[str, Sequence[str]]) -> Iterator[Values]:
     """Yield the values that the keys of those orphans of *piece* are computed from that have none yet.
 
     Args:
@@ -190,7 +197,7 @@ def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int
     Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
     its `inserted_at`, read as UTC.
     """
-    place: dict[str, object] = {"after_tenant": None, "after_time": None, "after_id": None}
+    place: dict[str, Any] = {"after_tenant": None, "after_time": None, "after_id": None}
     added = 0
     while True:
         with transaction(connection, settings):
@@ -211,3 +218,15 @@ def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> 
     """Remove, in batches of *size*, what is older than the maximum age, and return how many rows."""
     bounds = {"size": size, "max_age_minutes": settings.max_age_minutes}
     return in_batches(connection, settings, _REMOVE_EXPIRED, bounds)
+
+
+def remember(connection: sa.Connection, event_id: str, tenant_id: str, known: Keys) -> None:
+    """Keep with an orphan that was just inserted what its writer knows: its keys, and its recipient."""
+    row = {
+        "event_id": event_id,
+        "tenant_id": tenant_id,
+        "provider": known.provider,
+        "candidate_ids": SEPARATOR.join(known.candidate_ids),
+        "recipient": known.recipient,
+    }
+    connection.execute(_REMEMBER, row)

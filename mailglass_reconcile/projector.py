@@ -86,6 +86,15 @@ UPDATE mailglass_deliveries AS d
            (p.terminal, p.dispatched_at, p.delivered_at, p.bounced_at, p.complained_at, p.suppressed_at))
 """)
 
+_LOCK = sa.text("""
+SELECT now()::timestamp::text FROM mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid) FOR NO KEY UPDATE
+""")
+
+
+def lock(connection: sa.Connection, delivery_id: str) -> str:
+    """Lock a delivery's row for the caller's transaction, and return the time in UTC."""
+    return str(connection.execute(_LOCK, {"delivery_id": delivery_id}).scalar_one())
+
 
 def project(connection: sa.Connection, reports: Sequence[Report]) -> int:
     """Bring deliveries up to date with *reports*, and return how many rows changed.

@@ -106,9 +106,7 @@ class Sweep:
 
     def _reading(self, connection: sa.Connection) -> AbstractContextManager[sa.Connection]:
         left_ms = max(1_000, int((self._deadline - time.monotonic()) * 1000))
-        return transaction(
-            connection, self._settings, read_only=True, probes_only=True, statement_timeout_ms=left_ms
-        )
+        return transaction(connection, self._settings, read_only=True, probes_only=True, statement_timeout_ms=left_ms)
 
     def _survey(self, connection: sa.Connection) -> Slice:
         """Look at the window of eligible orphans and at the schema, and return the whole window."""
@@ -120,9 +118,7 @@ class Sweep:
                 " `mailglass-reconcile migrate` and `mailglass-reconcile prune` have mended it"
             )
         self._eligible = self.result.remaining = survey.eligible
-        self._window = Slice(
-            Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT), self.result.tenant_id
-        )
+        self._window = Slice(Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT), self.result.tenant_id)
         return self._window
 
     def _next_slice(self, connection: sa.Connection, rest: Slice) -> Slice:

@@ -98,9 +98,7 @@ def sweep(
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1")
     publisher = pubsub.Publisher(get_redis())
-    return Sweep(
-        get_settings(), publisher, tenant_id=tenant_id, limit=limit, dry_run=dry_run, progress=progress
-    )
+    return Sweep(get_settings(), publisher, tenant_id=tenant_id, limit=limit, dry_run=dry_run, progress=progress)
 
 
 def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:

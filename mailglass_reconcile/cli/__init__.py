@@ -1,0 +1,36 @@
+"""The command `mailglass-reconcile`. Exit codes: 0 ok, 1 partial or failed, 2 usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from mailglass_reconcile.cli.looking import explain, status
+from mailglass_reconcile.cli.schema import migrate
+from mailglass_reconcile.cli.working import demo, prune, sweep
+from mailglass_reconcile.errors import MailglassReconcileError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mailglass-reconcile")
+def command() -> None:
+    """Link webhook events that arrived before their delivery had committed.
+
+    Settings come from the environment: MAILGLASS_DATABASE_URL, MAILGLASS_REDIS_URL and others.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+
+
+for _subcommand in (sweep, prune, migrate, status, explain, demo):
+    command.add_command(_subcommand)
+
+
+def main() -> None:
+    """Run the command line; a foreseeable fault is one line on standard error."""
+    try:
+        command(prog_name="mailglass-reconcile")
+    except MailglassReconcileError as error:
+        click.echo(f"mailglass-reconcile: {error}", err=True)
+        sys.exit(1)

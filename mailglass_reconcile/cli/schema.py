@@ -1,0 +1,28 @@
+"""The subcommand that changes the database's schema: `migrate`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from mailglass_reconcile import migrations, runtime, schema
+
+
+@click.command()
+@click.option("--plan", is_flag=True, help="Show the steps and their SQL; change nothing.")
+@click.option("--check", is_flag=True, help="Exit with 0 where nothing is left to do, with 1 otherwise.")
+@click.option("--remove", is_flag=True, help="Take out all that is ours; Mailglass's tables stay.")
+def migrate(plan: bool, check: bool, remove: bool) -> None:
+    """Bring the database to this version's schema, while Mailglass goes on writing."""
+    if plan + check + remove > 1:
+        raise click.UsageError("--plan, --check and --remove exclude each other")
+    engine, settings = runtime.get_engine(), runtime.get_settings()
+    if check:
+        current = migrations.is_current(engine, settings)
+        click.echo(f"at revision {schema.VERSION}" if current else "not migrated: run `mailglass-reconcile migrate`")
+        sys.exit(0 if current else 1)
+    if remove:
+        migrations.remove(engine, settings, click.echo)
+    else:
+        migrations.migrate(engine, settings, click.echo, plan=plan)

@@ -1,0 +1,90 @@
+"""The subcommands that do the work: `sweep`, `prune`, `demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.result import SweepResult
+
+REASONS = {
+    "unmatched": "no delivery has their id yet",
+    "unmatchable": "no usable id",
+    "ambiguous": "several deliveries, and no way to choose",
+    "tenant_mismatch": "their id names another tenant's delivery: does Mailglass have resolve_webhook_tenant?",
+    "recipient_mismatch": "their id names another recipient's delivery",
+    "skipped": "held or settled by somebody else, or beyond the limit or the deadline",
+    "failed": "the database refused the link",
+}
+
+
+@click.command()
+@click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
+@click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -> None:
+    """Link every open orphan whose delivery is there."""
+    with _progress(wanted=not as_json) as progress:
+        engine = runtime.get_engine()
+        result = runtime.sweep(tenant, limit, dry_run=dry_run, progress=progress).run(engine)
+    click.echo(json.dumps(result.as_dict()) if as_json else _summary(result))
+    sys.exit(0 if result.status == "ok" else 1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def prune(as_json: bool) -> None:
+    """Delete old raw webhooks, and mend the open set by the ledger."""
+    result = runtime.prune()
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+        return
+    click.echo(
+        f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
+        f"open set: {result.expired} expired, {result.settled} settled, {result.added} added"
+    )
+
+
+@click.command()
+def demo() -> None:
+    """Watch orphans being linked on servers of its own; needs the extra `demo`."""
+    from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
+
+    sys.exit(demonstration.main())
+
+
+def _summary(result: SweepResult) -> str:
+    verb = "would link" if result.dry_run else "linked"
+    whose = "" if result.tenant_id is None else f" of tenant {result.tenant_id!r}"
+    lines = [f"{verb} {result.linked} of {result.scanned} open orphans{whose} in {result.duration_ms} ms"]
+    lines += [
+        f"{getattr(result, state):>8} {state.replace('_', ' ')}: {reason}"
+        for state, reason in REASONS.items()
+        if getattr(result, state)
+    ]
+    if result.publish_failed:
+        lines.append(f"{result.publish_failed} of {result.published + result.publish_failed} broadcasts were lost")
+    if result.status != "ok":
+        lines.append(f"this sweep is {result.status}: {result.remaining} eligible orphans remain")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _progress(*, wanted: bool) -> Iterator[Callable[[SweepResult], None] | None]:
+    """Show a bar on standard error where a person waits, and nothing elsewhere."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield None
+        return
+    columns = TextColumn("linking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("sweep", total=None)
+        yield lambda result: bar.update(task, total=result.remaining, completed=result.seen - result.skipped)
