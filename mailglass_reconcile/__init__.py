@@ -1,5 +1,7 @@
 """Links e-mail webhook events that arrived before their delivery had committed."""
 
+from typing import Any
+
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseRefusedError,
@@ -13,6 +15,8 @@ from mailglass_reconcile.finder import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.recorder import Recorded, WebhookEvent, append, record_webhook
 from mailglass_reconcile.runtime import available, configure, prune, reconcile
+from mailglass_reconcile.schedule import make_beat_schedule
+from mailglass_reconcile.schema import include_object
 from mailglass_reconcile.settings import Settings
 
 __all__ = [
@@ -30,10 +34,21 @@ __all__ = [
     "append",
     "attempt_link",
     "available",
+    "beat_schedule",
     "configure",
     "events_channel",
     "find_orphans",
+    "include_object",
+    "make_beat_schedule",
     "prune",
     "reconcile",
     "record_webhook",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Make `beat_schedule` when somebody asks for it: without Celery, that is the moment to warn."""
+    if name == "beat_schedule":
+        globals()[name] = make_beat_schedule()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

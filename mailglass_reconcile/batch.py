@@ -94,13 +94,14 @@ def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtf
 
 
 def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: list[Link]) -> None:
-    """Claim, append, project, in one transaction; *links* receives what it is about to commit."""
+    """Claim, append, close, project, in one transaction; *links* receives what it is about to commit."""
     with transaction(
         connection,
         settings,
         lock_timeout_ms=LOCK_TIMEOUT_MS,
         statement_timeout_ms=STATEMENT_TIMEOUT_MS,
         probes_only=True,
+        removes_itself=True,
     ):
         claimed = open_orphans.claim(connection, pairs)
         if not claimed:
@@ -109,9 +110,7 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: li
         inserted = ledger.append_reconciled(
             connection, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed]
         )
+        open_orphans.close(connection, (c.event_id for c in claimed))
         new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
         projector.project(connection, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
-        if len(new) < len(claimed):
-            settled = {c.event_id for c in claimed} - {c.event_id for _, c in new}
-            open_orphans.close(connection, settled)
         links += [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]

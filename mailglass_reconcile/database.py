@@ -29,7 +29,8 @@ SELECT set_config('search_path', quote_ident(:schema) || ', pg_temp', true),
        set_config('jit', 'off', true),
        set_config('enable_seqscan', :scans, true),
        set_config('enable_hashjoin', :scans, true),
-       set_config('enable_mergejoin', :scans, true)
+       set_config('enable_mergejoin', :scans, true),
+       set_config('mailglass_reconcile.removes_itself', :removes_itself, true)
 """)
 
 _BORROW_SCOPE = sa.text("""
@@ -107,6 +108,7 @@ def transaction(
     statement_timeout_ms: int = 240_000,
     read_only: bool = False,
     probes_only: bool = False,
+    removes_itself: bool = False,
 ) -> Iterator[sa.Connection]:
     """Begin a transaction in this package's scope; commit at the end, roll back where the block raises.
 
@@ -118,6 +120,8 @@ def transaction(
         read_only: Whether Postgres is to refuse every write.
         probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
             tables: for statements that are made of such probes, where stale statistics would cost minutes.
+        removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
+            all at once, so that the ledger's trigger need not do it row by row.
     """
     with connection.begin():
         connection.execute(
@@ -128,6 +132,7 @@ def transaction(
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
                 "scans": "off" if probes_only else "on",
+                "removes_itself": "on" if removes_itself else "off",
             },
         )
         yield connection

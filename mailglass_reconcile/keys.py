@@ -80,7 +80,7 @@ def keys_of(values: Values) -> Keys:
     rule = _rules.get(provider.lower(), _rules[ANY_PROVIDER])
     try:
         found = (*common, *rule.candidates(*own))
-    except Exception as error:  # an adopter's rule may fail on one row, which must cost that row only
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         logger.error("the key rule of %s fails with %s", rule.candidates.__name__, type(error).__name__)
         return Keys(provider, (), recipient)
     spellings = dict.fromkeys(spelling for text in found if text for spelling in expand(text))

@@ -7,9 +7,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
+
+from mailglass_reconcile.model import array_literal
 
 RECONCILED = "reconciled"
 RECONCILED_KEY_PREFIX = "reconciled:"
@@ -47,7 +48,8 @@ def uuid7() -> str:
     """Return a new UUID of version 7 (RFC 9562), as Mailglass makes its ids: it sorts by its millisecond."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    return str(UUID(int=value))
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def append_reconciled(
@@ -64,7 +66,11 @@ def append_reconciled(
     Returns:
         Those of *ids* that the ledger took; where the key `reconciled:<orphan id>` was held already, it did not.
     """
-    parameters = {"ids": ids, "event_ids": event_ids, "delivery_ids": delivery_ids}
+    parameters = {
+        "ids": array_literal(ids),
+        "event_ids": array_literal(event_ids),
+        "delivery_ids": array_literal(delivery_ids),
+    }
     return set(connection.execute(_APPEND_RECONCILED, parameters).scalars())
 
 

@@ -8,6 +8,7 @@ that recipient's; and then exactly one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -85,7 +86,11 @@ class Group(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What the orphans of a slice came to: how many of each state, and the matched pairs in order of arrival."""
+    """What the orphans of a slice came to: how many of each state, and the matched pairs.
+
+    The pairs stand in order of arrival, except that a delivery's stand together, behind its first: one batch
+    then projects them onto its row at once.
+    """
 
     states: dict[str, int]
     pairs: list[tuple[str, str]]
@@ -103,8 +108,11 @@ def match(connection: sa.Connection, piece: Slice, computed: Mapping[str, Keys])
         The number of orphans by state, and `(event id, delivery id)` of those that can be linked.
     """
     rows = connection.execute(_MATCH, {**piece.parameters(), **keys_parameters(computed)}).all()
-    pairs = [pair for row in rows if row.event_ids for pair in zip(row.event_ids, row.delivery_ids, strict=True)]
-    return Findings({row.state: row.orphans for row in rows}, pairs)
+    by_delivery: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        for event_id, delivery_id in zip(row.event_ids or (), row.delivery_ids or (), strict=True):
+            by_delivery.setdefault(delivery_id, []).append((event_id, delivery_id))
+    return Findings({row.state: row.orphans for row in rows}, list(chain.from_iterable(by_delivery.values())))
 
 
 _DECIDE = sa.text("""

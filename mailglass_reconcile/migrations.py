@@ -7,6 +7,7 @@ set is filled in batches.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,15 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import open_orphans, schema
 from mailglass_reconcile.database import connect, transaction
 from mailglass_reconcile.errors import (
+    CONTENTION_SQLSTATES,
     LOCK_NOT_AVAILABLE,
+    ConfigurationError,
     DatabaseRefusedError,
     SchemaOutdatedError,
     database_errors,
@@ -34,22 +38,37 @@ LOCK_TIMEOUT_MS = 100
 LOCK_PATIENCE_SECONDS = 60
 FILL_ORPHANS = 5_000
 
+_SCHEMA = sa.text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
+
+# From the catalog itself: information_schema hides what the role has no right on.
 _COLUMNS = sa.text("""
-SELECT table_name, array_agg(column_name::text) AS columns FROM information_schema.columns
- WHERE table_schema = :schema AND table_name = ANY (CAST(:tables AS text[])) GROUP BY table_name
+SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
+  FROM pg_class AS c
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
+ GROUP BY c.relname
 """)
 
+# Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
 _UNIQUE = sa.text("""
 SELECT EXISTS (
   SELECT FROM pg_index AS i
    WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid
+     AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(:last) || ' IS NOT NULL)')
      AND string_to_array(:columns, ' ') = ARRAY(
            SELECT a.attname::text FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
-             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum ORDER BY k.position))
+             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE k.position <= i.indnkeyatts ORDER BY k.position))
 """)
 
 _VERSION_TABLE = sa.text("SELECT to_regclass('mailglass_reconcile_version') IS NOT NULL")
 _VERSION = sa.text("SELECT max(version_num) FROM mailglass_reconcile_version")
+
+_ANYTHING = sa.text("""
+SELECT to_regclass('mailglass_reconcile_version') IS NOT NULL OR to_regclass('mailglass_open_orphans') IS NOT NULL
+    OR to_regclass('mailglass_webhook_events_prune_idx') IS NOT NULL
+""")
 
 _COMPLETE = sa.text("""
 SELECT to_regclass('mailglass_open_orphans') IS NOT NULL
@@ -61,7 +80,12 @@ SELECT to_regclass('mailglass_open_orphans') IS NOT NULL
                                       AND indisvalid)
 """)
 
-_TRY_LOCK = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile migrate'))")
+_INVALID = sa.text("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)")
+
+_TRY_LOCK = sa.text("""
+SELECT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile migrate'))
+  FROM set_config('idle_in_transaction_session_timeout', '0', true)
+""")
 
 
 class Steps:
@@ -80,10 +104,16 @@ class Steps:
         """Look at Mailglass's tables before anything is changed, and return whether there are none at all.
 
         Raises:
+            ConfigurationError: There is no such schema.
             SchemaOutdatedError: Some are there, and something that this package needs is missing.
         """
+        schema_name = self._settings.database_schema
         with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True):
-            schema_name = self._settings.database_schema
+            if not connection.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
+                raise ConfigurationError(
+                    f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"
+                    " correct the setting, or create the schema first"
+                )
             rows = connection.execute(_COLUMNS, {"schema": schema_name, "tables": list(columns)})
             found = {row.table_name: set(row.columns) for row in rows}
             if not found:
@@ -126,42 +156,55 @@ class Steps:
                     connection.execution_options(no_parameters=True).exec_driver_sql(sql)
                 return
             except DBAPIError as error:
-                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                if sqlstate(error) not in {LOCK_NOT_AVAILABLE, *CONTENTION_SQLSTATES}:
                     raise
                 if time.monotonic() > deadline:
                     raise DatabaseRefusedError(
-                        f"could not {title}: a transaction of somebody else holds mailglass_events; try again later"
+                        f"could not {title}: a transaction of somebody else holds the table for more than"
+                        f" {LOCK_PATIENCE_SECONDS} s; what was done so far stays, run this again later"
                     ) from None
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
 
     def index_concurrently(self, name: str, table: str, *columns: str) -> None:
-        """Build an index without blocking writers; what an interrupted build left behind is dropped first."""
+        """Build an index without blocking writers, unless it is there; an interrupted build's is built anew."""
         index = self._index(name, table, *columns)
-        self._tell(f"build the index {name} concurrently")
-        if not self._plan:
-            self._outside_transaction(sa.schema.DropIndex(index, if_exists=True))
-            self._outside_transaction(sa.schema.CreateIndex(index))
+        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True):
+            broken = connection.execute(_INVALID, {"name": name}).scalar_one()
+        if broken:
+            self._outside_transaction(
+                f"drop what an interrupted build left of the index {name}",
+                sa.schema.DropIndex(index, if_exists=True),
+            )
+        self._outside_transaction(
+            f"build the index {name} concurrently", sa.schema.CreateIndex(index, if_not_exists=True)
+        )
 
     def drop_index_concurrently(self, name: str, table: str) -> None:
         """Drop an index without blocking writers."""
-        self._tell(f"drop the index {name} concurrently")
-        if not self._plan:
-            self._outside_transaction(sa.schema.DropIndex(self._index(name, table), if_exists=True))
+        self._outside_transaction(
+            f"drop the index {name} concurrently",
+            sa.schema.DropIndex(self._index(name, table), if_exists=True),
+        )
 
     def fill_open_set(self) -> None:
-        """Put the ledger's open orphans within the maximum age into the open set, in batches."""
-        self._tell("fill the open set from the ledger")
+        """Make the open set what the ledger says, within the maximum age, in batches."""
+        self._tell(f"fill the open set from the ledger, {FILL_ORPHANS} orphans a transaction")
         if not self._plan:
             with connect(self._engine) as connection:
                 added = open_orphans.add_missing(connection, self._settings, FILL_ORPHANS)
-            self._tell(f"{added} orphans are open")
+                settled = open_orphans.remove_settled(connection, self._settings, FILL_ORPHANS)
+            self._tell(f"{added} open orphans were added, {settled} settled ones removed")
 
     def _index(self, name: str, table: str, *columns: str) -> sa.Index:
         metadata = sa.MetaData(schema=self._settings.database_schema)
         indexed = sa.Table(table, metadata, *(sa.Column(column, sa.Text) for column in columns or ("id",)))
         return sa.Index(name, *(indexed.c[column] for column in columns or ("id",)), postgresql_concurrently=True)
 
-    def _outside_transaction(self, ddl: sa.schema.ExecutableDDLElement) -> None:
+    def _outside_transaction(self, title: str, ddl: sa.schema.ExecutableDDLElement) -> None:
+        self._tell(title)
+        if self._plan:
+            self._tell(str(ddl.compile(dialect=postgresql.dialect())).strip())  # type: ignore[no-untyped-call]
+            return
         with connect(self._engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(ddl)
 
@@ -176,17 +219,21 @@ def migrate(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], 
         plan: Tell the steps and their SQL; change nothing.
 
     Raises:
+        ConfigurationError: There is no such schema.
         SchemaOutdatedError: Mailglass's tables lack something; the message names it, nothing was changed.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database_errors():
+    with database_errors(), _one_at_a_time(engine):
         if is_current(engine, settings):
             tell(f"nothing to do: the database is at revision {schema.VERSION}")
             return
-        steps = Steps(engine, settings, tell, plan=plan)
-        with _one_at_a_time(engine), _alembic(engine, settings, steps, keep=not plan) as config:
-            command.stamp(config, "base")
-            command.upgrade(config, "head")
+        _refuse_unknown(engine, settings)
+        # The plan comes first even where nobody reads it: it looks whether all that is needed is there.
+        _plan(engine, settings, tell if plan else lambda line: None)
+        if not plan:
+            with _alembic(engine, settings, Steps(engine, settings, tell)) as config:
+                command.stamp(config, "base")
+                command.upgrade(config, "head")
 
 
 def is_current(engine: sa.Engine, settings: Settings) -> bool:
@@ -205,16 +252,18 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database_errors():
+    with database_errors(), _one_at_a_time(engine):
         with connect(engine) as connection, transaction(connection, settings, read_only=True):
-            ours = _version(connection) is not None
+            ours = connection.execute(_ANYTHING).scalar_one()
         if not ours:
             tell("nothing to do: there is nothing of ours")
             return
+        _refuse_unknown(engine, settings)
         steps = Steps(engine, settings, tell)
-        with _one_at_a_time(engine), _alembic(engine, settings, steps) as config:
+        with _alembic(engine, settings, steps) as config:
+            command.stamp(config, "head")  # also where an interrupted migration has not come as far
             command.downgrade(config, "base")
-            steps.run("drop the version table", "DROP TABLE mailglass_reconcile_version")
+            steps.run("drop the version table", f"DROP TABLE {schema.VERSION_TABLE}")
 
 
 def _version(connection: sa.Connection) -> str | None:
@@ -222,9 +271,22 @@ def _version(connection: sa.Connection) -> str | None:
     return connection.execute(_VERSION).scalar_one() if exists else None
 
 
+def _refuse_unknown(engine: sa.Engine, settings: Settings) -> None:
+    with connect(engine) as connection, transaction(connection, settings, read_only=True):
+        version = _version(connection)
+    if version is not None and version > schema.VERSION:
+        raise DatabaseRefusedError(
+            f"the database is at revision {version}, this version knows {schema.VERSION}:"
+            " install the newer mailglass-reconcile; nothing was changed"
+        )
+
+
 @contextmanager
 def _one_at_a_time(engine: sa.Engine) -> Iterator[None]:
-    """Let one migration run at a time; the others ask again, for a waiting one would hold up a concurrent index."""
+    """Let one migration of a database run at a time.
+
+    The others ask again: one that waited in a statement would hold up a concurrent index.
+    """
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     with connect(engine) as connection:
         while not connection.execute(_TRY_LOCK).scalar_one():
@@ -235,17 +297,23 @@ def _one_at_a_time(engine: sa.Engine) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _alembic(engine: sa.Engine, settings: Settings, steps: Steps, *, keep: bool = True) -> Iterator[Config]:
-    """Hand out Alembic's configuration; what it notes of revisions is rolled back unless *keep*.
+def _plan(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
+    """Tell the steps and their SQL; Alembic writes down its own, too, and executes none of it."""
+    own = io.StringIO()
+    with _alembic(engine, settings, Steps(engine, settings, tell, plan=True), output=own) as config:
+        command.upgrade(config, "base:head", sql=True)
+    tell(f"note the revision in {schema.VERSION_TABLE}")
+    tell(own.getvalue().strip())
 
-    Its own connection is in no transaction, for a concurrent index would wait for that.
-    """
-    config = Config()
+
+@contextmanager
+def _alembic(
+    engine: sa.Engine, settings: Settings, steps: Steps, *, output: io.StringIO | None = None
+) -> Iterator[Config]:
+    """Hand out Alembic's configuration; its own connection is in no transaction, for an index would wait for that."""
+    config = Config(output_buffer=output)
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
-    with connect(engine) as connection:
-        if keep:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
+    with connect(engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
         config.attributes.update(connection=connection, settings=settings, steps=steps)
         yield config
 

@@ -12,7 +12,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from mailglass_reconcile.database import in_batches, transaction
-from mailglass_reconcile.model import SEPARATOR, Claimed, Keys, Place, Slice, Survey, Values, keys_parameters
+from mailglass_reconcile.model import (
+    SEPARATOR,
+    Claimed,
+    Keys,
+    Place,
+    Slice,
+    Survey,
+    Values,
+    array_literal,
+    keys_parameters,
+)
 from mailglass_reconcile.settings import Settings
 
 _SURVEY = sa.text("""
@@ -36,11 +46,11 @@ SELECT count(*) FROM mailglass_open_orphans
 """)
 
 _SLICE_END = sa.text("""
-SELECT arrived_at::text, event_id::text FROM mailglass_open_orphans
- WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
- ORDER BY arrived_at, event_id
+SELECT o.arrived_at::text, o.event_id::text FROM mailglass_open_orphans AS o
+ WHERE (o.arrived_at, o.event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (o.arrived_at, o.event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
+ ORDER BY o.arrived_at, o.event_id
 OFFSET :size - 1 LIMIT 1
 """)
 
@@ -168,7 +178,7 @@ def read_values(connection: sa.Connection, piece: Slice, reads: Mapping[str, Seq
     """
     paths = {provider: SEPARATOR.join(wanted) for provider, wanted in reads.items()}
     rows = connection.execute(_READ_VALUES, {**piece.parameters(), "reads": json.dumps(paths)})
-    return (Values(*row) for row in rows)
+    return (Values(*row) for row in rows.all())
 
 
 def store_keys(connection: sa.Connection, computed: Mapping[str, Keys]) -> None:
@@ -182,13 +192,16 @@ def claim(connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> list[C
     Waits for nobody. A pair is left out where the orphan is no longer open, the delivery is gone or of another
     tenant, or either is locked.
     """
-    parameters = {"event_ids": [pair[0] for pair in pairs], "delivery_ids": [pair[1] for pair in pairs]}
-    return [Claimed(*row) for row in connection.execute(_CLAIM, parameters)]
+    parameters = {
+        "event_ids": array_literal(event_id for event_id, _ in pairs),
+        "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
+    }
+    return [Claimed(*row) for row in connection.execute(_CLAIM, parameters).all()]
 
 
 def close(connection: sa.Connection, event_ids: Iterable[str]) -> None:
-    """Take orphans out of the open set that somebody else's event has settled."""
-    connection.execute(_CLOSE, {"event_ids": list(event_ids)})
+    """Take settled orphans out of the open set, whoever has settled them."""
+    connection.execute(_CLOSE, {"event_ids": array_literal(event_ids)})
 
 
 def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int:

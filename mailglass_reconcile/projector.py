@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from mailglass_reconcile.model import Link, Report
+from mailglass_reconcile.model import Link, Report, array_literal
 
 Outcome = TypeVar("Outcome")
 
@@ -105,10 +105,10 @@ def project(connection: sa.Connection, reports: Sequence[Report]) -> int:
     return connection.execute(
         _PROJECT,
         {
-            "delivery_ids": [report.delivery_id for report in reports],
-            "types": [report.type for report in reports],
-            "occurred_at": [report.occurred_at for report in reports],
-            "arrived_at": [report.arrived_at for report in reports],
+            "delivery_ids": array_literal(report.delivery_id for report in reports),
+            "types": array_literal(report.type for report in reports),
+            "occurred_at": array_literal(report.occurred_at for report in reports),
+            "arrived_at": array_literal(report.arrived_at for report in reports),
             "standing": [*OWN_TYPES, *PROVIDER_TYPES],
             "own": len(OWN_TYPES),
             "terminal": list(TERMINAL_TYPES),
@@ -116,9 +116,12 @@ def project(connection: sa.Connection, reports: Sequence[Report]) -> int:
     ).rowcount
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def payload(link: Link) -> str:
     """Return the JSON message that tells of *link*: ids, type and time; never an address, a subject, a body."""
-    return json.dumps(
+    return _to_json(
         {
             "event": "delivery_updated",
             "delivery_id": link.delivery_id,
@@ -130,8 +133,7 @@ def payload(link: Link) -> str:
                 "occurred_at": link.occurred_at,
                 "tenant_id": link.tenant_id,
             },
-        },
-        separators=(",", ":"),
+        }
     )
 
 

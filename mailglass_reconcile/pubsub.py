@@ -13,12 +13,12 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import redis
+from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ PATIENCE_SECONDS = 1.0
 CHUNK_LINKS = 500
 """Links per call: a script of a thousand PUBLISH holds Redis for about 2 ms."""
 
-_PUBLISH = """
-for i = 1, #ARGV, 3 do
-  redis.call('PUBLISH', ARGV[i], ARGV[i + 2])
-  redis.call('PUBLISH', ARGV[i + 1], ARGV[i + 2])
+_PUBLISH = r"""
+for channel, delivery, payload in string.gmatch(ARGV[1], '([^\n]*)\n([^\n]*)\n([^\n]*)\n') do
+  redis.call('PUBLISH', channel, payload)
+  redis.call('PUBLISH', channel .. ':' .. delivery, payload)
 end
 """
 
 
 Message = tuple[str, str, str]
-"""A tenant id, a delivery id, and the payload that goes to the channels of both."""
+"""A tenant id, a delivery id, and the JSON, in one line, that goes to the channels of both."""
 
 
 class Published(NamedTuple):
@@ -63,23 +63,30 @@ def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
     return channel if delivery_id is None else f"{channel}:{delivery_id}"
 
 
-def create_client(settings: Settings) -> redis.Redis:
-    """Return a client of `MAILGLASS_REDIS_URL` with short timeouts and without retries; nothing connects yet.
+def create_client(url: SecretStr, setting: str) -> redis.Redis:
+    """Return a client of *url* with short timeouts and without retries; nothing connects yet.
+
+    Celery's spelling of a Unix socket, `redis+socket:///path?virtual_host=0`, is understood as well.
+
+    Args:
+        url: `redis://`, `rediss://`, `unix://` or `redis+socket://`.
+        setting: The name of the setting that it comes from, for the error.
 
     Raises:
         ConfigurationError: The URL cannot be used.
     """
+    text = url.get_secret_value()
+    if text.startswith("redis+socket://"):
+        text = text.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     try:
         return redis.Redis.from_url(
-            settings.redis_url.get_secret_value(),
+            text,
             socket_connect_timeout=PATIENCE_SECONDS / 2,
             socket_timeout=PATIENCE_SECONDS / 2,
             retry=Retry(NoBackoff(), 0),
         )
     except (ValueError, TypeError):
-        raise ConfigurationError(
-            "MAILGLASS_REDIS_URL cannot be used: it should look like redis://host:6379/0"
-        ) from None
+        raise ConfigurationError(f"{setting} cannot be used: it should look like redis://host:6379/0") from None
 
 
 class Publisher:
@@ -107,7 +114,7 @@ class Publisher:
         began = time.monotonic()
         try:
             self._refuse_replica()
-            self._script(args=_arguments(chunk))
+            self._script(args=[_lines(chunk)])
         except (RedisError, OSError) as error:
             self._lost_seconds += time.monotonic() - began
             self._writable = None
@@ -131,9 +138,7 @@ class Publisher:
             )
 
 
-def _arguments(chunk: Sequence[Message]) -> list[str]:
-    arguments = []
-    for tenant_id, delivery_id, payload in chunk:
-        channel = events_channel(tenant_id)
-        arguments += [channel, f"{channel}:{delivery_id}", payload]
-    return arguments
+def _lines(chunk: Sequence[Message]) -> str:
+    """Return *chunk* as one argument, three lines a link: none of the three can hold the end of a line."""
+    channels = {tenant_id: events_channel(tenant_id) for tenant_id, _, _ in chunk}
+    return "".join(f"{channels[tenant_id]}\n{delivery_id}\n{payload}\n" for tenant_id, delivery_id, payload in chunk)

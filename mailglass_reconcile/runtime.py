@@ -43,6 +43,7 @@ def configure(
     _Configured.engine, _Configured.redis, _Configured.settings = engine, redis, settings
     _own_engine.cache_clear()
     _own_redis.cache_clear()
+    _own_lock_redis.cache_clear()
 
 
 def get_settings() -> Settings:
@@ -78,8 +79,29 @@ def _own_engine(settings: Settings) -> sa.Engine:
 
 
 @cache
+def _own_lock_redis(settings: Settings) -> redis_py.Redis:
+    return pubsub.create_client(settings.lock_url or settings.redis_url, "MAILGLASS_LOCK_URL")
+
+
+@cache
 def _own_redis(settings: Settings) -> redis_py.Redis:
-    return pubsub.create_client(settings)
+    return pubsub.create_client(settings.redis_url, "MAILGLASS_REDIS_URL")
+
+
+def get_lock_redis() -> redis_py.Redis:
+    """Return a client of `MAILGLASS_LOCK_URL`, or where that is unset the one for broadcasts.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+    settings = get_settings()
+    return _own_lock_redis(settings) if settings.lock_url else get_redis()
+
+
+def after_fork() -> None:
+    """Forget, in a forked child, connections of an application's engine, which are the parent's."""
+    if _Configured.engine is not None:
+        _Configured.engine.dispose(close=False)
 
 
 def sweep(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mailglass_reconcile.errors import SchemaOutdatedError
 
 VERSION = "0001"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = "mailglass_reconcile_version"
+
+OUR_OBJECTS = frozenset({"mailglass_open_orphans", VERSION_TABLE, "mailglass_webhook_events_prune_idx"})
 
 
 def require_current(version: str | None) -> None:
@@ -21,3 +25,18 @@ def require_current(version: str | None) -> None:
             f"the database is at revision {version or 'none'}, this version needs {VERSION}:"
             " run `mailglass-reconcile migrate`"
         )
+
+
+def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """Alembic's `include_object` for an adopter's `env.py`: keep autogenerate from dropping what is ours.
+
+    Args:
+        item: The schema object.
+        name: Its name.
+        type_: `table`, `index`, `column`, …
+        reflected: Whether it was found in the database.
+        compare_to: What the application's metadata has in its place, or None.
+    """
+    if not reflected or compare_to is not None:
+        return True
+    return name not in OUR_OBJECTS and getattr(getattr(item, "table", None), "name", None) not in OUR_OBJECTS

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
         database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
         database_schema: The schema of Mailglass's tables and ours.
         redis_url: Where broadcasts go, and where the standalone Celery app keeps locks and results.
+        lock_url: The Redis that keeps the sweep's lock; `redis_url` where unset.
         broker_url: Celery's broker for the standalone app; `redis_url` where unset.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
         max_age_minutes: Age in minutes after which an orphan is expired.
@@ -42,6 +43,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     database_schema: str = Field(default="public", min_length=1, max_length=63)
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
+    lock_url: SecretStr | None = None
     broker_url: SecretStr | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)

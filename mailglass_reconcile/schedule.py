@@ -1,0 +1,56 @@
+"""The beat schedule, and what there is in its place without Celery."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+from mailglass_reconcile.runtime import available
+
+logger = logging.getLogger(__name__)
+
+SWEEP_TASK = "mailglass_reconcile.tasks.reconcile"
+PRUNE_TASK = "mailglass_reconcile.tasks.prune"
+SWEEP_EXPIRES_SECONDS = 300
+PRUNE_EXPIRES_SECONDS = 3_600
+
+
+def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | None = None) -> dict[str, Any]:
+    """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
+
+    A crontab keeps to the wall clock, so two beats tick together and collapse, and a restart does not wait.
+    Each entry expires, so a worker that was away finds one live tick.
+
+    Args:
+        sweep: When to sweep: a Celery schedule or seconds; every five minutes if not given.
+        prune: When to prune: a Celery schedule or seconds; daily at 03:00 if not given.
+        queue: Send both to this queue, past the app's routes.
+    """
+    if not available():
+        warn_without_celery()
+        return {}
+    from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
+
+    route = {} if queue is None else {"queue": queue}
+    return {
+        "mailglass-reconcile": {
+            "task": SWEEP_TASK,
+            "schedule": sweep or crontab(minute="*/5"),
+            "options": {"expires": SWEEP_EXPIRES_SECONDS, **route},
+        },
+        "mailglass-reconcile-prune": {
+            "task": PRUNE_TASK,
+            "schedule": prune or crontab(hour="3", minute="0"),
+            "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
+        },
+    }
+
+
+@cache
+def warn_without_celery() -> None:
+    """Say, once per process, what an operator does where there is no Celery."""
+    logger.warning(
+        "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every five"
+        " minutes and `mailglass-reconcile prune` daily from cron or a systemd timer"
+    )
