@@ -12,6 +12,7 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+import invariants
 import mailglass_reconcile
 from mailglass_reconcile import database, migrations
 from mailglass_reconcile.demo import servers
@@ -27,6 +28,9 @@ class Database:
     url: str
     settings: Settings
     engine: sa.Engine = field(repr=False)
+    witness: invariants.Witness = field(repr=False)
+    broken: set[str] = field(default_factory=set)
+    """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
@@ -115,9 +119,7 @@ def template(make_database: Callable[..., str], drop_database: Callable[[str], N
 
 
 @pytest.fixture
-def empty_database_url(
-    make_database: Callable[..., str], drop_database: Callable[[str], None]
-) -> Iterator[str]:
+def empty_database_url(make_database: Callable[..., str], drop_database: Callable[[str], None]) -> Iterator[str]:
     """The URL of a database without any table."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     yield make_database(name)
@@ -128,14 +130,19 @@ def empty_database_url(
 def db(
     make_database: Callable[..., str], drop_database: Callable[[str], None], template: str, redis_url: str
 ) -> Iterator[Database]:
-    """A migrated database of the test's own, which `mailglass_reconcile` is configured to use."""
+    """A migrated database of the test's own, configured to be used, whose invariants are checked at the end."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     settings = Settings(database_url=make_database(name, template), redis_url=redis_url)
     engine = database.create_engine(settings)
     mailglass_reconcile.configure(engine=engine, settings=settings)
-    yield Database(settings.database_url.get_secret_value(), settings, engine)
-    mailglass_reconcile.configure()
-    drop_database(name)
+    try:
+        with invariants.watched(engine, redis_url) as witness:
+            made = Database(settings.database_url.get_secret_value(), settings, engine, witness)
+            yield made
+            invariants.check(made, witness, holding=invariants.ALL - made.broken)
+    finally:
+        mailglass_reconcile.configure()
+        drop_database(name)
 
 
 @pytest.fixture

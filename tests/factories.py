@@ -1,0 +1,142 @@
+"""Rows as Mailglass and other writers leave them, put in with plain SQL."""
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+TENANT = "acme"
+RECIPIENT = "Ada@Example.com"
+
+_DELIVERY = sa.text("""
+INSERT INTO mailglass_deliveries
+       (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
+        last_event_type, last_event_at, terminal, dispatched_at, delivered_at, lock_version, inserted_at, updated_at)
+VALUES (CAST(:id AS uuid), :tenant_id, 'Welcome', 'transactional', :recipient, 'example.com', :provider, :message_id,
+        :last_event_type, CAST(:last_event_at AS timestamp), :terminal, CAST(:dispatched_at AS timestamp),
+        CAST(:delivered_at AS timestamp), :lock_version,
+        (now() AT TIME ZONE 'UTC') - interval '4 minutes', (now() AT TIME ZONE 'UTC') - interval '4 minutes')
+""")
+
+_EVENT = sa.text("""
+INSERT INTO mailglass_events
+       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, normalized_payload, metadata,
+        needs_reconciliation, inserted_at)
+VALUES (CAST(:id AS uuid), :tenant_id, CAST(:delivery_id AS uuid), :type,
+        coalesce(CAST(:occurred_at AS timestamp),
+                 (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8) + 30)),
+        :idempotency_key, CAST(:normalized_payload AS jsonb), CAST(:metadata AS jsonb), :needs_reconciliation,
+        (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8)))
+""")
+
+
+def new_id() -> str:
+    """Return a new id."""
+    return str(uuid.uuid4())
+
+
+def delivery_row(message_id: str | None = None, **columns: Any) -> dict[str, Any]:
+    """Return a delivery as Mailglass's send path writes it: dispatched, and without a provider."""
+    return {
+        "id": new_id(),
+        "tenant_id": TENANT,
+        "recipient": RECIPIENT,
+        "provider": None,
+        "message_id": message_id,
+        "last_event_type": "dispatched",
+        "last_event_at": "2026-01-02 03:04:05",
+        "terminal": False,
+        "dispatched_at": "2026-01-02 03:04:05",
+        "delivered_at": None,
+        "lock_version": 1,
+        **columns,
+    }
+
+
+def orphan_row(metadata: Any, **columns: Any) -> dict[str, Any]:
+    """Return an orphan that arrived five minutes ago, with any JSON value as its metadata."""
+    row = {
+        "id": new_id(),
+        "tenant_id": TENANT,
+        "delivery_id": None,
+        "type": "delivered",
+        "occurred_at": None,
+        "age_seconds": 300,
+        "idempotency_key": None,
+        "normalized_payload": {},
+        "needs_reconciliation": True,
+        **columns,
+    }
+    return {
+        **row,
+        "metadata": json.dumps(metadata),
+        "normalized_payload": json.dumps(row["normalized_payload"]),
+    }
+
+
+def insert(db: Any, deliveries: Iterable[Mapping[str, Any]] = (), events: Iterable[Mapping[str, Any]] = ()) -> None:
+    """Insert rows in one transaction, in a session whose time zone is UTC."""
+    with db.engine.begin() as connection:
+        insert_on(connection, deliveries, events)
+
+
+def insert_on(
+    connection: sa.Connection,
+    deliveries: Iterable[Mapping[str, Any]] = (),
+    events: Iterable[Mapping[str, Any]] = (),
+) -> None:
+    """Insert rows in a caller's transaction."""
+    for statement, rows in ((_DELIVERY, list(deliveries)), (_EVENT, list(events))):
+        if rows:
+            connection.execute(statement, rows)
+
+
+def delivery(db: Any, message_id: str | None = None, **columns: Any) -> str:
+    """Insert one delivery, and return its id."""
+    row = delivery_row(message_id, **columns)
+    insert(db, deliveries=[row])
+    return row["id"]
+
+
+def orphan(db: Any, metadata: Any, **columns: Any) -> str:
+    """Insert one orphan, and return its id."""
+    row = orphan_row(metadata, **columns)
+    insert(db, events=[row])
+    return row["id"]
+
+
+def postmark(message_id: object, **more: object) -> dict[str, object]:
+    """Return the metadata that Mailglass stores of a Postmark webhook."""
+    return {
+        "provider": "postmark",
+        "provider_event_id": f"Delivery:{message_id}",
+        "record_type": "Delivery",
+        "message_id": message_id,
+        **more,
+    }
+
+
+def sendgrid(sg_message_id: object, **more: object) -> dict[str, object]:
+    """Return the metadata that Mailglass stores of a SendGrid webhook."""
+    return {
+        "provider": "sendgrid",
+        "provider_event_id": "ZGVsaXZlcmVk",
+        "event": "delivered",
+        "sg_message_id": sg_message_id,
+        **more,
+    }
+
+
+def reconciled_row(orphan_id: str, delivery_id: str | None, **columns: Any) -> dict[str, Any]:
+    """Return a `reconciled` event as another reconciler would append it."""
+    return orphan_row(
+        {"reconciled_from_event_id": orphan_id},
+        type="reconciled",
+        delivery_id=delivery_id,
+        idempotency_key=f"reconciled:{orphan_id}",
+        needs_reconciliation=False,
+        age_seconds=0,
+        **columns,
+    )

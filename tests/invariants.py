@@ -1,0 +1,307 @@
+"""The checker of what must hold (I1 to I7, I11 and I13 of the design), run after every test that uses `db`.
+
+Triggers of a schema of its own write down every row as it was when it was inserted, and every version of a delivery, so
+that the checker knows what was there before, whoever wrote it and with whatever session.
+"""
+
+import json
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+import oracle
+from mailglass_reconcile import migrations
+from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.reconciler import Sweep
+from mailglass_reconcile.result import STATES, SweepResult
+
+ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I11", "I13"})
+
+_WITNESS = """
+CREATE SCHEMA witness;
+CREATE TABLE witness.events (id uuid, text text, ours boolean, utc timestamp, local timestamp);
+CREATE TABLE witness.deliveries (n bigint GENERATED ALWAYS AS IDENTITY, id uuid, version jsonb, ours boolean);
+CREATE FUNCTION witness.event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+  INSERT INTO witness.events
+  VALUES (NEW.id, md5(to_jsonb(NEW)::text), right(current_setting('search_path'), 7) = 'pg_temp',
+          now() AT TIME ZONE 'UTC', now()::timestamp);
+  RETURN NULL;
+END $$;
+CREATE FUNCTION witness.delivery() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+  INSERT INTO witness.deliveries (id, version, ours)
+  VALUES (NEW.id, to_jsonb(NEW) - 'metadata', right(current_setting('search_path'), 7) = 'pg_temp');
+  RETURN NULL;
+END $$;
+CREATE TRIGGER witness AFTER INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION witness.event();
+CREATE TRIGGER witness AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION witness.delivery();
+ALTER TABLE mailglass_events ENABLE ALWAYS TRIGGER witness;
+ALTER TABLE mailglass_deliveries ENABLE ALWAYS TRIGGER witness;
+"""
+
+_EVENTS = """
+SELECT e.id::text, e.tenant_id, e.delivery_id::text, e.type, to_json(e.occurred_at) #>> '{}' AS occurred_at,
+       e.idempotency_key, e.needs_reconciliation, to_json(e.inserted_at) #>> '{}' AS inserted_at,
+       md5(to_jsonb(e)::text) AS text,
+       CASE WHEN e.type = 'reconciled' THEN e.metadata ->> 'reconciled_from_event_id' END AS reconciled_from
+  FROM mailglass_events AS e
+"""
+_WITNESSED = "SELECT id::text, text, ours, utc, local FROM witness.events"
+_VERSIONS = "SELECT id::text, version, ours FROM witness.deliveries ORDER BY n"
+_DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message_id FROM mailglass_deliveries"
+_OPEN = """
+SELECT event_id::text AS id, tenant_id, arrived_at, provider, candidate_ids, recipient FROM mailglass_open_orphans
+"""
+_WINDOW = """
+SELECT now()::timestamp - make_interval(mins => :max_age) AS oldest,
+       now()::timestamp - make_interval(secs => :grace) AS youngest
+"""
+
+Rows = Mapping[str, Any]
+
+
+class Witness:
+    """What is known of one test's database beyond its tables: results of sweeps, and messages."""
+
+    def __init__(self, pubsub: redis.client.PubSub, client: redis.Redis) -> None:
+        """Watch the channels of a confirmed subscriber."""
+        self.results: list[SweepResult] = []
+        self._pubsub = pubsub
+        self._client = client
+
+    def messages(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return `(channel, payload)` of every message that has been published so far and not been returned yet."""
+        mark = uuid.uuid4().hex
+        self._client.publish(f"mailglass:events:{mark}", mark)
+        found = []
+        while True:
+            message = self._pubsub.get_message(timeout=5)
+            assert message is not None, "the sentinel did not arrive"
+            if message["data"] == mark.encode():
+                return found
+            if message["type"] == "pmessage" and message["data"].startswith(b"{"):
+                found.append((message["channel"].decode(), json.loads(message["data"])))
+
+
+@contextmanager
+def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
+    """Write down what happens to a database's rows, the sweeps of this process, and all messages."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_WITNESS)
+    client = redis.Redis.from_url(redis_url)
+    with client, client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
+        pubsub.psubscribe("mailglass:events:*")
+        while (pubsub.get_message(timeout=5) or {})["type"] != "psubscribe":
+            pass
+        witness = Witness(pubsub, client)
+        run = Sweep.run
+
+        def observed(sweep: Sweep, engine: sa.Engine) -> SweepResult:
+            witness.results.append(sweep.result)
+            return run(sweep, engine)
+
+        patch.setattr(Sweep, "run", observed)
+        yield witness
+
+
+def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
+    """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
+    if not migrations.is_current(db.engine, db.settings) or db.settings.database_schema != "public":
+        return
+    if "I11" in holding:
+        check_counts(witness.results)
+    if "I13" in holding:
+        check_open_set(db)
+    if "I6" in holding:
+        check_nothing_is_left(db)
+    state = _State(db)
+    if "I1" in holding:
+        check_links(state)
+    if "I2" in holding:
+        check_projection(state)
+    if "I3" in holding:
+        check_ledger(state)
+    if "I4" in holding:
+        check_messages(state, witness.messages())
+    if "I5" in holding:
+        check_tenants(state)
+    if "I7" in holding:
+        check_monotone(state)
+
+
+class _State:
+    """The tables as they are now, and what the witness saw."""
+
+    def __init__(self, db: Any) -> None:
+        self.events = {row["id"]: row for row in _all(db, _EVENTS)}
+        self.witnessed = {row["id"]: row for row in _all(db, _WITNESSED)}
+        self.deliveries = {row["id"]: row for row in _all(db, _DELIVERIES)}
+        self.versions = defaultdict(list)
+        for row in _all(db, _VERSIONS):
+            times = {k: oracle.moment(row["version"][k]) for k in (*oracle.EARLIEST, "last_event_at", "updated_at")}
+            self.versions[row["id"]].append({**row["version"], **times, "ours": row["ours"]})
+        self.links = [
+            event
+            for event in self.events.values()
+            if event["type"] == "reconciled" and self.witnessed.get(event["id"], {"ours": False})["ours"]
+        ]
+
+
+def _all(db: Any, sql: str, **parameters: object) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in db.rows(sql, **parameters)]
+
+
+def check_links(state: _State) -> None:
+    """I1: at most one `reconciled` event per orphan, its delivery exists, its key is right."""
+    of = Counter(event["reconciled_from"] for event in state.events.values() if event["type"] == "reconciled")
+    assert not [orphan for orphan, count in of.items() if orphan and count > 1]
+    for link in state.links:
+        orphan = state.events[link["reconciled_from"]]
+        assert orphan["needs_reconciliation"]
+        assert orphan["delivery_id"] is None
+        assert link["idempotency_key"] == f"reconciled:{orphan['id']}"
+        assert link["delivery_id"] in state.deliveries
+        assert not link["needs_reconciliation"]
+        assert uuid.UUID(link["id"]).version == 7
+
+
+def check_projection(state: _State) -> None:
+    """I2: every delivery equals the fold of what is linked to it over what it was before."""
+    reports = defaultdict(list)
+    for link in state.links:
+        reports[link["delivery_id"]].append(_report(state, link["reconciled_from"]))
+    for event in state.events.values():
+        seen = state.witnessed.get(event["id"])
+        if seen and seen["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
+            reports[event["delivery_id"]].append(_report(state, event["id"]))
+    for id_, versions in state.versions.items():
+        if id_ in state.deliveries:
+            before = [version for version in versions if not version["ours"]]
+            if before:
+                now = {name: versions[-1][name] for name in oracle.PROJECTED}
+                assert now == oracle.fold(before[-1], reports[id_]), f"delivery {id_}"
+
+
+def _report(state: _State, event_id: str) -> tuple[str, datetime, datetime]:
+    event, seen = state.events[event_id], state.witnessed.get(event_id)
+    arrival = oracle.moment(event["inserted_at"])
+    if seen and arrival == seen["local"]:
+        arrival = seen["utc"]
+    return event["type"], oracle.moment(event["occurred_at"]), arrival
+
+
+def check_ledger(state: _State) -> None:
+    """I3: orphan rows, and all others, are byte for byte what they were; the ledger never shrinks."""
+    for id_, seen in state.witnessed.items():
+        assert id_ in state.events, f"event {id_} is gone"
+        assert state.events[id_]["text"] == seen["text"], f"event {id_} has changed"
+
+
+def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """I4: every message names a committed event; one per channel per link."""
+    told = defaultdict(list)
+    for channel, payload in messages:
+        if payload["meta"]["reconciled_from_event_id"] in state.events:
+            told[payload["meta"]["event_id"]].append((channel, payload))
+    links = {link["id"]: link for link in state.links}
+    for event_id, heard in told.items():
+        assert event_id in links, "a message names an event that is not in the ledger"
+        link = links[event_id]
+        orphan = state.events[link["reconciled_from"]]
+        tenant = f"mailglass:events:{quote(link['tenant_id'], safe='').replace('~', '%7E')}"
+        assert sorted(channel for channel, _ in heard) == [tenant, f"{tenant}:{link['delivery_id']}"]
+        for _, payload in heard:
+            assert payload == {
+                "event": "delivery_updated",
+                "delivery_id": link["delivery_id"],
+                "event_type": "reconciled",
+                "meta": {
+                    "event_id": event_id,
+                    "reconciled_from_event_id": orphan["id"],
+                    "type": orphan["type"],
+                    "occurred_at": payload["meta"]["occurred_at"],
+                    "tenant_id": link["tenant_id"],
+                },
+            }
+            assert oracle.moment(payload["meta"]["occurred_at"].removesuffix("Z")) == oracle.moment(
+                orphan["occurred_at"]
+            )
+
+
+def check_tenants(state: _State) -> None:
+    """I5: one tenant throughout: orphan, link, delivery."""
+    for link in state.links:
+        tenants = {
+            link["tenant_id"],
+            state.events[link["reconciled_from"]]["tenant_id"],
+            state.deliveries[link["delivery_id"]]["tenant_id"],
+        }
+        assert len(tenants) == 1
+
+
+def check_monotone(state: _State) -> None:
+    """I7: nothing monotone goes back, and the version moves when, and only when, something else did."""
+    for id_, versions in state.versions.items():
+        for before, after in pairwise(versions):
+            if not after["ours"]:
+                continue
+            assert after["terminal"] or not before["terminal"], f"delivery {id_}"
+            for name in oracle.EARLIEST:
+                assert before[name] is None or after[name] <= before[name], f"delivery {id_}: {name}"
+            moved = any(before[name] != after[name] for name in oracle.PROJECTED)
+            version = before["lock_version"]
+            assert after["lock_version"] == (version if not moved else 1 if version == 2**31 - 1 else version + 1)
+            assert moved, f"delivery {id_} was written for nothing"
+
+
+def check_counts(results: Sequence[SweepResult]) -> None:
+    """I11: counts add up to `scanned`."""
+    for result in results:
+        assert result.scanned == sum(getattr(result, state) for state in STATES), result
+        assert min(getattr(result, state) for state in STATES) >= 0, result
+        if not result.dry_run and result.status == "ok":
+            assert result.published + result.publish_failed == 2 * result.linked, result
+
+
+def check_open_set(db: Any) -> None:
+    """I13: the open set equals what the ledger says, within the maximum age."""
+    oldest = _all(db, _WINDOW, max_age=db.settings.max_age_minutes, grace=0)[0]["oldest"]
+    events = {row["id"]: row for row in _all(db, _EVENTS)}
+    settled = {event["idempotency_key"] for event in events.values()}
+    open_now = {row["id"]: row for row in _all(db, _OPEN)}
+    wanted = {
+        id_
+        for id_, event in events.items()
+        if event["needs_reconciliation"]
+        and event["delivery_id"] is None
+        and f"reconciled:{id_}" not in settled
+        and (oracle.moment(event["inserted_at"]) > oldest or id_ in open_now)
+    }
+    assert set(open_now) == wanted
+    assert all(events[id_]["tenant_id"] == row["tenant_id"] for id_, row in open_now.items())
+
+
+def check_nothing_is_left(db: Any) -> None:
+    """I6: every matchable orphan is linked by the next sweep, and classified as the plain reading does."""
+    client = redis.Redis.from_url(db.settings.redis_url.get_secret_value())
+    settings = db.settings.model_copy(update={"sweep_seconds": 240, "batch_size": 2_000})
+    with client:
+        result = Sweep(settings, Publisher(client)).run(db.engine)
+    assert result.skipped == 0, result
+    window = _all(db, _WINDOW, max_age=settings.max_age_minutes, grace=settings.grace_seconds)[0]
+    deliveries = _all(db, _DELIVERIES)
+    counts: Counter[str] = Counter()
+    for orphan in _all(db, _OPEN):
+        if window["oldest"] < orphan["arrived_at"] <= window["youngest"] and orphan["candidate_ids"] is not None:
+            counts[oracle.match(orphan, deliveries)[0]] += 1
+    assert counts["matched"] == result.failed, result
+    for state in ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"):
+        assert counts[state] == getattr(result, state), (state, result)

@@ -1,0 +1,81 @@
+"""The design's rules in plain Python, read from the design and not from the package: how a test knows better."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+OWN_SIDE = ["unknown", "queued", "sent", "dispatched"]
+PROVIDER_SIDE = [
+    "subscribed",
+    "autoresponded",
+    "deferred",
+    "delivered",
+    "opened",
+    "clicked",
+    "unsubscribed",
+    "suppressed",
+    "rejected",
+    "failed",
+    "bounced",
+    "complained",
+]
+ALL_TYPES = OWN_SIDE + PROVIDER_SIDE
+FINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppressed"}
+EARLIEST = ("dispatched_at", "delivered_at", "bounced_at", "complained_at", "suppressed_at")
+PROJECTED = ("last_event_type", "last_event_at", "terminal", *EARLIEST)
+
+
+def moment(text: str | datetime | None) -> datetime | None:
+    """Return a time as Postgres writes it in JSON; what no datetime can hold becomes the nearest that it can."""
+    if text is None or isinstance(text, datetime):
+        return text
+    if text == "infinity" or text.partition("-")[0] > "9999" or len(text.partition("-")[0]) > 4:
+        return datetime.max
+    if text == "-infinity" or text.endswith("BC"):
+        return datetime.min
+    return datetime.fromisoformat(text)
+
+
+def fold(row: Mapping[str, Any], events: Iterable[tuple[str, datetime, datetime]]) -> dict[str, Any]:
+    """Return a delivery's projected columns after `(type, occurred_at, arrival)` events, one after the other."""
+    state = {name: row[name] for name in PROJECTED}
+    for kind, occurred_at, arrival in events:
+        if kind not in ALL_TYPES:
+            continue
+        at = arrival if occurred_at > arrival or occurred_at < datetime(2000, 1, 1) else occurred_at
+        if _weight(kind, at) > _weight(state["last_event_type"], state["last_event_at"]):
+            state["last_event_type"], state["last_event_at"] = kind, at
+        column = f"{kind}_at"
+        if column in EARLIEST and (state[column] is None or at < state[column]):
+            state[column] = at
+        if kind in FINAL:
+            state["terminal"] = True
+    return state
+
+
+def _weight(kind: str, at: datetime) -> tuple[bool, datetime, int]:
+    return kind in PROVIDER_SIDE, at, ALL_TYPES.index(kind) if kind in ALL_TYPES else -1
+
+
+def match(orphan: Mapping[str, Any], deliveries: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """Return the state of an orphan with known candidate ids, and the delivery that it links to."""
+    if not orphan["candidate_ids"]:
+        return "unmatchable", None
+    for candidate in orphan["candidate_ids"]:
+        named = [d for d in deliveries if d["provider_message_id"] == candidate]
+        same = [d for d in named if d["provider"] == orphan["provider"]]
+        found = same or [d for d in named if d["provider"] is None]
+        if found:
+            return _choose(orphan, found)
+    return "unmatched", None
+
+
+def _choose(orphan: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    own = [d for d in found if d["tenant_id"] == orphan["tenant_id"]]
+    if not own:
+        return "tenant_mismatch", None
+    wanted = orphan["recipient"]
+    addressed = [d for d in own if wanted is None or d["recipient"].strip().lower() == wanted.strip().lower()]
+    if not addressed:
+        return "recipient_mismatch", None
+    return ("matched", addressed[0]["id"]) if len(addressed) == 1 else ("ambiguous", None)
