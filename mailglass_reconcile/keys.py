@@ -83,7 +83,6 @@ def keys_of(values: Values) -> Keys:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         logger.error("the key rule of %s fails with %s", rule.candidates.__name__, type(error).__name__)
         return Keys(provider, (), recipient)
-    spellings = dict.fromkeys(spelling for text in found if text for spelling in expand(text))
     return Keys(provider, tuple(filter(is_usable, spellings)), recipient)
 
 
@@ -165,7 +164,13 @@ def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
 
 @key_rule(
     "mailgun",
-    reads=("metadata/message-id", "metadata/message/headers/message-id", "metadata/message_id"),
+    reads=(
+        "metadata/event-data/message/headers/message-id",
+        "metadata/message/headers/message-id",
+        "metadata/message-id",
+        "metadata/Message-Id",
+        "metadata/message_id",
+    ),
 )
 @key_rule("brevo", "sendinblue", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
 @key_rule(ANY_PROVIDER, reads=("metadata/message_id",))
@@ -195,10 +200,19 @@ def resend(*email_id: str | None) -> Iterable[str | None]:
     return email_id
 
 
-@key_rule("sparkpost", reads=("metadata/transmission_id",))
-def sparkpost(transmission_id: str | None) -> Iterable[str | None]:
+@key_rule(
+    "sparkpost",
+    reads=(
+        "metadata/transmission_id",
+        "metadata/msys/message_event/transmission_id",
+        "metadata/msys/track_event/transmission_id",
+        "metadata/msys/gen_event/transmission_id",
+        "metadata/msys/unsubscribe_event/transmission_id",
+    ),
+)
+def sparkpost(*transmission_id: str | None) -> Iterable[str | None]:
     """`transmission_id`, digits as text or integer; never `message_id`."""
-    return (transmission_id,)
+    return transmission_id
 
 
 @key_rule("mailjet", reads=("metadata/MessageID", "metadata/message_id"))
