@@ -9,6 +9,7 @@ context.configure(
     connection=attributes["connection"],
     version_table=VERSION_TABLE,
     version_table_schema=attributes["settings"].database_schema,
+    transactional_ddl=False,  # each step is a transaction of its own
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -125,9 +125,12 @@ class Steps:
                 if table not in found or column not in found[table]
             ]
             missing += [
-                f"unique index on {table} ({', '.join(names.split())})"
+                f"a unique index on {table} ({', '.join(names.split())})"
                 for table, names in unique.items()
-                if table in found and not connection.execute(_UNIQUE, {"table": table, "columns": names}).scalar_one()
+                if found.get(table, set()).issuperset(names.split())
+                and not connection.execute(
+                    _UNIQUE, {"table": table, "columns": names, "last": names.split()[-1]}
+                ).scalar_one()
             ]
         if missing:
             raise SchemaOutdatedError(

@@ -1,0 +1,130 @@
+"""Databases as a test of migrations needs them, and all that the catalog says of a schema, to compare."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from mailglass_reconcile import database, migrations
+from mailglass_reconcile.settings import Settings
+
+MAILGLASS = (Path(__file__).parent / "mailglass_schema.sql").read_text()
+
+_OBJECTS = sa.text("""
+WITH relation AS (
+  SELECT * FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema)
+)
+SELECT format('%s %s options %s acl %s comment %s', r.relkind, r.relname, r.reloptions, r.relacl,
+              obj_description(r.oid, 'pg_class')) FROM relation AS r WHERE r.relkind IN ('r', 'p', 'v', 'S')
+ UNION ALL
+SELECT format('column %s.%s %s %s not null %s default %s', r.relname, a.attnum, a.attname,
+              format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid))
+  FROM relation AS r JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+  LEFT JOIN pg_attrdef AS d ON d.adrelid = r.oid AND d.adnum = a.attnum
+ WHERE r.relkind IN ('r', 'p')
+ UNION ALL
+SELECT format('index %s valid %s', pg_get_indexdef(i.indexrelid), i.indisvalid)
+  FROM relation AS r JOIN pg_index AS i ON i.indrelid = r.oid
+ UNION ALL
+SELECT format('constraint %s %s %s', r.relname, c.conname, pg_get_constraintdef(c.oid))
+  FROM relation AS r JOIN pg_constraint AS c ON c.conrelid = r.oid
+ UNION ALL
+SELECT format('trigger %s enabled %s', pg_get_triggerdef(t.oid), t.tgenabled)
+  FROM relation AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
+ UNION ALL
+SELECT format('function %s %s acl %s', p.proname, pg_get_functiondef(p.oid), p.proacl)
+  FROM pg_proc AS p WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema)
+ UNION ALL
+SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname !~ '^pg_'
+""")
+
+OURS = ("mailglass_open_orphans", "mailglass_reconcile_version", "prune_idx", "no_truncate")
+"""Words that tell what is ours in a line of the catalog from what is Mailglass's."""
+
+
+@dataclass
+class Installation:
+    """A schema of a database, migrated or not."""
+
+    settings: Settings
+    engine: sa.Engine = field(repr=False)
+
+    def run(self, sql: str) -> None:
+        """Run statements in the schema, in a transaction of its own."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                sa.text("SELECT set_config('search_path', quote_ident(:schema), true)"),
+                {"schema": self.settings.database_schema},
+            )
+            connection.execution_options(no_parameters=True).exec_driver_sql(sql)
+
+    def values(self, sql: str, **parameters: Any) -> list[Any]:
+        """Return the first column of what a statement returns in the schema."""
+        with self.engine.begin() as connection, database.borrowed(connection, self.settings):
+            return list(connection.execute(sa.text(sql), parameters).scalars())
+
+    def objects(self) -> set[str]:
+        """Return a line for each object in the schema."""
+        with self.engine.connect() as connection:
+            return set(connection.execute(_OBJECTS, {"schema": self.settings.database_schema}).scalars())
+
+    def rows(self) -> dict[str, list[str]]:
+        """Return every row of Mailglass's tables, as text."""
+        tables = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
+        return {table: self.values(f"SELECT t::text FROM {table} AS t ORDER BY 1") for table in tables}  # noqa: S608
+
+    def open_set(self) -> set[str]:
+        """Return the ids of the open orphans."""
+        return set(self.values("SELECT event_id::text FROM mailglass_open_orphans"))
+
+    def migrate(self, tell: Callable[[str], None] | None = None, **options: Any) -> list[str]:
+        """Migrate, and return what was told."""
+        told: list[str] = []
+        migrations.migrate(self.engine, self.settings, tell or told.append, **options)
+        return told
+
+    def remove(self) -> list[str]:
+        """Take out what is ours, and return what was told."""
+        told: list[str] = []
+        migrations.remove(self.engine, self.settings, told.append)
+        return told
+
+    def is_current(self) -> bool:
+        """Whether nothing is left to migrate."""
+        return migrations.is_current(self.engine, self.settings)
+
+    @contextmanager
+    def writing(self, sql: str) -> Any:
+        """Hold a transaction open, in the schema, that has run *sql*."""
+        with self.engine.connect() as connection:
+            connection.execute(
+                sa.text("SELECT set_config('search_path', quote_ident(:schema), true)"),
+                {"schema": self.settings.database_schema},
+            )
+            connection.exec_driver_sql(sql)
+            yield connection
+            connection.rollback()
+
+
+def ours(objects: set[str]) -> set[str]:
+    """Return those lines of the catalog that tell of what is ours."""
+    return {line for line in objects if any(word in line for word in OURS)}
+
+
+def installation(url: str, schema: str = "public") -> Installation:
+    """Return a schema of the database at *url* as it is."""
+    settings = Settings(database_url=url, database_schema=schema)
+    return Installation(settings, database.create_engine(settings))
+
+
+def live(url: str, schema: str = "public") -> Installation:
+    """Return a schema of the database at *url* in which Mailglass has made its tables."""
+    made = installation(url, schema)
+    with made.engine.begin() as connection:
+        quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
+        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+    made.run(MAILGLASS)
+    return made

@@ -1,0 +1,470 @@
+"""Migrations: what they make, what they leave alone, and that a Mailglass that writes meanwhile notices nothing."""
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+import redis
+import sqlalchemy as sa
+
+import mailglass_reconcile
+from catalog import Installation, installation, live, ours
+from conftest import wait_until
+from mailglass_reconcile.errors import (
+    ConfigurationError,
+    DatabaseRefusedError,
+    LedgerImmutableError,
+    MailglassReconcileError,
+    SchemaOutdatedError,
+)
+
+ORPHAN = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at, metadata)
+VALUES ('{id}', 'acme', 'delivered', now(), true, (now() AT TIME ZONE 'UTC') - interval '{age}',
+        '{{"provider": "postmark", "message_id": "m-1"}}')
+"""
+RECONCILED = """
+INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key)
+VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), 'reconciled', now(), 'reconciled:{id}')
+"""
+DELIVERY = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+VALUES (gen_random_uuid(), 'acme', 'W', 'transactional', 'a@example.com', 'example.com', 'm-1', 'dispatched',
+        now(), now(), now())
+"""
+WEBHOOK = """
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
+                                      raw_payload, received_at, inserted_at, updated_at)
+VALUES (gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', 'succeeded', '{}', now(), now(), now())
+"""
+ALL_STEPS = 7
+
+
+def new_id() -> str:
+    """Return a new id."""
+    return str(uuid.uuid4())
+
+
+def with_history(database: Installation) -> tuple[str, str, str]:
+    """Write what a live ledger holds, and return an open orphan, a reconciled one and an expired one."""
+    still_open, settled, expired = new_id(), new_id(), new_id()
+    for id_, age in ((still_open, "1 hour"), (settled, "1 hour"), (expired, "8 days")):
+        database.run(ORPHAN.format(id=id_, age=age))
+    database.run(RECONCILED.format(id=settled))
+    database.run(DELIVERY)
+    database.run(WEBHOOK)
+    return still_open, settled, expired
+
+
+def sweep(database: Installation, redis_url: str) -> int:
+    """Sweep a schema, and return how many orphans were linked."""
+    redis_client = redis.Redis.from_url(redis_url)
+    mailglass_reconcile.configure(engine=database.engine, settings=database.settings, redis=redis_client)
+    try:
+        return mailglass_reconcile.reconcile().linked
+    finally:
+        mailglass_reconcile.configure()
+        redis_client.close()
+
+
+def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_database_url, make_database, drop_database):
+    """What is not ours equals what the schema file makes."""
+    made = installation(empty_database_url)
+    told = made.migrate()
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+    try:
+        wanted = live(make_database(name)).objects()
+    finally:
+        drop_database(name)
+    objects = made.objects()
+    assert objects - ours(objects) == wanted
+    assert made.is_current()
+    assert any("create Mailglass's tables" in line for line in told)
+
+
+def test_what_is_ours_is_one_table_three_triggers_three_functions_an_index_and_the_version(empty_database_url):
+    """Nothing else is added to a live database."""
+    database = live(empty_database_url)
+    before = database.objects()
+    database.migrate()
+    added = database.objects() - before
+    assert added == ours(database.objects())
+    kinds = [line.split()[0] for line in added]
+    assert kinds.count("trigger") == 3
+    assert kinds.count("function") == 3
+    assert {line.split()[1] for line in added if line.startswith("r ")} == {
+        "mailglass_open_orphans",
+        "mailglass_reconcile_version",
+    }
+    indexes = {line for line in added if line.startswith("index") and "prune_idx" in line}
+    assert len(indexes) == 1
+
+
+def test_a_live_database_keeps_every_object_and_row(empty_database_url):
+    """Mailglass's tables are as before, with every row."""
+    database = live(empty_database_url)
+    with_history(database)
+    objects, rows = database.objects(), database.rows()
+    database.migrate()
+    assert objects <= database.objects()
+    assert database.rows() == rows
+
+
+def test_the_open_set_is_filled_with_what_is_open_within_the_maximum_age(empty_database_url):
+    """Neither reconciled nor expired orphans enter it, and a missing delivery status does not matter."""
+    database = live(empty_database_url)
+    database.run(
+        "ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error"
+    )
+    database.run(
+        """INSERT INTO mailglass_deliveries
+           (id, tenant_id, mailable, stream, recipient, recipient_domain, last_event_type, last_event_at,
+            inserted_at, updated_at)
+           VALUES (gen_random_uuid(), 't', 'W', 's', 'r', 'd', 'queued', now(), now(), now())"""
+    )
+    still_open, settled, expired = new_id(), new_id(), new_id()
+    for id_, age in ((still_open, "1 hour"), (settled, "1 hour"), (expired, "8 days")):
+        database.run(ORPHAN.format(id=id_, age=age))
+    database.run(RECONCILED.format(id=settled))
+    database.migrate()
+    assert database.open_set() == {still_open}
+
+
+def test_more_orphans_than_a_batch_are_all_filled_in(empty_database_url):
+    """The pages of the fill meet without a gap, also where many rows share one moment."""
+    database = live(empty_database_url)
+    database.run(
+        """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
+           SELECT gen_random_uuid(), 't' || n % 3, 'opened', now(), true, (now() AT TIME ZONE 'UTC')
+             FROM generate_series(1, 11000) AS n"""
+    )
+    database.migrate()
+    assert len(database.open_set()) == 11_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("ALTER TABLE mailglass_events DROP COLUMN normalized_payload", "mailglass_events.normalized_payload"),
+        ("ALTER TABLE mailglass_deliveries DROP COLUMN lock_version", "mailglass_deliveries.lock_version"),
+        ("DROP TABLE mailglass_webhook_events", "table mailglass_webhook_events"),
+        ("DROP INDEX mailglass_events_idempotency_key_idx", "unique index on mailglass_events (idempotency_key)"),
+        (
+            "DROP INDEX mailglass_events_idempotency_key_idx;"
+            " CREATE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)",
+            "unique index on mailglass_events (idempotency_key)",
+        ),
+        (
+            "DROP INDEX mailglass_events_idempotency_key_idx; CREATE UNIQUE INDEX narrow"
+            " ON mailglass_events (idempotency_key) WHERE type = 'delivered'",
+            "unique index on mailglass_events (idempotency_key)",
+        ),
+        (
+            "DROP INDEX mailglass_deliveries_provider_msg_id_idx",
+            "unique index on mailglass_deliveries (provider, provider_message_id)",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_changed(empty_database_url, damage, named):
+    """Not even the version table is made."""
+    database = live(empty_database_url)
+    database.run(damage)
+    before = database.objects()
+    with pytest.raises(SchemaOutdatedError) as error:
+        database.migrate()
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+    assert database.objects() == before
+
+
+def test_a_unique_index_that_covers_more_than_mailglass_s_will_do(empty_database_url):
+    """One without a condition, or one that carries a further column along."""
+    database = live(empty_database_url)
+    database.run(
+        """DROP INDEX mailglass_events_idempotency_key_idx;
+           CREATE UNIQUE INDEX whole ON mailglass_events (idempotency_key) INCLUDE (type)"""
+    )
+    database.migrate()
+    assert database.is_current()
+
+
+def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(empty_database_url):
+    """The catalog is as before; the SQL of each step is told."""
+    database = live(empty_database_url)
+    with_history(database)
+    before = database.objects()
+    told = database.migrate(plan=True)
+    assert database.objects() == before
+    assert not database.is_current()
+    text = "\n".join(told)
+    for sql in ("CREATE TABLE IF NOT EXISTS mailglass_open_orphans", "CREATE OR REPLACE TRIGGER",
+                "CREATE INDEX CONCURRENTLY", "CREATE TABLE public.mailglass_reconcile_version",
+                "INSERT INTO public.mailglass_reconcile_version"):  # fmt: skip
+        assert sql in text
+    assert "create Mailglass's tables" not in text
+    database.migrate()
+    assert database.migrate(plan=True) == ["nothing to do: the database is at revision 0001"]
+
+
+def test_migrating_twice_changes_nothing_the_second_time(empty_database_url):
+    """It says that there is nothing to do."""
+    database = live(empty_database_url)
+    database.migrate()
+    before = database.objects()
+    assert database.migrate() == ["nothing to do: the database is at revision 0001"]
+    assert database.objects() == before
+
+
+@pytest.mark.parametrize("steps", range(1, ALL_STEPS))
+def test_a_migration_that_was_interrupted_can_be_run_again_or_taken_out(empty_database_url, steps):
+    """Whichever step it came to."""
+    database = live(empty_database_url)
+    still_open, *_ = with_history(database)
+    before = database.objects()
+    for finish in (database.migrate, database.remove):
+        told: list[str] = []
+
+        def interrupt(line: str, told: list[str] = told) -> None:
+            told.append(line)
+            if len(told) == steps:
+                raise KeyboardInterrupt
+
+        try:
+            database.migrate(interrupt)
+        except KeyboardInterrupt:
+            assert len(told) == steps
+        finish()
+        if finish == database.migrate:
+            assert database.is_current()
+            assert database.open_set() == {still_open}
+            database.remove()
+        assert database.objects() == before
+
+
+def test_an_interrupted_build_of_the_index_is_made_good(empty_database_url):
+    """What a cancelled concurrent build leaves behind is built anew; the migration says what went wrong."""
+    database = live(empty_database_url)
+    with database.writing(WEBHOOK), ThreadPoolExecutor() as pool:
+        running = pool.submit(database.migrate)
+        building = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND state = 'active'"
+        waiting = f"{building} AND wait_event_type = 'Lock' AND datname = current_database()"
+        wait_until(lambda: database.values(waiting))
+        database.values(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS w")  # noqa: S608
+        with pytest.raises(MailglassReconcileError):
+            running.result(60)
+    assert not database.is_current()
+    database.migrate()
+    assert database.is_current()
+
+
+def test_two_migrations_at_once_both_end_well(empty_database_url):
+    """One waits for the other, in threads of one process as well."""
+    database = live(empty_database_url)
+    with_history(database)
+    with ThreadPoolExecutor() as pool:
+        for running in [pool.submit(database.migrate) for _ in range(3)]:
+            running.result(60)
+    assert database.is_current()
+
+
+def write_until(stop: threading.Event, database: Installation, written: list[int]) -> None:
+    """Write events as Mailglass does, each in a transaction that gives up on a lock after 500 ms."""
+    with psycopg.connect(database.settings.database_url.get_secret_value(), autocommit=True) as connection:
+        connection.execute("SET lock_timeout = '500ms'")
+        while not stop.is_set():
+            with connection.transaction():
+                connection.execute(ORPHAN.format(id=new_id(), age="1 minute"))
+                connection.execute(WEBHOOK)
+            written.append(1)
+
+
+def test_writers_never_fail_while_a_migration_comes_and_goes(empty_database_url):
+    """Four sessions with Mailglass's lock timeout write on; everything they wrote is in the open set."""
+    database = live(empty_database_url)
+    with_history(database)
+    stop, written = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write_until, stop, database, written) for _ in range(4)]
+        try:
+            for _ in range(3):
+                database.migrate()
+                database.remove()
+            database.migrate()
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result(60)
+    assert len(written) > 4
+    assert len(database.open_set()) == len(written) + 1
+
+
+def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(empty_database_url):
+    """The migration asks again and again for its lock, and writers pass by meanwhile."""
+    database = live(empty_database_url)
+    stop, written = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
+            writer = pool.submit(write_until, stop, database, written)
+            told: list[str] = []
+            migrating = pool.submit(database.migrate, told.append)
+            wait_until(lambda: "put the triggers on mailglass_events" in told)
+            before = len(written)
+            wait_until(lambda: len(written) > before + 200)
+            assert not migrating.done()
+        migrating.result(60)
+        stop.set()
+        writer.result(60)
+    assert database.is_current()
+
+
+@pytest.mark.parametrize("empty_first", [True, False])
+def test_remove_takes_out_what_is_ours_and_nothing_else(empty_database_url, empty_first):
+    """The catalog and the rows are as before, and a second removal finds nothing."""
+    database = live(empty_database_url)
+    if not empty_first:
+        with_history(database)
+    objects, rows = database.objects(), database.rows()
+    database.migrate()
+    database.remove()
+    assert database.objects() == objects
+    assert database.rows() == rows
+    assert database.remove() == ["nothing to do: there is nothing of ours"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add",
+        "ALTER TABLE mailglass_events DISABLE TRIGGER ALL",
+        "DROP TRIGGER mailglass_open_orphans_remove ON mailglass_events",
+        "DROP TRIGGER mailglass_events_no_truncate ON mailglass_events",
+        "DROP INDEX mailglass_webhook_events_prune_idx",
+        "DROP TABLE mailglass_open_orphans",
+        "DELETE FROM mailglass_reconcile_version",
+    ],
+)
+def test_what_was_disabled_or_dropped_is_mended_with_what_was_missed(empty_database_url, damage):
+    """Orphans that came, and orphans that were reconciled, without the triggers are made good too."""
+    database = live(empty_database_url)
+    first, *_ = with_history(database)
+    database.migrate()
+    whole = ours(database.objects())
+    database.run(damage)
+    assert not database.is_current()
+    second = new_id()
+    database.run("SET LOCAL session_replication_role = replica;" + ORPHAN.format(id=second, age="1 minute"))
+    database.run("SET LOCAL session_replication_role = replica;" + RECONCILED.format(id=first))
+    database.migrate()
+    assert ours(database.objects()) == whole
+    assert database.open_set() == {second}
+
+
+@pytest.mark.parametrize("schema", ["mail", "Mail Glass", 'o"dd, "\'x%s:y'])
+def test_a_schema_other_than_public_works(empty_database_url, redis_url, schema):
+    """Migration, triggers, sweep and removal, also where the name needs quotes."""
+    database = live(empty_database_url, schema)
+    before = database.objects()
+    with_history(database)
+    database.migrate()
+    database.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert sweep(database, redis_url) == 2
+    assert database.open_set() == set()
+    assert "mailglass_reconcile_version" not in str(installation(empty_database_url).objects())
+    database.remove()
+    assert database.objects() == before
+
+
+def test_two_schemas_of_one_database_do_not_interfere(empty_database_url, redis_url):
+    """Each has an open set and a version of its own."""
+    one, two = live(empty_database_url, "one"), live(empty_database_url, "two")
+    one.migrate()
+    assert not two.is_current()
+    two.migrate()
+    for database in (one, two):
+        database.run(DELIVERY)
+    one.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert two.open_set() == set()
+    assert sweep(two, redis_url) == 0
+    assert sweep(one, redis_url) == 1
+    before = two.objects()
+    one.remove()
+    assert two.objects() == before
+    assert two.is_current()
+
+
+def test_a_schema_that_does_not_exist_is_an_error_that_names_the_setting(empty_database_url):
+    """A mistyped name does not make a second, empty Mailglass."""
+    with pytest.raises(ConfigurationError, match="MAILGLASS_DATABASE_SCHEMA: there is no schema mail "):
+        installation(empty_database_url, "mail").migrate()
+
+
+@pytest.mark.parametrize("state", ["empty", "unmigrated", "outdated", "no such schema"])
+def test_a_sweep_of_a_database_that_is_not_migrated_says_what_to_run(empty_database_url, redis_url, state):
+    """In one line."""
+    database = installation(empty_database_url, "mail" if state == "no such schema" else "public")
+    if state not in {"empty", "no such schema"}:
+        live(empty_database_url)
+    if state == "outdated":
+        database.migrate()
+        database.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
+    with pytest.raises(SchemaOutdatedError) as error:
+        sweep(database, redis_url)
+    assert "run `mailglass-reconcile migrate`" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_database_of_a_newer_version_is_left_alone(empty_database_url):
+    """Neither migrated back nor taken apart."""
+    database = live(empty_database_url)
+    database.migrate()
+    database.run("UPDATE mailglass_reconcile_version SET version_num = '0002'")
+    before = database.objects()
+    for work in (database.migrate, database.remove):
+        with pytest.raises(DatabaseRefusedError, match="revision 0002"):
+            work()
+    assert database.objects() == before
+
+
+def test_mailglass_can_roll_its_own_migrations_back_beside_us(empty_database_url):
+    """Neither its table nor its function is held by anything of ours, and ours can still be taken out or renewed."""
+    database = live(empty_database_url)
+    with_history(database)
+    database.migrate()
+    database.run(
+        """DROP TABLE mailglass_webhook_events; DROP TABLE mailglass_events; DROP TABLE mailglass_deliveries;
+           DROP FUNCTION mailglass_raise_immutability()"""
+    )
+    database.remove()
+    assert ours(database.objects()) == set()
+
+
+def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(empty_database_url):
+    """The triggers come back, and what is left of the old ledger leaves the open set."""
+    database = live(empty_database_url)
+    with_history(database)
+    database.migrate()
+    database.run(
+        """DROP TABLE mailglass_webhook_events; DROP TABLE mailglass_events; DROP TABLE mailglass_deliveries;
+           DROP FUNCTION mailglass_raise_immutability()"""
+    )
+    live(empty_database_url)
+    database.migrate()
+    assert database.is_current()
+    assert database.open_set() == set()
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_events", "TRUNCATE mailglass_events"],
+)
+def test_the_ledger_refuses_to_be_changed(empty_database_url, forbidden):
+    """Update, delete and truncate reach Python by name."""
+    database = live(empty_database_url)
+    still_open, *_ = with_history(database)
+    database.migrate()
+    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+        connection.execute(sa.text(forbidden))
+    assert database.open_set() == {still_open}
