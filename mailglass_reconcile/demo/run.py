@@ -1,0 +1,74 @@
+"""One run of the demo, from the start of both servers to the last table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mailglass_reconcile import database, migrations, runtime
+from mailglass_reconcile.demo import plot, report, servers, verdict
+from mailglass_reconcile.demo.director import Director
+from mailglass_reconcile.demo.listener import Listener
+from mailglass_reconcile.demo.screen import Screen
+from mailglass_reconcile.demo.sweeper import INTERVAL_SECONDS, OwnSweeps
+from mailglass_reconcile.demo.traffic import Traffic
+from mailglass_reconcile.settings import Settings
+
+GRACE_SECONDS = 1
+
+OPENING = f"""\
+Webhooks arrive here before the deliveries that they speak of have committed, and become orphans.
+A sweep links them. It runs every {INTERVAL_SECONDS:g} s and leaves an orphan {GRACE_SECONDS} s of grace;
+in operation it is every five minutes, and 60 s.
+"""
+
+
+def run() -> int:
+    """Play the demo on servers of its own, and return 0, or 1 where a promise was broken."""
+    servers.exit_on_signals()
+    screen = Screen()
+    screen.console.print(OPENING)
+    screen.tell("servers", "starting PostgreSQL and Valkey")
+    with _installation(screen) as settings:
+        outcome = _play(screen, settings)
+    report.write(screen.console, outcome)
+    return 0 if all(outcome.promises.values()) else 1
+
+
+@contextmanager
+def _installation(screen: Screen) -> Iterator[Settings]:
+    """Start both servers, configure this process for them, and migrate; no variable of the environment counts."""
+    with servers.postgres() as database_url, servers.redis() as redis_url:
+        settings = Settings(
+            database_url=database_url,
+            database_schema="public",
+            redis_url=redis_url,
+            grace_seconds=GRACE_SECONDS,
+            max_age_minutes=10_080,
+            batch_size=2_000,
+            sweep_seconds=30,
+        )
+        runtime.configure(settings=settings)
+        try:
+            tell = screen.tell
+            migrations.migrate(database.create_engine(settings), settings, lambda line: tell("migrate", line))
+            yield settings
+        finally:
+            runtime.configure()
+            screen.tell("servers", "stopping PostgreSQL and Valkey")
+
+
+def _play(screen: Screen, settings: Settings) -> verdict.Verdict:
+    engine = database.create_engine(settings)
+    waves = plot.waves()
+    with (
+        Listener(settings.redis_url.get_secret_value(), plot.TENANTS) as listener,
+        Traffic(engine) as traffic,
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+    ):
+        screen.tell("redis", f"listening to the channels of {' and '.join(plot.TENANTS)}")
+        with screen.live():
+            director = Director(screen, connection, traffic, listener, OwnSweeps())
+            quiet = director.play(waves, links=len(plot.matchable(waves)))
+        with engine.connect() as judging:
+            return verdict.judge(judging, waves, traffic, listener.heard, quiet)

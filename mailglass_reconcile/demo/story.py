@@ -1,0 +1,112 @@
+"""Who sends what in the demo, and what is heard of it, in the shapes that Mailglass's rows really have.
+
+Nothing here touches a server. A seeded random source makes the ids, so that every run tells the same story.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from mailglass_reconcile import ledger
+
+BASE64URL = string.ascii_letters + string.digits + "-_"
+
+NO_DELIVERY = "unmatched"
+NO_ID = "unmatchable"
+AMBIGUOUS = "ambiguous"
+OTHER_TENANT = "tenant_mismatch"
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """One event of a provider's webhook; `state` is how it must end where no delivery is right for it."""
+
+    tenant_id: str
+    provider: str
+    type: str
+    metadata: dict[str, object]
+    state: str | None = None
+    id: str = field(default_factory=ledger.uuid7)
+
+
+@dataclass(frozen=True)
+class Mail:
+    """A message that an application sends; its delivery's row commits late, or never."""
+
+    tenant_id: str
+    message_id: str
+    recipient: str
+    webhooks: tuple[Webhook, ...]
+    commits: bool = True
+    id: str = field(default_factory=ledger.uuid7)
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Mails whose transactions are open at the same time, and webhooks about mail of nobody here."""
+
+    mails: Sequence[Mail]
+    strays: Sequence[Webhook] = ()
+
+    @property
+    def webhooks(self) -> list[Webhook]:
+        """All webhooks of the wave, in the order in which they arrive."""
+        return [webhook for mail in self.mails for webhook in mail.webhooks] + list(self.strays)
+
+
+class Cast:
+    """Makes mails and webhooks with ids as the providers make them."""
+
+    def __init__(self, seed: int = 20) -> None:
+        self._random = random.Random(seed)
+        self._number = 0
+
+    def guid(self) -> str:
+        """Return a Postmark `MessageID`."""
+        return str(UUID(int=self._random.getrandbits(128), version=4))
+
+    def text(self, length: int) -> str:
+        """Return base64url, as SendGrid's ids are."""
+        return "".join(self._random.choices(BASE64URL, k=length))
+
+    def relayed(self, message_id: str) -> str:
+        """Return the `sg_message_id` of a webhook: the id at send, a dot, and a relay's suffix."""
+        host = f"{self._random.getrandbits(40):010x}-{self._random.getrandbits(20):05x}"
+        return f"{message_id}.recvd-{host}-1-{self._random.getrandbits(32):08X}-{self._random.randrange(64):X}.0"
+
+    def postmark(
+        self, tenant_id: str, message_id: str, record_type: str, type_: str, state: str | None = None
+    ) -> Webhook:
+        """Return an event as Postmark's webhook and Mailglass's ingest leave it."""
+        event_id = f"{record_type}:{message_id}:{self._random.randrange(10**9)}"
+        metadata = {"provider_event_id": event_id, "record_type": record_type, "message_id": message_id}
+        return Webhook(tenant_id, "postmark", type_, {"provider": "postmark", **metadata}, state)
+
+    def sendgrid(self, tenant_id: str, message_id: str, event: str, type_: str, state: str | None = None) -> Webhook:
+        """Return an event as SendGrid's webhook and Mailglass's ingest leave it."""
+        metadata = {"provider_event_id": self.text(22), "event": event, "sg_message_id": message_id}
+        return Webhook(tenant_id, "sendgrid", type_, {"provider": "sendgrid", **metadata}, state)
+
+    def postmark_mail(self, tenant_id: str, *told: str, commits: bool = True) -> Mail:
+        """Return a mail sent by Postmark; *told* are pairs `RecordType=type` that its webhooks tell."""
+        message_id = self.guid()
+        state = None if commits else NO_DELIVERY
+        pairs = [pair.split("=") for pair in told]
+        webhooks = tuple(self.postmark(tenant_id, message_id, raw, type_, state) for raw, type_ in pairs)
+        return Mail(tenant_id, message_id, self._recipient(), webhooks, commits)
+
+    def sendgrid_mail(self, tenant_id: str, *told: str) -> Mail:
+        """Return a mail sent by SendGrid; *told* are pairs `event=type` that its webhooks tell."""
+        message_id = self.text(22)
+        relayed = self.relayed(message_id)
+        pairs = [pair.split("=") for pair in told]
+        webhooks = tuple(self.sendgrid(tenant_id, relayed, raw, type_) for raw, type_ in pairs)
+        return Mail(tenant_id, message_id, self._recipient(), webhooks)
+
+    def _recipient(self) -> str:
+        self._number += 1
+        return f"reader{self._number}@example.com"

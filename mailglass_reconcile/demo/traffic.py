@@ -1,0 +1,102 @@
+"""The application that sends and the endpoint that receives: transactions left open, events that overtake them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from contextlib import ExitStack
+from types import TracebackType
+
+import sqlalchemy as sa
+
+from mailglass_reconcile import recorder
+from mailglass_reconcile.demo.story import Mail, Webhook
+
+_SEND = sa.text("""
+INSERT INTO mailglass_deliveries
+       (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+        last_event_type, last_event_at, dispatched_at, status, inserted_at, updated_at)
+SELECT CAST(:id AS uuid), :tenant_id, 'Demo.Newsletter', 'bulk', :recipient, 'example.com', :message_id,
+       'dispatched', t.utc, t.utc, 'sent', t.utc, t.utc
+  FROM (SELECT now() AT TIME ZONE 'UTC' AS utc) AS t
+""")
+
+_RECEIVE = sa.text("""
+INSERT INTO mailglass_events AS e
+       (id, tenant_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
+SELECT CAST(:id AS uuid), :tenant_id, :type, t.utc, :idempotency_key, CAST(:metadata AS jsonb), true, t.utc
+  FROM (SELECT now() AT TIME ZONE 'UTC' AS utc) AS t
+RETURNING md5(e::text)
+""")
+
+_VISIBLE = sa.text("SELECT count(*) FROM mailglass_deliveries WHERE provider_message_id = :message_id")
+
+
+class Traffic:
+    """Sends mail in transactions that stay open, and records webhooks from another connection meanwhile.
+
+    Attributes:
+        committed: When each delivery's transaction had committed, by delivery id.
+        fingerprints: The MD5 of each orphan's row as it was inserted, by event id.
+        too_late: Webhooks that came when their delivery could be seen already; the demo means to have none.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.committed: dict[str, dt.datetime] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.too_late = 0
+        self._engine = engine
+        self._open: dict[str, sa.Connection] = {}
+        self._connections = ExitStack()
+
+    def __enter__(self) -> Traffic:
+        """Connect the webhook endpoint."""
+        self._endpoint = self._connections.enter_context(self._engine.connect())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close every connection; what is still open is rolled back."""
+        self._connections.close()
+
+    def send(self, mail: Mail) -> None:
+        """Insert the delivery of *mail* in a transaction of its own, and leave that open."""
+        connection = self._connections.enter_context(self._engine.connect())
+        connection.execute(
+            _SEND,
+            {
+                "id": mail.id,
+                "tenant_id": mail.tenant_id,
+                "recipient": mail.recipient,
+                "message_id": mail.message_id,
+            },
+        )
+        self._open[mail.id] = connection
+
+    def settle(self, mail: Mail) -> None:
+        """Commit the transaction of *mail*, or roll it back where the plot says so."""
+        connection = self._open.pop(mail.id)
+        if mail.commits:
+            connection.commit()
+            self.committed[mail.id] = dt.datetime.now(dt.UTC)
+        else:
+            connection.rollback()
+
+    def receive(self, webhook: Webhook, mail: Mail | None) -> None:
+        """Insert the event of *webhook* as an orphan and commit it; *mail* is what it tells of, if it is ours."""
+        provider_event_id = str(webhook.metadata["provider_event_id"])
+        with self._endpoint.begin():
+            if mail is not None:
+                parameters = {"message_id": mail.message_id}
+                self.too_late += self._endpoint.execute(_VISIBLE, parameters).scalar_one()
+            self.fingerprints[webhook.id] = self._endpoint.execute(
+                _RECEIVE,
+                {
+                    "id": webhook.id,
+                    "tenant_id": webhook.tenant_id,
+                    "type": webhook.type,
+                    "idempotency_key": recorder.idempotency_key(webhook.provider, provider_event_id, 0),
+                    "metadata": json.dumps(webhook.metadata),
+                },
+            ).scalar_one()

