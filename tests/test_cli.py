@@ -1,0 +1,145 @@
+"""The command line as its user meets it: a process, its output, its exit code."""
+
+import json
+import subprocess
+import sys
+import uuid
+
+import pytest
+
+ORPHAN = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+VALUES (CAST(:id AS uuid), :tenant, 'delivered', now() - interval '1 hour',
+        jsonb_build_object('provider', 'postmark', 'message_id', CAST(:message AS text)), true,
+        now() - interval '50 minutes')
+"""
+DELIVERY = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+VALUES (gen_random_uuid(), :tenant, 'Welcome', 'transactional', 'ada@example.com', 'example.com', :message,
+        'dispatched', now() - interval '1 hour', now(), now())
+"""
+
+
+@pytest.fixture
+def cli(db, redis_url):
+    """Run `mailglass-reconcile` with the test's database, and return the finished process."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", *arguments]
+        variables = {**db.environment(redis_url), **environment}
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture
+def one_of_two(db):
+    """Two orphans of tenant acme, one of which has a delivery; returns both ids, the linkable one first."""
+    ids = []
+    for number in range(2):
+        message, event = str(uuid.uuid4()), str(uuid.uuid4())
+        db.run(ORPHAN, id=event, tenant="acme", message=message)
+        if number == 0:
+            db.run(DELIVERY, tenant="acme", message=message)
+        ids.append(event)
+    return ids
+
+
+def test_sweep_prints_one_json_object_whose_counts_add_up(cli, one_of_two):
+    """Machines read one object with the fixed fields."""
+    finished = cli("sweep", "--json")
+    counts = json.loads(finished.stdout)
+    assert (finished.returncode, counts["scanned"], counts["linked"], counts["unmatched"]) == (0, 2, 1, 1)
+    assert (counts["remaining"], counts["published"], counts["status"]) == (1, 2, "ok")
+
+
+def test_sweep_tells_a_person_what_stays_open_and_why(cli, one_of_two):
+    """The summary has a line for each reason."""
+    finished = cli("sweep")
+    assert "linked 1 of 2 open orphans" in finished.stdout
+    assert "1 unmatched: no delivery has their id yet" in finished.stdout
+
+
+def test_a_dry_run_writes_nothing(cli, db, one_of_two):
+    """What would be linked is said and not done."""
+    before = db.value("SELECT count(*) FROM mailglass_events")
+    finished = cli("sweep", "--dry-run", "--json")
+    counts = json.loads(finished.stdout)
+    assert (counts["linked"], counts["dry_run"], counts["remaining"]) == (1, True, 2)
+    assert db.value("SELECT count(*) FROM mailglass_events") == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sweep", "--limit", "0"), ("sweep", "--limit", "x"), ("sweep", "--dry"), ("sweep", "acme"), ("explain", "x")],
+)
+def test_wrong_usage_exits_with_2_and_sweeps_nothing(cli, db, one_of_two, arguments):
+    """Unknown options and bad values are refused before anything is done."""
+    finished = cli(*arguments)
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'") == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"MAILGLASS_DATABASE_URL": "not-a-url"}, "MAILGLASS_DATABASE_URL"),
+        ({"MAILGLASS_DATABASE_URL": ""}, "MAILGLASS_DATABASE_URL"),
+        ({"MAILGLASS_DATABASE_URL": "mysql://u:canary@h/d"}, "MAILGLASS_DATABASE_URL"),
+        ({"MAILGLASS_DATABASE_URL": "postgresql://u:canary@127.0.0.1:1/d"}, "MAILGLASS_DATABASE_URL"),
+        ({"MAILGLASS_REDIS_URL": "http://:canary@x"}, "MAILGLASS_REDIS_URL"),
+        ({"MAILGLASS_GRACE_SECONDS": "canary"}, "MAILGLASS_GRACE_SECONDS"),
+        ({"MAILGLASS_DATABASE_SCHEMA": "elsewhere"}, "MAILGLASS_DATABASE_SCHEMA"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_1(cli, variables, named):
+    """No traceback, and no value of the setting."""
+    finished = cli("sweep", **variables)
+    assert finished.returncode == 1
+    assert named in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
+    assert "canary" not in finished.stderr
+
+
+def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two):
+    """What the next sweep links, and what has no delivery yet."""
+    found = json.loads(cli("status", "--json").stdout)
+    groups = {(g["state"], g["tenant_id"], g["provider"]): g["orphans"] for g in found["groups"]}
+    assert groups == {("matched", "acme", "postmark"): 1, ("unmatched", "acme", "postmark"): 1}
+    assert 2_990 <= found["oldest_eligible_seconds"] <= 3_100
+    assert "matched" in cli("status").stdout
+
+
+def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two):
+    """Before a sweep and after it."""
+    linkable, other = one_of_two
+    found = json.loads(cli("explain", linkable, "--json").stdout)
+    assert found["state"] == "matched"
+    assert found["named"][0]["candidate_id"] in found["candidate_ids"]
+    assert "no delivery has any of its ids yet" in cli("explain", other).stdout
+    cli("sweep")
+    assert json.loads(cli("explain", linkable, "--json").stdout)["state"] == "linked"
+
+
+def test_explain_of_an_unknown_event_exits_with_1(cli):
+    """The ledger has no such event, and says so."""
+    finished = cli("explain", str(uuid.uuid4()))
+    assert finished.returncode == 1
+    assert "the ledger has no event with this id" in finished.stdout
+
+
+def test_prune_prints_what_it_removed_and_mended(cli, db, one_of_two):
+    """A lost row of the open set comes back."""
+    db.run("DELETE FROM mailglass_open_orphans")
+    assert json.loads(cli("prune", "--json").stdout)["added"] == 2
+
+
+def test_migrate_check_says_whether_it_is_done(cli, db):
+    """Exit code 0 where nothing is left to do, 1 otherwise."""
+    assert cli("migrate", "--check").returncode == 0
+    db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
+    assert cli("migrate", "--check").returncode == 1
+    assert cli("migrate").returncode == 0
+    assert cli("migrate", "--check").returncode == 0
