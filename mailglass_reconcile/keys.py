@@ -80,7 +80,8 @@ def keys_of(values: Values) -> Keys:
     rule = _rules.get(provider.lower(), _rules[ANY_PROVIDER])
     try:
         found = (*common, *rule.candidates(*own))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        spellings = dict.fromkeys(spelling for text in found if text for spelling in expand(text))
+    except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         logger.error("the key rule of %s fails with %s", rule.candidates.__name__, type(error).__name__)
         return Keys(provider, (), recipient)
     return Keys(provider, tuple(filter(is_usable, spellings)), recipient)

@@ -1,0 +1,192 @@
+"""What an event does to its delivery, against a plain reading of the rules."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import factories
+import oracle
+from mailglass_reconcile import database, projector
+from mailglass_reconcile.model import Report
+from mailglass_reconcile.settings import Settings
+
+NOON = datetime(2026, 3, 1, 12)
+COLUMNS = ", ".join(oracle.PROJECTED)
+
+
+class RolledBackError(Exception):
+    """Ends a transaction whose work is not wanted."""
+
+
+@contextmanager
+def rolled_back(connection: sa.Connection) -> Iterator[None]:
+    """Run a block in a transaction of the package's scope that rolls back."""
+    try:
+        with database.transaction(connection, Settings(), probes_only=True):
+            yield
+            raise RolledBackError
+    except RolledBackError:
+        pass
+
+
+@pytest.fixture(scope="module")
+def connection(make_database, drop_database, template):
+    """A connection to a migrated database in which nothing is ever committed."""
+    name = f"mgtest_{factories.new_id()}"
+    engine = database.create_engine(Settings(database_url=make_database(name, template)))
+    with engine.connect() as connection:
+        yield connection
+    drop_database(name)
+
+
+def project(connection: sa.Connection, *batches: list[tuple[str, object, datetime]], **columns: object) -> sa.Row:
+    """Project batches of `(type, occurred_at, arrival)` on a delivery that is gone afterwards, and return its row."""
+    row = factories.delivery_row("one", **columns)
+    with rolled_back(connection):
+        factories.insert_on(connection, deliveries=[row])
+        for batch in batches:
+            reports = [Report(row["id"], kind, str(at), str(arrival)) for kind, at, arrival in batch]
+            projector.project(connection, reports)
+        return connection.execute(
+            sa.text(
+                f"SELECT {COLUMNS}, lock_version, updated_at = now()::timestamp AS touched"  # noqa: S608 - our own names
+                " FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)"
+            ),
+            {"id": row["id"]},
+        ).one()
+
+
+def event(kind: str, at: datetime, arrival: datetime | None = None) -> tuple[str, datetime, datetime]:
+    """Return an event that arrived a minute after it occurred."""
+    return kind, at, arrival or at + timedelta(minutes=1)
+
+
+times = st.datetimes(datetime(1999, 12, 31, 23), datetime(2000, 1, 1, 3)).map(
+    lambda t: t.replace(second=0, microsecond=0)
+)
+events = st.tuples(st.sampled_from([*oracle.ALL_TYPES, "reconciled", "weird"]), times, times)
+rows = st.fixed_dictionaries(
+    {
+        "last_event_type": st.sampled_from([*oracle.ALL_TYPES, "weird"]),
+        "last_event_at": times,
+        "terminal": st.booleans(),
+        "dispatched_at": st.none() | times,
+        "delivered_at": st.none() | times,
+    }
+)
+
+
+@settings(max_examples=250, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=rows, batch=st.lists(events, max_size=8), data=st.data())
+def test_any_order_and_any_split_equal_the_fold(connection, row, batch, data):
+    """One statement for each part, against one event after the other in plain Python."""
+    shuffled = data.draw(st.permutations(batch))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=3)))
+    parts = [shuffled[a:b] for a, b in zip([0, *cuts], [*cuts, len(batch)], strict=True)]
+    full = {**row, "bounced_at": None, "complained_at": None, "suppressed_at": None}
+    found = project(connection, *parts, **row)
+    assert {name: getattr(found, name) for name in oracle.PROJECTED} == oracle.fold(full, batch)
+    changed = any(getattr(found, name) != full[name] for name in oracle.PROJECTED)
+    assert (found.lock_version > 1) == changed
+    assert found.touched == changed
+    assert found.lock_version <= 1 + len([part for part in parts if part])
+
+
+def test_several_deliveries_in_one_statement_do_not_mix(connection):
+    """Each gets its own events only."""
+    rows = [factories.delivery_row(str(n)) for n in range(3)]
+    with rolled_back(connection):
+        factories.insert_on(connection, deliveries=rows)
+        kinds = ("delivered", "bounced", "opened")
+        arrival = str(NOON)
+        changed = projector.project(
+            connection, [Report(row["id"], kind, arrival, arrival) for row, kind in zip(rows, kinds, strict=True)]
+        )
+        found = connection.execute(
+            sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")
+        )
+        assert tuple(found.scalars()) == kinds
+    assert changed == 3
+
+
+def test_a_raced_delivered_replaces_a_later_dispatched(connection):
+    """Type and time together, although the time is earlier."""
+    earlier = datetime(2026, 1, 2, 3, 4, 4)
+    found = project(connection, [event("delivered", earlier)])
+    assert (found.last_event_type, found.last_event_at, found.delivered_at) == ("delivered", earlier, earlier)
+    assert found.dispatched_at == datetime(2026, 1, 2, 3, 4, 5)
+    assert found.terminal
+
+
+@pytest.mark.parametrize("kind", ["queued", "sent", "dispatched", "unknown"])
+def test_our_own_side_never_replaces_a_providers_report(connection, kind):
+    """However late it is."""
+    found = project(connection, [event("delivered", NOON)], [event(kind, NOON + timedelta(days=1))])
+    assert (found.last_event_type, found.last_event_at) == ("delivered", NOON)
+
+
+def test_on_equal_times_the_fixed_list_decides(connection):
+    """A complaint stands after a click, whichever is projected first."""
+    for kinds in (("clicked", "complained"), ("complained", "clicked")):
+        assert project(connection, *[[event(kind, NOON)] for kind in kinds]).last_event_type == "complained"
+
+
+def test_the_earliest_report_of_a_kind_is_kept(connection):
+    """Later ones never move it, an earlier one does."""
+    days = [NOON + timedelta(days=n) for n in (1, 2, 0)]
+    found = project(connection, *[[event("bounced", day)] for day in days])
+    assert (found.bounced_at, found.last_event_at) == (NOON, days[1])
+
+
+@pytest.mark.parametrize("at", ["2026-03-02 12:00:00", "infinity", "-infinity", "1999-12-31 23:59:59", "0044-03-15 BC"])
+def test_an_impossible_time_counts_as_arrival(connection, at):
+    """Later than arrival, infinite, or before the year 2000."""
+    found = project(connection, [("delivered", at, NOON)])
+    assert (found.last_event_at, found.delivered_at) == (NOON, NOON)
+
+
+@pytest.mark.parametrize("kind", ["reconciled", "weird", "", "Delivered", "delivered "])
+def test_an_unknown_type_moves_nothing(connection, kind):
+    """Mailglass could not load a delivery with it."""
+    found = project(connection, [event(kind, NOON)])
+    assert (found.last_event_type, found.lock_version, found.touched) == ("dispatched", 1, False)
+
+
+@pytest.mark.parametrize("kind", sorted(oracle.FINAL))
+def test_a_final_type_makes_it_terminal_for_ever(connection, kind):
+    """A later report that is not final does not take it back."""
+    assert project(connection, [event(kind, NOON)], [event("opened", NOON + timedelta(days=1))]).terminal
+
+
+@pytest.mark.parametrize("kind", sorted({*oracle.ALL_TYPES} - oracle.FINAL))
+def test_no_other_type_makes_it_terminal(connection, kind):
+    """Opened, clicked and the like say nothing of the end."""
+    assert not project(connection, [event(kind, NOON)]).terminal
+
+
+def test_the_largest_version_is_followed_by_one(connection):
+    """The column is a four-byte integer."""
+    assert project(connection, [event("delivered", NOON)], lock_version=2**31 - 1).lock_version == 1
+
+
+def test_the_version_does_not_move_where_nothing_changes(connection):
+    """The same report twice, and then one that is older."""
+    batches = [[event("opened", NOON)]] * 2 + [[event("opened", NOON - timedelta(days=1))]]
+    assert project(connection, *batches).lock_version == 2
+
+
+def test_one_batch_moves_the_version_once(connection):
+    """However many of its events change something."""
+    assert project(connection, [event(kind, NOON) for kind in ("delivered", "opened", "clicked")]).lock_version == 2
+
+
+def test_every_known_type_is_ranked_as_the_design_says(connection):
+    """Our own side below the providers' reports, each once."""
+    assert sorted(projector.OWN_TYPES) == sorted(oracle.OWN_SIDE)
+    assert list(projector.PROVIDER_TYPES) == oracle.PROVIDER_SIDE
+    assert set(projector.TERMINAL_TYPES) == oracle.FINAL
