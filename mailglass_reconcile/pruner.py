@@ -6,19 +6,21 @@ from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import open_orphans
-from mailglass_reconcile.database import connect, in_batches
+from mailglass_reconcile import open_orphans, schema
+from mailglass_reconcile.database import connect, in_batches, transaction
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
 
 BATCH_ROWS = 5_000
 
+_VERSION = sa.text("SELECT max(version_num) FROM mailglass_reconcile_version")
+
 _DELETE_WEBHOOKS = sa.text("""
-DELETE FROM mailglass_webhook_events AS w
- USING (SELECT id FROM mailglass_webhook_events
-         WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
-         ORDER BY inserted_at LIMIT :size FOR UPDATE SKIP LOCKED) AS old
- WHERE w.id = old.id
+DELETE FROM mailglass_webhook_events
+ WHERE id = ANY (ARRAY(
+         SELECT id FROM mailglass_webhook_events
+          WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
+          ORDER BY inserted_at LIMIT :size FOR UPDATE SKIP LOCKED))
 """)
 
 
@@ -53,6 +55,7 @@ def prune(engine: sa.Engine, settings: Settings) -> PruneResult:
     A retention of `infinity` sends no DELETE.
 
     Raises:
+        SchemaOutdatedError: The database is not migrated; nothing was deleted.
         MailglassReconcileError: The database refused, or cannot be reached; earlier batches stay done.
     """
     retention = {
@@ -62,6 +65,8 @@ def prune(engine: sa.Engine, settings: Settings) -> PruneResult:
     }
     result = PruneResult()
     with database_errors(), connect(engine) as connection:
+        with transaction(connection, settings, read_only=True):
+            schema.require_current(connection.execute(_VERSION).scalar_one())
         for status, days in retention.items():
             if days is not None:
                 bounds = {"status": status, "days": days, "size": BATCH_ROWS}
