@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery import Celery
 from kombu.entity import Queue
+from pydantic import SecretStr
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK, make_beat_schedule
@@ -14,11 +15,20 @@ RESULT_SECONDS = 86_400
 
 _settings = runtime.get_settings()
 
+
+def _celerys_url(secret: SecretStr) -> str:
+    """Return a URL as Celery reads it: `rediss://` must say there that certificates are checked."""
+    url = secret.get_secret_value()
+    if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
+
+
 app = Celery("mailglass_reconcile", include=["mailglass_reconcile.tasks"])
 app.conf.update(
-    broker_url=(_settings.broker_url or _settings.redis_url).get_secret_value(),
+    broker_url=_celerys_url(_settings.broker_url or _settings.redis_url),
     broker_connection_retry_on_startup=True,
-    result_backend=_settings.redis_url.get_secret_value(),
+    result_backend=_celerys_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,
     beat_schedule=make_beat_schedule(),
     task_queues=[Queue(SWEEP_QUEUE), Queue(PRUNE_QUEUE)],

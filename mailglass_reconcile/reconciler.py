@@ -57,6 +57,8 @@ class Sweep:
         self._deadline = time.monotonic() + settings.sweep_seconds
         self._window: Slice | None = None
         self._eligible = 0
+        self.in_batch = False
+        """Whether a batch is on its way from its claim to its count: its commit is known only at the end."""
 
     def run(self, engine: sa.Engine) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -78,6 +80,10 @@ class Sweep:
             self.result.duration_ms = round((time.monotonic() - began) * 1000)
         return self.result
 
+    def stop(self) -> None:
+        """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
+        self._deadline = time.monotonic()
+
     def _sweep(self, connection: sa.Connection) -> None:
         rest: Slice | None = None
         while rest is None or (rest.after != rest.until and not self._expired()):
@@ -89,9 +95,11 @@ class Sweep:
                 findings = linking.match(connection, piece, computed)
             self.result.count(findings.states)
             for pairs in self._batches(findings.pairs):
+                self.in_batch = True
                 outcome = link_batch(connection, self._settings, pairs, self._expired)
                 told = projector.broadcast(outcome.links, self._publisher.publish)
                 self.result.add(len(outcome.links), len(outcome.failed), told.published, told.failed)
+                self.in_batch = False
                 self._progress(self.result)
                 for link in outcome.links:
                     computed.pop(link.orphan_id, None)

@@ -36,12 +36,12 @@ def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | Non
     return {
         "mailglass-reconcile": {
             "task": SWEEP_TASK,
-            "schedule": sweep or crontab(minute="*/5"),
+            "schedule": crontab(minute="*/5") if sweep is None else sweep,
             "options": {"expires": SWEEP_EXPIRES_SECONDS, **route},
         },
         "mailglass-reconcile-prune": {
             "task": PRUNE_TASK,
-            "schedule": prune or crontab(hour="3", minute="0"),
+            "schedule": crontab(hour="3", minute="0") if prune is None else prune,
             "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
         },
     }

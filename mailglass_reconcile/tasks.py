@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-from celery import shared_task
-from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import celeryd_after_setup, worker_process_init
-
 from mailglass_reconcile import runtime
-from mailglass_reconcile.lock import SweepTask
-from mailglass_reconcile.schedule import PRUNE_EXPIRES_SECONDS, PRUNE_TASK, SWEEP_EXPIRES_SECONDS, SWEEP_TASK
+from mailglass_reconcile.reconciler import Sweep
+from mailglass_reconcile.schedule import (
+    PRUNE_EXPIRES_SECONDS,
+    PRUNE_TASK,
+    SWEEP_EXPIRES_SECONDS,
+    SWEEP_TASK,
+    warn_without_celery,
+)
+
+try:
+    from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
+    from celery import shared_task
+    from celery.signals import celeryd_after_setup, worker_process_init
+
+    from mailglass_reconcile.lock import SweepTask
+except ModuleNotFoundError as error:
+    warn_without_celery()
+    raise ImportError(
+        f"mailglass_reconcile.tasks needs Celery and celery-singleton: {error}", name=error.name
+    ) from error
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +51,13 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
         TypeError: An argument is of another type.
         MailglassReconcileError: Nothing was swept.
     """
-    if not isinstance(tenant_id, str | None) or not isinstance(limit, int | None) or isinstance(limit, bool):
-        raise TypeError("tenant_id must be a text and limit an integer, or None")
+    self.generate_lock(self.name, (tenant_id, limit))
     with self.held() as holder:
         if holder != self.request.id:
             return {"status": "duplicate", "of": holder}
         sweep = runtime.sweep(tenant_id, limit)
-        try:
+        with _ended_by_soft_limit(sweep):
             sweep.run(runtime.get_engine())
-        except SoftTimeLimitExceeded:
-            logger.warning("the soft time limit ended a sweep; what was committed until then stays")
-            sweep.result.status = "partial"
         return sweep.result.as_dict()
 
 
@@ -51,6 +65,41 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
 def prune() -> dict[str, int]:
     """Delete old raw webhooks, and mend the open set; return the counts of `PruneResult`."""
     return runtime.prune().as_dict()
+
+
+class _SoftLimit(KeyboardInterrupt):
+    """The soft time limit, as psycopg takes it: it cancels its statement and leaves a usable connection.
+
+    Celery's own exception would leave a statement running; the failure to roll back would then take its place, and
+    be retried as a lost connection.
+    """
+
+
+@contextmanager
+def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
+    """Let a soft time limit end *sweep*: at once where it reads, after the batch where it links, and as `partial`."""
+    if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has soft limits
+        yield
+        return
+    reached = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal reached
+        reached = True
+        sweep.stop()
+        if not sweep.in_batch:
+            raise _SoftLimit
+
+    try:
+        signal.signal(SIG_SOFT_TIMEOUT, end)
+        yield
+    except _SoftLimit:
+        pass
+    finally:
+        signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
+    if reached:
+        logger.warning("the soft time limit ended a sweep; what was committed until then stays")
+        sweep.result.status = "partial"
 
 
 @worker_process_init.connect
@@ -64,6 +113,6 @@ def _warn_of_queues_without_consumer(instance: Any, **unused: Any) -> None:
     app = instance.app
     consumed = app.amqp.queues.consume_from
     for name in (SWEEP_TASK, PRUNE_TASK):
-        queue = app.amqp.router.route({}, name)["queue"].name
-        if queue not in consumed:
-            logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue, name)
+        queue = app.amqp.router.route({}, name).get("queue")
+        if queue is not None and queue.name not in consumed:
+            logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
