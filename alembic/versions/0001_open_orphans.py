@@ -156,6 +156,7 @@ $$;
 REVOKE ALL ON FUNCTION mailglass_open_orphans_add(), mailglass_open_orphans_remove() FROM PUBLIC;
 """
 
+# A sweep takes what it has claimed out of the open set itself, all at once, and says so for its transaction.
 TRIGGERS = """
 CREATE OR REPLACE TRIGGER mailglass_open_orphans_add AFTER INSERT ON mailglass_events FOR EACH ROW
   WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL)
