@@ -153,4 +153,7 @@ def prune() -> PruneResult:
 
 def available() -> bool:
     """Whether Celery can be imported, and so whether the tasks and the beat schedule exist."""
-    return all(importlib.util.find_spec(name) for name in ("celery", "celery_singleton"))
+    try:
+        return all(importlib.util.find_spec(name) for name in ("celery", "celery_singleton"))
+    except (ImportError, ValueError):  # an import hook that forbids it, a half-loaded module
+        return False

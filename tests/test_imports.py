@@ -1,0 +1,84 @@
+"""What is imported when, and what works without Celery."""
+
+import json
+import os
+import subprocess
+import sys
+
+from factories import delivery_row, insert, orphan_row, postmark
+
+WITHOUT_CELERY = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("celery", "celery_singleton", "kombu", "billiard"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+SWEEP_AND_PRUNE = (
+    WITHOUT_CELERY
+    + """
+import json
+import mailglass_reconcile
+swept = mailglass_reconcile.reconcile()
+pruned = mailglass_reconcile.prune()
+print(json.dumps([mailglass_reconcile.available(), swept.linked, pruned.as_dict()]))
+"""
+)
+
+COMMAND = WITHOUT_CELERY + "from mailglass_reconcile.cli import main; main()"
+
+IMPORT_ALONE = """
+import socket, sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen"):
+        raise SystemExit(f"connected at import: {event}")
+
+sys.addaudithook(refuse)
+import mailglass_reconcile
+mailglass_reconcile.configure()
+print([name for name in ("celery", "celery_singleton", "alembic", "click", "rich") if name in sys.modules])
+"""
+
+
+def python(code, *arguments, env=None):
+    """Run code in a Python of its own, and return what it did."""
+    command = [sys.executable, "-W", "error::ImportWarning", "-c", code, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
+    """From Python; `available()` says that it is not there."""
+    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
+    done = python(SWEEP_AND_PRUNE, env=db.environment(redis_url))
+    assert done.returncode == 0, done.stderr
+    available, linked, pruned = json.loads(done.stdout)
+    assert (available, linked) == (False, 1)
+    assert set(pruned) >= {"succeeded", "dead", "failed"}
+
+
+def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis_url):
+    """From the terminal, for the operator's own cron."""
+    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
+    for command, field, value in (("sweep", "linked", 1), ("prune", "failed", 0)):
+        done = python(COMMAND, command, "--json", env=db.environment(redis_url))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[field] == value
+
+
+def test_celery_is_available_where_it_can_be_imported():
+    """Which it can in this environment, for it is a dependency."""
+    done = python("import mailglass_reconcile; print(mailglass_reconcile.available())")
+    assert (done.returncode, done.stdout) == (0, "True\n")
+
+
+def test_importing_connects_to_nothing_and_needs_no_setting():
+    """No socket, no process; and what only the commands need is not loaded."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+    done = python(IMPORT_ALONE, env={**environment, "MAILGLASS_DATABASE_URL": "nonsense"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[]\n"
