@@ -1,0 +1,47 @@
+"""How often each fault was run, and how often something that must hold did not: the table of `make faults`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+
+import pytest
+
+FULL = os.environ.get("MAILGLASS_FAULTS") == "full"
+"""Whether everything runs (`make faults`), or a selection (`make test`)."""
+
+
+class Table:
+    """A pytest plugin that gathers what tests have recorded with `record_property("fault", (name, runs))`."""
+
+    def __init__(self) -> None:
+        self.runs: Counter[str] = Counter()
+        self.violations: dict[str, set[str]] = defaultdict(set)
+        self.skipped: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take the counts of a test that is over, and remember one that failed by its name."""
+        if report.when == "call" and report.passed:
+            given = [value for name, value in report.user_properties if name == "fault"]
+            for fault, count in given or [(_fault(report.nodeid), 1)]:
+                self.runs[fault] += count
+        if report.failed:
+            self.violations[_fault(report.nodeid)].add(report.nodeid)
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self.skipped[_fault(report.nodeid)] = report.longrepr[2]
+
+    def lines(self) -> list[str]:
+        """Return the table as Markdown."""
+        faults = sorted({*self.runs, *self.violations})
+        rows = [f"| {fault} | {self.runs[fault]} | {len(self.violations[fault])} |" for fault in faults]
+        return [
+            "| fault | runs | violations |",
+            "|---|---|---|",
+            *rows,
+            f"| all | {self.runs.total()} | {sum(map(len, self.violations.values()))} |",
+            *(f"- not run: {fault}: {why}" for fault, why in sorted(self.skipped.items())),
+        ]
+
+
+def _fault(nodeid: str) -> str:
+    return nodeid.partition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
