@@ -123,8 +123,9 @@ def installation(url: str, schema: str = "public") -> Installation:
 def live(url: str, schema: str = "public") -> Installation:
     """Return a schema of the database at *url* in which Mailglass has made its tables."""
     made = installation(url, schema)
-    with made.engine.begin() as connection:
-        quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
-        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+    if schema != "public":
+        with made.engine.begin() as connection:
+            quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
+            connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
     made.run(MAILGLASS)
     return made

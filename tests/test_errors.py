@@ -1,0 +1,53 @@
+"""What goes wrong with the database is one clear line that names the setting and holds nothing of the URL."""
+
+import uuid
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from mailglass_reconcile import database, migrations
+from mailglass_reconcile.errors import ConfigurationError, DatabaseUnavailableError, MailglassReconcileError
+from mailglass_reconcile.settings import Settings
+
+CANARY = "c4n4ry"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        (CANARY, ConfigurationError),
+        (f"mysql://u:{CANARY}@localhost/x", ConfigurationError),
+        (f"nonsense://u:{CANARY}@localhost/x", ConfigurationError),
+        (f"postgresql://u:{CANARY}@localhost:port/x", ConfigurationError),
+        (f"postgresql://u:{CANARY}@127.0.0.1:1/x", DatabaseUnavailableError),
+        (f"postgres://u:{CANARY}@127.0.0.1:1/{CANARY}", DatabaseUnavailableError),
+        (f"postgresql+psycopg2://u:{CANARY}@{CANARY}.invalid/x", DatabaseUnavailableError),
+        (f"postgresql://u:{CANARY}@127.0.0.1:1/x?{CANARY}=1", DatabaseUnavailableError),
+        (f"postgresql://u:{CANARY}@127.0.0.1:1/x?sslmode={CANARY}", DatabaseUnavailableError),
+    ],
+)
+def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
+    """Whether it is no URL, of another database, or of a server that is not there."""
+    settings = Settings(database_url=url)
+    with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
+        migrations.is_current(database.create_engine(settings), settings)
+    said = f"{error.value} {error.value.__cause__} {settings}"
+    assert CANARY not in said
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["database", "username"])
+def test_a_wrong_database_or_role_on_a_server_that_is_there_names_the_setting(empty_database_url, wrong):
+    """The server's own words, which hold the name, are left out."""
+    url = make_url(empty_database_url).set(**{wrong: CANARY + uuid.uuid4().hex})
+    settings = Settings(database_url=url.render_as_string(hide_password=False))
+    with pytest.raises(MailglassReconcileError, match="MAILGLASS_DATABASE_URL") as error:
+        migrations.migrate(database.create_engine(settings), settings, lambda line: None)
+    assert CANARY not in f"{error.value} {error.value.__cause__}"
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_url_names_the_setting():
+    """It says what to give."""
+    with pytest.raises(ConfigurationError, match="MAILGLASS_DATABASE_URL is not set"):
+        database.create_engine(Settings(database_url=None))
