@@ -68,7 +68,10 @@ def started() -> Iterator[Run]:
     """A demo that has just been started; what a failed test leaves of it is ended."""
     with tempfile.TemporaryDirectory(prefix="mgdemo-") as name:
         Path(name).chmod(0o755)
+        # A handler is reset in the child, but SIG_IGN, which a background process may have, would be inherited.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         run = Run(Path(name))
+        signal.signal(signal.SIGINT, before)
         yield run
         for process in [run.process, *run.left()]:
             process.kill()
