@@ -93,7 +93,8 @@ SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::t
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS m (event_id, delivery_id)
   JOIN mailglass_open_orphans AS o ON o.event_id = m.event_id
   JOIN mailglass_events AS e ON e.id = o.event_id
-  JOIN mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id = o.tenant_id
+  -- IS NOT DISTINCT FROM, for no index serves it: with stale statistics, one that begins with the tenant looks cheap.
+  JOIN mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id
  ORDER BY d.id, o.event_id
    FOR UPDATE OF o SKIP LOCKED
    FOR NO KEY UPDATE OF d SKIP LOCKED
