@@ -1,0 +1,176 @@
+"""Measure the figures of the README's promises side by side, and print each beside its target.
+
+Run as `python -m bench`; `--quick` takes a tenth of every size, `--runs N` another number than five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+
+from bench import data, rivals
+from mailglass_reconcile import Settings, migrations
+from mailglass_reconcile.database import create_engine
+from mailglass_reconcile.demo import servers
+
+
+class Bench:
+    """One run of the benchmark on its own servers; `missed` counts the figures that missed their target."""
+
+    def __init__(self, server: str, redis_url: str, runs: int, scale: int) -> None:
+        """Take *runs* medians; every size is divided by *scale*."""
+        self.server, self.redis_url, self.runs, self.scale = server, redis_url, runs, scale
+        self.missed = 0
+
+    def report(self, name: str, value: float, target: float, *, at_most: bool = False, note: str = "") -> None:
+        """Print one figure beside its target."""
+        good = value <= target if at_most else value >= target
+        self.missed += not good
+        sign, word = ("<=" if at_most else ">="), ("ok" if good else "MISSED")
+        print(f"{word:<7}{name:<66}{value:>10.2f}  {sign} {target:g}  {note}", flush=True)
+
+    def migrated(self, name: str) -> str:
+        """Return the URL of a new database with Mailglass's tables and ours."""
+        url = data.database(self.server, name)
+        settings = Settings(database_url=url)
+        migrations.migrate(create_engine(settings), settings, lambda line: None)
+        return url
+
+    def sweep(self, url: str, processes: int = 1, *options: str) -> list[dict[str, Any]]:
+        """Sweep in *processes* at once, and return what each of them printed."""
+        environment = {**os.environ, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": self.redis_url}
+        command = [sys.executable, "-m", "bench.sweep", *options]
+        children = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+        ]
+        return [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+
+    def speed(self) -> None:
+        """Compare one and two processes with the bare statement and with the original's algorithm."""
+        messages = 50_000 // self.scale
+        data.fill(self.migrated("storm"), deliveries=messages * 9 // 10, messages=messages)
+        times: dict[str, list[float]] = {"bare": [], "one": [], "two": [], "original": []}
+        links = messages * 2 * 9 // 10
+        for _ in range(self.runs):
+            times["bare"].append(links / rivals.bare_statement(data.database(self.server, "run", "storm")))
+            one = self.sweep(data.database(self.server, "run", "storm"))
+            two = self.sweep(data.database(self.server, "run", "storm"), 2)
+            for found in (one, two):
+                if (sum(f["linked"] for f in found), sum(f["published"] for f in found)) != (links, 2 * links):
+                    raise SystemExit("a sweep did not link and publish everything: its time would mean nothing")
+            times["one"].append(links / one[0]["seconds"])
+            times["two"].append(links / (max(f["ended"] for f in two) - min(f["began"] for f in two)))
+            run = data.database(self.server, "run", "storm")
+            times["original"].append(rivals.original(run, self.redis_url, 2_000))
+        bare, one_, two_, original = (statistics.median(times[name]) for name in ("bare", "one", "two", "original"))
+        print(f"links a second: (a) one process {one_:,.0f}, two {two_:,.0f}; (b) {original:,.0f}; (c) {bare:,.0f}")
+        print("(b) is measured on a sample of 2,000 orphans")
+        self.report("one process / bare statement", one_ / bare, 0.5)
+        self.report("one process / original's algorithm", one_ / original, 12)
+        self.report("two processes / bare statement", two_ / bare, 0.75)
+
+    def nothing_open(self) -> None:
+        """Count the buffers of a sweep that has nothing to do beside few and many reconciled orphans."""
+        counts = []
+        for orphans in (10_000 // self.scale, 1_000_000 // self.scale):
+            url = self.migrated("settled")
+            data.fill_reconciled(url, orphans)
+            counts.append(self.sweep(url, 1, "--buffers")[0]["buffers"])
+            self.report(f"buffers, nothing open, {orphans:,} reconciled", counts[-1], 100, at_most=True)
+        self.report("buffers beside many - beside few", counts[1] - counts[0], 0, at_most=True)
+        data.drop(self.server, "settled")
+
+    def never_matching(self) -> None:
+        """Sweep many orphans that never match: time, writes, memory, and one younger that does match."""
+        few, many = self.migrated("few"), self.migrated("many")
+        data.fill(few, deliveries=100_000 // self.scale, messages=500, kind="n")
+        data.fill(many, deliveries=100_000 // self.scale, messages=500_000 // self.scale, kind="n")
+        small, big = self.sweep(few)[0]["memory"], self.sweep(many)[0]["memory"]
+        self.report("peak memory, many open - 1,000 open, MB", (big - small) / 1024, 50, at_most=True)
+        with psycopg.connect(many, autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+            before = _written(connection)
+            seconds, joins = [], []
+            for _ in range(self.runs):
+                joins.append(rivals.counting_join(many))
+                seconds.append(self.sweep(many)[0]["seconds"])
+            written = _written(connection) - before
+        ratio = statistics.median(seconds) / statistics.median(joins)
+        note = f"{statistics.median(seconds):.2f} s / {statistics.median(joins):.2f} s"
+        self.report("never matching: sweep / counting join", ratio, 2, at_most=True, note=note)
+        self.report("never matching: rows written", written, 0, at_most=True)
+        data.fill(many, messages=1)
+        self.report("never matching: younger matchable orphans linked", self.sweep(many)[0]["linked"], 2)
+        large = self.migrated("large")
+        data.fill(large, deliveries=500, messages=500, padding=1_000_000)
+        extra = (self.sweep(large)[0]["memory"] - small) / 1024
+        self.report("peak memory, 1,000 orphans of 1 MB - 1,000 small, MB", extra, 50, at_most=True)
+
+    def trigger(self) -> None:
+        """Let Postgres explain an INSERT of events that are no orphans: it names the triggers that it called."""
+        with psycopg.connect(self.migrated("plain")) as connection:
+            row = connection.execute(
+                "EXPLAIN (ANALYZE, FORMAT JSON) INSERT INTO mailglass_events (id, tenant_id, type, occurred_at)"
+                " SELECT gen_random_uuid(), 't', 'sent', now() FROM generate_series(1, 1000)"
+            ).fetchall()[0]
+        called = sum(trigger["Calls"] for trigger in row[0][0]["Triggers"])
+        self.report("trigger calls for 1,000 events that are no orphans", called, 0, at_most=True)
+
+
+def _written(connection: psycopg.Connection) -> int:
+    """Return how many rows have been written in this database so far, once every session has told."""
+    connection.execute("SELECT pg_stat_clear_snapshot()")
+    row = connection.execute(
+        "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del)::bigint FROM pg_stat_user_tables"
+    ).fetchall()[0]
+    return int(row[0])
+
+
+def _listen(redis_url: str) -> None:
+    """Subscribe to every channel, and read on in the background: a subscriber that keeps up."""
+    url = urlsplit(redis_url)
+    connection = socket.create_connection((url.hostname, url.port))
+    connection.sendall(b"PSUBSCRIBE mailglass:events:*\r\n")
+
+    def drain() -> None:
+        while connection.recv(1 << 18):
+            pass
+
+    threading.Thread(target=drain, daemon=True).start()
+
+
+def main() -> None:
+    """Run the benchmark; the exit code is 0 also where a target is missed, for the figures say so."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="take medians of N runs")
+    parser.add_argument("--quick", action="store_true", help="a tenth of every size, to try it out")
+    options = parser.parse_args()
+    with servers.postgres() as server, servers.redis() as redis_url:
+        _listen(redis_url)
+        with psycopg.connect(server) as connection:
+            version = connection.info.server_version
+        print(
+            f"PostgreSQL {version // 10_000}.{version % 10_000}, Python {platform.python_version()},"
+            f" {os.cpu_count()} cores, medians of {options.runs}{', a tenth of every size' * options.quick}"
+        )
+        bench = Bench(server, redis_url, options.runs, 10 if options.quick else 1)
+        bench.speed()
+        bench.trigger()
+        bench.nothing_open()
+        bench.never_matching()
+    print(f"{bench.missed} missed" if bench.missed else "every target met")
+
+
+if __name__ == "__main__":
+    main()

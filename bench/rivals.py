@@ -1,0 +1,123 @@
+"""What the sweep is compared with: the original's algorithm, one bare statement, and one counting join."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+
+import psycopg
+import redis
+
+BARE = """
+WITH matched AS MATERIALIZED (
+  SELECT e.id, e.tenant_id, e.type, e.occurred_at, d.id AS delivery_id, e.metadata
+    FROM mailglass_events AS e
+   CROSS JOIN LATERAL (
+           SELECT CASE e.metadata ->> 'provider' WHEN 'postmark' THEN e.metadata ->> 'message_id'
+                       ELSE substr(e.metadata ->> 'sg_message_id', 1, 22) END AS message_id) AS k
+    JOIN mailglass_deliveries AS d ON d.provider_message_id = k.message_id AND d.tenant_id = e.tenant_id
+   WHERE e.needs_reconciliation
+), appended AS (
+  INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata)
+  SELECT gen_random_uuid(), tenant_id, delivery_id, 'reconciled', now(), 'reconciled:' || id,
+         jsonb_build_object('reconciled_from_event_id', id, 'reconciled_provider', metadata -> 'provider',
+                            'reconciled_provider_event_id', metadata -> 'provider_event_id')
+    FROM matched ON CONFLICT DO NOTHING RETURNING idempotency_key
+), folded AS (
+  SELECT m.delivery_id, min(occurred_at) FILTER (WHERE m.type = 'delivered') AS delivered_at,
+         max(occurred_at) AS last_event_at, (array_agg(m.type ORDER BY occurred_at DESC))[1] AS last_event_type,
+         bool_or(m.type = 'delivered') AS terminal
+    FROM appended AS a JOIN matched AS m ON a.idempotency_key = 'reconciled:' || m.id GROUP BY m.delivery_id
+)
+UPDATE mailglass_deliveries AS d
+   SET delivered_at = least(d.delivered_at, f.delivered_at), last_event_at = f.last_event_at,
+       last_event_type = f.last_event_type, terminal = d.terminal OR f.terminal,
+       lock_version = lock_version + 1, updated_at = now()
+  FROM folded AS f WHERE f.delivery_id = d.id
+"""
+
+COUNTING_JOIN = """
+SELECT count(*) FROM mailglass_open_orphans AS o
+ CROSS JOIN unnest(o.candidate_ids) AS c (id)
+ CROSS JOIN LATERAL (
+         SELECT id FROM mailglass_deliveries WHERE provider = o.provider AND provider_message_id = c.id
+          UNION ALL
+         SELECT id FROM mailglass_deliveries WHERE provider IS NULL AND provider_message_id = c.id) AS d
+"""
+
+
+def bare_statement(url: str) -> float:
+    """Drop our triggers, run the statement and its commit, and return its seconds."""
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
+        connection.execute("DROP TRIGGER mailglass_open_orphans_remove ON mailglass_events")
+        connection.commit()
+        began = time.monotonic()
+        connection.execute(BARE)
+        connection.commit()
+        return time.monotonic() - began
+
+
+def counting_join(url: str) -> float:
+    """Return the seconds of the join that counts the matches of the open set."""
+    with psycopg.connect(url) as connection:
+        connection.execute("SET jit = off")
+        began = time.monotonic()
+        connection.execute(COUNTING_JOIN)
+        return time.monotonic() - began
+
+
+def original(url: str, redis_url: str, sample: int) -> float:
+    """Link *sample* orphans as the original does, a look-up and a transaction each, and return orphans a second."""
+    client = redis.Redis.from_url(redis_url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        orphans = connection.execute(
+            "SELECT id, tenant_id, type, occurred_at, metadata FROM mailglass_events"
+            " WHERE needs_reconciliation ORDER BY inserted_at LIMIT %s",
+            [sample],
+        ).fetchall()
+        began = time.monotonic()
+        for orphan in orphans:
+            _link_one(connection, client, *orphan)
+        return len(orphans) / (time.monotonic() - began)
+
+
+def _link_one(
+    connection: psycopg.Connection,
+    client: redis.Redis,
+    orphan: uuid.UUID,
+    tenant: str,
+    kind: str,
+    at: object,
+    about: dict,
+) -> None:
+    wanted = about.get("message_id") or about["sg_message_id"][:22]
+    delivery = connection.execute(
+        "SELECT id FROM mailglass_deliveries WHERE provider_message_id = %s AND tenant_id = %s"
+        " AND (provider = %s OR provider IS NULL)",
+        [wanted, tenant, about["provider"]],
+    ).fetchone()
+    if delivery is None:
+        return
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata)"
+            " VALUES (%s, %s, %s, 'reconciled', now(), %s, %s) ON CONFLICT DO NOTHING",
+            [
+                uuid.uuid4(),
+                tenant,
+                delivery[0],
+                f"reconciled:{orphan}",
+                json.dumps({"reconciled_from_event_id": str(orphan)}),
+            ],
+        )
+        connection.execute(
+            "UPDATE mailglass_deliveries SET last_event_type = %s, last_event_at = %s,"
+            " delivered_at = CASE WHEN %s = 'delivered' THEN coalesce(delivered_at, %s) ELSE delivered_at END,"
+            " terminal = terminal OR %s = 'delivered', lock_version = lock_version + 1, updated_at = now()"
+            " WHERE id = %s",
+            [kind, at, kind, at, kind, delivery[0]],
+        )
+    for channel in (f"mailglass:events:{tenant}", f"mailglass:events:{tenant}:{delivery[0]}"):
+        client.publish(channel, json.dumps({"event": "delivery_updated", "delivery_id": str(delivery[0])}))
