@@ -1,0 +1,47 @@
+"""A Celery application as an adopter has one, for the tests that start workers: `celery -A worker worker`.
+
+`WORKER_SWEEP_SECONDS` sets beat's interval; the process's own engine, where `WORKER_POOLED` is set, keeps connections
+open before the fork, as an adopter's does.
+"""
+
+import os
+
+import sqlalchemy as sa
+from celery import Celery
+from celery.signals import worker_ready
+
+import mailglass_reconcile
+from mailglass_reconcile import database, runtime
+
+settings = mailglass_reconcile.Settings()
+redis_url = settings.redis_url.get_secret_value()
+broker_url = (settings.broker_url or settings.redis_url).get_secret_value()
+app = Celery("adopter", broker=broker_url, backend=redis_url)
+app.autodiscover_tasks(["mailglass_reconcile"])
+app.conf.update(
+    beat_schedule={"own": {"task": "own", "schedule": 3_600.0}},
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+)
+app.conf.beat_schedule |= mailglass_reconcile.make_beat_schedule(
+    sweep=float(os.environ.get("WORKER_SWEEP_SECONDS", "3600"))
+)
+
+if "WORKER_POOLED" in os.environ:
+    engine = sa.create_engine(database.database_url(settings), pool_size=1, max_overflow=0)
+    mailglass_reconcile.configure(engine=engine, settings=settings)
+    with engine.connect() as before_fork:
+        parents_pid = before_fork.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+
+
+@app.task(name="backend")
+def backend() -> list[int]:
+    """Return this process's id, its database session's, and the one that was opened before the fork."""
+    with runtime.get_engine().connect() as connection:
+        return [os.getpid(), connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one(), parents_pid]
+
+
+@worker_ready.connect
+def ready(**unused: object) -> None:
+    """Tell the test."""
+    print("READY", flush=True)  # noqa: T201
