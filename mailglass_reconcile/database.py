@@ -19,6 +19,7 @@ from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError,
 from mailglass_reconcile.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5
+ISOLATION = "READ COMMITTED"
 
 _SET_SCOPE = sa.text("""
 SELECT set_config('search_path', quote_ident(:schema) || ', pg_temp', true),
@@ -96,7 +97,7 @@ def connect(engine: sa.Engine) -> sa.Connection:
         MailglassReconcileError: The server cannot be reached, or refuses.
     """
     with database_errors():
-        return engine.connect().execution_options(isolation_level="READ COMMITTED")
+        return engine.connect().execution_options(isolation_level=ISOLATION)
 
 
 @contextmanager
@@ -123,6 +124,8 @@ def transaction(
         removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
             all at once, so that the ledger's trigger need not do it row by row.
     """
+    # A connection that was lost and made anew has its server's default again.
+    connection.execution_options(isolation_level=ISOLATION)
     with connection.begin():
         connection.execute(
             _SET_SCOPE,
