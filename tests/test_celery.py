@@ -200,7 +200,7 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicate
         results = {one: site.result(one) for one in asked}
     (winner,) = (one for one, result in results.items() if "scanned" in result)
     assert all(result == {"status": "duplicate", "of": winner} for one, result in results.items() if one != winner)
-    assert len(asked) >= 6
+    assert len(asked) in {5, 6}, "where one of apply_async sweeps, its three results are one"
     assert results[winner]["linked"] == site.linked() > 0
 
 

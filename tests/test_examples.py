@@ -1,0 +1,183 @@
+"""The example applications, and what else an adopter's application meets, each run as it would be there."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+import factories
+import mailglass_reconcile
+from conftest import wait_until
+from mailglass_reconcile.schedule import SWEEP_TASK
+from mailglass_reconcile.schema import OUR_OBJECTS
+from test_celery import PATIENCE, Site, site
+
+__all__ = ["site"]
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+MESSAGE_ID = "b7bc2f4a-e38e-4336-af7d-e6c392c2f817"
+
+
+def run(site: Site, *command: str, **environment: str) -> str:
+    """Run a process of the installation to its end, and return what it printed."""
+    return subprocess.run(
+        command, env={**site.environment, **environment}, check=True, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
+
+
+def test_the_plain_application_sweeps_beside_its_own_tasks(site):
+    """`celery -A shop worker`: both have their entries in the schedule, and `delay()` there is answered."""
+    site.add(1)
+    here = {"PYTHONPATH": str(EXAMPLES / "plain")}
+    asking = """
+import shop
+print(sorted(shop.app.conf.beat_schedule))
+from mailglass_reconcile.tasks import reconcile
+print(shop.count_stock.delay().get(timeout=60), reconcile.delay().get(timeout=60)["linked"])
+"""
+    with site.worker(app="shop", **here):
+        printed = run(site, sys.executable, "-c", asking, **here).splitlines()
+    assert printed == ["['count-stock', 'mailglass-reconcile', 'mailglass-reconcile-prune']", "42 1"]
+
+
+def test_the_fastapi_application_records_a_webhook_and_sweeps_it_when_its_delivery_is_there(site):
+    """The webhook comes first, the delivery's row afterwards, then somebody asks for a sweep over HTTP."""
+    here = {"PYTHONPATH": str(EXAMPLES / "fastapi"), "MAILGLASS_GRACE_SECONDS": "0"}
+    asking = f"""
+import json, sys
+from fastapi.testclient import TestClient
+import shop
+client = TestClient(shop.api)
+report = {{"RecordType": "Delivery", "MessageID": "{MESSAGE_ID}", "DeliveredAt": "2026-05-01T10:00:00Z"}}
+print(client.post("/tenants/acme/webhooks/postmark", json=report).json()["orphan"], flush=True)
+sys.stdin.readline()
+print(shop.app.AsyncResult(client.post("/tenants/acme/sweeps").json()["task_id"]).get(timeout=60)["linked"])
+"""
+    with (
+        site.worker(app="shop", **here),
+        subprocess.Popen(
+            [sys.executable, "-c", asking],
+            env={**site.environment, **here},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout.readline().strip() == "True"
+        factories.delivery(site.db, MESSAGE_ID, provider="postmark")
+        assert process.communicate("\n", timeout=PATIENCE)[0].strip() == "1"
+
+
+def test_the_django_project_sweeps_by_the_schedule_in_its_database(site, tmp_path):
+    """django-celery-beat has our entries, drops their expiry, and the task's own stands in for it."""
+    here = {
+        "PYTHONPATH": str(EXAMPLES / "django"),
+        "SECRET_KEY": "for this test only",
+        "SHOP_DATABASE": str(tmp_path / "shop.sqlite3"),
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+    }
+    run(site, sys.executable, str(EXAMPLES / "django" / "manage.py"), "migrate", **here)
+    site.add(1)
+    sooner = """
+import django; django.setup()
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+second = IntervalSchedule.objects.create(every=1, period="seconds")
+changed = PeriodicTask.objects.filter(name="mailglass-reconcile").update(crontab=None, interval=second)
+from django_celery_beat.models import PeriodicTasks; PeriodicTasks.update_changed()
+print(changed)
+"""
+    with (
+        site.worker(app="shop", pool="solo", **here),
+        site.running("beat", "-l", "info", "--pidfile=", app="shop", until="beat: Starting", **here),
+    ):
+        wait_until(lambda: run(site, sys.executable, "-c", sooner, **here).strip() == "1", PATIENCE)
+        wait_until(lambda: site.linked() == 1, PATIENCE)
+    asking = "import shop; from mailglass_reconcile.tasks import reconcile; print(reconcile.expires)"
+    assert run(site, sys.executable, "-c", asking, **here).strip() == "300"
+
+
+def test_redbeat_runs_our_entry(site, tmp_path):
+    """The schedule lives in Redis; each second, here."""
+    site.add(1)
+    (tmp_path / "red.py").write_text("from worker import *\napp.conf.redbeat_redis_url = redis_url\n")
+    here = {"PYTHONPATH": f"{tmp_path}:{site.environment['PYTHONPATH']}", "WORKER_SWEEP_SECONDS": "1"}
+    with (
+        site.worker(app="red", pool="solo", **here),
+        site.running(
+            "beat", "-l", "info", "-S", "redbeat.RedBeatScheduler", "--pidfile=", app="red", until="beat: St", **here
+        ),
+    ):
+        wait_until(lambda: site.linked() == 1, PATIENCE)
+
+
+def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
+    """An adopter's metadata has the three Mailglass tables and knows nothing of ours."""
+    theirs = sa.MetaData()
+    with db.engine.connect() as connection:
+        theirs.reflect(connection, only=lambda name, _: name.startswith("mailglass_") and name not in OUR_OBJECTS)
+        for table in theirs.tables.values():
+            table.indexes = {index for index in table.indexes if index.name not in OUR_OBJECTS}
+        without = compare_metadata(MigrationContext.configure(connection), theirs)
+        options = {"include_object": mailglass_reconcile.include_object}
+        proposed = compare_metadata(MigrationContext.configure(connection, opts=options), theirs)
+    assert {change[0] for change in without} >= {"remove_table"}
+    assert proposed == []
+
+
+def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
+    """A new dict each time, with an expiry, and a queue where one is asked for."""
+    first, second = mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.make_beat_schedule(queue="mail")
+    first["mailglass-reconcile"]["options"]["expires"] = 1
+    assert second["mailglass-reconcile"]["options"] == {"expires": 300, "queue": "mail"}
+    assert second["mailglass-reconcile"]["task"] == SWEEP_TASK
+    mine = {"own": {"task": "own", "schedule": 1.0}}
+    assert list({**mine, **mailglass_reconcile.beat_schedule}) == ["own", *second]
+
+
+@pytest.fixture(scope="module")
+def without_celery(tmp_path_factory) -> Path:
+    """A folder with everything that is installed here, but no Celery."""
+    folder = tmp_path_factory.mktemp("without-celery")
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        if not installed.name.startswith(("celery", "kombu", "billiard", "django", "redbeat", "__pycache__")):
+            (folder / installed.name).symlink_to(installed)
+    package = Path(mailglass_reconcile.__file__).parent
+    if not (folder / package.name).exists():
+        (folder / package.name).symlink_to(package)
+    return folder
+
+
+NOTHING = """
+import logging, sys
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+import mailglass_reconcile
+print(mailglass_reconcile.available())
+for _ in range(2):
+    from mailglass_reconcile import beat_schedule
+    try:
+        import mailglass_reconcile.tasks
+    except ImportError as error:
+        print(f"{type(error).__name__}: {error}")
+print(beat_schedule, mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.reconcile().status)
+"""
+
+
+def test_without_celery_there_is_one_warning_and_the_rest_works(db, redis_url, without_celery):
+    """Asked for the schedule and for the tasks, twice: one warning, which names the commands; and they work."""
+    environment = {**db.environment(redis_url), "PYTHONPATH": str(without_celery)}
+    command = [sys.executable, "-S", "-c", NOTHING]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert printed[0] == "False"
+    assert "`mailglass-reconcile sweep`" in printed[1]
+    assert "`mailglass-reconcile prune`" in printed[1]
+    assert [line.split(" needs ")[0] for line in printed[2:4]] == ["ImportError: mailglass_reconcile.tasks"] * 2
+    assert printed[4:] == ["{} {} ok"]
+    main = [sys.executable, "-S", "-c", "from mailglass_reconcile.cli import main; main()", "sweep", "--json"]
+    answer = subprocess.run(main, env=environment, check=True, capture_output=True, text=True).stdout
+    assert json.loads(answer)["status"] == "ok"
