@@ -33,6 +33,8 @@ class Outcome:
 
     links: list[Link] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    outage: DBAPIError | None = None
+    """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
 
 
 def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expired: Callable[[], bool]) -> Outcome:
@@ -46,9 +48,6 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
         settings: Whose scope the transactions have.
         pairs: `(orphan id, delivery id)`, as `linking.match` found them.
         expired: Whether the sweep's deadline has come; checked before each transaction.
-
-    Raises:
-        DBAPIError: A passing fault that did not pass.
     """
     outcome = Outcome()
     waiting = [list(pairs)]
@@ -58,7 +57,8 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
             outcome.links += _with_retries(connection, settings, part)
         except DBAPIError as error:
             if is_outage(error):
-                raise
+                outcome.outage = error
+                return outcome
             if len(part) > 1:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]

@@ -101,6 +101,8 @@ class Sweep:
                 self.result.add(len(outcome.links), len(outcome.failed), told.published, told.failed)
                 self.in_batch = False
                 self._progress(self.result)
+                if outcome.outage is not None:
+                    raise outcome.outage
                 for link in outcome.links:
                     computed.pop(link.orphan_id, None)
             self._keep(connection, computed)
