@@ -75,7 +75,7 @@ def keys_of(values: Values) -> Keys:
     recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
     if provider is None:
         return Keys(None, (), recipient)
-    texts = [text_of(value) for value in values.ids]
+    texts = [text_of(value) if value else None for value in values.ids]
     common, own = texts[: len(COMMON_READS)], texts[len(COMMON_READS) :]
     rule = _rules.get(provider.lower(), _rules[ANY_PROVIDER])
     try:

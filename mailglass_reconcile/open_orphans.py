@@ -62,10 +62,11 @@ SELECT o.event_id::text,
        ARRAY(SELECT coalesce(jsonb_typeof(value) || ':' || left(btrim(value #>> '{}', E' \\t\\r\\n'), 513), '')
                FROM unnest(string_to_array(
                       coalesce(CAST(:reads AS jsonb) ->> lower(left(e.metadata ->> 'provider', 513)),
-                               CAST(:reads AS jsonb) ->> '*'), E'\\x1f')) AS whole,
-                    string_to_array(whole, '/') AS path,
-                    LATERAL (SELECT CASE WHEN path[1] = 'metadata' THEN e.metadata ELSE e.normalized_payload END
-                                    #> path[2:] AS value) AS v) AS ids
+                               CAST(:reads AS jsonb) ->> '*'), E'\\x1f')) AS path,
+                    -- OFFSET 0: looked up once, and not for its type and its text each
+                    LATERAL (SELECT CASE WHEN starts_with(path, 'metadata/') THEN e.metadata
+                                         ELSE e.normalized_payload END
+                                    #> (string_to_array(path, '/'))[2:] AS value OFFSET 0) AS v) AS ids
   FROM mailglass_open_orphans AS o
   JOIN mailglass_events AS e ON e.id = o.event_id
  WHERE o.candidate_ids IS NULL
