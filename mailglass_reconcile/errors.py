@@ -90,6 +90,8 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
         )
     if state == INSUFFICIENT_PRIVILEGE:
         return DatabaseRefusedError("the database role lacks a right (SQLSTATE 42501): see the README's list of grants")
+    if state == QUERY_CANCELED:
+        return DatabaseRefusedError("a statement took too long or was cancelled (SQLSTATE 57014): try again")
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
         code = f"SQLSTATE {state}" if state else type(error.orig).__name__
         return DatabaseUnavailableError(

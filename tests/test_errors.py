@@ -6,7 +6,13 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import database, migrations
-from mailglass_reconcile.errors import ConfigurationError, DatabaseUnavailableError, MailglassReconcileError
+from mailglass_reconcile.errors import (
+    ConfigurationError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MailglassReconcileError,
+    database_errors,
+)
 from mailglass_reconcile.settings import Settings
 
 CANARY = "c4n4ry"
@@ -51,3 +57,13 @@ def test_a_missing_url_names_the_setting():
     """It says what to give."""
     with pytest.raises(ConfigurationError, match="MAILGLASS_DATABASE_URL is not set"):
         database.create_engine(Settings(database_url=None))
+
+
+def test_a_cancelled_statement_is_not_called_an_unreachable_server(db):
+    """The server is there; the statement took too long."""
+    with (
+        pytest.raises(DatabaseRefusedError, match="took too long"),
+        database_errors(),
+        db.engine.begin() as connection,
+    ):
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 10; SELECT pg_sleep(5)")
