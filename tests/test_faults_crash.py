@@ -1,0 +1,72 @@
+"""The sweeping process is killed at the N-th system call that talks to a server; one more sweep mends all."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+
+import pytest
+
+import mailglass_reconcile
+from conftest import Database, wait_until
+from faults.runs import FULL
+from test_faults_connection import raced
+
+Record = Callable[[str, object], None]
+ORPHANS = 3
+CALLS = ("socket", "connect", "poll", "sendto", "recvfrom", "getsockopt", "setsockopt", "shutdown")
+"""What libpq and redis-py use; strace counts each of them by itself."""
+SELECTION = {"sendto": (12, 17, 18, 24), "poll": (20,), "recvfrom": (22, 26)}
+"""A few places within the batches, for `make test`."""
+
+_APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
+_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@cache
+def may_trace() -> bool:
+    """Whether strace is there and may trace."""
+    path = shutil.which("strace")
+    return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
+
+
+def killed(db: Database, redis_url: str, call: str, number: int) -> bool:
+    """Run a sweep that is killed when it enters the *number*-th *call*, and return whether it came to that."""
+    inject = f"inject={call}:signal=KILL:when={number}"
+    done = subprocess.run(
+        [
+            *("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject),
+            *(sys.executable, "-m", "faults.sweeper"),
+        ],
+        env={**db.environment(redis_url), "MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": "."},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (0, -9, 137), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
+@pytest.mark.parametrize("call", CALLS if FULL else SELECTION)
+def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
+    db: Database, redis_url: str, call: str, record_property: Record
+) -> None:
+    """Every N, until the run ends by itself; three orphans in batches of two."""
+    kills = 0
+    for number in count(1) if FULL else SELECTION[call]:
+        before = db.value(_APPENDED)
+        raced(db, ORPHANS)
+        hit = killed(db, redis_url, call, number)
+        wait_until(lambda: db.value(_OTHERS) == 0)
+        result = mailglass_reconcile.reconcile()
+        assert result.status == "ok"
+        assert db.value(_APPENDED) == before + ORPHANS
+        kills += hit
+        if not hit:
+            assert FULL, f"the sweep makes fewer than {number} calls of {call}"
+            break
+    assert kills
+    record_property("fault", (f"killed at {call}", kills))
