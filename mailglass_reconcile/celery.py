@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celery import Celery
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 from pydantic import SecretStr
 
 from mailglass_reconcile import runtime
@@ -31,7 +31,7 @@ app.conf.update(
     result_backend=_celerys_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,
     beat_schedule=make_beat_schedule(),
-    task_queues=[Queue(SWEEP_QUEUE), Queue(PRUNE_QUEUE)],
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE)],
     task_default_queue=SWEEP_QUEUE,
     task_routes={SWEEP_TASK: {"queue": SWEEP_QUEUE}, PRUNE_TASK: {"queue": PRUNE_QUEUE}},
     task_ignore_result=False,

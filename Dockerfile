@@ -1,0 +1,12 @@
+FROM python:3.13-slim AS build
+COPY . /source
+RUN python -m venv /app && /app/bin/pip install --no-cache-dir /source
+
+FROM python:3.13-slim
+COPY --from=build /app /app
+ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1
+# Beat keeps its schedule file in the working directory.
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/mailglass mailglass
+USER 10001
+WORKDIR /var/lib/mailglass
+CMD ["celery", "-A", "mailglass_reconcile", "worker", "--loglevel", "info"]
