@@ -1,0 +1,26 @@
+"""`python -m faults.soak [schedules]`: that many schedules of the state machine, 10,000 unless told, and how many ran."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["MAILGLASS_SCHEDULES"] = sys.argv[1] if sys.argv[1:] else "10000"
+
+import pytest
+
+from faults.runs import Table
+
+
+def main(arguments: list[str]) -> int:
+    """Run the state machine, with pytest's own options if there are any, and print the table."""
+    table = Table()
+    test = Path(__file__).parent.parent / "tests" / "test_state_machine.py"
+    code = pytest.main(["-q", "--timeout=0", str(test), *arguments], plugins=[table])
+    print("\n".join(table.lines()))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:]))
