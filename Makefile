@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint faults soak bench clean
+.PHONY: demo test lint faults soak bench rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -27,6 +27,10 @@ soak: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench $(ARGS)
+
+# Needs Debian's package rabbitmq-server, and says so where it is missing.
+rabbitmq: $(VENV)/test.stamp
+	$(BIN)/python tests/rabbitmq.py $(BIN)/python -m pytest tests/test_celery.py $(ARGS)
 
 clean:
 	rm -rf $(VENV)

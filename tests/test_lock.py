@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from celery import Celery
+from celery_singleton import DuplicateTaskError
 from kombu.exceptions import SerializerNotInstalled
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -107,6 +108,17 @@ def test_the_second_request_learns_whose_duplicate_it_is(store):
     assert all(50 < store.ttl(name) <= 60 for name in store.scan_iter())
 
 
+def test_an_app_that_wants_an_error_for_a_duplicate_gets_one(store):
+    """celery-singleton's own setting, with the id of the first request."""
+    app = app_on(store)
+    app.conf.singleton_raise_on_duplicate = True
+    task = app.tasks[tasks.SWEEP_TASK]
+    first = task.delay()
+    with pytest.raises(DuplicateTaskError) as raised:
+        task.delay(None)
+    assert raised.value.task_id == first.id
+
+
 def test_a_request_that_cannot_be_queued_frees_its_lock(store):
     """The broker refuses the message."""
     app = app_on(store)
@@ -127,6 +139,26 @@ def test_only_the_owner_renews_and_releases(store):
     assert store.ttl(KEY) > 50
     lock.release(KEY, "a")
     lock.renew(KEY, "a")
+    assert store.keys() == []
+
+
+def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
+    """While the block works the lock lives on; after it, whatever it raised, there is none."""
+    monkeypatch.setattr("mailglass_reconcile.lock.RENEW_SECONDS", 0.05)
+    app = app_on(store)
+    task = app.tasks[tasks.SWEEP_TASK]
+    task.push_request(id="run", args=["acme"], kwargs={}, is_eager=False, headers=None)
+
+    def work() -> None:
+        with task.held() as holder:
+            assert holder == "run"
+            store.expire(key(app, "acme"), 5)
+            wait_until(lambda: store.ttl(key(app, "acme")) > 50)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        work()
+    task.pop_request()
     assert store.keys() == []
 
 
