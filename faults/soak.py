@@ -1,4 +1,4 @@
-"""`python -m faults.soak [schedules]`: that many schedules of the state machine, 10,000 unless told, and how many ran."""
+"""`python -m faults.soak [schedules]`: schedules of the state machine, 10,000 unless told, and how many ran."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
 def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
     db: Database, state: str, times: int, record_property: Record
 ) -> None:

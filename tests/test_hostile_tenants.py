@@ -1,0 +1,112 @@
+"""Tenants with names that mean something elsewhere: no link, message or count crosses over."""
+
+import itertools
+import json
+import logging
+import uuid
+
+import pytest
+import redis
+
+import factories
+import mailglass_reconcile
+from conftest import Database
+from faults.runs import FULL
+
+OTHER = str(uuid.UUID(int=7))
+NAMES = (
+    "a",
+    f"a:{OTHER}",
+    "a*",
+    "*",
+    "?",
+    "[x]",
+    "x",
+    "",
+    " ",
+    "A",
+    "a%3A",
+    "a\nb",
+    "a\x1b[0m",
+    "ünïcode",
+    "%s{}",
+    "'; --",
+    "t" * 1_000,
+    "a/b",
+    "a~b",
+    "NULL",
+)
+
+
+def test_no_two_tenants_share_a_channel_or_match_one_another_as_a_pattern() -> None:
+    """A name is percent-encoded where it holds anything but letters, digits, dot, underscore and hyphen."""
+    channels = {mailglass_reconcile.events_channel(name) for name in NAMES}
+    deliveries = {mailglass_reconcile.events_channel(name, OTHER) for name in NAMES}
+    assert len(channels | deliveries) == 2 * len(NAMES)
+    assert not [c for c in channels | deliveries if set(c) & set("*?[]\n\x1b ^\\")]
+
+
+def test_orphans_of_hostile_tenants_are_linked_and_told_of_within_their_own(db: Database) -> None:
+    """The same id lives in every tenant; each orphan finds its own tenant's delivery, and each message its channel."""
+    deliveries = {name: factories.delivery(db, "shared", tenant_id=name) for name in NAMES}
+    orphans = {name: factories.orphan(db, factories.postmark("shared"), tenant_id=name) for name in NAMES}
+    assert mailglass_reconcile.reconcile().linked == len(NAMES)
+    linked = db.rows(
+        "SELECT tenant_id, delivery_id::text AS delivery, metadata ->> 'reconciled_from_event_id' AS orphan"
+        " FROM mailglass_events WHERE type = 'reconciled'"
+    )
+    assert {(r.tenant_id, r.delivery, r.orphan) for r in linked} == {(n, deliveries[n], orphans[n]) for n in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES if FULL else NAMES[1:4])
+def test_a_sweep_of_one_tenant_counts_and_links_that_tenant_alone(db: Database, name: str) -> None:
+    """Its name is compared, never matched as a pattern."""
+    for tenant in NAMES:
+        factories.delivery(db, "shared", tenant_id=tenant)
+        factories.orphan(db, factories.postmark("shared"), tenant_id=tenant)
+    result = mailglass_reconcile.reconcile(tenant_id=name)
+    assert (result.scanned, result.linked) == (1, 1)
+    assert db.value("SELECT tenant_id FROM mailglass_events WHERE type = 'reconciled'") == name
+
+
+def test_another_tenants_id_in_ones_own_webhook_links_nothing_is_counted_and_warned_of(
+    db: Database, caplog: pytest.LogCaptureFixture, redis_url: str
+) -> None:
+    """For every pair of tenants; neither delivery nor channel of the other is touched."""
+    caplog.set_level(logging.DEBUG)
+    pairs = list(itertools.permutations(NAMES[:8], 2))
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
+        heard.psubscribe("mailglass:events:*")
+        heard.get_message(timeout=5)
+        for own, other in pairs:
+            text = uuid.uuid4().hex
+            factories.delivery(db, text, tenant_id=other)
+            factories.orphan(db, factories.postmark(text), tenant_id=own)
+        result = mailglass_reconcile.reconcile()
+        messages = [m for m in iter(lambda: heard.get_message(timeout=0.2), None) if m["type"] == "pmessage"]
+    assert (result.tenant_mismatch, result.linked) == (len(pairs), 0)
+    assert messages == []
+    assert db.value("SELECT max(lock_version) FROM mailglass_deliveries") == 1
+
+
+def test_an_id_of_two_tenants_is_no_ambiguity(db: Database) -> None:
+    """Only the orphan's own tenant counts."""
+    factories.delivery(db, "x", tenant_id="a")
+    mine = factories.delivery(db, "x", tenant_id="b")
+    factories.orphan(db, factories.postmark("x"), tenant_id="b")
+    result = mailglass_reconcile.reconcile()
+    assert (result.linked, result.ambiguous) == (1, 0)
+    assert db.value("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'") == mine
+
+
+def test_a_message_holds_its_own_tenant_and_nothing_of_the_others(db: Database, redis_url: str) -> None:
+    """Whoever subscribes to one tenant's channel hears that tenant alone."""
+    for tenant in NAMES:
+        factories.delivery(db, "shared", tenant_id=tenant)
+        factories.orphan(db, factories.postmark("shared"), tenant_id=tenant)
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
+        heard.subscribe(mailglass_reconcile.events_channel("a"))
+        heard.get_message(timeout=5)
+        mailglass_reconcile.reconcile()
+        messages = [m for m in iter(lambda: heard.get_message(timeout=0.5), None) if m["type"] == "message"]
+    assert [json.loads(m["data"])["meta"]["tenant_id"] for m in messages] == ["a"]
