@@ -1,11 +1,13 @@
 """The demo, run as a process of its own on servers of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 
@@ -56,6 +58,10 @@ class Run:
         """Return the processes that work in its directory."""
         return [process for process in psutil.process_iter() if self._is_here(process)]
 
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes of its Celery worker: the one that was started, first, then its pool and beat."""
+        return [process for process in self.left() if "celery" in process.cmdline()]
+
     def _is_here(self, process: psutil.Process) -> bool:
         try:
             return process.cwd().startswith(str(self.directory))
@@ -89,10 +95,35 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
     assert not list(started.directory.glob("mailglass-*"))
 
 
+def test_the_sweeps_are_those_of_a_celery_worker_with_beat(started):
+    """Each sweep is told with the id of its task, and a worker, its pool and its beat are there meanwhile."""
+    started.says("of them reconciled")
+    worker = started.workers()[0]
+    assert {"mailglass_reconcile.demo.app", "worker", "-B"} <= set(worker.cmdline())
+    assert len(worker.children(recursive=True)) == 2
+    started.process.terminate()
+    assert started.ends() == 128 + signal.SIGTERM
+    tasks = re.findall(r" s  sweep    task \.\.([0-9a-f]{6}): ", started.said)
+    assert len(tasks) == started.said.count(" s  sweep ")
+    assert len(set(tasks)) == len(tasks) >= 2
+    assert "here every 1 s" in started.said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["starting PostgreSQL", "of them reconciled"])
+def test_a_worker_that_ends_ends_the_demo(started):
+    """One line says so, the exit code is 1, and nothing is left, not even the worker's children."""
+    started.says("of them reconciled")
+    started.workers()[0].kill()
+    assert started.ends() == 1
+    assert "the demo's Celery worker has ended" in started.said
+    assert "Traceback" not in started.said
+    wait_until(lambda: not started.left())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["starting PostgreSQL", "starting celery", "of them reconciled"])
 def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
-    """Ctrl-C reaches the whole process group, while the servers start or while they work."""
+    """Ctrl-C reaches the whole process group, while servers and worker start or while they work."""
     started.says(moment)
     os.killpg(started.process.pid, signal.SIGINT)
     assert started.ends() == 130
@@ -135,8 +166,8 @@ def test_without_its_extra_the_demo_says_what_to_install(monkeypatch, capsys):
 def test_a_broken_promise_is_told_and_costs_the_exit_code(monkeypatch, capsys):
     """A sweeper that never sweeps links nothing, and the demo says so."""
     monkeypatch.setattr(director, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(director, "BETWEEN_WAVES_SECONDS", 0.1)
-    monkeypatch.setattr(run, "OwnSweeps", type("Idle", (), {"poll": lambda self: iter(())}))
+    idle = type("Idle", (), {"poll": lambda self: iter(())})()
+    monkeypatch.setattr(run, "worker", lambda settings: nullcontext(idle))
     assert run.run() == 1
     said = capsys.readouterr().out
     assert "BROKEN  exactly the matchable orphans are linked" in said

@@ -1,4 +1,4 @@
-"""The demo: real servers from wheels, and webhooks that arrive before their deliveries have committed."""
+"""The demo: a Celery worker on real servers from wheels, and webhooks that come before their delivery's commit."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def main() -> int:
     try:
         return run()
     except KeyboardInterrupt:
-        print("interrupted; both servers are stopped", file=sys.stderr)  # noqa: T201
+        print("interrupted; the worker and both servers are stopped", file=sys.stderr)  # noqa: T201
         return INTERRUPTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
@@ -17,8 +17,7 @@ from mailglass_reconcile.result import STATES, SweepResult
 
 TICK_SECONDS = 0.05
 BETWEEN_WEBHOOKS_SECONDS = 0.05
-BETWEEN_WAVES_SECONDS = 1.6
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 40.0
 
 STRAYS = {
     NO_DELIVERY: "mail that other software sent",
@@ -29,7 +28,7 @@ STRAYS = {
 
 
 class Director:
-    """Runs the traffic on a clock, and polls sweeper and listener while it waits."""
+    """Runs the traffic, and polls sweeper and listener while it waits."""
 
     def __init__(
         self, screen: Screen, connection: sa.Connection, traffic: Traffic, listener: Listener, sweeper: Sweeper
@@ -41,30 +40,42 @@ class Director:
         self._listener = listener
         self._sweeper = sweeper
         self._last: SweepResult | None = None
+        self._linked = 0
+        self._patience_ends = 0.0
 
     def play(self, plot: Sequence[Wave], links: int) -> bool:
-        """Play *plot* until *links* are made and a further sweep has linked nothing; return whether it came to that."""
+        """Play *plot* until *links* are made and a further sweep has linked nothing; return whether it came to that.
+
+        Nothing waits for a time: a wave stays open until a sweep has looked for its deliveries in vain.
+        """
+        self._patience_ends = time.monotonic() + PATIENCE_SECONDS
+        self._until(lambda: self._last is not None)
         for number, wave in enumerate(plot):
             self._open(wave)
             if number:
                 self._settle(plot[number - 1])
-            self._watch(BETWEEN_WAVES_SECONDS)
+            self._last = None
+            self._until(self._all_looked_at)
         self._settle(plot[-1])
         self._last = None
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self._is_quiet(links):
-            if time.monotonic() > deadline:
+        return self._until(lambda: self._all_looked_at() and self._is_quiet(links))
+
+    def _until(self, condition: Callable[[], bool]) -> bool:
+        """Watch until *condition* holds, and return whether it came to that while there was patience."""
+        while not condition():
+            if time.monotonic() > self._patience_ends:
                 return False
             self._watch(TICK_SECONDS)
         return True
 
+    def _all_looked_at(self) -> bool:
+        """Whether all that is open was past the grace for the last sweep, and stayed open."""
+        return self._last is not None and self._last.remaining == view.read(self._connection).open
+
     def _is_quiet(self, links: int) -> bool:
+        """Whether the sweeps made all *links*, and the last one made and told none."""
         last = self._last
-        if last is None or last.linked or last.published:
-            return False
-        # The orphans of the last wave are past the grace once a sweep has looked at all that is open.
-        now = view.read(self._connection)
-        return now.reconciled == links and last.scanned == now.open
+        return last is not None and not last.linked and not last.published and self._linked == links
 
     def _open(self, wave: Wave) -> None:
         for mail in wave.mails:
@@ -93,9 +104,10 @@ class Director:
         """Tell of sweeps and broadcasts for *seconds*."""
         until = time.monotonic() + seconds
         while True:
-            for result in self._sweeper.poll():
+            for task_id, result in self._sweeper.poll():
                 self._last = result
-                self._screen.tell("sweep", _in_words(result))
+                self._linked += result.linked
+                self._screen.tell("sweep", f"task {short(task_id)}: {_in_words(result)}")
                 self._tell_of_tables()
             for message in self._listener.poll():
                 self._screen.tell("redis", f"{message.channel}: {message.type}")
@@ -113,6 +125,8 @@ class Director:
 
 
 def _in_words(result: SweepResult) -> str:
+    if result.status == "failed":
+        return "failed"
     counts = (f"{getattr(result, state)} {state}" for state in STATES if getattr(result, state))
     found = ", ".join(counts) or "nothing past the grace"
     told = f"; {result.published} messages published" if result.published else ""

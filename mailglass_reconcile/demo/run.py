@@ -1,4 +1,4 @@
-"""One run of the demo, from the start of both servers to the last table."""
+"""One run of the demo, from the start of both servers and the worker to the last table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mailglass_reconcile.demo import plot, report, servers, verdict
 from mailglass_reconcile.demo.director import Director
 from mailglass_reconcile.demo.listener import Listener
 from mailglass_reconcile.demo.screen import Screen
-from mailglass_reconcile.demo.sweeper import INTERVAL_SECONDS, OwnSweeps
+from mailglass_reconcile.demo.sweeper import COMMAND, INTERVAL_SECONDS, Sweeper, worker
 from mailglass_reconcile.demo.traffic import Traffic
 from mailglass_reconcile.settings import Settings
 
@@ -18,8 +18,8 @@ GRACE_SECONDS = 1
 
 OPENING = f"""\
 Webhooks arrive here before the deliveries that they speak of have committed, and become orphans.
-A sweep links them. It runs every {INTERVAL_SECONDS:g} s and leaves an orphan {GRACE_SECONDS} s of grace;
-in operation it is every five minutes, and 60 s.
+A sweep links them, a Celery task that beat asks for: here every {INTERVAL_SECONDS:g} s, so that it is soon seen,
+and after {GRACE_SECONDS} s of grace; in operation every five minutes, and after 60 s.
 """
 
 
@@ -43,6 +43,8 @@ def _installation(screen: Screen) -> Iterator[Settings]:
             database_url=database_url,
             database_schema="public",
             redis_url=redis_url,
+            lock_url=None,
+            broker_url=None,
             grace_seconds=GRACE_SECONDS,
             max_age_minutes=10_080,
             batch_size=2_000,
@@ -67,8 +69,19 @@ def _play(screen: Screen, settings: Settings) -> verdict.Verdict:
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
     ):
         screen.tell("redis", f"listening to the channels of {' and '.join(plot.TENANTS)}")
-        with screen.live():
-            director = Director(screen, connection, traffic, listener, OwnSweeps())
+        with _sweeper(screen, settings) as sweeper, screen.live():
+            director = Director(screen, connection, traffic, listener, sweeper)
             quiet = director.play(waves, links=len(plot.matchable(waves)))
         with engine.connect() as judging:
             return verdict.judge(judging, waves, traffic, listener.heard, quiet)
+
+
+@contextmanager
+def _sweeper(screen: Screen, settings: Settings) -> Iterator[Sweeper]:
+    """Start the worker, and say when it is being stopped."""
+    screen.tell("worker", f"starting {COMMAND}")
+    with worker(settings) as sweeper:
+        try:
+            yield sweeper
+        finally:
+            screen.tell("worker", "stopping")

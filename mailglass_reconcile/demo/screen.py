@@ -13,7 +13,14 @@ from rich.table import Table
 from mailglass_reconcile.demo.view import ROWS, View
 
 PLAIN_WIDTH = 110
-STYLES = {"sends": "cyan", "webhook": "yellow", "commit": "bold cyan", "sweep": "bold green", "redis": "magenta"}
+STYLES = {
+    "worker": "green",
+    "sends": "cyan",
+    "webhook": "yellow",
+    "commit": "bold cyan",
+    "sweep": "bold green",
+    "redis": "magenta",
+}
 
 
 class Screen:
