@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,6 +35,12 @@ def count_buffers(engine: sa.Engine, found: list[int]) -> None:
         connection.commit()
 
 
+def peak_memory() -> int:
+    """Return this process's peak memory in KiB; `ru_maxrss` would count the parent's before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
 def main() -> None:
     """Sweep, and print seconds, wall-clock times, peak memory in KiB, buffers if asked for, and the counts."""
     buffers: list[int] = []
@@ -45,7 +51,7 @@ def main() -> None:
     began = time.time()
     result = mailglass_reconcile.reconcile()
     ended = time.time()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak_memory()
     figures = {"began": began, "ended": ended, "seconds": ended - began, "memory": memory, "buffers": sum(buffers)}
     print(json.dumps({**figures, **result.as_dict()}))
 
