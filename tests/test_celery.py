@@ -21,6 +21,8 @@ import factories
 from conftest import wait_until
 from mailglass_reconcile.schedule import SWEEP_TASK
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 QUEUE = "mailglass_reconcile"
 PATIENCE = 60

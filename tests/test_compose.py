@@ -21,6 +21,8 @@ import yaml
 from conftest import wait_until
 from test_celery import PATIENCE, end
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = ("migrate", "worker", "beat")

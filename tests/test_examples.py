@@ -18,6 +18,8 @@ from mailglass_reconcile.schedule import SWEEP_TASK
 from mailglass_reconcile.schema import OUR_OBJECTS
 from test_celery import PATIENCE, Site, site
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["site"]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -16,6 +16,8 @@ import mailglass_reconcile
 from conftest import Database
 from faults.runs import FULL
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 PROCESSES = 8
 GROUP = 10

@@ -14,6 +14,8 @@ from conftest import Database, wait_until
 from faults.runs import FULL
 from test_faults_connection import raced
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 ORPHANS = 3
 CALLS = ("socket", "connect", "poll", "sendto", "recvfrom", "getsockopt", "setsockopt", "shutdown")
