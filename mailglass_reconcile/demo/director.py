@@ -108,7 +108,7 @@ class Director:
                 self._last = result
                 self._linked += result.linked
                 self._screen.tell("sweep", f"task {short(task_id)}: {_in_words(result)}")
-                self._tell_of_tables()
+                self._tell_of_tables(result.published)
             for message in self._listener.poll():
                 self._screen.tell("redis", f"{message.channel}: {message.type}")
             self._screen.show(view.read(self._connection))
@@ -117,10 +117,11 @@ class Director:
                 return
             time.sleep(min(TICK_SECONDS, left))
 
-    def _tell_of_tables(self) -> None:
+    def _tell_of_tables(self, published: int) -> None:
         now = view.read(self._connection)
+        told = f"; {published} messages published" if published else ""
         self._screen.tell(
-            "ledger", f"{now.events} events, {now.reconciled} of them reconciled; {now.open} orphans open"
+            "ledger", f"{now.events} events, {now.reconciled} of them reconciled; {now.open} orphans open{told}"
         )
 
 
@@ -129,5 +130,4 @@ def _in_words(result: SweepResult) -> str:
         return "failed"
     counts = (f"{getattr(result, state)} {state}" for state in STATES if getattr(result, state))
     found = ", ".join(counts) or "nothing past the grace"
-    told = f"; {result.published} messages published" if result.published else ""
-    return f"{found}{told} ({result.duration_ms} ms)"
+    return f"{found} ({result.duration_ms} ms)"
