@@ -97,7 +97,7 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
 
 def test_the_sweeps_are_those_of_a_celery_worker_with_beat(started):
     """Each sweep is told with the id of its task, and a worker, its pool and its beat are there meanwhile."""
-    started.says("of them reconciled")
+    started.says(" 11 of them reconciled")
     worker = started.workers()[0]
     assert {"mailglass_reconcile.demo.app", "worker", "-B"} <= set(worker.cmdline())
     assert len(worker.children(recursive=True)) == 2
