@@ -198,7 +198,7 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicate
     site.db.run(SLOW_BATCH)
     with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"):
         askers = [site.start(sys.executable, "-c", ASK), *(site.start(*CALL) for _ in range(2))]
-        asked = {site.send(), site.send(None), site.send(None, 5)}
+        asked = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
             asked |= set(asker.communicate(timeout=PATIENCE)[0].split())
         wait_until(lambda: len(site.kept()) == len(asked) - 1, PATIENCE)
