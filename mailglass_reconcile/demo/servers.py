@@ -32,13 +32,15 @@ def postgres() -> Iterator[str]:
     directory = Path(tempfile.mkdtemp(prefix="mailglass-pg-"))
     directory.chmod(0o755)
     try:
-        with undisturbed():
-            server = get_server(directory / "data", cleanup_mode="stop")
-        try:
+        server = None
+        try:  # a signal that was held back strikes where undisturbed() ends, when the server runs already
+            with undisturbed():
+                server = get_server(directory / "data", cleanup_mode="stop")
             yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
         finally:
             with undisturbed():
-                server.cleanup()
+                if server is not None:
+                    server.cleanup()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

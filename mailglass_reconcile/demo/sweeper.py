@@ -74,13 +74,15 @@ def worker(settings: Settings) -> Iterator[Worker]:
     try:
         with redis.Redis.from_url(settings.redis_url.get_secret_value()) as client, client.pubsub() as results:
             results.psubscribe(RESULT_CHANNELS)
-            with undisturbed():
-                process = _start(settings, directory)
-            try:
+            process = None
+            try:  # a signal that was held back strikes where undisturbed() ends, when the worker runs already
+                with undisturbed():
+                    process = _start(settings, directory)
                 yield Worker(process, directory / "log", results)
             finally:
                 with undisturbed():
-                    _stop(process)
+                    if process is not None:
+                        _stop(process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
