@@ -12,9 +12,6 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.model import array_literal
 
-RECONCILED = "reconciled"
-RECONCILED_KEY_PREFIX = "reconciled:"
-
 _APPEND_RECONCILED = sa.text("""
 INSERT INTO mailglass_events
        (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)

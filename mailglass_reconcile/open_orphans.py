@@ -25,6 +25,9 @@ from mailglass_reconcile.model import (
 )
 from mailglass_reconcile.settings import Settings
 
+SLICE_ORPHANS = 10_000
+"""Orphans whose matches are in memory at once: about 10 MB."""
+
 _SURVEY = sa.text("""
 SELECT w.after_time::text AS after, w.until_time::text AS until,
        (SELECT count(*) FROM mailglass_open_orphans AS o
@@ -163,7 +166,7 @@ def count(connection: sa.Connection, piece: Slice) -> int:
     return int(connection.execute(_COUNT, piece.parameters()).scalar_one())
 
 
-def slice_end(connection: sa.Connection, whole: Slice, size: int) -> Place:
+def slice_end(connection: sa.Connection, whole: Slice, size: int = SLICE_ORPHANS) -> Place:
     """Return the place of the *size*-th open orphan of *whole*, or its end where it holds fewer."""
     row = connection.execute(_SLICE_END, {**whole.parameters(), "size": size}).one_or_none()
     return Place(*row) if row else whole.until

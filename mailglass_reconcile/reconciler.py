@@ -22,9 +22,6 @@ from mailglass_reconcile.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-SLICE_ORPHANS = 10_000
-"""Orphans whose matches are in memory at once: about 10 MB."""
-
 
 class Sweep:
     """One run over all eligible open orphans; `result` tells at any moment what it has come to."""
@@ -132,9 +129,9 @@ class Sweep:
         return self._window
 
     def _next_slice(self, connection: sa.Connection, rest: Slice) -> Slice:
-        if self._eligible - self.result.seen <= SLICE_ORPHANS:
+        if self._eligible - self.result.seen <= open_orphans.SLICE_ORPHANS:
             return rest
-        return replace(rest, until=open_orphans.slice_end(connection, rest, SLICE_ORPHANS))
+        return replace(rest, until=open_orphans.slice_end(connection, rest))
 
     def _batches(self, pairs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
         """Yield *pairs* in batches, as far as the limit and the deadline go."""

@@ -14,8 +14,6 @@ from mailglass_reconcile.database import connect, transaction
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.model import LAST_EVENT, Place, Slice
 
-SLICE_ORPHANS = 10_000
-
 _EXPIRED = sa.text("""
 SELECT count(*) FROM mailglass_events AS e
  WHERE e.needs_reconciliation = true AND e.delivery_id IS NULL
@@ -88,6 +86,6 @@ def status(engine: sa.Engine) -> Status:
 def _slices(connection: sa.Connection, after: Place, until: Place) -> Iterator[Slice]:
     while after != until:
         piece = Slice(after, until, None)
-        piece = replace(piece, until=open_orphans.slice_end(connection, piece, SLICE_ORPHANS))
+        piece = replace(piece, until=open_orphans.slice_end(connection, piece))
         yield piece
         after = piece.until
