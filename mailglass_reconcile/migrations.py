@@ -1,15 +1,14 @@
 """Bringing a database to this version's schema, beside a Mailglass that goes on writing.
 
-Nothing is locked that a writer would wait for: each step is a transaction of its own whose lock is asked for
-with a short timeout and, where it is not to be had, asked for again; indexes are built concurrently; the open
-set is filled in batches.
+Alembic keeps the order of the revisions and the number of the last; each revision in `alembic/` looks first and
+then takes its steps, which lock nothing that a writer would wait for.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -17,50 +16,12 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import open_orphans, schema
+from mailglass_reconcile import schema
 from mailglass_reconcile.database import connect, transaction
-from mailglass_reconcile.errors import (
-    CONTENTION_SQLSTATES,
-    LOCK_NOT_AVAILABLE,
-    ConfigurationError,
-    DatabaseRefusedError,
-    SchemaOutdatedError,
-    database_errors,
-    sqlstate,
-)
+from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
+from mailglass_reconcile.migration_steps import LOCK_PATIENCE_SECONDS, Steps
 from mailglass_reconcile.settings import Settings
-
-LOCK_TIMEOUT_MS = 100
-"""Writers queue behind a lock that is waited for; Mailglass's own give up after 500 ms."""
-LOCK_PATIENCE_SECONDS = 60
-FILL_ORPHANS = 5_000
-
-_SCHEMA = sa.text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
-
-# From the catalog itself: information_schema hides what the role has no right on.
-_COLUMNS = sa.text("""
-SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
-  FROM pg_class AS c
-  JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
- WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
- GROUP BY c.relname
-""")
-
-# Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
-_UNIQUE = sa.text("""
-SELECT EXISTS (
-  SELECT FROM pg_index AS i
-   WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid
-     AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(:last) || ' IS NOT NULL)')
-     AND string_to_array(:columns, ' ') = ARRAY(
-           SELECT a.attname::text FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
-             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-            WHERE k.position <= i.indnkeyatts ORDER BY k.position))
-""")
 
 _VERSION_TABLE = sa.text("SELECT to_regclass('mailglass_reconcile_version') IS NOT NULL")
 _VERSION = sa.text("SELECT max(version_num) FROM mailglass_reconcile_version")
@@ -80,136 +41,10 @@ SELECT to_regclass('mailglass_open_orphans') IS NOT NULL
                                       AND indisvalid)
 """)
 
-_INVALID = sa.text("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)")
-
 _TRY_LOCK = sa.text("""
 SELECT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile migrate'))
   FROM set_config('idle_in_transaction_session_timeout', '0', true)
 """)
-
-
-class Steps:
-    """The steps of a migration; in a plan they are told and not taken."""
-
-    def __init__(
-        self, engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, plan: bool = False
-    ) -> None:
-        """Prepare steps on the tables that *settings* name; *tell* gets a line for each."""
-        self._engine = engine
-        self._settings = settings
-        self._tell = tell
-        self._plan = plan
-
-    def require(self, *, columns: Mapping[str, str], unique: Mapping[str, str]) -> bool:
-        """Look at Mailglass's tables before anything is changed, and return whether there are none at all.
-
-        Raises:
-            ConfigurationError: There is no such schema.
-            SchemaOutdatedError: Some are there, and something that this package needs is missing.
-        """
-        schema_name = self._settings.database_schema
-        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True):
-            if not connection.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
-                raise ConfigurationError(
-                    f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"
-                    " correct the setting, or create the schema first"
-                )
-            rows = connection.execute(_COLUMNS, {"schema": schema_name, "tables": list(columns)})
-            found = {row.table_name: set(row.columns) for row in rows}
-            if not found:
-                return True
-            missing = [
-                f"table {table}" if table not in found else f"column {table}.{column}"
-                for table, names in columns.items()
-                for column in (names.split() if table in found else [""])
-                if table not in found or column not in found[table]
-            ]
-            missing += [
-                f"a unique index on {table} ({', '.join(names.split())})"
-                for table, names in unique.items()
-                if found.get(table, set()).issuperset(names.split())
-                and not connection.execute(
-                    _UNIQUE, {"table": table, "columns": names, "last": names.split()[-1]}
-                ).scalar_one()
-            ]
-        if missing:
-            raise SchemaOutdatedError(
-                f"nothing was changed: schema {schema_name} lacks {'; '.join(missing)}."
-                " Run Mailglass's own migrations first"
-            )
-        return False
-
-    def run(self, title: str, sql: str) -> None:
-        """Take one step in one transaction, asking for its locks again until they are to be had.
-
-        Raises:
-            DatabaseRefusedError: They were not, for a minute.
-        """
-        self._tell(title)
-        if self._plan:
-            self._tell(sql.strip())
-            return
-        deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
-        while True:
-            try:
-                with (
-                    connect(self._engine) as connection,
-                    transaction(connection, self._settings, lock_timeout_ms=LOCK_TIMEOUT_MS),
-                ):
-                    connection.execution_options(no_parameters=True).exec_driver_sql(sql)
-                return
-            except DBAPIError as error:
-                if sqlstate(error) not in {LOCK_NOT_AVAILABLE, *CONTENTION_SQLSTATES}:
-                    raise
-                if time.monotonic() > deadline:
-                    raise DatabaseRefusedError(
-                        f"could not {title}: a transaction of somebody else holds the table for more than"
-                        f" {LOCK_PATIENCE_SECONDS} s; what was done so far stays, run this again later"
-                    ) from None
-                time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
-
-    def index_concurrently(self, name: str, table: str, *columns: str) -> None:
-        """Build an index without blocking writers, unless it is there; an interrupted build's is built anew."""
-        index = self._index(name, table, *columns)
-        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True):
-            broken = connection.execute(_INVALID, {"name": name}).scalar_one()
-        if broken:
-            self._outside_transaction(
-                f"drop what an interrupted build left of the index {name}",
-                sa.schema.DropIndex(index, if_exists=True),
-            )
-        self._outside_transaction(
-            f"build the index {name} concurrently", sa.schema.CreateIndex(index, if_not_exists=True)
-        )
-
-    def drop_index_concurrently(self, name: str, table: str) -> None:
-        """Drop an index without blocking writers."""
-        self._outside_transaction(
-            f"drop the index {name} concurrently",
-            sa.schema.DropIndex(self._index(name, table), if_exists=True),
-        )
-
-    def fill_open_set(self) -> None:
-        """Make the open set what the ledger says, within the maximum age, in batches."""
-        self._tell(f"fill the open set from the ledger, {FILL_ORPHANS} orphans a transaction")
-        if not self._plan:
-            with connect(self._engine) as connection:
-                added = open_orphans.add_missing(connection, self._settings, FILL_ORPHANS)
-                settled = open_orphans.remove_settled(connection, self._settings, FILL_ORPHANS)
-            self._tell(f"{added} open orphans were added, {settled} settled ones removed")
-
-    def _index(self, name: str, table: str, *columns: str) -> sa.Index:
-        metadata = sa.MetaData(schema=self._settings.database_schema)
-        indexed = sa.Table(table, metadata, *(sa.Column(column, sa.Text) for column in columns or ("id",)))
-        return sa.Index(name, *(indexed.c[column] for column in columns or ("id",)), postgresql_concurrently=True)
-
-    def _outside_transaction(self, title: str, ddl: sa.schema.ExecutableDDLElement) -> None:
-        self._tell(title)
-        if self._plan:
-            self._tell(str(ddl.compile(dialect=postgresql.dialect())).strip())  # type: ignore[no-untyped-call]
-            return
-        with connect(self._engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(ddl)
 
 
 def migrate(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, plan: bool = False) -> None:
@@ -317,7 +152,7 @@ def _alembic(
     config = Config(output_buffer=output)
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
     with connect(engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
-        config.attributes.update(connection=connection, settings=settings, steps=steps)
+        config.attributes.update(connection=connection, engine=engine, settings=settings, steps=steps)
         yield config
 
 

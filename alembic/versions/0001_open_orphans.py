@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from mailglass_reconcile.migrations import Steps
+from mailglass_reconcile import preflight
+from mailglass_reconcile.migration_steps import Steps
 
 revision = "0001"
 down_revision = None
@@ -187,8 +188,11 @@ PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
 
 
 def upgrade() -> None:
-    steps: Steps = context.config.attributes["steps"]
-    if steps.require(
+    attributes = context.config.attributes
+    steps: Steps = attributes["steps"]
+    if preflight.require(
+        attributes["engine"],
+        attributes["settings"],
         columns={
             "mailglass_deliveries": (
                 "id tenant_id recipient provider provider_message_id last_event_type last_event_at terminal"
