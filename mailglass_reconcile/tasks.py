@@ -24,7 +24,7 @@ try:
     from celery import shared_task
     from celery.signals import celeryd_after_setup, worker_process_init
 
-    from mailglass_reconcile.lock import SweepTask
+    from mailglass_reconcile.sweep_task import SweepTask
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(
