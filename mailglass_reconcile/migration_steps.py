@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import open_orphans
+from mailglass_reconcile import mending
 from mailglass_reconcile.database import connect, transaction
 from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
 from mailglass_reconcile.settings import Settings
@@ -93,8 +93,8 @@ class Steps:
         self._tell(f"fill the open set from the ledger, {FILL_ORPHANS} orphans a transaction")
         if not self._plan:
             with connect(self._engine) as connection:
-                added = open_orphans.add_missing(connection, self._settings, FILL_ORPHANS)
-                settled = open_orphans.remove_settled(connection, self._settings, FILL_ORPHANS)
+                added = mending.add_missing(connection, self._settings, FILL_ORPHANS)
+                settled = mending.remove_settled(connection, self._settings, FILL_ORPHANS)
             self._tell(f"{added} open orphans were added, {settled} settled ones removed")
 
     def _index(self, name: str, table: str, *columns: str) -> sa.Index:

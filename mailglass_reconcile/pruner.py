@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import open_orphans, schema
+from mailglass_reconcile import mending, schema
 from mailglass_reconcile.database import connect, in_batches, transaction
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
@@ -71,7 +71,7 @@ def prune(engine: sa.Engine, settings: Settings) -> PruneResult:
             if days is not None:
                 bounds = {"status": status, "days": days, "size": BATCH_ROWS}
                 setattr(result, status, in_batches(connection, settings, _DELETE_WEBHOOKS, bounds))
-        result.expired = open_orphans.remove_expired(connection, settings, BATCH_ROWS)
-        result.settled = open_orphans.remove_settled(connection, settings, BATCH_ROWS)
-        result.added = open_orphans.add_missing(connection, settings, BATCH_ROWS)
+        result.expired = mending.remove_expired(connection, settings, BATCH_ROWS)
+        result.settled = mending.remove_settled(connection, settings, BATCH_ROWS)
+        result.added = mending.add_missing(connection, settings, BATCH_ROWS)
     return result
