@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailglass_reconcile import keys
+from mailglass_reconcile import keys, providers
 from mailglass_reconcile.model import Values
 
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
@@ -150,14 +150,14 @@ def test_the_recipient_is_recipient_or_email(recipient, email, known):
 @pytest.fixture
 def rules(monkeypatch):
     """Let a test register rules that are gone after it."""
-    monkeypatch.setattr(keys, "_rules", dict(keys._rules))
+    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
 
 
 @pytest.mark.usefixtures("rules")
 def test_an_adopters_rule_is_used_for_its_provider_alone():
     """Registered under two names, it gets one argument per path."""
 
-    @keys.key_rule("Acme Mail", "acme", reads=("metadata/a/b", "normalized_payload/c"))
+    @providers.key_rule("Acme Mail", "acme", reads=("metadata/a/b", "normalized_payload/c"))
     def acme(a, c):
         """Join two values."""
         return [f"{a}-{c}", None, ""]
@@ -172,7 +172,7 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
 def test_an_adopters_rule_that_fails_costs_that_event_only(answer, caplog):
     """It raises, or returns what are no ids; the log names the rule and no value."""
 
-    @keys.key_rule("acme", reads=("metadata/a",))
+    @providers.key_rule("acme", reads=("metadata/a",))
     def acme(a):
         """Fail."""
         if answer is ValueError:
@@ -189,4 +189,4 @@ def test_an_adopters_rule_that_fails_costs_that_event_only(answer, caplog):
 def test_a_path_outside_the_two_columns_is_refused(path):
     """When it is registered, not when it is read."""
     with pytest.raises(ValueError, match="a read is"):
-        keys.key_rule("acme", reads=(path,))
+        providers.key_rule("acme", reads=(path,))

@@ -1,0 +1,152 @@
+"""Where each provider puts the id that its send API has answered; adopters add rules of their own with `key_rule`.
+
+One plain function per provider. A rule names the JSON values that it reads (`column/key/key…`), gets each as a
+trimmed text or None, and returns ids as the provider's send API may have answered them. Sources: each provider's
+webhook documentation, and the rows that Mailglass 0.1.1 writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+ANY_PROVIDER = "*"
+
+Rule = Callable[..., Iterable[str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRule:
+    """A provider's rule: the JSON values it reads, and the function that takes them."""
+
+    reads: tuple[str, ...]
+    candidates: Rule
+
+
+_rules: dict[str, KeyRule] = {}
+
+
+def key_rule(*providers: str, reads: Sequence[str]) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of *providers* (compared without regard to case).
+
+    Args:
+        providers: Names as they stand in an event's `metadata.provider`; `*` is every name without a rule.
+        reads: Paths `metadata/…` or `normalized_payload/…`; the function gets one argument for each, a text
+            of 1 to 512 characters or None.
+
+    Raises:
+        ValueError: A path does not begin with one of the two columns.
+    """
+    for path in reads:
+        if path.partition("/")[0] not in ("metadata", "normalized_payload") or not path.partition("/")[2]:
+            raise ValueError(f"a read is 'metadata/<key>' or 'normalized_payload/<key>', not {path!r}")
+
+    def register(function: Rule) -> Rule:
+        for provider in providers:
+            _rules[provider.lower()] = KeyRule(tuple(reads), function)
+        return function
+
+    return register
+
+
+def rule_of(provider: str) -> KeyRule:
+    """Return the rule of *provider*, or that of every provider without one."""
+    return _rules.get(provider.lower(), _rules[ANY_PROVIDER])
+
+
+def rules() -> Mapping[str, KeyRule]:
+    """Return all rules by provider name in lower case."""
+    return _rules
+
+
+@key_rule("postmark", reads=("metadata/message_id", "metadata/MessageID"))
+def postmark(message_id: str | None, original: str | None) -> Iterable[str | None]:
+    """`MessageID`, a GUID. A bounce's `ID` is of another namespace and never read."""
+    return message_id, original
+
+
+_RELAY_SUFFIX = re.compile(r"\.(?:filter|stfilter-|recvd-)")
+_RELAY_ONLY = re.compile(r"(?:filter|stfilter-|recvd-)[^.]*\.")
+_SEND_ID = re.compile(r"[A-Za-z0-9_-]{22}(?=\.)")
+
+
+@key_rule("sendgrid", reads=("metadata/sg_message_id",))
+def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
+    """`sg_message_id`: the send API's `X-Message-Id` and a relay suffix; legacy ids contain dots themselves."""
+    if sg_message_id is None:
+        return
+    suffix = _RELAY_SUFFIX.search(sg_message_id)
+    current = _SEND_ID.match(sg_message_id)
+    if suffix:
+        yield sg_message_id[: suffix.start()]
+    elif current:
+        yield current[0]
+    elif _RELAY_ONLY.match(sg_message_id):
+        return
+    yield sg_message_id
+
+
+@key_rule(
+    "mailgun",
+    reads=(
+        "metadata/event-data/message/headers/message-id",
+        "metadata/message/headers/message-id",
+        "metadata/message-id",
+        "metadata/Message-Id",
+        "metadata/message_id",
+    ),
+)
+@key_rule("brevo", "sendinblue", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
+@key_rule(ANY_PROVIDER, reads=("metadata/message_id",))
+def message_id(*spelled: str | None) -> Iterable[str | None]:
+    """A message id, with or without angle brackets, under the names in which providers spell it."""
+    return spelled
+
+
+@key_rule(
+    "ses",
+    "amazon_ses",
+    "amazon ses",
+    "amazonses",
+    reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id"),
+)
+def amazon_ses(*spelled: str | None) -> Iterable[str | None]:
+    """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`."""
+    for text in spelled:
+        if text is not None:
+            local, _, domain = text.strip("<>").partition("@")
+            yield local if domain.endswith("amazonses.com") else text
+
+
+@key_rule("resend", reads=("metadata/email_id", "metadata/data/email_id"))
+def resend(*email_id: str | None) -> Iterable[str | None]:
+    """`email_id`, a UUID; never `message_id`, which is the e-mail's header."""
+    return email_id
+
+
+@key_rule(
+    "sparkpost",
+    reads=(
+        "metadata/transmission_id",
+        "metadata/msys/message_event/transmission_id",
+        "metadata/msys/track_event/transmission_id",
+        "metadata/msys/gen_event/transmission_id",
+        "metadata/msys/unsubscribe_event/transmission_id",
+    ),
+)
+def sparkpost(*transmission_id: str | None) -> Iterable[str | None]:
+    """`transmission_id`, digits as text or integer; never `message_id`."""
+    return transmission_id
+
+
+@key_rule("mailjet", reads=("metadata/MessageID", "metadata/message_id"))
+def mailjet(*number: str | None) -> Iterable[str | None]:
+    """`MessageID`, an integer beyond 2^53, taken as its digits; never the UUID beside it."""
+    return (text for text in number if text is not None and text.isdecimal())
+
+
+@key_rule("mandrill", reads=("metadata/_id", "metadata/msg/_id", "metadata/message_id"))
+def mandrill(*spelled: str | None) -> Iterable[str | None]:
+    """`_id`, as it is."""
+    return spelled
