@@ -124,25 +124,40 @@ def _paused(valkey: Valkey) -> Iterator[Callable[[], None]]:
     process.resume()
 
 
+def test_a_redis_that_goes_away_in_mid_sweep_costs_the_messages_after_it(db: Database, valkey: Valkey) -> None:
+    """And does not come back."""
+    assert sweep(db, valkey.url, 10, valkey.stop).published == 20
+
+
+@pytest.mark.parametrize("batches", [0, 10])
 def test_a_replica_takes_messages_and_tells_nobody_so_they_count_as_failed(
-    db: Database, valkey: Valkey, tmp_path: Path
+    db: Database, valkey: Valkey, tmp_path: Path, batches: int
 ) -> None:
-    """`PUBLISH` on a replica answers OK: success is no evidence."""
+    """`PUBLISH` on a replica answers OK: success is no evidence; nor is that of the master that it was before."""
     replica = Valkey(tmp_path / "replica")
+    follow = ("REPLICAOF", "127.0.0.1", valkey.url.split(":")[2].split("/")[0])
     try:
-        replica.command("REPLICAOF", "127.0.0.1", valkey.url.split(":")[2].split("/")[0])
-        assert sweep(db, replica.url).publish_failed == 2 * ORPHANS
+        if batches == 0:
+            replica.command(*follow)
+        result = sweep(db, replica.url, batches, lambda: replica.command(*follow))
+        assert (result.published, result.publish_failed) == (2 * batches, 2 * (ORPHANS - batches))
     finally:
         replica.stop()
 
 
-def test_a_redis_without_memory_costs_no_link(db: Database, valkey: Valkey) -> None:
+@pytest.mark.parametrize("batches", [0, 10])
+def test_a_redis_without_memory_costs_no_link(db: Database, valkey: Valkey, batches: int) -> None:
     """It may refuse the script or take it; what it takes is heard."""
+
+    def fill() -> None:
+        valkey.command("CONFIG", "SET", "maxmemory", 1)
+
     with redis.Redis.from_url(valkey.url) as client, client.pubsub() as heard:
         heard.psubscribe("mailglass:*")
         heard.get_message(timeout=5)
-        valkey.command("CONFIG", "SET", "maxmemory", 1)
-        result = sweep(db, valkey.url)
+        if batches == 0:
+            fill()
+        result = sweep(db, valkey.url, batches, fill)
         messages = 0
         while heard.get_message(timeout=0.2):
             messages += 1
