@@ -44,7 +44,7 @@ class Sweep:
             tenant_id: Sweep this tenant's orphans only.
             limit: Link at most this many.
             dry_run: Find and classify in read-only transactions; write and publish nothing.
-            progress: Called with the counts so far, at the beginning and after each batch.
+            progress: Called with the counts so far, after each batch.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self._settings = settings
@@ -107,6 +107,7 @@ class Sweep:
         if self._expired() and (self.result.skipped or rest.after != rest.until):
             self.result.status = "partial"
         self._count_remaining(connection)
+        self._warn_of_mismatches()
 
     def _expired(self) -> bool:
         return time.monotonic() >= self._deadline
@@ -152,6 +153,18 @@ class Sweep:
         if computed and not self.result.dry_run:
             with transaction(connection, self._settings, probes_only=True):
                 open_orphans.store_keys(connection, computed)
+
+    def _warn_of_mismatches(self) -> None:
+        if self.result.tenant_mismatch:
+            logger.warning(
+                "%d orphans name deliveries of another tenant only and stay open: a Mailglass without"
+                " resolve_webhook_tenant stamps every webhook with the tenant `default`",
+                self.result.tenant_mismatch,
+            )
+        if self.result.recipient_mismatch:
+            logger.warning(
+                "%d orphans name deliveries of another recipient only and stay open", self.result.recipient_mismatch
+            )
 
     def _count_remaining(self, connection: sa.Connection) -> None:
         if self._window and (self.result.linked or self.result.skipped) and not self.result.dry_run:

@@ -86,6 +86,10 @@ def test_another_tenants_id_in_ones_own_webhook_links_nothing_is_counted_and_war
         messages = [m for m in iter(lambda: heard.get_message(timeout=0.2), None) if m["type"] == "pmessage"]
     assert (result.tenant_mismatch, result.linked) == (len(pairs), 0)
     assert messages == []
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert f"{len(pairs)} orphans name deliveries of another tenant only" in warnings[0]
+    assert "resolve_webhook_tenant" in warnings[0]
     assert db.value("SELECT max(lock_version) FROM mailglass_deliveries") == 1
 
 
