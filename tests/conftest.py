@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 import invariants
 import mailglass_reconcile
+import witness as watching
 from mailglass_reconcile import database, migrations
 from mailglass_reconcile.demo import servers
 from mailglass_reconcile.settings import Settings
@@ -28,7 +29,7 @@ class Database:
     url: str
     settings: Settings
     engine: sa.Engine = field(repr=False)
-    witness: invariants.Witness = field(repr=False)
+    witness: watching.Witness = field(repr=False)
     broken: set[str] = field(default_factory=set)
     """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
 
@@ -136,7 +137,7 @@ def db(
     engine = database.create_engine(settings)
     mailglass_reconcile.configure(engine=engine, settings=settings)
     try:
-        with invariants.watched(engine, redis_url) as witness:
+        with watching.watched(engine, redis_url) as witness:
             made = Database(settings.database_url.get_secret_value(), settings, engine, witness)
             yield made
             invariants.check(made, witness, holding=invariants.ALL - made.broken)

@@ -1,51 +1,27 @@
-"""The checker of what must hold (I1 to I7, I11 and I13 of the design), run after every test that uses `db`.
+"""The checker of what must hold (I1 to I7 and I9 to I13 of the design), run after every test that uses `db`."""
 
-Triggers of a schema of its own write down every row as it was when it was inserted, and every version of a delivery, so
-that the checker knows what was there before, whoever wrote it and with whatever session.
-"""
-
-import json
+import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
-import pytest
 import redis
-import sqlalchemy as sa
 
 import oracle
 from mailglass_reconcile import migrations
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.reconciler import Sweep
 from mailglass_reconcile.result import STATES, SweepResult
+from witness import Witness, running
 
-ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I11", "I13"})
+ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10", "I11", "I12", "I13"})
 
-_WITNESS = """
-CREATE SCHEMA witness;
-CREATE TABLE witness.events (id uuid, text text, ours boolean, utc timestamp, local timestamp);
-CREATE TABLE witness.deliveries (n bigint GENERATED ALWAYS AS IDENTITY, id uuid, version jsonb, ours boolean);
-CREATE FUNCTION witness.event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-  INSERT INTO witness.events
-  VALUES (NEW.id, md5(to_jsonb(NEW)::text), right(current_setting('search_path'), 7) = 'pg_temp',
-          now() AT TIME ZONE 'UTC', now()::timestamp);
-  RETURN NULL;
-END $$;
-CREATE FUNCTION witness.delivery() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-  INSERT INTO witness.deliveries (id, version, ours)
-  VALUES (NEW.id, to_jsonb(NEW) - 'metadata', right(current_setting('search_path'), 7) = 'pg_temp');
-  RETURN NULL;
-END $$;
-CREATE TRIGGER witness AFTER INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION witness.event();
-CREATE TRIGGER witness AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION witness.delivery();
-ALTER TABLE mailglass_events ENABLE ALWAYS TRIGGER witness;
-ALTER TABLE mailglass_deliveries ENABLE ALWAYS TRIGGER witness;
-"""
+PATIENCE_SECONDS = 10
+"""How long a process or a connection may take to end."""
 
 _EVENTS = """
 SELECT e.id::text, e.tenant_id, e.delivery_id::text, e.type, to_json(e.occurred_at) #>> '{}' AS occurred_at,
@@ -65,76 +41,47 @@ SELECT now()::timestamp - make_interval(mins => :max_age) AS oldest,
        now()::timestamp - make_interval(secs => :grace) AS youngest
 """
 
+_LEFT = """
+SELECT pid, state, left(query, 80) AS query FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+ UNION ALL
+SELECT l.pid, 'advisory lock', NULL FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+ WHERE l.locktype = 'advisory' AND d.datname = current_database()
+ UNION ALL
+SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database = current_database()
+"""
+
 Rows = Mapping[str, Any]
-
-
-class Witness:
-    """What is known of one test's database beyond its tables: results of sweeps, and messages."""
-
-    def __init__(self, pubsub: redis.client.PubSub, client: redis.Redis) -> None:
-        """Watch the channels of a confirmed subscriber."""
-        self.results: list[SweepResult] = []
-        self._pubsub = pubsub
-        self._client = client
-
-    def messages(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return `(channel, payload)` of every message that has been published so far and not been returned yet."""
-        mark = uuid.uuid4().hex
-        self._client.publish(f"mailglass:events:{mark}", mark)
-        found = []
-        while True:
-            message = self._pubsub.get_message(timeout=5)
-            assert message is not None, "the sentinel did not arrive"
-            if message["data"] == mark.encode():
-                return found
-            if message["type"] == "pmessage" and message["data"].startswith(b"{"):
-                found.append((message["channel"].decode(), json.loads(message["data"])))
-
-
-@contextmanager
-def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
-    """Write down what happens to a database's rows, the sweeps of this process, and all messages."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(_WITNESS)
-    client = redis.Redis.from_url(redis_url)
-    with client, client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
-        pubsub.psubscribe("mailglass:events:*")
-        while (pubsub.get_message(timeout=5) or {})["type"] != "psubscribe":
-            pass
-        witness = Witness(pubsub, client)
-        run = Sweep.run
-
-        def observed(sweep: Sweep, engine: sa.Engine) -> SweepResult:
-            witness.results.append(sweep.result)
-            return run(sweep, engine)
-
-        patch.setattr(Sweep, "run", observed)
-        yield witness
 
 
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
+    _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
     if not migrations.is_current(db.engine, db.settings) or db.settings.database_schema != "public":
         return
-    if "I11" in holding:
-        check_counts(witness.results)
-    if "I13" in holding:
-        check_open_set(db)
-    if "I6" in holding:
-        check_nothing_is_left(db)
+    checks: dict[str, Callable[[], None]] = {
+        "I11": lambda: check_counts(witness.results),
+        "I12": lambda: check_statuses(witness.results),
+        "I13": lambda: check_open_set(db),
+        "I6": lambda: check_nothing_is_left(db),
+    }
+    _each(checks, holding)
     state = _State(db)
-    if "I1" in holding:
-        check_links(state)
-    if "I2" in holding:
-        check_projection(state)
-    if "I3" in holding:
-        check_ledger(state)
-    if "I4" in holding:
-        check_messages(state, witness.messages())
-    if "I5" in holding:
-        check_tenants(state)
-    if "I7" in holding:
-        check_monotone(state)
+    checks = {
+        "I1": lambda: check_links(state),
+        "I2": lambda: check_projection(state),
+        "I3": lambda: check_ledger(state),
+        "I4": lambda: check_messages(state, witness.messages(), witness.early),
+        "I5": lambda: check_tenants(state),
+        "I7": lambda: check_monotone(state),
+    }
+    _each(checks, holding)
+
+
+def _each(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> None:
+    for name, held in checks.items():
+        if name in holding:
+            held()
 
 
 class _State:
@@ -205,8 +152,9 @@ def check_ledger(state: _State) -> None:
         assert state.events[id_]["text"] == seen["text"], f"event {id_} has changed"
 
 
-def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """I4: every message names a committed event; one per channel per link."""
+def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str] = ()) -> None:
+    """I4: every message names a committed event; none before its commit; one per channel per link."""
+    assert not early, f"told of before their commit: {early}"
     told = defaultdict(list)
     for channel, payload in messages:
         if payload["meta"]["reconciled_from_event_id"] in state.events:
@@ -269,6 +217,25 @@ def check_counts(results: Sequence[SweepResult]) -> None:
         assert min(getattr(result, state) for state in STATES) >= 0, result
         if not result.dry_run and result.status == "ok":
             assert result.published + result.publish_failed == 2 * result.linked, result
+
+
+def check_statuses(results: Sequence[SweepResult]) -> None:
+    """I12: a sweep that left something undone by a fault says so."""
+    for result in results:
+        assert result.status in ("ok", "partial", "failed"), result
+        assert result.status != "ok" or result.failed == 0, result
+
+
+def check_log(lines: Sequence[str]) -> None:
+    """I9: what this package has logged holds no address."""
+    assert not [line for line in lines if "@" in line]
+
+
+def check_nobody_stays(db: Any, witness: Witness) -> None:
+    """I10: no lock, no idle transaction, no connection and no process is left behind."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left := [*_all(db, _LEFT), *(running().keys() - witness.children.keys())]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
 
 
 def check_open_set(db: Any) -> None:

@@ -1,10 +1,17 @@
 """The checker itself: whoever breaks an invariant is found out."""
 
+import contextlib
+import json
+import logging
+import subprocess
+
 import pytest
+import redis
 
 import factories
 import invariants
 import mailglass_reconcile
+from mailglass_reconcile.pubsub import Publisher
 
 TAMPERING = [
     ("I1", "UPDATE mailglass_events SET idempotency_key = 'x' WHERE type = 'reconciled'"),
@@ -33,6 +40,58 @@ def test_what_breaks_an_invariant_is_found(db, name, sql):
     with pytest.raises(AssertionError):
         invariants.check(db, db.witness, holding=frozenset({name}))
     db.broken.update(invariants.ALL)
+
+
+def test_an_orphan_that_no_sweep_links_is_found(db):
+    """I6, with a delivery that somebody holds for ever."""
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    with db.engine.connect() as holder:
+        holder.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")
+        with pytest.raises(AssertionError):
+            invariants.check(db, db.witness, holding=frozenset({"I6"}))
+
+
+def test_a_message_before_its_commit_is_found(db):
+    """I4, by a publisher that is given an event that nobody has appended."""
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    with redis.Redis.from_url(db.settings.redis_url.get_secret_value()) as client:
+        payload = json.dumps({"meta": {"event_id": factories.new_id()}})
+        Publisher(client).publish([(factories.TENANT, factories.new_id(), payload)])
+    with pytest.raises(AssertionError, match="before their commit"):
+        invariants.check(db, db.witness, holding=frozenset({"I4"}))
+    db.broken.add("I4")
+
+
+def test_an_address_in_the_log_is_found(db):
+    """I9, at the level that nobody reads."""
+    logger = logging.getLogger("mailglass_reconcile.batch")
+    logger.setLevel(logging.DEBUG)
+    logger.debug("linking %s", factories.RECIPIENT)
+    logger.setLevel(logging.NOTSET)
+    with pytest.raises(AssertionError):
+        invariants.check(db, db.witness, holding=frozenset({"I9"}))
+    db.broken.add("I9")
+
+
+@pytest.mark.parametrize("left", ["an idle transaction", "a process"])
+def test_what_is_left_behind_is_found(db, monkeypatch, left):
+    """I10."""
+    monkeypatch.setattr(invariants, "PATIENCE_SECONDS", 0.1)
+    with contextlib.ExitStack() as stack:
+        if left == "a process":
+            stack.enter_context(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+        else:
+            stack.enter_context(db.engine.connect()).exec_driver_sql("SELECT 1")
+        with pytest.raises(AssertionError, match="left behind"):
+            invariants.check(db, db.witness, holding=frozenset({"I10"}))
+
+
+def test_a_sweep_that_failed_in_part_and_does_not_say_so_is_found():
+    """I12, on a result of hand."""
+    with pytest.raises(AssertionError):
+        invariants.check_statuses([mailglass_reconcile.result.SweepResult(scanned=1, failed=1)])
 
 
 def test_counts_that_do_not_add_up_are_found():

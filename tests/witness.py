@@ -1,0 +1,129 @@
+"""What a test's database, its sweeps, their log and their messages are watched by, for the checker of the invariants.
+
+Triggers of a schema of its own write down every row as it was when it was inserted, and every version of a delivery, so
+that the checker knows what was there before, whoever wrote it and with whatever session.
+"""
+
+import contextlib
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+import redis
+import sqlalchemy as sa
+
+from mailglass_reconcile.pubsub import Message, Published, Publisher
+from mailglass_reconcile.reconciler import Sweep
+from mailglass_reconcile.result import SweepResult
+
+_WITNESS = """
+CREATE SCHEMA witness;
+CREATE TABLE witness.events (id uuid, text text, ours boolean, utc timestamp, local timestamp);
+CREATE TABLE witness.deliveries (n bigint GENERATED ALWAYS AS IDENTITY, id uuid, version jsonb, ours boolean);
+CREATE FUNCTION witness.event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+  INSERT INTO witness.events
+  VALUES (NEW.id, md5(to_jsonb(NEW)::text), right(current_setting('search_path'), 7) = 'pg_temp',
+          now() AT TIME ZONE 'UTC', now()::timestamp);
+  RETURN NULL;
+END $$;
+CREATE FUNCTION witness.delivery() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+  INSERT INTO witness.deliveries (id, version, ours)
+  VALUES (NEW.id, to_jsonb(NEW) - 'metadata', right(current_setting('search_path'), 7) = 'pg_temp');
+  RETURN NULL;
+END $$;
+CREATE TRIGGER witness AFTER INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION witness.event();
+CREATE TRIGGER witness AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION witness.delivery();
+ALTER TABLE mailglass_events ENABLE ALWAYS TRIGGER witness;
+ALTER TABLE mailglass_deliveries ENABLE ALWAYS TRIGGER witness;
+"""
+
+_COMMITTED = "SELECT id::text FROM mailglass_events WHERE id = ANY (CAST(:ids AS uuid[]))"
+
+
+class Witness:
+    """What is known of one test's database beyond its tables: results of sweeps, messages, the log."""
+
+    def __init__(self, pubsub: redis.client.PubSub, client: redis.Redis) -> None:
+        """Watch the channels of a confirmed subscriber."""
+        self.results: list[SweepResult] = []
+        self.early: list[str] = []
+        """Ids of events that were told of before they had committed."""
+        self.log: list[str] = []
+        """What the package has logged, at any level, in this process."""
+        self.children = running()
+        """Processes that were there before the test."""
+        self._pubsub = pubsub
+        self._client = client
+
+    def messages(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return `(channel, payload)` of every message that has been published so far and not been returned yet."""
+        mark = uuid.uuid4().hex
+        self._client.publish(f"mailglass:events:{mark}", mark)
+        found = []
+        while True:
+            message = self._pubsub.get_message(timeout=5)
+            assert message is not None, "the sentinel did not arrive"
+            if message["data"] == mark.encode():
+                return found
+            if message["type"] == "pmessage" and message["data"].startswith(b"{"):
+                found.append((message["channel"].decode(), json.loads(message["data"])))
+
+
+@contextmanager
+def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
+    """Write down what happens to a database's rows, the sweeps of this process, and all messages."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_WITNESS)
+    client = redis.Redis.from_url(redis_url)
+    with client, client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
+        pubsub.psubscribe("mailglass:events:*")
+        while (pubsub.get_message(timeout=5) or {})["type"] != "psubscribe":
+            pass
+        witness = Witness(pubsub, client)
+        run = Sweep.run
+
+        def observed(sweep: Sweep, engine: sa.Engine) -> SweepResult:
+            witness.results.append(sweep.result)
+            return run(sweep, engine)
+
+        publish = Publisher.publish
+
+        def overheard(publisher: Publisher, messages: Sequence[Message]) -> Published:
+            ids = [json.loads(payload)["meta"]["event_id"] for _, _, payload in messages]
+            with engine.begin() as connection:
+                committed = set(connection.execute(sa.text(_COMMITTED), {"ids": ids}).scalars())
+            witness.early += set(ids) - committed
+            return publish(publisher, messages)
+
+        patch.setattr(Sweep, "run", observed)
+        patch.setattr(Publisher, "publish", overheard)
+        with _logged(witness.log):
+            yield witness
+
+
+@contextmanager
+def _logged(lines: list[str]) -> Iterator[None]:
+    """Write down what the package logs while the block runs."""
+    handler = logging.Handler(logging.DEBUG)
+    handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
+    logger = logging.getLogger("mailglass_reconcile")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def running() -> dict[int, str]:
+    """Return the processes that this one has started and that still run, except servers: their name by their id."""
+    found: dict[int, str] = {}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE and not child.name().startswith(("postgres", "valkey")):
+                found[child.pid] = child.name()
+    return found
