@@ -151,6 +151,28 @@ def test_a_backend_terminated_in_mid_sweep_costs_no_link(db: Database, record_pr
     record_property("fault", ("backend terminated in mid-sweep", rounds))
 
 
+@pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
+def test_a_backend_terminated_inside_its_commit_is_tried_again(
+    db: Database, times: int, record_property: Record
+) -> None:
+    """A deferred trigger ends its own session, so that COMMIT gets no answer."""
+    raced(db, 10)
+    refusing(db, "57P01", "true")
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(f"""
+            CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF nextval('refusals') <= {times} THEN
+                PERFORM pg_terminate_backend(pg_backend_pid());
+                PERFORM pg_sleep(60);
+              END IF;
+              RETURN NULL;
+            END $$""")
+    result = sweep(db)
+    assert (result.status, result.linked, db.value("SELECT last_value FROM refusals")) == ("ok", 10, 10 + times)
+    forgiving(db)
+    record_property("fault", ("backend terminated inside COMMIT", 1))
+
+
 def _terminate(db: Database, over: threading.Event, times: int) -> None:
     """Terminate other backends of the database that have appended, *times* times."""
     engine = sa.create_engine(db.engine.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
@@ -178,6 +200,23 @@ def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_lin
         assert (result.linked, result.skipped, result.remaining) == (4, 2, 2)
         assert time.monotonic() - began < 3
     assert sweep(db).linked == 2
+
+
+@pytest.mark.parametrize("table", ["deliveries", "open_orphans"])
+def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rolling_back(
+    db: Database, table: str, record_property: Record
+) -> None:
+    """A wait would end in a lock timeout, and that in a rollback."""
+    raced(db, 20)
+    rollbacks: list[sa.Connection] = []
+    sa.event.listen(db.engine, "rollback", rollbacks.append)
+    with db.engine.connect() as holder:
+        holder.exec_driver_sql(f"SELECT FROM mailglass_{table} LIMIT 10 FOR UPDATE")
+        result = sweep(db, batch_size=5)
+        assert (result.status, result.linked, result.skipped) == ("ok", 10, 10)
+        assert rollbacks == []
+    assert sweep(db).linked == 10
+    record_property("fault", (f"half of the {table} held by somebody else", 1))
 
 
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])

@@ -14,9 +14,9 @@ import factories
 import mailglass_reconcile
 from catalog import MAILGLASS
 from conftest import Database
-from mailglass_reconcile import database
-from mailglass_reconcile.batch import link_batch
+from mailglass_reconcile import database, runtime
 from mailglass_reconcile.errors import sqlstate
+from mailglass_reconcile.result import SweepResult
 from mailglass_reconcile.settings import Settings
 
 _OPEN_STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
@@ -294,18 +294,26 @@ def test_what_postgres_refuses_is_refused_as_it_was_before(db: Database, untouch
     assert refusals[0] is not None
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
-def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(db: Database, place: int) -> None:
-    """The orphan is in neither list, which the sweep counts as skipped, and stays open."""
-    pairs = []
-    for _ in range(BATCH):
+@pytest.mark.parametrize("place", [0, 1, BATCH - 1])
+def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
+    db: Database, place: int, record_property: Callable[[str, object], None]
+) -> None:
+    """It is deleted while the batch before its own is linked; the orphan is skipped, and unmatched ever after."""
+    deliveries = []
+    for position in range(2 * BATCH):
         text = uuid.uuid4().hex
-        pairs.append((factories.orphan(db, factories.postmark(text)), factories.delivery(db, text)))
-    db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=pairs[place][1])
-    with database.connect(db.engine) as connection:
-        outcome = link_batch(connection, db.settings, pairs, lambda: False)
-    assert {link.orphan_id for link in outcome.links} == {orphan for orphan, _ in pairs} - {pairs[place][0]}
-    assert outcome.failed == []
+        deliveries.append(factories.delivery(db, text))
+        factories.orphan(db, factories.postmark(text), age_seconds=900 - position)
+
+    def delete(result: SweepResult) -> None:
+        db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=deliveries[BATCH + place])
+
+    settings = db.settings.model_copy(update={"batch_size": BATCH})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    result = runtime.sweep(progress=delete).run(db.engine)
+    assert (result.status, result.linked, result.skipped, result.failed) == ("ok", 2 * BATCH - 1, 1, 0)
+    assert mailglass_reconcile.reconcile().unmatched == 1
+    record_property("fault", ("delivery deleted between match and write", 1))
 
 
 @pytest.mark.parametrize("first", [True, False])
