@@ -61,7 +61,7 @@ def migrate(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], 
         SchemaOutdatedError: Mailglass's tables lack something; the message names it, nothing was changed.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database_errors(), _one_at_a_time(engine):
+    with database_errors(), _one_at_a_time(engine, settings):
         if is_current(engine, settings):
             tell(f"nothing to do: the database is at revision {schema.VERSION}")
             return
@@ -90,7 +90,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database_errors(), _one_at_a_time(engine):
+    with database_errors(), _one_at_a_time(engine, settings):
         with connect(engine) as connection, transaction(connection, settings, read_only=True):
             ours = connection.execute(_ANYTHING).scalar_one()
         if not ours:
@@ -120,19 +120,21 @@ def _refuse_unknown(engine: sa.Engine, settings: Settings) -> None:
 
 
 @contextmanager
-def _one_at_a_time(engine: sa.Engine) -> Iterator[None]:
+def _one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
     """Let one migration of a database run at a time.
 
     The others ask again: one that waited in a statement would hold up a concurrent index.
     """
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     with connect(engine) as connection:
-        while not connection.execute(_TRY_LOCK).scalar_one():
-            connection.rollback()
+        while True:
+            with transaction(connection, settings):
+                if connection.execute(_TRY_LOCK).scalar_one():
+                    yield
+                    return
             if time.monotonic() > deadline:
                 raise DatabaseRefusedError("another migration is running: try again when it is done")
             time.sleep(0.2)
-        yield
 
 
 def _plan(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:

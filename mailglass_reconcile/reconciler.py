@@ -157,13 +157,13 @@ class Sweep:
     def _warn_of_mismatches(self) -> None:
         if self.result.tenant_mismatch:
             logger.warning(
-                "%d orphans name deliveries of another tenant only and stay open: a Mailglass without"
+                "%d orphan(s) name deliveries of another tenant only and stay open: a Mailglass without"
                 " resolve_webhook_tenant stamps every webhook with the tenant `default`",
                 self.result.tenant_mismatch,
             )
         if self.result.recipient_mismatch:
             logger.warning(
-                "%d orphans name deliveries of another recipient only and stay open", self.result.recipient_mismatch
+                "%d orphan(s) name deliveries of another recipient only and stay open", self.result.recipient_mismatch
             )
 
     def _count_remaining(self, connection: sa.Connection) -> None:

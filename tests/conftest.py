@@ -21,6 +21,8 @@ from mailglass_reconcile.settings import Settings
 
 servers.exit_on_signals()
 
+pytest_plugins = ["installation"]
+
 
 @dataclass(frozen=True)
 class Database:

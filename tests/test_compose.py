@@ -19,7 +19,7 @@ import redis
 import yaml
 
 from conftest import wait_until
-from test_celery import PATIENCE, end
+from installation import PATIENCE, end
 
 pytestmark = pytest.mark.slow
 

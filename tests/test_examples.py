@@ -14,13 +14,11 @@ from alembic.migration import MigrationContext
 import factories
 import mailglass_reconcile
 from conftest import wait_until
+from installation import PATIENCE, Site
 from mailglass_reconcile.schedule import SWEEP_TASK
 from mailglass_reconcile.schema import OUR_OBJECTS
-from test_celery import PATIENCE, Site, site
 
 pytestmark = pytest.mark.slow
-
-__all__ = ["site"]
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MESSAGE_ID = "b7bc2f4a-e38e-4336-af7d-e6c392c2f817"

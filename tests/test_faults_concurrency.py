@@ -56,9 +56,7 @@ def crowd(db: Database, draw: random.Random, orphans: int) -> list[str]:
 
 def seeds() -> list[tuple[int, int, int]]:
     """Return `(first seed, seeds, orphans)` of each database."""
-    if not FULL:
-        return [(0, 2, 200)]
-    return [*((first, GROUP, 200) for first in range(0, 90, GROUP)), *((first, 5, 1_000) for first in (90, 95))]
+    return [(first, GROUP, 1_000) for first in range(0, 100, GROUP)] if FULL else [(0, 2, 200)]
 
 
 @pytest.mark.parametrize(("first", "number", "orphans"), seeds())

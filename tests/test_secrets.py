@@ -1,4 +1,7 @@
-"""Canaries in every field and URL: none appears in logs, standard error, results, errors or Redis."""
+"""Canaries in every field and URL: none appears in logs, standard error, results, errors or Redis.
+
+There are no spans and no metrics of this package yet that could hold one.
+"""
 
 import json
 import logging
@@ -15,8 +18,9 @@ from sqlalchemy.engine import make_url
 
 import factories
 import mailglass_reconcile
-from conftest import Database
+from conftest import Database, wait_until
 from faults.runs import FULL
+from installation import PATIENCE, Site
 from mailglass_reconcile import database
 from mailglass_reconcile.settings import Settings
 from test_faults_postgres import refusing
@@ -196,3 +200,37 @@ def test_the_commands_print_none_of_them(
         check=False,
     )
     ears.more += [done.stdout, done.stderr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["refused", "no database", *(["none", "gone", "wrong call", "no redis"] if FULL else [])]
+)
+def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site, ears: Ears, fault: str) -> None:
+    """At DEBUG, where a sweep links, fails on its rows, raises, is called wrongly, or misses a server."""
+    plant(site.db)
+    more = {
+        "no redis": {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@127.0.0.1:1/0"},
+        "no database": {"MAILGLASS_DATABASE_URL": f"postgresql://a:{CANARIES['database password']}@127.0.0.1:1/x"},
+    }.get(fault, {})
+    if fault == "refused":
+        refusing(site.db, "22P02", "true")
+    if fault == "gone":
+        site.db.run("ALTER TABLE mailglass_deliveries RENAME TO gone")
+    more["MAILGLASS_BROKER_URL"] = site.broker
+    with site.worker("-l", "debug", **more):
+        answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))
+        if fault == "no redis":  # nor is there one that the answer could be kept in
+            wait_until(lambda: site.linked() == 4 and site.said("redis.exceptions.ConnectionError"), PATIENCE)
+        else:
+            wait_until(answer.ready, PATIENCE)
+            expected = {"none": "ok", "refused": "partial", "gone": "failed"}.get(fault)
+            assert (answer.result["status"] if answer.state == "SUCCESS" else None) == expected
+            ears.more += [repr(answer.result), str(answer.traceback)]
+    for name in site.redis.scan_iter("celery-task-meta-*"):
+        ears.more.append(repr(site.redis.get(name)))
+    ears.more.append(site.log.read_text())
+    if fault == "gone":
+        site.db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
+    if fault == "refused":
+        site.db.run("DROP FUNCTION refuse CASCADE")
