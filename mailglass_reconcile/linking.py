@@ -126,7 +126,7 @@ SELECT c.position, c.id AS candidate_id, d.id::text AS delivery_id, d.tenant_id,
           UNION ALL
          SELECT id, tenant_id, recipient, provider FROM mailglass_deliveries
           WHERE provider IS NULL AND provider_message_id = c.id) AS d
- ORDER BY c.position, d.provider IS NULL, d.id LIMIT 100
+ ORDER BY c.position, d.provider IS NULL, own DESC, addressed DESC, d.id LIMIT 100
 """)
 
 
@@ -151,7 +151,10 @@ class Decision(NamedTuple):
 
 
 def decide(connection: sa.Connection, tenant_id: str, wanted: Keys) -> Decision:
-    """Decide for one event, by the rule of `match`, and say which deliveries its ids name (100 at most)."""
+    """Decide for one event, by the rule of `match`, and say which deliveries its ids name.
+
+    Of those, 100 at most; its own tenant's and recipient's come first, so that none that decides is left out.
+    """
     parameters = {
         "tenant_id": tenant_id,
         "provider": wanted.provider,
