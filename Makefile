@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint faults soak bench rabbitmq clean
+.PHONY: demo test lint faults soak broken bench rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -24,6 +24,10 @@ faults: $(VENV)/test.stamp
 
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m faults.soak $(ARGS)
+
+# Breaks a copy of the package on purpose, one way after the other, and says which test caught it.
+broken: $(VENV)/test.stamp
+	$(BIN)/python -m faults.broken $(ARGS)
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench $(ARGS)
