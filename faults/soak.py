@@ -1,8 +1,12 @@
-"""`python -m faults.soak [schedules]`: schedules of the state machine, 10,000 unless told, and how many ran."""
+"""`python -m faults.soak [schedules [options]]`: schedules of the state machine, 10,000 unless told, and how many ran.
+
+The options are pytest's. The seed is drawn unless `--hypothesis-seed=N` names one, and printed with what replays it.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -12,9 +16,14 @@ import pytest
 
 from faults.runs import Table
 
+SEED = "--hypothesis-seed"
+
 
 def main(arguments: list[str]) -> int:
     """Run the state machine, with pytest's own options if there are any, and print the table."""
+    if not any(argument.startswith(SEED) for argument in arguments):
+        arguments = [*arguments, f"{SEED}={random.randrange(2**32)}"]
+    print(f'make soak ARGS="{os.environ["MAILGLASS_SCHEDULES"]} {" ".join(arguments)}"', flush=True)
     table = Table()
     test = Path(__file__).parent.parent / "tests" / "test_state_machine.py"
     code = pytest.main(["-q", "--timeout=0", str(test), *arguments], plugins=[table])
