@@ -1,19 +1,48 @@
 """A process that sweeps: once and ends, or, with `--serve`, once per line that it is given, as the line says.
 
-A line is a batch size; the answer is a line of JSON. Settings come from the environment.
+A line is a batch size; the answer is a line of JSON. Settings come from the environment. With `SWEEPER_DIES_AT=N`
+the process kills itself at the N-th of its fail points: around each statement, COMMIT and publishing.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Sequence
+from itertools import count
+
+import sqlalchemy as sa
 
 import mailglass_reconcile
+from mailglass_reconcile.pubsub import Message, Published, Publisher
+
+
+def die_at(number: int) -> None:
+    """Let this process be killed at the *number*-th of its fail points, from 1."""
+    passed = count(1)
+    publish = Publisher.publish
+
+    def fail_point(*unused: object) -> None:
+        if next(passed) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def published(publisher: Publisher, messages: Sequence[Message]) -> Published:
+        fail_point()
+        outcome = publish(publisher, messages)
+        fail_point()
+        return outcome
+
+    for event in ("before_cursor_execute", "after_cursor_execute", "commit"):
+        sa.event.listen(sa.Engine, event, fail_point)
+    Publisher.publish = published  # type: ignore[method-assign]
 
 
 def main(serve: bool) -> None:
     """Sweep, and print each result."""
     if not serve:
+        die_at(int(os.environ.get("SWEEPER_DIES_AT", "0")))
         print(json.dumps(mailglass_reconcile.reconcile().as_dict()))
         return
     for line in sys.stdin:

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -38,21 +38,25 @@ def may_trace() -> bool:
     return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
 
 
-def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a sweep under strace, which is to look at *call* only."""
+def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subprocess.CompletedProcess[bytes]:
+    """Run a sweep in a process of its own, under the command *before*."""
+    more = {"MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": ".", "SWEEPER_DIES_AT": str(dies_at)}
     return subprocess.run(
-        ["strace", "-f", "-qq", "-e", f"trace={call}", *options, sys.executable, "-m", "faults.sweeper"],
-        env={**db.environment(redis_url), "MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": "."},
+        [*before, sys.executable, "-m", "faults.sweeper"],
+        env={**db.environment(redis_url), **more},
         capture_output=True,
         timeout=60,
         check=False,
     )
 
 
-def killed(db: Database, redis_url: str, call: str, number: int) -> bool:
-    """Run a sweep that is killed when it enters the *number*-th *call*, and return whether it came to that."""
-    inject = f"inject={call}:signal=KILL:when={number}"
-    done = traced(db, redis_url, call, "-o", "/dev/null", "-e", inject)
+def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a sweep under strace, which is to look at *call* only."""
+    return swept(db, redis_url, "strace", "-f", "-qq", "-e", f"trace={call}", *options)
+
+
+def killed(done: subprocess.CompletedProcess[bytes]) -> bool:
+    """Whether a sweep was killed, and did not end by itself."""
     assert done.returncode in (0, -9, 137), done.stderr
     return done.returncode != 0
 
@@ -65,24 +69,48 @@ def first(db: Database, redis_url: str, call: str, log: Path) -> int:
     return next(n for n, line in enumerate(lines, 1) if "socket:[" in line or call.startswith(("epoll", "poll")))
 
 
-@pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
-@pytest.mark.parametrize("call", CALLS if FULL else SELECTION)
-def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
-    db: Database, redis_url: str, call: str, tmp_path: Path, record_property: Record
-) -> None:
-    """Every N, until the run ends by itself; three orphans in batches of two."""
+def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -> int:
+    """Let *sweep* be killed at each of *numbers*, sweep once more each time, and return how often it was."""
     kills = 0
-    for number in count(first(db, redis_url, call, tmp_path / "log")) if FULL else SELECTION[call]:
+    for number in numbers:
         before = db.value(_APPENDED)
         raced(db, ORPHANS)
-        hit = killed(db, redis_url, call, number)
+        hit = sweep(number)
         wait_until(lambda: db.value(_OTHERS) == 0)
         result = mailglass_reconcile.reconcile()
         assert result.status == "ok"
         assert db.value(_APPENDED) == before + ORPHANS
         kills += hit
         if not hit:
-            assert FULL, f"the sweep makes fewer than {number} calls of {call}"
             break
     assert kills
+    return kills
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
+@pytest.mark.parametrize("call", CALLS if FULL else SELECTION)
+def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
+    db: Database, redis_url: str, call: str, tmp_path: Path, record_property: Record
+) -> None:
+    """Every N, until the run ends by itself; three orphans in batches of two."""
+
+    def sweep(number: int) -> bool:
+        inject = f"inject={call}:signal=KILL:when={number}"
+        return killed(traced(db, redis_url, call, "-o", "/dev/null", "-e", inject))
+
+    numbers = count(first(db, redis_url, call, tmp_path / "log")) if FULL else SELECTION[call]
+    kills = mended(db, sweep, numbers)
+    assert FULL or kills == len(SELECTION[call])
     record_property("fault", (f"killed at {call}", kills))
+
+
+def test_a_sweep_killed_at_any_fail_point_is_mended_by_the_next(
+    db: Database, redis_url: str, record_property: Record
+) -> None:
+    """Around each statement, COMMIT and publishing, until the run ends by itself; where nothing may be traced, too."""
+
+    def sweep(number: int) -> bool:
+        return killed(swept(db, redis_url, dies_at=number))
+
+    kills = mended(db, sweep, count(1, 1 if FULL else 9))
+    record_property("fault", ("killed at a fail point", kills))
