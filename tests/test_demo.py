@@ -95,6 +95,7 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
     assert not list(started.directory.glob("mailglass-*"))
 
 
+@pytest.mark.slow
 def test_the_sweeps_are_those_of_a_celery_worker_with_beat(started):
     """Each sweep is told with the id of its task, and a worker, its pool and its beat are there meanwhile."""
     started.says(" 11 of them reconciled")
