@@ -54,7 +54,7 @@ class Witness:
         self.early: list[str] = []
         """Ids of events that were told of before they had committed."""
         self.log: list[str] = []
-        """What the package has logged, at any level, in this process."""
+        """What the package has logged in this process."""
         self.children = running()
         """Processes that were there before the test."""
         self._pubsub = pubsub
