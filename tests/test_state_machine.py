@@ -24,7 +24,7 @@ from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.reconciler import Sweep
 from mailglass_reconcile.result import STATES, SweepResult
 
-SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "400" if FULL else "25"))
+SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "400" if FULL else "15"))
 Record = Callable[[str, object], None]
 
 # Few ids, mostly of one tenant, mostly of one delivery: most orphans are to meet a delivery, and some of them others.
