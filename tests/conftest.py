@@ -23,6 +23,8 @@ servers.exit_on_signals()
 
 pytest_plugins = ["installation"]
 
+APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
+
 
 @dataclass(frozen=True)
 class Database:
@@ -50,6 +52,10 @@ class Database:
         with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             connection.execute(sa.text(sql), parameters)
+
+    def appended(self) -> int:
+        """Return how many `reconciled` events the ledger holds, whoever appended them."""
+        return int(self.value(APPENDED))
 
     def environment(self, redis_url: str) -> dict[str, str]:
         """Return the environment of a process that is to use this database."""

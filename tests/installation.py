@@ -93,7 +93,7 @@ class Site:
 
     def linked(self) -> int:
         """How many orphans are linked."""
-        return self.db.value("SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'")
+        return self.db.appended()
 
     def kept(self) -> list[dict]:
         """The results that are kept."""

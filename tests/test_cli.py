@@ -79,7 +79,7 @@ def test_wrong_usage_exits_with_2_and_sweeps_nothing(cli, db, one_of_two, argume
     finished = cli(*arguments)
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
-    assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'") == 0
+    assert db.appended() == 0
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ PROCESSES = 8
 GROUP = 10
 """Seeds that share a database."""
 
-_APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 TYPES = ("delivered", "opened", "bounced", "deferred", "complained", "dispatched", "zap")
 
 
@@ -72,13 +71,13 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
     for seed in range(first, first + number):
         draw = random.Random(seed)
         crowd(db, draw, orphans)
-        before = db.value(_APPENDED)
+        before = db.appended()
         for process in sweepers:
             print(draw.choice((1, 3, 10, 50, 200)), file=process.stdin, flush=True)
         results = [json.loads(process.stdout.readline()) for process in sweepers]
         linked = sum(result["linked"] for result in results)
         assert [result["status"] for result in results] == ["ok"] * PROCESSES, seed
-        assert linked == db.value(_APPENDED) - before, seed
+        assert linked == db.appended() - before, seed
         assert sum(result["published"] for result in results) == 2 * linked
         assert linked + mailglass_reconcile.reconcile().linked == orphans, seed
     record_property("fault", (f"8 processes on {orphans} orphans, seeds", number))
@@ -140,7 +139,7 @@ def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sw
     for seed in range(rounds):
         draw = random.Random(seed)
         crowd(db, draw, 100)
-        before = db.value(_APPENDED)
+        before = db.appended()
         settings = db.settings.model_copy(update={"batch_size": draw.choice((1, 5, 50))})
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
         appended: list[str] = []
@@ -149,7 +148,7 @@ def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sw
         linked = mailglass_reconcile.reconcile().linked
         other.join()
         linked += mailglass_reconcile.reconcile().linked
-        assert linked + len(appended) == db.value(_APPENDED) - before == 100
+        assert linked + len(appended) == db.appended() - before == 100
     record_property("fault", ("sweeps beside another reconciler, seeds", rounds))
 
 

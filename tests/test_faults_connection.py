@@ -21,8 +21,6 @@ ORPHANS = 5
 COMMIT = b"COMMIT\0"
 """The simple query as libpq sends it; `BEGIN ISOLATION LEVEL READ COMMITTED` does not hold it."""
 
-_APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
-
 
 @pytest.fixture
 def through(db: Database) -> Iterator[Proxy]:
@@ -45,13 +43,13 @@ def raced(db: Database, orphans: int = ORPHANS) -> None:
 
 def sweep(db: Database) -> SweepResult:
     """Sweep through the fault, and check that the counts tell what the database holds."""
-    before = db.value(_APPENDED)
+    before = db.appended()
     try:
         result = mailglass_reconcile.reconcile()
     except mailglass_reconcile.MailglassReconcileError:
-        assert db.value(_APPENDED) == before, "nothing may be swept where the sweep raises"
+        assert db.appended() == before, "nothing may be swept where the sweep raises"
         return SweepResult(status="raised")
-    assert result.linked == db.value(_APPENDED) - before
+    assert result.linked == db.appended() - before
     assert result.published == 2 * result.linked
     assert result.status in ("ok", "failed")
     if result.status == "ok":

@@ -27,7 +27,6 @@ CALLS = (
 SELECTION = {"sendto": (12, 17, 18, 24), "poll": (20,), "recvfrom": (22, 26)}
 """A few places within the batches, for `make test`."""
 
-_APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 _OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -73,13 +72,13 @@ def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -
     """Let *sweep* be killed at each of *numbers*, sweep once more each time, and return how often it was."""
     kills = 0
     for number in numbers:
-        before = db.value(_APPENDED)
+        before = db.appended()
         raced(db, ORPHANS)
         hit = sweep(number)
         wait_until(lambda: db.value(_OTHERS) == 0)
         result = mailglass_reconcile.reconcile()
         assert result.status == "ok"
-        assert db.value(_APPENDED) == before + ORPHANS
+        assert db.appended() == before + ORPHANS
         kills += hit
         if not hit:
             break

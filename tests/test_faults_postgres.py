@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
-from conftest import Database, wait_until
+from conftest import APPENDED, Database, wait_until
 from faults import servers
 from faults.runs import FULL
 from mailglass_reconcile import database, migrations
@@ -26,7 +26,6 @@ Record = Callable[[str, object], None]
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
 PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
 
-_APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
 _REFUSING = """
 CREATE SEQUENCE refusals;
@@ -54,11 +53,11 @@ def forgiving(db: Database) -> None:
 
 def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
     """Sweep in small batches, and check that the counts tell what the database holds."""
-    before = db.value(_APPENDED)
+    before = db.appended()
     configured = db.settings.model_copy(update={"batch_size": batch_size, **settings})
     mailglass_reconcile.configure(engine=db.engine, settings=configured)
     result = mailglass_reconcile.reconcile()
-    assert result.linked == db.value(_APPENDED) - before
+    assert result.linked == db.appended() - before
     assert result.published == 2 * result.linked
     return result
 
@@ -79,7 +78,7 @@ def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
         assert (result.linked, result.status) == (10, "ok") if state in PASSING else result.linked >= 9
     forgiving(db)
     assert sweep(db).status == "ok"
-    assert db.value(_APPENDED) == 10
+    assert db.appended() == 10
     record_property("fault", (f"SQLSTATE {state} at COMMIT, a few times", 1))
 
 
@@ -104,7 +103,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
         assert result.remaining == 1
     forgiving(db)
     assert sweep(db).status == "ok"
-    assert db.value(_APPENDED) == 10
+    assert db.appended() == 10
     record_property("fault", (f"SQLSTATE {state} at COMMIT, for ever for one row", 1))
 
 
@@ -135,19 +134,19 @@ def test_a_backend_terminated_in_mid_sweep_costs_no_link(db: Database, record_pr
         over = threading.Event()
         killer = threading.Thread(target=_terminate, args=(db, over, 1 + number % 3))
         killer.start()
-        before = db.value(_APPENDED)
+        before = db.appended()
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 1}))
         try:
             result = mailglass_reconcile.reconcile()
-            assert result.linked == db.value(_APPENDED) - before
+            assert result.linked == db.appended() - before
             assert result.status == "failed" or result.linked == 12
         except mailglass_reconcile.MailglassReconcileError:
-            assert db.value(_APPENDED) == before
+            assert db.appended() == before
         finally:
             over.set()
             killer.join()
         sweep(db)
-        assert db.value(_APPENDED) == 12 * (number + 1)
+        assert db.appended() == 12 * (number + 1)
     record_property("fault", ("backend terminated in mid-sweep", rounds))
 
 
@@ -352,7 +351,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
             second = Sweep(settings, publisher).run(engine)
         assert result.status == "failed" or result.linked == 10
         assert result.linked + second.linked == 10
-        assert plain.value(_APPENDED) == 10 * (number + 1)
+        assert plain.value(APPENDED) == 10 * (number + 1)
     record_property("fault", ("immediate stop and start in mid-sweep", rounds))
 
 

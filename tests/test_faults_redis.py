@@ -20,8 +20,6 @@ from test_faults_connection import raced
 Record = Callable[[str, object], None]
 ORPHANS = 30
 
-_APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
-
 
 class Valkey:
     """A server of a test's own, which keeps its port."""
@@ -62,7 +60,7 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] = lambda: None) -> SweepResult:
     """Link in batches of one, do something after a number of them, and check what is true of every sweep."""
     raced(db, ORPHANS)
-    before = db.value(_APPENDED)
+    before = db.appended()
     settings = db.settings.model_copy(update={"batch_size": 1})
     acted = 0.0
 
@@ -78,7 +76,7 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
     with client:
         result = Sweep(settings, Publisher(client), progress=progress).run(db.engine)
     took = time.monotonic() - began - acted
-    assert (result.status, result.linked, db.value(_APPENDED) - before) == ("ok", ORPHANS, ORPHANS)
+    assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)
     assert result.published + result.publish_failed == 2 * ORPHANS
     assert took < _usual(db) + 1.6, "a second in all, and what a busy machine adds"
     return result
