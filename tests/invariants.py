@@ -51,8 +51,6 @@ SELECT l.pid, 'advisory lock', NULL FROM pg_locks AS l JOIN pg_database AS d ON 
 SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database = current_database()
 """
 
-Rows = Mapping[str, Any]
-
 
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
@@ -152,7 +150,7 @@ def check_ledger(state: _State) -> None:
         assert state.events[id_]["text"] == seen["text"], f"event {id_} has changed"
 
 
-def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str] = ()) -> None:
+def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str]) -> None:
     """I4: every message names a committed event; none before its commit; one per channel per link."""
     assert not early, f"told of before their commit: {early}"
     told = defaultdict(list)
@@ -234,7 +232,7 @@ def check_log(lines: Sequence[str]) -> None:
 def check_nobody_stays(db: Any, witness: Witness) -> None:
     """I10: no lock, no idle transaction, no connection and no process is left behind."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while left := [*_all(db, _LEFT), *(running().keys() - witness.children.keys())]:
+    while left := [*_all(db, _LEFT), *(running().items() - witness.children.items())]:
         assert time.monotonic() < deadline, f"left behind: {left}"
 
 
