@@ -16,6 +16,8 @@ from pathlib import Path
 import psutil
 from sqlalchemy.engine import make_url
 
+from mailglass_reconcile.demo.servers import free_port
+
 
 def pgbouncer_path() -> str | None:
     """Return where PgBouncer is, or None: Debian keeps it beside the commands of the administrator."""
@@ -28,8 +30,7 @@ def pgbouncer(database_url: str, connections: int) -> Iterator[str]:
     url = make_url(database_url)
     path = pgbouncer_path()
     assert path is not None
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     directory = Path(tempfile.mkdtemp(prefix="mailglass-pgbouncer-"))
     directory.chmod(0o755)
     (directory / "users").write_text(f'"{url.username}" "{url.password or ""}"\n')

