@@ -20,14 +20,14 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/lint-imports
 
 faults: $(VENV)/test.stamp
-	$(BIN)/python -m faults $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
 soak: $(VENV)/test.stamp
-	$(BIN)/python -m faults.soak $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)
 
 # Breaks a copy of the package on purpose, one way after the other, and says which test caught it.
 broken: $(VENV)/test.stamp
-	$(BIN)/python -m faults.broken $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m faults.broken $(ARGS)
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench $(ARGS)

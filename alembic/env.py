@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from mailglass_reconcile.schema import VERSION_TABLE
+from mailglass_reconcile.store.schema import VERSION_TABLE
 
 attributes = context.config.attributes
 context.configure(

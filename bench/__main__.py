@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 import psycopg
 
 from bench import data, rivals
-from mailglass_reconcile import Settings, migrations
-from mailglass_reconcile.database import create_engine
-from mailglass_reconcile.demo import servers
+from mailglass_reconcile import Settings
+from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
 
 
 class Bench:
@@ -44,7 +45,7 @@ class Bench:
         """Return the URL of a new database with Mailglass's tables and ours."""
         url = data.database(self.server, name)
         settings = Settings(database_url=url)
-        migrations.migrate(create_engine(settings), settings, lambda line: None)
+        runner.migrate(create_engine(settings), settings, lambda line: None)
         return url
 
     def sweep(self, url: str, processes: int = 1, *options: str) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.finder import Orphan, attempt_link, find_orphans
+from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.pubsub import events_channel
-from mailglass_reconcile.recorder import Recorded, WebhookEvent, append, record_webhook
+from mailglass_reconcile.record.recorder import Recorded, WebhookEvent, append, record_webhook
 from mailglass_reconcile.runtime import available, configure, prune, reconcile
 from mailglass_reconcile.schedule import make_beat_schedule
-from mailglass_reconcile.schema import include_object
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.schema import include_object
 
 __all__ = [
     "ConfigurationError",

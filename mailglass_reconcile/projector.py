@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from mailglass_reconcile.model import Link, Report, array_literal
+from mailglass_reconcile.store.model import Link, Report, array_literal
 
 Outcome = TypeVar("Outcome")
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import database, pruner, pubsub
-from mailglass_reconcile.pruner import PruneResult
-from mailglass_reconcile.reconciler import Sweep
-from mailglass_reconcile.result import SweepResult
+from mailglass_reconcile import pubsub
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.ops.pruner import PruneResult
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import SweepResult
 
 if TYPE_CHECKING:
     import redis as redis_py

@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.reconciler import Sweep
 from mailglass_reconcile.schedule import (
     PRUNE_EXPIRES_SECONDS,
     PRUNE_TASK,
@@ -18,13 +17,14 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
+from mailglass_reconcile.sweep.reconciler import Sweep
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
     from celery import shared_task
     from celery.signals import celeryd_after_setup, worker_process_init
 
-    from mailglass_reconcile.sweep_task import SweepTask
+    from mailglass_reconcile.singleton.task import SweepTask
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(

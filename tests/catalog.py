@@ -8,8 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import database, migrations
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
 
 MAILGLASS = (Path(__file__).parent / "mailglass_schema.sql").read_text()
 
@@ -83,18 +84,18 @@ class Installation:
     def migrate(self, tell: Callable[[str], None] | None = None, **options: Any) -> list[str]:
         """Migrate, and return what was told."""
         told: list[str] = []
-        migrations.migrate(self.engine, self.settings, tell or told.append, **options)
+        runner.migrate(self.engine, self.settings, tell or told.append, **options)
         return told
 
     def remove(self) -> list[str]:
         """Take out what is ours, and return what was told."""
         told: list[str] = []
-        migrations.remove(self.engine, self.settings, told.append)
+        runner.remove(self.engine, self.settings, told.append)
         return told
 
     def is_current(self) -> bool:
         """Whether nothing is left to migrate."""
-        return migrations.is_current(self.engine, self.settings)
+        return runner.is_current(self.engine, self.settings)
 
     @contextmanager
     def writing(self, sql: str) -> Any:

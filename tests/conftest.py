@@ -15,9 +15,10 @@ from sqlalchemy.engine import make_url
 import invariants
 import mailglass_reconcile
 import witness as watching
-from mailglass_reconcile import database, migrations
-from mailglass_reconcile.demo import servers
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
 
 servers.exit_on_signals()
 
@@ -122,7 +123,7 @@ def template(make_database: Callable[..., str], drop_database: Callable[[str], N
     """The name of a migrated database that the databases of tests are copies of."""
     name = f"mgtest_template_{uuid.uuid4().hex[:12]}"
     settings = Settings(database_url=make_database(name))
-    migrations.migrate(database.create_engine(settings), settings, lambda line: None)
+    runner.migrate(database.create_engine(settings), settings, lambda line: None)
     yield name
     drop_database(name)
 

@@ -12,10 +12,10 @@ from urllib.parse import quote
 import redis
 
 import oracle
-from mailglass_reconcile import migrations
 from mailglass_reconcile.pubsub import Publisher
-from mailglass_reconcile.reconciler import Sweep
-from mailglass_reconcile.result import STATES, SweepResult
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import STATES, SweepResult
 from witness import Witness, running
 
 ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10", "I11", "I12", "I13"})
@@ -55,7 +55,7 @@ SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database =
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
     _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
-    if not migrations.is_current(db.engine, db.settings) or db.settings.database_schema != "public":
+    if not runner.is_current(db.engine, db.settings) or db.settings.database_schema != "public":
         return
     checks: dict[str, Callable[[], None]] = {
         "I11": lambda: check_counts(witness.results),

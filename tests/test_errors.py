@@ -5,7 +5,6 @@ import uuid
 import pytest
 from sqlalchemy.engine import make_url
 
-from mailglass_reconcile import database, migrations
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseRefusedError,
@@ -14,6 +13,8 @@ from mailglass_reconcile.errors import (
     database_errors,
 )
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
 
 CANARY = "c4n4ry"
 
@@ -36,7 +37,7 @@ def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
     """Whether it is no URL, of another database, or of a server that is not there."""
     settings = Settings(database_url=url)
     with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
-        migrations.is_current(database.create_engine(settings), settings)
+        runner.is_current(database.create_engine(settings), settings)
     said = f"{error.value} {error.value.__cause__} {settings}"
     assert CANARY not in said
     assert "\n" not in str(error.value)
@@ -48,7 +49,7 @@ def test_a_wrong_database_or_role_on_a_server_that_is_there_names_the_setting(em
     url = make_url(empty_database_url).set(**{wrong: CANARY + uuid.uuid4().hex})
     settings = Settings(database_url=url.render_as_string(hide_password=False))
     with pytest.raises(MailglassReconcileError, match="MAILGLASS_DATABASE_URL") as error:
-        migrations.migrate(database.create_engine(settings), settings, lambda line: None)
+        runner.migrate(database.create_engine(settings), settings, lambda line: None)
     assert CANARY not in f"{error.value} {error.value.__cause__}"
     assert "\n" not in str(error.value)
 

@@ -16,7 +16,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from installation import PATIENCE, Site
 from mailglass_reconcile.schedule import SWEEP_TASK
-from mailglass_reconcile.schema import OUR_OBJECTS
+from mailglass_reconcile.store.schema import OUR_OBJECTS
 
 pytestmark = pytest.mark.slow
 

@@ -66,7 +66,7 @@ def test_a_message_before_its_commit_is_found(db):
 
 def test_an_address_in_the_log_is_found(db):
     """I9, at the level that nobody reads."""
-    logger = logging.getLogger("mailglass_reconcile.batch")
+    logger = logging.getLogger("mailglass_reconcile.sweep.batch")
     logger.setLevel(logging.DEBUG)
     logger.debug("linking %s", factories.RECIPIENT)
     logger.setLevel(logging.NOTSET)

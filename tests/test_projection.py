@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 import factories
 import oracle
-from mailglass_reconcile import database, projector
-from mailglass_reconcile.model import Report
+from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.model import Report
 
 NOON = datetime(2026, 3, 1, 12)
 COLUMNS = ", ".join(oracle.PROJECTED)

@@ -18,8 +18,8 @@ import redis
 import sqlalchemy as sa
 
 from mailglass_reconcile.pubsub import Message, Published, Publisher
-from mailglass_reconcile.reconciler import Sweep
-from mailglass_reconcile.result import SweepResult
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import SweepResult
 
 _WITNESS = """
 CREATE SCHEMA witness;

@@ -11,7 +11,8 @@ from celery import Celery
 from celery.signals import worker_ready
 
 import mailglass_reconcile
-from mailglass_reconcile import database, runtime
+from mailglass_reconcile import runtime
+from mailglass_reconcile.store import database
 
 settings = mailglass_reconcile.Settings()
 redis_url = settings.redis_url.get_secret_value()

@@ -2,8 +2,8 @@
 
 from alembic import context
 
-from mailglass_reconcile import preflight
-from mailglass_reconcile.migration_steps import Steps
+from mailglass_reconcile.store.migration import preflight
+from mailglass_reconcile.store.migration.steps import Steps
 
 revision = "0001"
 down_revision = None

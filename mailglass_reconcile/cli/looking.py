@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mailglass_reconcile import explanation, runtime
-from mailglass_reconcile import status as open_status
+from mailglass_reconcile import runtime
+from mailglass_reconcile.ops import explanation
+from mailglass_reconcile.ops import status as open_status
 
 
 @click.command()

@@ -6,7 +6,9 @@ import sys
 
 import click
 
-from mailglass_reconcile import migrations, runtime, schema
+from mailglass_reconcile import runtime
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.migration import runner
 
 
 @click.command()
@@ -19,10 +21,10 @@ def migrate(plan: bool, check: bool, remove: bool) -> None:
         raise click.UsageError("--plan, --check and --remove exclude each other")
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
-        current = migrations.is_current(engine, settings)
+        current = runner.is_current(engine, settings)
         click.echo(f"at revision {schema.VERSION}" if current else "not migrated: run `mailglass-reconcile migrate`")
         sys.exit(0 if current else 1)
     if remove:
-        migrations.remove(engine, settings, click.echo)
+        runner.remove(engine, settings, click.echo)
     else:
-        migrations.migrate(engine, settings, click.echo, plan=plan)
+        runner.migrate(engine, settings, click.echo, plan=plan)

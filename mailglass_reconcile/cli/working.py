@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.result import SweepResult
+from mailglass_reconcile.sweep.result import SweepResult
 
 REASONS = {
     "unmatched": "no delivery has their id yet",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 
 from mailglass_reconcile.celery import app
-from mailglass_reconcile.demo.servers import ENDING_SIGNALS
 from mailglass_reconcile.demo.sweeper import INTERVAL_SECONDS
 from mailglass_reconcile.schedule import make_beat_schedule
+from mailglass_reconcile.testing.servers import ENDING_SIGNALS
 
 signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)  # the demo holds them back while it starts the worker
 

@@ -13,7 +13,7 @@ from mailglass_reconcile.demo.screen import Screen, short
 from mailglass_reconcile.demo.story import AMBIGUOUS, NO_DELIVERY, NO_ID, OTHER_TENANT, Mail, Wave, Webhook
 from mailglass_reconcile.demo.sweeper import Sweeper
 from mailglass_reconcile.demo.traffic import Traffic
-from mailglass_reconcile.result import STATES, SweepResult
+from mailglass_reconcile.sweep.result import STATES, SweepResult
 
 TICK_SECONDS = 0.05
 BETWEEN_WEBHOOKS_SECONDS = 0.05

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mailglass_reconcile import database, migrations, runtime
-from mailglass_reconcile.demo import plot, report, servers, verdict
+from mailglass_reconcile import runtime
+from mailglass_reconcile.demo import plot, report, verdict
 from mailglass_reconcile.demo.director import Director
 from mailglass_reconcile.demo.listener import Listener
 from mailglass_reconcile.demo.screen import Screen
 from mailglass_reconcile.demo.sweeper import COMMAND, INTERVAL_SECONDS, Sweeper, worker
 from mailglass_reconcile.demo.traffic import Traffic
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
 
 GRACE_SECONDS = 1
 
@@ -53,7 +56,7 @@ def _installation(screen: Screen) -> Iterator[Settings]:
         runtime.configure(settings=settings)
         try:
             tell = screen.tell
-            migrations.migrate(database.create_engine(settings), settings, lambda line: tell("migrate", line))
+            runner.migrate(database.create_engine(settings), settings, lambda line: tell("migrate", line))
             yield settings
         finally:
             runtime.configure()

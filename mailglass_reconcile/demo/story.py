@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from mailglass_reconcile import ledger
+from mailglass_reconcile.store import ledger
 
 BASE64URL = string.ascii_letters + string.digits + "-_"
 

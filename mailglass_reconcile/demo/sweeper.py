@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import redis
 from pydantic import SecretStr
 
-from mailglass_reconcile.demo.servers import undisturbed
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.result import SweepResult
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
+from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.testing.servers import undisturbed
 
 COMMAND = "celery -A mailglass_reconcile.demo.app worker -B -c 1"
 INTERVAL_SECONDS = 1.0

@@ -9,8 +9,8 @@ from types import TracebackType
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import recorder
 from mailglass_reconcile.demo.story import Mail, Webhook
+from mailglass_reconcile.record import recorder
 
 _SEND = sa.text("""
 INSERT INTO mailglass_deliveries

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import finder
 from mailglass_reconcile.demo.listener import Broadcast
 from mailglass_reconcile.demo.story import Wave
 from mailglass_reconcile.demo.traffic import Traffic
+from mailglass_reconcile.ops import orphans
 from mailglass_reconcile.pubsub import events_channel
 
 _LINKS = sa.text("""
@@ -57,8 +57,8 @@ def judge(
     last_events = {row[0]: row[1] for row in connection.execute(_LAST_EVENTS)}
     changed = {id_ for id_, fingerprint in traffic.fingerprints.items() if now.get(id_) != fingerprint}
     states = {
-        str(orphan.event_id): finder.attempt_link(connection, orphan).state
-        for orphan in finder.find_orphans(connection)
+        str(orphan.event_id): orphans.attempt_link(connection, orphan).state
+        for orphan in orphans.find_orphans(connection)
     }
     return Verdict(
         orphans=len(traffic.fingerprints),

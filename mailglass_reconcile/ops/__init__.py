@@ -1,0 +1,1 @@
+"""What an operator asks for: status, orphans, explanations, the daily prune."""

@@ -1,0 +1,77 @@
+"""The daily prune: raw webhooks by status and age, and the open set mended by the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import repair, schema
+from mailglass_reconcile.store.database import connect, in_batches, transaction
+
+BATCH_ROWS = 5_000
+
+_VERSION = sa.text("SELECT max(version_num) FROM mailglass_reconcile_version")
+
+_DELETE_WEBHOOKS = sa.text("""
+DELETE FROM mailglass_webhook_events
+ WHERE id = ANY (ARRAY(
+         SELECT id FROM mailglass_webhook_events
+          WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
+          ORDER BY inserted_at LIMIT :size FOR UPDATE SKIP LOCKED))
+""")
+
+
+@dataclass(slots=True)
+class PruneResult:
+    """What a prune removed and mended.
+
+    Attributes:
+        succeeded: Raw webhooks deleted that had succeeded.
+        dead: Raw webhooks deleted that were dead.
+        failed: Raw webhooks deleted that had failed.
+        expired: Orphans that left the open set, for they are older than the maximum age.
+        settled: Orphans that left it, for the ledger has them reconciled or not at all.
+        added: Orphans that the ledger had and the open set lacked.
+    """
+
+    succeeded: int = 0
+    dead: int = 0
+    failed: int = 0
+    expired: int = 0
+    settled: int = 0
+    added: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the fields by name, as `prune --json` prints them and the task returns them."""
+        return asdict(self)
+
+
+def prune(engine: sa.Engine, settings: Settings) -> PruneResult:
+    """Delete what is old, mend the open set, and return the counts; in batches, each a transaction of its own.
+
+    A retention of `infinity` sends no DELETE.
+
+    Raises:
+        SchemaOutdatedError: The database is not migrated; nothing was deleted.
+        MailglassReconcileError: The database refused, or cannot be reached; earlier batches stay done.
+    """
+    retention = {
+        "succeeded": settings.retention_succeeded_days,
+        "dead": settings.retention_dead_days,
+        "failed": settings.retention_failed_days,
+    }
+    result = PruneResult()
+    with database_errors(), connect(engine) as connection:
+        with transaction(connection, settings, read_only=True):
+            schema.require_current(connection.execute(_VERSION).scalar_one())
+        for status, days in retention.items():
+            if days is not None:
+                bounds = {"status": status, "days": days, "size": BATCH_ROWS}
+                setattr(result, status, in_batches(connection, settings, _DELETE_WEBHOOKS, bounds))
+        result.expired = repair.remove_expired(connection, settings, BATCH_ROWS)
+        result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)
+        result.added = repair.add_missing(connection, settings, BATCH_ROWS)
+    return result

@@ -1,0 +1,1 @@
+"""What an application writes: the events of a webhook, or one event."""

@@ -1,0 +1,111 @@
+"""One sweep at a time per tenant argument: celery-singleton's task class, with its edges taken off."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery import Task
+from celery.result import AsyncResult
+from celery_singleton import Singleton
+from kombu.utils.uuid import uuid
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.singleton.lock import LockBackend
+
+RESERVED_HEADER = "mailglass_reserved"
+"""On a message whose sender has held the lock for it."""
+
+
+class SweepTask(Singleton):
+    """A task of which one request per tenant argument is queued or running, however it was made.
+
+    Beat and `apply_async` meet the lock when they ask, `send_task` and `celery call` when the run starts.
+    """
+
+    abstract = True
+
+    @property
+    def singleton_backend(self) -> LockBackend:
+        """The lock of the Redis that is configured now; the library would share one among all apps."""
+        client = runtime.get_lock_redis()
+        cached = self.__dict__.get("_lock_backend")
+        if cached is None or cached[0] is not client:
+            cached = self.__dict__["_lock_backend"] = (client, LockBackend(client))
+        backend: LockBackend = cached[1]
+        return backend
+
+    def generate_lock(self, task_name: str, task_args: Any = None, task_kwargs: Any = None, **unused: Any) -> str:
+        """Return the lock's key: the deployment and the tenant argument, however it was given; not the limit.
+
+        Raises:
+            TypeError: The arguments are not the task's, or not of its types.
+        """
+        bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
+        tenant_id, limit = bound.arguments.get("tenant_id"), bound.arguments.get("limit")
+        if not isinstance(tenant_id, str | None) or not isinstance(limit, int | None) or isinstance(limit, bool):
+            raise TypeError("tenant_id must be a text and limit an integer, or None")
+        which = "all" if tenant_id is None else f"tenant:{_digest(tenant_id)}"
+        return f"mailglass_reconcile:lock:{_deployment()}:{which}"
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Enqueue a sweep, or return the result of the one that is queued or running already."""
+        if self.app.conf.task_always_eager:
+            return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+        try:
+            key = self.generate_lock(self.name, args, kwargs)
+        except ConfigurationError:  # a process that only asks need not know the database; the run meets the lock
+            return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+        task_id = task_id or uuid()
+        holder = self.singleton_backend.reserve(key, task_id)
+        if holder != task_id:
+            return self.on_duplicate(holder)
+        options["headers"] = {**(options.get("headers") or {}), RESERVED_HEADER: True}
+        try:
+            return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+        except BaseException:
+            self.singleton_backend.release(key, task_id)
+            raise
+
+    @contextmanager
+    def held(self) -> Iterator[str]:
+        """Hold the lock while the block runs, and yield who has it; a run in eager mode needs none.
+
+        Raises:
+            TypeError: As in `generate_lock`.
+        """
+        owner = self.request.id
+        if self.request.is_eager or owner is None:
+            yield owner
+            return
+        key = self.generate_lock(self.name, self.request.args, self.request.kwargs)
+        backend = self.singleton_backend
+        holder = backend.take(key, owner, reserved=bool((self.request.headers or {}).get(RESERVED_HEADER)))
+        if holder != owner:
+            yield holder
+            return
+        with backend.kept(key, owner):
+            yield owner
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Do nothing: the run has released the lock itself, and nobody else may."""
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Do nothing: the run has released the lock itself, and one that never ran lets it lapse."""
+
+
+def _deployment() -> str:
+    """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
+    url = runtime.get_engine().url
+    place = [url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))]
+    return _digest(f"{place}#{runtime.get_settings().database_schema}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""Everything that is only about Postgres: connections, tables, migrations."""

@@ -1,0 +1,103 @@
+"""The append-only ledger: every row that this package inserts into `mailglass_events`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.store.model import array_literal
+
+_APPEND_RECONCILED = sa.text("""
+INSERT INTO mailglass_events
+       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
+SELECT l.id, e.tenant_id, l.delivery_id, 'reconciled', now()::timestamp, 'reconciled:' || e.id,
+       jsonb_build_object(
+         'reconciled_from_event_id', e.id,
+         'reconciled_provider', left(e.metadata ->> 'provider', 512),
+         'reconciled_provider_event_id', left(e.metadata ->> 'provider_event_id', 512)),
+       false, now()::timestamp
+  FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]))
+       AS l (id, event_id, delivery_id)
+  JOIN mailglass_events AS e ON e.id = l.event_id
+    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id::text
+""")
+
+_APPEND = sa.text("""
+INSERT INTO mailglass_events
+       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+        needs_reconciliation, inserted_at)
+VALUES (CAST(:id AS uuid), :tenant_id, CAST(:delivery_id AS uuid), :type, CAST(:occurred_at AS timestamp),
+        :idempotency_key, :reject_reason, CAST(:metadata AS jsonb), :needs_reconciliation, now()::timestamp)
+    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING id::text
+""")
+
+_PRESENT = sa.text("SELECT EXISTS (SELECT FROM mailglass_events WHERE id = CAST(:id AS uuid))")
+
+
+def uuid7() -> str:
+    """Return a new UUID of version 7 (RFC 9562), as Mailglass makes its ids: it sorts by its millisecond."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def append_reconciled(
+    connection: sa.Connection, ids: Sequence[str], event_ids: Sequence[str], delivery_ids: Sequence[str]
+) -> set[str]:
+    """Append one `reconciled` event per orphan, and return the ids of the rows that were really inserted.
+
+    Args:
+        connection: In the transaction that has claimed the orphans.
+        ids: The new events' ids.
+        event_ids: The orphans that they reconcile.
+        delivery_ids: The deliveries that they link them to.
+
+    Returns:
+        Those of *ids* that the ledger took; where the key `reconciled:<orphan id>` was held already, it did not.
+    """
+    parameters = {
+        "ids": array_literal(ids),
+        "event_ids": array_literal(event_ids),
+        "delivery_ids": array_literal(delivery_ids),
+    }
+    return set(connection.execute(_APPEND_RECONCILED, parameters).scalars())
+
+
+def present(connection: sa.Connection, event_id: str) -> bool:
+    """Whether the ledger holds this event: what became of a COMMIT whose answer was lost."""
+    return bool(connection.execute(_PRESENT, {"id": event_id}).scalar_one())
+
+
+def append(
+    connection: sa.Connection,
+    *,
+    tenant_id: str,
+    delivery_id: str | None,
+    type: str,  # noqa: A002 - the ledger's own name for it
+    occurred_at: str,
+    idempotency_key: str | None,
+    reject_reason: str | None,
+    metadata: Mapping[str, Any],
+    needs_reconciliation: bool,
+) -> str | None:
+    """Append one event, and return its id, or None where its idempotency key was there already."""
+    row = {
+        "id": uuid7(),
+        "tenant_id": tenant_id,
+        "delivery_id": delivery_id,
+        "type": type,
+        "occurred_at": occurred_at,
+        "idempotency_key": idempotency_key,
+        "reject_reason": reject_reason,
+        "metadata": json.dumps(metadata),
+        "needs_reconciliation": needs_reconciliation,
+    }
+    return connection.execute(_APPEND, row).scalar_one_or_none()

@@ -1,0 +1,87 @@
+"""The looking before a migration: whether Mailglass's tables have what this package needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import connect, transaction
+
+_SCHEMA = sa.text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
+
+# From the catalog itself: information_schema hides what the role has no right on.
+_COLUMNS = sa.text("""
+SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
+  FROM pg_class AS c
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
+ GROUP BY c.relname
+""")
+
+# Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
+_UNIQUE = sa.text("""
+SELECT EXISTS (
+  SELECT FROM pg_index AS i
+   WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid
+     AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(:last) || ' IS NOT NULL)')
+     AND string_to_array(:columns, ' ') = ARRAY(
+           SELECT a.attname::text FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
+             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE k.position <= i.indnkeyatts ORDER BY k.position))
+""")
+
+
+def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str], unique: Mapping[str, str]) -> bool:
+    """Look at Mailglass's tables before anything is changed, and return whether there are none at all.
+
+    Args:
+        engine: Whose database is looked at.
+        settings: Whose schema is looked at.
+        columns: By table, the columns that it must have, with blanks between.
+        unique: By table, the columns that it must have a unique index on, in its order, with blanks between.
+
+    Raises:
+        ConfigurationError: There is no such schema.
+        SchemaOutdatedError: Some are there, and something that this package needs is missing.
+    """
+    schema_name = settings.database_schema
+    with connect(engine) as connection, transaction(connection, settings, read_only=True):
+        if not connection.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
+            raise ConfigurationError(
+                f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"
+                " correct the setting, or create the schema first"
+            )
+        rows = connection.execute(_COLUMNS, {"schema": schema_name, "tables": list(columns)})
+        found = {row.table_name: set(row.columns) for row in rows}
+        if not found:
+            return True
+        missing = [*_missing_columns(found, columns), *_missing_indexes(connection, found, unique)]
+    if missing:
+        raise SchemaOutdatedError(
+            f"nothing was changed: schema {schema_name} lacks {'; '.join(missing)}."
+            " Run Mailglass's own migrations first"
+        )
+    return False
+
+
+def _missing_columns(found: Mapping[str, set[str]], columns: Mapping[str, str]) -> Iterator[str]:
+    for table, names in columns.items():
+        if table not in found:
+            yield f"table {table}"
+        else:
+            yield from (f"column {table}.{column}" for column in names.split() if column not in found[table])
+
+
+def _missing_indexes(
+    connection: sa.Connection, found: Mapping[str, set[str]], unique: Mapping[str, str]
+) -> Iterator[str]:
+    """Name the unique indexes that are not there; of a column that is not there either, the column says it."""
+    for table, names in unique.items():
+        if found.get(table, set()).issuperset(names.split()):
+            index = {"table": table, "columns": names, "last": names.split()[-1]}
+            if not connection.execute(_UNIQUE, index).scalar_one():
+                yield f"a unique index on {table} ({', '.join(names.split())})"

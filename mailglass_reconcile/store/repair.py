@@ -1,0 +1,75 @@
+"""The open set brought back to what the ledger says: filled by a migration, mended by the daily prune, in batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import in_batches, transaction
+
+_ADD_MISSING = sa.text("""
+WITH page AS (
+  SELECT id, tenant_id, inserted_at FROM mailglass_events
+   WHERE needs_reconciliation = true AND delivery_id IS NULL
+     AND inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+     AND (CAST(:after_id AS uuid) IS NULL
+          OR (tenant_id, inserted_at, id) > (:after_tenant, CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
+   ORDER BY tenant_id, inserted_at, id LIMIT :size
+), added AS (
+  INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at)
+  SELECT id, tenant_id, inserted_at FROM page AS p
+   WHERE NOT EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || p.id)
+      ON CONFLICT DO NOTHING RETURNING event_id
+)
+SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
+       (SELECT count(*) FROM added) AS added
+  FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
+""")
+
+_REMOVE_SETTLED = sa.text("""
+DELETE FROM mailglass_open_orphans AS o
+ USING (SELECT event_id FROM mailglass_open_orphans AS c
+         WHERE EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || c.event_id)
+            OR NOT EXISTS (SELECT FROM mailglass_events WHERE id = c.event_id)
+         LIMIT :size FOR UPDATE SKIP LOCKED) AS settled
+ WHERE o.event_id = settled.event_id
+""")
+
+_REMOVE_EXPIRED = sa.text("""
+DELETE FROM mailglass_open_orphans AS o
+ USING (SELECT event_id FROM mailglass_open_orphans
+         WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
+         LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
+ WHERE o.event_id = expired.event_id
+""")
+
+
+def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Add the ledger's open orphans within the maximum age that the open set lacks, and return how many.
+
+    Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
+    its `inserted_at`, read as UTC.
+    """
+    place: dict[str, Any] = {"after_tenant": None, "after_time": None, "after_id": None}
+    added = 0
+    while True:
+        with transaction(connection, settings):
+            page = {**place, "size": size, "max_age_minutes": settings.max_age_minutes}
+            last = connection.execute(_ADD_MISSING, page).mappings().one_or_none()
+        if last is None:
+            return added
+        place = dict(last)
+        added += place.pop("added")
+
+
+def remove_settled(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Remove, in batches of *size*, what the ledger holds no open orphan for, and return how many rows."""
+    return in_batches(connection, settings, _REMOVE_SETTLED, {"size": size})
+
+
+def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Remove, in batches of *size*, what is older than the maximum age, and return how many rows."""
+    bounds = {"size": size, "max_age_minutes": settings.max_age_minutes}
+    return in_batches(connection, settings, _REMOVE_EXPIRED, bounds)

@@ -1,0 +1,125 @@
+"""Connections that are lost around COMMIT, or at any other message: one link, told of once, and true counts."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+import sqlalchemy as sa
+
+import factories
+import mailglass_reconcile
+from conftest import Database
+from faults import proxy
+from faults.proxy import Fault, Proxy
+from faults.runs import FULL
+from mailglass_reconcile.store import database
+from mailglass_reconcile.sweep.result import SweepResult
+
+Record = Callable[[str, object], None]
+ORPHANS = 5
+COMMIT = b"COMMIT\0"
+"""The simple query as libpq sends it; `BEGIN ISOLATION LEVEL READ COMMITTED` does not hold it."""
+
+
+@pytest.fixture
+def through(db: Database) -> Iterator[Proxy]:
+    """A proxy before the test's database, with the package configured to go through it."""
+    with proxy.before_postgres(db.url) as (made, url):
+        settings = db.settings.model_copy(update={"batch_size": 2, "database_url": type(db.settings.redis_url)(url)})
+        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        yield made
+
+
+def raced(db: Database, orphans: int = ORPHANS) -> None:
+    """Insert orphans and the deliveries that they are of."""
+    texts = [uuid.uuid4().hex for _ in range(orphans)]
+    factories.insert(
+        db,
+        deliveries=[factories.delivery_row(text) for text in texts],
+        events=[factories.orphan_row(factories.postmark(text)) for text in texts],
+    )
+
+
+def sweep(db: Database) -> SweepResult:
+    """Sweep through the fault, and check that the counts tell what the database holds."""
+    before = db.appended()
+    try:
+        result = mailglass_reconcile.reconcile()
+    except mailglass_reconcile.MailglassReconcileError:
+        assert db.appended() == before, "nothing may be swept where the sweep raises"
+        return SweepResult(status="raised")
+    assert result.linked == db.appended() - before
+    assert result.published == 2 * result.linked
+    assert result.status in ("ok", "failed")
+    if result.status == "ok":
+        assert result.linked == result.scanned
+    return result
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_connection_lost_at_a_commit_costs_no_link_and_tells_of_each_once(
+    db: Database, through: Proxy, fault: Fault, record_property: Record
+) -> None:
+    """The N-th COMMIT for every N: the batch's own are tried again, and what was committed is not repeated."""
+    ended = []
+    for number in count(1):
+        raced(db)
+        through.arm(COMMIT, fault, number)
+        ended.append(sweep(db).status)
+        if not through.dropped:
+            break
+        through.arm(COMMIT, fault, 0)
+        assert sweep(db).status == "ok"
+    assert ended == ["failed", "ok", "ok", "ok", "failed", "ok"]
+    record_property("fault", (f"connection lost {fault} COMMIT", number - 1))
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_connection_lost_at_any_message_costs_no_link(
+    db: Database, through: Proxy, fault: Fault, record_property: Record
+) -> None:
+    """The N-th message of the sweep, for every N (for every seventh in the selection)."""
+    done = 0
+    for number in count(1, 1 if FULL else 7):
+        raced(db)
+        through.arm(b"", fault, number)
+        sweep(db)
+        if not through.dropped:
+            break
+        through.arm(b"", fault, 0)
+        assert sweep(db).status == "ok"
+        done += 1
+    assert done >= 5
+    record_property("fault", (f"connection lost {fault} a message", done))
+
+
+def test_a_commit_that_is_lost_again_and_again_ends_the_sweep_and_says_so(db: Database, through: Proxy) -> None:
+    """After a bounded number of attempts; the next sweep goes on."""
+    raced(db)
+    through.arm(COMMIT, "before", 2, times=1_000)
+    result = mailglass_reconcile.reconcile()
+    assert (result.status, result.linked, result.skipped) == ("failed", 0, ORPHANS)
+    through.arm(COMMIT, "before", 0)
+    assert sweep(db).linked == ORPHANS
+
+
+def test_a_transaction_after_a_lost_connection_is_read_committed_like_those_before_it(
+    db: Database, through: Proxy
+) -> None:
+    """Whatever the server's default: a new connection must not fall back to it."""
+    with db.engine.begin() as connection:
+        name = connection.dialect.identifier_preparer.quote(sa.make_url(db.url).database or "")
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+        connection.execution_options(no_parameters=True).exec_driver_sql("""
+            CREATE TABLE isolation (level text);
+            CREATE FUNCTION note_isolation() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              INSERT INTO public.isolation VALUES (current_setting('transaction_isolation')); RETURN NULL;
+            END $$;
+            CREATE TRIGGER isolation AFTER INSERT ON mailglass_events FOR EACH ROW
+              WHEN (NEW.type = 'reconciled') EXECUTE FUNCTION note_isolation();
+        """)
+    raced(db)
+    through.arm(COMMIT, "before", 2)
+    assert sweep(db).linked == ORPHANS
+    assert [row.level for row in db.rows("SELECT DISTINCT level FROM isolation")] == ["read committed"]

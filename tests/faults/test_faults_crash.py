@@ -1,0 +1,115 @@
+"""The sweeping process is killed at the N-th system call that talks to a server; one more sweep mends all."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+import mailglass_reconcile
+from conftest import Database, wait_until
+from faults.runs import FULL
+from faults.test_faults_connection import raced
+
+pytestmark = pytest.mark.slow
+
+Record = Callable[[str, object], None]
+ORPHANS = 3
+CALLS = (
+    *("socket", "connect", "ioctl", "getsockname", "getsockopt", "setsockopt", "shutdown", "close"),
+    *("poll", "epoll_ctl", "epoll_wait", "sendto", "recvfrom"),
+)
+"""What libpq and redis-py use; strace counts each of them by itself."""
+SELECTION = {"sendto": (12, 17, 18, 24), "poll": (20,), "recvfrom": (22, 26)}
+"""A few places within the batches, for `make test`."""
+
+_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@cache
+def may_trace() -> bool:
+    """Whether strace is there and may trace."""
+    path = shutil.which("strace")
+    return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
+
+
+def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subprocess.CompletedProcess[bytes]:
+    """Run a sweep in a process of its own, under the command *before*."""
+    more = {"MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": "tests", "SWEEPER_DIES_AT": str(dies_at)}
+    return subprocess.run(
+        [*before, sys.executable, "-m", "faults.sweeper"],
+        env={**db.environment(redis_url), **more},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a sweep under strace, which is to look at *call* only."""
+    return swept(db, redis_url, "strace", "-f", "-qq", "-e", f"trace={call}", *options)
+
+
+def killed(done: subprocess.CompletedProcess[bytes]) -> bool:
+    """Whether a sweep was killed, and did not end by itself."""
+    assert done.returncode in (0, -9, 137), done.stderr
+    return done.returncode != 0
+
+
+def first(db: Database, redis_url: str, call: str, log: Path) -> int:
+    """Return which *call* of a sweep is the first that has to do with a server: files know some of them, too."""
+    raced(db, ORPHANS)
+    traced(db, redis_url, call, "-y", "-o", str(log))
+    lines = log.read_text().splitlines()
+    return next(n for n, line in enumerate(lines, 1) if "socket:[" in line or call.startswith(("epoll", "poll")))
+
+
+def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -> int:
+    """Let *sweep* be killed at each of *numbers*, sweep once more each time, and return how often it was."""
+    kills = 0
+    for number in numbers:
+        before = db.appended()
+        raced(db, ORPHANS)
+        hit = sweep(number)
+        wait_until(lambda: db.value(_OTHERS) == 0)
+        result = mailglass_reconcile.reconcile()
+        assert result.status == "ok"
+        assert db.appended() == before + ORPHANS
+        kills += hit
+        if not hit:
+            break
+    assert kills
+    return kills
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
+@pytest.mark.parametrize("call", CALLS if FULL else SELECTION)
+def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
+    db: Database, redis_url: str, call: str, tmp_path: Path, record_property: Record
+) -> None:
+    """Every N, until the run ends by itself; three orphans in batches of two."""
+
+    def sweep(number: int) -> bool:
+        inject = f"inject={call}:signal=KILL:when={number}"
+        return killed(traced(db, redis_url, call, "-o", "/dev/null", "-e", inject))
+
+    numbers = count(first(db, redis_url, call, tmp_path / "log")) if FULL else SELECTION[call]
+    kills = mended(db, sweep, numbers)
+    assert FULL or kills == len(SELECTION[call])
+    record_property("fault", (f"killed at {call}", kills))
+
+
+def test_a_sweep_killed_at_any_fail_point_is_mended_by_the_next(
+    db: Database, redis_url: str, record_property: Record
+) -> None:
+    """Around each statement, COMMIT and publishing, until the run ends by itself; where nothing may be traced, too."""
+
+    def sweep(number: int) -> bool:
+        return killed(swept(db, redis_url, dies_at=number))
+
+    kills = mended(db, sweep, count(1, 1 if FULL else 9))
+    record_property("fault", ("killed at a fail point", kills))

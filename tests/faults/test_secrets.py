@@ -1,0 +1,236 @@
+"""Canaries in every field and URL: none appears in logs, standard error, results, errors or Redis.
+
+There are no spans and no metrics of this package yet that could hold one.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import traceback
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import redis
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+
+import factories
+import mailglass_reconcile
+from conftest import Database, wait_until
+from faults.runs import FULL
+from faults.test_faults_postgres import refusing
+from installation import PATIENCE, Site
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+
+CANARIES = {
+    "address": "canary.ada@canary-address.example",
+    "subject": "CanarySubject",
+    "html": "<b>CanaryHtml</b>",
+    "database password": "CanaryDbPassword",
+    "redis password": "CanaryRedisPassword",
+    "broker password": "CanaryBrokerPassword",
+}
+
+
+class Ears:
+    """Everything that was said: log records of every logger at DEBUG, and messages in Redis."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, client: redis.Redis, heard: redis.client.PubSub) -> None:
+        self._caplog, self._client, self._heard = caplog, client, heard
+        self.more: list[str] = []
+
+    def text(self) -> str:
+        """Return all of it as one text, tracebacks included."""
+        formatter = logging.Formatter("%(message)s %(name)s")
+        logs = [formatter.format(record) + repr(record.__dict__) for record in self._caplog.records]
+        messages = [repr(m) for m in iter(lambda: self._heard.get_message(timeout=0.2), None)]
+        kept = [repr(key) for key in self._client.scan_iter("*")]
+        return "\n".join([*logs, *messages, *kept, *self.more])
+
+    def hear(self, error: BaseException) -> None:
+        """Take over an error as a crash reporter prints it: with its chain, and with `repr`."""
+        self.more += [repr(error), str(error), *traceback.format_exception(error)]
+
+
+@pytest.fixture
+def ears(caplog: pytest.LogCaptureFixture, redis_url: str) -> Iterator[Ears]:
+    """Listen at DEBUG to the package and to all that it stands on; nothing may be heard of a canary."""
+    caplog.set_level(logging.DEBUG)
+    with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
+        heard.psubscribe("mailglass:*")
+        heard.get_message(timeout=5)
+        made = Ears(caplog, client, heard)
+        yield made
+        text = made.text()
+        assert [name for name, canary in CANARIES.items() if canary in text] == []
+
+
+def plant(db: Database, orphans: int = 4) -> None:
+    """Insert orphans and deliveries with canaries in every field that can hold one."""
+    for _ in range(orphans):
+        text = uuid.uuid4().hex
+        personal = {
+            "email": CANARIES["address"],
+            "recipient": CANARIES["address"],
+            "subject": CANARIES["subject"],
+            "html": CANARIES["html"],
+        }
+        factories.delivery(db, text, recipient=CANARIES["address"])
+        factories.orphan(db, factories.postmark(text, **personal), normalized_payload=personal)
+    factories.delivery(db, "elsewhere", recipient="somebody@example.com")
+    factories.orphan(db, factories.postmark("elsewhere", recipient=CANARIES["address"]))
+    factories.orphan(db, factories.postmark(CANARIES["address"]))
+    db.run("UPDATE mailglass_deliveries SET metadata = CAST(:m AS jsonb)", m=json.dumps({"s": CANARIES["subject"]}))
+
+
+def test_a_sweep_that_links_and_classifies_says_nothing_of_them(db: Database, ears: Ears) -> None:
+    """Its result is counts, its messages are ids, a type and a time."""
+    plant(db)
+    result = mailglass_reconcile.reconcile()
+    assert result.linked == 4
+    ears.more.append(repr(result))
+
+
+@pytest.mark.parametrize("state", ["22P02", "53100", *(["23514", "40001", "57P01", "25006"] if FULL else [])])
+def test_a_refused_batch_says_nothing_of_them(db: Database, ears: Ears, state: str) -> None:
+    """Not even where Postgres's own message and detail hold the row."""
+    plant(db)
+    refusing(db, state, "true")
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(f"""
+            CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              RAISE SQLSTATE '{state}' USING MESSAGE = '{CANARIES["address"]}', DETAIL = '{CANARIES["subject"]}',
+                HINT = '{CANARIES["html"]}';
+            END $$""")
+    try:
+        ears.more.append(repr(mailglass_reconcile.reconcile()))
+    finally:
+        db.run("DROP FUNCTION refuse CASCADE")
+
+
+def test_a_statement_that_fails_while_reading_says_nothing_of_them(db: Database, ears: Ears) -> None:
+    """The table is gone under the sweep's feet."""
+    plant(db)
+    db.run("ALTER TABLE mailglass_deliveries RENAME TO gone")
+    try:
+        result = mailglass_reconcile.reconcile()
+        ears.more.append(repr(result))
+    except mailglass_reconcile.MailglassReconcileError as error:
+        ears.hear(error)
+    finally:
+        db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
+
+
+def test_an_unreachable_or_refusing_database_says_nothing_of_its_password(db: Database, ears: Ears) -> None:
+    """A wrong port, a database that is not there, a URL that is none."""
+    password = CANARIES["database password"]
+    absent = make_url(db.url).set(password=password, database="absent").render_as_string(hide_password=False)
+    for url in (
+        f"postgresql://ada:{password}@127.0.0.1:1/x",
+        absent,
+        f"mysql://ada:{password}@localhost/x",
+        f"postgresql://ada:{password}@[broken/x",
+        f"{password}",
+        f"postgresql://ada:{password}@localhost:port/x",
+        f"postgresql+nodriver://ada:{password}@localhost/x",
+    ):
+        settings = Settings(database_url=SecretStr(url), redis_url=db.settings.redis_url)
+        ears.more.append(repr(settings))
+        try:
+            mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+            mailglass_reconcile.reconcile()
+        except mailglass_reconcile.MailglassReconcileError as error:
+            ears.hear(error)
+        else:
+            raise AssertionError("nothing was there to sweep")
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+
+
+def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Database, ears: Ears) -> None:
+    """Nobody there, and somebody who does not know the password; broadcasts are lost, links are not."""
+    host = db.settings.redis_url.get_secret_value().partition("://")[2]
+    password = CANARIES["redis password"]
+    for number, url in enumerate((f"redis://:{password}@127.0.0.1:1/0", f"redis://ada:{password}@{host}")):
+        plant(db) if number == 0 else factories.orphan(db, factories.postmark("elsewhere"))
+        settings = db.settings.model_copy(update={"redis_url": SecretStr(url)})
+        mailglass_reconcile.configure(engine=db.engine, settings=settings)
+        result = mailglass_reconcile.reconcile()
+        assert result.linked > 0
+        assert result.publish_failed == 2 * result.linked
+        ears.more.append(repr(result))
+    for url in (f"http://:{password}@x/0", f"redis://:{password}@x:port/0", password):
+        settings = db.settings.model_copy(update={"redis_url": SecretStr(url)})
+        mailglass_reconcile.configure(engine=db.engine, settings=settings)
+        with pytest.raises(mailglass_reconcile.ConfigurationError) as caught:
+            mailglass_reconcile.reconcile()
+        ears.hear(caught.value)
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        {"MAILGLASS_DATABASE_URL": f"postgresql://ada:{CANARIES['database password']}@127.0.0.1:1/x"},
+        {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@127.0.0.1:1/0"},
+        {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@x:port/0"},
+        {"MAILGLASS_BROKER_URL": f"amqp://ada:{CANARIES['broker password']}@127.0.0.1:1//"},
+        {"MAILGLASS_DATABASE_URL": f"postgresql://ada:{CANARIES['database password']}@[x"},
+        {"MAILGLASS_BATCH_SIZE": CANARIES["subject"]},
+    ],
+)
+@pytest.mark.parametrize("command", [("sweep", "--json"), ("status",), ("prune", "--json")][: None if FULL else 1])
+def test_the_commands_print_none_of_them(
+    db: Database, redis_url: str, ears: Ears, broken: dict[str, str], command: tuple[str, ...]
+) -> None:
+    """Neither on standard output nor on standard error, whatever the exit code."""
+    plant(db)
+    code = (
+        "import sys, logging; logging.basicConfig(level=0); from mailglass_reconcile.cli import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        env={**db.environment(redis_url), **broken},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    ears.more += [done.stdout, done.stderr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["refused", "no database", *(["none", "gone", "wrong call", "no redis"] if FULL else [])]
+)
+def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site, ears: Ears, fault: str) -> None:
+    """At DEBUG, where a sweep links, fails on its rows, raises, is called wrongly, or misses a server."""
+    plant(site.db)
+    more = {
+        "no redis": {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@127.0.0.1:1/0"},
+        "no database": {"MAILGLASS_DATABASE_URL": f"postgresql://a:{CANARIES['database password']}@127.0.0.1:1/x"},
+    }.get(fault, {})
+    if fault == "refused":
+        refusing(site.db, "22P02", "true")
+    if fault == "gone":
+        site.db.run("ALTER TABLE mailglass_deliveries RENAME TO gone")
+    more["MAILGLASS_BROKER_URL"] = site.broker
+    with site.worker("-l", "debug", **more):
+        answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))
+        if fault == "no redis":  # nor is there one that the answer could be kept in
+            wait_until(lambda: site.linked() == 4 and site.said("redis.exceptions.ConnectionError"), PATIENCE)
+        else:
+            wait_until(answer.ready, PATIENCE)
+            expected = {"none": "ok", "refused": "partial", "gone": "failed"}.get(fault)
+            assert (answer.result["status"] if answer.state == "SUCCESS" else None) == expected
+            ears.more += [repr(answer.result), str(answer.traceback)]
+    for name in site.redis.scan_iter("celery-task-meta-*"):
+        ears.more.append(repr(site.redis.get(name)))
+    ears.more.append(site.log.read_text())
+    if fault == "gone":
+        site.db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
+    if fault == "refused":
+        site.db.run("DROP FUNCTION refuse CASCADE")

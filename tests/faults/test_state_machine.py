@@ -1,0 +1,340 @@
+"""Random schedules of everything that can happen to the tables, against an oracle in plain Python."""
+
+import contextlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+import factories
+import mailglass_reconcile
+import oracle
+from conftest import Database
+from faults.runs import FULL
+from mailglass_reconcile.pubsub import Message, Published
+from mailglass_reconcile.store import database, ledger, open_orphans
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import STATES, SweepResult
+
+SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "400" if FULL else "15"))
+Record = Callable[[str, object], None]
+
+# Few ids, mostly of one tenant, mostly of one delivery: most orphans are to meet a delivery, and some of them others.
+TENANTS = st.sampled_from(["a", "a", "a", "b"])
+IDS = st.sampled_from(["m1", "m1", "m1", "m2"])
+PROVIDERS = st.sampled_from(["postmark", None, None])
+TYPES = st.sampled_from(["delivered", "opened", "bounced", "dispatched", "deferred", "zap", "complained"])
+RECIPIENTS = st.sampled_from([None, None, None, None, "Ada@Example.com", "ADA@example.com", "eve@example.com"])
+TIMES = st.sampled_from(
+    ["2026-01-01", "2026-01-02 03:04:05", "2026-02-01", "1999-01-01", "infinity", "2026-01-03", "9000-01-01"]
+)
+SIZES = st.sampled_from([1, 2, 5])
+
+_DELIVERIES = "SELECT id::text, to_jsonb(d) AS row FROM mailglass_deliveries AS d"
+_LINKS = """
+SELECT metadata ->> 'reconciled_from_event_id' AS orphan, delivery_id::text AS delivery FROM mailglass_events
+ WHERE type = 'reconciled' AND metadata ? 'reconciled_provider'
+"""
+_ARRIVED = """
+SELECT to_json(inserted_at) #>> '{}' AS at, to_json(occurred_at) #>> '{}' AS occurred
+  FROM mailglass_events WHERE id = CAST(:id AS uuid)
+"""
+
+
+class _CrashError(BaseException):
+    """The process is gone."""
+
+
+class _Mouth:
+    """A publisher that remembers, and may be where the process dies: after a commit, before its messages."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.told: list[Message] = []
+        self._dies_at = dies_at
+
+    def publish(self, messages: Sequence[Message]) -> Published:
+        if self._dies_at is not None:
+            self._dies_at -= 1
+            if self._dies_at < 0:
+                raise _CrashError
+        self.told += messages
+        return Published(2 * len(messages), 0)
+
+
+class Schedule(RuleBasedStateMachine):
+    """The rules; each step is checked against the oracle as soon as its outcome is known."""
+
+    db: Database
+    begun = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).begun += 1
+        self.deliveries: list[dict[str, Any]] = []
+        self.orphans: dict[str, dict[str, Any]] = {}
+        self.links: dict[str, str] = {}
+        self.settled: set[str] = set()
+        """By another writer, with the triggers on."""
+        self.unnoticed: set[str] = set()
+        """Settled by another writer while the triggers were off."""
+        self.unseen: set[str] = set()
+        """Inserted while the triggers were off."""
+        self.late: list[tuple[sa.Connection, dict[str, Any]]] = []
+        self.told: Counter[str] = Counter()
+
+    @rule(tenant=TENANTS, id_=IDS, provider=PROVIDERS, twin=st.sampled_from([False, False, False, True]))
+    def dispatch(self, tenant: str, id_: str, provider: str | None, twin: bool) -> None:
+        """A delivery commits, now and then a second one of the same id."""
+        if not twin and any((d["tenant_id"], d["provider_message_id"]) == (tenant, id_) for d in self.deliveries):
+            return
+        if provider and any((d["provider"], d["provider_message_id"]) == (provider, id_) for d in self.deliveries):
+            return
+        row = factories.delivery_row(id_, tenant_id=tenant, provider=provider)
+        factories.insert(self.db, deliveries=[row])
+        at = datetime(2026, 1, 2, 3, 4, 5)
+        known = {**dict.fromkeys(oracle.PROJECTED), "last_event_type": "dispatched", "last_event_at": at}
+        known |= {"terminal": False, "dispatched_at": at}
+        self.deliveries.append({**row, **known, "provider_message_id": id_})
+
+    def _orphan(self, tenant: str, id_: str, kind: str, at: str, recipient: str | None) -> dict[str, Any]:
+        more = {} if recipient is None else {"recipient": recipient}
+        row = factories.orphan_row(factories.postmark(id_, **more), tenant_id=tenant, type=kind, occurred_at=at)
+        row["idempotency_key"] = f"postmark:{row['id']}"
+        self.orphans[row["id"]] = {
+            "tenant_id": tenant,
+            "provider": "postmark",
+            "candidate_ids": [id_],
+            "recipient": recipient,
+            "type": kind,
+        }
+        return row
+
+    @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES, recipient=RECIPIENTS, twice=st.booleans())
+    def record(self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, twice: bool) -> None:
+        """A webhook is recorded, and perhaps delivered a second time, which its key refuses."""
+        row = self._orphan(tenant, id_, kind, at, recipient)
+        factories.insert(self.db, events=[row])
+        if twice:
+            try:
+                factories.insert(self.db, events=[{**row, "id": factories.new_id()}])
+            except sa.exc.IntegrityError:
+                return
+            raise AssertionError("the ledger took a duplicate")
+
+    @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
+    def record_and_commit_late(self, tenant: str, id_: str, kind: str, at: str) -> None:
+        """A webhook is inserted, and its transaction stays open."""
+        if len(self.late) < 2:
+            connection = self.db.engine.connect()
+            row = factories.orphan_row(factories.postmark(id_), tenant_id=tenant, type=kind, occurred_at=at)
+            factories.insert_on(connection, events=[row])
+            self.late.append((connection, row))
+
+    @rule(commits=st.booleans())
+    def end_late(self, commits: bool) -> None:
+        """The oldest open transaction ends, one way or the other."""
+        if self.late:
+            connection, row = self.late.pop(0)
+            if commits:
+                connection.commit()
+                id_ = json.loads(row["metadata"])["message_id"]
+                self.orphans[row["id"]] = {
+                    "tenant_id": row["tenant_id"],
+                    "provider": "postmark",
+                    "candidate_ids": [id_],
+                    "recipient": None,
+                    "type": row["type"],
+                }
+            connection.close()
+
+    @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
+    def record_without_triggers(self, tenant: str, id_: str, kind: str, at: str) -> None:
+        """A webhook is loaded while the triggers are off."""
+        row = self._orphan(tenant, id_, kind, at, None)
+        with self.db.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            factories.insert_on(connection, events=[row])
+        self.unseen.add(row["id"])
+
+    @rule()
+    def mend(self) -> None:
+        """The daily prune compares the open set with the ledger."""
+        result = mailglass_reconcile.prune()
+        assert result is not None
+        self.unseen.clear()
+        self.settled |= self.unnoticed
+        self.unnoticed.clear()
+
+    @rule(number=st.integers(0, 20), off=st.booleans())
+    def another_reconciler(self, number: int, off: bool) -> None:
+        """Another writer appends the `reconciled` event of some orphan, for some delivery."""
+        open_ = [o for o in self.orphans if o not in self.links and o not in self.settled | self.unnoticed]
+        if not open_ or not self.deliveries:
+            return
+        orphan = open_[number % len(open_)]
+        row = factories.reconciled_row(orphan, self.deliveries[number % len(self.deliveries)]["id"])
+        with self.db.engine.begin() as connection:
+            if off:
+                connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            factories.insert_on(connection, events=[row])
+        if off and orphan not in self.unseen:
+            self.unnoticed.add(orphan)
+        else:
+            self.settled.add(orphan)
+
+    def _open(self) -> list[str]:
+        gone = self.settled | self.unseen | self.links.keys()
+        return [orphan for orphan in self.orphans if orphan not in gone]
+
+    def _expected(self, orphan: str) -> tuple[str, str | None]:
+        return oracle.match(self.orphans[orphan], self.deliveries)
+
+    def _run(self, mouth: _Mouth, size: int, tenant: str | None = None, limit: int | None = None) -> SweepResult:
+        configured = self.db.settings.model_copy(update={"batch_size": size})
+        return Sweep(configured, mouth, tenant_id=tenant, limit=limit).run(self.db.engine)  # type: ignore[arg-type]
+
+    def _learn(self, mouth: _Mouth, candidates: Sequence[str]) -> int:
+        """Take over what the ledger holds now; every new link must be the oracle's."""
+        new = {r.orphan: r.delivery for r in self.db.rows(_LINKS) if r.orphan not in self.links}
+        for orphan, delivery in new.items():
+            assert orphan in candidates
+            assert self._expected(orphan) == ("matched", delivery)
+        for _, _, payload in mouth.told:
+            self.told[json.loads(payload)["meta"]["reconciled_from_event_id"]] += 1
+        assert set(self.told) <= set(self.links) | set(new)
+        assert max(self.told.values(), default=1) == 1
+        self.links |= new
+        return len(new)
+
+    @rule(size=SIZES, tenant=st.sampled_from([None, None, "a", "b"]))
+    def sweep(self, size: int, tenant: str | None) -> None:
+        """A whole sweep links exactly what the oracle links, and counts as it counts."""
+        open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
+        wanted = Counter(self._expected(orphan)[0] for orphan in open_)
+        matched = {o for o in open_ if self._expected(o)[0] == "matched"}
+        stale = matched & self.unnoticed
+        mouth = _Mouth()
+        result = self._run(mouth, size, tenant)
+        linked = self._learn(mouth, open_)
+        counts = {state: getattr(result, state) for state in STATES}
+        assert counts == {
+            **{state: wanted[state] for state in STATES},
+            "linked": len(matched - stale),
+            "skipped": len(stale),
+        }
+        assert linked == result.linked
+        assert result.scanned == len(open_)
+        self.unnoticed -= stale
+        self.settled |= stale
+
+    @rule(size=SIZES, limit=st.integers(1, 3))
+    def limited_sweep(self, size: int, limit: int) -> None:
+        """A sweep with a limit links no more than that."""
+        open_ = self._open()
+        mouth = _Mouth()
+        result = self._run(mouth, size, None, limit)
+        assert self._learn(mouth, open_) == result.linked <= limit
+        self._notice()
+
+    @rule(size=SIZES, at=st.integers(0, 2))
+    def crash_after_commit(self, size: int, at: int) -> None:
+        """The process dies between a commit and its messages."""
+        open_ = self._open()
+        mouth = _Mouth(dies_at=at)
+        with contextlib.suppress(_CrashError):
+            self._run(mouth, size)
+        self._learn(mouth, open_)
+        self._notice()
+
+    @rule()
+    def crash_before_commit(self) -> None:
+        """The process dies with a batch that is claimed and appended: all of it is gone."""
+        pairs = [(o, self._expected(o)[1]) for o in self._open() if self._expected(o)[0] == "matched"]
+        if pairs:
+            with database.connect(self.db.engine) as connection, connection.begin() as transaction:
+                claimed = open_orphans.claim(connection, pairs)  # type: ignore[arg-type]
+                events = [c.event_id for c in claimed]
+                ids = [ledger.uuid7() for _ in claimed]
+                ledger.append_reconciled(connection, ids, events, [c.delivery_id for c in claimed])
+                transaction.rollback()
+
+    @rule(number=st.integers(0, 20), size=SIZES)
+    def sweep_beside_a_locked_delivery(self, number: int, size: int) -> None:
+        """Somebody holds a delivery; what is linked meanwhile is right, and the rest waits."""
+        if not self.deliveries:
+            return
+        open_ = self._open()
+        id_ = self.deliveries[number % len(self.deliveries)]["id"]
+        with self.db.engine.begin() as holder:
+            holder.execute(
+                sa.text("SELECT FROM mailglass_deliveries WHERE id = CAST(:i AS uuid) FOR UPDATE"), {"i": id_}
+            )
+            mouth = _Mouth()
+            self._run(mouth, size)
+            self._learn(mouth, open_)
+        assert all(self.links.get(orphan) != id_ for orphan in open_)
+        self._notice()
+
+    def _notice(self) -> None:
+        """Take over which orphans that were settled without triggers a sweep has taken out of the open set."""
+        held = {row.id for row in self.db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")}
+        closed = self.unnoticed - held
+        self.unnoticed -= closed
+        self.settled |= closed
+
+    def teardown(self) -> None:
+        """Without faults, prune and sweep once more: the deliveries are what they would be without any race."""
+        try:
+            while self.late:
+                self.end_late(True)
+            self.mend()
+            self.sweep(5, None)
+            reports: dict[str, list[Any]] = {delivery["id"]: [] for delivery in self.deliveries}
+            for orphan, delivery in self.links.items():
+                row = self.db.rows(_ARRIVED, id=orphan)[0]
+                report = (self.orphans[orphan]["type"], oracle.moment(row.occurred), oracle.moment(row.at))
+                reports[delivery].append(report)
+            now = {row.id: row.row for row in self.db.rows(_DELIVERIES)}
+            for delivery in self.deliveries:
+                random.Random(len(reports)).shuffle(reports[delivery["id"]])
+                found = now[delivery["id"]]
+                times = {k: oracle.moment(found[k]) for k in (*oracle.EARLIEST, "last_event_at")}
+                found = {name: {**found, **times}[name] for name in oracle.PROJECTED}
+                assert found == oracle.fold(delivery, reports[delivery["id"]])
+        finally:
+            for connection, _ in self.late:
+                connection.close()
+            with self.db.engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+                for table in ("events", "deliveries", "open_orphans"):
+                    connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - three fixed names
+                connection.exec_driver_sql("TRUNCATE witness.events, witness.deliveries")
+
+
+def test_any_schedule_ends_as_if_there_had_been_no_race(db: Database, record_property: Record) -> None:
+    """A failing schedule is printed, with what replays it."""
+    db.run("ALTER TABLE mailglass_events DISABLE TRIGGER witness")
+    db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
+    name = sa.make_url(db.url).database
+    db.run(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    bound = type("Bound", (Schedule,), {"db": db, "begun": 0})
+    run_state_machine_as_test(
+        bound,
+        settings=settings(
+            max_examples=SCHEDULES,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
+    db.witness.results.clear()
+    record_property("fault", ("schedules of the state machine", bound.begun))

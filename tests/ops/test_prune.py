@@ -1,0 +1,164 @@
+"""The prune: raw webhooks by status and age, in batches; the open set as the ledger has it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+import mailglass_reconcile
+from catalog import live
+from factories import new_id, orphan, postmark
+from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.settings import Settings
+
+WEBHOOKS = """
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
+                                      raw_payload, received_at, inserted_at, updated_at)
+SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :status, '{}', now(),
+       now()::timestamp - make_interval(days => :days, mins => :minutes), now()
+  FROM generate_series(1, :number)
+"""
+NOTHING = {"succeeded": 0, "dead": 0, "failed": 0, "expired": 0, "settled": 0, "added": 0}
+
+
+def webhooks(db, status: str, days: int, minutes: int = 1, number: int = 1) -> None:
+    """Insert raw webhooks of an age: some days and a minute."""
+    db.run(WEBHOOKS, status=status, days=days, minutes=minutes, number=number)
+
+
+def kept(db) -> Counter[str]:
+    """Return how many raw webhooks there are of each status."""
+    return Counter(row[0] for row in db.rows("SELECT status FROM mailglass_webhook_events"))
+
+
+@contextmanager
+def recorded(engine: sa.Engine) -> Iterator[list[str]]:
+    """Collect the statements that are sent."""
+    statements: list[str] = []
+
+    def record(connection, cursor, statement, *rest):
+        statements.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", record)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", record)
+
+
+def test_nothing_to_prune_is_fine(db):
+    """All counts are zero."""
+    assert mailglass_reconcile.prune().as_dict() == NOTHING
+
+
+def test_webhooks_go_by_status_and_age(db):
+    """Succeeded after 14 days, dead after 90, failed, received and processing never."""
+    for status in ("succeeded", "dead", "failed", "received", "processing"):
+        for days in (13, 14, 89, 90, 400):
+            webhooks(db, status, days)
+            webhooks(db, status, days, minutes=-1)
+    result = mailglass_reconcile.prune()
+    assert result.as_dict() == {**NOTHING, "succeeded": 7, "dead": 3}
+    assert kept(db) == {"succeeded": 3, "dead": 7, "failed": 10, "received": 10, "processing": 10}
+    assert mailglass_reconcile.prune().as_dict() == NOTHING
+
+
+def test_a_retention_of_infinity_sends_no_delete(db):
+    """Not even one that would find nothing."""
+    webhooks(db, "succeeded", 4_000)
+    never = {f"retention_{status}_days": "infinity" for status in ("succeeded", "dead", "failed")}
+    settings = Settings(**{**db.settings.model_dump(), **never})
+    with recorded(db.engine) as statements:
+        pruner.prune(db.engine, settings)
+    assert not [sql for sql in statements if "mailglass_webhook_events" in sql]
+    assert kept(db) == {"succeeded": 1}
+    with recorded(db.engine) as statements:
+        pruner.prune(db.engine, db.settings)
+    assert len([sql for sql in statements if "DELETE FROM mailglass_webhook_events" in sql]) == 2
+
+
+def test_a_retention_of_zero_days_deletes_what_is_there(db):
+    """Each status has its own."""
+    for status in ("succeeded", "dead", "failed"):
+        webhooks(db, status, 0)
+    settings = db.settings.model_copy(update={"retention_failed_days": 0})
+    assert pruner.prune(db.engine, settings).as_dict() == {**NOTHING, "failed": 1}
+
+
+def test_deletes_come_in_batches_each_committed(db):
+    """No transaction deletes more than a batch."""
+    webhooks(db, "succeeded", 20, number=2 * pruner.BATCH_ROWS + 1)
+    db.run("CREATE TABLE witness.deleted (transaction bigint, rows bigint)")
+    db.run("""CREATE FUNCTION witness.deleted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                INSERT INTO witness.deleted SELECT txid_current(), count(*) FROM gone; RETURN NULL; END $$""")
+    db.run("""CREATE TRIGGER witness_deleted AFTER DELETE ON mailglass_webhook_events REFERENCING OLD TABLE AS gone
+              FOR EACH STATEMENT EXECUTE FUNCTION witness.deleted()""")
+    assert mailglass_reconcile.prune().succeeded == 2 * pruner.BATCH_ROWS + 1
+    batches = db.rows("SELECT sum(rows) FROM witness.deleted GROUP BY transaction ORDER BY 1 DESC")
+    assert [int(row[0]) for row in batches if row[0]] == [pruner.BATCH_ROWS, pruner.BATCH_ROWS, 1]
+
+
+def test_webhooks_that_somebody_else_holds_are_left_to_the_next_prune(db):
+    """Neither waits for the other."""
+    webhooks(db, "succeeded", 20, number=2)
+    with db.engine.connect() as other:
+        other.exec_driver_sql("SELECT FROM mailglass_webhook_events LIMIT 1 FOR UPDATE")
+        assert mailglass_reconcile.prune().succeeded == 1
+    assert mailglass_reconcile.prune().succeeded == 1
+
+
+def test_the_delete_finds_its_rows_through_our_index(db):
+    """A batch of the oldest, without a sort or a scan, among many that stay."""
+    webhooks(db, "succeeded", 1, number=20_000)
+    webhooks(db, "received", 30, number=20_000)
+    webhooks(db, "succeeded", 20, number=3)
+    db.run("ANALYZE mailglass_webhook_events")
+    plan = db.rows(
+        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + pruner._DELETE_WEBHOOKS.text,
+        status="succeeded",
+        days=14,
+        size=5_000,
+    )
+    text = "\n".join(row[0] for row in plan)
+    assert "mailglass_webhook_events_prune_idx" in text
+    assert "Seq Scan" not in text
+    assert "Sort" not in text
+
+
+def test_expired_orphans_leave_the_open_set_and_do_not_come_back(db):
+    """They stay in the ledger."""
+    young = orphan(db, postmark("m-1"), age_seconds=7 * 86_400 - 60)
+    old = orphan(db, postmark("m-2"), age_seconds=7 * 86_400 + 60)
+    assert mailglass_reconcile.prune().as_dict() == {**NOTHING, "expired": 1}
+    assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(young,)]
+    assert {row[0] for row in db.rows("SELECT id::text FROM mailglass_events")} == {young, old}
+
+
+def test_the_open_set_is_mended_by_the_ledger(db):
+    """Missing orphans are added; those reconciled, and those that the ledger does not have, are removed."""
+    missing, settled = orphan(db, postmark("m-1")), orphan(db, postmark("m-2"))
+    db.run("DELETE FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)", id=missing)
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.execute(
+            sa.text("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key)
+                       VALUES (gen_random_uuid(), 'acme', 'reconciled', now(), 'reconciled:' || :id)"""),
+            {"id": settled},
+        )
+    db.run("INSERT INTO mailglass_open_orphans VALUES (CAST(:id AS uuid), 'acme', now())", id=new_id())
+    db.broken.update({"I1", "I2", "I3", "I5"})
+    assert mailglass_reconcile.prune().as_dict() == {**NOTHING, "settled": 2, "added": 1}
+    assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(missing,)]
+
+
+@pytest.mark.parametrize("state", ["empty", "unmigrated"])
+def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state):
+    """It says what to run, before anything is deleted."""
+    if state == "unmigrated":
+        live(empty_database_url)
+    settings = Settings(database_url=empty_database_url)
+    engine = mailglass_reconcile.database.create_engine(settings)
+    with recorded(engine) as statements, pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
+        pruner.prune(engine, settings)
+    assert not [sql for sql in statements if "DELETE" in sql]

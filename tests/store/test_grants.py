@@ -1,0 +1,125 @@
+"""The grants of docs/grants.md: with them each role can do its work."""
+
+import datetime as dt
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+import mailglass_reconcile
+from catalog import installation, live
+from factories import delivery, orphan, postmark
+from mailglass_reconcile.record.recorder import WebhookEvent, record_webhook
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+
+GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
+BLOCKS = {re.search(r"TO (\w+);", sql)[1]: sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)}
+
+
+@pytest.fixture
+def acting(db, admin, redis_url) -> Iterator:
+    """Grant to a new role what the document grants to one, and return settings that connect as it."""
+    made: list[str] = []
+
+    def act(documented: str) -> Settings:
+        role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+        made.append(role)
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql(BLOCKS[documented].replace(documented, role))
+        url = make_url(db.url).set(username=role, password="secret")  # noqa: S106
+        settings = Settings(database_url=url.render_as_string(hide_password=False), redis_url=redis_url)
+        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        return settings
+
+    yield act
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    for role in made:
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_a_sweeper_sweeps_and_prunes(db, acting):
+    """It links, stores keys, and mends the open set."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    orphan(db, postmark("m-2"))
+    orphan(db, postmark("m-3"), age_seconds=8 * 86_400)
+    acting("mailglass_sweeper")
+    assert mailglass_reconcile.reconcile().linked == 1
+    assert mailglass_reconcile.prune().expired == 1
+
+
+@pytest.mark.parametrize("message_id", ["m-1", "m-2"])
+def test_a_recorder_records_webhooks(db, acting, message_id):
+    """Those of a delivery that is there, and orphans."""
+    delivery(db, "m-1")
+    settings = acting("mailglass_recorder")
+    event = WebhookEvent(
+        type="opened",
+        occurred_at=dt.datetime.now(dt.UTC),
+        provider_event_id="1",
+        message_id=message_id,
+        recipient="Ada@Example.com",
+    )
+    with database.create_engine(settings).begin() as connection:
+        [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+    assert (recorded.delivery_id is not None) is (message_id == "m-1")
+
+
+def test_a_writer_inserts_events(db, acting):
+    """With rights on the ledger alone."""
+    settings = acting("mailglass_writer")
+    with database.create_engine(settings).begin() as connection:
+        connection.execute(
+            sa.text("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)
+                       VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)""")
+        )
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+
+
+@pytest.mark.parametrize("command", ["status", "explain", "sweep --dry-run", "migrate --check"])
+def test_a_reader_looks(db, acting, redis_url, command):
+    """The commands that change nothing end well."""
+    event_id = orphan(db, postmark("m-1"))
+    url = acting("mailglass_reader").database_url.get_secret_value()
+    words = [*command.split(), *([event_id] if command == "explain" else [])]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "mailglass-reconcile"), *words],
+        env={**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin):
+    """Also takes out again what is ours."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
+    owned = live(url.render_as_string(hide_password=False))
+    try:
+        before = owned.objects()
+        owned.migrate()
+        assert owned.is_current()
+        owned.remove()
+        assert owned.objects() == before
+    finally:
+        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
