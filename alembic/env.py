@@ -1,4 +1,4 @@
-"""Alembic's environment: the connection, the schema and the settings come from `mailglass_reconcile.migrations`."""
+"""Alembic's environment: the connection, the schema and the settings come from the migration's runner."""
 
 from alembic import context
 

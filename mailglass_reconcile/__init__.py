@@ -12,12 +12,14 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
+from mailglass_reconcile.ops.pruner import prune
 from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.record.recorder import Recorded, WebhookEvent, append, record_webhook
-from mailglass_reconcile.runtime import available, configure, prune, reconcile
+from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
+from mailglass_reconcile.sweep.reconciler import reconcile
 
 __all__ = [
     "ConfigurationError",

@@ -10,8 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import sqlalchemy as sa
-
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report, array_literal
 
 Outcome = TypeVar("Outcome")
@@ -37,7 +36,7 @@ PROVIDER_TYPES = (
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
-_PROJECT = sa.text("""
+_PROJECT = """
 WITH report AS (
   SELECT r.delivery_id, r.type, array_position(CAST(:standing AS text[]), r.type) AS standing,
          CASE WHEN r.occurred_at > r.arrived_at OR r.occurred_at < '2000-01-01' THEN r.arrived_at
@@ -67,11 +66,11 @@ WITH report AS (
          least(d.complained_at, s.complained_at) AS complained_at,
          least(d.suppressed_at, s.suppressed_at) AS suppressed_at
     FROM summary AS s
-    JOIN mailglass_deliveries AS d ON d.id = s.delivery_id
+    JOIN {schema}.mailglass_deliveries AS d ON d.id = s.delivery_id
    CROSS JOIN LATERAL (
            SELECT coalesce(array_position(CAST(:standing AS text[]), d.last_event_type), 0) AS standing) AS held
 )
-UPDATE mailglass_deliveries AS d
+UPDATE {schema}.mailglass_deliveries AS d
    SET last_event_type = CASE WHEN p.pointer THEN p.last_event_type ELSE d.last_event_type END,
        last_event_at = CASE WHEN p.pointer THEN p.last_event_at ELSE d.last_event_at END,
        terminal = p.terminal, dispatched_at = p.dispatched_at, delivered_at = p.delivered_at,
@@ -84,25 +83,25 @@ UPDATE mailglass_deliveries AS d
         OR (d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at, d.complained_at, d.suppressed_at)
            IS DISTINCT FROM
            (p.terminal, p.dispatched_at, p.delivered_at, p.bounced_at, p.complained_at, p.suppressed_at))
-""")
+"""
 
-_LOCK = sa.text("""
-SELECT now()::timestamp::text FROM mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid) FOR NO KEY UPDATE
-""")
+_LOCK = """
+SELECT now()::timestamp::text FROM {schema}.mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid) FOR NO KEY UPDATE
+"""
 
 
-def lock(connection: sa.Connection, delivery_id: str) -> str:
+def lock(tx: Transaction, delivery_id: str) -> str:
     """Lock a delivery's row for the caller's transaction, and return the time in UTC."""
-    return str(connection.execute(_LOCK, {"delivery_id": delivery_id}).scalar_one())
+    return str(tx.execute(_LOCK, {"delivery_id": delivery_id}).scalar_one())
 
 
-def project(connection: sa.Connection, reports: Sequence[Report]) -> int:
+def project(tx: Transaction, reports: Sequence[Report]) -> int:
     """Bring deliveries up to date with *reports*, and return how many rows changed.
 
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
     and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing.
     """
-    return connection.execute(
+    return tx.execute(
         _PROJECT,
         {
             "delivery_ids": array_literal(report.delivery_id for report in reports),

@@ -1,21 +1,16 @@
-"""The composition root: this process's settings, engine and Redis client, and what runs on them."""
+"""This process's settings, engine and Redis clients."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
-from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.ops.pruner import PruneResult
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
-from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult
 
 if TYPE_CHECKING:
     import redis as redis_py
@@ -104,53 +99,6 @@ def after_fork() -> None:
     """Forget, in a forked child, connections of an application's engine, which are the parent's."""
     if _Configured.engine is not None:
         _Configured.engine.dispose(close=False)
-
-
-def sweep(
-    tenant_id: str | None = None,
-    limit: int | None = None,
-    *,
-    dry_run: bool = False,
-    progress: Callable[[SweepResult], None] | None = None,
-) -> Sweep:
-    """Return a sweep on this process's settings and Redis client; `reconcile` says what the arguments are.
-
-    Raises:
-        ConfigurationError: A setting is missing or cannot be used.
-        ValueError: *limit* is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError("limit must be at least 1")
-    publisher = pubsub.Publisher(get_redis())
-    return Sweep(get_settings(), publisher, tenant_id=tenant_id, limit=limit, dry_run=dry_run, progress=progress)
-
-
-def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
-    """Link every eligible orphan whose delivery is there, and tell of each link; return the counts.
-
-    Takes no lock: any number of sweeps may run at once, in any number of processes.
-
-    Args:
-        tenant_id: Sweep this tenant's orphans only; None is all tenants.
-        limit: Link at most this many; the rest stays open.
-
-    Returns:
-        The counts. A sweep that broke off half-way says so in its `status`.
-
-    Raises:
-        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
-        ValueError: *limit* is below 1.
-    """
-    return sweep(tenant_id, limit).run(get_engine())
-
-
-def prune() -> PruneResult:
-    """Delete raw webhooks by status and age, take expired orphans out of the open set, and mend it.
-
-    Raises:
-        MailglassReconcileError: A setting, the connection, a right or the schema is wrong.
-    """
-    return pruner.prune(get_engine(), get_settings())
 
 
 def available() -> bool:

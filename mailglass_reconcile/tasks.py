@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.schedule import (
     PRUNE_EXPIRES_SECONDS,
     PRUNE_TASK,
@@ -17,6 +18,7 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
+from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 
 try:
@@ -55,7 +57,7 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
     with self.held() as holder:
         if holder != self.request.id:
             return {"status": "duplicate", "of": holder}
-        sweep = runtime.sweep(tenant_id, limit)
+        sweep = reconciler.prepare(tenant_id, limit)
         with _ended_by_soft_limit(sweep):
             sweep.run(runtime.get_engine())
         return sweep.result.as_dict()
@@ -64,7 +66,7 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
 @shared_task(name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS)
 def prune() -> dict[str, int]:
     """Delete old raw webhooks, and mend the open set; return the counts of `PruneResult`."""
-    return runtime.prune().as_dict()
+    return pruner.prune().as_dict()
 
 
 class _SoftLimit(KeyboardInterrupt):

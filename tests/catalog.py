@@ -64,7 +64,12 @@ class Installation:
 
     def values(self, sql: str, **parameters: Any) -> list[Any]:
         """Return the first column of what a statement returns in the schema."""
-        with self.engine.begin() as connection, database.borrowed(connection, self.settings):
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
+            connection.execute(
+                sa.text("SELECT set_config('search_path', quote_ident(:schema), true)"),
+                {"schema": self.settings.database_schema},
+            )
             return list(connection.execute(sa.text(sql), parameters).scalars())
 
     def objects(self) -> set[str]:

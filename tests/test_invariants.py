@@ -91,10 +91,10 @@ def test_what_is_left_behind_is_found(db, monkeypatch, left):
 def test_a_sweep_that_failed_in_part_and_does_not_say_so_is_found():
     """I12, on a result of hand."""
     with pytest.raises(AssertionError):
-        invariants.check_statuses([mailglass_reconcile.result.SweepResult(scanned=1, failed=1)])
+        invariants.check_statuses([mailglass_reconcile.sweep.result.SweepResult(scanned=1, failed=1)])
 
 
 def test_counts_that_do_not_add_up_are_found():
     """I11, on a result of hand."""
     with pytest.raises(AssertionError):
-        invariants.check_counts([mailglass_reconcile.result.SweepResult(scanned=3, linked=2)])
+        invariants.check_counts([mailglass_reconcile.sweep.result.SweepResult(scanned=3, linked=2)])

@@ -25,11 +25,12 @@ class RolledBackError(Exception):
 
 
 @contextmanager
-def rolled_back(connection: sa.Connection) -> Iterator[None]:
+def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
     """Run a block in a transaction of the package's scope that rolls back."""
     try:
-        with database.transaction(connection, Settings(), probes_only=True):
-            yield
+        with database.transaction(connection, Settings(), probes_only=True) as tx:
+            connection.exec_driver_sql("SET LOCAL search_path = public")
+            yield tx
             raise RolledBackError
     except RolledBackError:
         pass
@@ -48,11 +49,11 @@ def connection(make_database, drop_database, template):
 def project(connection: sa.Connection, *batches: list[tuple[str, object, datetime]], **columns: object) -> sa.Row:
     """Project batches of `(type, occurred_at, arrival)` on a delivery that is gone afterwards, and return its row."""
     row = factories.delivery_row("one", **columns)
-    with rolled_back(connection):
+    with rolled_back(connection) as tx:
         factories.insert_on(connection, deliveries=[row])
         for batch in batches:
             reports = [Report(row["id"], kind, str(at), str(arrival)) for kind, at, arrival in batch]
-            projector.project(connection, reports)
+            projector.project(tx, reports)
         return connection.execute(
             sa.text(
                 f"SELECT {COLUMNS}, lock_version, updated_at = now()::timestamp AS touched"  # noqa: S608 - our own names
@@ -101,12 +102,12 @@ def test_any_order_and_any_split_equal_the_fold(connection, row, batch, data):
 def test_several_deliveries_in_one_statement_do_not_mix(connection):
     """Each gets its own events only."""
     rows = [factories.delivery_row(str(n)) for n in range(3)]
-    with rolled_back(connection):
+    with rolled_back(connection) as tx:
         factories.insert_on(connection, deliveries=rows)
         kinds = ("delivered", "bounced", "opened")
         arrival = str(NOON)
         changed = projector.project(
-            connection, [Report(row["id"], kind, arrival, arrival) for row, kind in zip(rows, kinds, strict=True)]
+            tx, [Report(row["id"], kind, arrival, arrival) for row, kind in zip(rows, kinds, strict=True)]
         )
         found = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")

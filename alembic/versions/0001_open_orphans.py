@@ -9,7 +9,7 @@ revision = "0001"
 down_revision = None
 
 MAILGLASS_TABLES = """
-CREATE TABLE mailglass_deliveries (
+CREATE TABLE {schema}.mailglass_deliveries (
   id                  uuid PRIMARY KEY,
   tenant_id           text NOT NULL,
   mailable            text NOT NULL,
@@ -35,15 +35,15 @@ CREATE TABLE mailglass_deliveries (
   updated_at          timestamp NOT NULL
 );
 CREATE UNIQUE INDEX mailglass_deliveries_provider_msg_id_idx
-  ON mailglass_deliveries (provider, provider_message_id) WHERE provider_message_id IS NOT NULL;
+  ON {schema}.mailglass_deliveries (provider, provider_message_id) WHERE provider_message_id IS NOT NULL;
 CREATE UNIQUE INDEX mailglass_deliveries_idempotency_key_unique_idx
-  ON mailglass_deliveries (idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX mailglass_deliveries_tenant_recent_idx ON mailglass_deliveries (tenant_id, last_event_at DESC);
-CREATE INDEX mailglass_deliveries_tenant_recipient_idx ON mailglass_deliveries (tenant_id, recipient);
+  ON {schema}.mailglass_deliveries (idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX mailglass_deliveries_tenant_recent_idx ON {schema}.mailglass_deliveries (tenant_id, last_event_at DESC);
+CREATE INDEX mailglass_deliveries_tenant_recipient_idx ON {schema}.mailglass_deliveries (tenant_id, recipient);
 CREATE INDEX mailglass_deliveries_tenant_stream_terminal_idx
-  ON mailglass_deliveries (tenant_id, stream, terminal, last_event_at DESC);
+  ON {schema}.mailglass_deliveries (tenant_id, stream, terminal, last_event_at DESC);
 
-CREATE TABLE mailglass_events (
+CREATE TABLE {schema}.mailglass_events (
   id                   uuid PRIMARY KEY,
   tenant_id            text NOT NULL,
   delivery_id          uuid,
@@ -58,24 +58,24 @@ CREATE TABLE mailglass_events (
   inserted_at          timestamp NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx
-  ON mailglass_events (idempotency_key) WHERE idempotency_key IS NOT NULL;
+  ON {schema}.mailglass_events (idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX mailglass_events_delivery_idx
-  ON mailglass_events (delivery_id, occurred_at) WHERE delivery_id IS NOT NULL;
-CREATE INDEX mailglass_events_tenant_recent_idx ON mailglass_events (tenant_id, inserted_at DESC);
+  ON {schema}.mailglass_events (delivery_id, occurred_at) WHERE delivery_id IS NOT NULL;
+CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (tenant_id, inserted_at DESC);
 CREATE INDEX mailglass_events_needs_reconcile_idx
-  ON mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
+  ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
 
-CREATE FUNCTION mailglass_raise_immutability() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE SQLSTATE '45A01'
     USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
 END;
 $$;
 CREATE TRIGGER mailglass_events_immutable_trigger
-  BEFORE UPDATE OR DELETE ON mailglass_events
-  FOR EACH ROW EXECUTE FUNCTION mailglass_raise_immutability();
+  BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
+  FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
 
-CREATE TABLE mailglass_webhook_events (
+CREATE TABLE {schema}.mailglass_webhook_events (
   id                    uuid PRIMARY KEY,
   tenant_id             text NOT NULL,
   provider              text NOT NULL,
@@ -90,18 +90,18 @@ CREATE TABLE mailglass_webhook_events (
   updated_at            timestamp NOT NULL
 );
 CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
-  ON mailglass_webhook_events (provider, provider_event_id);
+  ON {schema}.mailglass_webhook_events (provider, provider_event_id);
 CREATE INDEX mailglass_webhook_events_tenant_status_idx
-  ON mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
+  ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
 
-COMMENT ON TABLE mailglass_events IS '2';
+COMMENT ON TABLE {schema}.mailglass_events IS '2';
 """
 
 # The functions run with their owner's rights, so that a writer needs rights on the ledger alone, and on the
 # search path at the time of this migration, so that nobody's own path can lead them astray; operands are cast so
 # that no operator of that schema fits better than Postgres's own. Nobody else may put them on tables of theirs.
 OPEN_SET = """
-CREATE TABLE IF NOT EXISTS mailglass_open_orphans (
+CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphans (
   event_id      uuid PRIMARY KEY,
   tenant_id     text NOT NULL,
   arrived_at    timestamp NOT NULL,
@@ -110,35 +110,37 @@ CREATE TABLE IF NOT EXISTS mailglass_open_orphans (
   recipient     text
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
-COMMENT ON TABLE mailglass_open_orphans IS 'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
-CREATE INDEX IF NOT EXISTS mailglass_open_orphans_arrival_idx ON mailglass_open_orphans (arrived_at, event_id);
+COMMENT ON TABLE {schema}.mailglass_open_orphans IS
+  'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
+CREATE INDEX IF NOT EXISTS mailglass_open_orphans_arrival_idx ON {schema}.mailglass_open_orphans (arrived_at, event_id);
 
-CREATE OR REPLACE FUNCTION mailglass_open_orphans_add() RETURNS trigger
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION {schema}.mailglass_open_orphans_add() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   -- A row that took the column's default holds now() in its session's time zone.
-  INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at)
+  INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
   SELECT NEW.id, NEW.tenant_id,
          CASE WHEN NEW.inserted_at = now()::timestamp THEN now() AT TIME ZONE 'UTC'::text ELSE NEW.inserted_at END
-   WHERE NOT EXISTS (SELECT FROM mailglass_events WHERE idempotency_key::text = 'reconciled:'::text || NEW.id::text)
+   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events
+                      WHERE idempotency_key::text = 'reconciled:'::text || NEW.id::text)
       ON CONFLICT DO NOTHING;
   RETURN NULL;
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION mailglass_open_orphans_remove() RETURNS trigger
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE OR REPLACE FUNCTION {schema}.mailglass_open_orphans_remove() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   -- The trigger's condition has seen that the key ends in a UUID. A row that a sweep holds is left to the sweep;
   -- so is one that a sweep has changed since the snapshot of a stricter transaction, for which that is an error.
   IF current_setting('transaction_isolation'::text) = 'read committed'::text THEN
-    DELETE FROM mailglass_open_orphans
-     WHERE event_id = (SELECT event_id FROM mailglass_open_orphans
+    DELETE FROM {schema}.mailglass_open_orphans
+     WHERE event_id = (SELECT event_id FROM {schema}.mailglass_open_orphans
                         WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid FOR UPDATE SKIP LOCKED);
   ELSE
     BEGIN
-      DELETE FROM mailglass_open_orphans
-       WHERE event_id = (SELECT event_id FROM mailglass_open_orphans
+      DELETE FROM {schema}.mailglass_open_orphans
+       WHERE event_id = (SELECT event_id FROM {schema}.mailglass_open_orphans
                           WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid FOR UPDATE SKIP LOCKED);
     EXCEPTION WHEN serialization_failure THEN
       NULL;
@@ -148,40 +150,40 @@ BEGIN
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE SQLSTATE '45A01' USING MESSAGE = 'mailglass_events is append-only; TRUNCATE is forbidden';
 END;
 $$;
 
-REVOKE ALL ON FUNCTION mailglass_open_orphans_add(), mailglass_open_orphans_remove() FROM PUBLIC;
+REVOKE ALL ON FUNCTION {schema}.mailglass_open_orphans_add(), {schema}.mailglass_open_orphans_remove() FROM PUBLIC;
 """
 
 # A sweep takes what it has claimed out of the open set itself, all at once, and says so for its transaction.
 TRIGGERS = """
-CREATE OR REPLACE TRIGGER mailglass_open_orphans_add AFTER INSERT ON mailglass_events FOR EACH ROW
+CREATE OR REPLACE TRIGGER mailglass_open_orphans_add AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
   WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL)
-  EXECUTE FUNCTION mailglass_open_orphans_add();
-CREATE OR REPLACE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON mailglass_events FOR EACH ROW
+  EXECUTE FUNCTION {schema}.mailglass_open_orphans_add();
+CREATE OR REPLACE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
   WHEN (current_setting('mailglass_reconcile.removes_itself', true) IS DISTINCT FROM 'on'
         AND NEW.idempotency_key COLLATE "C"
             ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')
-  EXECUTE FUNCTION mailglass_open_orphans_remove();
-CREATE OR REPLACE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON mailglass_events
-  FOR EACH STATEMENT EXECUTE FUNCTION mailglass_events_no_truncate();
+  EXECUTE FUNCTION {schema}.mailglass_open_orphans_remove();
+CREATE OR REPLACE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON {schema}.mailglass_events
+  FOR EACH STATEMENT EXECUTE FUNCTION {schema}.mailglass_events_no_truncate();
 """
 
 DROP_TRIGGERS = """
-DROP TRIGGER IF EXISTS mailglass_open_orphans_add ON mailglass_events;
-DROP TRIGGER IF EXISTS mailglass_open_orphans_remove ON mailglass_events;
-DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events;
+DROP TRIGGER IF EXISTS mailglass_open_orphans_add ON {schema}.mailglass_events;
+DROP TRIGGER IF EXISTS mailglass_open_orphans_remove ON {schema}.mailglass_events;
+DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON {schema}.mailglass_events;
 """
 
 DROP_OPEN_SET = """
-DROP FUNCTION IF EXISTS mailglass_open_orphans_add();
-DROP FUNCTION IF EXISTS mailglass_open_orphans_remove();
-DROP FUNCTION IF EXISTS mailglass_events_no_truncate();
-DROP TABLE IF EXISTS mailglass_open_orphans;
+DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_add();
+DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_remove();
+DROP FUNCTION IF EXISTS {schema}.mailglass_events_no_truncate();
+DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 """
 
 PRUNE_INDEX = "mailglass_webhook_events_prune_idx"

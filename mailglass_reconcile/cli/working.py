@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
 REASONS = {
@@ -34,7 +36,7 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -
     """Link every open orphan whose delivery is there."""
     with _progress(wanted=not as_json) as progress:
         engine = runtime.get_engine()
-        result = runtime.sweep(tenant, limit, dry_run=dry_run, progress=progress).run(engine)
+        result = reconciler.prepare(tenant, limit, dry_run=dry_run, progress=progress).run(engine)
     click.echo(json.dumps(result.as_dict()) if as_json else _summary(result))
     sys.exit(0 if result.status == "ok" else 1)
 
@@ -43,7 +45,7 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
     """Delete old raw webhooks, and mend the open set by the ledger."""
-    result = runtime.prune()
+    result = pruner.prune()
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return

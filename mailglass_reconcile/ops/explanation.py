@@ -11,23 +11,23 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import LAST_EVENT, Keys, Place, Slice
 from mailglass_reconcile.sweep import keys, match
 from mailglass_reconcile.sweep.match import Decision
 
-_LEDGER_ROW = sa.text("""
+_LEDGER_ROW = """
 SELECT e.id::text, e.tenant_id, e.type, e.delivery_id::text, e.needs_reconciliation,
        r.id::text AS reconciled_by, r.delivery_id::text AS linked_to, o.event_id IS NOT NULL AS open,
        (o.arrived_at - interval '1 microsecond')::text AS before, o.arrived_at::text,
        coalesce(o.arrived_at, e.inserted_at) <= now()::timestamp - make_interval(mins => :max_age_minutes) AS expired,
        coalesce(o.arrived_at, e.inserted_at) > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace,
        o.provider, o.candidate_ids, o.recipient
-  FROM mailglass_events AS e
-  LEFT JOIN mailglass_events AS r ON r.idempotency_key = 'reconciled:' || e.id
-  LEFT JOIN mailglass_open_orphans AS o ON o.event_id = e.id
+  FROM {schema}.mailglass_events AS e
+  LEFT JOIN {schema}.mailglass_events AS r ON r.idempotency_key = 'reconciled:' || e.id
+  LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = e.id
  WHERE e.id = CAST(:event_id AS uuid)
-""")
+"""
 
 SENTENCES = {
     "matched": "its delivery is there: the next sweep links it",
@@ -89,15 +89,15 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
         "max_age_minutes": settings.max_age_minutes,
         "grace_seconds": settings.grace_seconds,
     }
-    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True):
-        row = connection.execute(_LEDGER_ROW, bounds).one_or_none()
+    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+        row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
         if row is None:
             return Explanation(str(event_id), "unknown", SENTENCES["unknown"])
         settled = _settled_state(row)
         if settled:
             return _explanation(row, settled, row.linked_to or row.delivery_id)
-        wanted = _open_keys(connection, row)
-        decision = match.decide(connection, row.tenant_id, wanted)
+        wanted = _open_keys(tx, row)
+        decision = match.decide(tx, row.tenant_id, wanted)
     state = "expired" if row.expired else "waiting" if row.in_grace else decision.state
     return _explanation(row, state, decision.delivery_id, wanted.candidate_ids, decision)
 
@@ -112,11 +112,11 @@ def _settled_state(row: sa.Row[Any]) -> str | None:
     return None
 
 
-def _open_keys(connection: sa.Connection, row: sa.Row[Any]) -> Keys:
+def _open_keys(tx: Transaction, row: sa.Row[Any]) -> Keys:
     if row.candidate_ids is not None:
         return Keys(row.provider, tuple(row.candidate_ids), row.recipient)
     piece = Slice(Place(row.before, LAST_EVENT), Place(row.arrived_at, row.id), row.tenant_id)
-    values = open_orphans.read_values(connection, piece, keys.reads())
+    values = open_orphans.read_values(tx, piece, keys.reads())
     return next(keys.keys_of(value) for value in values if value.event_id == row.id)
 
 

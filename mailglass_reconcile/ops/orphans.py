@@ -17,14 +17,14 @@ from mailglass_reconcile.store.model import LAST_EVENT, Keys, Place, Slice
 from mailglass_reconcile.sweep import keys, match
 from mailglass_reconcile.sweep.match import Decision
 
-_OPEN = sa.text("""
+_OPEN = """
 SELECT event_id::text, tenant_id, arrived_at, arrived_at::text AS place, provider, candidate_ids, recipient
-  FROM mailglass_open_orphans
+  FROM {schema}.mailglass_open_orphans
  WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
    AND arrived_at <= now()::timestamp - make_interval(secs => :grace_seconds)
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
- ORDER BY arrived_at, mailglass_open_orphans.event_id LIMIT :limit
-""")
+ ORDER BY arrived_at, {schema}.mailglass_open_orphans.event_id LIMIT :limit
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ def find_orphans(
         "max_age_minutes": max_age_minutes,
         "grace_seconds": settings.grace_seconds,
     }
-    with database_errors(), borrowed(connection, settings):
-        rows = connection.execute(_OPEN, bounds).all()
+    with database_errors(), borrowed(connection, settings) as tx:
+        rows = tx.execute(_OPEN, bounds).all()
         if not rows:
             return []
         # A hair before the first: its own place would leave it out.
         first = Place(str(rows[0].arrived_at - dt.timedelta(microseconds=1)), LAST_EVENT)
         piece = Slice(first, Place(rows[-1].place, rows[-1].event_id), tenant_id)
-        values = open_orphans.read_values(connection, piece, keys.reads())
+        values = open_orphans.read_values(tx, piece, keys.reads())
         computed = {value.event_id: keys.keys_of(value) for value in values}
     return [_orphan(row, computed.get(row.event_id)) for row in rows]
 
@@ -109,5 +109,5 @@ def attempt_link(connection: sa.Connection, orphan: Orphan) -> Decision:
         MailglassReconcileError: The database refused.
     """
     wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient)
-    with database_errors(), borrowed(connection, runtime.get_settings()):
-        return match.decide(connection, orphan.tenant_id, wanted)
+    with database_errors(), borrowed(connection, runtime.get_settings()) as tx:
+        return match.decide(tx, orphan.tenant_id, wanted)

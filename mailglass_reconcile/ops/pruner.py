@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair, schema
@@ -13,15 +14,15 @@ from mailglass_reconcile.store.database import connect, in_batches, transaction
 
 BATCH_ROWS = 5_000
 
-_VERSION = sa.text("SELECT max(version_num) FROM mailglass_reconcile_version")
+_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
-_DELETE_WEBHOOKS = sa.text("""
-DELETE FROM mailglass_webhook_events
+_DELETE_WEBHOOKS = """
+DELETE FROM {schema}.mailglass_webhook_events
  WHERE id = ANY (ARRAY(
-         SELECT id FROM mailglass_webhook_events
+         SELECT id FROM {schema}.mailglass_webhook_events
           WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
           ORDER BY inserted_at LIMIT :size FOR UPDATE SKIP LOCKED))
-""")
+"""
 
 
 @dataclass(slots=True)
@@ -49,7 +50,16 @@ class PruneResult:
         return asdict(self)
 
 
-def prune(engine: sa.Engine, settings: Settings) -> PruneResult:
+def prune() -> PruneResult:
+    """Delete raw webhooks by status and age, take expired orphans out of the open set, and repair it.
+
+    Raises:
+        MailglassReconcileError: A setting, the connection, a right or the schema is wrong.
+    """
+    return prune_with(runtime.get_engine(), runtime.get_settings())
+
+
+def prune_with(engine: sa.Engine, settings: Settings) -> PruneResult:
     """Delete what is old, mend the open set, and return the counts; in batches, each a transaction of its own.
 
     A retention of `infinity` sends no DELETE.
@@ -65,8 +75,8 @@ def prune(engine: sa.Engine, settings: Settings) -> PruneResult:
     }
     result = PruneResult()
     with database_errors(), connect(engine) as connection:
-        with transaction(connection, settings, read_only=True):
-            schema.require_current(connection.execute(_VERSION).scalar_one())
+        with transaction(connection, settings, read_only=True) as tx:
+            schema.require_current(tx.execute(_VERSION).scalar_one())
         for status, days in retention.items():
             if days is not None:
                 bounds = {"status": status, "days": days, "size": BATCH_ROWS}

@@ -12,26 +12,26 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.store import open_orphans, schema
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import LAST_EVENT, Place, Slice
 from mailglass_reconcile.sweep import keys, match
 
-_EXPIRED = sa.text("""
-SELECT count(*) FROM mailglass_events AS e
+_EXPIRED = """
+SELECT count(*) FROM {schema}.mailglass_events AS e
  WHERE e.needs_reconciliation = true AND e.delivery_id IS NULL
    AND e.inserted_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
-   AND NOT EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || e.id)
-""")
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE idempotency_key = 'reconciled:' || e.id)
+"""
 
-_WAITING = sa.text("""
-SELECT tenant_id, provider, count(*) AS orphans FROM mailglass_open_orphans
+_WAITING = """
+SELECT tenant_id, provider, count(*) AS orphans FROM {schema}.mailglass_open_orphans
  WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) GROUP BY tenant_id, provider
-""")
+"""
 
-_OLDEST = sa.text("""
-SELECT extract(epoch FROM now()::timestamp - min(arrived_at))::bigint FROM mailglass_open_orphans
+_OLDEST = """
+SELECT extract(epoch FROM now()::timestamp - min(arrived_at))::bigint FROM {schema}.mailglass_open_orphans
  WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
-""")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +66,18 @@ def status(engine: sa.Engine) -> Status:
     """
     settings = runtime.get_settings()
     bounds = {"max_age_minutes": settings.max_age_minutes, "grace_seconds": settings.grace_seconds}
-    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True):
-        survey = open_orphans.survey(connection, settings, None)
+    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+        survey = open_orphans.survey(tx, settings, None)
         schema.require_current(survey.version)
         groups: Counter[tuple[str, str, str | None]] = Counter()
-        for row in connection.execute(_WAITING, bounds):
+        for row in tx.execute(_WAITING, bounds):
             groups["waiting", row.tenant_id, row.provider] += row.orphans
-        for piece in _slices(connection, Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT)):
-            values = open_orphans.read_values(connection, piece, keys.reads())
+        for piece in _slices(tx, Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT)):
+            values = open_orphans.read_values(tx, piece, keys.reads())
             computed = {value.event_id: keys.keys_of(value) for value in values}
-            groups.update(match.breakdown(connection, piece, computed))
-        oldest = connection.execute(_OLDEST, {"after": survey.after, "until": survey.until}).scalar_one()
-        expired = connection.execute(_EXPIRED, bounds).scalar_one()
+            groups.update(match.breakdown(tx, piece, computed))
+        oldest = tx.execute(_OLDEST, {"after": survey.after, "until": survey.until}).scalar_one()
+        expired = tx.execute(_EXPIRED, bounds).scalar_one()
     named = [
         {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
         for (state, tenant_id, provider), orphans in groups.most_common()
@@ -85,9 +85,9 @@ def status(engine: sa.Engine) -> Status:
     return Status(groups.total(), oldest, expired, survey.triggers, tuple(named))
 
 
-def _slices(connection: sa.Connection, after: Place, until: Place) -> Iterator[Slice]:
+def _slices(tx: Transaction, after: Place, until: Place) -> Iterator[Slice]:
     while after != until:
         piece = Slice(after, until, None)
-        piece = replace(piece, until=open_orphans.slice_end(connection, piece))
+        piece = replace(piece, until=open_orphans.slice_end(tx, piece))
         yield piece
         after = piece.until

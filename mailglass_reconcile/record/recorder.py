@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.store import ledger, open_orphans
-from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.model import Report
 from mailglass_reconcile.sweep import keys, match
 
@@ -91,9 +91,9 @@ def append(
         InvalidEventError: A time without a time zone.
         DBAPIError: What the database refuses.
     """
-    with borrowed(connection, runtime.get_settings()):
+    with borrowed(connection, runtime.get_settings()) as tx:
         event_id = ledger.append(
-            connection,
+            tx,
             tenant_id=tenant_id,
             delivery_id=None if delivery_id is None else str(delivery_id),
             type=type,
@@ -133,8 +133,8 @@ def record_webhook(
         (event, idempotency_key(provider, event.provider_event_id, index), _as_utc(event.occurred_at))
         for index, event in enumerate(events)
     ]
-    with borrowed(connection, runtime.get_settings()):
-        return [_record(connection, tenant_id, provider, *each) for each in prepared]
+    with borrowed(connection, runtime.get_settings()) as tx:
+        return [_record(tx, tenant_id, provider, *each) for each in prepared]
 
 
 def idempotency_key(provider: str, provider_event_id: str, index: int) -> str:
@@ -152,13 +152,13 @@ def idempotency_key(provider: str, provider_event_id: str, index: int) -> str:
 
 
 def _record(
-    connection: sa.Connection, tenant_id: str, provider: str, event: WebhookEvent, key: str, occurred_at: str
+    tx: Transaction, tenant_id: str, provider: str, event: WebhookEvent, key: str, occurred_at: str
 ) -> Recorded:
     wanted = keys.keys_of_text(provider, event.message_id, event.recipient)
-    found = match.decide(connection, tenant_id, wanted)
+    found = match.decide(tx, tenant_id, wanted)
     kept = {name: value for name, value in event.metadata.items() if name not in ADDRESS_KEYS}
     event_id = ledger.append(
-        connection,
+        tx,
         tenant_id=tenant_id,
         delivery_id=found.delivery_id,
         type=event.type,
@@ -176,10 +176,10 @@ def _record(
     if event_id is None:
         return Recorded(None, None)
     if found.delivery_id is None:
-        open_orphans.remember(connection, event_id, tenant_id, wanted)
+        open_orphans.remember(tx, event_id, tenant_id, wanted)
         return Recorded(UUID(event_id), None)
-    now = projector.lock(connection, found.delivery_id)
-    projector.project(connection, [Report(found.delivery_id, event.type, occurred_at, now)])
+    now = projector.lock(tx, found.delivery_id)
+    projector.project(tx, [Report(found.delivery_id, event.type, occurred_at, now)])
     return Recorded(UUID(event_id), UUID(found.delivery_id))
 
 

@@ -1,13 +1,15 @@
 """The way to Postgres: an engine from a URL, and transactions whose settings end with them.
 
-Every transaction of this package is READ COMMITTED, in UTC, on the configured schema, and bounded by lock
-and statement timeouts. All of that is set for the transaction only, so PgBouncer's transaction mode works.
+Every transaction of this package is in UTC, sees no schema but Postgres's own unless a statement names one, and is
+bounded by lock and statement timeouts; those that write are READ COMMITTED. All of that is set for the transaction
+only, so PgBouncer's transaction mode works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,10 +22,17 @@ from mailglass_reconcile.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5
 ISOLATION = "READ COMMITTED"
+SNAPSHOT = "REPEATABLE READ"
 
-_SET_SCOPE = sa.text("""
-SELECT set_config('search_path', quote_ident(:schema) || ', pg_temp', true),
+SEARCH_PATH = "pg_catalog, pg_temp"
+"""Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
+
+_SET_SCOPE = """
+SELECT set_config('client_encoding', 'UTF8', true),
+       set_config('search_path', :search_path, true),
        set_config('TimeZone', 'UTC', true),
+       set_config('row_security', 'off', true),
+       set_config('array_nulls', 'on', true),
        set_config('lock_timeout', :lock_timeout, true),
        set_config('statement_timeout', :statement_timeout, true),
        set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
@@ -32,17 +41,50 @@ SELECT set_config('search_path', quote_ident(:schema) || ', pg_temp', true),
        set_config('enable_hashjoin', :scans, true),
        set_config('enable_mergejoin', :scans, true),
        set_config('mailglass_reconcile.removes_itself', :removes_itself, true)
-""")
+"""
 
-_BORROW_SCOPE = sa.text("""
-SELECT current_setting('search_path') AS search_path, current_setting('TimeZone') AS time_zone,
-       set_config('search_path', quote_ident(:schema) || ', pg_temp', true),
-       set_config('TimeZone', 'UTC', true)
-""")
+_BORROW_SCOPE = """
+SELECT current_setting('client_encoding') AS client_encoding, current_setting('search_path') AS search_path,
+       current_setting('TimeZone') AS time_zone, current_setting('row_security') AS row_security,
+       current_setting('array_nulls') AS array_nulls,
+       set_config('client_encoding', 'UTF8', true), set_config('search_path', :path, true),
+       set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),
+       set_config('array_nulls', 'on', true)
+"""
 
-_RETURN_SCOPE = sa.text("""
-SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true)
-""")
+_RETURN_SCOPE = """
+SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true),
+       set_config('row_security', :row_security, true), set_config('array_nulls', :array_nulls, true),
+       set_config('client_encoding', :client_encoding, true)
+"""
+
+
+class Transaction:
+    """A transaction in this package's scope, whose statements name the tables with their schema."""
+
+    def __init__(self, connection: sa.Connection, schema: str) -> None:
+        """Use *connection*, which is in a transaction, on the tables of *schema*."""
+        self.connection = connection
+        self.schema = schema
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
+        return self.connection.execute(_text(statement, self.schema), parameters)
+
+    def name_of(self, relation: str) -> str:
+        """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
+        return in_schema(f"{{schema}}.{relation}", self.schema)
+
+
+def in_schema(sql: str, schema: str) -> str:
+    """Put the quoted *schema* into *sql*, wherever it says `{schema}`; the only place where a statement is made up."""
+    return sql.replace("{schema}", '"' + schema.replace('"', '""') + '"')
+
+
+@lru_cache(maxsize=512)
+def _text(statement: str, schema: str) -> sa.TextClause:
+    # A colon of the schema's name is no parameter.
+    return sa.text(in_schema(statement, schema.replace(":", "\\:")))
 
 
 def database_url(settings: Settings) -> URL:
@@ -108,9 +150,10 @@ def transaction(
     lock_timeout_ms: int = 5_000,
     statement_timeout_ms: int = 240_000,
     read_only: bool = False,
+    snapshot: bool = False,
     probes_only: bool = False,
     removes_itself: bool = False,
-) -> Iterator[sa.Connection]:
+) -> Iterator[Transaction]:
     """Begin a transaction in this package's scope; commit at the end, roll back where the block raises.
 
     Args:
@@ -119,18 +162,20 @@ def transaction(
         lock_timeout_ms: Milliseconds that one lock may be waited for.
         statement_timeout_ms: Milliseconds that one statement may take.
         read_only: Whether Postgres is to refuse every write.
+        snapshot: Whether all statements see the tables as they were when the first one began.
         probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
             tables: for statements that are made of such probes, where stale statistics would cost minutes.
         removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
             all at once, so that the ledger's trigger need not do it row by row.
     """
-    # A connection that was lost and made anew has its server's default again.
-    connection.execution_options(isolation_level=ISOLATION)
+    # A connection that was lost and opened again has its server's default isolation again.
+    connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        connection.execute(
+        tx = Transaction(connection, settings.database_schema)
+        tx.execute(
             _SET_SCOPE,
             {
-                "schema": settings.database_schema,
+                "search_path": SEARCH_PATH,
                 "lock_timeout": str(lock_timeout_ms),
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
@@ -138,24 +183,23 @@ def transaction(
                 "removes_itself": "on" if removes_itself else "off",
             },
         )
-        yield connection
+        yield tx
 
 
 @contextmanager
-def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[None]:
+def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transaction]:
     """Use a caller's transaction in this package's scope, and give its own settings back at the end.
 
     Where the block raises, they are not given back: the caller's transaction is then in error or about to
     roll back, which undoes them.
     """
-    before = connection.execute(_BORROW_SCOPE, {"schema": settings.database_schema}).one()
-    yield
-    connection.execute(_RETURN_SCOPE, {"search_path": before.search_path, "time_zone": before.time_zone})
+    tx = Transaction(connection, settings.database_schema)
+    before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
+    yield tx
+    tx.execute(_RETURN_SCOPE, before)
 
 
-def in_batches(
-    connection: sa.Connection, settings: Settings, statement: sa.TextClause, parameters: Mapping[str, Any]
-) -> int:
+def in_batches(connection: sa.Connection, settings: Settings, statement: str, parameters: Mapping[str, Any]) -> int:
     """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
 
     Returns:
@@ -163,8 +207,8 @@ def in_batches(
     """
     changed = 0
     while True:
-        with transaction(connection, settings):
-            rows: int = connection.execute(statement, parameters).rowcount
+        with transaction(connection, settings) as tx:
+            rows: int = tx.execute(statement, parameters).rowcount
         changed += rows
         if rows < parameters["size"]:
             return changed

@@ -8,12 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import sqlalchemy as sa
-
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import array_literal
 
-_APPEND_RECONCILED = sa.text("""
-INSERT INTO mailglass_events
+_APPEND_RECONCILED = """
+INSERT INTO {schema}.mailglass_events
        (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
 SELECT l.id, e.tenant_id, l.delivery_id, 'reconciled', now()::timestamp, 'reconciled:' || e.id,
        jsonb_build_object(
@@ -23,22 +22,22 @@ SELECT l.id, e.tenant_id, l.delivery_id, 'reconciled', now()::timestamp, 'reconc
        false, now()::timestamp
   FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]))
        AS l (id, event_id, delivery_id)
-  JOIN mailglass_events AS e ON e.id = l.event_id
+  JOIN {schema}.mailglass_events AS e ON e.id = l.event_id
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id::text
-""")
+"""
 
-_APPEND = sa.text("""
-INSERT INTO mailglass_events
+_APPEND = """
+INSERT INTO {schema}.mailglass_events
        (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
         needs_reconciliation, inserted_at)
 VALUES (CAST(:id AS uuid), :tenant_id, CAST(:delivery_id AS uuid), :type, CAST(:occurred_at AS timestamp),
         :idempotency_key, :reject_reason, CAST(:metadata AS jsonb), :needs_reconciliation, now()::timestamp)
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id::text
-""")
+"""
 
-_PRESENT = sa.text("SELECT EXISTS (SELECT FROM mailglass_events WHERE id = CAST(:id AS uuid))")
+_PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
 
 
 def uuid7() -> str:
@@ -50,12 +49,12 @@ def uuid7() -> str:
 
 
 def append_reconciled(
-    connection: sa.Connection, ids: Sequence[str], event_ids: Sequence[str], delivery_ids: Sequence[str]
+    tx: Transaction, ids: Sequence[str], event_ids: Sequence[str], delivery_ids: Sequence[str]
 ) -> set[str]:
     """Append one `reconciled` event per orphan, and return the ids of the rows that were really inserted.
 
     Args:
-        connection: In the transaction that has claimed the orphans.
+        tx: The transaction that has claimed the orphans.
         ids: The new events' ids.
         event_ids: The orphans that they reconcile.
         delivery_ids: The deliveries that they link them to.
@@ -68,16 +67,16 @@ def append_reconciled(
         "event_ids": array_literal(event_ids),
         "delivery_ids": array_literal(delivery_ids),
     }
-    return set(connection.execute(_APPEND_RECONCILED, parameters).scalars())
+    return set(tx.execute(_APPEND_RECONCILED, parameters).scalars())
 
 
-def present(connection: sa.Connection, event_id: str) -> bool:
+def present(tx: Transaction, event_id: str) -> bool:
     """Whether the ledger holds this event: what became of a COMMIT whose answer was lost."""
-    return bool(connection.execute(_PRESENT, {"id": event_id}).scalar_one())
+    return bool(tx.execute(_PRESENT, {"id": event_id}).scalar_one())
 
 
 def append(
-    connection: sa.Connection,
+    tx: Transaction,
     *,
     tenant_id: str,
     delivery_id: str | None,
@@ -100,4 +99,4 @@ def append(
         "metadata": json.dumps(metadata),
         "needs_reconciliation": needs_reconciliation,
     }
-    return connection.execute(_APPEND, row).scalar_one_or_none()
+    return tx.execute(_APPEND, row).scalar_one_or_none()

@@ -9,41 +9,41 @@ import sqlalchemy as sa
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import in_batches, transaction
 
-_ADD_MISSING = sa.text("""
+_ADD_MISSING = """
 WITH page AS (
-  SELECT id, tenant_id, inserted_at FROM mailglass_events
+  SELECT id, tenant_id, inserted_at FROM {schema}.mailglass_events
    WHERE needs_reconciliation = true AND delivery_id IS NULL
      AND inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
      AND (CAST(:after_id AS uuid) IS NULL
           OR (tenant_id, inserted_at, id) > (:after_tenant, CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
    ORDER BY tenant_id, inserted_at, id LIMIT :size
 ), added AS (
-  INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at)
+  INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
   SELECT id, tenant_id, inserted_at FROM page AS p
-   WHERE NOT EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || p.id)
+   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE idempotency_key = 'reconciled:' || p.id)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        (SELECT count(*) FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
-""")
+"""
 
-_REMOVE_SETTLED = sa.text("""
-DELETE FROM mailglass_open_orphans AS o
- USING (SELECT event_id FROM mailglass_open_orphans AS c
-         WHERE EXISTS (SELECT FROM mailglass_events WHERE idempotency_key = 'reconciled:' || c.event_id)
-            OR NOT EXISTS (SELECT FROM mailglass_events WHERE id = c.event_id)
+_REMOVE_SETTLED = """
+DELETE FROM {schema}.mailglass_open_orphans AS o
+ USING (SELECT event_id FROM {schema}.mailglass_open_orphans AS c
+         WHERE EXISTS (SELECT FROM {schema}.mailglass_events WHERE idempotency_key = 'reconciled:' || c.event_id)
+            OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = c.event_id)
          LIMIT :size FOR UPDATE SKIP LOCKED) AS settled
  WHERE o.event_id = settled.event_id
-""")
+"""
 
-_REMOVE_EXPIRED = sa.text("""
-DELETE FROM mailglass_open_orphans AS o
- USING (SELECT event_id FROM mailglass_open_orphans
+_REMOVE_EXPIRED = """
+DELETE FROM {schema}.mailglass_open_orphans AS o
+ USING (SELECT event_id FROM {schema}.mailglass_open_orphans
          WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
          LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
  WHERE o.event_id = expired.event_id
-""")
+"""
 
 
 def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int:
@@ -55,9 +55,9 @@ def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int
     place: dict[str, Any] = {"after_tenant": None, "after_time": None, "after_id": None}
     added = 0
     while True:
-        with transaction(connection, settings):
+        with transaction(connection, settings) as tx:
             page = {**place, "size": size, "max_age_minutes": settings.max_age_minutes}
-            last = connection.execute(_ADD_MISSING, page).mappings().one_or_none()
+            last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
         if last is None:
             return added
         place = dict(last)

@@ -85,8 +85,8 @@ def _with_retries(connection: sa.Connection, settings: Settings, pairs: Pairs) -
 def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: list[Link]) -> list[Link]:
     """Link *pairs*, unless *doubtful*, what an earlier attempt was about to commit, turns out to be there."""
     if doubtful:
-        with transaction(connection, settings, read_only=True):
-            committed = ledger.present(connection, doubtful[0].event_id)
+        with transaction(connection, settings, read_only=True) as tx:
+            committed = ledger.present(tx, doubtful[0].event_id)
         if committed:
             return doubtful
         doubtful.clear()
@@ -103,15 +103,13 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: li
         statement_timeout_ms=STATEMENT_TIMEOUT_MS,
         probes_only=True,
         removes_itself=True,
-    ):
-        claimed = open_orphans.claim(connection, pairs)
+    ) as tx:
+        claimed = open_orphans.claim(tx, pairs)
         if not claimed:
             return
         ids = [ledger.uuid7() for _ in claimed]
-        inserted = ledger.append_reconciled(
-            connection, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed]
-        )
-        open_orphans.close(connection, (c.event_id for c in claimed))
+        inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
+        open_orphans.close(tx, (c.event_id for c in claimed))
         new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
-        projector.project(connection, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
+        projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
         links += [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import NamedTuple
 
-import sqlalchemy as sa
-
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Keys, Slice, keys_parameters
 
 MATCHED = "matched"
@@ -25,7 +24,7 @@ RECIPIENT_MISMATCH = "recipient_mismatch"
 _CLASSIFIED = """
 WITH piece AS (
   SELECT event_id, arrived_at, tenant_id, provider, candidate_ids, recipient
-    FROM mailglass_open_orphans
+    FROM {schema}.mailglass_open_orphans
    WHERE candidate_ids IS NOT NULL
      AND (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
      AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
@@ -35,7 +34,7 @@ WITH piece AS (
          coalesce(o.recipient, k.recipient)
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
                 CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
-    JOIN mailglass_open_orphans AS o ON o.event_id = k.event_id
+    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
 ), classified AS (
   SELECT p.event_id, p.arrived_at, p.tenant_id, p.provider, f.delivery_id,
          CASE WHEN p.candidate_ids = '{}' THEN 'unmatchable'
@@ -56,17 +55,19 @@ WITH piece AS (
                             AS decides
                      FROM unnest(p.candidate_ids) WITH ORDINALITY AS c (id, position)
                     CROSS JOIN LATERAL (
-                            SELECT id, tenant_id, recipient, false AS without_provider FROM mailglass_deliveries
+                            SELECT id, tenant_id, recipient, false AS without_provider
+                              FROM {schema}.mailglass_deliveries
                              WHERE provider = p.provider AND provider_message_id = c.id
                              UNION ALL
-                            SELECT id, tenant_id, recipient, true AS without_provider FROM mailglass_deliveries
+                            SELECT id, tenant_id, recipient, true AS without_provider
+                              FROM {schema}.mailglass_deliveries
                              WHERE provider IS NULL AND provider_message_id = c.id) AS d
                    WINDOW decision AS (ORDER BY c.position, d.without_provider)) AS named
             WHERE decides) AS f
 )
 """
 
-_MATCH = sa.text(
+_MATCH = (
     _CLASSIFIED
     + """
 SELECT state, count(*) AS orphans,
@@ -96,18 +97,18 @@ class Findings(NamedTuple):
     pairs: list[tuple[str, str]]
 
 
-def match(connection: sa.Connection, piece: Slice, computed: Mapping[str, Keys]) -> Findings:
+def match(tx: Transaction, piece: Slice, computed: Mapping[str, Keys]) -> Findings:
     """Find the delivery of each open orphan of *piece*; nothing is locked or written.
 
     Args:
-        connection: In a transaction of this package's scope.
+        tx: A transaction of this package's scope.
         piece: The orphans to look at.
         computed: Keys of those that have none stored.
 
     Returns:
         The number of orphans by state, and `(event id, delivery id)` of those that can be linked.
     """
-    rows = connection.execute(_MATCH, {**piece.parameters(), **keys_parameters(computed)}).all()
+    rows = tx.execute(_MATCH, {**piece.parameters(), **keys_parameters(computed)}).all()
     by_delivery: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
         for event_id, delivery_id in zip(row.event_ids or (), row.delivery_ids or (), strict=True):
@@ -115,19 +116,19 @@ def match(connection: sa.Connection, piece: Slice, computed: Mapping[str, Keys])
     return Findings({row.state: row.orphans for row in rows}, list(chain.from_iterable(by_delivery.values())))
 
 
-_DECIDE = sa.text("""
+_DECIDE = """
 SELECT c.position, c.id AS candidate_id, d.id::text AS delivery_id, d.tenant_id, d.provider,
        d.tenant_id = :tenant_id AS own,
        CAST(:recipient AS text) IS NULL OR lower(btrim(d.recipient)) = lower(:recipient) AS addressed
   FROM unnest(CAST(:candidate_ids AS text[])) WITH ORDINALITY AS c (id, position)
  CROSS JOIN LATERAL (
-         SELECT id, tenant_id, recipient, provider FROM mailglass_deliveries
+         SELECT id, tenant_id, recipient, provider FROM {schema}.mailglass_deliveries
           WHERE provider = :provider AND provider_message_id = c.id
           UNION ALL
-         SELECT id, tenant_id, recipient, provider FROM mailglass_deliveries
+         SELECT id, tenant_id, recipient, provider FROM {schema}.mailglass_deliveries
           WHERE provider IS NULL AND provider_message_id = c.id) AS d
  ORDER BY c.position, d.provider IS NULL, own DESC, addressed DESC, d.id LIMIT 100
-""")
+"""
 
 
 class Named(NamedTuple):
@@ -150,7 +151,7 @@ class Decision(NamedTuple):
     named: tuple[Named, ...]
 
 
-def decide(connection: sa.Connection, tenant_id: str, wanted: Keys) -> Decision:
+def decide(tx: Transaction, tenant_id: str, wanted: Keys) -> Decision:
     """Decide for one event, by the rule of `match`, and say which deliveries its ids name.
 
     Of those, 100 at most; its own tenant's and recipient's come first, so that none that decides is left out.
@@ -161,7 +162,7 @@ def decide(connection: sa.Connection, tenant_id: str, wanted: Keys) -> Decision:
         "candidate_ids": list(wanted.candidate_ids),
         "recipient": wanted.recipient,
     }
-    named = tuple(Named(*row) for row in connection.execute(_DECIDE, parameters))
+    named = tuple(Named(*row) for row in tx.execute(_DECIDE, parameters))
     if not wanted.candidate_ids:
         return Decision(UNMATCHABLE, None, ())
     if not named:
@@ -176,7 +177,7 @@ def decide(connection: sa.Connection, tenant_id: str, wanted: Keys) -> Decision:
     return Decision(state, None, named)
 
 
-_BREAKDOWN = sa.text(
+_BREAKDOWN = (
     _CLASSIFIED
     + """
 SELECT state, tenant_id, provider, count(*) AS orphans FROM classified GROUP BY state, tenant_id, provider
@@ -184,7 +185,7 @@ SELECT state, tenant_id, provider, count(*) AS orphans FROM classified GROUP BY 
 )
 
 
-def breakdown(connection: sa.Connection, piece: Slice, computed: Mapping[str, Keys]) -> dict[Group, int]:
+def breakdown(tx: Transaction, piece: Slice, computed: Mapping[str, Keys]) -> dict[Group, int]:
     """Return how many orphans of *piece* there are of each state, tenant and provider; as `match` finds them."""
-    rows = connection.execute(_BREAKDOWN, {**piece.parameters(), **keys_parameters(computed)})
+    rows = tx.execute(_BREAKDOWN, {**piece.parameters(), **keys_parameters(computed)})
     return {Group(row.state, row.tenant_id, row.provider): row.orphans for row in rows}

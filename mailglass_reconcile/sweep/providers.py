@@ -50,6 +50,15 @@ def key_rule(*providers: str, reads: Sequence[str]) -> Callable[[Rule], Rule]:
     return register
 
 
+_SAME_PROVIDER = {"amazon_ses": "ses", "amazon ses": "ses", "amazonses": "ses", "sendinblue": "brevo"}
+
+
+def canonical(provider: str) -> str:
+    """Return the one spelling of a provider's name: trimmed, in lower case, `Amazon SES` and its like as `ses`."""
+    name = provider.strip().lower()
+    return _SAME_PROVIDER.get(name, name)
+
+
 def rule_of(provider: str) -> KeyRule:
     """Return the rule of *provider*, or that of every provider without one."""
     return _rules.get(provider.lower(), _rules[ANY_PROVIDER])

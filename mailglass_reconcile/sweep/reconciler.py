@@ -11,12 +11,12 @@ from dataclasses import replace
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import projector
+from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import translated
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans, schema
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import LAST_EVENT, Keys, Place, Slice
 from mailglass_reconcile.sweep import keys, match
 from mailglass_reconcile.sweep.batch import link_batch
@@ -86,12 +86,12 @@ class Sweep:
     def _sweep(self, connection: sa.Connection) -> None:
         rest: Slice | None = None
         while rest is None or (rest.after != rest.until and not self._expired()):
-            with self._reading(connection):
-                rest = rest or self._survey(connection)
-                piece = self._next_slice(connection, rest)
-                values = open_orphans.read_values(connection, piece, keys.reads())
+            with self._reading(connection) as tx:
+                rest = rest or self._survey(tx)
+                piece = self._next_slice(tx, rest)
+                values = open_orphans.read_values(tx, piece, keys.reads())
                 computed = {value.event_id: keys.keys_of(value) for value in values}
-                findings = match.match(connection, piece, computed)
+                findings = match.match(tx, piece, computed)
             self.result.count(findings.states)
             for pairs in self._batches(findings.pairs):
                 self.in_batch = True
@@ -114,13 +114,13 @@ class Sweep:
     def _expired(self) -> bool:
         return time.monotonic() >= self._deadline
 
-    def _reading(self, connection: sa.Connection) -> AbstractContextManager[sa.Connection]:
+    def _reading(self, connection: sa.Connection) -> AbstractContextManager[Transaction]:
         left_ms = max(1_000, int((self._deadline - time.monotonic()) * 1000))
         return transaction(connection, self._settings, read_only=True, probes_only=True, statement_timeout_ms=left_ms)
 
-    def _survey(self, connection: sa.Connection) -> Slice:
+    def _survey(self, tx: Transaction) -> Slice:
         """Look at the window of eligible orphans and at the schema, and return the whole window."""
-        survey = open_orphans.survey(connection, self._settings, self.result.tenant_id)
+        survey = open_orphans.survey(tx, self._settings, self.result.tenant_id)
         schema.require_current(survey.version)
         if not survey.triggers:
             logger.warning(
@@ -131,10 +131,10 @@ class Sweep:
         self._window = Slice(Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT), self.result.tenant_id)
         return self._window
 
-    def _next_slice(self, connection: sa.Connection, rest: Slice) -> Slice:
+    def _next_slice(self, tx: Transaction, rest: Slice) -> Slice:
         if self._eligible - self.result.seen <= open_orphans.SLICE_ORPHANS:
             return rest
-        return replace(rest, until=open_orphans.slice_end(connection, rest))
+        return replace(rest, until=open_orphans.slice_end(tx, rest))
 
     def _batches(self, pairs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
         """Yield *pairs* in batches, as far as the limit and the deadline go."""
@@ -153,8 +153,8 @@ class Sweep:
     def _keep(self, connection: sa.Connection, computed: Mapping[str, Keys]) -> None:
         """Store the keys of what stays open, so that no later sweep computes them again."""
         if computed and not self.result.dry_run:
-            with transaction(connection, self._settings, probes_only=True):
-                open_orphans.store_keys(connection, computed)
+            with transaction(connection, self._settings, probes_only=True) as tx:
+                open_orphans.store_keys(tx, computed)
 
     def _warn_of_mismatches(self) -> None:
         if self.result.tenant_mismatch:
@@ -170,5 +170,45 @@ class Sweep:
 
     def _count_remaining(self, connection: sa.Connection) -> None:
         if self._window and (self.result.linked or self.result.skipped) and not self.result.dry_run:
-            with self._reading(connection):
-                self.result.remaining = open_orphans.count(connection, self._window)
+            with self._reading(connection) as tx:
+                self.result.remaining = open_orphans.count(tx, self._window)
+
+
+def prepare(
+    tenant_id: str | None = None,
+    limit: int | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[SweepResult], None] | None = None,
+) -> Sweep:
+    """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` describes the arguments.
+
+    Raises:
+        ConfigurationError: A setting is missing or cannot be used.
+        ValueError: *limit* is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError("limit must be at least 1")
+    publisher = Publisher(runtime.get_redis())
+    return Sweep(
+        runtime.get_settings(), publisher, tenant_id=tenant_id, limit=limit, dry_run=dry_run, progress=progress
+    )
+
+
+def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
+    """Link every eligible orphan whose delivery is there, and tell of each link; return the counts.
+
+    Takes no lock: any number of sweeps may run at once, in any number of processes.
+
+    Args:
+        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+        limit: Link at most this many; the rest stays open.
+
+    Returns:
+        The counts. A sweep that broke off half-way says so in its `status`.
+
+    Raises:
+        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
+        ValueError: *limit* is below 1.
+    """
+    return prepare(tenant_id, limit).run(runtime.get_engine())

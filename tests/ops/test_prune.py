@@ -13,6 +13,7 @@ from factories import new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
 
 WEBHOOKS = """
 INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
@@ -70,12 +71,12 @@ def test_a_retention_of_infinity_sends_no_delete(db):
     never = {f"retention_{status}_days": "infinity" for status in ("succeeded", "dead", "failed")}
     settings = Settings(**{**db.settings.model_dump(), **never})
     with recorded(db.engine) as statements:
-        pruner.prune(db.engine, settings)
+        pruner.prune_with(db.engine, settings)
     assert not [sql for sql in statements if "mailglass_webhook_events" in sql]
     assert kept(db) == {"succeeded": 1}
     with recorded(db.engine) as statements:
-        pruner.prune(db.engine, db.settings)
-    assert len([sql for sql in statements if "DELETE FROM mailglass_webhook_events" in sql]) == 2
+        pruner.prune_with(db.engine, db.settings)
+    assert len([sql for sql in statements if 'DELETE FROM "public".mailglass_webhook_events' in sql]) == 2
 
 
 def test_a_retention_of_zero_days_deletes_what_is_there(db):
@@ -83,7 +84,7 @@ def test_a_retention_of_zero_days_deletes_what_is_there(db):
     for status in ("succeeded", "dead", "failed"):
         webhooks(db, status, 0)
     settings = db.settings.model_copy(update={"retention_failed_days": 0})
-    assert pruner.prune(db.engine, settings).as_dict() == {**NOTHING, "failed": 1}
+    assert pruner.prune_with(db.engine, settings).as_dict() == {**NOTHING, "failed": 1}
 
 
 def test_deletes_come_in_batches_each_committed(db):
@@ -115,7 +116,7 @@ def test_the_delete_finds_its_rows_through_our_index(db):
     webhooks(db, "succeeded", 20, number=3)
     db.run("ANALYZE mailglass_webhook_events")
     plan = db.rows(
-        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + pruner._DELETE_WEBHOOKS.text,
+        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(pruner._DELETE_WEBHOOKS, "public"),
         status="succeeded",
         days=14,
         size=5_000,
@@ -158,7 +159,7 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
     if state == "unmigrated":
         live(empty_database_url)
     settings = Settings(database_url=empty_database_url)
-    engine = mailglass_reconcile.database.create_engine(settings)
+    engine = mailglass_reconcile.store.database.create_engine(settings)
     with recorded(engine) as statements, pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
-        pruner.prune(engine, settings)
+        pruner.prune_with(engine, settings)
     assert not [sql for sql in statements if "DELETE" in sql]

@@ -200,7 +200,7 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(empty_database
     assert database.objects() == before
     assert not database.is_current()
     text = "\n".join(told)
-    for sql in ("CREATE TABLE IF NOT EXISTS mailglass_open_orphans", "CREATE OR REPLACE TRIGGER",
+    for sql in ('CREATE TABLE IF NOT EXISTS "public".mailglass_open_orphans', "CREATE OR REPLACE TRIGGER",
                 "CREATE INDEX CONCURRENTLY", "CREATE TABLE public.mailglass_reconcile_version",
                 "INSERT INTO public.mailglass_reconcile_version"):  # fmt: skip
         assert sql in text

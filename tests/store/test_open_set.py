@@ -152,7 +152,7 @@ def test_a_reconciled_event_of_a_stricter_transaction_is_taken_although_a_sweep_
         connection.exec_driver_sql(RECONCILED.format(id=id_))
         connection.commit()
     assert len(database.values("SELECT id FROM mailglass_events WHERE type = 'reconciled'")) == 1
-    assert pruner.prune(database.engine, database.settings).settled == (level != "READ COMMITTED")
+    assert pruner.prune_with(database.engine, database.settings).settled == (level != "READ COMMITTED")
     assert database.open_set() == set()
 
 
@@ -163,7 +163,7 @@ def test_a_reconciled_event_does_not_wait_for_whoever_holds_the_orphan(database)
     with database.writing("SELECT FROM mailglass_open_orphans FOR UPDATE"):
         database.run("SET LOCAL lock_timeout = '1ms';" + RECONCILED.format(id=id_))
     assert is_open(database, id_)
-    assert pruner.prune(database.engine, database.settings).settled == 1
+    assert pruner.prune_with(database.engine, database.settings).settled == 1
     assert database.open_set() == set()
 
 
@@ -358,7 +358,7 @@ def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
         command = [client("pg_restore", database), "--data-only", "--disable-triggers", "--exit-on-error"]
         run(*command, f"--dbname={url_of(restored)}", dump)
         assert restored.open_set() == {settled}
-        result = pruner.prune(restored.engine, restored.settings)
+        result = pruner.prune_with(restored.engine, restored.settings)
         assert (result.added, result.settled) == (1, 1)
         assert restored.open_set() == {still_open}
         assert restored.is_current()

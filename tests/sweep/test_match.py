@@ -41,9 +41,10 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     known = Keys("postmark", tuple(candidates), recipient)
     event = factories.orphan_row({}, tenant_id=tenant)
     with database.connect(db.engine) as connection, connection.begin() as transaction:
+        tx = database.Transaction(connection, "public")
         factories.insert_on(connection, rows, [event])
-        found = match.match(connection, EVERYTHING, {event["id"]: known})
-        decision = match.decide(connection, tenant, known)
+        found = match.match(tx, EVERYTHING, {event["id"]: known})
+        decision = match.decide(tx, tenant, known)
         transaction.rollback()
     read = {"tenant_id": tenant, "provider": "postmark", "candidate_ids": candidates, "recipient": recipient}
     state, delivery = oracle.match(read, [{**row, "provider_message_id": row["message_id"]} for row in rows])
@@ -59,5 +60,7 @@ def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     others = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
     factories.insert(db, [*others, *(factories.delivery_row("shared") for _ in range(own))])
     with db.engine.begin() as connection:
-        decision = match.decide(connection, factories.TENANT, Keys("postmark", ("shared",), None))
+        decision = match.decide(
+            database.Transaction(connection, "public"), factories.TENANT, Keys("postmark", ("shared",), None)
+        )
     assert (decision.state, len(decision.named)) == (state, 100)

@@ -8,22 +8,22 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import Transaction, connect, transaction
 
-_SCHEMA = sa.text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
+_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
 # From the catalog itself: information_schema hides what the role has no right on.
-_COLUMNS = sa.text("""
+_COLUMNS = """
 SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
   FROM pg_class AS c
   JOIN pg_namespace AS n ON n.oid = c.relnamespace
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
  WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
  GROUP BY c.relname
-""")
+"""
 
 # Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
-_UNIQUE = sa.text("""
+_UNIQUE = """
 SELECT EXISTS (
   SELECT FROM pg_index AS i
    WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid
@@ -32,7 +32,7 @@ SELECT EXISTS (
            SELECT a.attname::text FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
              JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
             WHERE k.position <= i.indnkeyatts ORDER BY k.position))
-""")
+"""
 
 
 def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str], unique: Mapping[str, str]) -> bool:
@@ -49,17 +49,17 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
         SchemaOutdatedError: Some are there, and something that this package needs is missing.
     """
     schema_name = settings.database_schema
-    with connect(engine) as connection, transaction(connection, settings, read_only=True):
-        if not connection.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
+    with connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+        if not tx.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
             raise ConfigurationError(
                 f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"
                 " correct the setting, or create the schema first"
             )
-        rows = connection.execute(_COLUMNS, {"schema": schema_name, "tables": list(columns)})
+        rows = tx.execute(_COLUMNS, {"schema": schema_name, "tables": list(columns)})
         found = {row.table_name: set(row.columns) for row in rows}
         if not found:
             return True
-        missing = [*_missing_columns(found, columns), *_missing_indexes(connection, found, unique)]
+        missing = [*_missing_columns(found, columns), *_missing_indexes(tx, found, unique)]
     if missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {schema_name} lacks {'; '.join(missing)}."
@@ -76,12 +76,10 @@ def _missing_columns(found: Mapping[str, set[str]], columns: Mapping[str, str]) 
             yield from (f"column {table}.{column}" for column in names.split() if column not in found[table])
 
 
-def _missing_indexes(
-    connection: sa.Connection, found: Mapping[str, set[str]], unique: Mapping[str, str]
-) -> Iterator[str]:
+def _missing_indexes(tx: Transaction, found: Mapping[str, set[str]], unique: Mapping[str, str]) -> Iterator[str]:
     """Name the unique indexes that are not there; of a column that is not there either, the column says it."""
     for table, names in unique.items():
         if found.get(table, set()).issuperset(names.split()):
-            index = {"table": table, "columns": names, "last": names.split()[-1]}
-            if not connection.execute(_UNIQUE, index).scalar_one():
+            index = {"table": tx.name_of(table), "columns": names, "last": names.split()[-1]}
+            if not tx.execute(_UNIQUE, index).scalar_one():
                 yield f"a unique index on {table} ({', '.join(names.split())})"

@@ -20,31 +20,31 @@ from alembic.config import Config
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.migration.steps import LOCK_PATIENCE_SECONDS, Steps
 
-_VERSION_TABLE = sa.text("SELECT to_regclass('mailglass_reconcile_version') IS NOT NULL")
-_VERSION = sa.text("SELECT max(version_num) FROM mailglass_reconcile_version")
+_VERSION_TABLE = "SELECT to_regclass(:version_table) IS NOT NULL"
+_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
-_ANYTHING = sa.text("""
-SELECT to_regclass('mailglass_reconcile_version') IS NOT NULL OR to_regclass('mailglass_open_orphans') IS NOT NULL
-    OR to_regclass('mailglass_webhook_events_prune_idx') IS NOT NULL
-""")
+_ANYTHING = """
+SELECT to_regclass(:version_table) IS NOT NULL OR to_regclass(:open_orphans) IS NOT NULL
+    OR to_regclass(:prune_index) IS NOT NULL
+"""
 
-_COMPLETE = sa.text("""
-SELECT to_regclass('mailglass_open_orphans') IS NOT NULL
+_COMPLETE = """
+SELECT to_regclass(:open_orphans) IS NOT NULL
    AND (SELECT count(*) = 3 FROM pg_trigger
-         WHERE tgrelid = to_regclass('mailglass_events') AND tgenabled IN ('O', 'A')
+         WHERE tgrelid = to_regclass(:events) AND tgenabled IN ('O', 'A')
            AND tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove',
                           'mailglass_events_no_truncate'))
-   AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('mailglass_webhook_events_prune_idx')
+   AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:prune_index)
                                       AND indisvalid)
-""")
+"""
 
-_TRY_LOCK = sa.text("""
+_TRY_LOCK = """
 SELECT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile migrate'))
   FROM set_config('idle_in_transaction_session_timeout', '0', true)
-""")
+"""
 
 
 def migrate(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, plan: bool = False) -> None:
@@ -80,8 +80,8 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True):
-        return _version(connection) == schema.VERSION and connection.execute(_COMPLETE).scalar_one()
+    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+        return _version(tx) == schema.VERSION and bool(tx.execute(_COMPLETE, _names(tx)).scalar_one())
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
@@ -91,8 +91,8 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database_errors(), _one_at_a_time(engine, settings):
-        with connect(engine) as connection, transaction(connection, settings, read_only=True):
-            ours = connection.execute(_ANYTHING).scalar_one()
+        with connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+            ours = tx.execute(_ANYTHING, _names(tx)).scalar_one()
         if not ours:
             tell("nothing to do: there is nothing of ours")
             return
@@ -101,17 +101,26 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
         with _alembic(engine, settings, steps) as config:
             command.stamp(config, "head")  # also where an interrupted migration has not come as far
             command.downgrade(config, "base")
-            steps.run("drop the version table", f"DROP TABLE {schema.VERSION_TABLE}")
+            steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
 
 
-def _version(connection: sa.Connection) -> str | None:
-    exists = connection.execute(_VERSION_TABLE).scalar_one()
-    return connection.execute(_VERSION).scalar_one() if exists else None
+def _names(tx: Transaction) -> dict[str, str]:
+    return {
+        "version_table": tx.name_of(schema.VERSION_TABLE),
+        "open_orphans": tx.name_of("mailglass_open_orphans"),
+        "prune_index": tx.name_of("mailglass_webhook_events_prune_idx"),
+        "events": tx.name_of("mailglass_events"),
+    }
+
+
+def _version(tx: Transaction) -> str | None:
+    exists = tx.execute(_VERSION_TABLE, _names(tx)).scalar_one()
+    return tx.execute(_VERSION).scalar_one() if exists else None
 
 
 def _refuse_unknown(engine: sa.Engine, settings: Settings) -> None:
-    with connect(engine) as connection, transaction(connection, settings, read_only=True):
-        version = _version(connection)
+    with connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+        version = _version(tx)
     if version is not None and version > schema.VERSION:
         raise DatabaseRefusedError(
             f"the database is at revision {version}, this version knows {schema.VERSION}:"
@@ -128,8 +137,8 @@ def _one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
     deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
     with connect(engine) as connection:
         while True:
-            with transaction(connection, settings):
-                if connection.execute(_TRY_LOCK).scalar_one():
+            with transaction(connection, settings) as tx:
+                if tx.execute(_TRY_LOCK).scalar_one():
                     yield
                     return
             if time.monotonic() > deadline:

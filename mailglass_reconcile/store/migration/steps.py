@@ -16,14 +16,14 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import connect, in_schema, transaction
 
 LOCK_TIMEOUT_MS = 100
 """Writers queue behind a lock that is waited for; Mailglass's own give up after 500 ms."""
 LOCK_PATIENCE_SECONDS = 60
 FILL_ORPHANS = 5_000
 
-_INVALID = sa.text("SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)")
+_INVALID = "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)"
 
 
 class Steps:
@@ -45,8 +45,9 @@ class Steps:
             DatabaseRefusedError: They were not, for a minute.
         """
         self._tell(title)
+        text = in_schema(sql, self._settings.database_schema)
         if self._plan:
-            self._tell(sql.strip())
+            self._tell(text.strip())
             return
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while True:
@@ -55,7 +56,7 @@ class Steps:
                     connect(self._engine) as connection,
                     transaction(connection, self._settings, lock_timeout_ms=LOCK_TIMEOUT_MS),
                 ):
-                    connection.execution_options(no_parameters=True).exec_driver_sql(sql)
+                    connection.execution_options(no_parameters=True).exec_driver_sql(text)
                 return
             except DBAPIError as error:
                 if sqlstate(error) not in {LOCK_NOT_AVAILABLE, *CONTENTION_SQLSTATES}:
@@ -70,8 +71,8 @@ class Steps:
     def index_concurrently(self, name: str, table: str, *columns: str) -> None:
         """Build an index without blocking writers, unless it is there; an interrupted build's is built anew."""
         index = self._index(name, table, *columns)
-        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True):
-            broken = connection.execute(_INVALID, {"name": name}).scalar_one()
+        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
+            broken = tx.execute(_INVALID, {"name": tx.name_of(name)}).scalar_one()
         if broken:
             self._outside_transaction(
                 f"drop what an interrupted build left of the index {name}",
