@@ -78,6 +78,18 @@ def is_passing(error: DBAPIError) -> bool:
     return is_outage(error) or sqlstate(error) in CONTENTION_SQLSTATES
 
 
+def is_of_data(error: DBAPIError) -> bool:
+    """Whether *error* may be due to a few rows: without them, the same statement may succeed."""
+    state = sqlstate(error)
+    return not is_passing(error) and state not in (
+        QUERY_CANCELED,
+        LOCK_NOT_AVAILABLE,
+        INSUFFICIENT_PRIVILEGE,
+        UNDEFINED_TABLE,
+        UNDEFINED_COLUMN,
+    )
+
+
 def translated(error: DBAPIError) -> MailglassReconcileError:
     """Return this package's error for *error*, without any value that a row or a URL holds."""
     state = sqlstate(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import cache
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
+from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 
@@ -107,3 +109,16 @@ def available() -> bool:
         return all(importlib.util.find_spec(name) for name in ("celery", "celery_singleton"))
     except (ImportError, ValueError):  # an import hook that forbids it, a half-loaded module
         return False
+
+
+def load_imports() -> None:
+    """Import the modules of `MAILGLASS_IMPORTS`, which register an application's key rules and handlers.
+
+    Raises:
+        ConfigurationError: One cannot be imported; the message names it.
+    """
+    for name in filter(None, (part.strip() for part in get_settings().imports.split(","))):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # an application's module may fail in any way
+            raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name} ({type(error).__name__})") from error

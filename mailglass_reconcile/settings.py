@@ -29,6 +29,7 @@ class Settings(BaseSettings):
         redis_url: Where broadcasts go, and where the standalone Celery app keeps locks and results.
         lock_url: The Redis that keeps the sweep's lock; `redis_url` where unset.
         broker_url: Celery's broker for the standalone app; `redis_url` where unset.
+        imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
         max_age_minutes: Age in minutes after which an orphan is expired.
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
@@ -45,6 +46,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
     lock_url: SecretStr | None = None
     broker_url: SecretStr | None = None
+    imports: str = ""
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
     batch_size: int = Field(default=2_000, ge=1, le=100_000)

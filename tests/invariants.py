@@ -34,7 +34,14 @@ _WITNESSED = "SELECT id::text, text, ours, utc, local FROM witness.events"
 _VERSIONS = "SELECT id::text, version, ours FROM witness.deliveries ORDER BY n"
 _DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message_id FROM mailglass_deliveries"
 _OPEN = """
-SELECT event_id::text AS id, tenant_id, arrived_at, provider, candidate_ids, recipient FROM mailglass_open_orphans
+SELECT event_id::text AS id, tenant_id, arrived_at, provider, recipient, recipient_lost, rule IS NOT NULL AS keyed, ids,
+       ARRAY(SELECT candidate_id FROM mailglass_open_orphan_ids AS k
+              WHERE k.event_id = o.event_id ORDER BY position) AS candidate_ids
+  FROM mailglass_open_orphans AS o
+"""
+_STRAY_IDS = """
+SELECT count(*) FROM mailglass_open_orphan_ids AS k
+ WHERE NOT EXISTS (SELECT FROM mailglass_open_orphans AS o WHERE o.event_id = k.event_id AND o.rule IS NOT NULL)
 """
 _WINDOW = """
 SELECT now()::timestamp - make_interval(mins => :max_age) AS oldest,
@@ -155,9 +162,10 @@ def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any
     assert not early, f"told of before their commit: {early}"
     told = defaultdict(list)
     for channel, payload in messages:
-        if payload["meta"]["reconciled_from_event_id"] in state.events:
+        if payload["meta"].get("reconciled_from_event_id", payload["meta"]["event_id"]) in state.events:
             told[payload["meta"]["event_id"]].append((channel, payload))
     links = {link["id"]: link for link in state.links}
+    check_direct_messages(state, {id_: told.pop(id_) for id_ in [*told] if id_ not in links and id_ in state.events})
     for event_id, heard in told.items():
         assert event_id in links, "a message names an event that is not in the ledger"
         link = links[event_id]
@@ -172,7 +180,7 @@ def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any
                 "meta": {
                     "event_id": event_id,
                     "reconciled_from_event_id": orphan["id"],
-                    "type": orphan["type"],
+                    "type": orphan["type"][:512],
                     "occurred_at": payload["meta"]["occurred_at"],
                     "tenant_id": link["tenant_id"],
                 },
@@ -180,6 +188,17 @@ def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any
             assert oracle.moment(payload["meta"]["occurred_at"].removesuffix("Z")) == oracle.moment(
                 orphan["occurred_at"]
             )
+
+
+def check_direct_messages(state: _State, told: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
+    """I4, for events that were attached to their delivery at once: under their own type, and without an orphan."""
+    for event_id, heard in told.items():
+        event = state.events[event_id]
+        tenant = f"mailglass:events:{quote(event['tenant_id'], safe='').replace('~', '%7E')}"
+        assert sorted(channel for channel, _ in heard) == [tenant, f"{tenant}:{event['delivery_id']}"]
+        for _, payload in heard:
+            assert (payload["event_type"], payload["delivery_id"]) == (event["type"], event["delivery_id"])
+            assert "reconciled_from_event_id" not in payload["meta"]
 
 
 def check_tenants(state: _State) -> None:
@@ -240,18 +259,22 @@ def check_open_set(db: Any) -> None:
     """I13: the open set equals what the ledger says, within the maximum age."""
     oldest = _all(db, _WINDOW, max_age=db.settings.max_age_minutes, grace=0)[0]["oldest"]
     events = {row["id"]: row for row in _all(db, _EVENTS)}
-    settled = {event["idempotency_key"] for event in events.values()}
+    settled = {
+        (event["idempotency_key"], event["tenant_id"]) for event in events.values() if event["type"] == "reconciled"
+    }
     open_now = {row["id"]: row for row in _all(db, _OPEN)}
     wanted = {
         id_
         for id_, event in events.items()
         if event["needs_reconciliation"]
         and event["delivery_id"] is None
-        and f"reconciled:{id_}" not in settled
+        and (f"reconciled:{id_}", event["tenant_id"]) not in settled
         and (oracle.moment(event["inserted_at"]) > oldest or id_ in open_now)
     }
     assert set(open_now) == wanted
     assert all(events[id_]["tenant_id"] == row["tenant_id"] for id_, row in open_now.items())
+    assert all(len(row["candidate_ids"]) == (row["ids"] or 0) for row in open_now.values())
+    assert db.value(_STRAY_IDS) == 0
 
 
 def check_nothing_is_left(db: Any) -> None:
@@ -265,7 +288,7 @@ def check_nothing_is_left(db: Any) -> None:
     deliveries = _all(db, _DELIVERIES)
     counts: Counter[str] = Counter()
     for orphan in _all(db, _OPEN):
-        if window["oldest"] < orphan["arrived_at"] <= window["youngest"] and orphan["candidate_ids"] is not None:
+        if window["oldest"] < orphan["arrived_at"] <= window["youngest"] and orphan["keyed"]:
             counts[oracle.match(orphan, deliveries)[0]] += 1
     assert counts["matched"] == result.failed, result
     for state in ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"):

@@ -57,25 +57,48 @@ def _weight(kind: str, at: datetime) -> tuple[bool, datetime, int]:
     return kind in PROVIDER_SIDE, at, ALL_TYPES.index(kind) if kind in ALL_TYPES else -1
 
 
+SAME_PROVIDER = {"amazon ses": "ses", "amazon_ses": "ses", "amazonses": "ses", "sendinblue": "brevo"}
+
+
+def one_name(provider: str) -> str:
+    """Return a provider's one spelling."""
+    return SAME_PROVIDER.get(provider.strip().lower(), provider.strip().lower())
+
+
+def one_address(recipient: str) -> str:
+    """Return the address of a recipient, as it is compared."""
+    text = recipient.strip()
+    if text.endswith(">") and "<" in text:
+        text = text[text.rindex("<") + 1 : -1]
+    return text.strip().lower()
+
+
 def match(orphan: Mapping[str, Any], deliveries: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     """Return the state of an orphan with known candidate ids, and the delivery that it links to."""
     if not orphan["candidate_ids"]:
         return "unmatchable", None
+    elsewhere = False
     for candidate in orphan["candidate_ids"]:
-        named = [d for d in deliveries if d["provider_message_id"] == candidate]
-        same = [d for d in named if d["provider"] == orphan["provider"]]
-        found = same or [d for d in named if d["provider"] is None]
-        if found:
-            return _choose(orphan, found)
-    return "unmatched", None
+        named = [
+            d
+            for d in deliveries
+            if d["provider_message_id"] == candidate
+            and (d["provider"] is None or one_name(d["provider"]) == one_name(orphan["provider"]))
+        ]
+        own = [d for d in named if d["tenant_id"] == orphan["tenant_id"]]
+        if own:
+            return _choose(orphan, own)
+        elsewhere = elsewhere or bool(named)
+    return ("tenant_mismatch" if elsewhere else "unmatched"), None
 
 
-def _choose(orphan: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    own = [d for d in found if d["tenant_id"] == orphan["tenant_id"]]
-    if not own:
-        return "tenant_mismatch", None
+def _choose(orphan: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    if orphan.get("recipient_lost"):
+        return "ambiguous", None
     wanted = orphan["recipient"]
-    addressed = [d for d in own if wanted is None or d["recipient"].strip().lower() == wanted.strip().lower()]
+    addressed = [d for d in own if wanted is None or one_address(d["recipient"]) == one_address(wanted)]
     if not addressed:
         return "recipient_mismatch", None
+    if len(addressed) > 1:
+        addressed = [d for d in addressed if d["provider"] is not None]
     return ("matched", addressed[0]["id"]) if len(addressed) == 1 else ("ambiguous", None)

@@ -102,17 +102,32 @@ COMMENT ON TABLE {schema}.mailglass_events IS '2';
 # that no operator of that schema fits better than Postgres's own. Nobody else may put them on tables of theirs.
 OPEN_SET = """
 CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphans (
-  event_id      uuid PRIMARY KEY,
-  tenant_id     text NOT NULL,
-  arrived_at    timestamp NOT NULL,
-  provider      text,
-  candidate_ids text[],
-  recipient     text
+  event_id       uuid PRIMARY KEY,
+  tenant_id      text NOT NULL,
+  arrived_at     timestamp NOT NULL,
+  provider       text,
+  recipient      text,
+  recipient_lost boolean NOT NULL DEFAULT false,
+  rule           text,
+  ids            smallint,
+  refused        smallint NOT NULL DEFAULT 0
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphans IS
   'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
 CREATE INDEX IF NOT EXISTS mailglass_open_orphans_arrival_idx ON {schema}.mailglass_open_orphans (arrived_at, event_id);
+
+CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphan_ids (
+  event_id     uuid NOT NULL,
+  position     smallint NOT NULL,
+  candidate_id text NOT NULL,
+  PRIMARY KEY (event_id, position)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
+COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
+  'mailglass-reconcile: the message ids under which the delivery of an open orphan may be stored';
+CREATE INDEX IF NOT EXISTS mailglass_open_orphan_ids_candidate_idx
+  ON {schema}.mailglass_open_orphan_ids (candidate_id);
 
 CREATE OR REPLACE FUNCTION {schema}.mailglass_open_orphans_add() RETURNS trigger
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -133,19 +148,17 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_open_orphans_remove() RETURNS trig
 BEGIN
   -- The trigger's condition has seen that the key ends in a UUID. A row that a sweep holds is left to the sweep;
   -- so is one that a sweep has changed since the snapshot of a stricter transaction, for which that is an error.
-  IF current_setting('transaction_isolation'::text) = 'read committed'::text THEN
+  BEGIN
     DELETE FROM {schema}.mailglass_open_orphans
      WHERE event_id = (SELECT event_id FROM {schema}.mailglass_open_orphans
                         WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid FOR UPDATE SKIP LOCKED);
-  ELSE
-    BEGIN
-      DELETE FROM {schema}.mailglass_open_orphans
-       WHERE event_id = (SELECT event_id FROM {schema}.mailglass_open_orphans
-                          WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid FOR UPDATE SKIP LOCKED);
-    EXCEPTION WHEN serialization_failure THEN
-      NULL;
-    END;
-  END IF;
+    IF FOUND THEN
+      DELETE FROM {schema}.mailglass_open_orphan_ids
+       WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid;
+    END IF;
+  EXCEPTION WHEN serialization_failure THEN
+    NULL;
+  END;
   RETURN NULL;
 END;
 $$;
@@ -183,10 +196,18 @@ DROP_OPEN_SET = """
 DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_add();
 DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_remove();
 DROP FUNCTION IF EXISTS {schema}.mailglass_events_no_truncate();
+DROP TABLE IF EXISTS {schema}.mailglass_open_orphan_ids;
 DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 """
 
 PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
+DELIVERIES_INDEX = "mailglass_deliveries_reconcile_idx"
+
+# An address as it is compared: without display name, case and surrounding blanks.
+ADDRESS = (
+    "lower(btrim(CASE WHEN right(btrim(recipient), 1) = '>'"
+    " THEN coalesce(substring(recipient FROM '<([^<>]*)>\\s*$'), recipient) ELSE recipient END))"
+)
 
 
 def upgrade() -> None:
@@ -214,6 +235,9 @@ def upgrade() -> None:
         steps.run("create Mailglass's tables, for there are none", MAILGLASS_TABLES)
     steps.run("create the open set and its trigger functions", OPEN_SET)
     steps.run("put the triggers on mailglass_events", TRIGGERS)
+    steps.index_concurrently(
+        DELIVERIES_INDEX, "mailglass_deliveries", "provider_message_id", "tenant_id", f"({ADDRESS})"
+    )
     steps.index_concurrently(PRUNE_INDEX, "mailglass_webhook_events", "status", "inserted_at")
     steps.fill_open_set()
 
@@ -221,5 +245,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     steps: Steps = context.config.attributes["steps"]
     steps.run("take the triggers off mailglass_events", DROP_TRIGGERS)
+    steps.drop_index_concurrently(DELIVERIES_INDEX, "mailglass_deliveries")
     steps.drop_index_concurrently(PRUNE_INDEX, "mailglass_webhook_events")
     steps.run("drop the open set and its trigger functions", DROP_OPEN_SET)

@@ -89,4 +89,4 @@ def _progress(*, wanted: bool) -> Iterator[Callable[[SweepResult], None] | None]
     columns = TextColumn("linking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("sweep", total=None)
-        yield lambda result: bar.update(task, total=result.remaining, completed=result.seen - result.skipped)
+        yield lambda result: bar.update(task, total=result.remaining, completed=result.linked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -11,19 +12,22 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import borrowed
-from mailglass_reconcile.store.model import LAST_EVENT, Keys, Place, Slice
-from mailglass_reconcile.sweep import keys, match
+from mailglass_reconcile.store.model import Keys, Open
+from mailglass_reconcile.sweep import examination, match
 from mailglass_reconcile.sweep.match import Decision
 
+logger = logging.getLogger(__name__)
+
 _OPEN = """
-SELECT event_id::text, tenant_id, arrived_at, arrived_at::text AS place, provider, candidate_ids, recipient
-  FROM {schema}.mailglass_open_orphans
+SELECT o.event_id::text, o.tenant_id, o.arrived_at, o.provider, o.recipient, o.rule, o.recipient_lost,
+       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
+              WHERE k.event_id = o.event_id ORDER BY k.position) AS ids
+  FROM {schema}.mailglass_open_orphans AS o
  WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
    AND arrived_at <= now()::timestamp - make_interval(secs => :grace_seconds)
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
- ORDER BY arrived_at, {schema}.mailglass_open_orphans.event_id LIMIT :limit
+ ORDER BY arrived_at, o.event_id LIMIT :limit
 """
 
 
@@ -38,6 +42,7 @@ class Orphan:
         provider: Its provider, or None where it names none that can be used.
         candidate_ids: The message ids under which its delivery may be stored, in order.
         recipient: Whom it is about, if known.
+        recipient_lost: Whether it had a recipient that is not known any more; then it stays ambiguous.
     """
 
     event_id: UUID
@@ -46,6 +51,7 @@ class Orphan:
     provider: str | None
     candidate_ids: tuple[str, ...]
     recipient: str | None = field(repr=False)
+    recipient_lost: bool = False
 
 
 def find_orphans(
@@ -73,28 +79,32 @@ def find_orphans(
         "max_age_minutes": max_age_minutes,
         "grace_seconds": settings.grace_seconds,
     }
+    runtime.load_imports()
     with database_errors(), borrowed(connection, settings) as tx:
         rows = tx.execute(_OPEN, bounds).all()
-        if not rows:
-            return []
-        # A hair before the first: its own place would leave it out.
-        first = Place(str(rows[0].arrived_at - dt.timedelta(microseconds=1)), LAST_EVENT)
-        piece = Slice(first, Place(rows[-1].place, rows[-1].event_id), tenant_id)
-        values = open_orphans.read_values(tx, piece, keys.reads())
-        computed = {value.event_id: keys.keys_of(value) for value in values}
-    return [_orphan(row, computed.get(row.event_id)) for row in rows]
+        found = [
+            Open(
+                row.event_id,
+                row.tenant_id,
+                "",
+                Keys(row.provider, tuple(row.ids), row.recipient, row.rule, row.recipient_lost),
+            )
+            for row in rows
+        ]
+        without = [orphan for orphan in found if not orphan.keys.candidate_ids]
+        computed = examination.keys_of_events(tx, without, raw_webhooks=False, complain=logger.error)
+    return [_orphan(row, computed.get(orphan.event_id, orphan.keys)) for row, orphan in zip(rows, found, strict=True)]
 
 
-def _orphan(row: sa.Row[Any], computed: Keys | None) -> Orphan:
-    stored = Keys(row.provider, tuple(row.candidate_ids or ()), row.recipient)
-    known = computed or stored
+def _orphan(row: sa.Row[Any], keys: Keys) -> Orphan:
     return Orphan(
         UUID(row.event_id),
         row.tenant_id,
         row.arrived_at.replace(tzinfo=dt.UTC),
-        known.provider,
-        known.candidate_ids,
-        stored.recipient or known.recipient,
+        keys.provider,
+        keys.candidate_ids,
+        keys.recipient,
+        keys.lost,
     )
 
 
@@ -108,6 +118,6 @@ def attempt_link(connection: sa.Connection, orphan: Orphan) -> Decision:
     Raises:
         MailglassReconcileError: The database refused.
     """
-    wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient)
+    wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
     with database_errors(), borrowed(connection, runtime.get_settings()) as tx:
         return match.decide(tx, orphan.tenant_id, wanted)

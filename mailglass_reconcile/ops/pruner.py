@@ -83,5 +83,6 @@ def prune_with(engine: sa.Engine, settings: Settings) -> PruneResult:
                 setattr(result, status, in_batches(connection, settings, _DELETE_WEBHOOKS, bounds))
         result.expired = repair.remove_expired(connection, settings, BATCH_ROWS)
         result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)
+        repair.remove_stray_ids(connection, settings, BATCH_ROWS)
         result.added = repair.add_missing(connection, settings, BATCH_ROWS)
     return result

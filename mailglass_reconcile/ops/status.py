@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store import open_orphans, schema
 from mailglass_reconcile.store.database import Transaction, connect, transaction
-from mailglass_reconcile.store.model import LAST_EVENT, Place, Slice
-from mailglass_reconcile.sweep import keys, match
+from mailglass_reconcile.sweep import examination, windows
+from mailglass_reconcile.sweep.windows import Window
 
 _EXPIRED = """
 SELECT count(*) FROM {schema}.mailglass_events AS e
@@ -26,6 +24,14 @@ SELECT count(*) FROM {schema}.mailglass_events AS e
 _WAITING = """
 SELECT tenant_id, provider, count(*) AS orphans FROM {schema}.mailglass_open_orphans
  WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) GROUP BY tenant_id, provider
+"""
+
+_KEYED = """
+SELECT tenant_id, provider, ids = 0 AS unmatchable, count(*) AS orphans FROM {schema}.mailglass_open_orphans
+ WHERE arrived_at > CAST(:after_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+   AND rule <> ALL (CAST(:stale AS text[]))
+   AND NOT (rule = :any AND coalesce(provider = ANY (CAST(:known AS text[])), false))
+ GROUP BY tenant_id, provider, ids = 0
 """
 
 _OLDEST = """
@@ -64,30 +70,39 @@ def status(engine: sa.Engine) -> Status:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
+    runtime.load_imports()
     settings = runtime.get_settings()
     bounds = {"max_age_minutes": settings.max_age_minutes, "grace_seconds": settings.grace_seconds}
-    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
-        survey = open_orphans.survey(tx, settings, None)
-        schema.require_current(survey.version)
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, settings, read_only=True, snapshot=True) as tx,
+    ):
+        window = windows.survey(tx, settings, *examination.marks(), None)
         groups: Counter[tuple[str, str, str | None]] = Counter()
         for row in tx.execute(_WAITING, bounds):
             groups["waiting", row.tenant_id, row.provider] += row.orphans
-        for piece in _slices(tx, Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT)):
-            values = open_orphans.read_values(tx, piece, keys.reads())
-            computed = {value.event_id: keys.keys_of(value) for value in values}
-            groups.update(match.breakdown(tx, piece, computed))
-        oldest = tx.execute(_OLDEST, {"after": survey.after, "until": survey.until}).scalar_one()
+        for row in tx.execute(_KEYED, {**window.whole.parameters(), **window.marks.parameters()}):
+            groups["unmatchable" if row.unmatchable else "unmatched", row.tenant_id, row.provider] += row.orphans
+        _examine(tx, window, groups)
+        oldest = tx.execute(_OLDEST, {"after": window.survey.after, "until": window.survey.until}).scalar_one()
         expired = tx.execute(_EXPIRED, bounds).scalar_one()
     named = [
         {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
         for (state, tenant_id, provider), orphans in groups.most_common()
+        if orphans
     ]
-    return Status(groups.total(), oldest, expired, survey.triggers, tuple(named))
+    return Status(groups.total(), oldest, expired, window.survey.triggers, tuple(named))
 
 
-def _slices(tx: Transaction, after: Place, until: Place) -> Iterator[Slice]:
-    while after != until:
-        piece = Slice(after, until, None)
-        piece = replace(piece, until=open_orphans.slice_end(tx, piece))
-        yield piece
-        after = piece.until
+def _examine(tx: Transaction, window: Window, groups: Counter[tuple[str, str, str | None]]) -> None:
+    """Add what the sweep's own rule says of orphans without keys, and of those whose ids name a delivery."""
+    parts = window.parts
+    while parts:
+        keyed = parts[0].keyed
+        orphans, parts = windows.next_orphans(tx, window, parts)
+        raw = window.survey.raw_webhooks
+        for one in examination.examine(tx, orphans, raw_webhooks=raw, complain=lambda sentence: None):
+            if keyed:
+                groups["unmatched", one.orphan.tenant_id, one.keys.provider] -= 1
+            groups[one.verdict.state, one.orphan.tenant_id, one.keys.provider] += 1

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.store import ledger, open_orphans
+from mailglass_reconcile.store import candidates, ledger
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.model import Report
 from mailglass_reconcile.sweep import keys, match
@@ -176,7 +176,7 @@ def _record(
     if event_id is None:
         return Recorded(None, None)
     if found.delivery_id is None:
-        open_orphans.remember(tx, event_id, tenant_id, wanted)
+        candidates.remember(tx, tenant_id, {event_id: wanted})
         return Recorded(UUID(event_id), None)
     now = projector.lock(tx, found.delivery_id)
     projector.project(tx, [Report(found.delivery_id, event.type, occurred_at, now)])

@@ -7,20 +7,35 @@ only, so PgBouncer's transaction mode works.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError, database_errors, translated
+from mailglass_reconcile.errors import (
+    ConfigurationError,
+    LedgerImmutableError,
+    database_errors,
+    is_passing,
+    sqlstate,
+    translated,
+)
 from mailglass_reconcile.settings import Settings
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 CONNECT_TIMEOUT_SECONDS = 5
+ATTEMPTS = 4
+PAUSE_SECONDS = 0.1
 ISOLATION = "READ COMMITTED"
 SNAPSHOT = "REPEATABLE READ"
 
@@ -41,6 +56,12 @@ SELECT set_config('client_encoding', 'UTF8', true),
        set_config('enable_hashjoin', :scans, true),
        set_config('enable_mergejoin', :scans, true),
        set_config('mailglass_reconcile.removes_itself', :removes_itself, true)
+"""
+
+_CHOOSE_PATH = """
+SELECT current_setting('work_mem') AS work_mem,
+       set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
+       set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true)
 """
 
 _BORROW_SCOPE = """
@@ -187,6 +208,14 @@ def transaction(
 
 
 @contextmanager
+def by_scans(tx: Transaction) -> Iterator[None]:
+    """In a transaction of probes, let statements join tables by hashing them, with the memory for it."""
+    before = tx.execute(_CHOOSE_PATH, {"scans": "on", "probes": "off", "memory": "64MB"}).one().work_mem
+    yield
+    tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before})
+
+
+@contextmanager
 def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transaction]:
     """Use a caller's transaction in this package's scope, and give its own settings back at the end.
 
@@ -197,6 +226,23 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
     before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
     yield tx
     tx.execute(_RETURN_SCOPE, before)
+
+
+def with_retries(action: Callable[[], T]) -> T:
+    """Return what *action* returns; a lost connection, a deadlock and the like are tried again, up to four times.
+
+    Raises:
+        DBAPIError: Another fault, or one that did not pass.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except DBAPIError as error:
+            if not is_passing(error):
+                raise
+            logger.warning("trying again after SQLSTATE %s, attempt %d", sqlstate(error), attempt)
+            time.sleep(PAUSE_SECONDS * attempt)
+    return action()
 
 
 def in_batches(connection: sa.Connection, settings: Settings, statement: str, parameters: Mapping[str, Any]) -> int:

@@ -27,6 +27,15 @@ SELECT l.id, e.tenant_id, l.delivery_id, 'reconciled', now()::timestamp, 'reconc
 RETURNING id::text
 """
 
+_NOT_RECONCILED = """
+SELECT e.id::text
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+  JOIN {schema}.mailglass_events AS e ON e.id = k.id
+ WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                    WHERE r.idempotency_key = 'reconciled:' || e.id
+                      AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
+"""
+
 _APPEND = """
 INSERT INTO {schema}.mailglass_events
        (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
@@ -68,6 +77,11 @@ def append_reconciled(
         "delivery_ids": array_literal(delivery_ids),
     }
     return set(tx.execute(_APPEND_RECONCILED, parameters).scalars())
+
+
+def not_reconciled(tx: Transaction, event_ids: Sequence[str]) -> set[str]:
+    """Return those orphans that no `reconciled` event of their tenant reconciles, of *event_ids*."""
+    return set(tx.execute(_NOT_RECONCILED, {"event_ids": array_literal(event_ids)}).scalars())
 
 
 def present(tx: Transaction, event_id: str) -> bool:

@@ -6,42 +6,36 @@ text goes back to Postgres as fast as it came.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
-
-SEPARATOR = "\x1f"
-"""Stands between ids, and between paths, in one parameter; neither holds a control character."""
 
 LAST_EVENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 class Keys(NamedTuple):
-    """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known."""
+    """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
+
+    `rule` names the rule and the version that made them; None if the rule failed and nothing may be stored. `lost`
+    says that the event had a recipient which is not known any more.
+    """
 
     provider: str | None
     candidate_ids: tuple[str, ...]
     recipient: str | None
+    rule: str | None = None
+    lost: bool = False
 
 
 class Values(NamedTuple):
-    """JSON values of one event that its keys are computed from, each as `type:text`, None or empty where absent."""
+    """JSON values of one event that its keys are computed from, each as `type:text`, None or empty if absent."""
 
     event_id: str
     provider: str | None
     recipient: str | None
     email: str | None
-    ids: list[str]
-
-
-class Survey(NamedTuple):
-    """What a sweep sees when it begins: the window of eligible arrivals, its size, and the state of the schema."""
-
-    after: str
-    until: str
-    eligible: int
-    triggers: bool
-    version: str | None
+    ids: list[str | None]
+    recipient_known: bool = False
 
 
 class Place(NamedTuple):
@@ -53,11 +47,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Open orphans after one place, up to another, of one tenant or, with None, of all."""
+    """Open orphans after one place, up to another, of one tenant or, with None, of all.
+
+    `refused` ones, whose link the database has refused before, are looked at by themselves and last.
+    """
 
     after: Place
     until: Place
-    tenant_id: str | None
+    tenant_id: str | None = None
+    refused: bool = False
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters that every statement on a slice has."""
@@ -67,11 +65,36 @@ class Slice:
             "until_time": self.until.arrived_at,
             "until_event": self.until.event_id,
             "tenant_id": self.tenant_id,
+            "refused": self.refused,
         }
 
 
+class Open(NamedTuple):
+    """An open orphan as its own row has it; without keys, `keys` is what its writer knew."""
+
+    event_id: str
+    tenant_id: str
+    arrived_at: str
+    keys: Keys
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in the order of arrival."""
+        return Place(self.arrived_at, self.event_id)
+
+
+class Named(NamedTuple):
+    """A delivery that carries a candidate id."""
+
+    candidate_id: str
+    delivery_id: str
+    tenant_id: str
+    provider: str | None
+    recipient: str
+
+
 class Claimed(NamedTuple):
-    """A claimed orphan and its locked delivery; `occurred_at` in ISO 8601."""
+    """A claimed orphan and its locked delivery; `occurred_at` in ISO 8601, `keyed` if it has ids stored."""
 
     event_id: str
     delivery_id: str
@@ -79,6 +102,7 @@ class Claimed(NamedTuple):
     arrived_at: str
     type: str
     occurred_at: str
+    keyed: bool
 
 
 class Report(NamedTuple):
@@ -110,13 +134,3 @@ def _quoted(text: str) -> str:
     if "\\" in text or '"' in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
-
-
-def keys_parameters(computed: Mapping[str, Keys]) -> dict[str, object]:
-    """Return keys by event id as four arrays of equal length, for `unnest`."""
-    return {
-        "event_ids": array_literal(computed),
-        "providers": array_literal(key.provider for key in computed.values()),
-        "candidate_ids": array_literal(SEPARATOR.join(key.candidate_ids) for key in computed.values()),
-        "recipients": array_literal(key.recipient for key in computed.values()),
-    }

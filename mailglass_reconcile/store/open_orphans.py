@@ -1,41 +1,49 @@
-"""The open set: orphans without a `reconciled` event, kept by triggers on the ledger.
+"""The open orphans: those of the ledger without a `reconciled` event, kept by triggers on it.
 
-A sweep walks it in order of arrival, in slices, so that memory is bounded by a slice whatever is open.
+A sweep walks them in order of arrival, in slices, so that memory is bounded by a slice whatever is open. Its cost
+follows the orphans and the deliveries: what matches nothing is found out by the database and never leaves it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import deliveries
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import (
-    SEPARATOR,
-    Claimed,
-    Keys,
-    Place,
-    Slice,
-    Survey,
-    Values,
-    array_literal,
-    keys_parameters,
-)
+from mailglass_reconcile.store.model import LAST_EVENT, Claimed, Keys, Open, Place, Slice, array_literal
 
 SLICE_ORPHANS = 10_000
-"""Orphans whose matches are in memory at once: about 10 MB."""
+"""Orphans whose keys and matches are in memory at once: about 10 MB."""
 
 _SURVEY = """
 SELECT w.after_time::text AS after, w.until_time::text AS until,
-       (SELECT count(*) FROM {schema}.mailglass_open_orphans AS o
-         WHERE o.arrived_at > w.after_time AND o.arrived_at <= w.until_time
-           AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)) AS eligible,
        (SELECT count(*) = 2 FROM pg_trigger AS t
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
-       (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version
-  FROM (SELECT now()::timestamp - make_interval(mins => :max_age_minutes) AS after_time,
-               now()::timestamp - make_interval(secs => :grace_seconds) AS until_time) AS w
+       (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
+       coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
+       pg_relation_size(to_regclass(:deliveries)) AS deliveries_bytes,
+       pg_relation_size(to_regclass(:ids)) AS ids_bytes,
+       pg_relation_size(to_regclass(:webhooks)) > 0
+         AND (SELECT count(*) = 4 FROM pg_attribute AS a
+               WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+                 AND a.attname IN ('tenant_id', 'provider', 'provider_event_id', 'raw_payload')) AS raw_webhooks
+  FROM (SELECT greatest(now()::timestamp - make_interval(mins => :max_age_minutes),
+                        CAST(:after AS timestamp)) AS after_time,
+               least(now()::timestamp - make_interval(secs => :grace_seconds),
+                     CAST(:until AS timestamp)) AS until_time) AS w
+"""
+
+_GROUPS = """
+SELECT rule, refused > 0 AS refused, count(*) AS orphans, count(*) FILTER (WHERE ids = 0) AS unmatchable,
+       count(*) FILTER (WHERE rule = :any AND provider = ANY (CAST(:known AS text[]))) AS better_known
+  FROM {schema}.mailglass_open_orphans
+ WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+ GROUP BY rule, refused > 0
 """
 
 _COUNT = """
@@ -45,56 +53,43 @@ SELECT count(*) FROM {schema}.mailglass_open_orphans
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
 """
 
-_SLICE_END = """
-SELECT o.arrived_at::text, o.event_id::text FROM {schema}.mailglass_open_orphans AS o
- WHERE (o.arrived_at, o.event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (o.arrived_at, o.event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-   AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
- ORDER BY o.arrived_at, o.event_id
-OFFSET :size - 1 LIMIT 1
+_WITHOUT_KEYS = """
+SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, rule, recipient_lost
+  FROM {schema}.mailglass_open_orphans
+ WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+   AND (refused > 0) = :refused
+   AND (rule IS NULL OR rule = ANY (CAST(:stale AS text[]))
+        OR rule = :any AND provider = ANY (CAST(:known AS text[])))
+ ORDER BY arrived_at, event_id LIMIT :size
 """
 
-_READ_VALUES = """
-SELECT o.event_id::text,
-       jsonb_typeof(e.metadata -> 'provider') || ':' || left(e.metadata ->> 'provider', 513) AS provider,
-       jsonb_typeof(e.metadata -> 'recipient') || ':' || left(btrim(e.metadata ->> 'recipient'), 513) AS recipient,
-       jsonb_typeof(e.metadata -> 'email') || ':' || left(btrim(e.metadata ->> 'email'), 513) AS email,
-       ARRAY(SELECT coalesce(jsonb_typeof(value) || ':' || left(btrim(value #>> '{}', E' \\t\\r\\n'), 513), '')
-               FROM unnest(string_to_array(
-                      coalesce(CAST(:reads AS jsonb) ->> lower(left(e.metadata ->> 'provider', 513)),
-                               CAST(:reads AS jsonb) ->> '*'), E'\\x1f')) AS path,
-                    -- OFFSET 0: looked up once, and not for its type and its text each
-                    LATERAL (SELECT CASE WHEN starts_with(path, 'metadata/') THEN e.metadata
-                                         ELSE e.normalized_payload END
-                                    #> (string_to_array(path, '/'))[2:] AS value OFFSET 0) AS v) AS ids
-  FROM {schema}.mailglass_open_orphans AS o
-  JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
- WHERE o.candidate_ids IS NULL
-   AND (o.arrived_at, o.event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (o.arrived_at, o.event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-   AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
-"""
-
-_STORE_KEYS = """
-WITH held AS (
-  SELECT k.* FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:candidate_ids AS text[]),
-                         CAST(:recipients AS text[])) AS k (event_id, provider, candidate_ids, recipient)
-    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id AND o.candidate_ids IS NULL
-     FOR UPDATE OF o SKIP LOCKED
-)
-UPDATE {schema}.mailglass_open_orphans AS o
-   SET provider = held.provider, candidate_ids = string_to_array(held.candidate_ids, E'\\x1f'),
-       recipient = coalesce(o.recipient, held.recipient)
-  FROM held WHERE o.event_id = held.event_id
+# Row by row in order of arrival, which ends as soon as enough are found; with scans allowed, by hashing both tables.
+_NAMING = """
+SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
+       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
+              WHERE k.event_id = o.event_id ORDER BY k.position), o.recipient, o.rule, o.recipient_lost
+  FROM (SELECT * FROM {schema}.mailglass_open_orphans
+         WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+           AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+           AND (refused > 0) = :refused AND ids > 0
+           AND rule <> ALL (CAST(:stale AS text[]))
+           AND NOT (rule = :any AND provider = ANY (CAST(:known AS text[])))
+           AND EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
+                         JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
+                        WHERE k.event_id = mailglass_open_orphans.event_id)
+         ORDER BY arrived_at, event_id LIMIT :size) AS o
 """
 
 _CLAIM = """
-SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::text, e.type,
-       to_json(e.occurred_at) #>> '{}' AS occurred_at
+SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::text, left(e.type, 512),
+       to_json(e.occurred_at) #>> '{}' AS occurred_at, o.rule IS NOT NULL AS keyed
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS m (event_id, delivery_id)
   JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = m.event_id
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
-  -- IS NOT DISTINCT FROM, for no index serves it: with stale statistics, one that begins with the tenant looks cheap.
+  -- IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
   JOIN {schema}.mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id
  ORDER BY d.id, o.event_id
    FOR UPDATE OF o SKIP LOCKED
@@ -102,61 +97,112 @@ SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::t
 """
 
 _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
+_FORGET_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 
-_REMEMBER = """
-INSERT INTO {schema}.mailglass_open_orphans AS o (event_id, tenant_id, arrived_at, provider, candidate_ids, recipient)
-VALUES (CAST(:event_id AS uuid), :tenant_id, now()::timestamp, :provider,
-        string_to_array(:candidate_ids, E'\\x1f'), :recipient)
-    ON CONFLICT (event_id) DO UPDATE
-   SET provider = excluded.provider, candidate_ids = excluded.candidate_ids, recipient = excluded.recipient
+_REFUSE = """
+UPDATE {schema}.mailglass_open_orphans SET refused = least(refused + 1, 32767)
+ WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
 """
 
 
-def survey(tx: Transaction, settings: Settings, tenant_id: str | None) -> Survey:
-    """Return the window of eligible orphans by the database's clock, and how many are open in it now."""
+class Survey(NamedTuple):
+    """What a sweep sees when it begins: its window, the state of the schema, and the sizes of what it will read."""
+
+    after: str
+    until: str
+    triggers: bool
+    version: str | None
+    indexed: bool
+    deliveries_bytes: int
+    ids_bytes: int
+    raw_webhooks: bool
+
+    def window(self, tenant_id: str | None) -> Slice:
+        """Return all eligible orphans as one slice."""
+        return Slice(Place(self.after, LAST_EVENT), Place(self.until, LAST_EVENT), tenant_id)
+
+
+class Group(NamedTuple):
+    """Eligible orphans whose keys have one mark; None is those without keys.
+
+    `better_known` ones have keys of the rule for any provider, although their provider has one of its own.
+    """
+
+    rule: str | None
+    refused: bool
+    orphans: int
+    unmatchable: int
+    better_known: int
+
+
+class Marks(NamedTuple):
+    """Which stored keys are out of date: marks that are no longer right, and providers with a rule of their own."""
+
+    stale: Collection[str]
+    any_provider: str
+    known: Collection[str]
+
+    def parameters(self) -> dict[str, object]:
+        """Return the parameters of the statements that tell orphans with keys from those without."""
+        return {"stale": array_literal(self.stale), "any": self.any_provider, "known": array_literal(self.known)}
+
+
+def survey(tx: Transaction, settings: Settings, *, after: str | None = None, until: str | None = None) -> Survey:
+    """Return the window of eligible orphans by the database's clock, cut to what arrived after and until a time."""
     window = {
         "events": tx.name_of("mailglass_events"),
-        "tenant_id": tenant_id,
+        "index": tx.name_of(deliveries.INDEX),
+        "deliveries": tx.name_of("mailglass_deliveries"),
+        "ids": tx.name_of("mailglass_open_orphan_ids"),
+        "webhooks": tx.name_of("mailglass_webhook_events"),
+        "after": after,
+        "until": until,
         "grace_seconds": settings.grace_seconds,
         "max_age_minutes": settings.max_age_minutes,
     }
     return Survey(*tx.execute(_SURVEY, window).one())
 
 
+def groups(tx: Transaction, piece: Slice, marks: Marks) -> list[Group]:
+    """Return how many orphans of *piece*, refused or not, are open, by the mark of their keys."""
+    rows = tx.execute(_GROUPS, {**piece.parameters(), **marks.parameters()})
+    return [Group(*row) for row in rows.all()]
+
+
 def count(tx: Transaction, piece: Slice) -> int:
-    """Return how many orphans of *piece* are open."""
+    """Return how many orphans of *piece*, refused or not, are open."""
     return int(tx.execute(_COUNT, piece.parameters()).scalar_one())
 
 
-def slice_end(tx: Transaction, whole: Slice, size: int = SLICE_ORPHANS) -> Place:
-    """Return the place of the *size*-th open orphan of *whole*, or its end where it holds fewer."""
-    row = tx.execute(_SLICE_END, {**whole.parameters(), "size": size}).one_or_none()
-    return Place(*row) if row else whole.until
+def without_keys(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHANS) -> list[Open]:
+    """Return the first *size* orphans of *piece* that have no keys, or keys that are out of date."""
+    rows = tx.execute(_WITHOUT_KEYS, {**piece.parameters(), **marks.parameters(), "size": size})
+    return [_open(*row) for row in rows.all()]
 
 
-def read_values(tx: Transaction, piece: Slice, reads: Mapping[str, Sequence[str]]) -> Iterator[Values]:
-    """Yield the values that the keys of those orphans of *piece* are computed from that have none yet.
-
-    Args:
-        tx: A transaction of this package's scope.
-        piece: The orphans to look at.
-        reads: By provider in lower case (`*`: any other), paths `metadata/…` or `normalized_payload/…`; of each
-            value no more than its JSON type and 513 characters leave the database.
-    """
-    paths = {provider: SEPARATOR.join(wanted) for provider, wanted in reads.items()}
-    rows = tx.execute(_READ_VALUES, {**piece.parameters(), "reads": json.dumps(paths)})
-    return (Values(*row) for row in rows.all())
+def naming(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHANS) -> list[Open]:
+    """Return the first *size* orphans of *piece* with keys of which one names a delivery, of whatever tenant."""
+    rows = tx.execute(_NAMING, {**piece.parameters(), **marks.parameters(), "size": size})
+    return sorted((_open(*row) for row in rows.all()), key=lambda orphan: orphan.place)
 
 
-def store_keys(tx: Transaction, computed: Mapping[str, Keys]) -> None:
-    """Store keys with the orphans that are still open, so that no later sweep computes them again."""
-    tx.execute(_STORE_KEYS, keys_parameters(computed))
+def _open(
+    event_id: str,
+    tenant_id: str,
+    arrived_at: str,
+    provider: str | None,
+    ids: Sequence[str] | None,
+    recipient: str | None,
+    rule: str | None,
+    lost: bool,
+) -> Open:
+    return Open(event_id, tenant_id, arrived_at, Keys(provider, tuple(ids or ()), recipient, rule, lost))
 
 
 def claim(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> list[Claimed]:
     """Lock those orphans and deliveries of *pairs* that nobody else holds, and return them, by delivery id.
 
-    Waits for nobody. A pair is left out where the orphan is no longer open, the delivery is gone or of another
+    Waits for nobody. A pair is left out if the orphan is no longer open, the delivery is gone or of another
     tenant, or either is locked.
     """
     parameters = {
@@ -166,18 +212,14 @@ def claim(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> list[Claimed]:
     return [Claimed(*row) for row in tx.execute(_CLAIM, parameters).all()]
 
 
-def close(tx: Transaction, event_ids: Iterable[str]) -> None:
-    """Take settled orphans out of the open set, whoever has settled them."""
-    tx.execute(_CLOSE, {"event_ids": array_literal(event_ids)})
+def close(tx: Transaction, event_ids: Sequence[str], keyed: Sequence[str]) -> None:
+    """Take settled orphans out of the open set; *keyed* are those of them that have ids stored."""
+    if keyed:
+        tx.execute(_FORGET_IDS, {"event_ids": array_literal(keyed)})
+    if event_ids:
+        tx.execute(_CLOSE, {"event_ids": array_literal(event_ids)})
 
 
-def remember(tx: Transaction, event_id: str, tenant_id: str, known: Keys) -> None:
-    """Keep with an orphan that was just inserted what its writer knows: its keys, and its recipient."""
-    row = {
-        "event_id": event_id,
-        "tenant_id": tenant_id,
-        "provider": known.provider,
-        "candidate_ids": SEPARATOR.join(known.candidate_ids),
-        "recipient": known.recipient,
-    }
-    tx.execute(_REMEMBER, row)
+def refuse(tx: Transaction, event_ids: Sequence[str]) -> None:
+    """Note that the database refused to read or link orphans: later sweeps look at them last."""
+    tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})

@@ -20,7 +20,8 @@ WITH page AS (
 ), added AS (
   INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
   SELECT id, tenant_id, inserted_at FROM page AS p
-   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE idempotency_key = 'reconciled:' || p.id)
+   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE r.idempotency_key = 'reconciled:' || p.id
+                       AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM p.tenant_id)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
@@ -31,7 +32,8 @@ SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS a
 _REMOVE_SETTLED = """
 DELETE FROM {schema}.mailglass_open_orphans AS o
  USING (SELECT event_id FROM {schema}.mailglass_open_orphans AS c
-         WHERE EXISTS (SELECT FROM {schema}.mailglass_events WHERE idempotency_key = 'reconciled:' || c.event_id)
+         WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE r.idempotency_key = 'reconciled:' || c.event_id
+                         AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM c.tenant_id)
             OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = c.event_id)
          LIMIT :size FOR UPDATE SKIP LOCKED) AS settled
  WHERE o.event_id = settled.event_id
@@ -43,6 +45,15 @@ DELETE FROM {schema}.mailglass_open_orphans AS o
          WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
          LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
  WHERE o.event_id = expired.event_id
+"""
+
+
+_REMOVE_STRAY_IDS = """
+DELETE FROM {schema}.mailglass_open_orphan_ids AS k
+ USING (SELECT DISTINCT event_id FROM {schema}.mailglass_open_orphan_ids AS c
+         WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans AS o WHERE o.event_id = c.event_id)
+         LIMIT :size) AS stray
+ WHERE k.event_id = stray.event_id
 """
 
 
@@ -73,3 +84,8 @@ def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> 
     """Remove, in batches of *size*, what is older than the maximum age, and return how many rows."""
     bounds = {"size": size, "max_age_minutes": settings.max_age_minutes}
     return in_batches(connection, settings, _REMOVE_EXPIRED, bounds)
+
+
+def remove_stray_ids(connection: sa.Connection, settings: Settings, size: int) -> int:
+    """Remove, in batches, the ids of orphans that are no longer open, and return how many rows."""
+    return in_batches(connection, settings, _REMOVE_STRAY_IDS, {"size": size})

@@ -11,7 +11,15 @@ VERSION = "0001"
 
 VERSION_TABLE = "mailglass_reconcile_version"
 
-OUR_OBJECTS = frozenset({"mailglass_open_orphans", VERSION_TABLE, "mailglass_webhook_events_prune_idx"})
+OUR_OBJECTS = frozenset(
+    {
+        "mailglass_open_orphans",
+        "mailglass_open_orphan_ids",
+        "mailglass_deliveries_reconcile_idx",
+        "mailglass_webhook_events_prune_idx",
+        VERSION_TABLE,
+    }
+)
 
 
 def require_current(version: str | None) -> None:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector
-from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_outage, is_passing, sqlstate
+from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_outage, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, open_orphans
-from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.database import Transaction, transaction, with_retries
 from mailglass_reconcile.store.model import Link, Report
 
 logger = logging.getLogger(__name__)
 
 Pairs = Sequence[tuple[str, str]]
 
-ATTEMPTS = 4
-PAUSE_SECONDS = 0.1
 LOCK_TIMEOUT_MS = 100
 """Below Postgres's deadlock_timeout of one second: a batch gives way long before it could be in a deadlock."""
 STATEMENT_TIMEOUT_MS = 30_000
@@ -30,12 +28,22 @@ STATEMENT_TIMEOUT_MS = 30_000
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch's orphans; those in neither list were held or settled by somebody else."""
+    """What became of a batch's orphans; those that are nowhere here are settled, or were not reached in time."""
 
     links: list[Link] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    held: int = 0
     outage: DBAPIError | None = None
     """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
+
+
+@dataclass(slots=True)
+class _Done:
+    """What one transaction does: its links, and the orphans whose key an event of another kind holds."""
+
+    links: list[Link] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    claimed: int = 0
 
 
 def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expired: Callable[[], bool]) -> Outcome:
@@ -47,15 +55,16 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
     Args:
         connection: An open connection without a transaction.
         settings: Whose scope the transactions have.
-        pairs: `(orphan id, delivery id)`, as `linking.match` found them.
-        expired: Whether the sweep's deadline has come; checked before each transaction.
+        pairs: `(orphan id, delivery id)`, as the match found them.
+        expired: Whether the sweep's deadline has passed; checked before each transaction.
     """
     outcome = Outcome()
     waiting = [list(pairs)]
     while waiting and not expired():
         part = waiting.pop()
+        doubtful = _Done()
         try:
-            outcome.links += _with_retries(connection, settings, part)
+            done = with_retries(partial(_attempt, connection, settings, part, doubtful))
         except DBAPIError as error:
             if is_outage(error):
                 outcome.outage = error
@@ -63,39 +72,31 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
             if len(part) > 1:
                 middle = len(part) // 2
                 waiting += [part[middle:], part[:middle]]
-            elif sqlstate(error) != LOCK_NOT_AVAILABLE:
+            elif sqlstate(error) == LOCK_NOT_AVAILABLE:
+                outcome.held += 1
+            else:
                 outcome.failed.append(part[0][0])
                 logger.error("orphan %s cannot be linked (SQLSTATE %s); it stays open", part[0][0], sqlstate(error))
+        else:
+            outcome.links += done.links
+            outcome.failed += done.taken
+            outcome.held += len(part) - done.claimed
     return outcome
 
 
-def _with_retries(connection: sa.Connection, settings: Settings, pairs: Pairs) -> list[Link]:
-    doubtful: list[Link] = []
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return _attempt(connection, settings, pairs, doubtful)
-        except DBAPIError as error:
-            if not is_passing(error):
-                raise
-            logger.warning("a batch is tried again (SQLSTATE %s, attempt %d)", sqlstate(error), attempt)
-            time.sleep(PAUSE_SECONDS * attempt)
-    return _attempt(connection, settings, pairs, doubtful)
-
-
-def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: list[Link]) -> list[Link]:
+def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: _Done) -> _Done:
     """Link *pairs*, unless *doubtful*, what an earlier attempt was about to commit, turns out to be there."""
-    if doubtful:
+    if doubtful.links:
         with transaction(connection, settings, read_only=True) as tx:
-            committed = ledger.present(tx, doubtful[0].event_id)
+            committed = ledger.present(tx, doubtful.links[0].event_id)
         if committed:
             return doubtful
-        doubtful.clear()
-    _link(connection, settings, pairs, doubtful)
-    return doubtful
+    return _link(connection, settings, pairs, doubtful)
 
 
-def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: list[Link]) -> None:
-    """Claim, append, close, project, in one transaction; *links* receives what it is about to commit."""
+def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: _Done) -> _Done:
+    """Claim, append, close, project, in one transaction; *doubtful* receives what it is about to commit."""
+    doubtful.links, doubtful.taken, doubtful.claimed = [], [], 0
     with transaction(
         connection,
         settings,
@@ -106,10 +107,22 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: li
     ) as tx:
         claimed = open_orphans.claim(tx, pairs)
         if not claimed:
-            return
+            return doubtful
         ids = [ledger.uuid7() for _ in claimed]
         inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
-        open_orphans.close(tx, (c.event_id for c in claimed))
         new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
+        taken = _taken(tx, [c.event_id for id_, c in zip(ids, claimed, strict=True) if id_ not in inserted])
+        closed = [c for c in claimed if c.event_id not in taken]
+        open_orphans.close(tx, [c.event_id for c in closed], [c.event_id for c in closed if c.keyed])
         projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
-        links += [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
+        doubtful.links = [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
+        doubtful.taken, doubtful.claimed = sorted(taken), len(claimed)
+    return doubtful
+
+
+def _taken(tx: Transaction, event_ids: Sequence[str]) -> set[str]:
+    """Return those orphans whose key `reconciled:<id>` is held by an event that does not reconcile them."""
+    taken = ledger.not_reconciled(tx, event_ids) if event_ids else set()
+    for event_id in taken:
+        logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
+    return taken

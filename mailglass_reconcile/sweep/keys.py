@@ -8,55 +8,83 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from mailglass_reconcile.store.model import Keys, Values
 from mailglass_reconcile.sweep import providers
+from mailglass_reconcile.sweep.providers import KeyRule
 
 logger = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 512
+MAX_IDS = 32
+"""Ids that a rule may return; each is tried in up to six spellings."""
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
-"""Read for every provider, first: other writers and this package's own say the id by this name."""
+"""Read for every provider, first: other writers, and this package's own, store the id under this name."""
 
 
 def reads() -> Mapping[str, tuple[str, ...]]:
-    """Return, for each registered provider name in lower case, the paths that `keys_of` wants the values of."""
+    """Return, for each provider with a rule, by its canonical name, the paths that `keys_of` needs the values of."""
     return {provider: (*COMMON_READS, *rule.reads) for provider, rule in providers.rules().items()}
 
 
-def keys_of(values: Values) -> Keys:
+def provider_of(values: Values) -> str | None:
+    """Return the canonical name of an event's provider, or None if it names none that can be used."""
+    provider = text_of(values.provider, numbers=False)
+    return providers.canonical(provider) if provider else None
+
+
+def keys_of(values: Values, complain: Callable[[str], None] = logger.error) -> Keys:
     """Compute an event's keys; its `ids` are the values at the paths that `reads` gives for its provider.
 
-    An event without a provider has no usable id, and neither has one on which its provider's rule fails.
+    An event without a provider has no usable id. If its provider's rule fails, neither has it, and its keys are not to
+    be stored (`rule` is None); *complain* gets a sentence that says what failed, the same for every event.
     """
-    provider = text_of(values.provider, numbers=False)
     recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
+    lost = values.recipient_known and recipient is None
+    provider = provider_of(values)
     if provider is None:
-        return Keys(None, (), recipient)
-    texts = [text_of(value) if value else None for value in values.ids]
-    common, own = texts[: len(COMMON_READS)], texts[len(COMMON_READS) :]
+        return Keys(None, (), recipient, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
     rule = providers.rule_of(provider)
+    texts = [text_of(value) for value in values.ids]
     try:
-        found = (*common, *rule.candidates(*own))
-        spellings = dict.fromkeys(spelling for text in found if text for spelling in expand(text))
+        found = (*texts[: len(COMMON_READS)], *_ids_of(rule, texts[len(COMMON_READS) :]))
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
-        logger.error("the key rule of %s fails with %s", rule.candidates.__name__, type(error).__name__)
-        return Keys(provider, (), recipient)
-    return Keys(provider, tuple(filter(is_usable, spellings)), recipient)
+        reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
+        complain(f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected")
+        return Keys(provider, (), recipient, None, lost)
+    spelled = dict.fromkeys(spelling for text in found if text for spelling in expand(text))
+    return Keys(provider, tuple(filter(is_usable, spelled)), recipient, rule.mark, lost)
+
+
+class _RuleError(Exception):
+    """A rule returned something else than ids; the message says what."""
+
+
+def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
+    answer = rule.candidates(*texts)
+    if answer is None or isinstance(answer, str | bytes):
+        raise _RuleError(f"returned {type(answer).__name__} instead of a list of ids")
+    ids: list[str | None] = []
+    for id_ in answer:
+        if id_ is not None and not isinstance(id_, str):
+            raise _RuleError(f"returned an id of type {type(id_).__name__} instead of a text")
+        if len(ids) == MAX_IDS:
+            raise _RuleError(f"returned more than {MAX_IDS} ids")
+        ids.append(id_)
+    return ids
 
 
 def keys_of_text(provider: str, message_id: str | None, recipient: str | None) -> Keys:
     """Compute the keys of an event whose provider, message id and recipient are known as plain texts."""
-    rule = providers.rule_of(provider)
-    ids = [f"string:{message_id}"] * (len(COMMON_READS) + len(rule.reads)) if message_id else []
+    wanted = len(COMMON_READS) + len(providers.rule_of(provider).reads)
     return keys_of(
         Values(
             event_id="",
             provider=f"string:{provider}",
             recipient=f"string:{recipient}" if recipient else None,
             email=None,
-            ids=ids or [""] * (len(COMMON_READS) + len(rule.reads)),
+            ids=[f"string:{message_id}" if message_id else None] * wanted,
         )
     )
 

@@ -10,62 +10,94 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 ANY_PROVIDER = "*"
+
+MAX_READS = 8
+
+GENERATION = 1
+"""Raised if every rule's keys change, such as by another way to expand an id: all stored keys are computed again."""
 
 Rule = Callable[..., Iterable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRule:
-    """A provider's rule: the JSON values it reads, and the function that takes them."""
+    """A provider's rule: the JSON values that it reads, the function that takes them, and what its keys are marked by.
+
+    The mark, `provider/version`, is stored with the keys that the rule made; another one makes them again.
+    """
 
     reads: tuple[str, ...]
     candidates: Rule
+    mark: str
 
 
 _rules: dict[str, KeyRule] = {}
 
 
-def key_rule(*providers: str, reads: Sequence[str]) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of *providers* (compared without regard to case).
+def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of *providers*; a later rule of a provider replaces an earlier one.
 
     Args:
-        providers: Names as they stand in an event's `metadata.provider`; `*` is every name without a rule.
-        reads: Paths `metadata/…` or `normalized_payload/…`; the function gets one argument for each, a text
-            of 1 to 512 characters or None.
+        providers: Names as they stand in an event's `metadata.provider`, in any known spelling; `*` is every provider
+            without a rule.
+        reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a text
+            of 1 to 512 characters or None, and returns message ids, at most 32, in the order in which to try them.
+        version: Raise it if the rule returns other ids than before: keys that an earlier version stored are then
+            computed again.
 
     Raises:
-        ValueError: A path does not begin with one of the two columns.
+        ValueError: A path does not begin with one of the two columns, or there are more than 8.
     """
     for path in reads:
         if path.partition("/")[0] not in ("metadata", "normalized_payload") or not path.partition("/")[2]:
             raise ValueError(f"a read is 'metadata/<key>' or 'normalized_payload/<key>', not {path!r}")
+    if len(reads) > MAX_READS:
+        raise ValueError(f"a rule reads at most {MAX_READS} values, not {len(reads)}")
 
     def register(function: Rule) -> Rule:
-        for provider in providers:
-            _rules[provider.lower()] = KeyRule(tuple(reads), function)
+        for provider in map(canonical, providers):
+            _rules[provider] = KeyRule(tuple(reads), function, f"{provider}/{GENERATION}.{version}")
         return function
 
     return register
 
 
-_SAME_PROVIDER = {"amazon_ses": "ses", "amazon ses": "ses", "amazonses": "ses", "sendinblue": "brevo"}
+_SPELLINGS = {
+    "postmark": ("Postmark",),
+    "sendgrid": ("SendGrid",),
+    "mailgun": ("Mailgun",),
+    "ses": ("Amazon SES", "amazon_ses", "amazon ses", "amazonses", "SES"),
+    "brevo": ("Brevo", "sendinblue", "SendinBlue"),
+    "resend": ("Resend",),
+    "sparkpost": ("SparkPost",),
+    "mailjet": ("Mailjet",),
+    "mandrill": ("Mandrill",),
+}
+_CANONICAL = {other.lower(): name for name, others in _SPELLINGS.items() for other in others}
 
 
+@lru_cache(maxsize=4096)
 def canonical(provider: str) -> str:
     """Return the one spelling of a provider's name: trimmed, in lower case, `Amazon SES` and its like as `ses`."""
     name = provider.strip().lower()
-    return _SAME_PROVIDER.get(name, name)
+    return _CANONICAL.get(name, name)
+
+
+def spellings(provider: str) -> tuple[str, ...]:
+    """Return the spellings under which deliveries of a provider, given in its canonical one, may be stored."""
+    return (provider, *_SPELLINGS.get(provider, ()))
 
 
 def rule_of(provider: str) -> KeyRule:
     """Return the rule of *provider*, or that of every provider without one."""
-    return _rules.get(provider.lower(), _rules[ANY_PROVIDER])
+    return _rules.get(canonical(provider), _rules[ANY_PROVIDER])
 
 
 def rules() -> Mapping[str, KeyRule]:
-    """Return all rules by provider name in lower case."""
+    """Return all rules by canonical provider name."""
     return _rules
 
 
@@ -106,20 +138,14 @@ def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
         "metadata/message_id",
     ),
 )
-@key_rule("brevo", "sendinblue", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
+@key_rule("brevo", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
 @key_rule(ANY_PROVIDER, reads=("metadata/message_id",))
 def message_id(*spelled: str | None) -> Iterable[str | None]:
     """A message id, with or without angle brackets, under the names in which providers spell it."""
     return spelled
 
 
-@key_rule(
-    "ses",
-    "amazon_ses",
-    "amazon ses",
-    "amazonses",
-    reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id"),
-)
+@key_rule("ses", reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id"))
 def amazon_ses(*spelled: str | None) -> Iterable[str | None]:
     """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`."""
     for text in spelled:

@@ -1,32 +1,35 @@
-"""The sweep: the way of the data, from the open set to the broadcast."""
+"""The sweep: the way of the data, from the open orphans to the broadcast."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import translated
+from mailglass_reconcile.errors import is_of_data, sqlstate, translated
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans, schema
-from mailglass_reconcile.store.database import Transaction, connect, transaction
-from mailglass_reconcile.store.model import LAST_EVENT, Keys, Place, Slice
-from mailglass_reconcile.sweep import keys, match
+from mailglass_reconcile.store import candidates, open_orphans
+from mailglass_reconcile.store.database import Transaction, connect, transaction, with_retries
+from mailglass_reconcile.store.model import Open
+from mailglass_reconcile.sweep import examination, match, windows
 from mailglass_reconcile.sweep.batch import link_batch
+from mailglass_reconcile.sweep.examination import Examined
 from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.windows import Part, Window
 
 logger = logging.getLogger(__name__)
 
 
 class Sweep:
-    """One run over all eligible open orphans; `result` tells at any moment what it has come to."""
+    """One run over the eligible open orphans; `result` has the counts so far at any moment."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Sweep:
         tenant_id: str | None = None,
         limit: int | None = None,
         dry_run: bool = False,
+        bounds: tuple[str | None, str | None] = (None, None),
         progress: Callable[[SweepResult], None] | None = None,
     ) -> None:
         """Prepare a sweep; nothing connects yet.
@@ -46,18 +50,23 @@ class Sweep:
             tenant_id: Sweep this tenant's orphans only.
             limit: Link at most this many.
             dry_run: Find and classify in read-only transactions; write and publish nothing.
+            bounds: Sweep only what arrived after the first time and until the second, in UTC.
             progress: Called with the counts so far, after each batch.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self._settings = settings
         self._publisher = publisher
         self._limit = limit
+        self._bounds = bounds
         self._progress = progress or (lambda result: None)
         self._deadline = time.monotonic() + settings.sweep_seconds
-        self._window: Slice | None = None
-        self._eligible = 0
+        self._window: Window | None = None
+        self._complete = False
+        self._slices = 0
+        self._wrote = False
+        self._complaints: Counter[str] = Counter()
         self.in_batch = False
-        """Whether a batch is on its way from its claim to its count: its commit is known only at the end."""
+        """Whether a batch is between its claim and its count: only then it is known what was committed."""
 
     def run(self, engine: sa.Engine) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -66,17 +75,17 @@ class Sweep:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
         began = time.monotonic()
-        try:
-            with connect(engine) as connection:
+        with connect(engine) as connection:
+            try:
                 self._sweep(connection)
-        except DBAPIError as error:
-            if self._window is None:
-                raise translated(error) from None
-            self.result.status = "failed"
-            logger.error("the sweep broke off: %s", translated(error))
-        finally:
-            self.result.settle(self._eligible)
-            self.result.duration_ms = round((time.monotonic() - began) * 1000)
+            except DBAPIError as error:
+                if self._window is None:
+                    raise translated(error) from None
+                self.result.status = "failed"
+                logger.error("the sweep broke off: %s", translated(error))
+            finally:
+                self._settle(connection)
+                self.result.duration_ms = round((time.monotonic() - began) * 1000)
         return self.result
 
     def stop(self) -> None:
@@ -84,94 +93,161 @@ class Sweep:
         self._deadline = time.monotonic()
 
     def _sweep(self, connection: sa.Connection) -> None:
-        rest: Slice | None = None
-        while rest is None or (rest.after != rest.until and not self._expired()):
-            with self._reading(connection) as tx:
-                rest = rest or self._survey(tx)
-                piece = self._next_slice(tx, rest)
-                values = open_orphans.read_values(tx, piece, keys.reads())
-                computed = {value.event_id: keys.keys_of(value) for value in values}
-                findings = match.match(tx, piece, computed)
-            self.result.count(findings.states)
-            for pairs in self._batches(findings.pairs):
-                self.in_batch = True
-                outcome = link_batch(connection, self._settings, pairs, self._expired)
-                told = projector.broadcast(outcome.links, self._publisher.publish)
-                self.result.add(len(outcome.links), len(outcome.failed), told.published, told.failed)
-                self.in_batch = False
-                self._progress(self.result)
-                if outcome.outage is not None:
-                    raise outcome.outage
-                for link in outcome.links:
-                    computed.pop(link.orphan_id, None)
-            self._keep(connection, computed)
-            rest = replace(rest, after=piece.until)
-        if self._expired() and (self.result.skipped or rest.after != rest.until):
+        found, rest = self._look(connection, None)
+        while True:
+            pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in found if one.verdict.delivery_id]
+            linked = self._linked(connection, windows.by_delivery(pairs))
+            self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
+            if not rest or self._expired():
+                break
+            found, rest = self._look(connection, rest)
+        self._complete = not rest and not self._expired()
+        if not self._complete:
             self.result.status = "partial"
-        self._count_remaining(connection)
-        self._warn_of_mismatches()
 
     def _expired(self) -> bool:
         return time.monotonic() >= self._deadline
 
     def _reading(self, connection: sa.Connection) -> AbstractContextManager[Transaction]:
         left_ms = max(1_000, int((self._deadline - time.monotonic()) * 1000))
-        return transaction(connection, self._settings, read_only=True, probes_only=True, statement_timeout_ms=left_ms)
+        return transaction(
+            connection, self._settings, read_only=True, snapshot=True, probes_only=True, statement_timeout_ms=left_ms
+        )
 
-    def _survey(self, tx: Transaction) -> Slice:
-        """Look at the window of eligible orphans and at the schema, and return the whole window."""
-        survey = open_orphans.survey(tx, self._settings, self.result.tenant_id)
-        schema.require_current(survey.version)
-        if not survey.triggers:
+    def _look(self, connection: sa.Connection, parts: list[Part] | None) -> tuple[list[Examined], list[Part]]:
+        """Examine the next slice of *parts*, and return what is left; the first time, survey what there is to do.
+
+        All that is read of a slice is of one moment. If a row cannot be read, the slice is halved until that row stands
+        alone.
+        """
+        self._slices += 1
+
+        def read(*, examined: bool = True) -> tuple[list[Open], list[Examined], list[Part]]:
+            with self._reading(connection) as tx:
+                left = self._survey(tx) if parts is None else parts
+                if not left or self._window is None:
+                    return [], [], []
+                orphans, left = windows.next_orphans(tx, self._window, left)
+                return orphans, self._examine(tx, orphans) if examined else [], left
+
+        try:
+            _, found, left = with_retries(read)
+        except DBAPIError as error:
+            if not is_of_data(error):
+                raise
+            orphans, _, left = with_retries(partial(read, examined=False))
+            found = self._halved(connection, orphans)
+        self.result.count(Counter(one.verdict.state for one in found if one.verdict.state != match.MATCHED))
+        return found, left
+
+    def _survey(self, tx: Transaction) -> list[Part]:
+        first = self._window is None
+        self._window = window = windows.survey(
+            tx, self._settings, *examination.marks(), self.result.tenant_id, self._bounds
+        )
+        if first and not window.survey.triggers:
             logger.warning(
-                "the triggers of the open set are missing or disabled: new orphans stay unseen until"
-                " `mailglass-reconcile migrate` and `mailglass-reconcile prune` have mended it"
+                "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
+                " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
             )
-        self._eligible = self.result.remaining = survey.eligible
-        self._window = Slice(Place(survey.after, LAST_EVENT), Place(survey.until, LAST_EVENT), self.result.tenant_id)
-        return self._window
+        self.result.unmatchable = window.unmatchable
+        return window.parts
 
-    def _next_slice(self, tx: Transaction, rest: Slice) -> Slice:
-        if self._eligible - self.result.seen <= open_orphans.SLICE_ORPHANS:
-            return rest
-        return replace(rest, until=open_orphans.slice_end(tx, rest))
+    def _examine(self, tx: Transaction, orphans: Sequence[Open]) -> list[Examined]:
+        complaints: list[str] = []
+        raw_webhooks = self._window is not None and self._window.survey.raw_webhooks
+        found = examination.examine(tx, orphans, raw_webhooks=raw_webhooks, complain=complaints.append)
+        self._complaints.update(complaints)
+        return found
 
-    def _batches(self, pairs: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-        """Yield *pairs* in batches, as far as the limit and the deadline go."""
-        start = 0
-        while start < len(pairs) and not self._expired():
-            left = len(pairs) if self._limit is None else self._limit - self.result.linked
-            batch = pairs[start : start + min(self._settings.batch_size, left)]
-            if not batch:
-                return
-            if self.result.dry_run:
-                self.result.add(len(batch))
-            else:
-                yield batch
-            start += len(batch)
+    def _halved(self, connection: sa.Connection, orphans: Sequence[Open]) -> list[Examined]:
+        """Examine *orphans* half by half, of which some cannot be read; those are reported, counted and left open."""
+        found: list[Examined] = []
+        waiting = [orphans]
+        while waiting and not self._expired():
+            part = waiting.pop()
+            try:
+                with self._reading(connection) as tx:
+                    found += self._examine(tx, part)
+            except DBAPIError as error:
+                if not is_of_data(error):
+                    raise
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    waiting += [part[middle:], part[:middle]]
+                else:
+                    event_id = part[0].event_id
+                    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
+                    self.result.failed += 1
+                    self._refuse(connection, [event_id])
+        return found
 
-    def _keep(self, connection: sa.Connection, computed: Mapping[str, Keys]) -> None:
+    def _linked(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> set[str]:
+        """Link *pairs* in batches, as far as the limit and the deadline go, and return the linked orphans' ids."""
+        linked: set[str] = set()
+        allowed = len(pairs) if self._limit is None else min(len(pairs), self._limit - self.result.linked)
+        self.result.skipped_limit += len(pairs) - allowed
+        if self.result.dry_run:
+            self.result.linked += allowed
+            return linked
+        for start in range(0, allowed, self._settings.batch_size):
+            if self._expired():
+                break
+            batch = pairs[start : min(start + self._settings.batch_size, allowed)]
+            self.in_batch = self._wrote = True
+            outcome = link_batch(connection, self._settings, batch, self._expired)
+            told = projector.broadcast(outcome.links, self._publisher.publish)
+            self.result.add(outcome, told)
+            linked.update(link.orphan_id for link in outcome.links)
+            self.in_batch = False
+            self._progress(self.result)
+            if outcome.outage is not None:
+                raise outcome.outage
+            self._refuse(connection, outcome.failed)
+        return linked
+
+    def _keep(self, connection: sa.Connection, found: Sequence[Examined]) -> None:
         """Store the keys of what stays open, so that no later sweep computes them again."""
-        if computed and not self.result.dry_run:
+        new = {one.orphan.event_id: one.keys for one in found if one.keys.rule and one.keys is not one.orphan.keys}
+        if new and not self.result.dry_run:
             with transaction(connection, self._settings, probes_only=True) as tx:
-                open_orphans.store_keys(tx, computed)
+                candidates.store(tx, new)
+
+    def _refuse(self, connection: sa.Connection, event_ids: Sequence[str]) -> None:
+        """Count orphans that the database refuses, and let later sweeps look at them last."""
+        if event_ids and not self.result.dry_run:
+            with transaction(connection, self._settings, probes_only=True) as tx:
+                open_orphans.refuse(tx, event_ids)
+
+    def _settle(self, connection: sa.Connection) -> None:
+        """Close the books; the count of what remains is None if it cannot be had."""
+        if self._window is None:
+            return
+        remaining: int | None = self._window.eligible
+        if self._slices > 1 or self._wrote or not self._complete:
+            try:
+                with self._reading(connection) as tx:
+                    remaining = open_orphans.count(tx, self._window.whole)
+            except DBAPIError as error:
+                remaining = None
+                logger.warning("cannot count what remains open: %s", translated(error))
+        self.result.settle(self._window.eligible, remaining, complete=self._complete)
+        for complaint, orphans in self._complaints.items():
+            logger.error("%s (%d orphans)", complaint, orphans)
+        self._warn_of_mismatches()
 
     def _warn_of_mismatches(self) -> None:
         if self.result.tenant_mismatch:
             logger.warning(
-                "%d orphan(s) name deliveries of another tenant only and stay open: a Mailglass without"
-                " resolve_webhook_tenant stamps every webhook with the tenant `default`",
+                "%d orphans match only another tenant's deliveries and were not linked; if their tenant is `default`,"
+                " perhaps Mailglass lacks resolve_webhook_tenant",
                 self.result.tenant_mismatch,
             )
         if self.result.recipient_mismatch:
             logger.warning(
-                "%d orphan(s) name deliveries of another recipient only and stay open", self.result.recipient_mismatch
+                "%d orphans match only another recipient's deliveries and were not linked",
+                self.result.recipient_mismatch,
             )
-
-    def _count_remaining(self, connection: sa.Connection) -> None:
-        if self._window and (self.result.linked or self.result.skipped) and not self.result.dry_run:
-            with self._reading(connection) as tx:
-                self.result.remaining = open_orphans.count(tx, self._window)
 
 
 def prepare(
@@ -179,9 +255,10 @@ def prepare(
     limit: int | None = None,
     *,
     dry_run: bool = False,
+    bounds: tuple[str | None, str | None] = (None, None),
     progress: Callable[[SweepResult], None] | None = None,
 ) -> Sweep:
-    """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` describes the arguments.
+    """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` and `Sweep` say the arguments.
 
     Raises:
         ConfigurationError: A setting is missing or cannot be used.
@@ -189,14 +266,20 @@ def prepare(
     """
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1")
-    publisher = Publisher(runtime.get_redis())
+    runtime.load_imports()
     return Sweep(
-        runtime.get_settings(), publisher, tenant_id=tenant_id, limit=limit, dry_run=dry_run, progress=progress
+        runtime.get_settings(),
+        Publisher(runtime.get_redis()),
+        tenant_id=tenant_id,
+        limit=limit,
+        dry_run=dry_run,
+        bounds=bounds,
+        progress=progress,
     )
 
 
 def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
-    """Link every eligible orphan whose delivery is there, and tell of each link; return the counts.
+    """Link every eligible orphan whose delivery is there, and broadcast each link; return the counts.
 
     Takes no lock: any number of sweeps may run at once, in any number of processes.
 

@@ -1,20 +1,22 @@
-"""What a sweep came to."""
+"""What a sweep did."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
-STATES = (
-    "linked",
-    "unmatched",
-    "unmatchable",
-    "ambiguous",
-    "tenant_mismatch",
-    "recipient_mismatch",
-    "skipped",
-    "failed",
-)
+from mailglass_reconcile.pubsub import Published
+from mailglass_reconcile.sweep.batch import Outcome
+
+Status = Literal["ok", "partial", "failed"]
+
+REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
+"""Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
+
+SKIPPED = ("skipped_limit", "skipped_deadline", "skipped_held")
+
+STATES = ("linked", "unmatched", *REASONS, "skipped", "failed")
 
 
 @dataclass(slots=True)
@@ -24,20 +26,23 @@ class SweepResult:
     Attributes:
         scanned: Eligible open orphans when the sweep began.
         linked: Linked and committed by this sweep (in a dry run: what it would link).
-        unmatched: No delivery has any of their ids, yet.
+        unmatched: No delivery has any of their ids yet.
         unmatchable: They have no usable id.
         ambiguous: Several deliveries, and no way to choose.
         tenant_mismatch: Their id names deliveries of another tenant only.
         recipient_mismatch: Their id names deliveries of another recipient only.
-        skipped: Matched, but held or settled by somebody else, or beyond the limit or the deadline.
-        failed: Matched, but the database refused the link; they stay open.
-        remaining: Eligible and still open afterwards.
+        skipped: The sum of the three causes that follow.
+        skipped_limit: They match, but the sweep had reached its limit.
+        skipped_deadline: The sweep ended before it had looked at them or linked them.
+        skipped_held: Another session holds them or has settled them.
+        failed: The database refused to read or link them; they stay open.
+        remaining: Eligible and still open afterwards; None if it could not be counted.
         published: Messages that Redis took; two per link.
         publish_failed: Messages that it did not.
         duration_ms: Milliseconds from beginning to end.
         dry_run: Whether nothing was written.
         tenant_id: The tenant that was swept, or None for all.
-        status: `ok`; `partial` where the deadline came or some failed; `failed` where the sweep broke off.
+        status: `ok`; `partial` if the deadline passed or some failed; `failed` if the sweep broke off.
     """
 
     scanned: int = 0
@@ -48,41 +53,61 @@ class SweepResult:
     tenant_mismatch: int = 0
     recipient_mismatch: int = 0
     skipped: int = 0
+    skipped_limit: int = 0
+    skipped_deadline: int = 0
+    skipped_held: int = 0
     failed: int = 0
-    remaining: int = 0
+    remaining: int | None = 0
     published: int = 0
     publish_failed: int = 0
     duration_ms: int = 0
     dry_run: bool = False
     tenant_id: str | None = None
-    status: str = "ok"
+    status: Status = "ok"
 
     def as_dict(self) -> dict[str, int | bool | str | None]:
         """Return the fields by name, as `sweep --json` prints them and the task returns them."""
         return asdict(self)
 
-    @property
-    def seen(self) -> int:
-        """How many orphans have been given a state so far."""
-        return sum(getattr(self, state) for state in STATES)
-
     def count(self, found: Mapping[str, int]) -> None:
-        """Add orphans by the state that the match found; a matched one is skipped until it is linked."""
+        """Add orphans by state."""
         for state, orphans in found.items():
-            name = "skipped" if state == "matched" else state
-            setattr(self, name, getattr(self, name) + orphans)
+            setattr(self, state, getattr(self, state) + orphans)
 
-    def add(self, linked: int, failed: int = 0, published: int = 0, publish_failed: int = 0) -> None:
-        """Add what became of a batch of matched orphans, and of its messages."""
-        self.linked += linked
-        self.failed += failed
-        self.skipped -= linked + failed
-        self.published += published
-        self.publish_failed += publish_failed
+    def add(self, outcome: Outcome, told: Published) -> None:
+        """Add what became of a batch, and of its messages."""
+        self.linked += len(outcome.links)
+        self.failed += len(outcome.failed)
+        self.skipped_held += outcome.held
+        self.published += told.published
+        self.publish_failed += told.failed
 
-    def settle(self, eligible: int) -> None:
-        """Close the books: what was eligible and never looked at was skipped."""
-        self.skipped += max(0, eligible - self.seen)
-        self.scanned = self.seen
+    def settle(self, eligible: int, still_open: int | None, *, complete: bool) -> None:
+        """Close the books, so that every eligible orphan has one state.
+
+        Args:
+            eligible: Open orphans of the window when the sweep began.
+            still_open: Open orphans of it now, or None if they could not be counted.
+            complete: Whether every orphan of the window was looked at; then those that are open for no known reason
+                are unmatched. Those that are neither open nor linked by this sweep, another session has settled.
+        """
+        self.remaining = still_open
+        linked_here = 0 if self.dry_run else self.linked
+        if still_open is None:
+            still_open = eligible - linked_here
+        closed_elsewhere = max(0, eligible - linked_here - still_open)
+        held_open = max(0, self.skipped_held - closed_elsewhere)
+        self.skipped_held = closed_elsewhere + held_open
+        known = ("skipped_limit", "failed", "unmatched", *REASONS, *(("linked",) if self.dry_run else ()))
+        rest = still_open - held_open - sum(getattr(self, state) for state in known)
+        if rest < 0:  # some that were looked at have been settled since
+            self.skipped_held += max(rest, -self.skipped_held)
+            rest = 0
+        if complete:
+            self.unmatched += rest
+        else:
+            self.skipped_deadline += rest
+        self.skipped = sum(getattr(self, state) for state in SKIPPED)
+        self.scanned = sum(getattr(self, state) for state in STATES)
         if self.status == "ok" and self.failed:
             self.status = "partial"

@@ -127,9 +127,9 @@ def test_an_event_without_a_provider_has_no_key(provider):
 
 
 def test_a_providers_name_is_compared_without_regard_to_case():
-    """`Postmark` is `postmark`; the name is kept as it was."""
+    """`PostMark` is `postmark`, and the keys say so."""
     found = candidates("PostMark", metadata__message_id="string:one")
-    assert found[:2] == ("PostMark", ("one",))
+    assert found[:2] == ("postmark", ("one",))
 
 
 @pytest.mark.parametrize(

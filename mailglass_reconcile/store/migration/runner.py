@@ -37,8 +37,9 @@ SELECT to_regclass(:open_orphans) IS NOT NULL
          WHERE tgrelid = to_regclass(:events) AND tgenabled IN ('O', 'A')
            AND tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove',
                           'mailglass_events_no_truncate'))
-   AND EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:prune_index)
-                                      AND indisvalid)
+   AND (SELECT count(*) = 2 FROM pg_index
+         WHERE indexrelid IN (to_regclass(:prune_index), to_regclass(:deliveries_index)) AND indisvalid)
+   AND to_regclass(:ids) IS NOT NULL
 """
 
 _TRY_LOCK = """
@@ -109,6 +110,8 @@ def _names(tx: Transaction) -> dict[str, str]:
         "version_table": tx.name_of(schema.VERSION_TABLE),
         "open_orphans": tx.name_of("mailglass_open_orphans"),
         "prune_index": tx.name_of("mailglass_webhook_events_prune_idx"),
+        "deliveries_index": tx.name_of("mailglass_deliveries_reconcile_idx"),
+        "ids": tx.name_of("mailglass_open_orphan_ids"),
         "events": tx.name_of("mailglass_events"),
     }
 

@@ -99,9 +99,12 @@ class Steps:
             self._tell(f"{added} open orphans were added, {settled} settled ones removed")
 
     def _index(self, name: str, table: str, *columns: str) -> sa.Index:
+        """Return an index of columns; one in parentheses is an expression."""
         metadata = sa.MetaData(schema=self._settings.database_schema)
-        indexed = sa.Table(table, metadata, *(sa.Column(column, sa.Text) for column in columns or ("id",)))
-        return sa.Index(name, *(indexed.c[column] for column in columns or ("id",)), postgresql_concurrently=True)
+        plain = [column for column in columns or ("id",) if not column.startswith("(")]
+        indexed = sa.Table(table, metadata, *(sa.Column(column, sa.Text) for column in plain))
+        parts = [sa.text(c) if c.startswith("(") else indexed.c[c] for c in columns or ("id",)]
+        return sa.Index(name, *parts, postgresql_concurrently=True)
 
     def _outside_transaction(self, title: str, ddl: sa.schema.ExecutableDDLElement) -> None:
         self._tell(title)
