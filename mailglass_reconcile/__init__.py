@@ -12,14 +12,16 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
-from mailglass_reconcile.ops.pruner import prune
+from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.record.recorder import Recorded, WebhookEvent, append, record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
+from mailglass_reconcile.sweep.providers import key_rule
 from mailglass_reconcile.sweep.reconciler import reconcile
+from mailglass_reconcile.sweep.result import SweepResult
 
 __all__ = [
     "ConfigurationError",
@@ -29,9 +31,11 @@ __all__ = [
     "LedgerImmutableError",
     "MailglassReconcileError",
     "Orphan",
+    "PruneResult",
     "Recorded",
     "SchemaOutdatedError",
     "Settings",
+    "SweepResult",
     "WebhookEvent",
     "append",
     "attempt_link",
@@ -41,6 +45,7 @@ __all__ = [
     "events_channel",
     "find_orphans",
     "include_object",
+    "key_rule",
     "make_beat_schedule",
     "prune",
     "reconcile",

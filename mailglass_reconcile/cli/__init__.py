@@ -9,7 +9,7 @@ import click
 
 from mailglass_reconcile.cli.looking import explain, status
 from mailglass_reconcile.cli.schema import migrate
-from mailglass_reconcile.cli.working import demo, prune, sweep
+from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
 from mailglass_reconcile.errors import MailglassReconcileError
 
 
@@ -23,7 +23,7 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, prune, migrate, status, explain, demo):
+for _subcommand in (sweep, prune, migrate, status, explain, rekey, demo):
     command.add_command(_subcommand)
 
 

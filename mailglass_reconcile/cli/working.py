@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.ops import rekey as rekeying
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -53,6 +54,15 @@ def prune(as_json: bool) -> None:
         f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
         f"open set: {result.expired} expired, {result.settled} settled, {result.added} added"
     )
+
+
+@click.command()
+def rekey() -> None:
+    """Compute the keys of all open orphans again, after a key rule was corrected.
+
+    Rules of your own are loaded from the modules that MAILGLASS_IMPORTS names.
+    """
+    click.echo(f"computed the keys of {rekeying.rekey():,} open orphans")
 
 
 @click.command()

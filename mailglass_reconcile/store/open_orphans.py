@@ -65,6 +65,14 @@ SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, r
  ORDER BY arrived_at, event_id LIMIT :size
 """
 
+_ANY_OF = """
+SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, rule, recipient_lost
+  FROM {schema}.mailglass_open_orphans
+ WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+ ORDER BY arrived_at, event_id LIMIT :size
+"""
+
 # Row by row in order of arrival, which ends as soon as enough are found; with scans allowed, by hashing both tables.
 _NAMING = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
@@ -178,6 +186,11 @@ def without_keys(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_
     """Return the first *size* orphans of *piece* that have no keys, or keys that are out of date."""
     rows = tx.execute(_WITHOUT_KEYS, {**piece.parameters(), **marks.parameters(), "size": size})
     return [_open(*row) for row in rows.all()]
+
+
+def any_of(tx: Transaction, piece: Slice, size: int = SLICE_ORPHANS) -> list[Open]:
+    """Return the first *size* orphans of *piece*, with their mark but without their ids."""
+    return [_open(*row) for row in tx.execute(_ANY_OF, {**piece.parameters(), "size": size}).all()]
 
 
 def naming(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHANS) -> list[Open]:

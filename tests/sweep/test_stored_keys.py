@@ -1,0 +1,152 @@
+"""Keys that are stored with an open orphan: what makes them, when they are made again, and by whom never."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import factories
+import mailglass_reconcile
+from factories import delivery_row, insert, orphan_row
+from mailglass_reconcile import key_rule, reconcile
+from mailglass_reconcile.ops.rekey import rekey
+from mailglass_reconcile.sweep import providers
+
+STORED = "SELECT rule, ids FROM mailglass_open_orphans"
+
+
+@pytest.fixture(autouse=True)
+def rules(monkeypatch):
+    """Let a test register rules that are gone after it."""
+    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+
+
+def acme(version, suffix=""):
+    """Register a rule of the provider `acme`."""
+
+    @key_rule("acme", reads=("metadata/number",), version=version)
+    def rule(number):
+        """Add a suffix."""
+        return [f"{number}{suffix}"]
+
+
+def test_keys_that_a_process_without_the_rule_stored_are_made_by_one_that_has_it(db):
+    """As when somebody sweeps from a terminal that lacks the application's module."""
+    insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
+    assert reconcile().unmatchable == 1
+    assert db.value("SELECT rule FROM mailglass_open_orphans").startswith("*/")
+    acme(1)
+    assert reconcile().linked == 1
+
+
+def test_keys_of_a_rule_are_not_overwritten_by_a_process_that_lacks_it(db):
+    """It uses them as they are."""
+    acme(1)
+    insert(db, [], [orphan_row({"provider": "acme", "number": 7})])
+    assert reconcile().unmatched == 1
+    before = db.rows(STORED)
+    del providers._rules["acme"]
+    assert reconcile().unmatched == 1
+    assert rekey() == 0
+    assert db.rows(STORED) == before
+    factories.delivery(db, "7")
+    assert reconcile().linked == 1
+
+
+def test_a_later_version_of_a_rule_computes_stored_keys_again(db):
+    """The first version was wrong."""
+    acme(1, suffix="-wrong")
+    insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
+    assert reconcile().unmatched == 1
+    acme(2)
+    assert reconcile().linked == 1
+
+
+def test_a_rule_that_failed_stores_nothing_and_is_asked_again(db, caplog):
+    """One line in the log says which rule, and of how many orphans."""
+
+    @key_rule("acme", reads=("metadata/number",))
+    def fails(number):
+        """Raise."""
+        raise RuntimeError(number)
+
+    insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7}) for _ in range(3)])
+    assert reconcile().unmatchable == 3
+    assert db.rows(STORED) == [(None, None)] * 3
+    said = [record.message for record in caplog.records if "the key rule acme" in record.message]
+    assert len(said) == 1
+    assert "(3 orphans)" in said[0]
+    acme(1)
+    assert reconcile().linked == 3
+
+
+def test_rekey_computes_the_keys_again_under_the_same_version(db):
+    """A rule was corrected, and its version forgotten."""
+    acme(1, suffix="-wrong")
+    insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
+    assert reconcile().unmatched == 1
+    acme(1)
+    assert reconcile().unmatched == 1
+    assert rekey() == 1
+    assert reconcile().linked == 1
+
+
+def test_the_command_loads_rules_from_the_modules_that_are_named(db, redis_url, tmp_path):
+    """`sweep` from a terminal knows what the worker knows; a module that is not there is one line."""
+    (tmp_path / "shop_rules.py").write_text(
+        "from mailglass_reconcile import key_rule\n"
+        "@key_rule('acme', reads=('metadata/number',))\n"
+        "def acme(number):\n    return [number]\n"
+    )
+    insert(db, [delivery_row("7")], [orphan_row({"provider": "acme", "number": 7})])
+    command = [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", "sweep", "--json"]
+    environment = {**db.environment(redis_url), "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "nowhere"}
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == "mailglass-reconcile: MAILGLASS_IMPORTS: cannot import nowhere (ModuleNotFoundError)\n"
+    environment["MAILGLASS_IMPORTS"] = " shop_rules, json "
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["linked"] == 1
+
+
+def test_a_provider_in_the_normalized_payload_is_found(db):
+    """As the original reads it: metadata first, then the payload."""
+    insert(db, [delivery_row("m")], [orphan_row({"message_id": "m"}, normalized_payload={"provider": "postmark"})])
+    assert reconcile().linked == 1
+
+
+@pytest.mark.parametrize(("event", "stored"), [("postmark ", "Postmark"), ("Amazon SES", "amazon_ses"), ("ses", "SES")])
+def test_a_provider_is_one_however_it_is_spelled(db, event, stored):
+    """In the event and on the delivery."""
+    insert(db, [delivery_row("m", provider=stored)], [orphan_row({"provider": event, "message_id": "m"})])
+    assert mailglass_reconcile.reconcile().linked == 1
+
+
+def test_a_display_name_does_not_hide_an_address(db):
+    """On either side."""
+    deliveries = [delivery_row("m", recipient=f"Someone <{name}@Example.com>") for name in ("ada", "bob")]
+    insert(db, deliveries, [orphan_row({"provider": "postmark", "message_id": "m", "email": "Ann <BOB@example.com>"})])
+    assert reconcile().linked == 1
+    assert db.value("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'") == deliveries[1]["id"]
+
+
+RAW = """
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,
+                                      received_at, inserted_at, updated_at)
+VALUES (gen_random_uuid(), :tenant, 'postmark', 'Bounce:m', 'Bounce', 'succeeded', CAST(:raw AS jsonb), now(),
+        now(), now())
+"""
+
+
+@pytest.mark.parametrize(("tenant", "linked"), [("acme", 0), ("other", 1)])
+def test_a_bounce_of_the_second_recipient_does_not_mark_the_first(db, tenant, linked):
+    """Mailglass stores the first To alone; while the raw webhook of the same tenant is kept, the recipient is read."""
+    insert(
+        db,
+        [delivery_row("m", recipient="first@example.com")],
+        [orphan_row({"provider": "postmark", "provider_event_id": "Bounce:m", "message_id": "m"}, type="bounced")],
+    )
+    db.run(RAW, tenant=tenant, raw=json.dumps({"Email": "second@example.com", "MessageID": "m"}))
+    result = reconcile()
+    assert (result.linked, result.recipient_mismatch) == (linked, 1 - linked)
