@@ -39,7 +39,8 @@ TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "s
 _PROJECT = """
 WITH report AS (
   SELECT r.delivery_id, r.type, array_position(CAST(:standing AS text[]), r.type) AS standing,
-         CASE WHEN r.occurred_at > r.arrived_at OR r.occurred_at < '2000-01-01' THEN r.arrived_at
+         CASE WHEN r.occurred_at < '2000-01-01' THEN r.arrived_at
+              WHEN r.occurred_at - interval '5 minutes' > r.arrived_at THEN r.arrived_at
               ELSE r.occurred_at END AS occurred_at
     FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
                 CAST(:arrived_at AS timestamp[])) AS r (delivery_id, type, occurred_at, arrived_at)
