@@ -188,15 +188,24 @@ def transaction(
 
 @contextmanager
 def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transaction]:
-    """Use a caller's transaction in this package's scope, and give its own settings back at the end.
+    """Use a caller's transaction in this package's scope, under a savepoint, and give its own settings back at the end.
 
-    Where the block raises, they are not given back: the caller's transaction is then in error or about to
-    roll back, which undoes them.
+    If the block raises, it costs the savepoint only: what the block did is undone, the settings with it, and the
+    caller's transaction goes on.
+
+    Raises:
+        ConfigurationError: The connection is in autocommit mode.
     """
-    tx = Transaction(connection, settings.database_schema)
-    before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
-    yield tx
-    tx.execute(_RETURN_SCOPE, before)
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise ConfigurationError(
+            "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
+            " pass one in a transaction, such as that of `with engine.begin() as connection`"
+        )
+    with connection.begin_nested():
+        tx = Transaction(connection, settings.database_schema)
+        before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
+        yield tx
+        tx.execute(_RETURN_SCOPE, before)
 
 
 def in_batches(connection: sa.Connection, settings: Settings, statement: str, parameters: Mapping[str, Any]) -> int:
