@@ -14,7 +14,8 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.ops.pruner import prune
 from mailglass_reconcile.pubsub import events_channel
-from mailglass_reconcile.record.recorder import Recorded, WebhookEvent, append, record_webhook
+from mailglass_reconcile.record.events import append
+from mailglass_reconcile.record.webhooks import Recorded, WebhookEvent, broadcast, record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings
@@ -37,6 +38,7 @@ __all__ = [
     "attempt_link",
     "available",
     "beat_schedule",
+    "broadcast",
     "configure",
     "events_channel",
     "find_orphans",

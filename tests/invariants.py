@@ -155,7 +155,7 @@ def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any
     assert not early, f"told of before their commit: {early}"
     told = defaultdict(list)
     for channel, payload in messages:
-        if payload["meta"]["reconciled_from_event_id"] in state.events:
+        if payload["meta"].get("reconciled_from_event_id") in state.events:
             told[payload["meta"]["event_id"]].append((channel, payload))
     links = {link["id"]: link for link in state.links}
     for event_id, heard in told.items():
