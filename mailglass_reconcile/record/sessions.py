@@ -53,6 +53,8 @@ def publish(messages: Sequence[Message]) -> None:
 
 def publish_after_commit(session: Session, messages: Sequence[Message]) -> None:
     """Publish *messages* when the session has committed, and not if it rolls back."""
+    if not messages:
+        return
     connection = session.connection()
     pending: _Pending | None = session.info.get(_KEY)
     if pending is None or pending.connection is not connection:

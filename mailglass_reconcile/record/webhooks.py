@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -119,8 +119,8 @@ def record_webhook(
     session = sessions.session_of(connection)
     if session is None:
         return recorded
-    sessions.publish_after_commit(session, [each.message for each in recorded if each.message])
-    return [Recorded(each.event_id, each.delivery_id) for each in recorded]
+    sessions.publish_after_commit(session, _messages(recorded))
+    return [replace(each, message=None) for each in recorded]
 
 
 def broadcast(recorded: Iterable[Recorded]) -> None:
@@ -135,7 +135,7 @@ def broadcast(recorded: Iterable[Recorded]) -> None:
     Raises:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
-    sessions.publish([each.message for each in recorded if each.message])
+    sessions.publish(_messages(recorded))
 
 
 def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, number: int) -> str:
@@ -149,6 +149,10 @@ def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, numbe
     """
     identity = json.dumps([tenant_id, provider, provider_event_id, number])
     return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"
+
+
+def _messages(recorded: Iterable[Recorded]) -> list[Message]:
+    return [each.message for each in recorded if each.message]
 
 
 def _canonical(provider: object) -> str:

@@ -8,9 +8,10 @@ import sqlalchemy as sa
 import factories
 from conftest import wait_until
 from mailglass_reconcile import projector
+from mailglass_reconcile.record.webhooks import idempotency_key
 from record.recording import LEDGER, event, record
 
-WAITING_HERE = """
+WAITING = """
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
 
@@ -42,7 +43,7 @@ def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
 
 
 def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
-    """Both wait for the same keys, of orphans and of attached events: each event is recorded by one of them."""
+    """Each event is recorded by one of them, whether it is an orphan or is attached."""
     ids = [f"m-{n}" for n in range(20)]
     factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids[:10]])
     for turn in range(20):
@@ -50,6 +51,23 @@ def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
         one, other = recorded_together(db, events, events[::-1])
         assert all((a.event_id is None) != (b.event_id is None) for a, b in zip(one, other[::-1], strict=True))
     assert db.value(LEDGER) == 20 * len(ids)
+
+
+def test_events_are_inserted_in_the_order_of_their_keys(db):
+    """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
+    first, second = sorted(
+        (event(f"m-{n}", provider_event_id=f"evt-{n}") for n in range(2)),
+        key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, 0),
+    )
+    with db.engine.begin() as holder, ThreadPoolExecutor(1) as threads:
+        record(holder, first)
+        waiting = threads.submit(recorded_together, db, [second, first])
+        wait_until(lambda: db.value(WAITING) == 1)
+        with db.engine.begin() as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            record(other, second)
+        holder.rollback()
+        assert [each.event_id is None for each in waiting.result(timeout=30)[0]] == [True, False]
 
 
 def test_deliveries_are_locked_in_the_order_of_their_ids(db):
@@ -60,7 +78,7 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": rows[0]["id"]})
         events = [event(row["message_id"], provider_event_id=row["id"]) for row in reversed(rows)]
         waiting = threads.submit(recorded_together, db, events)
-        wait_until(lambda: db.value(WAITING_HERE) == 1)
+        wait_until(lambda: db.value(WAITING) == 1)
         free = "SELECT count(*) FROM (SELECT FROM mailglass_deliveries FOR UPDATE SKIP LOCKED) AS d"
         assert db.value(free) == 1
         holder.rollback()

@@ -44,13 +44,23 @@ def test_settings_are_the_callers_again_when_all_went_well(db):
         assert settings_of(connection) == OWN
 
 
-@pytest.mark.parametrize("wrong", [{"occurred_at": NOW.replace(tzinfo=None)}, {"metadata": {"k": object()}}])
-def test_settings_are_the_callers_again_when_an_event_is_refused(db, wrong):
+NAIVE = NOW.replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: record(connection, event(), event(occurred_at=NAIVE)),
+        lambda connection: record(connection, event(), event(metadata={"k": object()})),
+        lambda connection: append(connection, tenant_id="acme", type="sent", occurred_at=NAIVE),
+    ],
+)
+def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
     """The rest of the caller's transaction is as good as before."""
     with db.engine.begin() as connection:
         take(connection)
         with pytest.raises(InvalidEventError):
-            record(connection, event(), event(**wrong))
+            write(connection)
         assert settings_of(connection) == OWN
 
 
