@@ -74,6 +74,10 @@ class _Pending:
         self._marks: dict[str, int] = {}
         sa.event.listen(connection, "before_cursor_execute", self._watch)
 
+    def end(self) -> None:
+        """Look at the connection no longer."""
+        sa.event.remove(self.connection, "before_cursor_execute", self._watch)
+
     # By the statement, because the event `savepoint` does not name the savepoint.
     def _watch(self, _connection: sa.Connection, _cursor: object, statement: str, *_others: object) -> None:
         kind, _, name = statement.partition("SAVEPOINT ")
@@ -99,8 +103,9 @@ def _committed(session: Session) -> None:
 
 
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        session.info.pop(_KEY, None)
+    pending = session.info.pop(_KEY, None) if transaction.parent is None else None
+    if pending is not None:
+        pending.end()
 
 
 def _publish_or_log(messages: Sequence[Message]) -> None:

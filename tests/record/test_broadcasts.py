@@ -115,6 +115,7 @@ def test_a_session_inside_a_transaction_of_the_callers_does_not_speak_too_early(
             record(session, event("m-1"))
             session.commit()
         outer.rollback()
+        assert not connection.dispatch.before_cursor_execute  # nothing of ours stays behind on it
     assert heard(db) == []
 
 
