@@ -14,8 +14,9 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.ops.pruner import prune
 from mailglass_reconcile.pubsub import events_channel
+from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.events import append
-from mailglass_reconcile.record.webhooks import Recorded, WebhookEvent, broadcast, record_webhook
+from mailglass_reconcile.record.webhooks import Recorded, broadcast, record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings

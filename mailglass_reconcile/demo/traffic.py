@@ -10,7 +10,7 @@ from types import TracebackType
 import sqlalchemy as sa
 
 from mailglass_reconcile.demo.story import Mail, Webhook
-from mailglass_reconcile.record.webhooks import idempotency_key
+from mailglass_reconcile.record.drafts import idempotency_key
 
 _SEND = sa.text("""
 INSERT INTO mailglass_deliveries

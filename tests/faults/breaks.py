@@ -227,14 +227,14 @@ BREAKS = (
     ),
     _break(
         "an event id without its tenant",
-        "mailglass_reconcile/record/webhooks.py",
+        "mailglass_reconcile/record/drafts.py",
         "json.dumps([tenant_id, provider,",
         "json.dumps([provider,",
         "record/test_identity.py",
     ),
     _break(
         "an event's key is joined with colons",
-        "mailglass_reconcile/record/webhooks.py",
+        "mailglass_reconcile/record/drafts.py",
         "identity = json.dumps([tenant_id, provider, provider_event_id, number])",
         'identity = f"{tenant_id}:{provider}:{provider_event_id}:{number}"',
         "record/test_identity.py",
@@ -255,14 +255,14 @@ BREAKS = (
     ),
     _break(
         "a recipient leaves no flag in the ledger",
-        "mailglass_reconcile/record/webhooks.py",
+        "mailglass_reconcile/record/drafts.py",
         '**({"recipient_known": True} if recipient else {}),',
         "",
         "record/test_personal_data.py",
     ),
     _break(
         "`Email` goes into the ledger, `email` does not",
-        "mailglass_reconcile/record/webhooks.py",
+        "mailglass_reconcile/record/drafts.py",
         "return name.strip().lower()",
         "return name",
         "record/test_personal_data.py",
