@@ -14,7 +14,9 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import events_channel
-from mailglass_reconcile.record.recorder import Recorded, WebhookEvent, append, record_webhook
+from mailglass_reconcile.record.drafts import WebhookEvent
+from mailglass_reconcile.record.events import append
+from mailglass_reconcile.record.webhooks import Recorded, broadcast, record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings
@@ -41,6 +43,7 @@ __all__ = [
     "attempt_link",
     "available",
     "beat_schedule",
+    "broadcast",
     "configure",
     "events_channel",
     "find_orphans",

@@ -7,8 +7,8 @@ a minimum or an OR over the events, and over what the row itself holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, TypeVar
 
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report, array_literal
@@ -39,7 +39,8 @@ TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "s
 _PROJECT = """
 WITH report AS (
   SELECT r.delivery_id, r.type, array_position(CAST(:standing AS text[]), r.type) AS standing,
-         CASE WHEN r.occurred_at > r.arrived_at OR r.occurred_at < '2000-01-01' THEN r.arrived_at
+         CASE WHEN r.occurred_at < '2000-01-01' THEN r.arrived_at
+              WHEN r.occurred_at - interval '5 minutes' > r.arrived_at THEN r.arrived_at
               ELSE r.occurred_at END AS occurred_at
     FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
                 CAST(:arrived_at AS timestamp[])) AS r (delivery_id, type, occurred_at, arrived_at)
@@ -86,13 +87,19 @@ UPDATE {schema}.mailglass_deliveries AS d
 """
 
 _LOCK = """
-SELECT now()::timestamp::text FROM {schema}.mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid) FOR NO KEY UPDATE
+SELECT id::text FROM {schema}.mailglass_deliveries
+ WHERE id = ANY (CAST(:delivery_ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
 """
 
+NOW = "now"
+"""As a report's arrival: Postgres reads it as the time at which the transaction began."""
 
-def lock(tx: Transaction, delivery_id: str) -> str:
-    """Lock a delivery's row for the caller's transaction, and return the time in UTC."""
-    return str(tx.execute(_LOCK, {"delivery_id": delivery_id}).scalar_one())
+
+def lock(tx: Transaction, delivery_ids: Collection[str]) -> set[str]:
+    """Lock deliveries for the caller's transaction, in the order of their ids, and return those that are there."""
+    if not delivery_ids:
+        return set()
+    return set(tx.execute(_LOCK, {"delivery_ids": array_literal(delivery_ids)}).scalars())
 
 
 def project(tx: Transaction, reports: Sequence[Report]) -> int:
@@ -118,22 +125,37 @@ def project(tx: Transaction, reports: Sequence[Report]) -> int:
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def payload(link: Link) -> str:
-    """Return the JSON message that tells of *link*: ids, type and time; never an address, a subject, a body."""
+class Attached(NamedTuple):
+    """An event that its writer has attached to its delivery at once; `occurred_at` in ISO 8601, UTC."""
+
+    event_id: str
+    delivery_id: str
+    tenant_id: str
+    type: str
+    occurred_at: str
+
+
+def payload(told: Link | Attached) -> str:
+    """Return the JSON message about a link or an attached event: ids, type and time; never an address or a subject."""
     return _to_json(
         {
             "event": "delivery_updated",
-            "delivery_id": link.delivery_id,
-            "event_type": "reconciled",
+            "delivery_id": told.delivery_id,
+            "event_type": "reconciled" if isinstance(told, Link) else told.type,
             "meta": {
-                "event_id": link.event_id,
-                "reconciled_from_event_id": link.orphan_id,
-                "type": link.type,
-                "occurred_at": link.occurred_at,
-                "tenant_id": link.tenant_id,
+                "event_id": told.event_id,
+                **({"reconciled_from_event_id": told.orphan_id} if isinstance(told, Link) else {}),
+                "type": told.type,
+                "occurred_at": _zulu(told.occurred_at),
+                "tenant_id": told.tenant_id,
             },
         }
     )
+
+
+def _zulu(time: str) -> str:
+    """Return a time in UTC with its `Z`; `infinity` and years before Christ stay as Postgres writes them."""
+    return f"{time}Z" if time[-1].isdigit() else time
 
 
 def broadcast(links: Sequence[Link], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:

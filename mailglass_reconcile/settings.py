@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     Attributes:
         database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
         database_schema: The schema of Mailglass's tables and ours.
+        tenant: The tenant of a webhook that is recorded without one.
         redis_url: Where broadcasts go, and where the standalone Celery app keeps locks and results.
         lock_url: The Redis that keeps the sweep's lock; `redis_url` where unset.
         broker_url: Celery's broker for the standalone app; `redis_url` where unset.
@@ -43,6 +44,7 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = None
     database_schema: str = Field(default="public", min_length=1, max_length=63)
+    tenant: str = Field(default="default", min_length=1, max_length=512)
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
     lock_url: SecretStr | None = None
     broker_url: SecretStr | None = None

@@ -1,7 +1,7 @@
 """The design's rules in plain Python, read from the design and not from the package: how a test knows better."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 OWN_SIDE = ["unknown", "queued", "sent", "dispatched"]
@@ -42,7 +42,8 @@ def fold(row: Mapping[str, Any], events: Iterable[tuple[str, datetime, datetime]
     for kind, occurred_at, arrival in events:
         if kind not in ALL_TYPES:
             continue
-        at = arrival if occurred_at > arrival or occurred_at < datetime(2000, 1, 1) else occurred_at
+        impossible = occurred_at - arrival > timedelta(minutes=5) or occurred_at < datetime(2000, 1, 1)
+        at = arrival if impossible else occurred_at
         if _weight(kind, at) > _weight(state["last_event_type"], state["last_event_at"]):
             state["last_event_type"], state["last_event_at"] = kind, at
         column = f"{kind}_at"

@@ -147,9 +147,31 @@ def test_the_earliest_report_of_a_kind_is_kept(connection):
 
 @pytest.mark.parametrize("at", ["2026-03-02 12:00:00", "infinity", "-infinity", "1999-12-31 23:59:59", "0044-03-15 BC"])
 def test_an_impossible_time_counts_as_arrival(connection, at):
-    """Later than arrival, infinite, or before the year 2000."""
+    """Much later than arrival, infinite, or before the year 2000."""
     found = project(connection, [("delivered", at, NOON)])
     assert (found.last_event_at, found.delivered_at) == (NOON, NOON)
+
+
+@pytest.mark.parametrize("later", [timedelta(milliseconds=3), timedelta(minutes=5)])
+def test_a_time_a_little_later_than_arrival_is_kept(connection, later):
+    """As on every row of Mailglass, which notes the time after its transaction has begun: its events do not tie."""
+    found = project(connection, [("delivered", NOON + later, NOON), ("opened", NOON, NOON)])
+    assert (found.last_event_type, found.last_event_at, found.delivered_at) == ("delivered", NOON + later, NOON + later)
+
+
+def test_a_time_more_than_five_minutes_later_than_arrival_counts_as_arrival(connection):
+    """By a microsecond."""
+    at = NOON + timedelta(minutes=5, microseconds=1)
+    assert project(connection, [("delivered", at, NOON)]).last_event_at == NOON
+
+
+@pytest.mark.parametrize(
+    ("at", "arrival"),
+    [("4713-01-01 BC", NOON), (NOON, "294276-12-31 23:59:59"), ("294276-12-31 23:59:59", NOON), ("infinity", NOON)],
+)
+def test_no_time_that_postgres_can_hold_fails_a_projection(connection, at, arrival):
+    """The five minutes lead past neither end of its calendar."""
+    assert project(connection, [("delivered", at, arrival)]).last_event_at == NOON
 
 
 @pytest.mark.parametrize("kind", ["reconciled", "weird", "", "Delivered", "delivered "])

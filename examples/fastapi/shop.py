@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from celery import Celery
 from fastapi import FastAPI
 
-from mailglass_reconcile import Settings, WebhookEvent, beat_schedule, configure, record_webhook
+from mailglass_reconcile import Settings, WebhookEvent, beat_schedule, broadcast, configure, record_webhook
 from mailglass_reconcile.tasks import reconcile
 
 settings = Settings()
@@ -44,6 +44,7 @@ def postmark(tenant_id: str, report: dict[str, Any]) -> dict[str, bool]:
     )
     with engine.begin() as connection:
         (recorded,) = record_webhook(connection, tenant_id=tenant_id, provider="postmark", events=[event])
+    broadcast([recorded])
     return {"orphan": recorded.delivery_id is None}
 
 

@@ -67,16 +67,19 @@ SELECT current_setting('work_mem') AS work_mem,
 _BORROW_SCOPE = """
 SELECT current_setting('client_encoding') AS client_encoding, current_setting('search_path') AS search_path,
        current_setting('TimeZone') AS time_zone, current_setting('row_security') AS row_security,
-       current_setting('array_nulls') AS array_nulls,
+       current_setting('array_nulls') AS array_nulls, current_setting('enable_seqscan') AS seqscan,
+       current_setting('enable_hashjoin') AS hashjoin, current_setting('enable_mergejoin') AS mergejoin,
        set_config('client_encoding', 'UTF8', true), set_config('search_path', :path, true),
        set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),
-       set_config('array_nulls', 'on', true)
+       set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
 """
 
 _RETURN_SCOPE = """
 SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true),
        set_config('row_security', :row_security, true), set_config('array_nulls', :array_nulls, true),
-       set_config('client_encoding', :client_encoding, true)
+       set_config('enable_seqscan', :seqscan, true), set_config('enable_hashjoin', :hashjoin, true),
+       set_config('enable_mergejoin', :mergejoin, true), set_config('client_encoding', :client_encoding, true)
 """
 
 
@@ -217,15 +220,24 @@ def by_scans(tx: Transaction) -> Iterator[None]:
 
 @contextmanager
 def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transaction]:
-    """Use a caller's transaction in this package's scope, and give its own settings back at the end.
+    """Use a caller's transaction in this package's scope, under a savepoint, and give its own settings back at the end.
 
-    Where the block raises, they are not given back: the caller's transaction is then in error or about to
-    roll back, which undoes them.
+    If the block raises, it costs the savepoint only: what the block did is undone, the settings with it, and the
+    caller's transaction goes on.
+
+    Raises:
+        ConfigurationError: The connection is in autocommit mode.
     """
-    tx = Transaction(connection, settings.database_schema)
-    before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
-    yield tx
-    tx.execute(_RETURN_SCOPE, before)
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise ConfigurationError(
+            "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
+            " pass one in a transaction, such as that of `with engine.begin() as connection`"
+        )
+    with connection.begin_nested():
+        tx = Transaction(connection, settings.database_schema)
+        before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
+        yield tx
+        tx.execute(_RETURN_SCOPE, before)
 
 
 def with_retries(action: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import array_literal
@@ -36,17 +36,36 @@ SELECT e.id::text
                       AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
 """
 
+# In the order of the keys: two webhooks that share several, in whatever order, then wait for each other one way only.
 _APPEND = """
 INSERT INTO {schema}.mailglass_events
        (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
         needs_reconciliation, inserted_at)
-VALUES (CAST(:id AS uuid), :tenant_id, CAST(:delivery_id AS uuid), :type, CAST(:occurred_at AS timestamp),
-        :idempotency_key, :reject_reason, CAST(:metadata AS jsonb), :needs_reconciliation, now()::timestamp)
+SELECT n.*, now()::timestamp
+  FROM unnest(CAST(:ids AS uuid[]), CAST(:tenant_ids AS text[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
+              CAST(:occurred_at AS timestamp[]), CAST(:idempotency_keys AS text[]), CAST(:reject_reasons AS text[]),
+              CAST(:metadata AS jsonb[]), CAST(:needs_reconciliation AS boolean[]))
+       AS n (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata, needed)
+ ORDER BY n.idempotency_key COLLATE "C"
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id::text
 """
 
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
+
+
+class Entry(NamedTuple):
+    """A row of the ledger that a writer appends; `occurred_at` in UTC."""
+
+    id: str
+    tenant_id: str
+    delivery_id: str | None
+    type: str
+    occurred_at: str
+    idempotency_key: str | None
+    reject_reason: str | None
+    metadata: Mapping[str, Any]
+    needs_reconciliation: bool
 
 
 def uuid7() -> str:
@@ -89,28 +108,19 @@ def present(tx: Transaction, event_id: str) -> bool:
     return bool(tx.execute(_PRESENT, {"id": event_id}).scalar_one())
 
 
-def append(
-    tx: Transaction,
-    *,
-    tenant_id: str,
-    delivery_id: str | None,
-    type: str,  # noqa: A002 - the ledger's own name for it
-    occurred_at: str,
-    idempotency_key: str | None,
-    reject_reason: str | None,
-    metadata: Mapping[str, Any],
-    needs_reconciliation: bool,
-) -> str | None:
-    """Append one event, and return its id, or None where its idempotency key was there already."""
-    row = {
-        "id": uuid7(),
-        "tenant_id": tenant_id,
-        "delivery_id": delivery_id,
-        "type": type,
-        "occurred_at": occurred_at,
-        "idempotency_key": idempotency_key,
-        "reject_reason": reject_reason,
-        "metadata": json.dumps(metadata),
-        "needs_reconciliation": needs_reconciliation,
+def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:
+    """Append *entries*, and return the ids of those that are new; the others' idempotency keys were there already."""
+    if not entries:
+        return set()
+    parameters = {
+        "ids": array_literal(entry.id for entry in entries),
+        "tenant_ids": array_literal(entry.tenant_id for entry in entries),
+        "delivery_ids": array_literal(entry.delivery_id for entry in entries),
+        "types": array_literal(entry.type for entry in entries),
+        "occurred_at": array_literal(entry.occurred_at for entry in entries),
+        "idempotency_keys": array_literal(entry.idempotency_key for entry in entries),
+        "reject_reasons": array_literal(entry.reject_reason for entry in entries),
+        "metadata": array_literal(json.dumps(entry.metadata) for entry in entries),
+        "needs_reconciliation": array_literal(str(entry.needs_reconciliation) for entry in entries),
     }
-    return tx.execute(_APPEND, row).scalar_one_or_none()
+    return set(tx.execute(_APPEND, parameters).scalars())

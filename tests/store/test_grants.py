@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 import mailglass_reconcile
 from catalog import installation, live
 from factories import delivery, orphan, postmark
-from mailglass_reconcile.record.recorder import WebhookEvent, record_webhook
+from mailglass_reconcile import WebhookEvent, record_webhook
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 

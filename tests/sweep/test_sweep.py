@@ -373,7 +373,7 @@ def test_a_link_is_told_once_on_each_of_two_channels(db, subscriber, tenant, cha
             "event_id": db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'"),
             "reconciled_from_event_id": orphan,
             "type": "opened",
-            "occurred_at": "2026-02-03T04:05:06.5",
+            "occurred_at": "2026-02-03T04:05:06.5Z",
             "tenant_id": tenant,
         },
     }

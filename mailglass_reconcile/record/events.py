@@ -1,0 +1,88 @@
+"""Writing one event into the ledger."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import InvalidEventError, database_errors
+from mailglass_reconcile.record import storing, validation
+from mailglass_reconcile.record.sessions import connection_of
+from mailglass_reconcile.store import ledger
+from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.store.ledger import Entry
+
+RESERVED_KEYS = ("reconciled:", "webhook:")
+"""What the keys begin with that this package makes itself."""
+
+
+def append(
+    connection: sa.Connection | Session,
+    *,
+    tenant_id: str,
+    type: str,  # noqa: A002 - the ledger's own name for it
+    occurred_at: dt.datetime,
+    delivery_id: UUID | None = None,
+    idempotency_key: str | None = None,
+    reject_reason: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    needs_reconciliation: bool = False,
+) -> UUID | None:
+    """Append one event to the ledger, in the caller's transaction; project and broadcast nothing.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session, in a transaction; its settings are as before afterwards.
+        tenant_id: The tenant.
+        type: One of the known types, as in `WebhookEvent`.
+        occurred_at: When it happened, with a time zone.
+        delivery_id: Its delivery, if known.
+        idempotency_key: A key under which it is appended once, of 1 to 512 characters; it must not begin with
+            `reconciled:` or `webhook:`.
+        reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
+        metadata: What else to keep, as JSON. It is stored as given, addresses included, and can never be erased.
+        needs_reconciliation: True for an orphan, whose delivery a sweep is to find.
+
+    Returns:
+        The new event's id, or None if the ledger has the key already.
+
+    Raises:
+        InvalidEventError: The event cannot be recorded; nothing was written.
+        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is untouched.
+        TypeError: *connection* is something else.
+    """
+    entry = Entry(
+        id=ledger.uuid7(),
+        tenant_id=validation.name("tenant_id", tenant_id),
+        delivery_id=_delivery_id(delivery_id),
+        type=validation.known_type("type", type),
+        occurred_at=validation.utc("occurred_at", occurred_at),
+        idempotency_key=_own_key(idempotency_key),
+        reject_reason=validation.reject_reason("reject_reason", reject_reason),
+        metadata=storing.metadata("metadata", metadata or {}),
+        needs_reconciliation=needs_reconciliation,
+    )
+    with database_errors(), borrowed(connection_of(connection), runtime.get_settings()) as tx:
+        inserted = ledger.append(tx, [entry])
+    return UUID(entry.id) if inserted else None
+
+
+def _own_key(key: object) -> str | None:
+    if key is None:
+        return None
+    text = validation.name("idempotency_key", key)
+    if text.startswith(RESERVED_KEYS):
+        raise InvalidEventError(f"idempotency_key must not begin with {' or '.join(RESERVED_KEYS)}")
+    return text
+
+
+def _delivery_id(value: object) -> str | None:
+    try:
+        return None if value is None else str(UUID(str(value)))
+    except ValueError:
+        raise InvalidEventError("delivery_id must be a UUID or None") from None

@@ -1,0 +1,83 @@
+"""The fields that a writer accepts: what cannot be recorded is refused before anything is written.
+
+A refusal names the field and the reason, never the value. `docs/recording.md` lists what is refused, what repaired.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import re
+from collections.abc import Collection
+
+from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.projector import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.record.storing import storable
+from mailglass_reconcile.sweep.keys import MAX_ID_LENGTH, is_usable
+
+TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
+REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
+
+
+def known_type(field: str, value: object) -> str:
+    """Return *value* if it is a type that a writer may record."""
+    return _known(field, value, "type", TYPES)
+
+
+def reject_reason(field: str, value: object) -> str | None:
+    """Return *value* if it is None or a known reason."""
+    return None if value is None else _known(field, value, "reason", REJECT_REASONS)
+
+
+def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:
+    if isinstance(value, str) and value in known:
+        return value
+    nearest = difflib.get_close_matches(value.lower()[:100], known, n=1) if isinstance(value, str) else []
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(known)}")
+
+
+def name(field: str, value: object) -> str:
+    """Return a tenant's, a provider's or a key's *value*, as it is."""
+    if isinstance(value, str) and value.strip() and is_usable(value):
+        return value
+    raise InvalidEventError(f"{field} must be a text of 1 to 512 characters without control characters")
+
+
+def utc(field: str, value: object) -> str:
+    """Return a time in UTC, as Postgres reads it."""
+    if not isinstance(value, dt.datetime):
+        raise InvalidEventError(f"{field} must be a datetime with a time zone")
+    if value.utcoffset() is None:
+        raise InvalidEventError(f"{field} must have a time zone, because nobody can tell which one was meant")
+    try:
+        return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat()
+    except OverflowError:
+        raise InvalidEventError(f"{field} must be within the years 1 to 9999 in UTC") from None
+
+
+def event_id(field: str, value: object) -> str:
+    """Return a provider's id of an event as a text, whole and as it came."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidEventError(f"{field} must be a text or an integer")
+    text = str(value).strip()
+    if not text:
+        raise InvalidEventError(f"{field} must not be empty, because it tells whether an event was recorded already")
+    return text
+
+
+def message_id(field: str, value: object) -> str | None:
+    """Return a message id as a text that can be stored; one that is too long stays too long to be matched."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InvalidEventError(f"{field} must be a text, an integer or None")
+    return None if value is None else storable(str(value))[: MAX_ID_LENGTH + 1]
+
+
+def recipient(field: str, value: object) -> str | None:
+    """Return the address of a recipient, without a display name, or None if it is empty."""
+    if not isinstance(value, str | None):
+        raise InvalidEventError(f"{field} must be a text or None")
+    text = (value or "").strip()
+    if text.endswith(">"):
+        text = text[text.rfind("<") + 1 : -1].strip()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", storable(text))[:MAX_ID_LENGTH] or None

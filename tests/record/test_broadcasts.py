@@ -1,0 +1,170 @@
+"""What a writer attached is told of after the caller's commit, once per channel, and never if it was rolled back."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+import factories
+import mailglass_reconcile
+from conftest import wait_until
+from record.recording import event, messages, record
+
+
+def heard(db):
+    """Return the message ids of the deliveries that were told of since the last call, one per channel."""
+    ids = {str(row[0]): row[1] for row in db.rows("SELECT id, provider_message_id FROM mailglass_deliveries")}
+    return sorted(ids[payload["delivery_id"]] for _, payload in messages(db))
+
+
+@pytest.fixture
+def deliveries(db):
+    """Three deliveries, `m-1` to `m-3`."""
+    factories.insert(db, deliveries=[factories.delivery_row(f"m-{n}") for n in (1, 2, 3)])
+
+
+def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
+    """Nothing is told before; then one message on each of the two channels, with the event's own type."""
+    delivery = factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        recorded = record(connection, event("m-1", recipient="ada@example.com"), event("m-none", "opened"))
+        assert messages(db) == []
+    mailglass_reconcile.broadcast(recorded)
+    told = messages(db)
+    channel = f"mailglass:events:{factories.TENANT}"
+    assert [name for name, _ in told] == [channel, f"{channel}:{delivery}"]
+    assert [payload for _, payload in told] == 2 * [
+        {
+            "event": "delivery_updated",
+            "delivery_id": delivery,
+            "event_type": "delivered",
+            "meta": {
+                "event_id": str(recorded[0].event_id),
+                "type": "delivered",
+                "occurred_at": "2026-03-01T12:00:00Z",
+                "tenant_id": factories.TENANT,
+            },
+        }
+    ]
+    assert "@" not in repr(recorded)
+
+
+def test_a_webhook_that_comes_again_is_not_told_again(db, deliveries):
+    """Only what was recorded is."""
+    for expected in (["m-1", "m-1"], []):
+        with db.engine.begin() as connection:
+            recorded = record(connection, event("m-1"))
+        mailglass_reconcile.broadcast(recorded)
+        assert heard(db) == expected
+
+
+def test_a_session_broadcasts_by_itself_when_it_has_committed(db, deliveries):
+    """Once per commit, also if the caller broadcasts as well."""
+    with Session(db.engine) as session:
+        recorded = record(session, event("m-1"))
+        recorded += record(session, event("m-2", provider_event_id="2"))
+        assert heard(db) == []
+        session.commit()
+        mailglass_reconcile.broadcast(recorded)
+        assert heard(db) == ["m-1", "m-1", "m-2", "m-2"]
+        record(session, event("m-3", provider_event_id="3"))
+        session.commit()
+        assert heard(db) == ["m-3", "m-3"]
+        session.commit()
+    assert heard(db) == []
+
+
+@pytest.mark.parametrize("end", [Session.rollback, Session.close, Session.invalidate])
+def test_a_session_that_does_not_commit_tells_nobody(db, deliveries, end):
+    """However its transaction ends, and whatever it commits later."""
+    session = Session(db.engine)
+    record(session, event("m-1"))
+    end(session)
+    record(session, event("m-2"))
+    session.commit()
+    session.close()
+    assert heard(db) == ["m-2", "m-2"]
+
+
+def test_a_savepoint_that_is_rolled_back_takes_its_messages_with_it(db, deliveries):
+    """Of a session or of its connection; what was released stays, and waits for the commit."""
+    with Session(db.engine) as session:
+        with session.begin_nested():
+            record(session, event("m-1"))
+        assert heard(db) == []
+        for begin in (session.begin_nested, session.connection().begin_nested):
+            lost = begin()
+            with session.begin_nested():
+                record(session, event("m-2", provider_event_id="2"))
+            lost.rollback()
+        record(session, event("m-3", provider_event_id="3"))
+        session.commit()
+    assert heard(db) == ["m-1", "m-1", "m-3", "m-3"]
+
+
+def test_a_session_inside_a_transaction_of_the_callers_does_not_speak_too_early(db, deliveries):
+    """Its commit is none if the connection's transaction is somebody else's, as in many test suites."""
+    with db.engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            record(session, event("m-1"))
+            session.commit()
+        outer.rollback()
+        assert not connection.dispatch.before_cursor_execute  # nothing of ours stays behind on it
+    assert heard(db) == []
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0", "nonsense://"])
+def test_a_redis_that_does_not_answer_costs_a_commit_a_second_and_no_error(db, deliveries, url, caplog):
+    """The commit has happened; the message is lost, and the log says so."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        settings = mailglass_reconcile.Settings(database_url=db.url, redis_url=url.format(port=port))
+        mailglass_reconcile.configure(engine=db.engine, settings=settings)
+        with Session(db.engine) as session:
+            record(session, event("m-1"))
+            began = time.monotonic()
+            session.commit()
+            assert time.monotonic() - began < 2
+    assert db.value("SELECT count(*) FROM mailglass_events") == 1
+    assert "MAILGLASS_REDIS_URL" in caplog.text
+
+
+def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries):
+    """The loop goes on while a Redis that does not answer is waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        settings = mailglass_reconcile.Settings(database_url=db.url, redis_url=url)
+        mailglass_reconcile.configure(engine=db.engine, settings=settings)
+
+        async def commit():
+            engine = create_async_engine(make_url(db.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+            async with AsyncSession(engine) as session:
+                await session.run_sync(record, event("m-1"))
+                began = time.monotonic()
+                await session.commit()
+                spent = time.monotonic() - began
+            await engine.dispose()
+            return spent
+
+        assert asyncio.run(commit()) < 0.3
+
+
+def test_an_async_session_broadcasts_by_itself(db, deliveries):
+    """As any other session does."""
+
+    async def commit():
+        engine = create_async_engine(make_url(db.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+        async with AsyncSession(engine) as session:
+            await session.run_sync(record, event("m-1"))
+            await session.commit()
+        await engine.dispose()
+
+    asyncio.run(commit())
+    found = []
+    wait_until(lambda: found.extend(heard(db)) or found == ["m-1", "m-1"])

@@ -1,0 +1,138 @@
+"""The caller's transaction: what may be handed over, what is given back, and what stays if we fail."""
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+import factories
+from mailglass_reconcile import ConfigurationError, InvalidEventError, MailglassReconcileError, append, find_orphans
+from mailglass_reconcile.sweep import match
+from record.recording import LEDGER, NOW, event, record
+
+SETTINGS = ("search_path", "TimeZone", "row_security", "client_encoding", "array_nulls")
+OWN = ("pg_temp, public", "Asia/Kathmandu", "on", "LATIN1", "off")
+
+
+def append_one(connection):
+    """Append a single event."""
+    return append(connection, tenant_id="acme", type="sent", occurred_at=NOW)
+
+
+WRITERS = pytest.mark.parametrize("write", [record, append_one])
+
+
+def take(connection):
+    """Give a transaction settings of its own."""
+    for name, value in zip(SETTINGS, OWN, strict=True):
+        connection.exec_driver_sql(f"SET LOCAL {name} = {value if ',' in value else repr(value)}")
+
+
+def settings_of(connection):
+    """Return a transaction's settings."""
+    return tuple(connection.exec_driver_sql(f"SELECT current_setting('{name}')").scalar_one() for name in SETTINGS)
+
+
+def test_settings_are_the_callers_again_when_all_went_well(db):
+    """Of either writer, with an orphan and with a delivery that is there."""
+    factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        take(connection)
+        append_one(connection)
+        record(connection, event("m-1"), event("m-2"))
+        find_orphans(connection)
+        assert settings_of(connection) == OWN
+
+
+NAIVE = NOW.replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: record(connection, event(), event(occurred_at=NAIVE)),
+        lambda connection: record(connection, event(), event(metadata={"k": object()})),
+        lambda connection: append(connection, tenant_id="acme", type="sent", occurred_at=NAIVE),
+    ],
+)
+def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
+    """The rest of the caller's transaction is as good as before."""
+    with db.engine.begin() as connection:
+        take(connection)
+        with pytest.raises(InvalidEventError):
+            write(connection)
+        assert settings_of(connection) == OWN
+
+
+def test_an_error_of_the_database_costs_our_savepoint_only(db):
+    """The caller's own writes stay, its settings too; no half of a webhook; and no value of a row is quoted."""
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
+    delivery = factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        take(connection)
+        connection.exec_driver_sql("UPDATE mailglass_deliveries SET stream = 'bulk'")
+        with pytest.raises(MailglassReconcileError, match="23514") as caught:
+            record(connection, event(recipient="ada@example.com"), event("m-1", "clicked"))
+        assert settings_of(connection) == OWN
+    assert "ada@" not in repr(caught.value)
+    assert db.value(LEDGER) == 0
+    assert db.rows("SELECT id::text, stream, lock_version FROM mailglass_deliveries") == [(delivery, "bulk", 1)]
+
+
+@WRITERS
+def test_an_autocommit_connection_is_refused(db, write):
+    """Each statement would be a transaction of its own: half a webhook, a lost projection."""
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+            write(connection, *([event()] if write is record else []))
+        assert db.value(LEDGER) == 0
+
+
+@WRITERS
+def test_a_raw_psycopg_connection_is_told_what_to_pass_instead(db, write):
+    """A TypeError in one line, and nothing happens."""
+    with (
+        psycopg.connect(db.url) as connection,
+        pytest.raises(TypeError, match="pass a SQLAlchemy Connection or Session"),
+    ):
+        write(connection)
+
+
+def test_a_session_lends_its_own_connection_in_its_own_transaction(db):
+    """What it rolls back is gone, what it commits is there; a scoped session too."""
+    with Session(db.engine) as session:
+        append_one(session)
+        record(session, event())
+        assert session.execute(sa.text(LEDGER)).scalar_one() == 2
+        session.rollback()
+        record(session, event())
+        session.commit()
+    scoped = scoped_session(sessionmaker(db.engine))
+    append_one(scoped)
+    scoped.commit()
+    scoped.remove()
+    assert db.value(LEDGER) == 2
+
+
+def test_a_webhook_without_events_writes_nothing(db):
+    """And returns nothing."""
+    with db.engine.begin() as connection:
+        assert record(connection) == []
+
+
+def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch):
+    """Between the decision and the lock another session deletes it."""
+    factories.delivery(db, "m-1")
+    decide = match.decide
+
+    def then_delete(*arguments):
+        found = decide(*arguments)
+        db.run("DELETE FROM mailglass_deliveries")
+        return found
+
+    monkeypatch.setattr(match, "decide", then_delete)
+    with db.engine.begin() as connection:
+        (recorded,) = record(connection, event("m-1"))
+    assert recorded.event_id is not None
+    assert recorded.delivery_id is None
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
