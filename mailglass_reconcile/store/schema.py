@@ -10,8 +10,16 @@ VERSION = "0001"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = "mailglass_reconcile_version"
+TABLES = ("mailglass_open_orphans",)
+TABLE_INDEXES = ("mailglass_open_orphans_arrival_idx",)
+INDEXES = ("mailglass_webhook_events_prune_idx",)
+"""Our indexes on Mailglass's tables."""
+TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
+"""Each trigger calls the function of its own name."""
+GUARD = "mailglass_events_no_truncate"
+"""The trigger against TRUNCATE, and its function; not every installation has it."""
 
-OUR_OBJECTS = frozenset({"mailglass_open_orphans", VERSION_TABLE, "mailglass_webhook_events_prune_idx"})
+OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
 
 
 def require_current(version: str | None) -> None:
