@@ -14,7 +14,7 @@ from mailglass_reconcile import projector
 from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_outage, is_passing, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, open_orphans
-from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.database import in_progress, transaction
 from mailglass_reconcile.store.model import Link, Report
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,17 @@ PAUSE_SECONDS = 0.1
 LOCK_TIMEOUT_MS = 100
 """Below Postgres's deadlock_timeout of one second: a batch gives way long before it could be in a deadlock."""
 STATEMENT_TIMEOUT_MS = 30_000
+DOUBT_SECONDS = 5
+"""How long an attempt waits for a COMMIT whose answer was lost, and which may wait for a stand-by itself."""
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """What an attempt was about to commit when its connection was lost."""
+
+    links: list[Link] = field(default_factory=list)
+    xact_id: str = ""
+    error: DBAPIError | None = None
 
 
 @dataclass(slots=True)
@@ -70,32 +81,43 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
 
 
 def _with_retries(connection: sa.Connection, settings: Settings, pairs: Pairs) -> list[Link]:
-    doubtful: list[Link] = []
+    doubt = _Doubt()
     for attempt in range(1, ATTEMPTS):
         try:
-            return _attempt(connection, settings, pairs, doubtful)
+            return _attempt(connection, settings, pairs, doubt)
         except DBAPIError as error:
             if not is_passing(error):
                 raise
+            doubt.error = error
             logger.warning("a batch is tried again (SQLSTATE %s, attempt %d)", sqlstate(error), attempt)
             time.sleep(PAUSE_SECONDS * attempt)
-    return _attempt(connection, settings, pairs, doubtful)
+    return _attempt(connection, settings, pairs, doubt)
 
 
-def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: list[Link]) -> list[Link]:
-    """Link *pairs*, unless *doubtful*, what an earlier attempt was about to commit, turns out to be there."""
-    if doubtful:
+def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubt: _Doubt) -> list[Link]:
+    """Link *pairs*, unless what an earlier attempt was about to commit turns out to be there."""
+    if doubt.links:
+        if _was_committed(connection, settings, doubt):
+            return doubt.links
+        doubt.links.clear()
+    _link(connection, settings, pairs, doubt)
+    return doubt.links
+
+
+def _was_committed(connection: sa.Connection, settings: Settings, doubt: _Doubt) -> bool:
+    """Wait for the end of the transaction in doubt, and look whether its events are there."""
+    deadline = time.monotonic() + DOUBT_SECONDS
+    while True:
         with transaction(connection, settings, read_only=True) as tx:
-            committed = ledger.present(tx, doubtful[0].event_id)
-        if committed:
-            return doubtful
-        doubtful.clear()
-    _link(connection, settings, pairs, doubtful)
-    return doubtful
+            if not in_progress(tx, doubt.xact_id):
+                return ledger.present(tx, doubt.links[0].event_id)
+        if doubt.error and time.monotonic() > deadline:
+            raise doubt.error
+        time.sleep(PAUSE_SECONDS)
 
 
-def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: list[Link]) -> None:
-    """Claim, append, close, project, in one transaction; *links* receives what it is about to commit."""
+def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubt: _Doubt) -> None:
+    """Claim, append, close, project, in one transaction; *doubt* receives what it is about to commit."""
     with transaction(
         connection,
         settings,
@@ -112,4 +134,5 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, links: li
         open_orphans.close(tx, (c.event_id for c in claimed))
         new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
         projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
-        links += [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
+        doubt.xact_id = tx.xact_id or ""
+        doubt.links += [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
