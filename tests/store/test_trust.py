@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 import mailglass_reconcile
 from catalog import Installation, installation, live
 from factories import delivery, orphan, postmark
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import privileges
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import connect, create_engine, transaction
 from mailglass_reconcile.store.migration import lock
 
 COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
@@ -162,3 +163,16 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
         assert "Traceback" not in done.stderr
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
     assert db.appended() == 0
+
+
+@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, mailglass_reconcile.prune])
+def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, work):
+    """Python gets the refusal by name."""
+    orphan(db, postmark("m-1"))
+    db.run("ALTER TABLE mailglass_open_orphans ENABLE ROW LEVEL SECURITY")
+    db.run("CREATE POLICY hiding ON mailglass_open_orphans USING (false)")
+    settings = db.settings.model_copy(update={"database_url": SecretStr(sweeper)})
+    mailglass_reconcile.configure(engine=create_engine(settings), settings=settings)
+    with pytest.raises(DatabaseRefusedError, match="row level security"):
+        work()
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
