@@ -101,7 +101,10 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
     if state == INSUFFICIENT_PRIVILEGE:
-        return DatabaseRefusedError("the database role lacks a right (SQLSTATE 42501): see the README's list of grants")
+        return DatabaseRefusedError(
+            "the database role lacks a right, or a row level security policy would hide rows from it (SQLSTATE 42501):"
+            " see docs/grants.md"
+        )
     if state == QUERY_CANCELED:
         return DatabaseRefusedError("a statement took too long or was cancelled (SQLSTATE 57014): try again")
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):

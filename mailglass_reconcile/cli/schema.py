@@ -12,13 +12,16 @@ from mailglass_reconcile.store.migration import runner
 
 
 @click.command()
-@click.option("--plan", is_flag=True, help="Show the steps and their SQL; change nothing.")
-@click.option("--check", is_flag=True, help="Exit with 0 where nothing is left to do, with 1 otherwise.")
+@click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
+@click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
 @click.option("--remove", is_flag=True, help="Take out all that is ours; Mailglass's tables stay.")
-def migrate(plan: bool, check: bool, remove: bool) -> None:
+@click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
+def migrate(plan: bool, check: bool, remove: bool, guard_truncate: bool) -> None:
     """Bring the database to this version's schema, while Mailglass goes on writing."""
     if plan + check + remove > 1:
         raise click.UsageError("--plan, --check and --remove exclude each other")
+    if guard_truncate and (check or remove):
+        raise click.UsageError("--guard-truncate goes with a migration or its --plan only")
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
         current = runner.is_current(engine, settings)
@@ -27,4 +30,4 @@ def migrate(plan: bool, check: bool, remove: bool) -> None:
     if remove:
         runner.remove(engine, settings, click.echo)
     else:
-        runner.migrate(engine, settings, click.echo, plan=plan)
+        runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

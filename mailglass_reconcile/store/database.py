@@ -55,7 +55,14 @@ SELECT set_config('client_encoding', 'UTF8', true),
        set_config('enable_seqscan', :scans, true),
        set_config('enable_hashjoin', :scans, true),
        set_config('enable_mergejoin', :scans, true),
-       set_config('mailglass_reconcile.removes_itself', :removes_itself, true)
+       set_config('mailglass_reconcile.removes_itself', :removes_itself, true),
+       CASE WHEN :names_itself THEN pg_current_xact_id()::text END AS xact_id
+"""
+
+# After a fail-over to another server an id may lie in the future, and pg_xact_status refuses such a one.
+_IN_PROGRESS = """
+SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in progress' END
+  FROM (SELECT CAST(CAST(:xact_id AS text) AS xid8) AS id) AS x
 """
 
 _CHOOSE_PATH = """
@@ -90,6 +97,8 @@ class Transaction:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
+        self.xact_id: str | None = None
+        """The transaction's id for `in_progress`, if it was asked for when it began."""
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
@@ -190,13 +199,13 @@ def transaction(
         probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
             tables: for statements that are made of such probes, where stale statistics would cost minutes.
         removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
-            all at once, so that the ledger's trigger need not do it row by row.
+            all at once, so that the ledger's trigger need not do it row by row; its id is in `xact_id`.
     """
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
         tx = Transaction(connection, settings.database_schema)
-        tx.execute(
+        scope = tx.execute(
             _SET_SCOPE,
             {
                 "search_path": SEARCH_PATH,
@@ -205,9 +214,16 @@ def transaction(
                 "read_only": "on" if read_only else None,
                 "scans": "off" if probes_only else "on",
                 "removes_itself": "on" if removes_itself else "off",
+                "names_itself": removes_itself,
             },
         )
+        tx.xact_id = scope.one().xact_id
         yield tx
+
+
+def in_progress(tx: Transaction, xact_id: str) -> bool:
+    """Whether another transaction is neither committed nor rolled back, such as a COMMIT that waits for a stand-by."""
+    return bool(tx.execute(_IN_PROGRESS, {"xact_id": xact_id}).scalar_one())
 
 
 @contextmanager

@@ -5,23 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import in_batches, transaction
+from mailglass_reconcile.store.database import in_batches, in_schema, transaction
 
+# Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
+# its session. If neither says a time that can be, the orphan counts as expired.
 _ADD_MISSING = """
 WITH page AS (
   SELECT id, tenant_id, inserted_at FROM {schema}.mailglass_events
    WHERE needs_reconciliation = true AND delivery_id IS NULL
-     AND inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+     AND inserted_at > now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
      AND (CAST(:after_id AS uuid) IS NULL
           OR (tenant_id, inserted_at, id) > (:after_tenant, CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
    ORDER BY tenant_id, inserted_at, id LIMIT :size
+), dated AS (
+  SELECT p.id, p.tenant_id,
+         CASE WHEN substr(p.id::text, 15, 1) = '7' AND m.made_at <= now()::timestamp + interval '5 minutes'
+                   AND (p.inserted_at - interval '1 day' < m.made_at AND m.made_at < p.inserted_at + interval '1 day'
+                        OR p.inserted_at >= now()::timestamp + interval '1 day')
+              THEN m.made_at
+              WHEN p.inserted_at < now()::timestamp + interval '1 day'
+              THEN least(p.inserted_at, now()::timestamp) END AS arrived_at
+    FROM page AS p,
+         LATERAL (SELECT to_timestamp(('x' || left(replace(p.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
+                         ::timestamp AS made_at) AS m
 ), added AS (
   INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
-  SELECT id, tenant_id, inserted_at FROM page AS p
-   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE r.idempotency_key = 'reconciled:' || p.id
-                       AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM p.tenant_id)
+  SELECT id, tenant_id, arrived_at FROM dated AS d
+   WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+     AND NOT EXISTS (SELECT FROM {schema}.mailglass_events
+                      WHERE idempotency_key = 'reconciled:' || d.id AND type = 'reconciled' AND tenant_id = d.tenant_id)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
@@ -32,8 +47,9 @@ SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS a
 _REMOVE_SETTLED = """
 DELETE FROM {schema}.mailglass_open_orphans AS o
  USING (SELECT event_id FROM {schema}.mailglass_open_orphans AS c
-         WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE r.idempotency_key = 'reconciled:' || c.event_id
-                         AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM c.tenant_id)
+         WHERE EXISTS (SELECT FROM {schema}.mailglass_events
+                        WHERE idempotency_key = 'reconciled:' || c.event_id
+                          AND type = 'reconciled' AND tenant_id = c.tenant_id)
             OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = c.event_id)
          LIMIT :size FOR UPDATE SKIP LOCKED) AS settled
  WHERE o.event_id = settled.event_id
@@ -43,6 +59,7 @@ _REMOVE_EXPIRED = """
 DELETE FROM {schema}.mailglass_open_orphans AS o
  USING (SELECT event_id FROM {schema}.mailglass_open_orphans
          WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
+            OR arrived_at > now()::timestamp + interval '1 day'
          LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
  WHERE o.event_id = expired.event_id
 """
@@ -57,13 +74,36 @@ DELETE FROM {schema}.mailglass_open_orphan_ids AS k
 """
 
 
+_START = {"after_tenant": None, "after_time": None, "after_id": None}
+
+_SCRIPT = """
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL TimeZone = 'UTC';
+SET LOCAL row_security = off;
+{statement};
+COMMIT;
+"""
+
+
+def as_script(settings: Settings) -> str:
+    """Return `add_missing` as SQL to be run by hand: one transaction, whatever the ledger holds."""
+    values = {**_START, "size": 2**31 - 1, "max_age_minutes": settings.max_age_minutes}
+    binds = [sa.bindparam(name, value, sa.Integer if value else sa.Text) for name, value in values.items()]
+    bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema.replace(":", "\\:"))).bindparams(*binds)
+    # A style of parameters that does not double a percent sign of the schema's name.
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    compiled = bound.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    return _SCRIPT.strip().replace("{statement}", str(compiled).strip())
+
+
 def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int:
     """Add the ledger's open orphans within the maximum age that the open set lacks, and return how many.
 
     Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
-    its `inserted_at`, read as UTC.
+    the millisecond of its UUIDv7, or else its `inserted_at` read as UTC.
     """
-    place: dict[str, Any] = {"after_tenant": None, "after_time": None, "after_id": None}
+    place: dict[str, Any] = dict(_START)
     added = 0
     while True:
         with transaction(connection, settings) as tx:

@@ -10,16 +10,16 @@ VERSION = "0001"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = "mailglass_reconcile_version"
+TABLES = ("mailglass_open_orphans", "mailglass_open_orphan_ids")
+TABLE_INDEXES = ("mailglass_open_orphans_arrival_idx", "mailglass_open_orphan_ids_candidate_idx")
+INDEXES = ("mailglass_webhook_events_prune_idx", "mailglass_deliveries_reconcile_idx")
+"""Our indexes on Mailglass's tables."""
+TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
+"""Each trigger calls the function of its own name."""
+GUARD = "mailglass_events_no_truncate"
+"""The trigger against TRUNCATE, and its function; not every installation has it."""
 
-OUR_OBJECTS = frozenset(
-    {
-        "mailglass_open_orphans",
-        "mailglass_open_orphan_ids",
-        "mailglass_deliveries_reconcile_idx",
-        "mailglass_webhook_events_prune_idx",
-        VERSION_TABLE,
-    }
-)
+OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
 
 
 def require_current(version: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from mailglass_reconcile import projector
 from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_outage, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, open_orphans
-from mailglass_reconcile.store.database import Transaction, transaction, with_retries
+from mailglass_reconcile.store.database import PAUSE_SECONDS, Transaction, in_progress, transaction, with_retries
 from mailglass_reconcile.store.model import Link, Report
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ Pairs = Sequence[tuple[str, str]]
 LOCK_TIMEOUT_MS = 100
 """Below Postgres's deadlock_timeout of one second: a batch gives way long before it could be in a deadlock."""
 STATEMENT_TIMEOUT_MS = 30_000
+DOUBT_SECONDS = 5
+"""How long an attempt waits for a COMMIT whose answer was lost, and which may wait for a stand-by itself."""
 
 
 @dataclass(slots=True)
@@ -39,11 +42,16 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Done:
-    """What one transaction does: its links, and the orphans whose key an event of another kind holds."""
+    """What one transaction does, or was about to commit when its connection was lost.
+
+    `taken` are the orphans whose key an event of another kind holds.
+    """
 
     links: list[Link] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
     claimed: int = 0
+    xact_id: str = ""
+    error: DBAPIError | None = None
 
 
 def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expired: Callable[[], bool]) -> Outcome:
@@ -86,15 +94,28 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
 
 def _attempt(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: _Done) -> _Done:
     """Link *pairs*, unless *doubtful*, what an earlier attempt was about to commit, turns out to be there."""
-    if doubtful.links:
+    try:
+        if not (doubtful.links and _was_committed(connection, settings, doubtful)):
+            _link(connection, settings, pairs, doubtful)
+    except DBAPIError as error:
+        doubtful.error = error
+        raise
+    return doubtful
+
+
+def _was_committed(connection: sa.Connection, settings: Settings, doubtful: _Done) -> bool:
+    """Wait for the end of the transaction in doubt, and look whether its events are there."""
+    deadline = time.monotonic() + DOUBT_SECONDS
+    while True:
         with transaction(connection, settings, read_only=True) as tx:
-            committed = ledger.present(tx, doubtful.links[0].event_id)
-        if committed:
-            return doubtful
-    return _link(connection, settings, pairs, doubtful)
+            if not in_progress(tx, doubtful.xact_id):
+                return ledger.present(tx, doubtful.links[0].event_id)
+        if doubtful.error and time.monotonic() > deadline:
+            raise doubtful.error
+        time.sleep(PAUSE_SECONDS)
 
 
-def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: _Done) -> _Done:
+def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful: _Done) -> None:
     """Claim, append, close, project, in one transaction; *doubtful* receives what it is about to commit."""
     doubtful.links, doubtful.taken, doubtful.claimed = [], [], 0
     with transaction(
@@ -107,7 +128,7 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful:
     ) as tx:
         claimed = open_orphans.claim(tx, pairs)
         if not claimed:
-            return doubtful
+            return
         ids = [ledger.uuid7() for _ in claimed]
         inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
         new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
@@ -115,9 +136,9 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful:
         closed = [c for c in claimed if c.event_id not in taken]
         open_orphans.close(tx, [c.event_id for c in closed], [c.event_id for c in closed if c.keyed])
         projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
+        doubtful.xact_id = tx.xact_id or ""
         doubtful.links = [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
         doubtful.taken, doubtful.claimed = sorted(taken), len(claimed)
-    return doubtful
 
 
 def _taken(tx: Transaction, event_ids: Sequence[str]) -> set[str]:

@@ -16,7 +16,7 @@ from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import is_of_data, sqlstate, translated
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, open_orphans
+from mailglass_reconcile.store import candidates, open_orphans, privileges
 from mailglass_reconcile.store.database import Transaction, connect, transaction, with_retries
 from mailglass_reconcile.store.model import Open
 from mailglass_reconcile.sweep import examination, match, windows
@@ -141,11 +141,13 @@ class Sweep:
         return found, left
 
     def _survey(self, tx: Transaction) -> list[Part]:
-        first = self._window is None
         self._window = window = windows.survey(
             tx, self._settings, *examination.marks(), self.result.tenant_id, self._bounds
         )
-        if first and not window.survey.triggers:
+        warning = privileges.warning(tx)
+        if warning:
+            logger.warning("%s", warning)
+        if not window.survey.triggers:
             logger.warning(
                 "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
                 " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"

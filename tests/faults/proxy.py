@@ -45,6 +45,10 @@ class Proxy:
     def close(self) -> None:
         """Stop, and drop what is open."""
         self._listener.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop every connection that is open; new ones are taken."""
         for end in list(self._sockets):
             _close(end)
 

@@ -320,7 +320,7 @@ def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("replica", [True, False])
 def test_a_key_that_is_taken_for_another_delivery_settles_its_orphan(db: Database, first: bool, replica: bool) -> None:
-    """Whoever holds the key has settled it, in either order, and also where the triggers did not fire."""
+    """Whoever holds the key has settled it: the trigger sees a later one, the sweep any other."""
     text = uuid.uuid4().hex
     delivery, other = factories.delivery(db, text), factories.delivery(db)
     orphan = factories.orphan_row(factories.postmark(text))
@@ -335,7 +335,7 @@ def test_a_key_that_is_taken_for_another_delivery_settles_its_orphan(db: Databas
     result = mailglass_reconcile.reconcile()
 
     assert (result.linked, result.failed, result.published) == (0, 0, 0)
-    assert result.skipped == (1 if replica and not first else 0)
+    assert result.skipped == (1 if replica or first else 0)
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert db.value("SELECT lock_version FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery) == 1
 

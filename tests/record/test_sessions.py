@@ -123,14 +123,14 @@ def test_a_webhook_without_events_writes_nothing(db):
 def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch):
     """Between the decision and the lock another session deletes it."""
     factories.delivery(db, "m-1")
-    decide = match.decide
+    look_up = match.match
 
     def then_delete(*arguments):
-        found = decide(*arguments)
+        found = look_up(*arguments)
         db.run("DELETE FROM mailglass_deliveries")
         return found
 
-    monkeypatch.setattr(match, "decide", then_delete)
+    monkeypatch.setattr(match, "match", then_delete)
     with db.engine.begin() as connection:
         (recorded,) = record(connection, event("m-1"))
     assert recorded.event_id is not None

@@ -123,3 +123,20 @@ def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
         with admin.connect() as connection:
             connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("documented", ["mailglass_sweeper", "mailglass_recorder", "mailglass_reader"])
+def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, acting, documented):
+    """`metadata` may hold rendered mail; tenant and recipient are never changed by us."""
+    settings = acting(documented)
+    for statement in (
+        "SELECT metadata FROM mailglass_deliveries",
+        "UPDATE mailglass_deliveries SET tenant_id = 'x'",
+        "UPDATE mailglass_deliveries SET recipient = 'x'",
+        "SELECT raw_payload FROM mailglass_webhook_events",
+    ):
+        with (
+            pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+            database.create_engine(settings).begin() as connection,
+        ):
+            connection.exec_driver_sql(statement)

@@ -1,4 +1,4 @@
-"""The looking before a migration: whether Mailglass's tables have what this package needs of them."""
+"""What a migration looks at before it changes anything: whether Mailglass's tables have what this package needs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
  WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
  GROUP BY c.relname
+"""
+
+_ELSEWHERE = """
+SELECT n.nspname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.relname = 'mailglass_events' AND c.relkind IN ('r', 'p') AND n.nspname <> :schema AND n.nspname !~ '^pg_'
+ ORDER BY 1
 """
 
 # Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
@@ -45,7 +51,7 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
         unique: By table, the columns that it must have a unique index on, in its order, with blanks between.
 
     Raises:
-        ConfigurationError: There is no such schema.
+        ConfigurationError: There is no such schema, or only another one has a ledger and the setting was not given.
         SchemaOutdatedError: Some are there, and something that this package needs is missing.
     """
     schema_name = settings.database_schema
@@ -57,6 +63,8 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
             )
         rows = tx.execute(_COLUMNS, {"schema": schema_name, "tables": list(columns)})
         found = {row.table_name: set(row.columns) for row in rows}
+        if "mailglass_events" not in found and "database_schema" not in settings.model_fields_set:
+            _refuse_second_set(tx)
         if not found:
             return True
         missing = [*_missing_columns(found, columns), *_missing_indexes(tx, found, unique)]
@@ -66,6 +74,15 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
             " Run Mailglass's own migrations first"
         )
     return False
+
+
+def _refuse_second_set(tx: Transaction) -> None:
+    others = tx.execute(_ELSEWHERE, {"schema": tx.schema}).scalars().all()
+    if others:
+        raise ConfigurationError(
+            f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"
+            f" set MAILGLASS_DATABASE_SCHEMA to that schema, or to {tx.schema} for a second set of tables"
+        )
 
 
 def _missing_columns(found: Mapping[str, set[str]], columns: Mapping[str, str]) -> Iterator[str]:

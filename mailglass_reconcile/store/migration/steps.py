@@ -1,61 +1,90 @@
-"""The steps that a migration is made of, each of which lets Mailglass go on writing.
+"""The steps that a migration is made of; Mailglass goes on writing meanwhile.
 
-Each is a transaction of its own whose lock is asked for with a short timeout and, where it is not to be had,
-asked for again; indexes are built concurrently; the open set is filled in batches.
+Each step is a transaction of its own. It waits for a lock only briefly, and asks again if it did not get it; indexes
+are built concurrently; the open orphans are filled in batches.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.errors import CONTENTION_SQLSTATES, LOCK_NOT_AVAILABLE, DatabaseRefusedError, sqlstate
+from mailglass_reconcile.errors import (
+    CONTENTION_SQLSTATES,
+    LOCK_NOT_AVAILABLE,
+    DatabaseRefusedError,
+    SchemaOutdatedError,
+    sqlstate,
+)
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair
-from mailglass_reconcile.store.database import connect, in_schema, transaction
+from mailglass_reconcile.store.database import Transaction, connect, in_schema, transaction
 
 LOCK_TIMEOUT_MS = 100
 """Writers queue behind a lock that is waited for; Mailglass's own give up after 500 ms."""
 LOCK_PATIENCE_SECONDS = 60
 FILL_ORPHANS = 5_000
 
-_INVALID = "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid)"
+# Postgres cancels an autovacuum that somebody has waited for as long as deadlock_timeout. This lock shuts autovacuum
+# out and lets writers in, so it may be waited for that long; the step's own lock then waits for writers alone.
+_AUTOVACUUM_PATIENCE = """
+SELECT set_config('lock_timeout', (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)
+                                  ::int::text, true)
+"""
+_SHUT_OUT_AUTOVACUUM = "LOCK TABLE {schema}.mailglass_events IN SHARE UPDATE EXCLUSIVE MODE"
+_IMPATIENCE = "SELECT set_config('lock_timeout', :milliseconds, true)"
+
+_LEDGER = "SELECT to_regclass(:events) IS NOT NULL"
+_COLUMNS = """
+SELECT a.attname::text FROM pg_attribute AS a
+ WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_FUNCTIONS = """
+SELECT EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                WHERE n.nspname = :schema AND p.proname = ANY (CAST(:names AS text[])))
+"""
+_INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
+
+_NO_TIMEOUTS = """
+SELECT set_config(name, CASE WHEN :off THEN '0' ELSE reset_val END, false) FROM pg_settings
+ WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_timeout', 'idle_session_timeout')
+"""
 
 
 class Steps:
-    """The steps of a migration; in a plan they are told and not taken."""
+    """The steps of a migration; a plan prints their SQL and takes none of them."""
 
     def __init__(
         self, engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, plan: bool = False
     ) -> None:
-        """Prepare steps on the tables that *settings* name; *tell* gets a line for each."""
+        """Prepare steps on the tables that *settings* name; *tell* gets a line for each, or the SQL of a plan."""
         self._engine = engine
         self._settings = settings
         self._tell = tell
         self._plan = plan
 
     def run(self, title: str, sql: str) -> None:
-        """Take one step in one transaction, asking for its locks again until they are to be had.
+        """Take one step in one transaction, asking for its locks again until it gets them.
 
         Raises:
-            DatabaseRefusedError: They were not, for a minute.
+            DatabaseRefusedError: It did not get them for a minute.
         """
-        self._tell(title)
-        text = in_schema(sql, self._settings.database_schema)
+        text = in_schema(sql, self._settings.database_schema).strip()
+        self._title(title)
         if self._plan:
-            self._tell(text.strip())
+            self._tell(
+                f"BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\nSET LOCAL lock_timeout = {LOCK_TIMEOUT_MS};\n"
+                f"{text}\nCOMMIT;"
+            )
             return
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while True:
             try:
-                with (
-                    connect(self._engine) as connection,
-                    transaction(connection, self._settings, lock_timeout_ms=LOCK_TIMEOUT_MS),
-                ):
+                with connect(self._engine) as connection, transaction(connection, self._settings) as tx:
+                    self._shut_out_autovacuum(tx)
                     connection.execution_options(no_parameters=True).exec_driver_sql(text)
                 return
             except DBAPIError as error:
@@ -63,53 +92,87 @@ class Steps:
                     raise
                 if time.monotonic() > deadline:
                     raise DatabaseRefusedError(
-                        f"could not {title}: a transaction of somebody else holds the table for more than"
-                        f" {LOCK_PATIENCE_SECONDS} s; what was done so far stays, run this again later"
+                        f"could not {title}: another transaction held a lock on the table for more than"
+                        f" {LOCK_PATIENCE_SECONDS} s; the steps before this one are done, run migrate again later"
                     ) from None
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
 
-    def index_concurrently(self, name: str, table: str, *columns: str) -> None:
-        """Build an index without blocking writers, unless it is there; an interrupted build's is built anew."""
-        index = self._index(name, table, *columns)
+    def create_table(self, name: str, sql: str, *, columns: str) -> None:
+        """Create a table of ours; one that is there is checked for its *columns* and passed over.
+
+        Raises:
+            SchemaOutdatedError: The table that is there lacks a column.
+        """
         with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
-            broken = tx.execute(_INVALID, {"name": tx.name_of(name)}).scalar_one()
-        if broken:
+            found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
+        if not found:
+            self.run(f"create {name}", sql)
+        elif missing := sorted(set(columns.split()) - found):
+            raise SchemaOutdatedError(
+                f"table {name} lacks {', '.join(missing)}: run `mailglass-reconcile migrate --remove`, then `migrate`"
+            )
+
+    def create_functions(self, title: str, sql: str, *, replacing: str, names: Sequence[str]) -> None:
+        """Create trigger functions and their triggers; what an earlier migration left of them is replaced."""
+        wanted = {"schema": self._settings.database_schema, "names": list(names)}
+        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
+            there = tx.execute(_FUNCTIONS, wanted).scalar_one()
+        self.run(title, replacing + sql if there else sql)
+
+    def index_concurrently(self, name: str, on: str) -> None:
+        """Build an index without blocking writers, unless it is there; what an interrupted build left is dropped.
+
+        Args:
+            name: The index's name.
+            on: The table, and in parentheses what is indexed.
+        """
+        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
+            valid = tx.execute(_INDEX_IS_VALID, {"name": tx.name_of(name)}).scalar_one_or_none()
+        if valid is False:
             self._outside_transaction(
                 f"drop what an interrupted build left of the index {name}",
-                sa.schema.DropIndex(index, if_exists=True),
+                f"DROP INDEX CONCURRENTLY {{schema}}.{name}",
             )
-        self._outside_transaction(
-            f"build the index {name} concurrently", sa.schema.CreateIndex(index, if_not_exists=True)
-        )
+        if not valid:
+            self._outside_transaction(
+                f"build the index {name} concurrently", f"CREATE INDEX CONCURRENTLY {name} ON {{schema}}.{on}"
+            )
 
-    def drop_index_concurrently(self, name: str, table: str) -> None:
+    def drop_index_concurrently(self, name: str) -> None:
         """Drop an index without blocking writers."""
         self._outside_transaction(
-            f"drop the index {name} concurrently",
-            sa.schema.DropIndex(self._index(name, table), if_exists=True),
+            f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
         )
 
     def fill_open_set(self) -> None:
-        """Make the open set what the ledger says, within the maximum age, in batches."""
-        self._tell(f"fill the open set from the ledger, {FILL_ORPHANS} orphans a transaction")
-        if not self._plan:
-            with connect(self._engine) as connection:
-                added = repair.add_missing(connection, self._settings, FILL_ORPHANS)
-                settled = repair.remove_settled(connection, self._settings, FILL_ORPHANS)
-            self._tell(f"{added} open orphans were added, {settled} settled ones removed")
-
-    def _index(self, name: str, table: str, *columns: str) -> sa.Index:
-        """Return an index of columns; one in parentheses is an expression."""
-        metadata = sa.MetaData(schema=self._settings.database_schema)
-        plain = [column for column in columns or ("id",) if not column.startswith("(")]
-        indexed = sa.Table(table, metadata, *(sa.Column(column, sa.Text) for column in plain))
-        parts = [sa.text(c) if c.startswith("(") else indexed.c[c] for c in columns or ("id",)]
-        return sa.Index(name, *parts, postgresql_concurrently=True)
-
-    def _outside_transaction(self, title: str, ddl: sa.schema.ExecutableDDLElement) -> None:
-        self._tell(title)
+        """Make the open orphans equal what the ledger says, within the maximum age, in batches."""
+        self._title(f"fill the open orphans from the ledger, {FILL_ORPHANS} in a transaction")
         if self._plan:
-            self._tell(str(ddl.compile(dialect=postgresql.dialect())).strip())  # type: ignore[no-untyped-call]
+            self._tell(repair.as_script(self._settings))
+            return
+        with connect(self._engine) as connection:
+            added = repair.add_missing(connection, self._settings, FILL_ORPHANS)
+            settled = repair.remove_settled(connection, self._settings, FILL_ORPHANS)
+        self._tell(f"{added} open orphans were added, {settled} settled ones removed")
+
+    def _title(self, title: str) -> None:
+        self._tell(f"-- {title}" if self._plan else title)
+
+    def _shut_out_autovacuum(self, tx: Transaction) -> None:
+        if tx.execute(_LEDGER, {"events": tx.name_of("mailglass_events")}).scalar_one():
+            tx.execute(_AUTOVACUUM_PATIENCE)
+            tx.execute(_SHUT_OUT_AUTOVACUUM)
+        tx.execute(_IMPATIENCE, {"milliseconds": str(LOCK_TIMEOUT_MS)})
+
+    def _outside_transaction(self, title: str, sql: str) -> None:
+        text = in_schema(sql, self._settings.database_schema)
+        self._title(title)
+        if self._plan:
+            self._tell(f"{text};")
             return
         with connect(self._engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(ddl)
+            connection.execute(sa.text(_NO_TIMEOUTS), {"off": True})
+            try:
+                connection.execution_options(no_parameters=True).exec_driver_sql(text)
+            finally:
+                connection.execute(sa.text(_NO_TIMEOUTS), {"off": False})

@@ -1,0 +1,63 @@
+"""One migration of a database at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Transaction, connect, transaction
+
+PATIENCE_SECONDS = 60
+
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile migrate'))"
+
+# The transaction that holds the lock is idle for as long as the migration takes. Older servers lack some of these.
+_NO_TIMEOUTS = """
+SELECT set_config(name, '0', true) FROM pg_settings
+ WHERE name IN ('transaction_timeout', 'idle_in_transaction_session_timeout')
+"""
+
+_HOLDER = """
+SELECT a.pid, a.usename::text AS role, a.application_name AS application
+  FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND (l.classid::bigint << 32) | l.objid::bigint = hashtext('mailglass_reconcile migrate')::bigint
+"""
+
+
+@contextmanager
+def one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
+    """Hold the lock of migrations while the block runs.
+
+    The others ask again: one that waited in a statement would hold up a concurrent index.
+
+    Raises:
+        DatabaseRefusedError: Another session holds the lock for a minute; the message names it.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with connect(engine) as connection:
+        while True:
+            with transaction(connection, settings) as tx:
+                tx.execute(_NO_TIMEOUTS)
+                if tx.execute(_TRY_LOCK).scalar_one():
+                    yield
+                    return
+                if time.monotonic() > deadline:
+                    raise DatabaseRefusedError(_in_words(tx))
+            time.sleep(0.2)
+
+
+def _in_words(tx: Transaction) -> str:
+    holder = tx.execute(_HOLDER).one_or_none()
+    if holder is None:
+        return "another session held the lock of migrations: run migrate again"
+    return (
+        f"process {holder.pid} of role {holder.role!r}, application {holder.application!r}, holds the lock of"
+        f" migrations: wait until it ends, or end it with SELECT pg_terminate_backend({holder.pid})"
+    )

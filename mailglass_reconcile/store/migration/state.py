@@ -1,0 +1,115 @@
+"""What a database has of ours, and whose it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import Transaction
+
+# An ordinary table: reading a view would run code of whoever made it.
+_HAS_VERSION = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version_table) AND relkind = 'r')"
+_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
+
+_OURS = """
+SELECT count(*) FILTER (WHERE c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r') AS tables,
+       count(*) FILTER (WHERE i.indisvalid) AS indexes,
+       count(*) AS anything
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  LEFT JOIN pg_index AS i ON i.indexrelid = c.oid AND c.relname = ANY (CAST(:indexes AS text[]))
+ WHERE n.nspname = :schema AND c.relname = ANY (CAST(:objects AS text[]))
+"""
+
+_TRIGGERS = """
+SELECT t.tgname::text FROM pg_trigger AS t
+  JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.proname = t.tgname
+  JOIN pg_namespace AS n ON n.oid = p.pronamespace AND n.nspname = :schema
+ WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
+"""
+
+_MADE_BY_MAILGLASS = "SELECT to_regclass(:suppressions) IS NOT NULL"
+
+# An index belongs to whoever owns its table, so an index of ours on Mailglass's tables is theirs.
+_NOT_OURS = """
+SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'i' THEN 'index' ELSE 'relation' END AS kind,
+       c.relname::text AS name, pg_get_userbyid(c.relowner)::text AS owner
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+ WHERE n.nspname = :schema
+   AND (c.relname = ANY (CAST(:tables AS text[]))
+        AND (c.relkind <> 'r' OR pg_get_userbyid(c.relowner) <> current_user)
+        OR c.relname = ANY (CAST(:table_indexes AS text[]))
+        AND (c.relkind <> 'i' OR pg_get_userbyid(c.relowner) <> current_user)
+        OR c.relname = ANY (CAST(:indexes AS text[]))
+        AND (c.relkind <> 'i' OR i.indrelid NOT IN (coalesce(to_regclass(:deliveries)::oid, 0),
+                                                    coalesce(to_regclass(:webhooks)::oid, 0))))
+ UNION ALL
+SELECT 'function', p.proname::text, pg_get_userbyid(p.proowner)::text
+  FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+ WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS text[]))
+   AND pg_get_userbyid(p.proowner) <> current_user
+ UNION ALL
+SELECT 'trigger', t.tgname::text, pg_get_userbyid(p.proowner)::text
+  FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+ WHERE t.tgrelid = to_regclass(:events) AND t.tgname = ANY (CAST(:functions AS text[]))
+   AND (pg_get_userbyid(p.proowner) <> current_user OR p.proname <> t.tgname)
+ ORDER BY 1, 2
+"""
+
+
+def version(tx: Transaction) -> str | None:
+    """Return the revision that the database is at, or None."""
+    exists = tx.execute(_HAS_VERSION, _names(tx)).scalar_one()
+    return tx.execute(_VERSION).scalar_one() if exists else None
+
+
+def has_anything(tx: Transaction) -> bool:
+    """Whether any table or index of ours is there."""
+    return bool(tx.execute(_OURS, _names(tx)).one().anything)
+
+
+def is_complete(tx: Transaction, *, guard: bool) -> bool:
+    """Whether the revision, our tables, triggers and indexes are there; also the guard, if it is wanted."""
+    if version(tx) != schema.VERSION:
+        return False
+    ours = tx.execute(_OURS, _names(tx)).one()
+    triggers = set(tx.execute(_TRIGGERS, _names(tx)).scalars())
+    wanted = {*schema.TRIGGERS, *([schema.GUARD] if guard else [])}
+    return (ours.tables, ours.indexes) == (len(schema.TABLES) + 1, len(schema.INDEXES)) and wanted <= triggers
+
+
+def made_by_mailglass(tx: Transaction) -> bool:
+    """Whether Mailglass's own migrations made the tables: ours make no `mailglass_suppressions`."""
+    return bool(tx.execute(_MADE_BY_MAILGLASS, {"suppressions": tx.name_of("mailglass_suppressions")}).scalar_one())
+
+
+def refuse_others(tx: Transaction) -> None:
+    """Refuse to build on an object with a name of ours that another role owns, or that is of another kind.
+
+    Raises:
+        DatabaseRefusedError: Naming object and owner.
+    """
+    found = tx.execute(_NOT_OURS, _names(tx)).all()
+    if found:
+        objects = "; ".join(f"{row.kind} {row.name} belongs to role {row.owner}" for row in found)
+        role = tx.execute("SELECT current_user::text").scalar_one()
+        raise DatabaseRefusedError(
+            f"nothing was changed: in schema {tx.schema}, {objects}. The name is reserved for an object of role"
+            f" {role}: drop the object, or connect as its owner if it comes from an earlier migration"
+        )
+
+
+def _names(tx: Transaction) -> dict[str, Any]:
+    return {
+        "schema": tx.schema,
+        "events": tx.name_of("mailglass_events"),
+        "deliveries": tx.name_of("mailglass_deliveries"),
+        "webhooks": tx.name_of("mailglass_webhook_events"),
+        "version_table": tx.name_of(schema.VERSION_TABLE),
+        "objects": list(schema.OUR_OBJECTS),
+        "tables": [*schema.TABLES, schema.VERSION_TABLE],
+        "table_indexes": list(schema.TABLE_INDEXES),
+        "indexes": list(schema.INDEXES),
+        "functions": [*schema.TRIGGERS, schema.GUARD],
+    }

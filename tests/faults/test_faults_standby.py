@@ -1,0 +1,105 @@
+"""A COMMIT that waits for a synchronous stand-by when its connection is lost: its fate is asked for and waited for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+import factories
+import mailglass_reconcile
+from conftest import APPENDED, wait_until
+from faults import proxy, servers
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.sweep import batch
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+ASKING = "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'pg_xact_status' AND pid <> pg_backend_pid()"
+
+
+class Primary:
+    """A server of the test's own, behind a proxy, whose stand-by may be one that never comes."""
+
+    def __init__(self, url: str, through: proxy.Proxy) -> None:
+        """Use the server at *url*, in front of which *through* stands."""
+        self.through = through
+        self.engine = sa.create_engine(
+            sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+        )
+
+    def value(self, sql: str) -> int:
+        """Return one number."""
+        with self.engine.connect() as connection:
+            return int(connection.exec_driver_sql(sql).scalar_one())
+
+    def wait_for_standby(self, name: str) -> None:
+        """Let every COMMIT that writes wait for the stand-by *name*; for none if that is empty."""
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+        wait_until(lambda: self.value(f"SELECT (current_setting('synchronous_standby_names') = '{name}')::int"))
+
+
+@pytest.fixture
+def primary(redis_url: str) -> Iterator[Primary]:
+    """A migrated primary, and the package configured to reach it through the proxy."""
+    with servers.postgres() as server, proxy.before_postgres(server.url) as (through, url):
+        settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(redis_url))
+        runner.migrate(database.create_engine(settings), settings, lambda line: None)
+        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        yield Primary(server.url, through)
+        mailglass_reconcile.configure()
+
+
+def keyed_orphans(primary: Primary) -> None:
+    """Insert three orphans, let a sweep store their keys, and insert their deliveries."""
+    orphans = [factories.orphan_row(factories.postmark(f"m-{number}")) for number in range(3)]
+    factories.insert(primary, events=orphans)
+    assert mailglass_reconcile.reconcile().unmatched == 3
+    factories.insert(primary, deliveries=[factories.delivery_row(f"m-{number}") for number in range(3)])
+
+
+def test_a_commit_that_waits_for_a_stand_by_is_waited_for_and_its_links_are_told_of(
+    primary: Primary, subscriber: redis.client.PubSub
+) -> None:
+    """The connection is lost while it waits; the sweep asks for its fate, counts its links and publishes them once."""
+    keyed_orphans(primary)
+    primary.wait_for_standby("nobody")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(mailglass_reconcile.reconcile)
+        wait_until(lambda: primary.value(WAITING))
+        primary.through.drop()
+        wait_until(lambda: primary.value(ASKING) or running.done())
+        primary.wait_for_standby("")
+        result = running.result(60)
+    assert (result.status, result.linked, result.published) == ("ok", 3, 6)
+    assert primary.value(APPENDED) == 3
+    told = []
+    wait_until(lambda: told.append(subscriber.get_message(timeout=0.1)) or len([m for m in told if m]) >= 6)
+    events = [json.loads(message["data"])["meta"]["reconciled_from_event_id"] for message in told if message]
+    assert sorted(events) == sorted(2 * list(set(events)))
+
+
+def test_a_commit_that_waits_for_ever_ends_the_sweep_and_says_so(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bounded time it is `failed`, never `ok` with links that appear later."""
+    monkeypatch.setattr(batch, "DOUBT_SECONDS", 0.5)
+    keyed_orphans(primary)
+    primary.wait_for_standby("nobody")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(mailglass_reconcile.reconcile)
+        wait_until(lambda: primary.value(WAITING))
+        primary.through.drop()
+        result = running.result(60)
+    assert (result.status, result.linked) == ("failed", 0)
+    primary.wait_for_standby("")
+    wait_until(lambda: primary.value(APPENDED) == 3)
+    assert mailglass_reconcile.reconcile().status == "ok"

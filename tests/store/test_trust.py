@@ -1,0 +1,178 @@
+"""A role that may create in the schema, or take a lock, gets no power over who migrates, and is named."""
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+import mailglass_reconcile
+from catalog import Installation, installation, live
+from factories import delivery, orphan, postmark
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.database import connect, create_engine, transaction
+from mailglass_reconcile.store.migration import lock
+
+COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
+
+SQUATS = {
+    "view mailglass_reconcile_version": """
+        CREATE FUNCTION evil() RETURNS text LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN '0001'; END $$;
+        CREATE VIEW mailglass_reconcile_version AS SELECT public.evil() AS version_num""",
+    "table mailglass_reconcile_version": "CREATE TABLE mailglass_reconcile_version (version_num text)",
+    "table mailglass_open_orphans": """
+        CREATE TABLE mailglass_open_orphans (event_id uuid PRIMARY KEY, tenant_id text, arrived_at timestamp,
+                                             provider text, candidate_ids text[], recipient text)""",
+    "index mailglass_open_orphans_arrival_idx": """
+        CREATE TABLE theirs (a int); CREATE INDEX mailglass_open_orphans_arrival_idx ON theirs (a)""",
+    "index mailglass_webhook_events_prune_idx": """
+        CREATE TABLE theirs (a int); CREATE INDEX mailglass_webhook_events_prune_idx ON theirs (a)""",
+    "function mailglass_open_orphans_add": """
+        CREATE FUNCTION mailglass_open_orphans_add() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$""",
+    "function mailglass_events_no_truncate": """
+        CREATE FUNCTION mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN RETURN NULL; END $$""",
+}
+
+
+@pytest.fixture
+def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
+    """A role that may create in the schema `public`, as anybody may up to PostgreSQL 14."""
+    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
+    installation(empty_database_url).run(f"GRANT CREATE ON SCHEMA public TO {name}")
+    yield name
+    installation(empty_database_url).run(f"DROP OWNED BY {name} CASCADE")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("named", SQUATS)
+@pytest.mark.parametrize("mailglass", [True, False])
+def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
+    empty_database_url, squatter, named, mailglass
+):
+    """Neither migrating nor removing runs the squatter's code or changes anything."""
+    database = (live if mailglass else installation)(empty_database_url)
+    database.run(f"SET ROLE {squatter}; {SQUATS[named]}")
+    before = database.objects()
+    for work in (database.migrate, database.remove):
+        with pytest.raises(DatabaseRefusedError) as refused:
+            work()
+        assert f"{named} belongs to role {squatter}" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert not database.is_current()
+    assert database.objects() == before
+
+
+def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, squatter):
+    """One that bears the name of ours, on the ledger."""
+    database = live(empty_database_url)
+    database.run(f"""
+        GRANT TRIGGER ON mailglass_events TO {squatter}; SET ROLE {squatter};
+        CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER mailglass_open_orphans_add AFTER INSERT ON mailglass_events EXECUTE FUNCTION theirs()""")
+    with pytest.raises(DatabaseRefusedError, match=f"trigger mailglass_open_orphans_add belongs to role {squatter}"):
+        database.migrate()
+
+
+def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(empty_database_url):
+    """It keeps its rows; one that lacks a column is refused by its name."""
+    database = live(empty_database_url)
+    database.migrate()
+    database.run("DELETE FROM mailglass_reconcile_version; COMMENT ON TABLE mailglass_open_orphans IS 'the same table'")
+    database.migrate()
+    assert "the same table" in str(database.objects())
+    database.run("DELETE FROM mailglass_reconcile_version; ALTER TABLE mailglass_open_orphans DROP COLUMN recipient")
+    with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="mailglass_open_orphans lacks recipient"):
+        database.migrate()
+
+
+def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_the_sweep(empty_database_url, squatter):
+    """The owners of schema and tables are not; once the right is revoked nobody is."""
+    database = live(empty_database_url)
+    expected = f"{squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
+
+    def warning() -> str | None:
+        with connect(database.engine) as connection, transaction(connection, database.settings) as tx:
+            return privileges.warning(tx)
+
+    assert f"warning: {expected}" in database.migrate()
+    assert warning() == expected
+    database.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    assert (warning() or "").startswith(f"PUBLIC, {squatter} may create")
+    database.run(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {squatter}")
+    assert warning() is None
+
+
+def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, squatter, monkeypatch):
+    """Any role may take it: process, role and application are in the one line."""
+    database: Installation = live(empty_database_url)
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0)
+    url = database.engine.url.set(username=squatter).update_query_dict({"application_name": "a joker"})
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as holder:
+        holder.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
+        pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        with pytest.raises(DatabaseRefusedError) as refused:
+            database.migrate()
+    assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)
+    database.migrate()
+
+
+@pytest.fixture
+def sweeper(db, admin) -> Iterator[str]:
+    """The environment's URL of a role that has every grant, and no BYPASSRLS."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+    db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    yield db.engine.url.set(username=role, drivername="postgresql").render_as_string(hide_password=False)
+    db.run(f"DROP OWNED BY {role}")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("command", ["sweep", "prune"])
+@pytest.mark.parametrize("table", ["mailglass_events", "mailglass_deliveries", "mailglass_open_orphans"])
+def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_changes_nothing(
+    db, sweeper, redis_url, command, table
+):
+    """Hidden rows would look like rows that are not there: the prune would close what is open."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    db.run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    db.run(f"CREATE POLICY hiding ON {table} USING (tenant_id = 'nobody')")
+    environment = {**db.environment(redis_url), "MAILGLASS_DATABASE_URL": sweeper}
+    done = subprocess.run([COMMAND, command, "--json"], env=environment, capture_output=True, text=True, check=False)
+    if (command, table) == ("prune", "mailglass_deliveries"):
+        assert json.loads(done.stdout)["settled"] == 0  # it reads no deliveries
+    else:
+        assert done.returncode == 1
+        [line] = [line for line in done.stderr.splitlines() if "42501" in line]
+        assert "row level security" in line
+        assert "Traceback" not in done.stderr
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+    assert db.appended() == 0
+
+
+@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, mailglass_reconcile.prune])
+def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, work):
+    """Python gets the refusal by name."""
+    orphan(db, postmark("m-1"))
+    db.run("ALTER TABLE mailglass_open_orphans ENABLE ROW LEVEL SECURITY")
+    db.run("CREATE POLICY hiding ON mailglass_open_orphans USING (false)")
+    settings = db.settings.model_copy(update={"database_url": SecretStr(sweeper)})
+    mailglass_reconcile.configure(engine=create_engine(settings), settings=settings)
+    with pytest.raises(DatabaseRefusedError, match="row level security"):
+        work()
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
