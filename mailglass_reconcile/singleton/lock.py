@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redis import BlockingConnectionPool, ConnectionPool, Redis, UnixDomainSocketConnection
-from redis.backoff import NoBackoff
+from redis import Redis
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
-from mailglass_reconcile.pubsub import PATIENCE_SECONDS
+from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "mailglass_reconcile:lock:"
 LOCK_SECONDS = 60
 RENEW_SECONDS = 20
 
@@ -46,12 +45,12 @@ if value and value:sub(2) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 class LockBackend:
     """The lock in Redis: taken again by its owner, renewed and released by nobody else.
 
-    Every call waits at most for the client's timeouts, together a second, and then does without the lock.
+    Every call waits for a second at most, whatever the client's timeouts, and then does without the lock.
     """
 
     def __init__(self, client: Redis) -> None:
         """Use the Redis of *client*; nothing connects yet."""
-        self._client = _impatient(client)
+        self._client = impatient(client)
         self._warned = False
 
     def reserve(self, key: str, owner: str) -> str:
@@ -98,27 +97,12 @@ class LockBackend:
 
     def _call(self, script: str, key: str, *arguments: str | int) -> Any:
         try:
-            answer = self._client.eval(script, 1, key, *arguments)
+            answer = within(PATIENCE_SECONDS, lambda: self._client.eval(script, 1, key, *arguments))
         except (RedisError, OSError) as error:
             if not self._warned:
                 self._warned = True
-                logger.warning("the sweep's lock cannot be used (%s); sweeping without it", type(error).__name__)
+                needed = f"the commands EVAL, GET, PTTL, SET, EXPIRE and DEL on the keys {PREFIX}*"
+                logger.warning("the sweep's lock cannot be used (%s); sweeping without it", reason(error, needed))
             return None
         self._warned = False
         return answer
-
-
-def _impatient(client: Redis) -> Redis:
-    """Return a client of the same server that waits half a second at most and asks once, whatever *client* does."""
-    pool = client.connection_pool
-    if type(pool) not in (ConnectionPool, BlockingConnectionPool):
-        return client  # Sentinel's pool, or one of the application's own, is more than its arguments
-    settings = {
-        **pool.connection_kwargs,
-        "socket_timeout": PATIENCE_SECONDS / 2,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-    }
-    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
-        settings["socket_connect_timeout"] = PATIENCE_SECONDS / 2
-    return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **settings))

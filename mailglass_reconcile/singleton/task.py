@@ -15,7 +15,7 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.singleton.lock import LockBackend
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend
 
 RESERVED_HEADER = "mailglass_reserved"
 """On a message whose sender has held the lock for it."""
@@ -50,7 +50,7 @@ class SweepTask(Singleton):
         if not isinstance(tenant_id, str | None) or not isinstance(limit, int | None) or isinstance(limit, bool):
             raise TypeError("tenant_id must be a text and limit an integer, or None")
         which = "all" if tenant_id is None else f"tenant:{_digest(tenant_id)}"
-        return f"mailglass_reconcile:lock:{_deployment()}:{which}"
+        return f"{PREFIX}{_deployment()}:{which}"
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
