@@ -12,9 +12,7 @@ from typing import Any
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.schedule import (
-    PRUNE_EXPIRES_SECONDS,
     PRUNE_TASK,
-    SWEEP_EXPIRES_SECONDS,
     SWEEP_TASK,
     warn_without_celery,
 )
@@ -36,7 +34,7 @@ except ModuleNotFoundError as error:
 logger = logging.getLogger(__name__)
 
 
-@shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, expires=SWEEP_EXPIRES_SECONDS)
+@shared_task(bind=True, base=SweepTask, name=SWEEP_TASK)
 def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None = None) -> dict[str, Any]:
     """Sweep, unless the same sweep is queued or running.
 
@@ -54,16 +52,16 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
         MailglassReconcileError: Nothing was swept.
     """
     self.generate_lock(self.name, (tenant_id, limit))
-    with self.held() as holder:
-        if holder != self.request.id:
-            return {"status": "duplicate", "of": holder}
+    with self.held() as other:
+        if other is not None:
+            return {"status": "duplicate", "of": other}
         sweep = reconciler.prepare(tenant_id, limit)
         with _ended_by_soft_limit(sweep):
             sweep.run(runtime.get_engine())
         return sweep.result.as_dict()
 
 
-@shared_task(name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS)
+@shared_task(name=PRUNE_TASK)
 def prune() -> dict[str, int]:
     """Delete old raw webhooks, and mend the open set; return the counts of `PruneResult`."""
     return pruner.prune().as_dict()

@@ -212,5 +212,33 @@ BREAKS = (
         "true AS pointer",
         "faults/test_state_machine.py",
     ),
+    _break(
+        "a lock that nobody will free is believed",
+        "mailglass_reconcile/singleton/lock.py",
+        "and left > 0 and left <= ARGV[3] * 1000",
+        "",
+        "singleton/test_hostile_lock.py",
+    ),
+    _break(
+        "a run is known by its task's id alone",
+        "mailglass_reconcile/singleton/lock.py",
+        'return f"{uuid4().hex}:{task_id}"',
+        "return task_id",
+        "singleton/test_hostile_lock.py",
+    ),
+    _break(
+        "the thread that renews a lock never ends",
+        "mailglass_reconcile/singleton/lock.py",
+        "            done.set()\n",
+        "",
+        "singleton/test_hostile_lock.py",
+    ),
+    _break(
+        "a forked child uses its parent's connections",
+        "mailglass_reconcile/runtime.py",
+        "_Configured.engine.dispose(close=False)",
+        "pass",
+        "singleton/test_hostile_lock.py",
+    ),
 )
 """Each by itself."""
