@@ -11,6 +11,8 @@ VERSION = "0001"
 
 VERSION_TABLE = "mailglass_reconcile_version"
 
+READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
+
 OUR_OBJECTS = frozenset({"mailglass_open_orphans", VERSION_TABLE, "mailglass_webhook_events_prune_idx"})
 
 
