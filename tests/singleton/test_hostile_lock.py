@@ -8,6 +8,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 from celery import group
+from celery_singleton import Singleton
 
 import mailglass_reconcile
 from conftest import wait_until
@@ -16,6 +17,7 @@ from mailglass_reconcile.schedule import SWEEP_TASK
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton import task as task_module
 from mailglass_reconcile.singleton.lock import LockBackend
+from mailglass_reconcile.singleton.task import SweepTask
 from mailglass_reconcile.store import database
 from singleton.test_lock import KEY, app_on, key, store, unconfigured  # noqa: F401 - fixtures
 
@@ -211,3 +213,24 @@ def test_after_a_fork_an_engine_of_our_own_needs_nothing():
     began = time.monotonic()
     runtime.after_fork()
     assert time.monotonic() - began < 1
+
+
+def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch):  # noqa: F811
+    """Its base class, its setting, its error; its own backend, which would connect to another Redis, is never made."""
+    asking = app_on(store).tasks[SWEEP_TASK]
+    monkeypatch.setattr("celery_singleton.singleton.get_backend", lambda config: pytest.fail("the library's backend"))
+    task = sweep_task()
+    assert isinstance(task._get_current_object(), Singleton)
+    inherited = {name for name in vars(Singleton) if not name.startswith("__") and name not in vars(SweepTask)}
+    assert inherited == {
+        "on_duplicate",
+        "_raise_on_duplicate",
+        "raise_on_duplicate",
+        "singleton_config",
+        "_singleton_config",
+        "_singleton_backend",
+        "unique_on",
+        "lock_expiry",
+    }
+    assert [held_by(task, one) for one in ("a", "b")] == [None, None]
+    assert asking.delay().id == asking.delay().id

@@ -54,6 +54,25 @@ def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environmen
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+socket:///run/redis.sock?password=pa%2Fss&virtual_host=1",
+        "redis+socket://:pa%2Fss@/run/redis.sock?virtual_host=1",
+        "redis://localhost:6379/0?username=me&password=pa%2Fss",
+        "rediss://me:pa%2Fss@localhost:6379/0",
+    ],
+)
+def test_celery_report_prints_no_password(site, url):
+    """`celery report` is pasted into bug reports; where it hides a password is known, and ours is put there."""
+    command = [sys.executable, "-m", "celery", "-A", "mailglass_reconcile", "report"]
+    environment = {**site.environment, "MAILGLASS_REDIS_URL": url, "MAILGLASS_BROKER_URL": url}
+    report = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "broker_url: 'redis" in report
+    assert not re.search("pa(%2F|/)ss", report)
+
+
+@pytest.mark.slow
 def test_a_worker_without_our_queues_does_not_ask_for_a_database(site):
     """It will never sweep."""
     with site.worker("-Q", "other", **UNCONFIGURED):
