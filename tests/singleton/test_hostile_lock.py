@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import uuid
 
 import pytest
 import redis
@@ -16,10 +17,10 @@ from mailglass_reconcile import runtime, tasks
 from mailglass_reconcile.schedule import SWEEP_TASK
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton import task as task_module
-from mailglass_reconcile.singleton.lock import LockBackend
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend
 from mailglass_reconcile.singleton.task import SweepTask
 from mailglass_reconcile.store import database
-from singleton.test_lock import KEY, app_on, key, store, unconfigured  # noqa: F401 - fixtures
+from singleton.test_lock import KEY, app_on, store, unconfigured  # noqa: F401 - fixtures
 
 NOT_TEXT = b"r\xff\xfe\x00"
 
@@ -234,3 +235,25 @@ def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch
     }
     assert [held_by(task, one) for one in ("a", "b")] == [None, None]
     assert asking.delay().id == asking.delay().id
+
+
+def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):  # noqa: F811
+    """A real user with these commands on these keys takes, renews and frees it; with one less, the log names them."""
+    where = store.get_connection_kwargs()
+    name = f"least{uuid.uuid4().hex}"
+    least = ("on", ">pw", "resetkeys", f"~{PREFIX}*", "nocommands", "+select", "+eval")
+    commands = ("+get", "+pttl", "+set", "+expire", "+del")
+    try:
+        store.execute_command("ACL", "SETUSER", name, *least, *commands)
+        lock = LockBackend(redis.Redis(port=where["port"], db=where["db"], username=name, password="pw"))  # noqa: S106
+        assert lock.take(KEY, "a") == lock.take(KEY, "b") == "a"
+        lock.renew(KEY, "a")
+        lock.release(KEY, "a")
+        assert store.keys() == []
+        assert caplog.records == []
+        store.execute_command("ACL", "SETUSER", name, "-pttl")
+        assert [lock.take(KEY, one) for one in ("a", "b")] == ["a", "b"]
+        (record,) = caplog.records
+        assert "EVAL, GET, PTTL, SET, EXPIRE and DEL" in record.getMessage()
+    finally:
+        store.execute_command("ACL", "DELUSER", name)
