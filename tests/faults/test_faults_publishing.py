@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 import mailglass_reconcile
@@ -110,7 +112,8 @@ def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Val
     ):
         pubsub.psubscribe("mailglass:*")
         settings = db.settings.model_copy(update={"batch_size": 1})
-        mailglass_reconcile.configure(engine=db.engine, redis=redis.Redis.from_url(url), settings=settings)
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 3))  # by default it waits a little in between
+        mailglass_reconcile.configure(engine=db.engine, redis=client, settings=settings)
         result = mailglass_reconcile.reconcile()
         direct.publish("mailglass:", "end")
         counts = heard(pubsub, b"end")
