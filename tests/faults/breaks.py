@@ -245,7 +245,7 @@ BREAKS = (
         "mailglass_reconcile/tasks.py",
         '"tenant_id": _shown(tenant_id)}',
         '"tenant_id": tenant_id}',
-        "singleton/test_worker_log.py",
+        "singleton/test_worker_log.py::test_the_result_shows_a_tenant_argument_in_one_line_and_cut",
     ),
 )
 """Each by itself."""

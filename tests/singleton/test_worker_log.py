@@ -144,3 +144,10 @@ def test_the_line_of_a_sweep(result, line, caplog):
     with caplog.at_level(logging.INFO):
         tasks.log_sweep(result)
     assert [line in record.getMessage() for record in caplog.records] == ([True] if line else [])
+
+
+def test_the_result_shows_a_tenant_argument_in_one_line_and_cut(db):
+    """As the task returns it, without a worker."""
+    assert tasks.reconcile("a\nb\x1b")["tenant_id"] == r"a\nb\x1b"
+    assert tasks.reconcile("x" * 1_001)["tenant_id"] == "x" * 1_000 + "…"
+    assert tasks.reconcile("ä b")["tenant_id"] == "ä b"
