@@ -1,6 +1,8 @@
-"""The runnable app: `celery -A mailglass_reconcile worker -B`; configured from the environment."""
+"""The runnable app: `celery -A mailglass_reconcile worker -B -s ~/.mailglass-beat`; configured from the environment."""
 
 from __future__ import annotations
+
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
@@ -17,11 +19,17 @@ _settings = runtime.get_settings()
 
 
 def _celerys_url(secret: SecretStr) -> str:
-    """Return a URL as Celery reads it: `rediss://` must say there that certificates are checked."""
+    """Return a URL as Celery reads it, with certificates checked, and the password where `celery report` hides it."""
     url = secret.get_secret_value()
-    if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
+    if url.startswith("rediss://") and "ssl_cert_reqs=" not in url:
+        url = f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    if "password" not in query:
         return url
-    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
+    user, password = (quote(query.pop(name, ""), safe="") for name in ("username", "password"))
+    place = f"{user}:{password}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=place, query=urlencode(query)))
 
 
 app = Celery("mailglass_reconcile", include=["mailglass_reconcile.tasks"])

@@ -6,38 +6,62 @@ is doubled; and a success says only that a Redis took it, not that anybody heard
 
 from __future__ import annotations
 
+import copy
 import logging
+import queue
+import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 import redis
 from pydantic import SecretStr
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from mailglass_reconcile.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+
 PATIENCE_SECONDS = 1.0
-"""What a Redis that does not answer may cost one sweep in all."""
+"""What a Redis that does not answer, or answers slowly, may cost one sweep in all."""
+
+HEALTHY_SECONDS = 0.01
+"""What one call may take and cost none of that: a Redis in good health needs less."""
 
 CHUNK_LINKS = 500
 """Links per call: a script of a thousand PUBLISH holds Redis for about 2 ms."""
 
-# A replica takes PUBLISH, answers OK and tells nobody beyond itself; a master may become one at any moment.
 _PUBLISH = r"""
-if not string.find(redis.call('INFO', 'replication'), 'role:master', 1, true) then
-  return redis.error_reply('READONLY a replica tells nobody beyond itself')
-end
 for channel, delivery, payload in string.gmatch(ARGV[1], '([^\n]*)\n([^\n]*)\n([^\n]*)\n') do
   redis.call('PUBLISH', channel, payload)
   redis.call('PUBLISH', channel .. ':' .. delivery, payload)
 end
 """
+
+# A replica takes PUBLISH, answers OK and tells nobody beyond itself; a master may become one at any moment.
+_PUBLISH_ON_MASTER = (
+    r"""
+local replication = redis.pcall('INFO', 'replication')
+if type(replication) ~= 'string' then return redis.error_reply('NOINFO this user may not ask') end
+if not string.find(replication, 'role:master', 1, true) then
+  return redis.error_reply('READONLY a replica tells nobody beyond itself')
+end
+"""
+    + _PUBLISH
+)
+
+# For a user who may not ask: since Redis 7, a replica refuses a script with a header that does not say "no-writes".
+_PUBLISH_IF_WRITABLE = "#!lua flags=allow-oom" + _PUBLISH
+
+_DENIED = ("ACL failure", "can't run this command", "compiling script")
+"""What a script's error says if its user may not do what it does; the last two are those of a Redis before 7."""
 
 
 Message = tuple[str, str, str]
@@ -67,6 +91,14 @@ def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
     return channel if delivery_id is None else f"{channel}:{delivery_id}"
 
 
+class Impatient(redis.Redis):
+    """A client whose every call waits half a second for each answer at most, and is made once."""
+
+
+_ours: WeakKeyDictionary[redis.Redis, Impatient] = WeakKeyDictionary()
+"""The client of our own that was made for each one of an application."""
+
+
 def create_client(url: SecretStr, setting: str) -> redis.Redis:
     """Return a client of *url* with short timeouts and without retries; nothing connects yet.
 
@@ -83,7 +115,7 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
     if text.startswith("redis+socket://"):
         text = text.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     try:
-        return redis.Redis.from_url(
+        return Impatient.from_url(
             text,
             socket_connect_timeout=PATIENCE_SECONDS / 2,
             socket_timeout=PATIENCE_SECONDS / 2,
@@ -93,13 +125,79 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
         raise ConfigurationError(f"{setting} cannot be used: it should look like redis://host:6379/0") from None
 
 
+def impatient(client: redis.Redis) -> redis.Redis:
+    """Return a client of our own to the server of *client*, which is left as it is; one of ours is returned itself."""
+    if isinstance(client, Impatient) or not isinstance(client, redis.Redis):  # RedisCluster is none
+        return client
+    if client not in _ours:
+        _ours[client] = Impatient(connection_pool=_impatient_pool(client.connection_pool))
+    return _ours[client]
+
+
+def _impatient_pool(theirs: Any) -> redis.ConnectionPool:
+    # What redis-py puts there for notifications of maintenance belongs to the other pool.
+    settings = {k: v for k, v in theirs.connection_kwargs.items() if not k.startswith(("maint_", "connection_pool"))}
+    settings |= {"socket_timeout": PATIENCE_SECONDS / 2, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
+    if not issubclass(theirs.connection_class, redis.UnixDomainSocketConnection):
+        settings["socket_connect_timeout"] = PATIENCE_SECONDS / 2
+    if isinstance(theirs, SentinelConnectionPool):
+        settings |= {"connection_class": theirs.connection_class}
+        settings |= {"is_master": theirs.is_master, "check_connection": theirs.check_connection}
+        manager = _impatient_sentinel(theirs.sentinel_manager)
+        return SentinelConnectionPool(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
+    pool: redis.ConnectionPool = copy.copy(theirs)
+    pool.connection_kwargs = settings
+    pool.reset()
+    return pool
+
+
+def _impatient_sentinel(theirs: Sentinel) -> Sentinel:
+    sentinel = copy.copy(theirs)
+    sentinel.sentinels = [impatient(client) for client in theirs.sentinels]
+    return sentinel
+
+
+def within(seconds: float, call: Callable[[], Answer]) -> Answer:
+    """Return what *call* returns, or raise what it raises, after *seconds* at the latest.
+
+    Timeouts of sockets alone cannot promise that: a connection takes several answers, an answer several reads, and
+    a name may be looked up for long. What is late goes on in a thread, whose answer nobody hears.
+
+    Raises:
+        TimeoutError: It takes longer.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:  # raised in the thread that waits
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=max(0.0, seconds))
+    except queue.Empty:
+        raise TimeoutError("Redis takes too long") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value] # without an error it is the answer
+
+
+def reason(error: Exception, needed: str) -> str:
+    """Return in a few words why Redis did not do it: the kind of *error*, and *needed* if a right is missing."""
+    denied = isinstance(error, NoPermissionError) or any(words in str(error) for words in _DENIED)
+    return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"
+
+
 class Publisher:
     """Publishes one sweep's messages; gives up for the rest of the sweep once a second has been lost."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self._script = client.register_script(_PUBLISH)
-        self._lost_seconds = 0.0
+        """Use the server of *client*, whose own timeouts and retries do not count; nothing connects yet."""
+        self._client = impatient(client)
+        self._script = _PUBLISH_ON_MASTER
+        self._patience = PATIENCE_SECONDS
         self._warned = False
 
     def publish(self, messages: Sequence[Message]) -> Published:
@@ -112,23 +210,32 @@ class Publisher:
         return outcome
 
     def _try(self, chunk: Sequence[Message]) -> bool:
-        if self._lost_seconds >= PATIENCE_SECONDS:
-            return False
-        began = time.monotonic()
         try:
-            self._script(args=[_lines(chunk)])
+            self._run(_lines(chunk))
         except (RedisError, OSError) as error:
-            self._lost_seconds += time.monotonic() - began
+            if str(error).startswith("NOINFO"):  # which it says before it publishes anything
+                self._script = _PUBLISH_IF_WRITABLE
+                return self._try(chunk)
             self._warn_once(error)
             return False
         return True
 
+    def _run(self, lines: str) -> None:
+        if self._patience <= 0:
+            raise TimeoutError("this sweep's time for Redis is over")
+        began = time.monotonic()
+        try:
+            within(self._patience, lambda: self._client.eval(self._script, 0, lines))
+        finally:
+            self._patience -= max(0.0, time.monotonic() - began - HEALTHY_SECONDS)
+
     def _warn_once(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
+            needed = "the commands EVAL and PUBLISH (before Redis 7 also INFO) on the channels mailglass:events:*"
             logger.warning(
                 "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost",
-                type(error).__name__,
+                reason(error, needed),
             )
 
 

@@ -36,7 +36,9 @@ def configure(
     Args:
         engine: A SQLAlchemy engine on psycopg 3. After a fork, the application disposes of it in the child with
             `engine.dispose(close=False)`, as for its own use.
-        redis: A client for broadcasts. Its timeouts bound what a silent Redis costs a sweep.
+        redis: A client for broadcasts, and for the lock if `MAILGLASS_LOCK_URL` is not set; also one of
+            `redis.sentinel.Sentinel(…).master_for(…)`. It is used as a pattern for a client of our own, which does
+            not retry: a Redis that is away or slow costs a sweep a second, whatever the timeouts of this one.
         settings: Takes the place of the environment.
     """
     _Configured.engine, _Configured.redis, _Configured.settings = engine, redis, settings

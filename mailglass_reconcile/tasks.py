@@ -10,16 +10,18 @@ from types import FrameType
 from typing import Any
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.schedule import (
-    PRUNE_EXPIRES_SECONDS,
     PRUNE_TASK,
-    SWEEP_EXPIRES_SECONDS,
     SWEEP_TASK,
     warn_without_celery,
 )
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import connect, transaction
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import STATES, SweepResult
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
@@ -34,9 +36,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 logger = logging.getLogger(__name__)
+celerys_logger = logging.getLogger("celery.app.trace")
+
+SHOWN_CHARACTERS = 1_000
 
 
-@shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, expires=SWEEP_EXPIRES_SECONDS)
+@shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
 def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None = None) -> dict[str, Any]:
     """Sweep, unless the same sweep is queued or running.
 
@@ -53,20 +58,60 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
         TypeError: An argument is of another type.
         MailglassReconcileError: Nothing was swept.
     """
-    self.generate_lock(self.name, (tenant_id, limit))
-    with self.held() as holder:
-        if holder != self.request.id:
-            return {"status": "duplicate", "of": holder}
-        sweep = reconciler.prepare(tenant_id, limit)
-        with _ended_by_soft_limit(sweep):
-            sweep.run(runtime.get_engine())
-        return sweep.result.as_dict()
+    with _told_in_a_line(SWEEP_TASK):
+        self.generate_lock(self.name, (tenant_id, limit))
+        with self.held() as other:
+            if other is not None:
+                return {"status": "duplicate", "of": other}
+            sweep = reconciler.prepare(tenant_id, limit)
+            with _ended_by_soft_limit(sweep):
+                sweep.run(runtime.get_engine())
+        log_sweep(sweep.result)
+        return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
 
 
-@shared_task(name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS)
+@shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
 def prune() -> dict[str, int]:
     """Delete old raw webhooks, and mend the open set; return the counts of `PruneResult`."""
-    return pruner.prune().as_dict()
+    with _told_in_a_line(PRUNE_TASK):
+        return pruner.prune().as_dict()
+
+
+def log_sweep(result: SweepResult) -> None:
+    """Log a sweep that did something, or could not do all, as one line for a person."""
+    if not (result.linked or result.failed or result.status != "ok"):
+        return
+    whose = "all tenants" if result.tenant_id is None else f"tenant '{_shown(result.tenant_id)}'"
+    rest = [f"{number} {state}" for state in STATES if state != "linked" and (number := getattr(result, state))]
+    rest += [f"{result.publish_failed} broadcasts were lost"] if result.publish_failed else []
+    rest += [] if result.status == "ok" else [f"{result.status}, {result.remaining} remain"]
+    logger.info(
+        "swept %s: linked %d of %d open orphans in %d ms%s",
+        whose,
+        result.linked,
+        result.scanned,
+        result.duration_ms,
+        "".join(f"; {words}" for words in rest),
+    )
+
+
+def _shown(tenant_id: str | None) -> str | None:
+    """Return a tenant argument as logs and results show it: escaped, so that it is one line, and cut."""
+    if tenant_id is None:
+        return None
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in tenant_id[:SHOWN_CHARACTERS])
+    return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
+
+
+@contextmanager
+def _told_in_a_line(task_name: str) -> Iterator[None]:
+    """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO."""
+    try:
+        yield
+    except MailglassReconcileError as error:
+        if not celerys_logger.isEnabledFor(logging.INFO):
+            logger.error("%s did nothing: %s", task_name, error)
+        raise
 
 
 class _SoftLimit(KeyboardInterrupt):
@@ -110,11 +155,25 @@ def _forget_the_parents_connections(**unused: Any) -> None:
 
 
 @celeryd_after_setup.connect
-def _warn_of_queues_without_consumer(instance: Any, **unused: Any) -> None:
-    """Say so where a worker starts that leaves one of our tasks out: nobody else may consume its queue."""
+def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
+    """Say so if a worker starts that leaves one of our tasks out, or that consumes one and cannot run it."""
     app = instance.app
     consumed = app.amqp.queues.consume_from
-    for name in (SWEEP_TASK, PRUNE_TASK):
-        queue = app.amqp.router.route({}, name).get("queue")
+    queues = {name: app.amqp.router.route({}, name).get("queue") for name in (SWEEP_TASK, PRUNE_TASK)}
+    for name, queue in queues.items():
         if queue is not None and queue.name not in consumed:
             logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
+    if any(queue is None or queue.name in consumed for queue in queues.values()):
+        _warn_of_the_database()
+
+
+def _warn_of_the_database() -> None:
+    try:
+        with database_errors(), connect(runtime.get_engine()) as connection:
+            try:
+                with transaction(connection, runtime.get_settings(), read_only=True) as tx:
+                    schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+            finally:
+                connection.invalidate()  # what an application's pool kept open, a fork would share
+    except MailglassReconcileError as error:
+        logger.warning("this worker cannot sweep yet: %s", error)

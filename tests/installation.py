@@ -41,7 +41,9 @@ class Site:
         self.log = log
         self.redis = redis.Redis.from_url(self.url)
         self.redis.flushdb()
-        self.client = Celery("client", broker=self.broker, backend=self.url, set_as_current=False)
+        checked = "&ssl_cert_reqs=required" if self.url.startswith("rediss://") else ""  # Celery wants it said
+        broker = broker or self.url + checked
+        self.client = Celery("client", broker=broker, backend=self.url + checked, set_as_current=False)
 
     def celery(self, *arguments: str, app: str = "mailglass_reconcile", **more: str) -> subprocess.Popen:
         """Start a Celery command whose output goes to the log."""

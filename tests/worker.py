@@ -1,14 +1,16 @@
 """A Celery application as an adopter has one, for the tests that start workers: `celery -A worker worker`.
 
 `WORKER_SWEEP_SECONDS` sets beat's interval; the process's own engine, where `WORKER_POOLED` is set, keeps connections
-open before the fork, as an adopter's does.
+open before the fork, as an adopter's does; `WORKER_SENTINEL` is the port of the Sentinel that knows where Redis is.
 """
 
 import os
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from celery import Celery
 from celery.signals import worker_ready
+from redis.sentinel import Sentinel
 
 import mailglass_reconcile
 from mailglass_reconcile import runtime
@@ -27,6 +29,16 @@ app.conf.update(
 app.conf.beat_schedule |= mailglass_reconcile.make_beat_schedule(
     sweep=float(os.environ.get("WORKER_SWEEP_SECONDS", "3600"))
 )
+
+if "WORKER_SENTINEL" in os.environ:
+    port, number = int(os.environ["WORKER_SENTINEL"]), int(urlsplit(redis_url).path[1:])
+    app.conf.update(
+        broker_url=f"sentinel://127.0.0.1:{port}/{number}",
+        broker_transport_options={"master_name": "mymaster"},
+        result_backend=f"sentinel://127.0.0.1:{port}/{number}",
+        result_backend_transport_options={"master_name": "mymaster"},
+    )
+    mailglass_reconcile.configure(redis=Sentinel([("127.0.0.1", port)]).master_for("mymaster", db=number))
 
 if "WORKER_POOLED" in os.environ:
     engine = sa.create_engine(database.database_url(settings), pool_size=1, max_overflow=0)

@@ -1,7 +1,7 @@
 """A FastAPI application that takes Postmark's webhooks, and the Celery app that sweeps what came too early.
 
-`uvicorn shop:api` and `celery -A shop worker -B`; the environment has MAILGLASS_DATABASE_URL and MAILGLASS_REDIS_URL. A
-real application checks who calls: Postmark's webhooks can carry a user name and a password.
+`uvicorn shop:api` and `celery -A shop worker -B -s ~/.shop-beat`; the environment has MAILGLASS_DATABASE_URL and
+MAILGLASS_REDIS_URL. A real application checks who calls: Postmark's webhooks can carry a user name and a password.
 """
 
 import datetime as dt

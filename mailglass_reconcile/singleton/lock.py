@@ -7,27 +7,35 @@ keeps overlapping sweeps correct.
 from __future__ import annotations
 
 import logging
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
-from redis import BlockingConnectionPool, ConnectionPool, Redis, UnixDomainSocketConnection
-from redis.backoff import NoBackoff
+from redis import Redis
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
-from mailglass_reconcile.pubsub import PATIENCE_SECONDS
+from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "mailglass_reconcile:lock:"
 LOCK_SECONDS = 60
 RENEW_SECONDS = 20
 
-# The lock's value is the owner's task id, behind a mark of one character: "q" queued, "r" running.
-_TAKE = """
-local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) ~= ARGV[1] and not (ARGV[4] == '1' and value:sub(1, 1) == 'q') then return value:sub(2) end
+# The lock's value is a mark of one character, "q" queued or "r" running, and the owner: the task id of a request, or
+# the name of a run, which has a token of its own before the id. Anything else, of another kind or length of life, was
+# left by nobody who will free it, and is taken over.
+_TAKE = r"""
+local value, left = redis.pcall('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+local held = type(value) == 'string' and #value <= 300 and value:find('^[qr][\32-\126]+$')
+  and left > 0 and left <= ARGV[3] * 1000
+local ours = held and (value:sub(2) == ARGV[1]
+  or value:sub(1, 1) == 'q' and (value:sub(2) == ARGV[4] or ARGV[5] == '1'))
+if held and not ours then return value:sub(2) end
 redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'EX', ARGV[3])
 return ARGV[1]
 """
@@ -43,31 +51,43 @@ if value and value:sub(2) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 """
 
 
+def new_run(task_id: str) -> str:
+    """Return the name of a run, by which two runs of one task id (a message that came twice) are two owners."""
+    return f"{uuid4().hex}:{task_id}"
+
+
+def task_of(owner: str) -> str:
+    """Return the task id of a request or of a run."""
+    return re.sub("^[0-9a-f]{32}:", "", owner)
+
+
 class LockBackend:
     """The lock in Redis: taken again by its owner, renewed and released by nobody else.
 
-    Every call waits at most for the client's timeouts, together a second, and then does without the lock.
+    Every call waits for a second at most, whatever the client's timeouts, and then does without the lock.
     """
 
     def __init__(self, client: Redis) -> None:
         """Use the Redis of *client*; nothing connects yet."""
-        self._client = _impatient(client)
+        self._client = impatient(client)
         self._warned = False
+        self._in_the_way: dict[str, tuple[str, float]] = {}
+        """Who has each lock in the way of requests, and since when this process knows."""
 
     def reserve(self, key: str, owner: str) -> str:
         """Take the lock for a request that is about to be queued; otherwise as `take`."""
-        return self._holder(_TAKE, key, owner, "q", LOCK_SECONDS, 0)
+        return self._holder(key, owner, "q", reserved=False)
 
     def take(self, key: str, owner: str, *, reserved: bool = False) -> str:
         """Take the lock for a minute, and return who has it: *owner*, also where Redis cannot be asked.
 
         Args:
             key: The lock.
-            owner: The id of the task that starts.
+            owner: The run that starts: see `new_run`.
             reserved: Whether it held the lock when it was queued. Then it goes before one that is queued still, or
                 else a queue longer than a minute would let each request give way to the next, for ever.
         """
-        return self._holder(_TAKE, key, owner, "r", LOCK_SECONDS, int(reserved))
+        return self._holder(key, owner, "r", reserved=reserved)
 
     def renew(self, key: str, owner: str) -> None:
         """Give *owner* another minute, if the lock is still its own."""
@@ -81,7 +101,7 @@ class LockBackend:
     def kept(self, key: str, owner: str) -> Iterator[None]:
         """Renew *owner*'s lock every 20 seconds while the block runs, and release it at the end."""
         done = threading.Event()
-        threading.Thread(target=self._renew, args=(key, owner, done), daemon=True).start()
+        threading.Thread(target=self._renew, args=(key, owner, done), daemon=True, name=f"renew {key}").start()
         try:
             yield
         finally:
@@ -92,33 +112,35 @@ class LockBackend:
         while not done.wait(RENEW_SECONDS):
             self.renew(key, owner)
 
-    def _holder(self, script: str, key: str, owner: str, *arguments: str | int) -> str:
-        holder = self._call(script, key, owner, *arguments)
-        return holder.decode() if isinstance(holder, bytes) else holder or owner
+    def warn_if_endless(self, key: str, holder: str, seconds: float) -> None:
+        """Log it if *holder* has had the lock in the way of requests for longer than *seconds*, a sweep's longest."""
+        known, since = self._in_the_way.get(key, (None, 0.0))
+        if known != holder:
+            self._in_the_way[key] = (holder, time.monotonic())
+        elif (lasted := time.monotonic() - since) > seconds:
+            logger.warning(
+                "sweeps have been duplicates of task %s for %d s, longer than a sweep can last: if that task does not"
+                " run, find out who keeps the key %s in the lock's Redis, and delete it",
+                task_of(holder),
+                lasted,
+                key,
+            )
+
+    def _holder(self, key: str, owner: str, mark: str, *, reserved: bool) -> str:
+        answer = self._call(_TAKE, key, owner, mark, LOCK_SECONDS, task_of(owner), int(reserved))
+        holder: str = answer.decode() if isinstance(answer, bytes) else answer or owner
+        if holder == owner:
+            self._in_the_way.pop(key, None)
+        return holder
 
     def _call(self, script: str, key: str, *arguments: str | int) -> Any:
         try:
-            answer = self._client.eval(script, 1, key, *arguments)
+            answer = within(PATIENCE_SECONDS, lambda: self._client.eval(script, 1, key, *arguments))
         except (RedisError, OSError) as error:
             if not self._warned:
                 self._warned = True
-                logger.warning("the sweep's lock cannot be used (%s); sweeping without it", type(error).__name__)
+                needed = f"the commands EVAL, GET, PTTL, SET, EXPIRE and DEL on the keys {PREFIX}*"
+                logger.warning("the sweep's lock cannot be used (%s); sweeping without it", reason(error, needed))
             return None
         self._warned = False
         return answer
-
-
-def _impatient(client: Redis) -> Redis:
-    """Return a client of the same server that waits half a second at most and asks once, whatever *client* does."""
-    pool = client.connection_pool
-    if type(pool) not in (ConnectionPool, BlockingConnectionPool):
-        return client  # Sentinel's pool, or one of the application's own, is more than its arguments
-    settings = {
-        **pool.connection_kwargs,
-        "socket_timeout": PATIENCE_SECONDS / 2,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-    }
-    if not issubclass(pool.connection_class, UnixDomainSocketConnection):
-        settings["socket_connect_timeout"] = PATIENCE_SECONDS / 2
-    return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **settings))

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Task
 from celery.result import AsyncResult
@@ -15,7 +15,7 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.singleton.lock import LockBackend
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, LockBackend, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
 """On a message whose sender has held the lock for it."""
@@ -50,54 +50,86 @@ class SweepTask(Singleton):
         if not isinstance(tenant_id, str | None) or not isinstance(limit, int | None) or isinstance(limit, bool):
             raise TypeError("tenant_id must be a text and limit an integer, or None")
         which = "all" if tenant_id is None else f"tenant:{_digest(tenant_id)}"
-        return f"mailglass_reconcile:lock:{_deployment()}:{which}"
+        return f"{PREFIX}{_deployment()}:{which}"
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
     ) -> AsyncResult[Any]:
-        """Enqueue a sweep, or return the result of the one that is queued or running already."""
+        """Enqueue a sweep, or return the result of the one that is queued or running already.
+
+        A request for later (`countdown`, `eta`) meets the lock when its run starts, and so does a duplicate with a
+        *task_id* of its own, as a group, a chord or a chain gives: somebody waits for the result of that id.
+        """
         if self.app.conf.task_always_eager:
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         try:
             key = self.generate_lock(self.name, args, kwargs)
         except ConfigurationError:  # a process that only asks need not know the database; the run meets the lock
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
-        task_id = task_id or uuid()
-        holder = self.singleton_backend.reserve(key, task_id)
-        if holder != task_id:
-            return self.on_duplicate(holder)
+        if options.get("countdown") or options.get("eta"):
+            return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+        asked = task_id or uuid()
+        holder = task_of(self.singleton_backend.reserve(key, asked))
+        if holder != asked:
+            if task_id is None or self._raise_on_duplicate:
+                return self.on_duplicate(holder)
+            return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         options["headers"] = {**(options.get("headers") or {}), RESERVED_HEADER: True}
         try:
-            return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+            return Task.apply_async(self, args, kwargs, task_id=asked, **options)
         except BaseException:
-            self.singleton_backend.release(key, task_id)
+            self.singleton_backend.release(key, asked)
             raise
 
     @contextmanager
-    def held(self) -> Iterator[str]:
-        """Hold the lock while the block runs, and yield who has it; a run in eager mode needs none.
+    def held(self) -> Iterator[str | None]:
+        """Hold the lock while the block runs, and yield None, or whose duplicate this run is; eager mode needs no lock.
 
         Raises:
             TypeError: As in `generate_lock`.
         """
-        owner = self.request.id
-        if self.request.is_eager or owner is None:
-            yield owner
+        if self.request.is_eager or self.request.id is None:
+            yield None
             return
-        key = self.generate_lock(self.name, self.request.args, self.request.kwargs)
+        key, run = self.generate_lock(self.name, self.request.args, self.request.kwargs), new_run(self.request.id)
         backend = self.singleton_backend
-        holder = backend.take(key, owner, reserved=bool((self.request.headers or {}).get(RESERVED_HEADER)))
-        if holder != owner:
-            yield holder
+        holder = backend.take(key, run, reserved=bool((self.request.headers or {}).get(RESERVED_HEADER)))
+        if holder != run:
+            backend.warn_if_endless(key, holder, runtime.get_settings().sweep_seconds + LOCK_SECONDS)
+            yield task_of(holder)
             return
-        with backend.kept(key, owner):
-            yield owner
+        with backend.kept(key, run):
+            yield None
+
+    def release_lock(self, *unused: Any, **unused_too: Any) -> NoReturn:
+        """Refuse: only the run that has a lock frees it."""
+        raise _unsupported("release_lock")
+
+    def unlock(self, *unused: Any, **unused_too: Any) -> NoReturn:
+        """Refuse: only the run that has a lock frees it."""
+        raise _unsupported("unlock")
+
+    def lock_and_run(self, *unused: Any, **unused_too: Any) -> NoReturn:
+        """Refuse: `apply_async` takes the lock."""
+        raise _unsupported("lock_and_run")
+
+    def aquire_lock(self, *unused: Any, **unused_too: Any) -> NoReturn:
+        """Refuse: `apply_async` takes the lock."""
+        raise _unsupported("aquire_lock")
+
+    def get_existing_task_id(self, *unused: Any, **unused_too: Any) -> NoReturn:
+        """Refuse: the answer would be old before anybody could act on it."""
+        raise _unsupported("get_existing_task_id")
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Do nothing: the run has released the lock itself, and nobody else may."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Do nothing: the run has released the lock itself, and one that never ran lets it lapse."""
+
+
+def _unsupported(method: str) -> NotImplementedError:
+    return NotImplementedError(f"{method} of celery-singleton does not work on this lock: see docs/celery-singleton.md")
 
 
 def _deployment() -> str:

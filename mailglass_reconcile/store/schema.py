@@ -19,6 +19,8 @@ TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE, and its function; not every installation has it."""
 
+READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
+
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
 
 

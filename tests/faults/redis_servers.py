@@ -1,0 +1,142 @@
+"""Redis as operators run it: Debian's server over TLS, with a replica and a Sentinel; and a slow way to any server."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from conftest import wait_until
+from mailglass_reconcile.testing.servers import free_port
+
+needs_debians_redis = pytest.mark.skipif(
+    not all(shutil.which(name) for name in ("redis-server", "redis-sentinel", "openssl")),
+    reason="needs redis-server, redis-sentinel and openssl (apt-get install redis-server redis-sentinel openssl)",
+)
+
+
+@contextmanager
+def server(program: str, *lines: str, port: int | None = None, tls: Path | None = None) -> Iterator[int]:
+    """Run Debian's *program* with these lines of configuration, and yield its port."""
+    port = port or free_port()
+    with tempfile.TemporaryDirectory(prefix="mailglass-redis-") as directory:
+        config = Path(directory) / "conf"
+        listening = [f"port {port}"] if tls is None else ["port 0", f"tls-port {port}", *_certificates(tls)]
+        config.write_text("\n".join(["bind 127.0.0.1", 'save ""', f"dir {directory}", *listening, *lines]) + "\n")
+        with (Path(directory) / "log").open("w") as log:
+            process = subprocess.Popen([program, str(config)], stdout=log, stderr=log)
+        try:
+            wait_until(lambda: _listens(port) or process.poll() is not None)
+            assert process.poll() is None, (Path(directory) / "log").read_text()
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _certificates(directory: Path) -> list[str]:
+    return [
+        f"tls-ca-cert-file {directory}/ca.crt",
+        f"tls-cert-file {directory}/server.crt",
+        f"tls-key-file {directory}/server.key",
+        "tls-auth-clients no",
+    ]
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
+
+
+def certificates(directory: Path) -> Path:
+    """Make a certificate authority of one's own, and a certificate of it for the loopback address."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    new = ("-newkey", "rsa:2048", "-nodes")
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=tests", "-days", "2")
+    openssl("req", *new, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
+    signed = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+    openssl("x509", "-req", "-in", "server.csr", "-out", "server.crt", *signed)
+    return directory
+
+
+class Deployment(NamedTuple):
+    """A master, its replica, and the Sentinel that watches them as `mymaster`: their ports."""
+
+    master: int
+    replica: int
+    sentinel: int
+
+
+@contextmanager
+def sentinel() -> Iterator[Deployment]:
+    """Run a master, a replica and a Sentinel that promotes the replica once the master is away for a second."""
+    with (
+        server("redis-server") as master,
+        server("redis-server", f"replicaof 127.0.0.1 {master}", "repl-diskless-sync-delay 0") as replica,
+        server(
+            "redis-sentinel",
+            f"sentinel monitor mymaster 127.0.0.1 {master} 1",
+            "sentinel down-after-milliseconds mymaster 1000",
+        ) as watching,
+    ):
+        with redis.Redis(port=replica) as client:
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+        with redis.Redis(port=watching) as client:
+            wait_until(lambda: client.execute_command("SENTINEL", "REPLICAS", "mymaster"))
+        yield Deployment(master, replica, watching)
+
+
+@contextmanager
+def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
+    """Forward to the server of *url*, each answer *seconds* late, and yield the URL that leads there.
+
+    Args:
+        url: `redis://` and a port of the loopback address.
+        seconds: How long each answer is held back.
+        drops: Hang up in place of an answer to what holds these bytes, when the server has done it.
+    """
+    where = urlsplit(url)
+    closed = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=50)
+
+    def serve(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection((where.hostname, where.port)) as far:
+            while asked := client.recv(1 << 20):
+                far.sendall(asked)
+                while not asked.endswith(b"\r\n"):
+                    asked = client.recv(1 << 20)
+                    far.sendall(asked)
+                answer = far.recv(1 << 20)
+                if closed.wait(seconds) or (drops is not None and drops in asked):
+                    return
+                client.sendall(answer)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield where._replace(netloc=f"127.0.0.1:{listener.getsockname()[1]}").geturl()
+    finally:
+        closed.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()

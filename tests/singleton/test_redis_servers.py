@@ -1,0 +1,132 @@
+"""Broadcasts, lock and results on Redis as operators run it: over TLS with a CA of one's own, and behind Sentinel."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+from pydantic import SecretStr
+from redis.sentinel import Sentinel
+
+import factories
+import mailglass_reconcile
+from conftest import Database, wait_until
+from faults.redis_servers import Deployment, certificates, needs_debians_redis, sentinel, server
+from installation import Site
+from mailglass_reconcile import runtime, tasks
+from mailglass_reconcile.pubsub import Published, Publisher, create_client, events_channel
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend
+
+pytestmark = [needs_debians_redis, pytest.mark.slow]
+
+KEY = f"{PREFIX}test"
+MESSAGES = [("acme", "delivery", "{}")]
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a certificate authority and of a server's certificate."""
+    return certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def over_tls(certified: Path) -> Iterator[str]:
+    """The `rediss://` URL of a server that speaks TLS only, with its CA."""
+    with server("redis-server", "requirepass secret", tls=certified) as port:
+        yield f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={certified}/ca.crt"
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    """A master, a replica and a Sentinel."""
+    with sentinel() as made:
+        yield made
+
+
+def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcasts(db, over_tls, tmp_path) -> None:
+    """The bundled app, configured by one URL alone: the sweep's result comes back, and a subscriber hears it."""
+    site = Site(db, over_tls, tmp_path / "log")
+    site.add(1)
+    pubsub = site.redis.pubsub()
+    pubsub.subscribe(events_channel(factories.TENANT))
+    with site.worker(pool="solo"):
+        holder = site.call()
+        assert site.result(holder)["published"] == 2
+        site.redis.set(key := tasks_key(site), "rsomebody", ex=60)
+        assert site.result(site.call()) == {"status": "duplicate", "of": "somebody"}
+        assert site.redis.exists(key)
+    wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
+    assert site.said("lock cannot be used") == site.said("cannot publish") == 0
+
+
+def tasks_key(site: Site) -> str:
+    """Return the key of the lock of a sweep of all tenants."""
+    settings = site.db.settings.model_copy(update={"redis_url": SecretStr(site.url)})
+    mailglass_reconcile.configure(engine=site.db.engine, settings=settings)
+    app = Celery("adopter", broker="memory://", set_as_current=False)
+    return app.tasks[tasks.SWEEP_TASK].generate_lock("")
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog) -> None:
+    """Without the CA nothing is sent, and the sweep's log says what kind of error it was."""
+    client = create_client(SecretStr(over_tls.partition("?")[0]), "MAILGLASS_REDIS_URL")
+    assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+    assert "secret" not in caplog.text
+
+
+def master_for(deployment: Deployment) -> redis.Redis:
+    """Return the client that an application has from Sentinel."""
+    return Sentinel([("127.0.0.1", deployment.sentinel)]).master_for("mymaster")
+
+
+def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deployment: Deployment) -> None:
+    """`configure(redis=Sentinel(…).master_for(…))`: the sweep is told of, and its lock is on the master."""
+    mailglass_reconcile.configure(engine=db.engine, redis=master_for(deployment), settings=db.settings)
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    with redis.Redis(port=deployment.master) as master, master.pubsub() as pubsub:
+        pubsub.subscribe(events_channel(factories.TENANT))
+        assert mailglass_reconcile.reconcile().published == 2
+        wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
+        lock = LockBackend(runtime.get_lock_redis())
+        assert lock.take(KEY, "a") == lock.take(KEY, "b") == "a"
+        assert master.get(KEY) == b"ra"
+
+
+def test_a_silent_sentinel_costs_a_second() -> None:
+    """It takes the connection and says nothing; the client that was handed over would wait for ever."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        client = Sentinel([("127.0.0.1", silent.getsockname()[1])]).master_for("mymaster")
+        began = time.monotonic()
+        assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+        assert LockBackend(client).take(KEY, "a") == "a"
+    assert time.monotonic() - began < 2.5
+
+
+def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
+    """The master falls silent, Sentinel promotes its replica; what is lost meanwhile is counted."""
+    with sentinel() as deployment:
+        client = master_for(deployment)
+        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        with redis.Redis(port=deployment.master) as master, redis.Redis(port=deployment.replica) as replica:
+            master.client_pause(60_000)
+            assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+            wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert replica.info("replication")["role"] == "master"
+            assert LockBackend(client).take(KEY, "a") == "a"
+            assert replica.get(KEY) == b"ra"
+
+
+def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_broadcasts(
+    db, deployment, tmp_path
+) -> None:
+    """An adopter's app with Celery's own `sentinel://`, and our client by `configure`."""
+    site = Site(db, f"redis://127.0.0.1:{deployment.master}/0", tmp_path / "log")
+    site.add(1)
+    with site.worker(app="worker", pool="solo", WORKER_SENTINEL=str(deployment.sentinel)):
+        result = site.result(site.send(queue="celery"))
+        assert (result["linked"], result["published"]) == (1, 2)
+    assert site.said("lock cannot be used") == site.said("cannot publish") == 0
