@@ -65,7 +65,7 @@ def test_as_root_no_mode_and_no_owner_changes_and_no_user_is_made(home):
     accounts = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
     environment = {**os.environ, "PYTHONPATH": str(home / "checkout" / "site"), "TMPDIR": str(home / "tmp")}
     command = [sys.executable, "-c", ONE_QUERY]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
     assert done.stdout == "42\n", done.stderr
     assert traces(*watched) == before
     now = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
