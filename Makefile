@@ -14,7 +14,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
 
 test: $(VENV)/test.stamp
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow or guard" $(ARGS)
 
 # With the tests that are there to prove something rather than to guard it.
 test-all: $(VENV)/test.stamp

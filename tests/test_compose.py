@@ -28,6 +28,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OURS = ("migrate", "worker", "beat")
 
 
+@pytest.mark.guard
 def test_the_file_is_as_the_compose_specification_wants_it():
     """Checked against the specification's schema, which refuses what it does not know."""
     schema = json.loads((ROOT / "tests/compose_schema.json").read_text())
@@ -37,6 +38,7 @@ def test_the_file_is_as_the_compose_specification_wants_it():
     assert list(check.iter_errors(broken)) != []
 
 
+@pytest.mark.guard
 def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
     """Whoever is waited for as healthy has a health check; whoever has none ends by itself."""
     services = COMPOSE["services"]
@@ -50,6 +52,7 @@ def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
     assert all(services[name]["build"] == "." for name in OURS)
 
 
+@pytest.mark.guard
 def test_neither_file_holds_a_secret_and_the_image_runs_as_a_plain_user():
     """The password comes from the environment, without a default; the last USER is a number that is not root's."""
     passwords = re.findall(

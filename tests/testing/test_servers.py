@@ -114,11 +114,11 @@ def test_a_postgres_stopped_at_once_starts_again_with_what_had_committed():
     ("then", "number", "code"),
     [
         ("pass", None, 0),
-        ("raise ValueError", None, 1),
-        ("sys.exit(3)", None, 3),
+        pytest.param("raise ValueError", None, 1, marks=pytest.mark.slow),
+        pytest.param("sys.exit(3)", None, 3, marks=pytest.mark.slow),
         ("sys.stdin.read()", signal.SIGINT, -signal.SIGINT),
         ("sys.stdin.read()", signal.SIGTERM, 128 + signal.SIGTERM),
-        ("sys.stdin.read()", signal.SIGHUP, 128 + signal.SIGHUP),
+        pytest.param("sys.stdin.read()", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.slow),
     ],
     ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP"],
 )
