@@ -75,7 +75,7 @@ def _play(screen: Screen, settings: Settings) -> verdict.Verdict:
         screen.tell("redis", f"listening to the channels of {' and '.join(plot.TENANTS)}")
         with _sweeper(screen, settings) as sweeper, screen.live():
             director = Director(screen, connection, traffic, listener, sweeper)
-            quiet = director.play(waves, links=len(plot.matchable(waves)))
+            quiet = director.play(waves)
         with engine.connect() as judging:
             return verdict.judge(judging, waves, traffic, listener.heard, quiet)
 
