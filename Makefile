@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Twice as many workers as cores, because the tests mostly wait. A Redis that is given is not shared: channels are global.
-WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN)))))
+# One worker more than cores, because tests wait. They do not share a Redis that is given: its channels are global.
+WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-all lint faults soak broken bench rabbitmq clean
