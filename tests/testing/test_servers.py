@@ -20,6 +20,7 @@ import redis
 from conftest import wait_until
 from mailglass_reconcile.testing import servers
 
+ROOT = Path(__file__).parent.parent.parent
 PASSWORD = uuid.uuid4().hex
 
 ONE_QUERY = """
@@ -143,6 +144,40 @@ def test_the_servers_stop_on_every_way_out(then, number, code):
         assert process.wait(30) == code
     wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])
     directory.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
+def test_a_parallel_test_run_leaves_nothing(number):
+    """Each worker stops its own servers: at the end, and on a signal to the process that runs the workers."""
+    with tempfile.TemporaryDirectory(prefix="mgrun-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        others = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+        command = [
+            "pytest",
+            "-n",
+            "2",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={directory / 'base'}",
+            "tests/store",
+        ]
+        with subprocess.Popen(
+            [sys.executable, "-m", *command, *(["-k", "engine"] if number is None else [])],
+            cwd=ROOT,
+            env={**others, "TMPDIR": name},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            if number is not None:
+                wait_until(lambda: len(list(directory.glob("mailglass-pg-*"))) == 2, 60)
+                process.send_signal(number)
+            assert (process.wait(60) == 0) == (number is None)
+        wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])
+        assert not list(directory.glob("mailglass-*"))
 
 
 def _in(process: psutil.Process, directory: Path) -> bool:
