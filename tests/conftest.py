@@ -24,6 +24,9 @@ servers.exit_on_signals()
 
 pytest_plugins = ["installation"]
 
+FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+"""Settings for data that nobody needs after a crash."""
+
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
 
@@ -66,18 +69,18 @@ class Database:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """The server that tests make their databases on: one that is given, or one of our own."""
+    """The server that tests make their databases on: one that is given, or one of this process's own."""
     given = os.environ.get("MAILGLASS_TEST_DATABASE_URL")
     if given:
         yield given
     else:
-        with servers.postgres() as url:
+        with servers.postgres(*FAST) as url:
             yield url
 
 
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
-    """A Redis-protocol server: one that is given, or one of our own."""
+    """A Redis-protocol server: one that is given, or one of this process's own, because channels have no databases."""
     given = os.environ.get("MAILGLASS_TEST_REDIS_URL")
     if given:
         yield given

@@ -34,6 +34,7 @@ OURS = ("migrate", "worker", "beat")
 ROLES = ("mailglass_owner", "mailglass_sweeper")
 
 
+@pytest.mark.guard
 def test_the_file_is_as_the_compose_specification_wants_it():
     """Checked against the specification's schema, which refuses what it does not know."""
     schema = json.loads((ROOT / "tests/compose_schema.json").read_text())
@@ -43,6 +44,7 @@ def test_the_file_is_as_the_compose_specification_wants_it():
     assert list(check.iter_errors(broken)) != []
 
 
+@pytest.mark.guard
 def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
     """Whoever is waited for as healthy has a health check; whoever has none ends by itself."""
     services = COMPOSE["services"]
@@ -95,6 +97,7 @@ def test_the_sweeper_gets_the_grants_of_the_document():
     assert schema in COMPOSE["configs"]["roles"]["content"]
 
 
+@pytest.mark.guard
 def test_the_image_runs_as_a_plain_user_and_holds_no_secret():
     """The last USER is a number that is not root's."""
     dockerfile = (ROOT / "Dockerfile").read_text()

@@ -31,6 +31,7 @@ def run(site: Site, *command: str, **environment: str) -> str:
     ).stdout
 
 
+@pytest.mark.guard
 def test_the_plain_application_sweeps_beside_its_own_tasks(site):
     """`celery -A shop worker`: both have their entries in the schedule, and `delay()` there is answered."""
     site.add(1)
@@ -116,6 +117,7 @@ def test_redbeat_runs_our_entry(site, tmp_path):
         wait_until(lambda: site.linked() == 1, PATIENCE)
 
 
+@pytest.mark.guard
 def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
     """An adopter's metadata has the three Mailglass tables and knows nothing of ours."""
     theirs = sa.MetaData()
@@ -130,6 +132,7 @@ def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
     assert proposed == []
 
 
+@pytest.mark.guard
 def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
     """A new dict each time, with an expiry, and a queue where one is asked for."""
     first, second = mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.make_beat_schedule(queue="mail")
@@ -168,6 +171,7 @@ print(beat_schedule, mailglass_reconcile.make_beat_schedule(), mailglass_reconci
 """
 
 
+@pytest.mark.guard
 def test_without_celery_there_is_one_warning_and_the_rest_works(db, redis_url, without_celery):
     """Asked for the schedule and for the tasks, twice: one warning, which names the commands; and they work."""
     environment = {**db.environment(redis_url), "PYTHONPATH": str(without_celery)}

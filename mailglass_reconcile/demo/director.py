@@ -40,30 +40,32 @@ class Director:
         self._listener = listener
         self._sweeper = sweeper
         self._last: SweepResult | None = None
+        self._idle = 0  # sweeps in a row that did nothing
         self._linked = 0
+        self._linkable = 0  # of what has committed so far
         self._patience_ends = 0.0
 
-    def play(self, plot: Sequence[Wave], links: int) -> bool:
-        """Play *plot* until *links* are made and a further sweep has linked nothing; return whether it came to that.
+    def play(self, plot: Sequence[Wave]) -> bool:
+        """Play *plot* until all that can be linked is linked, and return whether a last sweep found nothing to do.
 
-        Nothing waits for a time: a wave stays open until a sweep has looked for its deliveries in vain.
+        Nothing waits for a time: a wave stays open until a sweep has looked for its deliveries in vain. A sweep that
+        links more than it can, or sweeps that leave something, end the play at once.
         """
         self._patience_ends = time.monotonic() + PATIENCE_SECONDS
-        self._until(lambda: self._last is not None)
-        for number, wave in enumerate(plot):
+        if not self._until(lambda: self._last is not None):
+            return False
+        for earlier, wave in zip([None, *plot], plot, strict=False):
             self._open(wave)
-            if number:
-                self._settle(plot[number - 1])
-            self._last = None
-            self._until(self._all_looked_at)
+            self._settle(earlier)
+            if not self._until(self._all_looked_at):
+                return False
         self._settle(plot[-1])
-        self._last = None
-        return self._until(lambda: self._all_looked_at() and self._is_quiet(links))
+        return self._until(lambda: self._all_looked_at() and self._is_quiet()) and self._linked == self._linkable
 
     def _until(self, condition: Callable[[], bool]) -> bool:
-        """Watch until *condition* holds, and return whether it came to that while there was patience."""
+        """Watch until *condition* holds; return False if patience ends before, or too much is linked."""
         while not condition():
-            if time.monotonic() > self._patience_ends:
+            if time.monotonic() > self._patience_ends or self._linked > self._linkable:
                 return False
             self._watch(TICK_SECONDS)
         return True
@@ -72,10 +74,9 @@ class Director:
         """Whether all that is open was past the grace for the last sweep, and stayed open."""
         return self._last is not None and self._last.remaining == view.read(self._connection).open
 
-    def _is_quiet(self, links: int) -> bool:
-        """Whether the sweeps made all *links*, and the last one made and told none."""
-        last = self._last
-        return last is not None and not last.linked and not last.published and self._linked == links
+    def _is_quiet(self) -> bool:
+        """Whether the last sweep did nothing: if something is missing, two, because one may have begun too early."""
+        return self._idle >= (1 if self._linked == self._linkable else 2)
 
     def _open(self, wave: Wave) -> None:
         for mail in wave.mails:
@@ -94,11 +95,14 @@ class Director:
         self._screen.tell("webhook", said)
         self._watch(BETWEEN_WEBHOOKS_SECONDS)
 
-    def _settle(self, wave: Wave) -> None:
-        for mail in wave.mails:
+    def _settle(self, wave: Wave | None) -> None:
+        """Commit what *wave* left open, and forget the sweeps before."""
+        for mail in wave.mails if wave else ():
+            self._linkable += len(mail.webhooks) * mail.commits
             self._traffic.settle(mail)
             how = "committed" if mail.commits else "rolled back"
             self._screen.tell("commit", f"{mail.tenant_id}: delivery {short(mail.id)} {how}")
+        self._last, self._idle = None, 0
 
     def _watch(self, seconds: float) -> None:
         """Tell of sweeps and broadcasts for *seconds*."""
@@ -107,6 +111,7 @@ class Director:
             for task_id, result in self._sweeper.poll():
                 self._last = result
                 self._linked += result.linked
+                self._idle = 0 if result.linked or result.published else self._idle + 1
                 self._screen.tell("sweep", f"task {short(task_id)}: {_in_words(result)}")
                 self._tell_of_tables(result.published)
             for message in self._listener.poll():

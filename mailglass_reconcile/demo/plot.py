@@ -60,11 +60,6 @@ def _twins(cast: Cast) -> tuple[Mail, Mail]:
     return one, Mail(PRESS, one.message_id, other.recipient, ())
 
 
-def matchable(plot: list[Wave]) -> set[str]:
-    """Return the ids of the orphans that must be linked."""
-    return {webhook.id for webhook in all_webhooks(plot) if webhook.state is None}
-
-
 def all_webhooks(plot: list[Wave]) -> list[Webhook]:
     """Return every webhook of the plot."""
     return [webhook for wave in plot for webhook in wave.webhooks]

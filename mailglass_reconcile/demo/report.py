@@ -23,11 +23,11 @@ def write(console: Console, verdict: Verdict) -> None:
     console.print()
     console.print(_table(verdict))
     for promise, kept in verdict.promises.items():
-        console.print(f"  {'kept  ' if kept else 'BROKEN'}  {promise}", style="green" if kept else "bold red")
+        console.print(f"  {'PASS' if kept else 'FAIL'}  {promise}", style="green" if kept else "bold red")
 
 
 def _table(verdict: Verdict) -> Table:
-    table = Table(title="What it came to", title_justify="left", title_style="bold", show_header=False)
+    table = Table(title="Result", title_justify="left", title_style="bold", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,7 +42,7 @@ def run() -> int:
 @contextmanager
 def _installation(screen: Screen) -> Iterator[Settings]:
     """Start both servers, configure this process for them, and migrate; no variable of the environment counts."""
-    with servers.postgres() as database_url, servers.redis() as redis_url:
+    with servers.postgres() as database_url, servers.redis(password=secrets.token_hex(16)) as redis_url:
         settings = Settings(
             database_url=database_url,
             database_schema="public",
@@ -74,7 +75,7 @@ def _play(screen: Screen, settings: Settings) -> verdict.Verdict:
         screen.tell("redis", f"listening to the channels of {' and '.join(plot.TENANTS)}")
         with _sweeper(screen, settings) as sweeper, screen.live():
             director = Director(screen, connection, traffic, listener, sweeper)
-            quiet = director.play(waves, links=len(plot.matchable(waves)))
+            quiet = director.play(waves)
         with engine.connect() as judging:
             return verdict.judge(judging, waves, traffic, listener.heard, quiet)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from mailglass_reconcile.cli.looking import printable
 from mailglass_reconcile.demo.view import ROWS, View
 
 PLAIN_WIDTH = 110
@@ -34,9 +35,9 @@ class Screen:
         self._live: Live | None = None
 
     def tell(self, who: str, what: str) -> None:
-        """Write one line, with the seconds since the demo began."""
+        """Write one line, with the seconds since the demo began, and with all escaped that a terminal might obey."""
         seconds = time.monotonic() - self._began
-        line = f"{seconds:5.1f} s  {who:<8} {what}"
+        line = f"{seconds:5.1f} s  {who:<8} {printable(what)}"
         self.console.print(line, style=STYLES.get(who), markup=False, soft_wrap=True)
 
     @contextmanager

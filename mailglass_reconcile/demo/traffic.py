@@ -61,8 +61,11 @@ class Traffic:
         self._connections.close()
 
     def send(self, mail: Mail) -> None:
-        """Insert the delivery of *mail* in a transaction of its own, and leave that open."""
-        connection = self._connections.enter_context(self._engine.connect())
+        """Insert the delivery of *mail*, and leave the transaction open; mails of one message id share it."""
+        connection = self._open.get(mail.message_id)
+        if connection is None:
+            connection = self._connections.enter_context(self._engine.connect())
+            self._open[mail.message_id] = connection
         connection.execute(
             _SEND,
             {
@@ -72,16 +75,14 @@ class Traffic:
                 "message_id": mail.message_id,
             },
         )
-        self._open[mail.id] = connection
 
     def settle(self, mail: Mail) -> None:
-        """Commit the transaction of *mail*, or roll it back where the plot says so."""
-        connection = self._open.pop(mail.id)
+        """Commit the transaction of *mail*, or roll it back if the plot says so; a shared one is done only once."""
+        connection = self._open.pop(mail.message_id, None)
+        if connection is not None:
+            connection.commit() if mail.commits else connection.rollback()
         if mail.commits:
-            connection.commit()
             self.committed[mail.id] = dt.datetime.now(dt.UTC)
-        else:
-            connection.rollback()
 
     def receive(self, webhook: Webhook, mail: Mail | None) -> None:
         """Insert the event of *webhook* as an orphan and commit it; *mail* is what it tells of, if it is ours."""

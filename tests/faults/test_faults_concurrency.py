@@ -83,6 +83,7 @@ def test_eight_processes_without_a_lock_link_each_orphan_once(
     record_property("fault", (f"8 processes on {orphans} orphans, seeds", number))
 
 
+@pytest.mark.guard
 def test_writers_with_optimistic_locks_lose_no_update_beside_sweeps(db: Database, record_property: Record) -> None:
     """A writer's update fails on a stale version and is tried again; each one that succeeds is still there."""
     rounds = 20 if FULL else 2
@@ -131,6 +132,7 @@ def _write_optimistically(db: Database, texts: list[str], mark: str, seed: float
                 connection.commit()
 
 
+@pytest.mark.guard
 def test_another_reconciler_that_appends_one_by_one_shares_the_orphans_with_a_sweep(
     db: Database, record_property: Record
 ) -> None:

