@@ -129,22 +129,26 @@ def store(tx: Transaction, computed: Mapping[str, Keys]) -> Collection[str]:
     held = tx.execute(_HOLD, {"event_ids": array_literal(computed)}).all()
     settled = [row.event_id for row in held if row.settled]
     open_orphans.close(tx, settled, [row.event_id for row in held if row.keyed])
-    stored = {row.event_id: computed[row.event_id] for row in held if not row.settled}
-    if stored:
-        parameters = {
-            "event_ids": array_literal(stored),
-            "providers": array_literal(keys.provider for keys in stored.values()),
-            "recipients": array_literal(keys.recipient for keys in stored.values()),
-            "rules": array_literal(keys.rule for keys in stored.values()),
-            "ids": array_literal("\x1f".join(keys.candidate_ids) for keys in stored.values()),
-            "lost": array_literal(str(keys.lost) for keys in stored.values()),
-        }
-        tx.execute(_STORE, parameters)
-        tx.execute(_STORE_IDS, {name: parameters[name] for name in ("event_ids", "ids")})
+    _store(tx, {row.event_id: computed[row.event_id] for row in held if not row.settled})
     return settled
 
 
 def remember(tx: Transaction, tenant_id: str, known: Mapping[str, Keys]) -> None:
-    """Keep with orphans of one tenant that were just inserted what their writer knows: keys and recipients."""
+    """Keep with orphans that this transaction has inserted what their writer knows: keys and recipients."""
     tx.execute(_REMEMBER, {"event_ids": array_literal(known), "tenant_id": tenant_id})
-    store(tx, known)
+    _store(tx, known)
+
+
+def _store(tx: Transaction, known: Mapping[str, Keys]) -> None:
+    if not known:
+        return
+    parameters = {
+        "event_ids": array_literal(known),
+        "providers": array_literal(keys.provider for keys in known.values()),
+        "recipients": array_literal(keys.recipient for keys in known.values()),
+        "rules": array_literal(keys.rule for keys in known.values()),
+        "ids": array_literal("\x1f".join(keys.candidate_ids) for keys in known.values()),
+        "lost": array_literal(str(keys.lost) for keys in known.values()),
+    }
+    tx.execute(_STORE, parameters)
+    tx.execute(_STORE_IDS, {name: parameters[name] for name in ("event_ids", "ids")})

@@ -77,7 +77,7 @@ def survey(
         )
     whole = seen.window(tenant_id)
     known = [provider for provider in marks if marks[provider] != any_provider]
-    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known))
+    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known)) if _can_be(tenant_id) else []
     stale = {group.rule for group in groups if group.rule and _is_stale(group.rule, marks, any_provider)}
     window = Window(
         seen,
@@ -94,6 +94,11 @@ def survey(
         window.parts += [Part(piece, True, keyed)] if keyed else []
         window.parts += [Part(piece, False, without)] if without else []
     return window
+
+
+def _can_be(tenant_id: str | None) -> bool:
+    """Whether a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
+    return tenant_id is None or not ("\x00" in tenant_id or any("\ud800" <= c <= "\udfff" for c in tenant_id))
 
 
 def _is_stale(mark: str, marks: Mapping[str, str], any_provider: str) -> bool:
