@@ -29,7 +29,7 @@ SELECT tenant_id, provider, count(*) AS orphans FROM {schema}.mailglass_open_orp
 _KEYED = """
 SELECT tenant_id, provider, ids = 0 AS unmatchable, count(*) AS orphans FROM {schema}.mailglass_open_orphans
  WHERE arrived_at > CAST(:after_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-   AND rule <> ALL (CAST(:stale AS text[]))
+   AND rule IS NOT NULL AND rule <> ALL (CAST(:stale AS text[]))
    AND NOT (rule = :any AND coalesce(provider = ANY (CAST(:known AS text[])), false))
  GROUP BY tenant_id, provider, ids = 0
 """

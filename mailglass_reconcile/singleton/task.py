@@ -15,6 +15,7 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.schedule import SWEEP_EXPIRES_SECONDS
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, LockBackend, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
@@ -57,8 +58,9 @@ class SweepTask(Singleton):
     ) -> AsyncResult[Any]:
         """Enqueue a sweep, or return the result of the one that is queued or running already.
 
-        A request for later (`countdown`, `eta`) meets the lock when its run starts, and so does a duplicate with a
-        *task_id* of its own, as a group, a chord or a chain gives: somebody waits for the result of that id.
+        A request for now expires after five minutes, unless it says when. One for later (`countdown`, `eta`) does not,
+        and meets the lock when its run starts. So does a duplicate with a *task_id* of its own, as a group, a chord or a
+        chain gives: somebody waits for the result of that id.
         """
         if self.app.conf.task_always_eager:
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
@@ -68,6 +70,8 @@ class SweepTask(Singleton):
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         if options.get("countdown") or options.get("eta"):
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
+        if options.get("expires") is None:  # a schedule that is kept in a database drops our entry's own
+            options["expires"] = SWEEP_EXPIRES_SECONDS
         asked = task_id or uuid()
         holder = task_of(self.singleton_backend.reserve(key, asked))
         if holder != asked:

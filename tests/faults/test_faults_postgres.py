@@ -70,7 +70,7 @@ def test_a_commit_refused_a_few_times_is_tried_again_or_halved(
 ) -> None:
     """A sequence counts the refusals, for a rollback does not take it back."""
     raced(db, 10)
-    refusing(db, state, f"nextval('refusals') <= {times}")
+    refusing(db, state, f"nextval('public.refusals') <= {times}")
     result = sweep(db)
     if state == "55P03":
         assert result.linked + result.skipped == 10
@@ -117,7 +117,7 @@ def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db:
         connection.execution_options(no_parameters=True).exec_driver_sql(f"""
             CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
               IF NEW.idempotency_key = 'reconciled:{last}' THEN
-                RAISE EXCEPTION USING ERRCODE = CASE nextval('refusals') WHEN 1 THEN '22P02' ELSE '53100' END;
+                RAISE EXCEPTION USING ERRCODE = CASE nextval('public.refusals') WHEN 1 THEN '22P02' ELSE '53100' END;
               END IF;
               RETURN NULL;
             END $$""")
@@ -161,7 +161,7 @@ def test_a_backend_terminated_inside_its_commit_is_tried_again(
     with db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(f"""
             CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-              IF nextval('refusals') <= {times} THEN
+              IF nextval('public.refusals') <= {times} THEN
                 PERFORM pg_terminate_backend(pg_backend_pid());
                 PERFORM pg_sleep(60);
               END IF;

@@ -91,7 +91,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert told[-1] == "done: revision 0001"
 
 
-def test_what_is_ours_is_one_table_three_triggers_three_functions_an_index_and_the_version(empty_database_url):
+def test_what_is_ours_is_two_tables_three_triggers_three_functions_two_indexes_and_the_version(empty_database_url):
     """Nothing else is added to a live database."""
     database = live(empty_database_url)
     before = database.objects()
@@ -103,10 +103,15 @@ def test_what_is_ours_is_one_table_three_triggers_three_functions_an_index_and_t
     assert kinds.count("function") == 3
     assert {line.split()[1] for line in added if line.startswith("r ")} == {
         "mailglass_open_orphans",
+        "mailglass_open_orphan_ids",
         "mailglass_reconcile_version",
     }
-    indexes = {line for line in added if line.startswith("index") and "prune_idx" in line}
-    assert len(indexes) == 1
+    indexes = {
+        line
+        for line in added
+        if line.startswith("index") and ("prune_idx" in line or "deliveries_reconcile_idx" in line)
+    }
+    assert len(indexes) == 2
 
 
 def test_a_live_database_keeps_every_object_and_row(empty_database_url):

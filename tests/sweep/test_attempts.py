@@ -15,7 +15,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON public.mailglass_events FOR EACH ROW WHEN
 EXECUTE FUNCTION public.refuse();
 """
 
-WORDS = "triggers of the open set are missing or disabled"
+WORDS = "triggers on mailglass_events are missing or disabled"
 
 
 def test_a_batch_is_tried_four_times_and_no_more(db, caplog):
@@ -26,7 +26,7 @@ def test_a_batch_is_tried_four_times_and_no_more(db, caplog):
     with caplog.at_level(logging.WARNING, "mailglass_reconcile"):
         assert mailglass_reconcile.reconcile().linked == 0
     assert db.value("SELECT last_value FROM attempts") == 4
-    assert sum("tried again" in record.message for record in caplog.records) == 3
+    assert sum("trying again" in record.message for record in caplog.records) == 3
     db.run("DROP TRIGGER refuse ON mailglass_events")
     assert mailglass_reconcile.reconcile().linked == 1
 
