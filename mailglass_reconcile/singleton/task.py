@@ -59,8 +59,8 @@ class SweepTask(Singleton):
         """Enqueue a sweep, or return the result of the one that is queued or running already.
 
         A request for now expires after five minutes, unless it says when. One for later (`countdown`, `eta`) does not,
-        and meets the lock when its run starts. So does a duplicate with a *task_id* of its own, as a group, a chord or a
-        chain gives: somebody waits for the result of that id.
+        and meets the lock when its run starts. So does a duplicate with a *task_id* of its own, as a group, a chord or
+        a chain gives: somebody waits for the result of that id.
         """
         if self.app.conf.task_always_eager:
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)

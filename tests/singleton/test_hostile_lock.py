@@ -124,7 +124,7 @@ def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):  
 
 
 def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):  # noqa: F811
-    """`countdown=600`: the message has no expiry, and who asks meanwhile gets a sweep of their own."""
+    """`countdown=600` has no expiry; who asks for a sweep now gets one, which expires like a schedule's."""
     app = app_on(store)
     task = app.tasks[SWEEP_TASK]
     with app.connection_for_write() as connection:
@@ -134,11 +134,11 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):  #
         sent = [queue.get(timeout=5).headers for _ in range(2)]
     assert now.id != later.id
     assert [one["id"] for one in sent] == [later.id, now.id]
-    assert [one["expires"] for one in sent] == [None, None]
+    assert [one["expires"] is None for one in sent] == [True, False]
 
 
-def test_only_beats_entries_expire():
-    """A tick that is out of date is dropped; what a person asked for is not."""
+def test_beats_entries_expire_and_the_tasks_have_no_expiry_of_their_own():
+    """A tick that is out of date is dropped; a request for later is not."""
     entries = mailglass_reconcile.make_beat_schedule().values()
     assert [entry["options"]["expires"] for entry in entries] == [300, 3_600]
     assert tasks.reconcile.expires is tasks.prune.expires is None
