@@ -55,12 +55,15 @@ SELECT set_config('client_encoding', 'UTF8', true),
        set_config('enable_seqscan', :scans, true),
        set_config('enable_hashjoin', :scans, true),
        set_config('enable_mergejoin', :scans, true),
+       set_config('enable_bitmapscan', :scans, true),
+       set_config('enable_sort', :sorts, true),
        set_config('mailglass_reconcile.removes_itself', :removes_itself, true)
 """
 
 _CHOOSE_PATH = """
 SELECT current_setting('work_mem') AS work_mem,
        set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
+       set_config('enable_sort', :scans, true),
        set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true)
 """
 
@@ -185,7 +188,8 @@ def transaction(
         read_only: Whether Postgres is to refuse every write.
         snapshot: Whether all statements see the tables as they were when the first one began.
         probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
-            tables: for statements that are made of such probes, where stale statistics would cost minutes.
+            tables: for statements that are made of such probes, where stale statistics would cost minutes. If it
+            reads only, rows that are wanted in an order are also read in it, and no more of them than are wanted.
         removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
             all at once, so that the ledger's trigger need not do it row by row.
     """
@@ -201,6 +205,7 @@ def transaction(
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
                 "scans": "off" if probes_only else "on",
+                "sorts": "off" if probes_only and read_only else "on",
                 "removes_itself": "on" if removes_itself else "off",
             },
         )
