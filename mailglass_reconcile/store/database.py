@@ -144,7 +144,11 @@ def create_engine(settings: Settings) -> sa.Engine:
         poolclass=NullPool,
         use_native_hstore=False,
         hide_parameters=True,
-        connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_SECONDS},
+        connect_args={
+            "prepare_threshold": None,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "client_encoding": "utf8",
+        },
     )
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
