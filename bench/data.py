@@ -41,6 +41,25 @@ SELECT md5(%(seed)s || %(kind)s || i || ':' || k)::uuid, 'tenant-' || i %% 10,
 """
 """Two events per message, two seconds apart; of kind `m` they match, of any other they never do."""
 
+CAMPAIGN = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+       last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
+SELECT md5(%(seed)s || 'c' || i)::uuid, 'tenant-1', 'News', 'bulk', 'u' || i || '@example.com', 'example.com',
+       '7' || CASE WHEN %(one_id)s THEN 0 ELSE i END, 'dispatched', now() - interval '1 hour',
+       now() - interval '1 hour', now(), now()
+  FROM generate_series(1, %(deliveries)s) AS i
+"""
+
+CAMPAIGN_EVENTS = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT md5(%(seed)s || 'ce' || i)::uuid, 'tenant-1', 'delivered', now() - interval '50 minutes',
+       jsonb_build_object('provider', 'sparkpost', 'provider_event_id', 'x' || i,
+                          'recipient', 'u' || i || '@example.com',
+                          'transmission_id', '7' || CASE WHEN %(one_id)s THEN 0 ELSE i END),
+       true, now()::timestamp - interval '40 minutes' + i * interval '1 millisecond'
+  FROM generate_series(1, %(orphans)s) AS i
+"""
+
 RECONCILED = """
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, inserted_at)
 SELECT gen_random_uuid(), tenant_id, gen_random_uuid(), 'reconciled', now(), 'reconciled:' || id, inserted_at
@@ -64,6 +83,32 @@ def fill(url: str, *, deliveries: int = 0, messages: int = 0, kind: str = "m", p
         cursor.execute(DELIVERIES, values)
         cursor.execute(ORPHANS, {**values, "padding": padding})
         cursor.execute("VACUUM ANALYZE")
+
+
+def fill_campaign(url: str, deliveries: int, orphans: int, *, one_id: bool) -> None:
+    """Insert deliveries of one tenant, and events of the first of them, under one message id or each its own.
+
+    Args:
+        url: The migrated database.
+        deliveries: How many deliveries, each to another recipient.
+        orphans: For how many of them there is an event, which names its recipient.
+        one_id: Whether all of them have the same message id.
+    """
+    values: dict[str, Any] = {"seed": str(SEED), "deliveries": deliveries, "orphans": orphans, "one_id": one_id}
+    with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+        cursor.execute(CAMPAIGN, values)
+        cursor.execute(CAMPAIGN_EVENTS, values)
+        cursor.execute("VACUUM ANALYZE")
+
+
+def middle(url: str) -> str:
+    """Return the time until which half of the open orphans arrived."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY arrived_at)::text FROM mailglass_open_orphans"
+        ).fetchall()[0]
+    return str(row[0])
 
 
 def fill_reconciled(url: str, orphans: int) -> None:

@@ -1,18 +1,23 @@
-"""One sweep through the public API, in a process of its own; prints its figures as a JSON object."""
+"""One sweep in a process of its own; prints its figures as a JSON object.
+
+Arguments: `--buffers`, and the bounds of arrival `--after TIME` and `--until TIME`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
+import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-import mailglass_reconcile
+from bench.rivals import backend_seconds
 from mailglass_reconcile import runtime
+from mailglass_reconcile.sweep import reconciler
 
 BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
 
@@ -41,18 +46,46 @@ def peak_memory() -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
 
+def count_backend(engine: sa.Engine, found: list[float]) -> None:
+    """Collect in *found* the CPU seconds of each backend that *engine* talks to, when its connection closes."""
+
+    @sa.event.listens_for(engine, "close")
+    def close(connection: Any, record: Any) -> None:
+        found.append(backend_seconds(connection.info.backend_pid))
+
+
+def python_seconds() -> float:
+    """Return this process's CPU seconds so far."""
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    return spent.ru_utime + spent.ru_stime
+
+
 def main() -> None:
-    """Sweep, and print seconds, wall-clock times, peak memory in KiB, buffers if asked for, and the counts."""
+    """Sweep, and print seconds, wall-clock times, CPU seconds, peak memory in KiB, buffers, and the counts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--buffers", action="store_true")
+    parser.add_argument("--after")
+    parser.add_argument("--until")
+    options = parser.parse_args()
     buffers: list[int] = []
+    backends: list[float] = []
     engine = runtime.get_engine()
-    if "--buffers" in sys.argv:
+    count_backend(engine, backends)
+    if options.buffers:
         count_buffers(engine, buffers)
     runtime.get_redis().ping()
-    began = time.time()
-    result = mailglass_reconcile.reconcile()
+    spent, began = python_seconds(), time.time()
+    result = reconciler.prepare(bounds=(options.after, options.until)).run(engine)
     ended = time.time()
-    memory = peak_memory()
-    figures = {"began": began, "ended": ended, "seconds": ended - began, "memory": memory, "buffers": sum(buffers)}
+    figures = {
+        "began": began,
+        "ended": ended,
+        "seconds": ended - began,
+        "python": python_seconds() - spent,
+        "postgres": sum(backends),
+        "memory": peak_memory(),
+        "buffers": sum(buffers),
+    }
     print(json.dumps({**figures, **result.as_dict()}))
 
 

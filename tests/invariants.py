@@ -35,6 +35,8 @@ _VERSIONS = "SELECT id::text, version, ours FROM witness.deliveries ORDER BY n"
 _DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message_id FROM mailglass_deliveries"
 _OPEN = """
 SELECT event_id::text AS id, tenant_id, arrived_at, provider, recipient, recipient_lost, rule IS NOT NULL AS keyed, ids,
+       (SELECT e.metadata -> 'recipient_known' = 'true' AND NOT e.metadata ?| '{recipient,email}'
+          FROM mailglass_events AS e WHERE e.id = o.event_id) AS flagged,
        ARRAY(SELECT candidate_id FROM mailglass_open_orphan_ids AS k
               WHERE k.event_id = o.event_id ORDER BY position) AS candidate_ids
   FROM mailglass_open_orphans AS o
@@ -274,6 +276,11 @@ def check_open_set(db: Any) -> None:
     assert set(open_now) == wanted
     assert all(events[id_]["tenant_id"] == row["tenant_id"] for id_, row in open_now.items())
     assert all(len(row["candidate_ids"]) == (row["ids"] or 0) for row in open_now.values())
+    assert all(
+        row["recipient"] or row["recipient_lost"] for row in open_now.values() if row["keyed"] and row["flagged"]
+    )
+    assert not [row for row in open_now.values() if row["recipient"] and row["recipient_lost"]]
+    assert all(row["provider"] == oracle.one_name(row["provider"]) for row in open_now.values() if row["provider"])
     assert db.value(_STRAY_IDS) == 0
 
 

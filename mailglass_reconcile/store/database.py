@@ -55,6 +55,8 @@ SELECT set_config('client_encoding', 'UTF8', true),
        set_config('enable_seqscan', :scans, true),
        set_config('enable_hashjoin', :scans, true),
        set_config('enable_mergejoin', :scans, true),
+       set_config('enable_bitmapscan', :scans, true),
+       set_config('enable_sort', :sorts, true),
        set_config('mailglass_reconcile.removes_itself', :removes_itself, true),
        CASE WHEN :names_itself THEN pg_current_xact_id()::text END AS xact_id
 """
@@ -68,6 +70,7 @@ SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in pro
 _CHOOSE_PATH = """
 SELECT current_setting('work_mem') AS work_mem,
        set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
+       set_config('enable_sort', :scans, true),
        set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true)
 """
 
@@ -153,7 +156,11 @@ def create_engine(settings: Settings) -> sa.Engine:
         poolclass=NullPool,
         use_native_hstore=False,
         hide_parameters=True,
-        connect_args={"prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_SECONDS},
+        connect_args={
+            "prepare_threshold": None,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "client_encoding": "utf8",
+        },
     )
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
@@ -197,7 +204,8 @@ def transaction(
         read_only: Whether Postgres is to refuse every write.
         snapshot: Whether all statements see the tables as they were when the first one began.
         probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
-            tables: for statements that are made of such probes, where stale statistics would cost minutes.
+            tables: for statements that are made of such probes, where stale statistics would cost minutes. If it
+            reads only, rows that are wanted in an order are also read in it, and no more of them than are wanted.
         removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
             all at once, so that the ledger's trigger need not do it row by row; its id is in `xact_id`.
     """
@@ -213,6 +221,7 @@ def transaction(
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
                 "scans": "off" if probes_only else "on",
+                "sorts": "off" if probes_only and read_only else "on",
                 "removes_itself": "on" if removes_itself else "off",
                 "names_itself": removes_itself,
             },

@@ -23,7 +23,8 @@ SELECT c.id, d.delivery_id::text, d.tenant_id, d.provider, d.recipient
 """
 
 # The address as the index has it. Of one provider, one id names at most one delivery (a unique index says so), so
-# that whoever looks for a delivery without a provider passes few others.
+# that whoever looks for a delivery without a provider passes few others; num_nulls, because the other index serves
+# IS NULL, and would read every delivery of the id to find one of another tenant.
 _OF_WIDE_IDS = """
 SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient, 1000)
   FROM unnest(CAST(:ids AS text[]), CAST(:tenants AS text[]), CAST(:spellings AS text[]),
@@ -35,17 +36,19 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
                                  THEN coalesce(substring(recipient FROM '<([^<>]*)>\\s*$'), recipient)
                                  ELSE recipient END)) = lower(q.recipient) LIMIT :few + 1)
          UNION ALL
-        (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider = ANY (string_to_array(q.spellings, E'\\x1f')) AND provider_message_id = q.id)
+        (SELECT d.* FROM unnest(string_to_array(q.spellings, E'\\x1f')) AS s (provider)
+          CROSS JOIN LATERAL (
+                  SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+                   WHERE provider = s.provider AND provider_message_id = q.id LIMIT 1) AS d)
          UNION ALL
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id = q.tenant_id AND provider IS NULL LIMIT 2)
+          WHERE provider_message_id = q.id AND tenant_id = q.tenant_id AND num_nulls(provider) = 1 LIMIT 2)
          UNION ALL
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id < q.tenant_id AND provider IS NULL LIMIT 1)
+          WHERE provider_message_id = q.id AND tenant_id < q.tenant_id AND num_nulls(provider) = 1 LIMIT 1)
          UNION ALL
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id > q.tenant_id AND provider IS NULL LIMIT 1)) AS d
+          WHERE provider_message_id = q.id AND tenant_id > q.tenant_id AND num_nulls(provider) = 1 LIMIT 1)) AS d
 """
 
 

@@ -55,22 +55,22 @@ SELECT count(*) FROM {schema}.mailglass_open_orphans
 
 _WITHOUT_KEYS = """
 SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, rule, recipient_lost
-  FROM {schema}.mailglass_open_orphans
+  FROM {schema}.mailglass_open_orphans AS o
  WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
    AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
    AND (refused > 0) = :refused
    AND (rule IS NULL OR rule = ANY (CAST(:stale AS text[]))
         OR rule = :any AND provider = ANY (CAST(:known AS text[])))
- ORDER BY arrived_at, event_id LIMIT :size
+ ORDER BY o.arrived_at, o.event_id LIMIT :size
 """
 
 _ANY_OF = """
 SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, rule, recipient_lost
-  FROM {schema}.mailglass_open_orphans
+  FROM {schema}.mailglass_open_orphans AS o
  WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
    AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
- ORDER BY arrived_at, event_id LIMIT :size
+ ORDER BY o.arrived_at, o.event_id LIMIT :size
 """
 
 # Row by row in order of arrival, which ends as soon as enough are found; with scans allowed, by hashing both tables.

@@ -95,6 +95,7 @@ class SweepResult:
         linked_here = 0 if self.dry_run else self.linked
         if still_open is None:
             still_open = eligible - linked_here
+        still_open = max(0, min(still_open, eligible - linked_here))  # what came in meanwhile is the next sweep's
         closed_elsewhere = max(0, eligible - linked_here - still_open)
         held_open = max(0, self.skipped_held - closed_elsewhere)
         self.skipped_held = closed_elsewhere + held_open

@@ -19,8 +19,10 @@ import mailglass_reconcile
 import oracle
 from conftest import Database
 from faults.runs import FULL
+from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
-from mailglass_reconcile.store import database, ledger, open_orphans
+from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans
+from mailglass_reconcile.sweep import keys
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import STATES, SweepResult
 
@@ -29,10 +31,12 @@ Record = Callable[[str, object], None]
 
 # Few ids, mostly of one tenant, mostly of one delivery: most orphans are to meet a delivery, and some of them others.
 TENANTS = st.sampled_from(["a", "a", "a", "b"])
-IDS = st.sampled_from(["m1", "m1", "m1", "m2"])
-PROVIDERS = st.sampled_from(["postmark", None, None])
+IDS = st.sampled_from(["m1", "m1", "m1", "m2", "wide"])
+PROVIDERS = st.sampled_from(["postmark", "Postmark", None, None])
+SPELLED = st.sampled_from(["postmark", "Postmark", " POSTMARK "])
 TYPES = st.sampled_from(["delivered", "opened", "bounced", "dispatched", "deferred", "zap", "complained"])
-RECIPIENTS = st.sampled_from([None, None, None, None, "Ada@Example.com", "ADA@example.com", "eve@example.com"])
+ADDRESSES = st.sampled_from(["Ada@Example.com", "Ada <ADA@example.com>", "eve@example.com", "u3@example.com"])
+RECIPIENTS = st.one_of(st.none(), st.none(), ADDRESSES)
 TIMES = st.sampled_from(
     ["2026-01-01", "2026-01-02 03:04:05", "2026-02-01", "1999-01-01", "infinity", "2026-01-03", "9000-01-01"]
 )
@@ -90,22 +94,40 @@ class Schedule(RuleBasedStateMachine):
         self.late: list[tuple[sa.Connection, dict[str, Any]]] = []
         self.told: Counter[str] = Counter()
 
-    @rule(tenant=TENANTS, id_=IDS, provider=PROVIDERS, twin=st.sampled_from([False, False, False, True]))
-    def dispatch(self, tenant: str, id_: str, provider: str | None, twin: bool) -> None:
+    @rule(
+        tenant=TENANTS,
+        id_=IDS,
+        provider=PROVIDERS,
+        recipient=ADDRESSES,
+        twin=st.sampled_from([False, False, False, True]),
+    )
+    def dispatch(self, tenant: str, id_: str, provider: str | None, recipient: str, twin: bool) -> None:
         """A delivery commits, now and then a second one of the same id."""
         if not twin and any((d["tenant_id"], d["provider_message_id"]) == (tenant, id_) for d in self.deliveries):
             return
         if provider and any((d["provider"], d["provider_message_id"]) == (provider, id_) for d in self.deliveries):
             return
-        row = factories.delivery_row(id_, tenant_id=tenant, provider=provider)
-        factories.insert(self.db, deliveries=[row])
+        self._send(factories.delivery_row(id_, tenant_id=tenant, provider=provider, recipient=recipient))
+
+    @rule(tenant=TENANTS)
+    def campaign(self, tenant: str) -> None:
+        """Deliveries to more recipients than are read of one id commit at once."""
+        if not any((d["tenant_id"], d["provider_message_id"]) == (tenant, "wide") for d in self.deliveries):
+            recipients = [f"u{n}@example.com" for n in range(deliveries.FEW + 2)]
+            self._send(*(factories.delivery_row("wide", tenant_id=tenant, recipient=to) for to in recipients))
+
+    def _send(self, *rows: dict[str, Any]) -> None:
+        factories.insert(self.db, deliveries=rows)
         at = datetime(2026, 1, 2, 3, 4, 5)
         known = {**dict.fromkeys(oracle.PROJECTED), "last_event_type": "dispatched", "last_event_at": at}
         known |= {"terminal": False, "dispatched_at": at}
-        self.deliveries.append({**row, **known, "provider_message_id": id_})
+        self.deliveries += [{**row, **known, "provider_message_id": row["message_id"]} for row in rows]
 
-    def _orphan(self, tenant: str, id_: str, kind: str, at: str, recipient: str | None) -> dict[str, Any]:
-        more = {} if recipient is None else {"recipient": recipient}
+    def _orphan(
+        self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, **more: object
+    ) -> dict[str, Any]:
+        if recipient is not None and "recipient_known" not in more:
+            more["recipient"] = recipient
         row = factories.orphan_row(factories.postmark(id_, **more), tenant_id=tenant, type=kind, occurred_at=at)
         row["idempotency_key"] = f"postmark:{row['id']}"
         self.orphans[row["id"]] = {
@@ -113,14 +135,25 @@ class Schedule(RuleBasedStateMachine):
             "provider": "postmark",
             "candidate_ids": [id_],
             "recipient": recipient,
+            "recipient_known": "recipient_known" in more,
             "type": kind,
         }
         return row
 
-    @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES, recipient=RECIPIENTS, twice=st.booleans())
-    def record(self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, twice: bool) -> None:
+    @rule(
+        tenant=TENANTS,
+        id_=IDS,
+        kind=TYPES,
+        at=TIMES,
+        recipient=RECIPIENTS,
+        provider=SPELLED,
+        twice=st.sampled_from([False, False, True]),
+    )
+    def record(
+        self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, provider: str, twice: bool
+    ) -> None:
         """A webhook is recorded, and perhaps delivered a second time, which its key refuses."""
-        row = self._orphan(tenant, id_, kind, at, recipient)
+        row = self._orphan(tenant, id_, kind, at, recipient, provider=provider)
         factories.insert(self.db, events=[row])
         if twice:
             try:
@@ -128,6 +161,17 @@ class Schedule(RuleBasedStateMachine):
             except sa.exc.IntegrityError:
                 return
             raise AssertionError("the ledger took a duplicate")
+
+    @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES, recipient=ADDRESSES)
+    def record_with_a_recipient_that_the_ledger_lacks(
+        self, tenant: str, id_: str, kind: str, at: str, recipient: str
+    ) -> None:
+        """As our own writers do: the address stands in the open set alone, and the ledger has a flag."""
+        row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
+        with self.db.engine.begin() as connection:
+            factories.insert_on(connection, events=[row])
+            with database.borrowed(connection, self.db.settings) as tx:
+                candidates.remember(tx, tenant, {row["id"]: keys.keys_of_text("postmark", id_, recipient)})
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
     def record_and_commit_late(self, tenant: str, id_: str, kind: str, at: str) -> None:
@@ -151,6 +195,7 @@ class Schedule(RuleBasedStateMachine):
                     "provider": "postmark",
                     "candidate_ids": [id_],
                     "recipient": None,
+                    "recipient_known": False,
                     "type": row["type"],
                 }
             connection.close()
@@ -173,6 +218,16 @@ class Schedule(RuleBasedStateMachine):
         self.settled |= self.unnoticed
         self.unnoticed.clear()
 
+    @rule()
+    def rebuild_the_open_set(self) -> None:
+        """A prune with a short maximum age empties it, the next one fills it: recipients of our writers are lost."""
+        prune_with(self.db.engine, self.db.settings.model_copy(update={"max_age_minutes": 2}))
+        assert not self.db.rows("SELECT FROM mailglass_open_orphans UNION ALL SELECT FROM mailglass_open_orphan_ids")
+        self.mend()
+        for id_ in self._open():
+            if self.orphans[id_]["recipient_known"]:
+                self.orphans[id_] |= {"recipient": None, "recipient_lost": True}
+
     @rule(number=st.integers(0, 20), off=st.booleans())
     def another_reconciler(self, number: int, off: bool) -> None:
         """Another writer appends the `reconciled` event of some orphan, for some delivery."""
@@ -180,7 +235,8 @@ class Schedule(RuleBasedStateMachine):
         if not open_ or not self.deliveries:
             return
         orphan = open_[number % len(open_)]
-        row = factories.reconciled_row(orphan, self.deliveries[number % len(self.deliveries)]["id"])
+        delivery = self.deliveries[number % len(self.deliveries)]["id"]
+        row = factories.reconciled_row(orphan, delivery, tenant_id=self.orphans[orphan]["tenant_id"])
         with self.db.engine.begin() as connection:
             if off:
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
@@ -197,9 +253,9 @@ class Schedule(RuleBasedStateMachine):
     def _expected(self, orphan: str) -> tuple[str, str | None]:
         return oracle.match(self.orphans[orphan], self.deliveries)
 
-    def _run(self, mouth: _Mouth, size: int, tenant: str | None = None, limit: int | None = None) -> SweepResult:
+    def _run(self, mouth: _Mouth, size: int, **options: Any) -> SweepResult:
         configured = self.db.settings.model_copy(update={"batch_size": size})
-        return Sweep(configured, mouth, tenant_id=tenant, limit=limit).run(self.db.engine)  # type: ignore[arg-type]
+        return Sweep(configured, mouth, **options).run(self.db.engine)  # type: ignore[arg-type]
 
     def _learn(self, mouth: _Mouth, candidates: Sequence[str]) -> int:
         """Take over what the ledger holds now; every new link must be the oracle's."""
@@ -222,7 +278,7 @@ class Schedule(RuleBasedStateMachine):
         matched = {o for o in open_ if self._expected(o)[0] == "matched"}
         stale = matched & self.unnoticed
         mouth = _Mouth()
-        result = self._run(mouth, size, tenant)
+        result = self._run(mouth, size, tenant_id=tenant)
         linked = self._learn(mouth, open_)
         counts = {state: getattr(result, state) for state in STATES}
         assert counts == {
@@ -232,16 +288,38 @@ class Schedule(RuleBasedStateMachine):
         }
         assert linked == result.linked
         assert result.scanned == len(open_)
-        self.unnoticed -= stale
-        self.settled |= stale
+        self._notice()
+        assert not stale & self.unnoticed
+
+    @rule(size=SIZES)
+    def overlapping_sweeps(self, size: int) -> None:
+        """One sweep begins and ends between two batches of another; each counts what was open when it began."""
+        open_ = self._open()
+        outer, inner = _Mouth(), _Mouth()
+        within: list[tuple[int, SweepResult]] = []
+
+        def overlap(so_far: SweepResult) -> None:
+            if not within:
+                held = len(self.db.rows("SELECT FROM mailglass_open_orphans"))
+                within.append((held, self._run(inner, size)))
+
+        result = self._run(outer, size, progress=overlap)
+        outer.told += inner.told
+        assert self._learn(outer, open_) == result.linked + sum(r.linked for _, r in within)
+        for began_with, each in ((len(open_), result), *within):
+            assert each.scanned == began_with == sum(getattr(each, state) for state in STATES), each
+            assert each.skipped == each.skipped_held, each
+        self._notice()
+        assert result.remaining == len(self._open())
 
     @rule(size=SIZES, limit=st.integers(1, 3))
     def limited_sweep(self, size: int, limit: int) -> None:
         """A sweep with a limit links no more than that."""
         open_ = self._open()
         mouth = _Mouth()
-        result = self._run(mouth, size, None, limit)
+        result = self._run(mouth, size, limit=limit)
         assert self._learn(mouth, open_) == result.linked <= limit
+        assert result.skipped == result.skipped_limit + result.skipped_held
         self._notice()
 
     @rule(size=SIZES, at=st.integers(0, 2))
@@ -259,12 +337,18 @@ class Schedule(RuleBasedStateMachine):
         """The process dies with a batch that is claimed and appended: all of it is gone."""
         pairs = [(o, self._expected(o)[1]) for o in self._open() if self._expected(o)[0] == "matched"]
         if pairs:
-            with database.connect(self.db.engine) as connection, connection.begin() as transaction:
-                claimed = open_orphans.claim(connection, pairs)  # type: ignore[arg-type]
+            with (
+                contextlib.suppress(_CrashError),
+                database.connect(self.db.engine) as connection,
+                database.transaction(connection, self.db.settings, removes_itself=True) as tx,
+            ):
+                claimed = open_orphans.claim(tx, pairs)  # type: ignore[arg-type]
                 events = [c.event_id for c in claimed]
-                ids = [ledger.uuid7() for _ in claimed]
-                ledger.append_reconciled(connection, ids, events, [c.delivery_id for c in claimed])
-                transaction.rollback()
+                ledger.append_reconciled(
+                    tx, [ledger.uuid7() for _ in claimed], events, [c.delivery_id for c in claimed]
+                )
+                open_orphans.close(tx, events, events)
+                raise _CrashError
 
     @rule(number=st.integers(0, 20), size=SIZES)
     def sweep_beside_a_locked_delivery(self, number: int, size: int) -> None:
@@ -314,8 +398,8 @@ class Schedule(RuleBasedStateMachine):
                 connection.close()
             with self.db.engine.begin() as connection:
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-                for table in ("events", "deliveries", "open_orphans"):
-                    connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - three fixed names
+                for table in ("events", "deliveries", "open_orphans", "open_orphan_ids"):
+                    connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - four fixed names
                 connection.exec_driver_sql("TRUNCATE witness.events, witness.deliveries")
 
 

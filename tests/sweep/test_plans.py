@@ -1,9 +1,11 @@
-"""The plans of a sweep's statements at 50,000 rows, with fresh statistics and with those of an empty database.
+"""The plans of a sweep's statements at 50,000 rows, with statistics that are fresh, and with stale ones.
 
 Each statement is caught as its function sends it and explained in the same transaction, which rolls back.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,14 +14,26 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, ledger, open_orphans
-from mailglass_reconcile.store.model import LAST_EVENT, Keys, Place, Report, Slice
-from mailglass_reconcile.sweep import keys, match
+from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.deliveries import FEW, Question
+from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Report, Slice
+from mailglass_reconcile.store.open_orphans import Marks
+from mailglass_reconcile.sweep import examination, keys
 
 ROWS = 50_000
+WIDE = 20_000
 SIZE = 500
-TABLES = ("mailglass_events", "mailglass_deliveries", "mailglass_open_orphans")
+TABLES = (
+    "mailglass_events",
+    "mailglass_deliveries",
+    "mailglass_webhook_events",
+    "mailglass_open_orphans",
+    "mailglass_open_orphan_ids",
+)
+MARKS = Marks((), "*/1.1", ())
 
+# The newest 10,000 orphans have no keys; every other one has two ids, of which the second names a delivery.
 LOAD = """
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL session_replication_role = replica;
@@ -30,182 +44,345 @@ SELECT md5('delivery' || n)::uuid, 'acme', 'Welcome', 'bulk', 'a@example.com', '
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation,
                               inserted_at)
 SELECT md5('event' || n)::uuid, 'acme', 'delivered', '2026-01-02', 'postmark:' || n || ':0',
-       jsonb_build_object('provider', 'postmark', 'message_id', 'message-' || n), true,
-       now()::timestamp - make_interval(secs => 100000 - n) FROM generate_series(1, 50000) AS n;
-INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, candidate_ids)
-SELECT id, tenant_id, inserted_at, 'postmark',
-       CASE WHEN right(metadata ->> 'message_id', 1) <> '7' THEN ARRAY[metadata ->> 'message_id', 'other'] END
-  FROM mailglass_events ORDER BY inserted_at;
+       jsonb_build_object('provider', 'postmark', 'provider_event_id', 'Delivery:' || n, 'message_id', 'message-' || n),
+       true, now()::timestamp - make_interval(secs => 100000 - n) FROM generate_series(1, 50000) AS n;
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,
+                                      received_at, inserted_at, updated_at)
+SELECT md5('raw' || n)::uuid, 'acme', 'postmark', 'Delivery:' || n, 'Delivery', 'succeeded',
+       '{"Recipient": "a@example.com"}', '2026-01-02', '2026-01-02', '2026-01-02' FROM generate_series(1, 50000) AS n;
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
+SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs => 100000 - n),
+       CASE WHEN n <= 40000 THEN 'postmark' END, CASE WHEN n <= 40000 THEN 'postmark/1.1' END,
+       CASE WHEN n <= 40000 THEN 2 END FROM generate_series(1, 50000) AS n;
+INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT md5('event' || n)::uuid, p, CASE p WHEN 1 THEN 'other-' || n ELSE 'message-' || n END
+  FROM generate_series(1, 40000) AS n, generate_series(1, 2) AS p;
 """
 
 
-@pytest.fixture(scope="module", params=["fresh statistics", "stale statistics"])
-def connection(request, make_database, drop_database, template) -> Iterator[sa.Connection]:
-    """A connection to a database of 50,000 open orphans, in a transaction of the settings that a batch has."""
+CAMPAIGN = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+SELECT md5('wide' || n)::uuid, 'acme', 'News', 'bulk', 'User ' || n || ' <U' || n || '@example.com>', 'example.com',
+       'campaign', 'dispatched', '2026-01-01', '2026-01-01', '2026-01-01' FROM generate_series(1, 20000) AS n;
+"""
+
+STATISTICS = ["fresh", "of an empty database", "from before the campaign"]
+
+
+@pytest.fixture(scope="module", params=STATISTICS)
+def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.Engine, Settings]]:
+    """A database of 50,000 open orphans, and of one message id with 20,000 deliveries."""
     name = f"mgtest_{factories.new_id()}"
     settings = Settings(database_url=make_database(name, template))
-    with database.create_engine(settings).connect() as connection:
-        with connection.begin():
-            for table in TABLES:
-                connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
-                connection.exec_driver_sql(f"ANALYZE {table}")
-            connection.exec_driver_sql(LOAD)
-            if request.param == "fresh statistics":
-                connection.exec_driver_sql("ANALYZE")
-        with database.transaction(connection, settings, probes_only=True):
-            yield connection
+    engine = database.create_engine(settings)
+    with engine.begin() as connection:
+        for table in TABLES:
+            connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+            connection.exec_driver_sql(f"ANALYZE {table}")
+        connection.exec_driver_sql(LOAD)
+        if request.param == "from before the campaign":
+            connection.exec_driver_sql("ANALYZE")
+        connection.exec_driver_sql(CAMPAIGN)
+        if request.param == "fresh":
+            connection.exec_driver_sql("ANALYZE")
+    yield engine, settings
     drop_database(name)
 
 
-@pytest.fixture
-def piece(connection) -> Slice:
-    """A slice of 500 orphans in the middle of the order of arrival."""
-    rows = connection.exec_driver_sql(
-        "SELECT arrived_at::text, event_id::text FROM mailglass_open_orphans"
-        " ORDER BY arrived_at, event_id OFFSET 25000 LIMIT 501"
-    ).all()
-    return Slice(Place(*rows[0]), Place(*rows[-1]), None)
+@pytest.fixture(scope="module")
+def tx(made) -> Iterator[Transaction]:
+    """A transaction with the settings of a batch."""
+    engine, settings = made
+    with engine.connect() as connection, database.transaction(connection, settings, probes_only=True) as tx:
+        yield tx
+
+
+@pytest.fixture(scope="module")
+def reading(made) -> Iterator[Transaction]:
+    """A transaction with the settings of a slice."""
+    engine, settings = made
+    with (
+        engine.connect() as connection,
+        database.transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx,
+    ):
+        yield tx
+
+
+@pytest.fixture(scope="module")
+def application(made) -> Iterator[Transaction]:
+    """A caller's own transaction, in which the planner may do what it likes."""
+    engine, settings = made
+    with engine.begin() as connection, database.borrowed(connection, settings) as tx:
+        yield tx
 
 
 @pytest.fixture
-def pairs(connection) -> list[tuple[str, str]]:
+def whole() -> Slice:
+    """Every open orphan."""
+    return Slice(Place("-infinity", LAST_EVENT), Place("infinity", LAST_EVENT))
+
+
+@pytest.fixture
+def pairs(tx) -> list[tuple[str, str]]:
     """500 orphans from all over the table, each with its delivery."""
     sql = """
     SELECT md5('event' || n)::uuid::text, md5('delivery' || n)::uuid::text FROM generate_series(1, 50000, 100) AS n
     """
-    return [tuple(row) for row in connection.exec_driver_sql(sql)]
+    return [tuple(row) for row in tx.execute(sql)]
+
+
+@pytest.fixture
+def events(pairs) -> list[str]:
+    """The orphans of `pairs`."""
+    return [event for event, _ in pairs]
 
 
 class Plan:
-    """A plan that has run: the indexes it used, the tables it scanned whole, and the rows that it read."""
+    """Plans that have run: indexes used, kinds of node, tables scanned whole and how often, and the rows read."""
 
-    def __init__(self, root: dict[str, Any]) -> None:
-        """Walk the plan's nodes."""
+    def __init__(self) -> None:
         self.indexes: set[str] = set()
-        self.whole: set[str] = set()
+        self.kinds: set[str] = set()
+        self.whole: Counter[str] = Counter()
         self.read = 0
-        self._walk(root)
 
-    def _walk(self, node: dict[str, Any]) -> None:
+    def add(self, node: dict[str, Any]) -> None:
+        """Take in a node and those below it."""
+        self.kinds.add(node["Node Type"])
         if "Index Name" in node:
             self.indexes.add(node["Index Name"])
         if node["Node Type"] == "Seq Scan":
-            self.whole.add(node["Relation Name"])
+            self.whole[node["Relation Name"]] += node["Actual Loops"]
         if "Relation Name" in node and "Scan" in node["Node Type"]:
             seen = node["Actual Rows"] + sum(
                 node.get(f"Rows Removed by {cause}", 0) for cause in ("Filter", "Index Recheck")
             )
             self.read += round(seen * node["Actual Loops"])
         for child in node.get("Plans", ()):
-            self._walk(child)
+            self.add(child)
 
 
-def plan_of(connection: sa.Connection, call: Callable[[], object]) -> Plan:
-    """Return the plan of the last statement that a call sends; what it did is undone."""
+def plan_of(tx: Transaction, call: Callable[[], object]) -> Plan:
+    """Return the plan of all statements that a call sends; what it did is undone."""
     sent = []
 
     def note(connection, cursor, statement, parameters, context, executemany):
         sent.append((statement, parameters))
 
+    connection = tx.connection
     with connection.begin_nested() as savepoint:
         sa.event.listen(connection, "before_cursor_execute", note)
         call()
         sa.event.remove(connection, "before_cursor_execute", note)
         savepoint.rollback()
-    statement, parameters = sent[-1]
+    plan = Plan()
     with connection.begin_nested() as savepoint:
-        explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar_one()
+        for statement, parameters in sent:
+            explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+            plan.add(explained.scalar_one()[0]["Plan"])
         savepoint.rollback()
-    plan = Plan(explained[0]["Plan"])
-    assert not plan.whole & set(TABLES)
     return plan
 
 
-def test_the_survey_reads_the_index_of_arrival(connection):
+def probing(tx: Transaction, call: Callable[[], object]) -> Plan:
+    """Return the plan of a call that reaches every row through an index."""
+    plan = plan_of(tx, call)
+    assert not plan.whole.keys() & set(TABLES)
+    return plan
+
+
+def test_the_survey_reads_the_catalog_only(reading):
+    """Sizes and the state of the schema; nothing that grows."""
+    plan = plan_of(reading, lambda: open_orphans.survey(reading, Settings()))
+    assert not (plan.whole.keys() | plan.indexes) & {*TABLES, "mailglass_open_orphans_arrival_idx"}
+    assert plan.read <= 100
+
+
+@pytest.mark.parametrize("tenant_id", [None, "acme"])
+def test_the_groups_are_counted_along_the_index_of_arrival(reading, whole, tenant_id):
     """Once along what is eligible."""
-    settings = Settings()
-    plan = plan_of(connection, lambda: open_orphans.survey(connection, settings, None))
-    assert "mailglass_open_orphans_arrival_idx" in plan.indexes
-    assert plan.read <= ROWS + 100
+    plan = probing(reading, lambda: open_orphans.groups(reading, replace(whole, tenant_id=tenant_id), MARKS))
+    assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
+    assert plan.read == ROWS
 
 
-def test_a_slices_end_is_found_in_the_index_of_arrival(connection, piece):
-    """No more rows than the slice has."""
-    end = Slice(piece.after, Place("infinity", LAST_EVENT), None)
-    plan = plan_of(connection, lambda: open_orphans.slice_end(connection, end, SIZE))
+def test_what_remains_is_counted_along_the_index_of_arrival(reading, whole):
+    """Once along what is eligible."""
+    plan = probing(reading, lambda: open_orphans.count(reading, whole))
+    assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
+    assert plan.read == ROWS
+
+
+def test_orphans_without_keys_are_read_until_there_are_enough(reading, whole):
+    """In order of arrival, no more rows than asked for."""
+    place = reading.execute(
+        "SELECT arrived_at::text, event_id::text FROM {schema}.mailglass_open_orphans WHERE rule IS NULL"
+        " ORDER BY arrived_at LIMIT 1 OFFSET 100"
+    ).one()
+    piece = replace(whole, after=Place(*place))
+    plan = probing(reading, lambda: open_orphans.without_keys(reading, piece, MARKS, SIZE))
     assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
     assert plan.read <= SIZE + 1
 
 
-def test_keys_are_read_by_the_ledgers_primary_key(connection, piece):
-    """Of those orphans of the slice alone that have none."""
-    plan = plan_of(connection, lambda: list(open_orphans.read_values(connection, piece, keys.reads())))
-    assert {"mailglass_open_orphans_arrival_idx", "mailglass_events_pkey"} <= plan.indexes
-    assert plan.read <= 2 * SIZE
+def test_orphans_that_name_a_delivery_are_probed_for_until_there_are_enough(reading, whole):
+    """Each orphan, its two ids, their deliveries, and its ids once more."""
+    plan = probing(reading, lambda: open_orphans.naming(reading, whole, MARKS, SIZE))
+    assert {"mailglass_open_orphans_arrival_idx", "mailglass_open_orphan_ids_pkey"} <= plan.indexes
+    assert plan.read <= 6 * SIZE + 10
 
 
-@pytest.mark.parametrize("tenant_id", [None, "acme"])
-def test_the_match_probes_the_deliveries_index(connection, piece, tenant_id):
-    """Two probes for each of an orphan's two candidates, none of which reads more than it finds."""
-    whole = Slice(piece.after, piece.until, tenant_id)
-    plan = plan_of(connection, lambda: match.match(connection, whole, {}))
-    assert {"mailglass_open_orphans_arrival_idx", "mailglass_deliveries_provider_msg_id_idx"} <= plan.indexes
-    assert plan.read <= 3 * SIZE
+def test_orphans_that_name_a_delivery_are_found_by_reading_both_tables_once(reading, whole):
+    """If that is cheaper: ids and deliveries are hashed, nothing is probed for, but for the ids of those found."""
+
+    def call() -> list[Open]:
+        with database.by_scans(reading):
+            return open_orphans.naming(reading, whole, MARKS, SIZE)
+
+    plan = plan_of(reading, call)
+    assert "Hash Join" in plan.kinds
+    assert "Nested Loop" not in plan.kinds
+    assert plan.whole["mailglass_open_orphan_ids"] == 1
+    assert plan.whole["mailglass_deliveries"] <= 1
+    assert plan.read <= ROWS + 2 * ROWS + ROWS + WIDE + 2 * SIZE
 
 
-def test_the_match_of_computed_keys_probes_too(connection, pairs):
-    """Keys that are not stored yet come as parameters."""
-    computed = {event: Keys("postmark", (f"message-{n}",), None) for n, (event, _) in enumerate(pairs)}
-    nothing = Slice(Place("infinity", LAST_EVENT), Place("infinity", LAST_EVENT), None)
-    plan = plan_of(connection, lambda: match.match(connection, nothing, computed))
-    assert "mailglass_deliveries_provider_msg_id_idx" in plan.indexes
-    assert plan.read <= 3 * SIZE
+def test_after_scans_statements_probe_again(reading, whole):
+    """The way that was chosen for one statement is not kept."""
+    with database.by_scans(reading):
+        pass
+    probing(reading, lambda: open_orphans.naming(reading, whole, MARKS, SIZE))
 
 
-def test_a_claim_goes_by_primary_keys(connection, pairs):
-    """Open orphan, event and delivery of each pair, once."""
-    plan = plan_of(connection, lambda: open_orphans.claim(connection, pairs))
-    assert {"mailglass_open_orphans_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"} <= plan.indexes
-    assert plan.read <= 4 * SIZE
-
-
-def test_an_append_reads_each_orphan_once(connection, pairs):
-    """By the ledger's primary key."""
-    events, deliveries = zip(*pairs, strict=True)
-    ids = [ledger.uuid7() for _ in pairs]
-    plan = plan_of(connection, lambda: ledger.append_reconciled(connection, ids, list(events), list(deliveries)))
+def test_what_names_provider_and_recipient_is_read_by_the_ledgers_primary_key(reading, events):
+    """One row per orphan."""
+    plan = probing(reading, lambda: candidates.of_events(reading, events))
     assert plan.indexes == {"mailglass_events_pkey"}
     assert plan.read <= SIZE
 
 
-def test_a_projection_reads_each_delivery_by_its_primary_key(connection, pairs):
+def test_values_at_paths_are_read_by_the_ledgers_primary_key(reading, events):
+    """One row per orphan, however many paths."""
+    plan = probing(reading, lambda: candidates.at_paths(reading, events, keys.reads()["mailgun"]))
+    assert plan.indexes == {"mailglass_events_pkey"}
+    assert plan.read <= SIZE
+
+
+def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, events):
+    """One event and one raw webhook per orphan."""
+    plan = probing(reading, lambda: candidates.postmark_recipients(reading, events))
+    assert plan.indexes == {"mailglass_events_pkey", "mailglass_webhook_events_provider_event_id_idx"}
+    assert plan.read <= 2 * SIZE
+
+
+def test_keys_are_stored_by_primary_keys(tx, events):
+    """Held, looked for in the ledger, their old ids removed, the new ones stored."""
+    computed = {event: Keys("postmark", ("one", "two"), None, "postmark/1.1") for event in events}
+    plan = probing(tx, lambda: candidates.store(tx, computed))
+    assert plan.indexes == {
+        "mailglass_open_orphans_pkey",
+        "mailglass_events_idempotency_key_idx",
+        "mailglass_open_orphan_ids_pkey",
+    }
+    assert plan.read <= 2 * SIZE + 2 * SIZE
+
+
+def test_ids_are_looked_up_by_our_index(reading):
+    """Each once; of a wide id no more than shows that it is one."""
+    ids = [*(f"message-{n}" for n in range(1, SIZE)), "campaign"]
+    plan = probing(reading, lambda: deliveries.of_ids(reading, ids))
+    assert plan.indexes == {deliveries.INDEX}
+    assert plan.read <= SIZE + FEW + 1
+
+
+ASKING = {
+    "a recipient that it has": ("acme", "u7777@example.com"),
+    "a recipient that it has not": ("acme", "nobody@example.com"),
+    "no recipient": ("acme", None),
+    "an earlier tenant": ("aaa", None),
+    "a later tenant": ("zzz", "u7777@example.com"),
+}
+
+
+@pytest.mark.parametrize("asking", ASKING)
+def test_a_question_to_a_wide_id_reads_few_rows(reading, asking):
+    """Of 20,000 deliveries, whatever asks."""
+    tenant, recipient = ASKING[asking]
+    question = Question("campaign", tenant, ("sparkpost", "SparkPost"), recipient)
+    plan = probing(reading, lambda: deliveries.of_wide_ids(reading, [question] * SIZE))
+    assert plan.indexes == {deliveries.INDEX, "mailglass_deliveries_provider_msg_id_idx"}
+    assert plan.read <= 5 * SIZE
+
+
+@pytest.mark.parametrize("asking", ASKING)
+def test_a_question_of_an_applications_event_reads_few_rows(application, asking):
+    """Where nothing keeps the planner from other ways."""
+    tenant, recipient = ASKING[asking]
+    question = Question("campaign", tenant, ("sparkpost", "SparkPost"), recipient)
+    plan = probing(application, lambda: deliveries.of_wide_ids(application, [question]))
+    assert plan.read <= 5
+
+
+def test_a_wide_ids_delivery_is_found_by_its_address(reading):
+    """The index's expression and the query's are the same, and take the address out of a display name."""
+    found = deliveries.of_wide_ids(reading, [Question("campaign", "acme", ("sparkpost",), "u7777@example.com")])
+    assert "User 7777 <U7777@example.com>" in [delivery.recipient for _, delivery in found]
+
+
+def test_a_claim_goes_by_primary_keys(tx, pairs):
+    """Open orphan, event and delivery of each pair, once."""
+    plan = probing(tx, lambda: open_orphans.claim(tx, pairs))
+    assert plan.indexes == {"mailglass_open_orphans_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
+    assert plan.read <= 3 * SIZE
+
+
+def test_an_append_reads_each_orphan_once(tx, pairs):
+    """By the ledger's primary key."""
+    ids = [ledger.uuid7() for _ in pairs]
+    plan = probing(tx, lambda: ledger.append_reconciled(tx, ids, [e for e, _ in pairs], [d for _, d in pairs]))
+    assert plan.indexes == {"mailglass_events_pkey"}
+    assert plan.read <= SIZE
+
+
+def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """Once to decide and once to write."""
     at = "2026-01-02T03:04:05"
     reports = [Report(delivery, "delivered", at, at) for _, delivery in pairs]
-    plan = plan_of(connection, lambda: projector.project(connection, reports))
+    plan = probing(tx, lambda: projector.project(tx, reports))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE
 
 
-def test_keys_are_stored_by_primary_key(connection):
-    """Of those that have none."""
-    sql = "SELECT event_id::text FROM mailglass_open_orphans WHERE candidate_ids IS NULL LIMIT %(size)s"
-    ids = connection.exec_driver_sql(sql, {"size": SIZE}).scalars()
-    computed = {event: Keys("postmark", ("one",), None) for event in ids}
-    plan = plan_of(connection, lambda: open_orphans.store_keys(connection, computed))
-    assert plan.indexes == {"mailglass_open_orphans_pkey"}
+def test_closing_goes_by_primary_keys(tx, events):
+    """Of the orphans and of their ids."""
+    plan = probing(tx, lambda: open_orphans.close(tx, events, events))
+    assert plan.indexes == {"mailglass_open_orphans_pkey", "mailglass_open_orphan_ids_pkey"}
     assert plan.read <= 3 * SIZE
 
 
-def test_closing_goes_by_primary_key(connection, pairs):
-    """What somebody else has settled."""
-    plan = plan_of(connection, lambda: open_orphans.close(connection, [event for event, _ in pairs]))
+def test_refusing_goes_by_primary_key(tx, events):
+    """One row per orphan."""
+    plan = probing(tx, lambda: open_orphans.refuse(tx, events))
     assert plan.indexes == {"mailglass_open_orphans_pkey"}
-    assert plan.read <= 2 * SIZE
+    assert plan.read <= SIZE
 
 
-def test_looking_for_a_committed_event_is_one_probe(connection):
+def test_looking_for_reconciled_events_goes_by_their_key(tx, events):
+    """One event and one probe per orphan."""
+    plan = probing(tx, lambda: ledger.not_reconciled(tx, events))
+    assert plan.indexes == {"mailglass_events_pkey", "mailglass_events_idempotency_key_idx"}
+    assert plan.read <= SIZE
+
+
+def test_looking_for_a_committed_event_is_one_probe(tx):
     """After a COMMIT whose answer was lost."""
-    plan = plan_of(connection, lambda: ledger.present(connection, ledger.uuid7()))
+    plan = probing(tx, lambda: ledger.present(tx, ledger.uuid7()))
     assert plan.indexes == {"mailglass_events_pkey"}
     assert plan.read == 0
+
+
+def test_the_marks_of_this_test_are_todays():
+    """Or else the stored keys above would be none."""
+    rules, any_provider = examination.marks()
+    assert (rules["postmark"], any_provider) == ("postmark/1.1", MARKS.any_provider)

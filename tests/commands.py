@@ -1,0 +1,21 @@
+"""The command in a process of its own, on a test's database."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
+    redis_url = db.settings.redis_url.get_secret_value()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("mailglass-reconcile")), *arguments],
+        env={**db.environment(redis_url), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
