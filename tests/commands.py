@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -10,7 +9,7 @@ def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedPro
     """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
     redis_url = db.settings.redis_url.get_secret_value()
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("mailglass-reconcile")), *arguments],
+        [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", *arguments],
         env={**db.environment(redis_url), **environment},
         capture_output=True,
         text=True,

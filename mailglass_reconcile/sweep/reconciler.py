@@ -213,7 +213,10 @@ class Sweep:
         new = {one.orphan.event_id: one.keys for one in found if one.keys.rule and one.keys is not one.orphan.keys}
         if new and not self.result.dry_run:
             with transaction(connection, self._settings, probes_only=True) as tx:
-                candidates.store(tx, new)
+                settled = set(candidates.store(tx, new))
+            # They were looked at, but whoever settled them has counted them.
+            states = (one.verdict.state for one in found if one.orphan.event_id in settled)
+            self.result.count({state: -number for state, number in Counter(states).items() if state != match.MATCHED})
 
     def _refuse(self, connection: sa.Connection, event_ids: Sequence[str]) -> None:
         """Count orphans that the database refuses, and let later sweeps look at them last."""

@@ -133,8 +133,7 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):  #
         queue = connection.SimpleQueue("celery")
         sent = [queue.get(timeout=5).headers for _ in range(2)]
     assert now.id != later.id
-    assert [one["id"] for one in sent] == [later.id, now.id]
-    assert [one["expires"] is None for one in sent] == [True, False]
+    assert {one["id"]: one["expires"] is None for one in sent} == {later.id: True, now.id: False}
 
 
 def test_beats_entries_expire_and_the_tasks_have_no_expiry_of_their_own():
