@@ -80,14 +80,8 @@ def is_passing(error: DBAPIError) -> bool:
 
 def is_of_data(error: DBAPIError) -> bool:
     """Whether *error* may be due to a few rows: without them, the same statement may succeed."""
-    state = sqlstate(error)
-    return not is_passing(error) and state not in (
-        QUERY_CANCELED,
-        LOCK_NOT_AVAILABLE,
-        INSUFFICIENT_PRIVILEGE,
-        UNDEFINED_TABLE,
-        UNDEFINED_COLUMN,
-    )
+    state = sqlstate(error) or ""
+    return not is_passing(error) and state != LOCK_NOT_AVAILABLE and state[:2] not in ("28", "3D", "3F", "42", "57")
 
 
 def translated(error: DBAPIError) -> MailglassReconcileError:
