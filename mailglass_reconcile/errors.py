@@ -35,7 +35,7 @@ OUTAGE_SQLSTATES = frozenset(
 
 
 class MailglassReconcileError(Exception):
-    """Every error that this package raises on purpose."""
+    """Base class of this package's errors."""
 
 
 class ConfigurationError(MailglassReconcileError):
@@ -51,7 +51,7 @@ class DatabaseRefusedError(MailglassReconcileError):
 
 
 class SchemaOutdatedError(MailglassReconcileError):
-    """The database lacks what this version needs; `mailglass-reconcile migrate` brings it."""
+    """The database lacks what this version needs; run `mailglass-reconcile migrate`."""
 
 
 class LedgerImmutableError(MailglassReconcileError):
@@ -111,7 +111,7 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate whatever the database driver raises inside the block; the chain is cut, for it holds values.
+    """Translate whatever the database driver raises inside the block; the chain is cut, because it holds values.
 
     Raises:
         MailglassReconcileError: in place of SQLAlchemy's errors.

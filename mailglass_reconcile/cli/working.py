@@ -47,14 +47,14 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
-    """Delete old raw webhooks, and mend the open set by the ledger."""
+    """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
     result = pruner.prune()
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return
     click.echo(
         f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
-        f"open set: {result.expired} expired, {result.settled} settled, {result.added} added"
+        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added"
     )
 
 
