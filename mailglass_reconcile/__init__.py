@@ -1,6 +1,6 @@
 """Links e-mail webhook events that arrived before their delivery had committed."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -25,6 +25,8 @@ from mailglass_reconcile.sweep.providers import key_rule
 from mailglass_reconcile.sweep.reconciler import reconcile
 from mailglass_reconcile.sweep.result import SweepResult
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ConfigurationError",
     "DatabaseRefusedError",
@@ -39,6 +41,7 @@ __all__ = [
     "Settings",
     "SweepResult",
     "WebhookEvent",
+    "__version__",
     "append",
     "attempt_link",
     "available",
@@ -56,9 +59,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Make `beat_schedule` when somebody asks for it: without Celery, that is the moment to warn."""
-    if name == "beat_schedule":
-        globals()[name] = make_beat_schedule()
-        return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+beat_schedule: dict[str, dict[str, Any]]
+"""The default entries for an app's `beat_schedule`: `make_beat_schedule()`."""
+
+if not TYPE_CHECKING:  # a type checker would take every misspelled name for one that this function knows
+
+    def __getattr__(name: str) -> Any:
+        """Make `beat_schedule` when somebody asks for it: without Celery, that is the moment to warn."""
+        if name == "beat_schedule":
+            globals()[name] = make_beat_schedule()
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
