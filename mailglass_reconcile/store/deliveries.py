@@ -53,18 +53,16 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
 
 # One row per provider and id is what a unique index allows, and an id of several deliveries is told apart by recipient
 # only: those have no provider. Sorted, so that two transactions wait for each other one way only. The type and time
-# are below whatever is projected. `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has
-# them.
+# are below whatever is projected. Not EXISTS, for which the planner may read the whole table; num_nulls
+# as below. `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
 _STORE = """
 WITH sent AS (
   SELECT s.id, s.recipient, s.domain, s.message_id,
-         CASE WHEN NOT s.shared
-                   AND NOT EXISTS (SELECT FROM {schema}.mailglass_deliveries AS d
-                                    WHERE d.provider = ANY (CAST(:spellings AS text[]))
-                                      AND d.provider_message_id = s.message_id)
-                   AND NOT EXISTS (SELECT FROM {schema}.mailglass_deliveries AS d
-                                    WHERE d.provider IS NULL AND d.provider_message_id = s.message_id)
-              THEN CAST(:provider AS text) END AS provider
+         CASE WHEN s.shared
+                   OR (SELECT true FROM {schema}.mailglass_deliveries AS d
+                        WHERE d.provider_message_id = s.message_id
+                          AND (num_nulls(d.provider) = 1 OR d.provider = ANY (CAST(:spellings AS text[]))) LIMIT 1)
+              THEN NULL ELSE CAST(:provider AS text) END AS provider
     FROM unnest(CAST(:ids AS uuid[]), CAST(:recipients AS text[]), CAST(:domains AS text[]),
                 CAST(:message_ids AS text[]), CAST(:shared AS boolean[]))
          AS s (id, recipient, domain, message_id, shared)

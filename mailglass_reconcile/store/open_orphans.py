@@ -91,14 +91,17 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
          ORDER BY arrived_at, event_id LIMIT :size) AS o
 """
 
+# OFFSET 0, so that each row is probed for, whatever the planner believes of the tables.
 _OF_IDS = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
        ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = o.event_id ORDER BY i.position), o.recipient, o.rule, o.recipient_lost
-  FROM (SELECT DISTINCT i.event_id FROM unnest(CAST(:ids AS text[])) AS c (id)
-          JOIN {schema}.mailglass_open_orphan_ids AS i ON i.candidate_id = c.id) AS k
-  JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
- WHERE o.tenant_id IS NOT DISTINCT FROM :tenant_id AND o.refused = 0
+  FROM (SELECT DISTINCT i.event_id
+          FROM unnest(CAST(:ids AS text[])) AS c (id)
+         CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                              WHERE candidate_id = c.id OFFSET 0) AS i) AS k
+ CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.event_id OFFSET 0) AS o
+ WHERE o.tenant_id = :tenant_id AND o.refused = 0
    AND o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
  LIMIT :size
 """
