@@ -16,6 +16,8 @@ from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.events import append
+from mailglass_reconcile.record.sends import RecordedDelivery, record_send
+from mailglass_reconcile.record.sent import Sent
 from mailglass_reconcile.record.webhooks import Recorded, broadcast, record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
@@ -37,7 +39,9 @@ __all__ = [
     "Orphan",
     "PruneResult",
     "Recorded",
+    "RecordedDelivery",
     "SchemaOutdatedError",
+    "Sent",
     "Settings",
     "SweepResult",
     "WebhookEvent",
@@ -55,6 +59,7 @@ __all__ = [
     "make_beat_schedule",
     "prune",
     "reconcile",
+    "record_send",
     "record_webhook",
 ]
 
