@@ -90,7 +90,7 @@ def record_send(
         providers.spellings(validation.provider("provider", provider)),
         validation.name("mailable", mailable),
         validation.stream("stream", stream),
-        json.dumps(storing.metadata("metadata", metadata or {})),
+        json.dumps(storing.metadata("metadata", {} if metadata is None else metadata)),
     )
     drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
     with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:

@@ -205,6 +205,7 @@ def test_a_send_that_the_provider_refused_is_a_terminal_delivery(db, type_):
         ({"mailable": ""}, "mailable must be a text"),
         ({"provider": " "}, "provider must be a text"),
         ({"tenant_id": ""}, "tenant_id must be a text"),
+        ({"metadata": []}, "metadata must be a mapping"),
         ({"metadata": {"k": object()}}, r"metadata\['k'\] is a object"),
     ],
 )
