@@ -35,7 +35,7 @@ OUTAGE_SQLSTATES = frozenset(
 
 
 class MailglassReconcileError(Exception):
-    """Every error that this package raises on purpose."""
+    """Base class of this package's errors."""
 
 
 class ConfigurationError(MailglassReconcileError):
@@ -51,7 +51,7 @@ class DatabaseRefusedError(MailglassReconcileError):
 
 
 class SchemaOutdatedError(MailglassReconcileError):
-    """The database lacks what this version needs; `mailglass-reconcile migrate` brings it."""
+    """The database lacks what this version needs; run `mailglass-reconcile migrate`."""
 
 
 class LedgerImmutableError(MailglassReconcileError):
@@ -80,14 +80,8 @@ def is_passing(error: DBAPIError) -> bool:
 
 def is_of_data(error: DBAPIError) -> bool:
     """Whether *error* may be due to a few rows: without them, the same statement may succeed."""
-    state = sqlstate(error)
-    return not is_passing(error) and state not in (
-        QUERY_CANCELED,
-        LOCK_NOT_AVAILABLE,
-        INSUFFICIENT_PRIVILEGE,
-        UNDEFINED_TABLE,
-        UNDEFINED_COLUMN,
-    )
+    state = sqlstate(error) or ""
+    return not is_passing(error) and state != LOCK_NOT_AVAILABLE and state[:2] not in ("28", "3D", "3F", "42", "57")
 
 
 def translated(error: DBAPIError) -> MailglassReconcileError:
@@ -117,7 +111,7 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate whatever the database driver raises inside the block; the chain is cut, for it holds values.
+    """Translate whatever the database driver raises inside the block; the chain is cut, because it holds values.
 
     Raises:
         MailglassReconcileError: in place of SQLAlchemy's errors.

@@ -1,4 +1,4 @@
-"""What an event does to its delivery's columns, and the message that tells of it after the commit.
+"""What an event does to its delivery's columns, and the message about it after the commit.
 
 The result does not depend on the order or the batches in which events are projected: each column is a maximum,
 a minimum or an OR over the events, and over what the row itself holds.
@@ -159,5 +159,5 @@ def _zulu(time: str) -> str:
 
 
 def broadcast(links: Sequence[Link], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:
-    """Tell of committed *links*: hand *publish* a `(tenant id, delivery id, payload)` for each, in order."""
+    """Publish committed *links*: hand *publish* a `(tenant id, delivery id, payload)` for each, in order."""
     return publish([(link.tenant_id, link.delivery_id, payload(link)) for link in links])

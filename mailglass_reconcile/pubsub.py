@@ -78,7 +78,7 @@ class Published(NamedTuple):
 def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
     """Return the channel on which a tenant's, or one delivery's, updates are told.
 
-    A tenant id is percent-encoded (UTF-8, upper-case hex) where it holds anything but ASCII letters, digits,
+    A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits,
     `.`, `_` and `-`, so that no tenant's channel can be another's and no pattern leaks in.
 
     Args:

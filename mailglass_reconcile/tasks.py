@@ -72,7 +72,7 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
 def prune() -> dict[str, int]:
-    """Delete old raw webhooks, and mend the open set; return the counts of `PruneResult`."""
+    """Delete old raw webhooks, and repair the table of open orphans; return the counts of `PruneResult`."""
     with _told_in_a_line(PRUNE_TASK):
         return pruner.prune().as_dict()
 
@@ -124,7 +124,7 @@ class _SoftLimit(KeyboardInterrupt):
 
 @contextmanager
 def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
-    """Let a soft time limit end *sweep*: at once where it reads, after the batch where it links, and as `partial`."""
+    """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
     if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has soft limits
         yield
         return

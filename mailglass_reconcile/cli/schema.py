@@ -17,7 +17,7 @@ from mailglass_reconcile.store.migration import runner
 @click.option("--remove", is_flag=True, help="Take out all that is ours; Mailglass's tables stay.")
 @click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
 def migrate(plan: bool, check: bool, remove: bool, guard_truncate: bool) -> None:
-    """Bring the database to this version's schema, while Mailglass goes on writing."""
+    """Bring the database to this version's schema, while Mailglass continues to write."""
     if plan + check + remove > 1:
         raise click.UsageError("--plan, --check and --remove exclude each other")
     if guard_truncate and (check or remove):

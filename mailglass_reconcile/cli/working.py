@@ -18,13 +18,15 @@ from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
 REASONS = {
-    "unmatched": "no delivery has their id yet",
+    "unmatched": "no delivery has any of their ids yet",
     "unmatchable": "no usable id",
     "ambiguous": "several deliveries, and no way to choose",
-    "tenant_mismatch": "their id names another tenant's delivery: does Mailglass have resolve_webhook_tenant?",
-    "recipient_mismatch": "their id names another recipient's delivery",
-    "skipped": "held or settled by somebody else, or beyond the limit or the deadline",
-    "failed": "the database refused the link",
+    "tenant_mismatch": "their id names only another tenant's delivery; perhaps Mailglass lacks resolve_webhook_tenant",
+    "recipient_mismatch": "their id names only another recipient's delivery",
+    "skipped_limit": "they match, but the limit was reached",
+    "skipped_deadline": "the sweep ended before it could look at them or link them",
+    "skipped_held": "another session holds them or has settled them",
+    "failed": "the database refused to read or link them",
 }
 
 
@@ -45,14 +47,14 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
-    """Delete old raw webhooks, and mend the open set by the ledger."""
+    """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
     result = pruner.prune()
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return
     click.echo(
         f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
-        f"open set: {result.expired} expired, {result.settled} settled, {result.added} added"
+        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added"
     )
 
 

@@ -105,7 +105,7 @@ class Director:
         self._last, self._idle = None, 0
 
     def _watch(self, seconds: float) -> None:
-        """Tell of sweeps and broadcasts for *seconds*."""
+        """Show sweeps and broadcasts for *seconds*."""
         until = time.monotonic() + seconds
         while True:
             for task_id, result in self._sweeper.poll():

@@ -17,7 +17,7 @@ CONFIRMATION_SECONDS = 5.0
 
 
 class Broadcast(NamedTuple):
-    """A message as it was heard; `event_id` is the `reconciled` event that it tells of."""
+    """A message as it was heard; `event_id` is the `reconciled` event that it is about."""
 
     channel: str
     event_id: str

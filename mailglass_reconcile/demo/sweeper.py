@@ -29,7 +29,7 @@ STOP_SECONDS = 10.0
 
 
 class Swept(NamedTuple):
-    """A sweep that has ended: the id of its Celery task, and what it came to."""
+    """A sweep that has ended: the id of its Celery task, and its result."""
 
     task_id: str
     result: SweepResult
@@ -123,7 +123,7 @@ def _plain(value: Any) -> str:
 
 
 def _sweeps(told: dict[str, Any]) -> Iterator[Swept]:
-    """Yield the sweep that a task's result tells of: none where it was a prune, or a duplicate."""
+    """Yield the sweep that a task's result describes; none if it was a prune, or a duplicate."""
     result = told["result"]
     if told["status"] == "FAILURE":
         yield Swept(told["task_id"], SweepResult(status="failed"))

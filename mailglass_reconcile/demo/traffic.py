@@ -85,7 +85,7 @@ class Traffic:
             self.committed[mail.id] = dt.datetime.now(dt.UTC)
 
     def receive(self, webhook: Webhook, mail: Mail | None) -> None:
-        """Insert the event of *webhook* as an orphan and commit it; *mail* is what it tells of, if it is ours."""
+        """Insert the event of *webhook* as an orphan and commit it; *mail* is what it is about, if it is ours."""
         provider_event_id = str(webhook.metadata["provider_event_id"])
         with self._endpoint.begin():
             if mail is not None:

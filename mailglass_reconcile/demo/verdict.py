@@ -1,4 +1,4 @@
-"""What the demo came to, and whether every promise was kept: asked of the tables, not of the sweeps."""
+"""The demo's result, and whether every promise was kept: read from the tables, not from the sweeps."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Verdict:
 def judge(
     connection: sa.Connection, plot: Sequence[Wave], traffic: Traffic, heard: Sequence[Broadcast], quiet: bool
 ) -> Verdict:
-    """Compare the tables and what was *heard* with what *plot* must come to.
+    """Compare the tables and what was *heard* with what *plot* must lead to.
 
     Args:
         connection: In a transaction.

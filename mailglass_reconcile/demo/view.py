@@ -1,4 +1,4 @@
-"""What the demo's screen shows of the tables, read anew each time."""
+"""What the demo's screen shows of the tables, read again each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daily prune: raw webhooks by status and age, and the open set mended by the ledger."""
+"""The daily prune: raw webhooks by status and age; the table of open orphans is repaired from the ledger."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ DELETE FROM {schema}.mailglass_webhook_events
 
 @dataclass(slots=True)
 class PruneResult:
-    """What a prune removed and mended.
+    """What a prune removed and repaired.
 
     Attributes:
         succeeded: Raw webhooks deleted that had succeeded.
         dead: Raw webhooks deleted that were dead.
         failed: Raw webhooks deleted that had failed.
-        expired: Orphans that left the open set, for they are older than the maximum age.
-        settled: Orphans that left it, for the ledger has them reconciled or not at all.
-        added: Orphans that the ledger had and the open set lacked.
+        expired: Open orphans removed because they are older than the maximum age.
+        settled: Open orphans removed because the ledger has them reconciled, or not at all.
+        added: Orphans of the ledger that were missing and are open now.
     """
 
     succeeded: int = 0
@@ -51,7 +51,7 @@ class PruneResult:
 
 
 def prune() -> PruneResult:
-    """Delete raw webhooks by status and age, take expired orphans out of the open set, and repair it.
+    """Delete raw webhooks by status and age, remove expired open orphans, and repair their table.
 
     Raises:
         MailglassReconcileError: A setting, the connection, a right or the schema is wrong.
@@ -60,7 +60,7 @@ def prune() -> PruneResult:
 
 
 def prune_with(engine: sa.Engine, settings: Settings) -> PruneResult:
-    """Delete what is old, mend the open set, and return the counts; in batches, each a transaction of its own.
+    """Delete what is old, repair the table of open orphans, and return the counts; each batch is a transaction.
 
     A retention of `infinity` sends no DELETE.
 

@@ -108,8 +108,10 @@ _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST
 _FORGET_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 
 _REFUSE = """
-UPDATE {schema}.mailglass_open_orphans SET refused = least(refused + 1, 32767)
- WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
+UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 32767)
+  FROM (SELECT h.event_id FROM {schema}.mailglass_open_orphans AS h
+         WHERE h.event_id = ANY (CAST(:event_ids AS uuid[])) FOR UPDATE SKIP LOCKED) AS held
+ WHERE o.event_id = held.event_id
 """
 
 

@@ -6,24 +6,24 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import is_of_data, sqlstate, translated
+from mailglass_reconcile.errors import translated
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, open_orphans, privileges
+from mailglass_reconcile.store import candidates, open_orphans
 from mailglass_reconcile.store.database import Transaction, connect, transaction, with_retries
-from mailglass_reconcile.store.model import Open
-from mailglass_reconcile.sweep import examination, match, windows
+from mailglass_reconcile.sweep import match, windows
 from mailglass_reconcile.sweep.batch import link_batch
 from mailglass_reconcile.sweep.examination import Examined
+from mailglass_reconcile.sweep.reader import Reader
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.windows import Part, Window
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +54,14 @@ class Sweep:
             progress: Called with the counts so far, after each batch.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
+        self.in_batch = False
+        """Whether a batch is between its claim and its count: only then it is known what was committed."""
         self._settings = settings
         self._publisher = publisher
         self._limit = limit
-        self._bounds = bounds
         self._progress = progress or (lambda result: None)
-        self._deadline = time.monotonic() + settings.sweep_seconds
-        self._window: Window | None = None
-        self._complete = False
-        self._slices = 0
+        self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + settings.sweep_seconds)
         self._wrote = False
-        self._complaints: Counter[str] = Counter()
-        self.in_batch = False
-        """Whether a batch is between its claim and its count: only then it is known what was committed."""
 
     def run(self, engine: sa.Engine) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -79,7 +74,7 @@ class Sweep:
             try:
                 self._sweep(connection)
             except DBAPIError as error:
-                if self._window is None:
+                if self._reader.window is None:
                     raise translated(error) from None
                 self.result.status = "failed"
                 logger.error("the sweep broke off: %s", translated(error))
@@ -90,101 +85,19 @@ class Sweep:
 
     def stop(self) -> None:
         """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
-        self._deadline = time.monotonic()
+        self._reader.deadline = time.monotonic()
 
     def _sweep(self, connection: sa.Connection) -> None:
-        found, rest = self._look(connection, None)
-        while True:
+        while not self._reader.at_end and not (self._reader.slices and self._reader.expired()):
+            found, unreadable = self._reader.next_slice(connection)
+            self.result.count(Counter(one.verdict.state for one in found if one.verdict.state != match.MATCHED))
+            self.result.failed += len(unreadable)
+            self._refuse(connection, unreadable)
             pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in found if one.verdict.delivery_id]
-            linked = self._linked(connection, windows.by_delivery(pairs))
+            linked = self._link(connection, windows.by_delivery(pairs))
             self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
-            if not rest or self._expired():
-                break
-            found, rest = self._look(connection, rest)
-        self._complete = not rest and not self._expired()
-        if not self._complete:
-            self.result.status = "partial"
 
-    def _expired(self) -> bool:
-        return time.monotonic() >= self._deadline
-
-    def _reading(self, connection: sa.Connection) -> AbstractContextManager[Transaction]:
-        left_ms = max(1_000, int((self._deadline - time.monotonic()) * 1000))
-        return transaction(
-            connection, self._settings, read_only=True, snapshot=True, probes_only=True, statement_timeout_ms=left_ms
-        )
-
-    def _look(self, connection: sa.Connection, parts: list[Part] | None) -> tuple[list[Examined], list[Part]]:
-        """Examine the next slice of *parts*, and return what is left; the first time, survey what there is to do.
-
-        All that is read of a slice is of one moment. If a row cannot be read, the slice is halved until that row stands
-        alone.
-        """
-        self._slices += 1
-
-        def read(*, examined: bool = True) -> tuple[list[Open], list[Examined], list[Part]]:
-            with self._reading(connection) as tx:
-                left = self._survey(tx) if parts is None else parts
-                if not left or self._window is None:
-                    return [], [], []
-                orphans, left = windows.next_orphans(tx, self._window, left)
-                return orphans, self._examine(tx, orphans) if examined else [], left
-
-        try:
-            _, found, left = with_retries(read)
-        except DBAPIError as error:
-            if not is_of_data(error):
-                raise
-            orphans, _, left = with_retries(partial(read, examined=False))
-            found = self._halved(connection, orphans)
-        self.result.count(Counter(one.verdict.state for one in found if one.verdict.state != match.MATCHED))
-        return found, left
-
-    def _survey(self, tx: Transaction) -> list[Part]:
-        self._window = window = windows.survey(
-            tx, self._settings, *examination.marks(), self.result.tenant_id, self._bounds
-        )
-        warning = privileges.warning(tx)
-        if warning:
-            logger.warning("%s", warning)
-        if not window.survey.triggers:
-            logger.warning(
-                "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
-                " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
-            )
-        self.result.unmatchable = window.unmatchable
-        return window.parts
-
-    def _examine(self, tx: Transaction, orphans: Sequence[Open]) -> list[Examined]:
-        complaints: list[str] = []
-        raw_webhooks = self._window is not None and self._window.survey.raw_webhooks
-        found = examination.examine(tx, orphans, raw_webhooks=raw_webhooks, complain=complaints.append)
-        self._complaints.update(complaints)
-        return found
-
-    def _halved(self, connection: sa.Connection, orphans: Sequence[Open]) -> list[Examined]:
-        """Examine *orphans* half by half, of which some cannot be read; those are reported, counted and left open."""
-        found: list[Examined] = []
-        waiting = [orphans]
-        while waiting and not self._expired():
-            part = waiting.pop()
-            try:
-                with self._reading(connection) as tx:
-                    found += self._examine(tx, part)
-            except DBAPIError as error:
-                if not is_of_data(error):
-                    raise
-                if len(part) > 1:
-                    middle = len(part) // 2
-                    waiting += [part[middle:], part[:middle]]
-                else:
-                    event_id = part[0].event_id
-                    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
-                    self.result.failed += 1
-                    self._refuse(connection, [event_id])
-        return found
-
-    def _linked(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> set[str]:
+    def _link(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> set[str]:
         """Link *pairs* in batches, as far as the limit and the deadline go, and return the linked orphans' ids."""
         linked: set[str] = set()
         allowed = len(pairs) if self._limit is None else min(len(pairs), self._limit - self.result.linked)
@@ -193,11 +106,11 @@ class Sweep:
             self.result.linked += allowed
             return linked
         for start in range(0, allowed, self._settings.batch_size):
-            if self._expired():
+            if self._reader.expired():
                 break
             batch = pairs[start : min(start + self._settings.batch_size, allowed)]
             self.in_batch = self._wrote = True
-            outcome = link_batch(connection, self._settings, batch, self._expired)
+            outcome = link_batch(connection, self._settings, batch, self._reader.expired)
             told = projector.broadcast(outcome.links, self._publisher.publish)
             self.result.add(outcome, told)
             linked.update(link.orphan_id for link in outcome.links)
@@ -212,36 +125,36 @@ class Sweep:
         """Store the keys of what stays open, so that no later sweep computes them again."""
         new = {one.orphan.event_id: one.keys for one in found if one.keys.rule and one.keys is not one.orphan.keys}
         if new and not self.result.dry_run:
-            with transaction(connection, self._settings, probes_only=True) as tx:
-                settled = set(candidates.store(tx, new))
-            # They were looked at, but whoever settled them has counted them.
+            settled = self._write(connection, lambda tx: set(candidates.store(tx, new)))
+            # They were looked at, but another session has settled them.
             states = (one.verdict.state for one in found if one.orphan.event_id in settled)
             self.result.count({state: -number for state, number in Counter(states).items() if state != match.MATCHED})
 
     def _refuse(self, connection: sa.Connection, event_ids: Sequence[str]) -> None:
-        """Count orphans that the database refuses, and let later sweeps look at them last."""
+        """Let later sweeps look last at orphans that the database refuses."""
         if event_ids and not self.result.dry_run:
+            self._write(connection, lambda tx: open_orphans.refuse(tx, event_ids))
+
+    def _write(self, connection: sa.Connection, action: Callable[[Transaction], T]) -> T:
+        def write() -> T:
             with transaction(connection, self._settings, probes_only=True) as tx:
-                open_orphans.refuse(tx, event_ids)
+                return action(tx)
+
+        return with_retries(write)
 
     def _settle(self, connection: sa.Connection) -> None:
-        """Close the books; the count of what remains is None if it cannot be had."""
-        if self._window is None:
+        """Close the books, and log what an operator should know."""
+        window = self._reader.window
+        if window is None:
             return
-        remaining: int | None = self._window.eligible
-        if self._slices > 1 or self._wrote or not self._complete:
-            try:
-                with self._reading(connection) as tx:
-                    remaining = open_orphans.count(tx, self._window.whole)
-            except DBAPIError as error:
-                remaining = None
-                logger.warning("cannot count what remains open: %s", translated(error))
-        self.result.settle(self._window.eligible, remaining, complete=self._complete)
-        for complaint, orphans in self._complaints.items():
-            logger.error("%s (%d orphans)", complaint, orphans)
-        self._warn_of_mismatches()
-
-    def _warn_of_mismatches(self) -> None:
+        complete = self._reader.at_end and not self._reader.expired() and self.result.status == "ok"
+        if not complete and self.result.status == "ok":
+            self.result.status = "partial"
+        seen_at_once = complete and self._reader.slices == 1 and not self._wrote
+        remaining = window.eligible if seen_at_once else self._reader.count(connection)
+        self.result.unmatchable += window.unmatchable
+        self.result.settle(window.eligible, remaining, complete=complete)
+        self._reader.log_complaints()
         if self.result.tenant_mismatch:
             logger.warning(
                 "%d orphans match only another tenant's deliveries and were not linked; if their tenant is `default`,"

@@ -58,7 +58,7 @@ def test_sweep_tells_a_person_what_stays_open_and_why(cli, one_of_two):
     """The summary has a line for each reason."""
     finished = cli("sweep")
     assert "linked 1 of 2 open orphans" in finished.stdout
-    assert "1 unmatched: no delivery has their id yet" in finished.stdout
+    assert "1 unmatched: no delivery has any of their ids yet" in finished.stdout
 
 
 def test_a_dry_run_writes_nothing(cli, db, one_of_two):

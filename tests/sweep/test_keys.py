@@ -168,7 +168,7 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
 
 
 @pytest.mark.usefixtures("rules")
-@pytest.mark.parametrize("answer", [ValueError, [7], 7, None, [b"x"]])
+@pytest.mark.parametrize("answer", [ValueError, [7], 7, None, [b"x"], "text", ["id"] * 1_000_000])
 def test_an_adopters_rule_that_fails_costs_that_event_only(answer, caplog):
     """It raises, or returns what are no ids; the log names the rule and no value."""
 

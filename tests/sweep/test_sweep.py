@@ -197,7 +197,7 @@ def test_a_deadline_ends_a_sweep_with_what_it_has(db):
 
     def pass_the_deadline(result):
         if result.linked:
-            sweep._deadline = 0
+            sweep.stop()
 
     sweep = reconciler.prepare(progress=pass_the_deadline)
     result = sweep.run(db.engine)

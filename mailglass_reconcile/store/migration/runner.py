@@ -1,4 +1,4 @@
-"""Bringing a database to this version's schema, beside a Mailglass that goes on writing.
+"""Bringing a database to this version's schema, while Mailglass continues to write.
 
 Alembic keeps the order of the revisions and the number of the last; each revision in `alembic/` looks first and
 then takes its steps, which lock nothing that a writer would wait for.

@@ -1,4 +1,4 @@
-"""The steps that a migration is made of; Mailglass goes on writing meanwhile.
+"""The steps that a migration is made of; Mailglass continues to write meanwhile.
 
 Each step is a transaction of its own. It waits for a lock only briefly, and asks again if it did not get it; indexes
 are built concurrently; the open orphans are filled in batches.
