@@ -19,6 +19,7 @@ from pathlib import Path
 from faults.breaks import BREAKS, Break
 
 ROOT = Path(__file__).parent.parent.parent
+PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "faults.unshrunk", "--timeout=120")
 COPIED = ("alembic", "examples", "mailglass_reconcile", "tests", "pyproject.toml", "README.md")
 
 
@@ -43,16 +44,17 @@ def caught_by(broken: Break) -> str | None:
             (copy / file).write_text(text.replace(old, new))
         tests = [f"tests/{test}" for test in broken.tests]
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=120", *tests],
+            [sys.executable, *PYTEST, *tests],
             cwd=copy,
             # The copy stands before the installed package, in the processes that a test starts as well.
-            env={**os.environ, "PYTHONPATH": directory, "MAILGLASS_SCHEDULES": "200"},
+            env={**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'tests'}", "MAILGLASS_SCHEDULES": "200"},
             capture_output=True,
             text=True,
             check=False,
         )
         found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
         assert (run.returncode == 0) == (found is None), run.stdout
+        assert "Timeout (>" not in run.stdout, f"{broken.name}: a test hangs instead of failing\n{run.stdout}"
         return found and found[1]
 
 

@@ -16,7 +16,7 @@ from catalog import MAILGLASS
 from conftest import Database
 from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, open_orphans
+from mailglass_reconcile.store import database
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -293,15 +293,6 @@ def test_what_postgres_refuses_is_refused_as_it_was_before(db: Database, untouch
     refusals = _refusals(db.engine, [], [event])
     assert refusals == _refusals(untouched, [], [event])
     assert refusals[0] is not None
-
-
-def test_a_type_of_any_length_leaves_the_database_cut(db: Database) -> None:
-    """As many of its characters as of an id: a hundred and fifty types of a megabyte would fill a worker's memory."""
-    delivery = factories.delivery(db, "m-1")
-    event = factories.orphan(db, factories.postmark("m-1"), type="t" * 1_000_000)
-    with database.connect(db.engine) as connection, database.transaction(connection, db.settings) as tx:
-        [claimed] = open_orphans.claim(tx, [(event, delivery)])
-    assert claimed.type == "t" * 512
 
 
 @pytest.mark.parametrize("place", [0, 1, BATCH - 1])
