@@ -456,7 +456,7 @@ BREAKS = (
         "mailglass_reconcile/demo/traffic.py",
         "self._open.get(mail.message_id)\n",
         "(self._open.pop(mail.message_id, None) and None)\n",
-        "demo/test_demo.py",
+        "demo/test_demo.py::test_the_deliveries_of_one_api_call_become_visible_together",
     ),
     _break(
         "a slice may be read whole and sorted",
@@ -515,7 +515,7 @@ BREAKS = (
         "mailglass_reconcile/store/database.py",
         'SEARCH_PATH = "pg_catalog, pg_temp"',
         'SEARCH_PATH = "public, pg_catalog"',
-        "store/test_trust.py",
+        "store/test_trust.py::test_what_fits_a_call_of_ours_better_than_postgres_s_own_is_not_called",
     ),
     _break(
         "a function of ours is anybody's",
