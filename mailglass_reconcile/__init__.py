@@ -1,6 +1,6 @@
 """Links e-mail webhook events that arrived before their delivery had committed."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -16,6 +16,8 @@ from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.events import append
+from mailglass_reconcile.record.sends import RecordedDelivery, record_send
+from mailglass_reconcile.record.sent import Sent
 from mailglass_reconcile.record.webhooks import Recorded, broadcast, record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
@@ -24,6 +26,8 @@ from mailglass_reconcile.store.schema import include_object
 from mailglass_reconcile.sweep.providers import key_rule
 from mailglass_reconcile.sweep.reconciler import reconcile
 from mailglass_reconcile.sweep.result import SweepResult
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",
@@ -35,10 +39,13 @@ __all__ = [
     "Orphan",
     "PruneResult",
     "Recorded",
+    "RecordedDelivery",
     "SchemaOutdatedError",
+    "Sent",
     "Settings",
     "SweepResult",
     "WebhookEvent",
+    "__version__",
     "append",
     "attempt_link",
     "available",
@@ -52,13 +59,19 @@ __all__ = [
     "make_beat_schedule",
     "prune",
     "reconcile",
+    "record_send",
     "record_webhook",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Make `beat_schedule` when somebody asks for it: without Celery, that is the moment to warn."""
-    if name == "beat_schedule":
-        globals()[name] = make_beat_schedule()
-        return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+beat_schedule: dict[str, dict[str, Any]]
+"""The default entries for an app's `beat_schedule`: `make_beat_schedule()`."""
+
+if not TYPE_CHECKING:  # a type checker would take every misspelled name for one that this function knows
+
+    def __getattr__(name: str) -> Any:
+        """Make `beat_schedule` when somebody asks for it: without Celery, that is the moment to warn."""
+        if name == "beat_schedule":
+            globals()[name] = make_beat_schedule()
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

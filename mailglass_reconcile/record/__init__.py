@@ -1,1 +1,1 @@
-"""What an application writes: the events of a webhook, or one event, in its own transaction."""
+"""What an application writes: a send, the events of a webhook, or one event, in its own transaction."""

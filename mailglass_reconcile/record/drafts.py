@@ -15,7 +15,7 @@ from mailglass_reconcile.record import storing, validation
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import Keys
-from mailglass_reconcile.sweep import keys, providers
+from mailglass_reconcile.sweep import keys
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""
@@ -59,7 +59,7 @@ def draft(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
     Raises:
         InvalidEventError: The provider or an event cannot be recorded.
     """
-    provider = _canonical(provider)
+    provider = validation.provider("provider", provider)
     if not isinstance(events, Iterable):
         raise InvalidEventError("events must be a list of WebhookEvent")
     seen: Counter[str] = Counter()
@@ -86,10 +86,6 @@ def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, numbe
     """
     identity = json.dumps([tenant_id, provider, provider_event_id, number])
     return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"
-
-
-def _canonical(provider: object) -> str:
-    return providers.canonical(validation.name("provider", provider.strip() if isinstance(provider, str) else provider))
 
 
 def _draft(at: str, event: WebhookEvent, tenant_id: str, provider: str, key: str, strict: bool) -> Draft:

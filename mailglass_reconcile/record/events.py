@@ -18,7 +18,7 @@ from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.store.ledger import Entry
 
-RESERVED_KEYS = ("reconciled:", "webhook:")
+RESERVED_KEYS = ("reconciled:", "webhook:", "send:")
 """What the keys begin with that this package makes itself."""
 
 
@@ -43,7 +43,7 @@ def append(
         occurred_at: When it happened, with a time zone.
         delivery_id: Its delivery, if known.
         idempotency_key: A key under which it is appended once, of 1 to 512 characters; it must not begin with
-            `reconciled:` or `webhook:`.
+            `reconciled:`, `webhook:` or `send:`.
         reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
         metadata: What else to keep, as JSON. It is stored as given, addresses included, and can never be erased.
         needs_reconciliation: True for an orphan, whose delivery a sweep is to find.
@@ -77,7 +77,7 @@ def _own_key(key: object) -> str | None:
         return None
     text = validation.name("idempotency_key", key)
     if text.startswith(RESERVED_KEYS):
-        raise InvalidEventError(f"idempotency_key must not begin with {' or '.join(RESERVED_KEYS)}")
+        raise InvalidEventError(f"idempotency_key must not begin with {', '.join(RESERVED_KEYS)}")
     return text
 
 

@@ -13,9 +13,12 @@ from collections.abc import Collection
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.projector import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.record.storing import storable
+from mailglass_reconcile.sweep import providers
 from mailglass_reconcile.sweep.keys import MAX_ID_LENGTH, is_usable
 
 TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
+SENT_TYPES = ("dispatched", "failed", "rejected")
+STREAMS = ("transactional", "operational", "bulk")
 REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
 
 
@@ -42,6 +45,21 @@ def name(field: str, value: object) -> str:
     if isinstance(value, str) and value.strip() and is_usable(value):
         return value
     raise InvalidEventError(f"{field} must be a text of 1 to 512 characters without control characters")
+
+
+def provider(field: str, value: object) -> str:
+    """Return the canonical spelling of a provider's name."""
+    return providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
+
+
+def stream(field: str, value: object) -> str:
+    """Return *value* if it is one of Mailglass's streams."""
+    return _known(field, value, "stream", STREAMS)
+
+
+def sent_type(field: str, value: object) -> str:
+    """Return *value* if it says what a provider's API has answered to a send."""
+    return _known(field, value, "type", SENT_TYPES)
 
 
 def utc(field: str, value: object) -> str:
@@ -71,6 +89,21 @@ def message_id(field: str, value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise InvalidEventError(f"{field} must be a text, an integer or None")
     return None if value is None else storable(str(value))[: MAX_ID_LENGTH + 1]
+
+
+def sent_id(field: str, value: object, *, needed: bool) -> str | None:
+    """Return the message id of a send as it is stored, trimmed; None only if none is *needed*."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InvalidEventError(f"{field} must be a text, an integer or None")
+    text = "" if value is None else str(value).strip()
+    if not text and not needed:
+        return None
+    if not is_usable(text):
+        raise InvalidEventError(
+            f"{field} must be a text of 1 to 512 characters without control characters, or an integer;"
+            " None only if the type is failed or rejected"
+        )
+    return text
 
 
 def recipient(field: str, value: object) -> str | None:

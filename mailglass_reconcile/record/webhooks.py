@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from mailglass_reconcile.projector import Attached
 from mailglass_reconcile.pubsub import Message
 from mailglass_reconcile.record import sessions, validation
 from mailglass_reconcile.record.drafts import Draft, WebhookEvent, draft
+from mailglass_reconcile.record.sends import RecordedDelivery
 from mailglass_reconcile.store import candidates, ledger
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.ledger import Entry
@@ -87,19 +89,20 @@ def record_webhook(
     return [replace(each, message=None) for each in recorded]
 
 
-def broadcast(recorded: Iterable[Recorded]) -> None:
-    """Tell subscribers of the events that `record_webhook` attached on a plain Connection; call it after the commit.
+def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
+    """Tell subscribers of what a writer attached or linked on a plain Connection; call it after the commit.
 
     A Redis that does not answer costs at most a second and raises nothing. With a Session there is nothing left to
     do: it broadcasts by itself when it has committed.
 
     Args:
-        recorded: What `record_webhook` returned.
+        recorded: What `record_webhook` or `record_send` returned.
 
     Raises:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
-    sessions.publish(_messages(recorded))
+    for_each = (each.messages if isinstance(each, RecordedDelivery) else _messages([each]) for each in recorded)
+    sessions.publish(list(chain.from_iterable(for_each)))
 
 
 def _messages(recorded: Iterable[Recorded]) -> list[Message]:

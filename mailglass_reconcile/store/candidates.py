@@ -86,10 +86,24 @@ SELECT k.event_id, c.position, c.id
 """
 
 
+# The ledger's trigger has put the orphans there; where it has not, they are put there now.
 _REMEMBER = """
-INSERT INTO {schema}.mailglass_open_orphans AS o (event_id, tenant_id, arrived_at)
-SELECT k.event_id, :tenant_id, now()::timestamp FROM unnest(CAST(:event_ids AS uuid[])) AS k (event_id)
-    ON CONFLICT (event_id) DO NOTHING
+WITH known AS (
+  SELECT * FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
+                       CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
+                AS k (event_id, provider, recipient, rule, ids, lost)
+), kept AS (
+  INSERT INTO {schema}.mailglass_open_orphans AS o
+         (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost)
+  SELECT event_id, :tenant_id, now()::timestamp, provider, recipient, rule,
+         cardinality(string_to_array(ids, E'\\x1f')), recipient IS NULL AND lost FROM known
+      ON CONFLICT (event_id) DO UPDATE
+     SET provider = excluded.provider, recipient = excluded.recipient, rule = excluded.rule, ids = excluded.ids,
+         recipient_lost = excluded.recipient_lost
+)
+INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT k.event_id, c.position, c.id
+  FROM known AS k CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
 """
 
 
@@ -135,14 +149,19 @@ def store(tx: Transaction, computed: Mapping[str, Keys]) -> Collection[str]:
 
 def remember(tx: Transaction, tenant_id: str, known: Mapping[str, Keys]) -> None:
     """Keep with orphans that this transaction has inserted what their writer knows: keys and recipients."""
-    tx.execute(_REMEMBER, {"event_ids": array_literal(known), "tenant_id": tenant_id})
-    _store(tx, known)
+    tx.execute(_REMEMBER, {**_parameters(known), "tenant_id": tenant_id})
 
 
 def _store(tx: Transaction, known: Mapping[str, Keys]) -> None:
     if not known:
         return
-    parameters = {
+    parameters = _parameters(known)
+    tx.execute(_STORE, parameters)
+    tx.execute(_STORE_IDS, {name: parameters[name] for name in ("event_ids", "ids")})
+
+
+def _parameters(known: Mapping[str, Keys]) -> dict[str, str]:
+    return {
         "event_ids": array_literal(known),
         "providers": array_literal(keys.provider for keys in known.values()),
         "recipients": array_literal(keys.recipient for keys in known.values()),
@@ -150,5 +169,3 @@ def _store(tx: Transaction, known: Mapping[str, Keys]) -> None:
         "ids": array_literal("\x1f".join(keys.candidate_ids) for keys in known.values()),
         "lost": array_literal(str(keys.lost) for keys in known.values()),
     }
-    tx.execute(_STORE, parameters)
-    tx.execute(_STORE_IDS, {name: parameters[name] for name in ("event_ids", "ids")})

@@ -91,6 +91,21 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
          ORDER BY arrived_at, event_id LIMIT :size) AS o
 """
 
+# OFFSET 0, so that each row is probed for, whatever the planner believes of the tables.
+_OF_IDS = """
+SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
+       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+              WHERE i.event_id = o.event_id ORDER BY i.position), o.recipient, o.rule, o.recipient_lost
+  FROM (SELECT DISTINCT i.event_id
+          FROM unnest(CAST(:ids AS text[])) AS c (id)
+         CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                              WHERE candidate_id = c.id OFFSET 0) AS i) AS k
+ CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.event_id OFFSET 0) AS o
+ WHERE o.tenant_id = :tenant_id AND o.refused = 0
+   AND o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+ LIMIT :size
+"""
+
 _CLAIM = """
 SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::text, left(e.type, 512),
        to_json(e.occurred_at) #>> '{}' AS occurred_at, o.rule IS NOT NULL AS keyed
@@ -199,6 +214,20 @@ def naming(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHAN
     """Return the first *size* orphans of *piece* with keys of which one names a delivery, of whatever tenant."""
     rows = tx.execute(_NAMING, {**piece.parameters(), **marks.parameters(), "size": size})
     return sorted((_open(*row) for row in rows.all()), key=lambda orphan: orphan.place)
+
+
+def of_ids(tx: Transaction, tenant_id: str, ids: Collection[str], settings: Settings) -> list[Open]:
+    """Return a tenant's open orphans that have one of *ids* among their keys, in their grace or not; at most a batch.
+
+    Those that are expired, or that the database has refused before, are left out.
+    """
+    parameters = {
+        "ids": array_literal(ids),
+        "tenant_id": tenant_id,
+        "max_age_minutes": settings.max_age_minutes,
+        "size": settings.batch_size,
+    }
+    return [_open(*row) for row in tx.execute(_OF_IDS, parameters).all()]
 
 
 def _open(

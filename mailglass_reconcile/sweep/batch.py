@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -16,7 +17,7 @@ from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_outage, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, open_orphans
 from mailglass_reconcile.store.database import PAUSE_SECONDS, Transaction, in_progress, transaction, with_retries
-from mailglass_reconcile.store.model import Link, Report
+from mailglass_reconcile.store.model import Claimed, Link, Report
 
 logger = logging.getLogger(__name__)
 
@@ -126,19 +127,38 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful:
         probes_only=True,
         removes_itself=True,
     ) as tx:
-        claimed = open_orphans.claim(tx, pairs)
-        if not claimed:
-            return
-        ids = [ledger.uuid7() for _ in claimed]
-        inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
-        new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
-        taken = _taken(tx, [c.event_id for id_, c in zip(ids, claimed, strict=True) if id_ not in inserted])
-        closed = [c for c in claimed if c.event_id not in taken]
+        settled = settle(tx, pairs)
+        closed = [c for c in settled.claimed if c.event_id not in settled.taken]
         open_orphans.close(tx, [c.event_id for c in closed], [c.event_id for c in closed if c.keyed])
-        projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
+        if settled.links:
+            projector.project(tx, settled.reports)
         doubtful.xact_id = tx.xact_id or ""
-        doubtful.links = [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
-        doubtful.taken, doubtful.claimed = sorted(taken), len(claimed)
+        doubtful.links, doubtful.taken, doubtful.claimed = settled.links, sorted(settled.taken), len(settled.claimed)
+
+
+class Settled(NamedTuple):
+    """What a transaction has claimed, the links that it has appended with what to project, and the keys taken."""
+
+    claimed: list[Claimed]
+    links: list[Link]
+    reports: list[Report]
+    taken: set[str]
+
+
+def settle(tx: Transaction, pairs: Pairs) -> Settled:
+    """Claim what nobody else holds of *pairs*, and append its `reconciled` events; the caller projects them."""
+    claimed = open_orphans.claim(tx, pairs)
+    if not claimed:
+        return Settled([], [], [], set())
+    ids = [ledger.uuid7() for _ in claimed]
+    inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
+    new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
+    return Settled(
+        claimed,
+        [Link(id_, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for id_, c in new],
+        [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new],
+        _taken(tx, [c.event_id for id_, c in zip(ids, claimed, strict=True) if id_ not in inserted]),
+    )
 
 
 def _taken(tx: Transaction, event_ids: Sequence[str]) -> set[str]:

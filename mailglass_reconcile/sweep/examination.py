@@ -27,6 +27,13 @@ def marks() -> tuple[Mapping[str, str], str]:
     return rules, rules.pop(providers.ANY_PROVIDER)
 
 
+def is_current(known: Keys) -> bool:
+    """Whether stored keys are what this process would store: not of another version, or of a rule since registered."""
+    rules, any_provider = marks()
+    of_any = (known.rule or "").rpartition("/")[0] == providers.ANY_PROVIDER
+    return known.rule == rules.get(known.provider or "", any_provider if of_any else known.rule)
+
+
 def examine(
     tx: Transaction, orphans: Sequence[Open], *, raw_webhooks: bool, complain: Callable[[str], None]
 ) -> list[Examined]:

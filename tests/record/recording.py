@@ -1,6 +1,10 @@
 """What the tests of the writers share: a moment, deliveries, events of a webhook, and messages that were published."""
 
 import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
 
 import factories
 from mailglass_reconcile import WebhookEvent, record_webhook
@@ -28,3 +32,17 @@ def metadata(db):
 def messages(db):
     """Return `(channel, payload)` of what was published about events that a writer attached, and of nothing else."""
     return [(channel, payload) for channel, payload in db.witness.messages() if payload["event_type"] != "reconciled"]
+
+
+@contextmanager
+def statements(connection) -> Iterator[list[str]]:
+    """Write down the statements on tables that a connection sends; not savepoints, nor settings."""
+    sent: list[str] = []
+
+    def note(_connection, _cursor, statement, *_others):
+        if "mailglass_deliveries" in statement or "mailglass_events" in statement or "mailglass_open" in statement:
+            sent.append(statement)
+
+    sa.event.listen(connection, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(connection, "before_cursor_execute", note)

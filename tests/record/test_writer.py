@@ -3,8 +3,10 @@
 import datetime as dt
 import uuid
 
+import factories
 from mailglass_reconcile import WebhookEvent, append, attempt_link, find_orphans, record_webhook
 from mailglass_reconcile import reconcile as sweep
+from record.recording import statements
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 DELIVERY = """
@@ -87,3 +89,14 @@ def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
         decision = attempt_link(connection, orphan)
     assert (decision.state, decision.delivery_id) == ("matched", delivery)
     assert db.appended() == 0
+
+
+def test_a_webhook_of_whatever_size_is_six_statements(db):
+    """Events that are attached, of a wide id too, and orphans, all in one."""
+    rows = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(20)]
+    factories.insert(db, deliveries=[*rows, *(factories.delivery_row(f"m-{n}") for n in range(100))])
+    events = [event(f"m-{n}") for n in range(200)] + [event("wide", recipient=f"u{n}@example.com") for n in range(30)]
+    with db.engine.begin() as connection, statements(connection) as sent:
+        recorded = record_webhook(connection, tenant_id=factories.TENANT, provider="postmark", events=events)
+    assert sum(each.delivery_id is not None for each in recorded) == 120
+    assert len(sent) == 6

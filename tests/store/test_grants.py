@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 import mailglass_reconcile
 from catalog import installation, live
 from factories import delivery, orphan, postmark
-from mailglass_reconcile import WebhookEvent, record_webhook
+from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 
@@ -75,6 +75,19 @@ def test_a_recorder_records_webhooks(db, acting, message_id):
     with database.create_engine(settings).begin() as connection:
         [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
     assert (recorded.delivery_id is not None) is (message_id == "m-1")
+
+
+def test_a_recorder_records_sends(db, acting):
+    """New ones, known ones, and what is open for them."""
+    settings = acting("mailglass_recorder")
+    opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
+    sent = [Sent(recipient="ada@example.com", message_id="m-1"), Sent(recipient="bob@example.com", message_id="m-2")]
+    with database.create_engine(settings).begin() as connection:
+        record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
+        recorded = record_send(connection, tenant_id="acme", provider="postmark", sent=sent[:1])
+        recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
+    assert [one.linked for one in recorded] == [1, 0, 0]
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
 def test_a_writer_inserts_events(db, acting):

@@ -1,0 +1,162 @@
+"""Recording what a provider's API has answered: one delivery per recipient, linked at once to what is open for it.
+
+Everything happens in the caller's transaction, under a savepoint of ours. A send is recorded once: the key of its
+first event, which the ledger holds once, is made of tenant, provider, message id and address.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from mailglass_reconcile import projector, runtime
+from mailglass_reconcile.errors import database_errors, is_of_data, sqlstate
+from mailglass_reconcile.pubsub import Message
+from mailglass_reconcile.record import sessions, storing, validation
+from mailglass_reconcile.record.sent import Draft, Sent, check
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import deliveries, ledger, open_orphans
+from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.deliveries import Campaign, New
+from mailglass_reconcile.store.model import Link, Report
+from mailglass_reconcile.sweep import batch, examination, match, providers
+from mailglass_reconcile.sweep.match import Event
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDelivery:
+    """The delivery of one recipient.
+
+    Attributes:
+        delivery_id: Its id.
+        linked: How many events that came before it were linked to it now.
+        messages: What `broadcast` is to publish; empty if there is nothing, or if a Session publishes it by itself.
+    """
+
+    delivery_id: UUID
+    linked: int
+    messages: tuple[Message, ...] = field(default=(), repr=False)
+
+
+def record_send(
+    connection: sa.Connection | Session,
+    *,
+    provider: str,
+    sent: Iterable[Sent],
+    tenant_id: str | None = None,
+    mailable: str = "python",
+    stream: str = "transactional",
+    metadata: Mapping[str, Any] | None = None,
+) -> list[RecordedDelivery]:
+    """Record a send after the provider's API has answered: a delivery for each recipient, and its `dispatched` event.
+
+    Events that came before are linked in the same transaction, in their grace or not. What was linked is broadcast
+    after the commit: by itself with a Session, by `broadcast` with a Connection.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session in a transaction, which decides whether any of it is kept. Its
+            settings are as before afterwards, also after an error.
+        provider: The provider's name, in any known spelling; it is stored in one.
+        sent: What the API has answered, for each recipient. The same send again (tenant, provider, message id and
+            address, whatever its case and display name) changes nothing; without a message id each is its own.
+        tenant_id: The tenant that sends; None is `MAILGLASS_TENANT`.
+        mailable: What kind of message it is, such as `Welcome`.
+        stream: `transactional`, `operational` or `bulk`.
+        metadata: What else to keep with each delivery, as JSON of at most 65,536 bytes.
+
+    Returns:
+        The delivery of each recipient, in the same order.
+
+    Raises:
+        InvalidEventError: Something cannot be recorded; nothing was written.
+        ConfigurationError: *connection* is in autocommit mode.
+        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is untouched.
+        TypeError: *connection* is something else.
+    """
+    settings = runtime.get_settings()
+    campaign = Campaign(
+        validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),
+        providers.spellings(validation.provider("provider", provider)),
+        validation.name("mailable", mailable),
+        validation.stream("stream", stream),
+        json.dumps(storing.metadata("metadata", metadata or {})),
+    )
+    drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
+    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+        delivery_ids, reports = _store(tx, campaign, drafts)
+        links = _link(tx, _match(tx, settings, drafts, set(delivery_ids)), reports)
+    recorded = _recorded(delivery_ids, links)
+    session = sessions.session_of(connection)
+    if session is None:
+        return recorded
+    sessions.publish_after_commit(session, [message for each in recorded for message in each.messages])
+    return [replace(each, messages=()) for each in recorded]
+
+
+def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tuple[list[str], list[Report]]:
+    """Append the events of sends that are new, and store their deliveries; return the delivery of each send."""
+    first = {draft.identity: draft for draft in reversed(drafts)}
+    inserted = ledger.append(tx, [draft.entry for draft in first.values()])
+    recipients: dict[str | None, set[str]] = defaultdict(set)
+    for draft in first.values():
+        recipients[draft.message_id].add(draft.identity)
+    recipients.pop(None, None)
+    new = [draft for draft in first.values() if draft.entry.id in inserted]
+    if new:
+        rows = [New(d.delivery_id, d.recipient, d.message_id, len(recipients.get(d.message_id, ())) > 1) for d in new]
+        deliveries.store(tx, campaign, rows)
+    known = [identity for identity, draft in first.items() if draft.entry.id not in inserted]
+    stored = {draft.identity: draft.delivery_id for draft in new}
+    stored |= ledger.deliveries_of_keys(tx, known) if known else {}
+    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW) for d in new]
+    return [stored[draft.identity] for draft in drafts], reports
+
+
+def _match(tx: Transaction, settings: Settings, drafts: Sequence[Draft], ours: Set[str]) -> list[tuple[str, str]]:
+    """Return what is open for the drafts' message ids and belongs to one of our deliveries, by the sweep's rule."""
+    ids = {draft.message_id for draft in drafts if draft.message_id is not None}
+    found = open_orphans.of_ids(tx, drafts[0].entry.tenant_id, ids, settings) if ids else []
+    current = [orphan for orphan in found if examination.is_current(orphan.keys)]
+    if not current:
+        return []
+    verdicts = match.match(tx, [Event(orphan.event_id, orphan.tenant_id, orphan.keys) for orphan in current])
+    pairs = zip(current, verdicts, strict=True)
+    return [(orphan.event_id, its.delivery_id) for orphan, its in pairs if its.delivery_id in ours and its.delivery_id]
+
+
+def _link(tx: Transaction, pairs: batch.Pairs, reports: Sequence[Report]) -> list[Link]:
+    """Link *pairs* and project them with *reports*; an event that the database refuses to link costs no send."""
+    if pairs:
+        try:
+            with tx.connection.begin_nested():
+                settled = batch.settle(tx, pairs)
+                projector.project(tx, [*reports, *settled.reports])
+        except DBAPIError as error:
+            if not is_of_data(error):
+                raise
+            logger.error("events of a send cannot be linked (SQLSTATE %s); the next sweep tries again", sqlstate(error))
+        else:
+            return settled.links
+    if reports:
+        projector.project(tx, reports)
+    return []
+
+
+def _recorded(delivery_ids: Sequence[str], links: Sequence[Link]) -> list[RecordedDelivery]:
+    counts = Counter(link.delivery_id for link in links)
+    told: dict[str, list[Message]] = defaultdict(list)
+    for message in projector.broadcast(links, list):
+        told[message[1]].append(message)
+    # A recipient that was given twice is told of once.
+    return [RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ()))) for id_ in delivery_ids]

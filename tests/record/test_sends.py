@@ -1,0 +1,391 @@
+"""`record_send`: deliveries of one's own, linked at once to the events that came before them."""
+
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from sqlalchemy.orm import Session
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile import ConfigurationError, InvalidEventError, Sent, append, reconcile, record_send
+from record.recording import LEDGER, NOW, event, messages, record, statements
+
+DELIVERIES = "SELECT recipient, provider, provider_message_id FROM mailglass_deliveries ORDER BY recipient"
+OPEN = "SELECT count(*) FROM mailglass_open_orphans"
+STATE = """
+SELECT tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id, last_event_type,
+       last_event_at, terminal, dispatched_at, delivered_at, metadata FROM mailglass_deliveries
+"""
+ADA, BOB = "Ada@Example.com", "bob@example.org"
+
+
+def one(recipient=ADA, message_id="m-1", **more):
+    """What the provider's API has answered for a recipient."""
+    return Sent(recipient=recipient, message_id=message_id, **{"occurred_at": NOW, **more})
+
+
+def send(connection, *sent, **more):
+    """Record a send through Postmark of the factories' tenant."""
+    return record_send(connection, **{"tenant_id": factories.TENANT, "provider": "postmark", "sent": sent, **more})
+
+
+def sent_in(db, *sent, **more):
+    """Record a send in a transaction of its own."""
+    with db.engine.begin() as connection:
+        return send(connection, *sent, **more)
+
+
+def webhook_in(db, *events, **more):
+    """Record a webhook in a transaction of its own."""
+    with db.engine.begin() as connection:
+        return record(connection, *events, **more)
+
+
+def test_a_send_is_a_delivery_and_its_dispatched_event(db):
+    """With every column of the delivery; the ledger has no address."""
+    (recorded,) = sent_in(db, one("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7})
+    at = NOW.replace(tzinfo=None)
+    assert tuple(db.rows(STATE)[0]) == (
+        *(factories.TENANT, "Welcome", "bulk", ADA, "example.com", "postmark", "m-1"),
+        *("dispatched", at, False, at, None, {"user": 7}),
+    )
+    assert recorded.linked == 0
+    (row,) = db.rows("SELECT delivery_id, type, occurred_at, needs_reconciliation, metadata FROM mailglass_events")
+    wanted = {"provider": "postmark", "provider_message_id": "m-1"}
+    assert tuple(row) == (recorded.delivery_id, "dispatched", at, False, wanted)
+
+
+@pytest.mark.parametrize("recipients", [[ADA], [ADA, BOB]])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("provider", ["postmark", "sparkpost", "Amazon SES", "acme-mail"])
+def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
+    """Whether the webhook or the send comes first, the deliveries are the same afterwards, without any sweep."""
+    states = []
+    for id_ in ("first", "second"):
+        opened = event(id_, "opened", provider_event_id=id_, recipient=ADA if named else None)
+        if id_ == "first":
+            webhook_in(db, opened, provider=provider)
+        sent_in(db, *(one(recipient, id_) for recipient in recipients), provider=provider)
+        if id_ == "second":
+            webhook_in(db, opened, provider=provider)
+        states.append(db.rows(f"{STATE} WHERE provider_message_id = :id ORDER BY recipient", id=id_))
+    before, after = ([tuple(row) for row in rows] for rows in states)
+    assert before == [tuple("first" if value == "second" else value for value in row) for row in after]
+    linked = named or len(recipients) == 1
+    assert ("opened" in before[0]) is linked
+    assert db.value(OPEN) == (0 if linked else 2)
+
+
+def test_all_that_is_open_is_linked_whatever_its_grace(db):
+    """Each message id in all its spellings; what belongs to nobody here stays open."""
+    message = str(uuid.uuid4())
+    kinds = ("delivered", "opened", "clicked")
+    webhook_in(db, *(event(message.upper(), kind, provider_event_id=kind) for kind in kinds), event("m-none"))
+    recorded = sent_in(db, one(message_id=message), one(BOB, "m-2"))
+    assert [each.linked for each in recorded] == [3, 0]
+    assert db.value(OPEN) == 1
+    assert db.appended() == 3
+    (row,) = db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries WHERE provider_message_id <> 'm-2'")
+    assert tuple(row) == ("clicked", True)
+
+
+def test_a_rolled_back_send_leaves_nothing_and_orphans_stay_open(db):
+    """Neither delivery nor event; and the next send links them."""
+    webhook_in(db, event())
+    with db.engine.connect() as connection:
+        assert send(connection, one())[0].linked == 1
+        connection.rollback()
+    assert db.rows(DELIVERIES) == []
+    assert (db.value(LEDGER), db.value(OPEN)) == (1, 1)
+    assert sent_in(db, one())[0].linked == 1
+
+
+def test_the_same_send_is_recorded_once(db):
+    """Whatever the address's case and display name and the provider's spelling, in one call and in several."""
+    first, again = sent_in(
+        db, one("ada@example.com", occurred_at=None), one("Ada L. <ADA@example.com>"), provider="ses"
+    )
+    assert first.delivery_id == again.delivery_id
+    others = sent_in(db, one("<aDa@example.com>", " m-1 "), one(BOB, "m-2"), provider="Amazon SES")
+    assert others[0].delivery_id == first.delivery_id
+    assert others[1].delivery_id != first.delivery_id
+    assert db.rows(DELIVERIES) == [("ada@example.com", "ses", "m-1"), (BOB, "ses", "m-2")]
+    assert db.value(LEDGER) == 2
+
+
+def test_a_send_that_comes_again_links_what_came_in_between(db):
+    """An event whose transaction overlapped with the send's."""
+    with db.engine.connect() as sending, db.engine.connect() as receiving:
+        (first,) = send(sending, one())
+        record(receiving, event())
+        sending.commit()
+        receiving.commit()
+    (again,) = sent_in(db, one())
+    assert (again.delivery_id, again.linked) == (first.delivery_id, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"tenant_id": "other"}, {"provider": "sendgrid"}, {"sent": [one(BOB)]}, {"sent": [one(message_id="M-1")]}],
+)
+def test_two_sends_that_differ_in_anything_are_two(db, other):
+    """Tenant, provider, address or message id."""
+    (first,) = sent_in(db, one())
+    (second,) = sent_in(db, **{"sent": [one()], **other})
+    assert first.delivery_id != second.delivery_id
+    assert db.value(LEDGER) == 2
+
+
+def test_recipients_of_one_id_are_told_apart_by_their_address(db):
+    """They have no provider, because a unique index of Mailglass's allows one row per provider and id."""
+    webhook_in(db, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
+    recorded = sent_in(db, one(), one(BOB), one("eve@example.com", "m-2"))
+    assert [each.linked for each in recorded] == [0, 1, 0]
+    assert [row.provider for row in db.rows(DELIVERIES)] == [None, None, "postmark"]
+    assert db.value(OPEN) == 1  # without a recipient nobody can tell whose it is
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"provider": "postmark"},
+        {"provider": "Postmark"},
+        {"provider": None},
+        {"provider": "postmark", "tenant_id": "mallory"},
+        {"provider": None, "tenant_id": "mallory"},
+    ],
+)
+def test_an_id_that_another_delivery_has_is_stored_without_a_provider(db, planted):
+    """Also another tenant's, which gets nothing of ours and keeps nothing from us."""
+    factories.delivery(db, "m-1", recipient="other@example.com", **planted)
+    webhook_in(db, event(recipient=ADA), event(recipient=ADA, provider_event_id="m"), tenant_id="mallory")
+    webhook_in(db, event(recipient=ADA))
+    (recorded,) = sent_in(db, one())
+    assert recorded.linked == 1
+    (row,) = db.rows("SELECT provider, last_event_type FROM mailglass_deliveries WHERE recipient = :ada", ada=ADA)
+    assert tuple(row) == (None, "delivered")
+    (row,) = db.rows("SELECT last_event_type FROM mailglass_deliveries WHERE recipient <> :ada", ada=ADA)
+    assert row.last_event_type == "dispatched"
+    assert db.value(OPEN) == 2
+
+
+def test_another_tenants_event_is_never_linked(db):
+    """Whoever planted it, whatever id it names."""
+    webhook_in(db, event(), tenant_id="mallory")
+    assert sent_in(db, one())[0].linked == 0
+    assert db.value(OPEN) == 1
+
+
+@pytest.mark.parametrize("type_", ["failed", "rejected"])
+def test_a_send_that_the_provider_refused_is_a_terminal_delivery(db, type_):
+    """Without a message id each is its own."""
+    recorded = sent_in(db, one(message_id=None, type=type_), one(message_id=None, type=type_))
+    assert len({each.delivery_id for each in recorded}) == 2
+    for row in db.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
+        assert tuple(row) == (type_, True, None, "postmark")
+    assert db.value(LEDGER) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"sent": [one(), one("")]}, r"sent\[1\].recipient must be an address"),
+        ({"sent": [one(message_id=None)]}, r"sent\[0\].message_id must be a text of 1 to 512 characters"),
+        ({"sent": [one(message_id="a\x00b")]}, r"sent\[0\].message_id"),
+        ({"sent": [one(message_id="x" * 513)]}, r"sent\[0\].message_id"),
+        ({"sent": [one(message_id=True)]}, r"sent\[0\].message_id"),
+        ({"sent": [one(type="delivered")]}, r"sent\[0\].type is not a known type; known types: dispatched, failed"),
+        ({"sent": [one(occurred_at=NOW.replace(tzinfo=None))]}, r"sent\[0\].occurred_at must have a time zone"),
+        ({"sent": ["ada@example.com"]}, r"sent\[0\] must be a Sent"),
+        ({"sent": None}, "sent must be a list of Sent"),
+        ({"stream": "marketing"}, "stream is not a known stream; known streams: transactional, operational, bulk"),
+        ({"mailable": ""}, "mailable must be a text"),
+        ({"provider": " "}, "provider must be a text"),
+        ({"tenant_id": ""}, "tenant_id must be a text"),
+        ({"metadata": {"k": object()}}, r"metadata\['k'\] is a object"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_before_anything_is_written(db, arguments, named):
+    """The error names the field, and no value."""
+    with db.engine.begin() as connection:
+        with pytest.raises(InvalidEventError, match=named) as caught:
+            send(connection, **{"sent": [one()], **arguments})
+        assert "@" not in str(caught.value)
+    assert db.value(LEDGER) == 0
+    assert db.rows(DELIVERIES) == []
+
+
+def test_an_autocommit_connection_is_refused(db):
+    """Half a send could not be undone."""
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+            send(connection, one())
+        assert db.rows(DELIVERIES) == []
+
+
+def test_the_tenant_is_the_installations_if_none_is_given(db):
+    """MAILGLASS_TENANT, `default` if unset; and `append` cannot take a send's key."""
+    sent_in(db, one(), tenant_id=None)
+    assert db.rows("SELECT tenant_id FROM mailglass_deliveries") == [("default",)]
+    with db.engine.begin() as connection, pytest.raises(InvalidEventError, match="must not begin with"):
+        append(connection, tenant_id="default", type="sent", occurred_at=NOW, idempotency_key="send:1")
+
+
+def test_the_settings_are_the_callers_again_and_its_own_rows_stay(db):
+    """Also if the database refuses a delivery."""
+    db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT odd CHECK (mailable <> 'odd')")
+    own = factories.delivery(db)
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL TimeZone = 'Asia/Kathmandu'")
+        connection.exec_driver_sql("UPDATE mailglass_deliveries SET stream = 'bulk'")
+        with pytest.raises(mailglass_reconcile.MailglassReconcileError, match="23514"):
+            send(connection, one(), mailable="odd")
+        assert connection.exec_driver_sql("SHOW TimeZone").scalar_one() == "Asia/Kathmandu"
+    assert db.rows("SELECT id::text, stream FROM mailglass_deliveries") == [(own, "bulk")]
+    assert db.value(LEDGER) == 0
+
+
+def test_an_event_that_the_database_refuses_to_link_costs_no_send(db):
+    """The send is recorded, and the event stays open."""
+    webhook_in(db, event())
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
+    (recorded,) = sent_in(db, one())
+    assert recorded.linked == 0
+    assert db.rows("SELECT last_event_type FROM mailglass_deliveries") == [("dispatched",)]
+    assert db.value(OPEN) == 1
+    db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
+
+
+def test_an_event_that_a_sweep_holds_is_not_waited_for(db):
+    """The sweep links it, or a later one does."""
+    webhook_in(db, event())
+    with db.engine.begin() as sweep:
+        sweep.exec_driver_sql("SELECT FROM mailglass_open_orphans FOR UPDATE")
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+            assert send(connection, one())[0].linked == 0
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert reconcile().linked == 1
+
+
+def sent_together(db, *sends):
+    """Record each send in a transaction of its own, all at once, and return what became of them."""
+    barrier = Barrier(len(sends))
+
+    def one_of(sent):
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            barrier.wait(timeout=30)
+            return send(connection, *sent)
+
+    with ThreadPoolExecutor(len(sends)) as threads:
+        return list(threads.map(one_of, sends))
+
+
+def test_the_same_send_at_the_same_time_in_opposite_order_is_recorded_once(db):
+    """Twenty times over: nobody deadlocks, and both get the same deliveries."""
+    for turn in range(20):
+        there = [one(f"u{n}@example.com", f"{turn}-{n}") for n in range(10)]
+        first, second = sent_together(db, there, there[::-1])
+        assert [each.delivery_id for each in first] == [each.delivery_id for each in second[::-1]]
+    assert db.value(LEDGER) == len(db.rows(DELIVERIES)) == 200
+
+
+def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock(db):
+    """Twenty times over; of each id one delivery has the provider."""
+    for turn in range(20):
+        ids = [f"{turn}-{n}" for n in range(10)]
+        sent_together(db, [one(ADA, id_) for id_ in ids], [one(BOB, id_) for id_ in reversed(ids)])
+    named = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
+    assert set(named) == {(2, 1)}
+
+
+def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
+    """Neither sees the other, and neither waits."""
+    with db.engine.connect() as sending, db.engine.connect() as receiving:
+        send(sending, one())
+        record(receiving, event())
+        sending.commit()
+        receiving.commit()
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert reconcile().linked == 1
+
+
+def test_keys_of_another_version_are_left_to_the_sweep(db):
+    """It computes them again; until then nobody knows whether they are right."""
+    webhook_in(db, event())
+    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.1', arrived_at = arrived_at - interval '2 minutes'")
+    assert sent_in(db, one())[0].linked == 0
+    assert reconcile().linked == 1
+
+
+def test_an_event_that_is_expired_stays_open(db):
+    """As it does in a sweep."""
+    webhook_in(db, event())
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+    assert sent_in(db, one())[0].linked == 0
+
+
+def test_a_database_without_the_columns_of_newer_mailglasses_will_do(db):
+    """`status`, `idempotency_key` and `last_error` are not in every installation."""
+    db.run("ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error")
+    webhook_in(db, event())
+    assert sent_in(db, one())[0].linked == 1
+
+
+def test_a_plain_connection_s_caller_broadcasts_after_the_commit(db):
+    """Each link once on both channels, as a sweep's link is told of; an address is in none."""
+    webhook_in(db, event(recipient=ADA))
+    db.witness.messages()
+    with db.engine.begin() as connection:
+        recorded = send(connection, one(), one())
+        assert db.witness.messages() == []
+    mailglass_reconcile.broadcast(recorded)
+    told = db.witness.messages()
+    assert len(told) == 2
+    assert {payload["event_type"] for _, payload in told} == {"reconciled"}
+    assert "@" not in repr((recorded, told)).replace(ADA, "@" * (ADA in repr(told)))
+
+
+@pytest.mark.parametrize("end", [Session.commit, Session.rollback])
+def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
+    """And never if it has not."""
+    webhook_in(db, event())
+    with Session(db.engine) as session:
+        recorded = send(session, one())
+        assert (recorded[0].linked, recorded[0].messages) == (1, ())
+        assert db.witness.messages() == []
+        end(session)
+    mailglass_reconcile.broadcast(recorded)
+    assert len(db.witness.messages()) == (2 if end is Session.commit else 0)
+    assert messages(db) == []
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_thousand_recipients_are_recorded_in_half_a_second(db, shared):
+    """The quickest of three, each with 50 events open: a busy machine costs more."""
+    spent = []
+    for turn in range(3):
+        many = [one(f"u{n}@example.com", str(turn) if shared else f"{turn}-{n}") for n in range(1_000)]
+        events = [event(m.message_id, recipient=m.recipient, provider_event_id=m.recipient + str(turn)) for m in many]
+        webhook_in(db, *events[:50])
+        with db.engine.begin() as connection:
+            began = time.monotonic()
+            recorded = send(connection, *many)
+            spent.append(time.monotonic() - began)
+        assert sum(each.linked for each in recorded) == 50
+    assert min(spent) < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_a_send_is_four_statements_whatever_its_size(db, count):
+    """Three if it was recorded before; eight if events are open for an id of many deliveries."""
+    new, wide = ([one(f"u{n}@example.com", id_ or f"m-{n}") for n in range(count)] for id_ in (None, "wide"))
+    webhook_in(db, event("wide", recipient="u0@example.com"))
+    for sent, expected in ((new, 4), (new, 3), (wide, 8 if count > 1 else 7)):
+        with db.engine.begin() as connection, statements(connection) as seen:
+            send(connection, *sent)
+        assert len(seen) == expected
