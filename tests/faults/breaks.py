@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_LINES_OF_LINKS = "c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]\n"
+_REMEMBERED = "= settled.links, sorted(settled.taken), len(settled.claimed)\n"
 _BROADCAST = "told = projector.broadcast(outcome.links, self._publisher.publish)"
 
 
@@ -35,8 +35,8 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/sweep/batch.py",
-                _LINES_OF_LINKS,
-                _LINES_OF_LINKS + "        projector.told = projector.broadcast(doubtful.links, projector.publish)\n",
+                _REMEMBERED,
+                _REMEMBERED + "        projector.told = projector.broadcast(doubtful.links, projector.publish)\n",
             ),
             (
                 "mailglass_reconcile/sweep/reconciler.py",
