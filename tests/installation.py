@@ -33,7 +33,7 @@ class Site:
     def __init__(self, db, redis_url: str, log: Path) -> None:
         self.db = db
         self.url = urlsplit(redis_url)._replace(path=f"/{next(NUMBERS) % 7 + 1}").geturl()
-        self.environment = {**db.environment(self.url), "PYTHONPATH": str(HERE)}
+        self.environment = {**db.environment(self.url), "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
         broker = os.environ.get("MAILGLASS_BROKER_URL")
         self.broker = broker or self.url
         if broker:

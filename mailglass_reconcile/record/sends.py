@@ -84,6 +84,7 @@ def record_send(
         MailglassReconcileError: The database refused; nothing was written, and the caller's own work is untouched.
         TypeError: *connection* is something else.
     """
+    runtime.load_imports()
     settings = runtime.get_settings()
     campaign = Campaign(
         validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),

@@ -59,7 +59,7 @@ def test_events_are_inserted_in_the_order_of_their_keys(db):
         (event(f"m-{n}", provider_event_id=f"evt-{n}") for n in range(2)),
         key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, 0),
     )
-    with db.engine.begin() as holder, ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
         record(holder, first)
         waiting = threads.submit(recorded_together, db, [second, first])
         wait_until(lambda: db.value(WAITING) == 1)
@@ -74,7 +74,7 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
     """Of two, the later one is still free while the earlier one is waited for."""
     rows = sorted((factories.delivery_row(f"m-{n}") for n in range(2)), key=lambda row: row["id"])
     factories.insert(db, deliveries=rows)
-    with db.engine.begin() as holder, ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
         holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": rows[0]["id"]})
         events = [event(row["message_id"], provider_event_id=row["id"]) for row in reversed(rows)]
         waiting = threads.submit(recorded_together, db, events)

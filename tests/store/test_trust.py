@@ -165,6 +165,30 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
     assert db.appended() == 0
 
 
+TRAP = "LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$"
+TRAPS = {
+    "a function for a smallint": f"CREATE FUNCTION public.make_interval(mins smallint) RETURNS interval {TRAP}",
+    "a function for an integer": f"CREATE FUNCTION public.make_interval(mins integer) RETURNS interval {TRAP}",
+    "an operator": f"""
+        CREATE FUNCTION public.joined(text, uuid) RETURNS text {TRAP};
+        CREATE OPERATOR public.|| (LEFTARG = text, RIGHTARG = uuid, FUNCTION = public.joined)""",
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_fits_a_call_of_ours_better_than_postgres_s_own_is_not_called(db, trap):
+    """Somebody who may create in the schema would get the rights of whoever sweeps, prunes or looks."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    db.run(TRAPS[trap])
+    with db.engine.begin() as connection:
+        assert len(mailglass_reconcile.find_orphans(connection)) == 1
+    assert mailglass_reconcile.reconcile().linked == 1
+    assert mailglass_reconcile.prune().settled == 0
+    db.run("DROP FUNCTION IF EXISTS public.make_interval, public.joined CASCADE")  # for the checker's own calls
+    assert db.value("SELECT to_regclass('public.taken_over')") is None
+
+
 @pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, mailglass_reconcile.prune])
 def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, work):
     """Python gets the refusal by name."""

@@ -1,0 +1,17 @@
+"""The list of breaks stays true: `make broken` takes minutes, so a break that no longer fits is found here."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.breaks import BREAKS, Break
+from faults.broken import ROOT, outdated
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
+def test_a_break_matches_the_code_once_and_names_tests_that_are_there(broken: Break) -> None:
+    """In each file that it changes, and each test that should catch it."""
+    assert outdated(broken) == []
+    for test in broken.tests:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (ROOT / "tests" / file).read_text()
