@@ -126,18 +126,18 @@ def _link(connection: sa.Connection, settings: Settings, pairs: Pairs, doubtful:
         probes_only=True,
         removes_itself=True,
     ) as tx:
-        claimed = open_orphans.claim(tx, pairs)
+        claimed = ledger.append_reconciled(tx, pairs)
         if not claimed:
             return
-        ids = [ledger.uuid7() for _ in claimed]
-        inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
-        new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
-        taken = _taken(tx, [c.event_id for id_, c in zip(ids, claimed, strict=True) if id_ not in inserted])
+        new = [c for c in claimed if c.appended]
+        taken = _taken(tx, [c.event_id for c in claimed if not c.appended])
         closed = [c for c in claimed if c.event_id not in taken]
         open_orphans.close(tx, [c.event_id for c in closed], [c.event_id for c in closed if c.keyed])
-        projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new])
+        projector.project(tx, [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for c in new])
         doubtful.xact_id = tx.xact_id or ""
-        doubtful.links = [Link(i, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for i, c in new]
+        doubtful.links = [
+            Link(c.reconciled_id, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for c in new
+        ]
         doubtful.taken, doubtful.claimed = sorted(taken), len(claimed)
 
 

@@ -27,9 +27,8 @@ BREAKS = (
     _break(
         "no `ON CONFLICT` when a link is appended",
         "mailglass_reconcile/store/ledger.py",
-        "  JOIN mailglass_events AS e ON e.id = l.event_id\n"
-        "    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING\n",
-        "  JOIN mailglass_events AS e ON e.id = l.event_id\n",
+        "    FROM claimed\n      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING\n",
+        "    FROM claimed\n",
         "faults/test_hostile_rows.py",
         "faults/test_faults_concurrency.py",
     ),
@@ -62,7 +61,7 @@ BREAKS = (
         (
             ("mailglass_reconcile/sweep/match.py", "d.tenant_id = p.tenant_id AS own", "true AS own"),
             (
-                "mailglass_reconcile/store/open_orphans.py",
+                "mailglass_reconcile/store/ledger.py",
                 "ON d.id = m.delivery_id AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id",
                 "ON d.id = m.delivery_id",
             ),
@@ -78,22 +77,22 @@ BREAKS = (
     ),
     _break(
         "no `SKIP LOCKED` on deliveries",
-        "mailglass_reconcile/store/open_orphans.py",
+        "mailglass_reconcile/store/ledger.py",
         "FOR NO KEY UPDATE OF d SKIP LOCKED",
         "FOR NO KEY UPDATE OF d",
         "faults/test_faults_postgres.py",
     ),
     _break(
         "no `SKIP LOCKED` on open orphans",
-        "mailglass_reconcile/store/open_orphans.py",
-        "FOR UPDATE OF o SKIP LOCKED\n   FOR NO KEY",
-        "FOR UPDATE OF o\n   FOR NO KEY",
+        "mailglass_reconcile/store/ledger.py",
+        "FOR UPDATE OF o SKIP LOCKED\n     FOR NO KEY",
+        "FOR UPDATE OF o\n     FOR NO KEY",
         "faults/test_faults_postgres.py",
     ),
     _break(
         "no lock on deliveries at all",
-        "mailglass_reconcile/store/open_orphans.py",
-        "\n   FOR NO KEY UPDATE OF d SKIP LOCKED",
+        "mailglass_reconcile/store/ledger.py",
+        "\n     FOR NO KEY UPDATE OF d SKIP LOCKED",
         "",
         "faults/test_faults_postgres.py",
         "faults/test_faults_concurrency.py",
@@ -101,8 +100,8 @@ BREAKS = (
     _break(
         "projected without the insert",
         "mailglass_reconcile/sweep/batch.py",
-        " for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]",
-        " for id_, c in zip(ids, claimed, strict=True)]",
+        "        new = [c for c in claimed if c.appended]\n",
+        "        new = claimed\n",
         "faults/test_hostile_rows.py",
     ),
     _break(
