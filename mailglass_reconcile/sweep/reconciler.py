@@ -94,14 +94,13 @@ class Sweep:
         self._deadline = time.monotonic()
 
     def _sweep(self, connection: sa.Connection) -> None:
-        found, rest = self._look(connection, None)
-        while True:
-            pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in found if one.verdict.delivery_id]
-            linked = self._linked(connection, windows.by_delivery(pairs))
-            self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
-            if not rest or self._expired():
-                break
-            found, rest = self._look(connection, rest)
+        rest: list[Part] | None = None
+        while rest is None or (rest and not self._expired()):
+            with _collector_resting():
+                found, rest = self._look(connection, rest)
+                pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in found if one.verdict.delivery_id]
+                linked = self._linked(connection, windows.by_delivery(pairs))
+                self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
         self._complete = not rest and not self._expired()
         if not self._complete:
             self.result.status = "partial"
@@ -132,8 +131,7 @@ class Sweep:
                 return orphans, self._examine(tx, orphans) if examined else [], left
 
         try:
-            with _collector_resting():
-                _, found, left = with_retries(read)
+            _, found, left = with_retries(read)
         except DBAPIError as error:
             if not is_of_data(error):
                 raise
