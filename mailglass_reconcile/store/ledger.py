@@ -9,22 +9,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import array_literal
+from mailglass_reconcile.store.model import Claimed, array_literal
 
+# One statement, because each of two would look for the orphan and read its JSON.
 _APPEND_RECONCILED = """
-INSERT INTO {schema}.mailglass_events
-       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
-SELECT l.id, e.tenant_id, l.delivery_id, 'reconciled', now()::timestamp, 'reconciled:' || e.id,
-       jsonb_build_object(
-         'reconciled_from_event_id', e.id,
-         'reconciled_provider', left(e.metadata ->> 'provider', 512),
-         'reconciled_provider_event_id', left(e.metadata ->> 'provider_event_id', 512)),
-       false, now()::timestamp
-  FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]))
-       AS l (id, event_id, delivery_id)
-  JOIN {schema}.mailglass_events AS e ON e.id = l.event_id
-    ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-RETURNING id::text
+WITH claimed AS MATERIALIZED (
+  SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
+         o.rule IS NOT NULL AS keyed, left(e.metadata ->> 'provider', 512) AS provider,
+         left(e.metadata ->> 'provider_event_id', 512) AS provider_event_id
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]))
+         AS m (id, event_id, delivery_id)
+    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = m.event_id
+    JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
+    -- IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
+    JOIN {schema}.mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id
+   ORDER BY d.id, o.event_id
+     FOR UPDATE OF o SKIP LOCKED
+     FOR NO KEY UPDATE OF d SKIP LOCKED
+), appended AS (
+  INSERT INTO {schema}.mailglass_events
+         (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
+  SELECT id, tenant_id, delivery_id, 'reconciled', now()::timestamp, 'reconciled:' || event_id,
+         jsonb_build_object('reconciled_from_event_id', event_id, 'reconciled_provider', provider,
+                            'reconciled_provider_event_id', provider_event_id),
+         false, now()::timestamp
+    FROM claimed
+      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+  RETURNING id
+)
+SELECT id::text, id IN (SELECT id FROM appended) AS appended, event_id::text, delivery_id::text, tenant_id,
+       arrived_at::text, type, to_json(occurred_at) #>> '{}' AS occurred_at, keyed
+  FROM claimed
 """
 
 _NOT_RECONCILED = """
@@ -83,26 +98,22 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def append_reconciled(
-    tx: Transaction, ids: Sequence[str], event_ids: Sequence[str], delivery_ids: Sequence[str]
-) -> set[str]:
-    """Append one `reconciled` event per orphan, and return the ids of the rows that were really inserted.
+def append_reconciled(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> list[Claimed]:
+    """Claim orphans and deliveries, append a `reconciled` event for each pair, and return the claimed, by delivery id.
+
+    Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
+    is gone or of another tenant, or either is locked.
 
     Args:
-        tx: The transaction that has claimed the orphans.
-        ids: The new events' ids.
-        event_ids: The orphans that they reconcile.
-        delivery_ids: The deliveries that they link them to.
-
-    Returns:
-        Those of *ids* that the ledger took; where the key `reconciled:<orphan id>` was held already, it did not.
+        tx: The transaction that links them.
+        pairs: Each orphan's id and the id of its delivery.
     """
     parameters = {
-        "ids": array_literal(ids),
-        "event_ids": array_literal(event_ids),
-        "delivery_ids": array_literal(delivery_ids),
+        "ids": array_literal(uuid7() for _ in pairs),
+        "event_ids": array_literal(event_id for event_id, _ in pairs),
+        "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
     }
-    return set(tx.execute(_APPEND_RECONCILED, parameters).scalars())
+    return [Claimed(*row) for row in tx.execute(_APPEND_RECONCILED, parameters).all()]
 
 
 def not_reconciled(tx: Transaction, event_ids: Sequence[str]) -> set[str]:

@@ -94,8 +94,14 @@ class Named(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A claimed orphan and its locked delivery; `occurred_at` in ISO 8601, `keyed` if it has ids stored."""
+    """A claimed orphan, its locked delivery, and the `reconciled` event between them, by the id that it was to get.
 
+    `appended` is false if the ledger did not take it, because the key `reconciled:<orphan id>` was held already;
+    `occurred_at` is in ISO 8601; `keyed` says that the orphan has ids stored.
+    """
+
+    reconciled_id: str
+    appended: bool
     event_id: str
     delivery_id: str
     tenant_id: str

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import deliveries
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import LAST_EVENT, Claimed, Keys, Open, Place, Slice, array_literal
+from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Slice, array_literal
 
 SLICE_ORPHANS = 10_000
 """Orphans whose keys and matches are in memory at once: about 10 MB."""
@@ -104,19 +104,6 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
  WHERE o.tenant_id = :tenant_id AND o.refused = 0
    AND o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
  LIMIT :size
-"""
-
-_CLAIM = """
-SELECT o.event_id::text, d.id::text AS delivery_id, o.tenant_id, o.arrived_at::text, left(e.type, 512),
-       to_json(e.occurred_at) #>> '{}' AS occurred_at, o.rule IS NOT NULL AS keyed
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS m (event_id, delivery_id)
-  JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = m.event_id
-  JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
-  -- IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
-  JOIN {schema}.mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id
- ORDER BY d.id, o.event_id
-   FOR UPDATE OF o SKIP LOCKED
-   FOR NO KEY UPDATE OF d SKIP LOCKED
 """
 
 _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
@@ -241,19 +228,6 @@ def _open(
     lost: bool,
 ) -> Open:
     return Open(event_id, tenant_id, arrived_at, Keys(provider, tuple(ids or ()), recipient, rule, lost))
-
-
-def claim(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> list[Claimed]:
-    """Lock those orphans and deliveries of *pairs* that nobody else holds, and return them, by delivery id.
-
-    Waits for nobody. A pair is left out if the orphan is no longer open, the delivery is gone or of another
-    tenant, or either is locked.
-    """
-    parameters = {
-        "event_ids": array_literal(event_id for event_id, _ in pairs),
-        "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
-    }
-    return [Claimed(*row) for row in tx.execute(_CLAIM, parameters).all()]
 
 
 def close(tx: Transaction, event_ids: Sequence[str], keyed: Sequence[str]) -> None:

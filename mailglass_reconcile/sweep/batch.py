@@ -147,17 +147,13 @@ class Settled(NamedTuple):
 
 def settle(tx: Transaction, pairs: Pairs) -> Settled:
     """Claim what nobody else holds of *pairs*, and append its `reconciled` events; the caller projects them."""
-    claimed = open_orphans.claim(tx, pairs)
-    if not claimed:
-        return Settled([], [], [], set())
-    ids = [ledger.uuid7() for _ in claimed]
-    inserted = ledger.append_reconciled(tx, ids, [c.event_id for c in claimed], [c.delivery_id for c in claimed])
-    new = [(id_, c) for id_, c in zip(ids, claimed, strict=True) if id_ in inserted]
+    claimed = ledger.append_reconciled(tx, pairs)
+    new = [c for c in claimed if c.appended]
     return Settled(
         claimed,
-        [Link(id_, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for id_, c in new],
-        [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for _, c in new],
-        _taken(tx, [c.event_id for id_, c in zip(ids, claimed, strict=True) if id_ not in inserted]),
+        [Link(c.reconciled_id, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for c in new],
+        [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for c in new],
+        _taken(tx, [c.event_id for c in claimed if not c.appended]),
     )
 
 

@@ -341,11 +341,7 @@ class Schedule(RuleBasedStateMachine):
                 database.connect(self.db.engine) as connection,
                 database.transaction(connection, self.db.settings, removes_itself=True) as tx,
             ):
-                claimed = open_orphans.claim(tx, pairs)  # type: ignore[arg-type]
-                events = [c.event_id for c in claimed]
-                ledger.append_reconciled(
-                    tx, [ledger.uuid7() for _ in claimed], events, [c.delivery_id for c in claimed]
-                )
+                events = [c.event_id for c in ledger.append_reconciled(tx, pairs)]  # type: ignore[arg-type]
                 open_orphans.close(tx, events, events)
                 raise _CrashError
 

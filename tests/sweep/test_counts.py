@@ -138,3 +138,13 @@ def test_a_dry_run_counts_as_a_sweep_would(db):
     result = reconciler.prepare(dry_run=True).run(db.engine)
     true(db, result, 5)
     assert (result.linked, result.unmatched, result.ambiguous, result.remaining) == (2, 2, 1, 5)
+
+
+def test_an_orphan_that_turns_out_to_be_settled_does_not_remain(db):
+    """It matches nothing, and its `reconciled` event came in while our triggers were off."""
+    orphan = factories.orphan(db, postmark("never"))
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        factories.insert_on(connection, events=[factories.reconciled_row(orphan, factories.new_id())])
+    result = reconcile()
+    assert (result.skipped_held, result.unmatched, result.remaining) == (1, 0, 0)

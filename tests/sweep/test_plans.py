@@ -330,19 +330,11 @@ def test_a_wide_ids_delivery_is_found_by_its_address(reading):
     assert "User 7777 <U7777@example.com>" in [delivery.recipient for _, delivery in found]
 
 
-def test_a_claim_goes_by_primary_keys(tx, pairs):
+def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
     """Open orphan, event and delivery of each pair, once."""
-    plan = probing(tx, lambda: open_orphans.claim(tx, pairs))
+    plan = probing(tx, lambda: ledger.append_reconciled(tx, pairs))
     assert plan.indexes == {"mailglass_open_orphans_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
     assert plan.read <= 3 * SIZE
-
-
-def test_an_append_reads_each_orphan_once(tx, pairs):
-    """By the ledger's primary key."""
-    ids = [ledger.uuid7() for _ in pairs]
-    plan = probing(tx, lambda: ledger.append_reconciled(tx, ids, [e for e, _ in pairs], [d for _, d in pairs]))
-    assert plan.indexes == {"mailglass_events_pkey"}
-    assert plan.read <= SIZE
 
 
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):

@@ -1,5 +1,6 @@
 """Sweeps on real rows: what is linked, what is not and why, and who is told."""
 
+import gc
 import json
 import socket
 import threading
@@ -485,3 +486,23 @@ def test_a_second_sweep_with_another_engine_sees_the_same(db):
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
     assert reconciler.prepare().run(database.create_engine(db.settings)).linked == 1
     assert reconcile().scanned == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, enabled):
+    """It rests while a slice is linked; whether the process has it on or off is not ours to change."""
+    insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
+    seen = []
+
+    def break_off(result):
+        seen.append(gc.isenabled())
+        raise RuntimeError("broken off")
+
+    if not enabled:
+        gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="broken off"):
+            reconciler.prepare(progress=break_off).run(db.engine)
+        assert (seen, gc.isenabled()) == ([False], enabled)
+    finally:
+        gc.enable()
