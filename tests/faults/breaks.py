@@ -301,7 +301,7 @@ BREAKS = (
         "mailglass_reconcile/store/deliveries.py",
         ' WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"\n',
         " WHERE provider IS NOT NULL\n",
-        "record/test_sends.py",
+        "record/test_sends.py::test_deliveries_are_stored_in_the_order_of_their_message_ids",
     ),
     _break(
         "the last event is the one that is linked last",

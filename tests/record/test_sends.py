@@ -10,8 +10,10 @@ from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
+from conftest import wait_until
 from mailglass_reconcile import ConfigurationError, InvalidEventError, Sent, append, reconcile, record_send
 from record.recording import LEDGER, NOW, event, messages, record, statements
+from record.test_locking import WAITING
 
 DELIVERIES = "SELECT recipient, provider, provider_message_id FROM mailglass_deliveries ORDER BY recipient"
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
@@ -302,6 +304,20 @@ def test_sends_that_share_ids_at_the_same_time_in_opposite_order_do_not_deadlock
         sent_together(db, [one(ADA, id_) for id_ in ids], [one(BOB, id_) for id_ in reversed(ids)])
     named = db.rows("SELECT count(*), count(provider) FROM mailglass_deliveries GROUP BY provider_message_id")
     assert set(named) == {(2, 1)}
+
+
+@pytest.mark.parametrize("given", [("m-1", "m-2"), ("m-2", "m-1")])
+def test_deliveries_are_stored_in_the_order_of_their_message_ids(db, given):
+    """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:
+        send(holder, one(ADA, "m-1"))
+        waiting = threads.submit(sent_in, db, *(one(BOB, id_) for id_ in given))
+        wait_until(lambda: db.value(WAITING) == 1)
+        with db.engine.begin() as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            send(other, one("carl@example.com", "m-2"))
+        holder.rollback()
+        assert len(waiting.result(timeout=30)) == 2
 
 
 def test_what_overlaps_with_the_send_is_linked_by_the_next_sweep(db):
