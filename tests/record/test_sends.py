@@ -382,17 +382,17 @@ def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_thousand_recipients_are_recorded_in_half_a_second(db, shared):
-    """The quickest of three, each with 50 events open: a busy machine costs more."""
+def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
+    """Of this process, which a busy machine does not slow down; the number of statements is tested below."""
     spent = []
     for turn in range(3):
         many = [one(f"u{n}@example.com", str(turn) if shared else f"{turn}-{n}") for n in range(1_000)]
         events = [event(m.message_id, recipient=m.recipient, provider_event_id=m.recipient + str(turn)) for m in many]
         webhook_in(db, *events[:50])
         with db.engine.begin() as connection:
-            began = time.monotonic()
+            began = time.process_time()
             recorded = send(connection, *many)
-            spent.append(time.monotonic() - began)
+            spent.append(time.process_time() - began)
         assert sum(each.linked for each in recorded) == 50
     assert min(spent) < 0.5
 
