@@ -53,9 +53,9 @@ def heard(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[bytes, byt
 
 def publish(client: redis.Redis, number: int) -> tuple[Published, float]:
     """Publish as many links as one sweep, in one call, and return the outcome and the seconds that it took."""
-    publisher = Publisher(client)
+    publisher, made = Publisher(client), messages(number)
     began = time.monotonic()
-    outcome = publisher.publish(messages(number))
+    outcome = publisher.publish(made)
     took = time.monotonic() - began
     assert sum(outcome) == 2 * number
     return outcome, took
