@@ -150,7 +150,6 @@ def test_a_second_ctrl_c_does_not_leave_a_server_behind(started):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_sigterm_stops_the_demo_and_its_servers(started):
     """A supervisor's SIGTERM, which reaches the demo's process alone, unwinds it too."""
     started.says("of them reconciled")

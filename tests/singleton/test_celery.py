@@ -50,7 +50,6 @@ print(reconcile.apply_async().id, reconcile.apply_async((None,)).id, reconcile.a
 """
 
 
-@pytest.mark.guard
 def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicates_they_are(site):
     """Three by apply_async in three spellings, three by send_task, two by celery call, all in one race."""
     site.add(200)

@@ -292,6 +292,7 @@ def write_until(stop: threading.Event, database: Installation, written: list[int
             written.append(1)
 
 
+@pytest.mark.slow
 def test_writers_never_fail_while_a_migration_comes_and_goes(empty_database_url):
     """Four sessions with Mailglass's lock timeout write on; everything they wrote is in the open set."""
     database = live(empty_database_url)

@@ -79,7 +79,7 @@ def test_every_line_of_a_plan_that_is_no_sql_is_a_comment(empty_database_url):
     assert second.startswith("-- run this with `psql")
 
 
-@pytest.mark.parametrize("name", ["public", "Mail Glass"])
+@pytest.mark.parametrize("name", ["public", pytest.param("Mail Glass", marks=pytest.mark.slow)])
 def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(empty_database_url, name):
     """In a checkout, from the environment alone."""
     database = live(empty_database_url, name)
