@@ -14,8 +14,6 @@ from mailglass_reconcile.store.database import connect, in_batches, transaction
 
 BATCH_ROWS = 5_000
 
-_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
-
 _DELETE_WEBHOOKS = """
 DELETE FROM {schema}.mailglass_webhook_events
  WHERE id = ANY (ARRAY(
@@ -76,7 +74,7 @@ def prune_with(engine: sa.Engine, settings: Settings) -> PruneResult:
     result = PruneResult()
     with database_errors(), connect(engine) as connection:
         with transaction(connection, settings, read_only=True) as tx:
-            schema.require_current(tx.execute(_VERSION).scalar_one())
+            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
         for status, days in retention.items():
             if days is not None:
                 bounds = {"status": status, "days": days, "size": BATCH_ROWS}

@@ -25,7 +25,7 @@ from mailglass_reconcile.sweep.windows import Part, Window
 logger = logging.getLogger(__name__)
 
 
-class Slice(NamedTuple):
+class ExaminedSlice(NamedTuple):
     """Some orphans that were examined, and the ids of those that cannot be read."""
 
     found: list[Examined]
@@ -63,7 +63,7 @@ class Reader:
         """Whether the deadline has passed."""
         return time.monotonic() >= self.deadline
 
-    def next_slice(self, connection: sa.Connection) -> Slice:
+    def next_slice(self, connection: sa.Connection) -> ExaminedSlice:
         """Examine the next slice; the first time, survey what there is to do.
 
         If a row cannot be read, the slice is halved until that row stands alone.
@@ -71,7 +71,7 @@ class Reader:
         self.slices += 1
         try:
             _, found, self._left = with_retries(partial(self._read, connection))
-            return Slice(found, [])
+            return ExaminedSlice(found, [])
         except DBAPIError as error:
             if not is_of_data(error):
                 raise
@@ -122,8 +122,8 @@ class Reader:
         self._complaints.update(complaints)
         return found
 
-    def _halved(self, connection: sa.Connection, orphans: Sequence[Open]) -> Slice:
-        examined = Slice([], [])
+    def _halved(self, connection: sa.Connection, orphans: Sequence[Open]) -> ExaminedSlice:
+        examined = ExaminedSlice([], [])
         waiting = [orphans]
         while waiting and not self.expired():
             part = waiting.pop()

@@ -10,7 +10,6 @@ from mailglass_reconcile.store.database import Transaction
 
 # An ordinary table: reading a view would run code of whoever made it.
 _HAS_VERSION = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version_table) AND relkind = 'r')"
-_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
 _OURS = """
 SELECT count(*) FILTER (WHERE c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r') AS tables,
@@ -61,7 +60,7 @@ SELECT 'trigger', t.tgname::text, pg_get_userbyid(p.proowner)::text
 def version(tx: Transaction) -> str | None:
     """Return the revision that the database is at, or None."""
     exists = tx.execute(_HAS_VERSION, _names(tx)).scalar_one()
-    return tx.execute(_VERSION).scalar_one() if exists else None
+    return tx.execute(schema.READ_VERSION).scalar_one() if exists else None
 
 
 def has_anything(tx: Transaction) -> bool:
