@@ -161,7 +161,7 @@ def within(seconds: float, call: Callable[[], Answer]) -> Answer:
     """Return what *call* returns, or raise what it raises, after *seconds* at the latest.
 
     Timeouts of sockets alone cannot promise that: a connection takes several answers, an answer several reads, and
-    a name may be looked up for long. What is late goes on in a thread, whose answer nobody hears.
+    a name may be looked up for long. What is late continues in a thread, and its answer is dropped.
 
     Raises:
         TimeoutError: It takes longer.

@@ -248,7 +248,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
     """Use a caller's transaction in this package's scope, under a savepoint, and give its own settings back at the end.
 
     If the block raises, it costs the savepoint only: what the block did is undone, the settings with it, and the
-    caller's transaction goes on.
+    caller's transaction continues.
 
     Raises:
         ConfigurationError: The connection is in autocommit mode.

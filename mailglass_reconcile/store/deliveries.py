@@ -23,7 +23,7 @@ SELECT c.id, d.delivery_id::text, d.tenant_id, d.provider, d.recipient
 """
 
 # The address as the index has it. Of one provider, one id names at most one delivery (a unique index says so), so
-# that whoever looks for a delivery without a provider passes few others; num_nulls, because the other index serves
+# that a look for a delivery without a provider passes few others; num_nulls, because the other index serves
 # IS NULL, and would read every delivery of the id to find one of another tenant.
 _OF_WIDE_IDS = """
 SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient, 1000)

@@ -8,7 +8,7 @@ from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
 
-# An ordinary table: reading a view would run code of whoever made it.
+# An ordinary table: reading a view would run its maker's code.
 _HAS_VERSION = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version_table) AND relkind = 'r')"
 
 _OURS = """
@@ -29,7 +29,7 @@ SELECT t.tgname::text FROM pg_trigger AS t
 
 _MADE_BY_MAILGLASS = "SELECT to_regclass(:suppressions) IS NOT NULL"
 
-# An index belongs to whoever owns its table, so an index of ours on Mailglass's tables is theirs.
+# An index belongs to the owner of its table, so an index of ours on Mailglass's tables is theirs.
 _NOT_OURS = """
 SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'i' THEN 'index' ELSE 'relation' END AS kind,
        c.relname::text AS name, pg_get_userbyid(c.relowner)::text AS owner
