@@ -42,7 +42,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
         occurred_at=_aware(event.timestamp),
         provider_event_id=_IDS.get(provider, _id)(event),
         message_id=event.message_id,
-        recipient=None if provider == "resend" and _has_several_recipients(event.esp_event) else event.recipient,
+        recipient=_resend_recipient(event) if provider == "resend" else event.recipient,
         reject_reason=_reason(event.reject_reason),
         metadata=_tags(event.tags),
     )
@@ -88,22 +88,23 @@ def _tags(tags: str | Sequence[str | None] | None) -> dict[str, Any]:
 
 def _id(event: AnymailTrackingEvent) -> str:
     """Return the provider's id of the event, or a digest of what it has sent, which does not change over retries."""
-    return str(event.event_id) if event.event_id else _digest(event.esp_event)
+    return str(event.event_id) if event.event_id else _digest(event)
 
 
-def _digest(esp_event: Any) -> str:
-    return hashlib.sha256(json.dumps(esp_event, sort_keys=True, default=str).encode()).hexdigest()
+def _digest(event: AnymailTrackingEvent) -> str:
+    told = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _mailgun_id(event: AnymailTrackingEvent) -> str:
-    """Anymail's id is the signature's token, which belongs to the request; an event's own is unique within a day."""
-    data = event.esp_event.get("event-data") or {}
+    """Anymail's id is the token of the request's signature; the event's own is unique within a day."""
+    data = (event.esp_event or {}).get("event-data") or {}
     return f"{data['id']}/{data.get('timestamp')}" if data.get("id") else _id(event)
 
 
 def _ses_id(event: AnymailTrackingEvent) -> str:
-    """A notification of SNS tells of several recipients under one id: their place in it tells them apart."""
-    named = [match.address(one) for one in _ses_recipients(event.esp_event)]
+    """A notification of SNS has one id for all of its recipients: the place in its list tells them apart."""
+    named = [match.address(one) for one in _ses_recipients(event.esp_event or {})]
     wanted = match.address(event.recipient or "")
     return f"{_id(event)}/{named.index(wanted) if wanted in named else 0}"
 
@@ -115,10 +116,11 @@ def _ses_recipients(esp_event: Mapping[str, Any]) -> list[str]:
     return named or esp_event.get("delivery", {}).get("recipients") or esp_event.get("mail", {}).get("destination", [])
 
 
-def _has_several_recipients(esp_event: Mapping[str, Any]) -> bool:
-    """Whether an event of Resend may be about another recipient than the first, which Anymail takes."""
-    data = esp_event.get("data") or {}
-    return sum(len(data.get(header) or ()) for header in ("to", "cc", "bcc")) > 1
+def _resend_recipient(event: AnymailTrackingEvent) -> str | None:
+    """Anymail always takes the first; if there are several, Resend does not say whom its event is about."""
+    data = (event.esp_event or {}).get("data") or {}
+    named = [one for header in ("to", "cc", "bcc") for one in data.get(header) or ()]
+    return None if len(named) > 1 else event.recipient
 
 
 _IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {"mailgun": _mailgun_id, "ses": _ses_id}

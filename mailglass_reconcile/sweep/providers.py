@@ -75,6 +75,11 @@ _SPELLINGS = {
     "sparkpost": ("SparkPost",),
     "mailjet": ("Mailjet",),
     "mandrill": ("Mandrill",),
+    "mailersend": ("MailerSend",),
+    "mailtrap": ("Mailtrap",),
+    "postal": ("Postal",),
+    "scaleway": ("Scaleway",),
+    "unisender_go": ("Unisender Go", "unisender go"),
 }
 _CANONICAL = {other.lower(): name for name, others in _SPELLINGS.items() for other in others}
 

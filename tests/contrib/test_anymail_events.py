@@ -1,0 +1,230 @@
+"""Anymail's tracking events as `WebhookEvent`: every kind of every provider, posted to Anymail's own views."""
+
+import datetime as dt
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+from anymail_payloads import (
+    ALL,
+    MAILERSEND,
+    MAILGUN,
+    MAILJET,
+    MANDRILL,
+    POSTMARK,
+    RESEND,
+    SENDGRID,
+    SES,
+    UNISENDER_GO,
+    message_id,
+)
+from anymail_single import mailersend_request, mailgun_request
+from anymail_wire import BEGIN, PRIVATE
+
+from mailglass_reconcile.contrib.anymail import webhook_event
+from mailglass_reconcile.record.drafts import draft
+
+pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+
+ANN = "Ann@example.org"
+BOB = "bob@example.org"
+EVERY_KIND = [
+    pytest.param(provider, kind, id=f"{provider.esp_name}-{kind}") for provider in ALL for kind in provider.kinds
+]
+EVERY_PROVIDER = pytest.mark.parametrize("provider", [pytest.param(provider, id=provider.esp_name) for provider in ALL])
+
+
+def payload(provider, kind, to=ANN, n=0):
+    """Return what a provider tells of one event."""
+    return provider.event(kind, message_id(provider), to, n)
+
+
+@pytest.fixture
+def events_of(post):
+    """Post what a provider tells, and return it as `WebhookEvent`s."""
+
+    def events_of(provider, *payloads):
+        return [webhook_event(*heard) for heard in post(provider.requests(payloads))]
+
+    return events_of
+
+
+def ids(events):
+    """Return the events' ids, in their order."""
+    return [event.provider_event_id for event in events]
+
+
+@pytest.mark.parametrize(("provider", "kind"), EVERY_KIND)
+def test_every_kind_of_event_can_be_recorded_and_names_nobody_in_the_ledger(events_of, provider, kind):
+    """Its type, message id, recipient and time arrive; addresses, IPs, user agents and links do not."""
+    (event,) = events_of(provider, payload(provider, kind, n=90))
+    assert (event.type, event.message_id, event.recipient) == (provider.kinds[kind], message_id(provider), ANN)
+    assert int(event.occurred_at.timestamp()) == BEGIN + 90
+    (recorded,) = draft("acme", provider.esp_name, [event], strict=False)
+    assert recorded.entry.metadata.get("tags") == (None if provider is UNISENDER_GO else ["welcome"])
+    kept = json.dumps([recorded.entry.metadata, recorded.entry.idempotency_key]).replace(str(message_id(provider)), "")
+    assert "@" not in kept
+    assert PRIVATE not in kept
+
+
+@EVERY_PROVIDER
+def test_events_differ_by_kind_time_and_recipient(events_of, provider):
+    """Two opens, two clicks, two recipients: each is an event of its own, in one batch or in several requests."""
+    told = [payload(provider, kind, to, n) for kind, to, n in itertools.product(provider.kinds, [ANN, BOB], [0, 60])]
+    assert len(set(ids(events_of(provider, *told)))) == len(told)
+
+
+@EVERY_PROVIDER
+def test_a_retry_holds_the_same_events_in_whatever_order(events_of, provider):
+    """Whatever the id is made of, it is in what the provider sends again."""
+    told = [payload(provider, kind, n=n) for n, kind in enumerate(provider.kinds)]
+    assert ids(events_of(provider, *told)) == ids(events_of(provider, *reversed(told)))[::-1]
+
+
+def test_a_signature_made_anew_is_still_the_same_event_of_mailgun(post):
+    """Anymail's id is the signature's token, which belongs to the request: so it is not used."""
+    told = payload(MAILGUN, "opened")
+    heard = post([{"path": MAILGUN.path, **mailgun_request([told], attempt)} for attempt in (1, 2)])
+    assert len({event.event_id for event, _ in heard}) == 2
+    assert len({webhook_event(*each).provider_event_id for each in heard}) == 1
+
+
+def test_a_request_dated_anew_is_still_the_same_event_of_mailersend(post):
+    """The activity inside has an id of its own."""
+    told = payload(MAILERSEND, "opened")
+    heard = post([{"path": MAILERSEND.path, **mailersend_request([told], attempt)} for attempt in (1, 2)])
+    assert len({webhook_event(*each).provider_event_id for each in heard}) == 1
+
+
+def test_a_legacy_form_of_mailgun_is_known_by_its_token(post):
+    """It has no id but that, and two opens differ by nothing else."""
+    form = {"event": "opened", "recipient": ANN, "message-id": "<m@example.com>", "timestamp": str(BEGIN)}
+    requests = []
+    for attempt in (1, 1, 2):
+        signature = json.loads(mailgun_request([{}], attempt)["data"])["signature"]
+        requests.append({"path": MAILGUN.path, "data": {**form, **signature}})
+    first, retried, second = [webhook_event(*each) for each in post(requests)]
+    assert first.provider_event_id == retried.provider_event_id != second.provider_event_id
+    assert (first.type, first.message_id, first.recipient) == ("opened", "<m@example.com>", ANN)
+
+
+@pytest.mark.parametrize("kind", SES.kinds)
+def test_a_notification_of_ses_is_an_event_for_each_of_its_recipients(events_of, kind):
+    """They share the notification's id, and differ by their place in it."""
+    events = events_of(SES, payload(SES, kind, to=[f'"Ann, A." <{ANN}>', BOB]))
+    assert [draft("acme", "ses", [event], strict=False)[0].keys.recipient for event in events] == [ANN, BOB]
+    notification, places = zip(*(id_.split("/") for id_ in ids(events)), strict=True)
+    assert len(set(notification)) == 1
+    assert places == ("0", "1")
+
+
+def test_a_recipient_that_ses_names_twice_is_one_event(events_of):
+    """To and Cc may hold the same address."""
+    assert len(set(ids(events_of(SES, payload(SES, "Open", to=[ANN, f"Ann <{ANN.lower()}>"]))))) == 1
+
+
+@pytest.mark.parametrize("header", ["to", "cc", "bcc"])
+@pytest.mark.parametrize("kind", RESEND.kinds)
+def test_resend_does_not_say_whom_of_several_an_event_is_about(events_of, kind, header):
+    """Anymail takes the first, who may be somebody else."""
+    told = payload(RESEND, kind)
+    told["data"][header] = [*told["data"].get(header, []), BOB]
+    (event,) = events_of(RESEND, told)
+    assert event.recipient is None
+
+
+def test_resend_without_the_header_of_svix_is_known_by_what_it_says(post):
+    """A proxy may drop the header."""
+    told = [payload(RESEND, "email.opened", n=n) for n in (0, 60)]
+    requests = [{**request, "headers": {}} for request in RESEND.requests(told)]
+    first = [webhook_event(*each).provider_event_id for each in post(requests)]
+    assert [webhook_event(*each).provider_event_id for each in post(requests)] == first
+    assert len(set(first)) == 2
+
+
+def test_postmarks_id_of_a_bounce_is_used_and_other_events_have_a_digest(events_of):
+    """`kind:MessageID` would drop the second open."""
+    told = [payload(POSTMARK, "Bounce/HardBounce"), payload(POSTMARK, "Open"), payload(POSTMARK, "Open", n=60)]
+    bounce, first, second = events_of(POSTMARK, *told)
+    assert bounce.provider_event_id == str(told[0]["ID"])
+    assert first.provider_event_id != second.provider_event_id
+    assert {len(first.provider_event_id), len(second.provider_event_id)} == {64}
+
+
+def test_sendgrid_leaves_out_its_id_of_some_events_which_then_have_a_digest(events_of):
+    """It is missing on some unsubscribes."""
+    told = [payload(SENDGRID, "unsubscribe", to) for to in (ANN, BOB)]
+    for each in told:
+        del each["sg_event_id"]
+    first = ids(events_of(SENDGRID, *told))
+    assert len(set(first)) == 2
+    assert first == ids(events_of(SENDGRID, *told))
+
+
+@pytest.mark.parametrize(
+    ("provider", "kind", "field"),
+    [(POSTMARK, "Click", "ReceivedAt"), (MANDRILL, "open", "ts"), (MAILJET, "open", "time")],
+    ids=["Postmark", "Mandrill", "Mailjet"],
+)
+def test_an_event_without_a_time_happened_now_and_is_the_same_when_it_is_sent_again(events_of, provider, kind, field):
+    """Now is another time at the retry, so the id does not depend on it."""
+    told = payload(provider, kind)
+    del told[field]
+    (first,), (second,) = events_of(provider, told), events_of(provider, told)
+    assert dt.datetime.now(dt.UTC) - first.occurred_at < dt.timedelta(minutes=1)
+    assert first.occurred_at.utcoffset() == dt.timedelta(0)
+    assert first.provider_event_id == second.provider_event_id
+
+
+def bare(**fields):
+    """Return an event as an adopter's test makes it, with nothing that a provider has sent."""
+    defaults = {
+        "event_type": "opened",
+        "timestamp": dt.datetime.fromtimestamp(BEGIN, dt.UTC),
+        "event_id": None,
+        "esp_event": None,
+        "message_id": "m-1",
+        "recipient": ANN,
+        "reject_reason": None,
+        "tags": [],
+    }
+    return SimpleNamespace(**{**defaults, **fields})
+
+
+@EVERY_PROVIDER
+def test_an_event_that_is_made_by_hand_needs_nothing_of_the_providers(provider):
+    """Two of them are two events, and one that is made again is the same."""
+    later = dt.datetime.fromtimestamp(BEGIN + 60, dt.UTC)
+    made = [bare(), bare(), bare(timestamp=later), bare(recipient=BOB), bare(message_id="m-2")]
+    found = ids(webhook_event(event, provider.esp_name) for event in made)
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+
+
+def test_types_and_reasons_that_are_not_known_are_recorded_as_such():
+    """A later Anymail may have others; the webhook is not lost for that."""
+    event = webhook_event(bare(event_type="inbound_failed", reject_reason="moved"), "Postmark")
+    assert (event.type, event.reject_reason) == ("unknown", "other")
+
+
+def test_a_time_without_a_zone_is_taken_as_utc():
+    """The writer refuses one, and the provider would repeat it for ever."""
+    event = webhook_event(bare(timestamp=dt.datetime(2026, 3, 1, 12)), "Postmark")
+    assert event.occurred_at == dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ("one", ["one"]),
+        ([None], None),
+        (None, None),
+        (["", "a", ANN, "to:x%40example.org"], ["a"]),
+    ],
+    ids=["several", "a single text", "Postal without", "SparkPost without", "addresses"],
+)
+def test_tags_are_kept_unless_they_look_like_an_address(given, kept):
+    """SendGrid's `category` may be a text, Postal's a list of None."""
+    assert webhook_event(bare(tags=given), "SendGrid").metadata.get("tags") == kept
