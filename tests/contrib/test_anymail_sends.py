@@ -1,0 +1,146 @@
+"""Anymail's send status as `Sent`: from each provider's answer, read by Anymail's own backend."""
+
+import contextlib
+
+import anymail_answers
+import anymail_wire
+import pytest
+from anymail.exceptions import AnymailRecipientsRefused
+from anymail.message import AnymailMessage, AnymailRecipientStatus, AnymailStatus
+from anymail.signals import post_send
+from anymail_answers import accepted, send
+from django.test import override_settings
+
+from mailglass_reconcile import Sent
+from mailglass_reconcile.contrib.anymail import sent
+from mailglass_reconcile.record.sent import check
+
+pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+
+ANN = "Ann@example.org"
+BOB = "bob@example.org"
+PROVIDERS = [
+    "Postmark",
+    "Amazon SES",
+    "Mailgun",
+    "Brevo",
+    "Resend",
+    "SparkPost",
+    "Mailjet",
+    "Mandrill",
+    "MailerSend",
+    "Mailtrap",
+    "Postal",
+    "Scaleway",
+]
+
+
+@pytest.fixture(autouse=True)
+def anymail(anymail_django):
+    """Anymail's settings for every backend."""
+    with override_settings(ANYMAIL={**anymail_wire.SETTINGS, **anymail_answers.SETTINGS}):
+        yield
+
+
+def status(**recipients):
+    """Return a status as a backend makes it, of `name=(message_id, status)`."""
+    made = AnymailStatus()
+    made.set_recipient_status({f"{name}@example.org": AnymailRecipientStatus(*one) for name, one in recipients.items()})
+    return made
+
+
+@pytest.mark.parametrize("esp_name", PROVIDERS)
+def test_each_recipient_that_a_provider_accepts_is_sent_under_its_id(esp_name):
+    """Its own, if the provider gives one to each recipient, else that of the call."""
+    own = esp_name in {"Mailjet", "Mandrill", "Mailtrap", "Postal", "Scaleway"}
+    answered = accepted(esp_name, [ANN, BOB], [1001, 1002] if esp_name in {"Mailjet", "Postal"} else ["m-1", "m-2"])
+    made = sent(None, answered)
+    assert [(one.recipient, one.type) for one in made] == [(ANN, "dispatched"), (BOB, "dispatched")]
+    assert [str(one.message_id)[-1] for one in made] == ["1", "2" if own else "1"]
+    assert len(check("acme", esp_name, made)) == 2
+
+
+@pytest.mark.parametrize("esp_name", ["SendGrid", "Unisender Go"])
+def test_the_id_that_anymail_makes_is_the_one_of_the_send(esp_name):
+    """The provider hands it back in its webhooks."""
+    made = sent(None, accepted(esp_name, [ANN], ["unused"]))
+    assert [(one.recipient, one.type, len(one.message_id)) for one in made] == [(ANN, "dispatched", 36)]
+
+
+def test_a_receiver_of_post_send_gets_what_the_function_takes():
+    """`message` and `status`, as the signal names them."""
+    made = []
+
+    def receive(message, status, **_others):
+        made.extend(sent(message, status))
+
+    post_send.connect(receive)
+    try:
+        accepted("Postmark", [ANN], ["m-1"])
+    finally:
+        post_send.disconnect(receive)
+    assert made == [Sent(recipient=ANN, message_id="m-1", type="dispatched")]
+
+
+@pytest.mark.parametrize(
+    ("answered", "type_"),
+    [
+        (("m-1", "sent"), "dispatched"),
+        (("m-1", "queued"), "dispatched"),
+        (("m-1", "unknown"), "dispatched"),
+        (("m-1", "rejected"), "rejected"),
+        (("m-1", "invalid"), "rejected"),
+        (("m-1", "failed"), "failed"),
+        ((None, "rejected"), "rejected"),
+        ((None, "invalid"), "rejected"),
+        ((None, "failed"), "failed"),
+        ((None, "unknown"), "failed"),
+    ],
+    ids=str,
+)
+def test_what_a_provider_answers_is_dispatched_rejected_or_failed(answered, type_):
+    """Every status of Anymail's is one of the three that a send has; without an id, nobody has taken the message."""
+    assert sent(None, status(ann=answered)) == [Sent(recipient="ann@example.org", message_id=answered[0], type=type_)]
+
+
+@pytest.mark.parametrize("answered", ["sent", "queued"])
+def test_a_recipient_that_was_accepted_without_an_id_is_left_out(answered):
+    """`failed` would be untrue, and no event could ever name it: SendGrid without SENDGRID_GENERATE_MESSAGE_ID."""
+    made = sent(None, status(ann=("m-1", answered), bob=(None, answered)))
+    assert [one.recipient for one in made] == ["ann@example.org"]
+
+
+def test_an_id_of_zero_is_an_id():
+    """Anymail's test backend counts from there."""
+    assert [one.message_id for one in sent(None, status(ann=(0, "sent")))] == [0]
+
+
+def test_a_message_that_was_not_sent_has_nothing_to_record():
+    """Its status has no recipients."""
+    assert sent(None, AnymailStatus()) == []
+
+
+def test_an_address_that_postmark_holds_back_is_rejected_and_the_other_sent():
+    """Postmark says so in a sentence, which Anymail reads."""
+    message = "Message OK, but will not deliver to these inactive addresses: bob@example.org. Inactive recipients are …"
+    body = {"ErrorCode": 0, "Message": message, "MessageID": "m-1", "To": f"{ANN}, {BOB}"}
+    made = sent(None, send("Postmark", AnymailMessage("Hi", "Hello", "shop@example.com", [ANN, BOB]), body))
+    assert {one.recipient: (one.message_id, one.type) for one in made} == {
+        ANN: ("m-1", "dispatched"),
+        BOB: (None, "rejected"),
+    }
+
+
+def test_a_message_that_mandrill_rejects_is_rejected_under_its_id():
+    """Its webhook names it too."""
+    message = AnymailMessage("Hi", "Hello", "shop@example.com", [ANN])
+    with contextlib.suppress(AnymailRecipientsRefused):
+        send("Mandrill", message, [{"email": ANN, "status": "rejected", "reject_reason": "hard-bounce", "_id": "m-1"}])
+    assert sent(message, message.anymail_status) == [Sent(recipient=ANN, message_id="m-1", type="rejected")]
+
+
+def test_a_batch_of_brevo_is_sent_under_one_id_for_each_to():
+    """`merge_data` makes it a batch, of which a Cc gets a copy each time, under no id of its own."""
+    message = AnymailMessage("Hi", "Hello", "shop@example.com", [ANN, BOB], cc=["c@example.org"], merge_data={})
+    made = sent(None, send("Brevo", message, {"messageIds": ["<m-1@brevo>", "<m-2@brevo>"]}, status=201))
+    assert [(one.recipient, one.message_id) for one in made] == [(ANN, "<m-1@brevo>"), (BOB, "<m-2@brevo>")]
