@@ -17,7 +17,7 @@ def sendgrid(kind: str, message_id: str, to: str, n: int) -> Payload:
         "timestamp": BEGIN + n,
         "anymail_id": message_id,
         "sg_message_id": f"14c5d75ce93.dfd.64b469.filter0001.{n}",
-        "sg_event_id": digest([kind, to, n]),
+        "sg_event_id": digest([kind, message_id, to, n]),
         "category": ["welcome"],
         "who": to,
     }
@@ -58,7 +58,7 @@ def sparkpost(kind: str, message_id: str, to: str, n: int) -> Payload:
     class_, type_, *bounce = kind.split("/")
     event = {
         "type": type_,
-        "event_id": str(int(digest([kind, to, n]), 16)),
+        "event_id": str(int(digest([kind, message_id, to, n]), 16)),
         "transmission_id": message_id,
         "message_id": "000443ee14578172be22",
         "timestamp": str(BEGIN + n),
@@ -193,7 +193,7 @@ def mailtrap(kind: str, message_id: str, to: str, n: int) -> Payload:
     """An entry of a batch."""
     return {
         "event": kind,
-        "event_id": digest([kind, to, n]),
+        "event_id": digest([kind, message_id, to, n]),
         "timestamp": BEGIN + n,
         "message_id": message_id,
         "sending_stream": "transactional",

@@ -14,7 +14,7 @@ def postmark(kind: str, message_id: str, to: str, n: int) -> Payload:
     record, _, type_ = kind.partition("/")
     common = {"RecordType": record, "MessageID": message_id, "ServerID": 23, "Tag": "welcome", "Metadata": {"who": to}}
     bounce = {
-        "ID": int(digest([kind, to, n])[:10], 16),
+        "ID": int(digest([kind, message_id, to, n])[:10], 16),
         "Email": to,
         "BouncedAt": iso(n),
         "Details": f"smtp;550 <{to}>",
@@ -128,7 +128,7 @@ def mailgun(kind: str, message_id: str, to: str, n: int) -> Payload:
     event, _, severity = kind.partition("/")
     common = {
         "event": event,
-        "id": digest([kind, to, n]),
+        "id": digest([kind, message_id, to, n]),
         "timestamp": BEGIN + n + 0.25,
         "recipient": to,
         "message": {"headers": {"message-id": message_id.strip("<>"), "to": to, "from": "shop@example.com"}},
@@ -260,7 +260,7 @@ def mailersend(kind: str, message_id: str, to: str, n: int) -> Payload:
     """One activity; the request around it is dated at each attempt."""
     return {
         "object": "activity",
-        "id": digest([kind, to, n]),
+        "id": digest([kind, message_id, to, n]),
         "type": kind,
         "created_at": iso(n),
         "email": {
@@ -308,7 +308,7 @@ def postal(kind: str, message_id: int, to: str, n: int) -> Payload:
         "Loaded": {"message": message, "ip_address": PRIVATE, "user_agent": PRIVATE},
     }
     payload = of_kind.get(kind, {"message": message, "status": kind, "details": f"for {to}", "output": "250 OK"})
-    uuid = digest([kind, to, n])
+    uuid = digest([kind, message_id, to, n])
     return {"event": f"Message{kind}", "timestamp": BEGIN + n + 0.25, "uuid": uuid, "payload": payload}
 
 

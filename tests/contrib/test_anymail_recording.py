@@ -1,0 +1,156 @@
+"""Sends and webhooks of Anymail's providers in Postgres: whichever comes first, the deliveries end the same."""
+
+import dataclasses
+import datetime as dt
+
+import pytest
+from anymail_answers import SETTINGS, accepted
+from anymail_payloads import ALL, MAILJET, POSTAL, RESEND, SENDGRID, SES
+from anymail_wire import BEGIN
+from django.conf import settings
+from django.test import override_settings
+
+from mailglass_reconcile import record_send, record_webhook
+from mailglass_reconcile.contrib.anymail import sent, webhook_event
+
+pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+
+ANN = "Ann@example.org"
+BOB = "bob@example.org"
+STORY = [("delivered", ANN, 10), ("bounced", BOB, 15), ("opened", ANN, 20), ("opened", ANN, 30), ("clicked", ANN, 40)]
+"""What becomes of a message to two people: type, recipient, second."""
+DELIVERIES = """
+SELECT d.recipient, d.last_event_type, d.last_event_at, d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at,
+       (SELECT array_agg(e.type ORDER BY e.occurred_at, e.type)
+          FROM mailglass_events AS e
+          LEFT JOIN mailglass_events AS r ON r.idempotency_key = 'reconciled:' || e.id
+         WHERE e.type <> 'reconciled' AND d.id = coalesce(e.delivery_id, r.delivery_id)) AS events
+  FROM mailglass_deliveries AS d WHERE d.provider_message_id = ANY (CAST(:ids AS text[])) ORDER BY d.recipient
+"""
+
+
+@pytest.fixture
+def backends(anymail_settings):
+    """Anymail's settings for its backends too."""
+    with override_settings(ANYMAIL={**settings.ANYMAIL, **SETTINGS}):
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """A message to some people that a provider has accepted, and that is not recorded yet."""
+
+    provider: object
+    sent: list
+
+    @classmethod
+    def accepted(cls, provider, number, to=(ANN, BOB)):
+        """Send one by Anymail's backend; the provider names it by a number."""
+        if provider in (MAILJET, POSTAL):
+            ids = [number * 100 + n for n in range(len(to))]
+        else:
+            ids = [f"<{number}-{n}@example.com>" for n in range(len(to))]
+        made = sent(None, accepted(provider.esp_name, to, ids))
+        at = dt.datetime.fromtimestamp(BEGIN, dt.UTC)
+        return cls(provider, [dataclasses.replace(one, occurred_at=at) for one in made])
+
+    @property
+    def ids(self):
+        """Its ids, by recipient."""
+        return {one.recipient: one.message_id for one in self.sent}
+
+    def requests(self, *story):
+        """Return what the provider posts about it."""
+        told = [
+            self.provider.event(self.provider.kind_of(type_), self.ids[to], to, n)
+            for type_, to, n in story
+            if type_ in self.provider.kinds.values() and to in self.ids
+        ]
+        return self.provider.requests(told)
+
+    def record(self, db):
+        """Record the send, and return how many events it linked."""
+        with db.engine.begin() as connection:
+            recorded = record_send(connection, provider=self.provider.esp_name, sent=self.sent)
+        return sum(one.linked for one in recorded)
+
+    def deliveries(self, db):
+        """Return its deliveries, with the types of their events."""
+        return [row._asdict() for row in db.rows(DELIVERIES, ids=[str(id_) for id_ in set(self.ids.values())])]
+
+
+@pytest.fixture
+def record(db, post, backends):
+    """Post requests, record each event in a transaction of its own, and return what was recorded."""
+
+    def record(requests):
+        recorded = []
+        for event, esp_name in post(requests):
+            with db.engine.begin() as connection:
+                events = [webhook_event(event, esp_name)]
+                recorded += record_webhook(connection, provider=esp_name, events=events)
+        return recorded
+
+    return record
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        pytest.param(provider, id=provider.esp_name, marks=[] if provider in (SES, SENDGRID) else pytest.mark.slow)
+        for provider in ALL
+    ],
+)
+def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, record, provider):
+    """The send first; the webhooks first; some before and some after, backwards; and everything once more."""
+    to = [ANN] if provider is RESEND else [ANN, BOB]
+    after, before, between = (Message.accepted(provider, number, to) for number in (1, 2, 3))
+    after.record(db)
+    record(after.requests(*STORY))
+    told = record(before.requests(*STORY))
+    assert before.record(db) == len(told)
+    record(between.requests(*STORY[::-2]))
+    between.record(db)
+    record(between.requests(*STORY[-2::-2]))
+
+    ended = after.deliveries(db)
+    assert before.deliveries(db) == between.deliveries(db) == ended
+    assert [(one["recipient"], one["last_event_type"], one["bounced_at"] is not None) for one in ended] == [
+        (ANN, "clicked", False),
+        (BOB, "bounced", True),
+    ][: len(to)]
+    told_of_ann = [type_ for type_, recipient, _ in STORY if recipient == ANN and type_ in provider.kinds.values()]
+    assert ended[0]["events"] == ["dispatched", *told_of_ann]
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+    ledger = db.value("SELECT count(*) FROM mailglass_events")
+    for message in (after, before, between):
+        again = record(message.requests(*STORY))
+        assert {one.event_id for one in again} == {None}
+        message.record(db)
+    assert db.value("SELECT count(*) FROM mailglass_events") == ledger
+    assert before.deliveries(db) == between.deliveries(db) == after.deliveries(db) == ended
+
+
+def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it_names(db, record):
+    """SES does not say who of several opened a message; whom it delivered to, it does."""
+    message = Message.accepted(SES, 1)
+    told = SES.event("Delivery", message.ids[ANN], ANN, 10)
+    told["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
+    record(SES.requests([told, SES.event("Open", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
+    assert message.record(db) == 3
+    assert [one["events"] for one in message.deliveries(db)] == [
+        ["dispatched", "delivered", "opened"],
+        ["dispatched", "opened"],
+    ]
+
+
+def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
+    """It stays open, because it may be about either of them."""
+    message = Message.accepted(RESEND, 1)
+    told = RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 10)
+    (early,) = record(RESEND.requests([told]))
+    assert message.record(db) == 0
+    (late,) = record(RESEND.requests([RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 20)]))
+    assert (early.delivery_id, late.delivery_id) == (None, None)
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["dispatched", "dispatched"]
