@@ -4,7 +4,7 @@ import json
 from base64 import b64encode
 from collections.abc import Sequence
 
-from anymail_wire import BEGIN, POSTAL_KEY, PRIVATE, URL, Payload, Provider, as_json, digest, iso, only, sign
+from anymail_wire import BEGIN, PRIVATE, URL, Payload, Provider, as_json, digest, iso, only, postal_key, sign
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
@@ -315,7 +315,7 @@ def postal(kind: str, message_id: int, to: str, n: int) -> Payload:
 def postal_request(payloads: Sequence[Payload]) -> Payload:
     """A signed request."""
     request = as_json(payloads[0])
-    signature = POSTAL_KEY.sign(request["data"].encode(), padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Postal's
+    signature = postal_key().sign(request["data"].encode(), padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Postal's
     return {**request, "headers": {"X-Postal-Signature": b64encode(signature).decode()}}
 
 

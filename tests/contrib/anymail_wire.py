@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
@@ -21,20 +22,26 @@ KEY = "signing-key"
 PRIVATE = "198.51.100.7"
 """The IP address, user agent or link in every payload that has one."""
 URL = f"https://shop.example/?who={PRIVATE}"
-POSTAL_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
-SETTINGS = {
-    "WEBHOOK_SECRET": AUTH,
-    "MAILGUN_WEBHOOK_SIGNING_KEY": KEY,
-    "MAILERSEND_SIGNING_SECRET": KEY,
-    "MANDRILL_WEBHOOK_KEY": KEY,
-    "UNISENDER_GO_API_KEY": KEY,
-    "POSTAL_WEBHOOK_KEY": b64encode(
-        POSTAL_KEY.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    ).decode(),
-}
+
+@cache
+def postal_key() -> rsa.RSAPrivateKey:
+    """The key that Postal signs with."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def settings() -> dict[str, str]:
+    """Return Anymail's settings for the webhooks."""
+    public = postal_key().public_key()
+    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "WEBHOOK_SECRET": AUTH,
+        "MAILGUN_WEBHOOK_SIGNING_KEY": KEY,
+        "MAILERSEND_SIGNING_SECRET": KEY,
+        "MANDRILL_WEBHOOK_KEY": KEY,
+        "UNISENDER_GO_API_KEY": KEY,
+        "POSTAL_WEBHOOK_KEY": b64encode(der).decode(),
+    }
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def anymail_django() -> None:
 def anymail_settings(anymail_django: None) -> Iterator[None]:
     """Anymail's URLs at the root, and its settings for the payloads of `anymail_payloads`."""
     with override_settings(
-        ALLOWED_HOSTS=["testserver"], ANYMAIL=anymail_wire.SETTINGS, MIDDLEWARE=[], ROOT_URLCONF="anymail.urls"
+        ALLOWED_HOSTS=["testserver"], ANYMAIL=anymail_wire.settings(), MIDDLEWARE=[], ROOT_URLCONF="anymail.urls"
     ):
         yield
 

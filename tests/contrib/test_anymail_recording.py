@@ -2,10 +2,13 @@
 
 import dataclasses
 import datetime as dt
+import re
+from pathlib import Path
 
 import pytest
+from anymail.signals import post_send, tracking
 from anymail_answers import SETTINGS, accepted
-from anymail_payloads import ALL, MAILJET, POSTAL, RESEND, SENDGRID, SES
+from anymail_payloads import ALL, MAILJET, POSTAL, POSTMARK, RESEND, SENDGRID, SES
 from anymail_wire import BEGIN
 from django.conf import settings
 from django.test import override_settings
@@ -154,3 +157,17 @@ def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
     (late,) = record(RESEND.requests([RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 20)]))
     assert (early.delivery_id, late.delivery_id) == (None, None)
     assert [one["last_event_type"] for one in message.deliveries(db)] == ["dispatched", "dispatched"]
+
+
+def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, post, backends):
+    """As `docs/anymail.md` prints them."""
+    manual = (Path(__file__).parents[2] / "docs" / "anymail.md").read_text()
+    receivers = {"engine": db.engine}
+    exec(re.search(r"```python\n(.*?)```", manual, re.DOTALL)[1], receivers)  # noqa: S102
+    try:
+        message = Message.accepted(POSTMARK, 1)
+        post(message.requests(*STORY))
+    finally:
+        post_send.disconnect(receivers["record_what_was_sent"])
+        tracking.disconnect(receivers["record_what_happened"])
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]

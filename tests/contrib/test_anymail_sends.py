@@ -38,7 +38,7 @@ PROVIDERS = [
 @pytest.fixture(autouse=True)
 def anymail(anymail_django):
     """Anymail's settings for every backend."""
-    with override_settings(ANYMAIL={**anymail_wire.SETTINGS, **anymail_answers.SETTINGS}):
+    with override_settings(ANYMAIL={**anymail_wire.settings(), **anymail_answers.SETTINGS}):
         yield
 
 
