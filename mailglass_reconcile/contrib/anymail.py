@@ -97,7 +97,7 @@ def _digest(event: AnymailTrackingEvent) -> str:
 
 
 def _mailgun_id(event: AnymailTrackingEvent) -> str:
-    """Anymail's id is the token of the request's signature; the event's own is unique within a day."""
+    """Anymail takes the token of the signature, which is the request's; the event's own id is unique within a day."""
     data = (event.esp_event or {}).get("event-data") or {}
     return f"{data['id']}/{data.get('timestamp')}" if data.get("id") else _id(event)
 
