@@ -120,7 +120,7 @@ def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tupl
     known = [identity for identity, draft in first.items() if draft.entry.id not in inserted]
     stored = {draft.identity: draft.delivery_id for draft in new}
     stored |= ledger.deliveries_of_keys(tx, known) if known else {}
-    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW) for d in new]
+    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW, d.entry.id) for d in new]
     return [stored[draft.identity] for draft in drafts], reports
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
+from mailglass_reconcile import event_types
 from mailglass_reconcile.errors import (
     ConfigurationError,
     LedgerImmutableError,
@@ -96,10 +97,12 @@ SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :ti
 class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
-    def __init__(self, connection: sa.Connection, schema: str) -> None:
+    def __init__(self, connection: sa.Connection, schema: str, hook_types: frozenset[str] = frozenset()) -> None:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
+        self.hook_types = hook_types
+        """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
         """The transaction's id for `in_progress`, if it was asked for when it began."""
 
@@ -212,7 +215,7 @@ def transaction(
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         scope = tx.execute(
             _SET_SCOPE,
             {
@@ -259,7 +262,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
             " pass one in a transaction, such as that of `with engine.begin() as connection`"
         )
     with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
         yield tx
         tx.execute(_RETURN_SCOPE, before)
