@@ -22,7 +22,7 @@ from mailglass_reconcile.testing import servers
 
 servers.exit_on_signals()
 
-pytest_plugins = ["installation"]
+pytest_plugins = ["installation", "handling"]
 
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 """Settings for data that nobody needs after a crash."""
@@ -40,6 +40,8 @@ class Database:
     witness: watching.Witness = field(repr=False)
     broken: set[str] = field(default_factory=set)
     """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
+    hooked: set[str] = field(default_factory=set)
+    """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""

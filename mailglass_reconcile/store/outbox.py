@@ -64,7 +64,7 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
                 CASE jsonb_typeof(e.normalized_payload -> 'provider')
                      WHEN 'string' THEN e.normalized_payload ->> 'provider' END,
                 d.provider) AS provider,
-       d.provider_message_id AS message_id, d.recipient
+       d.provider_message_id AS message_id, d.recipient, pg_current_xact_id()::text AS xact_id
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
   JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id AND o.attempts = c.attempts
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
@@ -80,9 +80,10 @@ SELECT set_config(name, :milliseconds, true) FROM pg_settings
    AND (setting::bigint = 0 OR setting::bigint > CAST(:milliseconds AS bigint))
 """
 
+# In the very transaction in which the handlers ran: one of them may have ended it.
 _NOTE = """
 UPDATE {schema}.mailglass_hook_outbox SET done = array_append(done, CAST(:handler AS text))
- WHERE event_id = CAST(:event_id AS uuid)
+ WHERE event_id = CAST(:event_id AS uuid) AND pg_current_xact_id()::text = :xact_id
 """
 
 _SETTLE = """
@@ -96,7 +97,8 @@ UPDATE {schema}.mailglass_hook_outbox AS o
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:done AS text[]), CAST(:errors AS text[]))
        AS s (event_id, attempts, done, error)
  WHERE o.event_id = s.event_id AND o.attempts = s.attempts AND o.state = 'waiting'
-RETURNING o.state
+   AND (CAST(:xact_id AS text) IS NULL OR pg_current_xact_id()::text = :xact_id)
+RETURNING o.event_id::text, o.state
 """
 
 _GIVE_BACK = """
@@ -168,15 +170,17 @@ class Held(NamedTuple):
     provider: str | None
     message_id: str | None
     recipient: str | None
+    xact_id: str
 
 
 class Attempt(NamedTuple):
-    """How an attempt ended: the handlers that are done now, and the class of the last error, if any failed."""
+    """How an attempt ended: the handlers that are done now, how many failed, and the class of the last error."""
 
     event_id: str
     attempts: int
     done: tuple[str, ...]
     error: str | None
+    failed: int = 0
 
 
 def add(tx: Transaction, reports: Sequence[Report]) -> None:
@@ -216,13 +220,20 @@ def lock(tx: Transaction, claims: Sequence[Claim], limit_ms: int) -> list[Held]:
     return [Held(*row) for row in tx.execute(_LOCK, _of(claims)).all()]
 
 
-def note(tx: Transaction, event_id: str, handler: str) -> None:
-    """Note that a handler is done with an event."""
-    tx.execute(_NOTE, {"event_id": event_id, "handler": handler})
+def note(tx: Transaction, row: Held, handler: str) -> bool:
+    """Note that a handler is done with an event, and return whether this is still the transaction that it ran in."""
+    noted = {"event_id": row.event_id, "handler": handler, "xact_id": row.xact_id}
+    return tx.execute(_NOTE, noted).rowcount == 1
 
 
-def settle(tx: Transaction, attempts: Sequence[Attempt]) -> list[str]:
-    """Note how attempts ended, and return the state of each row that is changed."""
+def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, str]:
+    """Note how attempts ended, and return the state of each row that is changed: none, in another transaction.
+
+    Args:
+        tx: The transaction.
+        attempts: What has been tried.
+        xact_id: The transaction that it has been tried in, if that is to be this one.
+    """
     parameters = {
         "event_ids": array_literal(one.event_id for one in attempts),
         "attempts": array_literal(str(one.attempts) for one in attempts),
@@ -230,8 +241,9 @@ def settle(tx: Transaction, attempts: Sequence[Attempt]) -> list[str]:
         "errors": array_literal(one.error for one in attempts),
         "most": MOST_ATTEMPTS,
         "delays": array_literal(map(str, DELAYS_SECONDS)),
+        "xact_id": xact_id,
     }
-    return list(tx.execute(_SETTLE, parameters).scalars())
+    return {row.event_id: row.state for row in tx.execute(_SETTLE, parameters)}
 
 
 def give_back(tx: Transaction, claims: Sequence[Claim]) -> None:
