@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
 
 
 class Work(NamedTuple):
@@ -39,29 +38,57 @@ class CommittedError(Exception):
     """A handler wanted to commit."""
 
 
+class EndedError(Exception):
+    """A handler has ended the transaction that it ran in."""
+
+
 @contextmanager
 def of_engine() -> Iterator[Begin]:
     """Work on one connection of this process's engine."""
-    with database_errors():
-        connection = runtime.get_engine().connect()
-    ours_to_commit = False
+    engine = _OfEngine(runtime.get_engine())
+    try:
+        yield engine.begin
+    finally:
+        engine.close()
 
-    def refuse(_connection: sa.Connection) -> None:
-        if not ours_to_commit:
-            connection.connection.rollback()  # SQLAlchemy takes the transaction for ended now
-            raise CommittedError("a handler must not commit: what it did is committed with the note that it did it")
+
+class _OfEngine:
+    """A connection that is kept from one transaction to the next, but not after one that has failed."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+        self._handlers_at_work = False
 
     @contextmanager
-    def begin() -> Iterator[Work]:
-        nonlocal ours_to_commit
-        ours_to_commit = False
-        with connection.begin():
-            yield Work(connection, connection, connection.begin_nested)
-            ours_to_commit = True
+    def begin(self) -> Iterator[Work]:
+        connection = self._connected()
+        try:
+            with connection.begin() as transaction:
+                self._handlers_at_work = True
+                yield Work(connection, connection, connection.begin_nested)
+                self._handlers_at_work = False
+                if not transaction.is_active:
+                    raise EndedError
+        except BaseException:
+            connection.invalidate()  # whatever a handler has made of it
+            self.close()
+            raise
 
-    sa.event.listen(connection, "commit", refuse)
-    with connection:
-        yield begin
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            sa.event.listen(self._connection, "commit", self._refuse)
+        return self._connection
+
+    def _refuse(self, _connection: sa.Connection) -> None:
+        if self._handlers_at_work:
+            raise CommittedError("a handler must not commit: what it did is committed with the note that it did it")
 
 
 _places: list[Connected] = [of_engine]

@@ -22,7 +22,7 @@ from uuid import UUID
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.hooks import connections, registry
-from mailglass_reconcile.hooks.connections import Begin, Work
+from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
 from mailglass_reconcile.hooks.event import DeliveryEvent
 from mailglass_reconcile.hooks.registry import Registered
 from mailglass_reconcile.settings import Settings
@@ -82,10 +82,6 @@ def dispatch_within(seconds: float | None) -> DispatchResult:
     with database_errors(), connections.connected() as begin:
         dispatcher.run(begin)
     return dispatcher.result
-
-
-class _EndedError(Exception):
-    """A handler has ended the transaction that it ran in."""
 
 
 class _Dispatcher:
@@ -161,14 +157,14 @@ class _Dispatcher:
             outbox.give_back(tx, left)
             states = outbox.settle(tx, ran, held[0].xact_id if held else None)
         if len(states) < len(ran):
-            raise _EndedError
+            raise EndedError
         return states
 
     def _alone(self, begin: Begin, claim: Claim) -> None:
         """Try one event, each handler in a transaction of its own."""
         failure = None
         for handler in registry.handlers_of(claim.type):
-            ran = False
+            ran, error = False, None
             try:
                 with begin() as work:
                     with self._ours(work) as tx:
@@ -182,11 +178,11 @@ class _Dispatcher:
                     if error is None:
                         with self._ours(work) as tx:
                             if not outbox.note(tx, held[0], handler.name):
-                                raise _EndedError
+                                raise EndedError
             except Exception as raised:
                 if not ran:
                     raise
-                error = _told(handler, claim.event_id, claim.attempts, raised)
+                error = error or _told(handler, claim.event_id, claim.attempts, raised)
             failure = error or failure
             self.result.handled += error is None
             self.result.failed += error is not None
