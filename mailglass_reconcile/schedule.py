@@ -12,11 +12,15 @@ logger = logging.getLogger(__name__)
 
 SWEEP_TASK = "mailglass_reconcile.tasks.reconcile"
 PRUNE_TASK = "mailglass_reconcile.tasks.prune"
+DISPATCH_TASK = "mailglass_reconcile.tasks.dispatch"
 SWEEP_EXPIRES_SECONDS = 300
 PRUNE_EXPIRES_SECONDS = 3_600
+DISPATCH_EXPIRES_SECONDS = 60
 
 
-def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | None = None) -> dict[str, Any]:
+def make_beat_schedule(
+    *, sweep: Any = None, prune: Any = None, dispatch: Any = None, queue: str | None = None
+) -> dict[str, Any]:
     """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
 
     A crontab keeps to the wall clock, so two beats tick together and collapse, and a restart does not wait.
@@ -25,7 +29,8 @@ def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | Non
     Args:
         sweep: When to sweep: a Celery schedule or seconds; every five minutes if not given.
         prune: When to prune: a Celery schedule or seconds; daily at 03:00 if not given.
-        queue: Send both to this queue, past the app's routes.
+        dispatch: When to run the handlers of events: a Celery schedule or seconds; not on a schedule if not given.
+        queue: Send all to this queue, past the app's routes.
     """
     if not available():
         warn_without_celery()
@@ -33,7 +38,7 @@ def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | Non
     from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
 
     route = {} if queue is None else {"queue": queue}
-    return {
+    schedule = {
         "mailglass-reconcile": {
             "task": SWEEP_TASK,
             "schedule": crontab(minute="*/5") if sweep is None else sweep,
@@ -45,6 +50,13 @@ def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | Non
             "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
         },
     }
+    if dispatch is not None:
+        schedule["mailglass-reconcile-dispatch"] = {
+            "task": DISPATCH_TASK,
+            "schedule": dispatch,
+            "options": {"expires": DISPATCH_EXPIRES_SECONDS, **route},
+        }
+    return schedule
 
 
 @cache

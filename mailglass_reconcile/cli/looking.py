@@ -28,6 +28,10 @@ def status(as_json: bool) -> None:
     click.echo(f"{found.open} open orphans" + ("" if age is None else f", the oldest eligible one {age} s old"))
     if found.expired:
         click.echo(f"{found.expired} were never linked and are older than the maximum age")
+    if found.hooks_waiting:
+        click.echo(f"{found.hooks_waiting} events wait for handlers")
+    if found.hooks_dead:
+        click.echo(f"{found.hooks_dead} events are dead: see `mailglass-reconcile dispatch --dead`")
     if not found.triggers:
         click.echo("the triggers of the open set are missing or disabled: run `mailglass-reconcile migrate`")
     if found.groups:

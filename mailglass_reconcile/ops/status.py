@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.sweep import examination, windows
 from mailglass_reconcile.sweep.windows import Window
@@ -51,6 +52,8 @@ class Status:
         triggers: Whether the triggers that keep the open set are at work.
         groups: Open orphans by `state`, `tenant_id` and `provider`, the largest first; `matched` ones are what
             the next sweep links.
+        hooks_waiting: Events of the outbox that handlers have not done with.
+        hooks_dead: Events of the outbox whose handlers have failed for the last time.
     """
 
     open: int
@@ -58,6 +61,8 @@ class Status:
     expired: int
     triggers: bool
     groups: tuple[dict[str, Any], ...]
+    hooks_waiting: int
+    hooks_dead: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `status --json` prints them."""
@@ -87,12 +92,13 @@ def status(engine: sa.Engine) -> Status:
         _examine(tx, window, groups)
         oldest = tx.execute(_OLDEST, {"after": window.survey.after, "until": window.survey.until}).scalar_one()
         expired = tx.execute(_EXPIRED, bounds).scalar_one()
+        hooks = outbox.count(tx)
     named = [
         {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
         for (state, tenant_id, provider), orphans in groups.most_common()
         if orphans
     ]
-    return Status(groups.total(), oldest, expired, window.survey.triggers, tuple(named))
+    return Status(groups.total(), oldest, expired, window.survey.triggers, tuple(named), *hooks)
 
 
 def _examine(tx: Transaction, window: Window, groups: Counter[tuple[str, str, str | None]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Report, array_literal
@@ -114,8 +113,8 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WH
 """
 
 _DEAD = """
-SELECT event_id::text, delivery_id::text, type, attempts, done, error, finished_at
-  FROM {schema}.mailglass_hook_outbox WHERE state = 'dead' ORDER BY finished_at DESC, event_id LIMIT :size
+SELECT event_id::text, delivery_id::text, type, attempts, done, error, to_json(finished_at) #>> '{}' AS finished_at
+  FROM {schema}.mailglass_hook_outbox AS o WHERE state = 'dead' ORDER BY o.finished_at DESC, o.event_id LIMIT :size
 """
 
 RETRY = """
@@ -268,8 +267,3 @@ def count(tx: Transaction) -> tuple[int, int]:
 def dead(tx: Transaction, size: int) -> list[dict[str, Any]]:
     """Return the *size* dead rows that died last."""
     return [dict(row) for row in tx.execute(_DEAD, {"size": size}).mappings()]
-
-
-def retry_parameters(event_id: UUID | None, size: int) -> dict[str, Any]:
-    """Return the parameters of `RETRY`; None is all dead rows."""
-    return {"event_id": None if event_id is None else str(event_id), "size": size}

@@ -136,7 +136,7 @@ def test_a_batch_that_cannot_be_committed_is_tried_one_by_one(hooked):
     hooked.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
     first = linked(hooked, 3)
 
-    @on_event("bounced")
+    @on_event("bounced", name="insert")
     def insert(connection, event):
         number = 1 if str(event.event_id) == first else int(event.message_id[2:]) - 1
         connection.execute(sa.text("INSERT INTO witness.few VALUES (:n)"), {"n": number})
