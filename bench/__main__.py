@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from bench import data, rivals
+from bench import data, dispatch, rivals
 from mailglass_reconcile import Settings
 from mailglass_reconcile.store.database import create_engine
 from mailglass_reconcile.store.migration import runner
@@ -220,6 +220,8 @@ def main() -> None:
         bench.trigger()
         bench.nothing_open()
         bench.never_matching()
+        os.environ["MAILGLASS_REDIS_URL"] = redis_url
+        dispatch.measure(server, bench.report, options.runs, bench.scale)
     print(f"{bench.missed} missed" if bench.missed else "every target met")
 
 
