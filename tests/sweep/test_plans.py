@@ -404,5 +404,5 @@ def test_storing_sends_looks_for_their_ids_only(application):
         entry = Entry(event, "acme", delivery, "dispatched", "2026-01-02", f"send:{id_}", None, {}, False)
         new.append(New(entry, delivery, "a@example.com", id_, shared=False))
     plan = probing(application, lambda: sends.store(application, campaign, new))
-    assert plan.indexes == {deliveries.INDEX}
+    assert plan.indexes == {deliveries.INDEX, "mailglass_events_idempotency_key_idx"}
     assert plan.read <= 2 * SIZE
