@@ -79,6 +79,7 @@ SELECT current_setting('client_encoding') AS client_encoding, current_setting('s
        current_setting('TimeZone') AS time_zone, current_setting('row_security') AS row_security,
        current_setting('array_nulls') AS array_nulls, current_setting('enable_seqscan') AS seqscan,
        current_setting('enable_hashjoin') AS hashjoin, current_setting('enable_mergejoin') AS mergejoin,
+       current_setting('enable_bitmapscan') AS bitmapscan, set_config('enable_bitmapscan', 'off', true),
        set_config('client_encoding', 'UTF8', true), set_config('search_path', :path, true),
        set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),
        set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
@@ -89,7 +90,8 @@ _RETURN_SCOPE = """
 SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true),
        set_config('row_security', :row_security, true), set_config('array_nulls', :array_nulls, true),
        set_config('enable_seqscan', :seqscan, true), set_config('enable_hashjoin', :hashjoin, true),
-       set_config('enable_mergejoin', :mergejoin, true), set_config('client_encoding', :client_encoding, true)
+       set_config('enable_mergejoin', :mergejoin, true), set_config('enable_bitmapscan', :bitmapscan, true),
+       set_config('client_encoding', :client_encoding, true)
 """
 
 
