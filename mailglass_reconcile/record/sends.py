@@ -25,6 +25,7 @@ from mailglass_reconcile.record import sessions, storing, validation
 from mailglass_reconcile.record.sent import Draft, Sent, check
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import deliveries, ledger, open_orphans
+from mailglass_reconcile.store.callers import connection_of, session_of
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.deliveries import Campaign, New
 from mailglass_reconcile.store.model import Link, Report
@@ -94,11 +95,11 @@ def record_send(
         json.dumps(storing.metadata("metadata", {} if metadata is None else metadata)),
     )
     drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         delivery_ids, reports = _store(tx, campaign, drafts)
         links = _link(tx, _match(tx, settings, drafts, set(delivery_ids)), reports)
     recorded = _recorded(delivery_ids, links)
-    session = sessions.session_of(connection)
+    session = session_of(connection)
     if session is None:
         return recorded
     sessions.publish_after_commit(session, [message for each in recorded for message in each.messages])

@@ -1,4 +1,4 @@
-"""The connection that a caller hands over, and what is published once a Session has committed.
+"""What is published once a caller's Session has committed.
 
 A savepoint that the caller rolls back, with its Session or with its connection, takes its messages with it.
 """
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
@@ -19,30 +19,6 @@ from mailglass_reconcile.pubsub import Message, Publisher
 logger = logging.getLogger(__name__)
 
 _KEY = "mailglass_reconcile.pending"
-
-
-def connection_of(given: object) -> sa.Connection:
-    """Return the connection of a SQLAlchemy Connection or Session, in its own transaction.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if isinstance(given, sa.Connection):
-        return given
-    session = session_of(given)
-    if session is not None:
-        return session.connection()
-    raise TypeError(
-        f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"
-        " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"
-    )
-
-
-def session_of(given: object) -> Session | None:
-    """Return the Session that was handed over, or None if it was none."""
-    if isinstance(given, scoped_session):
-        given = given()
-    return given if isinstance(given, Session) else None
 
 
 def publish(messages: Sequence[Message]) -> None:
