@@ -39,7 +39,7 @@ def event_of(report: Mapping[str, Any]) -> WebhookEvent:
 
 
 def _digest(report: Mapping[str, Any]) -> str:
-    """Return what two opens, or two recipients, of one message do not share, and a retry does: only bounces have ids."""
+    """Return what a retry shares with the first, and two opens, or two recipients, do not: only bounces have ids."""
     return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from examples import readme
+import readme
 
 
 @pytest.mark.guard

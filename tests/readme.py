@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 class Command(NamedTuple):
@@ -31,9 +31,10 @@ def command(example: str, *words: str) -> Command:
 
 
 def environment(db, redis_url: str) -> dict[str, str]:
-    """Return the environment of a reader's terminal, on a test's servers, with the scripts of this installation."""
+    """Return the environment of a reader's terminal, on a test's servers, with this package and its scripts."""
     given = db.environment(redis_url)
-    return {**given, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"}
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
+    return {**given, "PATH": scripts, "PYTHONPATH": str(EXAMPLES.parent)}
 
 
 def exports(example: str) -> dict[str, str]:
