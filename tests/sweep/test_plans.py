@@ -14,11 +14,13 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans
+from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans, sends
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.deliveries import FEW, Campaign, New, Question
+from mailglass_reconcile.store.deliveries import FEW, Question
+from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Report, Slice
 from mailglass_reconcile.store.open_orphans import Marks
+from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep import examination, keys
 
 ROWS = 50_000
@@ -383,7 +385,7 @@ def test_the_marks_of_this_test_are_todays():
 def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(application):
     """Where nothing keeps the planner from other ways: ids, orphans and their ids once more."""
     wanted = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
-    plan = probing(application, lambda: open_orphans.of_ids(application, "acme", wanted, Settings()))
+    plan = probing(application, lambda: open_orphans.wanted(application, "acme", wanted, [], Settings()))
     assert plan.indexes == {
         "mailglass_open_orphan_ids_candidate_idx",
         "mailglass_open_orphans_pkey",
@@ -392,11 +394,15 @@ def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(appli
     assert plan.read <= 4 * SIZE
 
 
-def test_storing_deliveries_looks_for_their_ids_only(application):
+def test_storing_sends_looks_for_their_ids_only(application):
     """By our index, whether they have other deliveries or none, or 20,000."""
     campaign = Campaign("acme", ("postmark", "Postmark"), "Welcome", "bulk", "{}")
     ids = [*(f"message-{n}" for n in range(1, SIZE)), *(f"new-{n}" for n in range(1, SIZE)), "campaign"]
-    new = [New(factories.new_id(), "a@example.com", id_, shared=False) for id_ in ids]
-    plan = probing(application, lambda: deliveries.store(application, campaign, new))
+    new = []
+    for id_ in ids:
+        event, delivery = factories.new_id(), factories.new_id()
+        entry = Entry(event, "acme", delivery, "dispatched", "2026-01-02", f"send:{id_}", None, {}, False)
+        new.append(New(entry, delivery, "a@example.com", id_, shared=False))
+    plan = probing(application, lambda: sends.store(application, campaign, new))
     assert plan.indexes == {deliveries.INDEX}
     assert plan.read <= 2 * SIZE
