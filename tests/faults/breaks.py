@@ -767,8 +767,8 @@ BREAKS = (
     _break(
         "an AsyncSession publishes in the event loop's thread",
         "mailglass_reconcile/record/sessions.py",
-        "        loop.run_in_executor(None, tell_after_commit, recorded)\n",
-        "        tell_after_commit(recorded) or loop\n",
+        "            loop.run_in_executor(None, tell_after_commit, pending.recorded)\n",
+        "            tell_after_commit(pending.recorded) or loop\n",
         "record/test_broadcasts.py",
     ),
     _break(
