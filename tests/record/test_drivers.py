@@ -166,16 +166,18 @@ def test_a_rollback_takes_everything_along(db, driver):
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
-def test_a_send_and_its_webhook_at_the_same_time_do_not_wait_for_each_other(db, driver):
-    """The webhook commits while the send is open, on a connection of its own; the checker's sweep links the two."""
+def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_last(db, driver):
+    """The webhook commits while the send is open, and neither waits for the other; then the send's Session looks."""
 
-    def work(connection):
-        send(connection, Sent(recipient="a@example.com", message_id="m-1"))
+    def work(session):
+        send(session, Sent(recipient="a@example.com", message_id="m-1"))
         with ThreadPoolExecutor() as threads:
-            (recorded,) = threads.submit(driver.run, lambda other: record(other, event("m-1"))).result(timeout=20)
+            (recorded,) = threads.submit(driver.run_session, lambda other: record(other, event("m-1"))).result(20)
         assert recorded.delivery_id is None
 
-    driver.run(work)
+    driver.run_session(work)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
 
 
 def test_a_session_broadcasts_once_it_has_committed(db, driver):
