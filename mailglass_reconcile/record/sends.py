@@ -25,6 +25,7 @@ from mailglass_reconcile.record.recorded import Look, RecordedDelivery
 from mailglass_reconcile.record.sent import Draft, Sent, check
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import sends
+from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.model import Link, Report
 from mailglass_reconcile.store.sends import Campaign, New
@@ -79,7 +80,7 @@ def record_send(
         json.dumps(storing.metadata("metadata", {} if metadata is None else metadata)),
     )
     drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         delivery_ids, reports = _store(tx, campaign, drafts)
         links = _link(tx, _match(tx, settings, drafts, set(delivery_ids)), reports)
     return sessions.returned(connection, _recorded(drafts, delivery_ids, links))
