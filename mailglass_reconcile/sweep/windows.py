@@ -166,7 +166,7 @@ def _by_scans(window: Window, part: Part) -> bool:
     Decided from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
     """
     pages = (window.survey.deliveries_bytes + window.survey.ids_bytes) / 8192
-    if len(part.rest.ranges) > 1:  # which would read them once for each
+    if len(part.rest.ranges) > 1:  # each range would read them again
         return False
     return part.orphans * PROBE_US > part.orphans * SCAN_US + pages * PAGE_US
 
