@@ -68,6 +68,15 @@ SELECT count(*)
             AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
 """
 
+_CUTS = """
+SELECT arrived_at::text
+  FROM (SELECT arrived_at, row_number() OVER (ORDER BY arrived_at, event_id) AS number
+          FROM {schema}.mailglass_open_orphans
+         WHERE arrived_at > CAST(:after_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
+ WHERE number % :size = 0 AND number < :open ORDER BY number
+"""
+
 _WITHOUT_KEYS = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider, NULL, o.recipient, o.rule, o.recipient_lost
   FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
@@ -238,6 +247,12 @@ def groups(tx: Transaction, piece: Slice, marks: Marks) -> list[Group]:
 def count(tx: Transaction, piece: Slice) -> int:
     """Return how many orphans of *piece*, refused or not, are open."""
     return int(tx.execute(_COUNT, piece.parameters()).scalar_one())
+
+
+def cuts(tx: Transaction, piece: Slice, size: int, open_now: int) -> list[str]:
+    """Return when every *size*-th of the *open_now* orphans of *piece* arrived, but for the last, in one walk."""
+    rows = tx.execute(_CUTS, {**piece.parameters(), "size": size, "open": open_now})
+    return list(rows.scalars().all())
 
 
 def without_keys(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHANS) -> list[Open]:
