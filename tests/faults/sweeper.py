@@ -1,8 +1,8 @@
 """A process that sweeps: once and ends, or, with `--serve`, once per line that it is given, as the line says.
 
 A line is a batch size; the answer is a line of JSON. Settings come from the environment. With `SWEEPER_DIES_AT=N`
-the process kills itself at the N-th of its fail points: around each statement, COMMIT and publishing. With `SWEEPER_FOLLOWS`
-it follows.
+the process kills itself at the N-th of its fail points: around each statement, COMMIT and publishing; with
+`SWEEPER_FOLLOWS` as well, it follows.
 """
 
 from __future__ import annotations
