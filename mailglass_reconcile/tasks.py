@@ -21,7 +21,7 @@ from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import connect, transaction
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import STATES, SweepResult
+from mailglass_reconcile.sweep.result import STATES, SweepResult, shown
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
@@ -37,8 +37,6 @@ except ModuleNotFoundError as error:
 
 logger = logging.getLogger(__name__)
 celerys_logger = logging.getLogger("celery.app.trace")
-
-SHOWN_CHARACTERS = 1_000
 
 
 @shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
@@ -67,7 +65,7 @@ def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None =
             with _ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
         log_sweep(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
+        return {**sweep.result.as_dict(), "tenant_id": shown(tenant_id)}
 
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
@@ -81,7 +79,7 @@ def log_sweep(result: SweepResult) -> None:
     """Log a sweep that did something, or could not do all, as one line for a person."""
     if not (result.linked or result.failed or result.status != "ok"):
         return
-    whose = "all tenants" if result.tenant_id is None else f"tenant '{_shown(result.tenant_id)}'"
+    whose = "all tenants" if result.tenant_id is None else f"tenant '{shown(result.tenant_id)}'"
     rest = [f"{number} {state}" for state in STATES if state != "linked" and (number := getattr(result, state))]
     rest += [f"{result.publish_failed} broadcasts were lost"] if result.publish_failed else []
     rest += [] if result.status == "ok" else [f"{result.status}, {result.remaining} remain"]
@@ -93,14 +91,6 @@ def log_sweep(result: SweepResult) -> None:
         result.duration_ms,
         "".join(f"; {words}" for words in rest),
     )
-
-
-def _shown(tenant_id: str | None) -> str | None:
-    """Return a tenant argument as logs and results show it: escaped, so that it is one line, and cut."""
-    if tenant_id is None:
-        return None
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in tenant_id[:SHOWN_CHARACTERS])
-    return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
 
 
 @contextmanager

@@ -286,9 +286,9 @@ def upgrade() -> None:
         "mailglass_reconcile_runs",
         RUNS,
         columns=(
-            "started_at finished_at kind origin tenant_id status error runs scanned linked unmatched unmatchable ambiguous"
-            " tenant_mismatch recipient_mismatch skipped failed published publish_failed expired duration_ms remaining"
-            " linkable_since open_groups"
+            "started_at finished_at kind origin tenant_id status error runs scanned linked unmatched unmatchable"
+            " ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired duration_ms"
+            " remaining linkable_since open_groups"
         ),
     )
     steps.create_functions(

@@ -39,7 +39,7 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -
     """Link every open orphan whose delivery is there."""
     with _progress(wanted=not as_json) as progress:
         engine = runtime.get_engine()
-        result = reconciler.prepare(tenant, limit, dry_run=dry_run, progress=progress).run(engine)
+        result = reconciler.prepare(tenant, limit, dry_run=dry_run, progress=progress, origin="command").run(engine)
     click.echo(json.dumps(result.as_dict()) if as_json else _summary(result))
     sys.exit(0 if result.status == "ok" else 1)
 

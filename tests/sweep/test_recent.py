@@ -2,10 +2,8 @@
 
 import pytest
 
-import factories
 from factories import delivery_row, insert, orphan_row, postmark
-from mailglass_reconcile import reconcile, reconcile_recent
-from mailglass_reconcile.sweep import windows
+from mailglass_reconcile import reconcile_recent
 
 
 def links_at(db, age, interval=1.0):
