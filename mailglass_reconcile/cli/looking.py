@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import printable
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops import status as open_status
 
@@ -57,8 +58,3 @@ def explain(event_id: UUID, as_json: bool) -> None:
             whom = "" if named["addressed"] else " to another recipient"
             click.echo(f"{printable(named['candidate_id'])} names delivery {named['delivery_id']}{whose}{whom}")
     sys.exit(1 if found.state == "unknown" else 0)
-
-
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that a terminal might obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+EVERY_CHANNEL = "mailglass:events:*"
+"""The pattern of every tenant's channel, and of every delivery's."""
+
 
 def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
     """Return the channel on which a tenant's, or one delivery's, updates are told.
