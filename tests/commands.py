@@ -1,8 +1,12 @@
 """The command in a process of its own, on a test's database."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import jsonschema
 
 
 def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -18,3 +22,16 @@ def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedPro
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+SCHEMAS = Path(__file__).parent / "schemas"
+
+
+def conforming(name: str, text: str) -> list[dict[str, Any]]:
+    """Return the JSON objects of *text*, one a line, each of which conforms to the schema of that name."""
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        validator.validate(line)
+    return lines
