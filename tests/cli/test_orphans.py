@@ -7,7 +7,6 @@ import pytest
 import commands
 import factories
 from mailglass_reconcile.cli.texts import Duration, age
-from test_cli import cli  # noqa: F401 - a fixture
 
 
 def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
@@ -55,9 +54,9 @@ def test_expired_ones_are_said_to_be_unlikely_to_reconcile(db):
         ("--after", "00000000-0000-4000-8000-000000000000"),
     ],
 )
-def test_wrong_usage_is_exit_code_2_and_no_traceback(cli, arguments):  # noqa: F811 - the fixture
+def test_wrong_usage_is_exit_code_2_and_no_traceback(db, arguments):
     """A state or a unit that is none, options that exclude each other, an event that is not there."""
-    done = cli("orphans", *arguments)
+    done = commands.tried(db, "orphans", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
