@@ -7,8 +7,9 @@ import sys
 
 import click
 
+from mailglass_reconcile.cli.explaining import explain
 from mailglass_reconcile.cli.listening import listen
-from mailglass_reconcile.cli.looking import explain, status
+from mailglass_reconcile.cli.looking import status
 from mailglass_reconcile.cli.orphans import orphans
 from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
