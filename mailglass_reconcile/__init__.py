@@ -9,17 +9,18 @@ from mailglass_reconcile.errors import (
     InvalidEventError,
     LedgerImmutableError,
     MailglassReconcileError,
+    RedisUnavailableError,
     SchemaOutdatedError,
 )
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.ops.pruner import PruneResult, prune
-from mailglass_reconcile.pubsub import events_channel
+from mailglass_reconcile.pubsub import Missed, Update, events_channel
 from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.events import append
 from mailglass_reconcile.record.sends import RecordedDelivery, record_send
 from mailglass_reconcile.record.sent import Sent
 from mailglass_reconcile.record.webhooks import Recorded, broadcast, record_webhook
-from mailglass_reconcile.runtime import available, configure
+from mailglass_reconcile.runtime import available, configure, subscribe
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
@@ -37,14 +38,17 @@ __all__ = [
     "InvalidEventError",
     "LedgerImmutableError",
     "MailglassReconcileError",
+    "Missed",
     "Orphan",
     "PruneResult",
     "Recorded",
     "RecordedDelivery",
+    "RedisUnavailableError",
     "SchemaOutdatedError",
     "Sent",
     "Settings",
     "SweepResult",
+    "Update",
     "WebhookEvent",
     "__version__",
     "append",
@@ -63,6 +67,7 @@ __all__ = [
     "reconcile_recent",
     "record_send",
     "record_webhook",
+    "subscribe",
 ]
 
 

@@ -7,8 +7,11 @@ import sys
 
 import click
 
+from mailglass_reconcile.cli.explaining import explain
 from mailglass_reconcile.cli.following import follow
-from mailglass_reconcile.cli.looking import explain, status
+from mailglass_reconcile.cli.listening import listen
+from mailglass_reconcile.cli.looking import status
+from mailglass_reconcile.cli.orphans import orphans
 from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
 from mailglass_reconcile.errors import MailglassReconcileError
@@ -24,7 +27,7 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, follow, prune, migrate, status, explain, rekey, demo):
+for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, listen, rekey, demo):
     command.add_command(_subcommand)
 
 

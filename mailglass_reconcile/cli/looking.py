@@ -1,10 +1,8 @@
-"""The subcommands that look without touching: `status`, `explain`."""
+"""The subcommand `status`."""
 
 from __future__ import annotations
 
 import json
-import sys
-from uuid import UUID
 
 import click
 from rich.console import Console
@@ -12,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import explanation
+from mailglass_reconcile.cli.texts import printable
 from mailglass_reconcile.ops import status as open_status
 
 
@@ -36,29 +34,3 @@ def status(as_json: bool) -> None:
             cells = (group["state"], group["tenant_id"], group["provider"] or "-", str(group["orphans"]))
             table.add_row(*(Text(printable(cell)) for cell in cells))
         Console().print(table)
-
-
-@click.command()
-@click.argument("event_id", type=click.UUID)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def explain(event_id: UUID, as_json: bool) -> None:
-    """Say why one event is linked or not."""
-    found = explanation.explain(runtime.get_engine(), event_id)
-    if as_json:
-        click.echo(json.dumps(found.as_dict()))
-    else:
-        click.echo(f"{found.event_id}: {found.state}: {found.sentence}")
-        if found.delivery_id:
-            click.echo(f"delivery {found.delivery_id}")
-        for candidate in found.candidate_ids:
-            click.echo(f"tried {printable(candidate)}")
-        for named in found.named:
-            whose = "" if named["own"] else f" of tenant {printable(named['tenant_id'])}"
-            whom = "" if named["addressed"] else " to another recipient"
-            click.echo(f"{printable(named['candidate_id'])} names delivery {named['delivery_id']}{whose}{whom}")
-    sys.exit(1 if found.state == "unknown" else 0)
-
-
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that a terminal might obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
