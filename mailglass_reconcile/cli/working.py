@@ -48,7 +48,7 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
     """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
-    result = pruner.prune()
+    result = pruner.prune_with(runtime.get_engine(), runtime.get_settings(), "command")
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return

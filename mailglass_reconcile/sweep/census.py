@@ -32,10 +32,6 @@ class Census:
                 self._named.add(whose)
                 self._tenants.add(group.tenant_id)
 
-    def add(self, state: str, tenant_id: str, provider: str | None, orphans: int) -> None:
-        """Count orphans that the survey has not seen, such as those in their grace."""
-        self._counts[state, (tenant_id, provider)] += orphans
-
     def examined(self, found: Iterable[Examined], linked: Collection[str] = ()) -> None:
         """Correct the counts by the verdict on each orphan; those in *linked* are open no longer."""
         for one in found:

@@ -74,6 +74,7 @@ class Sweep:
         self._kind: Kind = "recent" if recent is not None else "full" if bounds == (None, None) else "range"
         self._census: Census | None = None
         self._linkable_since: str | None = None
+        self._broken_off_by: BaseException | None = None
         seconds = settings.sweep_seconds if recent is None else min(settings.sweep_seconds, windows.seconds_for(recent))
         self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + seconds, recent)
         self._wrote = False
@@ -89,14 +90,13 @@ class Sweep:
 
     def run_on(self, connection: sa.Connection) -> SweepResult:
         """Sweep as `run` does, on an open connection without a transaction, which stays open."""
-        error: BaseException | None = None
         try:
             return self._counted(connection)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            self._broken_off_by = error
             raise
         finally:
-            self._note(connection, error)
+            self._note(connection)
 
     def _counted(self, connection: sa.Connection) -> SweepResult:
         began = time.monotonic()
@@ -106,7 +106,8 @@ class Sweep:
             if self._reader.window is None:
                 raise translated(error) from None
             self.result.status = "failed"
-            logger.error("the sweep broke off: %s", translated(error))
+            self._broken_off_by = translated(error)
+            logger.error("the sweep broke off: %s", self._broken_off_by)
         finally:
             self._settle(connection)
             self.result.duration_ms = round((time.monotonic() - began) * 1000)
@@ -149,9 +150,11 @@ class Sweep:
             )
             self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
 
-    def _note(self, connection: sa.Connection, error: BaseException | None) -> None:
-        """Leave a row in the history of runs; without the database or the table it stays unsaid."""
-        if self.result.dry_run or isinstance(error, DatabaseUnavailableError | SchemaOutdatedError):
+    def _note(self, connection: sa.Connection) -> None:
+        """Leave a row in the history of runs; if nothing was swept because the database or the table is away, none."""
+        error = self._broken_off_by
+        nowhere = isinstance(error, DatabaseUnavailableError | SchemaOutdatedError) and self._reader.window is None
+        if self.result.dry_run or nowhere:
             return
         run = history.run_of(self.result, self._kind, self._origin)
         run.linkable_since = self._linkable_since
