@@ -43,6 +43,7 @@ class Sweep:
         dry_run: bool = False,
         bounds: tuple[str | None, str | None] = (None, None),
         progress: Callable[[SweepResult], None] | None = None,
+        would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     ) -> None:
         """Prepare a sweep; nothing connects yet.
 
@@ -54,6 +55,7 @@ class Sweep:
             dry_run: Find and classify in read-only transactions; write and publish nothing.
             bounds: Sweep only what arrived after the first time and until the second, in UTC.
             progress: Called with the counts so far, after each batch.
+            would_link: Called in a dry run with pairs of orphan and delivery, a slice at a time.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self.in_batch = False
@@ -62,6 +64,7 @@ class Sweep:
         self._publisher = publisher
         self._limit = limit
         self._progress = progress or (lambda result: None)
+        self._would_link = would_link or (lambda pairs: None)
         self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + settings.sweep_seconds)
         self._wrote = False
 
@@ -110,6 +113,7 @@ class Sweep:
         self.result.skipped_limit += len(pairs) - allowed
         if self.result.dry_run:
             self.result.linked += allowed
+            self._would_link(pairs[:allowed])
             return linked
         for start in range(0, allowed, self._settings.batch_size):
             if self._reader.expired():
@@ -198,6 +202,7 @@ def prepare(
     dry_run: bool = False,
     bounds: tuple[str | None, str | None] = (None, None),
     progress: Callable[[SweepResult], None] | None = None,
+    would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
 ) -> Sweep:
     """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` and `Sweep` say the arguments.
 
@@ -216,6 +221,7 @@ def prepare(
         dry_run=dry_run,
         bounds=bounds,
         progress=progress,
+        would_link=would_link,
     )
 
 
