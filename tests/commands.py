@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import jsonschema
+
+from mailglass_reconcile.cli import command
 
 
 def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +30,11 @@ def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedP
         timeout=60,
         check=False,
     )
+
+
+def inside(*arguments: str) -> click.testing.Result:
+    """Run the command within this process, on what it is configured for: a test of much output needs many runs."""
+    return click.testing.CliRunner().invoke(command, arguments)
 
 
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -47,6 +47,7 @@ class Sweep:
         progress: Callable[[SweepResult], None] | None = None,
         recent: float | None = None,
         origin: Origin = "python",
+        would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     ) -> None:
         """Prepare a sweep; nothing connects yet.
 
@@ -61,6 +62,7 @@ class Sweep:
             recent: Seconds between recent sweeps, if this is one: it looks at what is new or due again, within the
                 interval or two seconds, and logs nothing that the full sweep says anyway.
             origin: Who asked for it, as the history of runs is to say.
+            would_link: Called in a dry run with pairs of orphan and delivery, a slice at a time.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self.in_batch = False
@@ -77,6 +79,7 @@ class Sweep:
         self._broken_off_by: BaseException | None = None
         seconds = settings.sweep_seconds if recent is None else min(settings.sweep_seconds, windows.seconds_for(recent))
         self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + seconds, recent)
+        self._would_link = would_link or (lambda pairs: None)
         self._wrote = False
 
     def run(self, engine: sa.Engine) -> SweepResult:
@@ -172,6 +175,7 @@ class Sweep:
         self.result.skipped_limit += len(pairs) - allowed
         if self.result.dry_run:
             self.result.linked += allowed
+            self._would_link(pairs[:allowed])
             return linked
         for start in range(0, allowed, self._settings.batch_size):
             if self._reader.expired():
@@ -263,6 +267,7 @@ def prepare(
     bounds: tuple[str | None, str | None] = (None, None),
     progress: Callable[[SweepResult], None] | None = None,
     origin: Origin = "python",
+    would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
 ) -> Sweep:
     """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` and `Sweep` say the arguments.
 
@@ -282,6 +287,7 @@ def prepare(
         bounds=bounds,
         progress=progress,
         origin=origin,
+        would_link=would_link,
     )
 
 

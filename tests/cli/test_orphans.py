@@ -25,7 +25,7 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
 def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
     """In 80 columns."""
     factories.orphan(db, factories.postmark("x\u202e"), tenant_id="a\u001b[2Jcme", age_seconds=6 * 86_400 + 50)
-    said = commands.run(db, "orphans").stdout
+    said = commands.inside("orphans").stdout
     assert "unmatched" in said
     assert re.search(r"arrived 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(6 days ago\)", said)
     assert "a\\x1b[2Jcme" in said
@@ -36,9 +36,9 @@ def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
 def test_expired_ones_are_said_to_be_unlikely_to_reconcile(db):
     """From the ledger, on request only."""
     old = factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
-    assert commands.run(db, "orphans").stdout == "none\n"
-    assert f"{old}  older than 7 days, unlikely to reconcile" in commands.run(db, "orphans", "--expired").stdout
-    line = commands.conforming("orphans", commands.run(db, "orphans", "--state", "expired", "--json").stdout)[0]
+    assert commands.inside("orphans").stdout == "none\n"
+    assert f"{old}  older than 7 days, unlikely to reconcile" in commands.inside("orphans", "--expired").stdout
+    line = commands.conforming("orphans", commands.inside("orphans", "--state", "expired", "--json").stdout)[0]
     assert (line["event_id"], line["state"]) == (old, "expired")
 
 
@@ -56,8 +56,8 @@ def test_expired_ones_are_said_to_be_unlikely_to_reconcile(db):
 )
 def test_wrong_usage_is_exit_code_2_and_no_traceback(db, arguments):
     """A state or a unit that is none, options that exclude each other, an event that is not there."""
-    done = commands.tried(db, "orphans", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = commands.inside("orphans", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
 

@@ -39,7 +39,7 @@ def zoo(db):
         ]
     ):
         told[factories.orphan(db, metadata, age_seconds=300 + 60 * age)] = state
-    told[factories.orphan(db, factories.postmark("one"), age_seconds=5)] = "waiting"
+    told[factories.orphan(db, factories.postmark("one"), age_seconds=-200)] = "waiting"
     return told
 
 
