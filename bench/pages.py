@@ -49,7 +49,7 @@ def measure(
         times.append(1000 * (time.perf_counter() - began))
     buffers.clear()
     call(explained)
-    print(f"  {name:<52}{statistics.median(times):>10.1f} ms{len(buffers):>5} statements{sum(buffers):>10,} buffers")
+    print(f"  {name:<52}{statistics.median(times):>10.1f} ms{len(buffers):>5} plans{sum(buffers):>10,} buffers")
 
 
 def pages(url: str, opened: int) -> None:

@@ -116,6 +116,8 @@ def _examined(tx: Transaction, rows: Sequence[sa.Row[Any]], *, raw_webhooks: boo
 
 
 def _with_keys(tx: Transaction, rows: Sequence[sa.Row[Any]], *, raw_webhooks: bool) -> list[Listed]:
+    if not rows:
+        return []
     orphans = [_open(row) for row in rows]
     found = examination.keys_of_events(tx, orphans, raw_webhooks=raw_webhooks, complain=logger.error)
     return [_listed(row, found[row.event_id], EXPIRED, None) for row in rows]
