@@ -17,6 +17,9 @@ from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
 from mailglass_reconcile.errors import MailglassReconcileError
 
 
+INTERRUPTED = 130
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="mailglass-reconcile")
 def command() -> None:
@@ -34,7 +37,13 @@ for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, lis
 def main() -> None:
     """Run the command line; a foreseeable fault is one line on standard error."""
     try:
-        command(prog_name="mailglass-reconcile")
+        code = command.main(prog_name="mailglass-reconcile", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     except MailglassReconcileError as error:
         click.echo(f"mailglass-reconcile: {error}", err=True)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
