@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mailglass_reconcile.ops.explanation import SENTENCES
+from mailglass_reconcile.ops.sentences import SENTENCES
 from mailglass_reconcile.sweep.result import STATES
 
 ROOT = Path(__file__).parent.parent
