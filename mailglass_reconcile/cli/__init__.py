@@ -16,7 +16,6 @@ from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
 from mailglass_reconcile.errors import MailglassReconcileError
 
-
 INTERRUPTED = 130
 
 
