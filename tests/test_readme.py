@@ -1,5 +1,6 @@
 """What the README says that can be held against the package."""
 
+import datetime as dt
 import json
 import re
 import subprocess
@@ -41,3 +42,14 @@ def test_every_command_with_beat_says_where_the_schedule_is_kept():
     commands = re.findall(r"celery -A \w+ (?:worker -B|beat)[^`\n]*", README)
     assert commands
     assert all("--schedule /" in command for command in commands)
+
+
+def test_the_two_calls_of_an_application_are_ten_lines_and_do_what_they_say(db):
+    """As they stand there, with the application's own names around them."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "record_send(" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    when = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    names = {"engine": db.engine, "address": "ada@example.com", "message_id": "m-1", "webhook_id": "w-1", "when": when}
+    exec(code, names)  # noqa: S102 - the README's own
+    assert db.rows("SELECT recipient, last_event_type FROM mailglass_deliveries") == [("ada@example.com", "delivered")]
+    assert len(db.witness.messages()) == 2
