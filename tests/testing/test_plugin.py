@@ -133,7 +133,9 @@ def test_a_webhook_that_waits_for_its_own_send_fails_the_test(db, mailglass_webh
     monkeypatch.setattr(race, "SECONDS", 1)
 
     def delete() -> None:
-        db.run("DELETE FROM mailglass_deliveries WHERE provider_message_id = 'none'")
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+            connection.exec_driver_sql("DELETE FROM mailglass_deliveries WHERE provider_message_id = 'none'")
 
     with pytest.raises(AssertionError, match=r"webhook\(\) took longer than 1 s"):
         mailglass_webhook_first(lambda: send(db), delete)
