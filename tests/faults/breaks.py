@@ -845,5 +845,33 @@ BREAKS = (
         "given.split(b':')[0] == webhook_login.split(b':')[0]",
         "examples/test_fastapi_example.py",
     ),
+    _break(
+        "the helper for tests delivers the webhook after the send",
+        "mailglass_reconcile/testing/race.py",
+        "            _wait(tx, sending)\n",
+        "            _wait(tx, sending)\n            tx.connection.rollback()\n            sending.result()\n",
+        "testing/test_plugin.py::test_the_webhook_is_recorded_while_its_send_waits",
+    ),
+    _break(
+        "the helper for tests waits for ever for a webhook that waits for its send",
+        "mailglass_reconcile/testing/race.py",
+        '            tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})\n',
+        '            tx.execute(_GIVE_UP, {"milliseconds": "0"})\n',
+        "testing/test_plugin.py::test_a_webhook_that_waits_for_its_own_send_fails_the_test",
+    ),
+    _break(
+        "tests of adopters get the application's database",
+        "mailglass_reconcile/testing/plugin.py",
+        '        monkeypatch.setenv("MAILGLASS_DATABASE_URL", made.url)\n',
+        "",
+        "testing/test_plugin.py::test_an_adopter_s_servers_are_used_if_they_are_named",
+    ),
+    _break(
+        "an adopter's own servers are not used in tests",
+        "mailglass_reconcile/testing/plugin.py",
+        "    given = os.environ.get(POSTGRES)\n",
+        '    given = ""\n',
+        "testing/test_plugin.py::test_an_adopter_s_servers_are_used_if_they_are_named",
+    ),
 )
 """Each by itself."""
