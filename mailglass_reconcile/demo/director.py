@@ -59,6 +59,8 @@ class Director:
         brief, plot = [wave for wave in plot if wave.brief], [wave for wave in plot if not wave.brief]
         for wave in brief:
             self._open(wave)
+            if self._linked > self._linkable:
+                return False
             self._settle(wave)
             if not self._until(lambda: self._linked == self._linkable):
                 return False
