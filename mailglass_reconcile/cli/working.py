@@ -65,7 +65,9 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, verbose: bool, a
 
     with _progress(wanted=not (as_json or verbose)) as progress:
         would_link = show if verbose else None
-        prepared = reconciler.prepare(tenant, limit, dry_run=dry_run, progress=progress, would_link=would_link)
+        prepared = reconciler.prepare(
+            tenant, limit, dry_run=dry_run, progress=progress, would_link=would_link, origin="command"
+        )
         result = prepared.run(runtime.get_engine())
     click.echo(json.dumps(result.as_dict()) if as_json else _summary(result))
     sys.exit(0 if result.status == "ok" else 1)
@@ -75,7 +77,7 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, verbose: bool, a
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
     """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
-    result = pruner.prune()
+    result = pruner.prune_with(runtime.get_engine(), runtime.get_settings(), "command")
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return
