@@ -22,7 +22,7 @@ SELECT CASE WHEN e.type = 'reconciled' AND e.idempotency_key ~ '^reconciled:[0-9
             THEN substr(e.idempotency_key, 12) ELSE e.id::text END
   FROM unnest(CAST(:ids AS text[])) AS c (id)
  CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_deliveries
-                      WHERE provider_message_id = c.id ORDER BY id LIMIT :events) AS d
+                      WHERE provider_message_id = c.id LIMIT :events) AS d
  CROSS JOIN LATERAL (SELECT id, type, idempotency_key FROM {schema}.mailglass_events
                       WHERE delivery_id = d.id ORDER BY occurred_at LIMIT :events) AS e
  LIMIT :events

@@ -9,6 +9,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.listed import Filters
+from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.page import page
 
 OPEN = """
@@ -22,6 +23,13 @@ RECONCILED = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key, inserted_at)
 SELECT gen_random_uuid(), tenant_id, 'reconciled', now(), 'reconciled:' || id, now()
   FROM mailglass_events WHERE needs_reconciliation
+"""
+DELIVERIES = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+SELECT gen_random_uuid(), 'acme', 'News', 'bulk', 'u' || n || '@example.com', 'example.com', 'sent' || n % 2,
+       'dispatched', now(), now(), now()
+  FROM generate_series(1, :deliveries) AS n
 """
 OTHERS = """
 SELECT count(*) FROM pg_stat_activity
@@ -70,6 +78,16 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
     for few, lots in zip(*seen, strict=True):
         assert lots[1] == few[1] <= 10
         assert lots[0] <= few[0] + 200 <= 1_500, seen
+
+
+def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
+    """Nor all of those that carry its id; and an id that none carries costs as little."""
+    db.run(DELIVERIES, deliveries=5_000)
+    db.run("ANALYZE")
+    for message_id in ("sent0", "nobody's"):
+        touched, statements = cost(db, lambda id_=message_id: events_of(db.engine, id_))
+        assert statements <= 10
+        assert touched <= 300
 
 
 def test_expired_ones_cost_what_a_page_may_read_at_most(db):

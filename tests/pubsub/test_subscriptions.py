@@ -110,6 +110,15 @@ def test_a_connection_that_the_server_closes_is_missed_even_if_it_is_made_again_
         assert next(subscription).message["number"] == 2
 
 
+def test_a_connection_that_redis_py_makes_again_by_itself_is_missed(redis_url):
+    """As it does when a managed server announces that it moves: then nothing is raised."""
+    with redis.Redis.from_url(redis_url) as client, Subscription(client, None, None) as subscription:
+        subscription._pubsub.connection.mark_for_reconnect()
+        assert isinstance(next(subscription), Missed)
+        tell(client, "acme", DELIVERY, 2)
+        assert next(subscription).message["number"] == 2
+
+
 def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
     """The server's machine hangs: nothing is closed, nothing answers, and silence alone would look like calm."""
     with (
@@ -122,7 +131,10 @@ def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
         def go_on() -> None:
             try:
                 wait_until(lambda: "broadcasts are missed until it is back" in caplog.text, 5)
-            finally:
+            except AssertionError:  # so that the test ends
+                os.kill(pid, signal.SIGCONT)
+                tell(client, "acme", DELIVERY, 0)
+            else:
                 os.kill(pid, signal.SIGCONT)
 
         helper = threading.Thread(target=go_on)
