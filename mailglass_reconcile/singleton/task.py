@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from kombu.utils.uuid import uuid
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.schedule import SWEEP_EXPIRES_SECONDS
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, LockBackend, new_run, task_of
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, key_of, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
 """On a message whose sender has held the lock for it."""
@@ -50,8 +49,7 @@ class SweepTask(Singleton):
         tenant_id, limit = bound.arguments.get("tenant_id"), bound.arguments.get("limit")
         if not isinstance(tenant_id, str | None) or not isinstance(limit, int | None) or isinstance(limit, bool):
             raise TypeError("tenant_id must be a text and limit an integer, or None")
-        which = "all" if tenant_id is None else f"tenant:{_digest(tenant_id)}"
-        return f"{PREFIX}{_deployment()}:{which}"
+        return key_of(tenant_id)
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
@@ -134,14 +132,3 @@ class SweepTask(Singleton):
 
 def _unsupported(method: str) -> NotImplementedError:
     return NotImplementedError(f"{method} of celery-singleton does not work on this lock: see docs/celery-singleton.md")
-
-
-def _deployment() -> str:
-    """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
-    url = runtime.get_engine().url
-    place = [url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))]
-    return _digest(f"{place}#{runtime.get_settings().database_schema}")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
