@@ -7,8 +7,15 @@ from typing import Any
 
 def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
+    done = finished(db, *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def finished(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with *arguments* and more of an environment, and return what it did, well or not."""
     redis_url = db.settings.redis_url.get_secret_value()
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", *arguments],
         env={**db.environment(redis_url), **environment},
         capture_output=True,
@@ -16,5 +23,3 @@ def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedPro
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done

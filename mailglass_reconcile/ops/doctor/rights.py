@@ -19,8 +19,9 @@ def rights(tx: Transaction) -> Iterator[Finding]:
         named += [f"{right} on {table}" for table, right in lacks.rights]
         yield error(
             "rights",
-            f"role {lacks.role} cannot sweep and prune: it lacks {'; '.join(named)}",
-            f"{lacks.grants()} (a role that only reads does not need this: ask as the worker's role)",
+            f"role {lacks.role} cannot sweep and prune: it lacks {'; '.join(named)}"
+            " (a role that only reads needs less: run doctor as the worker's role)",
+            lacks.grants(),
         )
     elif not lacks.hidden:
         yield ok("rights", f"role {lacks.role} may sweep and prune")
