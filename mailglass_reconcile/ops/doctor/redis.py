@@ -128,13 +128,14 @@ def _lock(client: Any) -> Iterator[Finding]:
 def _failed(check: str, fault: Exception) -> Finding:
     if _denied(fault):
         return warning(check, f"this user may not use EVAL on {PREFIX}*", GRANT["lock"])
-    known = next((said for words, said in _REFUSALS.items() if words in str(fault)), type(fault).__name__)
+    text = f"{type(fault).__name__} {fault}"
+    known = next((said for word, said in _REFUSALS.items() if word in text), type(fault).__name__)
     return error(check, f"Redis refuses to write: {known}", "look at the server's log, memory and disk")
 
 
 _REFUSALS = {
-    "READONLY": "it is a replica",
-    "OOM": "its memory is full (maxmemory)",
+    "ReadOnlyError": "it is a replica",
+    "OutOfMemoryError": "its memory is full (maxmemory)",
     "MISCONF": "it cannot save its data to disk",
     "NOREPLICAS": "it lacks the replicas that min-replicas-to-write asks for",
 }

@@ -16,7 +16,9 @@ from mailglass_reconcile.singleton.lock import Holder
 from mailglass_reconcile.unreachable import Server
 
 TASKS = (SWEEP_TASK, PRUNE_TASK)
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = (1.0, 2.0)
+"""How long workers have to answer; the second, if none has answered within the first."""
+
 CONNECT_SECONDS = 2
 
 START = "start a worker: `celery -A mailglass_reconcile worker`, or that of your own app"
@@ -77,18 +79,19 @@ def _place(connection: Connection) -> str:
 
 def _ask(app: Celery, connection: Connection) -> Workers:
     """Ask the workers; each question but the first ends as soon as all who answered that one have answered."""
-    answering = _inspect(app, connection).ping() or {}
+    soon, later = ANSWER_SECONDS
+    answering = _inspect(app, connection, soon).ping() or _inspect(app, connection, later).ping() or {}
     if not answering:
         return Workers({}, {}, frozenset())
-    asked = _inspect(app, connection, destination=list(answering), limit=len(answering))
+    asked = _inspect(app, connection, soon, destination=list(answering), limit=len(answering))
     taken = [one for reply in ((asked.active() or {}), (asked.reserved() or {})) for one in reply.values()]
     ids = frozenset(request["id"] for requests in taken for request in requests)
     queues = asked.active_queues() or {}
     return Workers({name: queues.get(name) or [] for name in answering}, asked.registered() or {}, ids)
 
 
-def _inspect(app: Celery, connection: Connection, **options: Any) -> Any:
-    return app.control.inspect(timeout=ANSWER_SECONDS, connection=connection, **options)
+def _inspect(app: Celery, connection: Connection, seconds: float, **options: Any) -> Any:
+    return app.control.inspect(timeout=seconds, connection=connection, **options)
 
 
 def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
@@ -97,13 +100,13 @@ def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
     if before is not None and before.running:
         return warning(
             "worker",
-            f"no Celery worker answers within {ANSWER_SECONDS:g} s, but the lock says that task"
+            f"no Celery worker answers within {sum(ANSWER_SECONDS):g} s, but the lock says that task"
             f" {shown(before.task_id)} is sweeping: a worker with the pool `solo` answers only when it is done",
             f"ask again in a minute; if none answers then, {START}",
         )
     return error(
         "worker",
-        f"no Celery worker of the app {shown(app.main or '?')} answers within {ANSWER_SECONDS:g} s:"
+        f"no Celery worker of the app {shown(app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s:"
         " sweeps that beat asks for do not run",
         f"{START}; if the app is your own, name its module in MAILGLASS_IMPORTS so that it is found here",
     )
