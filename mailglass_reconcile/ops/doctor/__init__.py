@@ -15,12 +15,14 @@ from mailglass_reconcile.runtime import get_settings
 
 Findings = Iterator[Finding]
 
+WITHOUT_CELERY = "Celery is not installed here: run `mailglass-reconcile sweep` and `prune` from cron"
+
 
 def diagnose(celery: Callable[[], Findings] | None, *, repair: bool = False) -> list[Finding]:
     """Return what all checks found; those of different servers run side by side, and none for longer than seconds.
 
     Args:
-        celery: The checks of Celery; None where it cannot be imported.
+        celery: Makes the checks of Celery, after the modules of MAILGLASS_IMPORTS; None if it cannot be imported.
         repair: Make the open orphans equal the ledger first, which reads all of the ledger and may take minutes.
     """
     found = list(configuration.settings())
@@ -31,13 +33,21 @@ def diagnose(celery: Callable[[], Findings] | None, *, repair: bool = False) -> 
     groups: dict[str, rounds.Group] = {
         "database": lambda: _postgres(repaired),
         "redis": redis.checks,
-        "broker": celery or _without_celery,
+        "broker": _of_celery(celery),
     }
     return [*found, *failures, *rounds.run(groups)]
 
 
-def _without_celery() -> Iterator[Finding]:
-    yield ok("celery", "Celery is not installed here: run `mailglass-reconcile sweep` and `prune` from cron")
+def _of_celery(celery: Callable[[], Findings] | None) -> rounds.Group:
+    """Return the checks of Celery; the app is looked for in this thread, because Celery keeps it by thread."""
+    if celery is None:
+        return lambda: iter([ok("celery", WITHOUT_CELERY)])
+    try:
+        findings = celery()
+    except Exception as fault:  # the app of the bundled module, or of an application, may fail to be made in any way
+        message = f"the Celery app cannot be made ({type(fault).__name__})"
+        return lambda: iter([error("celery", message, "check MAILGLASS_BROKER_URL and MAILGLASS_REDIS_URL")])
+    return lambda: findings
 
 
 def _postgres(repaired: str) -> Iterator[Finding]:

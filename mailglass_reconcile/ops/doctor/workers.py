@@ -33,8 +33,11 @@ class Workers(NamedTuple):
 
 
 def own_app() -> Celery | None:
-    """Return the Celery app that an application has made in this process, as a module of MAILGLASS_IMPORTS may."""
-    return _state.default_app
+    """Return the Celery app that an application has made in this thread, as a module of MAILGLASS_IMPORTS may.
+
+    `celery.current_app` would make one if there is none.
+    """
+    return _state._tls.current_app
 
 
 def checks(app: Celery, setting: str) -> Iterator[Finding]:
