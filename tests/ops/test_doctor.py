@@ -239,3 +239,37 @@ def test_sessions_that_are_not_in_utc(db: Database) -> None:
     assert (found.status, "Europe/Berlin" in found.message) == (WARNING, True)
     heal(db, found.remedy.partition(",")[0])
     assert of("time_zone").status == OK
+
+
+EVENTS = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT gen_random_uuid(), 'acme', 'delivered', now(), jsonb_build_object('provider', 'postmark', 'message_id', md5(g::text)),
+       true, now() - make_interval(secs => g)
+  FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS g
+"""
+DELIVERIES = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+SELECT gen_random_uuid(), 'acme', 'Welcome', 'bulk', 'ada@example.com', 'example.com', md5('d' || g),
+       'dispatched', now(), now(), now()
+  FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS g
+"""
+BLOCKS = "SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database()"
+
+
+@pytest.mark.slow
+def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
+    """At four times the rows, none of which match, it reads as many blocks as before; statistics are missing."""
+
+    def cost() -> int:
+        db.run("SELECT pg_stat_force_next_flush()")
+        before = db.value(BLOCKS)
+        assert {one.status for one in report() if one.check != "settings"} == {OK}
+        return int(db.value(BLOCKS)) - before
+
+    read = []
+    for first, last in ((1, 30_000), (30_001, 120_000)):
+        for statement in (EVENTS, DELIVERIES):
+            db.run(statement, first=first, last=last)
+        read.append(min(cost() for _ in range(2)))
+    assert read[1] < 1.5 * read[0]

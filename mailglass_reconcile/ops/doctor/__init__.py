@@ -1,7 +1,7 @@
 """Looks at a whole installation, and says of each part whether it is well, why not, and what heals it.
 
 It writes nothing but a mark in Redis that lapses after a second, unless it is asked to repair the open orphans. Its
-cost does not grow with the tables: see `open_set` and `traffic`.
+cost does not grow with the tables: see `open_set`, `traffic` and `backlog`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops.doctor import configuration, database, open_set, redis, rights, rounds, schema, traffic
+from mailglass_reconcile.ops.doctor import (
+    backlog,
+    configuration,
+    database,
+    open_set,
+    redis,
+    rights,
+    rounds,
+    schema,
+    traffic,
+)
 from mailglass_reconcile.ops.doctor.finding import ERROR, Finding, attempt, error, ok
 from mailglass_reconcile.runtime import get_settings
 
@@ -66,8 +76,8 @@ def _postgres(repaired: str) -> Iterator[Finding]:
                 ("open_set", lambda tx: open_set.open_set(tx, settings, repaired=repaired)),
                 ("other_reconciler", traffic.other_reconciler),
                 ("deliveries", traffic.deliveries),
-                ("linking", lambda tx: traffic.linking(tx, settings)),
-                ("tenants", lambda tx: traffic.webhooks(tx, settings)),
+                ("linking", lambda tx: backlog.linking(tx, settings)),
+                ("tenants", lambda tx: backlog.webhooks(tx, settings)),
             ]
             yield from asked.each(looks)
 
