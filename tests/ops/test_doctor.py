@@ -7,6 +7,7 @@ import pytest
 from diagnosing import heal, of, report, uuid7
 
 import factories
+import invariants
 import mailglass_reconcile
 from conftest import Database
 from factories import delivery, orphan, postmark
@@ -243,8 +244,8 @@ def test_sessions_that_are_not_in_utc(db: Database) -> None:
 
 EVENTS = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
-SELECT gen_random_uuid(), 'acme', 'delivered', now(), jsonb_build_object('provider', 'postmark', 'message_id', md5(g::text)),
-       true, now() - make_interval(secs => g)
+SELECT gen_random_uuid(), 'acme', 'delivered', now(),
+       jsonb_build_object('provider', 'postmark', 'message_id', md5(g::text)), true, now() - make_interval(secs => g)
   FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS g
 """
 DELIVERIES = """
@@ -267,8 +268,9 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
         assert {one.status for one in report() if one.check != "settings"} == {OK}
         return int(db.value(BLOCKS)) - before
 
+    db.broken.update(invariants.ALL)  # its judge would compare each event with each delivery
     read = []
-    for first, last in ((1, 30_000), (30_001, 120_000)):
+    for first, last in ((1, 20_000), (20_001, 80_000)):
         for statement in (EVENTS, DELIVERIES):
             db.run(statement, first=first, last=last)
         read.append(min(cost() for _ in range(2)))
