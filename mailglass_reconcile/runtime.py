@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
@@ -144,5 +144,7 @@ def load_imports() -> None:
     for name in filter(None, (part.strip() for part in get_settings().imports.split(","))):
         try:
             importlib.import_module(name)
+        except MailglassReconcileError as error:
+            raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name}: {error}") from error
         except Exception as error:  # an application's module may fail in any way
             raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name} ({type(error).__name__})") from error

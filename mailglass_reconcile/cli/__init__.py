@@ -10,6 +10,7 @@ import click
 from mailglass_reconcile.cli.doctor import doctor
 from mailglass_reconcile.cli.explaining import explain
 from mailglass_reconcile.cli.following import follow
+from mailglass_reconcile.cli.handling import dispatch
 from mailglass_reconcile.cli.listening import listen
 from mailglass_reconcile.cli.looking import status
 from mailglass_reconcile.cli.orphans import orphans
@@ -30,7 +31,7 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, rekey, demo):
+for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, dispatch, rekey, demo):
     command.add_command(_subcommand)
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from mailglass_reconcile import unreachable
+from mailglass_reconcile import event_types, unreachable
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -102,11 +102,13 @@ SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :ti
 class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
-    def __init__(self, connection: sa.Connection, schema: str) -> None:
+    def __init__(self, connection: sa.Connection, schema: str, hook_types: frozenset[str] = frozenset()) -> None:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
         self._guesses_types = connection.dialect.driver.startswith("psycopg")
+        self.hook_types = hook_types
+        """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
         """The transaction's id for `in_progress`, if it was asked for when it began."""
 
@@ -240,7 +242,7 @@ def transaction(
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         scope = tx.execute(
             _SET_SCOPE,
             {
@@ -293,7 +295,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
             'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
         )
     with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
         del before["set_config"]
         yield tx
