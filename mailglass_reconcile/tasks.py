@@ -87,8 +87,7 @@ def reconcile(
             sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until))
             with _ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
+        return _reported(sweep.result)
 
 
 @shared_task(name=RECENT_TASK, ignore_result=True, throws=(MailglassReconcileError,))
@@ -110,8 +109,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         sweep = recent.prepare(interval, tenant_id)
         with _ended_by_soft_limit(sweep):
             sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
+        return _reported(sweep.result)
 
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
@@ -119,6 +117,12 @@ def prune() -> dict[str, int]:
     """Delete old raw webhooks, and repair the table of open orphans; return the counts of `PruneResult`."""
     with _told_in_a_line(PRUNE_TASK):
         return pruner.prune().as_dict()
+
+
+def _reported(result: SweepResult) -> dict[str, Any]:
+    """Log a sweep, and return its counts as a task's result."""
+    log_sweep(result)
+    return {**result.as_dict(), "tenant_id": _shown(result.tenant_id)}
 
 
 def log_sweep(result: SweepResult) -> None:
@@ -147,7 +151,7 @@ def _shown(tenant_id: str | None) -> str | None:
     return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
 
 
-_told: dict[str, str] = {}
+_last_faults: dict[str, str] = {}
 """What each task that runs all the time has said last, until it works again."""
 
 
@@ -160,12 +164,12 @@ def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
     try:
         yield
     except MailglassReconcileError as error:
-        known = once and _told.get(task_name) == str(error)
+        known = once and _last_faults.get(task_name) == str(error)
         if not known and not celerys_logger.isEnabledFor(logging.INFO):
             logger.error("%s did nothing: %s", task_name, error)
-        _told[task_name] = str(error)
+        _last_faults[task_name] = str(error)
         raise
-    _told.pop(task_name, None)
+    _last_faults.pop(task_name, None)
 
 
 class _SoftLimit(KeyboardInterrupt):
