@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from mailglass_reconcile.cli.doctor import doctor
 from mailglass_reconcile.cli.explaining import explain
 from mailglass_reconcile.cli.following import follow
 from mailglass_reconcile.cli.listening import listen
@@ -29,7 +30,7 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, listen, rekey, demo):
+for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, rekey, demo):
     command.add_command(_subcommand)
 
 

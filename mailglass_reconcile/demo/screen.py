@@ -20,6 +20,7 @@ STYLES = {
     "webhook": "yellow",
     "commit": "bold cyan",
     "sweep": "bold green",
+    "recent": "bold green",
     "redis": "magenta",
 }
 

@@ -17,7 +17,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.unreachable import Server
 
 Answer = TypeVar("Answer")
 
@@ -60,6 +62,14 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
         )
     except (ValueError, TypeError):
         raise ConfigurationError(f"{setting} cannot be used: it should look like redis://host:6379/0") from None
+
+
+def server_of(client: redis.Redis, setting: str) -> Server:
+    """Return where *client* leads to, without user and password; *setting* is what says so."""
+    pool: Any = getattr(client, "connection_pool", None)
+    if isinstance(pool, SentinelConnectionPool):
+        return Server("Redis", unreachable.place(f"the master {pool.service_name} of a Sentinel"), setting)
+    return Server("Redis", unreachable.redis_place(getattr(pool, "connection_kwargs", {})), setting)
 
 
 def impatient(client: redis.Redis) -> redis.Redis:

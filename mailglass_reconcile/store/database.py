@@ -8,6 +8,7 @@ only, so PgBouncer's transaction mode works.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
+from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import (
     ConfigurationError,
+    DatabaseUnavailableError,
     LedgerImmutableError,
     database_errors,
     is_passing,
@@ -28,6 +31,7 @@ from mailglass_reconcile.errors import (
     translated,
 )
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.unreachable import Server
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +190,24 @@ def connect(engine: sa.Engine) -> sa.Connection:
     """Open a connection whose transactions are READ COMMITTED, whatever the server's default.
 
     Raises:
-        MailglassReconcileError: The server cannot be reached, or refuses.
+        DatabaseUnavailableError: The server cannot be reached, or refuses: where, why, and which setting to look at.
+        MailglassReconcileError: The engine cannot be used.
     """
     with database_errors():
-        return engine.connect().execution_options(isolation_level=ISOLATION)
+        try:
+            return engine.connect().execution_options(isolation_level=ISOLATION)
+        except DBAPIError as error:
+            raise DatabaseUnavailableError(unreachable.sentence(error, server_of(engine))) from None
+
+
+def server_of(engine: sa.Engine) -> Server:
+    """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
+    url = engine.url
+    asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
+    port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
+    database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
+    return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
 
 
 @contextmanager
