@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -27,10 +28,18 @@ for _subcommand in (sweep, prune, migrate, status, explain, rekey, demo):
     command.add_command(_subcommand)
 
 
-def main() -> None:
-    """Run the command line; a foreseeable fault is one line on standard error."""
+def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
+    """Run the command line; a foreseeable fault is one line on standard error.
+
+    Args:
+        arguments: What comes after the command's name; None is this process's own.
+        name: How the command was called.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
     try:
-        command(prog_name="mailglass-reconcile")
+        command(arguments, prog_name=name)
     except MailglassReconcileError as error:
-        click.echo(f"mailglass-reconcile: {error}", err=True)
+        click.echo(f"{name}: {error}", err=True)
         sys.exit(1)

@@ -151,17 +151,23 @@ def create_engine(settings: Settings) -> sa.Engine:
     Raises:
         ConfigurationError: As in `database_url`.
     """
-    engine = sa.create_engine(
+    return _engine(
         database_url(settings),
-        poolclass=NullPool,
-        use_native_hstore=False,
-        hide_parameters=True,
         connect_args={
             "prepare_threshold": None,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "client_encoding": "utf8",
         },
     )
+
+
+def create_engine_by(connect: Callable[[], Any]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens."""
+    return _engine("postgresql+psycopg://", creator=connect)
+
+
+def _engine(url: URL | str, **options: Any) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
 
