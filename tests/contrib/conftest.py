@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import anymail_answers
 import anymail_wire
 import django
 import pytest
@@ -87,6 +88,13 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
     with override_settings(
         ALLOWED_HOSTS=["testserver"], ANYMAIL=anymail_wire.settings(), MIDDLEWARE=[], ROOT_URLCONF="anymail.urls"
     ):
+        yield
+
+
+@pytest.fixture
+def backends(anymail_settings: None) -> Iterator[None]:
+    """Anymail's settings for its backends too."""
+    with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
         yield
 
 
