@@ -9,7 +9,8 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError
+from mailglass_reconcile.record import validation
 
 
 def fixed() -> str | None:
@@ -43,12 +44,11 @@ def tenant_of(told: Any) -> str:
     """Return the tenant of a message or a tracking event.
 
     Raises:
-        ConfigurationError: The setting cannot be used, or its function has not returned a text.
+        ConfigurationError: The setting cannot be used, or its function has not returned a tenant.
     """
     asked = function()
-    if asked is None:
-        return fixed() or runtime.get_settings().tenant
-    tenant = asked(told)
-    if not isinstance(tenant, str) or not tenant:
-        raise ConfigurationError("MAILGLASS_TENANT: its function must return a tenant's id, a text that is not empty")
-    return tenant
+    tenant = (fixed() or runtime.get_settings().tenant) if asked is None else asked(told)
+    try:
+        return validation.name("MAILGLASS_TENANT" if asked is None else "MAILGLASS_TENANT: what it returns", tenant)
+    except InvalidEventError as error:
+        raise ConfigurationError(str(error)) from None
