@@ -17,8 +17,8 @@ class MailglassReconcileConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Take the database from `DATABASES`, without connecting, and listen to Anymail."""
-        from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - Anymail wants the settings
+        """Take the database from `DATABASES`, without connecting; listen to Anymail; register the checks."""
+        from mailglass_reconcile.contrib.django import checks, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
 
         tenant = tenants.fixed()
         values = {} if tenant is None else {"tenant": tenant}
