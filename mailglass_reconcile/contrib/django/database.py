@@ -29,7 +29,7 @@ def alias() -> str:
 
 def table(name: str) -> str:
     """Return one of our tables as a model's `db_table`, with its schema: Django puts a quote before it and after it."""
-    schema = runtime.get_settings().database_schema.replace('"', '""').replace("%", "%%")
+    schema = runtime.get_settings().database_schema.replace('"', '""')
     return f'{schema}"."{name}'
 
 

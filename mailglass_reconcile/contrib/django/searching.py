@@ -69,7 +69,7 @@ def ids(statement: str, term: str) -> list[UUID]:
     text = term.strip().replace("\0", "")
     with connections[database.alias()].cursor() as cursor:
         cursor.execute(
-            in_schema(statement, runtime.get_settings().database_schema.replace("%", "%%")),
+            in_schema(statement, runtime.get_settings().database_schema),
             {"text": text, "uuid": _uuid(text), "limit": LIMIT},
         )
         return [row[0] for row in cursor.fetchall()]
