@@ -1,4 +1,4 @@
-"""The admin: what it shows and finds, that it only looks, and that it is quick among a million rows."""
+"""The admin: what it shows and finds, that it only looks, and that it is quick among many rows."""
 
 import hashlib
 import re
@@ -26,20 +26,22 @@ from mailglass_reconcile.store.migration import runner
 
 PLACE = "/admin/mailglass_reconcile"
 EVENTS = sa.text("SELECT id FROM mailglass_events")
-MILLION = """
+ROWS = 250_000
+"""Of each kind; a scan of any table would read twice what is allowed, or more."""
+FILL = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider,
                                   provider_message_id, last_event_type, last_event_at, inserted_at, updated_at)
 SELECT md5('d' || n)::uuid, 'tenant-' || n % 50, 'python', 'transactional', 'r' || n || '@example.org', 'example.org',
        'postmark', 'm-' || n, 'dispatched', now(), now(), now()
-  FROM generate_series(1, 1000000) AS n;
+  FROM generate_series(1, ROWS) AS n;
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, metadata)
 SELECT md5('e' || n)::uuid, 'tenant-' || n % 50, md5('d' || n)::uuid, 'dispatched', now(), '{}'
-  FROM generate_series(1, 1000000) AS n;
+  FROM generate_series(1, ROWS) AS n;
 INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule)
 SELECT md5('o' || n)::uuid, 'tenant-' || n % 50, now() - n * interval '1 second', 'postmark', 'postmark/1'
-  FROM generate_series(1, 1000000) AS n;
+  FROM generate_series(1, ROWS) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
-SELECT md5('o' || n)::uuid, 1, 'o-' || n FROM generate_series(1, 1000000) AS n;
+SELECT md5('o' || n)::uuid, 1, 'o-' || n FROM generate_series(1, ROWS) AS n;
 ANALYZE mailglass_deliveries, mailglass_events, mailglass_open_orphans, mailglass_open_orphan_ids
 """
 
@@ -160,14 +162,14 @@ def test_a_model_refuses_to_write(db, rows):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_page_reads_little_among_a_million_rows(empty_database_url, site):
+def test_every_page_reads_little_however_many_rows_there_are(empty_database_url, site):
     """Every statement goes by an index: a few hundred pages of Postgres, whatever is asked for."""
     settings = Settings(database_url=empty_database_url)
     engine = database.create_engine(settings)
     runner.migrate(engine, settings, lambda line: None)
     with engine.begin() as lent:
         lent.exec_driver_sql("SET LOCAL session_replication_role = replica")
-        for statement in MILLION.split(";"):
+        for statement in FILL.replace("ROWS", str(ROWS)).split(";"):
             lent.exec_driver_sql(statement.replace("%", "%%"))
     one = [str(uuid.UUID(hashlib.md5(f"{kind}777".encode()).hexdigest())) for kind in "deo"]  # noqa: S324
     with databases_name(empty_database_url):
@@ -181,7 +183,8 @@ def test_every_page_reads_little_among_a_million_rows(empty_database_url, site):
         ):
             with CaptureQueriesContext(connection) as captured:
                 text_of(site.get(f"{PLACE}/{page}"))
-            assert sum(pages_read(query["sql"]) for query in captured) < 2_000, page
+            read = {query["sql"] for query in captured if query["sql"].startswith(("SELECT", "WITH", "\nWITH"))}
+            assert sum(map(pages_read, read)) < 2_000, page
 
 
 def pages_read(statement):
