@@ -44,15 +44,13 @@ def asked_for_nothing(terminal):
     readme.run("django", f"{MANAGE} makemigrations --check --dry-run", terminal)
 
 
-def log_in(base):
-    """Return somebody's browser, logged in to the admin as the README says."""
-    browser = httpx.Client(base_url=base, follow_redirects=True)
+def log_in(browser):
+    """Log in to the admin, as the README says."""
     browser.get("/admin/login/")
     words = readme.command("django", "createsuperuser").text.split()
     given = {"username": words[words.index("--username") + 1], "password": words[0].partition("=")[2]}
     token = {"csrfmiddlewaretoken": browser.cookies["csrftoken"]}
     assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**given, **token}).text
-    return browser
 
 
 def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, tmp_path):
@@ -71,11 +69,12 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
         assert readme.curl(shown.text, base).text == shown.output
         again = readme.curl(told.text, base, placed["message_id"])
         assert (again.status_code, db.value("SELECT count(*) FROM mailglass_events")) == (200, 2)
-        with log_in(base) as browser:
+        with httpx.Client(base_url=base, follow_redirects=True) as browser:
+            log_in(browser)
             assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
             assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403
 
-    with readme.started("django", readme.command("django", "celery").text, terminal, tmp_path / "worker", " ready."):
+    with readme.started("django", readme.command("django", "celery -A").text, terminal, tmp_path / "worker", " ready."):
         early = factories.new_id()
         factories.delivery(db, early)
         factories.orphan(db, factories.postmark(early))

@@ -9,10 +9,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from mailglass_reconcile import beat_schedule
 
-database = conninfo_to_dict(os.environ["DATABASE_URL"])
-DATABASES = {
-    "default": {"ENGINE": "django.db.backends.postgresql", "NAME": database.pop("dbname"), "OPTIONS": database}
-}
+where = conninfo_to_dict(os.environ["DATABASE_URL"])
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 INSTALLED_APPS = [
