@@ -46,6 +46,10 @@ class DatabaseUnavailableError(MailglassReconcileError):
     """Postgres could not be reached, or went away; nothing uncommitted was kept."""
 
 
+class RedisUnavailableError(MailglassReconcileError):
+    """Redis could not be reached, or refuses; only listening needs it."""
+
+
 class DatabaseRefusedError(MailglassReconcileError):
     """Postgres answered with an error; the message gives its SQLSTATE."""
 

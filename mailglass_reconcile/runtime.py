@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 
@@ -91,6 +93,26 @@ def get_redis() -> redis_py.Redis:
     return _Configured.redis or _own_redis(get_settings())
 
 
+def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:
+    """Listen to the broadcasts: an iterator of `Update`, and of `Missed` if the connection was lost meanwhile.
+
+    The subscription is confirmed when this returns: what you read from the tables after it, and what comes then,
+    leaves nothing out. Each event comes once, on its tenant's channel, or on its delivery's if *delivery_id* is given.
+    Iterating waits for the next one, and connects again as often as it takes. Use it in a `with` block, or call
+    `close()`.
+
+    Args:
+        tenant_id: Of this tenant only; None is all tenants.
+        delivery_id: Of this delivery only.
+
+    Raises:
+        RedisUnavailableError: Redis cannot be reached, or refuses.
+        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+        ValueError: *delivery_id* is not a UUID.
+    """
+    return Subscription(get_redis(), tenant_id, delivery_id)
+
+
 @cache
 def _own_engine(settings: Settings) -> sa.Engine:
     return database.create_engine(settings)
@@ -139,5 +161,7 @@ def load_imports() -> None:
     for name in filter(None, (part.strip() for part in get_settings().imports.split(","))):
         try:
             importlib.import_module(name)
+        except MailglassReconcileError as error:
+            raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name}: {error}") from error
         except Exception as error:  # an application's module may fail in any way
             raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name} ({type(error).__name__})") from error

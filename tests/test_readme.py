@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mailglass_reconcile.ops.explanation import SENTENCES
+from mailglass_reconcile.ops.sentences import SENTENCES
 from mailglass_reconcile.sweep.result import STATES
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def test_every_command_with_beat_says_where_the_schedule_is_kept():
 
 def test_the_snippets_for_plain_python_and_fastapi_stand_in_the_examples():
     """Line by line, and there are at most ten of an adopter's own."""
-    recording = README.partition("**Recording sends and webhooks**")[2].partition("Each event goes to its delivery")[0]
+    recording = README.partition("**Recording sends and webhooks**")[2].partition("Whichever comes first")[0]
     plain, fastapi = recording.split("**In FastAPI**")
     for snippets, example in ((plain, "plain/mail.py"), (fastapi, "fastapi/shop.py")):
         lines = "".join(re.findall(r"```python\n(.*?)```", snippets, re.DOTALL)).split("\n")

@@ -8,11 +8,18 @@ from collections.abc import Sequence
 
 import click
 
+from mailglass_reconcile.cli.doctor import doctor
+from mailglass_reconcile.cli.explaining import explain
 from mailglass_reconcile.cli.following import follow
-from mailglass_reconcile.cli.looking import explain, status
+from mailglass_reconcile.cli.handling import dispatch
+from mailglass_reconcile.cli.listening import listen
+from mailglass_reconcile.cli.looking import status
+from mailglass_reconcile.cli.orphans import orphans
 from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
 from mailglass_reconcile.errors import MailglassReconcileError
+
+INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -25,7 +32,7 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, follow, prune, migrate, status, explain, rekey, demo):
+for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, dispatch, rekey, demo):
     command.add_command(_subcommand)
 
 
@@ -40,7 +47,13 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
         SystemExit: Always, with the exit code.
     """
     try:
-        command(arguments, prog_name=name)
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     except MailglassReconcileError as error:
         click.echo(f"{name}: {error}", err=True)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

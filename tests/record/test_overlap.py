@@ -156,14 +156,15 @@ def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
 
 
 def test_an_event_that_has_its_delivery_is_not_looked_for(db):
-    """Nor one that nothing can match, nor one that was recorded before."""
+    """Nor one that nothing can match, nor one that was recorded before, nor events of a send without an id."""
     factories.delivery(db, "m-1")
-    for given in (event(), event(), event(None, provider_event_id="2")):
-        with db.engine.begin() as connection:
-            recorded = record(connection, given)
-        with transactions(db.engine) as begun:
-            broadcast([replace(each, messages=()) for each in recorded])
-        assert begun == []
+    with db.engine.begin() as connection:
+        recorded = record(connection, event(), event(None, provider_event_id="2"))
+        recorded += record(connection, event())
+        recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
+    with transactions(db.engine) as begun:
+        broadcast([replace(each, messages=()) for each in recorded])
+    assert begun == []
 
 
 @pytest.mark.parametrize("count", [1, 500])

@@ -342,7 +342,7 @@ def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """Once to decide and once to write."""
     at = "2026-01-02T03:04:05"
-    reports = [Report(delivery, "delivered", at, at) for _, delivery in pairs]
+    reports = [Report(delivery, "delivered", at, at, event) for event, delivery in pairs]
     plan = probing(tx, lambda: projector.project(tx, reports))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE

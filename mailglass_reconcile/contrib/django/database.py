@@ -14,9 +14,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import runtime, unreachable
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.store import database
+from mailglass_reconcile.unreachable import Server
 
 OF_DJANGOS_CURSORS = ("context", "cursor_factory")
 """Parameters that make Django's connections return values as Django wants them."""
@@ -61,7 +62,7 @@ def engine(name: str) -> sa.Engine:
     Args:
         name: A name in `DATABASES`; it is looked up when something connects.
     """
-    return database.create_engine_by(lambda: _open(name))
+    return database.create_engine_by(lambda: _open(name), lambda: _server(name))
 
 
 def wrapper(name: str) -> Any:
@@ -109,7 +110,7 @@ class _Lent:
 
 @cache
 def _lending(name: str) -> sa.Engine:
-    return database.create_engine_by(lambda: _lend(name))
+    return database.create_engine_by(lambda: _lend(name), lambda: _server(name))
 
 
 def _lend(name: str) -> _Lent:
@@ -117,6 +118,13 @@ def _lend(name: str) -> _Lent:
     if not isinstance(lent, psycopg.Connection):
         raise ConfigurationError(f"DATABASES[{name!r}] is not on psycopg 3: use Django's own PostgreSQL backend")
     return _Lent(lent)
+
+
+def _server(name: str) -> Server:
+    given = wrapper(name).settings_dict
+    options = given["OPTIONS"]
+    host, port = given["HOST"] or options.get("host"), given["PORT"] or options.get("port") or 5432
+    return Server("Postgres", unreachable.place(host, port, given["NAME"]), f"DATABASES[{name!r}]")
 
 
 def _open(name: str) -> psycopg.Connection[Any]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mailglass_reconcile.tasks import prune, reconcile
+from mailglass_reconcile.tasks import dispatch, prune, reconcile, reconcile_recent
 
-__all__ = ["prune", "reconcile"]
+__all__ = ["dispatch", "prune", "reconcile", "reconcile_recent"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from mailglass_reconcile import cli
+from mailglass_reconcile.cli import handling
 
 
 class Command(BaseCommand):
@@ -22,4 +24,5 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, arguments: list[str], **_options: Any) -> None:
         """Run the subcommand; it ends with an exit code of its own."""
+        handling.program[:] = [sys.executable, sys.argv[0], "mailglass"]
         cli.main(["--help"] if arguments[:1] in ([], ["help"]) else arguments, "manage.py mailglass")
