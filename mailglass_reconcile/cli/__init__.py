@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -35,16 +36,24 @@ for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doc
     command.add_command(_subcommand)
 
 
-def main() -> None:
-    """Run the command line; a foreseeable fault is one line on standard error."""
+def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
+    """Run the command line; a foreseeable fault is one line on standard error.
+
+    Args:
+        arguments: What comes after the command's name; None is this process's own.
+        name: How the command was called.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
     try:
-        code = command.main(prog_name="mailglass-reconcile", standalone_mode=False)
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except MailglassReconcileError as error:
-        click.echo(f"mailglass-reconcile: {error}", err=True)
+        click.echo(f"{name}: {error}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

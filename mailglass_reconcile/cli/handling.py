@@ -16,6 +16,9 @@ from mailglass_reconcile.hooks import dead, dispatcher, registry
 
 ALL = "all"
 
+program = [sys.executable, "-m", "mailglass_reconcile"]
+"""How this command is run in a process of its own; a framework's command puts its own way here."""
+
 
 def _event_id(context: click.Context, option: click.Parameter, value: str | None) -> UUID | str | None:
     return value if value in (None, ALL) else click.UUID.convert(value, option, context)
@@ -50,7 +53,7 @@ def dispatch(lists: bool, retry: UUID | str | None, as_json: bool) -> None:
 def ask() -> None:
     """Let the handlers hear at once, in a process of their own: whatever one does, it does not do it to this one."""
     if runtime.get_settings().hook_types and registry.types():
-        command = [sys.executable, "-m", "mailglass_reconcile", "dispatch", "--json"]
+        command = [*program, "dispatch", "--json"]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - nothing comes from outside
 
 

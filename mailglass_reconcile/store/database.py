@@ -43,6 +43,8 @@ PAUSE_SECONDS = 0.1
 ISOLATION = "READ COMMITTED"
 SNAPSHOT = "REPEATABLE READ"
 
+_SERVER = "mailglass_reconcile.server"
+
 SEARCH_PATH = "pg_catalog, pg_temp"
 """Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
 
@@ -167,17 +169,23 @@ def create_engine(settings: Settings) -> sa.Engine:
     Raises:
         ConfigurationError: As in `database_url`.
     """
-    engine = sa.create_engine(
+    return _engine(
         database_url(settings),
-        poolclass=NullPool,
-        use_native_hstore=False,
-        hide_parameters=True,
         connect_args={
             "prepare_threshold": None,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "client_encoding": "utf8",
         },
     )
+
+
+def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
+    return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
+
+
+def _engine(url: URL | str, **options: Any) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
 
@@ -204,12 +212,25 @@ def connect(engine: sa.Engine) -> sa.Connection:
 
 def server_of(engine: sa.Engine) -> Server:
     """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        found: Server = known()
+        return found
     url = engine.url
     asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
     port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
     database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
     return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
+
+
+def database_of(engine: sa.Engine) -> str:
+    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        return repr(known())
+    url = engine.url
+    return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
 @contextmanager
