@@ -16,9 +16,11 @@ from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.events import append
-from mailglass_reconcile.record.sends import RecordedDelivery, record_send
+from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
+from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.sent import Sent
-from mailglass_reconcile.record.webhooks import Recorded, broadcast, record_webhook
+from mailglass_reconcile.record.telling import broadcast
+from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.runtime import available, configure
 from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings

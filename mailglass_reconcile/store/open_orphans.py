@@ -91,15 +91,18 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
          ORDER BY arrived_at, event_id LIMIT :size) AS o
 """
 
-# OFFSET 0, so that each row is probed for, whatever the planner believes of the tables.
-_OF_IDS = """
+# OFFSET 0, so that each row is probed for, whatever the planner believes of the tables; and no more of one id than a
+# batch, because a hundred thousand may be open for it.
+_WANTED = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
        ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = o.event_id ORDER BY i.position), o.recipient, o.rule, o.recipient_lost
-  FROM (SELECT DISTINCT i.event_id
+  FROM (SELECT i.event_id
           FROM unnest(CAST(:ids AS text[])) AS c (id)
          CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                              WHERE candidate_id = c.id OFFSET 0) AS i) AS k
+                              WHERE candidate_id = c.id LIMIT :size) AS i
+         UNION
+        SELECT event_id FROM unnest(CAST(:event_ids AS uuid[])) AS e (event_id)) AS k
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.event_id OFFSET 0) AS o
  WHERE o.tenant_id = :tenant_id AND o.refused = 0
    AND o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
@@ -203,18 +206,28 @@ def naming(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHAN
     return sorted((_open(*row) for row in rows.all()), key=lambda orphan: orphan.place)
 
 
-def of_ids(tx: Transaction, tenant_id: str, ids: Collection[str], settings: Settings) -> list[Open]:
-    """Return a tenant's open orphans that have one of *ids* among their keys, in their grace or not; at most a batch.
+def wanted(
+    tx: Transaction, tenant_id: str, ids: Collection[str], event_ids: Collection[str], settings: Settings
+) -> list[Open]:
+    """Return a tenant's open orphans with keys, in their grace or not, that a writer asks for; at most a batch.
 
     Those that are expired, or that the database has refused before, are left out.
+
+    Args:
+        tx: A transaction of this package's scope.
+        tenant_id: The tenant.
+        ids: Message ids: what has one of them among its keys.
+        event_ids: The orphans themselves.
+        settings: The maximum age, and the size of a batch.
     """
     parameters = {
         "ids": array_literal(ids),
+        "event_ids": array_literal(event_ids),
         "tenant_id": tenant_id,
         "max_age_minutes": settings.max_age_minutes,
         "size": settings.batch_size,
     }
-    return [_open(*row) for row in tx.execute(_OF_IDS, parameters).all()]
+    return [_open(*row) for row in tx.execute(_WANTED, parameters).all()]
 
 
 def _open(

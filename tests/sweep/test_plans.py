@@ -383,7 +383,7 @@ def test_the_marks_of_this_test_are_todays():
 def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(application):
     """Where nothing keeps the planner from other ways: ids, orphans and their ids once more."""
     wanted = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
-    plan = probing(application, lambda: open_orphans.of_ids(application, "acme", wanted, Settings()))
+    plan = probing(application, lambda: open_orphans.wanted(application, "acme", wanted, [], Settings()))
     assert plan.indexes == {
         "mailglass_open_orphan_ids_candidate_idx",
         "mailglass_open_orphans_pkey",
