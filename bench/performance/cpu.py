@@ -51,32 +51,45 @@ def writers_seconds(server: str) -> float:
 
 
 class Meter:
-    """The CPU seconds that process trees spent while the block ran, by name; this process itself is `subscriber`."""
+    """The CPU seconds that process trees spent while the block ran, by name; this process itself is `subscriber`.
+
+    `idle` and `waiting` are how many of the machine's cores did nothing, and waited for the disk.
+    """
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         """Watch the trees of *pids*."""
         self._pids = dict(pids)
         self.seconds: dict[str, float] = {}
-        self.wall = 0.0
+        self.wall = self.idle = self.waiting = 0.0
 
     def __enter__(self) -> Meter:
         """Begin to count."""
         self._before, self._began = self._now(), time.monotonic()
+        self._machine = psutil.cpu_times()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stop counting."""
         self.wall = time.monotonic() - self._began
         self.seconds = {name: seconds - self._before[name] for name, seconds in self._now().items()}
+        then, now = self._machine, psutil.cpu_times()
+        self.idle = (now.idle - then.idle) / self.wall
+        self.waiting = (now.iowait - then.iowait) / self.wall
+
+    def words(self) -> str:
+        """Say how many cores were used, by whom, most first, and what the rest of the machine did."""
+        shares = sorted(((spent / self.wall, name) for name, spent in self.seconds.items()), reverse=True)
+        whom = ", ".join(f"{name} {share:.2f}" for share, name in shares if share >= 0.01)
+        used, cores = sum(share for share, _ in shares), os.cpu_count() or 1
+        others = max(0.0, cores - used - self.idle - self.waiting)
+        return (
+            f"{used:.2f} of {cores} cores: {whom}; others {others:.2f}, waiting for the disk {self.waiting:.2f},"
+            f" idle {self.idle:.2f}"
+        )
+
+    def cores(self) -> float:
+        """Return how many cores the processes used."""
+        return sum(self.seconds.values()) / self.wall
 
     def _now(self) -> dict[str, float]:
         return {name: tree_seconds(pid) for name, pid in self._pids.items()} | {"subscriber": time.process_time()}
-
-
-def saturation(seconds: Mapping[str, float], wall: float) -> str:
-    """Say how much of the machine was used, and by whom, most first."""
-    cores = os.cpu_count() or 1
-    used = sum(seconds.values()) / wall
-    shares = sorted(((spent / wall, name) for name, spent in seconds.items()), reverse=True)
-    whom = ", ".join(f"{name} {share:.2f}" for share, name in shares if share >= 0.01)
-    return f"{used:.2f} of {cores} cores: {whom}"

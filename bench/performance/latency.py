@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from bench.performance import ways
-from bench.performance.cpu import saturation
 from bench.performance.figures import Part, percentile
 from bench.performance.plan import Load
 from bench.performance.trial import Laboratory, Outcome, Way
@@ -39,12 +38,13 @@ def measure(laboratory: Laboratory) -> Part:
         for name, percent in (("p50", 50), ("p95", 95), ("maximum", 100)):
             part.add(f"{way.name}: {name}", half.percentile(percent) * 1000, "ms", note=at)
         part.add(f"{way.name}: events in this run", len(half.latencies), "", EVENTS / scale, least=True)
+        spent = half.meter.seconds["Postgres, writers"] / len(half.latencies) * 1e6
+        part.add(f"{way.name}: Postgres, writers, per event", spent, "CPU µs", note="with half a send")
         note = "written before their send had committed"
         part.add(f"{way.name}: early events", half.early * 100, "%", note=note)
         note = "p99, how late the load generator began a transaction"
         part.add(f"{way.name}: lateness", half.late * 1000, "ms", note=note)
-        used = sum(half.cpu.values()) / half.wall
-        part.add(f"{way.name}: cores in use at half load", used, f"of {cores}", note=saturation(half.cpu, half.wall))
+        part.add(f"{way.name}: cores in use at half load", half.meter.cores(), f"of {cores}", note=half.meter.words())
         part.curves[f"latency: {way.name}"] = _tail([seconds * 1000 for seconds in half.latencies])
     _tick_alone(part)
     return part
@@ -55,7 +55,7 @@ def _maximum(laboratory: Laboratory, way: Way, part: Part) -> float:
 
     A first trial writes as fast as it can. Then loads are tried downwards from 0.95 of its rate, until one is sustained.
     """
-    messages = 2_500 // laboratory.machine.scale
+    messages = 1_200 // laboratory.machine.scale
     flat_out = laboratory.trial(way, Load("most", messages, FLAT_OUT))
     rate = flat_out.rate * 0.95
     while True:
@@ -63,11 +63,9 @@ def _maximum(laboratory: Laboratory, way: Way, part: Part) -> float:
         if _is_sustained(tried, way):
             break
         rate *= 0.9
-    note = saturation(tried.cpu, tried.wall)
-    part.add(f"{way.name}: maximum sustained", rate, "events/s", note=f"CPU then: {note}")
-    note = f"{flat_out.rate:,.0f} events/s written as fast as possible; CPU then: {saturation(flat_out.cpu, flat_out.wall)}"
-    used = sum(flat_out.cpu.values()) / flat_out.wall
-    part.add(f"{way.name}: cores in use flat out", used, f"of {os.cpu_count()}", note=note)
+    part.add(f"{way.name}: maximum sustained", rate, "events/s", note=tried.meter.words())
+    note = f"{flat_out.rate:,.0f} events/s written as fast as possible; {flat_out.meter.words()}"
+    part.add(f"{way.name}: cores in use flat out", flat_out.meter.cores(), f"of {os.cpu_count()}", note=note)
     return rate
 
 

@@ -19,8 +19,8 @@ from bench.performance.figures import percentile
 from bench.performance.plan import Job, Load, plan
 from bench.performance.writers import WRITERS, Inserter, Recorder
 
-THREADS = 8
-WARM_MESSAGES = 3 * THREADS
+THREADS = 12
+WARM_MESSAGES = 2 * THREADS
 
 
 class Generator:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,16 +47,14 @@ class Outcome:
         early: The share of events that were written before their send had committed.
         took: From the start until the last event was told of.
         late: How late the generator began a transaction, 99th percentile.
-        cpu: CPU seconds by process, while the load ran.
-        wall: How long that was.
+        meter: CPU seconds by process, while the load ran.
     """
 
     latencies: list[float]
     early: float
     took: float
     late: float
-    cpu: dict[str, float]
-    wall: float
+    meter: cpu.Meter
 
     @property
     def rate(self) -> float:
@@ -74,15 +73,24 @@ class Laboratory(NamedTuple):
     postgres: Postgres
     template: str
 
-    def trial(self, way: Way, load: Load) -> Outcome:
+    def trial(self, way: Way, load: Load, beside: Callable[[str], object] | None = None) -> Outcome:
         """Run *load* in a new copy of the template with *way*, and return what was measured.
+
+        Args:
+            way: How the events are linked.
+            load: What is written.
+            beside: Called with the database's URL in another thread meanwhile.
 
         Raises:
             SystemExit: The load failed, or an event was lost or doubled.
         """
         url = self.machine.copy(self.template)
         with way.start(self.machine, url) as pids, Subscriber(self.machine.redis_url, load.channels()) as subscriber:
-            outcome = self._loaded(way, load, url, pids, subscriber)
+            with ThreadPoolExecutor() as pool:
+                other = pool.submit(beside, url) if beside else None
+                outcome = self._loaded(way, load, url, pids, subscriber)
+                if other:
+                    other.result()
         check(url, f"{way.name} at {load.rate:.0f} events/s")
         return outcome
 
@@ -103,10 +111,9 @@ class Laboratory(NamedTuple):
             writers = cpu.writers_seconds(self.machine.server) - writers
         for child in children:
             child.communicate()  # it has waited, so that it and its sessions could be looked at
-        spent = dict(meter.seconds)
-        spent["Postgres, writers"] = writers
-        spent["Postgres, rest"] = spent.pop("Postgres") - writers
-        return _outcome(parts, start, subscriber, spent, meter.wall)
+        meter.seconds["Postgres, writers"] = writers
+        meter.seconds["Postgres, rest"] = meter.seconds.pop("Postgres") - writers
+        return _outcome(parts, start, subscriber, meter)
 
     def _generator(self, way: Way, load: Load, url: str, part: int) -> subprocess.Popen[str]:
         options = ["--load", json.dumps(load._asdict()), "--part", str(part), "--parts", str(PARTS)]
@@ -119,9 +126,7 @@ class Laboratory(NamedTuple):
         )
 
 
-def _outcome(
-    parts: list[dict[str, Any]], start: float, subscriber: Subscriber, spent: dict[str, float], wall: float
-) -> Outcome:
+def _outcome(parts: list[dict[str, Any]], start: float, subscriber: Subscriber, meter: cpu.Meter) -> Outcome:
     if errors := [error for part in parts for error in part["errors"]]:
         raise SystemExit(f"the load generator failed: {errors[0]}")
     sends = {message: at for part in parts for message, at in part["sends"]}
@@ -133,6 +138,5 @@ def _outcome(
         early=sum(written < sends[message] for _, message, written, _ in events) / len(events),
         took=max(told.values()) - start,
         late=max(part["late"] for part in parts),
-        cpu=spent,
-        wall=wall,
+        meter=meter,
     )

@@ -1,0 +1,184 @@
+"""A backlog, worked off by 1, 2 and 4 processes on ranges of arrival; and whether a huge tenant starves small ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from typing import Any
+
+import psycopg
+
+from bench import data
+from bench.performance import cpu, ways
+from bench.performance.checker import check
+from bench.performance.figures import Part
+from bench.performance.plan import Load
+from bench.performance.trial import Laboratory, Way
+
+ORPHANS = 500_000
+PROCESSES = (1, 2, 4)
+SMALL_ORPHANS = 200
+"""Of the small tenant, spread over the whole backlog."""
+
+# Of the tenant `small`, at even distances among the arrivals of the others.
+SMALL_DELIVERIES = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+       last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
+SELECT gen_random_uuid(), 'small', 'Mail', 'transactional', 's' || i || '@example.com', 'example.com', 'small-' || i,
+       'dispatched', now() - interval '1 hour', now() - interval '1 hour', now(), now()
+  FROM generate_series(1, %(orphans)s) AS i
+"""
+SMALL_ORPHAN_ROWS = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT gen_random_uuid(), 'small', 'delivered', now() - interval '50 minutes',
+       jsonb_build_object('provider', 'postmark', 'provider_event_id', 's' || i, 'message_id', 'small-' || i),
+       true, now()::timestamp - interval '40 minutes' + i * (interval '1000 seconds' / %(orphans)s)
+  FROM generate_series(1, %(orphans)s) AS i
+"""
+
+CUTS = """
+SELECT percentile_disc(%(shares)s::float[]) WITHIN GROUP (ORDER BY arrived_at)::text[] FROM mailglass_open_orphans
+"""
+
+SAMPLE = """
+SELECT wait_event_type, wait_event FROM pg_stat_activity
+ WHERE datname = 'run' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+SAMPLE_SECONDS = 0.05
+
+FRESH = Way("fresh events beside a backlog, with follow", "insert", ways.follow, 1.5)
+
+
+def measure(laboratory: Laboratory) -> Part:
+    """Work the backlog off with 1, 2 and 4 processes, and then with a small tenant's fresh events beside it."""
+    part, rates = Part(), {}
+    orphans = _fill(laboratory)
+    for processes in PROCESSES:
+        rates[processes] = _work_off(laboratory, processes, orphans, part)
+    part.add(
+        "two processes / one",
+        rates[2] / rates[1],
+        "",
+        1.7,
+        least=True,
+        note=f"a core for each process and one for its session would be 4; this machine has {os.cpu_count()}",
+    )
+    part.add("four processes / one", rates[4] / rates[1], "")
+    part.curves["processes"] = [(float(processes), round(rate)) for processes, rate in rates.items()]
+    _beside_a_backlog(laboratory, part)
+    return part
+
+
+def _fill(laboratory: Laboratory) -> int:
+    """Make the template of the backlog, and return how many orphans it has."""
+    machine = laboratory.machine
+    url, messages = machine.migrated("backlog"), ORPHANS // machine.scale // 2
+    data.fill(url, deliveries=messages, messages=messages)
+    with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+        cursor.execute(SMALL_DELIVERIES, {"orphans": SMALL_ORPHANS})
+        cursor.execute(SMALL_ORPHAN_ROWS, {"orphans": SMALL_ORPHANS})
+        cursor.execute("VACUUM ANALYZE")
+    return messages * 2 + SMALL_ORPHANS
+
+
+def _ranges(url: str, processes: int) -> list[tuple[str, ...]]:
+    """Return the options of `bench.sweep` that cut the backlog into as many ranges of arrival, of about one size."""
+    with psycopg.connect(url) as connection:
+        shares = [number / processes for number in range(1, processes)]
+        row = connection.execute(CUTS, {"shares": shares}).fetchone() if shares else None
+    cuts = row[0] if row else []
+    return [
+        (*(("--after", cuts[number - 1]) if number else ()), *(("--until", cuts[number]) if number < len(cuts) else ()))
+        for number in range(processes)
+    ]
+
+
+def _work_off(laboratory: Laboratory, processes: int, orphans: int, part: Part) -> float:
+    """Work off a copy of the backlog, and return the links a second."""
+    machine = laboratory.machine
+    url = machine.copy("backlog")
+    ranges, waits = _ranges(url, processes), _Waits(machine.server)
+    with cpu.Meter({"Postgres": cpu.postgres_pid(laboratory.postgres)}) as meter, waits:
+        swept = machine.sweeps(url, *ranges)
+    began, linked = min(f["began"] for f in swept), sum(f["linked"] for f in swept)
+    if linked != orphans:
+        raise SystemExit(f"of {orphans} orphans, {processes} processes linked {linked}")
+    check(url, f"a backlog with {processes} processes")
+    seconds = max(f["ended"] for f in swept) - began
+    name = f"{processes} process{'es' * (processes > 1)}"
+    part.add(f"{name}: links a second", linked / seconds, "links/s", note=f"{linked:,} in {seconds:.1f} s")
+    part.add(f"{name}: Postgres", meter.seconds["Postgres"] / linked * 1e6, "CPU µs/link", note=waits.words())
+    part.add(f"{name}: Python", sum(f["python"] for f in swept) / linked * 1e6, "CPU µs/link")
+    part.add(
+        f"{name}: the small tenant's last link",
+        _last_link(url, began) / seconds * 100,
+        "% of the time",
+        100,
+        note="in order of arrival: its last orphan is the youngest of all",
+    )
+    return float(linked / seconds)
+
+
+def _last_link(url: str, began: float) -> float:
+    """Return the seconds until the small tenant's last orphan was linked."""
+    with psycopg.connect(url) as connection:
+        row: Any = connection.execute(
+            "SELECT extract(epoch FROM max(inserted_at) AT TIME ZONE 'UTC') - %s FROM mailglass_events"
+            " WHERE tenant_id = 'small' AND type = 'reconciled'",
+            [began],
+        ).fetchone()
+    return float(row[0])
+
+
+def _beside_a_backlog(laboratory: Laboratory, part: Part) -> None:
+    """Write fresh events of small tenants while two processes work off the backlog; then sweep one tenant alone."""
+    machine = laboratory.machine
+    load = Load("fresh", 400 // machine.scale, 40, "fresh")
+    outcome = Laboratory(machine, laboratory.postgres, "backlog").trial(
+        FRESH, load, beside=lambda url: machine.sweeps(url, *_ranges(url, 2))
+    )
+    part.add(
+        f"{FRESH.name}: p99",
+        outcome.percentile(99) * 1000,
+        "ms",
+        FRESH.wanted * 1000,
+        note=f"{load.rate:.0f} events/s while two processes work off {ORPHANS // machine.scale:,} orphans",
+    )
+    swept = machine.sweep(machine.copy("backlog"), "--tenant", "small")
+    if swept["linked"] != SMALL_ORPHANS:
+        raise SystemExit(f"a sweep of the small tenant linked {swept['linked']} of {SMALL_ORPHANS}")
+    note = f"{SMALL_ORPHANS} orphans among {ORPHANS // machine.scale:,}"
+    part.add("a sweep of the small tenant alone", swept["seconds"], "s", note=note)
+    data.drop(machine.server, "backlog")
+
+
+def _what(kind: str | None, event: str | None) -> str:
+    return "run" if kind is None else "wait for Python" if kind == "Client" else f"wait for {kind} {event}"
+
+
+class _Waits:
+    """What the sessions in the database `run` do, sampled while the block runs."""
+
+    def __init__(self, server: str) -> None:
+        self._server, self._found = server, Counter[str]()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        with psycopg.connect(self._server, autocommit=True) as connection:
+            while not self._ends.wait(SAMPLE_SECONDS):
+                self._found.update(_what(*row) for row in connection.execute(SAMPLE))
+
+    def words(self) -> str:
+        """Return what sessions did, by share of the samples, most first."""
+        total = sum(self._found.values()) or 1
+        return "sessions: " + ", ".join(f"{what} {n / total:.0%}" for what, n in self._found.most_common(4))
