@@ -26,6 +26,7 @@ from mailglass_reconcile.schedule import make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
 from mailglass_reconcile.sweep.providers import key_rule
+from mailglass_reconcile.sweep.recent import reconcile_recent
 from mailglass_reconcile.sweep.reconciler import reconcile
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -61,6 +62,7 @@ __all__ = [
     "make_beat_schedule",
     "prune",
     "reconcile",
+    "reconcile_recent",
     "record_send",
     "record_webhook",
 ]

@@ -200,6 +200,10 @@ class Publisher:
         self._patience = PATIENCE_SECONDS
         self._warned = False
 
+    def next_sweep(self) -> None:
+        """Give another sweep a second of its own; what was warned of is not said again."""
+        self._patience = PATIENCE_SECONDS
+
     def publish(self, messages: Sequence[Message]) -> Published:
         """Hand *messages* to Redis, and return how many it took; raises nothing that a Redis can cause."""
         outcome = Published()

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from mailglass_reconcile.cli.following import follow
 from mailglass_reconcile.cli.looking import explain, status
 from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
@@ -23,7 +24,7 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, prune, migrate, status, explain, rekey, demo):
+for _subcommand in (sweep, follow, prune, migrate, status, explain, rekey, demo):
     command.add_command(_subcommand)
 
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import deliveries
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Slice, array_literal
+from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Range, Slice, array_literal
 
 SLICE_ORPHANS = 10_000
 """Orphans whose keys and matches are in memory at once: about 10 MB."""
 
 _SURVEY = """
-SELECT w.after_time::text AS after, w.until_time::text AS until,
+SELECT w.afters, w.untils,
        (SELECT count(*) = 2 FROM pg_trigger AS t
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
@@ -30,46 +30,66 @@ SELECT w.after_time::text AS after, w.until_time::text AS until,
          AND (SELECT count(*) = 4 FROM pg_attribute AS a
                WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
                  AND a.attname IN ('tenant_id', 'provider', 'provider_event_id', 'raw_payload')) AS raw_webhooks
-  FROM (SELECT greatest(now()::timestamp - make_interval(mins => :max_age_minutes),
-                        CAST(:after AS timestamp)) AS after_time,
-               least(now()::timestamp - make_interval(secs => :grace_seconds),
-                     CAST(:until AS timestamp)) AS until_time) AS w
+  FROM (SELECT array_agg(r.after_time::text ORDER BY r.after_time) AS afters,
+               array_agg(r.until_time::text ORDER BY r.after_time) AS untils
+          FROM (SELECT greatest(now()::timestamp - make_interval(mins => :max_age_minutes),
+                                now()::timestamp - make_interval(secs => a.oldest),
+                                CAST(:after AS timestamp)) AS after_time,
+                       least(now()::timestamp - make_interval(secs => a.youngest),
+                             CAST(:until AS timestamp)) AS until_time
+                  FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
+               ) AS r) AS w
 """
 
+# The statements on a slice walk the index of arrival range by range, in the order in which the ranges are given.
 _GROUPS = """
-SELECT rule, refused > 0 AS refused, count(*) AS orphans, count(*) FILTER (WHERE ids = 0) AS unmatchable,
-       count(*) FILTER (WHERE rule = :any AND provider = ANY (CAST(:known AS text[]))) AS better_known
-  FROM {schema}.mailglass_open_orphans
- WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
- GROUP BY rule, refused > 0
+SELECT o.rule, o.refused > 0 AS refused, count(*) AS orphans, count(*) FILTER (WHERE o.ids = 0) AS unmatchable,
+       count(*) FILTER (WHERE o.rule = :any AND o.provider = ANY (CAST(:known AS text[]))) AS better_known
+  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+ CROSS JOIN LATERAL (
+         SELECT rule, refused, ids, provider FROM {schema}.mailglass_open_orphans
+          WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
+                                          CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
+                                               ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
+            AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
+            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
+ GROUP BY o.rule, o.refused > 0
 """
 
 _COUNT = """
-SELECT count(*) FROM {schema}.mailglass_open_orphans
- WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+SELECT count(*)
+  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+ CROSS JOIN LATERAL (
+         SELECT FROM {schema}.mailglass_open_orphans
+          WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
+                                          CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
+                                               ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
+            AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
+            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
 """
 
 _WITHOUT_KEYS = """
-SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, rule, recipient_lost
-  FROM {schema}.mailglass_open_orphans AS o
- WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-   AND (refused > 0) = :refused
-   AND (rule IS NULL OR rule = ANY (CAST(:stale AS text[]))
-        OR rule = :any AND provider = ANY (CAST(:known AS text[])))
- ORDER BY o.arrived_at, o.event_id LIMIT :size
+SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider, NULL, o.recipient, o.rule, o.recipient_lost
+  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+ CROSS JOIN LATERAL (
+         SELECT * FROM {schema}.mailglass_open_orphans
+          WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
+                                          CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
+                                               ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
+            AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
+            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+            AND (refused > 0) = :refused
+            AND (rule IS NULL OR rule = ANY (CAST(:stale AS text[]))
+                 OR rule = :any AND provider = ANY (CAST(:known AS text[])))
+          ORDER BY arrived_at, event_id LIMIT :size) AS o
+ LIMIT :size
 """
 
 _ANY_OF = """
 SELECT event_id::text, tenant_id, arrived_at::text, provider, NULL, recipient, rule, recipient_lost
   FROM {schema}.mailglass_open_orphans AS o
  WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+   AND arrived_at <= CAST(:until_time AS timestamp)
  ORDER BY o.arrived_at, o.event_id LIMIT :size
 """
 
@@ -78,17 +98,22 @@ _NAMING = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
        ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
               WHERE k.event_id = o.event_id ORDER BY k.position), o.recipient, o.rule, o.recipient_lost
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-           AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-           AND (refused > 0) = :refused AND ids > 0
-           AND rule <> ALL (CAST(:stale AS text[]))
-           AND NOT (rule = :any AND provider = ANY (CAST(:known AS text[])))
-           AND EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                         JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
-                        WHERE k.event_id = mailglass_open_orphans.event_id)
-         ORDER BY arrived_at, event_id LIMIT :size) AS o
+  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+ CROSS JOIN LATERAL (
+         SELECT * FROM {schema}.mailglass_open_orphans
+          WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
+                                          CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
+                                               ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
+            AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
+            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+            AND (refused > 0) = :refused AND ids > 0
+            AND rule <> ALL (CAST(:stale AS text[]))
+            AND NOT (rule = :any AND provider = ANY (CAST(:known AS text[])))
+            AND EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
+                          JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
+                         WHERE k.event_id = mailglass_open_orphans.event_id)
+          ORDER BY arrived_at, event_id LIMIT :size) AS o
+ LIMIT :size
 """
 
 # OFFSET 0, so that each row is probed for, whatever the planner believes of the tables; and no more of one id than a
@@ -123,8 +148,8 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
 class Survey(NamedTuple):
     """What a sweep sees when it begins: its window, the state of the schema, and the sizes of what it will read."""
 
-    after: str
-    until: str
+    afters: list[str]
+    untils: list[str]
     triggers: bool
     version: str | None
     indexed: bool
@@ -133,8 +158,19 @@ class Survey(NamedTuple):
     raw_webhooks: bool
 
     def window(self, tenant_id: str | None) -> Slice:
-        """Return all eligible orphans as one slice."""
-        return Slice(Place(self.after, LAST_EVENT), Place(self.until, LAST_EVENT), tenant_id)
+        """Return all that the sweep is to look at as one slice."""
+        ranges = tuple(map(Range, self.afters, self.untils))
+        return Slice(Place(self.after, LAST_EVENT), Place(self.until, LAST_EVENT), tenant_id, ranges=ranges)
+
+    @property
+    def after(self) -> str:
+        """After when the first orphans of the window arrived."""
+        return self.afters[0]
+
+    @property
+    def until(self) -> str:
+        """Until when the last orphans of the window arrived."""
+        return self.untils[-1]
 
 
 class Group(NamedTuple):
@@ -162,8 +198,25 @@ class Marks(NamedTuple):
         return {"stale": array_literal(self.stale), "any": self.any_provider, "known": array_literal(self.known)}
 
 
-def survey(tx: Transaction, settings: Settings, *, after: str | None = None, until: str | None = None) -> Survey:
-    """Return the window of eligible orphans by the database's clock, cut to what arrived after and until a time."""
+def survey(
+    tx: Transaction,
+    settings: Settings,
+    *,
+    ages: Sequence[tuple[float, float]] | None = None,
+    after: str | None = None,
+    until: str | None = None,
+) -> Survey:
+    """Return the window of a sweep by the database's clock, cut to what arrived after and until a time.
+
+    Args:
+        tx: A transaction.
+        settings: Grace and maximum age.
+        ages: Ranges of age in seconds, each its older and its younger end, disjoint, the oldest first; None is what
+            is past the grace.
+        after: A time as Postgres writes it, or None.
+        until: Another.
+    """
+    wanted = [(settings.max_age_minutes * 60, settings.grace_seconds)] if ages is None else ages
     window = {
         "events": tx.name_of("mailglass_events"),
         "index": tx.name_of(deliveries.INDEX),
@@ -172,7 +225,8 @@ def survey(tx: Transaction, settings: Settings, *, after: str | None = None, unt
         "webhooks": tx.name_of("mailglass_webhook_events"),
         "after": after,
         "until": until,
-        "grace_seconds": settings.grace_seconds,
+        "oldest": array_literal(str(older) for older, _ in wanted),
+        "youngest": array_literal(str(younger) for _, younger in wanted),
         "max_age_minutes": settings.max_age_minutes,
     }
     return Survey(*tx.execute(_SURVEY, window).one())

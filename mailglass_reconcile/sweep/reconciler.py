@@ -43,6 +43,7 @@ class Sweep:
         dry_run: bool = False,
         bounds: tuple[str | None, str | None] = (None, None),
         progress: Callable[[SweepResult], None] | None = None,
+        recent: float | None = None,
     ) -> None:
         """Prepare a sweep; nothing connects yet.
 
@@ -54,6 +55,8 @@ class Sweep:
             dry_run: Find and classify in read-only transactions; write and publish nothing.
             bounds: Sweep only what arrived after the first time and until the second, in UTC.
             progress: Called with the counts so far, after each batch.
+            recent: Seconds between recent sweeps, if this is one: it looks at what is new or due again, within the
+                interval or two seconds, and logs nothing that the full sweep says anyway.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self.in_batch = False
@@ -62,7 +65,9 @@ class Sweep:
         self._publisher = publisher
         self._limit = limit
         self._progress = progress or (lambda result: None)
-        self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + settings.sweep_seconds)
+        self._recent = recent
+        seconds = settings.sweep_seconds if recent is None else min(settings.sweep_seconds, windows.seconds_for(recent))
+        self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + seconds, recent)
         self._wrote = False
 
     def run(self, engine: sa.Engine) -> SweepResult:
@@ -71,18 +76,22 @@ class Sweep:
         Raises:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
-        began = time.monotonic()
         with connect(engine) as connection:
-            try:
-                self._sweep(connection)
-            except DBAPIError as error:
-                if self._reader.window is None:
-                    raise translated(error) from None
-                self.result.status = "failed"
-                logger.error("the sweep broke off: %s", translated(error))
-            finally:
-                self._settle(connection)
-                self.result.duration_ms = round((time.monotonic() - began) * 1000)
+            return self.run_on(connection)
+
+    def run_on(self, connection: sa.Connection) -> SweepResult:
+        """Sweep as `run` does, on an open connection without a transaction, which stays open."""
+        began = time.monotonic()
+        try:
+            self._sweep(connection)
+        except DBAPIError as error:
+            if self._reader.window is None:
+                raise translated(error) from None
+            self.result.status = "failed"
+            logger.error("the sweep broke off: %s", translated(error))
+        finally:
+            self._settle(connection)
+            self.result.duration_ms = round((time.monotonic() - began) * 1000)
         return self.result
 
     def stop(self) -> None:
@@ -162,6 +171,8 @@ class Sweep:
         self.result.unmatchable += window.unmatchable
         self.result.settle(window.eligible, remaining, complete=complete)
         self._reader.log_complaints()
+        if self._recent is not None:
+            return
         if self.result.tenant_mismatch:
             logger.warning(
                 "%d orphans match only another tenant's deliveries and were not linked; if their tenant is `default`,"

@@ -18,6 +18,16 @@ PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 """Microseconds, as measured: to probe for one orphan's ids; to hash one; to read 8 kB of either table."""
 
 
+LOOK_BACK_SECONDS = 2.0
+"""A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
+DUE_AGES = (4, 8, 16, 32, 64, 128, 256)
+"""Seconds after its arrival at which a recent sweep looks at an orphan again: at 256, full sweeps have taken over."""
+DUE_TICKS = 2
+"""So that a tick may come a whole interval late, and nothing that became due meanwhile is missed."""
+AHEAD_SECONDS = 300.0
+"""How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a sweep: a slice of which either the orphans with keys are looked at, or those without."""
@@ -55,8 +65,9 @@ def survey(
     any_provider: str,
     tenant_id: str | None,
     bounds: tuple[str | None, str | None] = (None, None),
+    recent: float | None = None,
 ) -> Window:
-    """Look at what is eligible, and at the schema.
+    """Look at what is to be swept, and at the schema.
 
     Args:
         tx: A read-only transaction.
@@ -65,11 +76,13 @@ def survey(
         any_provider: The mark of the rule of every other provider.
         tenant_id: Of this tenant only; None is all tenants.
         bounds: Of what arrived after the first time and until the second only; both as Postgres writes them.
+        recent: Seconds between recent sweeps: what is new or due again, in its grace or not; None: what is eligible.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    seen = open_orphans.survey(tx, settings, after=bounds[0], until=bounds[1])
+    ages = None if recent is None else due_ages(recent)
+    seen = open_orphans.survey(tx, settings, ages=ages, after=bounds[0], until=bounds[1])
     schema.require_current(seen.version)
     if not seen.indexed:
         raise SchemaOutdatedError(
@@ -94,6 +107,29 @@ def survey(
         window.parts += [Part(piece, True, keyed)] if keyed else []
         window.parts += [Part(piece, False, without)] if without else []
     return window
+
+
+def due_ages(interval: float) -> list[tuple[float, float]]:
+    """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
+
+    They are disjoint, and the oldest comes first.
+
+    Args:
+        interval: Seconds between recent sweeps.
+    """
+    ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
+    for age in DUE_AGES:
+        older, younger = ranges[-1]
+        if age <= older:
+            ranges[-1] = (max(older, age + DUE_TICKS * interval), younger)
+        else:
+            ranges.append((age + DUE_TICKS * interval, age))
+    return ranges[::-1]
+
+
+def seconds_for(interval: float) -> float:
+    """Return how long a recent sweep may take: a burst is left to the next ones, and to the full sweep."""
+    return max(LOOK_BACK_SECONDS, interval)
 
 
 def _can_be(tenant_id: str | None) -> bool:
@@ -130,6 +166,8 @@ def _by_scans(window: Window, part: Part) -> bool:
     Decided from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
     """
     pages = (window.survey.deliveries_bytes + window.survey.ids_bytes) / 8192
+    if len(part.rest.ranges) > 1:  # which would read them once for each
+        return False
     return part.orphans * PROBE_US > part.orphans * SCAN_US + pages * PAGE_US
 
 
