@@ -51,10 +51,11 @@ def _running(machine: Machine, url: str, arguments: list[str]) -> Iterator[int]:
         )
     try:
         yield process.pid
-        if process.poll() is not None:
-            last = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
-            raise SystemExit(f"{' '.join(arguments)} ended by itself: {last}")
     finally:
+        ended = process.poll() is not None
         process.terminate()
         process.wait(20)
+        last = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
         shutil.rmtree(directory)
+        if ended:
+            raise SystemExit(f"python {' '.join(arguments)} ended by itself: {last}")
