@@ -103,33 +103,31 @@ def _work_off(laboratory: Laboratory, processes: int, orphans: int, part: Part) 
     with cpu.Meter({"Postgres": cpu.postgres_pid(laboratory.postgres)}) as meter, waits:
         swept = machine.sweeps(url, *ranges)
     began, linked = min(f["began"] for f in swept), sum(f["linked"] for f in swept)
-    if linked != orphans:
-        raise SystemExit(f"of {orphans} orphans, {processes} processes linked {linked}")
+    rest = machine.sweep(url)["linked"]
+    if linked + rest != orphans or linked < 0.99 * orphans:
+        raise SystemExit(f"of {orphans} orphans, {processes} processes linked {linked}, and the next sweep {rest}")
     check(url, f"a backlog with {processes} processes")
     seconds = max(f["ended"] for f in swept) - began
     name = f"{processes} process{'es' * (processes > 1)}"
     part.add(f"{name}: links a second", linked / seconds, "links/s", note=f"{linked:,} in {seconds:.1f} s")
+    note = "a delivery's two events were in two ranges, and both processes came to it at once"
+    part.add(f"{name}: left to the next sweep", rest, "orphans", orphans / 100, note=note if rest else "")
     part.add(f"{name}: Postgres", meter.seconds["Postgres"] / linked * 1e6, "CPU µs/link", note=waits.words())
     part.add(f"{name}: Python", sum(f["python"] for f in swept) / linked * 1e6, "CPU µs/link")
-    part.add(
-        f"{name}: the small tenant's last link",
-        _last_link(url, began) / seconds * 100,
-        "% of the time",
-        100,
-        note="in order of arrival: its last orphan is the youngest of all",
-    )
+    note = "of the time that all took; half is its fair share, whatever the others have"
+    share = _middle_link(url, began) / seconds * 100
+    part.add(f"{name}: half of the small tenant is linked after", share, "%", 60, note=note)
     return float(linked / seconds)
 
 
-def _last_link(url: str, began: float) -> float:
-    """Return the seconds until the small tenant's last orphan was linked."""
+def _middle_link(url: str, began: float) -> float:
+    """Return the seconds until half of the small tenant's orphans were linked."""
     with psycopg.connect(url) as connection:
         row: Any = connection.execute(
-            "SELECT extract(epoch FROM max(inserted_at) AT TIME ZONE 'UTC') - %s FROM mailglass_events"
-            " WHERE tenant_id = 'small' AND type = 'reconciled'",
-            [began],
+            "SELECT extract(epoch FROM percentile_disc(0.5) WITHIN GROUP (ORDER BY inserted_at) AT TIME ZONE 'UTC')"
+            " FROM mailglass_events WHERE tenant_id = 'small' AND type = 'reconciled'"
         ).fetchone()
-    return float(row[0])
+    return float(row[0]) - began
 
 
 def _beside_a_backlog(laboratory: Laboratory, part: Part) -> None:

@@ -33,7 +33,7 @@ class Figure:
         """Return the target in words."""
         if self.target is None:
             return ""
-        return f"at {'most' if self.at_most else 'least'} {number(self.target)} {self.unit}".rstrip()
+        return f"at {'most' if self.at_most else 'least'} {number(self.target)}"
 
 
 @dataclass(slots=True)

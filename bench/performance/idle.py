@@ -44,11 +44,11 @@ def _idle(laboratory: Laboratory, part: Part) -> None:
     before = 0.0
     for way in WAYS:
         with way.start(machine, url) as pids:
-            time.sleep(SETTLING_SECONDS / machine.scale)  # it imports and connects
+            time.sleep(SETTLING_SECONDS)  # it imports and connects
             with psycopg.connect(machine.server, autocommit=True) as connection:
                 connection.execute("CHECKPOINT")
             with cpu.Meter(pids | _servers(laboratory)) as meter:
-                time.sleep(IDLE_SECONDS / machine.scale)
+                time.sleep(max(2.0, IDLE_SECONDS / machine.scale))
         seconds = {name: spent / meter.wall * HOUR for name, spent in meter.seconds.items()}
         ours = sum(seconds[name] for name in pids)
         if not pids:
