@@ -9,7 +9,7 @@ from kombu.entity import Exchange, Queue
 from pydantic import SecretStr
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK, make_beat_schedule
+from mailglass_reconcile.schedule import PRUNE_TASK, RECENT_TASK, SWEEP_TASK, make_beat_schedule
 
 SWEEP_QUEUE = "mailglass_reconcile"
 PRUNE_QUEUE = "mailglass_maintenance"
@@ -41,7 +41,10 @@ app.conf.update(
     beat_schedule=make_beat_schedule(),
     task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE)],
     task_default_queue=SWEEP_QUEUE,
-    task_routes={SWEEP_TASK: {"queue": SWEEP_QUEUE}, PRUNE_TASK: {"queue": PRUNE_QUEUE}},
+    task_routes={
+        **{name: {"queue": SWEEP_QUEUE} for name in (SWEEP_TASK, RECENT_TASK)},
+        PRUNE_TASK: {"queue": PRUNE_QUEUE},
+    },
     task_ignore_result=False,
     worker_prefetch_multiplier=1,
     timezone="UTC",

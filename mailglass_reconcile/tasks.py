@@ -14,12 +14,13 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.schedule import (
     PRUNE_TASK,
+    RECENT_TASK,
     SWEEP_TASK,
     warn_without_celery,
 )
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import connect, transaction
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import STATES, SweepResult
 
@@ -42,30 +43,73 @@ SHOWN_CHARACTERS = 1_000
 
 
 @shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
-def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None = None) -> dict[str, Any]:
+def reconcile(
+    self: SweepTask,
+    tenant_id: str | None = None,
+    limit: int | None = None,
+    fan_out: int | None = None,
+    after: str | None = None,
+    until: str | None = None,
+) -> dict[str, Any]:
     """Sweep, unless the same sweep is queued or running.
 
     Args:
         self: The task.
         tenant_id: Sweep this tenant's orphans only; None is all tenants.
         limit: Link at most this many.
+        fan_out: If more orphans than this are eligible, cut them into ranges of arrival with about this many each,
+            and send a task for each range. Not with a limit, and not in eager mode.
+        after: Sweep only what arrived after this time, in UTC, as Postgres writes it.
+        until: Sweep only what arrived until this time.
 
     Returns:
         The counts of `SweepResult`, or `{"status": "duplicate", "of": <task id>}`. After a soft time limit, the
-        counts of what was committed until then, as `partial`.
+        counts of what was committed until then, as `partial`. After a fan-out `{"status": "fanned_out", "eligible": …,
+        "tasks": [<task id>, …]}`: the counts of these tasks add up to what one sweep would return.
 
     Raises:
         TypeError: An argument is of another type.
+        ValueError: *limit* or *fan_out* is below 1.
         MailglassReconcileError: Nothing was swept.
     """
     with _told_in_a_line(SWEEP_TASK):
-        self.generate_lock(self.name, (tenant_id, limit))
-        with self.held() as other:
-            if other is not None:
-                return {"status": "duplicate", "of": other}
-            sweep = reconciler.prepare(tenant_id, limit)
+        self.generate_lock(self.name, (tenant_id, limit, fan_out, after, until))
+        with self.held() as hold:
+            if hold.duplicate_of is not None:
+                return {"status": "duplicate", "of": hold.duplicate_of}
+            if fan_out is not None and hold.key is not None and (limit, after, until) == (None, None, None):
+                eligible, parts = ranges.cut(runtime.get_engine(), runtime.get_settings(), tenant_id, fan_out)
+                if parts:
+                    calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
+                    tasks = self.send_ranges(hold, calls)
+                    logger.info("cut %d open orphans into %d ranges, a task for each", eligible, len(tasks))
+                    return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
+            sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until))
             with _ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
+        log_sweep(sweep.result)
+        return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
+
+
+@shared_task(name=RECENT_TASK, ignore_result=True, throws=(MailglassReconcileError,))
+def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dict[str, Any]:
+    """Sweep what arrived lately; takes no lock, because any number may run at once.
+
+    Args:
+        interval: Seconds between two such sweeps, above 0 and at most 60.
+        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+
+    Returns:
+        The counts of `SweepResult`, which are ignored unless the caller asks for them (`ignore_result=False`).
+
+    Raises:
+        ValueError: *interval* is out of bounds.
+        MailglassReconcileError: Nothing was swept.
+    """
+    with _told_in_a_line(RECENT_TASK, once=True):
+        sweep = recent.prepare(interval, tenant_id)
+        with _ended_by_soft_limit(sweep):
+            sweep.run(runtime.get_engine())
         log_sweep(sweep.result)
         return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
 
@@ -103,15 +147,25 @@ def _shown(tenant_id: str | None) -> str | None:
     return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
 
 
+_told: dict[str, str] = {}
+"""What each task that runs all the time has said last, until it works again."""
+
+
 @contextmanager
-def _told_in_a_line(task_name: str) -> Iterator[None]:
-    """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO."""
+def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
+    """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO.
+
+    With *once*, an error that lasts is told of once by each process.
+    """
     try:
         yield
     except MailglassReconcileError as error:
-        if not celerys_logger.isEnabledFor(logging.INFO):
+        known = once and _told.get(task_name) == str(error)
+        if not known and not celerys_logger.isEnabledFor(logging.INFO):
             logger.error("%s did nothing: %s", task_name, error)
+        _told[task_name] = str(error)
         raise
+    _told.pop(task_name, None)
 
 
 class _SoftLimit(KeyboardInterrupt):

@@ -124,7 +124,7 @@ class Follower:
             logger.warning("the database is back")
         self._faults = self._faults + 1 if result.status == "failed" else 0
         self._tell_of_redis(result)
-        if result.linked or result.failed or result.status != "ok":
+        if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
             click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
 
     def _swept(self) -> SweepResult:

@@ -40,14 +40,29 @@ redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'EX', ARGV[3])
 return ARGV[1]
 """
 
+# How many others hold the lock under one name, the ranges of a fan-out, stands under the lock's key and that name.
+_SHARE = """
+local value = redis.call('GET', KEYS[1])
+if value and value:sub(2) == ARGV[1] then
+  return redis.call('SET', KEYS[1] .. ':' .. ARGV[1], ARGV[3], 'EX', ARGV[2])
+end
+"""
+
 _RENEW = """
 local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+if value and value:sub(2) == ARGV[1] then
+  redis.call('EXPIRE', KEYS[1] .. ':' .. ARGV[1], ARGV[2])
+  return redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
 """
 
 _RELEASE = """
-local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+local value, sharing = redis.call('GET', KEYS[1]), KEYS[1] .. ':' .. ARGV[1]
+if not value or value:sub(2) ~= ARGV[1] then return end
+local others = tonumber(redis.call('GET', sharing) or '0') or 0
+if others == 0 then return redis.call('DEL', KEYS[1], sharing) end
+redis.call('SET', sharing, others - 1, 'EX', ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 
@@ -93,9 +108,13 @@ class LockBackend:
         """Give *owner* another minute, if the lock is still its own."""
         self._call(_RENEW, key, owner, LOCK_SECONDS)
 
+    def share(self, key: str, owner: str, others: int) -> None:
+        """Let *others* hold the lock as *owner* as well: only the last release of all of them frees it."""
+        self._call(_SHARE, key, owner, LOCK_SECONDS, others)
+
     def release(self, key: str, owner: str) -> None:
-        """Free the lock, if it is still *owner*'s."""
-        self._call(_RELEASE, key, owner)
+        """Free the lock, if it is still *owner*'s and nobody else holds it under that name."""
+        self._call(_RELEASE, key, owner, LOCK_SECONDS)
 
     @contextmanager
     def kept(self, key: str, owner: str) -> Iterator[None]:

@@ -51,8 +51,7 @@ def prepare(
         ConfigurationError: A setting is missing or cannot be used.
         ValueError: *interval* is out of bounds.
     """
-    if not 0 < interval <= MAX_INTERVAL_SECONDS:
-        raise ValueError(f"interval must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")
+    require_interval(interval)
     runtime.load_imports()
     return Sweep(
         settings or runtime.get_settings(),
@@ -60,3 +59,13 @@ def prepare(
         tenant_id=tenant_id,
         recent=interval,
     )
+
+
+def require_interval(interval: float) -> None:
+    """Refuse an interval, in seconds, that no recent sweep can have.
+
+    Raises:
+        ValueError: It is not above 0, or above 60.
+    """
+    if not 0 < interval <= MAX_INTERVAL_SECONDS:
+        raise ValueError(f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")

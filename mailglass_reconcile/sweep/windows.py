@@ -90,7 +90,7 @@ def survey(
         )
     whole = seen.window(tenant_id)
     known = [provider for provider in marks if marks[provider] != any_provider]
-    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known)) if _can_be(tenant_id) else []
+    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known)) if can_be(tenant_id) else []
     stale = {group.rule for group in groups if group.rule and _is_stale(group.rule, marks, any_provider)}
     window = Window(
         seen,
@@ -132,7 +132,7 @@ def seconds_for(interval: float) -> float:
     return max(LOOK_BACK_SECONDS, interval)
 
 
-def _can_be(tenant_id: str | None) -> bool:
+def can_be(tenant_id: str | None) -> bool:
     """Whether a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
     return tenant_id is None or not ("\x00" in tenant_id or any("\ud800" <= c <= "\udfff" for c in tenant_id))
 
@@ -166,7 +166,7 @@ def _by_scans(window: Window, part: Part) -> bool:
     Decided from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
     """
     pages = (window.survey.deliveries_bytes + window.survey.ids_bytes) / 8192
-    if len(part.rest.ranges) > 1:  # which would read them once for each
+    if len(part.rest.ranges) > 1:  # each range would read them again
         return False
     return part.orphans * PROBE_US > part.orphans * SCAN_US + pages * PAGE_US
 
