@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from typing import Any
@@ -41,6 +43,21 @@ CUTS = """
 SELECT percentile_disc(%(shares)s::float[]) WITHIN GROUP (ORDER BY arrived_at)::text[] FROM mailglass_open_orphans
 """
 
+LINKED = """
+SELECT extract(epoch FROM max(inserted_at) - min(inserted_at))::float FROM mailglass_events WHERE type = 'reconciled'
+"""
+"""From the first link to the last, by the start of their transactions."""
+
+FAN_OUT = """
+import sys
+from celery.result import AsyncResult
+from mailglass_reconcile import celery, tasks
+fan_out, seconds = map(int, sys.argv[1:])
+cut = tasks.reconcile.delay(fan_out=fan_out).get(seconds)
+print(sum(AsyncResult(id_).get(seconds)["linked"] for id_ in cut["tasks"]))
+"""
+PATIENCE_SECONDS = 200
+
 SAMPLE = """
 SELECT wait_event_type, wait_event FROM pg_stat_activity
  WHERE datname = 'run' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
@@ -65,6 +82,7 @@ def measure(laboratory: Laboratory) -> Part:
         note=f"a core for each process and one for its session would be 4; this machine has {os.cpu_count()}",
     )
     part.add("four processes / one", rates[4] / rates[1], "")
+    _fan_out(laboratory, orphans, rates[2], part)
     part.curves["processes"] = [(float(processes), round(rate)) for processes, rate in rates.items()]
     _beside_a_backlog(laboratory, part)
     return part
@@ -118,6 +136,23 @@ def _work_off(laboratory: Laboratory, processes: int, orphans: int, part: Part) 
     share = _middle_link(url, began) / seconds * 100
     part.add(f"{name}: half of the small tenant is linked after", share, "%", 60, note=note)
     return float(linked / seconds)
+
+
+def _fan_out(laboratory: Laboratory, orphans: int, rate: float, part: Part) -> None:
+    """Let Celery work the backlog off: one call of the task with `fan_out`, a worker of two processes."""
+    machine = laboratory.machine
+    url, share = machine.copy("backlog"), orphans // 10
+    with ways.worker(machine, url):
+        command = [sys.executable, "-c", FAN_OUT, str(share), str(PATIENCE_SECONDS)]
+        counts = subprocess.run(command, env=machine.environment(url), check=True, capture_output=True).stdout
+    with psycopg.connect(url) as connection:
+        seconds = connection.execute(LINKED).fetchall()[0][0]
+    rest = machine.sweep(url)["linked"]
+    if int(counts) + rest != orphans:
+        raise SystemExit(f"of {orphans} orphans a fan-out linked {int(counts)}, and the next sweep {rest}")
+    check(url, "a backlog with Celery")
+    note = f"make_beat_schedule(fan_out={share:,}) and one worker of two processes: {int(counts) / seconds:,.0f} links/s"
+    part.add("fan-out by Celery / two processes on two ranges", int(counts) / seconds / rate, "", 0.9, least=True, note=note)
 
 
 def _middle_link(url: str, began: float) -> float:

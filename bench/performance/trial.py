@@ -45,7 +45,7 @@ class Outcome:
     Attributes:
         latencies: From the later of the two commits to the subscriber, for each event.
         early: The share of events that were written before their send had committed.
-        took: From the start until the last event was told of.
+        took: From the start until the last commit.
         late: How late the generator began a transaction, 99th percentile.
         meter: CPU seconds by process, while the load ran.
     """
@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def rate(self) -> float:
-        """Return the events a second, from the start until the last was told of."""
+        """Return how many events a second were written."""
         return len(self.latencies) / self.took
 
     def percentile(self, percent: float) -> float:
@@ -136,7 +136,7 @@ def _outcome(parts: list[dict[str, Any]], start: float, subscriber: Subscriber, 
     return Outcome(
         latencies=[told[event_id] - max(committed, sends[message]) for event_id, message, _, committed in events],
         early=sum(written < sends[message] for _, message, written, _ in events) / len(events),
-        took=max(told.values()) - start,
+        took=max(*sends.values(), *(committed for *_, committed in events)) - start,
         late=max(part["late"] for part in parts),
         meter=meter,
     )

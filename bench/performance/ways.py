@@ -14,6 +14,7 @@ from bench.machine import Machine
 
 FOLLOW = ["-m", "mailglass_reconcile", "follow", "--interval", "0.1"]
 RECENT = ["-m", "celery", "-A", "bench.performance.celery_app", "worker", "-B", "-c", "1", "--loglevel", "WARNING"]
+WORKER = ["-m", "celery", "-A", "mailglass_reconcile", "worker", "-c", "2", "--loglevel", "WARNING"]
 
 
 @contextmanager
@@ -35,6 +36,13 @@ def recent(machine: Machine, url: str) -> Iterator[dict[str, int]]:
     with tempfile.TemporaryDirectory(prefix="mailglass-beat-") as directory:
         with _running(machine, url, [*RECENT, "-s", f"{directory}/schedule"]) as pid:
             yield {"worker and beat": pid}
+
+
+@contextmanager
+def worker(machine: Machine, url: str) -> Iterator[int]:
+    """Run a Celery worker of two processes without a beat, and yield its process id."""
+    with _running(machine, url, WORKER) as pid:
+        yield pid
 
 
 @contextmanager
