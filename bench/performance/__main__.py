@@ -47,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.performance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, outage; all of them if none is named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, outage; all of them if none is named"
+    )
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="take medians of N runs of each part")
     parser.add_argument("--quick", action="store_true", help="a twentieth of every size, to try it out")
     options = parser.parse_args()
@@ -92,8 +94,8 @@ def _about(server: str, options: argparse.Namespace) -> str:
         version = connection.info.server_version
     runs = f"medians of {options.runs}" if options.runs > 1 else "one run"
     return (
-        f"PostgreSQL {version // 10_000}.{version % 10_000}, Python {platform.python_version()}, {os.cpu_count()} cores,"
-        f" load average {os.getloadavg()[0]:.1f} before it began, {runs}{', a twentieth of every size' * options.quick}."
+        f"PostgreSQL {version // 10_000}.{version % 10_000}, Python {platform.python_version()}, {os.cpu_count()} cores"
+        f" (load average {os.getloadavg()[0]:.1f} before), {runs}{', a twentieth of every size' * options.quick}."
     )
 
 

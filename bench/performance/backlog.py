@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-from collections import Counter
 from typing import Any
 
 import psycopg
@@ -17,6 +15,7 @@ from bench.performance.checker import check
 from bench.performance.figures import Part
 from bench.performance.plan import Load
 from bench.performance.trial import Laboratory, Way
+from bench.performance.waits import Waits
 
 ORPHANS = 500_000
 PROCESSES = (1, 2, 4)
@@ -57,12 +56,6 @@ cut = tasks.reconcile.delay(fan_out=fan_out).get(seconds)
 print(sum(AsyncResult(id_).get(seconds)["linked"] for id_ in cut["tasks"]))
 """
 PATIENCE_SECONDS = 200
-
-SAMPLE = """
-SELECT wait_event_type, wait_event FROM pg_stat_activity
- WHERE datname = 'run' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
-SAMPLE_SECONDS = 0.05
 
 FRESH = Way("fresh events beside a backlog, with follow", "insert", ways.follow, 1.5)
 
@@ -117,7 +110,7 @@ def _work_off(laboratory: Laboratory, processes: int, orphans: int, part: Part) 
     """Work off a copy of the backlog, and return the links a second."""
     machine = laboratory.machine
     url = machine.copy("backlog")
-    ranges, waits = _ranges(url, processes), _Waits(machine.server)
+    ranges, waits = _ranges(url, processes), Waits(machine.server)
     with cpu.Meter({"Postgres": cpu.postgres_pid(laboratory.postgres)}) as meter, waits:
         swept = machine.sweeps(url, *ranges)
     began, linked = min(f["began"] for f in swept), sum(f["linked"] for f in swept)
@@ -151,8 +144,12 @@ def _fan_out(laboratory: Laboratory, orphans: int, rate: float, part: Part) -> N
     if int(counts) + rest != orphans:
         raise SystemExit(f"of {orphans} orphans a fan-out linked {int(counts)}, and the next sweep {rest}")
     check(url, "a backlog with Celery")
-    note = f"make_beat_schedule(fan_out={share:,}) and one worker of two processes: {int(counts) / seconds:,.0f} links/s"
-    part.add("fan-out by Celery / two processes on two ranges", int(counts) / seconds / rate, "", 0.9, least=True, note=note)
+    note = (
+        f"make_beat_schedule(fan_out={share:,}) and one worker of two processes: {int(counts) / seconds:,.0f} links/s"
+    )
+    part.add(
+        "fan-out by Celery / two processes on two ranges", int(counts) / seconds / rate, "", 0.9, least=True, note=note
+    )
 
 
 def _middle_link(url: str, began: float) -> float:
@@ -185,33 +182,3 @@ def _beside_a_backlog(laboratory: Laboratory, part: Part) -> None:
     note = f"{SMALL_ORPHANS} orphans among {ORPHANS // machine.scale:,}"
     part.add("a sweep of the small tenant alone", swept["seconds"], "s", note=note)
     data.drop(machine.server, "backlog")
-
-
-def _what(kind: str | None, event: str | None) -> str:
-    return "run" if kind is None else "wait for Python" if kind == "Client" else f"wait for {kind} {event}"
-
-
-class _Waits:
-    """What the sessions in the database `run` do, sampled while the block runs."""
-
-    def __init__(self, server: str) -> None:
-        self._server, self._found = server, Counter[str]()
-        self._ends = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._ends.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        with psycopg.connect(self._server, autocommit=True) as connection:
-            while not self._ends.wait(SAMPLE_SECONDS):
-                self._found.update(_what(*row) for row in connection.execute(SAMPLE))
-
-    def words(self) -> str:
-        """Return what sessions did, by share of the samples, most first."""
-        total = sum(self._found.values()) or 1
-        return "sessions: " + ", ".join(f"{what} {n / total:.0%}" for what, n in self._found.most_common(4))

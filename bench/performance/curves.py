@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 
 from bench import data
-from bench.performance.figures import Part, Points
+from bench.performance.figures import Part
 from bench.performance.trial import Laboratory
 
 OPEN = (1_000, 3_000, 10_000, 30_000, 100_000)

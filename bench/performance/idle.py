@@ -68,9 +68,13 @@ def _busy(laboratory: Laboratory, part: Part) -> None:
         seconds = {name: spent / outcome.meter.wall * HOUR for name, spent in outcome.meter.seconds.items()}
         ours = sum(spent for name, spent in seconds.items() if name in ("follow", "worker and beat"))
         at = f"at {BUSY_RATE} events/s, all of them linked"
-        part.add(f"busy, {way.name}: Postgres, but for the writers' sessions", seconds["Postgres, rest"], "CPU s/h", note=at)
+        part.add(
+            f"busy, {way.name}: Postgres, but for the writers' sessions", seconds["Postgres, rest"], "CPU s/h", note=at
+        )
         part.add(f"busy, {way.name}: its own processes", ours, "CPU s/h", note=at)
-        part.add(f"busy, {way.name}: cores in use", outcome.meter.cores(), f"of {os.cpu_count()}", note=outcome.meter.words())
+        part.add(
+            f"busy, {way.name}: cores in use", outcome.meter.cores(), f"of {os.cpu_count()}", note=outcome.meter.words()
+        )
 
 
 def _servers(laboratory: Laboratory) -> dict[str, int]:

@@ -94,7 +94,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 
 def _report(part: Part, kind: str, ours: Cost, without: Cost) -> None:
-    note = f"{ours.cpu:.0f} with ours, {without.cpu:.0f} without; {ours.wall:.0f} and {without.wall:.0f} µs in all, the disk left out"
+    note = f"{ours.cpu:.0f} with ours, {without.cpu:.0f} without; in all {ours.wall:.0f} and {without.wall:.0f} µs"
     part.add(f"{kind}: Postgres, more than without", ours.cpu - without.cpu, "CPU µs", note=note)
     note = f"{ours.wal:,.0f} with ours, {without.wal:,.0f} without"
     part.add(f"{kind}: WAL, more than without", ours.wal - without.wal, "bytes", note=note)

@@ -53,7 +53,7 @@ def measure(laboratory: Laboratory) -> Part:
 def _maximum(laboratory: Laboratory, way: Way, part: Part) -> float:
     """Return the highest load, in events a second, that neither the generator nor the way fell behind.
 
-    A first trial writes as fast as it can. Then loads are tried downwards from 0.95 of its rate, until one is sustained.
+    A first trial writes as fast as it can. Then loads are tried downwards from 0.95 of its rate until one is kept up.
     """
     messages = 1_200 // laboratory.machine.scale
     flat_out = laboratory.trial(way, Load("most", messages, FLAT_OUT))

@@ -1,7 +1,8 @@
 """One process of the load generator: `python -m bench.performance.load`, with the database in the environment.
 
 It says `ready` when it has connected and warmed up, reads the time of the start from its input, prints what it did as
-JSON, and ends with its input. Each thread takes the next transaction that is due; what is due and finds no thread free is late.
+JSON, and ends with its input. Each thread takes the next transaction that is due; what is due and finds no thread free
+is late.
 """
 
 from __future__ import annotations

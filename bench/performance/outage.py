@@ -13,7 +13,7 @@ EVENTS_PER_DELIVERY = 3
 PEAK = 2.5
 """The busiest hour, as a multiple of the day's average."""
 
-DAY, HOUR, TICK, DEADLINE, GRACE = 86_400, 3_600, 300, 240, 60
+DAY, HOUR, TICK, DEADLINE = 86_400, 3_600, 300, 240
 
 LEFT = 0.5
 """The share of its measured speed that linking has on a primary that also takes the writes."""
@@ -27,6 +27,8 @@ NEEDED = {
     "bytes": "an event: on disk, with its indexes",
     "delivery": "a delivery: on disk, with its indexes",
     "wal": "an event with its delivery, INSERT: WAL",
+    "sent": "a delivery, INSERT: WAL",
+    "orphan": "an orphan, INSERT: WAL",
     "update": "a delivery, UPDATE after an event: WAL",
 }
 """What is taken from the other parts: the names of their figures."""
@@ -49,18 +51,17 @@ def measure(known: dict[str, float]) -> Part:
     part.add("orphans that arrive in the busiest hour", arriving, "a second")
     for processes in ("1", "2", "4"):
         speed = of[processes] * LEFT
-        backlog, minutes, oldest = simulate(arriving, speed)
+        backlog, minutes = simulate(arriving, speed)
         name = f"{processes} process{'es' * (processes > '1')}"
         note = f"{speed:,.0f} links/s, half of what was measured; {max(y for _, y in backlog):,.0f} orphans at most"
         part.add(f"{name}: the backlog of an hour is gone after", minutes, "minutes", note=note)
-        part.add(f"{name}: the oldest open orphan is at most", oldest, "minutes")
         part.curves[f"outage: {name}"] = backlog
     _day(part, of)
     return part
 
 
-def simulate(arriving: float, speed: float) -> tuple[Points, float, float]:
-    """Simulate three hours, second by second: for the first hour nobody links, and then every five minutes a sweep does.
+def simulate(arriving: float, speed: float) -> tuple[Points, float]:
+    """Simulate three hours by the second: for the first nobody links, and then a sweep does every five minutes.
 
     A sweep takes what is older than the grace, in order of arrival, and stops after its deadline. What arrives after
     the outage is linked by recent sweeps, at the cost of the same speed.
@@ -70,25 +71,19 @@ def simulate(arriving: float, speed: float) -> tuple[Points, float, float]:
         speed: Links a second.
 
     Returns:
-        The backlog by minutes, the minutes from the end of the outage until it is gone, and the greatest age of an
-        open orphan in minutes.
+        The backlog by minutes, and the minutes from the end of the outage until it is gone.
     """
     points: Points = [(0.0, 0.0)]
-    backlog = linked = oldest = 0.0
-    gone: float | None = None
+    backlog, gone = 0.0, 3.0 * HOUR
     for second in range(1, 3 * HOUR + 1):
         if second <= HOUR:
             backlog += arriving
         elif backlog and (second - 1) % TICK < DEADLINE:
-            step = min(backlog, max(0.0, speed - arriving))
-            backlog, linked = backlog - step, linked + step
-        if backlog:
-            oldest = max(oldest, second - linked / arriving)
-        elif gone is None:
-            gone = second - HOUR
+            backlog = max(0.0, backlog - max(0.0, speed - arriving))
+            gone = gone if backlog else float(second - HOUR)
         if second % 60 == 0:
             points.append((second / 60, round(backlog)))
-    return points, (3 * HOUR if gone is None else gone) / 60, oldest / 60
+    return points, gone / 60
 
 
 def _day(part: Part, of: dict[str, float]) -> None:
@@ -97,10 +92,10 @@ def _day(part: Part, of: dict[str, float]) -> None:
     events = deliveries * EVENTS_PER_DELIVERY
     part.add("busiest hour: deliveries", deliveries, "a second")
     part.add("busiest hour: events", events, "a second")
-    note = "CPU per event of record_send and record_webhook, with the commit of each; it halves with ten events a call"
+    note = "with record_send and record_webhook, a call and a commit for each event"
     part.add("busiest hour: Postgres for the writers", events * of["event"] / 1e6, "cores", note=note)
     part.add("busiest hour: Postgres for the links", orphans * of["link"] / 1e6, "cores")
-    wal = events * (of["wal"] + of["update"]) + orphans * of["wal"]
+    wal = deliveries * (of["sent"] + of["wal"]) + events * (of["wal"] + of["update"]) + orphans * of["orphan"]
     part.add("busiest hour: WAL", wal / 1e6, "MB/s", note="without full-page images after checkpoints")
     rows = DELIVERIES * (EVENTS_PER_DELIVERY + 1) + ORPHANS
     part.add("a day: the ledger grows by", rows * of["bytes"] / 1e9, "GB", note=f"{rows / 1e6:,.0f} million rows")

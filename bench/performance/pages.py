@@ -49,9 +49,8 @@ def _summary(parts: Parts) -> str:
 
 def _table(part: dict[str, Any]) -> str:
     rows = [figure(each) for each in part["figures"]]
-    return (
-        f"`{part['command']}`, {part['date']}, {part['seconds']} s. {part['machine']}\n\n{HEAD}"
-        + "".join(_row(row, row.note) for row in rows)
+    return f"`{part['command']}`, {part['date']}, {part['seconds']} s. {part['machine']}\n\n{HEAD}" + "".join(
+        _row(row, row.note) for row in rows
     )
 
 

@@ -20,8 +20,16 @@ class Chart(NamedTuple):
 
 
 CHARTS = (
-    Chart("latency", "latency: ", "From the later commit to the subscriber", "milliseconds", "% of events that took longer"),
-    Chart("processes", "processes", "A backlog, by worker processes", "processes", "links a second", ("linear", "linear")),
+    Chart(
+        "latency",
+        "latency: ",
+        "From the later commit to the subscriber",
+        "milliseconds",
+        "% of events that took longer",
+    ),
+    Chart(
+        "processes", "processes", "A backlog, by worker processes", "processes", "links a second", ("linear", "linear")
+    ),
     Chart("open", "open orphans", "A sweep, by open orphans", "open orphans, all linked", "seconds"),
     Chart("never", "never matching", "A sweep, by orphans that never match", "open orphans, none linked", "seconds"),
     Chart("history", "history", "A sweep of 2,000 orphans, by history", "reconciled orphans in the ledger", "seconds"),

@@ -85,12 +85,15 @@ class Laboratory(NamedTuple):
             SystemExit: The load failed, or an event was lost or doubled.
         """
         url = self.machine.copy(self.template)
-        with way.start(self.machine, url) as pids, Subscriber(self.machine.redis_url, load.channels()) as subscriber:
-            with ThreadPoolExecutor() as pool:
-                other = pool.submit(beside, url) if beside else None
-                outcome = self._loaded(way, load, url, pids, subscriber)
-                if other:
-                    other.result()
+        with (
+            way.start(self.machine, url) as pids,
+            Subscriber(self.machine.redis_url, load.channels()) as subscriber,
+            ThreadPoolExecutor() as pool,
+        ):
+            other = pool.submit(beside, url) if beside else None
+            outcome = self._loaded(way, load, url, pids, subscriber)
+            if other:
+                other.result()
         check(url, f"{way.name} at {load.rate:.0f} events/s")
         return outcome
 

@@ -33,9 +33,11 @@ def follow(machine: Machine, url: str) -> Iterator[dict[str, int]]:
 @contextmanager
 def recent(machine: Machine, url: str) -> Iterator[dict[str, int]]:
     """Run a Celery worker and its beat with `make_beat_schedule(recent=1.0)`, and yield its process id by name."""
-    with tempfile.TemporaryDirectory(prefix="mailglass-beat-") as directory:
-        with _running(machine, url, [*RECENT, "-s", f"{directory}/schedule"]) as pid:
-            yield {"worker and beat": pid}
+    with (
+        tempfile.TemporaryDirectory(prefix="mailglass-beat-") as directory,
+        _running(machine, url, [*RECENT, "-s", f"{directory}/schedule"]) as pid,
+    ):
+        yield {"worker and beat": pid}
 
 
 @contextmanager

@@ -124,7 +124,10 @@ class Inserter:
         with self._transaction() as connection:
             raw = [uuid.uuid4(), tenant, provider_id, kind, f"u{message}@example.com"]
             connection.execute(RAW_WEBHOOK, raw)
-            connection.execute(ORPHAN, [event, tenant, kind, at.replace(tzinfo=None), f"postmark:{provider_id}", provider_id, message_id])
+            connection.execute(
+                ORPHAN,
+                [event, tenant, kind, at.replace(tzinfo=None), f"postmark:{provider_id}", provider_id, message_id],
+            )
             yield
         written(str(event))
 
