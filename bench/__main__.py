@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from bench import data, rivals
+from bench import data, recording, rivals
 from bench.machine import Machine
 from mailglass_reconcile.testing import servers
 
@@ -139,6 +139,11 @@ class Bench(Machine):
         extra = (self.sweep(large)["memory"] - small) / 1024
         self.report("peak memory, 1,000 orphans of 1 MB - 1,000 small, MB", extra, 50, at_most=True)
 
+    def recording(self) -> None:
+        """Record sends and webhooks as an application does, beside the same rows written as plain SQL."""
+        recording.report(self.migrated("recording"), self.redis_url, self.runs, self.scale, self.report)
+        data.drop(self.server, "recording")
+
     def trigger(self) -> None:
         """Let Postgres explain an INSERT of events that are no orphans: it names the triggers that it called."""
         with psycopg.connect(self.migrated("plain")) as connection:
@@ -189,6 +194,7 @@ def main() -> None:
         bench = Bench(server, redis_url, options.runs, 10 if options.quick else 1)
         bench.speed()
         bench.wide()
+        bench.recording()
         bench.trigger()
         bench.nothing_open()
         bench.never_matching()

@@ -6,11 +6,13 @@ import importlib
 import importlib.util
 from functools import cache
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 
@@ -72,6 +74,26 @@ def get_redis() -> redis_py.Redis:
         ConfigurationError: The URL cannot be used.
     """
     return _Configured.redis or _own_redis(get_settings())
+
+
+def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:
+    """Listen to the broadcasts: an iterator of `Update`, and of `Missed` if the connection was lost meanwhile.
+
+    The subscription is confirmed when this returns: what you read from the tables after it, and what comes then,
+    leaves nothing out. Each event comes once, on its tenant's channel, or on its delivery's if *delivery_id* is given.
+    Iterating waits for the next one, and connects again as often as it takes. Use it in a `with` block, or call
+    `close()`.
+
+    Args:
+        tenant_id: Of this tenant only; None is all tenants.
+        delivery_id: Of this delivery only.
+
+    Raises:
+        RedisUnavailableError: Redis cannot be reached, or refuses.
+        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+        ValueError: *delivery_id* is not a UUID.
+    """
+    return Subscription(get_redis(), tenant_id, delivery_id)
 
 
 @cache

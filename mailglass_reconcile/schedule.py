@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 SWEEP_TASK = "mailglass_reconcile.tasks.reconcile"
 RECENT_TASK = "mailglass_reconcile.tasks.reconcile_recent"
 PRUNE_TASK = "mailglass_reconcile.tasks.prune"
+ORIGIN_HEADER = "mailglass_origin"
+"""With this header an entry says that beat asked, and not a person: the history of runs keeps it."""
 SWEEP_EXPIRES_SECONDS = 300
 PRUNE_EXPIRES_SECONDS = 3_600
 
@@ -52,7 +54,7 @@ def make_beat_schedule(
         return {}
     from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
 
-    route = {} if queue is None else {"queue": queue}
+    route = {"headers": {ORIGIN_HEADER: "beat"}, **({} if queue is None else {"queue": queue})}
     entries = {
         "mailglass-reconcile": {
             "task": SWEEP_TASK,

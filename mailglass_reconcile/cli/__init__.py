@@ -7,11 +7,16 @@ import sys
 
 import click
 
+from mailglass_reconcile.cli.explaining import explain
 from mailglass_reconcile.cli.following import follow
-from mailglass_reconcile.cli.looking import explain, status
+from mailglass_reconcile.cli.listening import listen
+from mailglass_reconcile.cli.looking import status
+from mailglass_reconcile.cli.orphans import orphans
 from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
 from mailglass_reconcile.errors import MailglassReconcileError
+
+INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -24,14 +29,20 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, follow, prune, migrate, status, explain, rekey, demo):
+for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, listen, rekey, demo):
     command.add_command(_subcommand)
 
 
 def main() -> None:
     """Run the command line; a foreseeable fault is one line on standard error."""
     try:
-        command(prog_name="mailglass-reconcile")
+        code = command.main(prog_name="mailglass-reconcile", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
     except MailglassReconcileError as error:
         click.echo(f"mailglass-reconcile: {error}", err=True)
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -51,8 +51,6 @@ def follow(interval: float, tenant: str | None, as_json: bool) -> None:
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Repeats().passes)
     sys.exit(Follower(interval, tenant, as_json).run())
 
 
@@ -72,7 +70,9 @@ class Follower:
         self._faults = 0
         """How many ticks in a row have failed."""
         self._redis_lost = False
+        self._first = True
         self._ended_by: int | None = None
+        self._repeats = _Repeats()
 
     def run(self) -> int:
         """Follow until a signal comes, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C.
@@ -80,7 +80,8 @@ class Follower:
         Raises:
             MailglassReconcileError: The first sweep was not possible, or a setting or the schema is wrong.
         """
-        self._first = True
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(self._repeats.passes)
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         before = signal.set_wakeup_fd(writing)
@@ -121,7 +122,7 @@ class Follower:
             self._close()
             return
         if self._faults and result.status != "failed":
-            logger.warning("the database is back")
+            self._tell_of_return("the database is back")
         self._faults = self._faults + 1 if result.status == "failed" else 0
         self._tell_of_redis(result)
         if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
@@ -132,7 +133,7 @@ class Follower:
             self._connection = connect(self._engine)
         self._publisher.next_sweep()
         self._sweep = recent.prepare(
-            self._interval, self._tenant_id, settings=self._settings, publisher=self._publisher
+            self._interval, self._tenant_id, settings=self._settings, publisher=self._publisher, origin="follow"
         )
         return self._sweep.run_on(self._connection)
 
@@ -141,9 +142,13 @@ class Follower:
         if result.publish_failed:
             self._redis_lost = True
         elif result.published and self._redis_lost:
-            logger.warning("Redis is back: broadcasts are published again")
+            self._tell_of_return("Redis is back: broadcasts are published again")
             self._redis_lost = False
             self._publisher = Publisher(runtime.get_redis())
+
+    def _tell_of_return(self, line: str) -> None:
+        logger.warning(line)
+        self._repeats.forget()
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -156,6 +161,10 @@ class _Repeats:
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
+
+    def forget(self) -> None:
+        """Let every line be news again."""
+        self._said = {}
 
     def passes(self, record: logging.LogRecord) -> bool:
         """Whether a line is this module's own, or was not logged within the last minute."""

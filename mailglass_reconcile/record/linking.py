@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -30,7 +30,7 @@ ROUNDS = 10
 PAUSE_SECONDS = 0.1
 STATEMENT_TIMEOUT_MS = 2_000
 SECONDS = 5.0
-"""After this no further transaction of a look begins."""
+"""After this no further transaction of the looks of one call begins."""
 
 
 def find(tx: Transaction, look: Look, settings: Settings) -> list[Open]:
@@ -53,31 +53,33 @@ def look_again(looks: Iterable[Look]) -> list[Link]:
     sweep links what was not linked.
     """
     links: list[Link] = []
-    together = _by_tenant(looks)
-    if together:
-        try:
-            with connect(runtime.get_engine()) as connection:
-                for look in together:
-                    _link(connection, runtime.get_settings(), look, links)
-        except (MailglassReconcileError, SQLAlchemyError) as error:
-            shown = translated(error) if isinstance(error, DBAPIError) else error
-            reason = shown if isinstance(shown, MailglassReconcileError) else type(shown).__name__
-            logger.warning("cannot look once more for events of this call, which the next sweep links: %s", reason)
+    wanted = list(looks)
+    if not wanted:
+        return links
+    settings = runtime.get_settings()
+    deadline = time.monotonic() + SECONDS
+    try:
+        with connect(runtime.get_engine()) as connection:
+            for look in _in_batches(wanted, settings.batch_size):
+                _link(connection, settings, look, deadline, links)
+    except (MailglassReconcileError, SQLAlchemyError) as error:
+        shown = translated(error) if isinstance(error, DBAPIError) else error
+        reason = shown if isinstance(shown, MailglassReconcileError) else type(shown).__name__
+        logger.warning("cannot look once more for events of this call, which the next sweep links: %s", reason)
     return links
 
 
-def _by_tenant(looks: Iterable[Look]) -> list[Look]:
-    message_ids: dict[str, dict[str, None]] = {}
-    event_ids: dict[str, dict[str, None]] = {}
-    for look in looks:
-        message_ids.setdefault(look.tenant_id, {}).update(dict.fromkeys(look.message_ids))
-        event_ids.setdefault(look.tenant_id, {}).update(dict.fromkeys(look.event_ids))
-    return [Look(tenant_id, tuple(ids), tuple(event_ids[tenant_id])) for tenant_id, ids in message_ids.items()]
+def _in_batches(looks: Sequence[Look], size: int) -> Iterator[Look]:
+    """Yield one look for each tenant, or more if it names more than *size* ids."""
+    for tenant_id in dict.fromkeys(look.tenant_id for look in looks):
+        of_tenant = [look for look in looks if look.tenant_id == tenant_id]
+        message_ids = tuple(dict.fromkeys(id_ for look in of_tenant for id_ in look.message_ids))
+        event_ids = tuple(dict.fromkeys(id_ for look in of_tenant for id_ in look.event_ids))
+        for start in range(0, max(len(message_ids), len(event_ids)), size):
+            yield Look(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
 
 
-def _link(connection: sa.Connection, settings: Settings, look: Look, links: list[Link]) -> None:
-    deadline = time.monotonic() + SECONDS
-
+def _link(connection: sa.Connection, settings: Settings, look: Look, deadline: float, links: list[Link]) -> None:
     def expired() -> bool:
         return time.monotonic() > deadline
 

@@ -24,10 +24,11 @@ from mailglass_reconcile.record import linking, sessions, storing, validation
 from mailglass_reconcile.record.recorded import Look, RecordedDelivery
 from mailglass_reconcile.record.sent import Draft, Sent, check
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import deliveries, ledger
+from mailglass_reconcile.store import sends
+from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction, borrowed
-from mailglass_reconcile.store.deliveries import Campaign, New
 from mailglass_reconcile.store.model import Link, Report
+from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep import batch, match, providers
 
 logger = logging.getLogger(__name__)
@@ -79,29 +80,24 @@ def record_send(
         json.dumps(storing.metadata("metadata", {} if metadata is None else metadata)),
     )
     drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         delivery_ids, reports = _store(tx, campaign, drafts)
         links = _link(tx, _match(tx, settings, drafts, set(delivery_ids)), reports)
     return sessions.returned(connection, _recorded(drafts, delivery_ids, links))
 
 
 def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tuple[list[str], list[Report]]:
-    """Append the events of sends that are new, and store their deliveries; return the delivery of each send."""
+    """Store the sends that are new; return the delivery of each, and what the new ones' first events report."""
     first = {draft.identity: draft for draft in reversed(drafts)}
-    inserted = ledger.append(tx, [draft.entry for draft in first.values()])
-    recipients: dict[str | None, set[str]] = defaultdict(set)
-    for draft in first.values():
-        recipients[draft.message_id].add(draft.identity)
-    recipients.pop(None, None)
-    new = [draft for draft in first.values() if draft.entry.id in inserted]
-    if new:
-        rows = [New(d.delivery_id, d.recipient, d.message_id, len(recipients.get(d.message_id, ())) > 1) for d in new]
-        deliveries.store(tx, campaign, rows)
-    known = [identity for identity, draft in first.items() if draft.entry.id not in inserted]
-    stored = {draft.identity: draft.delivery_id for draft in new}
-    stored |= ledger.deliveries_of_keys(tx, known) if known else {}
+    recipients = Counter(draft.message_id for draft in first.values() if draft.message_id is not None)
+    rows = [
+        New(d.entry, d.delivery_id, d.recipient, d.message_id, recipients[d.message_id] > 1) for d in first.values()
+    ]
+    known = sends.store(tx, campaign, rows) if rows else {}
+    delivery_ids = {identity: known.get(identity) or draft.delivery_id for identity, draft in first.items()}
+    new = [draft for identity, draft in first.items() if identity not in known]
     reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW) for d in new]
-    return [stored[draft.identity] for draft in drafts], reports
+    return [delivery_ids[draft.identity] for draft in drafts], reports
 
 
 def _match(tx: Transaction, settings: Settings, drafts: Sequence[Draft], ours: Set[str]) -> list[tuple[str, str]]:

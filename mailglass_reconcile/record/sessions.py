@@ -1,4 +1,4 @@
-"""The connection that a caller hands over, and the step after the commit of a Session.
+"""The step after the commit of a Session that a caller hands over.
 
 A savepoint that the caller rolls back, with its Session or with its connection, takes its part of that step with it.
 """
@@ -11,38 +11,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
 from mailglass_reconcile.record.telling import tell_after_commit
+from mailglass_reconcile.store.callers import session_of
 
 Done = TypeVar("Done", Recorded, RecordedDelivery)
 
 _KEY = "mailglass_reconcile.pending"
-
-
-def connection_of(given: object) -> sa.Connection:
-    """Return the connection of a SQLAlchemy Connection or Session, in its own transaction.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if isinstance(given, sa.Connection):
-        return given
-    session = session_of(given)
-    if session is not None:
-        return session.connection()
-    raise TypeError(
-        f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"
-        " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"
-    )
-
-
-def session_of(given: object) -> Session | None:
-    """Return the Session that was handed over, or None if it was none."""
-    if isinstance(given, scoped_session):
-        given = given()
-    return given if isinstance(given, Session) else None
 
 
 def returned(given: object, recorded: list[Done]) -> list[Done]:

@@ -34,14 +34,14 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     done = list(recorded)
     messages = [message for each in done for message in each.messages]
     looks = [each.look for each in done if each.look]
-    if not messages and not looks:
-        return
     try:
         publisher = Publisher(runtime.get_redis())
-        publisher.publish(messages)
+        if messages:
+            publisher.publish(messages)
     finally:
         links = linking.look_again(looks)
-    projector.broadcast(links, publisher.publish)
+    if links:
+        projector.broadcast(links, publisher.publish)
 
 
 def tell_after_commit(recorded: Sequence[Recorded | RecordedDelivery]) -> None:

@@ -19,6 +19,7 @@ from mailglass_reconcile.record import sessions, validation
 from mailglass_reconcile.record.drafts import Draft, WebhookEvent, draft
 from mailglass_reconcile.record.recorded import Look, Recorded
 from mailglass_reconcile.store import candidates, ledger
+from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import Keys, Report
@@ -64,7 +65,7 @@ def record_webhook(
     settings = runtime.get_settings()
     tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     drafts = draft(tenant, provider, events, strict)
-    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         entries = _attach(tx, tenant, drafts)
         inserted = ledger.append(tx, entries)
         _remember(tx, tenant, [(e, d.keys) for e, d in zip(entries, drafts, strict=True) if e.id in inserted])

@@ -148,7 +148,9 @@ class SweepTask(Singleton):
         if came_by.get("exchange"):
             queue = {"exchange": came_by["exchange"], "routing_key": came_by.get("routing_key")}
         sent = group(self.s(**call) for call in calls).apply_async(
-            **queue, expires=SWEEP_EXPIRES_SECONDS, headers={RANGE_OF_HEADER: hold.owner}
+            **queue,
+            expires=SWEEP_EXPIRES_SECONDS,
+            headers={**(self.request.headers or {}), RANGE_OF_HEADER: hold.owner},
         )
         return [result.id for result in sent.results]
 

@@ -79,6 +79,7 @@ SELECT current_setting('client_encoding') AS client_encoding, current_setting('s
        current_setting('TimeZone') AS time_zone, current_setting('row_security') AS row_security,
        current_setting('array_nulls') AS array_nulls, current_setting('enable_seqscan') AS seqscan,
        current_setting('enable_hashjoin') AS hashjoin, current_setting('enable_mergejoin') AS mergejoin,
+       current_setting('enable_bitmapscan') AS bitmapscan, set_config('enable_bitmapscan', 'off', true),
        set_config('client_encoding', 'UTF8', true), set_config('search_path', :path, true),
        set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),
        set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
@@ -89,7 +90,8 @@ _RETURN_SCOPE = """
 SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true),
        set_config('row_security', :row_security, true), set_config('array_nulls', :array_nulls, true),
        set_config('enable_seqscan', :seqscan, true), set_config('enable_hashjoin', :hashjoin, true),
-       set_config('enable_mergejoin', :mergejoin, true), set_config('client_encoding', :client_encoding, true)
+       set_config('enable_mergejoin', :mergejoin, true), set_config('enable_bitmapscan', :bitmapscan, true),
+       set_config('client_encoding', :client_encoding, true)
 """
 
 
@@ -100,12 +102,19 @@ class Transaction:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
+        self._guesses_types = connection.dialect.driver.startswith("psycopg")
         self.xact_id: str | None = None
         """The transaction's id for `in_progress`, if it was asked for when it began."""
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
-        return self.connection.execute(_text(statement, self.schema), parameters)
+        return self.connection.execute(_text(statement, self.schema, self._texts(parameters or {})), parameters)
+
+    def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the parameters that the driver is to be told are texts: other drivers than psycopg ask for types."""
+        if self._guesses_types:
+            return ()
+        return tuple(name for name, value in parameters.items() if isinstance(value, str))
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
@@ -118,9 +127,10 @@ def in_schema(sql: str, schema: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def _text(statement: str, schema: str) -> sa.TextClause:
+def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
     # A colon of the schema's name is no parameter.
-    return sa.text(in_schema(statement, schema.replace(":", "\\:")))
+    clause = sa.text(in_schema(statement, schema.replace(":", "\\:")))
+    return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
 
 
 def database_url(settings: Settings) -> URL:
@@ -251,16 +261,23 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
     caller's transaction continues.
 
     Raises:
-        ConfigurationError: The connection is in autocommit mode.
+        ConfigurationError: The connection is in autocommit mode, or psycopg2's own text encoding is not UTF8.
     """
-    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+    driver = connection.connection.dbapi_connection
+    if getattr(driver, "autocommit", False):
         raise ConfigurationError(
             "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
             " pass one in a transaction, such as that of `with engine.begin() as connection`"
         )
+    # psycopg2 does not notice that a statement changes the encoding; the other drivers do.
+    if getattr(driver, "encoding", "UTF8") != "UTF8":
+        raise ConfigurationError(
+            'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
+        )
     with connection.begin_nested():
         tx = Transaction(connection, settings.database_schema)
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
+        del before["set_config"]
         yield tx
         tx.execute(_RETURN_SCOPE, before)
 
