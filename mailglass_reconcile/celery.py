@@ -9,7 +9,7 @@ from kombu.entity import Exchange, Queue
 from pydantic import SecretStr
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
+from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK, make_beat_schedule
 
 SWEEP_QUEUE = "mailglass_reconcile"
 PRUNE_QUEUE = "mailglass_maintenance"
@@ -44,7 +44,7 @@ app.conf.update(
     task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE, HOOK_QUEUE)],
     task_default_queue=SWEEP_QUEUE,
     task_routes={
-        SWEEP_TASK: {"queue": SWEEP_QUEUE},
+        **{name: {"queue": SWEEP_QUEUE} for name in (SWEEP_TASK, RECENT_TASK)},
         PRUNE_TASK: {"queue": PRUNE_QUEUE},
         DISPATCH_TASK: {"queue": HOOK_QUEUE},
     },

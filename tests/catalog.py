@@ -50,7 +50,7 @@ SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname !~ '^pg_'
 OURS = (
     "mailglass_open_orphan",
     "mailglass_hook_outbox",
-    "mailglass_reconcile_version",
+    "mailglass_reconcile_",
     "prune_idx",
     "deliveries_reconcile_idx",
     "no_truncate",

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, repair, schema
+from mailglass_reconcile.store import outbox, repair, runs, schema
 from mailglass_reconcile.store.database import connect, in_batches, transaction
+from mailglass_reconcile.store.runs import Origin, Run
 
 BATCH_ROWS = 5_000
 
@@ -61,7 +62,7 @@ def prune() -> PruneResult:
     return prune_with(runtime.get_engine(), runtime.get_settings())
 
 
-def prune_with(engine: sa.Engine, settings: Settings) -> PruneResult:
+def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python") -> PruneResult:
     """Delete what is old, repair the table of open orphans, and return the counts; each batch is a transaction.
 
     A retention of `infinity` sends no DELETE.
@@ -93,4 +94,7 @@ def prune_with(engine: sa.Engine, settings: Settings) -> PruneResult:
         result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)
         repair.remove_stray_ids(connection, settings, BATCH_ROWS)
         result.added = repair.add_missing(connection, settings, BATCH_ROWS)
+        runs.fold(connection, settings)
+        with transaction(connection, settings) as tx:
+            runs.add(tx, Run("prune", origin, counts={"expired": result.expired}))
     return result

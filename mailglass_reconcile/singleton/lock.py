@@ -6,19 +6,22 @@ keeps overlapping sweeps correct.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
+from mailglass_reconcile.store.database import database_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +43,83 @@ redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'EX', ARGV[3])
 return ARGV[1]
 """
 
+# How many others hold the lock under one name, the ranges of a fan-out, stands under the lock's key and that name.
+_SHARE = """
+local value = redis.call('GET', KEYS[1])
+if value and value:sub(2) == ARGV[1] then
+  return redis.call('SET', KEYS[1] .. ':' .. ARGV[1], ARGV[3], 'EX', ARGV[2])
+end
+"""
+
+_READ = """
+local value = redis.pcall('GET', KEYS[1])
+return {type(value) == 'string' and value or '', redis.call('PTTL', KEYS[1])}
+"""
+
 _RENEW = """
 local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+if value and value:sub(2) == ARGV[1] then
+  redis.call('EXPIRE', KEYS[1] .. ':' .. ARGV[1], ARGV[2])
+  return redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
 """
 
 _RELEASE = """
-local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+local value, sharing = redis.call('GET', KEYS[1]), KEYS[1] .. ':' .. ARGV[1]
+if not value or value:sub(2) ~= ARGV[1] then return end
+local others = tonumber(redis.call('GET', sharing) or '0') or 0
+if others == 0 then return redis.call('DEL', KEYS[1], sharing) end
+redis.call('SET', sharing, others - 1, 'EX', ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
+
+
+UNKNOWN = "?"
+"""The task id of a holder whose value no sweep writes."""
+
+
+def key_of(tenant_id: str | None) -> str:
+    """Return the key of the lock of one tenant's sweep, or of that of all: the deployment and the tenant.
+
+    Raises:
+        ConfigurationError: There is no database to tell deployments apart by.
+    """
+    which = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
+    return f"{PREFIX}{_deployment()}:{which}"
+
+
+def _deployment() -> str:
+    """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
+    return digest(f"{database_of(runtime.get_engine())}#{runtime.get_settings().database_schema}")
+
+
+def digest(text: str) -> str:
+    """Return what stands for a text of any length in a key."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Holder(NamedTuple):
+    """Who has a lock: the task's id, whether it runs or is queued, and for how many seconds more; None is for ever."""
+
+    task_id: str
+    running: bool
+    seconds_left: float | None
+
+
+def holder_of(client: Redis, key: str) -> Holder | None:
+    """Return who has the lock *key*, or None if it is free; see `UNKNOWN`.
+
+    Raises:
+        RedisError: Redis refuses; also OSError if it does not answer within a second.
+    """
+    ours = impatient(client)
+    value, left = within(PATIENCE_SECONDS, lambda: ours.eval(_READ, 1, key))
+    if left == -2:
+        return None
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    known = re.fullmatch("[qr][ -~]{1,299}", text)
+    task_id = task_of(text[1:]) if known else UNKNOWN
+    return Holder(task_id, text[:1] == "r", None if left < 0 else left / 1000)
 
 
 def new_run(task_id: str) -> str:
@@ -93,9 +164,13 @@ class LockBackend:
         """Give *owner* another minute, if the lock is still its own."""
         self._call(_RENEW, key, owner, LOCK_SECONDS)
 
+    def share(self, key: str, owner: str, others: int) -> None:
+        """Let *others* hold the lock as *owner* as well: only the last release of all of them frees it."""
+        self._call(_SHARE, key, owner, LOCK_SECONDS, others)
+
     def release(self, key: str, owner: str) -> None:
-        """Free the lock, if it is still *owner*'s."""
-        self._call(_RELEASE, key, owner)
+        """Free the lock, if it is still *owner*'s and nobody else holds it under that name."""
+        self._call(_RELEASE, key, owner, LOCK_SECONDS)
 
     @contextmanager
     def kept(self, key: str, owner: str) -> Iterator[None]:
