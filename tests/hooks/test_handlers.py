@@ -266,15 +266,17 @@ def test_an_attempt_that_ends_with_its_process_counts(hooked):
 def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
     """A dispatcher that was away for longer than the pause to the next attempt finds nothing to lock or to settle."""
     linked(hooked)
-    for tried in (False, True):
-        with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
-            claims = outbox.claim(tx, ["bounced"], 1, tried=tried)
-        first = claims if not tried else first
-        make_due(hooked)
+    first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
     with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
         assert outbox.lock(tx, first, 1_000) == []
         assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",), None)]) == {}
-        assert len(outbox.lock(tx, claims, 1_000)) == 1
+        assert len(outbox.lock(tx, second, 1_000)) == 1
+
+
+def _claimed(db, *, tried):
+    make_due(db)
+    with db.engine.connect() as connection, database.transaction(connection, db.settings) as tx:
+        return outbox.claim(tx, ["bounced"], 1, tried=tried)
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(hooked):
