@@ -577,7 +577,7 @@ BREAKS = (
     _break(
         "the engine's errors quote parameters",
         "mailglass_reconcile/store/database.py",
-        "        hide_parameters=True,\n",
+        "hide_parameters=True, ",
         "",
         "store/test_engine.py",
     ),
