@@ -133,7 +133,7 @@ class Follower:
             self._connection = connect(self._engine)
         self._publisher.next_sweep()
         self._sweep = recent.prepare(
-            self._interval, self._tenant_id, settings=self._settings, publisher=self._publisher
+            self._interval, self._tenant_id, settings=self._settings, publisher=self._publisher, origin="follow"
         )
         return self._sweep.run_on(self._connection)
 

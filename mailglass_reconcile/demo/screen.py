@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mailglass_reconcile.cli.looking import printable
+from mailglass_reconcile.cli.texts import printable
 from mailglass_reconcile.demo.view import ROWS, View
 
 PLAIN_WIDTH = 110

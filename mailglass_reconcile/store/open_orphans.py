@@ -42,18 +42,33 @@ SELECT w.afters, w.untils,
 """
 
 # The statements on a slice walk the index of arrival range by range, in the order in which the ranges are given.
+# A database of very many tenants has its small groups added up under no name, so that memory stays bounded.
 _GROUPS = """
-SELECT o.rule, o.refused > 0 AS refused, count(*) AS orphans, count(*) FILTER (WHERE o.ids = 0) AS unmatchable,
-       count(*) FILTER (WHERE o.rule = :any AND o.provider = ANY (CAST(:known AS text[]))) AS better_known
-  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
- CROSS JOIN LATERAL (
-         SELECT rule, refused, ids, provider FROM {schema}.mailglass_open_orphans
-          WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
-                                          CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
-                                               ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
-            AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
-            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
- GROUP BY o.rule, o.refused > 0
+SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
+       place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(better_known)::bigint
+  FROM (SELECT o.rule, o.refused > 0 AS refused, o.tenant_id, o.provider, count(*) AS orphans,
+               count(*) FILTER (WHERE o.ids = 0) AS unmatchable,
+               count(*) FILTER (WHERE o.rule = :any AND o.provider = ANY (CAST(:known AS text[]))) AS better_known,
+               row_number() OVER (ORDER BY count(*) DESC, o.tenant_id, o.provider) AS place
+          FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+         CROSS JOIN LATERAL (
+                 SELECT rule, refused, ids, provider, tenant_id FROM {schema}.mailglass_open_orphans
+                  WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
+                                                  CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
+                                                       ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
+                    AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
+                    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
+         GROUP BY o.rule, o.refused > 0, o.tenant_id, o.provider) AS g
+ GROUP BY 1, 2, 3, 4, 5
+"""
+
+# What an orphan waits for since when: its grace, or its delivery if that came later.
+_LINKABLE_SINCE = """
+SELECT min(greatest(o.arrived_at + make_interval(secs => :grace_seconds),
+                    least(d.inserted_at, now()::timestamp)))::text
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS k (event_id, delivery_id)
+ CROSS JOIN LATERAL (SELECT arrived_at FROM {schema}.mailglass_open_orphans WHERE event_id = k.event_id) AS o
+ CROSS JOIN LATERAL (SELECT inserted_at FROM {schema}.mailglass_deliveries WHERE id = k.delivery_id) AS d
 """
 
 _COUNT = """
@@ -125,15 +140,18 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
  LIMIT :size
 """
 
-# OFFSET 0, so that each row is probed for, whatever the planner believes of the tables.
-_OF_IDS = """
+# OFFSET 0, so that each row is probed for, whatever the planner believes of the tables; and no more of one id than a
+# batch, because a hundred thousand may be open for it.
+_WANTED = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
        ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = o.event_id ORDER BY i.position), o.recipient, o.rule, o.recipient_lost
-  FROM (SELECT DISTINCT i.event_id
+  FROM (SELECT i.event_id
           FROM unnest(CAST(:ids AS text[])) AS c (id)
          CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                              WHERE candidate_id = c.id OFFSET 0) AS i) AS k
+                              WHERE candidate_id = c.id LIMIT :size) AS i
+         UNION
+        SELECT event_id FROM unnest(CAST(:event_ids AS uuid[])) AS e (event_id)) AS k
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.event_id OFFSET 0) AS o
  WHERE o.tenant_id = :tenant_id AND o.refused = 0
    AND o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
@@ -180,13 +198,17 @@ class Survey(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Eligible orphans whose keys have one mark; None is those without keys.
+    """Eligible orphans of one tenant and provider whose keys have one mark; None is those without keys.
 
-    `better_known` ones have keys of the rule for any provider, although their provider has one of its own.
+    `small` ones are those of many tenants, added up under no name. `better_known` ones have keys of the rule for any
+    provider, although their provider has one of its own.
     """
 
     rule: str | None
     refused: bool
+    tenant_id: str | None
+    provider: str | None
+    small: bool
     orphans: int
     unmatchable: int
     better_known: int
@@ -239,9 +261,20 @@ def survey(
 
 
 def groups(tx: Transaction, piece: Slice, marks: Marks) -> list[Group]:
-    """Return how many orphans of *piece*, refused or not, are open, by the mark of their keys."""
+    """Return how many orphans of *piece*, refused or not, are open, by the mark of their keys, tenant and provider."""
     rows = tx.execute(_GROUPS, {**piece.parameters(), **marks.parameters()})
     return [Group(*row) for row in rows.all()]
+
+
+def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]], grace_seconds: float) -> str | None:
+    """Return since when, in UTC, the first of *pairs* of orphan and delivery that is still open could be linked."""
+    parameters = {
+        "event_ids": array_literal(event_id for event_id, _ in pairs),
+        "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
+        "grace_seconds": grace_seconds,
+    }
+    since: str | None = tx.execute(_LINKABLE_SINCE, parameters).scalar_one()
+    return since
 
 
 def count(tx: Transaction, piece: Slice) -> int:
@@ -272,18 +305,28 @@ def naming(tx: Transaction, piece: Slice, marks: Marks, size: int = SLICE_ORPHAN
     return sorted((_open(*row) for row in rows.all()), key=lambda orphan: orphan.place)
 
 
-def of_ids(tx: Transaction, tenant_id: str, ids: Collection[str], settings: Settings) -> list[Open]:
-    """Return a tenant's open orphans that have one of *ids* among their keys, in their grace or not; at most a batch.
+def wanted(
+    tx: Transaction, tenant_id: str, ids: Collection[str], event_ids: Collection[str], settings: Settings
+) -> list[Open]:
+    """Return a tenant's open orphans with keys, in their grace or not, that a writer asks for; at most a batch.
 
     Those that are expired, or that the database has refused before, are left out.
+
+    Args:
+        tx: A transaction of this package's scope.
+        tenant_id: The tenant.
+        ids: Message ids: what has one of them among its keys.
+        event_ids: The orphans themselves.
+        settings: The maximum age, and the size of a batch.
     """
     parameters = {
         "ids": array_literal(ids),
+        "event_ids": array_literal(event_ids),
         "tenant_id": tenant_id,
         "max_age_minutes": settings.max_age_minutes,
         "size": settings.batch_size,
     }
-    return [_open(*row) for row in tx.execute(_OF_IDS, parameters).all()]
+    return [_open(*row) for row in tx.execute(_WANTED, parameters).all()]
 
 
 def _open(

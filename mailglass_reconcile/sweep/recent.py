@@ -5,6 +5,7 @@ from __future__ import annotations
 from mailglass_reconcile import runtime
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.runs import Origin
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -38,6 +39,7 @@ def prepare(
     *,
     settings: Settings | None = None,
     publisher: Publisher | None = None,
+    origin: Origin = "python",
 ) -> Sweep:
     """Return a recent sweep, not yet begun; `reconcile_recent` says what it does.
 
@@ -46,6 +48,7 @@ def prepare(
         tenant_id: As for `reconcile_recent`.
         settings: Those of this process if None, which are read again each time.
         publisher: One of this process's Redis if None.
+        origin: Who asked for it, as the history of runs is to say.
 
     Raises:
         ConfigurationError: A setting is missing or cannot be used.
@@ -58,6 +61,7 @@ def prepare(
         publisher or Publisher(runtime.get_redis()),
         tenant_id=tenant_id,
         recent=interval,
+        origin=origin,
     )
 
 

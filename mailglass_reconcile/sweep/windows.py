@@ -12,7 +12,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans, schema
 from mailglass_reconcile.store.database import Transaction, by_scans
 from mailglass_reconcile.store.model import Open, Slice
-from mailglass_reconcile.store.open_orphans import SLICE_ORPHANS, Marks, Survey
+from mailglass_reconcile.store.open_orphans import SLICE_ORPHANS, Group, Marks, Survey
 
 PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 """Microseconds, as measured: to probe for one orphan's ids; to hash one; to read 8 kB of either table."""
@@ -45,6 +45,7 @@ class Window:
         survey: The window's bounds, the state of the schema, the sizes of tables.
         whole: All of it, as one slice.
         eligible: How many orphans are open in it.
+        groups: The same by rule, tenant and provider.
         unmatchable: How many of them have keys without any usable id.
         marks: Which stored keys are out of date.
         parts: What is to be looked at, in order.
@@ -53,6 +54,7 @@ class Window:
     survey: Survey
     whole: Slice
     eligible: int
+    groups: list[Group]
     unmatchable: int
     marks: Marks
     parts: list[Part] = field(default_factory=list)
@@ -96,6 +98,7 @@ def survey(
         seen,
         whole,
         sum(group.orphans for group in groups),
+        groups,
         sum(group.unmatchable for group in groups if group.rule not in stale),
         Marks(stale, any_provider, known),
     )

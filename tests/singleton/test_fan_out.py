@@ -191,7 +191,12 @@ def test_the_schedule_says_how_often_and_how_much_and_refuses_what_cannot_be():
         "task": "mailglass_reconcile.tasks.reconcile_recent",
         "schedule": 2.0,
         "kwargs": {"interval": 2.0},
-        "options": {"expires": 2.0, "ignore_result": True, "queue": "mail"},
+        "options": {
+            "expires": 2.0,
+            "ignore_result": True,
+            "headers": {"mailglass_origin": "beat"},
+            "queue": "mail",
+        },
     }
     assert entries["mailglass-reconcile"]["kwargs"] == {"fan_out": 50_000}
     assert set(mailglass_reconcile.make_beat_schedule()) == {"mailglass-reconcile", "mailglass-reconcile-prune"}
