@@ -577,8 +577,8 @@ BREAKS = (
     _break(
         "the engine's errors quote parameters",
         "mailglass_reconcile/store/database.py",
-        "        hide_parameters=True,\n",
-        "",
+        "use_native_hstore=False, hide_parameters=True, **options)",
+        "use_native_hstore=False, **options)",
         "store/test_engine.py",
     ),
     _break(
@@ -1072,8 +1072,8 @@ BREAKS = (
         "a recent sweep has the full sweep's deadline",
         "mailglass_reconcile/sweep/reconciler.py",
         "seconds = settings.sweep_seconds if recent is None else",
-        "seconds = settings.sweep_seconds if recent else",
-        "sweep/test_recent.py",
+        "seconds = settings.sweep_seconds if settings else",
+        "sweep/test_recent.py::test_a_burst_ends_a_recent_sweep_after_two_seconds_and_what_was_linked_is_whole",
     ),
     _break(
         "a recent sweep warns of mismatches at every tick",
