@@ -264,8 +264,8 @@ BREAKS = (
     _break(
         "a listener does not see that redis-py has connected again",
         "mailglass_reconcile/pubsub/subscriber.py",
-        'if message["type"].endswith("subscribe"):  # redis-py',
-        "if False:  # redis-py",
+        '            raise _LostError("connection closed")\n',
+        '            return {"type": "message", "channel": "mailglass:events:acme", "data": "{}"}\n',
         "pubsub/test_subscriptions.py::test_a_connection_that_redis_py_makes_again_by_itself_is_missed",
     ),
     _break(
