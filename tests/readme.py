@@ -5,8 +5,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import httpx
+
+from conftest import wait_until
+from installation import end
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -50,6 +57,35 @@ def run(example: str, text: str, env: dict[str, str]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
+    """Send what a `curl` of a README sends, to the server at *base*."""
+    words = shlex.split(text.replace("MESSAGE_ID", message_id))
+    options = {words[at]: words[at + 1] for at in range(2, len(words), 2)}
+    kind = options["-H"].partition(": ")[2] if "-H" in options else "application/x-www-form-urlencoded"
+    return httpx.request(
+        "POST" if "-d" in options else "GET",
+        re.sub(r"^http://localhost:\d+", base, words[1]),
+        content=options.get("-d"),
+        headers={"Content-Type": kind},
+        auth=tuple(options["-u"].split(":")) if "-u" in options else None,
+    )
+
+
+@contextmanager
+def started(example: str, text: str, env: dict[str, str], log: Path, until: str) -> Iterator[None]:
+    """Run a command in the example's folder while a block does, from when its log says *until*."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {text}"], cwd=EXAMPLES / example, env=env, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: until in log.read_text() or process.poll() is not None, 60)
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        end(process)
 
 
 def _command(part: str) -> Command:

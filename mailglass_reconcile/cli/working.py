@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli import handling
 from mailglass_reconcile.cli.texts import reader_may_leave
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops import rekey as rekeying
@@ -70,6 +71,8 @@ def sweep(tenant: str | None, limit: int | None, dry_run: bool, verbose: bool, a
         )
         result = prepared.run(runtime.get_engine())
     click.echo(json.dumps(result.as_dict()) if as_json else _summary(result))
+    if result.linked and not dry_run:
+        handling.ask()
     sys.exit(0 if result.status == "ok" else 1)
 
 
@@ -83,7 +86,8 @@ def prune(as_json: bool) -> None:
         return
     click.echo(
         f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
-        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added"
+        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added\n"
+        f"deleted events of handlers: {result.hooks_dispatched} dispatched, {result.hooks_dead} dead or never handled"
     )
 
 

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
+from mailglass_reconcile.store.database import database_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +90,7 @@ def key_of(tenant_id: str | None) -> str:
 
 def _deployment() -> str:
     """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
-    url = runtime.get_engine().url
-    place = [url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))]
-    return digest(f"{place}#{runtime.get_settings().database_schema}")
+    return digest(f"{database_of(runtime.get_engine())}#{runtime.get_settings().database_schema}")
 
 
 def digest(text: str) -> str:

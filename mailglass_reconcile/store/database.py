@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from mailglass_reconcile import unreachable
+from mailglass_reconcile import event_types, unreachable
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -42,6 +42,8 @@ ATTEMPTS = 4
 PAUSE_SECONDS = 0.1
 ISOLATION = "READ COMMITTED"
 SNAPSHOT = "REPEATABLE READ"
+
+_SERVER = "mailglass_reconcile.server"
 
 SEARCH_PATH = "pg_catalog, pg_temp"
 """Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
@@ -102,11 +104,13 @@ SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :ti
 class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
-    def __init__(self, connection: sa.Connection, schema: str) -> None:
+    def __init__(self, connection: sa.Connection, schema: str, hook_types: frozenset[str] = frozenset()) -> None:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
         self._guesses_types = connection.dialect.driver.startswith("psycopg")
+        self.hook_types = hook_types
+        """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
         """The transaction's id for `in_progress`, if it was asked for when it began."""
 
@@ -165,17 +169,23 @@ def create_engine(settings: Settings) -> sa.Engine:
     Raises:
         ConfigurationError: As in `database_url`.
     """
-    engine = sa.create_engine(
+    return _engine(
         database_url(settings),
-        poolclass=NullPool,
-        use_native_hstore=False,
-        hide_parameters=True,
         connect_args={
             "prepare_threshold": None,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "client_encoding": "utf8",
         },
     )
+
+
+def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
+    return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
+
+
+def _engine(url: URL | str, **options: Any) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
 
@@ -202,12 +212,25 @@ def connect(engine: sa.Engine) -> sa.Connection:
 
 def server_of(engine: sa.Engine) -> Server:
     """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        found: Server = known()
+        return found
     url = engine.url
     asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
     port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
     database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
     return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
+
+
+def database_of(engine: sa.Engine) -> str:
+    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        return repr(known())
+    url = engine.url
+    return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
 @contextmanager
@@ -240,7 +263,7 @@ def transaction(
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         scope = tx.execute(
             _SET_SCOPE,
             {
@@ -293,7 +316,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
             'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
         )
     with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
         del before["set_config"]
         yield tx
