@@ -32,7 +32,7 @@ def prune(as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(epilog="Example: mailglass-reconcile rekey")
 def rekey() -> None:
     """Compute the keys of all open orphans again, after a key rule was corrected.
 
@@ -41,7 +41,7 @@ def rekey() -> None:
     click.echo(f"computed the keys of {rekeying.rekey():,} open orphans")
 
 
-@click.command()
+@click.command(epilog="Example: mailglass-reconcile demo")
 def demo() -> None:
     """Watch orphans being linked on servers of its own; needs the extra `demo`."""
     from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
