@@ -46,6 +46,10 @@ class DatabaseUnavailableError(MailglassReconcileError):
     """Postgres could not be reached, or went away; nothing uncommitted was kept."""
 
 
+class RedisUnavailableError(MailglassReconcileError):
+    """Redis could not be reached, or refuses; only listening needs it."""
+
+
 class DatabaseRefusedError(MailglassReconcileError):
     """Postgres answered with an error; the message gives its SQLSTATE."""
 
@@ -64,7 +68,7 @@ class InvalidEventError(MailglassReconcileError, ValueError):
 
 def sqlstate(error: DBAPIError) -> str | None:
     """Return the SQLSTATE of *error*, or None where the server sent none (a lost connection)."""
-    return getattr(error.orig, "sqlstate", None)
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter
 
 
 def is_outage(error: DBAPIError) -> bool:
@@ -102,11 +106,15 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
     if state == QUERY_CANCELED:
         return DatabaseRefusedError("a statement took too long or was cancelled (SQLSTATE 57014): try again")
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
-        code = f"SQLSTATE {state}" if state else type(error.orig).__name__
-        return DatabaseUnavailableError(
-            f"cannot reach or use the database ({code}): check MAILGLASS_DATABASE_URL and the server"
-        )
+        return unavailable(f"SQLSTATE {state}" if state else type(error.orig).__name__)
     return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
+
+
+def unavailable(code: str) -> DatabaseUnavailableError:
+    """Return the error for a server that cannot be reached; *code* is an SQLSTATE or the name of an error."""
+    return DatabaseUnavailableError(
+        f"cannot reach or use the database ({code}): check MAILGLASS_DATABASE_URL and the server"
+    )
 
 
 @contextmanager

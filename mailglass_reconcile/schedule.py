@@ -7,16 +7,30 @@ from functools import cache
 from typing import Any
 
 from mailglass_reconcile.runtime import available
+from mailglass_reconcile.sweep.recent import require_interval
 
 logger = logging.getLogger(__name__)
 
 SWEEP_TASK = "mailglass_reconcile.tasks.reconcile"
+RECENT_TASK = "mailglass_reconcile.tasks.reconcile_recent"
 PRUNE_TASK = "mailglass_reconcile.tasks.prune"
+DISPATCH_TASK = "mailglass_reconcile.tasks.dispatch"
+ORIGIN_HEADER = "mailglass_origin"
+"""With this header an entry says that beat asked, and not a person: the history of runs keeps it."""
 SWEEP_EXPIRES_SECONDS = 300
 PRUNE_EXPIRES_SECONDS = 3_600
+DISPATCH_EXPIRES_SECONDS = 60
 
 
-def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | None = None) -> dict[str, Any]:
+def make_beat_schedule(
+    *,
+    sweep: Any = None,
+    prune: Any = None,
+    recent: float | None = None,
+    fan_out: int | None = None,
+    dispatch: Any = None,
+    queue: str | None = None,
+) -> dict[str, Any]:
     """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
 
     A crontab keeps to the wall clock, so two beats tick together and collapse, and a restart does not wait.
@@ -25,18 +39,31 @@ def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | Non
     Args:
         sweep: When to sweep: a Celery schedule or seconds; every five minutes if not given.
         prune: When to prune: a Celery schedule or seconds; daily at 03:00 if not given.
-        queue: Send both to this queue, past the app's routes.
+        recent: Seconds between recent sweeps, above 0 and at most 60, which link what arrived lately; none if not
+            given. Their results are ignored, and a tick that no worker took within the interval is dropped.
+        fan_out: If more orphans than this are eligible, let the sweep cut them into ranges of arrival with about this
+            many each, and send one sweep per range, for as many workers as there are; never if not given.
+        dispatch: When to run the handlers of events: a Celery schedule or seconds; not on a schedule if not given.
+        queue: Send them all to this queue, past the app's routes.
+
+    Raises:
+        ValueError: *recent* or *fan_out* is out of bounds.
     """
+    if recent is not None:
+        require_interval(recent)
+    if fan_out is not None and fan_out < 1:
+        raise ValueError("fan_out must be at least 1")
     if not available():
         warn_without_celery()
         return {}
     from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
 
-    route = {} if queue is None else {"queue": queue}
-    return {
+    route = {"headers": {ORIGIN_HEADER: "beat"}, **({} if queue is None else {"queue": queue})}
+    entries = {
         "mailglass-reconcile": {
             "task": SWEEP_TASK,
             "schedule": crontab(minute="*/5") if sweep is None else sweep,
+            **({} if fan_out is None else {"kwargs": {"fan_out": fan_out}}),
             "options": {"expires": SWEEP_EXPIRES_SECONDS, **route},
         },
         "mailglass-reconcile-prune": {
@@ -45,6 +72,20 @@ def make_beat_schedule(*, sweep: Any = None, prune: Any = None, queue: str | Non
             "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
         },
     }
+    if recent is not None:
+        entries["mailglass-reconcile-recent"] = {
+            "task": RECENT_TASK,
+            "schedule": recent,
+            "kwargs": {"interval": recent},
+            "options": {"expires": recent, "ignore_result": True, **route},
+        }
+    if dispatch is not None:
+        entries["mailglass-reconcile-dispatch"] = {
+            "task": DISPATCH_TASK,
+            "schedule": dispatch,
+            "options": {"expires": DISPATCH_EXPIRES_SECONDS, **route},
+        }
+    return entries
 
 
 @cache

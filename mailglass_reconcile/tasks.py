@@ -11,21 +11,27 @@ from typing import Any
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.schedule import (
+    DISPATCH_EXPIRES_SECONDS,
+    DISPATCH_TASK,
+    ORIGIN_HEADER,
     PRUNE_TASK,
+    RECENT_TASK,
     SWEEP_TASK,
     warn_without_celery,
 )
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import connect, transaction
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.store.runs import Origin, Run
+from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import STATES, SweepResult
+from mailglass_reconcile.sweep.result import STATES, SweepResult, shown
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
-    from celery import shared_task
+    from celery import current_task, shared_task
     from celery.signals import celeryd_after_setup, worker_process_init
 
     from mailglass_reconcile.singleton.task import SweepTask
@@ -38,50 +44,120 @@ except ModuleNotFoundError as error:
 logger = logging.getLogger(__name__)
 celerys_logger = logging.getLogger("celery.app.trace")
 
-SHOWN_CHARACTERS = 1_000
+DISPATCH_SECONDS = 20
+"""After this, a task begins no other batch: slow handlers do not fill the worker, and the next task continues."""
 
 
 @shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
-def reconcile(self: SweepTask, tenant_id: str | None = None, limit: int | None = None) -> dict[str, Any]:
+def reconcile(
+    self: SweepTask,
+    tenant_id: str | None = None,
+    limit: int | None = None,
+    fan_out: int | None = None,
+    after: str | None = None,
+    until: str | None = None,
+) -> dict[str, Any]:
     """Sweep, unless the same sweep is queued or running.
 
     Args:
         self: The task.
         tenant_id: Sweep this tenant's orphans only; None is all tenants.
         limit: Link at most this many.
+        fan_out: If more orphans than this are eligible, cut them into ranges of arrival with about this many each,
+            and send a task for each range. Not with a limit, and not in eager mode.
+        after: Sweep only what arrived after this time, in UTC, as Postgres writes it.
+        until: Sweep only what arrived until this time.
 
     Returns:
         The counts of `SweepResult`, or `{"status": "duplicate", "of": <task id>}`. After a soft time limit, the
-        counts of what was committed until then, as `partial`.
+        counts of what was committed until then, as `partial`. After a fan-out `{"status": "fanned_out", "eligible": …,
+        "tasks": [<task id>, …]}`: the counts of these tasks add up to what one sweep would return.
 
     Raises:
         TypeError: An argument is of another type.
+        ValueError: *limit* or *fan_out* is below 1.
         MailglassReconcileError: Nothing was swept.
     """
     with _told_in_a_line(SWEEP_TASK):
-        self.generate_lock(self.name, (tenant_id, limit))
-        with self.held() as other:
-            if other is not None:
-                return {"status": "duplicate", "of": other}
-            sweep = reconciler.prepare(tenant_id, limit)
+        self.generate_lock(self.name, (tenant_id, limit, fan_out, after, until))
+        with self.held() as hold:
+            if hold.duplicate_of is not None:
+                _note(
+                    Run("full" if (after, until) == (None, None) else "range", _origin(), shown(tenant_id), "duplicate")
+                )
+                return {"status": "duplicate", "of": hold.duplicate_of}
+            if fan_out is not None and hold.key is not None and (limit, after, until) == (None, None, None):
+                eligible, parts = ranges.cut(runtime.get_engine(), runtime.get_settings(), tenant_id, fan_out)
+                if parts:
+                    calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
+                    tasks = self.send_ranges(hold, calls)
+                    _note(Run("full", _origin(), shown(tenant_id)))
+                    logger.info("cut %d open orphans into %d ranges, a task for each", eligible, len(tasks))
+                    return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
+            sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
             with _ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": _shown(tenant_id)}
+        return _reported(sweep.result)
+
+
+@shared_task(name=RECENT_TASK, ignore_result=True, throws=(MailglassReconcileError,))
+def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dict[str, Any]:
+    """Sweep what arrived lately; takes no lock, because any number may run at once.
+
+    Args:
+        interval: Seconds between two such sweeps, above 0 and at most 60.
+        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+
+    Returns:
+        The counts of `SweepResult`, which are ignored unless the caller asks for them (`ignore_result=False`).
+
+    Raises:
+        ValueError: *interval* is out of bounds.
+        MailglassReconcileError: Nothing was swept.
+    """
+    with _told_in_a_line(RECENT_TASK, once=True):
+        sweep = recent.prepare(interval, tenant_id, origin=_origin())
+        with _ended_by_soft_limit(sweep):
+            sweep.run(runtime.get_engine())
+        return _reported(sweep.result)
 
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
 def prune() -> dict[str, int]:
     """Delete old raw webhooks, and repair the table of open orphans; return the counts of `PruneResult`."""
     with _told_in_a_line(PRUNE_TASK):
-        return pruner.prune().as_dict()
+        return pruner.prune_with(runtime.get_engine(), runtime.get_settings(), _origin()).as_dict()
+
+
+@shared_task(name=DISPATCH_TASK, throws=(MailglassReconcileError,))
+def dispatch() -> dict[str, int]:
+    """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`."""
+    with _told_in_a_line(DISPATCH_TASK):
+        return dispatcher.dispatch_within(DISPATCH_SECONDS).as_dict()
+
+
+def ask_for_dispatch(result: SweepResult) -> None:
+    """Let handlers hear at once of what a sweep has linked; a broker that is away is no error."""
+    if not (result.linked and runtime.get_settings().hook_types):
+        return
+    try:
+        dispatch.apply_async(expires=DISPATCH_EXPIRES_SECONDS, retry=False, ignore_result=True)
+    except Exception as error:  # whatever a broker's client raises
+        logger.warning("handlers hear of it at the next dispatch: the broker took no task (%s)", type(error).__name__)
+
+
+def _reported(result: SweepResult) -> dict[str, Any]:
+    """Log a sweep, ask for the handlers of what it linked, and return its counts as a task's result."""
+    log_sweep(result)
+    ask_for_dispatch(result)
+    return {**result.as_dict(), "tenant_id": shown(result.tenant_id)}
 
 
 def log_sweep(result: SweepResult) -> None:
     """Log a sweep that did something, or could not do all, as one line for a person."""
     if not (result.linked or result.failed or result.status != "ok"):
         return
-    whose = "all tenants" if result.tenant_id is None else f"tenant '{_shown(result.tenant_id)}'"
+    whose = "all tenants" if result.tenant_id is None else f"tenant '{shown(result.tenant_id)}'"
     rest = [f"{number} {state}" for state in STATES if state != "linked" and (number := getattr(result, state))]
     rest += [f"{result.publish_failed} broadcasts were lost"] if result.publish_failed else []
     rest += [] if result.status == "ok" else [f"{result.status}, {result.remaining} remain"]
@@ -95,23 +171,36 @@ def log_sweep(result: SweepResult) -> None:
     )
 
 
-def _shown(tenant_id: str | None) -> str | None:
-    """Return a tenant argument as logs and results show it: escaped, so that it is one line, and cut."""
-    if tenant_id is None:
-        return None
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in tenant_id[:SHOWN_CHARACTERS])
-    return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
+def _origin() -> Origin:
+    """Return who asked for the running task: beat, as its entries say, or somebody else."""
+    headers = current_task.request.headers or {}
+    return "beat" if headers.get(ORIGIN_HEADER) == "beat" else "call"
+
+
+def _note(run: Run) -> None:
+    with connect(runtime.get_engine()) as connection:
+        history.note(connection, runtime.get_settings(), run)
+
+
+_last_faults: dict[str, str] = {}
+"""What each task that runs all the time has said last, until it works again."""
 
 
 @contextmanager
-def _told_in_a_line(task_name: str) -> Iterator[None]:
-    """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO."""
+def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
+    """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO.
+
+    With *once*, an error that lasts is told of once by each process.
+    """
     try:
         yield
     except MailglassReconcileError as error:
-        if not celerys_logger.isEnabledFor(logging.INFO):
+        known = once and _last_faults.get(task_name) == str(error)
+        if not known and not celerys_logger.isEnabledFor(logging.INFO):
             logger.error("%s did nothing: %s", task_name, error)
+        _last_faults[task_name] = str(error)
         raise
+    _last_faults.pop(task_name, None)
 
 
 class _SoftLimit(KeyboardInterrupt):
@@ -159,12 +248,20 @@ def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
     """Say so if a worker starts that leaves one of our tasks out, or that consumes one and cannot run it."""
     app = instance.app
     consumed = app.amqp.queues.consume_from
-    queues = {name: app.amqp.router.route({}, name).get("queue") for name in (SWEEP_TASK, PRUNE_TASK)}
+    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if _has_hooks() else []))
+    queues = {name: app.amqp.router.route({}, name).get("queue") for name in names}
     for name, queue in queues.items():
         if queue is not None and queue.name not in consumed:
             logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
     if any(queue is None or queue.name in consumed for queue in queues.values()):
         _warn_of_the_database()
+
+
+def _has_hooks() -> bool:
+    try:
+        return bool(runtime.get_settings().hook_types)
+    except MailglassReconcileError:  # the warning of the database names the setting
+        return False
 
 
 def _warn_of_the_database() -> None:

@@ -1,19 +1,26 @@
 """The command in a process of its own, on a test's database."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import click.testing
+import jsonschema
+
+from mailglass_reconcile.cli import command
 
 
 def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
-    done = finished(db, *arguments, **environment)
+    done = tried(db, *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def finished(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command with *arguments* and more of an environment, and return what it did, well or not."""
+def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with *arguments* and more of an environment, and return what it did, whatever that is."""
     redis_url = db.settings.redis_url.get_secret_value()
     return subprocess.run(
         [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", *arguments],
@@ -23,3 +30,21 @@ def finished(db: Any, *arguments: str, **environment: str) -> subprocess.Complet
         timeout=60,
         check=False,
     )
+
+
+def inside(*arguments: str) -> click.testing.Result:
+    """Run the command within this process, on what it is configured for: a test of much output needs many runs."""
+    return click.testing.CliRunner().invoke(command, arguments)
+
+
+SCHEMAS = Path(__file__).parent / "schemas"
+
+
+def conforming(name: str, text: str) -> list[dict[str, Any]]:
+    """Return the JSON objects of *text*, one a line, each of which conforms to the schema of that name."""
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        validator.validate(line)
+    return lines

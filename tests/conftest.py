@@ -10,22 +10,15 @@ from typing import Any
 import pytest
 import redis
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 import invariants
 import mailglass_reconcile
 import witness as watching
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
-from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.databases import Database as Migrated
+from mailglass_reconcile.testing.databases import Databases
 
-servers.exit_on_signals()
-
-pytest_plugins = ["installation"]
-
-FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
-"""Settings for data that nobody needs after a crash."""
+pytest_plugins = ["mailglass_reconcile.testing.plugin", "installation", "handling"]
 
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
@@ -40,6 +33,8 @@ class Database:
     witness: watching.Witness = field(repr=False)
     broken: set[str] = field(default_factory=set)
     """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
+    hooked: set[str] = field(default_factory=set)
+    """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
@@ -68,70 +63,37 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The server that tests make their databases on: one that is given, or one of this process's own."""
-    given = os.environ.get("MAILGLASS_TEST_DATABASE_URL")
-    if given:
-        yield given
-    else:
-        with servers.postgres(*FAST) as url:
-            yield url
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
+def redis_url(mailglass_redis_url: str) -> str:
     """A Redis-protocol server: one that is given, or one of this process's own, because channels have no databases."""
-    given = os.environ.get("MAILGLASS_TEST_REDIS_URL")
-    if given:
-        yield given
-    else:
-        with servers.redis() as url:
-            with redis.Redis.from_url(url) as client:
-                # A witness reads at the end of its test; by default a server hangs up on a reader so far behind.
-                client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
-            yield url
+    if not os.environ.get("MAILGLASS_TEST_REDIS_URL"):
+        with redis.Redis.from_url(mailglass_redis_url) as client:
+            # A witness reads at the end of its test; by default a server hangs up on a reader so far behind.
+            client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
+    return mailglass_redis_url
 
 
 @pytest.fixture(scope="session")
-def admin(postgres_url: str) -> Iterator[sa.Engine]:
+def admin(mailglass_databases: Databases) -> sa.Engine:
     """An engine that creates and drops databases."""
-    url = make_url(postgres_url).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    yield engine
-    engine.dispose()
+    return mailglass_databases.engine
 
 
 @pytest.fixture(scope="session")
-def make_database(admin: sa.Engine, postgres_url: str) -> Callable[..., Any]:
+def make_database(mailglass_databases: Databases) -> Callable[..., str]:
     """Create databases, as copies of a template where one is named."""
-
-    def make(name: str, template: str = "template0") -> str:
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" ENCODING utf8')
-        return make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-
-    return make
+    return mailglass_databases.create
 
 
 @pytest.fixture(scope="session")
-def drop_database(admin: sa.Engine) -> Callable[[str], None]:
+def drop_database(mailglass_databases: Databases) -> Callable[[str], None]:
     """Drop a database, whoever is still connected."""
-
-    def drop(name: str) -> None:
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-    return drop
+    return mailglass_databases.drop
 
 
 @pytest.fixture(scope="session")
-def template(make_database: Callable[..., str], drop_database: Callable[[str], None]) -> Iterator[str]:
+def template(mailglass_template: str) -> str:
     """The name of a migrated database that the databases of tests are copies of."""
-    name = f"mgtest_template_{uuid.uuid4().hex[:12]}"
-    settings = Settings(database_url=make_database(name))
-    runner.migrate(database.create_engine(settings), settings, lambda line: None)
-    yield name
-    drop_database(name)
+    return mailglass_template
 
 
 @pytest.fixture
@@ -143,22 +105,14 @@ def empty_database_url(make_database: Callable[..., str], drop_database: Callabl
 
 
 @pytest.fixture
-def db(
-    make_database: Callable[..., str], drop_database: Callable[[str], None], template: str, redis_url: str
-) -> Iterator[Database]:
+def db(mailglass_database: Migrated, redis_url: str) -> Iterator[Database]:
     """A migrated database of the test's own, configured to be used, whose invariants are checked at the end."""
-    name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    settings = Settings(database_url=make_database(name, template), redis_url=redis_url)
-    engine = database.create_engine(settings)
+    engine, settings = mailglass_database.engine, mailglass_database.settings
     mailglass_reconcile.configure(engine=engine, settings=settings)
-    try:
-        with watching.watched(engine, redis_url) as witness:
-            made = Database(settings.database_url.get_secret_value(), settings, engine, witness)
-            yield made
-            invariants.check(made, witness, holding=invariants.ALL - made.broken)
-    finally:
-        mailglass_reconcile.configure()
-        drop_database(name)
+    with watching.watched(engine, redis_url) as witness:
+        made = Database(mailglass_database.url, settings, engine, witness)
+        yield made
+        invariants.check(made, witness, holding=invariants.ALL - made.broken)
 
 
 @pytest.fixture

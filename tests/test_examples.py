@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-import factories
 import mailglass_reconcile
 from conftest import wait_until
 from installation import PATIENCE, Site
@@ -21,7 +20,6 @@ from mailglass_reconcile.store.schema import OUR_OBJECTS
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-MESSAGE_ID = "b7bc2f4a-e38e-4336-af7d-e6c392c2f817"
 
 
 def run(site: Site, *command: str, **environment: str) -> str:
@@ -32,10 +30,10 @@ def run(site: Site, *command: str, **environment: str) -> str:
 
 
 @pytest.mark.guard
-def test_the_plain_application_sweeps_beside_its_own_tasks(site):
+def test_an_application_of_its_own_sweeps_beside_its_own_tasks(site):
     """`celery -A shop worker`: both have their entries in the schedule, and `delay()` there is answered."""
     site.add(1)
-    here = {"PYTHONPATH": str(EXAMPLES / "plain")}
+    here = {"PYTHONPATH": str(EXAMPLES / "celery")}
     asking = """
 import shop
 print(sorted(shop.app.conf.beat_schedule))
@@ -45,60 +43,6 @@ print(shop.count_stock.delay().get(timeout=60), reconcile.delay().get(timeout=60
     with site.worker(app="shop", **here):
         printed = run(site, sys.executable, "-c", asking, **here).splitlines()
     assert printed == ["['count-stock', 'mailglass-reconcile', 'mailglass-reconcile-prune']", "42 1"]
-
-
-def test_the_fastapi_application_records_a_webhook_and_sweeps_it_when_its_delivery_is_there(site):
-    """The webhook comes first, the delivery's row afterwards, then somebody asks for a sweep over HTTP."""
-    here = {"PYTHONPATH": str(EXAMPLES / "fastapi"), "MAILGLASS_GRACE_SECONDS": "0"}
-    asking = f"""
-import json, sys
-from fastapi.testclient import TestClient
-import shop
-client = TestClient(shop.api)
-report = {{"RecordType": "Delivery", "MessageID": "{MESSAGE_ID}", "DeliveredAt": "2026-05-01T10:00:00Z"}}
-print(client.post("/tenants/acme/webhooks/postmark", json=report).json()["orphan"], flush=True)
-sys.stdin.readline()
-print(shop.app.AsyncResult(client.post("/tenants/acme/sweeps").json()["task_id"]).get(timeout=60)["linked"])
-"""
-    with (
-        site.worker(app="shop", **here),
-        subprocess.Popen(
-            [sys.executable, "-c", asking],
-            env={**site.environment, **here},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process,
-    ):
-        assert process.stdout.readline().strip() == "True"
-        factories.delivery(site.db, MESSAGE_ID, provider="postmark")
-        assert process.communicate("\n", timeout=PATIENCE)[0].strip() == "1"
-
-
-def test_the_django_project_sweeps_by_the_schedule_in_its_database(site, tmp_path):
-    """django-celery-beat has our entries, drops their expiry, and the task's own stands in for it."""
-    here = {
-        "PYTHONPATH": str(EXAMPLES / "django"),
-        "SECRET_KEY": "for this test only",
-        "SHOP_DATABASE": str(tmp_path / "shop.sqlite3"),
-        "DJANGO_SETTINGS_MODULE": "shop.settings",
-    }
-    run(site, sys.executable, str(EXAMPLES / "django" / "manage.py"), "migrate", **here)
-    site.add(1)
-    sooner = """
-import django; django.setup()
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
-second = IntervalSchedule.objects.create(every=1, period="seconds")
-changed = PeriodicTask.objects.filter(name="mailglass-reconcile").update(crontab=None, interval=second)
-from django_celery_beat.models import PeriodicTasks; PeriodicTasks.update_changed()
-print(changed)
-"""
-    with (
-        site.worker(app="shop", pool="solo", **here),
-        site.running("beat", "-l", "info", "--pidfile=", app="shop", until="beat: Starting", **here),
-    ):
-        wait_until(lambda: run(site, sys.executable, "-c", sooner, **here).strip() == "1", PATIENCE)
-        wait_until(lambda: site.linked() == 1, PATIENCE)
 
 
 def test_redbeat_runs_our_entry(site, tmp_path):

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mailglass_reconcile.ops.explanation import SENTENCES
+from mailglass_reconcile.ops.sentences import SENTENCES
 from mailglass_reconcile.sweep.result import STATES
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 
 
@@ -41,3 +42,15 @@ def test_every_command_with_beat_says_where_the_schedule_is_kept():
     commands = re.findall(r"celery -A \w+ (?:worker -B|beat)[^`\n]*", README)
     assert commands
     assert all("--schedule /" in command for command in commands)
+
+
+def test_the_snippets_for_plain_python_and_fastapi_stand_in_the_examples():
+    """Line by line, and there are at most ten of an adopter's own."""
+    recording = README.partition("**Recording sends and webhooks**")[2].partition("Whichever comes first")[0]
+    plain, fastapi = recording.split("**In FastAPI**")
+    for snippets, example in ((plain, "plain/mail.py"), (fastapi, "fastapi/shop.py")):
+        lines = "".join(re.findall(r"```python\n(.*?)```", snippets, re.DOTALL)).split("\n")
+        own = [line.strip() for line in lines if line.strip()]
+        there = {line.strip() for line in (ROOT / "examples" / example).read_text().split("\n")}
+        assert 5 <= len(own) <= 10
+        assert set(own) <= there

@@ -1,7 +1,8 @@
 """A Celery application as an adopter has one, for the tests that start workers: `celery -A worker worker`.
 
-`WORKER_SWEEP_SECONDS` sets beat's interval; the process's own engine, where `WORKER_POOLED` is set, keeps connections
-open before the fork, as an adopter's does; `WORKER_SENTINEL` is the port of the Sentinel that knows where Redis is.
+`WORKER_SWEEP_SECONDS` sets beat's interval, and `WORKER_RECENT_SECONDS` that of recent sweeps; the process's own
+engine, where `WORKER_POOLED` is set, keeps connections open before the fork, as an adopter's does; `WORKER_SENTINEL` is
+the port of the Sentinel that knows where Redis is.
 """
 
 import os
@@ -27,7 +28,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
 )
 app.conf.beat_schedule |= mailglass_reconcile.make_beat_schedule(
-    sweep=float(os.environ.get("WORKER_SWEEP_SECONDS", "3600"))
+    sweep=float(os.environ.get("WORKER_SWEEP_SECONDS", "3600")),
+    recent=float(os.environ["WORKER_RECENT_SECONDS"]) if "WORKER_RECENT_SECONDS" in os.environ else None,
 )
 
 if "WORKER_SENTINEL" in os.environ:

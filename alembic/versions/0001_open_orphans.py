@@ -1,4 +1,4 @@
-"""The open orphans and the triggers that keep them; Mailglass's tables, if there are none."""
+"""The open orphans and the triggers that keep them; the handlers' outbox; Mailglass's tables, if there are none."""
 
 from alembic import context
 
@@ -126,6 +126,64 @@ COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
 CREATE INDEX mailglass_open_orphan_ids_candidate_idx ON {schema}.mailglass_open_orphan_ids (candidate_id);
 """
 
+RUNS = """
+CREATE TABLE {schema}.mailglass_reconcile_runs (
+  id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  started_at         timestamp NOT NULL,
+  finished_at        timestamp NOT NULL,
+  kind               text NOT NULL,
+  origin             text NOT NULL,
+  tenant_id          text,
+  status             text NOT NULL,
+  error              text,
+  runs               bigint NOT NULL DEFAULT 1,
+  scanned            bigint NOT NULL DEFAULT 0,
+  linked             bigint NOT NULL DEFAULT 0,
+  unmatched          bigint NOT NULL DEFAULT 0,
+  unmatchable        bigint NOT NULL DEFAULT 0,
+  ambiguous          bigint NOT NULL DEFAULT 0,
+  tenant_mismatch    bigint NOT NULL DEFAULT 0,
+  recipient_mismatch bigint NOT NULL DEFAULT 0,
+  skipped            bigint NOT NULL DEFAULT 0,
+  failed             bigint NOT NULL DEFAULT 0,
+  published          bigint NOT NULL DEFAULT 0,
+  publish_failed     bigint NOT NULL DEFAULT 0,
+  expired            bigint NOT NULL DEFAULT 0,
+  duration_ms        bigint NOT NULL DEFAULT 0,
+  remaining          bigint,
+  linkable_since     timestamp,
+  open_groups        jsonb
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE {schema}.mailglass_reconcile_runs IS
+  'mailglass-reconcile: one row per sweep and prune; recent sweeps of one minute share a row';
+CREATE UNIQUE INDEX mailglass_reconcile_runs_minute_idx ON {schema}.mailglass_reconcile_runs
+  (origin, status, coalesce(tenant_id, ''), date_trunc('minute', started_at)) WHERE kind = 'recent';
+CREATE INDEX mailglass_reconcile_runs_kind_idx ON {schema}.mailglass_reconcile_runs (kind, id);
+"""
+
+HOOK_OUTBOX = """
+CREATE TABLE {schema}.mailglass_hook_outbox (
+  event_id    uuid PRIMARY KEY,
+  delivery_id uuid NOT NULL,
+  type        text NOT NULL,
+  state       text NOT NULL DEFAULT 'waiting',
+  attempts    smallint NOT NULL DEFAULT 0,
+  next_at     timestamp NOT NULL,
+  done        text[] NOT NULL DEFAULT '{}',
+  error       text,
+  inserted_at timestamp NOT NULL,
+  finished_at timestamp,
+  CONSTRAINT mailglass_hook_outbox_state CHECK (state IN ('waiting', 'dispatched', 'dead'))
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000,
+        autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
+COMMENT ON TABLE {schema}.mailglass_hook_outbox IS
+  'mailglass-reconcile: events that handlers are to hear of, or have heard of';
+CREATE INDEX mailglass_hook_outbox_due_idx
+  ON {schema}.mailglass_hook_outbox (state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched';
+CREATE INDEX mailglass_hook_outbox_finished_idx
+  ON {schema}.mailglass_hook_outbox (finished_at) WHERE state = 'dispatched';
+"""
+
 # The functions run with their owner's rights, so a writer needs rights on the ledger only. Nobody else may put them on
 # a table. They read nothing of the ledger: that would cost writers in SERIALIZABLE a failure (SQLSTATE 40001).
 TRIGGERS = """
@@ -202,6 +260,9 @@ DROP TABLE IF EXISTS {schema}.mailglass_open_orphan_ids;
 DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 """
 
+DROP_RUNS = "DROP TABLE IF EXISTS {schema}.mailglass_reconcile_runs;"
+DROP_HOOK_OUTBOX = "DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;"
+
 PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
 DELIVERIES_INDEX = "mailglass_deliveries_reconcile_idx"
 
@@ -245,6 +306,20 @@ def upgrade() -> None:
         columns="event_id tenant_id arrived_at provider recipient recipient_lost rule ids refused",
     )
     steps.create_table("mailglass_open_orphan_ids", OPEN_SET_IDS, columns="event_id position candidate_id")
+    steps.create_table(
+        "mailglass_reconcile_runs",
+        RUNS,
+        columns=(
+            "started_at finished_at kind origin tenant_id status error runs scanned linked unmatched unmatchable"
+            " ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired duration_ms"
+            " remaining linkable_since open_groups"
+        ),
+    )
+    steps.create_table(
+        "mailglass_hook_outbox",
+        HOOK_OUTBOX,
+        columns="event_id delivery_id type state attempts next_at done error inserted_at finished_at",
+    )
     steps.create_functions(
         "put the triggers on mailglass_events",
         TRIGGERS,
@@ -269,3 +344,5 @@ def downgrade() -> None:
     steps.drop_index_concurrently(DELIVERIES_INDEX)
     steps.drop_index_concurrently(PRUNE_INDEX)
     steps.run("drop the open orphans", DROP_OPEN_SET)
+    steps.run("drop the history of runs", DROP_RUNS)
+    steps.run("drop the handlers' outbox", DROP_HOOK_OUTBOX)

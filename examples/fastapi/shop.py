@@ -1,54 +1,77 @@
-"""A FastAPI application that takes Postmark's webhooks, and the Celery app that sweeps what came too early.
+"""A FastAPI application that records what it sends through Postmark, and Postmark's webhooks; see README.md."""
 
-`uvicorn shop:api` and `celery -A shop worker -B -s ~/.shop-beat`; the environment has MAILGLASS_DATABASE_URL and
-MAILGLASS_REDIS_URL. A real application checks who calls: Postmark's webhooks can carry a user name and a password.
-"""
-
-import datetime as dt
+import logging
 import os
-from typing import Any
+import secrets
+import uuid
+from typing import Annotated, Any
 
 import sqlalchemy as sa
-from celery import Celery
-from fastapi import FastAPI
+from fastapi import Body, Depends, FastAPI, HTTPException, Request, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from postmark import event_of
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from mailglass_reconcile import Settings, WebhookEvent, beat_schedule, broadcast, configure, record_webhook
-from mailglass_reconcile.tasks import reconcile
+from mailglass_reconcile import (
+    InvalidEventError,
+    MailglassReconcileError,
+    Sent,
+    record_send,
+    record_webhook,
+)
 
-settings = Settings()
-url = sa.make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+psycopg")
-engine = sa.create_engine(url, pool_pre_ping=True)
-configure(engine=engine, settings=settings)
+logger = logging.getLogger("uvicorn.error")
 
-app = Celery("shop", broker=os.environ["MAILGLASS_REDIS_URL"], backend=os.environ["MAILGLASS_REDIS_URL"])
-app.conf.broker_connection_retry_on_startup = True
-app.conf.beat_schedule = beat_schedule
-app.conf.imports = ["mailglass_reconcile.tasks"]
-app.set_default()  # requests are served in other threads, which must find this app too
-
+url = sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+asyncpg")
+engine = create_async_engine(url, hide_parameters=True)
+webhook_login = f"{os.environ['POSTMARK_USER']}:{os.environ['POSTMARK_PASSWORD']}".encode()
 api = FastAPI()
 
-TYPES = {"Delivery": "delivered", "Bounce": "bounced", "SpamComplaint": "complained", "Open": "opened"}
+
+async def call_postmark(to: list[str]) -> dict[str, Any]:
+    """Stand for `POST https://api.postmarkapp.com/email`: send nothing, log an id, and answer as Postmark does."""
+    answer = {"ErrorCode": 0, "Message": "OK", "MessageID": str(uuid.uuid4()), "To": ", ".join(to)}
+    logger.info("Postmark took %s", answer["MessageID"])
+    return answer
 
 
-@api.post("/tenants/{tenant_id}/webhooks/postmark")
-def postmark(tenant_id: str, report: dict[str, Any]) -> dict[str, bool]:
-    """Record one event, on its delivery or as an orphan."""
-    kind = report["RecordType"]
-    event = WebhookEvent(
-        type=TYPES.get(kind, "unknown"),
-        occurred_at=dt.datetime.fromisoformat(report.get("DeliveredAt") or report["ReceivedAt"]),
-        provider_event_id=f"{kind}:{report['MessageID']}",
-        message_id=report["MessageID"],
-        recipient=report.get("Recipient"),
-    )
-    with engine.begin() as connection:
-        (recorded,) = record_webhook(connection, tenant_id=tenant_id, provider="postmark", events=[event])
-    broadcast([recorded])
-    return {"orphan": recorded.delivery_id is None}
+@api.post("/messages", status_code=status.HTTP_202_ACCEPTED)
+async def send(to: Annotated[list[str], Body()]) -> dict[str, Any]:
+    """Send one message to all of *to*, and record what Postmark answered. A real application checks who asks."""
+    answer = await call_postmark(to)
+    sent = [Sent(recipient=address, message_id=answer["MessageID"]) for address in to]
+    async with AsyncSession(engine) as session, session.begin():
+        recorded = await session.run_sync(record_send, provider="postmark", sent=sent)
+    return {"message_id": answer["MessageID"], "linked": sum(each.linked for each in recorded)}
 
 
-@api.post("/tenants/{tenant_id}/sweeps", status_code=202)
-def sweep(tenant_id: str) -> dict[str, str]:
-    """Ask for a sweep of this tenant now; where one is queued or running already, that is the one."""
-    return {"task_id": reconcile.delay(tenant_id=tenant_id).id}
+def from_postmark(credentials: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> None:
+    """Refuse whoever does not know the user name and the password of the webhook's URL: Postmark signs nothing."""
+    given = f"{credentials.username}:{credentials.password}".encode()
+    if not secrets.compare_digest(given, webhook_login):
+        raise HTTPException(status.HTTP_401_UNAUTHORIZED, headers={"WWW-Authenticate": "Basic"})
+
+
+@api.post("/webhooks/postmark", dependencies=[Depends(from_postmark)])
+async def postmark(report: dict[str, Any]) -> dict[str, bool]:
+    """Record one event, on its delivery or, if that is not there yet, as an orphan."""
+    async with AsyncSession(engine) as session, session.begin():
+        (recorded,) = await session.run_sync(record_webhook, provider="postmark", events=[event_of(report)])
+    return {"orphan": recorded.event_id is not None and recorded.delivery_id is None}
+
+
+@api.exception_handler(RequestValidationError)
+@api.exception_handler(InvalidEventError)
+async def refuse(request: Request, error: Exception) -> JSONResponse:
+    """Answer 422 to what can never be recorded, in words that repeat nothing of it."""
+    words = str(error) if isinstance(error, InvalidEventError) else "the body is not what this address takes"
+    return JSONResponse({"detail": words}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+
+@api.exception_handler(MailglassReconcileError)
+async def ask_again(request: Request, error: Exception) -> JSONResponse:
+    """Answer 503 if the database is away or refuses: Postmark sends the event again, for hours."""
+    logger.error("not recorded: %s", error)
+    return JSONResponse({"detail": "try again"}, status.HTTP_503_SERVICE_UNAVAILABLE)

@@ -9,7 +9,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.looking import printable
+from mailglass_reconcile.cli.texts import printable
 from mailglass_reconcile.ops import doctor as doctors
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
 

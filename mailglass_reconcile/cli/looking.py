@@ -1,64 +1,103 @@
-"""The subcommands that look without touching: `status`, `explain`."""
+"""The subcommand `status`: how linking is going, for a person, for a machine, and for an alert."""
 
 from __future__ import annotations
 
-import json
 import sys
-from uuid import UUID
+import time
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import explanation
-from mailglass_reconcile.ops import status as open_status
+from mailglass_reconcile.cli.texts import Duration, age, moment, print_json, printable
+from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.ops import status as looking
+from mailglass_reconcile.ops.status import Status
+
+WATCH_SECONDS = 2.0
+
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile status
+  mailglass-reconcile status --check --max-lag 30m || echo "somebody has to act"
+  mailglass-reconcile status --json | jq .problems
+"""
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
+@click.option("--tenant", metavar="ID", help="Show this tenant's open orphans only.")
+@click.option("--live", is_flag=True, help="Count now; with a million open orphans that takes seconds.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option("--check", is_flag=True, help="Print one line; exit with 0 if healthy, with 1 if not.")
+@click.option(
+    "--max-lag",
+    type=Duration(),
+    default="15m",
+    show_default=True,
+    metavar="TIME",
+    help="Unhealthy: what can be linked has been open for longer, or no full sweep succeeded within two thirds of it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(as_json: bool) -> None:
-    """Count open orphans by state, tenant and provider."""
-    found = open_status.status(runtime.get_engine())
-    if as_json:
-        click.echo(json.dumps(found.as_dict()))
-        return
-    age = found.oldest_eligible_seconds
-    click.echo(f"{found.open} open orphans" + ("" if age is None else f", the oldest eligible one {age} s old"))
-    if found.expired:
-        click.echo(f"{found.expired} were never linked and are older than the maximum age")
-    if not found.triggers:
-        click.echo("the triggers of the open set are missing or disabled: run `mailglass-reconcile migrate`")
-    if found.groups:
-        table = Table("state", "tenant", "provider", "orphans")
-        for group in found.groups:
-            cells = (group["state"], group["tenant_id"], group["provider"] or "-", str(group["orphans"]))
-            table.add_row(*(Text(printable(cell)) for cell in cells))
-        Console().print(table)
+def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: float, as_json: bool) -> None:
+    """Say how linking is going: open orphans by state, the last runs, and what is wrong.
 
+    Open orphans are shown as the last full sweep left them; --live counts them now.
+    """
+    if check + watch + as_json > 1:
+        raise click.UsageError("--check, --watch and --json exclude each other")
+    if check:
+        sys.exit(_check(max_lag))
 
-@click.command()
-@click.argument("event_id", type=click.UUID)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def explain(event_id: UUID, as_json: bool) -> None:
-    """Say why one event is linked or not."""
-    found = explanation.explain(runtime.get_engine(), event_id)
+    def look() -> Status:
+        return looking.status(runtime.get_engine(), tenant_id=tenant, count_now=live, max_lag_seconds=max_lag)
+
+    console = Console()
     if as_json:
-        click.echo(json.dumps(found.as_dict()))
+        print_json(look().as_dict())
+    elif watch:
+        while True:
+            page = _page(look())
+            console.clear()
+            console.print(page)
+            time.sleep(WATCH_SECONDS)
     else:
-        click.echo(f"{found.event_id}: {found.state}: {found.sentence}")
-        if found.delivery_id:
-            click.echo(f"delivery {found.delivery_id}")
-        for candidate in found.candidate_ids:
-            click.echo(f"tried {printable(candidate)}")
-        for named in found.named:
-            whose = "" if named["own"] else f" of tenant {printable(named['tenant_id'])}"
-            whom = "" if named["addressed"] else " to another recipient"
-            click.echo(f"{printable(named['candidate_id'])} names delivery {named['delivery_id']}{whose}{whom}")
-    sys.exit(1 if found.state == "unknown" else 0)
+        console.print(_page(look()))
 
 
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that a terminal might obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _check(max_lag: float) -> int:
+    try:
+        problems = looking.check(runtime.get_engine(), max_lag)
+    except MailglassReconcileError as error:
+        problems = [str(error)]
+    click.echo("unhealthy: " + "; ".join(problems) if problems else "healthy")
+    return 1 if problems else 0
+
+
+def _page(found: Status) -> Group:
+    lines = [f"{found.eligible:,} open orphans as of {moment(found.as_of)}"]
+    if found.waiting:
+        lines.append(f"{found.waiting:,} more are in their grace period now")
+    if found.lag_seconds:
+        lines.append(f"the oldest that could be linked has been open for {age(found.lag_seconds)}")
+    if found.totals["expired"]:
+        lines.append(f"{found.totals['expired']:,} were never linked and have expired")
+    if found.hooks_waiting:
+        lines.append(f"{found.hooks_waiting:,} events wait for their handlers")
+    for kind, at in found.last_success.items():
+        lines.append(f"last successful {kind} run: {moment(at)}")
+    lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]
+    return Group(*(Text(line) for line in lines), *_tables(found))
+
+
+def _tables(found: Status) -> list[Table]:
+    groups = Table("state", "tenant", "provider", "orphans")
+    for group in found.groups:
+        whose = (group["tenant_id"] or "(small tenants)", group["provider"] or "-")
+        groups.add_row(group["state"], *(Text(printable(name)) for name in whose), f"{group['orphans']:,}")
+    runs = Table("run ended", "kind", "by", "status", "linked", "of", "ms")
+    for run in found.last_runs:
+        what = (run["finished_at"][:19].replace("T", " "), run["kind"], run["origin"], run["error"] or run["status"])
+        runs.add_row(*what, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")
+    return [table for table in (groups, runs) if table.row_count]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli import handling
+from mailglass_reconcile.cli.texts import reader_may_leave
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops import rekey as rekeying
 from mailglass_reconcile.sweep import reconciler
@@ -30,31 +32,62 @@ REASONS = {
 }
 
 
-@click.command()
+SWEEP_EXAMPLES = """\b
+Examples:
+  mailglass-reconcile sweep --dry-run --verbose
+  mailglass-reconcile sweep --tenant acme --limit 10
+  mailglass-reconcile sweep --json | jq .remaining
+"""
+
+PRUNE_EXAMPLES = """\b
+Example:
+  mailglass-reconcile prune --json | jq .expired
+"""
+
+
+@click.command(epilog=SWEEP_EXAMPLES)
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
 @click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def sweep(tenant: str | None, limit: int | None, dry_run: bool, as_json: bool) -> None:
+@click.option("--verbose", is_flag=True, help="With --dry-run: list each event and the delivery it would get.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; with --verbose, a line before it per link."
+)
+def sweep(tenant: str | None, limit: int | None, dry_run: bool, verbose: bool, as_json: bool) -> None:
     """Link every open orphan whose delivery is there."""
-    with _progress(wanted=not as_json) as progress:
-        engine = runtime.get_engine()
-        result = reconciler.prepare(tenant, limit, dry_run=dry_run, progress=progress).run(engine)
+    if verbose and not dry_run:
+        raise click.UsageError("--verbose goes with --dry-run")
+
+    def show(pairs: Sequence[tuple[str, str]]) -> None:
+        with reader_may_leave():
+            for event_id, delivery_id in pairs:
+                line = json.dumps({"event_id": event_id, "delivery_id": delivery_id})
+                click.echo(line if as_json else f"{event_id} -> {delivery_id}")
+
+    with _progress(wanted=not (as_json or verbose)) as progress:
+        would_link = show if verbose else None
+        prepared = reconciler.prepare(
+            tenant, limit, dry_run=dry_run, progress=progress, would_link=would_link, origin="command"
+        )
+        result = prepared.run(runtime.get_engine())
     click.echo(json.dumps(result.as_dict()) if as_json else _summary(result))
+    if result.linked and not dry_run:
+        handling.ask()
     sys.exit(0 if result.status == "ok" else 1)
 
 
-@click.command()
+@click.command(epilog=PRUNE_EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
     """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
-    result = pruner.prune()
+    result = pruner.prune_with(runtime.get_engine(), runtime.get_settings(), "command")
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return
     click.echo(
         f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
-        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added"
+        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added\n"
+        f"deleted events of handlers: {result.hooks_dispatched} dispatched, {result.hooks_dead} dead or never handled"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from mailglass_reconcile.demo import view
 from mailglass_reconcile.demo.listener import Listener
 from mailglass_reconcile.demo.screen import Screen, short
 from mailglass_reconcile.demo.story import AMBIGUOUS, NO_DELIVERY, NO_ID, OTHER_TENANT, Mail, Wave, Webhook
-from mailglass_reconcile.demo.sweeper import Sweeper
+from mailglass_reconcile.demo.sweeper import Sweeper, Swept
 from mailglass_reconcile.demo.traffic import Traffic
 from mailglass_reconcile.sweep.result import STATES, SweepResult
 
@@ -41,7 +42,8 @@ class Director:
         self._sweeper = sweeper
         self._last: SweepResult | None = None
         self._idle = 0  # sweeps in a row that did nothing
-        self._linked = 0
+        self.linked_by: Counter[str] = Counter()
+        """How many orphans recent sweeps and full ones have linked."""
         self._linkable = 0  # of what has committed so far
         self._patience_ends = 0.0
 
@@ -54,6 +56,14 @@ class Director:
         self._patience_ends = time.monotonic() + PATIENCE_SECONDS
         if not self._until(lambda: self._last is not None):
             return False
+        brief, plot = [wave for wave in plot if wave.brief], [wave for wave in plot if not wave.brief]
+        for wave in brief:
+            self._open(wave)
+            if self._linked > self._linkable:
+                return False
+            self._settle(wave)
+            if not self._until(lambda: self._linked == self._linkable):
+                return False
         for earlier, wave in zip([None, *plot], plot, strict=False):
             self._open(wave)
             self._settle(earlier)
@@ -108,12 +118,8 @@ class Director:
         """Show sweeps and broadcasts for *seconds*."""
         until = time.monotonic() + seconds
         while True:
-            for task_id, result in self._sweeper.poll():
-                self._last = result
-                self._linked += result.linked
-                self._idle = 0 if result.linked or result.published else self._idle + 1
-                self._screen.tell("sweep", f"task {short(task_id)}: {_in_words(result)}")
-                self._tell_of_tables(result.published)
+            for swept in self._sweeper.poll():
+                self._take(swept)
             for message in self._listener.poll():
                 self._screen.tell("redis", f"{message.channel}: {message.type}")
             self._screen.show(view.read(self._connection))
@@ -121,6 +127,23 @@ class Director:
             if left <= 0:
                 return
             time.sleep(min(TICK_SECONDS, left))
+
+    @property
+    def _linked(self) -> int:
+        return self.linked_by.total()
+
+    def _take(self, swept: Swept) -> None:
+        """Count a sweep, and tell of it; recent ones that did nothing are too many to tell of."""
+        result, did_something = swept.result, bool(swept.result.linked or swept.result.published)
+        self.linked_by[swept.way] += result.linked
+        if swept.way == "full":
+            self._last = result
+            self._idle = 0 if did_something else self._idle + 1
+        elif not did_something:
+            return
+        who = "sweep" if swept.way == "full" else "recent"
+        self._screen.tell(who, f"task {short(swept.task_id)}: {_in_words(result)}")
+        self._tell_of_tables(result.published)
 
     def _tell_of_tables(self, published: int) -> None:
         now = view.read(self._connection)

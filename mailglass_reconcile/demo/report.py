@@ -17,6 +17,11 @@ REASONS = {
     OTHER_TENANT: "its delivery belongs to another tenant than the webhook says",
 }
 
+WAYS = {
+    "recent": "within a second of the webhook or of the commit",
+    "full": "the safety net, for all that waited longer",
+}
+
 
 def write(console: Console, verdict: Verdict) -> None:
     """Write the table, and a line for each promise."""
@@ -33,6 +38,8 @@ def _table(verdict: Verdict) -> Table:
     table.add_column()
     table.add_row("orphans", str(verdict.orphans), "webhooks that arrived before their delivery had committed")
     table.add_row("linked", str(verdict.linked), "one `reconciled` event each")
+    for way, what in WAYS.items():
+        table.add_row(f"  by {way} sweeps", str(verdict.linked_by[way]), what)
     table.add_row("still open", str(verdict.still_open.total()), "")
     for state, orphans in sorted(verdict.still_open.items()):
         table.add_row(f"  {state}", str(orphans), REASONS.get(state, ""))
@@ -46,4 +53,4 @@ def _times(verdict: Verdict) -> tuple[str, str]:
     times = verdict.seconds_to_link
     if not times:
         return "none", ""
-    return f"{median(times):.2f} s", f"median; the longest {max(times):.2f} s; most of it is the wait for a sweep"
+    return f"{median(times):.2f} s", f"median; the shortest {min(times):.2f} s, the longest {max(times):.2f} s"

@@ -11,7 +11,7 @@ from mailglass_reconcile.demo import plot, report, verdict
 from mailglass_reconcile.demo.director import Director
 from mailglass_reconcile.demo.listener import Listener
 from mailglass_reconcile.demo.screen import Screen
-from mailglass_reconcile.demo.sweeper import COMMAND, INTERVAL_SECONDS, Sweeper, worker
+from mailglass_reconcile.demo.sweeper import COMMAND, INTERVAL_SECONDS, RECENT_SECONDS, Sweeper, worker
 from mailglass_reconcile.demo.traffic import Traffic
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
@@ -22,8 +22,9 @@ GRACE_SECONDS = 1
 
 OPENING = f"""\
 Webhooks arrive here before the deliveries that they speak of have committed, and become orphans.
-A sweep links them, a Celery task that beat asks for: here every {INTERVAL_SECONDS:g} s, so that it is soon seen,
-and after {GRACE_SECONDS} s of grace; in operation every five minutes, and after 60 s.
+Celery tasks that beat asks for link them. A recent sweep, here every {RECENT_SECONDS:g} s, links what arrived just now.
+A full sweep links what was missed: here every {INTERVAL_SECONDS:g} s, so that it is soon seen, and after
+{GRACE_SECONDS} s of grace; in operation every five minutes, and after 60 s.
 """
 
 
@@ -77,7 +78,7 @@ def _play(screen: Screen, settings: Settings) -> verdict.Verdict:
             director = Director(screen, connection, traffic, listener, sweeper)
             quiet = director.play(waves)
         with engine.connect() as judging:
-            return verdict.judge(judging, waves, traffic, listener.heard, quiet)
+            return verdict.judge(judging, waves, traffic, listener.heard, quiet, director.linked_by)
 
 
 @contextmanager

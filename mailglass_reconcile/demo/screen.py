@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mailglass_reconcile.cli.looking import printable
+from mailglass_reconcile.cli.texts import printable
 from mailglass_reconcile.demo.view import ROWS, View
 
 PLAIN_WIDTH = 110
@@ -20,6 +20,7 @@ STYLES = {
     "webhook": "yellow",
     "commit": "bold cyan",
     "sweep": "bold green",
+    "recent": "bold green",
     "redis": "magenta",
 }
 

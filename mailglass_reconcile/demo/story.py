@@ -47,10 +47,15 @@ class Mail:
 
 @dataclass(frozen=True)
 class Wave:
-    """Mails whose transactions are open at the same time, and webhooks about mail of nobody here."""
+    """Mails whose transactions are open at the same time, and webhooks about mail of nobody here.
+
+    The transactions of a brief one commit as soon as the webhooks are in; those of any other stay open until a full
+    sweep has looked for their deliveries in vain.
+    """
 
     mails: Sequence[Mail]
     strays: Sequence[Webhook] = ()
+    brief: bool = False
 
     @property
     def webhooks(self) -> list[Webhook]:

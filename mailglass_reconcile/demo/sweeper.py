@@ -18,21 +18,24 @@ import redis
 from pydantic import SecretStr
 
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.schedule import RECENT_TASK
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.sweep.result import SweepResult
 from mailglass_reconcile.testing.servers import undisturbed
 
 COMMAND = "celery -A mailglass_reconcile.demo.app worker -B -c 1"
 INTERVAL_SECONDS = 1.0
+RECENT_SECONDS = 0.25
 RESULT_CHANNELS = "celery-task-meta-*"
 STOP_SECONDS = 10.0
 
 
 class Swept(NamedTuple):
-    """A sweep that has ended: the id of its Celery task, and its result."""
+    """A sweep that has ended: the id of its Celery task, its result, and whether it was a recent or a full one."""
 
     task_id: str
     result: SweepResult
+    way: str = "full"
 
 
 class Sweeper(Protocol):
@@ -124,8 +127,8 @@ def _plain(value: Any) -> str:
 
 def _sweeps(told: dict[str, Any]) -> Iterator[Swept]:
     """Yield the sweep that a task's result describes; none if it was a prune, or a duplicate."""
-    result = told["result"]
+    result, way = told["result"], "recent" if told.get("name") == RECENT_TASK else "full"
     if told["status"] == "FAILURE":
-        yield Swept(told["task_id"], SweepResult(status="failed"))
+        yield Swept(told["task_id"], SweepResult(status="failed"), way)
     elif told["status"] == "SUCCESS" and "scanned" in result:
-        yield Swept(told["task_id"], SweepResult(**result))
+        yield Swept(told["task_id"], SweepResult(**result), way)

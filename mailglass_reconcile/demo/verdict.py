@@ -37,11 +37,17 @@ class Verdict:
     seconds_to_link: Sequence[float]
     broadcasts: int
     changed: int
+    linked_by: Counter[str]
     promises: dict[str, bool]
 
 
 def judge(
-    connection: sa.Connection, plot: Sequence[Wave], traffic: Traffic, heard: Sequence[Broadcast], quiet: bool
+    connection: sa.Connection,
+    plot: Sequence[Wave],
+    traffic: Traffic,
+    heard: Sequence[Broadcast],
+    quiet: bool,
+    linked_by: Counter[str],
 ) -> Verdict:
     """Compare the tables and what was *heard* with what *plot* must lead to.
 
@@ -51,6 +57,7 @@ def judge(
         traffic: When deliveries committed, and what orphans looked like then.
         heard: The broadcasts.
         quiet: Whether a last sweep linked and published nothing.
+        linked_by: How many orphans the recent sweeps and the full ones say they have linked.
     """
     links = connection.execute(_LINKS).all()
     now = {row[0]: row[1] for row in connection.execute(_FINGERPRINTS)}
@@ -67,6 +74,7 @@ def judge(
         seconds_to_link=_seconds_to_link(links, traffic.committed),
         broadcasts=len(heard),
         changed=len(changed),
+        linked_by=linked_by,
         promises={
             "every webhook came before its delivery could be seen": traffic.too_late == 0,
             "exactly the matchable orphans are linked, each once, each to its own delivery": sorted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -11,88 +11,39 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.ops import origins, sentences
+from mailglass_reconcile.ops.explained import Explanation
+from mailglass_reconcile.ops.origins import Origins
+from mailglass_reconcile.store import open_orphans, runs
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import Keys, Named, Open
-from mailglass_reconcile.sweep import examination, match
+from mailglass_reconcile.store.runs import RunAt
+from mailglass_reconcile.sweep import examination, match, providers
 from mailglass_reconcile.sweep.match import Decision
 
 logger = logging.getLogger(__name__)
 
+# Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
 _LEDGER_ROW = """
-SELECT e.id::text, e.tenant_id, e.type, e.delivery_id::text, e.needs_reconciliation,
-       r.id::text AS reconciled_by, r.delivery_id::text AS linked_to, o.event_id IS NOT NULL AS open,
-       o.arrived_at::text, o.provider, o.recipient, o.rule, o.recipient_lost, o.refused,
+SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, e.needs_reconciliation,
+       r.id::text AS reconciled_by, r.delivery_id::text AS linked_to, to_json(r.inserted_at) #>> '{}' AS linked_at,
+       o.event_id IS NOT NULL AS open, o.arrived_at::text, o.provider, o.recipient, o.rule, o.recipient_lost, o.refused,
        ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
               WHERE k.event_id = e.id ORDER BY k.position) AS ids,
-       coalesce(o.arrived_at, e.inserted_at) <= now()::timestamp - make_interval(mins => :max_age_minutes) AS expired,
-       coalesce(o.arrived_at, e.inserted_at) > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace
+       to_json(a.arrived_at) #>> '{}' AS arrived,
+       to_json(a.arrived_at + make_interval(secs => :grace_seconds)) #>> '{}' AS eligible,
+       to_json(a.arrived_at + make_interval(mins => :max_age_minutes)) #>> '{}' AS expires,
+       a.arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes) AS expired,
+       a.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace
   FROM {schema}.mailglass_events AS e
   LEFT JOIN {schema}.mailglass_events AS r
     ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled' AND r.tenant_id = e.tenant_id
   LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = e.id
+ CROSS JOIN LATERAL (SELECT coalesce(o.arrived_at, e.inserted_at) AS arrived_at) AS a
  WHERE e.id = CAST(:event_id AS uuid)
 """
 
-SENTENCES = {
-    "matched": "its delivery is there; the next sweep links it",
-    "unmatched": "no delivery has any of its ids yet",
-    "unmatchable": "it has no provider, or no id that can be used",
-    "ambiguous": "its id names several deliveries, and it does not say which recipient it is about",
-    "tenant_mismatch": (
-        "its id names only another tenant's deliveries; if its tenant is `default`, perhaps Mailglass lacks"
-        " resolve_webhook_tenant"
-    ),
-    "recipient_mismatch": "its id names only deliveries to other recipients",
-    "waiting": "it is still in its grace period; a later sweep looks at it",
-    "expired": "it is older than the maximum age, so no sweep looks at it any more",
-    "linked": "it is linked",
-    "settled": "a `reconciled` event without a delivery settled it",
-    "no_orphan": "it is no orphan: it was stored with its delivery, or needs none",
-    "missing": "it is an orphan, but the table of open orphans lacks it: run `mailglass-reconcile prune`",
-    "unknown": "the ledger has no event with this id",
-}
-
-LOST = (
-    "it was about one recipient, whose address is not known any more, so no delivery is chosen: the address is kept"
-    " only while an orphan is open"
-)
-
 NO_KEYS = Keys(None, (), None)
-
-MADE_UP = ("mailjet", "sparkpost")
-MADE_UP_ID = (
-    "if Mailglass sent the message, none will: for this provider its delivery's id is one that Mailglass made up"
-    " (mailglass-synthetic-…)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why an event is linked or not.
-
-    Attributes:
-        event_id: The event.
-        state: One of the states of the sweep, or `linked`, `waiting`, `expired`, `settled`, `missing`,
-            `no_orphan`, `unknown`.
-        sentence: The same for a person.
-        tenant_id: The event's tenant.
-        delivery_id: What it is, or would be, linked to.
-        candidate_ids: The ids tried, in order; known while it is open.
-        named: The deliveries that they name.
-    """
-
-    event_id: str
-    state: str
-    sentence: str
-    tenant_id: str | None = None
-    delivery_id: str | None = None
-    candidate_ids: tuple[str, ...] = ()
-    named: tuple[dict[str, Any], ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `explain --json` prints them."""
-        return asdict(self)
 
 
 def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
@@ -108,18 +59,23 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
         "max_age_minutes": settings.max_age_minutes,
         "grace_seconds": settings.grace_seconds,
     }
-    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, settings, read_only=True, snapshot=True) as tx,
+    ):
         row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
         if row is None:
-            return Explanation(str(event_id), "unknown", SENTENCES["unknown"])
+            return Explanation(str(event_id), "unknown", sentences.SENTENCES["unknown"])
         settled = _settled_state(row)
+        read = origins.of_event(tx, row.id)
         if settled:
-            return _explanation(row, settled, row.linked_to or row.delivery_id)
+            linking = runs.linking_at(tx, row.linked_at, row.tenant_id) if settled == "linked" else []
+            return _of_settled(row, settled, read, linking)
         raw_webhooks = open_orphans.survey(tx, settings).raw_webhooks
         wanted = _keys(tx, row, raw_webhooks=raw_webhooks)
         decision = match.decide(tx, row.tenant_id, wanted)
-    state = "expired" if row.expired else "waiting" if row.in_grace else decision.state
-    return _explanation(row, state, decision.delivery_id, wanted, decision)
+    return _of_open(row, read, wanted, decision)
 
 
 def _settled_state(row: sa.Row[Any]) -> str | None:
@@ -127,38 +83,87 @@ def _settled_state(row: sa.Row[Any]) -> str | None:
         return "no_orphan"
     if row.reconciled_by:
         return "linked" if row.linked_to else "settled"
-    if not row.open:
-        return "expired" if row.expired else "missing"
+    if not row.open and not row.expired:
+        return "missing"
     return None
 
 
 def _keys(tx: Transaction, row: sa.Row[Any], *, raw_webhooks: bool) -> Keys:
     """Return the keys of an orphan, open or not, as a sweep would have them."""
     kept = Keys(row.provider, tuple(row.ids), row.recipient, row.rule, bool(row.recipient_lost))
-    if kept.candidate_ids:
+    if kept.candidate_ids and examination.is_current(kept):
         return kept
     orphan = Open(row.id, row.tenant_id, row.arrived_at or "", kept)
     return examination.keys_of_events(tx, [orphan], raw_webhooks=raw_webhooks, complain=logger.error)[row.id]
 
 
-def _explanation(
-    row: sa.Row[Any],
-    state: str,
-    delivery_id: str | None,
-    wanted: Keys = NO_KEYS,
-    decision: Decision | None = None,
-) -> Explanation:
-    named = tuple(_deciding(each, row.tenant_id) for each in decision.named) if decision else ()
-    sentence = SENTENCES[state]
-    if state == match.AMBIGUOUS and wanted.lost:
-        sentence = LOST
-    if state == match.UNMATCHED and wanted.provider in MADE_UP:
-        sentence = f"{sentence}; {MADE_UP_ID}"
-    return Explanation(row.id, state, sentence, row.tenant_id, delivery_id, wanted.candidate_ids, named)
+def _of_settled(row: sa.Row[Any], state: str, read: Origins, linking: Sequence[RunAt]) -> Explanation:
+    return Explanation(
+        row.id,
+        state,
+        sentences.SENTENCES[state],
+        row.tenant_id,
+        row.linked_to or row.delivery_id,
+        type=row.type,
+        provider=read.provider,
+        arrived_at=utc(row.arrived),
+        rule=read.rule,
+        reads=_reads(read),
+        remedy=sentences.remedy(state, lost=False),
+        linked_at=utc(row.linked_at) if row.linked_to else None,
+        linked_during=tuple(run._asdict() for run in linking),
+        reconciled_by=row.reconciled_by,
+    )
 
 
-def _deciding(delivery: Named, tenant_id: str) -> dict[str, Any]:
+def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) -> Explanation:
+    state = "expired" if row.expired else "waiting" if row.in_grace else decision.state
+    # In its grace, what is missing for the link is what the verdict says; time alone is missing otherwise.
+    blocking = decision.state if state == "waiting" else state
+    return Explanation(
+        row.id,
+        state,
+        sentences.why(state, provider=wanted.provider, lost=wanted.lost),
+        row.tenant_id,
+        decision.delivery_id,
+        wanted.candidate_ids,
+        tuple(_named(each, row.tenant_id, wanted) for each in decision.named),
+        type=row.type,
+        provider=wanted.provider,
+        arrived_at=utc(row.arrived),
+        rule=read.rule,
+        reads=_reads(read),
+        tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
+        recipient_known=wanted.recipient is not None,
+        verdict=decision.state,
+        remedy=sentences.remedy(blocking, lost=wanted.lost),
+        eligible_at=None if row.expired else utc(row.eligible),
+        expires_at=utc(row.expires),
+        refused=row.refused or 0,
+    )
+
+
+def utc(time: str) -> str:
+    """Return a time as Postgres writes it in JSON, with its zone."""
+    return time if time.endswith("infinity") else f"{time}Z"
+
+
+def _reads(read: Origins) -> tuple[dict[str, str | None], ...]:
+    return tuple({"path": path, "holds": kind} for path, kind in read.reads)
+
+
+def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
+    found = sum(each.candidate_id == candidate for each in decision.named)
+    return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": found}
+
+
+def _named(delivery: Named, tenant_id: str, wanted: Keys) -> dict[str, Any]:
     """Return what may be shown of a delivery: no address."""
     known = delivery._asdict()
-    del known["recipient"]
-    return {**known, "own": delivery.tenant_id == tenant_id}
+    recipient = known.pop("recipient")
+    return {
+        **known,
+        "own": delivery.tenant_id == tenant_id,
+        "fitting": delivery.provider is None or providers.canonical(delivery.provider) == wanted.provider,
+        "addressed": wanted.recipient is None or match.address(recipient) == match.address(wanted.recipient),
+    }

@@ -9,9 +9,11 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.store.model import Keys, Open
 from mailglass_reconcile.sweep import examination, match
@@ -55,7 +57,7 @@ class Orphan:
 
 
 def find_orphans(
-    connection: sa.Connection,
+    connection: sa.Connection | Session,
     *,
     tenant_id: str | None = None,
     limit: int = 100,
@@ -64,13 +66,14 @@ def find_orphans(
     """Return open orphans past the grace and within the maximum age, oldest first; write nothing.
 
     Args:
-        connection: In a transaction, whose settings are as before afterwards.
+        connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
         tenant_id: Of this tenant only; None is all tenants.
         limit: At most this many.
         max_age_minutes: Minutes after which an orphan is expired.
 
     Raises:
         MailglassReconcileError: The database refused.
+        TypeError: *connection* is something else.
     """
     settings = runtime.get_settings()
     bounds = {
@@ -80,7 +83,7 @@ def find_orphans(
         "grace_seconds": settings.grace_seconds,
     }
     runtime.load_imports()
-    with database_errors(), borrowed(connection, settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         rows = tx.execute(_OPEN, bounds).all()
         found = [
             Open(
@@ -108,16 +111,17 @@ def _orphan(row: sa.Row[Any], keys: Keys) -> Orphan:
     )
 
 
-def attempt_link(connection: sa.Connection, orphan: Orphan) -> Decision:
+def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decision:
     """Return what *orphan* would link to, or why it would not; write nothing.
 
     Args:
-        connection: In a transaction, whose settings are as before afterwards.
+        connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
         orphan: One that `find_orphans` returned.
 
     Raises:
         MailglassReconcileError: The database refused.
+        TypeError: *connection* is something else.
     """
     wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
-    with database_errors(), borrowed(connection, runtime.get_settings()) as tx:
+    with database_errors(), borrowed(connection_of(connection), runtime.get_settings()) as tx:
         return match.decide(tx, orphan.tenant_id, wanted)

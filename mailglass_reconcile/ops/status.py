@@ -1,8 +1,7 @@
-"""What is open, and why: a reconciler that silently links nothing is the failure to be seen."""
+"""How linking is going: what the history of runs says, and whether somebody has to act."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,99 +9,139 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store.database import Transaction, connect, transaction
-from mailglass_reconcile.sweep import examination, windows
-from mailglass_reconcile.sweep.windows import Window
+from mailglass_reconcile.ops import health, live
+from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import connect, transaction
 
-_EXPIRED = """
-SELECT count(*) FROM {schema}.mailglass_events AS e
- WHERE e.needs_reconciliation = true AND e.delivery_id IS NULL
-   AND e.inserted_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE idempotency_key = 'reconciled:' || e.id)
-"""
+LAST_RUNS = 5
 
 _WAITING = """
-SELECT tenant_id, provider, count(*) AS orphans FROM {schema}.mailglass_open_orphans
- WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) GROUP BY tenant_id, provider
+SELECT count(*) FROM {schema}.mailglass_open_orphans
+ WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds)
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
 """
 
-_KEYED = """
-SELECT tenant_id, provider, ids = 0 AS unmatchable, count(*) AS orphans FROM {schema}.mailglass_open_orphans
- WHERE arrived_at > CAST(:after_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-   AND rule IS NOT NULL AND rule <> ALL (CAST(:stale AS text[]))
-   AND NOT (rule = :any AND coalesce(provider = ANY (CAST(:known AS text[])), false))
- GROUP BY tenant_id, provider, ids = 0
+_LAST_RUNS = """
+SELECT to_json(finished_at) #>> '{}' || 'Z' AS finished_at, kind, origin, tenant_id, status, error, runs, scanned,
+       linked, duration_ms
+  FROM {schema}.mailglass_reconcile_runs ORDER BY id DESC LIMIT :size
 """
 
-_OLDEST = """
-SELECT extract(epoch FROM now()::timestamp - min(arrived_at))::bigint FROM {schema}.mailglass_open_orphans
- WHERE arrived_at > CAST(:after AS timestamp) AND arrived_at <= CAST(:until AS timestamp)
+_TOTALS = """
+SELECT coalesce(sum(linked), 0)::bigint AS linked, coalesce(sum(expired), 0)::bigint AS expired,
+       coalesce(sum(runs) FILTER (WHERE status = 'failed'), 0)::bigint AS failed_runs
+  FROM {schema}.mailglass_reconcile_runs
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is open, and why.
+    """How linking is going.
 
     Attributes:
-        open: Open orphans, those in grace included.
-        oldest_eligible_seconds: Age in seconds of the oldest one that a sweep would look at, or None.
-        expired: Orphans of the ledger that were never linked and are older than the maximum age.
-        triggers: Whether the triggers that keep the open set are at work.
-        groups: Open orphans by `state`, `tenant_id` and `provider`, the largest first; `matched` ones are what
-            the next sweep links.
+        open: `eligible` and `waiting` together.
+        eligible: Open orphans at `as_of` that a sweep looks at.
+        waiting: Open orphans that are in their grace now.
+        lag_seconds: For how long the oldest one has been open although its delivery is there; 0 if none is.
+        as_of: When the eligible ones were counted, in ISO 8601: at the end of the last full sweep, or now.
+        groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
+        last_success: When a run of each kind last ended well, in ISO 8601.
+        last_runs: The last runs, the newest first.
+        hooks_waiting: Events that wait for their handlers.
+        hooks_dead: Events whose handlers have failed for the last time.
+        totals: `linked`, `expired` and `failed_runs` since the history began.
+        triggers: Whether the triggers that keep the table of open orphans are at work.
+        healthy: Whether nobody has to act.
+        problems: Why not: a sentence for each, with what to do.
     """
 
     open: int
-    oldest_eligible_seconds: int | None
-    expired: int
+    eligible: int
+    waiting: int
+    lag_seconds: float
+    as_of: str
+    groups: list[dict[str, Any]]
+    last_success: dict[str, str]
+    last_runs: list[dict[str, Any]]
+    hooks_waiting: int
+    hooks_dead: int
+    totals: dict[str, int]
     triggers: bool
-    groups: tuple[dict[str, Any], ...]
+    healthy: bool
+    problems: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `status --json` prints them."""
         return asdict(self)
 
 
-def status(engine: sa.Engine) -> Status:
-    """Count open orphans by state, tenant and provider, in a read-only transaction.
+def check(engine: sa.Engine, max_lag_seconds: float = MAX_LAG_SECONDS) -> list[str]:
+    """Return what is wrong, a sentence for each; one cheap query, whatever is open.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    settings = runtime.get_settings()
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, settings, read_only=True, statement_timeout_ms=10_000) as tx,
+    ):
+        return health.problems(health.facts(tx), max_lag_seconds)
+
+
+def status(
+    engine: sa.Engine,
+    *,
+    tenant_id: str | None = None,
+    count_now: bool = False,
+    max_lag_seconds: float = MAX_LAG_SECONDS,
+) -> Status:
+    """Return how linking is going, in a read-only transaction.
+
+    Args:
+        engine: An engine on the database.
+        tenant_id: Show this tenant's open orphans only; None is all tenants.
+        count_now: Count the open orphans now, which takes seconds if a million are open, instead of as the last full
+            sweep left them. If there has been none, they are counted now anyway.
+        max_lag_seconds: As for `check`.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     runtime.load_imports()
     settings = runtime.get_settings()
-    bounds = {"max_age_minutes": settings.max_age_minutes, "grace_seconds": settings.grace_seconds}
     with (
         database_errors(),
         connect(engine) as connection,
-        transaction(connection, settings, read_only=True, snapshot=True) as tx,
+        transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx,
     ):
-        window = windows.survey(tx, settings, *examination.marks(), None)
-        groups: Counter[tuple[str, str, str | None]] = Counter()
-        for row in tx.execute(_WAITING, bounds):
-            groups["waiting", row.tenant_id, row.provider] += row.orphans
-        for row in tx.execute(_KEYED, {**window.whole.parameters(), **window.marks.parameters()}):
-            groups["unmatchable" if row.unmatchable else "unmatched", row.tenant_id, row.provider] += row.orphans
-        _examine(tx, window, groups)
-        oldest = tx.execute(_OLDEST, {"after": window.survey.after, "until": window.survey.until}).scalar_one()
-        expired = tx.execute(_EXPIRED, bounds).scalar_one()
-    named = [
-        {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
-        for (state, tenant_id, provider), orphans in groups.most_common()
-        if orphans
-    ]
-    return Status(groups.total(), oldest, expired, window.survey.triggers, tuple(named))
-
-
-def _examine(tx: Transaction, window: Window, groups: Counter[tuple[str, str, str | None]]) -> None:
-    """Add what the sweep's own rule says of orphans without keys, and of those whose ids name a delivery."""
-    parts = window.parts
-    while parts:
-        keyed = parts[0].keyed
-        orphans, parts = windows.next_orphans(tx, window, parts)
-        raw = window.survey.raw_webhooks
-        for one in examination.examine(tx, orphans, raw_webhooks=raw, complain=lambda sentence: None):
-            if keyed:
-                groups["unmatched", one.orphan.tenant_id, one.keys.provider] -= 1
-            groups[one.verdict.state, one.orphan.tenant_id, one.keys.provider] += 1
+        facts = health.facts(tx)
+        schema.require_current(facts.version)
+        whose = {"grace_seconds": settings.grace_seconds, "tenant_id": tenant_id}
+        waiting: int = tx.execute(_WAITING, whose).scalar_one()
+        if count_now or facts.groups is None or facts.counted_at is None:
+            as_of, groups = facts.now, live.count(tx, settings, tenant_id)
+        else:
+            as_of, groups = facts.counted_at, [g for g in facts.groups if tenant_id in (None, g["tenant_id"])]
+        eligible = sum(group["orphans"] for group in groups)
+        last_runs = [dict(row) for row in tx.execute(_LAST_RUNS, {"size": LAST_RUNS}).mappings()]
+        totals = dict(tx.execute(_TOTALS).mappings().one())
+    problems = health.problems(facts, max_lag_seconds)
+    return Status(
+        open=eligible + waiting,
+        eligible=eligible,
+        waiting=waiting,
+        lag_seconds=facts.lag_seconds,
+        as_of=as_of,
+        groups=groups,
+        last_success=facts.last_success,
+        last_runs=last_runs,
+        hooks_waiting=facts.hooks_waiting,
+        hooks_dead=facts.hooks_dead,
+        totals=totals,
+        triggers=facts.triggers,
+        healthy=not problems,
+        problems=problems,
+    )

@@ -10,7 +10,6 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -21,32 +20,18 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import database_errors, is_of_data, sqlstate
 from mailglass_reconcile.pubsub import Message
-from mailglass_reconcile.record import sessions, storing, validation
+from mailglass_reconcile.record import linking, sessions, storing, validation
+from mailglass_reconcile.record.recorded import Look, RecordedDelivery
 from mailglass_reconcile.record.sent import Draft, Sent, check
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import deliveries, ledger, open_orphans
+from mailglass_reconcile.store import sends
+from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction, borrowed
-from mailglass_reconcile.store.deliveries import Campaign, New
 from mailglass_reconcile.store.model import Link, Report
-from mailglass_reconcile.sweep import batch, examination, match, providers
-from mailglass_reconcile.sweep.match import Event
+from mailglass_reconcile.store.sends import Campaign, New
+from mailglass_reconcile.sweep import batch, match, providers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedDelivery:
-    """The delivery of one recipient.
-
-    Attributes:
-        delivery_id: Its id.
-        linked: How many events that came before it were linked to it now.
-        messages: What `broadcast` is to publish; empty if there is nothing, or if a Session publishes it by itself.
-    """
-
-    delivery_id: UUID
-    linked: int
-    messages: tuple[Message, ...] = field(default=(), repr=False)
 
 
 def record_send(
@@ -61,8 +46,9 @@ def record_send(
 ) -> list[RecordedDelivery]:
     """Record a send after the provider's API has answered: a delivery for each recipient, and its `dispatched` event.
 
-    Events that came before are linked in the same transaction, in their grace or not. What was linked is broadcast
-    after the commit: by itself with a Session, by `broadcast` with a Connection.
+    Events that came before are linked in the same transaction, in their grace or not. After the commit, what was
+    linked is broadcast, and what came at the same time is looked for once more: by itself with a Session, by
+    `broadcast` with a Connection.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which decides whether any of it is kept. Its
@@ -94,46 +80,36 @@ def record_send(
         json.dumps(storing.metadata("metadata", {} if metadata is None else metadata)),
     )
     drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         delivery_ids, reports = _store(tx, campaign, drafts)
         links = _link(tx, _match(tx, settings, drafts, set(delivery_ids)), reports)
-    recorded = _recorded(delivery_ids, links)
-    session = sessions.session_of(connection)
-    if session is None:
-        return recorded
-    sessions.publish_after_commit(session, [message for each in recorded for message in each.messages])
-    return [replace(each, messages=()) for each in recorded]
+    return sessions.returned(connection, _recorded(drafts, delivery_ids, links))
 
 
 def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tuple[list[str], list[Report]]:
-    """Append the events of sends that are new, and store their deliveries; return the delivery of each send."""
+    """Store the sends that are new; return the delivery of each, and what the new ones' first events report."""
     first = {draft.identity: draft for draft in reversed(drafts)}
-    inserted = ledger.append(tx, [draft.entry for draft in first.values()])
-    recipients: dict[str | None, set[str]] = defaultdict(set)
-    for draft in first.values():
-        recipients[draft.message_id].add(draft.identity)
-    recipients.pop(None, None)
-    new = [draft for draft in first.values() if draft.entry.id in inserted]
-    if new:
-        rows = [New(d.delivery_id, d.recipient, d.message_id, len(recipients.get(d.message_id, ())) > 1) for d in new]
-        deliveries.store(tx, campaign, rows)
-    known = [identity for identity, draft in first.items() if draft.entry.id not in inserted]
-    stored = {draft.identity: draft.delivery_id for draft in new}
-    stored |= ledger.deliveries_of_keys(tx, known) if known else {}
-    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW) for d in new]
-    return [stored[draft.identity] for draft in drafts], reports
+    recipients = Counter(draft.message_id for draft in first.values() if draft.message_id is not None)
+    rows = [
+        New(d.entry, d.delivery_id, d.recipient, d.message_id, recipients[d.message_id] > 1) for d in first.values()
+    ]
+    known = sends.store(tx, campaign, rows) if rows else {}
+    delivery_ids = {identity: known.get(identity) or draft.delivery_id for identity, draft in first.items()}
+    new = [draft for identity, draft in first.items() if identity not in known]
+    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW, d.entry.id) for d in new]
+    return [delivery_ids[draft.identity] for draft in drafts], reports
 
 
 def _match(tx: Transaction, settings: Settings, drafts: Sequence[Draft], ours: Set[str]) -> list[tuple[str, str]]:
     """Return what is open for the drafts' message ids and belongs to one of our deliveries, by the sweep's rule."""
-    ids = {draft.message_id for draft in drafts if draft.message_id is not None}
-    found = open_orphans.of_ids(tx, drafts[0].entry.tenant_id, ids, settings) if ids else []
-    current = [orphan for orphan in found if examination.is_current(orphan.keys)]
-    if not current:
+    ids = {draft.message_id: None for draft in drafts if draft.message_id is not None}
+    if not ids:
         return []
-    verdicts = match.match(tx, [Event(orphan.event_id, orphan.tenant_id, orphan.keys) for orphan in current])
-    pairs = zip(current, verdicts, strict=True)
-    return [(orphan.event_id, its.delivery_id) for orphan, its in pairs if its.delivery_id in ours and its.delivery_id]
+    recipients = {match.address(draft.recipient) for draft in drafts}
+    found = linking.find(tx, Look(drafts[0].entry.tenant_id, message_ids=tuple(ids)), settings)
+    # Another recipient's can only belong to another's delivery.
+    near = [o for o in found if o.keys.recipient is None or match.address(o.keys.recipient) in recipients]
+    return [pair for pair in linking.matching(tx, near) if pair[1] in ours] if near else []
 
 
 def _link(tx: Transaction, pairs: batch.Pairs, reports: Sequence[Report]) -> list[Link]:
@@ -154,10 +130,14 @@ def _link(tx: Transaction, pairs: batch.Pairs, reports: Sequence[Report]) -> lis
     return []
 
 
-def _recorded(delivery_ids: Sequence[str], links: Sequence[Link]) -> list[RecordedDelivery]:
+def _recorded(drafts: Sequence[Draft], delivery_ids: Sequence[str], links: Sequence[Link]) -> list[RecordedDelivery]:
     counts = Counter(link.delivery_id for link in links)
     told: dict[str, list[Message]] = defaultdict(list)
     for message in projector.broadcast(links, list):
         told[message[1]].append(message)
-    # A recipient that was given twice is told of once.
-    return [RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ()))) for id_ in delivery_ids]
+    recorded = []
+    for draft, id_ in zip(drafts, delivery_ids, strict=True):
+        look = Look(draft.entry.tenant_id, message_ids=(draft.message_id,)) if draft.message_id else None
+        # A recipient that was given twice is told of once.
+        recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ())), look))
+    return recorded

@@ -1,76 +1,56 @@
-"""The connection that a caller hands over, and what is published once a Session has committed.
+"""The step after the commit of a Session that a caller hands over.
 
-A savepoint that the caller rolls back, with its Session or with its connection, takes its messages with it.
+A savepoint that the caller rolls back, with its Session or with its connection, takes its part of that step with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction
 
-from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.pubsub import Message, Publisher
+from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
+from mailglass_reconcile.record.telling import tell_after_commit
+from mailglass_reconcile.store.callers import session_of
 
-logger = logging.getLogger(__name__)
+Done = TypeVar("Done", Recorded, RecordedDelivery)
 
 _KEY = "mailglass_reconcile.pending"
 
 
-def connection_of(given: object) -> sa.Connection:
-    """Return the connection of a SQLAlchemy Connection or Session, in its own transaction.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    if isinstance(given, sa.Connection):
-        return given
+def returned(given: object, recorded: list[Done]) -> list[Done]:
+    """Return what a writer did; if a Session was *given*, its step after the commit is left to that, and taken out."""
     session = session_of(given)
-    if session is not None:
-        return session.connection()
-    raise TypeError(
-        f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"
-        " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"
-    )
+    if session is None:
+        return recorded
+    _after_commit(session, [each for each in recorded if each.messages or each.look])
+    return [replace(each, messages=(), look=None) for each in recorded]
 
 
-def session_of(given: object) -> Session | None:
-    """Return the Session that was handed over, or None if it was none."""
-    if isinstance(given, scoped_session):
-        given = given()
-    return given if isinstance(given, Session) else None
-
-
-def publish(messages: Sequence[Message]) -> None:
-    """Publish *messages* of committed events; a Redis that does not answer costs at most a second and no error."""
-    if messages:
-        Publisher(runtime.get_redis()).publish(messages)
-
-
-def publish_after_commit(session: Session, messages: Sequence[Message]) -> None:
-    """Publish *messages* when the session has committed, and not if it rolls back."""
-    if not messages:
+def _after_commit(session: Session, recorded: Sequence[Recorded | RecordedDelivery]) -> None:
+    if not recorded:
         return
     connection = session.connection()
     pending: _Pending | None = session.info.get(_KEY)
     if pending is None or pending.connection is not connection:
         pending = session.info[_KEY] = _Pending(connection)
-    pending.messages.extend(messages)
+    pending.recorded.extend(recorded)
     if not sa.event.contains(session, "after_commit", _committed):
         sa.event.listen(session, "after_commit", _committed)
         sa.event.listen(session, "after_transaction_end", _ended)
 
 
 class _Pending:
-    """What one connection's transaction is to tell, and how much of it there was at each savepoint."""
+    """What one connection's transaction leaves to do, and how much of it there was at each savepoint."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
-        self.messages: list[Message] = []
+        self.recorded: list[Recorded | RecordedDelivery] = []
+        self.committed = False
         self._marks: dict[str, int] = {}
         sa.event.listen(connection, "before_cursor_execute", self._watch)
 
@@ -82,34 +62,29 @@ class _Pending:
     def _watch(self, _connection: sa.Connection, _cursor: object, statement: str, *_others: object) -> None:
         kind, _, name = statement.partition("SAVEPOINT ")
         if kind == "":
-            self._marks[name] = len(self.messages)
+            self._marks[name] = len(self.recorded)
         elif kind == "ROLLBACK TO ":
-            # A savepoint without a mark is older than the first message.
-            del self.messages[self._marks.get(name, 0) :]
+            # A savepoint without a mark is older than the first of them.
+            del self.recorded[self._marks.get(name, 0) :]
 
 
 def _committed(session: Session) -> None:
     pending = session.info.get(_KEY)
     # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
-    if pending is None or pending.connection.in_transaction():
-        return
-    messages, pending.messages = pending.messages, []
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        _publish_or_log(messages)
-    else:
-        loop.run_in_executor(None, _publish_or_log, messages)
+    if pending is not None and not pending.connection.in_transaction():
+        pending.committed = True
 
 
+# Not in `_committed`: the session's connection is back in its pool only now, and the pool may have no other.
 def _ended(session: Session, transaction: SessionTransaction) -> None:
     pending = session.info.pop(_KEY, None) if transaction.parent is None else None
-    if pending is not None:
-        pending.end()
-
-
-def _publish_or_log(messages: Sequence[Message]) -> None:
-    try:
-        publish(messages)
-    except ConfigurationError as error:
-        logger.error("events are recorded, but their broadcasts are lost: %s", error)
+    if pending is None:
+        return
+    pending.end()
+    if pending.committed and pending.recorded:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            tell_after_commit(pending.recorded)
+        else:
+            loop.run_in_executor(None, tell_after_commit, pending.recorded)

@@ -11,12 +11,11 @@ import re
 from collections.abc import Collection
 
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.projector import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.event_types import TYPES
 from mailglass_reconcile.record.storing import storable
-from mailglass_reconcile.sweep import providers
+from mailglass_reconcile.sweep import match, providers
 from mailglass_reconcile.sweep.keys import MAX_ID_LENGTH, is_usable
 
-TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
 SENT_TYPES = ("dispatched", "failed", "rejected")
 STREAMS = ("transactional", "operational", "bulk")
 REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
@@ -110,7 +109,5 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a text or None")
-    text = (value or "").strip()
-    if text.endswith(">"):
-        text = text[text.rfind("<") + 1 : -1].strip()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", storable(text))[:MAX_ID_LENGTH] or None
+    text = match.bare(storable(value or ""))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)[:MAX_ID_LENGTH] or None

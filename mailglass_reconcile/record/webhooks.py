@@ -7,8 +7,6 @@ never be erased: a recipient is kept with the open orphan, and is erased with it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -17,31 +15,19 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.projector import Attached
-from mailglass_reconcile.pubsub import Message
 from mailglass_reconcile.record import sessions, validation
 from mailglass_reconcile.record.drafts import Draft, WebhookEvent, draft
-from mailglass_reconcile.record.sends import RecordedDelivery
+from mailglass_reconcile.record.recorded import Look, Recorded
 from mailglass_reconcile.store import candidates, ledger
+from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import Keys, Report
 from mailglass_reconcile.sweep import match
 from mailglass_reconcile.sweep.match import Event
 
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What became of an event.
-
-    Attributes:
-        event_id: Its id, or None if it was recorded before.
-        delivery_id: Its delivery, or None if it is an orphan.
-        message: What `broadcast` is to publish; None if there is nothing, or if a Session publishes it by itself.
-    """
-
-    event_id: UUID | None
-    delivery_id: UUID | None
-    message: Message | None = field(default=None, repr=False)
+REPEATED = Recorded(None, None)
+"""What becomes of an event that was recorded before."""
 
 
 def record_webhook(
@@ -55,7 +41,8 @@ def record_webhook(
     """Record a webhook's events: each goes to its delivery, which is brought up to date, or stays an orphan.
 
     A delivery is found by the same rule as by a sweep. An event that comes again, in whatever batch, is recorded once.
-    What was attached is broadcast after the commit: by itself with a Session, by `broadcast` with a Connection.
+    After the commit, what was attached is broadcast, and what became an orphan is looked at once more, because its
+    delivery may have been stored at the same time: by itself with a Session, by `broadcast` with a Connection.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which decides whether any of it is kept. Its
@@ -78,36 +65,12 @@ def record_webhook(
     settings = runtime.get_settings()
     tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     drafts = draft(tenant, provider, events, strict)
-    with database_errors(), borrowed(sessions.connection_of(connection), settings) as tx:
+    with database_errors(), borrowed(connection_of(connection), settings) as tx:
         entries = _attach(tx, tenant, drafts)
         inserted = ledger.append(tx, entries)
         _remember(tx, tenant, [(e, d.keys) for e, d in zip(entries, drafts, strict=True) if e.id in inserted])
-    recorded = [_outcome(entry) if entry.id in inserted else Recorded(None, None) for entry in entries]
-    session = sessions.session_of(connection)
-    if session is None:
-        return recorded
-    sessions.publish_after_commit(session, _messages(recorded))
-    return [replace(each, message=None) for each in recorded]
-
-
-def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Tell subscribers of what a writer attached or linked on a plain Connection; call it after the commit.
-
-    A Redis that does not answer costs at most a second and raises nothing. With a Session there is nothing left to
-    do: it broadcasts by itself when it has committed.
-
-    Args:
-        recorded: What `record_webhook` or `record_send` returned.
-
-    Raises:
-        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
-    """
-    for_each = (each.messages if isinstance(each, RecordedDelivery) else _messages([each]) for each in recorded)
-    sessions.publish(list(chain.from_iterable(for_each)))
-
-
-def _messages(recorded: Iterable[Recorded]) -> list[Message]:
-    return [each.message for each in recorded if each.message]
+    outcomes = [_outcome(e, d.keys) if e.id in inserted else REPEATED for e, d in zip(entries, drafts, strict=True)]
+    return sessions.returned(connection, outcomes)
 
 
 def _attach(tx: Transaction, tenant_id: str, drafts: Sequence[Draft]) -> list[Entry]:
@@ -126,14 +89,19 @@ def _remember(tx: Transaction, tenant_id: str, recorded: Sequence[tuple[Entry, K
     orphans = {entry.id: wanted for entry, wanted in recorded if entry.delivery_id is None}
     if orphans:
         candidates.remember(tx, tenant_id, orphans)
-    attached = [(e.delivery_id, e.type, e.occurred_at) for e, _ in recorded if e.delivery_id is not None]
+    attached = [
+        Report(e.delivery_id, e.type, e.occurred_at, projector.NOW, e.id)
+        for e, _ in recorded
+        if e.delivery_id is not None
+    ]
     if attached:
-        projector.project(tx, [Report(*each, arrived_at=projector.NOW) for each in attached])
+        projector.project(tx, attached)
 
 
-def _outcome(entry: Entry) -> Recorded:
+def _outcome(entry: Entry, wanted: Keys) -> Recorded:
     if entry.delivery_id is None:
-        return Recorded(UUID(entry.id), None)
+        look = Look(entry.tenant_id, event_ids=(entry.id,)) if wanted.candidate_ids else None
+        return Recorded(UUID(entry.id), None, look=look)
     told = Attached(entry.id, entry.delivery_id, entry.tenant_id, entry.type, entry.occurred_at)
     message = (entry.tenant_id, entry.delivery_id, projector.payload(told))
-    return Recorded(UUID(entry.id), UUID(entry.delivery_id), message)
+    return Recorded(UUID(entry.id), UUID(entry.delivery_id), (message,))

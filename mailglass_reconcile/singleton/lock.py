@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
+from mailglass_reconcile.store.database import database_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,14 @@ redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'EX', ARGV[3])
 return ARGV[1]
 """
 
+# How many others hold the lock under one name, the ranges of a fan-out, stands under the lock's key and that name.
+_SHARE = """
+local value = redis.call('GET', KEYS[1])
+if value and value:sub(2) == ARGV[1] then
+  return redis.call('SET', KEYS[1] .. ':' .. ARGV[1], ARGV[3], 'EX', ARGV[2])
+end
+"""
+
 _READ = """
 local value = redis.pcall('GET', KEYS[1])
 return {type(value) == 'string' and value or '', redis.call('PTTL', KEYS[1])}
@@ -49,12 +58,19 @@ return {type(value) == 'string' and value or '', redis.call('PTTL', KEYS[1])}
 
 _RENEW = """
 local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) == ARGV[1] then return redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+if value and value:sub(2) == ARGV[1] then
+  redis.call('EXPIRE', KEYS[1] .. ':' .. ARGV[1], ARGV[2])
+  return redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
 """
 
 _RELEASE = """
-local value = redis.call('GET', KEYS[1])
-if value and value:sub(2) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+local value, sharing = redis.call('GET', KEYS[1]), KEYS[1] .. ':' .. ARGV[1]
+if not value or value:sub(2) ~= ARGV[1] then return end
+local others = tonumber(redis.call('GET', sharing) or '0') or 0
+if others == 0 then return redis.call('DEL', KEYS[1], sharing) end
+redis.call('SET', sharing, others - 1, 'EX', ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 
@@ -68,18 +84,17 @@ def key_of(tenant_id: str | None) -> str:
     Raises:
         ConfigurationError: There is no database to tell deployments apart by.
     """
-    which = "all" if tenant_id is None else f"tenant:{_digest(tenant_id)}"
+    which = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
     return f"{PREFIX}{_deployment()}:{which}"
 
 
 def _deployment() -> str:
     """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
-    url = runtime.get_engine().url
-    place = [url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))]
-    return _digest(f"{place}#{runtime.get_settings().database_schema}")
+    return digest(f"{database_of(runtime.get_engine())}#{runtime.get_settings().database_schema}")
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return what stands for a text of any length in a key."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -149,9 +164,13 @@ class LockBackend:
         """Give *owner* another minute, if the lock is still its own."""
         self._call(_RENEW, key, owner, LOCK_SECONDS)
 
+    def share(self, key: str, owner: str, others: int) -> None:
+        """Let *others* hold the lock as *owner* as well: only the last release of all of them frees it."""
+        self._call(_SHARE, key, owner, LOCK_SECONDS, others)
+
     def release(self, key: str, owner: str) -> None:
-        """Free the lock, if it is still *owner*'s."""
-        self._call(_RELEASE, key, owner)
+        """Free the lock, if it is still *owner*'s and nobody else holds it under that name."""
+        self._call(_RELEASE, key, owner, LOCK_SECONDS)
 
     @contextmanager
     def kept(self, key: str, owner: str) -> Iterator[None]:

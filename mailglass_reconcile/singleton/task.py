@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, NoReturn
 
-from celery import Task
+from celery import Task, group
 from celery.result import AsyncResult
 from celery_singleton import Singleton
 from kombu.utils.uuid import uuid
@@ -15,10 +15,20 @@ from kombu.utils.uuid import uuid
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.schedule import SWEEP_EXPIRES_SECONDS
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, key_of, new_run, task_of
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, digest, key_of, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
 """On a message whose sender has held the lock for it."""
+RANGE_OF_HEADER = "mailglass_range_of"
+"""On a message of a fan-out's range: the run that holds the lock of the sweep that was cut."""
+
+
+class Hold(NamedTuple):
+    """What a run holds: a lock, under its own name; or whose duplicate it is, the id of another task."""
+
+    key: str | None = None
+    owner: str = ""
+    duplicate_of: str | None = None
 
 
 class SweepTask(Singleton):
@@ -40,16 +50,26 @@ class SweepTask(Singleton):
         return backend
 
     def generate_lock(self, task_name: str, task_args: Any = None, task_kwargs: Any = None, **unused: Any) -> str:
-        """Return the lock's key: the deployment and the tenant argument, however it was given; not the limit.
+        """Return the lock's key: the deployment, the tenant and the range, however they were given; not the limit.
 
         Raises:
             TypeError: The arguments are not the task's, or not of its types.
         """
+        given = self._given(task_args, task_kwargs)
+        which = key_of(given["tenant_id"])
+        between = (given["after"], given["until"])
+        return which if between == (None, None) else f"{which}:range:{digest(str(between))}"
+
+    def _given(self, task_args: Any, task_kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
-        tenant_id, limit = bound.arguments.get("tenant_id"), bound.arguments.get("limit")
-        if not isinstance(tenant_id, str | None) or not isinstance(limit, int | None) or isinstance(limit, bool):
-            raise TypeError("tenant_id must be a text and limit an integer, or None")
-        return key_of(tenant_id)
+        bound.apply_defaults()
+        given: dict[str, Any] = bound.arguments
+        texts, numbers = ("tenant_id", "after", "until"), ("limit", "fan_out")
+        if any(not isinstance(given[name], str | None) for name in texts) or any(
+            not isinstance(given[name], int | None) or isinstance(given[name], bool) for name in numbers
+        ):
+            raise TypeError("tenant_id, after and until must be texts, limit and fan_out integers, or None")
+        return given
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
@@ -84,24 +104,50 @@ class SweepTask(Singleton):
             raise
 
     @contextmanager
-    def held(self) -> Iterator[str | None]:
-        """Hold the lock while the block runs, and yield None, or whose duplicate this run is; eager mode needs no lock.
+    def held(self) -> Iterator[Hold]:
+        """Hold the lock while the block runs, or yield whose duplicate this run is; eager mode needs no lock.
+
+        A range of a fan-out holds its own lock and, together with the other ranges, that of the sweep that was cut.
 
         Raises:
             TypeError: As in `generate_lock`.
         """
         if self.request.is_eager or self.request.id is None:
-            yield None
+            yield Hold()
             return
+        headers = self.request.headers or {}
         key, run = self.generate_lock(self.name, self.request.args, self.request.kwargs), new_run(self.request.id)
+        wanted = [(key, run, bool(headers.get(RESERVED_HEADER)))]
+        if isinstance(whole := headers.get(RANGE_OF_HEADER), str):
+            tenant_id = self._given(self.request.args, self.request.kwargs)["tenant_id"]
+            wanted.append((key_of(tenant_id), whole, True))
         backend = self.singleton_backend
-        holder = backend.take(key, run, reserved=bool((self.request.headers or {}).get(RESERVED_HEADER)))
-        if holder != run:
-            backend.warn_if_endless(key, holder, runtime.get_settings().sweep_seconds + LOCK_SECONDS)
-            yield task_of(holder)
-            return
-        with backend.kept(key, run):
-            yield None
+        with ExitStack() as kept:
+            for lock, owner, reserved in wanted:
+                holder = backend.take(lock, owner, reserved=reserved)
+                if holder != owner:
+                    backend.warn_if_endless(lock, holder, runtime.get_settings().sweep_seconds + LOCK_SECONDS)
+                    yield Hold(duplicate_of=task_of(holder))
+                    return
+                kept.enter_context(backend.kept(lock, owner))
+            yield Hold(key, run)
+
+    def send_ranges(self, hold: Hold, calls: Sequence[dict[str, Any]]) -> list[str]:
+        """Send a sweep for each of *calls*, the keyword arguments of ranges, to this run's own queue; return their ids.
+
+        The lock of *hold* stays held until the last of them has ended, or for a minute after none of them runs.
+        """
+        self.singleton_backend.share(hold.key or "", hold.owner, len(calls))
+        came_by = self.request.delivery_info or {}
+        queue = {"queue": came_by.get("routing_key")}
+        if came_by.get("exchange"):
+            queue = {"exchange": came_by["exchange"], "routing_key": came_by.get("routing_key")}
+        sent = group(self.s(**call) for call in calls).apply_async(
+            **queue,
+            expires=SWEEP_EXPIRES_SECONDS,
+            headers={**(self.request.headers or {}), RANGE_OF_HEADER: hold.owner},
+        )
+        return [result.id for result in sent.results]
 
     def release_lock(self, *unused: Any, **unused_too: Any) -> NoReturn:
         """Refuse: only the run that has a lock frees it."""

@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from mailglass_reconcile import unreachable
+from mailglass_reconcile import event_types, unreachable
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -42,6 +42,8 @@ ATTEMPTS = 4
 PAUSE_SECONDS = 0.1
 ISOLATION = "READ COMMITTED"
 SNAPSHOT = "REPEATABLE READ"
+
+_SERVER = "mailglass_reconcile.server"
 
 SEARCH_PATH = "pg_catalog, pg_temp"
 """Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
@@ -83,6 +85,7 @@ SELECT current_setting('client_encoding') AS client_encoding, current_setting('s
        current_setting('TimeZone') AS time_zone, current_setting('row_security') AS row_security,
        current_setting('array_nulls') AS array_nulls, current_setting('enable_seqscan') AS seqscan,
        current_setting('enable_hashjoin') AS hashjoin, current_setting('enable_mergejoin') AS mergejoin,
+       current_setting('enable_bitmapscan') AS bitmapscan, set_config('enable_bitmapscan', 'off', true),
        set_config('client_encoding', 'UTF8', true), set_config('search_path', :path, true),
        set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),
        set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
@@ -93,23 +96,33 @@ _RETURN_SCOPE = """
 SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true),
        set_config('row_security', :row_security, true), set_config('array_nulls', :array_nulls, true),
        set_config('enable_seqscan', :seqscan, true), set_config('enable_hashjoin', :hashjoin, true),
-       set_config('enable_mergejoin', :mergejoin, true), set_config('client_encoding', :client_encoding, true)
+       set_config('enable_mergejoin', :mergejoin, true), set_config('enable_bitmapscan', :bitmapscan, true),
+       set_config('client_encoding', :client_encoding, true)
 """
 
 
 class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
-    def __init__(self, connection: sa.Connection, schema: str) -> None:
+    def __init__(self, connection: sa.Connection, schema: str, hook_types: frozenset[str] = frozenset()) -> None:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
+        self._guesses_types = connection.dialect.driver.startswith("psycopg")
+        self.hook_types = hook_types
+        """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
         """The transaction's id for `in_progress`, if it was asked for when it began."""
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
-        return self.connection.execute(_text(statement, self.schema), parameters)
+        return self.connection.execute(_text(statement, self.schema, self._texts(parameters or {})), parameters)
+
+    def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the parameters that the driver is to be told are texts: other drivers than psycopg ask for types."""
+        if self._guesses_types:
+            return ()
+        return tuple(name for name, value in parameters.items() if isinstance(value, str))
 
     def name_of(self, relation: str) -> str:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
@@ -122,9 +135,10 @@ def in_schema(sql: str, schema: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def _text(statement: str, schema: str) -> sa.TextClause:
+def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
     # A colon of the schema's name is no parameter.
-    return sa.text(in_schema(statement, schema.replace(":", "\\:")))
+    clause = sa.text(in_schema(statement, schema.replace(":", "\\:")))
+    return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
 
 
 def database_url(settings: Settings) -> URL:
@@ -155,17 +169,23 @@ def create_engine(settings: Settings) -> sa.Engine:
     Raises:
         ConfigurationError: As in `database_url`.
     """
-    engine = sa.create_engine(
+    return _engine(
         database_url(settings),
-        poolclass=NullPool,
-        use_native_hstore=False,
-        hide_parameters=True,
         connect_args={
             "prepare_threshold": None,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "client_encoding": "utf8",
         },
     )
+
+
+def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
+    return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
+
+
+def _engine(url: URL | str, **options: Any) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
 
@@ -192,12 +212,25 @@ def connect(engine: sa.Engine) -> sa.Connection:
 
 def server_of(engine: sa.Engine) -> Server:
     """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        found: Server = known()
+        return found
     url = engine.url
     asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
     port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
     database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
     return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
+
+
+def database_of(engine: sa.Engine) -> str:
+    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        return repr(known())
+    url = engine.url
+    return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
 @contextmanager
@@ -230,7 +263,7 @@ def transaction(
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         scope = tx.execute(
             _SET_SCOPE,
             {
@@ -269,16 +302,23 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
     caller's transaction continues.
 
     Raises:
-        ConfigurationError: The connection is in autocommit mode.
+        ConfigurationError: The connection is in autocommit mode, or psycopg2's own text encoding is not UTF8.
     """
-    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+    driver = connection.connection.dbapi_connection
+    if getattr(driver, "autocommit", False):
         raise ConfigurationError(
             "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
             " pass one in a transaction, such as that of `with engine.begin() as connection`"
         )
+    # psycopg2 does not notice that a statement changes the encoding; the other drivers do.
+    if getattr(driver, "encoding", "UTF8") != "UTF8":
+        raise ConfigurationError(
+            'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
+        )
     with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
+        del before["set_config"]
         yield tx
         tx.execute(_RETURN_SCOPE, before)
 

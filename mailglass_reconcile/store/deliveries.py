@@ -1,4 +1,4 @@
-"""Storing deliveries; looking them up by message id, at a cost that does not grow with the deliveries of one id."""
+"""Looking deliveries up by message id, at a cost that does not grow with the deliveries of one id."""
 
 from __future__ import annotations
 
@@ -51,58 +51,6 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
           WHERE provider_message_id = q.id AND tenant_id > q.tenant_id AND num_nulls(provider) = 1 LIMIT 1)) AS d
 """
 
-# One row per provider and id is what a unique index allows, and an id of several deliveries is told apart by recipient
-# only: those have no provider. Sorted, so that two transactions wait for each other one way only. The type and time
-# are below whatever is projected. Not EXISTS, for which the planner may read the whole table; num_nulls
-# as below. `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
-_STORE = """
-WITH sent AS (
-  SELECT s.id, s.recipient, s.domain, s.message_id,
-         CASE WHEN s.shared
-                   OR (SELECT true FROM {schema}.mailglass_deliveries AS d
-                        WHERE d.provider_message_id = s.message_id
-                          AND (num_nulls(d.provider) = 1 OR d.provider = ANY (CAST(:spellings AS text[]))) LIMIT 1)
-              THEN NULL ELSE CAST(:provider AS text) END AS provider
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:recipients AS text[]), CAST(:domains AS text[]),
-                CAST(:message_ids AS text[]), CAST(:shared AS boolean[]))
-         AS s (id, recipient, domain, message_id, shared)
-), named AS (
-  INSERT INTO {schema}.mailglass_deliveries
-         (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
-          last_event_type, last_event_at, metadata, inserted_at, updated_at)
-  SELECT id, :tenant_id, :mailable, :stream, recipient, domain, provider, message_id,
-         'queued', '2000-01-01', CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
-    FROM sent WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"
-      ON CONFLICT (provider, provider_message_id) WHERE provider_message_id IS NOT NULL DO NOTHING
-  RETURNING id
-)
-INSERT INTO {schema}.mailglass_deliveries
-       (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
-        last_event_type, last_event_at, metadata, inserted_at, updated_at)
-SELECT id, :tenant_id, :mailable, :stream, recipient, domain, message_id,
-       'queued', '2000-01-01', CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
-  FROM sent WHERE id NOT IN (SELECT id FROM named)
-"""
-
-
-class Campaign(NamedTuple):
-    """What the deliveries of one call have in common; `spellings` are those of the provider, its own one first."""
-
-    tenant_id: str
-    spellings: tuple[str, ...]
-    mailable: str
-    stream: str
-    metadata: str
-
-
-class New(NamedTuple):
-    """A delivery to be stored; `shared` if its message id has other recipients in the same call."""
-
-    id: str
-    recipient: str
-    message_id: str | None
-    shared: bool
-
 
 class Question(NamedTuple):
     """What one event asks of a wide id."""
@@ -111,21 +59,6 @@ class Question(NamedTuple):
     tenant_id: str
     spellings: tuple[str, ...]
     recipient: str | None
-
-
-def store(tx: Transaction, campaign: Campaign, new: Sequence[New]) -> None:
-    """Store deliveries that nothing has happened to yet: what has, is to be projected in the same transaction."""
-    parameters = {
-        **campaign._asdict(),
-        "spellings": array_literal(campaign.spellings),
-        "provider": campaign.spellings[0],
-        "ids": array_literal(one.id for one in new),
-        "recipients": array_literal(one.recipient for one in new),
-        "domains": array_literal(one.recipient.rpartition("@")[2].lower() for one in new),
-        "message_ids": array_literal(one.message_id for one in new),
-        "shared": array_literal(str(one.shared) for one in new),
-    }
-    tx.execute(_STORE, parameters)
 
 
 def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Named]:

@@ -66,13 +66,6 @@ SELECT n.*, now()::timestamp
 RETURNING id::text
 """
 
-_DELIVERIES_OF_KEYS = """
-SELECT e.idempotency_key, e.delivery_id::text AS delivery_id
-  FROM unnest(CAST(:keys AS text[])) AS k (key)
-  JOIN {schema}.mailglass_events AS e ON e.idempotency_key = k.key
- WHERE e.delivery_id IS NOT NULL
-"""
-
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
 
 
@@ -124,12 +117,6 @@ def not_reconciled(tx: Transaction, event_ids: Sequence[str]) -> set[str]:
 def present(tx: Transaction, event_id: str) -> bool:
     """Whether the ledger holds this event: what became of a COMMIT whose answer was lost."""
     return bool(tx.execute(_PRESENT, {"id": event_id}).scalar_one())
-
-
-def deliveries_of_keys(tx: Transaction, keys: Sequence[str]) -> dict[str, str]:
-    """Return the delivery of the event that holds each of *keys*."""
-    rows = tx.execute(_DELIVERIES_OF_KEYS, {"keys": array_literal(keys)})
-    return {row.idempotency_key: row.delivery_id for row in rows}
 
 
 def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:

@@ -45,17 +45,29 @@ class Place(NamedTuple):
     event_id: str
 
 
+class Range(NamedTuple):
+    """A range of arrival: after one time and until another; no orphans if the second is not the later one."""
+
+    after: str
+    until: str
+
+
+EVER = (Range("-infinity", "infinity"),)
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Open orphans after one place, up to another, of one tenant or, with None, of all.
 
-    `refused` ones, whose link the database has refused before, are looked at by themselves and last.
+    `refused` ones, whose link the database has refused before, are looked at by themselves and last. Of those in
+    between, only what arrived in one of `ranges`, which are disjoint and stand in order.
     """
 
     after: Place
     until: Place
     tenant_id: str | None = None
     refused: bool = False
+    ranges: tuple[Range, ...] = EVER
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters that every statement on a slice has."""
@@ -63,7 +75,8 @@ class Slice:
             "after_time": self.after.arrived_at,
             "after_event": self.after.event_id,
             "until_time": self.until.arrived_at,
-            "until_event": self.until.event_id,
+            "afters": array_literal(one.after for one in self.ranges),
+            "untils": array_literal(one.until for one in self.ranges),
             "tenant_id": self.tenant_id,
             "refused": self.refused,
         }
@@ -118,6 +131,7 @@ class Report(NamedTuple):
     type: str
     occurred_at: str
     arrived_at: str
+    event_id: str
 
 
 class Link(NamedTuple):

@@ -65,11 +65,16 @@ def decide(tx: Transaction, tenant_id: str, wanted: Keys) -> Decision:
     return Decision(*verdict, tuple(d for candidate in wanted.candidate_ids for d in named.get(candidate, ())))
 
 
-def address(recipient: str) -> str:
-    """Return a recipient as it is compared: without display name, case and surrounding blanks."""
+def bare(recipient: str) -> str:
+    """Return a recipient as our writers store it: without display name and surrounding blanks."""
     text = recipient.strip()
     inner = _IN_BRACKETS.search(text) if text.endswith(">") else None
-    return (inner[1].strip() if inner else text).lower()
+    return inner[1].strip() if inner else text
+
+
+def address(recipient: str) -> str:
+    """Return a recipient as it is compared: without display name, case and surrounding blanks."""
+    return bare(recipient).lower()
 
 
 class _LookedUp(NamedTuple):

@@ -42,15 +42,21 @@ class Reader:
     """
 
     def __init__(
-        self, settings: Settings, tenant_id: str | None, bounds: tuple[str | None, str | None], deadline: float
+        self,
+        settings: Settings,
+        tenant_id: str | None,
+        bounds: tuple[str | None, str | None],
+        deadline: float,
+        recent: float | None = None,
     ) -> None:
-        """Prepare to read; nothing connects yet."""
+        """Prepare to read; nothing connects yet. `windows.survey` says the arguments."""
         self.window: Window | None = None
         self.deadline = deadline
         self.slices = 0
         self._settings = settings
         self._tenant_id = tenant_id
         self._bounds = bounds
+        self._recent = recent
         self._left: list[Part] | None = None
         self._complaints: Counter[str] = Counter()
 
@@ -70,7 +76,9 @@ class Reader:
         """
         self.slices += 1
         try:
-            _, found, self._left = with_retries(partial(self._read, connection))
+            # After a recent sweep comes the next one, which is soon enough.
+            retries = with_retries if self._recent is None else (lambda action: action())
+            _, found, self._left = retries(partial(self._read, connection))
             return ExaminedSlice(found, [])
         except DBAPIError as error:
             if not is_of_data(error):
@@ -88,7 +96,9 @@ class Reader:
             return None
 
     def log_complaints(self) -> None:
-        """Log a line for each way in which key rules failed."""
+        """Log a line for each way in which key rules failed; a recent sweep leaves that to the full one."""
+        if self._recent is not None:
+            return
         for complaint, orphans in self._complaints.items():
             logger.error("%s (%d orphans)", complaint, orphans)
 
@@ -109,8 +119,9 @@ class Reader:
             return orphans, self._examine(tx, orphans) if examined else [], left
 
     def _survey(self, tx: Transaction) -> tuple[Window, list[Part]]:
-        window = windows.survey(tx, self._settings, *examination.marks(), self._tenant_id, self._bounds)
-        if self.window is None:
+        marks = examination.marks()
+        window = windows.survey(tx, self._settings, *marks, self._tenant_id, self._bounds, self._recent)
+        if self.window is None and self._recent is None:
             _warn(tx, window)
         self.window = window
         return window, window.parts

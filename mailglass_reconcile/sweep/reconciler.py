@@ -14,13 +14,15 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import translated
+from mailglass_reconcile.errors import DatabaseUnavailableError, SchemaOutdatedError, translated
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import candidates, open_orphans
 from mailglass_reconcile.store.database import Transaction, connect, transaction, with_retries
-from mailglass_reconcile.sweep import match, windows
+from mailglass_reconcile.store.runs import Kind, Origin
+from mailglass_reconcile.sweep import history, match, windows
 from mailglass_reconcile.sweep.batch import link_batch
+from mailglass_reconcile.sweep.census import Census
 from mailglass_reconcile.sweep.examination import Examined
 from mailglass_reconcile.sweep.reader import Reader
 from mailglass_reconcile.sweep.result import SweepResult
@@ -43,6 +45,9 @@ class Sweep:
         dry_run: bool = False,
         bounds: tuple[str | None, str | None] = (None, None),
         progress: Callable[[SweepResult], None] | None = None,
+        recent: float | None = None,
+        origin: Origin = "python",
+        would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     ) -> None:
         """Prepare a sweep; nothing connects yet.
 
@@ -54,6 +59,10 @@ class Sweep:
             dry_run: Find and classify in read-only transactions; write and publish nothing.
             bounds: Sweep only what arrived after the first time and until the second, in UTC.
             progress: Called with the counts so far, after each batch.
+            recent: Seconds between recent sweeps, if this is one: it looks at what is new or due again, within the
+                interval or two seconds, and logs nothing that the full sweep says anyway.
+            origin: Who asked for it, as the history of runs is to say.
+            would_link: Called in a dry run with pairs of orphan and delivery, a slice at a time.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self.in_batch = False
@@ -62,7 +71,15 @@ class Sweep:
         self._publisher = publisher
         self._limit = limit
         self._progress = progress or (lambda result: None)
-        self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + settings.sweep_seconds)
+        self._recent = recent
+        self._origin = origin
+        self._kind: Kind = "recent" if recent is not None else "full" if bounds == (None, None) else "range"
+        self._census: Census | None = None
+        self._linkable_since: str | None = None
+        self._broken_off_by: BaseException | None = None
+        seconds = settings.sweep_seconds if recent is None else min(settings.sweep_seconds, windows.seconds_for(recent))
+        self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + seconds, recent)
+        self._would_link = would_link or (lambda pairs: None)
         self._wrote = False
 
     def run(self, engine: sa.Engine) -> SweepResult:
@@ -71,18 +88,32 @@ class Sweep:
         Raises:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
-        began = time.monotonic()
         with connect(engine) as connection:
-            try:
-                self._sweep(connection)
-            except DBAPIError as error:
-                if self._reader.window is None:
-                    raise translated(error) from None
-                self.result.status = "failed"
-                logger.error("the sweep broke off: %s", translated(error))
-            finally:
-                self._settle(connection)
-                self.result.duration_ms = round((time.monotonic() - began) * 1000)
+            return self.run_on(connection)
+
+    def run_on(self, connection: sa.Connection) -> SweepResult:
+        """Sweep as `run` does, on an open connection without a transaction, which stays open."""
+        try:
+            return self._counted(connection)
+        except BaseException as error:
+            self._broken_off_by = error
+            raise
+        finally:
+            self._note(connection)
+
+    def _counted(self, connection: sa.Connection) -> SweepResult:
+        began = time.monotonic()
+        try:
+            self._sweep(connection)
+        except DBAPIError as error:
+            if self._reader.window is None:
+                raise translated(error) from None
+            self.result.status = "failed"
+            self._broken_off_by = translated(error)
+            logger.error("the sweep broke off: %s", self._broken_off_by)
+        finally:
+            self._settle(connection)
+            self.result.duration_ms = round((time.monotonic() - began) * 1000)
         return self.result
 
     def stop(self) -> None:
@@ -102,6 +133,40 @@ class Sweep:
         pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in found if one.verdict.delivery_id]
         linked = self._link(connection, windows.by_delivery(pairs))
         self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
+        if not self.result.dry_run:
+            self._take_stock(connection, found, linked)
+
+    def _take_stock(self, connection: sa.Connection, found: Sequence[Examined], linked: set[str]) -> None:
+        """Remember for the history what of a slice stays open, and since when a part of it could have been linked."""
+        if self._census is None and self._reader.window is not None:
+            self._census = Census(self._reader.window.groups, self._reader.window.marks.stale)
+        if self._census is not None:
+            self._census.examined(found, linked)
+        left = [
+            (one.orphan.event_id, one.verdict.delivery_id)
+            for one in found
+            if one.verdict.delivery_id and one.orphan.event_id not in linked
+        ]
+        if left:
+            since = self._write(
+                connection, lambda tx: open_orphans.linkable_since(tx, left, self._settings.grace_seconds)
+            )
+            self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
+
+    def _note(self, connection: sa.Connection) -> None:
+        """Leave a row in the history of runs; if nothing was swept because the database or the table is away, none."""
+        error = self._broken_off_by
+        nowhere = isinstance(error, DatabaseUnavailableError | SchemaOutdatedError) and self._reader.window is None
+        if self.result.dry_run or nowhere:
+            return
+        run = history.run_of(self.result, self._kind, self._origin)
+        run.linkable_since = self._linkable_since
+        if error is not None:
+            run.status = "failed" if isinstance(error, Exception) else "partial"
+            run.error = type(error).__name__
+        if self._census is not None and self._kind == "full":
+            run.open_groups = self._census.as_groups()
+        history.note(connection, self._settings, run)
 
     def _link(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> set[str]:
         """Link *pairs* in batches, as far as the limit and the deadline go, and return the linked orphans' ids."""
@@ -110,6 +175,7 @@ class Sweep:
         self.result.skipped_limit += len(pairs) - allowed
         if self.result.dry_run:
             self.result.linked += allowed
+            self._would_link(pairs[:allowed])
             return linked
         for start in range(0, allowed, self._settings.batch_size):
             if self._reader.expired():
@@ -162,6 +228,8 @@ class Sweep:
         self.result.unmatchable += window.unmatchable
         self.result.settle(window.eligible, remaining, complete=complete)
         self._reader.log_complaints()
+        if self._recent is not None:
+            return
         if self.result.tenant_mismatch:
             logger.warning(
                 "%d orphans match only another tenant's deliveries and were not linked; if their tenant is `default`,"
@@ -198,6 +266,8 @@ def prepare(
     dry_run: bool = False,
     bounds: tuple[str | None, str | None] = (None, None),
     progress: Callable[[SweepResult], None] | None = None,
+    origin: Origin = "python",
+    would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
 ) -> Sweep:
     """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` and `Sweep` say the arguments.
 
@@ -216,6 +286,8 @@ def prepare(
         dry_run=dry_run,
         bounds=bounds,
         progress=progress,
+        origin=origin,
+        would_link=would_link,
     )
 
 

@@ -19,6 +19,17 @@ SKIPPED = ("skipped_limit", "skipped_deadline", "skipped_held")
 STATES = ("linked", "unmatched", *REASONS, "skipped", "failed")
 
 
+SHOWN_CHARACTERS = 1_000
+
+
+def shown(tenant_id: str | None) -> str | None:
+    """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut."""
+    if tenant_id is None:
+        return None
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in tenant_id[:SHOWN_CHARACTERS])
+    return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
+
+
 @dataclass(slots=True)
 class SweepResult:
     """The counts of one sweep; `scanned` is the sum of the eight states below it.

@@ -12,10 +12,20 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans, schema
 from mailglass_reconcile.store.database import Transaction, by_scans
 from mailglass_reconcile.store.model import Open, Slice
-from mailglass_reconcile.store.open_orphans import SLICE_ORPHANS, Marks, Survey
+from mailglass_reconcile.store.open_orphans import SLICE_ORPHANS, Group, Marks, Survey
 
 PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 """Microseconds, as measured: to probe for one orphan's ids; to hash one; to read 8 kB of either table."""
+
+
+LOOK_BACK_SECONDS = 2.0
+"""A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
+DUE_AGES = (4, 8, 16, 32, 64, 128, 256)
+"""Seconds after its arrival at which a recent sweep looks at an orphan again: at 256, full sweeps have taken over."""
+DUE_TICKS = 2
+"""So that a tick may come a whole interval late, and nothing that became due meanwhile is missed."""
+AHEAD_SECONDS = 300.0
+"""How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,7 @@ class Window:
         survey: The window's bounds, the state of the schema, the sizes of tables.
         whole: All of it, as one slice.
         eligible: How many orphans are open in it.
+        groups: The same by rule, tenant and provider.
         unmatchable: How many of them have keys without any usable id.
         marks: Which stored keys are out of date.
         parts: What is to be looked at, in order.
@@ -43,6 +54,7 @@ class Window:
     survey: Survey
     whole: Slice
     eligible: int
+    groups: list[Group]
     unmatchable: int
     marks: Marks
     parts: list[Part] = field(default_factory=list)
@@ -55,8 +67,9 @@ def survey(
     any_provider: str,
     tenant_id: str | None,
     bounds: tuple[str | None, str | None] = (None, None),
+    recent: float | None = None,
 ) -> Window:
-    """Look at what is eligible, and at the schema.
+    """Look at what is to be swept, and at the schema.
 
     Args:
         tx: A read-only transaction.
@@ -65,11 +78,13 @@ def survey(
         any_provider: The mark of the rule of every other provider.
         tenant_id: Of this tenant only; None is all tenants.
         bounds: Of what arrived after the first time and until the second only; both as Postgres writes them.
+        recent: Seconds between recent sweeps: what is new or due again, in its grace or not; None: what is eligible.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    seen = open_orphans.survey(tx, settings, after=bounds[0], until=bounds[1])
+    ages = None if recent is None else due_ages(recent)
+    seen = open_orphans.survey(tx, settings, ages=ages, after=bounds[0], until=bounds[1])
     schema.require_current(seen.version)
     if not seen.indexed:
         raise SchemaOutdatedError(
@@ -77,12 +92,13 @@ def survey(
         )
     whole = seen.window(tenant_id)
     known = [provider for provider in marks if marks[provider] != any_provider]
-    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known)) if _can_be(tenant_id) else []
+    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known)) if can_be(tenant_id) else []
     stale = {group.rule for group in groups if group.rule and _is_stale(group.rule, marks, any_provider)}
     window = Window(
         seen,
         whole,
         sum(group.orphans for group in groups),
+        groups,
         sum(group.unmatchable for group in groups if group.rule not in stale),
         Marks(stale, any_provider, known),
     )
@@ -96,7 +112,30 @@ def survey(
     return window
 
 
-def _can_be(tenant_id: str | None) -> bool:
+def due_ages(interval: float) -> list[tuple[float, float]]:
+    """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
+
+    They are disjoint, and the oldest comes first.
+
+    Args:
+        interval: Seconds between recent sweeps.
+    """
+    ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
+    for age in DUE_AGES:
+        older, younger = ranges[-1]
+        if age <= older:
+            ranges[-1] = (max(older, age + DUE_TICKS * interval), younger)
+        else:
+            ranges.append((age + DUE_TICKS * interval, age))
+    return ranges[::-1]
+
+
+def seconds_for(interval: float) -> float:
+    """Return how long a recent sweep may take: a burst is left to the next ones, and to the full sweep."""
+    return max(LOOK_BACK_SECONDS, interval)
+
+
+def can_be(tenant_id: str | None) -> bool:
     """Whether a row can have this tenant: Postgres stores neither NUL nor half a surrogate pair."""
     return tenant_id is None or not ("\x00" in tenant_id or any("\ud800" <= c <= "\udfff" for c in tenant_id))
 
@@ -130,6 +169,8 @@ def _by_scans(window: Window, part: Part) -> bool:
     Decided from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
     """
     pages = (window.survey.deliveries_bytes + window.survey.ids_bytes) / 8192
+    if len(part.rest.ranges) > 1:  # each range would read them again
+        return False
     return part.orphans * PROBE_US > part.orphans * SCAN_US + pages * PAGE_US
 
 

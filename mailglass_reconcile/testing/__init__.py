@@ -1,1 +1,1 @@
-"""Real servers for tests and the demo."""
+"""Real servers for tests and the demo, and a pytest plugin for the tests of applications."""

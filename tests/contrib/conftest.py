@@ -1,26 +1,85 @@
-"""Django and Anymail as they come, without a database: settings that a test's fixture lays over whatever is there."""
+"""Django and Anymail as they come; our app does nothing but in a test that asks for it, on that test's database."""
 
 import os
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import anymail_answers
 import anymail_wire
 import django
 import pytest
-from anymail.signals import tracking
+from anymail.signals import post_send, tracking
+from django.apps import apps
 from django.conf import settings
+from django.db import connections
 from django.test import Client, override_settings
+from sqlalchemy.engine import make_url
+
+from mailglass_reconcile import runtime
 
 Events = list[tuple[Any, str]]
 
 
 @pytest.fixture(scope="session")
 def anymail_django() -> None:
-    """Django, set up; with empty settings if nobody named any."""
+    """Django, set up, with a database that is nowhere."""
     if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
-        settings.configure(LOGGING_CONFIG=None, USE_TZ=True, TIME_ZONE="UTC")
+        settings.configure(
+            LOGGING_CONFIG=None,
+            USE_TZ=True,
+            TIME_ZONE="UTC",
+            SECRET_KEY="for tests only",  # noqa: S106
+            DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
+            INSTALLED_APPS=[
+                "django.contrib.auth",
+                "django.contrib.contenttypes",
+                "django.contrib.sessions",
+                "django.contrib.messages",
+                "django.contrib.admin",
+                "anymail",
+                "mailglass_reconcile.contrib.django",
+            ],
+        )
     django.setup()
+    leave_the_app()
+
+
+def leave_the_app() -> None:
+    """Undo what our app has done when it was loaded."""
+    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
+    tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    runtime.configure_framework()
+
+
+@contextmanager
+def databases_name(url: str) -> Iterator[None]:
+    """Let `DATABASES["default"]` be the database of a URL, in every thread."""
+    given, kept = make_url(url), dict(connections["default"].settings_dict)
+    connections["default"].close()
+    connections["default"].settings_dict.update(
+        NAME=given.database,
+        USER=given.username or "",
+        PASSWORD=given.password or "",
+        HOST=given.query.get("host") or given.host or "",
+        PORT=given.port or "",
+    )
+    try:
+        yield
+    finally:
+        connections["default"].close()
+        connections["default"].settings_dict.update(kept)
+
+
+@pytest.fixture
+def app(db: Any, anymail_django: None) -> Iterator[Any]:
+    """Our app, as loaded, on the test's database."""
+    with databases_name(db.url):
+        configuration = apps.get_app_config("mailglass_reconcile")
+        configuration.ready()
+        yield configuration
+        leave_the_app()
 
 
 @pytest.fixture
@@ -29,6 +88,13 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
     with override_settings(
         ALLOWED_HOSTS=["testserver"], ANYMAIL=anymail_wire.settings(), MIDDLEWARE=[], ROOT_URLCONF="anymail.urls"
     ):
+        yield
+
+
+@pytest.fixture
+def backends(anymail_settings: None) -> Iterator[None]:
+    """Anymail's settings for its backends too."""
+    with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
         yield
 
 

@@ -92,6 +92,10 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
     assert "Result" in started.said
     assert started.said.count("  PASS  ") == 7
     assert "FAIL" not in started.said
+    brief = [mail for wave in plot.waves() if wave.brief for mail in wave.mails]
+    linked_at_once = sum(int(number) for number in re.findall(r" s  recent   task .*: (\d+) linked", started.said))
+    assert linked_at_once >= sum(len(mail.webhooks) for mail in brief)
+    assert re.search(rf"by recent sweeps +│ +{linked_at_once} │", started.said)
     assert "\x1b" not in started.said
     assert "Warning" not in started.said
     assert not started.left()
@@ -101,7 +105,7 @@ def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
 @pytest.mark.slow
 def test_the_sweeps_are_those_of_a_celery_worker_with_beat(started):
     """Each sweep is told with the id of its task, and a worker, its pool and its beat are there meanwhile."""
-    started.says(" 11 of them reconciled")
+    started.says(" 14 of them reconciled")
     worker = started.workers()[0]
     assert {"mailglass_reconcile.demo.app", "worker", "-B"} <= set(worker.cmdline())
     assert len(worker.children(recursive=True)) == 2

@@ -1,7 +1,8 @@
 """A process that sweeps: once and ends, or, with `--serve`, once per line that it is given, as the line says.
 
 A line is a batch size; the answer is a line of JSON. Settings come from the environment. With `SWEEPER_DIES_AT=N`
-the process kills itself at the N-th of its fail points: around each statement, COMMIT and publishing.
+the process kills itself at the N-th of its fail points: around each statement, COMMIT and publishing; with
+`SWEEPER_FOLLOWS` as well, it follows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import count
 import sqlalchemy as sa
 
 import mailglass_reconcile
+from mailglass_reconcile.cli.following import Follower
 from mailglass_reconcile.pubsub import Message, Published, Publisher
 
 
@@ -43,6 +45,8 @@ def main(serve: bool) -> None:
     """Sweep, and print each result."""
     if not serve:
         die_at(int(os.environ.get("SWEEPER_DIES_AT", "0")))
+        if "SWEEPER_FOLLOWS" in os.environ:
+            Follower(0.05, None, as_json=True).run()
         print(json.dumps(mailglass_reconcile.reconcile().as_dict()))
         return
     for line in sys.stdin:

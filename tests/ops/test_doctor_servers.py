@@ -56,7 +56,7 @@ AWAY = {"MAILGLASS_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
 
 def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
     """The broker is away; nothing is on standard error, and no password in the report."""
-    done = commands.finished(db, "doctor", "--json", **AWAY)
+    done = commands.tried(db, "doctor", "--json", **AWAY)
     found = json.loads(done.stdout)
     jsonschema.validate(found, REPORT)
     assert (done.returncode, done.stderr) == (1, "")
@@ -67,18 +67,18 @@ def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because
 
 def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(db):
     """Also how to ask, with an example, in its help."""
-    done = commands.finished(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
+    done = commands.tried(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
     lines = done.stdout.splitlines()
     [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND:" in line]
     assert lines[at].startswith("warning  settings")
     assert "did you mean MAILGLASS_GRACE_SECONDS?" in lines[at]
     assert lines[at + 1].lstrip().startswith("-> rename it to MAILGLASS_GRACE_SECONDS")
-    assert "doctor --json |" in commands.finished(db, "doctor", "--help").stdout
+    assert "doctor --json |" in commands.tried(db, "doctor", "--help").stdout
 
 
 def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
     """The variable, never its value; as JSON too."""
-    done = commands.finished(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
+    done = commands.tried(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
     [found] = json.loads(done.stdout)["findings"]
     assert (done.returncode, found["check"], found["status"]) == (1, "settings", "error")
     assert "MAILGLASS_GRACE_SECONDS" in found["message"]

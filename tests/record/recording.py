@@ -36,12 +36,11 @@ def messages(db):
 
 @contextmanager
 def statements(connection) -> Iterator[list[str]]:
-    """Write down the statements on tables that a connection sends; not savepoints, nor settings."""
+    """Write down the statements that a connection sends."""
     sent: list[str] = []
 
     def note(_connection, _cursor, statement, *_others):
-        if "mailglass_deliveries" in statement or "mailglass_events" in statement or "mailglass_open" in statement:
-            sent.append(statement)
+        sent.append(statement)
 
     sa.event.listen(connection, "before_cursor_execute", note)
     yield sent

@@ -135,7 +135,11 @@ def test_a_redis_that_does_not_answer_costs_a_commit_a_second_and_no_error(db, d
     assert "MAILGLASS_REDIS_URL" in caplog.text
 
 
-def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries):
+ASYNCHRONOUS = pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+
+
+@ASYNCHRONOUS
+def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries, driver):
     """The loop goes on while a Redis that does not answer is waited for."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
@@ -143,7 +147,7 @@ def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries):
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
 
         async def commit():
-            engine = create_async_engine(make_url(db.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+            engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
             async with AsyncSession(engine) as session:
                 await session.run_sync(record, event("m-1"))
                 began = time.monotonic()
@@ -155,11 +159,12 @@ def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries):
         assert asyncio.run(commit()) < 0.3
 
 
-def test_an_async_session_broadcasts_by_itself(db, deliveries):
+@ASYNCHRONOUS
+def test_an_async_session_broadcasts_by_itself(db, deliveries, driver):
     """As any other session does."""
 
     async def commit():
-        engine = create_async_engine(make_url(db.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
         async with AsyncSession(engine) as session:
             await session.run_sync(record, event("m-1"))
             await session.commit()

@@ -7,6 +7,8 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile import append
+from mailglass_reconcile.record import validation
+from mailglass_reconcile.sweep import match
 from record.recording import LEDGER, NOW, event, record
 
 
@@ -87,3 +89,21 @@ def test_the_tenant_is_the_installations_if_none_is_given(db, monkeypatch):
     with db.engine.begin() as connection:
         record(connection, event(), tenant_id=None)
     assert {row[0] for row in db.rows("SELECT tenant_id FROM mailglass_events")} == {"default", "shop"}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "Ada@Example.com",
+        " Ada <ADA@example.com> ",
+        '"Ada <x>" <ada@EXAMPLE.com>',
+        "x>ada@example.com>",
+        "<<ada>>",
+        "<a>b>",
+    ],
+)
+def test_an_address_is_stored_as_it_is_compared(spelled):
+    """Whatever a display name is made of, a sweep and a writer take the same address out of it, once and again."""
+    stored = validation.recipient("recipient", spelled)
+    assert match.address(stored) == match.address(spelled)
+    assert validation.recipient("recipient", stored) == stored

@@ -84,8 +84,8 @@ def held_by(task, id_: str, **headers: object) -> str | None:
     """Return whose duplicate a run with this id is, or None."""
     task.push_request(id=id_, args=[], kwargs={}, is_eager=False, headers=headers)
     try:
-        with task.held() as other:
-            return other
+        with task.held() as hold:
+            return hold.duplicate_of
     finally:
         task.pop_request()
 
@@ -96,8 +96,8 @@ def test_a_redelivery_of_a_running_sweep_is_its_duplicate_and_does_not_free_its_
     task = sweep_task()
     name = task.generate_lock(task.name, [], {})
     task.push_request(id="same", args=[], kwargs={}, is_eager=False, headers=None)
-    with task.held() as other:
-        assert other is None
+    with task.held() as hold:
+        assert hold.duplicate_of is None
         assert held_by(task, "same") == "same"
         assert held_by(task, "other") == "same"
         assert store.exists(name)
@@ -115,7 +115,7 @@ def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):  
     first.__enter__()
     store.delete(name)
     second = task.held()
-    assert second.__enter__() is None
+    assert second.__enter__().duplicate_of is None
     first.__exit__(None, None, None)
     assert store.exists(name)
     second.__exit__(None, None, None)

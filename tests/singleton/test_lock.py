@@ -150,8 +150,8 @@ def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
     task.push_request(id="run", args=["acme"], kwargs={}, is_eager=False, headers=None)
 
     def work() -> None:
-        with task.held() as holder:
-            assert holder is None
+        with task.held() as hold:
+            assert hold.duplicate_of is None
             store.expire(key(app, "acme"), 5)
             wait_until(lambda: store.ttl(key(app, "acme")) > 50)
             raise LookupError

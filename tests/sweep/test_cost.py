@@ -28,6 +28,10 @@ SELECT (SELECT sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx
 MANY = [2_000, pytest.param(20_000, marks=pytest.mark.slow)]
 
 
+IN_THE_HISTORY = 1
+"""Rows that a sweep leaves in the history of runs."""
+
+
 def touched(db):
     """Return pages touched, rows read and rows written so far; a session reports them at its end."""
     wait_until(lambda: db.value(OTHERS) == 0)
@@ -83,27 +87,27 @@ def test_ambiguous_orphans_of_wide_ids_cost_what_they_are(db, again):
     result, cost = cost_of_a_sweep(db)
     assert result.ambiguous == 2_000
     assert cost["read"] <= 12 * 2_000
-    assert cost["written"] == (0 if again else 2 * 2_000)
+    assert cost["written"] == (0 if again else 2 * 2_000) + IN_THE_HISTORY
 
 
-def test_a_sweep_beside_orphans_that_never_match_writes_nothing(db):
+def test_a_sweep_beside_orphans_that_never_match_writes_its_row_of_the_history_only(db):
     """Once their keys are stored, they cost some rows read each, and never leave the database."""
     insert(db, [], [orphan_row(postmark(f"never {n}")) for n in range(1_000)])
     reconcile()
     result, cost = cost_of_a_sweep(db)
     assert result.unmatched == 1_000
-    assert cost["written"] == 0
+    assert cost["written"] == IN_THE_HISTORY
     assert cost["read"] <= 4 * 1_000
 
 
 def test_what_matches_beside_orphans_that_never_match_writes_its_own_rows_only(db):
-    """One link: its event, its delivery, and the orphan that leaves."""
+    """One link: its event, its delivery, the orphan that leaves, and the history's row."""
     insert(db, [], [orphan_row(postmark(f"never {n}"), age_seconds=900) for n in range(500)])
     reconcile()
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
     result, cost = cost_of_a_sweep(db)
     assert (result.linked, result.unmatched) == (1, 500)
-    assert cost["written"] <= 4
+    assert cost["written"] <= 4 + IN_THE_HISTORY
 
 
 def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db):

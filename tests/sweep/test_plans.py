@@ -14,11 +14,13 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans
+from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans, sends
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.deliveries import FEW, Campaign, New, Question
+from mailglass_reconcile.store.deliveries import FEW, Question
+from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Report, Slice
 from mailglass_reconcile.store.open_orphans import Marks
+from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep import examination, keys
 
 ROWS = 50_000
@@ -143,18 +145,18 @@ class Plan:
 
     def __init__(self) -> None:
         self.indexes: set[str] = set()
-        self.kinds: set[str] = set()
+        self.kinds: Counter[str] = Counter()
         self.whole: Counter[str] = Counter()
         self.read = 0
 
     def add(self, node: dict[str, Any]) -> None:
         """Take in a node and those below it."""
-        self.kinds.add(node["Node Type"])
+        self.kinds[node["Node Type"]] += 1
         if "Index Name" in node:
             self.indexes.add(node["Index Name"])
         if node["Node Type"] == "Seq Scan":
             self.whole[node["Relation Name"]] += node["Actual Loops"]
-        if "Relation Name" in node and "Scan" in node["Node Type"]:
+        if "Scan" in node["Node Type"] and ("Relation Name" in node or "Index Name" in node):
             seen = node["Actual Rows"] + sum(
                 node.get(f"Rows Removed by {cause}", 0) for cause in ("Filter", "Index Recheck")
             )
@@ -214,6 +216,14 @@ def test_what_remains_is_counted_along_the_index_of_arrival(reading, whole):
     assert plan.read == ROWS
 
 
+def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(reading, whole):
+    """Nothing is sorted, however large the backlog."""
+    plan = probing(reading, lambda: open_orphans.cuts(reading, whole, 5_000, ROWS))
+    assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
+    assert plan.kinds["Sort"] <= 1, "that of the few edges"
+    assert plan.read <= ROWS
+
+
 def test_orphans_without_keys_are_read_until_there_are_enough(reading, whole):
     """In order of arrival, no more rows than asked for."""
     place = reading.execute(
@@ -242,7 +252,7 @@ def test_orphans_that_name_a_delivery_are_found_by_reading_both_tables_once(read
 
     plan = plan_of(reading, call)
     assert "Hash Join" in plan.kinds
-    assert "Nested Loop" not in plan.kinds
+    assert plan.kinds["Nested Loop"] == 1, "the one over the ranges of arrival"
     assert plan.whole["mailglass_open_orphan_ids"] == 1
     assert plan.whole["mailglass_deliveries"] <= 1
     assert plan.read <= ROWS + 2 * ROWS + ROWS + WIDE + 2 * SIZE
@@ -340,7 +350,7 @@ def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """Once to decide and once to write."""
     at = "2026-01-02T03:04:05"
-    reports = [Report(delivery, "delivered", at, at) for _, delivery in pairs]
+    reports = [Report(delivery, "delivered", at, at, event) for event, delivery in pairs]
     plan = probing(tx, lambda: projector.project(tx, reports))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE
@@ -383,7 +393,7 @@ def test_the_marks_of_this_test_are_todays():
 def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(application):
     """Where nothing keeps the planner from other ways: ids, orphans and their ids once more."""
     wanted = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
-    plan = probing(application, lambda: open_orphans.of_ids(application, "acme", wanted, Settings()))
+    plan = probing(application, lambda: open_orphans.wanted(application, "acme", wanted, [], Settings()))
     assert plan.indexes == {
         "mailglass_open_orphan_ids_candidate_idx",
         "mailglass_open_orphans_pkey",
@@ -392,11 +402,76 @@ def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(appli
     assert plan.read <= 4 * SIZE
 
 
-def test_storing_deliveries_looks_for_their_ids_only(application):
+def test_storing_sends_looks_for_their_ids_only(application):
     """By our index, whether they have other deliveries or none, or 20,000."""
     campaign = Campaign("acme", ("postmark", "Postmark"), "Welcome", "bulk", "{}")
     ids = [*(f"message-{n}" for n in range(1, SIZE)), *(f"new-{n}" for n in range(1, SIZE)), "campaign"]
-    new = [New(factories.new_id(), "a@example.com", id_, shared=False) for id_ in ids]
-    plan = probing(application, lambda: deliveries.store(application, campaign, new))
-    assert plan.indexes == {deliveries.INDEX}
+    new = []
+    for id_ in ids:
+        event, delivery = factories.new_id(), factories.new_id()
+        entry = Entry(event, "acme", delivery, "dispatched", "2026-01-02", f"send:{id_}", None, {}, False)
+        new.append(New(entry, delivery, "a@example.com", id_, shared=False))
+    plan = probing(application, lambda: sends.store(application, campaign, new))
+    assert plan.indexes == {deliveries.INDEX, "mailglass_events_idempotency_key_idx"}
     assert plan.read <= 2 * SIZE
+
+
+MILLION = """
+SET LOCAL session_replication_role = replica;
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
+SELECT md5('event' || n)::uuid, 'acme', now()::timestamp, 'postmark', 'postmark/1.1', 1
+  FROM generate_series(1, 1000000) AS n;
+INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT md5('event' || n)::uuid, 1, CASE WHEN n <= 100000 THEN 'campaign' ELSE 'message-' || n END
+  FROM generate_series(1, 1000000) AS n;
+"""
+
+
+@pytest.mark.slow
+def test_of_a_million_open_orphans_a_writer_reads_only_those_of_its_ids(make_database, drop_database, template):
+    """By candidate id, in its own transaction and after it; of an id of 100,000 no more than a batch; and by event.
+
+    With statistics of empty tables, and with fresh ones.
+    """
+    name = f"mgtest_{factories.new_id()}"
+    settings = Settings(database_url=make_database(name, template))
+    engine = database.create_engine(settings)
+    index = "mailglass_open_orphan_ids_candidate_idx"
+    wanted = {
+        "a thousand ids": ([f"message-{n}" for n in range(1, 1_000_000, 1_000)], [], 900),
+        "an id of very many": (["campaign"], [], settings.batch_size),
+        "an unknown id": (["nobody's"], [], 0),
+        "an event": ([], ["7e8b0a5d-4f6c-4a8b-9c6e-1f2d3c4b5a69"], 0),
+    }
+    try:
+        with engine.begin() as connection:
+            for table in TABLES[3:]:
+                connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+                connection.exec_driver_sql(f"ANALYZE {table}")
+            connection.exec_driver_sql(MILLION)
+        for analysed in (False, True):
+            if analysed:
+                with engine.begin() as connection:
+                    connection.exec_driver_sql("ANALYZE mailglass_open_orphans, mailglass_open_orphan_ids")
+            with engine.connect() as connection:
+                with connection.begin(), database.borrowed(connection, settings) as application:
+                    plans = _plans_of(application, settings, wanted)
+                with database.transaction(connection, settings, read_only=True, probes_only=True) as after:
+                    plans |= {f"{asked}, after": plan for asked, plan in _plans_of(after, settings, wanted).items()}
+            for asked, (plan, found, expected) in plans.items():
+                assert found == expected, asked
+                assert plan.indexes <= {index, "mailglass_open_orphans_pkey", "mailglass_open_orphan_ids_pkey"}, asked
+                assert index in plan.indexes, asked
+                assert plan.read <= 3 * expected, asked
+    finally:
+        drop_database(name)
+
+
+def _plans_of(tx, settings, wanted):
+    """Return for each question its plan, how many open orphans answer it, and how many should."""
+    found = {}
+    for asked, (ids, events, expected) in wanted.items():
+        answer = open_orphans.wanted(tx, "acme", ids, events, settings)
+        plan = probing(tx, lambda ids=ids, events=events: open_orphans.wanted(tx, "acme", ids, events, settings))
+        found[asked] = (plan, len(answer), expected)
+    return found

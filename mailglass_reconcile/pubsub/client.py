@@ -1,25 +1,19 @@
-"""Redis pub/sub: channel names, the client, and publishing that never costs a sweep more than a second.
-
-Publishing is best effort. What could not be handed to Redis is counted and never sent again, so that no message
-is doubled; and a success says only that a Redis took it, not that anybody heard.
-"""
+"""The client: one that does not wait, to the server of a URL or of an application's own client."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import queue
+import socket
 import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote
+from collections.abc import Callable
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import redis
 from pydantic import SecretStr
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -27,70 +21,13 @@ from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.unreachable import Server
 
-logger = logging.getLogger(__name__)
-
 Answer = TypeVar("Answer")
 
 PATIENCE_SECONDS = 1.0
 """What a Redis that does not answer, or answers slowly, may cost one sweep in all."""
 
-HEALTHY_SECONDS = 0.01
-"""What one call may take and cost none of that: a Redis in good health needs less."""
-
-CHUNK_LINKS = 500
-"""Links per call: a script of a thousand PUBLISH holds Redis for about 2 ms."""
-
-_PUBLISH = r"""
-for channel, delivery, payload in string.gmatch(ARGV[1], '([^\n]*)\n([^\n]*)\n([^\n]*)\n') do
-  redis.call('PUBLISH', channel, payload)
-  redis.call('PUBLISH', channel .. ':' .. delivery, payload)
-end
-"""
-
-# A replica takes PUBLISH, answers OK and tells nobody beyond itself; a master may become one at any moment.
-_PUBLISH_ON_MASTER = (
-    r"""
-local replication = redis.pcall('INFO', 'replication')
-if type(replication) ~= 'string' then return redis.error_reply('NOINFO this user may not ask') end
-if not string.find(replication, 'role:master', 1, true) then
-  return redis.error_reply('READONLY a replica tells nobody beyond itself')
-end
-"""
-    + _PUBLISH
-)
-
-# For a user who may not ask: since Redis 7, a replica refuses a script with a header that does not say "no-writes".
-_PUBLISH_IF_WRITABLE = "#!lua flags=allow-oom" + _PUBLISH
-
 _DENIED = ("ACL failure", "can't run this command", "compiling script")
 """What a script's error says if its user may not do what it does; the last two are those of a Redis before 7."""
-
-
-Message = tuple[str, str, str]
-"""A tenant id, a delivery id, and the JSON, in one line, that goes to the channels of both."""
-
-
-class Published(NamedTuple):
-    """How many messages Redis took, and how many it did not; two per link."""
-
-    published: int = 0
-    failed: int = 0
-
-
-def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
-    """Return the channel on which a tenant's, or one delivery's, updates are told.
-
-    A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits,
-    `.`, `_` and `-`, so that no tenant's channel can be another's and no pattern leaks in.
-
-    Args:
-        tenant_id: The tenant, as it stands in the tables.
-        delivery_id: The delivery's UUID; without one, the channel of all the tenant's deliveries.
-    """
-    # quote() leaves "~" alone, which is outside the alphabet above.
-    tenant = quote(tenant_id, safe="").replace("~", "%7E")
-    channel = f"mailglass:events:{tenant}"
-    return channel if delivery_id is None else f"{channel}:{delivery_id}"
 
 
 class Impatient(redis.Redis):
@@ -200,56 +137,31 @@ def reason(error: Exception, needed: str) -> str:
     return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"
 
 
-class Publisher:
-    """Publishes one sweep's messages; gives up for the rest of the sweep once a second has been lost."""
+def fault(error: Exception, client: redis.Redis, needed: str) -> str:
+    """Return in one line why the server of *client* cannot be used, and what to check; never a user or a password.
 
-    def __init__(self, client: redis.Redis) -> None:
-        """Use the server of *client*, whose own timeouts and retries do not count; nothing connects yet."""
-        self._client = impatient(client)
-        self._script = _PUBLISH_ON_MASTER
-        self._patience = PATIENCE_SECONDS
-        self._warned = False
-
-    def publish(self, messages: Sequence[Message]) -> Published:
-        """Hand *messages* to Redis, and return how many it took; raises nothing that a Redis can cause."""
-        outcome = Published()
-        for start in range(0, len(messages), CHUNK_LINKS):
-            chunk = messages[start : start + CHUNK_LINKS]
-            taken = 2 * len(chunk) if self._try(chunk) else 0
-            outcome = Published(outcome.published + taken, outcome.failed + 2 * len(chunk) - taken)
-        return outcome
-
-    def _try(self, chunk: Sequence[Message]) -> bool:
-        try:
-            self._run(_lines(chunk))
-        except (RedisError, OSError) as error:
-            if str(error).startswith("NOINFO"):  # which it says before it publishes anything
-                self._script = _PUBLISH_IF_WRITABLE
-                return self._try(chunk)
-            self._warn_once(error)
-            return False
-        return True
-
-    def _run(self, lines: str) -> None:
-        if self._patience <= 0:
-            raise TimeoutError("this sweep's time for Redis is over")
-        began = time.monotonic()
-        try:
-            within(self._patience, lambda: self._client.eval(self._script, 0, lines))
-        finally:
-            self._patience -= max(0.0, time.monotonic() - began - HEALTHY_SECONDS)
-
-    def _warn_once(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            needed = "the commands EVAL and PUBLISH (before Redis 7 also INFO) on the channels mailglass:events:*"
-            logger.warning(
-                "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost",
-                reason(error, needed),
-            )
+    Args:
+        error: What redis-py, or a socket, has raised.
+        client: Whose host and port are named.
+        needed: What its user must be allowed to do.
+    """
+    where = _where(client)
+    causes = [error, error.__cause__, error.__context__]
+    if isinstance(error, NoPermissionError):
+        return f"Redis at {where} refuses: the user of MAILGLASS_REDIS_URL needs {needed}"
+    if isinstance(error, AuthenticationError):
+        return f"Redis at {where} refuses: check user and password in MAILGLASS_REDIS_URL"
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        why = "its host is unknown"
+    elif any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in causes):
+        why = "nothing listens there"
+    elif isinstance(error, TimeoutError | redis.TimeoutError):
+        why = "it does not answer in time"
+    else:
+        why = f"the connection is lost ({type(error).__name__.strip('_')})"
+    return f"Redis at {where} cannot be reached: {why}; check MAILGLASS_REDIS_URL and the server"
 
 
-def _lines(chunk: Sequence[Message]) -> str:
-    """Return *chunk* as one argument, three lines a link: none of the three can hold the end of a line."""
-    channels = {tenant_id: events_channel(tenant_id) for tenant_id, _, _ in chunk}
-    return "".join(f"{channels[tenant_id]}\n{delivery_id}\n{payload}\n" for tenant_id, delivery_id, payload in chunk)
+def _where(client: redis.Redis) -> str:
+    known = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+    return str(known.get("path") or f"{known.get('host', '?')}:{known.get('port', '?')}")

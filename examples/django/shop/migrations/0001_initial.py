@@ -1,0 +1,20 @@
+"""The shop's tables."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    """Orders."""
+
+    initial = True
+    dependencies = ()
+    operations = (
+        migrations.CreateModel(
+            name="Order",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("email", models.EmailField(max_length=254)),
+                ("message_id", models.CharField(blank=True, max_length=200)),
+            ],
+        ),
+    )

@@ -1,0 +1,75 @@
+"""The subcommand `orphans`: a page of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import Duration, age, moment, print_json, printable, reader_may_leave, wrapped
+from mailglass_reconcile.ops import page as pages
+from mailglass_reconcile.ops.listed import EXPIRED, STATES, Filters, Listed
+
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile orphans --state ambiguous --tenant acme
+  mailglass-reconcile orphans --older 2h --newest-first --limit 10
+  mailglass-reconcile orphans --expired --json | jq -r .event_id
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--state", type=click.Choice(STATES), help="In this state only.")
+@click.option("--tenant", "tenant_id", metavar="ID", help="Of this tenant only.")
+@click.option("--provider", metavar="NAME", help="Of this provider only, in any spelling.")
+@click.option("--type", metavar="TYPE", help="Of this type only, such as bounced.")
+@click.option("--older", type=Duration(), metavar="AGE", help="That arrived at least 90s, 5m, 2h or 6d ago.")
+@click.option("--newer", type=Duration(), metavar="AGE", help="That arrived at most so long ago.")
+@click.option("--message-id", metavar="ID", help="With this message id, in any spelling.")
+@click.option("--expired", is_flag=True, help="Those that are older than the maximum age, from the ledger.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
+@click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Those after this event: the next page.")
+@click.option("--newest-first", is_flag=True, help="Instead of the oldest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
+def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: bool, **filters: Any) -> None:
+    """List open orphans, with the state that the next sweep would give each.
+
+    If there are more, standard error says how to get the next page.
+    """
+    if expired and filters["state"] not in (None, EXPIRED):
+        raise click.UsageError("--expired goes without --state")
+    wanted = Filters(**{**filters, "state": EXPIRED if expired else filters["state"]})
+    if newest_first and wanted.state == EXPIRED:
+        raise click.UsageError("expired orphans come by tenant and time: leave out --newest-first")
+    begin = None if after is None else str(after)
+    try:
+        found = pages.page(runtime.get_engine(), wanted, limit=limit, after=begin, newest_first=newest_first)
+    except LookupError as error:
+        raise click.BadParameter(f"{error}", param_hint="--after") from None
+    with reader_may_leave():
+        for one in found.orphans:
+            print_json(one.as_dict()) if as_json else click.echo(_lines(one))
+        if not (found.orphans or as_json):
+            click.echo(f"none among the {found.looked_at:,} looked at" if found.after else "none")
+    if found.after:
+        click.echo(f"there may be more: --after {found.after}", err=True)
+
+
+def _lines(one: Listed) -> str:
+    state = one.state
+    if state == EXPIRED:
+        state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}, unlikely to reconcile"
+    facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]
+    facts += [f"to {one.delivery_id}"] if one.delivery_id else []
+    lines = [
+        f"{one.event_id}  {state}",
+        wrapped(f"arrived {moment(one.arrived_at)}; {printable(', '.join(facts))}", "  "),
+        wrapped(f"ids: {printable('  '.join(one.candidate_ids[:3]) or 'none')}{_more(one)}", "  "),
+    ]
+    return "\n".join(lines)
+
+
+def _more(one: Listed) -> str:
+    left = len(one.candidate_ids) - 3
+    return f"  and {left} more" if left > 0 else ""

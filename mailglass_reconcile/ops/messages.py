@@ -1,0 +1,46 @@
+"""The events of one message: those still open, and those of the deliveries that carry its id."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.ops.listed import Filters, spellings
+from mailglass_reconcile.ops.page import page
+from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.model import array_literal
+
+EVENTS = 20
+"""At most so many of either kind: one id may name a hundred thousand deliveries."""
+
+# A `reconciled` event stands for the orphan that it links.
+_OF_DELIVERIES = """
+SELECT CASE WHEN e.type = 'reconciled' AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+            THEN substr(e.idempotency_key, 12) ELSE e.id::text END
+  FROM unnest(CAST(:ids AS text[])) AS c (id)
+ CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_deliveries
+                      WHERE provider_message_id = c.id LIMIT :events) AS d
+ CROSS JOIN LATERAL (SELECT id, type, idempotency_key FROM {schema}.mailglass_events
+                      WHERE delivery_id = d.id ORDER BY occurred_at LIMIT :events) AS e
+ LIMIT :events
+"""
+
+
+def events_of(engine: sa.Engine, message_id: str) -> list[UUID]:
+    """Return the events of a message, by its id in any spelling: the open orphans first, at most 20 of each kind.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    found = [one.event_id for one in page(engine, Filters(message_id=message_id), limit=EVENTS).orphans]
+    parameters = {"ids": array_literal(sorted(spellings(message_id))), "events": EVENTS}
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
+    ):
+        found += tx.execute(_OF_DELIVERIES, parameters).scalars().all()
+    return [UUID(event_id) for event_id in dict.fromkeys(found)]

@@ -1,0 +1,83 @@
+"""A page of orphans, each open one with the state that a sweep would give it; nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.ops import chunks
+from mailglass_reconcile.ops.chunks import Chunk
+from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
+from mailglass_reconcile.store import open_orphans, schema
+from mailglass_reconcile.store.database import connect, transaction
+
+EXAMINED_AT_MOST = 20_000
+"""Open orphans that one page compares with deliveries: about a second, however few of them pass its filter."""
+READ_AT_MOST = 50_000
+"""Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
+
+
+@dataclass(slots=True)
+class Page:
+    """Orphans in order, and the event after which the next page begins: None at the end.
+
+    `looked_at` orphans were looked at, of which those in `orphans` pass the filter.
+    """
+
+    orphans: list[Listed] = field(default_factory=list)
+    after: str | None = None
+    looked_at: int = 0
+
+
+def page(
+    engine: sa.Engine, filters: Filters, *, limit: int = 50, after: str | None = None, newest_first: bool = False
+) -> Page:
+    """Return the next *limit* orphans that pass, in order of arrival; those in their grace are among them.
+
+    A page that has looked at `EXAMINED_AT_MOST` open orphans, or `READ_AT_MOST` rows of the ledger, ends there,
+    however few have passed; the next page goes on.
+
+    Args:
+        engine: Where the ledger is.
+        filters: Which ones.
+        limit: At most this many.
+        after: The id of the event after which to begin.
+        newest_first: Whether the one that arrived last comes first; not for expired ones.
+
+    Raises:
+        LookupError: The ledger has no event *after*.
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    runtime.load_imports()
+    settings = runtime.get_settings()
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx,
+    ):
+        survey = open_orphans.survey(tx, settings)
+        schema.require_current(survey.version)
+        if filters.state == EXPIRED:
+            return _filled(filters, limit, READ_AT_MOST, chunks.expired_ones(tx, survey, filters, after, limit))
+        opened = chunks.open_ones(tx, survey, filters, after, limit, newest_first=newest_first)
+        return _filled(filters, limit, EXAMINED_AT_MOST, opened)
+
+
+def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> Page:
+    found, ids = Page(), filters.ids()
+    for chunk in read:
+        found.looked_at += chunk.rows
+        for one in chunk.listed:
+            if filters.accept(one, ids):
+                found.orphans.append(one)
+            if len(found.orphans) == limit:
+                found.after = one.event_id
+                return found
+        if found.looked_at >= at_most:
+            found.after = chunk.last
+            return found
+    return found

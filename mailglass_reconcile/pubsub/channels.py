@@ -1,0 +1,24 @@
+"""The names of the channels on which links are told."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+EVERY_CHANNEL = "mailglass:events:*"
+"""The pattern of every tenant's channel, and of every delivery's."""
+
+
+def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
+    """Return the channel on which a tenant's, or one delivery's, updates are told.
+
+    A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits,
+    `.`, `_` and `-`, so that no tenant's channel can be another's and no pattern leaks in.
+
+    Args:
+        tenant_id: The tenant, as it stands in the tables.
+        delivery_id: The delivery's UUID; without one, the channel of all the tenant's deliveries.
+    """
+    # quote() leaves "~" alone, which is outside the alphabet above.
+    tenant = quote(tenant_id, safe="").replace("~", "%7E")
+    channel = f"mailglass:events:{tenant}"
+    return channel if delivery_id is None else f"{channel}:{delivery_id}"

@@ -1,0 +1,151 @@
+"""The history of runs: a row for each sweep and prune; recent sweeps of one minute share a row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Transaction, transaction
+
+Kind = Literal["full", "recent", "range", "prune"]
+Origin = Literal["beat", "call", "command", "python", "follow"]
+
+RETENTION_DAYS = 30
+"""Older rows are added up into one per kind, origin and status, so that totals never shrink."""
+
+COUNTS = (
+    "scanned",
+    "linked",
+    "unmatched",
+    "unmatchable",
+    "ambiguous",
+    "tenant_mismatch",
+    "recipient_mismatch",
+    "skipped",
+    "failed",
+    "published",
+    "publish_failed",
+    "expired",
+    "duration_ms",
+)
+
+_ADD = """
+INSERT INTO {schema}.mailglass_reconcile_runs AS r
+       (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, unmatchable,
+        ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
+        duration_ms, remaining, linkable_since, open_groups)
+VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
+        :status, :error, :runs, :scanned, :linked, :unmatched, :unmatchable, :ambiguous, :tenant_mismatch,
+        :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired, :duration_ms, :remaining,
+        CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb))
+    ON CONFLICT (origin, status, coalesce(tenant_id, ''), date_trunc('minute', started_at)) WHERE kind = 'recent'
+    DO UPDATE
+   SET finished_at = excluded.finished_at, error = excluded.error, runs = r.runs + excluded.runs,
+       scanned = r.scanned + excluded.scanned, linked = r.linked + excluded.linked,
+       unmatched = r.unmatched + excluded.unmatched, unmatchable = r.unmatchable + excluded.unmatchable,
+       ambiguous = r.ambiguous + excluded.ambiguous, tenant_mismatch = r.tenant_mismatch + excluded.tenant_mismatch,
+       recipient_mismatch = r.recipient_mismatch + excluded.recipient_mismatch,
+       skipped = r.skipped + excluded.skipped, failed = r.failed + excluded.failed,
+       published = r.published + excluded.published, publish_failed = r.publish_failed + excluded.publish_failed,
+       duration_ms = r.duration_ms + excluded.duration_ms, remaining = excluded.remaining,
+       linkable_since = excluded.linkable_since
+"""
+
+# One statement deletes and adds: a total is never counted twice, and never missing.
+_FOLD = """
+WITH old AS (
+  DELETE FROM {schema}.mailglass_reconcile_runs
+   WHERE finished_at < now()::timestamp - make_interval(days => :days) RETURNING *
+)
+INSERT INTO {schema}.mailglass_reconcile_runs
+       (started_at, finished_at, kind, origin, status, runs, scanned, linked, unmatched, unmatchable, ambiguous,
+        tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired, duration_ms)
+SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), sum(scanned), sum(linked), sum(unmatched),
+       sum(unmatchable), sum(ambiguous), sum(tenant_mismatch), sum(recipient_mismatch), sum(skipped), sum(failed),
+       sum(published), sum(publish_failed), sum(expired), sum(duration_ms)
+  FROM old GROUP BY kind, origin, status
+"""
+
+# Thirty days of them at most: a pass over the table costs a few milliseconds.
+_AT = """
+SELECT kind, origin, to_json(started_at) #>> '{}' AS started_at
+  FROM {schema}.mailglass_reconcile_runs
+ WHERE CAST(:time AS timestamp) BETWEEN started_at AND finished_at AND linked > 0
+   AND (tenant_id IS NULL OR tenant_id = :tenant_id)
+ ORDER BY started_at LIMIT 3
+"""
+
+
+class RunAt(NamedTuple):
+    """A run that linked something; `started_at` in ISO 8601, UTC."""
+
+    kind: str
+    origin: str
+    started_at: str
+
+
+@dataclass(slots=True)
+class Run:
+    """One run, or several recent ones added up.
+
+    Attributes:
+        kind: `full`, `recent`, `range` or `prune`.
+        origin: Who asked for it: `beat`, `call`, `command`, `python` or `follow`.
+        tenant_id: The tenant that was swept, or None for all.
+        status: `ok`, `partial`, `failed`, or `duplicate` if another run was on its way.
+        counts: Orphans and messages by name, and `duration_ms`; what is not there is 0.
+        remaining: Eligible orphans still open afterwards, or None if they were not counted.
+        linkable_since: When the oldest orphan that is open although its delivery is there became linkable, or None.
+        open_groups: The open orphans by state, tenant and provider.
+        error: The class of the error that ended it; never its text, which may name people.
+        runs: How many runs it stands for.
+        age_ms: Milliseconds since the first of them began.
+    """
+
+    kind: Kind
+    origin: Origin
+    tenant_id: str | None = None
+    status: str = "ok"
+    counts: dict[str, int] = field(default_factory=dict)
+    remaining: int | None = None
+    linkable_since: str | None = None
+    open_groups: list[dict[str, Any]] | None = None
+    error: str | None = None
+    runs: int = 1
+    age_ms: int = 0
+
+
+def add(tx: Transaction, run: Run) -> None:
+    """Add a run to the history; a recent one is added to the row of its minute."""
+    tx.execute(
+        _ADD,
+        {
+            **{name: run.counts.get(name, 0) for name in COUNTS},
+            "kind": run.kind,
+            "origin": run.origin,
+            "tenant_id": run.tenant_id,
+            "status": run.status,
+            "error": run.error,
+            "runs": run.runs,
+            "remaining": run.remaining,
+            "linkable_since": run.linkable_since,
+            "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
+            "age_ms": run.age_ms,
+        },
+    )
+
+
+def linking_at(tx: Transaction, time: str, tenant_id: str) -> list[RunAt]:
+    """Return the runs, at most three, that were linking orphans of a tenant at *time*, in UTC as Postgres writes it."""
+    rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id}).all()
+    return [RunAt(row.kind, row.origin, f"{row.started_at}Z") for row in rows]
+
+
+def fold(connection: sa.Connection, settings: Settings) -> None:
+    """Add up the rows that are older than `RETENTION_DAYS` into one for each kind, origin and status."""
+    with transaction(connection, settings) as tx:
+        tx.execute(_FOLD, {"days": RETENTION_DAYS})

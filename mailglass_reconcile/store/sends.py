@@ -1,0 +1,123 @@
+"""Storing sends: for each that is new, its first event and its delivery, in one statement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.ledger import Entry
+from mailglass_reconcile.store.model import array_literal
+
+# One row per provider and id is what a unique index allows, and an id of several deliveries is told apart by recipient
+# only: those have no provider. Sorted, so that two transactions wait for each other one way only. The type and time
+# are below whatever is projected. IN as a value and a scalar subquery, because the planner makes a join of an EXISTS,
+# with whatever its statistics advise; num_nulls, because another index serves IS NULL and would read every delivery of
+# the id. `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
+_STORE = """
+WITH sent AS MATERIALIZED (
+  SELECT *
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
+                CAST(:occurred_at AS timestamp[]), CAST(:keys AS text[]), CAST(:entries AS jsonb[]),
+                CAST(:recipients AS text[]), CAST(:domains AS text[]), CAST(:message_ids AS text[]),
+                CAST(:shared AS boolean[]))
+         AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared)
+), appended AS (
+  INSERT INTO {schema}.mailglass_events
+         (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
+  SELECT event_id, :tenant_id, delivery_id, type, occurred_at, key, entry, false, now()::timestamp
+    FROM sent ORDER BY key COLLATE "C"
+      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+  RETURNING id
+), new AS MATERIALIZED (
+  SELECT s.*,
+         CASE WHEN s.shared
+                   OR (SELECT true FROM {schema}.mailglass_deliveries AS d
+                        WHERE d.provider_message_id = s.message_id
+                          AND (num_nulls(d.provider) = 1 OR d.provider = ANY (CAST(:spellings AS text[]))) LIMIT 1)
+              THEN NULL ELSE CAST(:provider AS text) END AS provider
+    FROM sent AS s WHERE (s.event_id IN (SELECT id FROM appended)) IS TRUE
+), named AS (
+  INSERT INTO {schema}.mailglass_deliveries
+         (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
+          last_event_type, last_event_at, metadata, inserted_at, updated_at)
+  SELECT delivery_id, :tenant_id, :mailable, :stream, recipient, domain, provider, message_id,
+         'queued', '2000-01-01', CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
+    FROM new WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"
+      ON CONFLICT (provider, provider_message_id) WHERE provider_message_id IS NOT NULL DO NOTHING
+  RETURNING id
+), unnamed AS (
+  INSERT INTO {schema}.mailglass_deliveries
+         (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+          last_event_type, last_event_at, metadata, inserted_at, updated_at)
+  SELECT delivery_id, :tenant_id, :mailable, :stream, recipient, domain, message_id,
+         'queued', '2000-01-01', CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
+    FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
+)
+SELECT s.key, k.delivery_id::text
+  FROM sent AS s
+  LEFT JOIN LATERAL (SELECT e.delivery_id FROM {schema}.mailglass_events AS e
+                      WHERE e.idempotency_key = s.key OFFSET 0) AS k ON true
+ WHERE s.event_id NOT IN (SELECT id FROM appended)
+"""
+
+# For what another transaction committed while the statement above waited for it.
+_DELIVERIES_OF_KEYS = """
+SELECT k.key, e.delivery_id::text
+  FROM unnest(CAST(:keys AS text[])) AS k (key)
+  JOIN {schema}.mailglass_events AS e ON e.idempotency_key = k.key
+"""
+
+
+class Campaign(NamedTuple):
+    """What the deliveries of one call have in common; `spellings` are those of the provider, its own one first."""
+
+    tenant_id: str
+    spellings: tuple[str, ...]
+    mailable: str
+    stream: str
+    metadata: str
+
+
+class New(NamedTuple):
+    """A delivery to be stored, and its first event, which names it.
+
+    `shared` if its message id has other recipients in the same call.
+    """
+
+    entry: Entry
+    delivery_id: str
+    recipient: str
+    message_id: str | None
+    shared: bool
+
+
+def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str, str | None]:
+    """Store what is new of *sent*; return the delivery of each other one, by the idempotency key of its event.
+
+    What happened to the new deliveries, their first event included, is to be projected in the same transaction.
+    """
+    parameters = {
+        "tenant_id": campaign.tenant_id,
+        "mailable": campaign.mailable,
+        "stream": campaign.stream,
+        "metadata": campaign.metadata,
+        "spellings": array_literal(campaign.spellings),
+        "provider": campaign.spellings[0],
+        "event_ids": array_literal(one.entry.id for one in sent),
+        "delivery_ids": array_literal(one.delivery_id for one in sent),
+        "types": array_literal(one.entry.type for one in sent),
+        "occurred_at": array_literal(one.entry.occurred_at for one in sent),
+        "keys": array_literal(one.entry.idempotency_key for one in sent),
+        "entries": array_literal(json.dumps(one.entry.metadata) for one in sent),
+        "recipients": array_literal(one.recipient for one in sent),
+        "domains": array_literal(one.recipient.rpartition("@")[2].lower() for one in sent),
+        "message_ids": array_literal(one.message_id for one in sent),
+        "shared": array_literal(str(one.shared) for one in sent),
+    }
+    known: dict[str, str | None] = dict(map(tuple, tx.execute(_STORE, parameters)))
+    unseen = [key for key, delivery_id in known.items() if delivery_id is None]
+    if unseen:
+        known |= dict(map(tuple, tx.execute(_DELIVERIES_OF_KEYS, {"keys": array_literal(unseen)})))
+    return known

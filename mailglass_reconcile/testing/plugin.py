@@ -1,0 +1,87 @@
+"""A pytest plugin: a Postgres and a Redis for the tests of your application, and a migrated database for each of them.
+
+Say `pytest_plugins = ["mailglass_reconcile.testing.plugin"]` in your topmost `conftest.py`. Needs the extra `testing`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.testing import race, servers
+from mailglass_reconcile.testing.databases import Database, Databases
+
+FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+"""Settings for data that nobody needs after a crash."""
+
+POSTGRES = "MAILGLASS_TEST_DATABASE_URL"
+REDIS = "MAILGLASS_TEST_REDIS_URL"
+
+
+def pytest_configure() -> None:
+    """Let a run that is terminated stop its servers."""
+    servers.exit_on_signals()
+
+
+@pytest.fixture(scope="session")
+def mailglass_postgres_url() -> Iterator[str]:
+    """The URL of the server on which tests make their databases: `MAILGLASS_TEST_DATABASE_URL`, or one of our own."""
+    given = os.environ.get(POSTGRES)
+    if given:
+        yield given
+    else:
+        with servers.postgres(*FAST) as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def mailglass_redis_url() -> Iterator[str]:
+    """The URL of a Redis-protocol server: `MAILGLASS_TEST_REDIS_URL`, or one of our own."""
+    given = os.environ.get(REDIS)
+    if given:
+        yield given
+    else:
+        with servers.redis() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def mailglass_databases(mailglass_postgres_url: str) -> Iterator[Databases]:
+    """Makes and drops databases on that server."""
+    databases = Databases(mailglass_postgres_url)
+    yield databases
+    databases.engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def mailglass_template(mailglass_databases: Databases) -> Iterator[str]:
+    """The name of a migrated database that those of tests are copies of."""
+    with mailglass_databases.template() as name:
+        yield name
+
+
+@pytest.fixture
+def mailglass_database(
+    mailglass_databases: Databases, mailglass_template: str, mailglass_redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Database]:
+    """A migrated database of the test's own, which `MAILGLASS_DATABASE_URL` names; `MAILGLASS_REDIS_URL` is set too.
+
+    What an earlier `configure()` had set is forgotten, before the test and after it.
+    """
+    with mailglass_databases.copy(mailglass_template, mailglass_redis_url) as made:
+        monkeypatch.setenv("MAILGLASS_DATABASE_URL", made.url)
+        monkeypatch.setenv("MAILGLASS_REDIS_URL", mailglass_redis_url)
+        runtime.configure()
+        yield made
+        runtime.configure()
+
+
+@pytest.fixture
+def mailglass_webhook_first(mailglass_database: Database) -> Callable[..., tuple[Any, Any]]:
+    """The function `webhook_first(send, webhook)`, on the test's database: a webhook before its send has committed."""
+    return partial(race.webhook_first, mailglass_database)

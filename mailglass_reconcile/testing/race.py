@@ -1,0 +1,75 @@
+"""The race, made to happen: a webhook that comes before its send has committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.testing.databases import Database
+
+Sent = TypeVar("Sent")
+Answered = TypeVar("Answered")
+
+SECONDS = 20
+
+# Others may read deliveries, and lock their rows; who wants to write one waits.
+_HOLD = "LOCK TABLE {schema}.mailglass_deliveries IN SHARE MODE"
+_GIVE_UP = "SELECT set_config('idle_in_transaction_session_timeout', :milliseconds, true)"
+
+_IS_WAITED_FOR = """
+SELECT EXISTS (SELECT FROM pg_locks
+                WHERE NOT granted AND relation = to_regclass(:deliveries)
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+
+
+def webhook_first(
+    database: Database, send: Callable[[], Sent], webhook: Callable[[], Answered]
+) -> tuple[Sent, Answered]:
+    """Call *send*, and *webhook* before what *send* records has committed; return what both return.
+
+    *send* runs in a thread of its own until it wants to store a delivery. It waits there while *webhook* runs to its
+    end, and then goes on. By then your application has called the provider's API, so the message id is known.
+
+    Args:
+        database: Where both record, on connections of their own.
+        send: Sends one message and records it, such as a request to your application.
+        webhook: Delivers the webhooks about it, such as further requests.
+
+    Raises:
+        AssertionError: *send* stored no delivery, or *webhook* took longer than 20 seconds.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        with connect(database.engine) as connection, transaction(connection, database.settings) as tx:
+            tx.execute(_HOLD)
+            tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})
+            sending = threads.submit(send)
+            _wait(tx, sending)
+            answered = webhook()
+            _still_holds(tx)
+        return sending.result(SECONDS), answered
+
+
+def _wait(tx: Transaction, sending: Future[Any]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not tx.execute(_IS_WAITED_FOR, {"deliveries": tx.name_of("mailglass_deliveries")}).scalar_one():
+        if sending.done():
+            sending.result()
+            raise AssertionError("send() returned without storing a delivery: does it call record_send?")
+        if time.monotonic() > deadline:
+            raise AssertionError(f"send() did not store a delivery within {SECONDS} s")
+        time.sleep(0.01)
+
+
+def _still_holds(tx: Transaction) -> None:
+    try:
+        tx.execute("SELECT 1")
+    except DBAPIError:
+        raise AssertionError(
+            f"webhook() took longer than {SECONDS} s: it may wait for the delivery that send() is storing"
+        ) from None

@@ -1,0 +1,43 @@
+"""What a dry run lists, and what every command says of itself."""
+
+import pytest
+
+import commands
+import factories
+import mailglass_reconcile
+
+
+def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(db):
+    """A line per link, then the counts, in both forms; a limit holds."""
+    pairs = {}
+    for message in ("one", "two"):
+        delivery = factories.delivery(db, message)
+        pairs[factories.orphan(db, factories.postmark(message))] = delivery
+    factories.orphan(db, factories.postmark("none"))
+    *links, counts = commands.run(db, "sweep", "--dry-run", "--verbose", "--json").stdout.splitlines()
+    found = commands.conforming("sweep_link", "\n".join(links))
+    assert {link["event_id"]: link["delivery_id"] for link in found} == pairs
+    assert commands.conforming("sweep", counts)[0]["linked"] == 2
+    said = commands.inside("sweep", "--dry-run", "--verbose").stdout.splitlines()
+    assert sorted(said[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
+    assert said[2].startswith("would link 2 of 3 open orphans")
+    assert len(commands.inside("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 4
+    assert db.appended() == 0
+    assert commands.inside("sweep", "--verbose").exit_code == 2
+
+
+def test_sweep_and_prune_print_what_their_schemas_say(db):
+    """With nothing to do as with something."""
+    commands.conforming("prune", commands.inside("prune", "--json").stdout)
+    commands.conforming("sweep", commands.inside("sweep", "--json").stdout)
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    assert mailglass_reconcile.reconcile().linked == 1
+    commands.conforming("prune", commands.inside("prune", "--json").stdout)
+
+
+@pytest.mark.parametrize("name", ["sweep", "orphans", "explain", "listen", "prune"])
+def test_a_command_shows_an_example_in_its_help(name):
+    """Which begins with the command itself."""
+    said = commands.inside(name, "--help").stdout
+    assert f"  mailglass-reconcile {name}" in said.partition("Example")[2]

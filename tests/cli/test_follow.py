@@ -1,0 +1,110 @@
+"""`follow` as its user has it: what it links and how soon, what it prints, and how it starts and ends."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import wait_until
+from faults import servers
+from following import following, new_pairs
+
+
+def environment_of(db, **more: str) -> dict[str, str]:
+    """Return the environment of a process on this database."""
+    return {**db.environment(db.settings.redis_url.get_secret_value()), **more}
+
+
+def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_ends_cleanly(db):
+    """A line of JSON per sweep that did something; SIGTERM ends it with 0, Ctrl-C with 130, and without a word."""
+    with following(environment_of(db)) as first:
+        new_pairs(db, 1)
+        wait_until(lambda: first.linked() == 1)
+        for number in range(2, 5):
+            new_pairs(db, 1)
+            wait_until(lambda: first.linked() == number, 1)  # noqa: B023
+        new_pairs(db, 1, age_seconds=3)  # as if ticks had been missed
+        wait_until(lambda: first.linked() == 5, 3)
+        with following(environment_of(db), "--tenant", "nobody", "--interval", "0.05") as second:
+            wait_until(lambda: db.value(CONNECTIONS) == 2)
+            assert second.ends(signal.SIGINT) == 130
+        assert (second.swept, second.said) == ([], [])
+    assert all(one["status"] == "ok" and one["linked"] for one in first.swept)
+    assert first.said == []
+
+
+CONNECTIONS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+def test_handlers_hear_at_once_of_what_it_links_beside_it(db, tmp_path):
+    """A slow handler does not hold up linking, and none is left behind at the end."""
+    (tmp_path / "slow_handler.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from mailglass_reconcile import on_event\n"
+        "@on_event('delivered')\n"
+        "def slow(connection, event):\n"
+        "    connection.execute(sa.text('SELECT pg_sleep(3)'))\n"
+        "    connection.execute(sa.text('INSERT INTO heard VALUES (:id)'), {'id': event.event_id})\n"
+    )
+    db.hooked.add("delivered")
+    db.run("CREATE TABLE heard (event_id uuid)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    hooks = {"MAILGLASS_IMPORTS": "slow_handler", "MAILGLASS_HOOK_TYPES": "delivered", "PYTHONPATH": path}
+    with following(environment_of(db, **hooks)) as first:
+        new_pairs(db, 1)
+        wait_until(lambda: first.linked() == 1)
+        wait_until(lambda: db.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%'") > 1)
+        new_pairs(db, 1)
+        wait_until(lambda: first.linked() == 2, 2)
+        wait_until(lambda: db.value("SELECT count(*) FROM heard") == 2)
+
+
+def test_two_at_once_link_everything_once(db):
+    """Each says what it linked itself; together that is all, and the checker finds nothing doubled."""
+    with following(environment_of(db), "--interval", "0.02") as one, following(environment_of(db)) as other:
+        wait_until(lambda: db.value(CONNECTIONS) == 2)
+        for _ in range(20):
+            new_pairs(db, 10)
+        wait_until(lambda: one.linked() + other.linked() == db.appended() == 200)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "words"),
+    [
+        ([], {"MAILGLASS_DATABASE_URL": ""}, 1, "MAILGLASS_DATABASE_URL is not set"),
+        ([], {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "cannot reach or use the database"),
+        ([], {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}, 1, "mailglass-reconcile migrate"),
+        (["--interval", "0"], {}, 2, "--interval"),
+        (["--interval", "61"], {}, 2, "--interval"),
+    ],
+)
+def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, environment, code, words):
+    """A supervisor starts it again; a person reads one line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mailglass_reconcile", "follow", *arguments],
+        env=environment_of(db, **environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert code == 2 or len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
+def test_it_works_through_pgbouncer_in_transaction_mode(db):
+    """With one server connection, which others use between two ticks."""
+    with servers.pgbouncer(db.url, 1) as url, following(environment_of(db, MAILGLASS_DATABASE_URL=url)) as it:
+        for number in range(1, 4):
+            new_pairs(db, 5)
+            wait_until(lambda: it.linked() == 5 * number)  # noqa: B023
+    assert it.said == []

@@ -1,0 +1,143 @@
+"""`mailglass-reconcile listen` as a process: what it prints, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+import factories
+import mailglass_reconcile
+from commands import conforming
+from conftest import wait_until
+from faults.test_faults_redis import Valkey
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(db, redis_url) -> Iterator[Start]:
+    """Start `listen` with more arguments, and wait until it is subscribed."""
+    started = []
+
+    def begin(*arguments: str, redis_url: str = redis_url, **options: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mailglass_reconcile", "listen", *arguments],
+            env=db.environment(redis_url),
+            stdout=options.get("stdout", subprocess.PIPE),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        with redis.Redis.from_url(redis_url) as client:
+            before = listeners(client)
+            wait_until(lambda: listeners(client) > before or process.poll() is not None)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def listeners(client: redis.Redis) -> int:
+    """Return how many clients of the server are subscribed."""
+    return sum(1 for one in client.client_list() if int(one["psub"]) or int(one["sub"]))
+
+
+def link(db, tenant: str = factories.TENANT) -> str:
+    """Link one orphan, and return the id of its delivery."""
+    message = factories.new_id()
+    delivery = factories.delivery(db, message, tenant_id=tenant)
+    factories.orphan(db, factories.postmark(message), tenant_id=tenant)
+    assert mailglass_reconcile.reconcile().linked == 1
+    return delivery
+
+
+@pytest.mark.parametrize("tenant", [None, "acme"])
+def test_each_event_is_one_line_of_json_at_once(db, start, tenant):
+    """Flushed as it comes, of the tenant that was asked for or of all, once although it has two channels."""
+    process = start("--json", *(["--tenant", tenant] if tenant else []))
+    others = link(db, "other")
+    mine = link(db)
+    expected = [mine] if tenant else [others, mine]
+    lines = [process.stdout.readline() for _ in expected]
+    found = conforming("listen", "".join(lines))
+    assert [line["message"]["delivery_id"] for line in found] == expected
+    process.terminate()
+    rest, errors = process.communicate(timeout=10)
+    assert (rest, errors, process.returncode) == ("", "", 0)
+
+
+def test_a_person_reads_one_escaped_line_per_event(db, start, redis_url):
+    """Time, tenant, type and ids; whatever somebody else publishes cannot steer the terminal."""
+    process = start()
+    delivery = link(db)
+    line = process.stdout.readline()
+    assert f"acme  delivered  delivery {delivery}" in line
+    with redis.Redis.from_url(redis_url) as client:
+        client.publish(
+            "mailglass:events:acme", '{"delivery_id": "\\u001b[2J", "meta": {"event_id": "x", "type": "\\u0007"}}'
+        )
+    line = process.stdout.readline()
+    assert "\\x1b[2J" in line
+    assert line.strip().isprintable()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_it_quietly(start, number, code):
+    """Ctrl-C is 130; a supervisor's SIGTERM is no failure."""
+    process = start("--json")
+    process.send_signal(number)
+    assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == code
+
+
+def test_a_reader_that_leaves_ends_it_quietly(db, start):
+    """As `head -1` does."""
+    reading, writing = os.pipe()
+    process = start("--json", stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    link(db)
+    _, errors = process.communicate(timeout=10)
+    assert (errors, process.returncode) == ("", 0)
+
+
+def test_a_redis_that_is_away_at_the_start_is_one_line_that_names_the_setting(db):
+    """Exit code 1, and no password."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mailglass_reconcile", "listen", "--json"],
+        env=db.environment("redis://:canary@127.0.0.1:1/0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "127.0.0.1:1 cannot be reached: nothing listens there; check MAILGLASS_REDIS_URL" in done.stderr
+    assert "canary" not in done.stderr
+
+
+def test_a_redis_that_restarts_is_one_line_on_standard_error_and_it_goes_on(start, tmp_path: Path):
+    """Standard output stays JSON."""
+    valkey = Valkey(tmp_path / "valkey")
+    try:
+        process = start("--json", redis_url=valkey.url)
+        valkey.stop()
+        said = process.stderr.readline()
+        assert "MAILGLASS_REDIS_URL" in said
+        assert "broadcasts are missed until it is back" in said
+        valkey.start()
+        with redis.Redis.from_url(valkey.url) as client:
+            wait_until(lambda: client.publish("mailglass:events:acme", '{"n": 1}'))
+        assert process.stdout.readline() == '{"channel": "mailglass:events:acme", "message": {"n": 1}}\n'
+        process.terminate()
+        assert process.communicate(timeout=10) == ("", "")
+    finally:
+        valkey.stop()

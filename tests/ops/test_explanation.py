@@ -1,0 +1,125 @@
+"""What `explain` adds to a verdict: origins of ids, what would help, when it is looked at, what linked it."""
+
+import datetime as dt
+from uuid import UUID
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile import key_rule
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.sweep import providers
+
+WEEK = 7 * 86_400
+
+
+def of(db, event_id):
+    """Explain an event."""
+    return explain(db.engine, UUID(event_id))
+
+
+def test_every_id_names_the_place_that_it_was_read_from(db):
+    """The two common ones and those of the provider's rule; what they hold, and never the value."""
+    event = factories.orphan(
+        db,
+        {"provider": "SendGrid", "provider_message_id": "a@b", "sg_message_id": "c.filter01-1"},
+        normalized_payload={"provider_message_id": ["not a text"]},
+    )
+    for swept in (False, True):
+        if swept:
+            mailglass_reconcile.reconcile()
+        found = of(db, event)
+        assert (found.provider, found.rule) == ("sendgrid", "sendgrid/1.1")
+        assert [(read["path"], read["holds"]) for read in found.reads] == [
+            ("metadata/provider_message_id", "string"),
+            ("normalized_payload/provider_message_id", "array"),
+            ("metadata/sg_message_id", "string"),
+        ]
+        assert [(one["id"], one["read_from"]) for one in found.tried] == [
+            ("a@b", "metadata/provider_message_id"),
+            ("<a@b>", "metadata/provider_message_id"),
+            ("c", "metadata/sg_message_id"),
+            ("c.filter01-1", "metadata/sg_message_id"),
+        ]
+        assert found.candidate_ids == tuple(one["id"] for one in found.tried)
+
+
+def test_an_id_that_a_rule_makes_of_several_values_has_no_single_place(db, monkeypatch):
+    """It is tried like any other; a rule that fails on one value alone costs the place only."""
+    monkeypatch.setattr(providers, "_rules", dict(providers.rules()))
+
+    @key_rule("joined", reads=("metadata/a", "metadata/b"))
+    def joined(a, b):
+        return [a + b]
+
+    event = factories.orphan(db, {"provider": "joined", "a": "x", "b": "y"})
+    assert of(db, event).tried == ({"id": "xy", "read_from": None, "deliveries": 0},)
+
+
+def test_what_would_have_to_change_is_said_for_each_state(db):
+    """Nothing for one that is linked or will be; for a lost recipient, that nothing will link it."""
+    factories.delivery(db, "one")
+    factories.delivery(db, "hers", recipient="grace@example.com")
+    for metadata, state, words in [
+        (factories.postmark("one"), "matched", None),
+        (factories.postmark("none"), "unmatched", "with the event's provider or none"),
+        ({"provider": "postmark"}, "unmatchable", "one of the places read"),
+        (factories.postmark("hers", recipient="a@b"), "recipient_mismatch", "to the event's recipient"),
+        (factories.postmark("hers", recipient_known=True), "ambiguous", "by hand"),
+    ]:
+        found = of(db, factories.orphan(db, metadata))
+        assert (found.state, found.verdict) == (state, state)
+        assert (found.remedy is None) if words is None else (words in found.remedy)
+
+
+def test_a_named_delivery_says_what_keeps_it_from_being_the_right_one(db):
+    """Another tenant's, another provider's, another recipient's; and no address."""
+    factories.delivery(db, "x", tenant_id="other")
+    factories.delivery(db, "x", provider="sendgrid", recipient="grace@example.com")
+    factories.delivery(db, "x", recipient="grace@example.com")
+    found = of(db, factories.orphan(db, factories.postmark("x", recipient="Ada <ADA@example.com>")))
+    assert {(one["own"], one["fitting"], one["addressed"]) for one in found.named} == {
+        (False, True, True),
+        (True, False, False),
+        (True, True, False),
+    }
+    assert all("recipient" not in one for one in found.named)
+
+
+def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
+    """From the end of the grace until the maximum age; never for one that is expired."""
+    young, open_, old = (
+        factories.orphan(db, factories.postmark("x"), age_seconds=age) for age in (-200, 300, WEEK + 99)
+    )
+    for event, state in ((young, "waiting"), (open_, "unmatched"), (old, "expired")):
+        found = of(db, event)
+        arrived, expires = (dt.datetime.fromisoformat(time) for time in (found.arrived_at, found.expires_at))
+        assert (found.state, found.verdict, arrived.tzinfo) == (state, "unmatched", dt.UTC)
+        assert expires - arrived == dt.timedelta(days=7)
+        if state == "expired":
+            assert found.eligible_at is None
+            assert "MAILGLASS_MAX_AGE_MINUTES" in found.remedy
+        else:
+            assert dt.datetime.fromisoformat(found.eligible_at) - arrived == dt.timedelta(seconds=60)
+
+
+def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
+    """The `reconciled` event of the ledger."""
+    delivery = factories.delivery(db, "x")
+    event = factories.orphan(db, factories.postmark("x"))
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+    mailglass_reconcile.reconcile()
+    found = of(db, event)
+    reconciled = db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'")
+    assert (found.state, found.delivery_id, found.reconciled_by) == ("linked", delivery, reconciled)
+    assert [(run["kind"], run["origin"]) for run in found.linked_during] == [("full", "python")]
+    assert before < dt.datetime.fromisoformat(found.linked_at) <= dt.datetime.now(dt.UTC)
+
+
+def test_keys_of_another_version_are_explained_as_the_next_sweep_computes_them(db):
+    """Not as they are stored."""
+    event = factories.orphan(db, factories.postmark("x"))
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.9'")
+    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'outdated'")
+    assert of(db, event).candidate_ids == ("x",)
+    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'x'")

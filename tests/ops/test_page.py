@@ -1,0 +1,205 @@
+"""Pages of orphans: each with the sweep's own state, in order, and none twice or left out."""
+
+import json
+import uuid
+from collections import Counter
+
+import pytest
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile.ops import page as pages
+from mailglass_reconcile.ops.listed import STATES, Filters
+from mailglass_reconcile.ops.page import page
+
+
+@pytest.fixture
+def zoo(db):
+    """One or more open orphans of each state; returns the state of each by its id."""
+    for message, columns in {
+        "one": {},
+        "theirs": {"tenant_id": "other"},
+        "hers": {"recipient": "grace@example.com"},
+    }.items():
+        factories.delivery(db, message, **columns)
+    for recipient in ("a@example.com", "b@example.com"):
+        factories.delivery(db, "many", recipient=recipient)
+    told = {}
+    for age, (metadata, state) in enumerate(
+        [
+            (factories.postmark("one"), "matched"),
+            (factories.postmark("nobody's"), "unmatched"),
+            (factories.postmark("nobody's", recipient="ada@example.com"), "unmatched"),
+            ({"provider": "postmark"}, "unmatchable"),
+            ({"message_id": "one"}, "unmatchable"),
+            (factories.postmark("theirs"), "tenant_mismatch"),
+            (factories.postmark("hers", recipient="ada@example.com"), "recipient_mismatch"),
+            (factories.postmark("many"), "ambiguous"),
+            (factories.sendgrid("nobody's"), "unmatched"),
+        ]
+    ):
+        told[factories.orphan(db, metadata, age_seconds=300 + 60 * age)] = state
+    told[factories.orphan(db, factories.postmark("one"), age_seconds=-200)] = "waiting"
+    return told
+
+
+def listed(db, **options):
+    """Return the orphans of all pages, one after the other."""
+    names = {"limit", "newest_first"} & options.keys()
+    how = {name: options.pop(name) for name in names}
+    found, after = [], None
+    while True:
+        one = page(db.engine, Filters(**options), after=after, **how)
+        found += one.orphans
+        after = one.after
+        if after is None:
+            return found
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_each_orphan_has_the_state_that_the_sweep_gives_it(db, zoo, swept):
+    """Before its keys are stored and after; a sweep's counts are the same."""
+    if swept:
+        mailglass_reconcile.reconcile()
+        zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
+    assert {one.event_id: one.state for one in listed(db)} == zoo
+    counts = mailglass_reconcile.reconcile().as_dict()
+    expected = Counter(state for state in zoo.values() if state not in ("waiting", "matched"))
+    assert {state: counts[state] for state in expected} == expected
+
+
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize("state", [state for state in STATES if state != "expired"])
+def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):
+    """Whether its keys are stored or not."""
+    if swept:
+        mailglass_reconcile.reconcile()
+        zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
+    assert {one.event_id for one in listed(db, state=state)} == {id_ for id_, its in zoo.items() if its == state}
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_pages_hold_every_orphan_once_in_order_of_arrival(db, zoo, limit):
+    """Oldest first or newest first, whatever the size of a page."""
+    forwards = [one.event_id for one in listed(db, limit=limit)]
+    assert sorted(forwards) == sorted(zoo)
+    assert [one.event_id for one in listed(db, limit=limit, newest_first=True)] == forwards[::-1]
+    times = [one.arrived_at for one in listed(db)]
+    assert times == sorted(times)
+
+
+def test_orphans_of_one_moment_are_on_one_page_each(db):
+    """A writer's transaction gives all its rows one time; the event's id tells them apart."""
+    rows = [factories.orphan_row(factories.postmark("x")) for _ in range(7)]
+    factories.insert(db, events=rows)
+    assert len({one.arrived_at for one in listed(db)}) == 1
+    for backwards in (False, True):
+        assert sorted(one.event_id for one in listed(db, limit=2, newest_first=backwards)) == sorted(
+            row["id"] for row in rows
+        )
+
+
+def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
+    """A provider and a message id in any spelling; keys that are not stored yet are computed."""
+    mine = factories.orphan(db, factories.postmark("ABCDEF00-0000-4000-8000-000000000001"), age_seconds=7_200)
+    hers = factories.orphan(
+        db, {"provider": "Amazon SES", "mail": {"messageId": "m-1"}}, tenant_id="b", type="bounced", age_seconds=300
+    )
+    for swept in (False, True):
+        if swept:
+            mailglass_reconcile.reconcile()
+        for filters, expected in [
+            ({"tenant_id": "b"}, [hers]),
+            ({"tenant_id": "c"}, []),
+            ({"provider": "ses"}, [hers]),
+            ({"provider": " Postmark"}, [mine]),
+            ({"type": "bounced"}, [hers]),
+            ({"older": 3_600.0}, [mine]),
+            ({"newer": 3_600.0}, [hers]),
+            ({"older": 100.0, "newer": 9_000.0}, [mine, hers]),
+            ({"older": 9_000.0}, []),
+            ({"message_id": "<abcdef00-0000-4000-8000-000000000001>"}, [mine]),
+            ({"message_id": "m-1@eu-west-1.amazonses.com"}, [hers]),
+            ({"message_id": "m-2"}, []),
+            ({"message_id": "m-1", "tenant_id": "acme"}, []),
+            ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "older": 60.0}, [hers]),
+        ]:
+            assert [one.event_id for one in listed(db, **filters)] == expected, (swept, filters)
+
+
+def test_keys_of_another_version_are_computed_again(db, zoo):
+    """As the next sweep will: what is listed is not what an outdated rule had stored."""
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.9' WHERE provider = 'postmark'")
+    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'wrong' WHERE candidate_id = 'nobody''s'")
+    found = [one for one in listed(db, message_id="nobody's") if one.provider == "postmark"]
+    assert [one.candidate_ids for one in found] == 2 * [("nobody's",)]
+    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'nobody''s' WHERE candidate_id = 'wrong'")
+
+
+def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
+    """A sweep between two pages costs nobody his place."""
+    factories.delivery(db, "one")
+    first = factories.orphan(db, factories.postmark("one"), age_seconds=400)
+    second = factories.orphan(db, factories.postmark("two"), age_seconds=300)
+    assert page(db.engine, Filters(), limit=1).after == first
+    mailglass_reconcile.reconcile()
+    assert [one.event_id for one in page(db.engine, Filters(), after=first).orphans] == [second]
+    with pytest.raises(LookupError):
+        page(db.engine, Filters(), after=str(uuid.uuid4()))
+
+
+WEEK = 7 * 86_400
+
+
+def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db):
+    """By tenant and time, page by page, whatever the open set still holds of them."""
+    factories.delivery(db, "linked")
+    linked = factories.orphan(db, factories.postmark("linked"), age_seconds=WEEK + 50)
+    old = [
+        factories.orphan(
+            db, factories.postmark(f"old {n}"), tenant_id=tenant, age_seconds=WEEK + 3_000 - 1_000 * n, type="opened"
+        )
+        for tenant in ("a", "acme", "z")
+        for n in range(3)
+    ]
+    young = factories.orphan(db, factories.postmark("young"), tenant_id="acme")
+    factories.insert(db, events=[factories.reconciled_row(linked, db.value("SELECT id FROM mailglass_deliveries"))])
+    db.run("DELETE FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)", id=linked)
+    for pruned in (False, True):
+        if pruned:
+            mailglass_reconcile.prune()
+        for limit in (2, 100):
+            found = listed(db, state="expired", limit=limit)
+            assert [one.event_id for one in found] == old
+        assert {one.state for one in found} == {"expired"}
+        assert found[0].candidate_ids == ("old 0",)
+        assert [one.event_id for one in listed(db)] == [young]
+        assert [one.event_id for one in listed(db, state="expired", tenant_id="z")] == old[6:]
+        assert [one.event_id for one in listed(db, state="expired", message_id="old 1")] == old[1::3]
+        assert [one.event_id for one in listed(db, state="expired", older=WEEK + 2_500.0)] == [old[0], old[3], old[6]]
+        assert listed(db, state="expired", newer=float(WEEK)) == []
+
+
+def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
+    """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
+    monkeypatch.setattr(pages, "EXAMINED_AT_MOST", 4)
+    one = page(db.engine, Filters(provider="sendgrid"), limit=2, newest_first=True)
+    assert (one.orphans, one.looked_at) == ([], 6)
+    assert one.after is not None
+    assert len(listed(db, provider="sendgrid", limit=2, newest_first=True)) == 1
+    monkeypatch.setattr(pages, "READ_AT_MOST", 2)
+    old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
+    one = page(db.engine, Filters(state="expired", message_id="4"), limit=1)
+    assert (one.orphans, one.looked_at) == ([], 3)
+    assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
+
+
+def test_hostile_values_are_listed_like_any_other(db):
+    """An arrival at the end of time, an id of strange characters."""
+    orphan = factories.orphan(db, factories.postmark("\u202e\U0001f4a9"))
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = 'infinity'")
+    one = listed(db)[0]
+    assert (one.event_id, one.state, one.arrived_at) == (orphan, "waiting", "infinity")
+    assert json.loads(json.dumps(one.as_dict()))["candidate_ids"] == ["\u202e\U0001f4a9"]
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = now()::timestamp")

@@ -1,0 +1,99 @@
+"""What a page and an explanation cost, counted in pages that Postgres touched: the same beside few and many orphans."""
+
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+import mailglass_reconcile
+from conftest import wait_until
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.ops.listed import Filters
+from mailglass_reconcile.ops.messages import events_of
+from mailglass_reconcile.ops.page import page
+
+OPEN = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT gen_random_uuid(), 'acme', 'delivered', now(),
+       jsonb_build_object('provider', 'postmark', 'message_id', :kind || n), true,
+       now()::timestamp - interval '1 day' + n * interval '1 millisecond'
+  FROM generate_series(1, :orphans) AS n
+"""
+RECONCILED = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key, inserted_at)
+SELECT gen_random_uuid(), tenant_id, 'reconciled', now(), 'reconciled:' || id, now()
+  FROM mailglass_events WHERE needs_reconciliation
+"""
+DELIVERIES = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+SELECT gen_random_uuid(), 'acme', 'News', 'bulk', 'u' || n || '@example.com', 'example.com', 'sent' || n % 2,
+       'dispatched', now(), now(), now()
+  FROM generate_series(1, :deliveries) AS n
+"""
+OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+TOUCHED = """
+SELECT sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::bigint
+  FROM pg_statio_user_tables WHERE schemaname = 'public'
+"""
+MANY = [2_000, pytest.param(30_000, marks=pytest.mark.slow)]
+
+
+def cost(db, call):
+    """Return the pages touched and the statements sent by a call."""
+    sent = []
+    sa.event.listen(db.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+    wait_until(lambda: db.value(OTHERS) == 0)
+    before = db.value(TOUCHED)
+    sent.clear()
+    call()
+    statements = len(sent)
+    wait_until(lambda: db.value(OTHERS) == 0)
+    return db.value(TOUCHED) - before, statements
+
+
+@pytest.mark.parametrize("many", MANY)
+def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
+    """A page from the oldest, from the newest, from the middle; an open event."""
+    seen = []
+    for kind, orphans in (("few", 200), ("many", many)):
+        db.run(OPEN, kind=kind, orphans=orphans)
+        if kind == "few":
+            db.run(RECONCILED)
+            db.run(OPEN, kind="open", orphans=orphans)
+        mailglass_reconcile.reconcile()
+        db.run("ANALYZE")
+        middle = page(db.engine, Filters(), limit=100).after
+        seen.append(
+            [
+                cost(db, lambda: page(db.engine, Filters())),
+                cost(db, lambda: page(db.engine, Filters(), newest_first=True)),
+                cost(db, lambda after=middle: page(db.engine, Filters(), after=after)),
+                cost(db, lambda event=middle: explain(db.engine, UUID(event))),
+            ]
+        )
+    for few, lots in zip(*seen, strict=True):
+        assert lots[1] == few[1] <= 10
+        assert lots[0] <= few[0] + 200 <= 1_500, seen
+
+
+def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
+    """Nor all of those that carry its id; and an id that none carries costs as little."""
+    db.run(DELIVERIES, deliveries=5_000)
+    db.run("ANALYZE")
+    for message_id in ("sent0", "nobody's"):
+        touched, statements = cost(db, lambda id_=message_id: events_of(db.engine, id_))
+        assert statements <= 10
+        assert touched <= 300
+
+
+def test_expired_ones_cost_what_a_page_may_read_at_most(db):
+    """However many of the ledger's old orphans were reconciled."""
+    db.run(OPEN.replace("'1 day'", "'9 days'"), kind="old", orphans=3_000)
+    db.run(RECONCILED)
+    touched, statements = cost(db, lambda: page(db.engine, Filters(state="expired"), limit=50))
+    assert statements <= 12
+    assert touched <= 3_000 * 12

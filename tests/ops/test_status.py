@@ -1,0 +1,197 @@
+"""`status`, for a person, a machine and an alert."""
+
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+
+from factories import delivery_row, insert, orphan_row, postmark
+from mailglass_reconcile import reconcile
+from mailglass_reconcile.ops.status import check, status
+
+TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
+COUNT = {"type": "integer", "minimum": 0}
+SCHEMA = {
+    "type": "object",
+    "required": ["open", "eligible", "waiting", "lag_seconds", "as_of", "groups", "last_success", "last_runs", "totals",
+                 "triggers", "healthy", "problems"],
+    "properties": {
+        "open": COUNT,
+        "eligible": COUNT,
+        "waiting": COUNT,
+        "lag_seconds": {"type": "number", "minimum": 0},
+        "as_of": TIME,
+        "groups": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["state", "tenant_id", "provider", "orphans"],
+                "properties": {"orphans": COUNT},
+            },
+        },
+        "last_success": {"type": "object", "additionalProperties": TIME},
+        "last_runs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["finished_at", "kind", "origin", "status", "error", "runs", "scanned", "linked"],
+            },
+        },
+        "totals": {"type": "object", "additionalProperties": COUNT},
+        "triggers": {"type": "boolean"},
+        "healthy": {"type": "boolean"},
+        "problems": {"type": "array", "items": {"type": "string"}},
+    },
+}  # fmt: skip
+
+AGED = "UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval '1 hour'"
+
+
+@pytest.fixture
+def command(db, redis_url):
+    """Run `mailglass-reconcile` on the test's database, and return the finished process."""
+
+    def run(*arguments, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "mailglass_reconcile", *arguments],
+            env={**db.environment(redis_url), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_open_orphans_are_shown_as_the_last_full_sweep_left_them_unless_live_is_asked_for(db):
+    """Counting takes seconds on a large backlog, and the sweep has counted already."""
+    insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"), tenant_id="b")])
+    reconcile()
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-3")), orphan_row(postmark("m-4"), age_seconds=5)])
+    found = status(db.engine)
+    assert (found.open, found.eligible, found.waiting) == (3, 2, 1)
+    assert {(g["state"], g["tenant_id"]): g["orphans"] for g in found.groups} == {
+        ("unmatched", "acme"): 1,
+        ("unmatched", "b"): 1,
+    }
+    live = status(db.engine, count_now=True)
+    assert (live.open, live.eligible) == (4, 3)
+    assert {(g["state"], g["tenant_id"]): g["orphans"] for g in live.groups} == {
+        ("matched", "acme"): 1,
+        ("unmatched", "acme"): 1,
+        ("unmatched", "b"): 1,
+    }
+    assert live.as_of > found.as_of
+    assert status(db.engine, tenant_id="b").eligible == 1
+    assert status(db.engine, tenant_id="b", count_now=True).eligible == 1
+
+
+def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db):
+    """The first command that somebody tries."""
+    insert(db, [], [orphan_row(postmark("m-1"))])
+    found = status(db.engine)
+    assert (found.eligible, found.healthy) == (1, False)
+    assert found.problems[0].startswith("no full sweep has ever succeeded")
+
+
+def test_json_keeps_to_its_schema(db, command):
+    """Machines read it."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2")])
+    assert command("sweep").returncode == 0
+    finished = command("status", "--json")
+    found = json.loads(finished.stdout)
+    jsonschema.validate(found, SCHEMA)
+    assert (found["healthy"], found["last_runs"][0]["origin"], found["totals"]["linked"]) == (True, "command", 1)
+
+
+def test_check_is_one_line_and_an_exit_code(db, command):
+    """A sweep by command counts as a success; a database that is away is named, on the same line."""
+    finished = command("status", "--check")
+    assert (finished.returncode, finished.stdout.count("\n")) == (1, 1)
+    assert finished.stdout.startswith("unhealthy: no full sweep has ever succeeded")
+    command("sweep")
+    finished = command("status", "--check")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "healthy\n", "")
+    away = command("status", "--check", MAILGLASS_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert (away.returncode, away.stdout[:11], away.stdout.count("\n")) == (1, "unhealthy: ", 1)
+
+
+def test_no_sweep_for_two_intervals_is_unhealthy(db):
+    """Silence is the worst fault: judged by results, never by a process that is alive."""
+    reconcile()
+    assert check(db.engine) == []
+    db.run(AGED)
+    assert check(db.engine)[0].startswith("no full sweep has succeeded for 60 minutes, 10 are allowed")
+    assert check(db.engine, 2 * 3_600.0) == []
+
+
+def test_a_thousand_foreign_events_are_not_unhealthy(db):
+    """Mail that other software sent through the same account never matches."""
+    insert(db, [], [orphan_row(postmark(f"foreign {n}"), age_seconds=80_000) for n in range(1_000)])
+    reconcile()
+    assert check(db.engine) == []
+
+
+def test_what_can_be_linked_and_stays_open_is_unhealthy(db):
+    """Lag over linkable orphans."""
+    rows = [delivery_row("m-1"), delivery_row("m-2")]
+    insert(db, rows, [orphan_row(postmark(id_), age_seconds=9_000) for id_ in ("m-1", "m-2")])
+    db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
+    reconcile(limit=1)
+    found = check(db.engine)
+    assert ["although its delivery is there" in problem for problem in found] == [True]
+    reconcile()
+    assert check(db.engine) == []
+
+
+def test_webhooks_that_all_carry_another_tenant_are_unhealthy(db):
+    """The most frequent misconfiguration."""
+    insert(
+        db,
+        [delivery_row(f"m-{n}") for n in range(3)],
+        [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)],
+    )
+    reconcile()
+    assert ["another tenant" in problem for problem in check(db.engine)] == [True]
+
+
+def test_triggers_that_are_gone_are_unhealthy(db):
+    """New orphans would not be seen."""
+    db.broken.add("I13")
+    reconcile()
+    db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
+    assert "migrate" in check(db.engine)[0]
+
+
+def test_broadcasts_that_redis_does_not_take_are_unhealthy(db, command):
+    """Links are unaffected, and subscribers hear nothing."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    command("sweep", MAILGLASS_REDIS_URL="redis://127.0.0.1:1/0")
+    finished = command("status", "--check")
+    assert finished.returncode == 1
+    assert "MAILGLASS_REDIS_URL" in finished.stdout
+
+
+def test_a_person_reads_it_in_80_columns(db, command):
+    """Numbers with thousands, times with zone and age."""
+    insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(1_200)])
+    command("sweep")
+    finished = command("status", COLUMNS="80")
+    assert "1,200 open orphans as of" in finished.stdout
+    assert "UTC" in finished.stdout
+    assert all(len(line) <= 80 for line in finished.stdout.splitlines())
+
+
+def test_watch_shows_it_again_until_ctrl_c(db, redis_url):
+    """Exit code 130, as for every command."""
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "mailglass_reconcile", "status", "--watch"],
+        env=db.environment(redis_url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watching.stdout.readline()
+    watching.send_signal(2)
+    assert watching.wait(20) == 130
+    assert "Traceback" not in watching.communicate()[1]

@@ -1,0 +1,130 @@
+"""What a sweep leaves in the history of runs."""
+
+import pytest
+
+import mailglass_reconcile
+from factories import delivery_row, insert, orphan_row, postmark, sendgrid
+from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
+from mailglass_reconcile.store import database, runs
+from mailglass_reconcile.sweep import history, reconciler
+
+RUNS = """
+SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, remaining, linkable_since, open_groups
+  FROM mailglass_reconcile_runs ORDER BY id
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_held():
+    """Start without recent sweeps that wait to be noted."""
+    history._held.clear()
+
+
+def last(db):
+    """Return the last row of the history."""
+    return db.rows(RUNS)[-1]
+
+
+def test_a_full_sweep_leaves_its_counts_and_what_stays_open_by_state_tenant_and_provider(db):
+    """A table that `status` reads instead of counting."""
+    insert(
+        db,
+        [delivery_row("m-1"), delivery_row("m-2", tenant_id="other")],
+        [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2", "m-3")] + [orphan_row(sendgrid(None), tenant_id="b")],
+    )
+    reconcile()
+    row = last(db)
+    assert (row.kind, row.origin, row.tenant_id, row.status, row.error) == ("full", "python", None, "ok", None)
+    assert (row.scanned, row.linked, row.unmatched, row.remaining, row.linkable_since) == (4, 1, 1, 3, None)
+    open_ = {(g["state"], g["tenant_id"], g["provider"]): g["orphans"] for g in row.open_groups}
+    assert open_ == {
+        ("unmatched", "acme", "postmark"): 1,
+        ("tenant_mismatch", "acme", "postmark"): 1,
+        ("unmatchable", "b", "sendgrid"): 1,
+    }
+    reconcile()
+    assert {(g["state"], g["tenant_id"], g["provider"]): g["orphans"] for g in last(db).open_groups} == open_
+
+
+def test_what_could_be_linked_and_was_not_is_said_with_its_time(db):
+    """Lag is about linkable orphans: since the later of the grace's end and the delivery."""
+    insert(
+        db,
+        [delivery_row("m-1"), delivery_row("m-2")],
+        [orphan_row(postmark(id_), age_seconds=500) for id_ in ("m-1", "m-2")],
+    )
+    reconcile(limit=1)
+    lag = db.value(
+        "SELECT extract(epoch FROM (now() AT TIME ZONE 'UTC') - linkable_since) FROM mailglass_reconcile_runs"
+    )
+    assert 200 < lag < 300, "the deliveries are four minutes old, and the graces ended seven minutes ago"
+
+
+def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
+    """An error's text may name people."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    db.run("ALTER TABLE mailglass_events RENAME COLUMN metadata TO meta")
+    assert reconcile().status == "failed"
+    db.run("ALTER TABLE mailglass_events RENAME COLUMN meta TO metadata")
+    assert (last(db).status, last(db).error, last(db).linked) == ("failed", "SchemaOutdatedError", 0)
+
+
+def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
+    """Never the reason why a sweep fails."""
+    db.run("DROP TABLE mailglass_reconcile_runs")
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    assert reconcile().linked == 1
+    assert [r.message for r in caplog.records if "history" in r.message]
+
+
+def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(db, monkeypatch):
+    """A hundred idle ticks cost no write until some seconds have passed; one that links is written at once."""
+    for _ in range(5):
+        reconcile_recent(1.0)
+    assert db.rows(RUNS) == []
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"), age_seconds=0)])
+    reconcile_recent(1.0)
+    monkeypatch.setattr(history, "HELD_SECONDS", 0)
+    reconcile_recent(1.0)
+    rows = db.rows(RUNS)
+    assert sum(row.runs for row in rows) == 7
+    assert sum(row.linked for row in rows) == 1
+    assert {row.kind for row in rows} == {"recent"}
+    assert len(rows) <= 2, "two if a minute ended between them"
+
+
+def test_a_dry_run_leaves_nothing_in_the_history(db):
+    """It writes nothing at all."""
+    reconciler.prepare(dry_run=True).run(db.engine)
+    assert db.rows(RUNS) == []
+
+
+def test_old_rows_are_added_up_by_the_prune_so_that_totals_never_shrink(db):
+    """One row per kind, origin and status, however often the prune runs."""
+    db.run(
+        """INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, linked, runs)
+           SELECT t, t, 'full', 'beat', CASE WHEN n % 10 = 0 THEN 'failed' ELSE 'ok' END, n, 1
+             FROM generate_series(1, 100) AS n,
+                  LATERAL (SELECT (now() AT TIME ZONE 'UTC') - make_interval(days => 20 + n, hours => 12) AS t) AS at"""
+    )
+    for _ in range(2):
+        prune()
+    old = db.rows(
+        "SELECT status, runs, linked FROM mailglass_reconcile_runs"
+        " WHERE finished_at < (now() AT TIME ZONE 'UTC') - make_interval(days => :days) ORDER BY status",
+        days=runs.RETENTION_DAYS,
+    )
+    assert [tuple(row) for row in old] == [("failed", 10, 550), ("ok", 81, 4_455)]
+    assert db.value("SELECT sum(linked) FROM mailglass_reconcile_runs") == 5_050
+    assert db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'prune'") == 2
+
+
+def test_a_database_that_is_away_is_not_asked_a_second_time_for_the_history():
+    """The sweep's own error is enough."""
+    settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
+    mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+    try:
+        with pytest.raises(DatabaseUnavailableError):
+            reconcile()
+    finally:
+        mailglass_reconcile.configure()

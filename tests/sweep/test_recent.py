@@ -1,0 +1,209 @@
+"""The recent sweep: what it looks at, when it looks again, and what it leaves to the full one."""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import factories
+import mailglass_reconcile
+from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
+from mailglass_reconcile import reconcile, reconcile_recent
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.sweep import windows
+from mailglass_reconcile.sweep.result import SweepResult
+
+
+def pairs_of_age(db, *ages: float) -> None:
+    """Insert orphans of these ages, in seconds, and their deliveries."""
+    ids = [factories.new_id() for _ in ages]
+    rows = [orphan_row(postmark(one), age_seconds=age) for one, age in zip(ids, ages, strict=True)]
+    insert(db, [delivery_row(one) for one in ids], rows)
+
+
+def test_what_is_new_or_has_just_reached_a_power_of_two_is_linked_and_the_rest_is_left(db):
+    """In its grace or not, a second between ticks; the full sweep links what is left and past its grace."""
+    due, others = (0, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5, 128.5, 256.5), (6.9, 11, 19, 35, 67, 131, 260, 3_600)
+    pairs_of_age(db, *due, *others)
+    result = reconcile_recent(1.0)
+    assert (result.linked, result.scanned, result.remaining) == (len(due), len(due), 0)
+    assert reconcile().linked == len([age for age in others if age > 60])
+
+
+@pytest.mark.parametrize("interval", [0.01, 0.1, 1, 1.9, 3, 10, 60])
+def test_the_ranges_of_age_are_disjoint_and_look_at_each_orphan_again_at_every_power_of_two(interval):
+    """Whichever the interval; ticks may come a whole interval late."""
+    ranges = windows.due_ages(interval)
+    assert all(older > younger for older, younger in ranges)
+    assert all(younger > older for (_, younger), (older, _) in pairwise(ranges))
+    for age in (4, 8, 16, 32, 64, 128, 256):
+        assert any(younger <= age and age + 1.99 * interval <= older for older, younger in ranges)
+    assert ranges[-1][0] >= max(2, 3 * interval)
+
+
+def test_what_missed_ticks_would_have_looked_at_is_looked_at_at_the_next_power_of_two():
+    """Ticks a second apart, of which ten in a row never come: simulated for an orphan of each tenth of a second."""
+    ticks = [float(second) for second in range(400) if not 30 <= second < 40]
+    for born in (tenth / 10 for tenth in range(391)):
+        ages = [tick - born for tick in ticks if tick >= born]
+        looks = [age for age in ages if any(younger <= age < older for older, younger in windows.due_ages(1.0))]
+        missed_until = 40 - born
+        next_power = next((age for age in windows.DUE_AGES if age >= missed_until), None)
+        if born < 40 and next_power:
+            assert any(missed_until <= age <= next_power + 1 for age in looks)
+        if born >= 40 or next_power is None:
+            assert len([age for age in looks if age < 300]) <= 17
+
+
+def test_bounds_of_the_interval_are_refused(db):
+    """Zero, less, no number, or more than a minute."""
+    for interval in (0, -1, float("nan"), 61):
+        with pytest.raises(ValueError, match="interval"):
+            reconcile_recent(interval)
+
+
+def test_an_arrival_ahead_of_the_databases_clock_is_linked(db):
+    """An application whose clock is four minutes ahead sets its rows' `inserted_at` itself."""
+    pairs_of_age(db, -240)
+    assert reconcile_recent().linked == 1
+
+
+def test_a_tenants_recent_sweep_links_nobody_elses(db):
+    """And all tenants' links the rest."""
+    insert(
+        db,
+        [delivery_row(tenant, tenant_id=tenant) for tenant in ("a", "b")],
+        [orphan_row(postmark(tenant), tenant_id=tenant, age_seconds=0) for tenant in ("a", "b")],
+    )
+    assert reconcile_recent(1.0, "a").linked == 1
+    assert reconcile_recent(1.0, "c").scanned == 0
+    assert reconcile_recent(1.0, "\x00").scanned == 0
+    assert reconcile_recent(1.0).linked == 1
+
+
+def test_keys_are_computed_once_and_stored_and_refused_orphans_do_not_hold_up_others(db):
+    """An orphan in its grace gets its keys from the first tick; one that cannot be linked stands last."""
+    factories.orphan(db, postmark("nobody"), age_seconds=0)
+    assert reconcile_recent().unmatched == 1
+    assert db.value("SELECT rule IS NOT NULL FROM mailglass_open_orphans")
+    db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
+    insert(db, [delivery_row("bad", recipient="bad@x.com")], [orphan_row(postmark("bad"), age_seconds=1)])
+    assert (reconcile_recent().failed, reconcile_recent(0.9).failed) == (1, 1)
+    pairs_of_age(db, 0.5)
+    result = reconcile_recent()
+    assert (result.linked, result.failed, result.unmatched, result.status) == (1, 1, 1, "partial")
+    db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")
+
+
+def test_an_orphan_that_its_writer_still_holds_is_left_alone(db):
+    """Nobody waits: the next tick links it."""
+    pairs_of_age(db, 0)
+    with db.engine.connect() as connection, connection.begin():
+        connection.exec_driver_sql("SELECT * FROM mailglass_open_orphans FOR UPDATE")
+        assert reconcile_recent().skipped_held == 1
+    assert reconcile_recent().linked == 1
+
+
+def test_an_orphan_whose_reconciled_event_came_first_is_closed(db):
+    """Keys are about to be stored, and the ledger has settled it."""
+    row = orphan_row(postmark("x"), age_seconds=0)
+    insert(db, [], [reconciled_row(row["id"], None)])
+    insert(db, [], [row])
+    reconcile_recent()
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_a_burst_ends_a_recent_sweep_after_two_seconds_and_what_was_linked_is_whole(db):
+    """It says `partial`; later ticks and the full sweep link the rest."""
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 2}))
+    pairs_of_age(db, *(0 for _ in range(300)))
+    db.run(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.05);"
+        " RETURN NULL; END $$"
+    )
+    db.run("CREATE TRIGGER slow AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION slow()")
+    result = reconcile_recent(0.1)
+    assert result.status == "partial"
+    assert 0 < result.linked < 300
+    assert 1_900 < result.duration_ms < 5_000
+    db.run("DROP TRIGGER slow ON mailglass_events")
+    db.run("DROP FUNCTION slow")
+
+
+def test_a_recent_sweep_logs_nothing_that_the_full_sweep_says_anyway(db, caplog):
+    """Mismatches and rules that fail would be told of at every tick; the full sweep tells of them."""
+    insert(db, [delivery_row("m", tenant_id="other")], [orphan_row(postmark("m"), age_seconds=0)])
+    assert reconcile_recent().tenant_mismatch == 1
+    assert caplog.text == ""
+
+
+# Most are older than any range; of those that are due at a tick, none of the ids names a delivery.
+CROWD = """
+SET LOCAL session_replication_role = replica;
+SET LOCAL TimeZone = 'UTC';
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
+SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - interval '10 minutes' - make_interval(secs => n * 0.5),
+       'postmark', 'postmark/1.1', 1 FROM generate_series(1, {rows}) AS n;
+INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT md5('event' || n)::uuid, 1, 'never-' || n FROM generate_series(1, {rows}) AS n;
+"""
+BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
+
+
+@pytest.fixture(params=[20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engine]:
+    """A database of old orphans that never match, whose statistics are those of empty tables."""
+    name = f"mgtest_{factories.new_id()}"
+    settings = Settings(database_url=make_database(name, template))
+    engine = database.create_engine(settings)
+    with engine.begin() as connection:
+        for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
+            connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+            connection.exec_driver_sql(f"ANALYZE {table}")
+        connection.exec_driver_sql(CROWD.format(rows=request.param))
+    mailglass_reconcile.configure(engine=engine, settings=settings)
+    yield engine
+    mailglass_reconcile.configure()
+    drop_database(name)
+
+
+def cost(engine: sa.Engine) -> tuple[SweepResult, int, int]:
+    """Sweep what is recent, and return the result, its statements and their buffers, as Postgres itself counts them."""
+    statements, buffers = [], []
+
+    def notice(diagnostic: Any) -> None:
+        if found := BUFFERS.search(diagnostic.message_primary or ""):
+            buffers.append(sum(int(number or 0) for number in found.groups()))
+
+    def explain(connection: Any, record: Any) -> None:
+        connection.add_notice_handler(notice)
+        connection.cursor().execute(
+            "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_analyze = on;"
+            " SET auto_explain.log_buffers = on; SET auto_explain.log_level = notice"
+        )
+        connection.commit()
+
+    def note(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sa.event.listen(engine, "connect", explain)
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        return reconcile_recent(), len(statements), sum(buffers)
+    finally:
+        sa.event.remove(engine, "connect", explain)
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.mark.timeout(600)
+def test_with_nothing_due_beside_a_million_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded):
+    """Whatever the statistics say: begin, survey, and one walk of the index for each range."""
+    reconcile_recent()  # sets hint bits
+    result, statements, buffers = cost(crowded)
+    assert result.scanned == 0
+    assert statements == 3
+    assert 0 < buffers <= 100

@@ -1,0 +1,149 @@
+"""The pytest plugin, as an adopter uses it, and the race that it makes happen."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+import mailglass_reconcile
+from mailglass_reconcile import Sent, record_send
+from mailglass_reconcile.testing import race
+from record.recording import event, record
+
+ROOT = Path(__file__).parent.parent.parent
+
+SHOP = """
+import datetime as dt, os, pathlib, uuid
+from contextlib import contextmanager
+import sqlalchemy as sa
+from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+
+class Application:
+    def __init__(self, engine):
+        self.engine, self.message_ids = engine, []
+
+    def send(self, address):
+        self.message_ids.append(str(uuid.uuid4()))
+        with self.engine.begin() as connection:
+            sent = [Sent(recipient=address, message_id=self.message_ids[-1])]
+            record_send(connection, provider="postmark", sent=sent)
+
+    def webhook(self, message_id, address):
+        event = WebhookEvent(type="delivered", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1",
+                             message_id=message_id, recipient=address)
+        with self.engine.begin() as connection:
+            assert record_webhook(connection, provider="postmark", events=[event])[0].delivery_id is None
+
+@contextmanager
+def running(url):
+    pathlib.Path("used").write_text(os.environ["MAILGLASS_DATABASE_URL"] + " " + os.environ["MAILGLASS_REDIS_URL"])
+    yield Application(sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool))
+"""
+
+
+def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the test files of docs/testing.md, in a folder and an environment that know nothing of ours."""
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
+    for name, text in [*blocks, ("shop.py", SHOP)]:
+        (folder / name).write_text(text)
+    (folder / "tmp").mkdir()
+    package = str(Path(mailglass_reconcile.__file__).parent.parent)
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("MAILGLASS_", "PYTEST_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", "--durations=0"],
+        cwd=folder,
+        env={**others, "PYTHONPATH": package, "TMPDIR": str(folder / "tmp"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.guard
+@pytest.mark.slow
+def test_an_adopter_s_tests_run_as_the_page_says_and_leave_nothing(tmp_path):
+    """With servers of their own, which are gone afterwards with their folders; no warning either."""
+    done = adopters(tmp_path)
+    assert "1 passed in" in done.stdout, done.stdout + done.stderr
+    postgres, valkey = map(sa.make_url, (tmp_path / "used").read_text().split())
+    assert not Path(postgres.query["host"]).exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((valkey.host, valkey.port))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_an_adopter_s_servers_are_used_if_they_are_named(
+    tmp_path, mailglass_databases, mailglass_postgres_url, redis_url
+):
+    """No server starts, and the test's database is gone again."""
+    given = {"MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url, "MAILGLASS_TEST_REDIS_URL": redis_url}
+    done = adopters(tmp_path, MAILGLASS_TEST_POSTGRES_PROGRAMS="/nowhere", **given)
+    assert "1 passed in" in done.stdout, done.stdout + done.stderr
+    used, valkey = (tmp_path / "used").read_text().split()
+    assert (sa.make_url(used).query, valkey) == (sa.make_url(mailglass_postgres_url).query, redis_url)
+    query = "SELECT count(*) FROM pg_database WHERE datname = %s"
+    with mailglass_databases.engine.connect() as connection:
+        assert connection.exec_driver_sql(query, (sa.make_url(used).database,)).scalar_one() == 0
+
+
+def test_no_plugin_is_loaded_for_who_did_not_ask(tmp_path):
+    """There is no entry point: pytest beside this package has no fixture of ours."""
+    (tmp_path / "test_nothing.py").write_text("def test_it(mailglass_database): pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert "fixture 'mailglass_database' not found" in done.stdout
+
+
+def send(db):
+    """Record a send in a transaction of its own."""
+    with db.engine.begin() as connection:
+        sent = [Sent(recipient="ada@example.com", message_id="m-1")]
+        return record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
+
+
+def report(db):
+    """Record a webhook in a transaction of its own."""
+    with db.engine.begin() as connection:
+        return record(connection, event("m-1", recipient="ada@example.com"))
+
+
+def test_the_webhook_is_recorded_while_its_send_waits(db, mailglass_webhook_first):
+    """What both return comes back; the send has linked what was there before it."""
+    ((sent,), (recorded,)) = mailglass_webhook_first(lambda: send(db), lambda: report(db))
+    assert (sent.linked, recorded.delivery_id) == (1, None)
+
+
+def test_a_send_that_records_nothing_fails_the_test(db, mailglass_webhook_first):
+    """And its own error, if there was one, is what the test fails with."""
+    with pytest.raises(AssertionError, match="does it call record_send"):
+        mailglass_webhook_first(lambda: None, lambda: pytest.fail("too early"))
+    with pytest.raises(ZeroDivisionError):
+        mailglass_webhook_first(lambda: 1 / 0, lambda: pytest.fail("too early"))
+    assert db.value("SELECT count(*) FROM mailglass_events") == 0
+
+
+def test_a_webhook_that_waits_for_its_own_send_fails_the_test(db, mailglass_webhook_first, monkeypatch):
+    """Instead of waiting for ever: the lock is given up, the send goes on, and the error says why."""
+    monkeypatch.setattr(race, "SECONDS", 1)
+
+    def delete() -> None:
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+            connection.exec_driver_sql("DELETE FROM mailglass_deliveries WHERE provider_message_id = 'none'")
+
+    with pytest.raises(AssertionError, match=r"webhook\(\) took longer than 1 s"):
+        mailglass_webhook_first(lambda: send(db), delete)
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 1
+
+
+def test_an_error_of_the_webhook_lets_the_send_go_on(db, mailglass_webhook_first):
+    """The error is the test's; the send is not undone."""
+    with pytest.raises(ZeroDivisionError):
+        mailglass_webhook_first(lambda: send(db), lambda: 1 / 0)
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 1
