@@ -29,6 +29,7 @@ def role(db: Database, admin: sa.Engine) -> Iterator[str]:
         connection.exec_driver_sql(SWEEPERS.replace("mailglass_sweeper", name))
     url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
     using(db, database_url=url.render_as_string(hide_password=False))
+    mailglass_reconcile.reconcile()
     yield name
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
     with db.engine.begin() as connection:

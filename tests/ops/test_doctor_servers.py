@@ -14,7 +14,6 @@ from sqlalchemy.engine import make_url
 
 import commands
 import mailglass_reconcile
-from conftest import FAST
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.doctor import rounds
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
@@ -22,6 +21,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.plugin import FAST
 
 REPORT = {
     "type": "object",
