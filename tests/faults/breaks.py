@@ -1052,7 +1052,7 @@ BREAKS = (
         "mailglass_reconcile/store/privileges.py",
         '    ("mailglass_open_orphans", "UPDATE", ""),\n',
         "",
-        "ops/test_doctor_servers.py::test_the_rights_that_are_looked_for_are_those_of_the_documentation",
+        "ops/test_doctor_rights.py::test_the_rights_that_are_looked_for_are_those_of_the_documentation",
     ),
     _break(
         "the doctor reads all of the ledger",
