@@ -18,6 +18,7 @@ from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.hooks import connections as handlers
 
 Events = list[tuple[Any, str]]
 
@@ -51,6 +52,7 @@ def leave_the_app() -> None:
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
     runtime.configure_framework()
+    handlers.use(None)
 
 
 @contextmanager
