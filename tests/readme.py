@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import httpx
 
-from conftest import wait_until
-from installation import end
+from installation import end, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

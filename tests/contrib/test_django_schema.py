@@ -12,9 +12,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import override_settings
+from django_project import databases_name
 from sqlalchemy.engine import make_url
 
-from conftest import databases_name
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, migrations
 from mailglass_reconcile.store import schema

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import anymail_answers
 import anymail_wire
 import django
 import pytest
@@ -96,6 +95,8 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
 @pytest.fixture
 def backends(anymail_settings: None) -> Iterator[None]:
     """Anymail's settings for its backends too."""
+    import anymail_answers  # noqa: PLC0415 - it loads what only some tests need
+
     with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
         yield
 
