@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all lint faults soak broken bench rabbitmq clean
+.PHONY: demo test test-all lint faults soak broken bench performance rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -39,6 +39,10 @@ broken: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench $(ARGS)
 
+# Takes about twelve minutes on a quiet machine, and writes docs/performance.md; ARGS="--quick" tries it out.
+performance: $(VENV)/bench.stamp
+	$(BIN)/python -m bench.performance $(ARGS)
+
 # Needs Debian's package rabbitmq-server, and says so where it is missing.
 rabbitmq: $(VENV)/test.stamp
 	$(BIN)/python tests/rabbitmq.py $(BIN)/python -m pytest tests/singleton/test_celery.py $(ARGS)
@@ -60,6 +64,10 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/venv.stamp pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable . --group test --group bench
 	@touch $@
 
 $(VENV)/lint.stamp: $(VENV)/venv.stamp pyproject.toml

@@ -6,34 +6,28 @@ Run as `python -m bench`; `--quick` takes a tenth of every size, `--runs N` anot
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 
 from bench import data, recording, rivals
-from mailglass_reconcile import Settings
-from mailglass_reconcile.store.database import create_engine
-from mailglass_reconcile.store.migration import runner
+from bench.machine import Machine
 from mailglass_reconcile.testing import servers
 
 
-class Bench:
+class Bench(Machine):
     """One run of the benchmark on its own servers; `missed` counts the figures that missed their target."""
 
     def __init__(self, server: str, redis_url: str, runs: int, scale: int) -> None:
         """Take *runs* medians; every size is divided by *scale*."""
-        self.server, self.redis_url, self.runs, self.scale = server, redis_url, runs, scale
+        super().__init__(server, redis_url, scale)
+        self.runs = runs
         self.missed = 0
 
     def report(self, name: str, value: float, target: float, *, at_most: bool = False, note: str = "") -> None:
@@ -42,28 +36,6 @@ class Bench:
         self.missed += not good
         sign, word = ("<=" if at_most else ">="), ("ok" if good else "MISSED")
         print(f"{word:<7}{name:<66}{value:>10.2f}  {sign} {target:g}  {note}", flush=True)
-
-    def migrated(self, name: str) -> str:
-        """Return the URL of a new database with Mailglass's tables and ours."""
-        url = data.database(self.server, name)
-        settings = Settings(database_url=url)
-        runner.migrate(create_engine(settings), settings, lambda line: None)
-        return url
-
-    def sweep(self, url: str, *options: str) -> dict[str, Any]:
-        """Sweep in a process of its own, and return what it printed."""
-        return self.sweeps(url, options)[0]
-
-    def sweeps(self, url: str, *processes: Sequence[str]) -> list[dict[str, Any]]:
-        """Sweep in several processes at once, each with its options, and return what each of them printed."""
-        environment = {**os.environ, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": self.redis_url}
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "bench.sweep", *options], env=environment, stdout=subprocess.PIPE, text=True
-            )
-            for options in processes
-        ]
-        return [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
 
     def speed(self) -> None:
         """Compare one sweep, and two on disjoint windows, with the bare statement and the original's algorithm."""

@@ -1,6 +1,6 @@
 """One sweep in a process of its own; prints its figures as a JSON object.
 
-Arguments: `--buffers`, and the bounds of arrival `--after TIME` and `--until TIME`.
+Arguments: `--buffers`, `--tenant ID`, and the bounds of arrival `--after TIME` and `--until TIME`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main() -> None:
     """Sweep, and print seconds, wall-clock times, CPU seconds, peak memory in KiB, buffers, and the counts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--buffers", action="store_true")
+    parser.add_argument("--tenant")
     parser.add_argument("--after")
     parser.add_argument("--until")
     options = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> None:
         count_buffers(engine, buffers)
     runtime.get_redis().ping()
     spent, began = python_seconds(), time.time()
-    result = reconciler.prepare(bounds=(options.after, options.until)).run(engine)
+    result = reconciler.prepare(options.tenant, bounds=(options.after, options.until)).run(engine)
     ended = time.time()
     figures = {
         "began": began,

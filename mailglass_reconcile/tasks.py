@@ -97,9 +97,7 @@ def reconcile(
             sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
             with _ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        ask_for_dispatch(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": shown(tenant_id)}
+        return _reported(sweep.result)
 
 
 @shared_task(name=RECENT_TASK, ignore_result=True, throws=(MailglassReconcileError,))
@@ -121,9 +119,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         sweep = recent.prepare(interval, tenant_id, origin=_origin())
         with _ended_by_soft_limit(sweep):
             sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        ask_for_dispatch(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": shown(tenant_id)}
+        return _reported(sweep.result)
 
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
@@ -148,6 +144,13 @@ def ask_for_dispatch(result: SweepResult) -> None:
         dispatch.apply_async(expires=DISPATCH_EXPIRES_SECONDS, retry=False, ignore_result=True)
     except Exception as error:  # whatever a broker's client raises
         logger.warning("handlers hear of it at the next dispatch: the broker took no task (%s)", type(error).__name__)
+
+
+def _reported(result: SweepResult) -> dict[str, Any]:
+    """Log a sweep, ask for the handlers of what it linked, and return its counts as a task's result."""
+    log_sweep(result)
+    ask_for_dispatch(result)
+    return {**result.as_dict(), "tenant_id": shown(result.tenant_id)}
 
 
 def log_sweep(result: SweepResult) -> None:
@@ -179,7 +182,7 @@ def _note(run: Run) -> None:
         history.note(connection, runtime.get_settings(), run)
 
 
-_told: dict[str, str] = {}
+_last_faults: dict[str, str] = {}
 """What each task that runs all the time has said last, until it works again."""
 
 
@@ -192,12 +195,12 @@ def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
     try:
         yield
     except MailglassReconcileError as error:
-        known = once and _told.get(task_name) == str(error)
+        known = once and _last_faults.get(task_name) == str(error)
         if not known and not celerys_logger.isEnabledFor(logging.INFO):
             logger.error("%s did nothing: %s", task_name, error)
-        _told[task_name] = str(error)
+        _last_faults[task_name] = str(error)
         raise
-    _told.pop(task_name, None)
+    _last_faults.pop(task_name, None)
 
 
 class _SoftLimit(KeyboardInterrupt):

@@ -115,7 +115,8 @@ def sentence(error: BaseException, server: Server) -> str:
 
 def told_apart(error: BaseException, server: Server) -> tuple[str, str]:
     """Return the cause of *error*, and what to do about it."""
-    text = "\n".join(_texts(error))
+    # The name of a host may hold a word that is looked for, such as ssl.
+    text = "\n".join(_texts(error)).replace(server.place.partition(",")[0], "")
     for cause in _CAUSES:
         if cause.pattern.search(text):
             return cause.said, cause.remedy.format(setting=server.setting)

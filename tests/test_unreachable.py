@@ -196,6 +196,12 @@ def test_faults_of_redis_are_told_apart(silent: int, rude: int) -> None:
     assert "closed the connection" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:{rude}/0")
 
 
+def test_the_name_of_a_host_is_not_taken_for_a_cause() -> None:
+    """As redis-py says it, without quotation marks."""
+    error = ConnectionError("Error while reading from ssl.internal:6379 : (104, 'Connection reset by peer')")
+    assert "closed the connection" in unreachable.sentence(error, Server("Redis", "ssl.internal, port 6379", "X"))
+
+
 def test_words_of_a_server_that_nobody_knows_are_not_repeated() -> None:
     """Only the kind of the error is named."""
     error = ValueError(f"Passwort-Authentifizierung für {USER} fehlgeschlagen {uuid.uuid4()} {os.getpid()}")

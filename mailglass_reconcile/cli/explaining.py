@@ -59,6 +59,8 @@ def _lines(found: Explanation) -> Iterator[str]:
         yield _fact("delivery", found.delivery_id)
     if found.reconciled_by:
         yield _fact("linked" if found.linked_at else "settled", f"{_when(found)}by the event {found.reconciled_by}")
+    for run in found.linked_during:
+        yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {moment(run['started_at'])}")
     yield from _reads(found)
     yield from _ids(found)
     yield from _outlook(found)

@@ -15,6 +15,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.hooks import dead, dispatcher, registry
 
 ALL = "all"
+PATIENCE_SECONDS = 5.0
+"""How long a process that ends waits for the dispatch that it has started."""
 
 program = [sys.executable, "-m", "mailglass_reconcile"]
 """How this command is run in a process of its own; a framework's command puts its own way here."""
@@ -51,10 +53,42 @@ def dispatch(lists: bool, retry: UUID | str | None, as_json: bool) -> None:
 
 
 def ask() -> None:
-    """Let the handlers hear at once, in a process of their own: whatever one does, it does not do it to this one."""
-    if runtime.get_settings().hook_types and registry.types():
-        command = [*program, "dispatch", "--json"]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - nothing comes from outside
+    """Let the handlers hear at once, and wait until they have."""
+    asked = _start()
+    if asked is not None:
+        asked.wait()
+
+
+def _start() -> subprocess.Popen[bytes] | None:
+    """Start a dispatch in a process of its own: whatever a handler does, it does not do it to this one."""
+    if not (runtime.get_settings().hook_types and registry.types()):
+        return None
+    return subprocess.Popen([*program, "dispatch", "--json"], stdout=subprocess.DEVNULL)  # noqa: S603 - all of it is ours
+
+
+class Beside:
+    """Lets the handlers hear of what a process links, beside it and never waited for."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._running: subprocess.Popen[bytes] | None = None
+        self._owing = False
+
+    def hear(self, *, linked: int) -> None:
+        """Start a dispatch if something was *linked*; one that is running already is followed by another."""
+        self._owing = self._owing or linked > 0
+        if self._owing and (self._running is None or self._running.poll() is not None):
+            self._owing = False
+            self._running = _start()
+
+    def close(self) -> None:
+        """Leave no dispatch behind; an event that it was at is tried again by a later one."""
+        if self._running is not None:
+            try:
+                self._running.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._running.terminate()
+                self._running.wait()
 
 
 def _dispatch(as_json: bool) -> None:

@@ -19,12 +19,14 @@ from sqlalchemy.engine import make_url
 
 import commands
 import mailglass_reconcile
-from conftest import Database
+from conftest import FAST, Database
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.doctor import lock, rounds
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton.lock import PREFIX, key_of
 from mailglass_reconcile.store import database, privileges
+from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 
 GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
@@ -57,6 +59,10 @@ REPORT = {
 }
 
 
+AWAY = {"MAILGLASS_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
+"""Nobody is asked for a worker then, which takes seconds."""
+
+
 def using(db: Database, **settings: str) -> None:
     """Let this process use other settings than the test's own; its engine follows `database_url`."""
     made = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
@@ -64,18 +70,19 @@ def using(db: Database, **settings: str) -> None:
 
 
 def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
-    """No worker is running; nothing is on standard error, and no password in the report."""
-    done = commands.tried(db, "doctor", "--json")
+    """The broker is away; nothing is on standard error, and no password in the report."""
+    done = commands.tried(db, "doctor", "--json", **AWAY)
     found = json.loads(done.stdout)
     jsonschema.validate(found, REPORT)
     assert (done.returncode, done.stderr) == (1, "")
     errors = {one["check"] for one in found["findings"] if one["status"] == "error"}
-    assert errors == {"worker", "queues"}
+    assert errors == {"broker"}
+    assert "canary" not in done.stdout
 
 
 def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(db):
     """Also how to ask, with an example, in its help."""
-    done = commands.tried(db, "doctor", MAILGLASS_GRACE_SECOND="60")
+    done = commands.tried(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
     lines = done.stdout.splitlines()
     [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND:" in line]
     assert lines[at].startswith("warning  settings")
@@ -142,6 +149,24 @@ def test_a_database_that_takes_no_writes(db):
         connection.exec_driver_sql("SET default_transaction_read_only = off")
         connection.exec_driver_sql(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
     assert of("server").status == OK
+
+
+@pytest.mark.slow
+def test_a_database_that_is_a_stand_by(redis_url):
+    """It can be read and takes no link; promoted, as a fail-over does, it is well."""
+    with servers.postgres_server(*FAST) as server:
+        settings = Settings(database_url=SecretStr(server.url), redis_url=SecretStr(redis_url))
+        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        runner.migrate(runtime.get_engine(), settings, lambda line: None)
+        server.stop()
+        (server.directory / "data" / "standby.signal").touch()
+        server.start()
+        found = of("server")
+        assert (found.status, "stand-by" in found.message, "primary" in found.remedy) == (ERROR, True, True)
+        with runtime.get_engine().connect() as connection:
+            connection.exec_driver_sql("SELECT pg_promote()")
+        assert of("server").status == OK
+    mailglass_reconcile.configure()
 
 
 def test_a_database_that_is_not_utf8(admin: sa.Engine, db, drop_database):

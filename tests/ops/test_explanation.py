@@ -111,6 +111,7 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
     found = of(db, event)
     reconciled = db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'")
     assert (found.state, found.delivery_id, found.reconciled_by) == ("linked", delivery, reconciled)
+    assert [(run["kind"], run["origin"]) for run in found.linked_during] == [("full", "python")]
     assert before < dt.datetime.fromisoformat(found.linked_at) <= dt.datetime.now(dt.UTC)
 
 
