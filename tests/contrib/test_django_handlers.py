@@ -7,10 +7,8 @@ from django.db import connection as djangos
 from django.db import transaction
 from django.db.utils import ProgrammingError
 
-from handling import effects, hooked, leaving, make_due, states
+from handling import effects, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch, on_event
-
-__all__ = ["hooked"]
 
 EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
 
