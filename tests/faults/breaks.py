@@ -1117,5 +1117,26 @@ BREAKS = (
         "if line:",
         "faults/test_faults_follow.py::test_a_fault_that_lasts_is_not_told_of_at_every_tick",
     ),
+    _break(
+        "handlers in Django work on a connection of their own",
+        "mailglass_reconcile/contrib/django/apps.py",
+        "        handling.use_djangos_connection()\n",
+        "",
+        "contrib/test_django_handlers.py",
+    ),
+    _break(
+        "all projects of Django's share one lock",
+        "mailglass_reconcile/store/database.py",
+        "        return repr(known())\n",
+        '        return ""\n',
+        "contrib/test_django_schema.py",
+    ),
+    _break(
+        "the Django shop opens no tickets",
+        "examples/django/shop/tasks.py",
+        'Ticket.objects.get_or_create(event_id=event_id, defaults={"delivery_id": delivery_id})',
+        "return",
+        "examples/test_django_example.py::test_an_order_is_confirmed_and_its_webhook_changes_its_status",
+    ),
 )
 """Each by itself."""
