@@ -577,8 +577,8 @@ BREAKS = (
     _break(
         "the engine's errors quote parameters",
         "mailglass_reconcile/store/database.py",
-        "        hide_parameters=True,\n",
-        "",
+        "hide_parameters=True, **options",
+        "**options",
         "store/test_engine.py",
     ),
     _break(
