@@ -12,6 +12,9 @@ from mailglass_reconcile.errors import (
     RedisUnavailableError,
     SchemaOutdatedError,
 )
+from mailglass_reconcile.hooks.dispatcher import dispatch
+from mailglass_reconcile.hooks.event import DeliveryEvent
+from mailglass_reconcile.hooks.registry import on_event
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import Missed, Update, events_channel
@@ -37,6 +40,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseRefusedError",
     "DatabaseUnavailableError",
+    "DeliveryEvent",
     "InvalidEventError",
     "LedgerImmutableError",
     "MailglassReconcileError",
@@ -59,11 +63,13 @@ __all__ = [
     "beat_schedule",
     "broadcast",
     "configure",
+    "dispatch",
     "events_channel",
     "find_orphans",
     "include_object",
     "key_rule",
     "make_beat_schedule",
+    "on_event",
     "prune",
     "reconcile",
     "reconcile_recent",

@@ -9,11 +9,13 @@ from kombu.entity import Exchange, Queue
 from pydantic import SecretStr
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.schedule import PRUNE_TASK, RECENT_TASK, SWEEP_TASK, make_beat_schedule
+from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK, make_beat_schedule
 
 SWEEP_QUEUE = "mailglass_reconcile"
 PRUNE_QUEUE = "mailglass_maintenance"
+HOOK_QUEUE = "mailglass_hooks"
 RESULT_SECONDS = 86_400
+DISPATCH_SECONDS = 10.0
 
 _settings = runtime.get_settings()
 
@@ -38,12 +40,13 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     result_backend=_celerys_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,
-    beat_schedule=make_beat_schedule(),
-    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE)],
+    beat_schedule=make_beat_schedule(dispatch=DISPATCH_SECONDS if _settings.hook_types else None),
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE, HOOK_QUEUE)],
     task_default_queue=SWEEP_QUEUE,
     task_routes={
         **{name: {"queue": SWEEP_QUEUE} for name in (SWEEP_TASK, RECENT_TASK)},
         PRUNE_TASK: {"queue": PRUNE_QUEUE},
+        DISPATCH_TASK: {"queue": HOOK_QUEUE},
     },
     task_ignore_result=False,
     worker_prefetch_multiplier=1,

@@ -10,29 +10,12 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
+from mailglass_reconcile.event_types import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report, array_literal
 
 Outcome = TypeVar("Outcome")
-
-OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
-"""What our own side reports: below everything that a provider reports."""
-
-PROVIDER_TYPES = (
-    "subscribed",
-    "autoresponded",
-    "deferred",
-    "delivered",
-    "opened",
-    "clicked",
-    "unsubscribed",
-    "suppressed",
-    "rejected",
-    "failed",
-    "bounced",
-    "complained",
-)
-"""What a provider reports; on equal times, the type that stands later wins."""
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
@@ -106,8 +89,10 @@ def project(tx: Transaction, reports: Sequence[Report]) -> int:
     """Bring deliveries up to date with *reports*, and return how many rows changed.
 
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
-    and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing.
+    and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing. What handlers
+    want to hear of is put into their outbox here, because whatever reaches a delivery comes this way.
     """
+    outbox.add(tx, [report for report in reports if report.type in tx.hook_types])
     return tx.execute(
         _PROJECT,
         {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
@@ -24,6 +26,11 @@ class _Configured:
     engine: sa.Engine | None = None
     redis: redis_py.Redis | None = None
     settings: Settings | None = None
+
+
+class _Framework:
+    engine: sa.Engine | None = None
+    values: Mapping[str, Any] = MappingProxyType({})
 
 
 def configure(
@@ -49,22 +56,32 @@ def configure(
     _own_lock_redis.cache_clear()
 
 
+def configure_framework(engine: sa.Engine | None = None, **values: Any) -> None:
+    """Use the engine and the settings of a framework, unless `configure` gives others; the environment's come last.
+
+    Args:
+        engine: A SQLAlchemy engine on psycopg 3.
+        values: Of `Settings`, by name.
+    """
+    _Framework.engine, _Framework.values = engine, values
+
+
 def get_settings() -> Settings:
-    """Return the configured settings, or those of the environment as it is now.
+    """Return the configured settings, or those of the framework and of the environment as it is now.
 
     Raises:
         ConfigurationError: A variable holds a value that cannot be used.
     """
-    return _Configured.settings or Settings()
+    return _Configured.settings or Settings(**_Framework.values)
 
 
 def get_engine() -> sa.Engine:
-    """Return the configured engine, or one of `MAILGLASS_DATABASE_URL`; it has not connected yet.
+    """Return the configured engine, the framework's, or one of `MAILGLASS_DATABASE_URL`; it has not connected yet.
 
     Raises:
         ConfigurationError: The URL is missing or cannot be used.
     """
-    return _Configured.engine or _own_engine(get_settings())
+    return _Configured.engine or _Framework.engine or _own_engine(get_settings())
 
 
 def get_redis() -> redis_py.Redis:
@@ -144,5 +161,7 @@ def load_imports() -> None:
     for name in filter(None, (part.strip() for part in get_settings().imports.split(","))):
         try:
             importlib.import_module(name)
+        except MailglassReconcileError as error:
+            raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name}: {error}") from error
         except Exception as error:  # an application's module may fail in any way
             raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name} ({type(error).__name__})") from error

@@ -14,10 +14,12 @@ logger = logging.getLogger(__name__)
 SWEEP_TASK = "mailglass_reconcile.tasks.reconcile"
 RECENT_TASK = "mailglass_reconcile.tasks.reconcile_recent"
 PRUNE_TASK = "mailglass_reconcile.tasks.prune"
+DISPATCH_TASK = "mailglass_reconcile.tasks.dispatch"
 ORIGIN_HEADER = "mailglass_origin"
 """With this header an entry says that beat asked, and not a person: the history of runs keeps it."""
 SWEEP_EXPIRES_SECONDS = 300
 PRUNE_EXPIRES_SECONDS = 3_600
+DISPATCH_EXPIRES_SECONDS = 60
 
 
 def make_beat_schedule(
@@ -26,6 +28,7 @@ def make_beat_schedule(
     prune: Any = None,
     recent: float | None = None,
     fan_out: int | None = None,
+    dispatch: Any = None,
     queue: str | None = None,
 ) -> dict[str, Any]:
     """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
@@ -40,6 +43,7 @@ def make_beat_schedule(
             given. Their results are ignored, and a tick that no worker took within the interval is dropped.
         fan_out: If more orphans than this are eligible, let the sweep cut them into ranges of arrival with about this
             many each, and send one sweep per range, for as many workers as there are; never if not given.
+        dispatch: When to run the handlers of events: a Celery schedule or seconds; not on a schedule if not given.
         queue: Send them all to this queue, past the app's routes.
 
     Raises:
@@ -74,6 +78,12 @@ def make_beat_schedule(
             "schedule": recent,
             "kwargs": {"interval": recent},
             "options": {"expires": recent, "ignore_result": True, **route},
+        }
+    if dispatch is not None:
+        entries["mailglass-reconcile-dispatch"] = {
+            "task": DISPATCH_TASK,
+            "schedule": dispatch,
+            "options": {"expires": DISPATCH_EXPIRES_SECONDS, **route},
         }
     return entries
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from mailglass_reconcile import event_types
 from mailglass_reconcile.errors import ConfigurationError
 
 ENV_PREFIX = "MAILGLASS_"
@@ -14,6 +15,11 @@ ENV_PREFIX = "MAILGLASS_"
 
 def _infinity_is_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "infinity" else value
+
+
+def _known_types(value: str) -> str:
+    event_types.chosen(value)
+    return value
 
 
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
@@ -31,6 +37,7 @@ class Settings(BaseSettings):
         lock_url: The Redis that keeps the sweep's lock; `redis_url` where unset.
         broker_url: Celery's broker for the standalone app; `redis_url` where unset.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
+        hook_types: Types of events that handlers are to hear of, separated by commas; `*` is all, empty is none.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
         max_age_minutes: Age in minutes after which an orphan is expired.
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
@@ -49,6 +56,7 @@ class Settings(BaseSettings):
     lock_url: SecretStr | None = None
     broker_url: SecretStr | None = None
     imports: str = ""
+    hook_types: Annotated[str, AfterValidator(_known_types)] = ""
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
     batch_size: int = Field(default=2_000, ge=1, le=100_000)
@@ -71,6 +79,11 @@ class Settings(BaseSettings):
 
 def _in_words(error: ValidationError) -> str:
     return "; ".join(
-        f"{ENV_PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        f"{ENV_PREFIX}{str(fault['loc'][0]).upper()}: {_sentence(fault['msg'])}"
         for fault in error.errors(include_url=False, include_context=False, include_input=False)
     )
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]

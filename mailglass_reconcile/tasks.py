@@ -11,8 +11,11 @@ from typing import Any
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.schedule import (
+    DISPATCH_EXPIRES_SECONDS,
+    DISPATCH_TASK,
     ORIGIN_HEADER,
     PRUNE_TASK,
     RECENT_TASK,
@@ -40,6 +43,9 @@ except ModuleNotFoundError as error:
 
 logger = logging.getLogger(__name__)
 celerys_logger = logging.getLogger("celery.app.trace")
+
+DISPATCH_SECONDS = 20
+"""After this, a task begins no other batch: slow handlers do not fill the worker, and the next task continues."""
 
 
 @shared_task(bind=True, base=SweepTask, name=SWEEP_TASK, throws=(MailglassReconcileError,))
@@ -91,8 +97,7 @@ def reconcile(
             sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
             with _ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": shown(tenant_id)}
+        return _reported(sweep.result)
 
 
 @shared_task(name=RECENT_TASK, ignore_result=True, throws=(MailglassReconcileError,))
@@ -114,8 +119,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         sweep = recent.prepare(interval, tenant_id, origin=_origin())
         with _ended_by_soft_limit(sweep):
             sweep.run(runtime.get_engine())
-        log_sweep(sweep.result)
-        return {**sweep.result.as_dict(), "tenant_id": shown(tenant_id)}
+        return _reported(sweep.result)
 
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
@@ -123,6 +127,30 @@ def prune() -> dict[str, int]:
     """Delete old raw webhooks, and repair the table of open orphans; return the counts of `PruneResult`."""
     with _told_in_a_line(PRUNE_TASK):
         return pruner.prune_with(runtime.get_engine(), runtime.get_settings(), _origin()).as_dict()
+
+
+@shared_task(name=DISPATCH_TASK, throws=(MailglassReconcileError,))
+def dispatch() -> dict[str, int]:
+    """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`."""
+    with _told_in_a_line(DISPATCH_TASK):
+        return dispatcher.dispatch_within(DISPATCH_SECONDS).as_dict()
+
+
+def ask_for_dispatch(result: SweepResult) -> None:
+    """Let handlers hear at once of what a sweep has linked; a broker that is away is no error."""
+    if not (result.linked and runtime.get_settings().hook_types):
+        return
+    try:
+        dispatch.apply_async(expires=DISPATCH_EXPIRES_SECONDS, retry=False, ignore_result=True)
+    except Exception as error:  # whatever a broker's client raises
+        logger.warning("handlers hear of it at the next dispatch: the broker took no task (%s)", type(error).__name__)
+
+
+def _reported(result: SweepResult) -> dict[str, Any]:
+    """Log a sweep, ask for the handlers of what it linked, and return its counts as a task's result."""
+    log_sweep(result)
+    ask_for_dispatch(result)
+    return {**result.as_dict(), "tenant_id": shown(result.tenant_id)}
 
 
 def log_sweep(result: SweepResult) -> None:
@@ -154,7 +182,7 @@ def _note(run: Run) -> None:
         history.note(connection, runtime.get_settings(), run)
 
 
-_told: dict[str, str] = {}
+_last_faults: dict[str, str] = {}
 """What each task that runs all the time has said last, until it works again."""
 
 
@@ -167,12 +195,12 @@ def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
     try:
         yield
     except MailglassReconcileError as error:
-        known = once and _told.get(task_name) == str(error)
+        known = once and _last_faults.get(task_name) == str(error)
         if not known and not celerys_logger.isEnabledFor(logging.INFO):
             logger.error("%s did nothing: %s", task_name, error)
-        _told[task_name] = str(error)
+        _last_faults[task_name] = str(error)
         raise
-    _told.pop(task_name, None)
+    _last_faults.pop(task_name, None)
 
 
 class _SoftLimit(KeyboardInterrupt):
@@ -220,12 +248,20 @@ def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
     """Say so if a worker starts that leaves one of our tasks out, or that consumes one and cannot run it."""
     app = instance.app
     consumed = app.amqp.queues.consume_from
-    queues = {name: app.amqp.router.route({}, name).get("queue") for name in (SWEEP_TASK, PRUNE_TASK)}
+    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if _has_hooks() else []))
+    queues = {name: app.amqp.router.route({}, name).get("queue") for name in names}
     for name, queue in queues.items():
         if queue is not None and queue.name not in consumed:
             logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
     if any(queue is None or queue.name in consumed for queue in queues.values()):
         _warn_of_the_database()
+
+
+def _has_hooks() -> bool:
+    try:
+        return bool(runtime.get_settings().hook_types)
+    except MailglassReconcileError:  # the warning of the database names the setting
+        return False
 
 
 def _warn_of_the_database() -> None:

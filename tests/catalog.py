@@ -47,7 +47,14 @@ SELECT format('function %s %s acl %s', p.proname, pg_get_functiondef(p.oid), p.p
 SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname !~ '^pg_'
 """)
 
-OURS = ("mailglass_open_orphan", "mailglass_reconcile_", "prune_idx", "deliveries_reconcile_idx", "no_truncate")
+OURS = (
+    "mailglass_open_orphan",
+    "mailglass_hook_outbox",
+    "mailglass_reconcile_",
+    "prune_idx",
+    "deliveries_reconcile_idx",
+    "no_truncate",
+)
 """Words that tell what is ours in a line of the catalog from what is Mailglass's."""
 
 

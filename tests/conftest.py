@@ -18,7 +18,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.testing.databases import Database as Migrated
 from mailglass_reconcile.testing.databases import Databases
 
-pytest_plugins = ["mailglass_reconcile.testing.plugin", "installation"]
+pytest_plugins = ["mailglass_reconcile.testing.plugin", "installation", "handling", "django_project"]
 
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
@@ -33,6 +33,8 @@ class Database:
     witness: watching.Witness = field(repr=False)
     broken: set[str] = field(default_factory=set)
     """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
+    hooked: set[str] = field(default_factory=set)
+    """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""

@@ -1,4 +1,4 @@
-"""The checker of what must hold (I1 to I7 and I9 to I13 of the design), run after every test that uses `db`."""
+"""The checker of what must hold (I1 to I7 and I9 to I14 of the design), run after every test that uses `db`."""
 
 import time
 import uuid
@@ -14,11 +14,12 @@ import redis
 import oracle
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import STATES, SweepResult
 from witness import Witness, running
 
-ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10", "I11", "I12", "I13"})
+ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10", "I11", "I12", "I13", "I14"})
 
 PATIENCE_SECONDS = 10
 """How long a process or a connection may take to end."""
@@ -45,6 +46,11 @@ _STRAY_IDS = """
 SELECT count(*) FROM mailglass_open_orphan_ids AS k
  WHERE NOT EXISTS (SELECT FROM mailglass_open_orphans AS o WHERE o.event_id = k.event_id AND o.rule IS NOT NULL)
 """
+_OUTBOX = """
+SELECT event_id::text AS id, delivery_id::text, type, state, attempts, done, error, finished_at
+  FROM mailglass_hook_outbox
+"""
+_EFFECTS = "SELECT handler, event_id::text AS id, count(*) AS n FROM witness.effects GROUP BY 1, 2"
 _WINDOW = """
 SELECT now()::timestamp - make_interval(mins => :max_age) AS oldest,
        now()::timestamp - make_interval(secs => :grace) AS youngest
@@ -81,6 +87,7 @@ def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
         "I4": lambda: check_messages(state, witness.messages(), witness.early),
         "I5": lambda: check_tenants(state),
         "I7": lambda: check_monotone(state),
+        "I14": lambda: check_handlers(db, state),
     }
     _each(checks, holding)
 
@@ -282,6 +289,27 @@ def check_open_set(db: Any) -> None:
     assert not [row for row in open_now.values() if row["recipient"] and row["recipient_lost"]]
     assert all(row["provider"] == oracle.one_name(row["provider"]) for row in open_now.values() if row["provider"])
     assert db.value(_STRAY_IDS) == 0
+
+
+def check_handlers(db: Any, state: _State) -> None:
+    """I14: every handler's effect exactly once per event, and the outbox has what reached a delivery, no more."""
+    given = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
+    for id_, event in state.events.items():
+        seen = state.witnessed.get(id_)
+        if seen and seen["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
+            given[id_] = event["delivery_id"]
+    rows = {row["id"]: row for row in _all(db, _OUTBOX)}
+    for id_, row in rows.items():
+        assert (row["type"], row["delivery_id"]) == (state.events[id_]["type"], given[id_]), f"event {id_}"
+        assert (row["finished_at"] is None) == (row["state"] == "waiting"), row
+        assert len(set(row["done"])) == len(row["done"]), row
+        assert row["attempts"] <= MOST_ATTEMPTS, row
+        assert row["state"] != "dispatched" or row["error"] is None, row
+    assert not [id_ for id_ in given if state.events[id_]["type"] in db.hooked and id_ not in rows]
+    effects = {(row["handler"], row["id"]): row["n"] for row in _all(db, _EFFECTS)}
+    leaving = {handler for handler, _ in effects}
+    noted = {(handler, id_) for id_, row in rows.items() for handler in row["done"] if handler in leaving}
+    assert effects == dict.fromkeys(noted, 1)
 
 
 def check_nothing_is_left(db: Any) -> None:

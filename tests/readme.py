@@ -5,8 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import httpx
+
+from installation import end, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -40,7 +46,7 @@ def environment(db, redis_url: str) -> dict[str, str]:
 def exports(example: str) -> dict[str, str]:
     """Return what the README exports besides the addresses of the servers."""
     words = [word for one in commands(example) if one.text.startswith("export ") for word in shlex.split(one.text)[1:]]
-    return dict(word.split("=", 1) for word in words if not word.startswith("MAILGLASS_"))
+    return dict(word.split("=", 1) for word in words if not word.partition("=")[0].endswith("_URL"))
 
 
 def run(example: str, text: str, env: dict[str, str]) -> str:
@@ -50,6 +56,35 @@ def run(example: str, text: str, env: dict[str, str]) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
+    """Send what a `curl` of a README sends, to the server at *base*."""
+    words = shlex.split(text.replace("MESSAGE_ID", message_id))
+    options = {words[at]: words[at + 1] for at in range(2, len(words), 2)}
+    kind = options["-H"].partition(": ")[2] if "-H" in options else "application/x-www-form-urlencoded"
+    return httpx.request(
+        "POST" if "-d" in options else "GET",
+        re.sub(r"^http://localhost:\d+", base, words[1]),
+        content=options.get("-d"),
+        headers={"Content-Type": kind},
+        auth=tuple(options["-u"].split(":")) if "-u" in options else None,
+    )
+
+
+@contextmanager
+def started(example: str, text: str, env: dict[str, str], log: Path, until: str) -> Iterator[None]:
+    """Run a command in the example's folder while a block does, from when its log says *until*."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {text}"], cwd=EXAMPLES / example, env=env, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: until in log.read_text() or process.poll() is not None, 60)
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        end(process)
 
 
 def _command(part: str) -> Command:

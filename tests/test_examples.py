@@ -45,32 +45,6 @@ print(shop.count_stock.delay().get(timeout=60), reconcile.delay().get(timeout=60
     assert printed == ["['count-stock', 'mailglass-reconcile', 'mailglass-reconcile-prune']", "42 1"]
 
 
-def test_the_django_project_sweeps_by_the_schedule_in_its_database(site, tmp_path):
-    """django-celery-beat has our entries, drops their expiry, and the task's own stands in for it."""
-    here = {
-        "PYTHONPATH": str(EXAMPLES / "django"),
-        "SECRET_KEY": "for this test only",
-        "SHOP_DATABASE": str(tmp_path / "shop.sqlite3"),
-        "DJANGO_SETTINGS_MODULE": "shop.settings",
-    }
-    run(site, sys.executable, str(EXAMPLES / "django" / "manage.py"), "migrate", **here)
-    site.add(1)
-    sooner = """
-import django; django.setup()
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
-second = IntervalSchedule.objects.create(every=1, period="seconds")
-changed = PeriodicTask.objects.filter(name="mailglass-reconcile").update(crontab=None, interval=second)
-from django_celery_beat.models import PeriodicTasks; PeriodicTasks.update_changed()
-print(changed)
-"""
-    with (
-        site.worker(app="shop", pool="solo", **here),
-        site.running("beat", "-l", "info", "--pidfile=", app="shop", until="beat: Starting", **here),
-    ):
-        wait_until(lambda: run(site, sys.executable, "-c", sooner, **here).strip() == "1", PATIENCE)
-        wait_until(lambda: site.linked() == 1, PATIENCE)
-
-
 def test_redbeat_runs_our_entry(site, tmp_path):
     """The schedule lives in Redis; each second, here."""
     site.add(1)

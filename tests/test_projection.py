@@ -52,7 +52,7 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
     with rolled_back(connection) as tx:
         factories.insert_on(connection, deliveries=[row])
         for batch in batches:
-            reports = [Report(row["id"], kind, str(at), str(arrival)) for kind, at, arrival in batch]
+            reports = [Report(row["id"], kind, str(at), str(arrival), "") for kind, at, arrival in batch]
             projector.project(tx, reports)
         return connection.execute(
             sa.text(
@@ -107,7 +107,7 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
         kinds = ("delivered", "bounced", "opened")
         arrival = str(NOON)
         changed = projector.project(
-            tx, [Report(row["id"], kind, arrival, arrival) for row, kind in zip(rows, kinds, strict=True)]
+            tx, [Report(row["id"], kind, arrival, arrival, "") for row, kind in zip(rows, kinds, strict=True)]
         )
         found = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")

@@ -25,6 +25,7 @@ _WITNESS = """
 CREATE SCHEMA witness;
 CREATE TABLE witness.events (id uuid, text text, ours boolean, utc timestamp, local timestamp);
 CREATE TABLE witness.deliveries (n bigint GENERATED ALWAYS AS IDENTITY, id uuid, version jsonb, ours boolean);
+CREATE TABLE witness.effects (handler text, event_id uuid);
 CREATE FUNCTION witness.event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
   INSERT INTO witness.events
   VALUES (NEW.id, md5(to_jsonb(NEW)::text), right(current_setting('search_path'), 7) = 'pg_temp',

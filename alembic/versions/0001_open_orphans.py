@@ -1,4 +1,4 @@
-"""The open orphans and the triggers that keep them; Mailglass's tables, if there are none."""
+"""The open orphans and the triggers that keep them; the handlers' outbox; Mailglass's tables, if there are none."""
 
 from alembic import context
 
@@ -161,6 +161,29 @@ CREATE UNIQUE INDEX mailglass_reconcile_runs_minute_idx ON {schema}.mailglass_re
 CREATE INDEX mailglass_reconcile_runs_kind_idx ON {schema}.mailglass_reconcile_runs (kind, id);
 """
 
+HOOK_OUTBOX = """
+CREATE TABLE {schema}.mailglass_hook_outbox (
+  event_id    uuid PRIMARY KEY,
+  delivery_id uuid NOT NULL,
+  type        text NOT NULL,
+  state       text NOT NULL DEFAULT 'waiting',
+  attempts    smallint NOT NULL DEFAULT 0,
+  next_at     timestamp NOT NULL,
+  done        text[] NOT NULL DEFAULT '{}',
+  error       text,
+  inserted_at timestamp NOT NULL,
+  finished_at timestamp,
+  CONSTRAINT mailglass_hook_outbox_state CHECK (state IN ('waiting', 'dispatched', 'dead'))
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000,
+        autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
+COMMENT ON TABLE {schema}.mailglass_hook_outbox IS
+  'mailglass-reconcile: events that handlers are to hear of, or have heard of';
+CREATE INDEX mailglass_hook_outbox_due_idx
+  ON {schema}.mailglass_hook_outbox (state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched';
+CREATE INDEX mailglass_hook_outbox_finished_idx
+  ON {schema}.mailglass_hook_outbox (finished_at) WHERE state = 'dispatched';
+"""
+
 # The functions run with their owner's rights, so a writer needs rights on the ledger only. Nobody else may put them on
 # a table. They read nothing of the ledger: that would cost writers in SERIALIZABLE a failure (SQLSTATE 40001).
 TRIGGERS = """
@@ -238,6 +261,7 @@ DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 """
 
 DROP_RUNS = "DROP TABLE IF EXISTS {schema}.mailglass_reconcile_runs;"
+DROP_HOOK_OUTBOX = "DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;"
 
 PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
 DELIVERIES_INDEX = "mailglass_deliveries_reconcile_idx"
@@ -291,6 +315,11 @@ def upgrade() -> None:
             " remaining linkable_since open_groups"
         ),
     )
+    steps.create_table(
+        "mailglass_hook_outbox",
+        HOOK_OUTBOX,
+        columns="event_id delivery_id type state attempts next_at done error inserted_at finished_at",
+    )
     steps.create_functions(
         "put the triggers on mailglass_events",
         TRIGGERS,
@@ -316,3 +345,4 @@ def downgrade() -> None:
     steps.drop_index_concurrently(PRUNE_INDEX)
     steps.run("drop the open orphans", DROP_OPEN_SET)
     steps.run("drop the history of runs", DROP_RUNS)
+    steps.run("drop the handlers' outbox", DROP_HOOK_OUTBOX)

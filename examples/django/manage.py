@@ -1,4 +1,4 @@
-"""Django's command line: `python manage.py migrate`, then `celery -A shop worker` and `celery -A shop beat`."""
+"""Django's command line."""
 
 import os
 import sys

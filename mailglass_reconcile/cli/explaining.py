@@ -59,6 +59,8 @@ def _lines(found: Explanation) -> Iterator[str]:
         yield _fact("delivery", found.delivery_id)
     if found.reconciled_by:
         yield _fact("linked" if found.linked_at else "settled", f"{_when(found)}by the event {found.reconciled_by}")
+    for run in found.linked_during:
+        yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {moment(run['started_at'])}")
     yield from _reads(found)
     yield from _ids(found)
     yield from _outlook(found)
@@ -113,7 +115,7 @@ def _outlook(found: Explanation) -> Iterator[str]:
     if found.state in ("waiting", "expired") and found.verdict:
         yield _fact("verdict", f"a sweep that looked at it now would find it {found.verdict}")
     if found.remedy:
-        yield _fact("to link it", found.remedy)
+        yield _fact("to link", found.remedy)
     if found.refused:
         yield _fact("refused", f"{found.refused} times by the database; the log of the sweep says with which SQLSTATE")
     if found.state == "waiting":

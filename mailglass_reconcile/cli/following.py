@@ -15,6 +15,7 @@ import click
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli import handling
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -34,8 +35,14 @@ LONGEST_PAUSE_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 """A fault that lasts says the same at each tick: each line is logged once in this time."""
 
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile follow
+  mailglass-reconcile follow --interval 1 --json
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.option(
     "--interval",
     type=click.FloatRange(0, recent.MAX_INTERVAL_SECONDS, min_open=True),
@@ -70,6 +77,7 @@ class Follower:
         self._faults = 0
         """How many ticks in a row have failed."""
         self._redis_lost = False
+        self._handlers = handling.Beside()
         self._first = True
         self._ended_by: int | None = None
         self._repeats = _Repeats()
@@ -95,6 +103,7 @@ class Follower:
                 select.select([reading], [], [], max(0.0, began + self._pause() - time.monotonic()))
         finally:
             self._close()
+            self._handlers.close()
             signal.set_wakeup_fd(before)
         return 130 if self._ended_by == signal.SIGINT else 0
 
@@ -125,6 +134,7 @@ class Follower:
             self._tell_of_return("the database is back")
         self._faults = self._faults + 1 if result.status == "failed" else 0
         self._tell_of_redis(result)
+        self._handlers.hear(linked=result.linked)
         if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
             click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
 

@@ -83,6 +83,8 @@ def _page(found: Status) -> Group:
         lines.append(f"the oldest that could be linked has been open for {age(found.lag_seconds)}")
     if found.totals["expired"]:
         lines.append(f"{found.totals['expired']:,} were never linked and have expired")
+    if found.hooks_waiting:
+        lines.append(f"{found.hooks_waiting:,} events wait for their handlers")
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
     lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]

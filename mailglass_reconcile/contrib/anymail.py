@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mailglass_reconcile import event_types
 from mailglass_reconcile.record import storing, validation
 from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.sent import Sent
@@ -38,7 +39,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """
     provider = providers.canonical(esp_name)
     return WebhookEvent(
-        type=event.event_type if event.event_type in validation.TYPES else "unknown",
+        type=event.event_type if event.event_type in event_types.TYPES else "unknown",
         occurred_at=_aware(event.timestamp),
         provider_event_id=_IDS.get(provider, _id)(event),
         message_id=event.message_id,

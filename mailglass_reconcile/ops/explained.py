@@ -34,6 +34,8 @@ class Explanation:
         expires_at: When it becomes too old.
         refused: How often the database has refused to read or link it.
         linked_at: When it was linked.
+        linked_during: The runs that were linking then, at most three: `kind`, `origin`, `started_at`. Empty if a
+            writer of this package linked it, or if the run was folded into the totals.
         reconciled_by: The `reconciled` event that linked or settled it.
     """
 
@@ -57,6 +59,7 @@ class Explanation:
     expires_at: str | None = None
     refused: int = 0
     linked_at: str | None = None
+    linked_during: tuple[dict[str, str], ...] = ()
     reconciled_by: str | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,9 +14,10 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import origins, sentences
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store import open_orphans, runs
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import Keys, Named, Open
+from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import examination, match, providers
 from mailglass_reconcile.sweep.match import Decision
 
@@ -68,7 +70,8 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
         settled = _settled_state(row)
         read = origins.of_event(tx, row.id)
         if settled:
-            return _of_settled(row, settled, read)
+            linking = runs.linking_at(tx, row.linked_at, row.tenant_id) if settled == "linked" else []
+            return _of_settled(row, settled, read, linking)
         raw_webhooks = open_orphans.survey(tx, settings).raw_webhooks
         wanted = _keys(tx, row, raw_webhooks=raw_webhooks)
         decision = match.decide(tx, row.tenant_id, wanted)
@@ -94,7 +97,7 @@ def _keys(tx: Transaction, row: sa.Row[Any], *, raw_webhooks: bool) -> Keys:
     return examination.keys_of_events(tx, [orphan], raw_webhooks=raw_webhooks, complain=logger.error)[row.id]
 
 
-def _of_settled(row: sa.Row[Any], state: str, read: Origins) -> Explanation:
+def _of_settled(row: sa.Row[Any], state: str, read: Origins, linking: Sequence[RunAt]) -> Explanation:
     return Explanation(
         row.id,
         state,
@@ -106,16 +109,15 @@ def _of_settled(row: sa.Row[Any], state: str, read: Origins) -> Explanation:
         arrived_at=utc(row.arrived),
         rule=read.rule,
         reads=_reads(read),
-        remedy=sentences.remedy(state, lost=False),
+        remedy=sentences.remedy(state, state, lost=False),
         linked_at=utc(row.linked_at) if row.linked_to else None,
+        linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,
     )
 
 
 def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) -> Explanation:
     state = "expired" if row.expired else "waiting" if row.in_grace else decision.state
-    # In its grace, what is missing for the link is what the verdict says; time alone is missing otherwise.
-    blocking = decision.state if state == "waiting" else state
     return Explanation(
         row.id,
         state,
@@ -132,7 +134,7 @@ def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) 
         tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
         recipient_known=wanted.recipient is not None,
         verdict=decision.state,
-        remedy=sentences.remedy(blocking, lost=wanted.lost),
+        remedy=sentences.remedy(state, decision.state, lost=wanted.lost),
         eligible_at=None if row.expired else utc(row.eligible),
         expires_at=utc(row.expires),
         refused=row.refused or 0,

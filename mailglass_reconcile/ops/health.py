@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Transaction
 
 MAX_LAG_SECONDS = 900.0
@@ -44,7 +44,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
 
 
 class Facts(NamedTuple):
-    """What one query says: the schema, the last full sweep that succeeded, and the last one."""
+    """What two queries say: the schema, the last full sweep that succeeded, the last one, and the outbox."""
 
     now: str
     version: str | None
@@ -55,10 +55,12 @@ class Facts(NamedTuple):
     groups: list[dict[str, Any]] | None
     last: dict[str, Any] | None
     last_success: dict[str, str]
+    hooks_waiting: int
+    hooks_dead: int
 
 
 def facts(tx: Transaction) -> Facts:
-    """Return the facts, by one query whose cost does not depend on what is open."""
+    """Return the facts, by two queries whose cost does not depend on what is open."""
     row = tx.execute(_FACTS, {"events": tx.name_of("mailglass_events")}).one()
     return Facts(
         row.now,
@@ -70,6 +72,7 @@ def facts(tx: Transaction) -> Facts:
         row.groups,
         None if row.status is None else dict(row._mapping),
         row.last_success,
+        *outbox.count(tx),
     )
 
 
@@ -98,6 +101,10 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
         found.append(
             f"an orphan has been open for {int(known.lag_seconds // 60)} minutes although its delivery is there:"
             f" {_ASK_DOCTOR}"
+        )
+    if known.hooks_dead:
+        found.append(
+            f"{known.hooks_dead} events are dead, no handler is tried again: `mailglass-reconcile dispatch --dead`"
         )
     return found + (_of_the_last(known.last) if known.last else [])
 

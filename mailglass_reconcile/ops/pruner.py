@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import repair, runs, schema
+from mailglass_reconcile.store import outbox, repair, runs, schema
 from mailglass_reconcile.store.database import connect, in_batches, transaction
 from mailglass_reconcile.store.runs import Origin, Run
 
@@ -35,6 +35,8 @@ class PruneResult:
         expired: Open orphans removed because they are older than the maximum age.
         settled: Open orphans removed because the ledger has them reconciled, or not at all.
         added: Orphans of the ledger that were missing and are open now.
+        hooks_dispatched: Rows of the handlers' outbox deleted whose handlers were all done.
+        hooks_dead: Rows of the handlers' outbox deleted that were dead, or that nobody has ever handled.
     """
 
     succeeded: int = 0
@@ -43,6 +45,8 @@ class PruneResult:
     expired: int = 0
     settled: int = 0
     added: int = 0
+    hooks_dispatched: int = 0
+    hooks_dead: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the fields by name, as `prune --json` prints them and the task returns them."""
@@ -80,6 +84,12 @@ def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python")
             if days is not None:
                 bounds = {"status": status, "days": days, "size": BATCH_ROWS}
                 setattr(result, status, in_batches(connection, settings, _DELETE_WEBHOOKS, bounds))
+        if settings.retention_succeeded_days is not None:
+            bounds = {"days": settings.retention_succeeded_days, "size": BATCH_ROWS}
+            result.hooks_dispatched = in_batches(connection, settings, outbox.DELETE_DISPATCHED, bounds)
+        if settings.retention_dead_days is not None:
+            bounds = {"days": settings.retention_dead_days, "size": BATCH_ROWS}
+            result.hooks_dead = in_batches(connection, settings, outbox.DELETE_UNHANDLED, bounds)
         result.expired = repair.remove_expired(connection, settings, BATCH_ROWS)
         result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)
         repair.remove_stray_ids(connection, settings, BATCH_ROWS)

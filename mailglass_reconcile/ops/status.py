@@ -48,6 +48,8 @@ class Status:
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
         last_success: When a run of each kind last ended well, in ISO 8601.
         last_runs: The last runs, the newest first.
+        hooks_waiting: Events that wait for their handlers.
+        hooks_dead: Events whose handlers have failed for the last time.
         totals: `linked`, `expired` and `failed_runs` since the history began.
         triggers: Whether the triggers that keep the table of open orphans are at work.
         healthy: Whether nobody has to act.
@@ -62,6 +64,8 @@ class Status:
     groups: list[dict[str, Any]]
     last_success: dict[str, str]
     last_runs: list[dict[str, Any]]
+    hooks_waiting: int
+    hooks_dead: int
     totals: dict[str, int]
     triggers: bool
     healthy: bool
@@ -134,6 +138,8 @@ def status(
         groups=groups,
         last_success=facts.last_success,
         last_runs=last_runs,
+        hooks_waiting=facts.hooks_waiting,
+        hooks_dead=facts.hooks_dead,
         totals=totals,
         triggers=facts.triggers,
         healthy=not problems,

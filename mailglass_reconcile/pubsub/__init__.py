@@ -1,7 +1,7 @@
 """Redis pub/sub: the names of the channels, the client, publishing, listening."""
 
 from mailglass_reconcile.pubsub.channels import events_channel
-from mailglass_reconcile.pubsub.client import PATIENCE_SECONDS, create_client, impatient, reason, within
+from mailglass_reconcile.pubsub.client import PATIENCE_SECONDS, create_client, impatient, reason, server_of, within
 from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher
 from mailglass_reconcile.pubsub.subscriber import Missed, Subscription, Update
 
@@ -18,5 +18,6 @@ __all__ = [
     "events_channel",
     "impatient",
     "reason",
+    "server_of",
     "within",
 ]

@@ -96,7 +96,7 @@ def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tupl
     known = sends.store(tx, campaign, rows) if rows else {}
     delivery_ids = {identity: known.get(identity) or draft.delivery_id for identity, draft in first.items()}
     new = [draft for identity, draft in first.items() if identity not in known]
-    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW) for d in new]
+    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW, d.entry.id) for d in new]
     return [delivery_ids[draft.identity] for draft in drafts], reports
 
 

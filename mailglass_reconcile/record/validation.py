@@ -11,12 +11,11 @@ import re
 from collections.abc import Collection
 
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.projector import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.event_types import TYPES
 from mailglass_reconcile.record.storing import storable
 from mailglass_reconcile.sweep import match, providers
 from mailglass_reconcile.sweep.keys import MAX_ID_LENGTH, is_usable
 
-TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
 SENT_TYPES = ("dispatched", "failed", "rejected")
 STREAMS = ("transactional", "operational", "bulk")
 REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")

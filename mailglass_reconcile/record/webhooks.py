@@ -89,9 +89,13 @@ def _remember(tx: Transaction, tenant_id: str, recorded: Sequence[tuple[Entry, K
     orphans = {entry.id: wanted for entry, wanted in recorded if entry.delivery_id is None}
     if orphans:
         candidates.remember(tx, tenant_id, orphans)
-    attached = [(e.delivery_id, e.type, e.occurred_at) for e, _ in recorded if e.delivery_id is not None]
+    attached = [
+        Report(e.delivery_id, e.type, e.occurred_at, projector.NOW, e.id)
+        for e, _ in recorded
+        if e.delivery_id is not None
+    ]
     if attached:
-        projector.project(tx, [Report(*each, arrived_at=projector.NOW) for each in attached])
+        projector.project(tx, attached)
 
 
 def _outcome(entry: Entry, wanted: Keys) -> Recorded:

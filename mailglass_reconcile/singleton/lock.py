@@ -6,19 +6,22 @@ keeps overlapping sweeps correct.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
+from mailglass_reconcile.store.database import database_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,11 @@ if value and value:sub(2) == ARGV[1] then
 end
 """
 
+_READ = """
+local value = redis.pcall('GET', KEYS[1])
+return {type(value) == 'string' and value or '', redis.call('PTTL', KEYS[1])}
+"""
+
 _RENEW = """
 local value = redis.call('GET', KEYS[1])
 if value and value:sub(2) == ARGV[1] then
@@ -64,6 +72,54 @@ if others == 0 then return redis.call('DEL', KEYS[1], sharing) end
 redis.call('SET', sharing, others - 1, 'EX', ARGV[2])
 return redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
+
+
+UNKNOWN = "?"
+"""The task id of a holder whose value no sweep writes."""
+
+
+def key_of(tenant_id: str | None) -> str:
+    """Return the key of the lock of one tenant's sweep, or of that of all: the deployment and the tenant.
+
+    Raises:
+        ConfigurationError: There is no database to tell deployments apart by.
+    """
+    which = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
+    return f"{PREFIX}{_deployment()}:{which}"
+
+
+def _deployment() -> str:
+    """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
+    return digest(f"{database_of(runtime.get_engine())}#{runtime.get_settings().database_schema}")
+
+
+def digest(text: str) -> str:
+    """Return what stands for a text of any length in a key."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Holder(NamedTuple):
+    """Who has a lock: the task's id, whether it runs or is queued, and for how many seconds more; None is for ever."""
+
+    task_id: str
+    running: bool
+    seconds_left: float | None
+
+
+def holder_of(client: Redis, key: str) -> Holder | None:
+    """Return who has the lock *key*, or None if it is free; see `UNKNOWN`.
+
+    Raises:
+        RedisError: Redis refuses; also OSError if it does not answer within a second.
+    """
+    ours = impatient(client)
+    value, left = within(PATIENCE_SECONDS, lambda: ours.eval(_READ, 1, key))
+    if left == -2:
+        return None
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+    known = re.fullmatch("[qr][ -~]{1,299}", text)
+    task_id = task_of(text[1:]) if known else UNKNOWN
+    return Holder(task_id, text[:1] == "r", None if left < 0 else left / 1000)
 
 
 def new_run(task_id: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,8 +14,8 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.schedule import SWEEP_EXPIRES_SECONDS
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, LockBackend, new_run, task_of
+from mailglass_reconcile.schedule import ORIGIN_HEADER, SWEEP_EXPIRES_SECONDS
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, digest, key_of, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
 """On a message whose sender has held the lock for it."""
@@ -57,9 +56,9 @@ class SweepTask(Singleton):
             TypeError: The arguments are not the task's, or not of its types.
         """
         given = self._given(task_args, task_kwargs)
-        which = self._whole(given["tenant_id"])
+        which = key_of(given["tenant_id"])
         between = (given["after"], given["until"])
-        return which if between == (None, None) else f"{which}:range:{_digest(str(between))}"
+        return which if between == (None, None) else f"{which}:range:{digest(str(between))}"
 
     def _given(self, task_args: Any, task_kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
@@ -71,10 +70,6 @@ class SweepTask(Singleton):
         ):
             raise TypeError("tenant_id, after and until must be texts, limit and fan_out integers, or None")
         return given
-
-    @staticmethod
-    def _whole(tenant_id: str | None) -> str:
-        return f"{PREFIX}{_deployment()}:{'all' if tenant_id is None else f'tenant:{_digest(tenant_id)}'}"
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
@@ -125,7 +120,7 @@ class SweepTask(Singleton):
         wanted = [(key, run, bool(headers.get(RESERVED_HEADER)))]
         if isinstance(whole := headers.get(RANGE_OF_HEADER), str):
             tenant_id = self._given(self.request.args, self.request.kwargs)["tenant_id"]
-            wanted.append((self._whole(tenant_id), whole, True))
+            wanted.append((key_of(tenant_id), whole, True))
         backend = self.singleton_backend
         with ExitStack() as kept:
             for lock, owner, reserved in wanted:
@@ -150,7 +145,7 @@ class SweepTask(Singleton):
         sent = group(self.s(**call) for call in calls).apply_async(
             **queue,
             expires=SWEEP_EXPIRES_SECONDS,
-            headers={**(self.request.headers or {}), RANGE_OF_HEADER: hold.owner},
+            headers={ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER), RANGE_OF_HEADER: hold.owner},
         )
         return [result.id for result in sent.results]
 
@@ -183,14 +178,3 @@ class SweepTask(Singleton):
 
 def _unsupported(method: str) -> NotImplementedError:
     return NotImplementedError(f"{method} of celery-singleton does not work on this lock: see docs/celery-singleton.md")
-
-
-def _deployment() -> str:
-    """Tell installations on one Redis apart: by the database and the schema, not by options of the connection."""
-    url = runtime.get_engine().url
-    place = [url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))]
-    return _digest(f"{place}#{runtime.get_settings().database_schema}")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -8,6 +8,7 @@ only, so PgBouncer's transaction mode works.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
+from mailglass_reconcile import event_types, unreachable
 from mailglass_reconcile.errors import (
     ConfigurationError,
+    DatabaseUnavailableError,
     LedgerImmutableError,
     database_errors,
     is_passing,
@@ -28,6 +31,7 @@ from mailglass_reconcile.errors import (
     translated,
 )
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.unreachable import Server
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ ATTEMPTS = 4
 PAUSE_SECONDS = 0.1
 ISOLATION = "READ COMMITTED"
 SNAPSHOT = "REPEATABLE READ"
+
+_SERVER = "mailglass_reconcile.server"
 
 SEARCH_PATH = "pg_catalog, pg_temp"
 """Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
@@ -98,11 +104,13 @@ SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :ti
 class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
-    def __init__(self, connection: sa.Connection, schema: str) -> None:
+    def __init__(self, connection: sa.Connection, schema: str, hook_types: frozenset[str] = frozenset()) -> None:
         """Use *connection*, which is in a transaction, on the tables of *schema*."""
         self.connection = connection
         self.schema = schema
         self._guesses_types = connection.dialect.driver.startswith("psycopg")
+        self.hook_types = hook_types
+        """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
         """The transaction's id for `in_progress`, if it was asked for when it began."""
 
@@ -161,17 +169,23 @@ def create_engine(settings: Settings) -> sa.Engine:
     Raises:
         ConfigurationError: As in `database_url`.
     """
-    engine = sa.create_engine(
+    return _engine(
         database_url(settings),
-        poolclass=NullPool,
-        use_native_hstore=False,
-        hide_parameters=True,
         connect_args={
             "prepare_threshold": None,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "client_encoding": "utf8",
         },
     )
+
+
+def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
+    return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
+
+
+def _engine(url: URL | str, **options: Any) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
 
@@ -186,10 +200,37 @@ def connect(engine: sa.Engine) -> sa.Connection:
     """Open a connection whose transactions are READ COMMITTED, whatever the server's default.
 
     Raises:
-        MailglassReconcileError: The server cannot be reached, or refuses.
+        DatabaseUnavailableError: The server cannot be reached, or refuses: where, why, and which setting to look at.
+        MailglassReconcileError: The engine cannot be used.
     """
     with database_errors():
-        return engine.connect().execution_options(isolation_level=ISOLATION)
+        try:
+            return engine.connect().execution_options(isolation_level=ISOLATION)
+        except DBAPIError as error:
+            raise DatabaseUnavailableError(unreachable.sentence(error, server_of(engine))) from None
+
+
+def server_of(engine: sa.Engine) -> Server:
+    """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        found: Server = known()
+        return found
+    url = engine.url
+    asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
+    port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
+    database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
+    return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
+
+
+def database_of(engine: sa.Engine) -> str:
+    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        return repr(known())
+    url = engine.url
+    return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
 @contextmanager
@@ -222,7 +263,7 @@ def transaction(
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         scope = tx.execute(
             _SET_SCOPE,
             {
@@ -275,7 +316,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
             'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
         )
     with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema)
+        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
         del before["set_config"]
         yield tx

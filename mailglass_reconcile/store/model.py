@@ -131,6 +131,7 @@ class Report(NamedTuple):
     type: str
     occurred_at: str
     arrived_at: str
+    event_id: str
 
 
 class Link(NamedTuple):

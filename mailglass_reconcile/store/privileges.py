@@ -1,8 +1,65 @@
-"""Who else may put objects into the schema, and so might take the place of ours."""
+"""What this role may do, and who else may put objects into the schema and so might take the place of ours."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.model import array_literal
+
+_STATE = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
+
+SWEEPER = (
+    ("mailglass_reconcile_version", "SELECT", ""),
+    ("mailglass_events", "SELECT", ""),
+    ("mailglass_events", "INSERT", ""),
+    (
+        "mailglass_deliveries",
+        "SELECT",
+        f"id tenant_id recipient provider provider_message_id {_STATE} lock_version updated_at",
+    ),
+    ("mailglass_deliveries", "UPDATE", f"{_STATE} lock_version updated_at"),
+    ("mailglass_open_orphans", "SELECT", ""),
+    ("mailglass_open_orphans", "INSERT", ""),
+    ("mailglass_open_orphans", "UPDATE", ""),
+    ("mailglass_open_orphans", "DELETE", ""),
+    ("mailglass_open_orphan_ids", "SELECT", ""),
+    ("mailglass_open_orphan_ids", "INSERT", ""),
+    ("mailglass_open_orphan_ids", "DELETE", ""),
+    ("mailglass_webhook_events", "SELECT", "id status inserted_at"),
+    ("mailglass_webhook_events", "DELETE", ""),
+    ("mailglass_webhook_events", "UPDATE", "id"),
+    ("mailglass_reconcile_runs", "SELECT", ""),
+    ("mailglass_reconcile_runs", "INSERT", ""),
+    ("mailglass_reconcile_runs", "UPDATE", ""),
+    ("mailglass_reconcile_runs", "DELETE", ""),
+)
+"""What docs/grants.md grants to the sweeper: table, right, and the columns with blanks between; none is all of them."""
+
+_ROLE = """
+SELECT quote_ident(current_user) AS role, quote_ident(n.nspname) AS schema,
+       has_schema_privilege(n.oid, 'USAGE') AS usage
+  FROM pg_namespace AS n WHERE n.nspname = :schema
+"""
+
+# By the catalog, not by to_regclass: that fails without USAGE on the schema.
+_LACKING = """
+SELECT w.relation, w.privilege, string_agg(w.attribute, ', ' ORDER BY w.number) AS columns
+  FROM unnest(CAST(:relations AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[]))
+       WITH ORDINALITY AS w (relation, privilege, attribute, number)
+  JOIN pg_namespace AS n ON n.nspname = :schema
+  JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = w.relation AND c.relkind IN ('r', 'p')
+  LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = w.attribute AND NOT a.attisdropped
+ WHERE CASE WHEN w.attribute = '' THEN NOT has_table_privilege(c.oid, w.privilege)
+            ELSE a.attnum IS NOT NULL AND NOT has_column_privilege(c.oid, a.attnum, w.privilege) END
+ GROUP BY w.relation, w.privilege ORDER BY min(w.number)
+"""
+
+_HIDDEN = """
+SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE n.nspname = :schema AND c.relname = ANY (CAST(:relations AS text[])) AND c.relkind IN ('r', 'p')
+   AND row_security_active(c.oid) ORDER BY 1
+"""
 
 # The owners of the schema, of the ledger and of our tables are trusted with them anyway.
 _OTHERS_WHO_MAY_CREATE = """
@@ -29,3 +86,43 @@ def warning(tx: Transaction) -> str | None:
         return None
     roles = ", ".join(others)
     return f"{roles} may create objects in schema {tx.schema}: REVOKE CREATE ON SCHEMA {tx.schema} FROM {roles}"
+
+
+class Lacking(NamedTuple):
+    """Rights that this role lacks: the role and the schema as SQL writes them, and the rights by table."""
+
+    role: str
+    schema: str
+    usage: bool
+    rights: tuple[tuple[str, str], ...]
+    hidden: tuple[str, ...]
+
+    def grants(self) -> str:
+        """Return the statements that grant what is lacking, in one line."""
+        statements = [] if self.usage else [f"GRANT USAGE ON SCHEMA {self.schema} TO {self.role}"]
+        statements += [f"GRANT {right} ON {self.schema}.{table} TO {self.role}" for table, right in self.rights]
+        return "; ".join(statements)
+
+
+def lacking(tx: Transaction) -> Lacking | None:
+    """Return which of the sweeper's rights this role lacks on the tables that are there; None without such a schema.
+
+    `hidden` are the tables of which row level security hides rows from this role.
+    """
+    row = tx.execute(_ROLE, {"schema": tx.schema}).one_or_none()
+    if row is None:
+        return None
+    wanted = [(table, right, column) for table, right, columns in SWEEPER for column in columns.split() or [""]]
+    parameters = {
+        "schema": tx.schema,
+        "relations": array_literal(table for table, _, _ in wanted),
+        "privileges": array_literal(right for _, right, _ in wanted),
+        "columns": array_literal(column for _, _, column in wanted),
+    }
+    found = tx.execute(_LACKING, parameters).all()
+    rights = tuple(
+        (one.relation, f"{one.privilege} ({one.columns})" if one.columns else one.privilege) for one in found
+    )
+    tables = array_literal(dict.fromkeys(table for table, _, _ in SWEEPER))
+    hidden = tx.execute(_HIDDEN, {"schema": tx.schema, "relations": tables}).scalars().all()
+    return Lacking(row.role, row.schema, row.usage, rights, tuple(hidden))

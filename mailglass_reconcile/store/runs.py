@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -70,6 +70,23 @@ SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), sum(s
   FROM old GROUP BY kind, origin, status
 """
 
+# Thirty days of them at most: a pass over the table costs a few milliseconds.
+_AT = """
+SELECT kind, origin, to_json(started_at) #>> '{}' AS started_at
+  FROM {schema}.mailglass_reconcile_runs
+ WHERE CAST(:time AS timestamp) BETWEEN started_at AND finished_at AND linked > 0
+   AND (tenant_id IS NULL OR tenant_id = :tenant_id)
+ ORDER BY started_at LIMIT 3
+"""
+
+
+class RunAt(NamedTuple):
+    """A run that linked something; `started_at` in ISO 8601, UTC."""
+
+    kind: str
+    origin: str
+    started_at: str
+
 
 @dataclass(slots=True)
 class Run:
@@ -120,6 +137,12 @@ def add(tx: Transaction, run: Run) -> None:
             "age_ms": run.age_ms,
         },
     )
+
+
+def linking_at(tx: Transaction, time: str, tenant_id: str) -> list[RunAt]:
+    """Return the runs, at most three, that were linking orphans of a tenant at *time*, in UTC as Postgres writes it."""
+    rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id}).all()
+    return [RunAt(row.kind, row.origin, f"{row.started_at}Z") for row in rows]
 
 
 def fold(connection: sa.Connection, settings: Settings) -> None:

@@ -10,12 +10,14 @@ VERSION = "0001"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = "mailglass_reconcile_version"
-TABLES = ("mailglass_open_orphans", "mailglass_open_orphan_ids", "mailglass_reconcile_runs")
+TABLES = ("mailglass_open_orphans", "mailglass_open_orphan_ids", "mailglass_reconcile_runs", "mailglass_hook_outbox")
 TABLE_INDEXES = (
     "mailglass_open_orphans_arrival_idx",
     "mailglass_open_orphan_ids_candidate_idx",
     "mailglass_reconcile_runs_minute_idx",
     "mailglass_reconcile_runs_kind_idx",
+    "mailglass_hook_outbox_due_idx",
+    "mailglass_hook_outbox_finished_idx",
 )
 INDEXES = ("mailglass_webhook_events_prune_idx", "mailglass_deliveries_reconcile_idx")
 """Our indexes on Mailglass's tables."""

@@ -152,7 +152,7 @@ def settle(tx: Transaction, pairs: Pairs) -> Settled:
     return Settled(
         claimed,
         [Link(c.reconciled_id, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for c in new],
-        [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at) for c in new],
+        [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at, c.event_id) for c in new],
         _taken(tx, [c.event_id for c in claimed if not c.appended]),
     )
 

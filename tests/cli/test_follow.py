@@ -1,5 +1,6 @@
 """`follow` as its user has it: what it links and how soon, what it prints, and how it starts and ends."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +41,29 @@ SELECT count(*) FROM pg_stat_activity
 """
 
 
+def test_handlers_hear_at_once_of_what_it_links_beside_it(db, tmp_path):
+    """A slow handler does not hold up linking, and none is left behind at the end."""
+    (tmp_path / "slow_handler.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from mailglass_reconcile import on_event\n"
+        "@on_event('delivered')\n"
+        "def slow(connection, event):\n"
+        "    connection.execute(sa.text('SELECT pg_sleep(3)'))\n"
+        "    connection.execute(sa.text('INSERT INTO heard VALUES (:id)'), {'id': event.event_id})\n"
+    )
+    db.hooked.add("delivered")
+    db.run("CREATE TABLE heard (event_id uuid)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    hooks = {"MAILGLASS_IMPORTS": "slow_handler", "MAILGLASS_HOOK_TYPES": "delivered", "PYTHONPATH": path}
+    with following(environment_of(db, **hooks)) as first:
+        new_pairs(db, 1)
+        wait_until(lambda: first.linked() == 1)
+        wait_until(lambda: db.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%'") > 1)
+        new_pairs(db, 1)
+        wait_until(lambda: first.linked() == 2, 2)
+        wait_until(lambda: db.value("SELECT count(*) FROM heard") == 2)
+
+
 def test_two_at_once_link_everything_once(db):
     """Each says what it linked itself; together that is all, and the checker finds nothing doubled."""
     with following(environment_of(db), "--interval", "0.02") as one, following(environment_of(db)) as other:
@@ -53,7 +77,7 @@ def test_two_at_once_link_everything_once(db):
     ("arguments", "environment", "code", "words"),
     [
         ([], {"MAILGLASS_DATABASE_URL": ""}, 1, "MAILGLASS_DATABASE_URL is not set"),
-        ([], {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "cannot reach or use the database"),
+        ([], {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/x"}, 1, "cannot connect to Postgres"),
         ([], {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}, 1, "mailglass-reconcile migrate"),
         (["--interval", "0"], {}, 2, "--interval"),
         (["--interval", "61"], {}, 2, "--interval"),

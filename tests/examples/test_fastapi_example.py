@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import json
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -29,15 +28,6 @@ SELECT lower(recipient), last_event_type, last_event_at::text, terminal, deliver
 """
 BY_TYPE = "SELECT type, count(*) FROM mailglass_events WHERE metadata ->> 'provider_message_id' = :id GROUP BY type"
 LOGIN = tuple(readme.exports("fastapi")[name] for name in ("POSTMARK_USER", "POSTMARK_PASSWORD"))
-
-
-def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
-    """Send what a `curl` of the README sends."""
-    words = shlex.split(text.replace("MESSAGE_ID", message_id))
-    login = words[words.index("-u") + 1].split(":") if "-u" in words else None
-    headers = dict([words[words.index("-H") + 1].split(": ")])
-    url = re.sub(r"^http://localhost:\d+", base, words[1])
-    return httpx.post(url, content=words[words.index("-d") + 1], headers=headers, auth=login and tuple(login))
 
 
 @contextmanager
@@ -71,15 +61,18 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_pa
     """Every kind after the send; the same while the send has not committed; and each of them once more."""
     log = tmp_path / "log"
     with running(db, redis_url, log) as base:
-        answer = curl(readme.command("fastapi", "curl", "/messages").text, base).json()
+        answer = readme.curl(readme.command("fastapi", "curl", "/messages").text, base).json()
         later = answer["message_id"]
         told = readme.command("fastapi", "curl", "/webhooks").text
-        assert curl(told, base, later).json() == {"orphan": False}
+        assert readme.curl(told, base, later).json() == {"orphan": False}
         assert [post(base, report) for report in everything(later, ADA, BOB)] == 11 * [False]
 
         def report_early() -> list[bool]:
             known = re.findall(r"Postmark took (\S+)", log.read_text())[-1]
-            return [curl(told, base, known).json()["orphan"], *(post(base, one) for one in everything(known, ADA, BOB))]
+            return [
+                readme.curl(told, base, known).json()["orphan"],
+                *(post(base, one) for one in everything(known, ADA, BOB)),
+            ]
 
         def send() -> dict:
             return httpx.post(f"{base}/messages", json=[ADA, BOB], timeout=30).json()

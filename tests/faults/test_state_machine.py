@@ -19,6 +19,10 @@ import mailglass_reconcile
 import oracle
 from conftest import Database
 from faults.runs import FULL
+from handling import leave_effect, make_due, states
+from mailglass_reconcile import DeliveryEvent, on_event
+from mailglass_reconcile.event_types import TYPES as KNOWN_TYPES
+from mailglass_reconcile.hooks import dead
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans
@@ -71,6 +75,27 @@ class _Mouth:
                 raise _CrashError
         self.told += messages
         return Published(2 * len(messages), 0)
+
+
+class _Mood:
+    """What the handlers do: fail, and at which of their calls the process dies."""
+
+    fails = False
+    dies_at: int | None = None
+
+
+def _steady(connection: sa.Connection, event: DeliveryEvent) -> None:
+    leave_effect("steady", connection, event)
+
+
+def _fickle(connection: sa.Connection, event: DeliveryEvent) -> None:
+    leave_effect("fickle", connection, event)
+    if _Mood.dies_at is not None:
+        _Mood.dies_at -= 1
+        if _Mood.dies_at < 0:
+            raise _CrashError
+    if _Mood.fails:
+        raise ValueError
 
 
 class Schedule(RuleBasedStateMachine):
@@ -254,7 +279,7 @@ class Schedule(RuleBasedStateMachine):
         return oracle.match(self.orphans[orphan], self.deliveries)
 
     def _run(self, mouth: _Mouth, size: int, **options: Any) -> SweepResult:
-        configured = self.db.settings.model_copy(update={"batch_size": size})
+        configured = self.db.settings.model_copy(update={"batch_size": size, "hook_types": "*"})
         return Sweep(configured, mouth, **options).run(self.db.engine)  # type: ignore[arg-type]
 
     def _learn(self, mouth: _Mouth, candidates: Sequence[str]) -> int:
@@ -270,13 +295,16 @@ class Schedule(RuleBasedStateMachine):
         self.links |= new
         return len(new)
 
-    @rule(size=SIZES, tenant=st.sampled_from([None, None, "a", "b"]))
-    def sweep(self, size: int, tenant: str | None) -> None:
-        """A whole sweep links exactly what the oracle links, and counts as it counts."""
+    @rule(size=SIZES, tenant=st.sampled_from([None, None, "a", "b"]), recent=st.sampled_from([None, None, 60.0]))
+    def sweep(self, size: int, tenant: str | None, recent: float | None) -> None:
+        """A whole sweep links exactly what the oracle links, and counts as it counts.
+
+        So does a recent one, once a minute: what is five minutes old is due.
+        """
         open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
         unnoticed = self.unnoticed & set(open_)
         mouth = _Mouth()
-        result = self._run(mouth, size, tenant_id=tenant)
+        result = self._run(mouth, size, tenant_id=tenant, recent=recent)
         self._notice()
         closed = unnoticed - self.unnoticed
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
@@ -362,6 +390,27 @@ class Schedule(RuleBasedStateMachine):
         assert all(self.links.get(orphan) != id_ for orphan in open_)
         self._notice()
 
+    @rule(fails=st.booleans(), dies_at=st.sampled_from([None, 0, 1, 3]))
+    def handlers_hear(self, fails: bool, dies_at: int | None) -> None:
+        """Handlers hear of what is linked; one of them fails, or dies with its process."""
+        _Mood.fails, _Mood.dies_at = fails, dies_at
+        make_due(self.db)
+        with contextlib.suppress(_CrashError):
+            mailglass_reconcile.dispatch()
+
+    def _dispatch_all(self) -> None:
+        """Without faults, every handler has heard once of each link of a known type."""
+        _Mood.fails, _Mood.dies_at = False, None
+        dead.retry(self.db.engine)
+        make_due(self.db)
+        mailglass_reconcile.dispatch()
+        assert set(states(self.db)) <= {"dispatched"}
+        known = {orphan for orphan in self.links if self.orphans[orphan]["type"] in KNOWN_TYPES}
+        effects = Counter(
+            (row.handler, row.id) for row in self.db.rows("SELECT handler, event_id::text AS id FROM witness.effects")
+        )
+        assert effects == dict.fromkeys(((name, id_) for id_ in known for name in ("steady", "fickle")), 1)
+
     def _notice(self) -> None:
         """Take over which orphans that were settled without triggers a sweep has taken out of the open set."""
         held = {row.id for row in self.db.rows("SELECT event_id::text AS id FROM mailglass_open_orphans")}
@@ -375,7 +424,8 @@ class Schedule(RuleBasedStateMachine):
             while self.late:
                 self.end_late(True)
             self.mend()
-            self.sweep(5, None)
+            self.sweep(5, None, None)
+            self._dispatch_all()
             reports: dict[str, list[Any]] = {delivery["id"]: [] for delivery in self.deliveries}
             for orphan, delivery in self.links.items():
                 row = self.db.rows(_ARRIVED, id=orphan)[0]
@@ -393,13 +443,16 @@ class Schedule(RuleBasedStateMachine):
                 connection.close()
             with self.db.engine.begin() as connection:
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-                for table in ("events", "deliveries", "open_orphans", "open_orphan_ids"):
-                    connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - four fixed names
-                connection.exec_driver_sql("TRUNCATE witness.events, witness.deliveries")
+                for table in ("events", "deliveries", "open_orphans", "open_orphan_ids", "hook_outbox"):
+                    connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - five fixed names
+                connection.exec_driver_sql("TRUNCATE witness.events, witness.deliveries, witness.effects")
 
 
-def test_any_schedule_ends_as_if_there_had_been_no_race(db: Database, record_property: Record) -> None:
+def test_any_schedule_ends_as_if_there_had_been_no_race(hooked: Database, record_property: Record) -> None:
     """A failing schedule is printed, with what replays it."""
+    db = hooked
+    on_event("*", name="steady")(_steady)
+    on_event("*", name="fickle")(_fickle)
     db.run("ALTER TABLE mailglass_events DISABLE TRIGGER witness")
     db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
     name = sa.make_url(db.url).database

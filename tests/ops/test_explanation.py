@@ -98,6 +98,7 @@ def test_the_times_at_which_a_sweep_looks_are_in_utc(db):
         if state == "expired":
             assert found.eligible_at is None
             assert "MAILGLASS_MAX_AGE_MINUTES" in found.remedy
+            assert "a delivery of the event's tenant" in found.remedy
         else:
             assert dt.datetime.fromisoformat(found.eligible_at) - arrived == dt.timedelta(seconds=60)
 
@@ -111,6 +112,7 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
     found = of(db, event)
     reconciled = db.value("SELECT id::text FROM mailglass_events WHERE type = 'reconciled'")
     assert (found.state, found.delivery_id, found.reconciled_by) == ("linked", delivery, reconciled)
+    assert [(run["kind"], run["origin"]) for run in found.linked_during] == [("full", "python")]
     assert before < dt.datetime.fromisoformat(found.linked_at) <= dt.datetime.now(dt.UTC)
 
 

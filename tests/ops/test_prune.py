@@ -22,7 +22,9 @@ SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :st
        now()::timestamp - make_interval(days => :days, mins => :minutes), now()
   FROM generate_series(1, :number)
 """
-NOTHING = {"succeeded": 0, "dead": 0, "failed": 0, "expired": 0, "settled": 0, "added": 0}
+NOTHING = dict.fromkeys(
+    ("succeeded", "dead", "failed", "expired", "settled", "added", "hooks_dispatched", "hooks_dead"), 0
+)
 
 
 def webhooks(db, status: str, days: int, minutes: int = 1, number: int = 1) -> None:

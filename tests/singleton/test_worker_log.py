@@ -16,6 +16,7 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 UNMIGRATED = {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}
 UNCONFIGURED = {"MAILGLASS_DATABASE_URL": ""}
+AWAY = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
 
 
 def lines_with(site: Site, words: str) -> list[str]:
@@ -42,7 +43,12 @@ def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "words"),
-    [(UNMIGRATED, "mailglass-reconcile migrate"), (UNCONFIGURED, "MAILGLASS_DATABASE_URL is not set"), ({}, None)],
+    [
+        (UNMIGRATED, "mailglass-reconcile migrate"),
+        (UNCONFIGURED, "MAILGLASS_DATABASE_URL is not set"),
+        (AWAY, "127.0.0.1, port 1, database app: nothing listens there"),
+        ({}, None),
+    ],
 )
 def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environment, words):
     """On a database without our tables, or without a database; a worker with all it needs says nothing."""

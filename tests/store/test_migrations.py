@@ -91,7 +91,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert told[-1] == "done: revision 0001"
 
 
-def test_what_is_ours_is_three_tables_three_triggers_three_functions_two_indexes_and_the_version(empty_database_url):
+def test_what_is_ours_is_four_tables_three_triggers_three_functions_two_indexes_and_the_version(empty_database_url):
     """Nothing else is added to a live database."""
     database = live(empty_database_url)
     before = database.objects()
@@ -104,6 +104,7 @@ def test_what_is_ours_is_three_tables_three_triggers_three_functions_two_indexes
     assert {line.split()[1] for line in added if line.startswith("r ")} == {
         "mailglass_open_orphans",
         "mailglass_open_orphan_ids",
+        "mailglass_hook_outbox",
         "mailglass_reconcile_runs",
         "mailglass_reconcile_version",
     }

@@ -216,6 +216,14 @@ def test_what_remains_is_counted_along_the_index_of_arrival(reading, whole):
     assert plan.read == ROWS
 
 
+def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(reading, whole):
+    """Nothing is sorted, however large the backlog."""
+    plan = probing(reading, lambda: open_orphans.cuts(reading, whole, 5_000, ROWS))
+    assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
+    assert plan.kinds["Sort"] <= 1, "that of the few edges"
+    assert plan.read <= ROWS
+
+
 def test_orphans_without_keys_are_read_until_there_are_enough(reading, whole):
     """In order of arrival, no more rows than asked for."""
     place = reading.execute(
@@ -342,7 +350,7 @@ def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     """Once to decide and once to write."""
     at = "2026-01-02T03:04:05"
-    reports = [Report(delivery, "delivered", at, at) for _, delivery in pairs]
+    reports = [Report(delivery, "delivered", at, at, event) for event, delivery in pairs]
     plan = probing(tx, lambda: projector.project(tx, reports))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE

@@ -67,7 +67,7 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
             _refuse_second_set(tx)
         if not found:
             return True
-        missing = [*_missing_columns(found, columns), *_missing_indexes(tx, found, unique)]
+        missing = [*_missing_columns(found, columns), *missing_indexes(tx, found, unique)]
     if missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {schema_name} lacks {'; '.join(missing)}."
@@ -93,7 +93,7 @@ def _missing_columns(found: Mapping[str, set[str]], columns: Mapping[str, str]) 
             yield from (f"column {table}.{column}" for column in names.split() if column not in found[table])
 
 
-def _missing_indexes(tx: Transaction, found: Mapping[str, set[str]], unique: Mapping[str, str]) -> Iterator[str]:
+def missing_indexes(tx: Transaction, found: Mapping[str, set[str]], unique: Mapping[str, str]) -> Iterator[str]:
     """Name the unique indexes that are not there; of a column that is not there either, the column says it."""
     for table, names in unique.items():
         if found.get(table, set()).issuperset(names.split()):

@@ -1,0 +1,59 @@
+"""The subcommand that looks at the whole installation: `doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import printable
+from mailglass_reconcile.ops import doctor as doctors
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
+
+COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red"}
+
+EXAMPLES = """
+\b
+Examples:
+  mailglass-reconcile doctor
+  mailglass-reconcile doctor --json | jq '.findings[] | select(.status != "ok")'
+  mailglass-reconcile doctor --repair
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the list `findings`.")
+@click.option("--repair", is_flag=True, help="Make the table of open orphans equal the ledger first; reads all of it.")
+def doctor(as_json: bool, repair: bool) -> None:
+    """Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.
+
+    Each finding is ok, a warning or an error, with its cause and a step that heals it. The exit code is 1 if there is
+    an error. Run it with the environment of the worker. If the Celery app is your own, name its module in
+    MAILGLASS_IMPORTS.
+    """
+    findings = doctors.diagnose(_celery if runtime.available() else None, repair=repair)
+    if as_json:
+        click.echo(json.dumps({"findings": [one._asdict() for one in findings]}))
+    else:
+        for one in findings:
+            _print(one)
+    sys.exit(1 if any(one.status == ERROR for one in findings) else 0)
+
+
+def _celery() -> doctors.Findings:
+    """Check Celery as the application's own app has it, or else the bundled one."""
+    workers = importlib.import_module("mailglass_reconcile.ops.doctor.workers")  # Celery may be missing
+    app, setting = workers.own_app(), "broker_url of your Celery app"
+    if app is None:
+        app = importlib.import_module("mailglass_reconcile.celery").app
+        setting = "MAILGLASS_BROKER_URL" if runtime.get_settings().broker_url else "MAILGLASS_REDIS_URL"
+    return workers.checks(app, setting)  # type: ignore[no-any-return]
+
+
+def _print(one: Finding) -> None:
+    click.echo(f"{click.style(f'{one.status:<7}', fg=COLOURS[one.status])}  {one.check:<16}  {printable(one.message)}")
+    if one.remedy:
+        click.echo(f"{'':27}-> {printable(one.remedy)}")

@@ -1,0 +1,152 @@
+"""Deliveries with their events, the ledger, and open orphans, to look at; lists and searches go by indexes only."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.contrib.admin.utils import unquote
+from django.core.paginator import Paginator
+from django.db import models
+from django.db.models.functions import Cast, Substr
+from django.utils.formats import localize
+from django.utils.timezone import template_localtime
+
+from mailglass_reconcile.contrib.django import searching
+from mailglass_reconcile.contrib.django.fields import UTCDateTimeField
+from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan
+
+INLINE_EVENTS = 200
+"""Events that a delivery shows at most, the latest: a robot may open a mail ten thousand times."""
+
+RECONCILED = "^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+
+class ShortPaginator(Paginator):
+    """Counts no further than a list goes."""
+
+    @cached_property
+    def count(self) -> int:
+        """How many rows there are, or `LIMIT` if there are more."""
+        return int(self.object_list.order_by()[: searching.LIMIT].count())
+
+
+class ReadOnly:
+    """Nothing can be added, changed or deleted: every add is answered with 403."""
+
+    def has_add_permission(self, *_args: Any) -> bool:
+        """Whether anybody may add: no."""
+        return False
+
+    def has_change_permission(self, *_args: Any) -> bool:
+        """Whether anybody may change: no."""
+        return False
+
+    def has_delete_permission(self, *_args: Any) -> bool:
+        """Whether anybody may delete: no."""
+        return False
+
+
+class LookingAdmin(ReadOnly, admin.ModelAdmin):
+    """A list of the newest, and a search for what is named exactly."""
+
+    actions = None
+    list_per_page = 50
+    list_max_show_all = 0
+    paginator = ShortPaginator
+    search_fields = ("id",)
+    show_full_result_count = False
+    sortable_by = ()
+    found_by = searching.EVENTS
+
+    def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        """Return what is named by the term, exactly."""
+        if not search_term.strip():
+            return queryset, False
+        return queryset.filter(pk__in=searching.ids(self.found_by, search_term)), False
+
+
+class EventInline(ReadOnly, admin.TabularInline):
+    """The latest events of a delivery; what a `reconciled` event has linked is told by its type and time."""
+
+    model = Event
+    ordering = ("-occurred_at", "-id")
+    fields = readonly_fields = ("type", "occurred_at", "linked_type", "linked_at", "reject_reason")
+    extra = 0
+    show_change_link = True
+
+    def get_queryset(self, request: Any) -> Any:
+        """Return them, each with the orphan that it links."""
+        latest = Event.objects.filter(delivery_id=_delivery_id(request)).order_by("-occurred_at")[:INLINE_EVENTS]
+        orphan = Event.objects.filter(pk=models.OuterRef("orphan_id"))
+        return (
+            super()
+            .get_queryset(request)
+            .filter(pk__in=latest.values("pk"))
+            .annotate(
+                orphan_id=models.Case(
+                    models.When(
+                        type="reconciled",
+                        idempotency_key__regex=RECONCILED,
+                        then=Cast(Substr("idempotency_key", len("reconciled:") + 1), models.UUIDField()),
+                    )
+                )
+            )
+            .annotate(
+                orphan_type=models.Subquery(orphan.values("type")),
+                orphan_at=models.Subquery(orphan.values("occurred_at"), output_field=UTCDateTimeField()),
+            )
+        )
+
+    @admin.display(description="linked event")
+    def linked_type(self, event: Any) -> Any:
+        """Return the type of what was linked."""
+        return event.orphan_type or "-"
+
+    @admin.display(description="which happened at")
+    def linked_at(self, event: Any) -> Any:
+        """Return when that happened."""
+        return localize(template_localtime(event.orphan_at)) if event.orphan_at else "-"
+
+
+def _delivery_id(request: Any) -> UUID | None:
+    try:
+        return UUID(unquote(request.resolver_match.kwargs["object_id"]))
+    except (KeyError, ValueError):
+        return None
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(LookingAdmin):
+    """The newest deliveries."""
+
+    list_display = ("id", "recipient", "last_event_type", "last_event_at", "provider", "tenant_id", "mailable")
+    ordering = ("-id",)
+    search_help_text = "A recipient's address, a provider's message id, or a delivery's id, exactly."
+    found_by = searching.DELIVERIES
+    inlines = (EventInline,)
+
+
+@admin.register(Event)
+class EventAdmin(LookingAdmin):
+    """The newest events."""
+
+    list_display = ("id", "type", "occurred_at", "delivery_id", "tenant_id", "needs_reconciliation")
+    ordering = ("-id",)
+    search_help_text = "A provider's message id, or an event's or a delivery's id, exactly."
+
+    def get_queryset(self, request: Any) -> Any:
+        """Return all; a list does not read the metadata."""
+        return super().get_queryset(request).defer("metadata")
+
+
+@admin.register(OpenOrphan)
+class OpenOrphanAdmin(LookingAdmin):
+    """What arrived last and has no delivery yet."""
+
+    list_display = ("event_id", "arrived_at", "provider", "recipient", "tenant_id", "refused")
+    ordering = ("-arrived_at", "-event_id")
+    search_help_text = "A provider's message id, or an event's id, exactly."
+    found_by = searching.ORPHANS

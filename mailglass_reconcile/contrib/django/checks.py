@@ -1,0 +1,81 @@
+"""What `manage.py check` can say without asking a database: what is missing for events to be recorded and linked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from anymail.backends.base import AnymailBaseBackend
+from anymail.utils import get_anymail_setting
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's own names
+from django.utils.module_loading import import_string
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.contrib.django import database, tenants
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.schedule import SWEEP_TASK
+
+OF_TESTS = "django.core.mail.backends.locmem.EmailBackend"
+"""Django's test runner puts it in the place of the real one, and then checks."""
+
+NO_ANYMAIL = Warning(
+    "No e-mail backend is Anymail's, so sends are not recorded and no event finds its delivery.",
+    hint="Set EMAIL_BACKEND to one such as anymail.backends.postmark.EmailBackend.",
+    id="mailglass_reconcile.W001",
+)
+OTHER_IDS = Warning(
+    "SENDGRID_GENERATE_MESSAGE_ID is off, so SendGrid's events name other ids than those of their sends.",
+    hint="Take it out of ANYMAIL: it is on by default.",
+    id="mailglass_reconcile.W002",
+)
+NO_SWEEPS = Warning(
+    "Celery's beat schedule has no entry that sweeps, so events that were left open stay open.",
+    hint="Set CELERY_BEAT_SCHEDULE = {**mailglass_reconcile.beat_schedule}. If cron runs `manage.py mailglass sweep`,"
+    " or the entry is in django-celery-beat's tables only, silence this check.",
+    id="mailglass_reconcile.W003",
+)
+
+
+@register
+def check(**_others: Any) -> list[CheckMessage]:
+    """Return what is wrong with the settings of Django, Anymail and Celery that matter here."""
+    return list(_found())
+
+
+def _found() -> Iterator[CheckMessage]:
+    yield from _usable("E001", lambda: database.wrapper(database.alias()))
+    yield from _usable("E002", tenants.function)
+    yield from _usable("E003", runtime.get_settings)
+    if not any(backend == OF_TESTS or _is_anymails(backend) for backend in _backends()):
+        yield NO_ANYMAIL
+    if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
+        yield OTHER_IDS
+    if runtime.available() and not _sweeps():
+        yield NO_SWEEPS
+
+
+def _usable(number: str, look: Callable[[], object]) -> Iterator[CheckMessage]:
+    try:
+        look()
+    except ConfigurationError as error:
+        yield Error(f"{error}.", id=f"mailglass_reconcile.{number}")
+
+
+def _backends() -> set[str]:
+    mailers = getattr(settings, "MAILERS", None)  # since Django 6.1
+    return {mailer.get("BACKEND", "") for mailer in mailers.values()} if mailers else {settings.EMAIL_BACKEND}
+
+
+def _is_anymails(backend: str) -> bool:
+    try:
+        return issubclass(import_string(backend), AnymailBaseBackend)
+    except (ImportError, TypeError):  # Django names it when it is used
+        return False
+
+
+def _sweeps() -> bool:
+    from celery import current_app  # noqa: PLC0415 - Celery may be missing
+
+    schedules = (current_app.conf.beat_schedule, getattr(settings, "CELERY_BEAT_SCHEDULE", {}))
+    return any(entry.get("task") == SWEEP_TASK for schedule in schedules for entry in (schedule or {}).values())

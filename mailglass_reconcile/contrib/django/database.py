@@ -1,0 +1,147 @@
+"""Postgres by Django's settings: SQLAlchemy on Django's own connection, and an engine for what runs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.utils import ConnectionDoesNotExist
+
+from mailglass_reconcile import runtime, unreachable
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.store import database
+from mailglass_reconcile.unreachable import Server
+
+OF_DJANGOS_CURSORS = ("context", "cursor_factory")
+"""Parameters that make Django's connections return values as Django wants them."""
+
+
+def alias() -> str:
+    """Return the name of our database in `DATABASES`: `MAILGLASS_DATABASE_ALIAS`, or `default`."""
+    return str(getattr(settings, "MAILGLASS_DATABASE_ALIAS", DEFAULT_DB_ALIAS))
+
+
+def table(name: str) -> str:
+    """Return one of our tables as a model's `db_table`, with its schema: Django puts a quote before it and after it."""
+    schema = runtime.get_settings().database_schema.replace('"', '""')
+    return f'{schema}"."{name}'
+
+
+@contextmanager
+def connection(using: str | None = None) -> Iterator[sa.Connection]:
+    """Lend Django's own connection to SQLAlchemy, in `transaction.atomic(using)`, for our functions or your statements.
+
+    What is written is Django's to commit or roll back, together with what the application has written itself. If the
+    block raises, what it has written is undone, and nothing else.
+
+    Args:
+        using: A name in `DATABASES`; None is `MAILGLASS_DATABASE_ALIAS`.
+
+    Raises:
+        ConfigurationError: There is no such database, or it is not PostgreSQL.
+    """
+    name = alias() if using is None else using
+    wrapper(name)
+    with transaction.atomic(name), _lending(name).connect() as lent, lent.begin():
+        yield lent
+
+
+@cache
+def engine(name: str) -> sa.Engine:
+    """Return an engine whose connections are its own, for sweeps, migrations and the command.
+
+    They lead to where `DATABASES` points at that moment: under Django's test runner, to the test database.
+
+    Args:
+        name: A name in `DATABASES`; it is looked up when something connects.
+    """
+    return database.create_engine_by(lambda: _open(name), lambda: _server(name))
+
+
+def wrapper(name: str) -> Any:
+    """Return Django's wrapper of a PostgreSQL database; it does not connect.
+
+    Raises:
+        ConfigurationError: There is no such database, or it is not PostgreSQL.
+    """
+    try:
+        found = connections[name]
+    except (ConnectionDoesNotExist, ImproperlyConfigured):
+        raise ConfigurationError(
+            f"DATABASES[{name!r}] is missing or unusable: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
+        ) from None
+    if found.vendor != "postgresql":
+        raise ConfigurationError(
+            f"DATABASES[{name!r}] is {found.display_name}: MAILGLASS_DATABASE_ALIAS must name a PostgreSQL database"
+        )
+    return found
+
+
+class _Lent:
+    """Django's connection to SQLAlchemy, which can use it and can neither end its transaction nor close it."""
+
+    __slots__ = ("_djangos",)
+
+    def __init__(self, djangos: psycopg.Connection[Any]) -> None:
+        self._djangos = djangos
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._djangos, name)
+
+    def commit(self) -> None:
+        """Do nothing: Django commits."""
+
+    def rollback(self) -> None:
+        """Do nothing: Django rolls back."""
+
+    def close(self) -> None:
+        """Do nothing: Django closes."""
+
+    def add_notice_handler(self, handler: Callable[..., None]) -> None:
+        """Do nothing: it would stay for ever."""
+
+
+@cache
+def _lending(name: str) -> sa.Engine:
+    return database.create_engine_by(lambda: _lend(name), lambda: _server(name))
+
+
+def _lend(name: str) -> _Lent:
+    lent = wrapper(name).connection
+    if not isinstance(lent, psycopg.Connection):
+        raise ConfigurationError(f"DATABASES[{name!r}] is not on psycopg 3: use Django's own PostgreSQL backend")
+    return _Lent(lent)
+
+
+def _server(name: str) -> Server:
+    given = wrapper(name).settings_dict
+    options = given["OPTIONS"]
+    host, port = given["HOST"] or options.get("host"), given["PORT"] or options.get("port") or 5432
+    return Server("Postgres", unreachable.place(host, port, given["NAME"]), f"DATABASES[{name!r}]")
+
+
+def _open(name: str) -> psycopg.Connection[Any]:
+    djangos = wrapper(name)
+    try:
+        parameters = djangos.get_connection_params()
+    except ImproperlyConfigured:
+        raise ConfigurationError(f"DATABASES[{name!r}] has no usable NAME") from None
+    wanted = {key: value for key, value in parameters.items() if key not in OF_DJANGOS_CURSORS}
+    wanted = {"connect_timeout": database.CONNECT_TIMEOUT_SECONDS, **wanted, "prepare_threshold": None}
+    opened = psycopg.connect(**wanted)
+    role = djangos.settings_dict["OPTIONS"].get("assume_role")
+    if role:
+        try:
+            opened.execute(psycopg.sql.SQL("SET ROLE {}").format(psycopg.sql.Identifier(role)))
+            opened.commit()
+        except psycopg.Error:
+            opened.close()
+            raise
+    return opened

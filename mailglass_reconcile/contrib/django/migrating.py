@@ -1,0 +1,50 @@
+"""Our own migration, run by Django's: with its locks, its checks and its connections, outside of any transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from django.core.management.base import CommandError
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.migration import runner
+
+logger = logging.getLogger(__name__)
+
+
+def migrate(_apps: Any, schema_editor: Any) -> None:
+    """Bring the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; pass every other one by.
+
+    Raises:
+        CommandError: It cannot be done, for the reason that the message gives.
+    """
+    _run(runner.migrate, schema_editor)
+
+
+def remove(_apps: Any, schema_editor: Any) -> None:
+    """Take out all that is ours; Mailglass's tables stay as they are, with every row.
+
+    Raises:
+        CommandError: It cannot be done, for the reason that the message gives.
+    """
+    _run(runner.remove, schema_editor)
+
+
+def _run(step: Callable[[sa.Engine, Settings, Callable[[str], None]], None], schema_editor: Any) -> None:
+    name = schema_editor.connection.alias
+    if name != database.alias():
+        return
+    try:
+        step(database.engine(name), runtime.get_settings(), _log)
+    except MailglassReconcileError as error:
+        raise CommandError(f"mailglass_reconcile: {error}") from None
+
+
+def _log(line: str) -> None:
+    logger.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)

@@ -1,0 +1,45 @@
+"""Our revision 0001; and the models, which Django does not make, so their keys are all that it has to know of them."""
+
+from django.db import migrations, models
+
+from mailglass_reconcile.contrib.django import database, migrating
+
+VIEW_ONLY = {"managed": False, "default_permissions": ("view",)}
+
+
+class Migration(migrations.Migration):
+    """The open orphans; and Mailglass's tables, if there are none."""
+
+    atomic = False  # indexes are built concurrently
+    initial = True
+    dependencies = ()
+    operations = (
+        migrations.RunPython(migrating.migrate, migrating.remove),
+        migrations.CreateModel(
+            "Delivery",
+            [("id", models.UUIDField(primary_key=True, serialize=False))],
+            {**VIEW_ONLY, "db_table": database.table("mailglass_deliveries"), "verbose_name_plural": "deliveries"},
+        ),
+        migrations.CreateModel(
+            "Event",
+            [("id", models.UUIDField(primary_key=True, serialize=False))],
+            {**VIEW_ONLY, "db_table": database.table("mailglass_events")},
+        ),
+        migrations.CreateModel(
+            "OpenOrphan",
+            [
+                (
+                    "event",
+                    models.OneToOneField(
+                        "mailglass_reconcile.event",
+                        models.DO_NOTHING,
+                        primary_key=True,
+                        serialize=False,
+                        db_constraint=False,
+                        related_name="open_orphan",
+                    ),
+                )
+            ],
+            {**VIEW_ONLY, "db_table": database.table("mailglass_open_orphans")},
+        ),
+    )

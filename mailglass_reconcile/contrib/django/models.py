@@ -1,0 +1,134 @@
+"""Mailglass's tables and ours, to look at: whatever would write through a model is refused.
+
+A column that this package does not need may be missing in a database of Mailglass's, so none such is named here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from django.db import models
+from django.db.models.signals import pre_delete, pre_save
+
+from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django.fields import UTCDateTimeField
+
+
+class ReadOnlyError(TypeError):
+    """These tables are written by record_send, record_webhook and sweeps, never by a model."""
+
+
+def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+    """Refuse a write.
+
+    Raises:
+        ReadOnlyError: Always.
+    """
+    raise ReadOnlyError(ReadOnlyError.__doc__)
+
+
+class ReadOnlyQuerySet(models.QuerySet):
+    """A QuerySet that only reads; saving and deleting are refused by signals."""
+
+    update = refuse
+    bulk_create = refuse
+
+
+class LedgerManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ignore[misc]
+    """Reads the database of `MAILGLASS_DATABASE_ALIAS`."""
+
+    def get_queryset(self) -> Any:
+        """Return all rows."""
+        return super().get_queryset().using(database.alias())
+
+
+class Delivery(models.Model):
+    """One message to one recipient."""
+
+    id = models.UUIDField(primary_key=True)
+    tenant_id = models.TextField("tenant")
+    mailable = models.TextField()
+    stream = models.TextField()
+    recipient = models.TextField()
+    provider = models.TextField(null=True)
+    provider_message_id = models.TextField("message id", null=True)
+    last_event_type = models.TextField("last event")
+    last_event_at = UTCDateTimeField("at")
+    terminal = models.BooleanField()
+    dispatched_at = UTCDateTimeField(null=True)
+    delivered_at = UTCDateTimeField(null=True)
+    bounced_at = UTCDateTimeField(null=True)
+    complained_at = UTCDateTimeField(null=True)
+    suppressed_at = UTCDateTimeField(null=True)
+
+    objects = LedgerManager()
+
+    class Meta:
+        """Never made, changed or flushed by Django."""
+
+        managed = False
+        db_table = database.table("mailglass_deliveries")
+        default_permissions = ("view",)
+        verbose_name_plural = "deliveries"
+
+    def __str__(self) -> str:
+        """Return what the admin calls it."""
+        return str(self.id)
+
+
+class Event(models.Model):
+    """One row of the append-only ledger."""
+
+    id = models.UUIDField(primary_key=True)
+    tenant_id = models.TextField("tenant")
+    delivery = models.ForeignKey(Delivery, models.DO_NOTHING, null=True, db_constraint=False, related_name="events")
+    type = models.TextField()
+    occurred_at = UTCDateTimeField()
+    idempotency_key = models.TextField(null=True)
+    reject_reason = models.TextField(null=True)
+    metadata = models.JSONField()
+    needs_reconciliation = models.BooleanField()
+
+    objects = LedgerManager()
+
+    class Meta:
+        """Never made, changed or flushed by Django."""
+
+        managed = False
+        db_table = database.table("mailglass_events")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        """Return what the admin calls it."""
+        return f"{self.type} {self.id}"
+
+
+class OpenOrphan(models.Model):
+    """An event whose delivery is not found yet."""
+
+    event = models.OneToOneField(
+        Event, models.DO_NOTHING, primary_key=True, db_constraint=False, related_name="open_orphan"
+    )
+    tenant_id = models.TextField("tenant")
+    arrived_at = UTCDateTimeField()
+    provider = models.TextField(null=True)
+    recipient = models.TextField(null=True)
+    refused = models.SmallIntegerField("times refused")
+
+    objects = LedgerManager()
+
+    class Meta:
+        """Never made, changed or flushed by Django."""
+
+        managed = False
+        db_table = database.table("mailglass_open_orphans")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        """Return what the admin calls it."""
+        return str(self.pk)
+
+
+for _model in (Delivery, Event, OpenOrphan):
+    pre_save.connect(refuse, sender=_model)
+    pre_delete.connect(refuse, sender=_model)

@@ -1,0 +1,71 @@
+"""Anymail's signals: what was sent, and what a provider says of it, go into the ledger in the caller's transaction."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from anymail.signals import post_send, tracking
+from django.db import transaction
+
+from mailglass_reconcile.contrib import anymail
+from mailglass_reconcile.contrib.django import database, tenants
+from mailglass_reconcile.errors import InvalidEventError, MailglassReconcileError
+from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
+from mailglass_reconcile.record.sends import record_send
+from mailglass_reconcile.record.telling import tell_after_commit
+from mailglass_reconcile.record.webhooks import record_webhook
+
+logger = logging.getLogger(__name__)
+
+
+def connect() -> None:
+    """Listen to Anymail; a second call changes nothing."""
+    post_send.connect(record_what_was_sent, dispatch_uid="mailglass_reconcile.post_send")
+    tracking.connect(record_what_happened, dispatch_uid="mailglass_reconcile.tracking")
+
+
+def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others: Any) -> None:
+    """Record a send; never raise, because the mail is gone already."""
+    try:
+        sent = anymail.sent(message, status)
+        if not sent:
+            return
+        tenant = tenants.tenant_of(message)
+        with database.connection() as connection:
+            _finish(record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant))
+    except Exception as error:  # Anymail would raise it to whoever sent the message
+        logger.error("a send by %s was not recorded: %s", esp_name, _reason(error))
+
+
+def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
+    """Record an event; raise if the database fails, so that the provider sends it again.
+
+    An event that cannot be recorded at all is skipped: it would fail at each retry, and the rest of its batch with it.
+    """
+    try:
+        made = anymail.webhook_event(event, esp_name)
+    except Exception as error:  # a payload that Anymail reads and we do not
+        logger.error("an event of %s was skipped: %s", esp_name, _reason(error))
+        return
+    tenant = tenants.tenant_of(event)
+    try:
+        with database.connection() as connection:
+            _finish(record_webhook(connection, provider=esp_name, events=[made], tenant_id=tenant))
+    except InvalidEventError as error:
+        logger.error("an event of %s was skipped: %s", esp_name, error)
+
+
+def _finish(recorded: Sequence[Recorded | RecordedDelivery]) -> None:
+    transaction.on_commit(partial(tell_after_commit, recorded), using=database.alias(), robust=True)
+
+
+def _reason(error: Exception) -> str:
+    """Return in a few words what went wrong and where; another's message may hold an address."""
+    if isinstance(error, MailglassReconcileError):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {where.filename}:{where.lineno}"

@@ -1,0 +1,43 @@
+"""The types of events, and how they are chosen in a setting."""
+
+from __future__ import annotations
+
+import difflib
+
+OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
+"""What our own side reports: below everything that a provider reports."""
+
+PROVIDER_TYPES = (
+    "subscribed",
+    "autoresponded",
+    "deferred",
+    "delivered",
+    "opened",
+    "clicked",
+    "unsubscribed",
+    "suppressed",
+    "rejected",
+    "failed",
+    "bounced",
+    "complained",
+)
+"""What a provider reports; on equal times, the type that stands later wins."""
+
+TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
+
+ALL = "*"
+
+
+def chosen(text: str) -> frozenset[str]:
+    """Return the types that a list with commas names; `*` is all of them.
+
+    Raises:
+        ValueError: A name is no known type.
+    """
+    names = {name.strip().lower() for name in text.split(",")} - {""}
+    unknown = sorted(names - {ALL, *TYPES})
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0][:100], TYPES, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise ValueError(f"one of the types is not known{hint}; known types: {', '.join(TYPES)}, or {ALL} for all")
+    return frozenset(TYPES) if ALL in names else frozenset(names)

@@ -1,0 +1,1 @@
+"""Reacting to events: an application's handlers, and the dispatcher that runs each once per event."""

@@ -1,0 +1,108 @@
+"""The handlers of this process, by name: the outbox notes under it what a handler has done."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.event_types import ALL, TYPES
+from mailglass_reconcile.hooks.event import DeliveryEvent
+
+Handler = Callable[[Any, DeliveryEvent], object]
+H = TypeVar("H", bound=Handler)
+
+MAX_NAME = 200
+
+
+class Registered(NamedTuple):
+    """A handler, its name, the types it wants, and where its code stands."""
+
+    name: str
+    function: Handler
+    types: frozenset[str]
+    place: tuple[str, int] | None
+
+
+_registered: dict[str, Registered] = {}
+
+
+def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
+    """Register the decorated function as a handler of events.
+
+    It is called as `handler(connection, event)`, once for each event of these types that is given to a delivery while
+    `MAILGLASS_HOOK_TYPES` names its type. What it does through *connection* is committed together with the note that
+    it did it, so it must not commit. If it raises, it is tried again later.
+
+    Args:
+        types: Types of events, such as `bounced`; `*` is all of them.
+        name: What the outbox knows the handler by; its dotted path if None. Keep it when you move or rename a function:
+            under a new name, it is called again for events whose other handlers are not done yet.
+
+    Raises:
+        ConfigurationError: A type is not known, the name is taken, or the function cannot be a handler.
+    """
+    wanted = frozenset(TYPES) if ALL in types else frozenset(map(_known, types))
+    if not wanted:
+        raise ConfigurationError("on_event needs at least one type, such as @on_event('bounced'); '*' is all of them")
+
+    def register(function: H) -> H:
+        called = name or _path(function)
+        _check(called, function)
+        place, before = _place(function), _registered.get(called)
+        if before is not None and before.function is not function and (place is None or before.place != place):
+            at = f" (line {before.place[1]} of {before.place[0]})" if before.place else ""
+            raise ConfigurationError(f"on_event: a handler {called} is registered already{at}: give this one a name=")
+        both = wanted | before.types if before is not None and before.function is function else wanted
+        _registered[called] = Registered(called, function, both, place)
+        return function
+
+    return register
+
+
+def types() -> frozenset[str]:
+    """Return the types that have a handler in this process."""
+    return frozenset().union(*(one.types for one in _registered.values()))
+
+
+def handlers_of(type_: str) -> list[Registered]:
+    """Return the handlers of a type, in the order in which they were registered."""
+    return [one for one in _registered.values() if type_ in one.types]
+
+
+def _known(type_: object) -> str:
+    if isinstance(type_, str) and type_ in TYPES:
+        return type_
+    if callable(type_):
+        raise ConfigurationError("on_event needs types: write @on_event('bounced') instead of @on_event")
+    nearest = difflib.get_close_matches(str(type_).lower()[:100], TYPES, n=1)
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    raise ConfigurationError(f"on_event: {type_!r} is not a known type{hint}; known types: {', '.join(TYPES)}")
+
+
+def _path(function: Handler) -> str:
+    path = getattr(function, "__qualname__", "")
+    if not path or "<lambda>" in path:
+        raise ConfigurationError("on_event: a handler that is no named function needs a name=")
+    return f"{function.__module__}.{path}"
+
+
+def _check(name: str, function: Handler) -> None:
+    if not name.isprintable() or not name.strip() or len(name) > MAX_NAME:
+        raise ConfigurationError(f"on_event: a handler's name must be 1 to {MAX_NAME} printable characters")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigurationError(f"on_event: {name} is asynchronous; a handler must be an ordinary function")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        raise ConfigurationError(f"on_event: {name} must take two arguments, connection and event") from None
+    except ValueError:  # written in C, without a signature
+        pass
+
+
+def _place(function: Handler) -> tuple[str, int] | None:
+    """Return file and line, which tell a module that is loaded again from a second function of the same name."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code else None

@@ -1,0 +1,141 @@
+"""What the newest open orphans say: links that are late, webhooks of a wrong tenant, ids that no rule knows.
+
+A bounded number of them is examined by the sweep's own rule, whatever is open.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, shown, warning
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.model import Keys, Open
+from mailglass_reconcile.sweep import examination, providers
+from mailglass_reconcile.sweep.examination import Examined
+
+NEWEST_ORPHANS = 300
+LATE_SECONDS = 900
+"""Three intervals of the beat schedule."""
+
+_NEWEST_ORPHANS = """
+SELECT event_id::text, tenant_id, arrived_at::text, provider, recipient, rule, recipient_lost,
+       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
+              WHERE k.event_id = o.event_id ORDER BY k.position) AS ids
+  FROM {schema}.mailglass_open_orphans AS o
+ WHERE arrived_at <= now()::timestamp - make_interval(secs => :older_than)
+   AND arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+ ORDER BY o.arrived_at DESC, o.event_id DESC LIMIT :size
+"""
+
+# A delivery with another id than a UUIDv7 does not say since when it is there.
+_THERE_BEFORE = """
+SELECT count(*) FROM unnest(CAST(:ids AS uuid[])) AS d (id)
+ WHERE substr(d.id::text, 15, 1) = '7'
+   AND to_timestamp(('x' || left(replace(d.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
+       < now() - make_interval(secs => :seconds)
+"""
+
+
+class Sample:
+    """The newest open orphans, with the verdict of the sweep's own rule on each."""
+
+    def __init__(self, tx: Transaction, settings: Settings, older_than: int) -> None:
+        """Examine those that arrived more than *older_than* seconds ago."""
+        bounds = {
+            "older_than": older_than,
+            "max_age_minutes": settings.max_age_minutes,
+            "size": NEWEST_ORPHANS,
+        }
+        orphans = [
+            Open(
+                row.event_id,
+                row.tenant_id,
+                row.arrived_at,
+                Keys(row.provider, tuple(row.ids), row.recipient, row.rule, bool(row.recipient_lost)),
+            )
+            for row in tx.execute(_NEWEST_ORPHANS, bounds)
+        ]
+        self.complaints: Counter[str] = Counter()
+        raw = bool(orphans) and open_orphans.survey(tx, settings).raw_webhooks
+        complain = self._complain
+        self.found = examination.examine(tx, orphans, raw_webhooks=raw, complain=complain) if orphans else []
+
+    def _complain(self, sentence: str) -> None:
+        self.complaints[sentence] += 1
+
+    def of(self, state: str) -> Sequence[Examined]:
+        """Return those of one state."""
+        return [one for one in self.found if one.verdict.state == state]
+
+
+def linking(tx: Transaction, settings: Settings) -> Iterator[Finding]:
+    """Check that no orphan has waited for long although its delivery is there: that sweeps run and link."""
+    sample = Sample(tx, settings, settings.grace_seconds + LATE_SECONDS)
+    ids = [one.verdict.delivery_id for one in sample.of("matched")]
+    late = tx.execute(_THERE_BEFORE, {"ids": ids, "seconds": LATE_SECONDS}).scalar_one()
+    if late:
+        yield error(
+            "linking",
+            f"{late} of {len(sample.found)} open orphans looked at could have been linked {LATE_SECONDS // 60} minutes"
+            " ago or earlier: sweeps do not run, or fail",
+            "run `mailglass-reconcile sweep` and read what it says; if it links, look at the worker, the queues and"
+            " beat, which should ask for a sweep every five minutes",
+        )
+    else:
+        yield ok("linking", f"no open orphan is late, of the newest {len(sample.found)} that are older than a sweep")
+
+
+def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
+    """Check the tenants of the newest open orphans, and that a key rule knows their ids."""
+    sample = Sample(tx, settings, 0)
+    astray = sample.of("tenant_mismatch")
+    if astray and not sample.of("matched"):
+        tenants = sorted({one.orphan.tenant_id for one in astray})
+        yield error(
+            "tenants",
+            f"{len(astray)} of the newest {len(sample.found)} open orphans name deliveries of other tenants only;"
+            f" they carry the tenant {', '.join(map(shown, tenants[:3]))}, so nothing of them can be linked",
+            "implement resolve_webhook_tenant in Mailglass, which otherwise stamps every webhook with `default`; in"
+            " your own code, pass the delivery's tenant to record_webhook()",
+        )
+    elif astray:
+        yield warning(
+            "tenants",
+            f"{len(astray)} of the newest {len(sample.found)} open orphans name deliveries of other tenants only",
+            "`mailglass-reconcile explain EVENT_ID` says which; check how your webhooks find their tenant",
+        )
+    else:
+        yield ok("tenants", f"none of the newest {len(sample.found)} open orphans is of a wrong tenant")
+    yield from _rules(sample)
+
+
+def _rules(sample: Sample) -> Iterator[Finding]:
+    faults = [
+        error("key_rules", sentence, "correct the rule, then run `mailglass-reconcile rekey`")
+        for sentence in sample.complaints
+    ]
+    every, unusable = (
+        Counter(one.keys.provider for one in found) for found in (sample.found, sample.of("unmatchable"))
+    )
+    rules = providers.rules()
+    for provider, events in unusable.items():
+        if provider is None:
+            step = "give provider in the metadata, or to record_webhook()"
+            faults.append(warning("key_rules", f"{events} of the newest open orphans name no provider", step))
+        elif provider not in rules and events == every[provider]:
+            faults.append(
+                error(
+                    "key_rules",
+                    f"none of the newest {events} open orphans of the provider {shown(provider)} has a usable"
+                    " id: no key rule knows this provider in this process",
+                    "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process",
+                )
+            )
+        elif provider in rules and events == every[provider]:
+            step = "`mailglass-reconcile explain EVENT_ID` shows one; check what the webhook stores in metadata"
+            said = f"none of the newest {events} open orphans of {shown(provider)} has an id where its rule looks"
+            faults.append(warning("key_rules", said, step))
+    yield from faults or [ok("key_rules", "the ids of the newest open orphans are where their key rules look")]

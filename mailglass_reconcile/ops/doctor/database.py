@@ -1,0 +1,127 @@
+"""The connection to Postgres, the server, and the rights of this role; each check is a read-only transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from mailglass_reconcile import runtime, unreachable
+from mailglass_reconcile.errors import ConfigurationError, database_errors
+from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Transaction, server_of, transaction
+
+STATEMENT_TIMEOUT_MS = 2_000
+LOCK_TIMEOUT_MS = 500
+OLDEST_SERVER = 140_000
+
+Look = Callable[[Transaction], Iterable[Finding]]
+
+_SERVER = """
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
+       pg_encoding_to_char(d.encoding)::text AS encoding, quote_ident(d.datname) AS database,
+       (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone') AS time_zone,
+       (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on' AS read_only,
+       pg_is_in_recovery() AS standby, quote_ident(current_user) AS role
+  FROM pg_database AS d WHERE d.datname = current_database()
+"""
+
+_UTC = frozenset(
+    {"UTC", "Etc/UTC", "UCT", "Etc/UCT", "Zulu", "Etc/Zulu", "GMT", "Etc/GMT", "Universal", "Etc/Universal"}
+)
+
+
+class Asked:
+    """An open connection, on which each check is a transaction of its own."""
+
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        """Use *connection*, which is in no transaction."""
+        self.connection = connection
+        self.settings = settings
+
+    def each(self, checks: Iterable[tuple[str, Look]]) -> Iterator[Finding]:
+        """Yield what the checks find; one that fails is a finding, and after a lost connection none is tried."""
+        for name, look in checks:
+            if self.connection.invalidated or self.connection.closed:
+                return
+            yield from attempt(name, lambda look=look: self._in_transaction(look))  # type: ignore[misc]
+
+    def _in_transaction(self, look: Look) -> list[Finding]:
+        with database_errors(), self.looking() as tx:
+            return list(look(tx))
+
+    @contextmanager
+    def looking(self) -> Iterator[Transaction]:
+        """Begin a transaction that writes nothing and waits for nothing for long, and reaches rows by indexes."""
+        with transaction(
+            self.connection,
+            self.settings,
+            lock_timeout_ms=LOCK_TIMEOUT_MS,
+            statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+            read_only=True,
+            snapshot=True,
+            probes_only=True,
+        ) as tx:
+            yield tx
+
+
+@contextmanager
+def opened(found: list[Finding]) -> Iterator[Asked | None]:
+    """Connect, note in *found* how that went, and yield what asks the database, or None."""
+    try:
+        engine = runtime.get_engine()
+    except ConfigurationError as fault:
+        found.append(
+            error("database", str(fault), "set MAILGLASS_DATABASE_URL to postgresql://user:password@host/name")
+        )
+        yield None
+        return
+    server = server_of(engine)
+    try:
+        connection = engine.connect()
+    except sa.exc.DBAPIError as fault:
+        said, remedy = unreachable.told_apart(fault, server)
+        found.append(error("database", f"cannot connect to {server.kind} at {server.place}: {said}", remedy))
+        yield None
+        return
+    with connection:
+        found.append(ok("database", f"connected to {server.kind} at {server.place}"))
+        yield Asked(connection, runtime.get_settings())
+
+
+def server(tx: Transaction) -> Iterator[Finding]:
+    """Check the server's version, whether it can be written to, the encoding and the time zone."""
+    row = tx.execute(_SERVER).one()
+    if row.number < OLDEST_SERVER:
+        yield error("server", f"PostgreSQL {row.version} is too old", "use PostgreSQL 14 or later")
+    elif row.standby:
+        yield error(
+            "server", "this server is a stand-by, which takes no writes", "let MAILGLASS_DATABASE_URL name the primary"
+        )
+    elif row.read_only:
+        yield error(
+            "server",
+            "transactions are read-only by default (default_transaction_read_only), so no sweep can link",
+            f"ALTER ROLE {row.role} SET default_transaction_read_only = off; or the same for the database or server",
+        )
+    else:
+        yield ok("server", f"PostgreSQL {row.version}, a primary")
+    if row.encoding == "UTF8":
+        yield ok("encoding", "the database's encoding is UTF8")
+    else:
+        yield warning(
+            "encoding",
+            f"the database's encoding is {row.encoding}: events with other characters cannot be stored or read",
+            "dump the database, create one with ENCODING 'UTF8', and restore there",
+        )
+    if row.time_zone.removeprefix("Etc/") in _UTC:
+        yield ok("time_zone", "sessions of this role are in UTC")
+    else:
+        yield warning(
+            "time_zone",
+            f"sessions of this role are in the time zone {row.time_zone}: rows of other programs that take the default"
+            " of inserted_at hold local time, and expire hours too early or too late",
+            f"ALTER DATABASE {row.database} SET timezone = 'UTC', and the same for a role that sets its own",
+        )

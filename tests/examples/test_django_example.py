@@ -1,0 +1,127 @@
+"""`examples/django`, started and used as its README says: server, worker, beat, admin, command and tests."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+import factories
+import readme
+from conftest import wait_until
+from mailglass_reconcile.testing.servers import free_port
+
+pytestmark = pytest.mark.slow
+
+MANAGE = "python manage.py"
+SOONER = """
+from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
+second = IntervalSchedule.objects.create(every=1, period='seconds')
+print(PeriodicTask.objects.filter(name='mailglass-reconcile').update(crontab=None, interval=second))
+PeriodicTasks.update_changed()
+"""
+
+
+@pytest.fixture
+def terminal(db, redis_url):
+    """The environment of a reader's terminal; the database is named for Django only."""
+    env = {**readme.environment(db, redis_url), **readme.exports("django"), "DATABASE_URL": db.url}
+    del env["MAILGLASS_DATABASE_URL"]
+    return {**env, "PYTHONUNBUFFERED": "1"}
+
+
+def run(terminal, *words):
+    """Run the only command of the README with these words, and return what it printed."""
+    return readme.run("django", readme.command("django", *words).text, terminal)
+
+
+def asked_for_nothing(terminal):
+    """Let Django look whether anything is missing."""
+    readme.run("django", f"{MANAGE} check --fail-level WARNING", terminal)
+    readme.run("django", f"{MANAGE} makemigrations --check --dry-run", terminal)
+
+
+def complaint(bounce):
+    """Return the command that reports a complaint, made of the one that reports a bounce."""
+    return bounce.replace('"Bounce", "Type": "HardBounce"', '"SpamComplaint"').replace("42", "43")
+
+
+def log_in(browser):
+    """Log in to the admin, as the README says."""
+    browser.get("/admin/login/")
+    words = readme.command("django", "createsuperuser").text.split()
+    given = {"username": words[words.index("--username") + 1], "password": words[0].partition("=")[2]}
+    token = {"csrfmiddlewaretoken": browser.cookies["csrftoken"]}
+    assert "Log out" in browser.post("/admin/login/?next=/admin/", data={**given, **token}).text
+
+
+def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, tmp_path):
+    """Every command of the README, in its order, on real servers."""
+    run(terminal, "manage.py migrate")
+    run(terminal, "createsuperuser")
+    raced = factories.new_id()
+    factories.delivery(db, raced, recipient="bob@example.com")
+    factories.orphan(db, factories.postmark(raced), type="bounced")
+    assert "linked 1 of 1" in run(terminal, "mailglass sweep")
+    assert db.rows("SELECT email FROM shop_suppressed") == [("bob@example.com",)]
+    asked_for_nothing(terminal)
+    port = free_port()
+    serve = readme.command("django", "runserver").text.replace("8000", str(port))
+    with readme.started("django", serve, terminal, tmp_path / "server", "Quit the server"):
+        base = f"http://localhost:{port}"
+        placed = readme.curl(readme.command("django", "curl", "email=ada").text, base).json()
+        told = readme.command("django", "curl", "Delivery")
+        assert readme.curl(told.text, base, placed["message_id"]).status_code == 200
+        shown = readme.command("django", "curl", "/orders/1/")
+        assert readme.curl(shown.text, base).text == shown.output
+        again = readme.curl(told.text, base, placed["message_id"])
+        assert (again.status_code, db.value("SELECT count(*) FROM mailglass_events")) == (200, 4)
+        with httpx.Client(base_url=base, follow_redirects=True) as browser:
+            log_in(browser)
+            assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
+            assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403
+
+        work = readme.command("django", "celery -A").text
+        with readme.started("django", work, terminal, tmp_path / "worker", " ready."):
+            bounce = readme.command("django", "curl", "Bounce")
+            assert readme.curl(bounce.text, base, placed["message_id"]).status_code == 200
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 2, 60)
+            skipped = readme.command("django", "curl", "ADA@")
+            assert readme.curl(skipped.text, base).text == skipped.output
+            for _ in range(2):
+                assert readme.curl(complaint(bounce.text), base, placed["message_id"]).status_code == 200
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_ticket") == 1, 60)
+
+            early = factories.new_id()
+            factories.delivery(db, early)
+            factories.orphan(db, factories.postmark(early))
+            wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
+            wait_until(lambda: db.appended() == 2, 60)
+    assert "dispatched 0 events" in run(terminal, "mailglass dispatch")
+    assert "0 open orphans" in run(terminal, "mailglass status")
+
+
+def test_its_own_tests_pass(terminal):
+    """In a test database that Django makes, with our tables."""
+    run(terminal, "manage.py test")
+
+
+def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(postgres_url, redis_url):
+    """The races of the app's own tests, with this project's settings."""
+    environment = {
+        **os.environ,
+        **readme.exports("django"),
+        "DATABASE_URL": "postgresql:///nowhere",
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+        "MAILGLASS_REDIS_URL": redis_url,
+        "MAILGLASS_TEST_DATABASE_URL": postgres_url,
+        "MAILGLASS_TEST_REDIS_URL": redis_url,
+        "PYTHONPATH": f"{readme.EXAMPLES / 'django'}{os.pathsep}{readme.EXAMPLES.parent}",
+    }
+    races = Path(__file__).parents[1] / "contrib" / "test_django_races.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(races)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert re.search(r"^14 passed", done.stdout, re.MULTILINE), done.stdout

@@ -1,0 +1,70 @@
+"""What the tests of handlers share: a clean registry, handlers that leave an effect, and the state of the outbox."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import mailglass_reconcile
+from mailglass_reconcile import DeliveryEvent, on_event
+from mailglass_reconcile.event_types import TYPES
+from mailglass_reconcile.hooks import registry
+
+EFFECT = sa.text("INSERT INTO witness.effects VALUES (:handler, :event_id)")
+
+
+@pytest.fixture
+def hooked(db: Any) -> Iterator[Any]:
+    """The test's database, with all types for handlers, of which there are none yet."""
+    registry._registered.clear()
+    db.hooked.update(TYPES)
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"hook_types": "*"}))
+    yield db
+    registry._registered.clear()
+
+
+def leave_effect(name: str, connection: sa.Connection, event: DeliveryEvent) -> None:
+    """Do what a test's handler does: write down, through the connection, that it was here."""
+    connection.execute(EFFECT, {"handler": name, "event_id": event.event_id})
+
+
+def leaving(name: str, *types: str) -> list[DeliveryEvent]:
+    """Register a handler that leaves an effect, and return the list of the events that it is told."""
+    told: list[DeliveryEvent] = []
+
+    @on_event(*(types or ("*",)), name=name)
+    def handler(connection: sa.Connection, event: DeliveryEvent) -> None:
+        told.append(event)
+        leave_effect(name, connection, event)
+
+    return told
+
+
+def failing(name: str, error: BaseException, *, times: int = 1_000) -> list[DeliveryEvent]:
+    """Register a handler that leaves an effect and then fails, *times* times, and return the events that it is told."""
+    told: list[DeliveryEvent] = []
+
+    @on_event("*", name=name)
+    def handler(connection: sa.Connection, event: DeliveryEvent) -> None:
+        told.append(event)
+        leave_effect(name, connection, event)
+        if len(told) <= times:
+            raise error
+
+    return told
+
+
+def effects(db: Any) -> dict[str, int]:
+    """Return how many effects each handler has left."""
+    return {row.handler: row.n for row in db.rows("SELECT handler, count(*) AS n FROM witness.effects GROUP BY 1")}
+
+
+def states(db: Any) -> dict[str, int]:
+    """Return how many rows of the outbox are in each state."""
+    return {row.state: row.n for row in db.rows("SELECT state, count(*) AS n FROM mailglass_hook_outbox GROUP BY 1")}
+
+
+def make_due(db: Any) -> None:
+    """Let all rows that wait be due now, as if their time had passed."""
+    db.run("UPDATE mailglass_hook_outbox SET next_at = now()::timestamp - interval '1 second' WHERE state = 'waiting'")

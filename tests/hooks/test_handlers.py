@@ -1,0 +1,338 @@
+"""What happens to an event on its way to handlers: in one process, on the application's connection."""
+
+import datetime as dt
+import logging
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+import factories
+import mailglass_reconcile
+from handling import effects, failing, leave_effect, leaving, make_due, states
+from mailglass_reconcile import Sent, dispatch, on_event, record_send
+from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.hooks.dispatcher import DispatchResult
+from mailglass_reconcile.store import database, outbox
+from record.recording import NOW, event, record
+
+
+def counts(result: DispatchResult) -> tuple[int, int, int, int]:
+    """Return what a dispatcher did: events dispatched, handlers done and failed, events dead."""
+    return result.dispatched, result.handled, result.failed, result.dead
+
+
+def linked(db, number=1):
+    """Let a sweep link *number* orphans, and return the id of the first."""
+    for n in range(number):
+        factories.delivery(db, f"m-{n}")
+    rows = [factories.orphan_row(factories.postmark(f"m-{n}"), type="bounced") for n in range(number)]
+    factories.insert(db, events=rows)
+    assert mailglass_reconcile.reconcile().linked == number
+    return rows[0]["id"]
+
+
+def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(hooked):
+    """All that the event, the delivery and the outbox know, the recipient included."""
+    told = leaving("suppress", "bounced")
+    delivery_id = factories.delivery(hooked, "m-1", recipient="Ada@Example.com")
+    orphan_id = factories.orphan(hooked, factories.postmark("m-1"), type="bounced", occurred_at="2026-03-01 12:00:00")
+    mailglass_reconcile.reconcile()
+    assert counts(dispatch()) == (1, 1, 0, 0)
+    assert told == [
+        mailglass_reconcile.DeliveryEvent(
+            event_id=uuid.UUID(orphan_id),
+            type="bounced",
+            occurred_at=dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC),
+            tenant_id=factories.TENANT,
+            delivery_id=uuid.UUID(delivery_id),
+            provider="postmark",
+            message_id="m-1",
+            recipient="Ada@Example.com",
+            reject_reason=None,
+            attempt=1,
+        )
+    ]
+    assert "Ada" not in repr(told)
+
+
+def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(hooked):
+    """The `dispatched` event of `record_send`, what it links, and what `record_webhook` attaches."""
+    told = leaving("audit")
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "opened", provider_event_id="1"))
+        record_send(
+            connection,
+            tenant_id=factories.TENANT,
+            provider="postmark",
+            sent=[Sent(recipient="ada@example.com", message_id="m-1", occurred_at=NOW)],
+        )
+        record(connection, event("m-1", "bounced", provider_event_id="2", reject_reason="bounced"))
+    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert {(one.type, one.reject_reason) for one in told} == {
+        ("opened", None),
+        ("dispatched", None),
+        ("bounced", "bounced"),
+    }
+    assert {(one.provider, one.message_id, one.recipient) for one in told} == {("postmark", "m-1", "ada@example.com")}
+
+
+def test_a_handler_works_with_the_connection_s_own_settings(hooked):
+    """Its search path and time zone, not ours, and a limit for its statements."""
+    url = sa.make_url(hooked.url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args={"options": "-c search_path=witness,public -c timezone=Asia/Tokyo"})
+    mailglass_reconcile.configure(engine=engine, settings=mailglass_reconcile.runtime.get_settings())
+    linked(hooked)
+    seen = []
+
+    @on_event("bounced")
+    def look(connection, event):
+        names = ("search_path", "TimeZone", "row_security", "enable_seqscan", "statement_timeout")
+        seen.extend(connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names)
+
+    assert dispatch().dispatched == 1
+    assert seen == ["witness,public", "Asia/Tokyo", "on", "on", "30s"]
+    engine.dispose()
+
+
+def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(hooked):
+    """The other handler's effect stays, its own is rolled back; a later attempt has the next number."""
+    done, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
+    linked(hooked)
+    assert counts(dispatch()) == (0, 1, 1, 0)
+    row = hooked.rows("SELECT state, attempts, done, error, next_at FROM mailglass_hook_outbox")[0]
+    assert (row.state, row.attempts, row.done, row.error) == ("waiting", 1, ["good"], "ValueError")
+    delay = (row.next_at - dt.datetime.now(dt.UTC).replace(tzinfo=None)).total_seconds()
+    assert 0 < delay <= 5 * 1.25
+    assert counts(dispatch()) == (0, 0, 0, 0), "it is not due yet"
+    make_due(hooked)
+    assert counts(dispatch()) == (1, 1, 0, 0)
+    assert effects(hooked) == {"good": 1, "bad": 1}
+    assert len(done) == 1
+    assert [one.attempt for one in failed] == [1, 2]
+
+
+DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_hook_outbox"
+
+
+def test_an_event_whose_handler_always_fails_is_dead_in_the_end(hooked):
+    """After nine attempts, the last of them a day after the one before; then it can be tried again by hand."""
+    failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
+    linked(hooked)
+    delays = []
+    for _ in range(outbox.MOST_ATTEMPTS):
+        make_due(hooked)
+        assert dispatch().failed == 1
+        delays.append(float(hooked.value(DELAY)))
+    assert states(hooked) == {"dead": 1}
+    for planned, delay in zip(outbox.DELAYS_SECONDS, delays, strict=False):
+        assert planned - 1 < delay < planned * 1.25 + 1
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert effects(hooked) == {}
+
+
+def test_a_batch_that_cannot_be_committed_is_tried_one_by_one(hooked):
+    """A constraint that is checked at the COMMIT costs the event that breaks it, and no other."""
+    hooked.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
+    first = linked(hooked, 3)
+
+    @on_event("bounced", name="insert")
+    def insert(connection, event):
+        number = 1 if str(event.event_id) == first else int(event.message_id[2:]) - 1
+        connection.execute(sa.text("INSERT INTO witness.few VALUES (:n)"), {"n": number})
+        leave_effect("insert", connection, event)
+
+    result = dispatch()
+    assert (result.dispatched, result.failed) == (2, 1)
+    assert states(hooked) == {"dispatched": 2, "waiting": 1}
+    assert hooked.value("SELECT count(*) FROM witness.few") == 2
+
+
+def _swallow(connection):
+    with pytest.raises(sa.exc.DBAPIError):
+        connection.exec_driver_sql("SELECT 1/0")
+
+
+ENDINGS = {
+    "commits": lambda connection: connection.commit(),
+    "rolls back": lambda connection: connection.rollback(),
+    "rolls back in SQL": lambda connection: connection.exec_driver_sql("ROLLBACK"),
+    "loses the connection": lambda connection: connection.exec_driver_sql(
+        "SELECT pg_terminate_backend(pg_backend_pid())"
+    ),
+    "swallows an error": _swallow,
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hooked, ending):
+    """The other events' effects are committed once, its own not at all, although it did not raise."""
+    linked(hooked, 3)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-1":
+            ENDINGS[ending](connection)
+
+    leaving("other")
+    result = dispatch()
+    assert result.dispatched == 2
+    assert result.failed == 1
+    assert states(hooked) == {"dispatched": 2, "waiting": 1}
+    assert effects(hooked) == {"effect": 2, "other": 3}
+
+
+def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(hooked):
+    """They wait for a process that has one, and hold up no others."""
+    linked(hooked, 2)
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    leaving("opens", "opened")
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert states(hooked) == {"waiting": 2}
+    leaving("bounces", "bounced")
+    assert counts(dispatch()) == (2, 2, 0, 0)
+
+
+def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(hooked):
+    """Events that are dispatched already are not given to it."""
+    linked(hooked)
+    leaving("old")
+    failing("gone", ValueError())
+    dispatch()
+    mailglass_reconcile.hooks.registry._registered.pop("gone")
+    told = leaving("new")
+    make_due(hooked)
+    assert counts(dispatch()) == (1, 1, 0, 0)
+    late = leaving("late")
+    make_due(hooked)
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert (len(told), len(late)) == (1, 0)
+
+
+def test_a_slow_handler_gives_back_what_it_does_not_get_to(hooked, monkeypatch):
+    """A batch commits after its budget; no attempt is counted for the rest, which the same dispatcher takes next."""
+    monkeypatch.setattr(dispatcher, "BATCH_SECONDS", 0)
+    told = leaving("slow")
+    linked(hooked, 3)
+    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert [one.attempt for one in told] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
+def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
+    """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
+    monkeypatch.setattr(dispatcher, "HANDLER_SECONDS", 0.2)
+    linked(hooked, 2)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-0":
+            if way == "in a statement":
+                connection.exec_driver_sql("SELECT pg_sleep(5)")
+            until = dt.datetime.now() + dt.timedelta(seconds=0.4)
+            while dt.datetime.now() < until:
+                if way == "in many statements":
+                    connection.exec_driver_sql("SELECT 1")
+
+    assert dispatch().dispatched == 1
+    assert states(hooked) == {"dispatched": 1, "waiting": 1}
+    assert effects(hooked) == {"effect": 1}
+
+
+def test_an_attempt_that_ends_with_its_process_counts(hooked):
+    """Nine of them, and the event is dead; the others of its batch are not."""
+    linked(hooked, 2)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-0":
+            raise SystemExit
+
+    leaving("other")
+    for _ in range(outbox.MOST_ATTEMPTS):
+        make_due(hooked)
+        with pytest.raises(SystemExit):
+            dispatch()
+    make_due(hooked)
+    assert dispatch().dead == 1
+    assert effects(hooked) == {"effect": 1, "other": 1}
+    assert hooked.value("SELECT error FROM mailglass_hook_outbox WHERE state = 'dead'") == outbox.UNFINISHED
+
+
+def test_a_foreign_reconciled_event_calls_no_handler(hooked):
+    """Mailglass's own reconciler knows of no outbox."""
+    delivery_id = factories.delivery(hooked, "m-1")
+    orphan_id = factories.orphan(hooked, factories.postmark("m-1"), type="bounced")
+    factories.insert(hooked, events=[factories.reconciled_row(orphan_id, delivery_id)])
+    mailglass_reconcile.reconcile()
+    assert states(hooked) == {}
+
+
+def test_what_python_cannot_hold_is_told_in_its_place(hooked):
+    """A time beyond the year 9999, a provider that is no text, and a delivery that has been erased."""
+    told = leaving("all")
+    delivery_id = factories.delivery(hooked, "m-1")
+    factories.orphan(hooked, factories.postmark("m-1"), type="bounced", occurred_at="infinity")
+    mailglass_reconcile.reconcile()
+    hooked.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)
+    hooked.broken.update({"I1", "I5", "I2"})
+    assert dispatch().dispatched == 1
+    assert told[0].occurred_at.tzinfo is dt.UTC
+    assert told[0].recipient is told[0].message_id is None
+
+
+def test_a_handler_s_error_is_logged_by_its_class_and_place_only(hooked, caplog):
+    """Its words may hold an address."""
+    failing("bad", ValueError("Ada@Example.com"))
+    linked(hooked)
+    with caplog.at_level(logging.DEBUG):
+        dispatch()
+    assert "handler bad failed on event" in caplog.text
+    assert "ValueError at handling.py:" in caplog.text
+    assert "@" not in caplog.text
+
+
+def test_without_types_nothing_is_written_and_nothing_sent(hooked):
+    """Nobody pays who has no handlers."""
+    mailglass_reconcile.configure(engine=hooked.engine, settings=hooked.settings)
+    hooked.hooked.clear()
+    sent = []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    linked(hooked, 2)
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+    assert states(hooked) == {}
+    assert not [one for one in sent if "INSERT INTO" in one and "hook_outbox" in one]
+
+
+def test_a_batch_with_types_costs_one_statement_more(hooked):
+    """However many events it links."""
+    sent = []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    linked(hooked, 20)
+    assert len([one for one in sent if "mailglass_hook_outbox" in one]) == 1
+    assert states(hooked) == {"waiting": 20}
+
+
+def test_an_event_that_comes_twice_is_in_the_outbox_once(hooked):
+    """Recorded twice, and linked later."""
+    told = leaving("all")
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+        record(connection, event("m-1", "bounced"))
+    factories.delivery(hooked, "m-1")
+    hooked.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
+    mailglass_reconcile.reconcile()
+    mailglass_reconcile.reconcile()
+    dispatch()
+    assert len(told) == 1
+
+
+def test_two_schemas_and_an_awkward_name_keep_apart(hooked):
+    """A setting of types that are not known is refused, with the nearest one."""
+    with pytest.raises(mailglass_reconcile.ConfigurationError, match=r"MAILGLASS_HOOK_TYPES: .*did you mean bounced\?"):
+        mailglass_reconcile.Settings(hook_types="bounce, opened")
+    assert database.create_engine(hooked.settings)

@@ -1,0 +1,211 @@
+"""A server that cannot be reached: the cause told apart, place and setting named, never the user or the password."""
+
+import contextlib
+import os
+import socket
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+from redis.exceptions import RedisError
+from sqlalchemy.engine import make_url
+
+import conftest
+from faults.proxy import before_postgres
+from mailglass_reconcile import pubsub, unreachable
+from mailglass_reconcile.errors import DatabaseUnavailableError
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.plugin import FAST
+from mailglass_reconcile.unreachable import Server
+
+USER, PASSWORD = "canary_user", "canary-password"
+FEW = ("max_connections=4", "superuser_reserved_connections=0")
+ROLES = ("asked", "limited", "kept_out", "refused")
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[str]:
+    """The URL of a server that asks one role for a password, lets one in never, and one not to another database."""
+    with servers.postgres_server(*FEW, *FAST) as server:
+        roles = {name: f"{USER}_{name}" for name in ROLES}
+        engine = sa.create_engine(make_url(server.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for role in roles.values():
+                connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+            connection.exec_driver_sql(f"ALTER ROLE {roles['limited']} CONNECTION LIMIT 0")
+            for name, statement in {"private": "REVOKE CONNECT ON DATABASE {} FROM PUBLIC", "shut": CLOSED}.items():
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+                connection.exec_driver_sql(statement.format(name))
+            rules = server.directory / "data" / "pg_hba.conf"
+            lines = f"local all {roles['asked']} scram-sha-256\nlocal all {roles['refused']} reject\n"
+            rules.write_text(lines + rules.read_text())
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+        conftest.wait_until(lambda: "refused" in told(with_(server.url, user="asked", password=f"{PASSWORD}x")))
+        yield server.url
+
+
+CLOSED = "ALTER DATABASE {} ALLOW_CONNECTIONS false"
+
+
+def with_(url: str, user: str = "", password: str = PASSWORD, database: str = "", **query: str) -> str:
+    """Return *url* with other parts."""
+    made = make_url(url)
+    made = made.set(username=f"{USER}_{user}", password=password) if user else made
+    made = made.set(database=database) if database else made
+    return made.update_query_dict(query).render_as_string(hide_password=False)
+
+
+def told(url: str) -> str:
+    """Return what is said of a connection that fails; it is one line, and holds neither user nor password."""
+    try:
+        database.connect(database.create_engine(Settings(database_url=SecretStr(url)))).close()
+    except DatabaseUnavailableError as error:
+        said, whole = str(error), "".join(traceback.format_exception(error))
+    else:
+        return "connected"
+    assert "\n" not in said
+    assert USER not in whole
+    assert PASSWORD not in whole
+    assert "MAILGLASS_DATABASE_URL" in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("parts", "cause"),
+    [
+        ({"user": "asked", "password": "canary-password-wrong"}, "the user or the password was refused"),
+        ({"user": "asked", "password": ""}, "the user or the password was refused"),
+        ({"user": "unknown"}, "the user or the password was refused"),
+        ({"user": "refused"}, "lets nobody in from this machine as this user"),
+        ({"user": "limited"}, "has no connection left"),
+        ({"user": "kept_out", "database": "private"}, "may not connect to this database"),
+        ({"database": "absent"}, "there is no such database"),
+        ({"database": "shut"}, "takes no connections"),
+        ({"canary_option": "1"}, "an option of the URL is unknown"),
+        ({"sslmode": "canary"}, "an option of the URL is unknown"),
+    ],
+)
+def test_what_a_server_refuses_is_told_apart(strict: str, parts: dict[str, str], cause: str) -> None:
+    """By a real server, over its socket; the line names the socket's folder, the port and the database."""
+    said = told(with_(strict, **parts))
+    assert cause in said
+    assert f"at {make_url(strict).query['host']}, port 5432, database {parts.get('database', 'postgres')}:" in said
+
+
+def test_the_right_password_connects(strict: str) -> None:
+    """So the faults above are faults."""
+    assert told(with_(strict, user="asked")) == "connected"
+
+
+def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> None:
+    """It has four."""
+    engine = sa.create_engine(make_url(strict).set(drivername="postgresql+psycopg"), pool_size=5)
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(sa.exc.OperationalError):
+            for _ in range(5):
+                opened.enter_context(engine.connect())
+        assert "has no connection left" in told(strict)
+    engine.dispose()
+    conftest.wait_until(lambda: told(strict) == "connected")
+
+
+def test_tls_that_a_server_does_not_speak_is_told_apart(strict: str) -> None:
+    """Over TCP, where sslmode counts."""
+    with before_postgres(strict) as (_, url):
+        assert "no TLS connection could be made" in told(with_(url, sslmode="require"))
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a listener that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def rude() -> Iterator[int]:
+    """The port of a listener that closes each connection at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_silence_is_told_apart_from_a_closed_door(silent: int, rude: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one did not answer in time, the other closed the connection."""
+    monkeypatch.setattr(database, "CONNECT_TIMEOUT_SECONDS", 2)  # the least that libpq knows
+    assert "did not answer in time" in told(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x")
+    assert "closed the connection" in told(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{rude}/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (f"postgresql://{USER}:{PASSWORD}@127.0.0.1:1/x", "at 127.0.0.1, port 1, database x: nothing listens there"),
+        (f"postgresql://{USER}:{PASSWORD}@/x?host=/nowhere", "at /nowhere, port 5432, database x: nothing listens"),
+        (
+            f"postgresql://{USER}:{PASSWORD}@ssl.invalid/x",
+            "at ssl.invalid, port 5432, database x: the name of the host",
+        ),
+        (f"postgresql://u:pw@{PASSWORD}@127.0.0.1/x", "more than one @"),
+        (f"postgresql://u:pw@{PASSWORD}/x@127.0.0.1/y", "more than one @"),
+    ],
+)
+def test_a_place_where_nobody_is_is_named(url: str, words: str) -> None:
+    """Port, socket, name; a password with an @ in it is read as the host, so then no place is shown."""
+    assert words in told(url)
+
+
+def redis_told(url: str) -> str:
+    """Return what is said of a Redis that cannot be used."""
+    client = pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL")
+    with pytest.raises((RedisError, OSError)) as fault:
+        client.ping()
+    said = unreachable.sentence(fault.value, pubsub.server_of(client, "MAILGLASS_REDIS_URL"))
+    assert "MAILGLASS_REDIS_URL" in said
+    assert PASSWORD not in said
+    assert USER not in said
+    return said
+
+
+def test_faults_of_redis_are_told_apart(silent: int, rude: int) -> None:
+    """By a real server with a password, and by ports where none is."""
+    with servers.redis("secret") as url:
+        host = url.partition("@")[2].removesuffix("/0")
+        for wrong in (f"redis://{USER}:{PASSWORD}@{host}/0", f"redis://:{PASSWORD}@{host}/0", f"redis://{host}/0"):
+            assert "the user or the password was refused" in redis_told(wrong)
+        assert f"port {host.partition(':')[2]}, database 77: there is no such" in redis_told(
+            f"redis://:secret@{host}/77"
+        )
+        assert "no TLS connection" in redis_told(f"rediss://:secret@{host}/0")
+    assert "at 127.0.0.1, port 1, database 0: nothing listens" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:1/0")
+    assert "at /nowhere, database 0: nothing listens" in redis_told("unix:///nowhere?db=0")
+    assert "name of the host" in redis_told(f"redis://:{PASSWORD}@nowhere.invalid:6379/0")
+    assert "did not answer in time" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:{silent}/0")
+    assert "closed the connection" in redis_told(f"redis://:{PASSWORD}@127.0.0.1:{rude}/0")
+
+
+def test_the_name_of_a_host_is_not_taken_for_a_cause() -> None:
+    """As redis-py says it, without quotation marks."""
+    error = ConnectionError("Error while reading from ssl.internal:6379 : (104, 'Connection reset by peer')")
+    assert "closed the connection" in unreachable.sentence(error, Server("Redis", "ssl.internal, port 6379", "X"))
+
+
+def test_words_of_a_server_that_nobody_knows_are_not_repeated() -> None:
+    """Only the kind of the error is named."""
+    error = ValueError(f"Passwort-Authentifizierung für {USER} fehlgeschlagen {uuid.uuid4()} {os.getpid()}")
+    said = unreachable.sentence(error, Server("Postgres", "h", "MAILGLASS_DATABASE_URL"))
+    assert "refused the connection (ValueError)" in said
+    assert USER not in said
