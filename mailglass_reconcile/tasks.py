@@ -173,7 +173,7 @@ def log_sweep(result: SweepResult) -> None:
 
 def _origin() -> Origin:
     """Return who asked for the running task: beat, as its entries say, or somebody else."""
-    headers = current_task.request.headers or {}
+    headers = (current_task.request.headers if current_task else None) or {}  # none if it is called as a function
     return "beat" if headers.get(ORIGIN_HEADER) == "beat" else "call"
 
 
