@@ -577,8 +577,8 @@ BREAKS = (
     _break(
         "the engine's errors quote parameters",
         "mailglass_reconcile/store/database.py",
-        "        hide_parameters=True,\n",
-        "",
+        "use_native_hstore=False, hide_parameters=True, **options",
+        "use_native_hstore=False, **options",
         "store/test_engine.py",
     ),
     _break(
