@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import anymail_answers
 import anymail_wire
 import django
 import pytest
@@ -18,6 +17,7 @@ from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.hooks import connections as handlers
 
 Events = list[tuple[Any, str]]
 
@@ -51,6 +51,7 @@ def leave_the_app() -> None:
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
     runtime.configure_framework()
+    handlers.use(None)
 
 
 @contextmanager
@@ -94,6 +95,8 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
 @pytest.fixture
 def backends(anymail_settings: None) -> Iterator[None]:
     """Anymail's settings for its backends too."""
+    import anymail_answers  # noqa: PLC0415 - it loads what only some tests need
+
     with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
         yield
 
