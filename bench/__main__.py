@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from bench import data, recording, rivals
+from bench import data, dispatch, recording, rivals
 from bench.machine import Machine
 from mailglass_reconcile.testing import servers
 
@@ -198,6 +198,8 @@ def main() -> None:
         bench.trigger()
         bench.nothing_open()
         bench.never_matching()
+        os.environ["MAILGLASS_REDIS_URL"] = redis_url
+        dispatch.measure(server, bench.report, options.runs, bench.scale)
     print(f"{bench.missed} missed" if bench.missed else "every target met")
 
 

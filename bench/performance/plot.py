@@ -69,6 +69,9 @@ def _draw(chart: Chart, curves: dict[str, Points], path: Path) -> None:
     axes.set(xscale=chart.scales[0], yscale=chart.scales[1], title=chart.title, xlabel=chart.x, ylabel=chart.y)
     if chart.scales[1] == "linear":
         axes.set_ylim(bottom=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, position: f"{value:,g}")
+        axis.set_minor_formatter(lambda value, position: "")
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False)

@@ -29,6 +29,10 @@ SWEEPER = (
     ("mailglass_webhook_events", "SELECT", "id status inserted_at"),
     ("mailglass_webhook_events", "DELETE", ""),
     ("mailglass_webhook_events", "UPDATE", "id"),
+    ("mailglass_reconcile_runs", "SELECT", ""),
+    ("mailglass_reconcile_runs", "INSERT", ""),
+    ("mailglass_reconcile_runs", "UPDATE", ""),
+    ("mailglass_reconcile_runs", "DELETE", ""),
 )
 """What docs/grants.md grants to the sweeper: table, right, and the columns with blanks between; none is all of them."""
 

@@ -112,7 +112,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert late[-1].delivery_id == to_bob.delivery_id
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with borrowed(connection, db.settings) as tx:
-            known = Report(str(to_ada.delivery_id), "clicked", "2026-04-01", projector.NOW)
+            known = Report(str(to_ada.delivery_id), "clicked", "2026-04-01", projector.NOW, str(late[-1].event_id))
             assert (projector.project(tx, [known]), projector.project(tx, [known])) == (1, 0)
 
     driver.run(work)

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 import mailglass_reconcile
 from catalog import installation, live
 from factories import delivery, orphan, postmark
+from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
@@ -28,7 +29,7 @@ def acting(db, admin, redis_url) -> Iterator:
     """Grant to a new role what the document grants to one, and return settings that connect as it."""
     made: list[str] = []
 
-    def act(documented: str) -> Settings:
+    def act(documented: str, **more: object) -> Settings:
         role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
         made.append(role)
         with admin.connect() as connection:
@@ -36,7 +37,7 @@ def acting(db, admin, redis_url) -> Iterator:
         with db.engine.begin() as connection:
             connection.exec_driver_sql(BLOCKS[documented].replace(documented, role))
         url = make_url(db.url).set(username=role, password="secret")  # noqa: S106
-        settings = Settings(database_url=url.render_as_string(hide_password=False), redis_url=redis_url)
+        settings = Settings(database_url=url.render_as_string(hide_password=False), redis_url=redis_url, **more)
         mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
         return settings
 
@@ -88,6 +89,24 @@ def test_a_recorder_records_sends(db, acting):
         recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
     assert [one.linked for one in recorded] == [1, 0, 0]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(hooked, acting):
+    """The sweeper's links and the recorder's attachments are both told of, and pruned in the end."""
+    told = leaving("all")
+    hooked.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
+    delivery(hooked, "m-1")
+    orphan(hooked, postmark("m-1"))
+    acting("mailglass_sweeper", hook_types="*")
+    assert mailglass_reconcile.reconcile().linked == 1
+    opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
+    with database.create_engine(acting("mailglass_recorder", hook_types="*")).begin() as connection:
+        record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
+    acting("mailglass_dispatcher")
+    assert mailglass_reconcile.dispatch().dispatched == len(told) == 2
+    hooked.broken.add("I14")
+    acting("mailglass_sweeper", retention_succeeded_days=0)
+    assert mailglass_reconcile.prune().hooks_dispatched == 2
 
 
 def test_a_writer_inserts_events(db, acting):

@@ -13,6 +13,7 @@ from mailglass_reconcile.ops.doctor import (
     backlog,
     configuration,
     database,
+    history,
     open_set,
     redis,
     rights,
@@ -76,6 +77,8 @@ def _postgres(repaired: str) -> Iterator[Finding]:
                 ("open_set", lambda tx: open_set.open_set(tx, settings, repaired=repaired)),
                 ("other_reconciler", traffic.other_reconciler),
                 ("deliveries", traffic.deliveries),
+                ("sweeps", history.sweeps),
+                ("handlers", history.handlers),
                 ("linking", lambda tx: backlog.linking(tx, settings)),
                 ("tenants", lambda tx: backlog.webhooks(tx, settings)),
             ]
