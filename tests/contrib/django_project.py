@@ -76,6 +76,19 @@ def databases_name(url: str) -> Iterator[None]:
         connections["default"].settings_dict.update(kept)
 
 
+@contextmanager
+def another_database(**changes: Any) -> Iterator[None]:
+    """Let `DATABASES["other"]` be like the default one, but for some *changes*."""
+    connections.settings["other"] = {**connections.settings["default"], **changes}
+    try:
+        yield
+    finally:
+        if hasattr(connections._connections, "other"):
+            connections["other"].close()
+            del connections["other"]
+        del connections.settings["other"]
+
+
 @pytest.fixture
 def app(db: Any, anymail_django: None) -> Iterator[Any]:
     """Our app, as loaded, on the test's database."""
