@@ -178,8 +178,12 @@ def _origin() -> Origin:
 
 
 def _note(run: Run) -> None:
-    with connect(runtime.get_engine()) as connection:
-        history.note(connection, runtime.get_settings(), run)
+    """Leave a row in the history of runs; a database that is away now costs that row only."""
+    try:
+        with connect(runtime.get_engine()) as connection:
+            history.note(connection, runtime.get_settings(), run)
+    except MailglassReconcileError as error:
+        logger.warning("a sweep is missing in the history of runs: %s", error)
 
 
 _last_faults: dict[str, str] = {}
