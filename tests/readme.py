@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import httpx
 
-from conftest import wait_until
-from installation import end
+from installation import end, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -47,7 +46,7 @@ def environment(db, redis_url: str) -> dict[str, str]:
 def exports(example: str) -> dict[str, str]:
     """Return what the README exports besides the addresses of the servers."""
     words = [word for one in commands(example) if one.text.startswith("export ") for word in shlex.split(one.text)[1:]]
-    return dict(word.split("=", 1) for word in words if not word.startswith("MAILGLASS_"))
+    return dict(word.split("=", 1) for word in words if not word.partition("=")[0].endswith("_URL"))
 
 
 def run(example: str, text: str, env: dict[str, str]) -> str:

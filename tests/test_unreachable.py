@@ -21,6 +21,7 @@ from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.plugin import FAST
 from mailglass_reconcile.unreachable import Server
 
 USER, PASSWORD = "canary_user", "canary-password"
@@ -31,7 +32,7 @@ ROLES = ("asked", "limited", "kept_out", "refused")
 @pytest.fixture(scope="module")
 def strict() -> Iterator[str]:
     """The URL of a server that asks one role for a password, lets one in never, and one not to another database."""
-    with servers.postgres_server(*FEW, *conftest.FAST) as server:
+    with servers.postgres_server(*FEW, *FAST) as server:
         roles = {name: f"{USER}_{name}" for name in ROLES}
         engine = sa.create_engine(make_url(server.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

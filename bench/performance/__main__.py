@@ -56,6 +56,7 @@ def main() -> None:
     names = options.parts or [*PARTS, "outage"]
     if unknown := [name for name in names if name not in (*PARTS, "outage")]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)} and outage")
+    servers.exit_on_signals()
     docs = _quick_docs() if options.quick else DOCS
     with servers.postgres_server() as postgres, servers.redis() as redis_url:
         machine = Machine(postgres.url, redis_url, QUICK if options.quick else 1)

@@ -61,7 +61,7 @@ def measure(known: dict[str, float]) -> Part:
 
 
 def simulate(arriving: float, speed: float) -> tuple[Points, float]:
-    """Simulate three hours by the second: for the first nobody links, and then a sweep does every five minutes.
+    """Simulate two hours by the second: for the first nobody links, and then a sweep does every five minutes.
 
     A sweep takes what is older than the grace, in order of arrival, and stops after its deadline. What arrives after
     the outage is linked by recent sweeps, at the cost of the same speed.
@@ -74,8 +74,8 @@ def simulate(arriving: float, speed: float) -> tuple[Points, float]:
         The backlog by minutes, and the minutes from the end of the outage until it is gone.
     """
     points: Points = [(0.0, 0.0)]
-    backlog, gone = 0.0, 3.0 * HOUR
-    for second in range(1, 3 * HOUR + 1):
+    backlog, gone = 0.0, 1.0 * HOUR
+    for second in range(1, 2 * HOUR + 1):
         if second <= HOUR:
             backlog += arriving
         elif backlog and (second - 1) % TICK < DEADLINE:

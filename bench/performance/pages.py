@@ -15,6 +15,9 @@ Parts = dict[str, dict[str, Any]]
 SUMMED_UP = ("maximum sustained", "links a second", ": its own processes", "the backlog of an hour is gone after")
 """Ends of names that stand in the summary without a target."""
 
+DETAILS = ("events in this run", "left to the next sweep")
+"""Ends of names that have a target and do not stand there."""
+
 HEAD = "| figure | measured | target | |\n|---|---|---|---|\n"
 
 
@@ -44,7 +47,8 @@ def _between(text: str, name: str, block: str) -> str:
 
 def _summary(parts: Parts) -> str:
     rows = [figure(each) for part in parts.values() for each in part["figures"]]
-    return HEAD + "".join(_row(row) for row in rows if row.target is not None or row.name.endswith(SUMMED_UP))
+    summed_up = [row for row in rows if row.target is not None or row.name.endswith(SUMMED_UP)]
+    return HEAD + "".join(_row(row) for row in summed_up if not row.name.endswith(DETAILS))
 
 
 def _table(part: dict[str, Any]) -> str:

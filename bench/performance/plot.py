@@ -48,10 +48,6 @@ CHARTS = (
 
 def draw(curves: dict[str, Points], directory: Path) -> None:
     """Draw every chart that *curves* has points of; the same points make the same bytes."""
-    import matplotlib as mpl  # noqa: PLC0415 - a second, which the load generator must not wait for
-
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "mailglass-reconcile", "svg.fonttype": "none", "font.size": 9})
     for chart in CHARTS:
         of_chart = {name: points for name, points in curves.items() if name.startswith(chart.prefix)}
         if of_chart:
@@ -59,8 +55,10 @@ def draw(curves: dict[str, Points], directory: Path) -> None:
 
 
 def _draw(chart: Chart, curves: dict[str, Points], path: Path) -> None:
+    import matplotlib as mpl  # noqa: PLC0415 - not every part has curves, and only they need it
     from matplotlib.figure import Figure  # noqa: PLC0415
 
+    mpl.rcParams.update({"svg.hashsalt": "mailglass-reconcile", "svg.fonttype": "none", "font.size": 9})
     figure = Figure(figsize=(6, 3.2), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for name, points in curves.items():
@@ -69,6 +67,9 @@ def _draw(chart: Chart, curves: dict[str, Points], path: Path) -> None:
     axes.set(xscale=chart.scales[0], yscale=chart.scales[1], title=chart.title, xlabel=chart.x, ylabel=chart.y)
     if chart.scales[1] == "linear":
         axes.set_ylim(bottom=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, position: f"{value:,g}")
+        axis.set_minor_formatter(lambda value, position: "")
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False)

@@ -45,21 +45,16 @@ class Outcome:
     Attributes:
         latencies: From the later of the two commits to the subscriber, for each event.
         early: The share of events that were written before their send had committed.
-        took: From the start until the last commit.
+        rate: How many events a second were written, without the first tenth and the last.
         late: How late the generator began a transaction, 99th percentile.
         meter: CPU seconds by process, while the load ran.
     """
 
     latencies: list[float]
     early: float
-    took: float
+    rate: float
     late: float
     meter: cpu.Meter
-
-    @property
-    def rate(self) -> float:
-        """Return how many events a second were written."""
-        return len(self.latencies) / self.took
 
     def percentile(self, percent: float) -> float:
         """Return a percentile of the latencies."""
@@ -116,7 +111,7 @@ class Laboratory(NamedTuple):
             child.communicate()  # it has waited, so that it and its sessions could be looked at
         meter.seconds["Postgres, writers"] = writers
         meter.seconds["Postgres, rest"] = meter.seconds.pop("Postgres") - writers
-        return _outcome(parts, start, subscriber, meter)
+        return _outcome(parts, subscriber, meter)
 
     def _generator(self, way: Way, load: Load, url: str, part: int) -> subprocess.Popen[str]:
         options = ["--load", json.dumps(load._asdict()), "--part", str(part), "--parts", str(PARTS)]
@@ -129,17 +124,18 @@ class Laboratory(NamedTuple):
         )
 
 
-def _outcome(parts: list[dict[str, Any]], start: float, subscriber: Subscriber, meter: cpu.Meter) -> Outcome:
+def _outcome(parts: list[dict[str, Any]], subscriber: Subscriber, meter: cpu.Meter) -> Outcome:
     if errors := [error for part in parts for error in part["errors"]]:
         raise SystemExit(f"the load generator failed: {errors[0]}")
     sends = {message: at for part in parts for message, at in part["sends"]}
     events = [event for part in parts for event in part["events"]]
     subscriber.wait_for([event_id for event_id, *_ in events], TELL_SECONDS)
+    times = [committed for *_, committed in events]
     told = {event_id: subscriber.told[event_id][0] for event_id, *_ in events}
     return Outcome(
         latencies=[told[event_id] - max(committed, sends[message]) for event_id, message, _, committed in events],
         early=sum(written < sends[message] for _, message, written, _ in events) / len(events),
-        took=max(*sends.values(), *(committed for *_, committed in events)) - start,
+        rate=0.8 * len(events) / (percentile(times, 90) - percentile(times, 10)),
         late=max(part["late"] for part in parts),
         meter=meter,
     )

@@ -16,10 +16,9 @@ from mailglass_reconcile.cli.listening import listen
 from mailglass_reconcile.cli.looking import status
 from mailglass_reconcile.cli.orphans import orphans
 from mailglass_reconcile.cli.schema import migrate
-from mailglass_reconcile.cli.working import demo, prune, rekey, sweep
+from mailglass_reconcile.cli.sweeping import INTERRUPTED, sweep
+from mailglass_reconcile.cli.working import demo, prune, rekey
 from mailglass_reconcile.errors import MailglassReconcileError
-
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -115,7 +115,7 @@ def _outlook(found: Explanation) -> Iterator[str]:
     if found.state in ("waiting", "expired") and found.verdict:
         yield _fact("verdict", f"a sweep that looked at it now would find it {found.verdict}")
     if found.remedy:
-        yield _fact("to link it", found.remedy)
+        yield _fact("to link", found.remedy)
     if found.refused:
         yield _fact("refused", f"{found.refused} times by the database; the log of the sweep says with which SQLSTATE")
     if found.state == "waiting":

@@ -35,8 +35,14 @@ LONGEST_PAUSE_SECONDS = 5.0
 REPEAT_SECONDS = 60.0
 """A fault that lasts says the same at each tick: each line is logged once in this time."""
 
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile follow
+  mailglass-reconcile follow --interval 1 --json
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.option(
     "--interval",
     type=click.FloatRange(0, recent.MAX_INTERVAL_SECONDS, min_open=True),

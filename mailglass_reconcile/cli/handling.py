@@ -21,6 +21,13 @@ AGAIN_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """How long a process that ends waits for the dispatch that it has started."""
 
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile dispatch
+  mailglass-reconcile dispatch --dead
+  mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
+"""
+
 program = [sys.executable, "-m", "mailglass_reconcile"]
 """How this command is run in a process of its own; a framework's command puts its own way here."""
 
@@ -29,7 +36,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     return value if value in (None, ALL) else click.UUID.convert(value, option, context)
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @click.option("--dead", "lists", is_flag=True, help="List the events that have failed for the last time.")
 @click.option(
     "--retry",

@@ -10,8 +10,15 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import runner
 
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile migrate --plan > plan.sql
+  mailglass-reconcile migrate
+  mailglass-reconcile migrate --check || echo "run migrate first"
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
 @click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
 @click.option("--remove", is_flag=True, help="Take out all that is ours; Mailglass's tables stay.")

@@ -75,7 +75,7 @@ def expired_ones(tx: Transaction, survey: Survey, filters: Filters, after: str |
         if rows:
             place = expired.LedgerPlace(rows[-1].tenant_id, rows[-1].arrived_at, rows[-1].event_id)
             unsettled = [row for row in rows if not row.settled]
-            yield Chunk(_with_keys(tx, unsettled, raw_webhooks=survey.raw_webhooks), len(rows), place.event_id)
+            yield Chunk(_expired(tx, unsettled, raw_webhooks=survey.raw_webhooks), len(rows), place.event_id)
         if len(rows) < number:
             return
 
@@ -115,12 +115,11 @@ def _examined(tx: Transaction, rows: Sequence[sa.Row[Any]], *, raw_webhooks: boo
     ]
 
 
-def _with_keys(tx: Transaction, rows: Sequence[sa.Row[Any]], *, raw_webhooks: bool) -> list[Listed]:
+def _expired(tx: Transaction, rows: Sequence[sa.Row[Any]], *, raw_webhooks: bool) -> list[Listed]:
     if not rows:
         return []
-    orphans = [_open(row) for row in rows]
-    found = examination.keys_of_events(tx, orphans, raw_webhooks=raw_webhooks, complain=logger.error)
-    return [_listed(row, found[row.event_id], EXPIRED, None) for row in rows]
+    found = examination.examine(tx, [_open(row) for row in rows], raw_webhooks=raw_webhooks, complain=logger.error)
+    return [_listed(row, one.keys, EXPIRED, one.verdict.delivery_id) for row, one in zip(rows, found, strict=True)]
 
 
 def _open(row: sa.Row[Any]) -> Open:

@@ -109,7 +109,7 @@ def _of_settled(row: sa.Row[Any], state: str, read: Origins, linking: Sequence[R
         arrived_at=utc(row.arrived),
         rule=read.rule,
         reads=_reads(read),
-        remedy=sentences.remedy(state, lost=False),
+        remedy=sentences.remedy(state, state, lost=False),
         linked_at=utc(row.linked_at) if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,
@@ -118,8 +118,6 @@ def _of_settled(row: sa.Row[Any], state: str, read: Origins, linking: Sequence[R
 
 def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) -> Explanation:
     state = "expired" if row.expired else "waiting" if row.in_grace else decision.state
-    # In its grace, what is missing for the link is what the verdict says; time alone is missing otherwise.
-    blocking = decision.state if state == "waiting" else state
     return Explanation(
         row.id,
         state,
@@ -136,7 +134,7 @@ def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) 
         tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
         recipient_known=wanted.recipient is not None,
         verdict=decision.state,
-        remedy=sentences.remedy(blocking, lost=wanted.lost),
+        remedy=sentences.remedy(state, decision.state, lost=wanted.lost),
         eligible_at=None if row.expired else utc(row.eligible),
         expires_at=utc(row.expires),
         refused=row.refused or 0,

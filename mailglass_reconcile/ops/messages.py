@@ -35,7 +35,7 @@ def events_of(engine: sa.Engine, message_id: str) -> list[UUID]:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    found = [one.event_id for one in page(engine, Filters(message_id=message_id), limit=EVENTS).orphans]
+    found = _open_ones(engine, Filters(message_id=message_id))
     parameters = {"ids": array_literal(sorted(spellings(message_id))), "events": EVENTS}
     with (
         database_errors(),
@@ -44,3 +44,15 @@ def events_of(engine: sa.Engine, message_id: str) -> list[UUID]:
     ):
         found += tx.execute(_OF_DELIVERIES, parameters).scalars().all()
     return [UUID(event_id) for event_id in dict.fromkeys(found)]
+
+
+def _open_ones(engine: sa.Engine, filters: Filters) -> list[str]:
+    """Return the first open orphans that pass, on however many pages they are: those without keys are all looked at."""
+    found: list[str] = []
+    after: str | None = None
+    while True:
+        one = page(engine, filters, limit=EVENTS - len(found), after=after)
+        found += [orphan.event_id for orphan in one.orphans]
+        after = one.after
+        if after is None or len(found) == EVENTS:
+            return found

@@ -17,7 +17,7 @@ from mailglass_reconcile.store.database import connect, transaction
 
 EXAMINED_AT_MOST = 20_000
 """Open orphans that one page compares with deliveries: about a second, however few of them pass its filter."""
-READ_AT_MOST = 50_000
+READ_AT_MOST = 20_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
 
 

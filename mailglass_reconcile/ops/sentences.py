@@ -62,6 +62,15 @@ def why(state: str, *, provider: str | None, lost: bool) -> str:
     return SENTENCES[state]
 
 
-def remedy(state: str, *, lost: bool) -> str | None:
-    """Return what would have to be different for an event in *state* to be linked; None if nothing."""
-    return REMEDY_OF_LOST if state == "ambiguous" and lost else REMEDIES.get(state)
+def remedy(state: str, verdict: str, *, lost: bool) -> str | None:
+    """Return what would have to be different for an event to be linked; None if nothing.
+
+    Args:
+        state: The event's state.
+        verdict: What a sweep that looked at it would find, whatever its age.
+        lost: Whether its recipient is not known any more.
+    """
+    needed = REMEDY_OF_LOST if verdict == "ambiguous" and lost else REMEDIES.get(verdict)
+    if state != "expired":
+        return needed
+    return f"{REMEDIES[state]}; besides, {needed}" if needed else REMEDIES[state]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import queue
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from weakref import WeakKeyDictionary
 import redis
 from pydantic import SecretStr
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -135,33 +134,3 @@ def reason(error: Exception, needed: str) -> str:
     """Return in a few words why Redis did not do it: the kind of *error*, and *needed* if a right is missing."""
     denied = isinstance(error, NoPermissionError) or any(words in str(error) for words in _DENIED)
     return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"
-
-
-def fault(error: Exception, client: redis.Redis, needed: str) -> str:
-    """Return in one line why the server of *client* cannot be used, and what to check; never a user or a password.
-
-    Args:
-        error: What redis-py, or a socket, has raised.
-        client: Whose host and port are named.
-        needed: What its user must be allowed to do.
-    """
-    where = _where(client)
-    causes = [error, error.__cause__, error.__context__]
-    if isinstance(error, NoPermissionError):
-        return f"Redis at {where} refuses: the user of MAILGLASS_REDIS_URL needs {needed}"
-    if isinstance(error, AuthenticationError):
-        return f"Redis at {where} refuses: check user and password in MAILGLASS_REDIS_URL"
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        why = "its host is unknown"
-    elif any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in causes):
-        why = "nothing listens there"
-    elif isinstance(error, TimeoutError | redis.TimeoutError):
-        why = "it does not answer in time"
-    else:
-        why = f"the connection is lost ({type(error).__name__.strip('_')})"
-    return f"Redis at {where} cannot be reached: {why}; check MAILGLASS_REDIS_URL and the server"
-
-
-def _where(client: redis.Redis) -> str:
-    known = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
-    return str(known.get("path") or f"{known.get('host', '?')}:{known.get('port', '?')}")

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
+from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, events_channel
-from mailglass_reconcile.pubsub.client import fault, impatient
+from mailglass_reconcile.pubsub.client import impatient, server_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ PING_SECONDS = 10.0
 PAUSE_SECONDS = (0.1, 5.0)
 """The first and the longest pause between two attempts to connect again."""
 
+SETTING = "MAILGLASS_REDIS_URL"
 RIGHTS = "the commands SUBSCRIBE, PSUBSCRIBE and PING on the channels mailglass:events:*"
 
 
@@ -85,7 +87,7 @@ class Subscription:
             self._subscribe()
         except (RedisError, OSError, _LostError) as error:
             self.close()
-            raise RedisUnavailableError(fault(error, self._client, RIGHTS)) from None
+            raise RedisUnavailableError(self._refusal(error)) from None
 
     def __iter__(self) -> Iterator[Update | Missed]:
         """Return itself."""
@@ -125,7 +127,7 @@ class Subscription:
             self._pubsub.subscribe(self._channel)
         message = self._pubsub.get_message(timeout=self._ping_seconds / 2)
         if message is None or not message["type"].endswith("subscribe"):
-            raise _LostError
+            raise _LostError("it timed out")
         self._heard = dt.datetime.now(dt.UTC)
 
     def _receive(self) -> dict[str, Any]:
@@ -134,16 +136,21 @@ class Subscription:
         if message is None:
             self._pubsub.ping()
             message = self._pubsub.get_message(timeout=self._ping_seconds / 2)
-        # redis-py may connect again by itself, and subscribes again then.
-        if message is None or message["type"].endswith("subscribe"):
-            raise _LostError
+        if message is None:
+            raise _LostError("it timed out")
+        if message["type"].endswith("subscribe"):  # redis-py has connected again by itself
+            raise _LostError("connection closed")
         self._heard = dt.datetime.now(dt.UTC)
         return dict(message)
 
     def _recover(self, error: Exception) -> Missed:
         """Connect again, however long it takes, and return what may have been missed."""
         since, pause = self._heard, PAUSE_SECONDS[0]
-        logger.warning("%s; broadcasts are missed until it is back", fault(error, self._client, RIGHTS))
+        server = server_of(self._client, SETTING)
+        said, _ = unreachable.told_apart(error, server)
+        logger.warning(
+            "lost Redis at %s (%s): %s; broadcasts are missed until it is back", server.place, server.setting, said
+        )
         while True:
             self._pubsub.close()
             try:
@@ -153,6 +160,12 @@ class Subscription:
                 pause = min(2 * pause, PAUSE_SECONDS[1])
             else:
                 return Missed(since, self._heard)
+
+    def _refusal(self, error: Exception) -> str:
+        server = server_of(self._client, SETTING)
+        if isinstance(error, NoPermissionError):
+            return f"cannot listen to Redis at {server.place}: the user of {server.setting} needs {RIGHTS}"
+        return unreachable.sentence(error, server)
 
     def _update_of(self, received: dict[str, Any]) -> Update | None:
         """Return what was received if it is a broadcast that is asked for; anybody may publish anything."""

@@ -14,7 +14,7 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.schedule import SWEEP_EXPIRES_SECONDS
+from mailglass_reconcile.schedule import ORIGIN_HEADER, SWEEP_EXPIRES_SECONDS
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, digest, key_of, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
@@ -145,7 +145,7 @@ class SweepTask(Singleton):
         sent = group(self.s(**call) for call in calls).apply_async(
             **queue,
             expires=SWEEP_EXPIRES_SECONDS,
-            headers={**(self.request.headers or {}), RANGE_OF_HEADER: hold.owner},
+            headers={ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER), RANGE_OF_HEADER: hold.owner},
         )
         return [result.id for result in sent.results]
 

@@ -161,6 +161,19 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
 _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 _FORGET_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 
+# Only for a moment: what is not linked then, the prune removes again.
+_REOPEN = """
+INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
+SELECT e.id, e.tenant_id, least(e.inserted_at, now()::timestamp)
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+  JOIN {schema}.mailglass_events AS e ON e.id = k.id
+ WHERE e.needs_reconciliation AND e.delivery_id IS NULL
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                    WHERE r.idempotency_key = 'reconciled:' || e.id
+                      AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
+    ON CONFLICT DO NOTHING
+"""
+
 _REFUSE = """
 UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 32767)
   FROM (SELECT h.event_id FROM {schema}.mailglass_open_orphans AS h
@@ -353,3 +366,8 @@ def close(tx: Transaction, event_ids: Sequence[str], keyed: Sequence[str]) -> No
 def refuse(tx: Transaction, event_ids: Sequence[str]) -> None:
     """Note that the database refused to read or link orphans: later sweeps look at them last."""
     tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
+
+
+def reopen(tx: Transaction, event_ids: Sequence[str]) -> None:
+    """Put expired orphans back that nothing has reconciled, so that a batch can claim them."""
+    tx.execute(_REOPEN, {"event_ids": array_literal(event_ids)})

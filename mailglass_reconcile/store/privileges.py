@@ -29,6 +29,14 @@ SWEEPER = (
     ("mailglass_webhook_events", "SELECT", "id status inserted_at"),
     ("mailglass_webhook_events", "DELETE", ""),
     ("mailglass_webhook_events", "UPDATE", "id"),
+    ("mailglass_hook_outbox", "SELECT", ""),
+    ("mailglass_hook_outbox", "INSERT", ""),
+    ("mailglass_hook_outbox", "DELETE", ""),
+    ("mailglass_hook_outbox", "UPDATE", "event_id"),
+    ("mailglass_reconcile_runs", "SELECT", ""),
+    ("mailglass_reconcile_runs", "INSERT", ""),
+    ("mailglass_reconcile_runs", "UPDATE", ""),
+    ("mailglass_reconcile_runs", "DELETE", ""),
 )
 """What docs/grants.md grants to the sweeper: table, right, and the columns with blanks between; none is all of them."""
 

@@ -120,7 +120,8 @@ def test_a_redis_that_is_away_at_the_start_is_one_line_that_names_the_setting(db
     )
     assert (done.stdout, done.returncode) == ("", 1)
     assert len(done.stderr.splitlines()) == 1
-    assert "127.0.0.1:1 cannot be reached: nothing listens there; check MAILGLASS_REDIS_URL" in done.stderr
+    assert "cannot connect to Redis at 127.0.0.1, port 1, database 0: nothing listens there" in done.stderr
+    assert "MAILGLASS_REDIS_URL" in done.stderr
     assert "canary" not in done.stderr
 
 

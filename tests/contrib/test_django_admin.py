@@ -16,10 +16,10 @@ from django.core.serializers.base import DeserializedObject
 from django.db import connection
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
+from django_project import databases_name
 
 import factories
 import mailglass_reconcile
-from conftest import databases_name
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 from mailglass_reconcile.store.migration import runner

@@ -12,11 +12,12 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import override_settings
+from django_project import databases_name
 from sqlalchemy.engine import make_url
 
-from conftest import databases_name
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, migrations
+from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import runner
 
@@ -121,12 +122,21 @@ def test_tables_may_be_in_a_schema_of_any_name(empty_database_url, redis_url):
     assert (process.stdout, process.stderr) == ("0\n", "")
 
 
+def test_each_database_has_a_lock_of_its_own(empty):
+    """Two projects on one Redis do not take each other's sweeps for their own; nor does a test's."""
+    mine = lock.key_of(None)
+    connection.settings_dict["NAME"] += "_other"
+    assert lock.key_of(None) != mine
+    connection.settings_dict["NAME"] = connection.settings_dict["NAME"].removesuffix("_other")
+    assert lock.key_of(None) == mine
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["migrate", "--check"], 1, "not migrated"),
         (["sweep", "--nonsense"], 2, "No such option"),
-        (["status"], 1, "the database lacks a table"),
+        (["sweep"], 1, "manage.py mailglass: the database lacks a table"),
         (["help"], 0, "Usage: manage.py mailglass"),
         ([], 0, "explain"),
     ],

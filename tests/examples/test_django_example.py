@@ -44,6 +44,11 @@ def asked_for_nothing(terminal):
     readme.run("django", f"{MANAGE} makemigrations --check --dry-run", terminal)
 
 
+def complaint(bounce):
+    """Return the command that reports a complaint, made of the one that reports a bounce."""
+    return bounce.replace('"Bounce", "Type": "HardBounce"', '"SpamComplaint"').replace("42", "43")
+
+
 def log_in(browser):
     """Log in to the admin, as the README says."""
     browser.get("/admin/login/")
@@ -57,30 +62,45 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
     """Every command of the README, in its order, on real servers."""
     run(terminal, "manage.py migrate")
     run(terminal, "createsuperuser")
+    raced = factories.new_id()
+    factories.delivery(db, raced, recipient="bob@example.com")
+    factories.orphan(db, factories.postmark(raced), type="bounced")
+    assert "linked 1 of 1" in run(terminal, "mailglass sweep")
+    assert db.rows("SELECT email FROM shop_suppressed") == [("bob@example.com",)]
     asked_for_nothing(terminal)
     port = free_port()
     serve = readme.command("django", "runserver").text.replace("8000", str(port))
     with readme.started("django", serve, terminal, tmp_path / "server", "Quit the server"):
         base = f"http://localhost:{port}"
-        placed = readme.curl(readme.command("django", "curl", "/orders/ ").text, base).json()
-        told = readme.command("django", "curl", "/anymail/")
+        placed = readme.curl(readme.command("django", "curl", "email=ada").text, base).json()
+        told = readme.command("django", "curl", "Delivery")
         assert readme.curl(told.text, base, placed["message_id"]).status_code == 200
         shown = readme.command("django", "curl", "/orders/1/")
         assert readme.curl(shown.text, base).text == shown.output
         again = readme.curl(told.text, base, placed["message_id"])
-        assert (again.status_code, db.value("SELECT count(*) FROM mailglass_events")) == (200, 2)
+        assert (again.status_code, db.value("SELECT count(*) FROM mailglass_events")) == (200, 4)
         with httpx.Client(base_url=base, follow_redirects=True) as browser:
             log_in(browser)
             assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
             assert browser.get("/admin/mailglass_reconcile/delivery/add/").status_code == 403
 
-    with readme.started("django", readme.command("django", "celery -A").text, terminal, tmp_path / "worker", " ready."):
-        early = factories.new_id()
-        factories.delivery(db, early)
-        factories.orphan(db, factories.postmark(early))
-        wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
-        wait_until(lambda: db.appended() == 1, 60)
-    assert "linked 0 of 0" in run(terminal, "mailglass sweep")
+        work = readme.command("django", "celery -A").text
+        with readme.started("django", work, terminal, tmp_path / "worker", " ready."):
+            bounce = readme.command("django", "curl", "Bounce")
+            assert readme.curl(bounce.text, base, placed["message_id"]).status_code == 200
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_suppressed") == 2, 60)
+            skipped = readme.command("django", "curl", "ADA@")
+            assert readme.curl(skipped.text, base).text == skipped.output
+            for _ in range(2):
+                assert readme.curl(complaint(bounce.text), base, placed["message_id"]).status_code == 200
+            wait_until(lambda: db.value("SELECT count(*) FROM shop_ticket") == 1, 60)
+
+            early = factories.new_id()
+            factories.delivery(db, early)
+            factories.orphan(db, factories.postmark(early))
+            wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
+            wait_until(lambda: db.appended() == 2, 60)
+    assert "dispatched 0 events" in run(terminal, "mailglass dispatch")
     assert "0 open orphans" in run(terminal, "mailglass status")
 
 
@@ -89,7 +109,7 @@ def test_its_own_tests_pass(terminal):
     run(terminal, "manage.py test")
 
 
-def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(postgres_url, redis_url):
+def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(mailglass_postgres_url, redis_url):
     """The races of the app's own tests, with this project's settings."""
     environment = {
         **os.environ,
@@ -97,7 +117,7 @@ def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(postgres_
         "DATABASE_URL": "postgresql:///nowhere",
         "DJANGO_SETTINGS_MODULE": "shop.settings",
         "MAILGLASS_REDIS_URL": redis_url,
-        "MAILGLASS_TEST_DATABASE_URL": postgres_url,
+        "MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url,
         "MAILGLASS_TEST_REDIS_URL": redis_url,
         "PYTHONPATH": f"{readme.EXAMPLES / 'django'}{os.pathsep}{readme.EXAMPLES.parent}",
     }

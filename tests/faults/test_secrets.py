@@ -34,6 +34,8 @@ CANARIES = {
     "broker password": "CanaryBrokerPassword",
 }
 
+COMMANDS = [("sweep", "--json"), ("status",), ("prune", "--json"), ("doctor",)]
+
 
 class Ears:
     """Everything that was said: log records of every logger at DEBUG, and messages in Redis."""

@@ -295,13 +295,16 @@ class Schedule(RuleBasedStateMachine):
         self.links |= new
         return len(new)
 
-    @rule(size=SIZES, tenant=st.sampled_from([None, None, "a", "b"]))
-    def sweep(self, size: int, tenant: str | None) -> None:
-        """A whole sweep links exactly what the oracle links, and counts as it counts."""
+    @rule(size=SIZES, tenant=st.sampled_from([None, None, "a", "b"]), recent=st.sampled_from([None, None, 60.0]))
+    def sweep(self, size: int, tenant: str | None, recent: float | None) -> None:
+        """A whole sweep links exactly what the oracle links, and counts as it counts.
+
+        So does a recent one, once a minute: what is five minutes old is due.
+        """
         open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
         unnoticed = self.unnoticed & set(open_)
         mouth = _Mouth()
-        result = self._run(mouth, size, tenant_id=tenant)
+        result = self._run(mouth, size, tenant_id=tenant, recent=recent)
         self._notice()
         closed = unnoticed - self.unnoticed
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
@@ -421,7 +424,7 @@ class Schedule(RuleBasedStateMachine):
             while self.late:
                 self.end_late(True)
             self.mend()
-            self.sweep(5, None)
+            self.sweep(5, None, None)
             self._dispatch_all()
             reports: dict[str, list[Any]] = {delivery["id"]: [] for delivery in self.deliveries}
             for orphan, delivery in self.links.items():

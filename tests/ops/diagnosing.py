@@ -3,9 +3,13 @@
 import time
 import uuid
 
+from pydantic import SecretStr
+
+import mailglass_reconcile
 from conftest import Database
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
+from mailglass_reconcile.store import database
 from mailglass_reconcile.store.migration import runner
 
 
@@ -36,3 +40,9 @@ def uuid7(seconds_ago: float) -> str:
     """Return a UUIDv7 of a time in the past."""
     millisecond = f"{int((time.time() - seconds_ago) * 1000):012x}"
     return str(uuid.UUID(f"{millisecond}7{uuid.uuid4().hex[13:]}"))
+
+
+def using(db: Database, **settings: str) -> None:
+    """Let this process use other settings than the test's own; its engine follows `database_url`."""
+    made = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
+    mailglass_reconcile.configure(engine=database.create_engine(made), settings=made)

@@ -12,15 +12,16 @@ import mailglass_reconcile
 from conftest import Database
 from factories import delivery, orphan, postmark
 from mailglass_reconcile import key_rule
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.hooks import dead
+from mailglass_reconcile.ops import doctor
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.sweep import providers
 
 OF_THE_DATABASE = "database server encoding time_zone schema rights creators triggers indexes open_set other_reconciler"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
-CHECKS = (
-    f"settings imports {OF_THE_DATABASE} deliveries linking tenants key_rules redis redis_rights lock_rights celery"
-)
+OF_THE_TRAFFIC = "deliveries sweeps beat handlers linking tenants key_rules"
+CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_TRAFFIC} redis redis_rights lock_rights celery"
 
 
 def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database) -> None:
@@ -136,6 +137,7 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
     """Mail that somebody else sends through the same account never matches, before and after a sweep."""
     delivery(db, "ours")
     rows = [factories.orphan_row(postmark(str(uuid.uuid4())), age_seconds=86_400) for _ in range(1_000)]
+    mailglass_reconcile.reconcile()
     factories.insert(db, events=rows)
     for _ in range(2):
         assert [one for one in report() if one.check != "settings" and one.status != OK] == []
@@ -242,6 +244,76 @@ def test_sessions_that_are_not_in_utc(db: Database) -> None:
     assert of("time_zone").status == OK
 
 
+RUN = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, error)
+VALUES (now() - make_interval(mins => :minutes), now() - make_interval(mins => :minutes), 'full', :origin, :status,
+        CASE :status WHEN 'failed' THEN 'DatabaseRefusedError' END)
+"""
+
+
+def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
+    """Told from the history of runs: nobody yet, beat not since, another in its place, beat again."""
+
+    def said() -> list[str]:
+        return [of("sweeps").status, of("beat").status]
+
+    assert said() == [WARNING, WARNING]
+    db.run(RUN, minutes=40, origin="beat", status="ok")
+    assert said() == [ERROR, ERROR]
+    assert "40 minutes ago, and not since" in of("beat").message
+    mailglass_reconcile.reconcile()
+    assert said() == [OK, WARNING]
+    db.run(RUN, minutes=1, origin="beat", status="duplicate")
+    assert said() == [OK, OK]
+
+
+def test_sweeps_that_nobody_ever_asked_beat_for(db: Database) -> None:
+    """As from cron: no fault."""
+    db.run(RUN, minutes=4, origin="command", status="ok")
+    assert [of("sweeps").status, of("beat").status] == [OK, OK]
+
+
+def test_no_worker_is_no_error_where_sweeps_run_from_cron(db: Database) -> None:
+    """But it is one if Celery was asked for the last one, if beat has ever asked, or if they do not run."""
+
+    def absent() -> Iterator[Finding]:
+        return iter([error("worker", "no worker answers", "start one")])
+
+    def said() -> str:
+        return next(one.status for one in doctor.diagnose(absent) if one.check == "worker")
+
+    assert said() == ERROR
+    for origin, status in (("call", ERROR), ("command", WARNING)):
+        db.run(RUN, minutes=4, origin=origin, status="ok")
+        assert said() == status
+    db.run(RUN, minutes=90, origin="beat", status="ok")
+    assert said() == ERROR
+
+
+def test_a_last_sweep_that_failed(db: Database) -> None:
+    """Although the one before it is recent; the next one that succeeds heals it."""
+    db.run(RUN, minutes=5, origin="beat", status="ok")
+    db.run(RUN, minutes=1, origin="beat", status="failed")
+    found = of("sweeps")
+    assert (found.status, "DatabaseRefusedError" in found.message) == (ERROR, True)
+    mailglass_reconcile.reconcile()
+    assert of("sweeps").status == OK
+
+
+def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
+    """Dead ones until they are tried again; those that wait while no handler is registered here."""
+    row = "INSERT INTO mailglass_hook_outbox VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :state)"
+    row = row.replace(" VALUES", " (event_id, delivery_id, type, state, next_at, inserted_at) VALUES")
+    db.run(row.replace(":state)", ":state, now(), now())"), state="dead")
+    found = of("handlers")
+    assert (found.status, "1 events are dead" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
+    assert dead.retry(db.engine) == 1
+    found = of("handlers")
+    assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
+    db.run("DELETE FROM mailglass_hook_outbox")
+    assert of("handlers").status == OK
+
+
 EVENTS = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
 SELECT gen_random_uuid(), 'acme', 'delivered', now(),
@@ -265,7 +337,7 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
     def cost() -> int:
         db.run("SELECT pg_stat_force_next_flush()")
         before = db.value(BLOCKS)
-        assert {one.status for one in report() if one.check != "settings"} == {OK}
+        assert {one.status for one in report() if one.check not in ("settings", "sweeps", "beat")} == {OK}
         return int(db.value(BLOCKS)) - before
 
     db.broken.update(invariants.ALL)  # its judge would compare each event with each delivery

@@ -1,36 +1,27 @@
-"""Faults of servers, rights and settings, one at a time: the doctor names each and ends in seconds."""
+"""Faults of Postgres and of the settings, one at a time: the doctor names each and ends in seconds."""
 
 import json
-import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
-import redis
 import sqlalchemy as sa
-from diagnosing import heal, of, report
+from diagnosing import of, report, using
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 import commands
 import mailglass_reconcile
-from conftest import FAST, Database
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.doctor import lock, rounds
+from mailglass_reconcile.ops.doctor import rounds
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.singleton.lock import PREFIX, key_of
-from mailglass_reconcile.store import database, privileges
+from mailglass_reconcile.store import database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
-
-GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
-SWEEPERS = next(sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL) if "TO mailglass_sweeper" in sql)
+from mailglass_reconcile.testing.plugin import FAST
 
 REPORT = {
     "type": "object",
@@ -61,12 +52,6 @@ REPORT = {
 
 AWAY = {"MAILGLASS_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
 """Nobody is asked for a worker then, which takes seconds."""
-
-
-def using(db: Database, **settings: str) -> None:
-    """Let this process use other settings than the test's own; its engine follows `database_url`."""
-    made = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
-    mailglass_reconcile.configure(engine=database.create_engine(made), settings=made)
 
 
 def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
@@ -183,202 +168,6 @@ def test_a_database_that_is_not_utf8(admin: sa.Engine, db, drop_database):
     finally:
         mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
         drop_database(name)
-
-
-@pytest.fixture
-def role(db: Database, admin: sa.Engine) -> Iterator[str]:
-    """A role with what docs/grants.md gives the sweeper; the doctor connects as it."""
-    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
-    with db.engine.begin() as connection:
-        connection.exec_driver_sql(SWEEPERS.replace("mailglass_sweeper", name))
-    url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
-    using(db, database_url=url.render_as_string(hide_password=False))
-    yield name
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-    with db.engine.begin() as connection:
-        connection.exec_driver_sql(f"DROP OWNED BY {name}")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE {name}")
-
-
-def test_a_sweeper_as_documented_has_all_rights_and_the_doctor_needs_no_more(db, role):
-    """Every check can be made with the sweeper's grants."""
-    assert [one for one in report() if one.check != "settings" and one.status != OK] == []
-
-
-@pytest.mark.parametrize(
-    ("revoked", "named"),
-    [
-        ("INSERT ON mailglass_events", "INSERT on mailglass_events"),
-        (
-            "UPDATE (terminal, updated_at) ON mailglass_deliveries",
-            "UPDATE (terminal, updated_at) on mailglass_deliveries",
-        ),
-        ("DELETE ON mailglass_webhook_events", "DELETE on mailglass_webhook_events"),
-        ("SELECT ON mailglass_open_orphans", "SELECT on mailglass_open_orphans"),
-        ("SELECT ON mailglass_reconcile_version", "SELECT on mailglass_reconcile_version"),
-        ("USAGE ON SCHEMA public", "USAGE on schema public"),
-    ],
-)
-def test_a_right_that_is_missing(db, role, revoked, named):
-    """Named with its table and columns; the statement that grants it is the remedy."""
-    if "SCHEMA" in revoked:
-        db.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
-    db.run(f"REVOKE {revoked} FROM {role}")
-    found = of("rights")
-    assert (found.status, named in found.message, role in found.message) == (ERROR, True, True)
-    heal(db, found.remedy)
-    assert [one for one in report() if one.check != "settings" and one.status != OK] == []
-
-
-def test_the_rights_that_are_looked_for_are_those_of_the_documentation():
-    """Table by table and column by column."""
-    documented = set()
-    for statement in SWEEPERS.replace("\n", " ").split(";"):
-        found = re.match(r"\s*GRANT (.*) ON (mailglass_\w+) TO", statement)
-        if found:
-            for right, columns in re.findall(r"(\w+)(?: \(([^)]*)\))?(?:,|$)", found[1].strip()):
-                documented |= {(found[2], right, column.strip()) for column in columns.split(",")}
-    looked_for = {(t, right, column) for t, right, names in privileges.SWEEPER for column in names.split() or [""]}
-    assert looked_for == documented
-
-
-def test_row_level_security_that_would_hide_rows(db, role):
-    """Postgres refuses then; BYPASSRLS heals."""
-    db.run("ALTER TABLE mailglass_deliveries ENABLE ROW LEVEL SECURITY")
-    found = of("rights")
-    assert (found.status, "mailglass_deliveries" in found.message) == (ERROR, True)
-    heal(db, found.remedy)
-    assert of("rights").status == OK
-
-
-def test_others_who_may_create_objects_in_the_schema(db):
-    """The remedy takes the right away."""
-    db.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
-    found = of("creators")
-    assert (found.status, "PUBLIC" in found.message) == (WARNING, True)
-    heal(db, found.remedy)
-    assert of("creators").status == OK
-
-
-@pytest.fixture
-def own_redis(db: Database) -> Iterator[redis.Redis]:
-    """A Redis of the test's own, which this process is configured to use."""
-    with servers.redis() as url, redis.Redis.from_url(url) as client:
-        using(db, redis_url=url)
-        yield client
-
-
-def test_a_redis_that_is_away(db):
-    """The cause is told apart; links are unaffected, and the database is looked at."""
-    using(db, redis_url="redis://:canary@127.0.0.1:1/0")
-    found = {one.check: one for one in report()}
-    assert "127.0.0.1, port 1, database 0: nothing listens there" in found["redis"].message
-    assert (found["redis"].status, found["open_set"].status) == (ERROR, OK)
-    assert "canary" not in str(found)
-
-
-def test_a_redis_that_is_a_replica(db, own_redis):
-    """It takes messages and tells nobody; as a master it is well."""
-    own_redis.replicaof("127.0.0.1", 1)
-    found = of("redis")
-    assert (found.status, "is a replica" in found.message) == (ERROR, True)
-    own_redis.replicaof("NO", "ONE")
-    assert of("redis").status == OK
-
-
-@pytest.mark.parametrize(
-    ("missing", "check", "status", "words"),
-    [
-        ("-publish", "redis_rights", ERROR, "may not PUBLISH"),
-        ("resetchannels", "redis_rights", ERROR, "may not PUBLISH"),
-        ("-eval", "redis", ERROR, "may not use EVAL"),
-        ("-expire -pttl", "lock_rights", WARNING, "PTTL, EXPIRE"),
-        ("resetkeys", "lock_rights", WARNING, "mailglass_reconcile:lock"),
-    ],
-)
-def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status, words):
-    """Nothing is published and no lock of a sweep is touched to find that out; the remedy is the ACL's command."""
-    rights = f"~{PREFIX}* &mailglass:events:* +eval +publish +get +pttl +set +expire +del"
-    own_redis.execute_command("ACL", "SETUSER", "mailglass", "on", ">secret", *rights.split())
-    where = own_redis.connection_pool.connection_kwargs
-    using(db, redis_url=f"redis://mailglass:secret@{where['host']}:{where['port']}/0")
-    with own_redis.pubsub() as heard:
-        heard.psubscribe("*")
-        assert {one.status for one in report() if "redis" in one.check or "lock" in one.check} == {OK}
-        own_redis.execute_command("ACL", "SETUSER", "mailglass", *missing.split())
-        found = of(check)
-        assert (found.status, words in found.message) == (status, True)
-        step = found.remedy.replace("<this user>", "mailglass").replace("'", "").split()
-        own_redis.execute_command(*step)
-        assert of(check).status == OK
-        assert [m["type"] for m in iter(lambda: heard.get_message(timeout=0.1), None)] == ["psubscribe"]
-
-
-def test_a_redis_whose_memory_is_full(db, own_redis):
-    """The lock cannot be taken."""
-    own_redis.config_set("maxmemory", 1)
-    found = of("lock_rights")
-    assert (found.status, "memory is full" in found.message) == (ERROR, True)
-    own_redis.config_set("maxmemory", 0)
-    assert of("lock_rights").status == OK
-
-
-def test_a_lock_of_a_server_of_its_own_is_looked_at_there(db):
-    """MAILGLASS_LOCK_URL leads nowhere, the broadcasts' Redis is well."""
-    using(db, lock_url="redis://127.0.0.1:1/0")
-    found = {one.check: one for one in report()}
-    assert (found["redis"].status, found["redis_lock"].status) == (OK, ERROR)
-    assert "MAILGLASS_LOCK_URL" in found["redis_lock"].remedy
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[redis.Redis]:
-    """The Redis of the lock."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
-    """Return what is found of the lock if the workers know these tasks."""
-    [found] = lock.lock(lock.holder(), known, queued)
-    return found
-
-
-def test_a_lock_that_was_left_behind(db, store):
-    """Its holder, age and TTL are named, and deleting the key frees it; a holder that somebody knows is no fault."""
-    key = key_of(None)
-    assert held().status == OK
-    store.set(key, "r0123456789abcdef0123456789abcdef:task-1", ex=40)
-    found = held()
-    assert (found.status, "task task-1 has the lock" in found.message) == (WARNING, True)
-    assert re.search(r"renewed 2\d s ago, for (40|39) s more", found.message)
-    assert held(known=("task-1",)).status == OK
-    store.set(key, "qtask-2", ex=60)
-    assert [held(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
-    assert f"redis-cli DEL {key}" in held().remedy
-    store.delete(key)
-    assert held().status == OK
-
-
-@pytest.mark.parametrize("plant", [lambda s, k: s.set(k, "rtask"), lambda s, k: s.set(k, "rtask", ex=3_600), None])
-def test_a_lock_that_no_sweep_writes(db, store, plant: Callable[[redis.Redis, str], object] | None):
-    """For ever, for an hour, of another kind: the next sweep takes it over, and the doctor says so."""
-    key = key_of(None)
-    (plant or (lambda s, k: s.rpush(k, "x")))(store, key)
-    found = held()
-    assert (found.status, "the next sweep takes it over" in found.remedy) == (WARNING, True)
-    store.delete(key)
-
-
-def test_a_lock_s_key_is_the_one_of_the_task(db):
-    """The doctor need not import Celery to know it."""
-    from mailglass_reconcile import tasks  # noqa: PLC0415 - the module that needs Celery
-
-    assert tasks.reconcile.generate_lock("") == key_of(None)
-    assert tasks.reconcile.generate_lock("", ("acme",)) == key_of("acme") != key_of(None)
 
 
 def test_a_group_of_checks_that_hangs_is_left_behind_with_what_it_found():

@@ -10,6 +10,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.ops.listed import STATES, Filters
+from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.page import page
 
 
@@ -193,6 +194,15 @@ def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
     one = page(db.engine, Filters(state="expired", message_id="4"), limit=1)
     assert (one.orphans, one.looked_at) == ([], 3)
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
+
+
+def test_a_message_is_found_on_whichever_page_its_event_is(db, zoo, monkeypatch):
+    """A page that ends early is not the end, also before a sweep has stored any keys."""
+    monkeypatch.setattr(pages, "EXAMINED_AT_MOST", 1)
+    event = factories.orphan(db, factories.postmark("mine"), age_seconds=10)
+    for _ in range(25):
+        factories.orphan(db, factories.postmark("not mine"), age_seconds=20)
+    assert events_of(db.engine, "mine") == [uuid.UUID(event)]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

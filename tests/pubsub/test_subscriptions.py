@@ -188,7 +188,7 @@ def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
         said = str(caught.value)
         assert words in said
         assert "MAILGLASS_REDIS_URL" in said
-        assert "127.0.0.1:" in said
+        assert "127.0.0.1, port" in said
         assert "canary" not in said
 
 

@@ -94,7 +94,8 @@ def send(connection, *sent, **more):
 
 def test_every_writer_and_reader_does_what_it_does(db, driver):
     """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"grace_seconds": 0}))
+    settings = db.settings.model_copy(update={"grace_seconds": 0, "hook_types": "delivered,bounced"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
     ada, bob = f"ada-{HARD.lower()}@example.com", "bob@example.com"
     early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]
 
@@ -112,7 +113,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert late[-1].delivery_id == to_bob.delivery_id
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with borrowed(connection, db.settings) as tx:
-            known = Report(str(to_ada.delivery_id), "clicked", "2026-04-01", projector.NOW)
+            known = Report(str(to_ada.delivery_id), "clicked", "2026-04-01", projector.NOW, str(late[-1].event_id))
             assert (projector.project(tx, [known]), projector.project(tx, [known])) == (1, 0)
 
     driver.run(work)
@@ -120,6 +121,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     assert deliveries == [(ada, "clicked", {HARD: 1}), (bob, "bounced", {HARD: 1})]
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'sent'") == {HARD: HARD}
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
+    assert db.rows("SELECT type FROM mailglass_hook_outbox ORDER BY type") == [("bounced",), ("delivered",)]
     db.broken.add("I2")  # one event was projected that is not in the ledger
 
 

@@ -80,11 +80,12 @@ def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
 
 @ORDERS
 @LAST
-def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last):
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, driver):
     """In another thread."""
 
     async def both():
-        engine = create_async_engine(make_url(db.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
         async with AsyncSession(engine) as one, AsyncSession(engine) as other:
             await one.run_sync(order[0])
             await other.run_sync(order[1])
@@ -282,6 +283,17 @@ def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db,
     db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
     assert "23514" in caplog.text
     assert db.value(OPEN) == 1
+
+
+def test_handlers_hear_of_what_a_look_links(db):
+    """Their outbox row is written with the link."""
+    settings = db.settings.model_copy(update={"hook_types": "delivered"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    recorded = overlapped(db)
+    outbox = "SELECT count(*) FROM mailglass_hook_outbox"
+    assert db.value(outbox) == 0
+    broadcast(recorded)
+    assert (db.value(outbox), db.appended()) == (1, 1)
 
 
 def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):

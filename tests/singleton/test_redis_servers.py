@@ -17,7 +17,15 @@ from conftest import Database, wait_until
 from faults.redis_servers import Deployment, certificates, needs_debians_redis, sentinel, server
 from installation import Site
 from mailglass_reconcile import runtime, tasks
-from mailglass_reconcile.pubsub import Published, Publisher, create_client, events_channel
+from mailglass_reconcile.pubsub import (
+    Missed,
+    Published,
+    Publisher,
+    Subscription,
+    Update,
+    create_client,
+    events_channel,
+)
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend
 
 pytestmark = [needs_debians_redis, pytest.mark.slow]
@@ -118,6 +126,28 @@ def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
             assert replica.info("replication")["role"] == "master"
             assert LockBackend(client).take(KEY, "a") == "a"
             assert replica.get(KEY) == b"ra"
+
+
+def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
+    """The silent master is noticed by a PING; what was said meanwhile is `Missed`, what the new one says is heard."""
+    with sentinel() as deployment:
+        client = master_for(deployment)
+        with Subscription(client, "acme", None, ping_seconds=1) as subscription:
+            assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+            assert next(subscription) == Update("mailglass:events:acme", {})
+            with redis.Redis(port=deployment.master) as master:
+                master.client_pause(60_000)
+            assert isinstance(next(subscription), Missed)
+            wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert next(subscription) == Update("mailglass:events:acme", {})
+
+
+def test_a_subscription_over_tls_hears(over_tls: str) -> None:
+    """With the CA in the URL."""
+    client = create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL")
+    with Subscription(client, None, None) as subscription:
+        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        assert next(subscription) == Update("mailglass:events:acme", {})
 
 
 def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_broadcasts(

@@ -4,7 +4,20 @@ from django.db import models
 
 
 class Order(models.Model):
-    """An order, and the message that confirms it."""
+    """An order, and the message that confirms it; without an id if none was sent."""
 
     email = models.EmailField()
     message_id = models.CharField(max_length=200, blank=True)
+
+
+class Suppressed(models.Model):
+    """An address that gets no more messages, in lower case."""
+
+    email = models.EmailField(unique=True)
+
+
+class Ticket(models.Model):
+    """A complaint that somebody has to look at."""
+
+    event_id = models.UUIDField(unique=True)
+    delivery_id = models.UUIDField()

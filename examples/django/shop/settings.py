@@ -1,13 +1,14 @@
 """What matters here: `mailglass_reconcile.contrib.django` is an installed app, and beat has its schedule.
 
-The environment has DATABASE_URL, DJANGO_SECRET_KEY, WEBHOOK_SECRET (`user:password`) and MAILGLASS_REDIS_URL.
+The environment has DATABASE_URL, DJANGO_SECRET_KEY, WEBHOOK_SECRET (`user:password`), MAILGLASS_REDIS_URL and
+MAILGLASS_HOOK_TYPES, the types of events that the handlers are to hear of.
 """
 
 import os
 
 from psycopg.conninfo import conninfo_to_dict
 
-from mailglass_reconcile import beat_schedule
+from mailglass_reconcile import make_beat_schedule
 
 where = conninfo_to_dict(os.environ["DATABASE_URL"])
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
@@ -33,7 +34,7 @@ ANYMAIL = {"WEBHOOK_SECRET": os.environ["WEBHOOK_SECRET"]}
 CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-CELERY_BEAT_SCHEDULE = {**beat_schedule}
+CELERY_BEAT_SCHEDULE = make_beat_schedule(dispatch=5)  # handlers run every five seconds
 
 SECRET_KEY = os.environ["DJANGO_SECRET_KEY"]
 DEBUG = bool(os.environ.get("DEBUG"))

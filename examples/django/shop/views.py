@@ -15,11 +15,11 @@ from shop.models import Order
 @require_POST
 @transaction.atomic
 def place(request: HttpRequest) -> HttpResponse:
-    """Keep an order and confirm it; our app records the send in the same transaction."""
+    """Keep an order and confirm it; `mailglass_reconcile` records the send in the same transaction."""
     order = Order.objects.create(email=request.POST["email"])
     message = EmailMessage("Your order", f"Thank you for order {order.pk}.", to=[order.email])
     message.send()
-    order.message_id = message.anymail_status.message_id
+    order.message_id = message.anymail_status.message_id or ""
     order.save()
     return JsonResponse({"order": order.pk, "message_id": order.message_id})
 

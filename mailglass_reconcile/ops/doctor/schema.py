@@ -16,8 +16,29 @@ UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_eve
 
 # `migrate` passes a table over that is there, so an index of ours on it is made by hand.
 ON_OUR_TABLES = {
-    "mailglass_open_orphans_arrival_idx": "{schema}.mailglass_open_orphans (arrived_at, event_id)",
-    "mailglass_open_orphan_ids_candidate_idx": "{schema}.mailglass_open_orphan_ids (candidate_id)",
+    "mailglass_open_orphans_arrival_idx": (
+        "CREATE INDEX CONCURRENTLY mailglass_open_orphans_arrival_idx"
+        " ON {schema}.mailglass_open_orphans (arrived_at, event_id)"
+    ),
+    "mailglass_open_orphan_ids_candidate_idx": (
+        "CREATE INDEX CONCURRENTLY mailglass_open_orphan_ids_candidate_idx"
+        " ON {schema}.mailglass_open_orphan_ids (candidate_id)"
+    ),
+    "mailglass_reconcile_runs_minute_idx": (
+        "CREATE UNIQUE INDEX CONCURRENTLY mailglass_reconcile_runs_minute_idx ON {schema}.mailglass_reconcile_runs"
+        " (origin, status, coalesce(tenant_id, ''), date_trunc('minute', started_at)) WHERE kind = 'recent'"
+    ),
+    "mailglass_reconcile_runs_kind_idx": (
+        "CREATE INDEX CONCURRENTLY mailglass_reconcile_runs_kind_idx ON {schema}.mailglass_reconcile_runs (kind, id)"
+    ),
+    "mailglass_hook_outbox_due_idx": (
+        "CREATE INDEX CONCURRENTLY mailglass_hook_outbox_due_idx ON {schema}.mailglass_hook_outbox"
+        " (state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched'"
+    ),
+    "mailglass_hook_outbox_finished_idx": (
+        "CREATE INDEX CONCURRENTLY mailglass_hook_outbox_finished_idx ON {schema}.mailglass_hook_outbox"
+        " (finished_at) WHERE state = 'dispatched'"
+    ),
 }
 
 _PLACE = """
@@ -126,9 +147,9 @@ def _invalid(tx: Transaction, names: Sequence[str]) -> Iterator[Finding]:
 
 def _missing(tx: Transaction, names: Sequence[str]) -> Iterator[Finding]:
     for name in names:
-        made = f"CREATE INDEX CONCURRENTLY {name} ON {in_schema(ON_OUR_TABLES.get(name, ''), tx.schema)}"
+        made = in_schema(ON_OUR_TABLES.get(name, ""), tx.schema)
         yield error(
             "indexes",
-            f"index {name} is missing: sweeps read whole tables, or refuse to start",
+            f"index {name} is missing: statements read whole tables, or fail",
             made if name in ON_OUR_TABLES else f"run `{MIGRATE}`",
         )

@@ -9,13 +9,13 @@ from celery import Celery, _state
 from kombu.connection import Connection
 
 from mailglass_reconcile import unreachable
+from mailglass_reconcile.hooks import registry
 from mailglass_reconcile.ops.doctor import lock
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, shown, warning
-from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
+from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from mailglass_reconcile.singleton.lock import Holder
 from mailglass_reconcile.unreachable import Server
 
-TASKS = (SWEEP_TASK, PRUNE_TASK)
 ANSWER_SECONDS = (1.0, 2.0)
 """How long workers have to answer; the second, if none has answered within the first."""
 
@@ -56,9 +56,9 @@ def checks(app: Celery, setting: str) -> Iterator[Finding]:
         yield ok("broker", f"connected to {server.kind} at {server.place}")
         workers = _ask(app, connection)
         yield _answering(app, workers, before)
-        counts = {task: _messages(app, connection, task) for task in TASKS}
+        counts = {task: _messages(app, connection, task) for task in _tasks(app)}
         yield from attempt("queues", lambda: _queues(app, workers, counts))
-        yield from attempt("beat", lambda: beat(app))
+        yield from attempt("schedule", lambda: schedule(app))
         yield from attempt("lock", lambda: lock.lock(before, workers.taken, counts[SWEEP_TASK]))
 
 
@@ -115,6 +115,15 @@ def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
     )
 
 
+def _tasks(app: Celery) -> list[str]:
+    """Return our tasks that somebody has to run: those of the schedule, the sweep and the prune, and if there are
+    handlers, their dispatch."""
+    scheduled = [entry.get("task") for entry in app.conf.beat_schedule.values()]
+    more = [task for task in (RECENT_TASK, DISPATCH_TASK) if task in scheduled]
+    hooked = [DISPATCH_TASK] if registry.types() and DISPATCH_TASK not in more else []
+    return [SWEEP_TASK, PRUNE_TASK, *more, *hooked]
+
+
 def _queue_of(app: Celery, task: str) -> str | None:
     queue = app.amqp.router.route({}, task).get("queue")
     return None if queue is None else str(getattr(queue, "name", queue))
@@ -134,7 +143,7 @@ def _messages(app: Celery, connection: Connection, task: str) -> int | None:
 
 def _queues(app: Celery, workers: Workers, counts: Mapping[str, int | None]) -> Iterator[Finding]:
     by_queue: dict[str, list[str]] = {}
-    for task in TASKS:
+    for task in counts:
         name = _queue_of(app, task)
         if name is not None:
             by_queue.setdefault(name, []).append(task)
@@ -165,16 +174,15 @@ def _knows(workers: Workers, worker: str, task: str) -> bool:
     return worker not in workers.registered or any(task in one for one in workers.registered[worker])
 
 
-def beat(app: Celery) -> Iterator[Finding]:
-    """Say what is known of beat; when it last asked for a sweep, the history of runs will say."""
+def schedule(app: Celery) -> Iterator[Finding]:
+    """Check that beat would ask for sweeps, if it runs with this app's schedule; the runs say whether it does."""
     entries = [name for name, entry in app.conf.beat_schedule.items() if entry.get("task") == SWEEP_TASK]
     elsewhere = "PersistentScheduler" not in str(app.conf.beat_scheduler or "PersistentScheduler")
     if entries or elsewhere:
-        where = "a scheduler of its own keeps the schedule" if elsewhere else f"the schedule has {', '.join(entries)}"
-        yield ok("beat", f"{where}; beat itself cannot be asked: the check `linking` says if sweeps do not run")
+        yield ok("schedule", "a scheduler of its own keeps it" if elsewhere else f"it has {', '.join(entries)}")
     else:
         yield warning(
-            "beat",
+            "schedule",
             f"the beat schedule of the app {shown(app.main or '?')} has no entry for sweeps",
             "add `beat_schedule` of mailglass_reconcile to it, or run `mailglass-reconcile sweep` from cron",
         )

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import anymail_answers
 import anymail_wire
 import django
 import pytest
 from anymail.signals import post_send, tracking
 from django.apps import apps
 from django.conf import settings
+from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.hooks import connections as handlers
 
 Events = list[tuple[Any, str]]
 
@@ -50,7 +51,10 @@ def leave_the_app() -> None:
     """Undo what our app has done when it was loaded."""
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    request_started.disconnect(dispatch_uid="mailglass_reconcile.begin")
+    request_finished.disconnect(dispatch_uid="mailglass_reconcile.end")
     runtime.configure_framework()
+    handlers.use(None)
 
 
 @contextmanager
@@ -70,6 +74,19 @@ def databases_name(url: str) -> Iterator[None]:
     finally:
         connections["default"].close()
         connections["default"].settings_dict.update(kept)
+
+
+@contextmanager
+def another_database(**changes: Any) -> Iterator[None]:
+    """Let `DATABASES["other"]` be like the default one, but for some *changes*."""
+    connections.settings["other"] = {**connections.settings["default"], **changes}
+    try:
+        yield
+    finally:
+        if hasattr(connections._connections, "other"):
+            connections["other"].close()
+            del connections["other"]
+        del connections.settings["other"]
 
 
 @pytest.fixture
@@ -94,6 +111,8 @@ def anymail_settings(anymail_django: None) -> Iterator[None]:
 @pytest.fixture
 def backends(anymail_settings: None) -> Iterator[None]:
     """Anymail's settings for its backends too."""
+    import anymail_answers  # noqa: PLC0415 - it loads what only some tests need
+
     with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
         yield
 

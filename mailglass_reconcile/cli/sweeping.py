@@ -1,0 +1,158 @@
+"""The subcommand `sweep`: all that is eligible, or what somebody points at."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.cli import handling
+from mailglass_reconcile.cli.summary import progress, summary
+from mailglass_reconcile.cli.texts import Duration, reader_may_leave
+from mailglass_reconcile.ops import targets, tenants
+from mailglass_reconcile.ops.listed import Filters
+from mailglass_reconcile.ops.targets import MOST, Target
+from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import SweepResult
+
+INTERRUPTED = 130
+POINTING = ("event", "delivery", "provider", "since", "until", "include_expired")
+
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile sweep --dry-run --verbose
+  mailglass-reconcile sweep --tenant acme --limit 10
+  mailglass-reconcile sweep --provider sendgrid --since 2h --yes
+  mailglass-reconcile sweep --json | jq .remaining
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
+@click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, in its grace or not.")
+@click.option("--delivery", type=click.UUID, metavar="ID", help="Link what belongs to this delivery only.")
+@click.option("--provider", metavar="NAME", help="Link events of this provider only, in any spelling.")
+@click.option("--since", type=Duration(), metavar="AGE", help="Link what arrived at most 90s, 5m, 2h or 6d ago only.")
+@click.option("--until", type=Duration(), metavar="AGE", help="Link what arrived at least so long ago only.")
+@click.option("--include-expired", is_flag=True, help="Link what is older than the maximum age as well.")
+@click.option("--yes", is_flag=True, help="Do not ask before what you point at is linked.")
+@click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
+@click.option("--verbose", is_flag=True, help="With --dry-run: list each event and the delivery it would get.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; with --verbose, a line before it per link."
+)
+def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
+    """Link every open orphan whose delivery is there.
+
+    With --event, --delivery, --provider, --since, --until or --include-expired it counts first what it would link, at
+    most 10,000 events or --limit, and asks.
+    """
+    if options["verbose"] and not options["dry_run"]:
+        raise click.UsageError("--verbose goes with --dry-run")
+    if any(options[name] for name in POINTING):
+        result = _point(tenant, limit or MOST, **options)
+    else:
+        result = _sweep(tenant, limit, **options)
+    click.echo(json.dumps(result.as_dict()) if options["as_json"] else summary(result))
+    if tenant is not None and not result.scanned:
+        _hint(tenant)
+    if result.linked and not result.dry_run:
+        handling.ask()
+    sys.exit(0 if result.status == "ok" else 1)
+
+
+def _sweep(
+    tenant: str | None, limit: int | None, *, dry_run: bool, verbose: bool, as_json: bool, **_: Any
+) -> SweepResult:
+    def show(pairs: Sequence[tuple[str, str]]) -> None:
+        _show(pairs, as_json=as_json)
+
+    with progress(wanted=not (as_json or verbose)) as tell:
+        prepared = reconciler.prepare(
+            tenant, limit, dry_run=dry_run, progress=tell, would_link=show if verbose else None, origin="command"
+        )
+        with _ended_by_ctrl_c(prepared):
+            prepared.run(runtime.get_engine())
+    return prepared.result
+
+
+@contextmanager
+def _ended_by_ctrl_c(sweep: Sweep) -> Iterator[None]:
+    """Let Ctrl-C end *sweep*: at once while it reads, after the batch while it links; and say what was committed."""
+    reached = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal reached
+        reached = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one does not wait
+        sweep.stop()
+        if not sweep.in_batch:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        reached = True
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if reached:
+        click.echo(f"interrupted: {sweep.result.linked:,} links are committed and stay", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _point(
+    tenant: str | None,
+    limit: int,
+    *,
+    event: UUID | None,
+    delivery: UUID | None,
+    provider: str | None,
+    since: float | None,
+    until: float | None,
+    include_expired: bool,
+    yes: bool,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+) -> SweepResult:
+    filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
+    target = Target(filters, event, delivery, include_expired)
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise click.UsageError("there is no terminal to ask: give --yes, or --dry-run to see what would be linked")
+    engine = runtime.get_engine()
+    try:
+        found = targets.find(engine, target, min(limit, MOST))
+        if verbose:
+            _show([(one.event_id, one.delivery_id or "") for one in found], as_json=as_json)
+        if dry_run or not found:
+            return SweepResult(scanned=len(found), linked=len(found), dry_run=dry_run, tenant_id=tenant)
+        if not yes:
+            click.confirm(f"link {len(found):,} {'event' if len(found) == 1 else 'events'}?", abort=True, err=True)
+            found = targets.find(engine, target, len(found))  # what was found may have changed meanwhile
+    except LookupError as error:
+        raise click.ClickException(str(error)) from None
+    return targets.link(engine, found, tenant)
+
+
+def _show(pairs: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+    with reader_may_leave():
+        for event_id, delivery_id in pairs:
+            line = json.dumps({"event_id": event_id, "delivery_id": delivery_id})
+            click.echo(line if as_json else f"{event_id} -> {delivery_id}")
+
+
+def _hint(tenant: str) -> None:
+    nearest = tenants.nearest(runtime.get_engine(), tenant)
+    if nearest is not None:
+        click.echo(nearest, err=True)

@@ -1,0 +1,53 @@
+"""A tenant that nothing has, and which one was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+
+import sqlalchemy as sa
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.sweep import windows
+from mailglass_reconcile.sweep.result import shown
+
+LOOKED_AT = 1_000
+"""Tenants that are compared: each is one probe of an index."""
+
+_IS_THERE = """
+SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tenant_id)
+       OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id)
+"""
+
+_TENANTS = """
+WITH RECURSIVE t AS (
+  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
+           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
+    FROM t WHERE t.tenant_id IS NOT NULL
+)
+SELECT left(tenant_id, 512) FROM t WHERE tenant_id IS NOT NULL LIMIT :size
+"""
+
+
+def nearest(engine: sa.Engine, tenant_id: str) -> str | None:
+    """Return a sentence if no event and no delivery has this tenant, with the tenant that was probably meant.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    if not windows.can_be(tenant_id):
+        return f"no event or delivery can have tenant {shown(tenant_id)!r}"
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
+    ):
+        if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
+            return None
+        known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
+    meant = difflib.get_close_matches(tenant_id[:100], known, n=1)
+    hint = f"; did you mean {shown(meant[0])!r}?" if meant else ""
+    return f"no event or delivery has tenant {shown(tenant_id)!r}{hint}"
