@@ -60,22 +60,21 @@ def forking(db: Any, redis_url: str, **more: str) -> Iterator[Callable[[int], Ca
 
 
 @pytest.mark.guard
+@pytest.mark.parametrize("more", [{}, {"HANDLED_DJANGO": "1"}], ids=["on the engine's", "on Django's connection"])
 def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
-    hooked: Database, redis_url: str, record_property: Record
+    hooked: Database, redis_url: str, record_property: Record, more: dict[str, str]
 ) -> None:
     """Two dispatchers side by side, started again until nothing waits; what is dead is tried again."""
     linked(hooked, EVENTS)
     killed = 0
-    probability = str(KILLS / (1.4 * EVENTS))
-    with (
-        forking(hooked, redis_url, HANDLED_KILLS=probability) as one,
-        forking(hooked, redis_url, HANDLED_KILLS=probability) as two,
-    ):
+    more = {**more, "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
+    with forking(hooked, redis_url, **more) as one, forking(hooked, redis_url, **more) as two:
         while states(hooked) != {"dispatched": EVENTS}:
             killed += sum(wait() != 0 for wait in (one(0), two(0)))
             dead.retry(hooked.engine)
             make_due(hooked)
-    assert effects(hooked) == {"steady": EVENTS, "flaky": EVENTS}
+    handlers = ("steady", "flaky", *(["orm"] if len(more) > 1 else []))
+    assert effects(hooked) == dict.fromkeys(handlers, EVENTS)
     record_property("fault", ("dispatchers killed by their handlers", killed))
 
 
