@@ -119,7 +119,6 @@ def measure(server: str, report: Report, runs: int, scale: int) -> None:
     print(", ".join(f"{name} {value:,.0f}" for name, value in of.items()), "events a second")
     print("CPU seconds per 1,000 events:", ", ".join(f"{n} {1_000 * s / events:.2f}" for n, s in cpu.items()))
     report("events dispatched a second, a handler that does nothing", of["one"], ALONE)
-    report("the same, a handler that inserts a row", of["writing"], ALONE)
     report("two dispatchers / one", of["two"] / of["one"], TOGETHER)
     name = f"CPU beside none / beside {1_000_000 // scale:,} dispatched events"
     report(name, cpu["one"] / cpu["beside"], BESIDE_MANY)
