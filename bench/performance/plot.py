@@ -48,10 +48,6 @@ CHARTS = (
 
 def draw(curves: dict[str, Points], directory: Path) -> None:
     """Draw every chart that *curves* has points of; the same points make the same bytes."""
-    import matplotlib as mpl  # noqa: PLC0415 - a second, which the load generator must not wait for
-
-    mpl.use("svg")
-    mpl.rcParams.update({"svg.hashsalt": "mailglass-reconcile", "svg.fonttype": "none", "font.size": 9})
     for chart in CHARTS:
         of_chart = {name: points for name, points in curves.items() if name.startswith(chart.prefix)}
         if of_chart:
@@ -59,8 +55,10 @@ def draw(curves: dict[str, Points], directory: Path) -> None:
 
 
 def _draw(chart: Chart, curves: dict[str, Points], path: Path) -> None:
+    import matplotlib as mpl  # noqa: PLC0415 - not every part has curves, and only they need it
     from matplotlib.figure import Figure  # noqa: PLC0415
 
+    mpl.rcParams.update({"svg.hashsalt": "mailglass-reconcile", "svg.fonttype": "none", "font.size": 9})
     figure = Figure(figsize=(6, 3.2), layout="constrained", facecolor="white")
     axes = figure.subplots()
     for name, points in curves.items():
