@@ -70,6 +70,8 @@ def main() -> None:
                 found = outage.measure({each["name"]: each["value"] for p in parts.values() for each in p["figures"]})
             else:
                 found = medians([PARTS[name](laboratory) for _ in range(options.runs)])
+            if options.runs > 1:
+                print("\n".join([f"{name}, medians", *(figure.line() for figure in found.figures)]), flush=True)
             parts[name] = {
                 "command": f"python -m bench.performance{' --quick' * options.quick} {name}",
                 "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",

@@ -36,6 +36,12 @@ class Figure:
         return f"at {'most' if self.at_most else 'least'} {number(self.target)}"
 
 
+    def line(self) -> str:
+        """Return the figure beside its target as a line for a terminal."""
+        value = f"{self.verdict:<7}{self.name:<72}{number(self.value):>10} {self.unit:<9}{self.wanted:<18}"
+        return f"{value}{self.note}".rstrip()
+
+
 @dataclass(slots=True)
 class Part:
     """What one run of a part measured."""
@@ -59,9 +65,7 @@ class Part:
         """
         figure = Figure(name, value, unit, target, not least, note)
         self.figures.append(figure)
-        print(
-            f"{figure.verdict:<7}{name:<72}{number(value):>10} {unit:<9}{figure.wanted:<18}{note}".rstrip(), flush=True
-        )
+        print(figure.line(), flush=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""

@@ -153,10 +153,16 @@ def _swallow(connection):
         connection.exec_driver_sql("SELECT 1/0")
 
 
+def _replace(connection):
+    connection.exec_driver_sql("ROLLBACK")
+    connection.exec_driver_sql(f"SAVEPOINT {connection.get_nested_transaction()._savepoint}")
+
+
 ENDINGS = {
     "commits": lambda connection: connection.commit(),
     "rolls back": lambda connection: connection.rollback(),
     "rolls back in SQL": lambda connection: connection.exec_driver_sql("ROLLBACK"),
+    "puts another transaction in its place": _replace,
     "loses the connection": lambda connection: connection.exec_driver_sql(
         "SELECT pg_terminate_backend(pg_backend_pid())"
     ),
