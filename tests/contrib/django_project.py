@@ -12,6 +12,7 @@ import pytest
 from anymail.signals import post_send, tracking
 from django.apps import apps
 from django.conf import settings
+from django.core.management import call_command
 from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.test import Client, override_settings
@@ -93,6 +94,8 @@ def another_database(**changes: Any) -> Iterator[None]:
 def app(db: Any, anymail_django: None) -> Iterator[Any]:
     """Our app, as loaded, on the test's database."""
     with databases_name(db.url):
+        if apps.is_installed("shop"):  # the example's project, which `DJANGO_SETTINGS_MODULE` names
+            call_command("migrate", "shop", verbosity=0)
         configuration = apps.get_app_config("mailglass_reconcile")
         configuration.ready()
         yield configuration
