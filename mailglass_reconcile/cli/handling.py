@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from uuid import UUID
 
 import click
@@ -15,6 +16,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.hooks import dead, dispatcher, registry
 
 ALL = "all"
+AGAIN_SECONDS = 30.0
+"""How often a process that follows asks for a dispatch although it has linked nothing."""
 PATIENCE_SECONDS = 5.0
 """How long a process that ends waits for the dispatch that it has started."""
 
@@ -80,12 +83,16 @@ class Beside:
         """Start nothing yet."""
         self._running: subprocess.Popen[bytes] | None = None
         self._owing = False
+        self._began = time.monotonic()
 
     def hear(self, *, linked: int) -> None:
-        """Start a dispatch if something was *linked*; one that is running already is followed by another."""
-        self._owing = self._owing or linked > 0
+        """Start a dispatch if something was *linked*, and now and then, for what is to be tried again.
+
+        One that is running already is followed by another.
+        """
+        self._owing = self._owing or linked > 0 or time.monotonic() - self._began > AGAIN_SECONDS
         if self._owing and (self._running is None or self._running.poll() is not None):
-            self._owing = False
+            self._owing, self._began = False, time.monotonic()
             self._running = _start()
 
     def close(self) -> None:

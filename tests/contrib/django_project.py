@@ -12,6 +12,7 @@ import pytest
 from anymail.signals import post_send, tracking
 from django.apps import apps
 from django.conf import settings
+from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
@@ -50,6 +51,8 @@ def leave_the_app() -> None:
     """Undo what our app has done when it was loaded."""
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    request_started.disconnect(dispatch_uid="mailglass_reconcile.begin")
+    request_finished.disconnect(dispatch_uid="mailglass_reconcile.end")
     runtime.configure_framework()
     handlers.use(None)
 
@@ -71,6 +74,19 @@ def databases_name(url: str) -> Iterator[None]:
     finally:
         connections["default"].close()
         connections["default"].settings_dict.update(kept)
+
+
+@contextmanager
+def another_database(**changes: Any) -> Iterator[None]:
+    """Let `DATABASES["other"]` be like the default one, but for some *changes*."""
+    connections.settings["other"] = {**connections.settings["default"], **changes}
+    try:
+        yield
+    finally:
+        if hasattr(connections._connections, "other"):
+            connections["other"].close()
+            del connections["other"]
+        del connections.settings["other"]
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 from django.core.checks import run_checks
-from django.db import connections
 from django.test import override_settings
+from django_project import another_database
 
 from mailglass_reconcile import beat_schedule
 
@@ -21,9 +21,8 @@ def found():
 @pytest.fixture
 def other_database(anymail_django):
     """A database that is not PostgreSQL."""
-    connections.settings["other"] = {**connections.settings["default"], "ENGINE": "django.db.backends.sqlite3"}
-    yield
-    del connections.settings["other"]
+    with another_database(ENGINE="django.db.backends.sqlite3"):
+        yield
 
 
 @pytest.mark.usefixtures("other_database")

@@ -3,14 +3,18 @@
 import datetime as dt
 import unittest
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from django.apps import apps
 from django.db import connection as djangos
 from django.db import connections, transaction
-from django.test import TestCase
+from django.test import TestCase, override_settings
+from django_project import another_database
 
+import mailglass_reconcile
 from mailglass_reconcile import DatabaseRefusedError, Sent, WebhookEvent, record_send, record_webhook
-from mailglass_reconcile.contrib.django import connection
+from mailglass_reconcile.contrib.django import connection, finishing
 from mailglass_reconcile.contrib.django import database as lending
 from mailglass_reconcile.errors import ConfigurationError
 
@@ -159,6 +163,9 @@ def test_it_works_in_a_testcase_of_djangos(db):
                 send(lent)
 
         def test_one(self):
+            with self.captureOnCommitCallbacks(execute=True) as callbacks, connection() as lent:
+                finishing.finish(send(lent))
+            assert len(callbacks) == 1
             with djangos.cursor() as cursor:
                 cursor.execute(EVENTS)
                 counted.append(cursor.fetchone()[0])
@@ -174,13 +181,28 @@ def test_it_works_in_a_testcase_of_djangos(db):
 @pytest.mark.parametrize("name", ["absent", "other"])
 def test_a_database_that_is_not_postgres_is_refused_by_name(name):
     """The error names the setting."""
-    connections.settings["other"] = {**connections.settings["default"], "ENGINE": "django.db.backends.sqlite3"}
-    try:
-        with (
-            pytest.raises(ConfigurationError, match=f"DATABASES\\['{name}'\\].*MAILGLASS_DATABASE_ALIAS"),
-            connection(name),
-        ):
-            pass
-    finally:
-        del connections.settings["other"]
-        connections["default"].close()
+    named = f"DATABASES\\['{name}'\\].*MAILGLASS_DATABASE_ALIAS"
+    with another_database(ENGINE="django.db.backends.sqlite3"), pytest.raises(ConfigurationError, match=named):
+        connection(name).__enter__()
+
+
+def test_the_tables_may_be_in_another_database_than_the_applications(app, monkeypatch):
+    """Receivers, models and our own connections all go by `MAILGLASS_DATABASE_ALIAS`."""
+    mailglass_reconcile.configure()
+    with another_database(), override_settings(MAILGLASS_DATABASE_ALIAS="other"):
+        monkeypatch.setitem(connections["default"].settings_dict, "NAME", "nowhere")
+        app.ready()
+        with connection() as lent:
+            send(lent)
+        assert apps.get_model("mailglass_reconcile", "Delivery").objects.get().provider == "postmark"
+        assert mailglass_reconcile.reconcile().status == "ok"
+
+
+def test_our_own_connections_have_the_role_and_the_options_of_djangos(monkeypatch):
+    """`assume_role`, and what libpq is told; but neither Django's cursors nor prepared statements."""
+    options = {"assume_role": "pg_monitor", "application_name": "shop"}
+    monkeypatch.setitem(djangos.settings_dict, "OPTIONS", options)
+    with lending.engine("default").connect() as ours:
+        found = ours.exec_driver_sql("SELECT current_user, current_setting('application_name')").one()
+        driver = ours.connection.driver_connection
+        assert (*found, driver.cursor_factory, driver.prepare_threshold) == ("pg_monitor", "shop", psycopg.Cursor, None)

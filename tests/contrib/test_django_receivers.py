@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import socket
+from contextlib import suppress
 
 import pytest
 from anymail.signals import tracking
@@ -12,6 +14,7 @@ from django.db import connection as djangos
 from django.db import transaction
 from django.db.utils import ProgrammingError
 from django.test import Client, override_settings
+from pydantic import SecretStr
 
 import mailglass_reconcile
 from mailglass_reconcile import SchemaOutdatedError, Sent, record_send
@@ -162,3 +165,25 @@ def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollbac
         transaction.set_rollback(True)
     assert db.witness.messages() == []
     db.witness.messages = lambda: told
+
+
+def calls_of(deaf):
+    """Return how often somebody has called a server that answers nobody."""
+    deaf.setblocking(False)
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            deaf.accept()[0].close()
+            count += 1
+    return count
+
+
+def test_a_batch_waits_once_for_a_redis_that_does_not_answer(db, post):
+    """Anymail hands over its events one by one; their broadcasts and their second look are the request's."""
+    message = Message.accepted(SENDGRID, 1)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
+        url = SecretStr(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"redis_url": url}))
+        post(message.requests(*STORY))
+        assert calls_of(deaf) == 1
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]

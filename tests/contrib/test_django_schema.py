@@ -110,6 +110,7 @@ print(OpenOrphan.objects.select_related("event__delivery").filter(event__type="o
 """
 
 
+@pytest.mark.slow
 def test_tables_may_be_in_a_schema_of_any_name(empty_database_url, redis_url):
     """Quotes too; there, `makemigrations` is quiet as well."""
     name = 'mail "x"'

@@ -109,7 +109,7 @@ def test_its_own_tests_pass(terminal):
     run(terminal, "manage.py test")
 
 
-def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(postgres_url, redis_url):
+def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(mailglass_postgres_url, redis_url):
     """The races of the app's own tests, with this project's settings."""
     environment = {
         **os.environ,
@@ -117,7 +117,7 @@ def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(postgres_
         "DATABASE_URL": "postgresql:///nowhere",
         "DJANGO_SETTINGS_MODULE": "shop.settings",
         "MAILGLASS_REDIS_URL": redis_url,
-        "MAILGLASS_TEST_DATABASE_URL": postgres_url,
+        "MAILGLASS_TEST_DATABASE_URL": mailglass_postgres_url,
         "MAILGLASS_TEST_REDIS_URL": redis_url,
         "PYTHONPATH": f"{readme.EXAMPLES / 'django'}{os.pathsep}{readme.EXAMPLES.parent}",
     }

@@ -19,7 +19,7 @@ from mailglass_reconcile.hooks import dead
 pytestmark = pytest.mark.slow
 
 Record = Callable[[str, object], None]
-EVENTS = 1_000 if FULL else 200
+EVENTS = 1_000 if FULL else 100
 KILLS = 6
 """How many times handlers kill their process, on average."""
 

@@ -153,10 +153,16 @@ def _swallow(connection):
         connection.exec_driver_sql("SELECT 1/0")
 
 
+def _replace(connection):
+    connection.exec_driver_sql("ROLLBACK")
+    connection.exec_driver_sql(f"SAVEPOINT {connection.get_nested_transaction()._savepoint}")
+
+
 ENDINGS = {
     "commits": lambda connection: connection.commit(),
     "rolls back": lambda connection: connection.rollback(),
     "rolls back in SQL": lambda connection: connection.exec_driver_sql("ROLLBACK"),
+    "puts another transaction in its place": _replace,
     "loses the connection": lambda connection: connection.exec_driver_sql(
         "SELECT pg_terminate_backend(pg_backend_pid())"
     ),
@@ -242,8 +248,9 @@ def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
 
 
 def test_an_attempt_that_ends_with_its_process_counts(hooked):
-    """Nine of them, and the event is dead; the others of its batch are not."""
+    """Nine of them, and the event is dead; the other handlers and the other events of its batch are not hurt."""
     linked(hooked, 2)
+    leaving("before")
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -258,8 +265,24 @@ def test_an_attempt_that_ends_with_its_process_counts(hooked):
             dispatch()
     make_due(hooked)
     assert dispatch().dead == 1
-    assert effects(hooked) == {"effect": 1, "other": 1}
+    assert effects(hooked) == {"before": 2, "effect": 1, "other": 1}
     assert hooked.value("SELECT error FROM mailglass_hook_outbox WHERE state = 'dead'") == outbox.UNFINISHED
+
+
+def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
+    """A dispatcher that was away for longer than the pause to the next attempt finds nothing to lock or to settle."""
+    linked(hooked)
+    first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
+    with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
+        assert outbox.lock(tx, first, 1_000) == []
+        assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",), None)]) == {}
+        assert len(outbox.lock(tx, second, 1_000)) == 1
+
+
+def _claimed(db, *, tried):
+    make_due(db)
+    with db.engine.connect() as connection, database.transaction(connection, db.settings) as tx:
+        return outbox.claim(tx, ["bounced"], 1, tried=tried)
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(hooked):

@@ -13,7 +13,8 @@ from conftest import Database
 from factories import delivery, orphan, postmark
 from mailglass_reconcile import key_rule
 from mailglass_reconcile.hooks import dead
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops import doctor
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.sweep import providers
 
@@ -270,6 +271,23 @@ def test_sweeps_that_nobody_ever_asked_beat_for(db: Database) -> None:
     """As from cron: no fault."""
     db.run(RUN, minutes=4, origin="command", status="ok")
     assert [of("sweeps").status, of("beat").status] == [OK, OK]
+
+
+def test_no_worker_is_no_error_where_sweeps_run_from_cron(db: Database) -> None:
+    """But it is one if Celery was asked for the last one, if beat has ever asked, or if they do not run."""
+
+    def absent() -> Iterator[Finding]:
+        return iter([error("worker", "no worker answers", "start one")])
+
+    def said() -> str:
+        return next(one.status for one in doctor.diagnose(absent) if one.check == "worker")
+
+    assert said() == ERROR
+    for origin, status in (("call", ERROR), ("command", WARNING)):
+        db.run(RUN, minutes=4, origin=origin, status="ok")
+        assert said() == status
+    db.run(RUN, minutes=90, origin="beat", status="ok")
+    assert said() == ERROR
 
 
 def test_a_last_sweep_that_failed(db: Database) -> None:

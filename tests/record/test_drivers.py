@@ -94,7 +94,8 @@ def send(connection, *sent, **more):
 
 def test_every_writer_and_reader_does_what_it_does(db, driver):
     """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"grace_seconds": 0}))
+    settings = db.settings.model_copy(update={"grace_seconds": 0, "hook_types": "delivered,bounced"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
     ada, bob = f"ada-{HARD.lower()}@example.com", "bob@example.com"
     early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]
 
@@ -120,6 +121,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     assert deliveries == [(ada, "clicked", {HARD: 1}), (bob, "bounced", {HARD: 1})]
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'sent'") == {HARD: HARD}
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
+    assert db.rows("SELECT type FROM mailglass_hook_outbox ORDER BY type") == [("bounced",), ("delivered",)]
     db.broken.add("I2")  # one event was projected that is not in the ledger
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, handling, tenants
+from mailglass_reconcile.contrib.django import database, finishing, handling, tenants
 
 
 class MailglassReconcileConfig(AppConfig):
@@ -25,3 +25,4 @@ class MailglassReconcileConfig(AppConfig):
         runtime.configure_framework(database.engine(database.alias()), **values)
         handling.use_djangos_connection()
         receivers.connect()
+        finishing.connect()

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from anymail.signals import post_send, tracking
-from django.db import transaction
 
 from mailglass_reconcile.contrib import anymail
-from mailglass_reconcile.contrib.django import database, tenants
+from mailglass_reconcile.contrib.django import database, finishing, tenants
 from mailglass_reconcile.errors import InvalidEventError, MailglassReconcileError
-from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
 from mailglass_reconcile.record.sends import record_send
-from mailglass_reconcile.record.telling import tell_after_commit
 from mailglass_reconcile.record.webhooks import record_webhook
 
 logger = logging.getLogger(__name__)
@@ -36,7 +31,7 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
             return
         tenant = tenants.tenant_of(message)
         with database.connection() as connection:
-            _finish(record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant))
+            finishing.finish(record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant))
     except Exception as error:  # Anymail would raise it to whoever sent the message
         logger.error("a send by %s was not recorded: %s", esp_name, _reason(error))
 
@@ -54,13 +49,9 @@ def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
     tenant = tenants.tenant_of(event)
     try:
         with database.connection() as connection:
-            _finish(record_webhook(connection, provider=esp_name, events=[made], tenant_id=tenant))
+            finishing.finish(record_webhook(connection, provider=esp_name, events=[made], tenant_id=tenant))
     except InvalidEventError as error:
         logger.error("an event of %s was skipped: %s", esp_name, error)
-
-
-def _finish(recorded: Sequence[Recorded | RecordedDelivery]) -> None:
-    transaction.on_commit(partial(tell_after_commit, recorded), using=database.alias(), robust=True)
 
 
 def _reason(error: Exception) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mailglass_reconcile.hooks import registry
-from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, shown, warning
+from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, shown, warning
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
 
@@ -33,6 +33,13 @@ SELECT extract(epoch FROM now()::timestamp - good.finished_at)::bigint AS age, g
 _MAY_READ = "SELECT coalesce(has_table_privilege(to_regclass(:table), 'SELECT'), false)"
 
 START_BEAT = "start beat (`celery -A mailglass_reconcile beat`, or that of your own app), or run sweeps from cron"
+NEVER = "beat has never asked for a sweep"
+ALONE = "sweeps run without Celery"
+
+
+def without_celery(found: Iterable[Finding]) -> bool:
+    """Whether sweeps run in time although nobody asks Celery for them: from cron, or from an application."""
+    return any(one.check == "beat" and one.status == OK and ALONE in one.message for one in found)
 
 
 def sweeps(tx: Transaction) -> Iterator[Finding]:
@@ -58,9 +65,10 @@ def sweeps(tx: Transaction) -> Iterator[Finding]:
     if row.beat_age is not None and row.beat_age <= LATE_SECONDS:
         yield ok("beat", f"beat asked for a sweep {_ago(row.beat_age)}")
     elif not late and row.beat_age is None:
-        yield ok("beat", f"beat has never asked for a sweep; the last one was asked for by {row.origin}")
+        alone = "the last one was a call of the task" if row.origin == "call" else f"{ALONE}, by {row.origin}"
+        yield ok("beat", f"{NEVER}; {alone}")
     elif row.beat_age is None:
-        yield warning("beat", "beat has never asked for a sweep", START_BEAT)
+        yield warning("beat", NEVER, START_BEAT)
     elif late:
         yield error("beat", f"beat asked for a sweep {_ago(row.beat_age)}, and not since", START_BEAT)
     else:

@@ -1,0 +1,161 @@
+"""Dispatch as an operator has it: by the command, after a sweep, and in a Celery worker."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import factories
+import mailglass_reconcile
+from conftest import wait_until
+from handling import effects, failing, leaving, make_due, states
+from installation import PATIENCE
+from mailglass_reconcile.hooks import dead
+from mailglass_reconcile.ops import status
+from mailglass_reconcile.schedule import DISPATCH_TASK
+from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store.database import transaction
+
+HANDLERS = {"MAILGLASS_HOOK_TYPES": "*", "MAILGLASS_IMPORTS": "faults.handled"}
+
+
+def link(db, *message_ids):
+    """Insert orphans whose deliveries are there, without linking them."""
+    for message_id in message_ids:
+        factories.delivery(db, message_id)
+        factories.orphan(db, factories.postmark(message_id), type="bounced")
+
+
+def command(db, *arguments, **more):
+    """Run the command with handlers, and return its exit code and what it printed as JSON."""
+    environment = {**db.environment(db.settings.redis_url.get_secret_value()), **HANDLERS, **more}
+    done = subprocess.run(
+        [sys.executable, "-m", "mailglass_reconcile", *arguments, "--json"],
+        env={**environment, "PYTHONPATH": f"tests{os.pathsep}."},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout or "null"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(hooked):
+    """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the rows."""
+    link(hooked, "m-0", "m-1")
+    mailglass_reconcile.reconcile()
+    code, result, told = command(hooked, "dispatch", MAILGLASS_IMPORTS="")
+    assert (code, result["dispatched"]) == (0, 0)
+    assert "MAILGLASS_IMPORTS" in told
+    code, result, _ = command(hooked, "dispatch")
+    assert (code, result["dispatched"], result["handled"], result["failed"]) == (1, 1, 3, 1)
+    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
+    code, listed, _ = command(hooked, "dispatch", "--dead")
+    assert (code, [(one["error"], one["done"]) for one in listed["dead"]]) == (0, [("ValueError", ["steady"])])
+    event_id = listed["dead"][0]["event_id"]
+    assert command(hooked, "dispatch", "--retry", factories.new_id())[:2] == (1, {"retried": 0})
+    assert command(hooked, "dispatch", "--retry", event_id)[:2] == (0, {"retried": 1})
+    hooked.run("UPDATE mailglass_deliveries SET provider_message_id = 'm-2' WHERE provider_message_id = 'm-1'")
+    assert command(hooked, "dispatch")[0] == 0
+    assert effects(hooked) == {"steady": 2, "flaky": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
+    """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
+    site.db.hooked.update(mailglass_reconcile.event_types.TYPES)
+    link(site.db, "m-0", "m-1")
+    with site.worker(**HANDLERS):
+        assert site.result(site.send())["linked"] == 2
+        wait_until(lambda: states(site.db) == {"dispatched": 1, "waiting": 1}, PATIENCE)
+        make_due(site.db)
+        again = site.client.send_task(DISPATCH_TASK, queue="mailglass_hooks").id
+        assert site.result(again)["dispatched"] == 1
+    assert effects(site.db) == {"steady": 2, "flaky": 2}
+
+
+def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch):
+    """The rows wait for the next dispatch, and one line says so."""
+    tasks = pytest.importorskip("mailglass_reconcile.tasks")
+    link(hooked, "m-0")
+    app = tasks.dispatch.app
+    monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:1/0")
+    monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:1/0")
+    result = mailglass_reconcile.reconcile()
+    tasks.ask_for_dispatch(result)
+    assert "handlers hear of it at the next dispatch" in caplog.text
+    assert states(hooked) == {"waiting": 1}
+
+
+def test_beat_dispatches_only_if_it_is_asked_to():
+    """`make_beat_schedule(dispatch=10.0)`."""
+    entry = mailglass_reconcile.make_beat_schedule(dispatch=10.0, queue="mail")["mailglass-reconcile-dispatch"]
+    assert (entry["task"], entry["schedule"]) == (DISPATCH_TASK, 10.0)
+    assert entry["options"].items() >= {"expires": 60, "queue": "mail"}.items()
+    assert "mailglass-reconcile-dispatch" not in mailglass_reconcile.make_beat_schedule()
+
+
+def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
+    """Dispatched rows after 14 days, dead ones after 90, waiting ones after as long: nobody has handled them."""
+    leaving("good")
+    failing("bad", ValueError(), times=1)
+    link(hooked, "m-0", "m-1", "m-2", "m-3")
+    mailglass_reconcile.reconcile()
+    mailglass_reconcile.dispatch()
+    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
+    assert dead.retry(hooked.engine) == 1
+    assert [states(hooked), mailglass_reconcile.prune().hooks_dispatched] == [{"dispatched": 3, "waiting": 1}, 0]
+    hooked.run("UPDATE mailglass_hook_outbox SET finished_at = finished_at - interval '15 days'")
+    pruned = mailglass_reconcile.prune()
+    assert (pruned.hooks_dispatched, pruned.hooks_dead) == (3, 0)
+    hooked.run("UPDATE mailglass_hook_outbox SET inserted_at = inserted_at - interval '91 days'")
+    assert mailglass_reconcile.prune().hooks_dead == 1
+    hooked.broken.add("I14")
+
+
+def test_status_counts_what_waits_and_what_is_dead(hooked):
+    """Both are what an operator looks at."""
+    link(hooked, "m-0", "m-1")
+    mailglass_reconcile.reconcile()
+    dying = "SELECT event_id FROM mailglass_hook_outbox LIMIT 1"
+    hooked.run(f"UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE event_id = ({dying})")  # noqa: S608
+    found = status.status(hooked.engine)
+    assert (found.hooks_waiting, found.hooks_dead) == (1, 1)
+
+
+DISPATCHED = """
+INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
+SELECT gen_random_uuid(), gen_random_uuid(), CASE mod(n, 2) WHEN 0 THEN 'opened' ELSE 'bounced' END,
+       CASE mod(n, 3) WHEN 0 THEN 'waiting' ELSE 'dispatched' END, 1, now() - interval '1 day', now(),
+       CASE mod(n, 3) WHEN 0 THEN NULL ELSE now() END
+  FROM generate_series(1, 60000) AS n;
+UPDATE mailglass_hook_outbox SET attempts = 0, type = 'opened' WHERE state = 'waiting';
+"""
+
+
+BLOCKS = "SELECT pg_stat_get_xact_blocks_fetched(to_regclass(:name))"
+
+
+@pytest.mark.parametrize("statistics", ["fresh", "of an empty table"])
+def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(hooked, statistics):
+    """40,000 dispatched rows, and 20,000 that wait for a handler elsewhere, in front of ten that are due."""
+    hooked.run("ALTER TABLE mailglass_hook_outbox SET (autovacuum_enabled = false)")
+    hooked.run("ANALYZE mailglass_hook_outbox")
+    with hooked.engine.begin() as connection:
+        connection.exec_driver_sql(DISPATCHED)
+    link(hooked, *(f"m-{n}" for n in range(10)))
+    mailglass_reconcile.reconcile()
+    if statistics == "fresh":
+        hooked.run("ANALYZE mailglass_hook_outbox")
+    hooked.broken.add("I14")
+    name = {"name": "public.mailglass_hook_outbox"}
+    with hooked.engine.connect() as connection, transaction(connection, hooked.settings, probes_only=True) as tx:
+        before = tx.execute(BLOCKS, name).scalar_one()
+        assert len(outbox.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
+        assert outbox.claim(tx, ["bounced", "complained"], 100, tried=False) == []
+        assert tx.execute(BLOCKS, name).scalar_one() - before < 300
