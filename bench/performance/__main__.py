@@ -98,7 +98,7 @@ def _about(server: str, options: argparse.Namespace) -> str:
     runs = f"medians of {options.runs}" if options.runs > 1 else "one run"
     return (
         f"PostgreSQL {version // 10_000}.{version % 10_000}, Python {platform.python_version()}, {os.cpu_count()} cores"
-        f" (load average {os.getloadavg()[0]:.1f} before), {runs}{', a twentieth of every size' * options.quick}."
+        f" (load average {os.getloadavg()[0]:.1f} before), {runs}{f', every size divided by {QUICK}' * options.quick}."
     )
 
 
