@@ -35,7 +35,6 @@ class Figure:
             return ""
         return f"at {'most' if self.at_most else 'least'} {number(self.target)}"
 
-
     def line(self) -> str:
         """Return the figure beside its target as a line for a terminal."""
         value = f"{self.verdict:<7}{self.name:<72}{number(self.value):>10} {self.unit:<9}{self.wanted:<18}"
