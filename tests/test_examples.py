@@ -79,7 +79,11 @@ def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
     """A new dict each time, with an expiry, and a queue where one is asked for."""
     first, second = mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.make_beat_schedule(queue="mail")
     first["mailglass-reconcile"]["options"]["expires"] = 1
-    assert second["mailglass-reconcile"]["options"] == {"expires": 300, "queue": "mail"}
+    assert second["mailglass-reconcile"]["options"] == {
+        "expires": 300,
+        "queue": "mail",
+        "headers": {"mailglass_origin": "beat"},
+    }
     assert second["mailglass-reconcile"]["task"] == SWEEP_TASK
     mine = {"own": {"task": "own", "schedule": 1.0}}
     assert list({**mine, **mailglass_reconcile.beat_schedule}) == ["own", *second]

@@ -21,6 +21,9 @@ HELD_SECONDS = 10.0
 """Recent sweeps that did nothing are noted together, once in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
 
+# A stand-by that does not answer may hold up a link, which is to be safe, but no row of the history.
+_UNWAITED = "SELECT set_config('synchronous_commit', 'off', true)"
+
 _held: dict[tuple[str, str | None], tuple[float, Run]] = {}
 
 
@@ -40,6 +43,7 @@ def note(connection: sa.Connection, settings: Settings, run: Run) -> None:
         with transaction(
             connection, settings, lock_timeout_ms=TIMEOUT_MS, statement_timeout_ms=TIMEOUT_MS, probes_only=True
         ) as tx:
+            tx.execute(_UNWAITED)
             runs.add(tx, run)
     except SQLAlchemyError as error:
         reason = translated(error) if isinstance(error, DBAPIError) else type(error).__name__

@@ -1,6 +1,7 @@
 """`manage.py check`: what is missing in the settings, said without asking a database."""
 
 import pytest
+from celery import Celery, current_app
 from django.core.checks import run_checks
 from django.test import override_settings
 from django_project import another_database
@@ -23,6 +24,15 @@ def other_database(anymail_django):
     """A database that is not PostgreSQL."""
     with another_database(ENGINE="django.db.backends.sqlite3"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def bare_celery():
+    """A Celery app without a schedule, whatever app another test has left as the current one."""
+    before = current_app._get_current_object()
+    Celery("bare").set_current()
+    yield
+    before.set_current()
 
 
 @pytest.mark.usefixtures("other_database")
