@@ -1,4 +1,4 @@
-"""What `orphans` and `explain` cost beside many open and many reconciled orphans: milliseconds and buffers.
+"""What `status`, `orphans` and `explain` cost beside many open and many reconciled orphans: milliseconds and buffers.
 
 Run as `python -m bench.pages`; `--quick` takes a tenth of every size.
 """
@@ -23,6 +23,7 @@ from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.page import page
+from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.store.database import create_engine
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
@@ -61,6 +62,9 @@ def pages(url: str, opened: int) -> None:
     with psycopg.connect(url) as connection:
         middle, linked, message_id = connection.execute(EVENTS, (opened,)).fetchall()[0]
     calls: dict[str, Callable[[sa.Engine], object]] = {
+        "status": status,
+        "status --check": check,
+        "status --live": lambda e: status(e, count_now=True),
         "orphans": lambda e: page(e, Filters()),
         "orphans --newest-first": lambda e: page(e, Filters(), newest_first=True),
         "orphans --after, in the middle": lambda e: page(e, Filters(), after=middle),
