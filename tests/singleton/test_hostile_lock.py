@@ -128,9 +128,10 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):  #
     app = app_on(store)
     task = app.tasks[SWEEP_TASK]
     with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue("celery")
+        queue.clear()
         later = task.apply_async(countdown=600)
         now = task.delay()
-        queue = connection.SimpleQueue("celery")
         sent = [queue.get(timeout=5).headers for _ in range(2)]
     assert now.id != later.id
     assert {one["id"]: one["expires"] is None for one in sent} == {later.id: True, now.id: False}
@@ -147,9 +148,10 @@ def test_a_member_of_a_group_is_queued_under_its_own_id(store):  # noqa: F811
     """A duplicate in a group, a chord or a chain: somebody waits for its id, so its run says whose duplicate it is."""
     app = app_on(store)
     task = app.tasks[SWEEP_TASK]
-    asked = group(task.s(), task.s()).apply_async()
     with app.connection_for_write() as connection:
         queue = connection.SimpleQueue("celery")
+        queue.clear()
+        asked = group(task.s(), task.s()).apply_async()
         sent = [queue.get(timeout=5).headers["id"] for _ in range(2)]
     assert sent == [one.id for one in asked.results]
 
