@@ -18,6 +18,11 @@ SUMMED_UP = ("maximum sustained", "links a second", ": its own processes", "the 
 DETAILS = ("events in this run", "left to the next sweep")
 """Ends of names that have a target and do not stand there."""
 
+TRIAL = (
+    "**Not to be quoted:** some of these figures are of a trial (`--quick`), with small sizes and perhaps beside other"
+    " work.\n\n"
+)
+
 HEAD = "| figure | measured | target | |\n|---|---|---|---|\n"
 
 
@@ -48,7 +53,8 @@ def _between(text: str, name: str, block: str) -> str:
 def _summary(parts: Parts) -> str:
     rows = [figure(each) for part in parts.values() for each in part["figures"]]
     summed_up = [row for row in rows if row.target is not None or row.name.endswith(SUMMED_UP)]
-    return HEAD + "".join(_row(row) for row in summed_up if not row.name.endswith(DETAILS))
+    trial = TRIAL if any("--quick" in part["command"] for part in parts.values()) else ""
+    return trial + HEAD + "".join(_row(row) for row in summed_up if not row.name.endswith(DETAILS))
 
 
 def _table(part: dict[str, Any]) -> str:
