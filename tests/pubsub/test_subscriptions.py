@@ -113,6 +113,8 @@ def test_a_connection_that_the_server_closes_is_missed_even_if_it_is_made_again_
 def test_a_connection_that_redis_py_makes_again_by_itself_is_missed(redis_url):
     """As it does when a managed server announces that it moves: then nothing is raised."""
     with redis.Redis.from_url(redis_url) as client, Subscription(client, None, None) as subscription:
+        if not hasattr(subscription._pubsub.connection, "mark_for_reconnect"):
+            pytest.skip("a redis-py as old as this never connects again by itself")
         subscription._pubsub.connection.mark_for_reconnect()
         assert isinstance(next(subscription), Missed)
         tell(client, "acme", DELIVERY, 2)
