@@ -55,6 +55,8 @@ RETURNING o.event_id::text, o.attempts, o.type, o.state = 'dead' AS dead
 """
 
 # A claim that somebody else has made since has another number of attempts. A time that Python cannot hold is replaced.
+# Waits: another dispatcher's claim may hold the row for the moment in which it finds it taken, and skipping it would
+# cost the event an attempt, and seconds.
 _LOCK = """
 SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tenant_id, e.reject_reason,
        CASE WHEN e.occurred_at BETWEEN '0001-01-01' AND '9999-12-31' THEN e.occurred_at
@@ -69,7 +71,7 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = o.delivery_id
  WHERE o.state = 'waiting'
-   FOR UPDATE OF o SKIP LOCKED
+   FOR UPDATE OF o
 """
 
 # Not the connection's own, if those are stricter; older servers have no limit for a whole transaction.
