@@ -133,7 +133,7 @@ class Director:
         return self.linked_by.total()
 
     def _take(self, swept: Swept) -> None:
-        """Count a sweep, and tell of it; recent ones that did nothing are too many to tell of."""
+        """Count a sweep, and report it; recent ones that did nothing are too many to report."""
         result, did_something = swept.result, bool(swept.result.linked or swept.result.published)
         self.linked_by[swept.way] += result.linked
         if swept.way == "full":

@@ -26,7 +26,7 @@ class Origins(NamedTuple):
 
 
 def of_event(tx: Transaction, event_id: str) -> Origins:
-    """Read the places anew, and let the rule make ids of each value alone."""
+    """Read the places again, and let the rule make ids of each value alone."""
     values = candidates.of_events(tx, [event_id])[0]
     provider = keys.provider_of(values)
     if provider is None:

@@ -1,4 +1,4 @@
-"""The open set brought back to what the ledger says: filled by a migration, mended by the daily prune, in batches."""
+"""The open set brought back to what the ledger says: filled by a migration, repaired by the daily prune, in batches."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Sweep:
 
     def _take_stock(self, connection: sa.Connection, found: Sequence[Examined], linked: set[str]) -> None:
         """Remember for the history what of a slice stays open, and since when a part of it could have been linked."""
-        if self._census is None and self._reader.window is not None:
+        if self._kind == "full" and self._census is None and self._reader.window is not None:
             self._census = Census(self._reader.window.groups, self._reader.window.marks.stale)
         if self._census is not None:
             self._census.examined(found, linked)
@@ -164,7 +164,7 @@ class Sweep:
         if error is not None:
             run.status = "failed" if isinstance(error, Exception) else "partial"
             run.error = type(error).__name__
-        if self._census is not None and self._kind == "full":
+        if self._census is not None:
             run.open_groups = self._census.as_groups()
         history.note(connection, self._settings, run)
 
