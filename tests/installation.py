@@ -87,7 +87,9 @@ class Site:
 
     def result(self, task_id: str) -> dict:
         """Wait for a task's result, and return it."""
-        return self.client.AsyncResult(task_id).get(timeout=PATIENCE, interval=0.05)
+        result = self.client.AsyncResult(task_id)
+        wait_until(result.ready, PATIENCE)  # asked for: Celery 5.5 can miss the message that a result is there
+        return result.get()
 
     def said(self, words: str) -> int:
         """How often the log has these words."""
