@@ -1,4 +1,4 @@
-"""Measure the figures of the README's promises side by side, and print each beside its target.
+"""Measure the figures of docs/bench.md side by side, and print each beside its target.
 
 Run as `python -m bench`; `--quick` takes a tenth of every size, `--runs N` another number than five.
 """

@@ -37,7 +37,7 @@ def inside(*arguments: str) -> click.testing.Result:
     return click.testing.CliRunner().invoke(command, arguments)
 
 
-SCHEMAS = Path(__file__).parent / "schemas"
+SCHEMAS = Path(__file__).parent.parent / "docs" / "schemas"
 
 
 def conforming(name: str, text: str) -> list[dict[str, Any]]:

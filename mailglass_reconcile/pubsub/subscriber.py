@@ -36,7 +36,7 @@ class Update(NamedTuple):
 
     Attributes:
         channel: The channel, with the tenant's id percent-encoded.
-        message: The JSON object, as the README describes it.
+        message: The JSON object; `docs/listening.md` shows one.
     """
 
     channel: str

@@ -35,7 +35,7 @@ def unread(environment: Mapping[str, str]) -> Iterator[Finding]:
             continue
         meant = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.75)
         asked = f": did you mean {meant[0]}?" if meant else ""
-        step = f"rename it to {meant[0]}, or remove it" if meant else "remove it; the README lists the settings"
+        step = f"rename it to {meant[0]}, or remove it" if meant else "remove it; docs/settings.md lists the settings"
         yield warning("settings", f"nothing reads the variable {shown(name)}{asked}", step)
 
 

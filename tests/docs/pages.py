@@ -1,0 +1,57 @@
+"""The README and the pages of docs/, and the blocks of code in them."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"((?:^[^\S\n]*<!-- not run: [^\n]* -->\n)?)^([^\S\n]*)```(\w*)\n(.*?)^[^\S\n]*```$", re.M | re.S)
+
+
+class Block(NamedTuple):
+    """A block of code, without its indentation, and why it is not run, if it is not."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    not_run: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the blocks of code of a page, in its order."""
+    text = page.read_text()
+    return [
+        Block(
+            page.name,
+            text.count("\n", 0, found.start()) + 1,
+            found[3],
+            textwrap.dedent(found[4]),
+            found[1].strip().removeprefix("<!-- not run: ").removesuffix(" -->"),
+        )
+        for found in BLOCK.finditer(text)
+    ]
+
+
+def section(page: Path, heading: str) -> list[Block]:
+    """Return the blocks below the heading with this text, up to the next heading."""
+    text = page.read_text()
+    start = text.index(f"# {heading}\n")
+    end = re.compile(r"^#+ ", re.M).search(text, start + 2)
+    first, last = text.count("\n", 0, start) + 1, text.count("\n", 0, end.start() if end else len(text)) + 1
+    return [block for block in blocks(page) if first < block.line < last]
+
+
+def commands(block: Block) -> list[str]:
+    """Return the commands of a console block, each with its further lines, without what they print."""
+    found = []
+    for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+        text, *lines = part.rstrip("\n").split("\n")
+        here = re.search(r"<<'(\w+)'", text)
+        while lines and (text.endswith("\\") or text.count("'") % 2 or (here and not text.endswith(f"\n{here[1]}"))):
+            text += "\n" + lines.pop(0)
+        found.append(text)
+    return found

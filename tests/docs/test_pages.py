@@ -1,0 +1,124 @@
+"""What the README and the pages say that can be held against the package."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+
+import mailglass_reconcile
+from mailglass_reconcile.cli import command as group
+from mailglass_reconcile.ops.sentences import SENTENCES
+from mailglass_reconcile.settings import ENV_PREFIX, Settings
+from mailglass_reconcile.sweep.result import STATES
+
+DOCS = pages.ROOT / "docs"
+COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
+HEADINGS = re.compile(r"^#+ (.*)$", re.M)
+
+
+def table(page: str, column: str = r"`([^`]+)`") -> list[tuple[str, ...]]:
+    """Return the rows of a page's tables whose first column is code, each as its columns."""
+    rows = re.findall(rf"^\| {column} \|(.*)\|$", (DOCS / page).read_text(), re.M)
+    return [(first, *(each.strip() for each in rest.split(" | "))) for first, rest in rows]
+
+
+def test_every_state_that_a_command_prints_is_in_the_table():
+    """Those of a sweep, of `status` and of `explain`, and no other."""
+    states = [row[0] for row in table("states.md")]
+    assert set(states) == {*STATES, *SENTENCES}
+    assert len(states) == len(set(states))
+
+
+def test_every_setting_is_in_the_table_with_its_default():
+    """In the words that an environment variable takes."""
+    documented = {name: default.strip("`") for name, default, *_ in table("settings.md")}
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        default = getattr(field.default, "get_secret_value", lambda default=field.default: default)()
+        unlimited = name.startswith("retention") and default is None
+        expected[ENV_PREFIX + name.upper()] = "infinity" if unlimited else "" if default is None else str(default)
+    assert documented == expected
+
+
+def test_every_subcommand_is_in_the_table():
+    """And none that there is not."""
+    assert {row[0] for row in table("command-line.md")} == set(group.commands)
+
+
+def test_every_public_name_is_in_the_reference():
+    """The page names what the built site shows; the version is no entry."""
+    named = re.findall(r"^::: mailglass_reconcile\.(\w+)$", (DOCS / "api.md").read_text(), re.M)
+    assert sorted(named) == sorted(name for name in mailglass_reconcile.__all__ if name != "__version__")
+
+
+def test_every_schema_of_the_json_output_is_in_the_table():
+    """Each file is linked, and there is no other."""
+    linked = set(re.findall(r"\(schemas/(\w+\.json)\)", (DOCS / "json.md").read_text()))
+    assert linked == {path.name for path in (DOCS / "schemas").iterdir()}
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page):
+    """To a file of the repository, and to a heading of it; nothing leaves docs/ but from the README."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_relative_to(DOCS), f"{target} leaves docs/"
+        assert file.exists(), target
+        if anchor:
+            slugs = [
+                re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in HEADINGS.findall(file.read_text())
+            ]
+            assert anchor in slugs, target
+
+
+def test_every_page_that_the_package_names_is_there():
+    """In errors and docstrings, such as `docs/grants.md`; with its heading, if one is named."""
+    named = set()
+    for path in (pages.ROOT / "mailglass_reconcile").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named |= set(re.findall(r"\bdocs/[\w./-]+\.\w+", node.value))
+    assert named
+    assert not [name for name in named if not (pages.ROOT / name).exists()]
+
+
+def test_the_cron_lines_hand_the_settings_of_their_file_to_the_command(db, tmp_path):
+    """As cron runs them: by `sh`, with an environment of its own, the settings in a file without `export`."""
+    file = tmp_path / "mailglass.env"
+    given = db.environment(db.settings.redis_url.get_secret_value())
+    file.write_text("".join(f"{name}='{value}'\n" for name, value in given.items() if name.startswith("MAILGLASS_")))
+    lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "cron.md").read_text(), re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        here = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))
+        alone = {"PATH": "/usr/bin:/bin"}
+        done = subprocess.run(["sh", "-c", here], env=alone, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout).get("status", "ok") == "ok"
+
+
+def test_every_command_with_beat_says_where_the_schedule_is_kept():
+    """By default it is a pickle in the working directory, which beat loads at its next start."""
+    found = [
+        line
+        for page in pages.PAGES
+        for line in re.findall(r"celery -A \w+ (?:worker -B|beat)[^`\n]*", page.read_text())
+    ]
+    assert found
+    assert all(re.search(r"--schedule [/~]", line) for line in found)
+
+
+def test_the_snippets_for_fastapi_stand_in_the_example():
+    """Line by line, and there are at most ten of an adopter's own."""
+    lines = "".join(block.text for block in pages.blocks(DOCS / "fastapi.md") if block.language == "python").split("\n")
+    own = [line.strip() for line in lines if line.strip()]
+    there = {line.strip() for line in (pages.ROOT / "examples/fastapi/shop.py").read_text().split("\n")}
+    assert 5 <= len(own) <= 10
+    assert set(own) <= there

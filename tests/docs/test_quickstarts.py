@@ -1,0 +1,133 @@
+"""The README's three quickstarts, pasted line by line on an empty machine, on a test's own Postgres and Redis."""
+
+import re
+from pathlib import Path
+
+import pages
+import pytest
+import sqlalchemy as sa
+from machine import Machine
+
+import catalog
+import factories
+from conftest import wait_until
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+
+pytestmark = pytest.mark.slow
+
+MOST_LINES = 10
+STATE = "SELECT last_event_type FROM mailglass_deliveries WHERE recipient = :recipient"
+
+# What the README takes for granted: a Django project with Anymail, on Postgres, with a Celery app.
+SETTINGS = """
+import os
+from psycopg.conninfo import conninfo_to_dict
+where = conninfo_to_dict(os.environ["MAILGLASS_DATABASE_URL"])
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
+INSTALLED_APPS += ["anymail"]
+EMAIL_BACKEND = "shop.mail.EmailBackend"
+ANYMAIL = {"WEBHOOK_SECRET": "postmark:change-me"}
+CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]
+"""
+MAIL = """
+from anymail.backends import test
+
+class EmailBackend(test.EmailBackend):
+    esp_name = "Postmark"
+
+    def get_esp_message_id(self, message):
+        return "id-" + message.to[0]
+"""
+RACE = """
+import django.utils.timezone
+from anymail.signals import AnymailTrackingEvent, tracking
+from django.core.mail import send_mail
+early = AnymailTrackingEvent(event_type="delivered", message_id="id-bob@example.com", recipient="bob@example.com",
+                             timestamp=django.utils.timezone.now(), esp_event={"MessageID": "id-bob@example.com"})
+tracking.send(sender=object, event=early, esp_name="Postmark")
+send_mail("Hello", "Hello", None, ["bob@example.com"])
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Machine:
+    """The machine after the section Start; three quickstarts share it, because making it takes seconds."""
+    return Machine(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture
+def machine(built) -> Machine:
+    """The machine without the package."""
+    built.run(". .venv/bin/activate && python -m pip uninstall --quiet --yes mailglass-reconcile", built.checkout)
+    return built
+
+
+def quickstart(heading: str) -> list[pages.Block]:
+    """Return the blocks of a quickstart, which have at most ten lines in all."""
+    found = pages.section(pages.README, heading)
+    assert sum(len(block.text.splitlines()) for block in found) <= MOST_LINES
+    return found
+
+
+def pasted(block: pages.Block) -> tuple[str, str]:
+    """Return the lines of a block as they are pasted, and the last one, which does not end, apart."""
+    lines = pages.commands(block)
+    *ending, last = lines if lines[-1].startswith("celery") else [*lines, ""]
+    return "\n".join(ending), last
+
+
+def state(url: str, recipient: str) -> str:
+    """Return what a delivery shows."""
+    engine = database.create_engine(Settings(database_url=url))
+    with engine.connect() as connection:
+        return connection.execute(sa.text(STATE), {"recipient": recipient}).scalar_one()
+
+
+def test_django_and_anymail(machine, empty_database_url, redis_url, tmp_path):
+    """From an empty project to a webhook that came before its send; the worker and its beat start."""
+    servers = {"url": empty_database_url, "redis_url": redis_url, "where": tmp_path}
+    machine.run(f"{machine.exports} cd {tmp_path}; django-admin startproject shop .", tmp_path)
+    project = tmp_path / "shop"
+    with (project / "settings.py").open("a") as settings:
+        settings.write(SETTINGS)
+    (project / "mail.py").write_text(MAIL)
+    (project / "celery.py").write_text((pages.ROOT / "examples/django/shop/celery.py").read_text())
+    (project / "__init__.py").write_text("from shop.celery import app\n")
+
+    (block,) = quickstart("Django and Anymail")
+    lines, worker = pasted(block)
+    machine.paste(lines, **servers)
+    assert state(empty_database_url, "ada@example.com") == "dispatched"
+    machine.paste(f"python manage.py shell -c '{RACE}'", **servers)
+    assert state(empty_database_url, "bob@example.com") == "delivered"
+    with machine.running(worker, until=" ready.", **servers):
+        wait_until(lambda: list(Path(machine.given["HOME"]).glob(".shop-beat*")))
+
+
+def test_plain_python(machine, empty_database_url, redis_url, tmp_path):
+    """The webhook comes first, and `explain` says that its event is linked."""
+    servers = {"url": empty_database_url, "redis_url": redis_url, "where": tmp_path}
+    first, script, last = quickstart("FastAPI or plain Python")
+    race = machine.paste(f"cat <<'END'\n{script.text}END", **servers)
+    (tmp_path / "race.py").write_text(race)
+    machine.paste(pasted(first)[0], **servers)
+    printed = machine.paste(pasted(last)[0], **servers)
+    assert re.search(r"^\S+: linked$", printed, re.M)
+    assert state(empty_database_url, "ada@example.com") == "delivered"
+
+
+def test_beside_mailglass(machine, empty_database_url, redis_url, tmp_path):
+    """Twelve orphans: ten by the first sweep, the rest by the second; then the worker starts."""
+    mailglass = catalog.live(empty_database_url)
+    ids = [factories.new_id() for _ in range(12)]
+    deliveries = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
+    factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(one)) for one in ids])
+    servers = {"url": empty_database_url, "redis_url": redis_url, "where": tmp_path}
+    (block,) = quickstart("Beside Mailglass")
+    lines, worker = pasted(block)
+    printed = machine.paste(lines, **servers)
+    assert [int(number) for number in re.findall(r"linked (\d+) of", printed)] == [10, 2]
+    assert {state(empty_database_url, f"{one}@example.com") for one in ids} == {"delivered"}
+    with machine.running(worker, until=" ready.", **servers):
+        pass
