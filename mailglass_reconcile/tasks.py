@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
@@ -27,7 +27,7 @@ from mailglass_reconcile.store.database import connect, transaction
 from mailglass_reconcile.store.runs import Origin, Run
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import STATES, SweepResult, shown
+from mailglass_reconcile.sweep.result import SweepResult, shown
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
@@ -82,6 +82,7 @@ def reconcile(
         self.generate_lock(self.name, (tenant_id, limit, fan_out, after, until))
         with self.held() as hold:
             if hold.duplicate_of is not None:
+                telemetry.count_sweep("duplicate")
                 _note(
                     Run("full" if (after, until) == (None, None) else "range", _origin(), shown(tenant_id), "duplicate")
                 )
@@ -147,28 +148,9 @@ def ask_for_dispatch(result: SweepResult) -> None:
 
 
 def _reported(result: SweepResult) -> dict[str, Any]:
-    """Log a sweep, ask for the handlers of what it linked, and return its counts as a task's result."""
-    log_sweep(result)
+    """Ask for the handlers of what a sweep linked, and return its counts as a task's result."""
     ask_for_dispatch(result)
     return {**result.as_dict(), "tenant_id": shown(result.tenant_id)}
-
-
-def log_sweep(result: SweepResult) -> None:
-    """Log a sweep that did something, or could not do all, as one line for a person."""
-    if not (result.linked or result.failed or result.status != "ok"):
-        return
-    whose = "all tenants" if result.tenant_id is None else f"tenant '{shown(result.tenant_id)}'"
-    rest = [f"{number} {state}" for state in STATES if state != "linked" and (number := getattr(result, state))]
-    rest += [f"{result.publish_failed} broadcasts were lost"] if result.publish_failed else []
-    rest += [] if result.status == "ok" else [f"{result.status}, {result.remaining} remain"]
-    logger.info(
-        "swept %s: linked %d of %d open orphans in %d ms%s",
-        whose,
-        result.linked,
-        result.scanned,
-        result.duration_ms,
-        "".join(f"; {words}" for words in rest),
-    )
 
 
 def _origin() -> Origin:

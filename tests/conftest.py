@@ -18,7 +18,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.testing.databases import Database as Migrated
 from mailglass_reconcile.testing.databases import Databases
 
-pytest_plugins = ["mailglass_reconcile.testing.plugin", "installation", "handling", "django_project"]
+pytest_plugins = ["mailglass_reconcile.testing.plugin", "installation", "handling", "observing", "django_project"]
 
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 

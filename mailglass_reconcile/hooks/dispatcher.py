@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import UUID
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.hooks import connections, registry
 from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
@@ -62,6 +62,10 @@ class DispatchResult:
         """Return the fields by name, as `dispatch --json` prints them and the task returns them."""
         return asdict(self)
 
+    def as_counts(self) -> dict[str, int]:
+        """Return the events and runs of handlers as the attributes of a span."""
+        return {f"{name}_count": number for name, number in asdict(self).items() if name != "duration_ms"}
+
 
 def dispatch() -> DispatchResult:
     """Run the handlers of this process on every event that is due, and return the counts.
@@ -79,8 +83,12 @@ def dispatch_within(seconds: float | None) -> DispatchResult:
     """Dispatch, but begin no other batch after *seconds*; None is no limit."""
     runtime.load_imports()
     dispatcher = _Dispatcher(runtime.get_settings(), seconds)
-    with database_errors(), connections.connected() as begin:
-        dispatcher.run(begin)
+    with telemetry.span("dispatch") as span:
+        try:
+            with database_errors(), connections.connected() as begin:
+                dispatcher.run(begin)
+        finally:
+            telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result
 
 

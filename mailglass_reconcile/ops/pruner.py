@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, repair, runs, schema
@@ -97,4 +97,5 @@ def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python")
         runs.fold(connection, settings)
         with transaction(connection, settings) as tx:
             runs.add(tx, Run("prune", origin, counts={"expired": result.expired}))
+    telemetry.count_orphans({"expired": result.expired})
     return result

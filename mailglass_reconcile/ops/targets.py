@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ from mailglass_reconcile.ops.page import page
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import connect, transaction
-from mailglass_reconcile.sweep import history, match
+from mailglass_reconcile.sweep import history, match, report
 from mailglass_reconcile.sweep.batch import link_batch
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -105,7 +106,8 @@ def link(engine: sa.Engine, found: Sequence[Listed], tenant_id: str | None = Non
     """
     settings, result, began = runtime.get_settings(), SweepResult(tenant_id=tenant_id), time.monotonic()
     publisher = Publisher(runtime.get_redis())
-    with database_errors(), connect(engine) as connection:
+    as_run = partial(history.run_of, result, "range", "command")
+    with report.reported("range", as_run), database_errors(), connect(engine) as connection:
         expired = [one.event_id for one in found if one.state == EXPIRED]
         if expired:
             with transaction(connection, settings) as tx:
@@ -118,5 +120,5 @@ def link(engine: sa.Engine, found: Sequence[Listed], tenant_id: str | None = Non
                 raise translated(outcome.outage)
         result.settle(len(pairs), len(pairs) - result.linked, complete=False)
         result.duration_ms = round((time.monotonic() - began) * 1000)
-        history.note(connection, settings, history.run_of(result, "range", "command"))
+        history.note(connection, settings, as_run())
     return result

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import redis
 from redis.exceptions import RedisError
 
+from mailglass_reconcile import telemetry
 from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.pubsub.client import PATIENCE_SECONDS, impatient, reason, within
 
@@ -79,6 +80,7 @@ class Publisher:
             chunk = messages[start : start + CHUNK_LINKS]
             taken = 2 * len(chunk) if self._try(chunk) else 0
             outcome = Published(outcome.published + taken, outcome.failed + 2 * len(chunk) - taken)
+        telemetry.count_messages(outcome._asdict())
         return outcome
 
     def _try(self, chunk: Sequence[Message]) -> bool:

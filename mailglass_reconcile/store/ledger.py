@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Claimed, array_literal
 
-# One statement, because each of two would look for the orphan and read its JSON.
+# One statement, because each of two would look for the orphan and read its JSON. Seconds are subtracted, not times: an
+# arrival may be infinite.
 _APPEND_RECONCILED = """
 WITH claimed AS MATERIALIZED (
   SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
@@ -38,7 +39,8 @@ WITH claimed AS MATERIALIZED (
   RETURNING id
 )
 SELECT id::text, id IN (SELECT id FROM appended) AS appended, event_id::text, delivery_id::text, tenant_id,
-       arrived_at::text, type, to_json(occurred_at) #>> '{}' AS occurred_at, keyed
+       arrived_at::text, type, to_json(occurred_at) #>> '{}' AS occurred_at, keyed,
+       (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds
   FROM claimed
 """
 

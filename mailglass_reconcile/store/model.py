@@ -110,7 +110,7 @@ class Claimed(NamedTuple):
     """A claimed orphan, its locked delivery, and the `reconciled` event between them, by the id that it was to get.
 
     `appended` is false if the ledger did not take it, because the key `reconciled:<orphan id>` was held already;
-    `occurred_at` is in ISO 8601; `keyed` says that the orphan has ids stored.
+    `occurred_at` is in ISO 8601; `keyed` says that the orphan has ids stored; it arrived `lag_seconds` ago.
     """
 
     reconciled_id: str
@@ -122,6 +122,7 @@ class Claimed(NamedTuple):
     type: str
     occurred_at: str
     keyed: bool
+    lag_seconds: float
 
 
 class Report(NamedTuple):
@@ -143,6 +144,7 @@ class Link(NamedTuple):
     tenant_id: str
     type: str
     occurred_at: str
+    lag_seconds: float
 
 
 def array_literal(texts: Iterable[str | None]) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import projector
+from mailglass_reconcile import projector, telemetry
 from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_outage, sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, open_orphans
@@ -88,6 +88,7 @@ def link_batch(connection: sa.Connection, settings: Settings, pairs: Pairs, expi
                 logger.error("orphan %s cannot be linked (SQLSTATE %s); it stays open", part[0][0], sqlstate(error))
         else:
             outcome.links += done.links
+            telemetry.note_lags(link.lag_seconds for link in done.links)
             outcome.failed += done.taken
             outcome.held += len(part) - done.claimed
     return outcome
@@ -151,7 +152,10 @@ def settle(tx: Transaction, pairs: Pairs) -> Settled:
     new = [c for c in claimed if c.appended]
     return Settled(
         claimed,
-        [Link(c.reconciled_id, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at) for c in new],
+        [
+            Link(c.reconciled_id, c.event_id, c.delivery_id, c.tenant_id, c.type, c.occurred_at, c.lag_seconds)
+            for c in new
+        ],
         [Report(c.delivery_id, c.type, c.occurred_at, c.arrived_at, c.event_id) for c in new],
         _taken(tx, [c.event_id for c in claimed if not c.appended]),
     )

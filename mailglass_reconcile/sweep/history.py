@@ -27,12 +27,14 @@ _UNWAITED = "SELECT set_config('synchronous_commit', 'off', true)"
 _held: dict[tuple[str, str | None], tuple[float, Run]] = {}
 
 
-def run_of(result: SweepResult, kind: runs.Kind, origin: runs.Origin) -> Run:
-    """Return a sweep as the history has it."""
+def run_of(result: SweepResult, kind: runs.Kind, origin: runs.Origin, error: BaseException | None = None) -> Run:
+    """Return a sweep as the history has it; *error* is what ended it before its end, if anything did."""
     counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
-    return Run(
-        kind, origin, shown(result.tenant_id), result.status, counts, result.remaining, age_ms=result.duration_ms
-    )
+    run = Run(kind, origin, shown(result.tenant_id), result.status, counts, result.remaining, age_ms=result.duration_ms)
+    if error is not None:
+        run.status = "failed" if isinstance(error, Exception) else "partial"
+        run.error = type(error).__name__
+    return run
 
 
 def note(connection: sa.Connection, settings: Settings, run: Run) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -19,8 +19,8 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import candidates, open_orphans
 from mailglass_reconcile.store.database import Transaction, connect, transaction, with_retries
-from mailglass_reconcile.store.runs import Kind, Origin
-from mailglass_reconcile.sweep import history, match, windows
+from mailglass_reconcile.store.runs import Kind, Origin, Run
+from mailglass_reconcile.sweep import history, match, report, windows
 from mailglass_reconcile.sweep.batch import link_batch
 from mailglass_reconcile.sweep.census import Census
 from mailglass_reconcile.sweep.examination import Examined
@@ -88,11 +88,18 @@ class Sweep:
         Raises:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
-        with connect(engine) as connection:
-            return self.run_on(connection)
+        with self._reported(), connect(engine) as connection:
+            return self._noted(connection)
 
     def run_on(self, connection: sa.Connection) -> SweepResult:
         """Sweep as `run` does, on an open connection without a transaction, which stays open."""
+        with self._reported():
+            return self._noted(connection)
+
+    def _reported(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.result.dry_run else report.reported(self._kind, self._as_run)
+
+    def _noted(self, connection: sa.Connection) -> SweepResult:
         try:
             return self._counted(connection)
         except BaseException as error:
@@ -159,14 +166,18 @@ class Sweep:
         nowhere = isinstance(error, DatabaseUnavailableError | SchemaOutdatedError) and self._reader.window is None
         if self.result.dry_run or nowhere:
             return
-        run = history.run_of(self.result, self._kind, self._origin)
-        run.linkable_since = self._linkable_since
-        if error is not None:
-            run.status = "failed" if isinstance(error, Exception) else "partial"
-            run.error = type(error).__name__
+        run = self._as_run(error)
         if self._census is not None:
             run.open_groups = self._census.as_groups()
         history.note(connection, self._settings, run)
+
+    def _as_run(self, error: BaseException | None) -> Run:
+        """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
+        run = history.run_of(self.result, self._kind, self._origin, error or self._broken_off_by)
+        run.linkable_since = self._linkable_since
+        if self._reader.window is None:
+            run.remaining = None
+        return run
 
     def _link(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> set[str]:
         """Link *pairs* in batches, as far as the limit and the deadline go, and return the linked orphans' ids."""

@@ -1145,5 +1145,33 @@ BREAKS = (
         "    if kept is None or recorded:\n",
         "contrib/test_django_receivers.py",
     ),
+    _break(
+        "an error's text and traceback reach its span",
+        "mailglass_reconcile/telemetry.py",
+        ", record_exception=False, set_status_on_exception=False\n",
+        "\n",
+        "test_telemetry.py::test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error",
+    ),
+    _break(
+        "any attribute may be set on a span",
+        "mailglass_reconcile/telemetry.py",
+        "if name in SPAN_ATTRIBUTES and value is not None",
+        "if value is not None",
+        "test_telemetry.py::test_an_attribute_that_is_not_on_the_list_is_not_set",
+    ),
+    _break(
+        "a recent sweep that did nothing is reported",
+        "mailglass_reconcile/sweep/report.py",
+        "            elif not _is_idle(run):\n",
+        "            else:\n",
+        "test_telemetry.py::test_a_recent_sweep_that_did_nothing_says_nothing",
+    ),
+    _break(
+        "the lag of a link ends when it began",
+        "mailglass_reconcile/store/ledger.py",
+        "- extract(epoch FROM arrived_at))",
+        "- extract(epoch FROM now()::timestamp))",
+        "test_telemetry.py::test_a_sweep_counts_orphans_messages_itself_and_its_lag",
+    ),
 )
 """Each by itself."""

@@ -1,7 +1,4 @@
-"""Canaries in every field and URL: none appears in logs, standard error, results, errors or Redis.
-
-There are no spans and no metrics of this package yet that could hold one.
-"""
+"""Canaries in every field and URL: none appears in logs, spans, metrics, standard error, results, errors or Redis."""
 
 import json
 import logging
@@ -18,6 +15,7 @@ from sqlalchemy.engine import make_url
 
 import factories
 import mailglass_reconcile
+import observing
 from conftest import Database, wait_until
 from faults.runs import FULL
 from faults.test_faults_postgres import refusing
@@ -38,10 +36,16 @@ COMMANDS = [("sweep", "--json"), ("status",), ("prune", "--json"), ("doctor",)]
 
 
 class Ears:
-    """Everything that was said: log records of every logger at DEBUG, and messages in Redis."""
+    """Everything that was said: log records of every logger at DEBUG, spans, metrics, and messages in Redis."""
 
-    def __init__(self, caplog: pytest.LogCaptureFixture, client: redis.Redis, heard: redis.client.PubSub) -> None:
-        self._caplog, self._client, self._heard = caplog, client, heard
+    def __init__(
+        self,
+        caplog: pytest.LogCaptureFixture,
+        client: redis.Redis,
+        heard: redis.client.PubSub,
+        observed: observing.Observed,
+    ) -> None:
+        self._caplog, self._client, self._heard, self._observed = caplog, client, heard, observed
         self.more: list[str] = []
 
     def text(self) -> str:
@@ -50,7 +54,7 @@ class Ears:
         logs = [formatter.format(record) + repr(record.__dict__) for record in self._caplog.records]
         messages = [repr(m) for m in iter(lambda: self._heard.get_message(timeout=0.2), None)]
         kept = [repr(key) for key in self._client.scan_iter("*")]
-        return "\n".join([*logs, *messages, *kept, *self.more])
+        return "\n".join([*logs, *messages, *kept, self._observed.text(), *self.more])
 
     def hear(self, error: BaseException) -> None:
         """Take over an error as a crash reporter prints it: with its chain, and with `repr`."""
@@ -58,13 +62,13 @@ class Ears:
 
 
 @pytest.fixture
-def ears(caplog: pytest.LogCaptureFixture, redis_url: str) -> Iterator[Ears]:
+def ears(caplog: pytest.LogCaptureFixture, redis_url: str, observed: observing.Observed) -> Iterator[Ears]:
     """Listen at DEBUG to the package and to all that it stands on; nothing may be heard of a canary."""
     caplog.set_level(logging.DEBUG)
     with redis.Redis.from_url(redis_url) as client, client.pubsub() as heard:
         heard.psubscribe("mailglass:*")
         heard.get_message(timeout=5)
-        made = Ears(caplog, client, heard)
+        made = Ears(caplog, client, heard, observed)
         yield made
         text = made.text()
         assert [name for name, canary in CANARIES.items() if canary in text] == []
@@ -222,7 +226,8 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     if fault == "gone":
         site.db.run("ALTER TABLE mailglass_deliveries RENAME TO gone")
     more["MAILGLASS_BROKER_URL"] = site.broker
-    with site.worker("-l", "debug", **more):
+    more["OBSERVED"] = str(site.log.parent)
+    with site.worker("-l", "debug", app="observed_worker", **more):
         answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))
         if fault == "no redis":  # nor is there one that the answer could be kept in
             wait_until(lambda: site.linked() == 4 and site.said("redis.exceptions.ConnectionError"), PATIENCE)
@@ -234,6 +239,9 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
     for name in site.redis.scan_iter("celery-task-meta-*"):
         ears.more.append(repr(site.redis.get(name)))
     ears.more.append(site.log.read_text())
+    spans = observing.exported(site.log.parent, "spans")
+    assert spans, "the task's at least"
+    ears.more.append(repr(spans) + repr(observing.exported(site.log.parent, "metrics")))
     if fault == "gone":
         site.db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
     if fault == "refused":

@@ -1,0 +1,164 @@
+"""Spans and metrics: what a sweep and a dispatch report to OpenTelemetry, if the application has set it up.
+
+Only the names listed here are reported, with numbers, ids of tenants and words of our own: no value of a row, no text
+of an error. Without an SDK a sweep pays some microseconds for it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+from opentelemetry import metrics, trace
+
+NAME = "mailglass_reconcile"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
+
+SPAN_ATTRIBUTES = frozenset(
+    {
+        "tenant_id",
+        "scanned_count",
+        "linked_count",
+        "remaining_orphan_count",
+        "status",
+        "kind",
+        "dispatched_count",
+        "handled_count",
+        "failed_count",
+        "dead_count",
+        "error.type",
+    }
+)
+METRIC_ATTRIBUTES = {
+    "outcome": frozenset(
+        {
+            "linked",
+            "unmatched",
+            "unmatchable",
+            "ambiguous",
+            "tenant_mismatch",
+            "recipient_mismatch",
+            "skipped",
+            "failed",
+            "expired",
+            "published",
+        }
+    ),
+    "status": frozenset({"ok", "partial", "failed", "duplicate"}),
+}
+"""What a metric's attributes may say; anything else is not counted."""
+
+DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
+LAG_SECONDS = (0.1, 0.5, 1.0, 5.0, 60.0, 120.0, 300.0, 360.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0, 604_800.0)
+
+Value = str | int | None
+
+
+class _Instruments(NamedTuple):
+    orphans: metrics.Counter
+    sweeps: metrics.Counter
+    messages: metrics.Counter
+    duration: metrics.Histogram
+    lag: metrics.Histogram
+
+
+@cache
+def _tracer() -> trace.Tracer:
+    return trace.get_tracer(NAME, _version(), schema_url=SCHEMA_URL)
+
+
+@cache
+def _instruments() -> _Instruments:
+    meter = metrics.get_meter(NAME, _version(), schema_url=SCHEMA_URL)
+    return _Instruments(
+        orphans=meter.create_counter(
+            f"{NAME}.orphans", "{orphan}", "Orphans that sweeps looked at or the prune removed, by what became of them"
+        ),
+        sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by how they ended"),
+        messages=meter.create_counter(f"{NAME}.messages", "{message}", "Messages that Redis took, and that it did not"),
+        duration=meter.create_histogram(
+            f"{NAME}.sweep.duration",
+            "s",
+            "How long sweeps took",
+            explicit_bucket_boundaries_advisory=DURATION_SECONDS,
+        ),
+        lag=meter.create_histogram(
+            f"{NAME}.link.lag",
+            "s",
+            "From an orphan's arrival to its link by a sweep",
+            explicit_bucket_boundaries_advisory=LAG_SECONDS,
+        ),
+    )
+
+
+def _version() -> str:
+    """Return this package's version, or nothing if it was not installed but put on the path."""
+    try:
+        return importlib.metadata.version("mailglass-reconcile")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@contextmanager
+def span(name: str, start_time: int | None = None) -> Iterator[trace.Span]:
+    """Run the block in the span `mailglass_reconcile.<name>`; of an error that leaves it, only the class is reported.
+
+    Args:
+        name: Such as `sweep`.
+        start_time: Nanoseconds since 1970, if what the span stands for began before it.
+    """
+    with _tracer().start_as_current_span(
+        f"{NAME}.{name}", start_time=start_time, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield current
+        except Exception as error:
+            describe(current, {}, error=type(error).__name__)
+            raise
+
+
+def describe(current: trace.Span, attributes: Mapping[str, Value], error: str | None = None) -> None:
+    """Set those of *attributes* that are allowed and not None; *error*, a class's name, makes the span a failed one."""
+    if not current.is_recording():
+        return
+    named = {**attributes, "error.type": error}
+    current.set_attributes(
+        {name: value for name, value in named.items() if name in SPAN_ATTRIBUTES and value is not None}
+    )
+    if error is not None:
+        current.set_status(trace.StatusCode.ERROR)
+
+
+def count_orphans(outcomes: Mapping[str, int]) -> None:
+    """Count orphans by outcome."""
+    _count(_instruments().orphans, "outcome", outcomes)
+
+
+def count_messages(outcomes: Mapping[str, int]) -> None:
+    """Count messages by outcome."""
+    _count(_instruments().messages, "outcome", outcomes)
+
+
+def count_sweep(status: str, duration_ms: int | None = None) -> None:
+    """Count a sweep by how it ended, and note how long it took, if it began."""
+    _count(_instruments().sweeps, "status", {status: 1})
+    if duration_ms is not None:
+        _instruments().duration.record(duration_ms / 1000)
+
+
+def note_lags(seconds: Iterable[float]) -> None:
+    """Note for each link how many seconds after its orphan's arrival it was made."""
+    lag = _instruments().lag
+    for each in seconds:
+        if math.isfinite(each):
+            lag.record(max(0.0, each))
+
+
+def _count(counter: metrics.Counter, attribute: str, numbers: Mapping[str, int]) -> None:
+    for value, number in numbers.items():
+        if number and value in METRIC_ATTRIBUTES[attribute]:
+            counter.add(number, {attribute: value})

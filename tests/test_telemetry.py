@@ -1,0 +1,164 @@
+"""What OpenTelemetry is told, with its SDK in memory and in the processes of a worker."""
+
+import logging
+
+import pytest
+from opentelemetry.trace import StatusCode
+
+import mailglass_reconcile
+from conftest import wait_until
+from factories import delivery_row, insert, orphan_row, postmark
+from faults.test_faults_postgres import refusing
+from handling import failing, leaving
+from installation import PATIENCE
+from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
+from mailglass_reconcile.store import database
+from mailglass_reconcile.sweep import reconciler
+from observing import exported, values
+
+AWAY = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
+
+
+@pytest.mark.guard
+def test_a_sweep_is_a_span_with_its_counts(db, observed):
+    """The attributes of the original, whoever's orphans they are."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2", "m-3")])
+    reconcile("acme")
+    (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.sweep"]
+    assert dict(span.attributes) == {
+        "tenant_id": "acme",
+        "scanned_count": 3,
+        "linked_count": 1,
+        "remaining_orphan_count": 2,
+        "status": "ok",
+        "kind": "full",
+    }
+    assert span.instrumentation_scope.version == mailglass_reconcile.__version__
+    assert span.status.status_code == StatusCode.UNSET
+
+
+def test_a_sweep_counts_orphans_messages_itself_and_its_lag(db, observed):
+    """Metrics have no tenant, and buckets that suit what they measure."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_), age_seconds=120) for id_ in ("m-1", "m-2")])
+    reconcile()
+    assert observed.counts("orphans") == {"linked": 1, "unmatched": 1}
+    assert observed.counts("messages") == {"published": 2}
+    assert observed.counts("sweeps") == {"ok": 1}
+    (lag,) = observed.metrics()["mailglass_reconcile.link.lag"]["data"]["data_points"]
+    assert 120 <= lag["sum"] < 180
+    assert (lag["count"], lag["explicit_bounds"]) == (1, list(telemetry.LAG_SECONDS))
+    duration = observed.metrics()["mailglass_reconcile.sweep.duration"]
+    assert duration["data"]["data_points"][0]["explicit_bounds"] == list(telemetry.DURATION_SECONDS)
+    assert {metric["unit"] for metric in observed.metrics().values()} == {"s", "{orphan}", "{message}", "{sweep}"}
+
+
+def test_what_the_prune_removes_is_counted_as_expired(db, observed):
+    """Nobody will link it any more."""
+    insert(db, [], [orphan_row(postmark("m-1"), age_seconds=8 * 86_400)])
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+    prune()
+    assert observed.counts("orphans") == {"expired": 1}
+
+
+@pytest.mark.parametrize("values_", [{"recipient": "ada@example.com"}, {"tenant_id": None}])
+def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
+    """Enforced where attributes are set, on spans and on metrics."""
+    with telemetry.span("sweep") as span:
+        telemetry.describe(span, {**values_, "status": "ok"})
+    telemetry.count_orphans({"ada@example.com": 1})
+    assert observed.ours() == [{"status": "ok"}]
+    assert observed.counts("orphans") == {}
+
+
+def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
+    """There may be ten a second; one that links is a span that began when it did."""
+    caplog.set_level(logging.INFO)
+    reconcile_recent()
+    assert (observed.spans(), observed.metrics(), caplog.records) == ([], {}, [])
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"), age_seconds=0)])
+    reconcile_recent()
+    (span,) = observed.spans()
+    assert (span.attributes["kind"], span.attributes["linked_count"]) == ("recent", 1)
+    assert span.end_time - span.start_time > 1_000_000
+    assert [r.message[:25] for r in caplog.records if r.name.startswith("mailglass")] == ["swept all tenants: linked"]
+
+
+def test_a_dry_run_reports_nothing(db, observed):
+    """It links nothing either."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    reconciler.prepare(dry_run=True).run(db.engine)
+    assert (observed.spans(), observed.metrics()) == ([], {})
+
+
+def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(observed):
+    """Never its text, and no event with a traceback."""
+    mailglass_reconcile.configure(engine=database.create_engine(AWAY), settings=AWAY)
+    try:
+        with pytest.raises(mailglass_reconcile.DatabaseUnavailableError):
+            reconcile()
+    finally:
+        mailglass_reconcile.configure()
+    (span,) = observed.spans()
+    assert dict(span.attributes) == {
+        "scanned_count": 0,
+        "linked_count": 0,
+        "status": "failed",
+        "kind": "full",
+        "error.type": "DatabaseUnavailableError",
+    }
+    assert (span.status.status_code, span.status.description, span.events) == (StatusCode.ERROR, None, ())
+    assert observed.counts("sweeps") == {"failed": 1}
+
+
+def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, observed, caplog):
+    """It raises nothing; the error's class is known all the same."""
+    caplog.set_level(logging.INFO)
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    refusing(db, "57P01", "true")
+    try:
+        assert reconcile().status == "failed"
+    finally:
+        db.run("DROP FUNCTION refuse CASCADE")
+    assert [(one["status"], one["error.type"]) for one in observed.ours()] == [("failed", "DatabaseUnavailableError")]
+    lines = [r.message for r in caplog.records if "broke off" in r.message or "swept" in r.message]
+    assert [line[:20] for line in lines] == ["the sweep broke off:"]
+
+
+def test_a_dispatch_is_a_span_with_its_counts(hooked, observed):
+    """A handler's error is counted, and its words are nowhere."""
+    leaving("one")
+    failing("two", ValueError("ada@example.com"))
+    insert(hooked, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    reconcile()
+    dispatch()
+    (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.dispatch"]
+    assert dict(span.attributes) == {"dispatched_count": 0, "handled_count": 1, "failed_count": 1, "dead_count": 0}
+    assert "ada@example.com" not in observed.text()
+
+
+@pytest.mark.slow
+def test_each_process_of_a_worker_reports_its_own_counts_once(site):
+    """With a prefork pool, providers made after the fork, and Celery's instrumentation around our spans."""
+    folder = site.log.parent
+    with site.worker("-c", "2", app="observed_worker", OBSERVED=str(folder)):
+        for _ in range(4):
+            site.add(3)
+            site.result(site.send())
+        wait_until(lambda: _linked(folder) >= 12, PATIENCE)
+    assert _linked(folder) == 12
+    spans = exported(folder, "spans")
+    tasks = {span["context"]["span_id"] for span in spans if span["name"].startswith("run/")}
+    ours = [span for span in spans if span["name"] == "mailglass_reconcile.sweep"]
+    assert len(ours) == 4
+    assert {span["parent_id"] for span in ours} == tasks
+
+
+def _linked(folder):
+    """How many links the last exports of all processes add up to."""
+    found = 0
+    for data in exported(folder, "metrics"):
+        scopes = [scope for resource in data["resource_metrics"] for scope in resource["scope_metrics"]]
+        for metric in [metric for scope in scopes for metric in scope["metrics"]]:
+            if metric["name"] == "mailglass_reconcile.orphans":
+                found += values(metric["data"]["data_points"])["linked"]
+    return found
