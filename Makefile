@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all lint faults soak broken bench performance rabbitmq clean
+.PHONY: demo test test-all lint docs faults soak broken bench performance rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -25,6 +25,10 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation as a site, in site/; a warning is an error.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 faults: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
@@ -72,4 +76,8 @@ $(VENV)/bench.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/lint.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/venv.stamp pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable . --group docs
 	@touch $@

@@ -1,6 +1,7 @@
 """What the README and the pages say that can be held against the package."""
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -122,3 +123,16 @@ def test_the_snippets_for_fastapi_stand_in_the_example():
     there = {line.strip() for line in (pages.ROOT / "examples/fastapi/shop.py").read_text().split("\n")}
     assert 5 <= len(own) <= 10
     assert set(own) <= there
+
+
+def test_a_package_index_shows_whole_addresses_once_the_project_has_one():
+    """In every link and picture of the README that leads into docs/; until then, they stay as they are."""
+    readme = pages.README.read_text()
+    specification = importlib.util.spec_from_file_location("hatch_build", pages.ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hook)
+    assert hook.addressed(readme, "") == readme
+    shown = hook.addressed(readme, "https://example.com/x")
+    assert "](docs/" not in shown
+    assert "](https://example.com/x/raw/main/docs/race.svg)" in shown
+    assert "](https://example.com/x/blob/main/docs/django.md)" in shown

@@ -20,7 +20,16 @@ from faults.breaks import BREAKS, Break
 
 ROOT = Path(__file__).parent.parent.parent
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "faults.unshrunk", "--timeout=120")
-COPIED = ("alembic", "docs", "examples", "mailglass_reconcile", "tests", "pyproject.toml", "README.md")
+COPIED = (
+    "alembic",
+    "docs",
+    "examples",
+    "mailglass_reconcile",
+    "tests",
+    "hatch_build.py",
+    "pyproject.toml",
+    "README.md",
+)
 
 
 def outdated(broken: Break) -> list[str]:

@@ -1,0 +1,53 @@
+"""What the site has beyond the files of docs/: the README as first page, the changelog, the help of each command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+from mailglass_reconcile.cli import command
+
+ROOT = Path(__file__).parents[1]
+GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
+HERE = "<!-- help of each subcommand: the site's build puts it here -->"
+WIDTH = 100
+LOADED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//[^"]*""")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages whose files stand in the repository's top folder, with links as from docs/."""
+    for page, file in GENERATED.items():
+        text = (ROOT / file).read_text().replace("](docs/", "](")
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Put the help of each subcommand where the page says so."""
+    return markdown.replace(HERE, helps()) if HERE in markdown else markdown
+
+
+def helps() -> str:
+    """Return what `--help` prints for each subcommand, as sections of a page."""
+    parts = []
+    for name, one in sorted(command.commands.items()):
+        context = click.Context(one, info_name=f"mailglass-reconcile {name}", max_content_width=WIDTH)
+        context.terminal_width = WIDTH
+        parts.append(f"## {name}\n\n```text\n{one.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+def on_post_build(config: Any) -> None:
+    """Refuse a site whose pages load something over the network.
+
+    Raises:
+        PluginError: A page does; the message names page and address.
+    """
+    for page in Path(config.site_dir).rglob("*.html"):
+        for found in LOADED.findall(page.read_text()):
+            raise PluginError(f"{page.name} loads something over the network: {found}")
