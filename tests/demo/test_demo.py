@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -23,6 +24,8 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 SECONDS = 60
+
+T = TypeVar("T")
 
 
 class Run:
@@ -63,13 +66,18 @@ class Run:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes of its Celery worker: the one that was started, first, then its pool and beat."""
-        return [process for process in self.left() if "celery" in process.cmdline()]
+        return [process for process in self.left() if "celery" in _asked(process.cmdline, [])]
 
     def _is_here(self, process: psutil.Process) -> bool:
-        try:
-            return process.cwd().startswith(str(self.directory))
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
+        return _asked(process.cwd, "").startswith(str(self.directory))
+
+
+def _asked(question: Callable[[], T], otherwise: T) -> T:
+    """Return what a process answers, or *otherwise* if it has ended meanwhile or belongs to somebody else."""
+    try:
+        return question()
+    except (psutil.Error, OSError):  # OSError: its files in /proc go before psutil notices that it has ended
+        return otherwise
 
 
 @pytest.fixture
