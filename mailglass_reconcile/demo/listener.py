@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,8 +21,6 @@ class Broadcast(NamedTuple):
 
     channel: str
     event_id: str
-    delivery_id: str
-    type: str
 
 
 class Listener:
@@ -52,15 +50,12 @@ class Listener:
         """Close the connection."""
         self._stack.close()
 
-    def poll(self) -> Iterator[Broadcast]:
-        """Yield the messages that have come since the last call."""
+    def poll(self) -> None:
+        """Take the messages that have come since the last call into `heard`."""
         while (message := self._pubsub.get_message(timeout=0)) is not None:
             if message["type"] in ("message", "pmessage"):
-                broadcast = _parse(message)
-                self.heard.append(broadcast)
-                yield broadcast
+                self.heard.append(_parse(message))
 
 
 def _parse(message: dict[str, Any]) -> Broadcast:
-    body = json.loads(message["data"])
-    return Broadcast(message["channel"], body["meta"]["event_id"], body["delivery_id"], body["meta"]["type"])
+    return Broadcast(message["channel"], json.loads(message["data"])["meta"]["event_id"])

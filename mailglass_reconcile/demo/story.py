@@ -1,4 +1,4 @@
-"""Who sends what in the demo, and what is heard of it, in the shapes that Mailglass's rows really have.
+"""What the demo's mails and webhooks are made of, in the shapes that Mailglass's rows really have.
 
 Nothing here touches a server. A seeded random source makes the ids, so that every run tells the same story.
 """
@@ -23,12 +23,18 @@ OTHER_TENANT = "tenant_mismatch"
 
 @dataclass(frozen=True)
 class Webhook:
-    """One event of a provider's webhook; `state` is how it must end where no delivery is right for it."""
+    """One event of a provider's webhook.
+
+    Attributes:
+        about: What the screen says it is about, such as `mail 1`.
+        state: How it must end if no delivery is right for it.
+    """
 
     tenant_id: str
     provider: str
     type: str
     metadata: dict[str, object]
+    about: str
     state: str | None = None
     id: str = field(default_factory=ledger.uuid7)
 
@@ -37,29 +43,24 @@ class Webhook:
 class Mail:
     """A message that an application sends; its delivery's row commits late, or never."""
 
+    name: str
     tenant_id: str
     message_id: str
-    recipient: str
     webhooks: tuple[Webhook, ...]
     commits: bool = True
     id: str = field(default_factory=ledger.uuid7)
 
 
 @dataclass(frozen=True)
-class Wave:
-    """Mails whose transactions are open at the same time, and webhooks about mail of nobody here.
-
-    The transactions of a brief one commit as soon as the webhooks are in; those of any other stay open until a full
-    sweep has looked for their deliveries in vain.
-    """
+class Act:
+    """Mails whose transactions are open at the same time, and webhooks about mail that is not among them."""
 
     mails: Sequence[Mail]
     strays: Sequence[Webhook] = ()
-    brief: bool = False
 
     @property
     def webhooks(self) -> list[Webhook]:
-        """All webhooks of the wave, in the order in which they arrive."""
+        """All webhooks of the act, in the order in which they arrive."""
         return [webhook for mail in self.mails for webhook in mail.webhooks] + list(self.strays)
 
 
@@ -83,35 +84,38 @@ class Cast:
         host = f"{self._random.getrandbits(40):010x}-{self._random.getrandbits(20):05x}"
         return f"{message_id}.recvd-{host}-1-{self._random.getrandbits(32):08X}-{self._random.randrange(64):X}.0"
 
-    def postmark(
-        self, tenant_id: str, message_id: str, record_type: str, type_: str, state: str | None = None
-    ) -> Webhook:
-        """Return an event as Postmark's webhook and Mailglass's ingest leave it."""
+    def postmark(self, tenant_id: str, message_id: str, told: str, about: str, state: str | None = None) -> Webhook:
+        """Return an event as Postmark's webhook and Mailglass's ingest leave it; *told* is `RecordType=type`."""
+        record_type, type_ = told.split("=")
         event_id = f"{record_type}:{message_id}:{self._random.randrange(10**9)}"
         metadata = {"provider_event_id": event_id, "record_type": record_type, "message_id": message_id}
-        return Webhook(tenant_id, "postmark", type_, {"provider": "postmark", **metadata}, state)
+        return Webhook(tenant_id, "postmark", type_, {"provider": "postmark", **metadata}, about, state)
 
-    def sendgrid(self, tenant_id: str, message_id: str, event: str, type_: str, state: str | None = None) -> Webhook:
-        """Return an event as SendGrid's webhook and Mailglass's ingest leave it."""
+    def sendgrid(self, tenant_id: str, message_id: str, told: str, about: str, state: str | None = None) -> Webhook:
+        """Return an event as SendGrid's webhook and Mailglass's ingest leave it; *told* is `event=type`."""
+        event, type_ = told.split("=")
         metadata = {"provider_event_id": self.text(22), "event": event, "sg_message_id": message_id}
-        return Webhook(tenant_id, "sendgrid", type_, {"provider": "sendgrid", **metadata}, state)
+        return Webhook(tenant_id, "sendgrid", type_, {"provider": "sendgrid", **metadata}, about, state)
 
     def postmark_mail(self, tenant_id: str, *told: str, commits: bool = True) -> Mail:
-        """Return a mail sent by Postmark; *told* are pairs `RecordType=type` that its webhooks tell."""
-        message_id = self.guid()
+        """Return a mail sent by Postmark, and what its webhooks tell."""
+        name, message_id = self._name(), self.guid()
         state = None if commits else NO_DELIVERY
-        pairs = [pair.split("=") for pair in told]
-        webhooks = tuple(self.postmark(tenant_id, message_id, raw, type_, state) for raw, type_ in pairs)
-        return Mail(tenant_id, message_id, self._recipient(), webhooks, commits)
+        webhooks = tuple(self.postmark(tenant_id, message_id, one, name, state) for one in told)
+        return Mail(name, tenant_id, message_id, webhooks, commits)
 
     def sendgrid_mail(self, tenant_id: str, *told: str) -> Mail:
-        """Return a mail sent by SendGrid; *told* are pairs `event=type` that its webhooks tell."""
-        message_id = self.text(22)
+        """Return a mail sent by SendGrid, and what its webhooks tell."""
+        name, message_id = self._name(), self.text(22)
         relayed = self.relayed(message_id)
-        pairs = [pair.split("=") for pair in told]
-        webhooks = tuple(self.sendgrid(tenant_id, relayed, raw, type_) for raw, type_ in pairs)
-        return Mail(tenant_id, message_id, self._recipient(), webhooks)
+        webhooks = tuple(self.sendgrid(tenant_id, relayed, one, name) for one in told)
+        return Mail(name, tenant_id, message_id, webhooks)
 
-    def _recipient(self) -> str:
+    def twins(self, tenant_id: str) -> tuple[Mail, Mail]:
+        """Return the deliveries of one API call to two people: one id, and no webhook of their own."""
+        one = self.sendgrid_mail(tenant_id)
+        return one, Mail(self._name(), tenant_id, one.message_id, ())
+
+    def _name(self) -> str:
         self._number += 1
-        return f"reader{self._number}@example.com"
+        return f"mail {self._number}"

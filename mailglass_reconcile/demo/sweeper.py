@@ -21,10 +21,8 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.schedule import RECENT_TASK
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.testing.servers import undisturbed
 
 COMMAND = "celery -A mailglass_reconcile.demo.app worker -B -c 1"
-INTERVAL_SECONDS = 1.0
 RECENT_SECONDS = 0.25
 RESULT_CHANNELS = "celery-task-meta-*"
 STOP_SECONDS = 10.0
@@ -35,11 +33,11 @@ class Swept(NamedTuple):
 
     task_id: str
     result: SweepResult
-    way: str = "full"
+    way: str = "recent"
 
 
 class Sweeper(Protocol):
-    """Sweeps by itself, every second or so."""
+    """Sweeps by itself, several times a second."""
 
     def poll(self) -> Iterator[Swept]:
         """Yield the sweeps that have ended since the last call."""
@@ -77,15 +75,11 @@ def worker(settings: Settings) -> Iterator[Worker]:
     try:
         with redis.Redis.from_url(settings.redis_url.get_secret_value()) as client, client.pubsub() as results:
             results.psubscribe(RESULT_CHANNELS)
-            process = None
-            try:  # a signal that was held back strikes where undisturbed() ends, when the worker runs already
-                with undisturbed():
-                    process = _start(settings, directory)
+            process = _start(settings, directory)
+            try:
                 yield Worker(process, directory / "log", results)
             finally:
-                with undisturbed():
-                    if process is not None:
-                        _stop(process)
+                _stop(process)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -29,6 +29,10 @@ SELECT CAST(:id AS uuid), :tenant_id, :type, t.utc, :idempotency_key, CAST(:meta
 RETURNING md5(e::text)
 """)
 
+_LAST_EVENTS = sa.text(
+    "SELECT id::text, last_event_type FROM mailglass_deliveries WHERE id = ANY(CAST(:ids AS uuid[]))"
+)
+
 _VISIBLE = sa.text("SELECT count(*) FROM mailglass_deliveries WHERE provider_message_id = :message_id")
 
 
@@ -36,13 +40,11 @@ class Traffic:
     """Sends mail in transactions that stay open, and records webhooks from another connection meanwhile.
 
     Attributes:
-        committed: When each delivery's transaction had committed, by delivery id.
         fingerprints: The MD5 of each orphan's row as it was inserted, by event id.
         too_late: Webhooks that came when their delivery could be seen already; the demo means to have none.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
-        self.committed: dict[str, dt.datetime] = {}
         self.fingerprints: dict[str, str] = {}
         self.too_late = 0
         self._engine = engine
@@ -71,7 +73,7 @@ class Traffic:
             {
                 "id": mail.id,
                 "tenant_id": mail.tenant_id,
-                "recipient": mail.recipient,
+                "recipient": f"{mail.name.replace(' ', '')}@example.com",
                 "message_id": mail.message_id,
             },
         )
@@ -81,8 +83,6 @@ class Traffic:
         connection = self._open.pop(mail.message_id, None)
         if connection is not None:
             connection.commit() if mail.commits else connection.rollback()
-        if mail.commits:
-            self.committed[mail.id] = dt.datetime.now(dt.UTC)
 
     def receive(self, webhook: Webhook, mail: Mail | None) -> None:
         """Insert the event of *webhook* as an orphan and commit it; *mail* is what it is about, if it is ours."""
@@ -101,3 +101,10 @@ class Traffic:
                     "metadata": json.dumps(webhook.metadata),
                 },
             ).scalar_one()
+
+    def last_events(self, mails: Sequence[Mail]) -> dict[str, str]:
+        """Return what the rows of *mails* say happened last, by the mails' names."""
+        with self._endpoint.begin():
+            rows = self._endpoint.execute(_LAST_EVENTS, {"ids": [mail.id for mail in mails]}).all()
+        found = {row.id: row.last_event_type for row in rows}
+        return {mail.name: found[mail.id] for mail in mails}

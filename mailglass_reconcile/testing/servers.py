@@ -54,11 +54,11 @@ def postgres_server(*options: str) -> Iterator[Postgres]:
 @contextmanager
 def redis(password: str = "") -> Iterator[str]:
     """Run a new Valkey, and yield its `redis://` URL, *password* included; without one, every local user may use it."""
-    directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
-    process = None
+    port = free_port()
+    directory = process = None
     try:
-        port = free_port()
         with undisturbed():
+            directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
             process = _start_valkey(directory, port, password)
         _wait_for_valkey(process, directory, port)
         yield f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
@@ -67,7 +67,8 @@ def redis(password: str = "") -> Iterator[str]:
             if process is not None:
                 process.kill()  # there is nothing to keep
                 process.wait()
-            shutil.rmtree(directory, ignore_errors=True)
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _start_valkey(directory: Path, port: int, password: str) -> subprocess.Popen[bytes]:

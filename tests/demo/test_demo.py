@@ -17,10 +17,10 @@ import pytest
 
 from conftest import wait_until
 from mailglass_reconcile import demo
-from mailglass_reconcile.demo import director, plot, run, sweeper
-from mailglass_reconcile.demo.screen import Screen
+from mailglass_reconcile.demo import director, run
+from mailglass_reconcile.demo.plot import plot
+from mailglass_reconcile.demo.screen import COLUMNS, Screen
 from mailglass_reconcile.demo.traffic import Traffic
-from mailglass_reconcile.sweep.result import SweepResult
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 SECONDS = 60
@@ -68,6 +68,10 @@ class Run:
         """Return the processes of its Celery worker: the one that was started, first, then its pool and beat."""
         return [process for process in self.left() if "celery" in _asked(process.cmdline, [])]
 
+    def is_gone(self) -> bool:
+        """Whether no process of it is left, and no file."""
+        return not self.left() and not list(self.directory.glob("mailglass-*"))
+
     def _is_here(self, process: psutil.Process) -> bool:
         return _asked(process.cwd, "").startswith(str(self.directory))
 
@@ -94,81 +98,59 @@ def started() -> Iterator[Run]:
             process.kill()
 
 
-def test_the_demo_keeps_its_promises_and_leaves_nothing(started):
-    """It ends by itself with a table, every promise kept, no process and no file left."""
+def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started):
+    """Three acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
     assert started.ends() == 0, started.said
-    assert "Result" in started.said
-    assert started.said.count("  PASS  ") == 7
+    lines = started.said.splitlines()
+    acts = [line for line in lines if line.startswith("Act ")]
+    assert acts == ["Act 1: the race", "Act 2: a sweep, and a link within a second", "Act 3: what stays open, and why"]
+    assert "all rows say dispatched" in started.said
+    assert "a full sweep linked 5 of 5 orphans" in started.said
+    assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", started.said)
+    assert started.said.count("\n  PASS  ") == 7
     assert "FAIL" not in started.said
-    brief = [mail for wave in plot.waves() if wave.brief for mail in wave.mails]
-    linked_at_once = sum(int(number) for number in re.findall(r" s  recent   task .*: (\d+) linked", started.said))
-    assert linked_at_once >= sum(len(mail.webhooks) for mail in brief)
-    assert re.search(rf"by recent sweeps +│ +{linked_at_once} │", started.said)
+    assert lines[-2].startswith("next: ")
+    assert max(map(len, lines)) <= COLUMNS
+    assert len(lines) <= 55
     assert "\x1b" not in started.said
     assert "Warning" not in started.said
-    assert not started.left()
-    assert not list(started.directory.glob("mailglass-*"))
-
-
-@pytest.mark.slow
-def test_the_sweeps_are_those_of_a_celery_worker_with_beat(started):
-    """Each sweep is told with the id of its task, and a worker, its pool and its beat are there meanwhile."""
-    started.says(" 14 of them reconciled")
-    worker = started.workers()[0]
-    assert {"mailglass_reconcile.demo.app", "worker", "-B"} <= set(worker.cmdline())
-    assert len(worker.children(recursive=True)) == 2
-    started.process.terminate()
-    assert started.ends() == 128 + signal.SIGTERM
-    tasks = re.findall(r" s  sweep    task \.\.([0-9a-f]{6}): ", started.said)
-    assert len(tasks) == started.said.count(" s  sweep ")
-    assert len(set(tasks)) == len(tasks) >= 2
-    assert "here every 1 s" in started.said
+    assert started.is_gone()
 
 
 @pytest.mark.slow
 def test_a_worker_that_ends_ends_the_demo(started):
-    """One line says so, the exit code is 1, and nothing is left, not even the worker's children."""
-    started.says("of them reconciled")
-    started.workers()[0].kill()
+    """It is a Celery worker with its beat; one line says that it ended, and nothing is left, not even its children."""
+    started.says("mail 4: clicked")
+    worker = started.workers()[0]
+    assert {"mailglass_reconcile.demo.app", "worker", "-B"} <= set(worker.cmdline())
+    worker.kill()
     assert started.ends() == 1
     assert "the demo's Celery worker has ended" in started.said
     assert "Traceback" not in started.said
-    wait_until(lambda: not started.left())
+    wait_until(started.is_gone)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["starting PostgreSQL", "starting celery", "of them reconciled"])
+@pytest.mark.parametrize("moment", ["starting PostgreSQL", "Act 1", "starting Celery", "a recent sweep linked"])
 def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
-    """Ctrl-C reaches the whole process group, while servers and worker start or while they work."""
+    """It reaches the whole process group, twice if somebody is impatient, while servers start or work."""
     started.says(moment)
     os.killpg(started.process.pid, signal.SIGINT)
-    assert started.ends() == 130
-    assert "Traceback" not in started.said
-    assert "interrupted" in started.said
-    wait_until(lambda: not started.left())
-    assert not list(started.directory.glob("mailglass-*"))
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_does_not_leave_a_server_behind(started):
-    """Whoever is impatient while the servers stop gets them stopped all the same."""
-    started.says("of them reconciled")
-    os.killpg(started.process.pid, signal.SIGINT)
-    started.says("stopping")
     os.killpg(started.process.pid, signal.SIGINT)
     assert started.ends() == 130
     assert "Traceback" not in started.said
-    wait_until(lambda: not started.left())
+    assert started.said.endswith("interrupted; the worker and both servers are stopped\n")
+    wait_until(started.is_gone)
 
 
 @pytest.mark.slow
 def test_sigterm_stops_the_demo_and_its_servers(started):
-    """A supervisor's SIGTERM, which reaches the demo's process alone, unwinds it too."""
-    started.says("of them reconciled")
+    """A supervisor's SIGTERM reaches the demo's process alone."""
+    started.says("starting Celery")
     started.process.terminate()
     assert started.ends() == 128 + signal.SIGTERM
     assert "Traceback" not in started.said
-    wait_until(lambda: not started.left())
+    wait_until(started.is_gone)
 
 
 def test_without_its_extra_the_demo_says_what_to_install(monkeypatch, capsys):
@@ -180,37 +162,19 @@ def test_without_its_extra_the_demo_says_what_to_install(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_broken_promise_is_told_and_costs_the_exit_code(monkeypatch, capsys):
-    """A sweeper that never sweeps links nothing, and the demo says so."""
+    """A worker that never sweeps leaves something for the last sweep, and the demo says so."""
     monkeypatch.setattr(director, "PATIENCE_SECONDS", 0.1)
     idle = type("Idle", (), {"poll": lambda self: iter(())})()
     monkeypatch.setattr(run, "worker", lambda settings: nullcontext(idle))
     assert run.run() == 1
     said = capsys.readouterr().out
-    assert "FAIL  exactly the matchable orphans are linked" in said
-    assert "PASS  no row of an orphan changed" in said
-
-
-class Greedy:
-    """A sweeper that says it has linked what nobody has committed yet."""
-
-    def poll(self) -> Iterator[sweeper.Swept]:
-        """Yield such a sweep, each time."""
-        yield sweeper.Swept("greedy", SweepResult(linked=1))
-
-
-def test_a_wrong_count_stops_the_demo_at_once(monkeypatch, capsys):
-    """No further wave, and no idle sweeps until patience ends: the first link too many is enough."""
-    monkeypatch.setattr(run, "worker", lambda settings: nullcontext(Greedy()))
-    assert run.run() == 1
-    said = capsys.readouterr().out
-    assert said.count(" s  sends ") == len(plot.waves()[0].mails)
-    assert " s  commit " not in said
-    assert "FAIL  exactly the matchable orphans are linked" in said
+    assert "FAIL  a last sweep found nothing to link" in said
+    assert "PASS  no row of an orphan has changed" in said
 
 
 def test_the_deliveries_of_one_api_call_become_visible_together(db):
     """A sweep between two commits would link to the first what is ambiguous once the second is there."""
-    twins = [mail for wave in plot.waves() for mail in wave.mails if not mail.webhooks]
+    twins = [mail for mail in plot().open.mails if not mail.webhooks]
     assert len({mail.message_id for mail in twins}) == 1
     seen = []
     with Traffic(db.engine) as traffic:
@@ -222,23 +186,17 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db):
     assert seen == [2, 2]
 
 
-def test_what_a_stranger_publishes_is_escaped_on_the_screen(capsys):
+def test_what_a_terminal_would_obey_is_escaped_on_the_screen(capsys):
     """Nothing that a terminal obeys, and no second line."""
     Screen().tell("redis", "mailglass:events:acme: \x1b[2J\nforged")
     assert capsys.readouterr().out.endswith(r"mailglass:events:acme: \x1b[2J\nforged" + "\n")
 
 
 def test_the_plot_has_every_kind_of_orphan():
-    """Two tenants, several events per delivery, and each reason for which an orphan stays open."""
-    waves = plot.waves()
-    assert {webhook.state for webhook in plot.all_webhooks(waves)} == {
-        None,
-        "unmatched",
-        "unmatchable",
-        "ambiguous",
-        "tenant_mismatch",
-    }
-    mails = [mail for wave in waves for mail in wave.mails]
+    """Two tenants, several events per delivery, and the reasons for which an orphan stays open."""
+    told = plot()
+    states = {webhook.state for webhook in told.webhooks}
+    assert states == {None, "unmatched", "unmatchable", "ambiguous", "tenant_mismatch"}
+    mails = [mail for act in told for mail in act.mails]
     assert {mail.tenant_id for mail in mails} == {"acme", "globex"}
-    assert max(len(mail.webhooks) for mail in mails) >= 3
-    assert sweeper.INTERVAL_SECONDS <= 2
+    assert max(len(mail.webhooks) for mail in mails) >= 2

@@ -789,11 +789,11 @@ BREAKS = (
         "testing/test_servers.py::test_nobody_without_the_password_gets_into_the_valkey",
     ),
     _break(
-        "the demo shows a stranger's message as it is",
+        "the demo writes as it is what a terminal would obey",
         "mailglass_reconcile/demo/screen.py",
-        "{printable(what)}",
-        "{what}",
-        "demo/test_demo.py::test_what_a_stranger_publishes_is_escaped_on_the_screen",
+        "printable(line)",
+        "line",
+        "demo/test_demo.py::test_what_a_terminal_would_obey_is_escaped_on_the_screen",
     ),
     _break(
         "tables that we make bear Mailglass's comment",
