@@ -8,7 +8,6 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.migration import runner
 
 EXAMPLES = """\b
 Examples:
@@ -29,6 +28,8 @@ def migrate(plan: bool, check: bool, remove: bool, guard_truncate: bool) -> None
         raise click.UsageError("--plan, --check and --remove exclude each other")
     if guard_truncate and (check or remove):
         raise click.UsageError("--guard-truncate goes with a migration or its --plan only")
+    from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
+
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
         current = runner.is_current(engine, settings)
