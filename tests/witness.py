@@ -75,11 +75,15 @@ class Witness:
                 found.append((message["channel"].decode(), json.loads(message["data"])))
 
 
-@contextmanager
-def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
-    """Write down what happens to a database's rows, the sweeps of this process, and all messages."""
+def install(engine: sa.Engine) -> None:
+    """Let a database, and copies of it, write down what happens to their rows."""
     with engine.begin() as connection:
         connection.exec_driver_sql(_WITNESS)
+
+
+@contextmanager
+def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
+    """Write down the sweeps of this process, and all messages."""
     client = redis.Redis.from_url(redis_url)
     with client, client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
         pubsub.psubscribe("mailglass:events:*")
