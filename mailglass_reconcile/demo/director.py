@@ -107,7 +107,7 @@ class Director:
 
         self._until(all_heard)
         heard = len(self._listener.heard) - before
-        self._screen.tell("redis", f"{heard} messages: one per link for its tenant and its delivery")
+        self._screen.tell("redis", f"{heard} messages: each link on its tenant's and its delivery's channel")
 
     def _until(self, condition: Callable[[], bool]) -> bool:
         """Wait until *condition* holds; return False if patience ends before."""
