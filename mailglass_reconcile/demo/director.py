@@ -107,7 +107,7 @@ class Director:
 
         self._until(all_heard)
         heard = len(self._listener.heard) - before
-        self._screen.tell("redis", f"{heard} messages: each link on its tenant's and its delivery's channel")
+        self._screen.tell("redis", f"{heard} messages: two channels per link, tenant's and delivery's")
 
     def _until(self, condition: Callable[[], bool]) -> bool:
         """Wait until *condition* holds; return False if patience ends before."""

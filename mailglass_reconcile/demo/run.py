@@ -57,7 +57,7 @@ def _play(screen: Screen, interrupted: Interruption) -> int:
             director.race(story.race)
             screen.title("Act 2: a sweep, and a link within a second")
             director.sweep(story.race)
-            with _sweeper(screen, settings) as sweeper:
+            with _sweeper(screen, settings, interrupted) as sweeper:
                 director.link(story.link, sweeper)
                 screen.title("Act 3: what stays open, and why")
                 quiet = director.stay_open(story.open, sweeper)
@@ -93,7 +93,11 @@ def _installation(interrupted: Interruption) -> Iterator[Settings]:
 
 
 @contextmanager
-def _sweeper(screen: Screen, settings: Settings) -> Iterator[Sweeper]:
+def _sweeper(screen: Screen, settings: Settings, interrupted: Interruption) -> Iterator[Sweeper]:
     screen.tell("worker", f"starting Celery with beat: a recent sweep every {RECENT_SECONDS:g} s")
     with worker(settings) as sweeper:
-        yield sweeper
+        try:
+            yield sweeper
+        finally:
+            if interrupted.signal is not None:
+                screen.say("stopping the worker; it may take some seconds")
