@@ -16,6 +16,7 @@ UNDEFINED_COLUMN = "42703"
 INSUFFICIENT_PRIVILEGE = "42501"
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
+DISK_FULL = "53100"
 
 CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
 """A serialization failure, a deadlock: the same transaction may succeed a moment later."""
@@ -23,7 +24,7 @@ CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
 OUTAGE_SQLSTATES = frozenset(
     {
         "25006",  # read-only transaction: a fail-over under way
-        "53100",  # disk full
+        DISK_FULL,
         "53200",  # out of memory
         "53300",  # too many connections
         "57P01",  # administrator's shutdown
@@ -98,16 +99,19 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
             "the database lacks a table or column that this version needs: run `mailglass-reconcile migrate`"
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
-    if state == INSUFFICIENT_PRIVILEGE:
-        return DatabaseRefusedError(
-            "the database role lacks a right, or a row level security policy would hide rows from it (SQLSTATE 42501):"
-            " see docs/grants.md"
-        )
-    if state == QUERY_CANCELED:
-        return DatabaseRefusedError("a statement took too long or was cancelled (SQLSTATE 57014): try again")
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
         return unavailable(f"SQLSTATE {state}" if state else type(error.orig).__name__)
-    return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
+    return DatabaseRefusedError(_REFUSALS.get(state, f"the database refused a statement (SQLSTATE {state})"))
+
+
+_REFUSALS = {
+    INSUFFICIENT_PRIVILEGE: (
+        "the database role lacks a right, or a row level security policy would hide rows from it (SQLSTATE 42501):"
+        " see docs/grants.md"
+    ),
+    QUERY_CANCELED: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
+    DISK_FULL: "the disk of the database is full (SQLSTATE 53100): make room there",
+}
 
 
 def unavailable(code: str) -> DatabaseUnavailableError:

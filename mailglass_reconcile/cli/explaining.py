@@ -9,9 +9,10 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import moment, print_json, printable, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explained import Explanation
+from mailglass_reconcile.wording import printable
 
 EXAMPLES = """\b
 Examples:

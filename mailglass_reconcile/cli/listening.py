@@ -10,8 +10,9 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import print_json, printable, reader_may_leave
+from mailglass_reconcile.cli.texts import print_json, reader_may_leave
 from mailglass_reconcile.pubsub import Missed, Subscription, Update
+from mailglass_reconcile.wording import printable
 
 EXAMPLES = """\b
 Examples:

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, age, moment, print_json, printable
+from mailglass_reconcile.cli.texts import Duration, moment, print_json
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
+from mailglass_reconcile.wording import age, printable
 
 WATCH_SECONDS = 2.0
 

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, age, moment, print_json, printable, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.ops.listed import EXPIRED, STATES, Filters, Listed
+from mailglass_reconcile.wording import age, printable
 
 EXAMPLES = """\b
 Examples:
@@ -57,7 +58,7 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
 
 
 def _lines(one: Listed) -> str:
-    state = one.state
+    state: str = one.state
     if state == EXPIRED:
         state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}, unlikely to reconcile"
     facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]

@@ -13,11 +13,7 @@ from typing import Any
 
 import click
 
-
-def printable(text: str) -> str:
-    """Return *text* with everything escaped that a terminal might obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
+from mailglass_reconcile.wording import age
 
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -35,18 +31,6 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
         if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6:
             self.fail(f"{value!r} is not a duration: use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
         return float(int(number) * UNITS[unit])
-
-
-def age(seconds: float) -> str:
-    """Return a span of time as people say it: `45 seconds`, `1 minute`, `6 days`."""
-    for name, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        if seconds >= size:
-            return _counted(int(seconds // size), name)
-    return _counted(int(seconds), "second")
-
-
-def _counted(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def moment(iso: str) -> str:

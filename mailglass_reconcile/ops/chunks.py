@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from mailglass_reconcile.ops.listed import EXPIRED, NAMING, WAITING, Filters, Listed
+from mailglass_reconcile.states import OpenState
 from mailglass_reconcile.store import expired, listing
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.listing import Wanted
@@ -129,6 +130,6 @@ def _open(row: sa.Row[Any]) -> Open:
     return Open(row.event_id, row.tenant_id, row.arrived_at, known)
 
 
-def _listed(row: sa.Row[Any], its: Keys, state: str, delivery_id: str | None) -> Listed:
+def _listed(row: sa.Row[Any], its: Keys, state: OpenState, delivery_id: str | None) -> Listed:
     at = row.at if row.at.endswith("infinity") else f"{row.at}Z"
     return Listed(row.event_id, row.tenant_id, its.provider, row.type, state, at, its.candidate_ids, delivery_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mailglass_reconcile.states import EventState, Verdict
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -12,8 +14,7 @@ class Explanation:
 
     Attributes:
         event_id: The event.
-        state: One of the states of the sweep, or `linked`, `waiting`, `expired`, `settled`, `missing`,
-            `no_orphan`, `unknown`.
+        state: One of `states.EVENT_STATES`.
         sentence: The same for a person.
         tenant_id: The event's tenant.
         delivery_id: What it is, or would be, linked to.
@@ -40,7 +41,7 @@ class Explanation:
     """
 
     event_id: str
-    state: str
+    state: EventState
     sentence: str
     tenant_id: str | None = None
     delivery_id: str | None = None
@@ -53,7 +54,7 @@ class Explanation:
     reads: tuple[dict[str, str | None], ...] = ()
     tried: tuple[dict[str, Any], ...] = ()
     recipient_known: bool | None = None
-    verdict: str | None = None
+    verdict: Verdict | None = None
     remedy: str | None = None
     eligible_at: str | None = None
     expires_at: str | None = None

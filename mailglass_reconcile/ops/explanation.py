@@ -14,6 +14,7 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import origins, sentences
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
+from mailglass_reconcile.states import EventState
 from mailglass_reconcile.store import open_orphans, runs
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import Keys, Named, Open
@@ -78,7 +79,7 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
     return _of_open(row, read, wanted, decision)
 
 
-def _settled_state(row: sa.Row[Any]) -> str | None:
+def _settled_state(row: sa.Row[Any]) -> EventState | None:
     if not row.needs_reconciliation or row.delivery_id:
         return "no_orphan"
     if row.reconciled_by:
@@ -97,7 +98,7 @@ def _keys(tx: Transaction, row: sa.Row[Any], *, raw_webhooks: bool) -> Keys:
     return examination.keys_of_events(tx, [orphan], raw_webhooks=raw_webhooks, complain=logger.error)[row.id]
 
 
-def _of_settled(row: sa.Row[Any], state: str, read: Origins, linking: Sequence[RunAt]) -> Explanation:
+def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Sequence[RunAt]) -> Explanation:
     return Explanation(
         row.id,
         state,
@@ -117,7 +118,7 @@ def _of_settled(row: sa.Row[Any], state: str, read: Origins, linking: Sequence[R
 
 
 def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) -> Explanation:
-    state = "expired" if row.expired else "waiting" if row.in_grace else decision.state
+    state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
     return Explanation(
         row.id,
         state,

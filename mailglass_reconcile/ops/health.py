@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
+
+import sqlalchemy as sa
 
 from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.wording import age, counted, shown
 
 MAX_LAG_SECONDS = 900.0
 """Three intervals of five minutes; a full sweep has to succeed within two of them."""
+LATELY_DAYS = 7
+"""As long as an orphan of a wrong tenant stays open: links of that time are what their number is compared with."""
+UNUSABLE_ORPHANS = 10
+"""Fewer without a usable id may be single events that something is wrong with."""
 
-# The last full sweeps of all tenants; a fan-out counts as one.
+# The last full sweeps of all tenants. One that was cut into ranges has counted what is eligible and linked nothing
+# itself: the ranges that follow it are a part of it, and it has succeeded once one of them has.
 _FACTS = """
 SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        (SELECT count(*) = 2 FROM pg_trigger AS t
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
-       extract(epoch FROM now()::timestamp - ok.finished_at)::float8 AS success_age,
-       extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 AS lag_seconds,
+       extract(epoch FROM now()::timestamp - ok.finished_at)::float8 AS success_age, ok.origin AS success_origin,
+       extract(epoch FROM now()::timestamp - least(ok.linkable_since, later.linkable_since))::float8 AS lag_seconds,
        to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
-       last.status, last.error, last.scanned, last.linked, last.unmatched, last.unmatchable, last.tenant_mismatch,
-       last.published, last.publish_failed,
+       last.status, coalesce(last.error, parts.error) AS error, parts.ranges, parts.failed_ranges,
+       extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
+       last.scanned + parts.scanned AS scanned, last.linked + parts.linked AS linked,
+       last.unmatched + parts.unmatched AS unmatched, last.unmatchable + parts.unmatchable AS unmatchable,
+       last.tenant_mismatch + parts.tenant_mismatch AS tenant_mismatch,
+       last.published + parts.published AS published, last.publish_failed + parts.publish_failed AS publish_failed,
+       CASE WHEN last.tenant_mismatch + parts.tenant_mismatch > 0
+            THEN (SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
+                   WHERE finished_at > now()::timestamp - make_interval(days => :lately_days)) END AS linked_lately,
        (SELECT coalesce(jsonb_object_agg(k.kind, s.at), '{}')
           FROM unnest(ARRAY['full', 'recent', 'range', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
@@ -29,9 +45,18 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
                   WHERE kind = k.kind AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS s) AS last_success
   FROM (SELECT) AS one
   LEFT JOIN LATERAL (
-         SELECT * FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1)
+         SELECT * FROM {schema}.mailglass_reconcile_runs AS r
+          WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial')
+            AND (open_groups IS NOT NULL OR coalesce(remaining, 0) = 0
+                 OR EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs AS part
+                             WHERE part.kind = 'range' AND part.id > r.id AND part.tenant_id IS NULL
+                               AND part.status IN ('ok', 'partial')))
+          ORDER BY id DESC LIMIT 1)
             AS ok ON true
+ CROSS JOIN LATERAL (
+         SELECT min(linkable_since) AS linkable_since FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'range' AND id > ok.id AND tenant_id IS NULL)
+            AS later
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND open_groups IS NOT NULL ORDER BY id DESC LIMIT 1)
@@ -40,6 +65,17 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1)
             AS last ON true
+ CROSS JOIN LATERAL (
+         SELECT count(*) AS ranges, count(*) FILTER (WHERE status = 'failed') AS failed_ranges, max(error) AS error,
+                coalesce(sum(scanned), 0)::bigint AS scanned, coalesce(sum(linked), 0)::bigint AS linked,
+                coalesce(sum(unmatched), 0)::bigint AS unmatched,
+                coalesce(sum(unmatchable), 0)::bigint AS unmatchable,
+                coalesce(sum(tenant_mismatch), 0)::bigint AS tenant_mismatch,
+                coalesce(sum(published), 0)::bigint AS published,
+                coalesce(sum(publish_failed), 0)::bigint AS publish_failed
+           FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'range' AND id > last.id AND tenant_id IS NULL AND status <> 'duplicate')
+            AS parts
 """
 
 
@@ -59,9 +95,14 @@ class Facts(NamedTuple):
     hooks_dead: int
 
 
+def last_sweeps(tx: Transaction) -> sa.Row[Any]:
+    """Return what the history knows of the last full sweeps: one query, whose cost does not depend on what is open."""
+    return tx.execute(_FACTS, {"events": tx.name_of("mailglass_events"), "lately_days": LATELY_DAYS}).one()
+
+
 def facts(tx: Transaction) -> Facts:
     """Return the facts, by two queries whose cost does not depend on what is open."""
-    row = tx.execute(_FACTS, {"events": tx.name_of("mailglass_events")}).one()
+    row = last_sweeps(tx)
     return Facts(
         row.now,
         row.version,
@@ -79,10 +120,7 @@ def facts(tx: Transaction) -> Facts:
 def problems(known: Facts, max_lag_seconds: float) -> list[str]:
     """Return what is wrong, a sentence for each, with what to do."""
     if known.version != schema.VERSION:
-        at = known.version or "none"
-        return [
-            f"the database is at revision {at}, this version needs {schema.VERSION}: run `mailglass-reconcile migrate`"
-        ]
+        return [schema.outdated(known.version)]
     found = []
     if not known.triggers:
         found.append(
@@ -93,37 +131,57 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
     if known.success_age is None:
         found.append(f"no full sweep has ever succeeded: {_ASK_DOCTOR}")
     elif known.success_age > allowed:
-        minutes = int(known.success_age // 60)
         found.append(
-            f"no full sweep has succeeded for {minutes} minutes, {int(allowed // 60)} are allowed: {_ASK_DOCTOR}"
+            f"no full sweep has succeeded for {age(known.success_age)}, {age(allowed)} are allowed: {_ASK_DOCTOR}"
         )
     if known.lag_seconds > max_lag_seconds:
         found.append(
-            f"an orphan has been open for {int(known.lag_seconds // 60)} minutes although its delivery is there:"
-            f" {_ASK_DOCTOR}"
+            f"an orphan has been open for {age(known.lag_seconds)} although its delivery is there: {_ASK_DOCTOR}"
         )
     if known.hooks_dead:
-        found.append(
-            f"{known.hooks_dead} events are dead, no handler is tried again: `mailglass-reconcile dispatch --dead`"
-        )
-    return found + (_of_the_last(known.last) if known.last else [])
+        dead = counted(known.hooks_dead, "event is dead", "events are dead")
+        found.append(f"{dead}, no handler is tried again: `mailglass-reconcile dispatch --dead`")
+    return found + list(_without_ids(known.groups or [])) + (_of_the_last(known.last) if known.last else [])
 
 
 _ASK_DOCTOR = "`mailglass-reconcile doctor` says why"
+
+
+def _without_ids(groups: list[dict[str, Any]]) -> list[str]:
+    """Name the providers of which many orphans are open, and none of them has an id that can be used."""
+    open_ones: Counter[str | None] = Counter()
+    unusable: Counter[str] = Counter()
+    for group in groups:
+        provider, orphans = group["provider"], group["orphans"]
+        open_ones[provider] += orphans
+        if group["state"] == "unmatchable" and provider is not None:
+            unusable[provider] += orphans
+    return [
+        f"none of the {number:,} open orphans of the provider {shown(provider)} has an id that can be used, as if its"
+        f" key rule were missing: {_ASK_DOCTOR}"
+        for provider, number in unusable.items()
+        if number == open_ones[provider] and number >= UNUSABLE_ORPHANS
+    ]
 
 
 def _of_the_last(last: dict[str, Any]) -> list[str]:
     found = []
     if last["status"] == "failed":
         found.append(f"the last full sweep failed ({last['error'] or 'it broke off'}): {_ASK_DOCTOR}")
-    matching = last["scanned"] - last["unmatched"] - last["unmatchable"]
-    if last["tenant_mismatch"] > last["linked"] and last["tenant_mismatch"] * 2 >= matching:
+    if last["failed_ranges"]:
         found.append(
-            f"{last['tenant_mismatch']} orphans match only another tenant's deliveries and are not linked: the tenant"
-            " of your webhooks is probably wrong (MAILGLASS_TENANT, or resolve_webhook_tenant in Mailglass)"
+            f"{last['failed_ranges']:,} of {counted(last['ranges'], 'range')} of the last full sweep failed"
+            f" ({last['error'] or 'it broke off'}): {_ASK_DOCTOR}"
+        )
+    matching = last["scanned"] - last["unmatched"] - last["unmatchable"]
+    if last["tenant_mismatch"] > (last["linked_lately"] or 0) and last["tenant_mismatch"] * 2 >= matching:
+        astray = counted(last["tenant_mismatch"], "orphan matches", "orphans match")
+        found.append(
+            f"{astray} another tenant's deliveries only and are not linked, more than were linked within"
+            f" {LATELY_DAYS} days: the tenant of your webhooks is probably wrong (MAILGLASS_TENANT, or"
+            " resolve_webhook_tenant in Mailglass)"
         )
     if last["publish_failed"] and not last["published"]:
-        found.append(
-            f"Redis took none of the last sweep's {last['publish_failed']} broadcasts: check MAILGLASS_REDIS_URL"
-        )
+        lost = counted(last["publish_failed"], "broadcast")
+        found.append(f"Redis took none of the last sweep's {lost}: check MAILGLASS_REDIS_URL")
     return found

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
+from mailglass_reconcile import states
 from mailglass_reconcile.sweep import keys, match, providers
 
-WAITING = "waiting"
-EXPIRED = "expired"
+WAITING: Final = "waiting"
+EXPIRED: Final = "expired"
 NAMING = (match.MATCHED, match.AMBIGUOUS, match.TENANT_MISMATCH, match.RECIPIENT_MISMATCH)
 """States of orphans with an id that names a delivery, of whatever tenant."""
-STATES = (WAITING, match.UNMATCHED, match.UNMATCHABLE, *NAMING, EXPIRED)
+STATES = states.OPEN_STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Listed:
     tenant_id: str
     provider: str | None
     type: str | None
-    state: str
+    state: states.OpenState
     arrived_at: str
     candidate_ids: tuple[str, ...]
     delivery_id: str | None = None

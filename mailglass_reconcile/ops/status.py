@@ -22,10 +22,27 @@ SELECT count(*) FROM {schema}.mailglass_open_orphans
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
 """
 
+# A full sweep that was cut into ranges has linked nothing itself: they are added up with it, and not shown alone.
 _LAST_RUNS = """
-SELECT to_json(finished_at) #>> '{}' || 'Z' AS finished_at, kind, origin, tenant_id, status, error, runs, scanned,
-       linked, duration_ms
-  FROM {schema}.mailglass_reconcile_runs ORDER BY id DESC LIMIT :size
+SELECT to_json(greatest(r.finished_at, parts.finished_at)) #>> '{}' || 'Z' AS finished_at, r.kind, r.origin,
+       r.tenant_id,
+       CASE WHEN parts.failed > 0 THEN 'failed' WHEN parts.partial > 0 THEN 'partial' ELSE r.status END AS status,
+       coalesce(r.error, parts.error) AS error, r.runs + parts.runs AS runs, r.scanned + parts.scanned AS scanned,
+       r.linked + parts.linked AS linked, r.duration_ms + parts.duration_ms AS duration_ms
+  FROM (SELECT * FROM {schema}.mailglass_reconcile_runs WHERE kind <> 'range' ORDER BY id DESC LIMIT :size) AS r
+ CROSS JOIN LATERAL (
+         SELECT max(finished_at) AS finished_at, max(error) AS error,
+                count(*) FILTER (WHERE status = 'failed') AS failed,
+                count(*) FILTER (WHERE status = 'partial') AS partial, coalesce(sum(runs), 0)::bigint AS runs,
+                coalesce(sum(scanned), 0)::bigint AS scanned, coalesce(sum(linked), 0)::bigint AS linked,
+                coalesce(sum(duration_ms), 0)::bigint AS duration_ms
+           FROM {schema}.mailglass_reconcile_runs AS p
+          WHERE r.kind = 'full' AND r.open_groups IS NULL AND r.remaining > 0 AND p.kind = 'range' AND p.id > r.id
+            AND p.tenant_id IS NOT DISTINCT FROM r.tenant_id AND p.status <> 'duplicate'
+            AND NOT EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs AS n
+                             WHERE n.kind = 'full' AND n.id > r.id AND n.id < p.id AND n.status <> 'duplicate'
+                               AND n.tenant_id IS NOT DISTINCT FROM r.tenant_id)) AS parts
+ ORDER BY r.id DESC
 """
 
 _TOTALS = """

@@ -77,13 +77,12 @@ def _wanted(target: Target, one: Listed) -> tuple[str, ...]:
 
 def _event(engine: sa.Engine, event_id: UUID, *, expired: bool) -> list[Listed]:
     known = explanation.explain(engine, event_id)
-    if known.state not in (match.MATCHED, WAITING, *([EXPIRED] if expired else [])) or known.verdict != match.MATCHED:
+    state = next((one for one in (match.MATCHED, WAITING, EXPIRED) if one == known.state), None)
+    if state is None or known.verdict != match.MATCHED or (state == EXPIRED and not expired):
         raise LookupError(f"event {event_id} is not linked by this: {known.state}; {known.sentence}")
     tenant_id, arrived_at = known.tenant_id or "", known.arrived_at or ""
     ids = tuple(known.candidate_ids)
-    return [
-        Listed(known.event_id, tenant_id, known.provider, known.type, known.state, arrived_at, ids, known.delivery_id)
-    ]
+    return [Listed(known.event_id, tenant_id, known.provider, known.type, state, arrived_at, ids, known.delivery_id)]
 
 
 def _of_delivery(engine: sa.Engine, delivery_id: UUID, filters: Filters) -> Filters:

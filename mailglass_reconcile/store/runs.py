@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.states import RunStatus
 from mailglass_reconcile.store.database import Transaction, transaction
 
 Kind = Literal["full", "recent", "range", "prune"]
@@ -109,7 +110,7 @@ class Run:
     kind: Kind
     origin: Origin
     tenant_id: str | None = None
-    status: str = "ok"
+    status: RunStatus = "ok"
     counts: dict[str, int] = field(default_factory=dict)
     remaining: int | None = None
     linkable_since: str | None = None

@@ -38,10 +38,13 @@ def require_current(version: str | None) -> None:
         SchemaOutdatedError: Saying what to run.
     """
     if version != VERSION:
-        raise SchemaOutdatedError(
-            f"the database is at revision {version or 'none'}, this version needs {VERSION}:"
-            " run `mailglass-reconcile migrate`"
-        )
+        raise SchemaOutdatedError(outdated(version))
+
+
+def outdated(version: str | None) -> str:
+    """Return the sentence for a database that is at another revision than `VERSION`."""
+    at = version or "none"
+    return f"the database is at revision {at}, this version needs {VERSION}: run `mailglass-reconcile migrate`"
 
 
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:

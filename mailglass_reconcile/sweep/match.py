@@ -10,20 +10,21 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from mailglass_reconcile import states
 from mailglass_reconcile.store import deliveries
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.model import Keys, Named
 from mailglass_reconcile.sweep.providers import canonical, spellings
 
-MATCHED = "matched"
-UNMATCHED = "unmatched"
-UNMATCHABLE = "unmatchable"
-AMBIGUOUS = "ambiguous"
-TENANT_MISMATCH = "tenant_mismatch"
-RECIPIENT_MISMATCH = "recipient_mismatch"
+MATCHED: Final = "matched"
+UNMATCHED: Final = "unmatched"
+UNMATCHABLE: Final = "unmatchable"
+AMBIGUOUS: Final = "ambiguous"
+TENANT_MISMATCH: Final = "tenant_mismatch"
+RECIPIENT_MISMATCH: Final = "recipient_mismatch"
 
 _IN_BRACKETS = re.compile(r"<([^<>]*)>\s*\Z")
 
@@ -39,14 +40,14 @@ class Event(NamedTuple):
 class Verdict(NamedTuple):
     """What one event links to, or why not: the state, and the delivery if it is `matched`."""
 
-    state: str
+    state: states.Verdict
     delivery_id: str | None = None
 
 
 class Decision(NamedTuple):
     """A verdict, and the deliveries that the event's ids name; of an id that names many, those that decide."""
 
-    state: str
+    state: states.Verdict
     delivery_id: str | None
     named: tuple[Named, ...]
 

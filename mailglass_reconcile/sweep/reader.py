@@ -95,6 +95,15 @@ class Reader:
             logger.warning("cannot count what remains open: %s", translated(error))
             return None
 
+    def linkable_since(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> str | None:
+        """Return since when the oldest of *pairs*, of orphan and delivery, could have been linked."""
+
+        def read() -> str | None:
+            with self._reading(connection) as tx:
+                return open_orphans.linkable_since(tx, pairs, self._settings.grace_seconds)
+
+        return with_retries(read)
+
     def log_complaints(self) -> None:
         """Log a line for each way in which key rules failed; a recent sweep leaves that to the full one."""
         if self._recent is not None:

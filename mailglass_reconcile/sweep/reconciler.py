@@ -155,9 +155,7 @@ class Sweep:
             if one.verdict.delivery_id and one.orphan.event_id not in linked
         ]
         if left:
-            since = self._write(
-                connection, lambda tx: open_orphans.linkable_since(tx, left, self._settings.grace_seconds)
-            )
+            since = self._reader.linkable_since(connection, left)
             self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
 
     def _note(self, connection: sa.Connection) -> None:

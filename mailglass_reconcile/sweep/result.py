@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
+from mailglass_reconcile import states, wording
 from mailglass_reconcile.pubsub import Published
+from mailglass_reconcile.states import SweepStatus
 from mailglass_reconcile.sweep.batch import Outcome
-
-Status = Literal["ok", "partial", "failed"]
 
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 """Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
 
-SKIPPED = ("skipped_limit", "skipped_deadline", "skipped_held")
+SKIPPED = states.SKIPPED
 
-STATES = ("linked", "unmatched", *REASONS, "skipped", "failed")
+STATES = states.OUTCOMES
 
 
 SHOWN_CHARACTERS = 1_000
@@ -26,8 +25,7 @@ def shown(tenant_id: str | None) -> str | None:
     """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut."""
     if tenant_id is None:
         return None
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in tenant_id[:SHOWN_CHARACTERS])
-    return "".join(escaped) + ("…" if len(tenant_id) > SHOWN_CHARACTERS else "")
+    return wording.shown(tenant_id, SHOWN_CHARACTERS)
 
 
 @dataclass(slots=True)
@@ -74,7 +72,7 @@ class SweepResult:
     duration_ms: int = 0
     dry_run: bool = False
     tenant_id: str | None = None
-    status: Status = "ok"
+    status: SweepStatus = "ok"
 
     def as_dict(self) -> dict[str, int | bool | str | None]:
         """Return the fields by name, as `sweep --json` prints them and the task returns them."""

@@ -6,7 +6,8 @@ import pytest
 
 import commands
 import factories
-from mailglass_reconcile.cli.texts import Duration, age
+from mailglass_reconcile.cli.texts import Duration
+from mailglass_reconcile.wording import age
 
 
 def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):

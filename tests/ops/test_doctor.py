@@ -18,7 +18,9 @@ from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, 
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.sweep import providers
 
-OF_THE_DATABASE = "database server encoding time_zone schema rights creators triggers indexes open_set other_reconciler"
+OF_THE_DATABASE = (
+    "database server encoding time_zone schema disk rights creators triggers indexes open_set other_reconciler"
+)
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_TRAFFIC = "deliveries sweeps beat handlers linking tenants key_rules"
 CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_TRAFFIC} redis redis_rights lock_rights celery"
@@ -306,7 +308,7 @@ def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     row = row.replace(" VALUES", " (event_id, delivery_id, type, state, next_at, inserted_at) VALUES")
     db.run(row.replace(":state)", ":state, now(), now())"), state="dead")
     found = of("handlers")
-    assert (found.status, "1 events are dead" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
+    assert (found.status, "1 event is dead" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
     assert dead.retry(db.engine) == 1
     found = of("handlers")
     assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)

@@ -124,7 +124,7 @@ def test_no_sweep_for_two_intervals_is_unhealthy(db):
     reconcile()
     assert check(db.engine) == []
     db.run(AGED)
-    assert check(db.engine)[0].startswith("no full sweep has succeeded for 60 minutes, 10 are allowed")
+    assert check(db.engine)[0].startswith("no full sweep has succeeded for 1 hour, 10 minutes are allowed")
     assert check(db.engine, 2 * 3_600.0) == []
 
 

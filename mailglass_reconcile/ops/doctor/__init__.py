@@ -77,7 +77,7 @@ def _postgres(repaired: str) -> Iterator[Finding]:
             return
         settings = get_settings()
         current = yield from _schema(asked)
-        yield from asked.each([("rights", rights.rights), ("creators", rights.others)])
+        yield from asked.each([("disk", database.disk), ("rights", rights.rights), ("creators", rights.others)])
         if current:
             looks: list[tuple[str, database.Look]] = [
                 ("triggers", schema.triggers),

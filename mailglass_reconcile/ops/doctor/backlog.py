@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, shown, warning
+from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Keys, Open
 from mailglass_reconcile.sweep import examination, providers
 from mailglass_reconcile.sweep.examination import Examined
+from mailglass_reconcile.wording import shown
 
 NEWEST_ORPHANS = 300
 LATE_SECONDS = 900
@@ -36,6 +37,11 @@ SELECT count(*) FROM unnest(CAST(:ids AS uuid[])) AS d (id)
  WHERE substr(d.id::text, 15, 1) = '7'
    AND to_timestamp(('x' || left(replace(d.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
        < now() - make_interval(secs => :seconds)
+"""
+
+_LINKED_SINCE = """
+SELECT EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs
+                WHERE started_at > CAST(:time AS timestamp) AND linked > 0)
 """
 
 
@@ -92,7 +98,7 @@ def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
     """Check the tenants of the newest open orphans, and that a key rule knows their ids."""
     sample = Sample(tx, settings, 0)
     astray = sample.of("tenant_mismatch")
-    if astray and not sample.of("matched"):
+    if astray and not sample.of("matched") and not _linked_since(tx, max(one.orphan.arrived_at for one in astray)):
         tenants = sorted({one.orphan.tenant_id for one in astray})
         yield error(
             "tenants",
@@ -110,6 +116,11 @@ def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
     else:
         yield ok("tenants", f"none of the newest {len(sample.found)} open orphans is of a wrong tenant")
     yield from _rules(sample)
+
+
+def _linked_since(tx: Transaction, arrived_at: str) -> bool:
+    """Whether a run that began later has linked anything."""
+    return bool(tx.execute(_LINKED_SINCE, {"time": arrived_at}).scalar_one())
 
 
 def _rules(sample: Sample) -> Iterator[Finding]:

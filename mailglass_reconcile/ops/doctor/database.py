@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime, unreachable
-from mailglass_reconcile.errors import ConfigurationError, database_errors
+from mailglass_reconcile.errors import DISK_FULL, ConfigurationError, database_errors, sqlstate
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Transaction, server_of, transaction
@@ -27,6 +27,15 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        pg_is_in_recovery() AS standby, quote_ident(current_user) AS role
   FROM pg_database AS d WHERE d.datname = current_database()
 """
+
+# What does not fit into so little memory goes into a temporary file, on the disk of the database's own tables. Postgres
+# has no function that says how much room there is.
+_LITTLE_MEMORY = "SELECT set_config('work_mem', '64kB', true)"
+_SPILL = """
+SELECT max(length(s.filling))
+  FROM (SELECT repeat('x', 1000) AS filling FROM generate_series(1, :kilobytes) AS n ORDER BY n DESC) AS s
+"""
+SPILLED_KILOBYTES = 1_000
 
 _UTC = frozenset(
     {"UTC", "Etc/UTC", "UCT", "Etc/UCT", "Zulu", "Etc/Zulu", "GMT", "Etc/GMT", "Universal", "Etc/Universal"}
@@ -125,3 +134,20 @@ def server(tx: Transaction) -> Iterator[Finding]:
             " of inserted_at hold local time, and expire hours too early or too late",
             f"ALTER DATABASE {row.database} SET timezone = 'UTC', and the same for a role that sets its own",
         )
+
+
+def disk(tx: Transaction) -> Iterator[Finding]:
+    """Check that Postgres can still write to its disk, by a temporary file of a megabyte, which goes away at once."""
+    tx.execute(_LITTLE_MEMORY)
+    try:
+        tx.execute(_SPILL, {"kilobytes": SPILLED_KILOBYTES})
+    except sa.exc.DBAPIError as fault:
+        if sqlstate(fault) != DISK_FULL:
+            raise
+        yield error(
+            "disk",
+            "the disk of the database is full (SQLSTATE 53100): no webhook is stored and nothing is linked",
+            "make room on the disk of the database server; sweeps then continue by themselves",
+        )
+    else:
+        yield ok("disk", "the database can write to its disk")

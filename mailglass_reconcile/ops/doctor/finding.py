@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.states import FindingStatus
 
-OK, WARNING, ERROR = "ok", "warning", "error"
-
-SHOWN_CHARACTERS = 100
+OK: Final = "ok"
+WARNING: Final = "warning"
+ERROR: Final = "error"
 
 
 class Finding(NamedTuple):
@@ -23,7 +24,7 @@ class Finding(NamedTuple):
     """
 
     check: str
-    status: str
+    status: FindingStatus
     message: str
     remedy: str | None = None
 
@@ -55,9 +56,3 @@ def attempt(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
             f"this could not be checked: {type(fault).__name__}",
             "heal the other findings first, then ask again; if it stays, report it with the version",
         )
-
-
-def shown(name: str) -> str:
-    """Return a name that others chose (a tenant, a provider) in one line, cut."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name[:SHOWN_CHARACTERS])
-    return text + ("…" if len(name) > SHOWN_CHARACTERS else "")

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sqlalchemy as sa
 
 from mailglass_reconcile.hooks import registry
-from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, shown, warning
+from mailglass_reconcile.ops import health
+from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, warning
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.wording import age, counted, shown
 
 LATE_SECONDS = 900
 """Three intervals of the beat schedule."""
 
-_RUNS = """
-SELECT extract(epoch FROM now()::timestamp - good.finished_at)::bigint AS age, good.origin,
-       extract(epoch FROM now()::timestamp - last.finished_at)::bigint AS last_age, last.status, last.error,
-       (SELECT min(extract(epoch FROM now()::timestamp - b.finished_at))::bigint
-          FROM unnest(ARRAY['full', 'recent', 'range']) AS k (kind)
-         CROSS JOIN LATERAL (SELECT finished_at FROM {schema}.mailglass_reconcile_runs
-                              WHERE kind = k.kind AND origin = 'beat' ORDER BY id DESC LIMIT 1) AS b) AS beat_age
-  FROM (SELECT) AS one
-  LEFT JOIN LATERAL (
-         SELECT * FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1)
-            AS good ON true
-  LEFT JOIN LATERAL (
-         SELECT * FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1)
-            AS last ON true
+_BEAT_AGE = """
+SELECT min(extract(epoch FROM now()::timestamp - b.finished_at))::float8
+  FROM unnest(ARRAY['full', 'recent', 'range']) AS k (kind)
+ CROSS JOIN LATERAL (SELECT finished_at FROM {schema}.mailglass_reconcile_runs
+                      WHERE kind = k.kind AND origin = 'beat' ORDER BY id DESC LIMIT 1) AS b
 """
 
 _MAY_READ = "SELECT coalesce(has_table_privilege(to_regclass(:table), 'SELECT'), false)"
@@ -44,37 +38,47 @@ def without_celery(found: Iterable[Finding]) -> bool:
 
 def sweeps(tx: Transaction) -> Iterator[Finding]:
     """Check that full sweeps succeed, and that beat asks for them if it ever did."""
-    row = tx.execute(_RUNS).one()
-    late = row.age is None or row.age > LATE_SECONDS
-    if row.status == "failed":
+    row = health.last_sweeps(tx)
+    late = row.success_age is None or row.success_age > LATE_SECONDS
+    if row.status == "failed" or row.failed_ranges:
+        which = "the last full sweep" if row.status == "failed" else f"{_ranges(row)} of the last full sweep"
         yield error(
             "sweeps",
-            f"the last full sweep failed {_ago(row.last_age)} ({shown(row.error or 'it broke off')})",
+            f"{which} failed {age(row.last_age)} ago ({shown(row.error or 'it broke off')})",
             "run `mailglass-reconcile sweep`: it says what is in its way",
         )
-    elif row.age is None:
+    elif row.success_age is None:
         yield warning("sweeps", "no full sweep has run yet", f"run `mailglass-reconcile sweep`, then {START_BEAT}")
     elif late:
         yield error(
             "sweeps",
-            f"the last full sweep that succeeded ended {_ago(row.age)}",
+            f"the last full sweep that succeeded ended {age(row.success_age)} ago",
             "look at the findings worker, queues, lock and beat; or run `mailglass-reconcile sweep`",
         )
     else:
-        yield ok("sweeps", f"the last full sweep succeeded {_ago(row.age)}, asked for by {row.origin}")
-    if row.beat_age is not None and row.beat_age <= LATE_SECONDS:
-        yield ok("beat", f"beat asked for a sweep {_ago(row.beat_age)}")
-    elif not late and row.beat_age is None:
-        alone = "the last one was a call of the task" if row.origin == "call" else f"{ALONE}, by {row.origin}"
-        yield ok("beat", f"{NEVER}; {alone}")
-    elif row.beat_age is None:
-        yield warning("beat", NEVER, START_BEAT)
-    elif late:
-        yield error("beat", f"beat asked for a sweep {_ago(row.beat_age)}, and not since", START_BEAT)
-    else:
-        yield warning(
-            "beat", f"beat asked for a sweep {_ago(row.beat_age)}, and not since; {row.origin} does now", START_BEAT
+        yield ok(
+            "sweeps", f"the last full sweep succeeded {age(row.success_age)} ago, asked for by {row.success_origin}"
         )
+    yield _beat(tx.execute(_BEAT_AGE).scalar_one(), None if late else row.success_origin)
+
+
+def _ranges(row: sa.Row[Any]) -> str:
+    return f"{row.failed_ranges:,} of {counted(row.ranges, 'range')}"
+
+
+def _beat(beat_age: float | None, origin: str | None) -> Finding:
+    """Say when beat asked last, beside the *origin* of a full sweep that succeeded in time, if there is one."""
+    if beat_age is None:
+        if origin is None:
+            return warning("beat", NEVER, START_BEAT)
+        alone = "the last one was a call of the task" if origin == "call" else f"{ALONE}, by {origin}"
+        return ok("beat", f"{NEVER}; {alone}")
+    asked = f"beat asked for a sweep {age(beat_age)} ago"
+    if beat_age <= LATE_SECONDS:
+        return ok("beat", asked)
+    if origin is None:
+        return error("beat", f"{asked}, and not since", START_BEAT)
+    return warning("beat", f"{asked}, and not since; {origin} does now", START_BEAT)
 
 
 def handlers(tx: Transaction) -> Iterator[Finding]:
@@ -87,21 +91,17 @@ def handlers(tx: Transaction) -> Iterator[Finding]:
     if dead:
         yield error(
             "handlers",
-            f"{dead} events are dead: their handlers have failed for the last time and are not tried again",
+            f"{counted(dead, 'event is dead: its', 'events are dead: their')} handlers have failed for the last time"
+            " and are not tried again",
             "`mailglass-reconcile dispatch --dead` says which error; correct the handler, then let them be tried again"
             " as `mailglass-reconcile dispatch --help` says",
         )
     if waiting and not known:
         yield warning(
             "handlers",
-            f"{waiting} events wait for a handler, and none is registered in this process",
+            f"{counted(waiting, 'event waits', 'events wait')} for a handler, and none is registered in this process",
             "name the module of your handlers in MAILGLASS_IMPORTS, for the worker too",
         )
     elif not dead:
-        yield ok("handlers", f"handlers of {known or 'no type'} are registered; {waiting} events wait, none is dead")
-
-
-def _ago(seconds: int) -> str:
-    if seconds < 120:
-        return f"{seconds} seconds ago"
-    return f"{seconds // 60} minutes ago" if seconds < 7_200 else f"{seconds // 3_600} hours ago"
+        wait = counted(waiting, "event waits", "events wait")
+        yield ok("handlers", f"handlers of {known or 'no type'} are registered; {wait}, none is dead")

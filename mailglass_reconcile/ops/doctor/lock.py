@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.doctor.finding import Finding, ok, shown, warning
+from mailglass_reconcile.ops.doctor.finding import Finding, ok, warning
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, UNKNOWN, Holder, holder_of, key_of
+from mailglass_reconcile.wording import shown
 
 
 def holder() -> Holder | None:
