@@ -99,9 +99,11 @@ def translated(error: DBAPIError) -> MailglassReconcileError:
             "the database lacks a table or column that this version needs: run `mailglass-reconcile migrate`"
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
+    if state in _REFUSALS:
+        return DatabaseRefusedError(_REFUSALS[state])
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
         return unavailable(f"SQLSTATE {state}" if state else type(error.orig).__name__)
-    return DatabaseRefusedError(_REFUSALS.get(state, f"the database refused a statement (SQLSTATE {state})"))
+    return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
 
 
 _REFUSALS = {

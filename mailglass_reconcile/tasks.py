@@ -28,6 +28,7 @@ from mailglass_reconcile.store.runs import Origin, Run
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, shown
+from mailglass_reconcile.wording import counted
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
@@ -94,7 +95,8 @@ def reconcile(
                     # Before its ranges leave rows of their own: who reads the history counts those as a part of it.
                     _note(Run("full", _origin(), shown(tenant_id), remaining=eligible))
                     tasks = self.send_ranges(hold, calls)
-                    logger.info("cut %d open orphans into %d ranges, a task for each", eligible, len(tasks))
+                    ranges_sent = counted(len(tasks), "range")
+                    logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), ranges_sent)
                     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
             sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
             with _ended_by_soft_limit(sweep):

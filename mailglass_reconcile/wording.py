@@ -24,6 +24,11 @@ def age(seconds: float) -> str:
     return counted(int(seconds), "second")
 
 
+def took(milliseconds: int) -> str:
+    """Return how long something took: `12 ms`, and from ten seconds on as `age` says it."""
+    return f"{milliseconds:,} ms" if milliseconds < 10_000 else age(milliseconds / 1000)
+
+
 def printable(text: str) -> str:
     """Return *text* with everything escaped that a terminal or a log might obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

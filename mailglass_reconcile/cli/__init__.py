@@ -19,19 +19,24 @@ from mailglass_reconcile.cli.schema import migrate
 from mailglass_reconcile.cli.sweeping import INTERRUPTED, sweep
 from mailglass_reconcile.cli.working import demo, prune, rekey
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.settings import ENV_PREFIX, Settings
+
+_SETTINGS = "All settings: " + ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields) + "."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_SETTINGS)
 @click.version_option(package_name="mailglass-reconcile")
 def command() -> None:
-    """Link webhook events that arrived before their delivery had committed.
+    """Link e-mail webhook events that arrived before their delivery had been committed.
 
-    Settings come from the environment: MAILGLASS_DATABASE_URL, MAILGLASS_REDIS_URL and others.
+    Settings come from environment variables. MAILGLASS_DATABASE_URL and MAILGLASS_REDIS_URL name the servers;
+    everything else has a default. `doctor` checks them all.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
 for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, dispatch, rekey, demo):
+    _subcommand.short_help = " ".join((_subcommand.help or "").partition("\n\n")[0].split())  # Click would cut it off
     command.add_command(_subcommand)
 
 

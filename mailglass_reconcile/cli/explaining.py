@@ -12,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explained import Explanation
-from mailglass_reconcile.wording import printable
+from mailglass_reconcile.wording import counted, printable
 
 EXAMPLES = """\b
 Examples:
@@ -99,7 +99,7 @@ def _ids(found: Explanation) -> Iterator[str]:
 
 
 def _named(deliveries: int) -> str:
-    return "names no delivery" if not deliveries else f"names {deliveries} deliver{'y' if deliveries == 1 else 'ies'}:"
+    return "names no delivery" if not deliveries else f"names {counted(deliveries, 'delivery', 'deliveries')}:"
 
 
 def _but(named: dict[str, object]) -> str:
@@ -118,7 +118,7 @@ def _outlook(found: Explanation) -> Iterator[str]:
     if found.remedy:
         yield _fact("to link", found.remedy)
     if found.refused:
-        yield _fact("refused", f"{found.refused} times by the database; the log of the sweep says with which SQLSTATE")
+        yield _fact("refused", f"{counted(found.refused, 'time')} by the database; the sweep's log gives the SQLSTATE")
     if found.state == "waiting":
         yield _fact("next look", f"by the first full sweep after {moment(found.eligible_at or '')}")
     elif found.state == "expired":

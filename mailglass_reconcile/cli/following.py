@@ -26,7 +26,8 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store.database import connect
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.result import SweepResult, remaining
+from mailglass_reconcile.wording import counted, took
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,8 @@ class _Repeats:
 
 
 def _in_words(result: SweepResult) -> str:
-    words = f"linked {result.linked} of {result.scanned} recent orphans in {result.duration_ms} ms"
-    words += f"; {result.failed} failed" if result.failed else ""
-    words += f"; {result.publish_failed} broadcasts were lost" if result.publish_failed else ""
-    return words + ("" if result.status == "ok" else f"; {result.status}, {result.remaining} remain")
+    orphans = counted(result.scanned, "recent orphan")
+    words = f"linked {result.linked:,} of {orphans} in {took(result.duration_ms)}"
+    words += f"; {result.failed:,} failed" if result.failed else ""
+    words += f"; {counted(result.publish_failed, 'broadcast')} not sent" if result.publish_failed else ""
+    return words + ("" if result.status == "ok" else f"; {result.status}, {remaining(result.remaining)}")

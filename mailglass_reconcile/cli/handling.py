@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.hooks import dead, dispatcher, registry
+from mailglass_reconcile.wording import counted, took
 
 ALL = "all"
 AGAIN_SECONDS = 30.0
@@ -113,8 +114,9 @@ def _dispatch(as_json: bool) -> None:
         click.echo(json.dumps(result.as_dict()))
     else:
         click.echo(
-            f"dispatched {result.dispatched} events in {result.duration_ms} ms: {result.handled} handlers done,"
-            f" {result.failed} failed" + (f"; {result.dead} events are dead" if result.dead else "")
+            f"dispatched {counted(result.dispatched, 'event')} in {took(result.duration_ms)}:"
+            f" {counted(result.handled, 'handler')} done, {result.failed:,} failed"
+            + (f"; {counted(result.dead, 'event is', 'events are')} dead" if result.dead else "")
         )
     sys.exit(1 if result.failed or result.dead else 0)
 
@@ -136,7 +138,7 @@ def _list_dead(as_json: bool) -> None:
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:
     retried = dead.retry(runtime.get_engine(), wanted if isinstance(wanted, UUID) else None)
-    click.echo(json.dumps({"retried": retried}) if as_json else f"{retried} events will be tried again")
+    click.echo(json.dumps({"retried": retried}) if as_json else f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
         click.echo(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`", err=True)
         sys.exit(1)

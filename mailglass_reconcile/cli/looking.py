@@ -15,7 +15,7 @@ from mailglass_reconcile.cli.texts import Duration, moment, print_json
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
-from mailglass_reconcile.wording import age, printable
+from mailglass_reconcile.wording import age, counted, printable
 
 WATCH_SECONDS = 2.0
 
@@ -77,15 +77,15 @@ def _check(max_lag: float) -> int:
 
 
 def _page(found: Status) -> Group:
-    lines = [f"{found.eligible:,} open orphans as of {moment(found.as_of)}"]
+    lines = [f"{counted(found.eligible, 'open orphan')} as of {moment(found.as_of)}"]
     if found.waiting:
-        lines.append(f"{found.waiting:,} more are in their grace period now")
+        lines.append(f"{counted(found.waiting, 'more is in its', 'more are in their')} grace period now")
     if found.lag_seconds:
         lines.append(f"the oldest that could be linked has been open for {age(found.lag_seconds)}")
     if found.totals["expired"]:
-        lines.append(f"{found.totals['expired']:,} were never linked and have expired")
+        lines.append(f"{counted(found.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
     if found.hooks_waiting:
-        lines.append(f"{found.hooks_waiting:,} events wait for their handlers")
+        lines.append(f"{counted(found.hooks_waiting, 'event waits for its', 'events wait for their')} handlers")
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
     lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]

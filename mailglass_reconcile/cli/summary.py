@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.result import SweepResult, remaining
+from mailglass_reconcile.wording import counted, shown, took
 
 REASONS = {
     "unmatched": "no delivery has any of their ids yet",
@@ -16,7 +17,6 @@ REASONS = {
     "ambiguous": "several deliveries, and no way to choose",
     "tenant_mismatch": "their id names only another tenant's delivery; perhaps Mailglass lacks resolve_webhook_tenant",
     "recipient_mismatch": "their id names only another recipient's delivery",
-    "skipped_limit": "they match, but the limit was reached",
     "skipped_deadline": "the sweep ended before it could look at them or link them",
     "skipped_held": "another session holds them or has settled them",
     "failed": "the database refused to read or link them",
@@ -26,18 +26,37 @@ REASONS = {
 def summary(result: SweepResult) -> str:
     """Return what a sweep did, and why the rest stays open, in lines for a person."""
     verb = "would link" if result.dry_run else "linked"
-    whose = "" if result.tenant_id is None else f" of tenant {result.tenant_id!r}"
-    lines = [f"{verb} {result.linked} of {result.scanned} open orphans{whose} in {result.duration_ms} ms"]
+    whose = "" if result.tenant_id is None else f" of tenant '{shown(result.tenant_id)}'"
+    scanned = counted(result.scanned, "open orphan")
+    lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {took(result.duration_ms)}"]
     lines += [
-        f"{getattr(result, state):>8} {state.replace('_', ' ')}: {reason}"
+        f"{getattr(result, state):>10,} {state.replace('_', ' ')}: {reason}"
         for state, reason in REASONS.items()
         if getattr(result, state)
     ]
+    if result.skipped_limit:
+        lines.append(f"{counted(result.skipped_limit, 'more')} can be linked: sweep again, or without --limit")
     if result.publish_failed:
-        lines.append(f"{result.publish_failed} of {result.published + result.publish_failed} broadcasts were lost")
+        messages = counted(result.published + result.publish_failed, "broadcast")
+        lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")
     if result.status != "ok":
-        lines.append(f"this sweep is {result.status}: {result.remaining} eligible orphans remain")
+        lines.append(f"this sweep is {result.status}: {remaining(result.remaining)}")
     return "\n".join(lines)
+
+
+def nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> str:
+    """Return why a sweep found nothing to look at.
+
+    Args:
+        waiting: Open orphans in their grace period.
+        grace_seconds: How long that is.
+        tenant_id: The tenant that was swept, or None for all.
+    """
+    whose = "" if tenant_id is None else f" of tenant '{shown(tenant_id)}'"
+    if not waiting:
+        return f"nothing to do: there are no open orphans{whose}"
+    those = counted(waiting, f"orphan{whose} is in its", f"orphans{whose} are in their")
+    return f"nothing to do yet: {those} {grace_seconds:,} s grace period"
 
 
 @contextmanager

@@ -15,8 +15,9 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import handling
-from mailglass_reconcile.cli.summary import progress, summary
+from mailglass_reconcile.cli.summary import nothing_to_do, progress, summary
 from mailglass_reconcile.cli.texts import Duration, reader_may_leave
+from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targets, tenants
 from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.targets import MOST, Target
@@ -59,11 +60,9 @@ def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
     """
     if options["verbose"] and not options["dry_run"]:
         raise click.UsageError("--verbose goes with --dry-run")
-    if any(options[name] for name in POINTING):
-        result = _point(tenant, limit or MOST, **options)
-    else:
-        result = _sweep(tenant, limit, **options)
-    click.echo(json.dumps(result.as_dict()) if options["as_json"] else summary(result))
+    pointed = any(options[name] for name in POINTING)
+    result = _point(tenant, limit or MOST, **options) if pointed else _sweep(tenant, limit, **options)
+    click.echo(json.dumps(result.as_dict()) if options["as_json"] else _in_words(result, pointed=pointed))
     if tenant is not None and not result.scanned:
         _hint(tenant)
     if result.linked and not result.dry_run:
@@ -150,6 +149,15 @@ def _show(pairs: Sequence[tuple[str, str]], *, as_json: bool) -> None:
         for event_id, delivery_id in pairs:
             line = json.dumps({"event_id": event_id, "delivery_id": delivery_id})
             click.echo(line if as_json else f"{event_id} -> {delivery_id}")
+
+
+def _in_words(result: SweepResult, *, pointed: bool) -> str:
+    if result.scanned or result.status != "ok":
+        return summary(result)
+    if pointed:
+        return "nothing to link: none of the events that you point at has its delivery yet"
+    waiting = looking.waiting(runtime.get_engine(), result.tenant_id)
+    return nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
 
 
 def _hint(tenant: str) -> None:

@@ -10,6 +10,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops import rekey as rekeying
+from mailglass_reconcile.wording import counted
 
 PRUNE_EXAMPLES = """\b
 Example:
@@ -26,9 +27,10 @@ def prune(as_json: bool) -> None:
         click.echo(json.dumps(result.as_dict()))
         return
     click.echo(
-        f"deleted raw webhooks: {result.succeeded} succeeded, {result.dead} dead, {result.failed} failed\n"
-        f"open orphans: {result.expired} expired, {result.settled} settled, {result.added} added\n"
-        f"deleted events of handlers: {result.hooks_dispatched} dispatched, {result.hooks_dead} dead or never handled"
+        f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
+        f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
+        f"deleted events of handlers: {result.hooks_dispatched:,} dispatched,"
+        f" {result.hooks_dead:,} dead or never handled"
     )
 
 
@@ -38,7 +40,7 @@ def rekey() -> None:
 
     Rules of your own are loaded from the modules that MAILGLASS_IMPORTS names.
     """
-    click.echo(f"computed the keys of {rekeying.rekey():,} open orphans")
+    click.echo(f"computed the keys of {counted(rekeying.rekey(), 'open orphan')}")
 
 
 @click.command(epilog="Example: mailglass-reconcile demo")

@@ -11,8 +11,10 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import health, live
 from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.sweep import windows
 
 LAST_RUNS = 5
 
@@ -108,6 +110,28 @@ def check(engine: sa.Engine, max_lag_seconds: float = MAX_LAG_SECONDS) -> list[s
         return health.problems(health.facts(tx), max_lag_seconds)
 
 
+def waiting(engine: sa.Engine, tenant_id: str | None = None) -> int:
+    """Return how many open orphans are in their grace, of one tenant or, with None, of all.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    settings = runtime.get_settings()
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, settings, read_only=True, probes_only=True) as tx,
+    ):
+        return _waiting(tx, settings, tenant_id)
+
+
+def _waiting(tx: Transaction, settings: Settings, tenant_id: str | None) -> int:
+    if not windows.can_be(tenant_id):
+        return 0
+    parameters = {"grace_seconds": settings.grace_seconds, "tenant_id": tenant_id}
+    return int(tx.execute(_WAITING, parameters).scalar_one())
+
+
 def status(
     engine: sa.Engine,
     *,
@@ -136,8 +160,7 @@ def status(
     ):
         facts = health.facts(tx)
         schema.require_current(facts.version)
-        whose = {"grace_seconds": settings.grace_seconds, "tenant_id": tenant_id}
-        waiting: int = tx.execute(_WAITING, whose).scalar_one()
+        in_grace = _waiting(tx, settings, tenant_id)
         if count_now or facts.groups is None or facts.counted_at is None:
             as_of, groups = facts.now, live.count(tx, settings, tenant_id)
         else:
@@ -147,9 +170,9 @@ def status(
         totals = dict(tx.execute(_TOTALS).mappings().one())
     problems = health.problems(facts, max_lag_seconds)
     return Status(
-        open=eligible + waiting,
+        open=eligible + in_grace,
         eligible=eligible,
-        waiting=waiting,
+        waiting=in_grace,
         lag_seconds=facts.lag_seconds,
         as_of=as_of,
         groups=groups,

@@ -26,6 +26,7 @@ from mailglass_reconcile.sweep.census import Census
 from mailglass_reconcile.sweep.examination import Examined
 from mailglass_reconcile.sweep.reader import Reader
 from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.wording import counted
 
 T = TypeVar("T")
 
@@ -241,14 +242,14 @@ class Sweep:
             return
         if self.result.tenant_mismatch:
             logger.warning(
-                "%d orphans match only another tenant's deliveries and were not linked; if their tenant is `default`,"
+                "%s only another tenant's deliveries and were not linked; if their tenant is `default`,"
                 " perhaps Mailglass lacks resolve_webhook_tenant",
-                self.result.tenant_mismatch,
+                counted(self.result.tenant_mismatch, "orphan matches", "orphans match"),
             )
         if self.result.recipient_mismatch:
             logger.warning(
-                "%d orphans match only another recipient's deliveries and were not linked",
-                self.result.recipient_mismatch,
+                "%s only another recipient's deliveries and were not linked",
+                counted(self.result.recipient_mismatch, "orphan matches", "orphans match"),
             )
 
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager, nullcontext
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.store.runs import Kind, Run
-from mailglass_reconcile.sweep.result import STATES
+from mailglass_reconcile.sweep.result import STATES, remaining
+from mailglass_reconcile.wording import counted, took
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +69,14 @@ def log(run: Run) -> None:
     if not (run.counts["linked"] or run.counts["failed"] or run.status == "partial"):
         return
     whose = "all tenants" if run.tenant_id is None else f"tenant '{run.tenant_id}'"
-    rest = [f"{number} {state}" for state in STATES if state != "linked" and (number := run.counts[state])]
-    rest += [f"{run.counts['publish_failed']} broadcasts were lost"] if run.counts["publish_failed"] else []
-    rest += [] if run.status == "ok" else [f"{run.status}, {run.remaining} remain"]
+    rest = [f"{number:,} {state}" for state in STATES if state != "linked" and (number := run.counts[state])]
+    rest += [f"{counted(run.counts['publish_failed'], 'broadcast')} not sent"] if run.counts["publish_failed"] else []
+    rest += [] if run.status == "ok" else [f"{run.status}, {remaining(run.remaining)}"]
     logger.info(
-        "swept %s: linked %d of %d open orphans in %d ms%s",
+        "swept %s: linked %s of %s in %s%s",
         whose,
-        run.counts["linked"],
-        run.counts["scanned"],
-        run.counts["duration_ms"],
+        f"{run.counts['linked']:,}",
+        counted(run.counts["scanned"], "open orphan"),
+        took(run.counts["duration_ms"]),
         "".join(f"; {words}" for words in rest),
     )

@@ -28,6 +28,13 @@ def shown(tenant_id: str | None) -> str | None:
     return wording.shown(tenant_id, SHOWN_CHARACTERS)
 
 
+def remaining(orphans: int | None) -> str:
+    """Return how many orphans a sweep has left; None if they could not be counted."""
+    if orphans is None:
+        return "what remains could not be counted"
+    return wording.counted(orphans, "eligible orphan remains", "eligible orphans remain")
+
+
 @dataclass(slots=True)
 class SweepResult:
     """The counts of one sweep; `scanned` is the sum of the eight states below it.

@@ -1,0 +1,128 @@
+"""A running system for faults to be planted in: servers of its own, a worker and a beat as the documented role."""
+
+import json
+import os
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import commands
+import mailglass_reconcile
+from conftest import Database, wait_until
+from installation import Site
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database
+
+MAX_LAG = "6s"
+"""A full sweep has to succeed within two thirds of it; beat asks for one each second."""
+PATIENCE = 60
+RANK = (OK, WARNING, ERROR)
+
+EMPTIED = """
+SET LOCAL session_replication_role = replica;
+TRUNCATE mailglass_events, mailglass_deliveries, mailglass_webhook_events, mailglass_open_orphans,
+         mailglass_open_orphan_ids, mailglass_reconcile_runs, mailglass_hook_outbox
+"""
+
+HANDLERS = """
+import os
+from mailglass_reconcile import on_event
+
+@on_event("bounced", name="reacts")
+def reacts(connection, event):
+    if os.path.exists({flag!r}):
+        raise RuntimeError("broken")
+"""
+
+RULE = """
+from mailglass_reconcile import key_rule
+
+@key_rule("acme", reads=("metadata/its/id",))
+def ids(id_):
+    return [id_]
+"""
+
+
+class System:
+    """An installation whose worker and beat run; `admin` is the database as its owner has it."""
+
+    def __init__(self, admin: Database, role_url: str, redis_url: str, folder: Path, full: Path) -> None:
+        """Prepare it; nothing runs yet. *full* is a file that fills the disk of the database, if there is one."""
+        self.admin = admin
+        self.full = full
+        self.broken_handler = folder / "broken"
+        (folder / "reacting.py").write_text(HANDLERS.format(flag=str(self.broken_handler)))
+        (folder / "acmes_rule.py").write_text(RULE)
+        settings = Settings(database_url=role_url, redis_url=redis_url)  # type: ignore[arg-type]
+        log = folder / "log"
+        log.touch()
+        as_role = Database(role_url, settings, database.create_engine(settings), admin.witness)
+        self.site = Site(as_role, redis_url, log)
+        self.site.environment["PYTHONPATH"] += os.pathsep + str(folder)
+        self.site.environment |= {
+            "MAILGLASS_IMPORTS": "worker,reacting",
+            "MAILGLASS_HOOK_TYPES": "bounced",
+            "WORKER_SWEEP_SECONDS": "1",
+        }
+        self._running: dict[str, ExitStack] = {}
+        self._workers_pid = 0
+
+    def start(self, *names: str) -> None:
+        """Start the worker, or beat."""
+        for name in names:
+            stack = self._running[name] = ExitStack()
+            if name == "worker":
+                self._workers_pid = stack.enter_context(self.site.worker(app="worker", pool="solo", until="READY")).pid
+            else:
+                arguments = ("beat", "-s", str(self.site.log.parent / "beat"), "--pidfile=", "-l", "info")
+                stack.enter_context(self.site.running(*arguments, app="worker", until="beat: St"))
+
+    def worker_pid(self) -> int:
+        """Return the process id of the worker."""
+        return self._workers_pid
+
+    def kill(self, *names: str) -> None:
+        """Kill the worker, or beat, and what it started."""
+        for name in names:
+            self._running.pop(name, ExitStack()).close()
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command in the environment of the worker."""
+        return commands.tried(self.site.db, *arguments, **{**self.site.environment, **environment})
+
+    def reset(self) -> None:
+        """Forget all rows, and see to it that everything runs and is well."""
+        self.admin.run(EMPTIED)
+        self.start(*({"worker", "beat"} - self._running.keys()))
+        mailglass_reconcile.configure(engine=self.site.db.engine, settings=self.site.db.settings)
+        wait_until(self.is_healthy, PATIENCE)
+
+    def doctor(self) -> dict[str, dict[str, Any]]:
+        """Return the doctor's worst finding of each check."""
+        done = self.run("doctor", "--json")
+        assert done.stdout, done.stderr
+        worst: dict[str, dict[str, Any]] = {}
+        for one in json.loads(done.stdout)["findings"]:
+            known = worst.setdefault(one["check"], one)
+            if RANK.index(one["status"]) > RANK.index(known["status"]):
+                worst[one["check"]] = one
+        assert done.returncode == int(any(one["status"] == ERROR for one in worst.values()))
+        return worst
+
+    def says(self) -> str:
+        """Return the line of `status --check`."""
+        done = commands.inside("status", "--check", "--max-lag", MAX_LAG)
+        assert done.exit_code == int(done.output != "healthy\n"), done.output
+        return done.output
+
+    def is_healthy(self) -> bool:
+        """Whether `status --check` finds nothing wrong."""
+        return self.says() == "healthy\n"
+
+    def close(self) -> None:
+        """End everything."""
+        self.kill("worker", "beat")
+        self.site.client.close()
+        self.site.redis.close()
