@@ -3,12 +3,14 @@
 import datetime as dt
 import logging
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+from conftest import wait_until
 from handling import effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.hooks import dispatcher
@@ -277,6 +279,28 @@ def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
         assert outbox.lock(tx, first, 1_000) == []
         assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",), None)]) == {}
         assert len(outbox.lock(tx, second, 1_000)) == 1
+
+
+def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(hooked):
+    """Skipped, the event would cost an attempt and wait seconds for the next one, although nobody has it."""
+    linked(hooked)
+    claims = _claimed(hooked, tried=False)
+
+    def lock():
+        with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
+            return outbox.lock(tx, claims, 10_000)
+
+    with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
+        other.exec_driver_sql("SELECT FROM mailglass_hook_outbox FOR UPDATE SKIP LOCKED")
+        held = pool.submit(lock)
+        wait_until(lambda: held.done() or hooked.value(WAITING_FOR_A_LOCK))
+        looking.rollback()
+        assert [row.event_id for row in held.result(20)] == [claims[0].event_id]
+
+
+WAITING_FOR_A_LOCK = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 
 def _claimed(db, *, tried):

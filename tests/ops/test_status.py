@@ -10,6 +10,8 @@ import pytest
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.status import check, status
+from mailglass_reconcile.store import runs
+from mailglass_reconcile.store.database import transaction
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
 COUNT = {"type": "integer", "minimum": 0}
@@ -156,6 +158,54 @@ def test_webhooks_that_all_carry_another_tenant_are_unhealthy(db):
     )
     reconcile()
     assert ["another tenant" in problem for problem in check(db.engine)] == [True]
+
+
+def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_ones_stay_open(db):
+    """Those keep their tenant for as long as they are open; what has been linked lately says that it is right now."""
+    wrong = [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)]
+    insert(db, [delivery_row(f"m-{n}") for n in range(3)], wrong)
+    reconcile()
+    assert check(db.engine) != []
+    insert(db, [delivery_row(f"n-{n}") for n in range(4)], [orphan_row(postmark(f"n-{n}")) for n in range(4)])
+    for _ in range(2):
+        assert reconcile().tenant_mismatch == 3
+        assert check(db.engine) == []
+
+
+def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(db):
+    """As if its key rule were missing; a few, or some beside others that have one, are not."""
+    insert(db, [], [orphan_row({"provider": "acme", "its": {"id": n}}) for n in range(9)])
+    reconcile()
+    assert check(db.engine) == []
+    insert(db, [], [orphan_row({"provider": "acme", "its": {"id": 9}})])
+    reconcile()
+    assert ["none of the 10 open orphans of the provider acme" in problem for problem in check(db.engine)] == [True]
+    insert(db, [], [orphan_row({"provider": "acme", "message_id": "m-1"})])
+    reconcile()
+    assert check(db.engine) == []
+
+
+def ran(db, kind, status="ok", **more):
+    """Leave a row in the history of runs."""
+    with db.engine.connect() as connection, transaction(connection, db.settings) as tx:
+        runs.add(tx, runs.Run(kind, "beat", status=status, **more))
+
+
+def test_ranges_of_a_fan_out_count_as_a_part_of_their_sweep(db):
+    """It has succeeded once one of them has; those that fail are a problem; `status` shows them added up."""
+    ran(db, "full", remaining=50)
+    assert ["no full sweep has ever succeeded" in problem for problem in check(db.engine)] == [True]
+    ran(db, "range", counts={"scanned": 30, "linked": 20})
+    assert check(db.engine) == []
+    ran(db, "range", "failed", counts={"scanned": 20}, error="DatabaseRefusedError")
+    [problem] = check(db.engine)
+    assert problem.startswith("1 of 2 ranges of the last full sweep failed (DatabaseRefusedError)")
+    [run] = status(db.engine).last_runs
+    assert (run["kind"], run["status"], run["runs"], run["scanned"], run["linked"]) == ("full", "failed", 3, 50, 20)
+    ran(db, "full", remaining=30)
+    ran(db, "range", counts={"scanned": 30, "linked": 30}, linkable_since="2020-01-01")
+    assert ["although its delivery is there" in problem for problem in check(db.engine)] == [True]
+    assert [run["linked"] for run in status(db.engine).last_runs] == [30, 20]
 
 
 def test_triggers_that_are_gone_are_unhealthy(db):
