@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 import factories
+from commands import conforming
 from conftest import wait_until
 
 PATIENCE = 30
@@ -30,7 +30,7 @@ class Following:
     @property
     def swept(self) -> list[dict[str, Any]]:
         """The sweeps that did something."""
-        return [json.loads(line) for line in _lines(self._out)]
+        return conforming("follow", "\n".join(_lines(self._out)))
 
     @property
     def said(self) -> list[str]:

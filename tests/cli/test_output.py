@@ -4,6 +4,8 @@ import pytest
 
 import commands
 import factories
+import mailglass_reconcile
+from handling import failing
 from mailglass_reconcile.cli import command
 
 
@@ -35,6 +37,27 @@ def test_every_command_prints_what_its_schema_says(db):
         for message in ("one", "two"):
             factories.orphan(db, factories.postmark(message))
     assert db.appended() == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dead",), ("--retry",)])
+def test_dispatch_prints_what_its_schema_says(hooked, arguments):
+    """With an event whose handler has failed for the last time, and with nothing."""
+    failing("bad", ValueError())
+    factories.delivery(hooked, "one")
+    factories.orphan(hooked, factories.postmark("one"))
+    mailglass_reconcile.reconcile()
+    mailglass_reconcile.dispatch()
+    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now()")
+    for _ in range(2):
+        assert commands.conforming("dispatch", commands.inside("dispatch", *arguments, "--json").stdout)
+        hooked.run("DELETE FROM mailglass_hook_outbox")
+    hooked.broken.add("I14")
+
+
+def test_there_is_a_schema_for_each_command_that_prints_json():
+    """Named as the command, or beginning with its name."""
+    schemas = {file.stem.partition("_")[0] for file in commands.SCHEMAS.glob("*.json")}
+    assert schemas == {name for name, one in command.commands.items() if "as_json" in {p.name for p in one.params}}
 
 
 @pytest.mark.parametrize("name", sorted(command.commands))

@@ -1,0 +1,47 @@
+"""States have one owner: what commands, schemas and sentences say of them is what `states` lists."""
+
+import json
+
+import pytest
+
+from commands import SCHEMAS
+from mailglass_reconcile import states
+from mailglass_reconcile.cli.summary import REASONS
+from mailglass_reconcile.ops.sentences import REMEDIES, SENTENCES
+from mailglass_reconcile.store.runs import COUNTS
+from mailglass_reconcile.sweep.result import SweepResult
+
+
+def schema(name: str, *path: str) -> set[object]:
+    """Return the values that a schema allows at a path of properties."""
+    found = json.loads((SCHEMAS / f"{name}.json").read_text())
+    for step in path:
+        found = found["properties"][step]
+        found = found.get("items", found)
+    return set(found["enum"])
+
+
+@pytest.mark.parametrize(
+    ("listed", "path"),
+    [
+        (states.EVENT_STATES, ("explain", "state")),
+        ((*states.VERDICTS, None), ("explain", "verdict")),
+        (states.OPEN_STATES, ("orphans", "state")),
+        ([state for state in states.OPEN_STATES if state != "expired"], ("status", "groups", "state")),
+        (states.RUN_STATUSES, ("status", "last_runs", "status")),
+        ([status for status in states.RUN_STATUSES if status != "duplicate"], ("sweep", "status")),
+        (["ok", "warning", "error"], ("doctor", "findings", "status")),
+    ],
+)
+def test_a_schema_allows_the_states_that_there_are_and_no_other(listed, path):
+    """Of each command that prints one."""
+    assert schema(*path) == set(listed)
+
+
+def test_each_state_has_its_sentence_and_each_count_its_reason():
+    """What `explain` and a sweep say of them."""
+    assert set(SENTENCES) == set(states.EVENT_STATES)
+    assert set(REMEDIES) <= set(states.EVENT_STATES)
+    assert {*states.OUTCOMES, *states.SKIPPED} - set(REASONS) == {"linked", "skipped", "skipped_limit"}
+    assert {*states.OUTCOMES, *states.SKIPPED} <= set(SweepResult.__slots__)
+    assert set(states.OUTCOMES) <= set(COUNTS)
