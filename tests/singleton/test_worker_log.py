@@ -140,8 +140,11 @@ def test_a_hostile_tenant_argument_is_swept_and_neither_a_line_of_its_own_nor_a_
     [
         (SweepResult(tenant_id="a\nb", scanned=3, linked=1, unmatched=2), r"swept tenant 'a\nb': linked 1 of 3"),
         (SweepResult(scanned=3, linked=1, unmatched=2, duration_ms=7), "in 7 ms; 2 unmatched"),
-        (SweepResult(scanned=1, linked=1, published=0, publish_failed=2), "2 broadcasts were lost"),
-        (SweepResult(scanned=1, failed=1, remaining=1, status="partial"), "1 failed; partial, 1 remain"),
+        (SweepResult(scanned=1, linked=1, published=0, publish_failed=2), "2 broadcasts not sent"),
+        (
+            SweepResult(scanned=1, failed=1, remaining=1, status="partial"),
+            "1 failed; partial, 1 eligible orphan remains",
+        ),
         (SweepResult(scanned=2, unmatched=2), None),
         (SweepResult(), None),
     ],
