@@ -38,6 +38,8 @@ class Settings(BaseSettings):
         broker_url: Celery's broker for the standalone app; `redis_url` where unset.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         hook_types: Types of events that handlers are to hear of, separated by commas; `*` is all, empty is none.
+        web_token: Who shows this token sees all tenants on the page; without any token, only this machine is served.
+        web_tenant_tokens: `tenant=token` pairs, separated by commas: who shows such a token sees that tenant alone.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
         max_age_minutes: Age in minutes after which an orphan is expired.
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
@@ -57,6 +59,8 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = None
     imports: str = ""
     hook_types: Annotated[str, AfterValidator(_known_types)] = ""
+    web_token: SecretStr | None = None
+    web_tenant_tokens: SecretStr | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
     batch_size: int = Field(default=2_000, ge=1, le=100_000)

@@ -16,6 +16,7 @@ from mailglass_reconcile.cli.listening import listen
 from mailglass_reconcile.cli.looking import status
 from mailglass_reconcile.cli.orphans import orphans
 from mailglass_reconcile.cli.schema import migrate
+from mailglass_reconcile.cli.serving import serve
 from mailglass_reconcile.cli.sweeping import INTERRUPTED, sweep
 from mailglass_reconcile.cli.working import demo, prune, rekey
 from mailglass_reconcile.errors import MailglassReconcileError
@@ -35,7 +36,8 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-for _subcommand in (sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, dispatch, rekey, demo):
+_SUBCOMMANDS = sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, dispatch, rekey, serve, demo
+for _subcommand in _SUBCOMMANDS:
     _subcommand.short_help = " ".join((_subcommand.help or "").partition("\n\n")[0].split())  # Click would cut it off
     command.add_command(_subcommand)
 

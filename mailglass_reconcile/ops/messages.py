@@ -29,6 +29,28 @@ SELECT CASE WHEN e.type = 'reconciled' AND e.idempotency_key ~ '^reconciled:[0-9
 """
 
 
+_DELIVERIES = """
+SELECT id::text FROM {schema}.mailglass_deliveries
+ WHERE provider_message_id = ANY (CAST(:ids AS text[])) AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+ LIMIT :size
+"""
+
+
+def deliveries_of(engine: sa.Engine, message_id: str, tenant_id: str | None = None) -> list[UUID]:
+    """Return the deliveries that carry a message's id, in any spelling, at most 20; None is all tenants.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    parameters = {"ids": array_literal(sorted(spellings(message_id))), "tenant_id": tenant_id, "size": EVENTS}
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
+    ):
+        return [UUID(delivery_id) for delivery_id in tx.execute(_DELIVERIES, parameters).scalars()]
+
+
 def events_of(engine: sa.Engine, message_id: str) -> list[UUID]:
     """Return the events of a message, by its id in any spelling: the open orphans first, at most 20 of each kind.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -30,6 +31,23 @@ WITH RECURSIVE t AS (
 )
 SELECT left(tenant_id, 512) FROM t WHERE tenant_id IS NOT NULL LIMIT :size
 """
+
+_OF_EVENT = "SELECT tenant_id FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)"
+
+
+def of_event(engine: sa.Engine, event_id: UUID) -> str | None:
+    """Return the tenant of an event, or None if the ledger has no such event.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    with (
+        database_errors(),
+        connect(engine) as connection,
+        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
+    ):
+        found: str | None = tx.execute(_OF_EVENT, {"event_id": str(event_id)}).scalar_one_or_none()
+    return found
 
 
 def nearest(engine: sa.Engine, tenant_id: str) -> str | None:

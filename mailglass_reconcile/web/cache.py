@@ -1,0 +1,61 @@
+"""What was read, for a few seconds, and read once however many ask: ten viewers cost what one does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+KEPT = 256
+"""Answers that are kept, the oldest ones making room; each is a page at most."""
+AT_ONCE = 4
+"""Reads of the database at the same time, each of which has a connection."""
+
+
+class Cache:
+    """Answers by key; whoever asks while one is being read waits for that one."""
+
+    def __init__(self, seconds: float) -> None:
+        """Keep each answer for so many *seconds* after it was read, an error as well."""
+        self._seconds = seconds
+        self._kept: OrderedDict[Hashable, tuple[Future[Any], list[float]]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(AT_ONCE)
+
+    async def get(self, key: Hashable, read: Callable[[], T]) -> T:
+        """Return what *read* returns, or has returned for *key* a moment ago; what it raises, it raises."""
+        # A thread of its own, so that nothing waits at the end of the process for a read that hangs.
+        answer: T = await asyncio.shield(asyncio.wrap_future(self._answer(key, read)))
+        return answer
+
+    def _answer(self, key: Hashable, read: Callable[[], T]) -> Future[T]:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and (not kept[1] or kept[1][0] > time.monotonic()):
+                return kept[0]
+            answer: Future[T] = Future()
+            answer.set_running_or_notify_cancel()
+            until: list[float] = []
+            self._kept[key] = (answer, until)
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        threading.Thread(target=self._read, args=(answer, until, read), daemon=True).start()
+        return answer
+
+    def _read(self, answer: Future[T], until: list[float], read: Callable[[], T]) -> None:
+        with self._slots:
+            try:
+                found = read()
+            except BaseException as error:  # whoever waits has to hear of it, whatever it is
+                until.append(time.monotonic() + self._seconds)
+                answer.set_exception(error)
+            else:
+                until.append(time.monotonic() + self._seconds)
+                answer.set_result(found)

@@ -1,0 +1,110 @@
+"""Numbers, times and texts as the page shows them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from markupsafe import Markup, escape
+
+SHOWN_CHARACTERS = 200
+NONE = "\N{EN DASH}"
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_CODE = re.compile("`([^`]+)`")
+
+STATES = {
+    "matched": "can be linked",
+    "unmatched": "no delivery yet",
+    "unmatchable": "no usable id",
+    "ambiguous": "several deliveries",
+    "tenant_mismatch": "another tenant's",
+    "recipient_mismatch": "another recipient's",
+    "waiting": "in its grace period",
+    "expired": "too old",
+    "linked": "linked",
+    "settled": "settled",
+    "missing": "not in the open set",
+    "no_orphan": "no orphan",
+    "unknown": "unknown",
+}
+"""Each state in a few words; the state's own name stands beside them."""
+
+
+def plain(text: object) -> str:
+    """Return a text of a row with everything escaped that is not printable, and cut."""
+    given = str(text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in given[:SHOWN_CHARACTERS])
+    return shown + ("…" if len(given) > SHOWN_CHARACTERS else "")
+
+
+def number(value: int | None) -> str:
+    """Return a number with commas; a dash if there is none."""
+    return NONE if value is None else f"{value:,}"
+
+
+def age(seconds: float | None) -> str:
+    """Return a span of time in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `6 d 1 h`."""
+    if seconds is None or seconds < 0:
+        return NONE
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    for name, size, lesser, small in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // small
+            return f"{whole // size:,} {name}" + (f" {rest} {lesser}" if rest else "")
+    return f"{whole} s"
+
+
+def duration(milliseconds: int | None) -> str:
+    """Return how long something took."""
+    if milliseconds is None:
+        return NONE
+    return f"{milliseconds:,} ms" if milliseconds < 10_000 else age(milliseconds / 1000)
+
+
+def time_of(iso: str | None) -> dt.datetime | None:
+    """Return a time in ISO 8601, or None if it is none that Python knows: infinity, a far year."""
+    try:
+        return dt.datetime.fromisoformat(iso or "")
+    except ValueError:
+        return None
+
+
+def moment(iso: str | None, *, date: bool = True) -> Markup:
+    """Return a time as people read it, in UTC, with its machine-readable form; without its *date* only the clock."""
+    at = time_of(iso)
+    if at is None:
+        return escape(plain(iso or NONE).removesuffix("Z"))
+    shown = at.strftime("%Y-%m-%d %H:%M:%S" if date else "%H:%M:%S")
+    return Markup('<time datetime="{}">{}</time>').format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), shown)
+
+
+def clock(at: float, hours: int) -> Markup:
+    """Return a time, given in seconds since 1970; with its day if a picture shows more than one."""
+    time = dt.datetime.fromtimestamp(at, dt.UTC)
+    shown = time.strftime("%a %H:%M" if hours > 24 else "%H:%M")
+    return Markup('<time datetime="{}">{}</time>').format(time.strftime("%Y-%m-%dT%H:%M:%SZ"), shown)
+
+
+def since(iso: str | None, now: str) -> str:
+    """Return how long before *now* a time was."""
+    at, here = time_of(iso), time_of(now)
+    return NONE if at is None or here is None else age(max(0.0, (here - at).total_seconds()))
+
+
+def coded(sentence: str) -> Markup:
+    """Return a sentence of ours whose commands in backticks are set as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(sentence))))  # noqa: S704 - escaped before
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of `90s`, `5m`, `2h` or `6d`.
+
+    Raises:
+        ValueError: It is nothing like that.
+    """
+    digits, unit = text[:-1], text[-1:]
+    if unit not in UNITS or not (digits.isascii() and digits.isdecimal()) or len(digits) > 6:
+        raise ValueError("use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
+    return float(int(digits) * UNITS[unit])
