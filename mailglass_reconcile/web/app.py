@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.web.access import Tokens
-from mailglass_reconcile.web.entrance import Entrance
+from mailglass_reconcile.web.entrance import Entrance, Guarded
 from mailglass_reconcile.web.pages import Pages
 from mailglass_reconcile.web.reader import Reader
 from mailglass_reconcile.web.screen import REFRESH_SECONDS
@@ -60,7 +60,7 @@ def create_app(engine: sa.Engine | None = None) -> Starlette:
             Route("/readyz", pages.readyz, name="readyz"),
             Route("/static/{name}", entrance.static, name="static"),
             Route("/login", entrance.login, methods=["POST"], name="login"),
-            Mount("", app=entrance.guard(guarded), name="guarded"),
+            Mount("", app=Guarded(guarded, entrance), name="guarded"),
         ],
         middleware=[Middleware(_Headers)],
     )

@@ -61,7 +61,7 @@ def height(value: float, top: float) -> float:
 def _spans(samples: Sequence[Sample], began: float, ended: float, bucket: float) -> list[tuple[float, float]]:
     held = max(HELD_SECONDS, HELD_BUCKETS * bucket)
     starts = [sample.at for sample in samples]
-    ends = [min(next_, start + held) for start, next_ in zip(starts, [*starts[1:], ended], strict=True)]
+    ends = [min(next_, start + held) for start, next_ in zip(starts, [*starts, ended][1:], strict=True)]
     scale = WIDTH / (ended - began)
     return [
         (round(max(0.0, (start - began) * scale), 1), round((end - began) * scale, 1))

@@ -7,7 +7,8 @@ from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
 
 from mailglass_reconcile.web import access
 from mailglass_reconcile.web.access import COOKIE, Tokens, Viewer
@@ -39,29 +40,14 @@ class Entrance:
         """Let in whoever shows one of *tokens*; if there are none, this machine."""
         self.tokens = tokens
 
-    def guard(self, app: ASGIApp) -> ASGIApp:
-        """Return *app* behind the door: every route of it, whatever it is."""
-
-        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            request = Request(scope, receive)
-            viewer = self.admitted(request)
-            if viewer is not None:
-                await app({**scope, VIEWER: viewer}, receive, send)
-            else:
-                await self._refusal(request)(scope, receive, send)
-
-        return guarded
-
     def admitted(self, request: Request) -> Viewer | None:
         """Return who asks, if they may see anything."""
         if self.tokens:
             return self.tokens.viewer_of(request)
         return Viewer(None) if access.is_from_here(request) else None
 
-    def _refusal(self, request: Request) -> Response:
+    def refusal(self, request: Request) -> Response:
+        """Return the form for a token, or, if there is none, where this page may be opened."""
         if not self.tokens:
             return render(request, "problem.html", status=403, title="Only here", sentence=ONLY_HERE, nav=False)
         return _form(request, next_=_place(within(request)[1:], request.url.query))
@@ -90,6 +76,26 @@ class Entrance:
             media_type=_TYPES[name.rpartition(".")[2]],
             headers={"cache-control": "public, max-age=86400"},
         )
+
+
+class Guarded:
+    """An application behind the door: every route of it, whatever it is, and what is no route."""
+
+    def __init__(self, app: Router, entrance: Entrance) -> None:
+        """Hand to *app* the requests that *entrance* admits."""
+        self.app, self.routes, self._entrance = app, app.routes, entrance
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        viewer = self._entrance.admitted(request)
+        if viewer is not None:
+            await self.app({**scope, VIEWER: viewer}, receive, send)
+        else:
+            await self._entrance.refusal(request)(scope, receive, send)
 
 
 def _form(request: Request, *, next_: str, wrong: bool = False) -> Response:

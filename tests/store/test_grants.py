@@ -19,6 +19,8 @@ from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
+from mailglass_reconcile.web import create_app
+from web.browsing import Visitor
 
 GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
 BLOCKS = {re.search(r"TO (\w+);", sql)[1]: sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)}
@@ -137,6 +139,27 @@ def test_a_reader_looks(db, acting, redis_url, command):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_serves_every_page(db, acting):
+    """With SELECT alone: an open, a linked and an expired event, a delivery, and whether all is well."""
+    sent = delivery(db, "m-1")
+    events = [orphan(db, postmark("m-1")), orphan(db, postmark("m-2"))]
+    mailglass_reconcile.reconcile()
+    orphan(db, postmark("m-3"), age_seconds=8 * 86_400)
+    acting("mailglass_reader")
+    visitor = Visitor(create_app())
+    paths = [
+        "/",
+        "/?tenant=acme",
+        "/orphans",
+        "/orphans?state=expired",
+        f"/deliveries/{sent}",
+        "/find?q=m-1",
+        "/readyz",
+    ]
+    for path in [*paths, *(f"/events/{event}" for event in events)]:
+        assert visitor.get(path).status_code in (200, 303), path
 
 
 def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin):
