@@ -1,6 +1,6 @@
 FROM python:3.13-slim AS build
 COPY . /source
-RUN python -m venv /app && /app/bin/pip install --no-cache-dir /source
+RUN python -m venv /app && /app/bin/pip install --no-cache-dir '/source[web]'
 
 FROM python:3.13-slim
 COPY --from=build /app /app

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import jsonschema
 import pytest
 import redis
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-OURS = ("migrate", "worker", "beat")
-ROLES = ("mailglass_owner", "mailglass_sweeper")
+OURS = ("migrate", "worker", "beat", "web")
+ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_reader")
 
 
 @pytest.mark.guard
@@ -73,12 +74,13 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
     services = COMPOSE["services"]
     secrets = {name: service.get("secrets", []) for name, service in services.items()}
     assert secrets == {
-        "postgres": ["postgres", "owner", "sweeper"],
+        "postgres": ["postgres", "owner", "sweeper", "reader"],
         "redis": [],
         "migrate": ["owner"],
         "grants": ["owner"],
         "worker": ["sweeper"],
         "beat": [],
+        "web": ["reader", "web"],
     }
     assert "MAILGLASS_DATABASE_URL" not in services["beat"]["environment"]
     for service in services.values():
@@ -88,13 +90,25 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
             assert urlsplit(value).username in {None, *ROLES}
 
 
-def test_the_sweeper_gets_the_grants_of_the_document():
+def test_sweeper_and_reader_get_the_grants_of_the_document():
     """Word for word, but for the schema, which its owner grants."""
     documented = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/grants.md").read_text(), re.DOTALL)
-    [block] = [block for block in documented if "TO mailglass_sweeper;" in block]
-    schema, rest = block.split("\n", 1)
-    assert COMPOSE["configs"]["grants"]["content"] == rest
-    assert schema in COMPOSE["configs"]["roles"]["content"]
+    granted = ""
+    for role in ROLES[1:]:
+        [block] = [block for block in documented if f"TO {role};" in block]
+        schema, rest = block.split("\n", 1)
+        granted += rest
+        assert schema in COMPOSE["configs"]["roles"]["content"]
+    assert COMPOSE["configs"]["grants"]["content"] == granted
+
+
+def test_only_the_page_can_be_reached_and_from_this_machine_alone():
+    """It asks for a token, for its container listens on every address."""
+    services = COMPOSE["services"]
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "web": ["127.0.0.1:8080:8080"]
+    }
+    assert 'MAILGLASS_WEB_TOKEN="$$(cat /run/secrets/web)"' in services["web"]["entrypoint"][2]
 
 
 @pytest.mark.guard
@@ -123,12 +137,15 @@ class Surroundings:
     def __init__(self, database_url: str, redis_url: str, directory: Path) -> None:
         self.url, self.redis_url, self.directory = database_url, redis_url, directory
         self.suffix = uuid.uuid4().hex[:12]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = str(free.getsockname()[1])
         for name in COMPOSE["secrets"]:
             (directory / name).write_text(f"{name}'s password\n")
 
     def here(self, text: str) -> str:
         """Put the places of this test into a text of the compose file."""
         text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
+        text = text.replace("8080", self.port)
         for role in ROLES:
             text = text.replace(role, f"{role}_{self.suffix}")
         url = make_url(self.url)
@@ -171,7 +188,7 @@ def surroundings(empty_database_url, redis_url, tmp_path) -> Iterator[Surroundin
 
 
 def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surroundings, tmp_path):
-    """Migrate ends well; worker and beat are unhealthy before they run, healthy while they do, and end on SIGTERM."""
+    """Migrate ends well; worker, beat and page are healthy while they run, and end on SIGTERM."""
 
     def healthy(name: str) -> bool:
         how, *test = COMPOSE["services"][name]["healthcheck"]["test"]
@@ -198,13 +215,18 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
     assert not healthy("beat")
     with ExitStack() as stack:
         running = {}
-        for name, until in (("worker", " ready."), ("beat", "beat: Starting")):
+        for name, until in (("worker", " ready."), ("beat", "beat: Starting"), ("web", "serving on")):
             log = tmp_path / f"{name}.log"
             running[name] = start(name, log)
             stack.callback(end, running[name])
             wait_until(lambda log=log, until=until: until in log.read_text(), PATIENCE)
         assert healthy("worker")
         wait_until(lambda: healthy("beat"), PATIENCE)
+        assert healthy("web")
+        page = f"http://127.0.0.1:{surroundings.port}/"
+        assert httpx.get(page).status_code == 401
+        token = {"authorization": f"Bearer {(tmp_path / 'web').read_text().strip()}"}
+        assert "Overview" in httpx.get(page, headers=token).text
         swept = subprocess.run(
             [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"],
             env=surroundings.environment("worker"),
@@ -215,6 +237,6 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         assert swept.returncode == 0, swept.stderr
         for process in running.values():
             process.terminate()
-        assert [process.wait(PATIENCE) for process in running.values()] == [0, 0]
+        assert [process.wait(PATIENCE) for process in running.values()] == [0, 0, 0]
         assert not healthy("beat")
         assert not healthy("worker")
