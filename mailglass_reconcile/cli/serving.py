@@ -7,8 +7,8 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import printable
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.wording import printable
 
 EXAMPLES = """\b
 Examples:
