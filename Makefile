@@ -25,6 +25,8 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mypy tests/typed
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # The documentation as a site, in site/; a warning is an error.
 docs: $(VENV)/docs.stamp

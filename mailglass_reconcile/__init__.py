@@ -26,7 +26,7 @@ from mailglass_reconcile.record.sent import Sent
 from mailglass_reconcile.record.telling import broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.runtime import available, configure, subscribe
-from mailglass_reconcile.schedule import make_beat_schedule
+from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
 from mailglass_reconcile.sweep.providers import key_rule
@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 
-beat_schedule: dict[str, dict[str, Any]]
+beat_schedule: dict[str, BeatEntry]
 """The default entries for an app's `beat_schedule`: `make_beat_schedule()`."""
 
 if not TYPE_CHECKING:  # a type checker would take every misspelled name for one that this function knows

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
 from mailglass_reconcile.runtime import available
 from mailglass_reconcile.sweep.recent import require_interval
+
+if TYPE_CHECKING:
+    from celery.schedules import BaseSchedule
+
+When: TypeAlias = "BaseSchedule | dt.timedelta | float"
+"""A Celery schedule such as a `crontab`, an interval, or one in seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +29,24 @@ PRUNE_EXPIRES_SECONDS = 3_600
 DISPATCH_EXPIRES_SECONDS = 60
 
 
+class BeatEntry(TypedDict):
+    """One entry of an app's `beat_schedule`, as Celery takes it."""
+
+    task: str
+    schedule: When
+    kwargs: NotRequired[dict[str, float]]
+    options: dict[str, Any]
+
+
 def make_beat_schedule(
     *,
-    sweep: Any = None,
-    prune: Any = None,
+    sweep: When | None = None,
+    prune: When | None = None,
     recent: float | None = None,
     fan_out: int | None = None,
-    dispatch: Any = None,
+    dispatch: When | None = None,
     queue: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, BeatEntry]:
     """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
 
     A crontab keeps to the wall clock, so two beats tick together and collapse, and a restart does not wait.
@@ -59,11 +75,10 @@ def make_beat_schedule(
     from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
 
     route = {"headers": {ORIGIN_HEADER: "beat"}, **({} if queue is None else {"queue": queue})}
-    entries = {
+    entries: dict[str, BeatEntry] = {
         "mailglass-reconcile": {
             "task": SWEEP_TASK,
             "schedule": crontab(minute="*/5") if sweep is None else sweep,
-            **({} if fan_out is None else {"kwargs": {"fan_out": fan_out}}),
             "options": {"expires": SWEEP_EXPIRES_SECONDS, **route},
         },
         "mailglass-reconcile-prune": {
@@ -72,6 +87,8 @@ def make_beat_schedule(
             "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
         },
     }
+    if fan_out is not None:
+        entries["mailglass-reconcile"]["kwargs"] = {"fan_out": fan_out}
     if recent is not None:
         entries["mailglass-reconcile-recent"] = {
             "task": RECENT_TASK,

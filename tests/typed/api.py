@@ -1,0 +1,143 @@
+"""The public API as a type checker sees it: mypy --strict and basedpyright read this file, nothing runs it.
+
+An `ignore` that ignores nothing is an error for both, so each stands for an error that must be reported.
+"""
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any, Literal, assert_type
+from uuid import UUID
+
+import redis
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+import mailglass_reconcile
+from mailglass_reconcile import (
+    DeliveryEvent,
+    Missed,
+    Orphan,
+    PruneResult,
+    Recorded,
+    RecordedDelivery,
+    Sent,
+    Settings,
+    SweepResult,
+    Update,
+    WebhookEvent,
+    append,
+    attempt_link,
+    available,
+    beat_schedule,
+    broadcast,
+    configure,
+    dispatch,
+    events_channel,
+    find_orphans,
+    key_rule,
+    make_beat_schedule,
+    on_event,
+    prune,
+    reconcile,
+    reconcile_recent,
+    record_send,
+    record_webhook,
+    subscribe,
+)
+
+assert_type(available(), bool)
+assert_type(mailglass_reconcile.__version__, str)
+
+
+def misspelling() -> None:
+    """A name that is not there is reported, although `beat_schedule` is made when somebody asks for it."""
+    from mailglass_reconcile import reconcil  # type: ignore[attr-defined] # pyright: ignore # noqa: F401, PLC0415
+
+    mailglass_reconcile.make_beat_shedule()  # type: ignore[attr-defined] # pyright: ignore
+
+
+def configuring(engine: sa.Engine, client: redis.Redis) -> None:
+    """An application's own engine and client, or nothing."""
+    configure()
+    configure(engine, client, Settings(grace_seconds=30))
+    configure(engine="postgresql://localhost/app")  # type: ignore[arg-type] # pyright: ignore
+
+
+def sweeping() -> None:
+    """Counts are integers, and a status is one of three."""
+    result = reconcile("acme", 100)
+    assert_type(result, SweepResult)
+    assert_type(result.linked, int)
+    assert_type(result.remaining, int | None)
+    assert_type(result.status, Literal["ok", "partial", "failed"])
+    assert_type(reconcile_recent(), SweepResult)
+    assert_type(prune(), PruneResult)
+    assert_type(dispatch().as_dict(), dict[str, int])
+    reconcile(limit="100")  # type: ignore[arg-type] # pyright: ignore
+
+
+def scheduling() -> None:
+    """Entries name their task; seconds and intervals are schedules, a text is none."""
+    assert_type(beat_schedule["mailglass-reconcile"]["task"], str)
+    mine: dict[str, Any] = {**beat_schedule, **make_beat_schedule(sweep=60.0, prune=dt.timedelta(days=1), recent=1.0)}
+    mine["own"] = {"task": "own", "schedule": 30.0}
+    make_beat_schedule(queue="mail", fan_out=50_000, dispatch=10.0)
+    make_beat_schedule(recent="1s")  # type: ignore[arg-type] # pyright: ignore
+    beat_schedule["mailglass-reconcile"]["taks"]  # type: ignore[typeddict-item] # pyright: ignore
+
+
+def recording(connection: sa.Connection, session: Session) -> None:
+    """Both writers take a Connection or a Session, and any iterable."""
+    sent = Sent(recipient="ada@example.com", message_id="m1")
+    deliveries = record_send(connection, provider="postmark", sent=(one for one in [sent]))
+    assert_type(deliveries, list[RecordedDelivery])
+    assert_type(deliveries[0].delivery_id, UUID)
+    now = dt.datetime.now(dt.UTC)
+    event = WebhookEvent(type="delivered", provider_event_id="e1", message_id="m1", occurred_at=now)
+    recorded = record_webhook(session, provider="postmark", events=[event])
+    assert_type(recorded, list[Recorded])
+    assert_type(recorded[0].delivery_id, UUID | None)
+    broadcast(deliveries)
+    broadcast(recorded)
+    record_webhook(session, provider="postmark", events=[sent])  # type: ignore[list-item] # pyright: ignore
+    assert_type(append(connection, tenant_id="acme", type="delivered", occurred_at=now), UUID | None)
+
+
+async def asynchronously(session: AsyncSession) -> None:
+    """`run_sync` keeps the types."""
+    recorded = await session.run_sync(record_webhook, provider="postmark", events=[])
+    assert_type(recorded, list[Recorded])
+
+
+def looking(connection: sa.Connection) -> str | None:
+    """Orphans, and the decision on each."""
+    for orphan in find_orphans(connection, tenant_id="acme"):
+        assert_type(orphan, Orphan)
+        decision = attempt_link(connection, orphan)
+        if decision.state == "matched":
+            return decision.delivery_id
+    return None
+
+
+@on_event("bounced", "complained")
+def suppress(connection: Any, event: DeliveryEvent) -> None:
+    """A decorated handler keeps its own type."""
+    assert_type(event.recipient, str | None)
+    assert_type(event.event_id, UUID)
+
+
+@key_rule("acme", reads=["metadata.message_id"])
+def acme(message_id: str | None) -> Iterator[str | None]:
+    """A rule of an application's own."""
+    yield message_id
+
+
+def listening() -> None:
+    """What comes is an update, or a gap."""
+    with subscribe("acme") as updates:
+        for update in updates:
+            assert_type(update, Update | Missed)
+            if isinstance(update, Missed):
+                assert_type(update.since, dt.datetime)
+    assert_type(events_channel("acme"), str)
