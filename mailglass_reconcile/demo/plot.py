@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mailglass_reconcile.demo.story import AMBIGUOUS, NO_DELIVERY, NO_ID, OTHER_TENANT, Act, Cast, Webhook
+from mailglass_reconcile.demo.story import Act, Cast, Webhook
+from mailglass_reconcile.sweep.match import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
 
 SHOP = "acme"
 PRESS = "globex"
@@ -42,9 +43,9 @@ def plot() -> Plot:
     both = cast.relayed(twins[0].message_id)
     rolled_back = cast.postmark_mail(SHOP, "Delivery=delivered", commits=False)
     strays = [
-        cast.postmark(SHOP, cast.guid(), "Delivery=delivered", "mail of other software", NO_DELIVERY),
+        cast.postmark(SHOP, cast.guid(), "Delivery=delivered", "mail of other software", UNMATCHED),
         cast.sendgrid(PRESS, both, "delivered=delivered", "one id for mail 5 and 6", AMBIGUOUS),
-        cast.sendgrid(PRESS, SUFFIX, "dropped=rejected", "an id cut down to its suffix", NO_ID),
-        cast.postmark(OTHERS, race.mails[0].message_id, "Open=opened", f"mail 1, but tenant {OTHERS}", OTHER_TENANT),
+        cast.sendgrid(PRESS, SUFFIX, "dropped=rejected", "an id cut down to its suffix", UNMATCHABLE),
+        cast.postmark(OTHERS, race.mails[0].message_id, "Open=opened", f"mail 1, but tenant {OTHERS}", TENANT_MISMATCH),
     ]
     return Plot(race, link, Act([*twins, rolled_back], strays))

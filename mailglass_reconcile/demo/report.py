@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 from mailglass_reconcile.demo.screen import Screen
-from mailglass_reconcile.demo.story import AMBIGUOUS, NO_DELIVERY, NO_ID, OTHER_TENANT
 from mailglass_reconcile.demo.verdict import Verdict
+from mailglass_reconcile.sweep.match import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
 
 REASONS = {
-    NO_DELIVERY: "no row has the id: not our mail, or rolled back",
+    UNMATCHED: "no row has the id: not our mail, or rolled back",
     AMBIGUOUS: "two rows have the id, and nothing tells which",
-    NO_ID: "a relay's suffix is no id",
-    OTHER_TENANT: "the row with the id is another tenant's",
+    UNMATCHABLE: "a relay's suffix is no id",
+    TENANT_MISMATCH: "the row with the id is another tenant's",
 }
 
 NEXT = """\

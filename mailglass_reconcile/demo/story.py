@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from mailglass_reconcile.states import Verdict
 from mailglass_reconcile.store import ledger
+from mailglass_reconcile.sweep.match import UNMATCHED
 
 BASE64URL = string.ascii_letters + string.digits + "-_"
-
-NO_DELIVERY = "unmatched"
-NO_ID = "unmatchable"
-AMBIGUOUS = "ambiguous"
-OTHER_TENANT = "tenant_mismatch"
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Webhook:
     type: str
     metadata: dict[str, object]
     about: str
-    state: str | None = None
+    state: Verdict | None = None
     id: str = field(default_factory=ledger.uuid7)
 
 
@@ -84,14 +81,14 @@ class Cast:
         host = f"{self._random.getrandbits(40):010x}-{self._random.getrandbits(20):05x}"
         return f"{message_id}.recvd-{host}-1-{self._random.getrandbits(32):08X}-{self._random.randrange(64):X}.0"
 
-    def postmark(self, tenant_id: str, message_id: str, told: str, about: str, state: str | None = None) -> Webhook:
+    def postmark(self, tenant_id: str, message_id: str, told: str, about: str, state: Verdict | None = None) -> Webhook:
         """Return an event as Postmark's webhook and Mailglass's ingest leave it; *told* is `RecordType=type`."""
         record_type, type_ = told.split("=")
         event_id = f"{record_type}:{message_id}:{self._random.randrange(10**9)}"
         metadata = {"provider_event_id": event_id, "record_type": record_type, "message_id": message_id}
         return Webhook(tenant_id, "postmark", type_, {"provider": "postmark", **metadata}, about, state)
 
-    def sendgrid(self, tenant_id: str, message_id: str, told: str, about: str, state: str | None = None) -> Webhook:
+    def sendgrid(self, tenant_id: str, message_id: str, told: str, about: str, state: Verdict | None = None) -> Webhook:
         """Return an event as SendGrid's webhook and Mailglass's ingest leave it; *told* is `event=type`."""
         event, type_ = told.split("=")
         metadata = {"provider_event_id": self.text(22), "event": event, "sg_message_id": message_id}
@@ -100,7 +97,7 @@ class Cast:
     def postmark_mail(self, tenant_id: str, *told: str, commits: bool = True) -> Mail:
         """Return a mail sent by Postmark, and what its webhooks tell."""
         name, message_id = self._name(), self.guid()
-        state = None if commits else NO_DELIVERY
+        state: Verdict | None = None if commits else UNMATCHED
         webhooks = tuple(self.postmark(tenant_id, message_id, one, name, state) for one in told)
         return Mail(name, tenant_id, message_id, webhooks, commits)
 

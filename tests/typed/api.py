@@ -117,6 +117,8 @@ def looking(connection: sa.Connection) -> str | None:
         decision = attempt_link(connection, orphan)
         if decision.state == "matched":
             return decision.delivery_id
+        if decision.state == "unmached":  # type: ignore[comparison-overlap] # pyright: ignore
+            break
     return None
 
 
