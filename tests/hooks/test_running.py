@@ -87,6 +87,7 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch
     app = tasks.dispatch.app
     monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:1/0")
     monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:1/0")
+    monkeypatch.setattr(app.amqp, "_producer_pool", None)  # what an earlier test has sent by
     result = mailglass_reconcile.reconcile()
     tasks.ask_for_dispatch(result)
     assert "handlers hear of it at the next dispatch" in caplog.text
