@@ -24,8 +24,6 @@ SELECT w.afters, w.untils,
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
-       coalesce(pg_relation_size(to_regclass(:deliveries)), 0) AS deliveries_bytes,
-       coalesce(pg_relation_size(to_regclass(:ids)), 0) AS ids_bytes,
        pg_relation_size(to_regclass(:webhooks)) > 0
          AND (SELECT count(*) = 4 FROM pg_attribute AS a
                WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
@@ -39,6 +37,11 @@ SELECT w.afters, w.untils,
                              CAST(:until AS timestamp)) AS until_time
                   FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
                ) AS r) AS w
+"""
+
+_PAGES = """
+SELECT (pg_relation_size(to_regclass(:deliveries)) + pg_relation_size(to_regclass(:ids)))
+       / current_setting('block_size')::bigint
 """
 
 # The statements on a slice walk the index of arrival range by range, in the order in which the ranges are given.
@@ -183,15 +186,13 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
 
 
 class Survey(NamedTuple):
-    """What a sweep sees when it begins: its window, the state of the schema, and the sizes of what it will read."""
+    """What a sweep sees when it begins: its window, and the state of the schema."""
 
     afters: list[str]
     untils: list[str]
     triggers: bool
     version: str | None
     indexed: bool
-    deliveries_bytes: int
-    ids_bytes: int
     raw_webhooks: bool
 
     def window(self, tenant_id: str | None) -> Slice:
@@ -253,7 +254,7 @@ def survey(
         tx: A transaction.
         settings: Grace and maximum age.
         ages: Ranges of age in seconds, each its older and its younger end, disjoint, the oldest first; None is what
-            is past the grace. With them, the sizes of tables are not asked for and are 0.
+            is past the grace.
         after: A time as Postgres writes it, or None.
         until: Another.
     """
@@ -261,8 +262,6 @@ def survey(
     window = {
         "events": tx.name_of("mailglass_events"),
         "index": tx.name_of(deliveries.INDEX),
-        "deliveries": tx.name_of("mailglass_deliveries") if ages is None else None,
-        "ids": tx.name_of("mailglass_open_orphan_ids") if ages is None else None,
         "webhooks": tx.name_of("mailglass_webhook_events"),
         "after": after,
         "until": until,
@@ -271,6 +270,12 @@ def survey(
         "max_age_minutes": settings.max_age_minutes,
     }
     return Survey(*tx.execute(_SURVEY, window).one())
+
+
+def pages(tx: Transaction) -> int:
+    """Return how many pages the deliveries and the stored ids have together."""
+    names = {"deliveries": tx.name_of("mailglass_deliveries"), "ids": tx.name_of("mailglass_open_orphan_ids")}
+    return int(tx.execute(_PAGES, names).scalar_one())
 
 
 def groups(tx: Transaction, piece: Slice, marks: Marks) -> list[Group]:

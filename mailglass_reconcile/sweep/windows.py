@@ -42,13 +42,14 @@ class Window:
     """What is eligible, as the survey saw it.
 
     Attributes:
-        survey: The window's bounds, the state of the schema, the sizes of tables.
+        survey: The window's bounds, and the state of the schema.
         whole: All of it, as one slice.
         eligible: How many orphans are open in it.
         groups: The same by rule, tenant and provider.
         unmatchable: How many of them have keys without any usable id.
         marks: Which stored keys are out of date.
         parts: What is to be looked at, in order.
+        pages: How many pages deliveries and stored ids have, once it was asked.
     """
 
     survey: Survey
@@ -58,6 +59,7 @@ class Window:
     unmatchable: int
     marks: Marks
     parts: list[Part] = field(default_factory=list)
+    pages: int | None = None
 
 
 def survey(
@@ -152,7 +154,7 @@ def next_orphans(tx: Transaction, window: Window, parts: Sequence[Part]) -> tupl
     part, *others = parts
     if not part.keyed:
         found = open_orphans.without_keys(tx, part.rest, window.marks)
-    elif _by_scans(window, part):
+    elif _by_scans(tx, window, part):
         with by_scans(tx):
             found = open_orphans.naming(tx, part.rest, window.marks)
     else:
@@ -163,15 +165,16 @@ def next_orphans(tx: Transaction, window: Window, parts: Sequence[Part]) -> tupl
     return found, [Part(replace(part.rest, after=found[-1].place), part.keyed, left), *others]
 
 
-def _by_scans(window: Window, part: Part) -> bool:
+def _by_scans(tx: Transaction, window: Window, part: Part) -> bool:
     """Whether both tables are better read once than probed for each orphan.
 
     Decided from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
     """
-    pages = (window.survey.deliveries_bytes + window.survey.ids_bytes) / 8192
     if len(part.rest.ranges) > 1:  # each range would read them again
         return False
-    return part.orphans * PROBE_US > part.orphans * SCAN_US + pages * PAGE_US
+    if window.pages is None:  # a sweep with nothing to do does not ask
+        window.pages = open_orphans.pages(tx)
+    return part.orphans * PROBE_US > part.orphans * SCAN_US + window.pages * PAGE_US
 
 
 def by_delivery(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

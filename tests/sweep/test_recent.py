@@ -1,7 +1,7 @@
 """The recent sweep: what it looks at, when it looks again, and what it leaves to the full one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, reconcile_recent
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
-from mailglass_reconcile.sweep import windows
+from mailglass_reconcile.sweep import history, windows
 from mailglass_reconcile.sweep.result import SweepResult
 
 
@@ -171,8 +171,8 @@ def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engi
     drop_database(name)
 
 
-def cost(engine: sa.Engine) -> tuple[SweepResult, int, int]:
-    """Sweep what is recent, and return the result, its statements and their buffers, as Postgres itself counts them."""
+def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent) -> tuple[SweepResult, int, int]:
+    """Sweep, and return the result, its statements and their buffers, as Postgres itself counts them."""
     statements, buffers = [], []
 
     def notice(diagnostic: Any) -> None:
@@ -193,17 +193,31 @@ def cost(engine: sa.Engine) -> tuple[SweepResult, int, int]:
     sa.event.listen(engine, "connect", explain)
     sa.event.listen(engine, "before_cursor_execute", note)
     try:
-        return reconcile_recent(), len(statements), sum(buffers)
+        return sweep(), len(statements), sum(buffers)
     finally:
         sa.event.remove(engine, "connect", explain)
         sa.event.remove(engine, "before_cursor_execute", note)
 
 
 @pytest.mark.timeout(600)
-def test_with_nothing_due_beside_a_million_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded):
+def test_with_nothing_due_beside_a_million_orphans_a_tick_is_three_statements_and_at_most_100_buffers(
+    crowded, monkeypatch
+):
     """Whatever the statistics say: begin, survey, and one walk of the index for each range."""
     reconcile_recent()  # sets hint bits
     result, statements, buffers = cost(crowded)
     assert result.scanned == 0
     assert statements == 3
+    assert 0 < buffers <= 100
+    monkeypatch.setattr(history, "HELD_SECONDS", 0)
+    reconcile_recent()
+    _, statements, buffers = cost(crowded)
+    assert (statements, buffers <= 100) == (6, True), "with the row that it leaves in the history now and then"
+
+
+def test_a_full_sweep_with_nothing_open_touches_at_most_100_buffers(db):
+    """Its row in the history included; sizes of tables are asked for only if there is something to read."""
+    reconcile()
+    result, statements, buffers = cost(db.engine, reconcile)
+    assert (result.scanned, statements) == (0, 7)
     assert 0 < buffers <= 100
