@@ -30,7 +30,7 @@ class Following:
     @property
     def swept(self) -> list[dict[str, Any]]:
         """The sweeps that did something."""
-        return conforming("follow", "\n".join(_lines(self._out)))
+        return conforming("sweep", "\n".join(_lines(self._out)))
 
     @property
     def said(self) -> list[str]:
