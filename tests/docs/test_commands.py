@@ -1,0 +1,160 @@
+"""Every command of docs/, on real servers; those of the README are in test_quickstarts.py."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click.testing
+import psutil
+import pytest
+import redis
+
+import factories
+import mailglass_reconcile
+import pages
+from conftest import wait_until
+from installation import end
+from mailglass_reconcile.cli import command
+from mailglass_reconcile.hooks import registry
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 60
+EVENT, DELIVERY = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b"
+LINKABLE = "0197a0c7-1b2c-7d3e-8f40-5a6b7c8d9e0f"
+MESSAGE, DEAD = "36cee7b1-6d2c-4d0b-9a2e-3f9f0c3d8f11", "01980d0a-7e1c-7d6e-9a3e-2f0c1f3f9b5e"
+"""The ids that the pages name."""
+SHELL = re.compile(r"[|&<>;$]")
+ASKS = re.compile(r"sweep (?!.*--(yes|dry-run)).*--(event|include-expired)")
+ENDLESS = re.compile(r"mailglass-reconcile (listen|follow)|celery -A \S+ (worker|beat)")
+
+CODES = {("doctor.md", "mailglass-reconcile doctor"): 1, ("doctor.md", "mailglass-reconcile sweep"): 1}
+"""Commands that the pages show failing; any other must end with 0."""
+
+SHOWN = {("operating.md", "explain"), ("operating.md", "--dry-run --verbose"), ("recent.md", "follow ")}
+"""Commands whose output the pages show line for line, but for numbers, ids and times."""
+
+
+def console(name: str) -> list[pages.Block]:
+    """Return the blocks of commands of a page that are run."""
+    found = pages.blocks(pages.ROOT / "docs" / name)
+    return [block for block in found if block.language == "console" and not block.not_run]
+
+
+PAGES = [page.name for page in pages.PAGES if page.parent.name == "docs" and console(page.name)]
+
+
+@pytest.fixture
+def story(db, monkeypatch) -> Iterator[None]:
+    """What the pages take for granted: an event of the tenant `default` and its delivery of another one; some more
+    that can be linked; an event whose handlers have failed for the last time."""
+    arrived = {"age_seconds": 3_700}
+    ids = [factories.new_id() for _ in range(3)]
+    metadata = {"provider": "postmark", "message_id": MESSAGE}
+    deliveries = [factories.delivery_row(MESSAGE, id=DELIVERY), *map(factories.delivery_row, ids)]
+    orphans = [
+        factories.orphan_row(metadata, id=EVENT, tenant_id="default", **arrived),
+        factories.orphan_row(factories.postmark(ids[0]), id=LINKABLE, **arrived),
+        *(factories.orphan_row(factories.postmark(one), type="bounced", **arrived) for one in ids[1:]),
+        factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
+        factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
+    ]
+    factories.insert(db, deliveries, orphans)
+    bounce = factories.orphan_row(factories.postmark(ids[0]), id=DEAD, type="bounced", delivery_id=DELIVERY,
+                                  needs_reconciliation=False)  # fmt: skip
+    factories.insert(db, events=[bounce])
+    db.run(
+        "INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at)"
+        " VALUES (CAST(:id AS uuid), CAST(:delivery AS uuid), 'bounced', 'dead', 9, now(), now())",
+        id=DEAD, delivery=DELIVERY,
+    )  # fmt: skip
+    db.broken.update(("I2", "I14"))  # that bounce was put in by hand
+    yield
+    registry._registered.clear()
+
+
+@pytest.fixture
+def terminal(db, redis_url, tmp_path) -> dict[str, str]:
+    """A reader's environment: the test's servers, the installed commands, and one that calls somebody."""
+    (tmp_path / "page-somebody").write_text("#!/bin/sh\n")
+    (tmp_path / "page-somebody").chmod(0o755)
+    given = db.environment(redis_url)
+    paths = [str(tmp_path), str(Path(sys.executable).parent), given["PATH"]]
+    return {**given, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(pages.ROOT)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_does_what_it_says(page, db, story, terminal, redis_url, tmp_path):
+    """In its order; each ends with 0, unless the page shows a failure, and prints what the page shows."""
+    for block in console(page):
+        for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
+            (text,) = pages.commands(block._replace(text=f"$ {part}"))
+            shown = part[len(text) :].strip("\n")
+            text = text.replace("/var/lib/mailglass", tempfile.mkdtemp(dir=tmp_path)).split("  #")[0].rstrip()
+            printed = endless(text, db, terminal, redis_url) if ENDLESS.match(text) else ended(page, text, terminal)
+            if any(page == name and words in text + " " for name, words in SHOWN):
+                assert normal(shown) <= normal(printed), printed
+
+
+def normal(text: str) -> set[str]:
+    """Return the lines of an output without what differs from run to run."""
+    text = re.sub(r"[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}", "ID", text)
+    return {re.sub(r"\d+|\(.* ago\)|\(in .*\)|\s+", " ", line).strip() for line in text.splitlines()}
+
+
+def ended(page: str, text: str, terminal: dict[str, str]) -> str:
+    """Run a command that ends, and return what it printed; one of ours alone runs within this process."""
+    expected = CODES.get((page, text), 0)
+    if text.startswith("mailglass-reconcile ") and not (SHELL.search(text) or ASKS.search(text) or expected):
+        done = click.testing.CliRunner().invoke(command, shlex.split(text)[1:])
+        assert done.exit_code == 0, done.output
+        return done.output
+    if page == "doctor.md":
+        terminal = {**terminal, "MAILGLASS_DATABASE_URL": "postgresql://localhost:1/app"}
+    shell = ["script", "-qec", text, "/dev/null"] if ASKS.search(text) else ["bash", "-c", text]
+    done = subprocess.run(
+        shell, env=terminal, input="y\n", capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stdout
+
+
+def endless(text: str, db, terminal: dict[str, str], redis_url: str) -> str:
+    """Run a command that does not end until it has done its work, end it with SIGTERM, and return what it printed."""
+    process = subprocess.Popen(
+        ["bash", "-c", text], env=terminal, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        with redis.Redis.from_url(redis_url) as client:
+            if " follow" in text:
+                linked = db.appended()
+                raced(db, age=1)
+                wait_until(lambda: db.appended() > linked, PATIENCE)
+            elif " listen" in text:
+                wait_until(lambda: client.pubsub_numpat() or client.pubsub_channels("mailglass:*"), PATIENCE)
+                raced(db, age=300)
+                assert mailglass_reconcile.reconcile().linked
+            else:
+                folder = Path(text.split("--schedule ")[1]).parent
+                wait_until(lambda: list(folder.glob("beat*")), PATIENCE)
+                return ""
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            if one.name() not in ("bash", "jq"):
+                one.terminate()
+        return process.communicate(timeout=PATIENCE)[0]
+    finally:
+        end(process)
+
+
+def raced(db, age: float) -> None:
+    """Insert an orphan and its delivery."""
+    message = factories.new_id()
+    factories.insert(
+        db, [factories.delivery_row(message)], [factories.orphan_row(factories.postmark(message), age_seconds=age)]
+    )
