@@ -7,17 +7,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click.testing
+import pages
 import psutil
 import pytest
 import redis
 
 import factories
 import mailglass_reconcile
-import pages
 from conftest import wait_until
 from installation import end
 from mailglass_reconcile.cli import command

@@ -1,0 +1,231 @@
+"""Every other block of code of the README and docs/: Python is run, SQL, JSON and unit files are read."""
+
+import configparser
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pages
+import pytest
+
+from mailglass_reconcile.cli import command
+
+PATIENCE = 60
+
+ELSEWHERE = {
+    ("README.md", "console"): "test_quickstarts.py",
+    ("README.md", "python"): "test_quickstarts.py",
+    ("fastapi.md", "python"): "examples/test_fastapi_example.py: its lines stand in the example (test_pages.py)",
+    ("testing.md", "python"): "testing/test_plugin.py",
+    ("grants.md", "sql"): "store/test_grants.py",
+    ("cron.md", "cron"): "test_pages.py",
+}
+"""Blocks that another test runs."""
+
+NOT_RUN = {
+    ("README.md", "tests/demo runs the demo, and this is a test"),
+    ("django.md", "the README's quickstart runs these lines"),
+    ("performance.md", "it takes twelve minutes"),
+    ("pgbouncer.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
+    ("rabbitmq.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
+    ("redis.md", "no such server here; tests/singleton/test_redis_servers.py has one with a CA of its own"),
+    ("redis.md", "no such servers here; tests/singleton/test_redis_servers.py has Sentinels of its own"),
+    ("telemetry.md", "OpenTelemetry's exporters are not installed here"),
+    ("testing.md", "the README's quickstarts install the package; this one adds wheels of servers"),
+}
+"""Blocks that nothing runs, and why, as the comment above each says."""
+
+
+class Frame(NamedTuple):
+    """What a page's snippets take for granted, and what holds after they have run."""
+
+    before: str
+    after: str = ""
+
+
+ENGINE = """
+import os, datetime as dt, sqlalchemy as sa
+from sqlalchemy import text
+engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"))
+"""
+DJANGO = """
+import os, types, uuid
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+import django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from mailglass_reconcile.contrib.django.models import Delivery
+from shop.models import Suppressed
+INSTALLED_APPS = []
+address, message_id = "ada@example.com", "m-1"
+order = types.SimpleNamespace(message_id=message_id)
+"""
+FRAMES = {
+    "anymail.md": Frame(
+        f"""{ENGINE}
+import django
+from django.conf import settings
+settings.configure()
+from anymail.signals import AnymailTrackingEvent
+event = AnymailTrackingEvent(event_type="delivered", message_id="m-1", recipient="ada@example.com", event_id="1",
+                             timestamp=dt.datetime.now(dt.UTC), metadata={{"order": "7"}}, esp_event={{}})
+esp_name = "SendGrid"
+from mailglass_reconcile.contrib.anymail import webhook_event
+""",
+        "assert made.metadata['order'] == '7'\ntracking.send(sender=object, event=event, esp_name=esp_name)\n"
+        "assert engine.connect().execute(text('SELECT count(*) FROM mailglass_events')).scalar_one() == 1",
+    ),
+    "celery.md": Frame(
+        "", "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}"
+    ),
+    "django.md": Frame(
+        DJANGO,
+        """
+assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
+assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
+suppress(None, types.SimpleNamespace(recipient="bob@example.com"))
+assert Suppressed.objects.filter(email="bob@example.com").exists()
+assert "mailglass-reconcile" in CELERY_BEAT_SCHEDULE and len(INSTALLED_APPS) == 2
+""",
+    ),
+    "handlers.md": Frame(
+        f"""{ENGINE}
+import types, uuid
+update_crm = types.SimpleNamespace(apply_async=lambda *arguments, **options: sent.append(options))
+sent = []
+with engine.begin() as connection:
+    connection.execute(text("CREATE TABLE suppressed (address text PRIMARY KEY, reason text)"))
+""",
+        """
+event = types.SimpleNamespace(recipient="a@example.com", reject_reason="bounced", delivery_id=1, event_id=uuid.uuid4())
+with engine.begin() as connection:
+    suppress(connection, event)
+    suppress(connection, event)
+    assert connection.execute(text("SELECT count(*) FROM suppressed")).scalar_one() == 1
+call_the_crm(None, event)
+assert sent == [{"task_id": str(event.event_id), "retry": False}]
+""",
+    ),
+    "key-rules.md": Frame(
+        "", "from mailglass_reconcile.sweep import providers\nassert providers.rule_of('acme').candidates('x') == ['x']"
+    ),
+    "listening.md": Frame(
+        f"""{ENGINE}
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
+def refresh_all():
+    with engine.begin() as connection:
+        record_send(connection, tenant_id="acme", provider="ses", sent=[Sent(recipient="a@b.example", message_id="1")])
+    event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="1")
+    with engine.begin() as connection:
+        recorded = record_webhook(connection, tenant_id="acme", provider="ses", events=[event])
+    broadcast(recorded)
+def refresh(delivery_id):
+    print("heard of", delivery_id)
+    raise SystemExit(0)
+""",
+        "raise SystemExit('the loop has ended')",
+    ),
+    "recent.md": Frame(
+        "from celery import Celery\nfrom mailglass_reconcile import make_beat_schedule\napp = Celery()",
+        "assert len(app.conf.beat_schedule) == 3",
+    ),
+    "recording.md": Frame(
+        f"""{ENGINE}
+import types
+postmark = types.SimpleNamespace(send=lambda *_: {{"MessageID": "m-1"}})
+address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UTC), "w-1", "m-1"
+""",
+        "assert recorded[0].delivery_id",
+    ),
+    "settings.md": Frame(
+        "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
+    ),
+    "upgrading.md": Frame(
+        f"""{ENGINE}
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+connection, metadata = engine.connect(), sa.MetaData()
+made = []
+context = type("", (), {{"configure": staticmethod(lambda **options: made.append(options))}})
+""",
+        """
+options = {"include_object": made[0]["include_object"]}
+dropped = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+assert not [change for change in dropped if change[0] == "remove_table" and "open_orphan" in change[1].name]
+""",
+    ),
+}
+
+ALL = [block for page in pages.PAGES for block in pages.blocks(page)]
+
+
+def test_every_block_is_run_or_says_why_not():
+    """By this file, by test_commands.py or by a test that is named; a text is no code."""
+    assert {(block.page, block.not_run) for block in ALL if block.not_run} == NOT_RUN
+    unnamed = [
+        f"{block.page}:{block.line}"
+        for block in ALL
+        if not block.not_run
+        and (block.page, block.language) not in ELSEWHERE
+        and block.language not in ("console", "text", "json", "ini")
+        and not (block.language == "python" and block.page in FRAMES)
+    ]
+    assert unnamed == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", FRAMES)
+def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp_path):
+    """In a process of its own, between what the page takes for granted and what must hold afterwards."""
+    snippets = [block.text for block in ALL if (block.page, block.language, block.not_run) == (page, "python", "")]
+    assert snippets
+    source = "\n".join([FRAMES[page].before, *snippets, FRAMES[page].after])
+    source = source.replace("…", "").replace("redis://localhost:6379/0", redis_url)
+    (tmp_path / "snippets.py").write_text(source)
+    given = {
+        **db.environment(redis_url),
+        "PYTHONPATH": f"{pages.ROOT}:{pages.ROOT / 'examples/django'}",
+        "DATABASE_URL": db.url,
+        "DJANGO_SECRET_KEY": "x",
+        "WEBHOOK_SECRET": "x:y",
+    }
+    done = subprocess.run(
+        [sys.executable, "snippets.py"],
+        cwd=tmp_path, env=given, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.language == "json"], ids=lambda one: one.page)
+def test_what_is_shown_as_json_is_json(block):
+    """Whole, and with no key twice."""
+    json.loads(block.text, object_pairs_hook=_without_repetition)
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.language == "ini"], ids=lambda one: one.page)
+def test_a_unit_file_starts_a_command_that_there_is(block):
+    """As systemd reads it; what it executes is a subcommand with options that it has."""
+    if not block.text.startswith("["):
+        assert all(re.fullmatch(r"MAILGLASS_\w+=\S+", line) for line in block.text.splitlines())
+        return
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str
+    parser.read_string(block.text)
+    if "Service" not in parser:
+        assert "Timer" in parser
+        return
+    program, name, *arguments = shlex.split(parser["Service"]["ExecStart"])
+    assert Path(program).name == "mailglass-reconcile"
+    subcommand = command.commands[name]
+    subcommand.make_context(name, arguments, parent=click.Context(command))
