@@ -6,10 +6,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import click.testing
+import httpx
 import pages
 import psutil
 import pytest
@@ -21,6 +23,7 @@ from conftest import wait_until
 from installation import end
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.hooks import registry
+from mailglass_reconcile.testing.servers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -31,12 +34,12 @@ MESSAGE, DEAD = "36cee7b1-6d2c-4d0b-9a2e-3f9f0c3d8f11", "01980d0a-7e1c-7d6e-9a3e
 """The ids that the pages name."""
 SHELL = re.compile(r"[|&<>;$]")
 ASKS = re.compile(r"sweep (?!.*--(yes|dry-run)).*--(event|include-expired)")
-ENDLESS = re.compile(r"mailglass-reconcile (listen|follow)|celery -A \S+ (worker|beat)")
+ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|serve)|celery -A \S+ (worker|beat)")
 
 CODES = {("doctor.md", "mailglass-reconcile doctor"): 1, ("doctor.md", "mailglass-reconcile sweep"): 1}
 """Commands that the pages show failing; any other must end with 0."""
 
-SHOWN = {("operating.md", "explain"), ("operating.md", "--dry-run --verbose"), ("recent.md", "follow ")}
+SHOWN = {("operating.md", "explain"), ("operating.md", "--dry-run --verbose")}
 """Commands whose output the pages show line for line, but for numbers, ids and times."""
 
 
@@ -92,13 +95,29 @@ def terminal(db, redis_url, tmp_path) -> dict[str, str]:
 def test_every_command_of_a_page_does_what_it_says(page, db, story, terminal, redis_url, tmp_path):
     """In its order; each ends with 0, unless the page shows a failure, and prints what the page shows."""
     for block in console(page):
+        exports = ""
         for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
             (text,) = pages.commands(block._replace(text=f"$ {part}"))
             shown = part[len(text) :].strip("\n")
             text = text.replace("/var/lib/mailglass", tempfile.mkdtemp(dir=tmp_path)).split("  #")[0].rstrip()
-            printed = endless(text, db, terminal, redis_url) if ENDLESS.match(text) else ended(page, text, terminal)
+            if text.startswith("export "):
+                exports += f"{text}; "
+                continue
+            if text.startswith("pip install "):
+                installs(text)
+                continue
+            run = endless if ENDLESS.match(text) else ended
+            printed = run(exports + text, page, db, terminal, redis_url)
             if any(page == name and words in text + " " for name, words in SHOWN):
                 assert normal(shown) <= normal(printed), printed
+
+
+def installs(text: str) -> None:
+    """See that a line installs this package with an extra that it has; test_quickstarts.py has pip do it."""
+    name, extra = re.fullmatch(r"pip install ['\"]([\w-]+)\[(\w+)\]['\"]", text).groups()
+    project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
+    assert name == project["name"]
+    assert extra in project["optional-dependencies"]
 
 
 def normal(text: str) -> set[str]:
@@ -107,7 +126,7 @@ def normal(text: str) -> set[str]:
     return {re.sub(r"\d+|\(.* ago\)|\(in .*\)|\s+", " ", line).strip() for line in text.splitlines()}
 
 
-def ended(page: str, text: str, terminal: dict[str, str]) -> str:
+def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) -> str:
     """Run a command that ends, and return what it printed; one of ours alone runs within this process."""
     expected = CODES.get((page, text), 0)
     if text.startswith("mailglass-reconcile ") and not (SHELL.search(text) or ASKS.search(text) or expected):
@@ -124,14 +143,18 @@ def ended(page: str, text: str, terminal: dict[str, str]) -> str:
     return done.stdout
 
 
-def endless(text: str, db, terminal: dict[str, str], redis_url: str) -> str:
+def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str) -> str:
     """Run a command that does not end until it has done its work, end it with SIGTERM, and return what it printed."""
+    port = free_port()
+    script = text.replace("reconcile serve", f"reconcile serve --port {port}")
     process = subprocess.Popen(
-        ["bash", "-c", text], env=terminal, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ["bash", "-c", script], env=terminal, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         with redis.Redis.from_url(redis_url) as client:
-            if " follow" in text:
+            if " serve" in text:
+                wait_until(lambda: answers(port), PATIENCE)
+            elif " follow" in text:
                 linked = db.appended()
                 raced(db, age=1)
                 wait_until(lambda: db.appended() > linked, PATIENCE)
@@ -149,6 +172,14 @@ def endless(text: str, db, terminal: dict[str, str], redis_url: str) -> str:
         return process.communicate(timeout=PATIENCE)[0]
     finally:
         end(process)
+
+
+def answers(port: int) -> bool:
+    """Whether the page is there."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
+    except httpx.TransportError:
+        return False
 
 
 def raced(db, age: float) -> None:

@@ -36,7 +36,6 @@ NOT_RUN = {
     ("redis.md", "no such server here; tests/singleton/test_redis_servers.py has one with a CA of its own"),
     ("redis.md", "no such servers here; tests/singleton/test_redis_servers.py has Sentinels of its own"),
     ("telemetry.md", "OpenTelemetry's exporters are not installed here"),
-    ("testing.md", "the README's quickstarts install the package; this one adds wheels of servers"),
 }
 """Blocks that nothing runs, and why, as the comment above each says."""
 
@@ -146,6 +145,7 @@ address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UT
     "settings.md": Frame(
         "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
     ),
+    "web.md": Frame("", "assert [route.path for route in app.routes][-1] == '/ops/mail'"),
     "upgrading.md": Frame(
         f"""{ENGINE}
 from alembic.autogenerate import compare_metadata
