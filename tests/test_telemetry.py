@@ -19,7 +19,6 @@ from observing import exported, values
 AWAY = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
 
 
-@pytest.mark.guard
 def test_a_sweep_is_a_span_with_its_counts(db, observed):
     """The attributes of the original, whoever's orphans they are."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2", "m-3")])

@@ -90,12 +90,16 @@ def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python")
         if settings.retention_dead_days is not None:
             bounds = {"days": settings.retention_dead_days, "size": BATCH_ROWS}
             result.hooks_dead = in_batches(connection, settings, outbox.DELETE_UNHANDLED, bounds)
-        result.expired = repair.remove_expired(connection, settings, BATCH_ROWS)
+        expired = repair.remove_expired(connection, settings, BATCH_ROWS)
+        result.expired = expired.orphans
         result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)
         repair.remove_stray_ids(connection, settings, BATCH_ROWS)
         result.added = repair.add_missing(connection, settings, BATCH_ROWS)
         runs.fold(connection, settings)
         with transaction(connection, settings) as tx:
-            runs.add(tx, Run("prune", origin, counts={"expired": result.expired}))
+            runs.add(
+                tx,
+                Run("prune", origin, counts={"expired": expired.orphans, "unmatched": expired.orphans - expired.named}),
+            )
     telemetry.count_orphans({"expired": result.expired})
     return result

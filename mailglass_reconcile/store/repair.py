@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -55,13 +55,20 @@ DELETE FROM {schema}.mailglass_open_orphans AS o
  WHERE o.event_id = settled.event_id
 """
 
+# Mail of other software expires every day and nobody minds; what names a delivery should have been linked.
 _REMOVE_EXPIRED = """
+WITH removed AS (
 DELETE FROM {schema}.mailglass_open_orphans AS o
  USING (SELECT event_id FROM {schema}.mailglass_open_orphans
          WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
             OR arrived_at > now()::timestamp + interval '1 day'
          LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
  WHERE o.event_id = expired.event_id
+RETURNING EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
+                    JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
+                   WHERE k.event_id = o.event_id) AS named
+)
+SELECT count(*) AS orphans, count(*) FILTER (WHERE named) AS named FROM removed
 """
 
 
@@ -120,10 +127,23 @@ def remove_settled(connection: sa.Connection, settings: Settings, size: int) -> 
     return in_batches(connection, settings, _REMOVE_SETTLED, {"size": size})
 
 
-def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> int:
-    """Remove, in batches of *size*, what is older than the maximum age, and return how many rows."""
+class Expired(NamedTuple):
+    """How many orphans expired, and how many of them have an id that a delivery has, of whatever tenant."""
+
+    orphans: int
+    named: int
+
+
+def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> Expired:
+    """Remove, in batches of *size*, what is older than the maximum age, and return how many orphans that were."""
     bounds = {"size": size, "max_age_minutes": settings.max_age_minutes}
-    return in_batches(connection, settings, _REMOVE_EXPIRED, bounds)
+    total = Expired(0, 0)
+    while True:
+        with transaction(connection, settings) as tx:
+            batch = Expired(*tx.execute(_REMOVE_EXPIRED, bounds).one())
+        total = Expired(total.orphans + batch.orphans, total.named + batch.named)
+        if batch.orphans < size:
+            return total
 
 
 def remove_stray_ids(connection: sa.Connection, settings: Settings, size: int) -> int:

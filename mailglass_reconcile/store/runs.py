@@ -81,6 +81,29 @@ SELECT kind, origin, to_json(started_at) #>> '{}' AS started_at
 """
 
 
+# As above; rows that the prune has added up are among them.
+_TOTALS = """
+SELECT kind, status, sum(runs)::bigint AS runs, sum(linked)::bigint AS linked, sum(unmatched)::bigint AS unmatched,
+       sum(unmatchable)::bigint AS unmatchable, sum(ambiguous)::bigint AS ambiguous,
+       sum(tenant_mismatch)::bigint AS tenant_mismatch, sum(recipient_mismatch)::bigint AS recipient_mismatch,
+       sum(skipped)::bigint AS skipped, sum(failed)::bigint AS failed, sum(published)::bigint AS published,
+       sum(publish_failed)::bigint AS publish_failed, sum(expired)::bigint AS expired,
+       sum(duration_ms)::bigint AS duration_ms
+  FROM {schema}.mailglass_reconcile_runs GROUP BY kind, status
+"""
+
+
+_OF_A_TOTAL = ("kind", "status")
+
+
+class Total(NamedTuple):
+    """All runs of one kind that ended in one way, since the history began; `counts` has `runs` and most of `COUNTS`."""
+
+    kind: str
+    status: str
+    counts: dict[str, int]
+
+
 class RunAt(NamedTuple):
     """A run that linked something; `started_at` in ISO 8601, UTC."""
 
@@ -144,6 +167,14 @@ def linking_at(tx: Transaction, time: str, tenant_id: str) -> list[RunAt]:
     """Return the runs, at most three, that were linking orphans of a tenant at *time*, in UTC as Postgres writes it."""
     rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id}).all()
     return [RunAt(row.kind, row.origin, f"{row.started_at}Z") for row in rows]
+
+
+def totals(tx: Transaction) -> list[Total]:
+    """Return what all runs add up to, by kind and status; it never shrinks."""
+    rows = tx.execute(_TOTALS).mappings().all()
+    return [
+        Total(row["kind"], row["status"], {name: row[name] for name in row if name not in _OF_A_TOTAL}) for row in rows
+    ]
 
 
 def fold(connection: sa.Connection, settings: Settings) -> None:

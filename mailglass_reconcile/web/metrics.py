@@ -1,0 +1,157 @@
+"""`/metrics`: what Prometheus asks for, read from the database at that moment; needs the extra `web`.
+
+Not from this process, which has swept nothing: workers come and go, and counters in the history of runs survive both
+them and the prune. Times are timestamps, so that an age goes on growing when nobody sweeps any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+
+import sqlalchemy as sa
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.ops.measures import Measures, measure
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.sweep.result import REASONS, STATES
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 2.0
+"""Prometheus gives up after some seconds; a database that does not answer is reported in time."""
+
+PREFIX = "mailglass_reconcile_"
+KINDS = ("full", "range", "recent", "prune")
+STATUSES = ("ok", "partial", "failed", "duplicate")
+
+
+def scrape(engine: sa.Engine, settings: Settings) -> bytes:
+    """Return all metrics in Prometheus's text format, within two seconds; raises nothing that a database can cause.
+
+    If the database is away, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
+
+    Args:
+        engine: A SQLAlchemy engine on psycopg 3; a role that can only read is enough.
+        settings: Whose schema is read.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Known(_within(engine, settings)))
+    return generate_latest(registry)
+
+
+def _within(engine: sa.Engine, settings: Settings) -> Measures | None:
+    """Measure in a thread of its own, so that a connection that hangs holds nobody up."""
+    answer: Future[Measures] = Future()
+
+    def read() -> None:
+        try:
+            answer.set_result(measure(engine, settings))
+        except BaseException as error:  # whoever waits has to hear of it, whatever it is
+            answer.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        return answer.result(SECONDS)
+    except TimeoutError:
+        logger.warning("no metrics: the database has not answered within %d seconds", SECONDS)
+    except MailglassReconcileError as error:
+        logger.warning("no metrics: %s", error)
+    return None
+
+
+class _Known(Collector):
+    def __init__(self, known: Measures | None) -> None:
+        self._known = known
+
+    def collect(self) -> Iterator[Metric]:
+        up = "Whether the database could be read; if not, no other metric is there"
+        yield GaugeMetricFamily(PREFIX + "up", up, float(self._known is not None))
+        if self._known is not None:
+            yield from _history(self._known)
+            yield from _backlog(self._known)
+            yield from _surroundings(self._known)
+
+
+def _history(known: Measures) -> Iterator[Metric]:
+    runs = {(kind, status): 0 for kind in KINDS for status in STATUSES}
+    seconds = dict.fromkeys(KINDS, 0.0)
+    orphans, messages = dict.fromkeys(STATES, 0), {"published": 0, "failed": 0}
+    expired = {"found": 0, "none": 0}
+    for kind, status, counts in known.totals:
+        runs[kind, status] = counts["runs"]
+        seconds[kind] += counts["duration_ms"] / 1000
+        if kind == "prune":
+            expired["none"] += counts["unmatched"]
+            expired["found"] += counts["expired"] - counts["unmatched"]
+            continue
+        for state in STATES:
+            orphans[state] += counts[state]
+        messages["published"] += counts["published"]
+        messages["failed"] += counts["publish_failed"]
+    yield _counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
+    yield _counter("run_seconds", "How long runs took, added up", ("kind",), _keyed(seconds))
+    yield _counter("orphans", "Orphans that sweeps looked at, by what became of them", ("outcome",), _keyed(orphans))
+    help_ = "Orphans that were given up, by whether a delivery has one of their ids"
+    yield _counter("expired_orphans", help_, ("delivery",), _keyed(expired))
+    help_ = "Broadcasts of sweeps that Redis took, and those that it did not"
+    yield _counter("messages", help_, ("outcome",), _keyed(messages))
+    help_ = "When a run of this kind last ended well; 0 if no full sweep ever has"
+    success = {"full": 0.0, **known.last_success}
+    yield _gauge("last_success_timestamp_seconds", help_, ("kind",), _keyed(success))
+
+
+def _backlog(known: Measures) -> Iterator[Metric]:
+    states = {**dict.fromkeys(("unmatched", *REASONS), 0), **known.states}
+    yield _gauge("open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), _keyed(states))
+    help_ = "When a full sweep last counted the open orphans"
+    yield _single("open_orphans_counted_timestamp_seconds", help_, known.counted_at)
+    help_ = "Since when an orphan is open although its delivery is there; NaN if none is"
+    yield _single("linkable_since_timestamp_seconds", help_, known.linkable_since)
+    help_ = "When the newest of the open orphans arrived; NaN if none is open"
+    yield _single("newest_open_orphan_timestamp_seconds", help_, known.lately.last_orphan)
+    help_ = "Tenants with open orphans of which no delivery has heard from its provider for 24 hours"
+    yield _single("tenants_without_links", help_, known.unlinked_tenants)
+
+
+def _surroundings(known: Measures) -> Iterator[Metric]:
+    help_ = "Deliveries made 10 to 70 minutes ago, at most 200"
+    yield _single("recent_deliveries", help_, known.lately.deliveries)
+    help_ = "Those of them on which a provider has reported"
+    yield _single("recent_deliveries_reported", help_, known.lately.reported)
+    yield _single("triggers_present", "Whether the triggers on mailglass_events are there and enabled", known.triggers)
+    hooks = {"waiting": known.hooks_waiting, "dead": known.hooks_dead}
+    help_ = "Events that wait for their handlers, and those of which one has failed for the last time"
+    yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
+
+
+def _keyed(values: dict[str, int] | dict[str, float]) -> Iterable[tuple[tuple[str, ...], float]]:
+    return [((key,), value) for key, value in values.items()]
+
+
+def _counter(
+    name: str, help_: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(PREFIX + name, help_, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
+
+
+def _gauge(
+    name: str, help_: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(PREFIX + name, help_, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
+
+
+def _single(name: str, help_: str, value: float | None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, help_, math.nan if value is None else float(value))

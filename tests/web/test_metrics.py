@@ -1,0 +1,202 @@
+"""`/metrics`: the history of runs and the facts of the moment, in Prometheus's text format."""
+
+import math
+import socket
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from factories import delivery_row, insert, orphan_row, postmark
+from handling import failing, make_due
+from mailglass_reconcile import Settings, dispatch, prune, reconcile
+from mailglass_reconcile.ops import measures
+from mailglass_reconcile.store import database, outbox
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.web import metrics
+from scraping import delivery_of, parsed, scrape, value
+
+
+def test_a_sweep_is_seen_in_the_next_scrape(db):
+    """Counters, states of what stays open, and times."""
+    before = scrape(db)
+    assert value(before, "last_success_timestamp_seconds", kind="full") == 0
+    assert value(before, "orphans_total", outcome="linked") == 0
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2")])
+    reconcile()
+    after = scrape(db)
+    assert value(after, "up") == value(after, "triggers_present") == 1
+    assert value(after, "runs_total", kind="full", status="ok") == 1
+    assert value(after, "orphans_total", outcome="linked") == 1
+    assert value(after, "orphans_total", outcome="unmatched") == 1
+    assert value(after, "messages_total", outcome="published") == 2
+    assert value(after, "open_orphans", state="unmatched") == 1
+    for name, labels in (("last_success", {"kind": "full"}), ("open_orphans_counted", {}), ("newest_open_orphan", {})):
+        assert 0 <= time.time() - value(after, f"{name}_timestamp_seconds", **labels) < 320
+    assert math.isnan(value(after, "linkable_since_timestamp_seconds"))
+
+
+def test_what_could_be_linked_and_was_not_says_since_when(db):
+    """A timestamp: its age goes on growing when nobody sweeps."""
+    rows = [orphan_row(postmark(id_), age_seconds=500) for id_ in ("m-1", "m-2")]
+    insert(db, [delivery_row("m-1"), delivery_row("m-2")], rows)
+    reconcile(limit=1)
+    first = value(scrape(db), "linkable_since_timestamp_seconds")
+    assert 200 < time.time() - first < 300
+    assert value(scrape(db), "linkable_since_timestamp_seconds") == pytest.approx(first, abs=0.01)
+
+
+def test_counters_survive_the_prune(db):
+    """It adds up old rows; a counter that goes back would look like a restart."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    reconcile()
+    before = scrape(db)
+    db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '40 days',"
+           " finished_at = finished_at - interval '40 days'")  # fmt: skip
+    prune()
+    after = scrape(db)
+    for name, labels in before:
+        if name.endswith("_total"):
+            assert after[name, labels] >= before[name, labels], name
+    assert value(after, "orphans_total", outcome="linked") == 1
+
+
+def test_what_expires_although_a_delivery_has_its_id_is_counted_apart(db):
+    """Mail of other software expires every day, and nobody minds."""
+    insert(
+        db,
+        [delivery_row("m-1", tenant_id="other")],
+        [orphan_row(postmark(id_)) for id_ in ("m-1", "foreign-1", "foreign-2")],
+    )
+    reconcile()
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+    db.broken.add("I13")
+    assert prune().expired == 3
+    after = scrape(db)
+    assert value(after, "expired_orphans_total", delivery="found") == 1
+    assert value(after, "expired_orphans_total", delivery="none") == 2
+    assert value(after, "orphans_total", outcome="unmatched") == 2, "the sweep's, not the prune's"
+
+
+def test_deliveries_of_the_last_hour_and_what_they_heard(db):
+    """By the time in their ids; none that is so young that its webhook may be under way."""
+    insert(
+        db,
+        [
+            delivery_of(db, "m-1", 20),
+            delivery_of(db, "m-2", 30, last_event_type="delivered"),
+            delivery_of(db, "m-3", 2, last_event_type="delivered"),
+            delivery_of(db, "m-4", 100),
+            delivery_row("m-5"),
+        ],
+    )
+    found = scrape(db)
+    assert value(found, "recent_deliveries") == 2
+    assert value(found, "recent_deliveries_reported") == 1
+
+
+def test_tenants_with_a_backlog_and_no_link_are_counted(db):
+    """One of three stands out; their names are nowhere."""
+    now = "2026-01-02 03:04:05"
+    insert(
+        db,
+        [
+            delivery_row("m-1", tenant_id="well", last_event_type="delivered", last_event_at="now"),
+            delivery_row("m-2", tenant_id="ill", last_event_type="delivered", last_event_at=now),
+            delivery_row("m-3", tenant_id="silent", last_event_type="dispatched", last_event_at="now"),
+        ],
+        [orphan_row(postmark("foreign"), tenant_id=name) for name in ("well", "ill", "silent")],
+    )
+    reconcile()
+    assert value(scrape(db), "tenants_without_links") == 2
+    assert b"silent" not in metrics.scrape(db.engine, db.settings)
+
+
+def test_events_that_no_handler_takes_any_more_are_dead(hooked):
+    """And those that wait for another attempt."""
+    failing("one", ValueError())
+    insert(hooked, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    reconcile()
+    dispatch()
+    assert value(scrape(hooked), "handler_events", state="waiting") == 1
+    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
+    make_due(hooked)
+    dispatch()
+    assert value(scrape(hooked), "handler_events", state="dead") == 1
+
+
+def test_triggers_that_are_gone_are_seen(db):
+    """New orphans would not be."""
+    db.broken.add("I13")
+    db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
+    assert value(scrape(db), "triggers_present") == 0
+
+
+def test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else(empty_database_url):
+    """With no figure that could be taken for a good one."""
+    for url in ("postgresql://nobody@127.0.0.1:1/none", empty_database_url):
+        settings = Settings(database_url=url)
+        assert parsed(metrics.scrape(database.create_engine(settings), settings)) == {("up", ()): 0}
+
+
+@pytest.mark.slow
+def test_a_database_that_does_not_answer_is_down_within_two_seconds(db):
+    """One that takes the connection and is silent, and one that holds a lock."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = Settings(database_url=f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/x")
+        began = time.monotonic()
+        assert parsed(metrics.scrape(database.create_engine(settings), settings)) == {("up", ()): 0}
+        assert time.monotonic() - began < metrics.SECONDS + 1
+    with db.engine.connect() as other, other.begin():
+        other.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")
+        began = time.monotonic()
+        assert scrape(db) == {("up", ()): 0}
+        assert time.monotonic() - began < metrics.SECONDS + 1
+
+
+def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(db):
+    """Nor all deliveries, nor all events: what it reads is as little with 30,000 of each as with none."""
+    insert(db, [delivery_of(db, "m-1", 20)], [orphan_row(postmark("foreign"))])
+    reconcile()
+    few = _buffers(db)
+    db.run(
+        """INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain,
+               last_event_type, last_event_at, inserted_at, updated_at)
+           SELECT (lpad(to_hex(((extract(epoch FROM now()) - n) * 1000)::bigint), 12, '0') || '7'
+                   || substr(md5(n::text), 1, 19))::uuid,
+                  'acme', 'W', 't', 'a@example.com', 'example.com', 'dispatched',
+                  now() - interval '2 days', now(), now()
+             FROM generate_series(1, 30000) AS n"""
+    )
+    db.run(
+        """INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at)
+           SELECT gen_random_uuid(), 'acme', (now() AT TIME ZONE 'UTC') - make_interval(secs => n)
+             FROM generate_series(1, 30000) AS n"""
+    )
+    db.broken.add("I13")
+    statements: list[str] = []
+    sa.event.listen(
+        db.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement)
+    )
+    assert value(scrape(db), "recent_deliveries") == measures.SAMPLE
+    assert len(statements) == 7
+    assert few < _buffers(db) < 600
+    db.run("DELETE FROM mailglass_open_orphans WHERE event_id NOT IN (SELECT id FROM mailglass_events)")
+
+
+def _buffers(db):
+    """How many pages the statements on deliveries and open orphans touch."""
+    found = 0
+    reports = "{delivered}"
+    with db.engine.connect() as connection, transaction(
+        connection, db.settings, read_only=True, probes_only=True
+    ) as tx:  # fmt: skip
+        for sql, more in (
+            (measures._LATELY, {"sample": measures.SAMPLE}),
+            (measures._UNLINKED_TENANTS, {"tenants": "{acme}"}),
+        ):
+            (plan,) = tx.execute(
+                "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, {"reports": reports, **more}
+            ).scalar()
+            found += plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+    return found
