@@ -1,0 +1,213 @@
+"""Each fault that an operator may have fires its alert, by Prometheus's evaluation of scrapes of a real system."""
+
+from contextlib import ExitStack
+
+import pytest
+from pydantic import SecretStr
+from timeline import NOTHING, Timeline, needs_promtool
+
+import mailglass_reconcile
+from conftest import wait_until
+from factories import delivery_row, insert, orphan_row, postmark
+from handling import failing, make_due
+from installation import PATIENCE, Site
+from mailglass_reconcile import Settings, dispatch, prune, reconcile
+from mailglass_reconcile.store import database, outbox
+from mailglass_reconcile.testing import servers
+from mailglass_reconcile.web import metrics
+from scraping import delivery_of, parsed, value
+
+pytestmark = [pytest.mark.slow, needs_promtool]
+
+
+@pytest.fixture
+def timeline(db, tmp_path):
+    """An empty history."""
+    return Timeline(db, tmp_path)
+
+
+def traffic(db, number, minutes_ago=30, **columns):
+    """Insert deliveries of some time ago and the orphans that are theirs."""
+    ids = [f"m-{number}-{n}" for n in range(6)]
+    orphans = [orphan_row(postmark(id_), **columns) for id_ in ids]
+    insert(db, [delivery_of(db, id_, minutes_ago) for id_ in ids], orphans)
+
+
+def healthy(db, timeline, minutes_ago=30):
+    """Let a system work for a quarter of an hour."""
+    for number in range(3):
+        traffic(db, number, minutes_ago)
+        reconcile()
+        timeline.scrape()
+
+
+def test_a_healthy_system_and_a_thousand_foreign_events_fire_nothing(db, timeline):
+    """Over two hours in which mail is sent and linked; other software's events never match, and expire."""
+    ages = (300, 80_000)
+    insert(db, [], [orphan_row(postmark(f"foreign-{n}"), age_seconds=ages[n % 2]) for n in range(1_000)])
+    for number in range(24):
+        if number % 3 == 0:
+            traffic(db, number)
+        reconcile()
+        if number == 20:
+            db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+            db.broken.add("I13")
+            assert prune().expired == 1_000
+        timeline.scrape()
+    timeline.fires()
+
+
+def test_foreign_events_at_night_fire_nothing(db, timeline):
+    """No mail is sent, nothing is linked, and events of other software arrive."""
+    for number in range(24):
+        insert(db, [], [orphan_row(postmark(f"foreign-{number}-{n}")) for n in range(20)])
+        reconcile()
+        timeline.scrape()
+    timeline.fires()
+
+
+@pytest.mark.parametrize("missing", ["worker", "beat", "Redis"])
+def test_no_worker_no_beat_or_no_redis_is_no_success(db, timeline, tmp_path, missing):
+    """Real processes: all of them work, then one is gone."""
+    log = tmp_path / "log"
+    log.touch()
+    with ExitStack() as stack:
+        one = {"Redis": ExitStack(), "worker": ExitStack(), "beat": ExitStack()}
+        for each in one.values():
+            stack.enter_context(each)
+        site = Site(db, one["Redis"].enter_context(servers.redis()), log)
+        stack.callback(site.redis.close)
+        for name, until, arguments in (
+            ("worker", " ready.", ("-P", "solo")),
+            ("beat", "beat: Starting...", ("-s", str(tmp_path / "schedule"))),
+        ):
+            running = site.running(name, "-l", "info", *arguments, app="worker", until=until, WORKER_SWEEP_SECONDS="1")
+            one[name].enter_context(running)
+        for _ in range(3):
+            before = value(timeline.scrape(), "runs_total", kind="full", status="ok")
+            wait_until(lambda: _sweeps(site) > before + 1, PATIENCE)  # noqa: B023 - called in this round only
+        timeline.scrape()
+        timeline.fires()
+        one[missing].close()
+        timeline.scrape(minutes=14)
+        timeline.fires()
+        timeline.hold(minutes=6)
+        timeline.fires("NoSuccess")
+
+
+def _sweeps(site):
+    return site.db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'full' AND status = 'ok'")
+
+
+def test_a_database_that_is_away_is_absent(db, timeline):
+    """And so is a process that does not answer."""
+    healthy(db, timeline)
+    away = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
+    timeline.add(parsed(metrics.scrape(database.create_engine(away), away)), minutes=4)
+    timeline.fires()
+    timeline.hold(minutes=2)
+    timeline.fires("Absent")
+    timeline.add(NOTHING, minutes=7)
+    timeline.fires("Absent")
+
+
+def test_a_sweep_that_cannot_get_at_the_rows_is_lag(db, timeline):
+    """Somebody holds the deliveries in a transaction that does not end."""
+    healthy(db, timeline)
+    insert(db, [delivery_row("held")], [orphan_row(postmark("held"), age_seconds=9_000)])
+    db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
+    with db.engine.connect() as other, other.begin():
+        other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR UPDATE")
+        for _ in range(2):
+            assert reconcile().skipped_held == 1
+            timeline.scrape()
+    timeline.fires("LinkableLag")
+    reconcile()
+    timeline.scrape()
+    timeline.fires()
+
+
+def test_a_trigger_that_was_dropped_is_missing(db, timeline):
+    """No other figure changes."""
+    healthy(db, timeline)
+    db.broken.add("I13")
+    db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
+    for _ in range(2):
+        reconcile()
+        timeline.scrape()
+    timeline.fires("TriggersMissing")
+
+
+def test_sweeps_that_fail_one_after_the_other_are_seen_and_one_alone_is_not(db, timeline):
+    """Celery counts them as successful tasks."""
+    healthy(db, timeline)
+    for number in range(2):
+        traffic(db, f"failing-{number}")
+        db.run("ALTER TABLE mailglass_events RENAME COLUMN metadata TO meta")
+        assert reconcile().status == "failed"
+        timeline.scrape(minutes=3)
+        db.run("ALTER TABLE mailglass_events RENAME COLUMN meta TO metadata")
+        timeline.fires(*["FailedSweeps"][:number])
+
+
+def test_ids_that_never_match_mean_that_nothing_links(db, timeline):
+    """The application stores another id than the webhooks have."""
+    healthy(db, timeline, minutes_ago=300)
+    for number in range(6):
+        insert(
+            db,
+            [delivery_of(db, f"stored-{number}-{n}", 30) for n in range(2)],
+            [orphan_row(postmark(f"sent-{number}-{n}")) for n in range(2)],
+        )
+        reconcile()
+        timeline.scrape()
+    timeline.fires("NothingLinks")
+
+
+def test_webhooks_that_all_carry_another_tenant_are_a_mismatch(db, timeline):
+    """The most frequent misconfiguration; nothing is linked, either."""
+    for number in range(6):
+        traffic(db, number, tenant_id="default")
+        assert reconcile().linked == 0
+        timeline.scrape()
+    timeline.fires("NothingLinks", "TenantMismatch")
+
+
+def test_a_redis_that_takes_no_broadcasts_fails_publishing(db, timeline):
+    """Links are made."""
+    healthy(db, timeline)
+    away = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    mailglass_reconcile.configure(engine=db.engine, settings=away)
+    for number in range(4):
+        traffic(db, f"lost-{number}")
+        assert reconcile().linked == 6
+        timeline.scrape()
+    timeline.fires("PublishFailing")
+
+
+def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeline):
+    """Nobody has swept for a week, and then the prune comes."""
+    healthy(db, timeline)
+    insert(db, [delivery_row("m-old", tenant_id="other")], [orphan_row(postmark("m-old"))])
+    reconcile()
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+    db.broken.add("I13")
+    prune()
+    timeline.scrape()
+    timeline.fires("Expired")
+
+
+def test_a_handler_that_has_failed_for_the_last_time_is_dead(hooked, timeline):
+    """One that will be tried again is not."""
+    failing("one", ValueError())
+    traffic(hooked, "handled")
+    reconcile()
+    timeline.scrape()
+    dispatch()
+    timeline.scrape(minutes=10)
+    timeline.fires()
+    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
+    make_due(hooked)
+    dispatch()
+    timeline.scrape(minutes=6)
+    timeline.fires("HandlersDead")

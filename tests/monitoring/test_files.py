@@ -1,0 +1,67 @@
+"""The rules, the dashboard and the runbook belong together, and to what a scrape has."""
+
+import json
+import re
+
+import pytest
+from timeline import MONITORING, RULES, needs_promtool, promtool, rules
+
+import scraping
+from mailglass_reconcile.web import metrics
+
+NAME = re.compile(rf"\b{metrics.PREFIX}\w+")
+RUNBOOK = (MONITORING.parent / "runbook.md").read_text()
+SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+
+
+def expressions():
+    """Return all expressions of rules and panels."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return [rule["expr"] for rule in rules()] + panels
+
+
+@pytest.mark.slow
+def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
+    """And what a scrape has is described."""
+    there = {metrics.PREFIX + name for name, _ in scraping.scrape(db)}
+    used = {name for expression in expressions() for name in NAME.findall(expression)}
+    assert used - there == set()
+    described = set(re.findall(r"^\| `(\w+)` \|", (MONITORING.parent / "monitoring.md").read_text(), re.MULTILINE))
+    assert described == there
+
+
+def test_every_alert_has_a_section_of_the_runbook_in_four_parts():
+    """By the anchor that its URL names; and no section is without its alert."""
+    headings = re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)
+    assert sorted(headings) == sorted(rule["alert"] for rule in rules())
+    for rule in rules():
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        section = RUNBOOK.split(f"## {rule['alert']}\n")[1].split("\n## ")[0]
+        assert re.findall(r"^\*\*(\w+)\.\*\*", section, re.MULTILINE) == SECTIONS
+
+
+def test_an_alert_says_the_same_whatever_the_value_and_then_says_it():
+    """`summary` groups notifications; `description` is made of labels and values."""
+    for rule in rules():
+        assert "{{" not in rule["annotations"]["summary"]
+        assert "{{" in rule["annotations"]["description"]
+        assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+@pytest.mark.slow
+@needs_promtool
+def test_promtool_takes_the_rules_and_passes_their_tests():
+    """Which have steps that must not fire."""
+    done = promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = promtool("test", "rules", str(MONITORING / "alerts.test.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@needs_promtool
+def test_promtool_takes_a_real_scrape(db):
+    """Also what it would have named otherwise."""
+    done = promtool("check", "metrics", input=metrics.scrape(db.engine, db.settings).decode())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,110 @@
+"""Real scrapes as a history that Prometheus's own tool evaluates the rules over."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import scraping
+from mailglass_reconcile.web import metrics
+
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+RULES = MONITORING / "alerts.yml"
+FIRING = 'count by (alertname) (ALERTS{alertstate="firing"})'
+LONG_AGO = -1e9
+NOTHING: dict[Any, float] = {}
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool (apt-get install promtool)"
+)
+
+
+def promtool(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run promtool, and return what it did."""
+    return subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+class Timeline:
+    """Scrapes of a running system, each of which holds until the next, minute by minute.
+
+    Promtool's time begins at 0. Times in a scrape keep their age in the minute in which it was taken, and then stand
+    still, as they do in a database in which nothing happens.
+    """
+
+    def __init__(self, db: Any, folder: Path) -> None:
+        self._db, self._folder = db, folder
+        self._minutes: list[dict[Any, float]] = []
+
+    def scrape(self, minutes: int = 5) -> dict[Any, float]:
+        """Take a scrape that holds for so many minutes, and return it."""
+        found = scraping.scrape(self._db)
+        self.add(found, minutes)
+        return found
+
+    def add(self, found: dict[Any, float], minutes: int) -> None:
+        """Let a scrape that was taken just now hold for so many minutes; an empty one is a target that is away."""
+        shift = len(self._minutes) * 60 - time.time()
+        moved = {(name, labels): _moved(name, value, shift) for (name, labels), value in found.items()}
+        self._minutes += [moved] * minutes
+
+    def hold(self, minutes: int) -> None:
+        """Let so many minutes pass in which nothing changes."""
+        self._minutes += self._minutes[-1:] * minutes
+
+    def fires(self, *alerts: str) -> None:
+        """Fail unless exactly these alerts, by the end of their names, fire in the last minute."""
+        wanted = [{"labels": f'{{alertname="MailglassReconcile{name}"}}', "value": 1} for name in sorted(alerts)]
+        last = f"{len(self._minutes) - 1}m"
+        test = {"expr": FIRING, "eval_time": last, "exp_samples": wanted}
+        file = self._folder / "test.json"  # which is YAML too
+        file.write_text(
+            json.dumps(
+                {
+                    "rule_files": [str(RULES)],
+                    "evaluation_interval": "1m",
+                    "tests": [{"interval": "1m", "input_series": self._series(), "promql_expr_test": [test]}],
+                }
+            )
+        )
+        done = promtool("test", "rules", str(file))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _series(self) -> list[dict[str, str]]:
+        keys = {key: None for scrape in self._minutes for key in scrape}
+        return [
+            {
+                "series": f"{metrics.PREFIX}{name}{{{_labels((*labels, ('instance', 'web'), ('job', 'mailglass')))}}}",
+                "values": " ".join(_number(scrape.get((name, labels))) for scrape in self._minutes),
+            }
+            for name, labels in keys
+        ]
+
+
+def _moved(name: str, value: float, shift: float) -> float:
+    if not name.endswith("_timestamp_seconds"):
+        return value
+    return LONG_AGO if value == 0 else value + shift
+
+
+def _labels(labels: Iterable[tuple[str, str]]) -> str:
+    return ",".join(f'{name}="{value}"' for name, value in labels)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "stale"
+    return "NaN" if math.isnan(value) else repr(float(value))
+
+
+def rules() -> list[dict[str, Any]]:
+    """Return the rules of the file."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
