@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,22 @@ def helps() -> str:
     return "\n".join(parts)
 
 
+def addressed(rules: str, address: str) -> str:
+    """Return alert rules whose `runbook_url` are whole addresses, if the project has one."""
+    whole = f"runbook_url: {address.rstrip('/')}/blob/main/docs/"
+    return rules.replace("runbook_url: docs/", whole) if address else rules
+
+
 def on_post_build(config: Any) -> None:
-    """Refuse a site whose pages load something over the network.
+    """Give the alert rules the project's address, and refuse a site whose pages load something over the network.
 
     Raises:
         PluginError: A page does; the message names page and address.
     """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    address = project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["address"]
+    rules = Path(config.site_dir) / "monitoring" / "alerts.yml"
+    rules.write_text(addressed(rules.read_text(), address))
     for page in Path(config.site_dir).rglob("*.html"):
         for found in LOADED.findall(page.read_text()):
             raise PluginError(f"{page.name} loads something over the network: {found}")

@@ -50,6 +50,7 @@ def create_app(engine: sa.Engine | None = None) -> Starlette:
             Route("/events/{event_id}", pages.event, name="event"),
             Route("/deliveries/{delivery_id}", pages.delivery, name="delivery"),
             Route("/find", pages.find, name="find"),
+            Route("/metrics", pages.metrics, name="metrics"),
         ],
         redirect_slashes=False,
         default=pages.missing,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
 import sqlalchemy as sa
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SECONDS = 2.0
 """Prometheus gives up after some seconds; a database that does not answer is reported in time."""
 
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "mailglass_reconcile_"
 KINDS = ("full", "range", "recent", "prune")
 STATUSES = ("ok", "partial", "failed", "duplicate")
@@ -82,7 +83,7 @@ class _Known(Collector):
 def _history(known: Measures) -> Iterator[Metric]:
     runs = {(kind, status): 0 for kind in KINDS for status in STATUSES}
     seconds = dict.fromkeys(KINDS, 0.0)
-    orphans, messages = dict.fromkeys(STATES, 0), {"published": 0, "failed": 0}
+    orphans, messages = dict.fromkeys(map(str, STATES), 0), {"published": 0, "failed": 0}
     expired = {"found": 0, "none": 0}
     for kind, status, counts in known.totals:
         runs[kind, status] = counts["runs"]

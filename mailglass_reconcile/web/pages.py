@@ -17,7 +17,7 @@ from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
 from mailglass_reconcile.ops.listed import STATES
 from mailglass_reconcile.ops.overview import BUCKETS
-from mailglass_reconcile.web import asked, chart
+from mailglass_reconcile.web import asked, chart, metrics
 from mailglass_reconcile.web.asked import ElsewhereError, Shown, UnusableError
 from mailglass_reconcile.web.entrance import Entrance, viewer_of
 from mailglass_reconcile.web.reader import PAGE_SIZE, Reader
@@ -125,6 +125,13 @@ class Pages:
         if len(found) == 1:
             return _to(f"deliveries/{found[0]}")
         return self._show(request, "found.html", found=found, text=text)
+
+    @_page
+    async def metrics(self, request: Request) -> Response:
+        """Answer Prometheus; the figures are those of all tenants, so for the token of one there are none."""
+        if viewer_of(request).tenant_id is not None:
+            raise ElsewhereError
+        return Response(await self._reader.metrics(), media_type=metrics.CONTENT_TYPE)
 
     async def missing(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Say that there is no such page."""

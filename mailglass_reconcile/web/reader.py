@@ -13,11 +13,14 @@ from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.overview import Overview
 from mailglass_reconcile.ops.page import Page
 from mailglass_reconcile.ops.timeline import Timeline
+from mailglass_reconcile.web import metrics
 from mailglass_reconcile.web.access import Viewer
 from mailglass_reconcile.web.asked import ElsewhereError, Listing, Shown, UnusableError
 from mailglass_reconcile.web.cache import Cache
 
 PAGE_SIZE = 50
+METRICS_SECONDS = 1.0
+"""Several Prometheus servers at once cost what one does."""
 
 
 class Reader:
@@ -27,6 +30,7 @@ class Reader:
         """Read from *engine*, or the configured one, and keep what was read for so many *seconds*."""
         self._given = engine
         self._cache = Cache(seconds)
+        self._metrics = Cache(METRICS_SECONDS)
 
     @property
     def _engine(self) -> sa.Engine:
@@ -35,6 +39,10 @@ class Reader:
     async def problems(self) -> list[str]:
         """Return what is wrong, as `status --check` says it."""
         return await self._cache.get("problems", lambda: status.check(self._engine))
+
+    async def metrics(self) -> bytes:
+        """Return what Prometheus is told, through a cache of its own: it does not wait behind slow pages."""
+        return await self._metrics.get("metrics", lambda: metrics.scrape(self._engine, runtime.get_settings()))
 
     async def overview(self, shown: Shown) -> Overview:
         """Return what is open, and what happened in the last hours."""

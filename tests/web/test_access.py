@@ -26,6 +26,7 @@ ASKING = {
     "/events/{event_id}": ["/events/{event}", "/events/{linked}"],
     "/deliveries/{delivery_id}": ["/deliveries/{delivery}"],
     "/find": ["/find?q={event}", "/find?q={linked}", "/find?q={delivery}", "/find?q={sent}"],
+    "/metrics": ["/metrics"],
 }
 """For each route behind the door, what asks for something of one tenant."""
 
