@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from factories import delivery_row, insert, orphan_row, postmark
 
 WITHOUT_CELERY = """
@@ -61,6 +63,7 @@ def test_sweep_and_prune_work_where_celery_cannot_be_imported(db, redis_url):
     assert set(pruned) >= {"succeeded", "dead", "failed"}
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_and_prunes_where_celery_cannot_be_imported(db, redis_url):
     """From the terminal, for the operator's own cron."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])

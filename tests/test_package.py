@@ -35,6 +35,7 @@ def test_the_wheel_holds_the_migrations_and_the_types(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"mailglass_reconcile"}
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_migrates(wheel, tmp_path, empty_database_url):
     """`migrate` finds its revisions inside the wheel, far from any checkout."""
     zipfile.ZipFile(wheel).extractall(tmp_path)

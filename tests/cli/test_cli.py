@@ -46,6 +46,7 @@ def one_of_two(db):
     return ids
 
 
+@pytest.mark.slow
 def test_sweep_prints_one_json_object_whose_counts_add_up(cli, one_of_two):
     """Machines read one object with the fixed fields."""
     finished = cli("sweep", "--json")
@@ -82,6 +83,7 @@ def test_wrong_usage_exits_with_2_and_sweeps_nothing(cli, db, one_of_two, argume
     assert db.appended() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "named"),
     [
@@ -103,6 +105,7 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_1(cli, variable
     assert "canary" not in finished.stderr
 
 
+@pytest.mark.slow
 def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two):
     """What the next sweep links, and what has no delivery yet."""
     found = json.loads(cli("status", "--json").stdout)
@@ -111,6 +114,7 @@ def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two
     assert "matched" in cli("status").stdout
 
 
+@pytest.mark.slow
 def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two):
     """Before a sweep and after it."""
     linkable, other = one_of_two
@@ -122,6 +126,7 @@ def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two
     assert json.loads(cli("explain", linkable, "--json").stdout)["state"] == "linked"
 
 
+@pytest.mark.slow
 def test_explain_of_an_unknown_event_exits_with_1(cli):
     """The ledger has no such event, and says so."""
     finished = cli("explain", str(uuid.uuid4()))
@@ -135,6 +140,7 @@ def test_prune_prints_what_it_removed_and_mended(cli, db, one_of_two):
     assert json.loads(cli("prune", "--json").stdout)["added"] == 2
 
 
+@pytest.mark.slow
 def test_migrate_check_says_whether_it_is_done(cli, db):
     """Exit code 0 where nothing is left to do, 1 otherwise."""
     assert cli("migrate", "--check").returncode == 0

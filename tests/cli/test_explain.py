@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 import commands
 import factories
 import mailglass_reconcile
@@ -63,6 +65,7 @@ def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
     assert re.search(r"next look  by the first full sweep after .* UTC \(in 4 minutes\)", said)
 
 
+@pytest.mark.slow
 def test_a_message_id_finds_its_open_and_its_linked_events(db):
     """In any spelling; an id that nothing has is exit code 1."""
     factories.delivery(db, "m-1")

@@ -11,12 +11,15 @@ from conftest import wait_until
 from faults import servers
 from following import following, new_pairs
 
+pytestmark = pytest.mark.slow
+
 
 def environment_of(db, **more: str) -> dict[str, str]:
     """Return the environment of a process on this database."""
     return {**db.environment(db.settings.redis_url.get_secret_value()), **more}
 
 
+@pytest.mark.guard
 def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_ends_cleanly(db):
     """A line of JSON per sweep that did something; SIGTERM ends it with 0, Ctrl-C with 130, and without a word."""
     with following(environment_of(db)) as first:
@@ -99,7 +102,6 @@ def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, 
     assert code == 2 or len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
 def test_it_works_through_pgbouncer_in_transaction_mode(db):
     """With one server connection, which others use between two ticks."""

@@ -16,6 +16,8 @@ from commands import conforming
 from conftest import wait_until
 from faults.test_faults_redis import Valkey
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -58,6 +60,7 @@ def link(db, tenant: str = factories.TENANT) -> str:
     return delivery
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("tenant", [None, "acme"])
 def test_each_event_is_one_line_of_json_at_once(db, start, tenant):
     """Flushed as it comes, of the tenant that was asked for or of all, once although it has two channels."""

@@ -10,6 +10,7 @@ from mailglass_reconcile.cli.texts import Duration
 from mailglass_reconcile.wording import age
 
 
+@pytest.mark.slow
 def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
     """Each line conforms to the schema; the place of the next page is the last event's id."""
     factories.delivery(db, "one")

@@ -8,6 +8,8 @@ import mailglass_reconcile
 from handling import failing
 from mailglass_reconcile.cli import command
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(db):
     """A line per link, then the counts, in both forms; a limit holds."""

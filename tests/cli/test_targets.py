@@ -7,9 +7,13 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 import commands
 from conftest import wait_until
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark, sendgrid
+
+pytestmark = pytest.mark.slow
 
 
 def linked(db):
@@ -90,6 +94,7 @@ def test_it_asks_at_a_terminal_and_refuses_without_one(db):
     assert (asking.returncode, linked(db)) == (130, set())
 
 
+@pytest.mark.guard
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
     """Most often a typing error."""
     pair(db, "m-1")

@@ -51,6 +51,7 @@ def lines(caplog):
     return [line for line in found if "recorded" in line or "skipped" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
@@ -122,6 +123,7 @@ def test_a_payload_that_cannot_be_read_is_skipped(db, caplog):
     assert db.value(LEDGER) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["acme", lambda told: "acme", f"{__name__}.acme"], ids=["text", "function", "name"])
 def test_rows_belong_to_the_tenant_of_the_setting(db, post, given):
     """A text, a function, or a function's dotted name."""

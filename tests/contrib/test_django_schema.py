@@ -45,6 +45,7 @@ def test_each_revision_has_a_migration_of_djangos_with_its_name():
     assert max(revisions)[:4] == schema.VERSION
 
 
+@pytest.mark.slow
 def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
     """Mailglass's tables stay, with every row; and once more from there."""
     for _ in range(2):
@@ -150,6 +151,7 @@ def test_the_command_is_one_of_manage_pys(empty, capsys, arguments, code, words)
     assert words in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_databases_of_djangos_tests_are_migrated(empty):
     """`create_test_db` makes one, under another name, and that is where our engine leads."""
     kept = connection.settings_dict["NAME"]

@@ -91,6 +91,7 @@ def test_every_page_that_the_package_names_is_there():
     assert not [name for name in named if not (pages.ROOT / name).exists()]
 
 
+@pytest.mark.slow
 def test_the_cron_lines_hand_the_settings_of_their_file_to_the_command(db, tmp_path):
     """As cron runs them: by `sh`, with an environment of its own, the settings in a file without `export`."""
     file = tmp_path / "mailglass.env"

@@ -16,6 +16,8 @@ from faults.runs import FULL
 from mailglass_reconcile.store import database
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 ORPHANS = 5
 COMMIT = b"COMMIT\0"
@@ -57,6 +59,7 @@ def sweep(db: Database) -> SweepResult:
     return result
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_connection_lost_at_a_commit_costs_no_link_and_tells_of_each_once(
     db: Database, through: Proxy, fault: Fault, record_property: Record

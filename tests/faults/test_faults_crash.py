@@ -107,7 +107,6 @@ def test_a_sweep_killed_at_any_call_is_mended_by_the_next(
     record_property("fault", (f"killed at {call}", kills))
 
 
-@pytest.mark.guard
 def test_a_sweep_killed_at_any_fail_point_is_mended_by_the_next(
     db: Database, redis_url: str, record_property: Record
 ) -> None:

@@ -19,6 +19,8 @@ from mailglass_reconcile.store import database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import free_port
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 HERE = Path(__file__).parent.parent
 ORPHANS = 3
@@ -28,8 +30,6 @@ AHEAD = -240
 _OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
-@pytest.mark.slow
-@pytest.mark.guard
 def test_follow_killed_at_any_fail_point_is_made_good_by_the_next_tick(
     db: Database, redis_url: str, record_property: Record
 ) -> None:
@@ -88,8 +88,6 @@ def links(db: Plain, it: Following, wanted: int) -> None:
     wait_until(lambda: it.linked() == wanted)
 
 
-@pytest.mark.slow
-@pytest.mark.guard
 @needs_debians_redis
 def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line_each(
     own_server: servers.Postgres, record_property: Record

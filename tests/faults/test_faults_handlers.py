@@ -78,7 +78,6 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     record_property("fault", ("dispatchers killed by their handlers", killed))
 
 
-@pytest.mark.guard
 @pytest.mark.parametrize("tried", [False, True], ids=["in a batch", "alone"])
 def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
     hooked: Database, redis_url: str, record_property: Record, tried: bool

@@ -23,6 +23,8 @@ from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
 PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
@@ -108,6 +110,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
     record_property("fault", (f"SQLSTATE {state} at COMMIT, for ever for one row", 1))
 
 
+@pytest.mark.guard
 def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db: Database) -> None:
     """The whole batch is refused for its data, its first half is linked, and its second meets with a full disk."""
     raced(db, 8)
@@ -187,6 +190,7 @@ def _terminate(db: Database, over: threading.Event, times: int) -> None:
     engine.dispose()
 
 
+@pytest.mark.guard
 def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_linked(db: Database) -> None:
     """The sweep does not wait; the next one links what is left."""
     raced(db, 6)
@@ -202,6 +206,7 @@ def test_a_delivery_locked_for_longer_than_the_sweep_is_left_and_the_rest_is_lin
     assert sweep(db).linked == 2
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("table", ["deliveries", "open_orphans"])
 def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rolling_back(
     db: Database, table: str, record_property: Record
@@ -219,6 +224,7 @@ def test_rows_that_somebody_else_holds_are_passed_over_without_waiting_or_rollin
     record_property("fault", (f"half of the {table} held by somebody else", 1))
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_a_writer_in_the_opposite_order_neither_blocks_a_sweep_nor_is_made_a_victim(
     db: Database, isolation: str, record_property: Record
@@ -395,7 +401,6 @@ def _client(redis_url: str) -> Iterator[Publisher]:
         yield Publisher(client)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
 def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_behind(
     db: Database, record_property: Record

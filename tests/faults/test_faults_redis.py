@@ -18,6 +18,8 @@ from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from mailglass_reconcile.testing.servers import free_port
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 ORPHANS = 30
 
@@ -92,6 +94,7 @@ def _usual(db: Database) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.guard
 def test_a_redis_that_refuses_costs_no_link(db: Database) -> None:
     """Nobody listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -99,6 +102,7 @@ def test_a_redis_that_refuses_costs_no_link(db: Database) -> None:
     assert sweep(db, f"redis://127.0.0.1:{port}/0").publish_failed == 2 * ORPHANS
 
 
+@pytest.mark.guard
 def test_a_redis_that_never_answers_costs_a_second_in_all(db: Database) -> None:
     """The connection is taken, and then there is silence."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:

@@ -20,6 +20,8 @@ from mailglass_reconcile.store import database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import batch
 
+pytestmark = pytest.mark.slow
+
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 ASKING = "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'pg_xact_status' AND pid <> pg_backend_pid()"
 

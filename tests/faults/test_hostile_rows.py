@@ -20,6 +20,8 @@ from mailglass_reconcile.store import database
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
+pytestmark = pytest.mark.slow
+
 _OPEN_STATES = ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 _LINKED = """
 SELECT metadata ->> 'reconciled_from_event_id' AS id FROM mailglass_events
@@ -251,6 +253,7 @@ def _refusals(engine: sa.Engine, deliveries: list[dict[str, Any]], events: list[
     return refusals
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("place", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, BATCH - 1))])
 def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_linked(
     db: Database, untouched: sa.Engine, place: int, record_property: Callable[[str, object], None]
@@ -317,6 +320,7 @@ def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
     record_property("fault", ("delivery deleted between match and write", 1))
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("replica", [True, False])
 def test_a_key_that_is_taken_for_another_delivery_settles_its_orphan(db: Database, first: bool, replica: bool) -> None:

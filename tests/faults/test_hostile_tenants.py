@@ -13,6 +13,8 @@ import mailglass_reconcile
 from conftest import Database
 from faults.runs import FULL
 
+pytestmark = pytest.mark.slow
+
 OTHER = str(uuid.UUID(int=7))
 NAMES = (
     "a",
@@ -69,6 +71,7 @@ def test_a_sweep_of_one_tenant_counts_and_links_that_tenant_alone(db: Database, 
     assert db.value("SELECT tenant_id FROM mailglass_events WHERE type = 'reconciled'") == name
 
 
+@pytest.mark.guard
 def test_another_tenants_id_in_ones_own_webhook_links_nothing_is_counted_and_warned_of(
     db: Database, caplog: pytest.LogCaptureFixture, redis_url: str
 ) -> None:

@@ -23,6 +23,8 @@ from installation import PATIENCE, Site
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
 
+pytestmark = pytest.mark.slow
+
 CANARIES = {
     "address": "canary.ada@canary-address.example",
     "subject": "CanarySubject",
@@ -92,6 +94,7 @@ def plant(db: Database, orphans: int = 4) -> None:
     db.run("UPDATE mailglass_deliveries SET metadata = CAST(:m AS jsonb)", m=json.dumps({"s": CANARIES["subject"]}))
 
 
+@pytest.mark.guard
 def test_a_sweep_that_links_and_classifies_says_nothing_of_them(db: Database, ears: Ears) -> None:
     """Its result is counts, its messages are ids, a type and a time."""
     plant(db)
@@ -130,6 +133,7 @@ def test_a_statement_that_fails_while_reading_says_nothing_of_them(db: Database,
         db.run("ALTER TABLE gone RENAME TO mailglass_deliveries")
 
 
+@pytest.mark.guard
 def test_an_unreachable_or_refusing_database_says_nothing_of_its_password(db: Database, ears: Ears) -> None:
     """A wrong port, a database that is not there, a URL that is none."""
     password = CANARIES["database password"]
@@ -210,7 +214,6 @@ def test_the_commands_print_none_of_them(
     ears.more += [done.stdout, done.stderr]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", ["refused", "no database", *(["none", "gone", "wrong call", "no redis"] if FULL else [])]
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -29,6 +30,8 @@ from mailglass_reconcile.store import candidates, database, deliveries, ledger, 
 from mailglass_reconcile.sweep import keys
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import STATES, SweepResult
+
+pytestmark = pytest.mark.slow
 
 SCHEDULES = int(os.environ.get("MAILGLASS_SCHEDULES", "400" if FULL else "15"))
 Record = Callable[[str, object], None]

@@ -227,6 +227,7 @@ def test_a_slow_handler_gives_back_what_it_does_not_get_to(hooked, monkeypatch):
     assert [one.attempt for one in told] == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
 def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
     """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""

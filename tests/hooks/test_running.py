@@ -18,6 +18,8 @@ from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import transaction
 
+pytestmark = pytest.mark.slow
+
 HANDLERS = {"MAILGLASS_HOOK_TYPES": "*", "MAILGLASS_IMPORTS": "faults.handled"}
 
 
@@ -43,7 +45,6 @@ def command(db, *arguments, **more):
     return done.returncode, commands.conforming("dispatch", done.stdout)[0], done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.guard
 def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(hooked):
     """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the rows."""
@@ -65,7 +66,6 @@ def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(ho
     assert effects(hooked) == {"steady": 2, "flaky": 2}
 
 
-@pytest.mark.slow
 @pytest.mark.guard
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
     """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
@@ -102,6 +102,7 @@ def test_beat_dispatches_only_if_it_is_asked_to():
     assert "mailglass-reconcile-dispatch" not in mailglass_reconcile.make_beat_schedule()
 
 
+@pytest.mark.guard
 def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
     """Dispatched rows after 14 days, dead ones after 90, waiting ones after as long: nobody has handled them."""
     leaving("good")
@@ -120,6 +121,7 @@ def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
     hooked.broken.add("I14")
 
 
+@pytest.mark.guard
 def test_status_counts_what_waits_and_what_is_dead(hooked):
     """Both are what an operator looks at."""
     link(hooked, "m-0", "m-1")

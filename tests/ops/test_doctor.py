@@ -18,6 +18,8 @@ from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, 
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.sweep import providers
 
+pytestmark = pytest.mark.slow
+
 OF_THE_DATABASE = (
     "database server encoding time_zone schema disk rights creators triggers indexes open_set other_reconciler"
 )
@@ -26,6 +28,7 @@ OF_THE_TRAFFIC = "deliveries sweeps beat handlers linking tenants key_rules"
 CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_TRAFFIC} redis redis_rights lock_rights celery"
 
 
+@pytest.mark.guard
 def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database) -> None:
     """With links, an orphan that waits, and an event of other software; each check says something, once."""
     delivery(db, "one")
@@ -59,6 +62,7 @@ def test_the_guard_against_truncate_that_is_missing(db: Database) -> None:
     assert of("triggers").status == OK
 
 
+@pytest.mark.guard
 def test_an_open_set_that_lacks_orphans_is_repaired(db: Database) -> None:
     """They are named without repair, and open again with it."""
     for number in range(3):
@@ -135,6 +139,7 @@ def test_all_webhooks_under_another_tenant(db: Database) -> None:
     assert of("tenants").status == WARNING
 
 
+@pytest.mark.guard
 def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
     """Mail that somebody else sends through the same account never matches, before and after a sweep."""
     delivery(db, "ours")
@@ -146,6 +151,7 @@ def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
         mailglass_reconcile.reconcile()
 
 
+@pytest.mark.guard
 def test_sweeps_that_do_not_run(db: Database) -> None:
     """Deliveries have been there for an hour, and nobody links; new ones may still come."""
     factories.insert(db, [factories.delivery_row(f"m-{n}", id=uuid7(3_600)) for n in range(3)])
@@ -332,7 +338,6 @@ SELECT gen_random_uuid(), 'acme', 'Welcome', 'bulk', 'ada@example.com', 'example
 BLOCKS = "SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database()"
 
 
-@pytest.mark.slow
 def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
     """At four times the rows, none of which match, it reads as many blocks as before; statistics are missing."""
 

@@ -41,6 +41,7 @@ def test_a_redis_that_is_a_replica(db, own_redis):
     assert of("redis").status == OK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "check", "status", "words"),
     [

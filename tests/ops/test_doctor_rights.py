@@ -15,6 +15,8 @@ from conftest import Database
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.store import privileges
 
+pytestmark = pytest.mark.slow
+
 GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
 SWEEPERS = next(sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL) if "TO mailglass_sweeper" in sql)
 
@@ -38,6 +40,7 @@ def role(db: Database, admin: sa.Engine) -> Iterator[str]:
         connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
+@pytest.mark.guard
 def test_a_sweeper_as_documented_has_all_rights_and_the_doctor_needs_no_more(db, role):
     """Every check can be made with the sweeper's grants."""
     assert [one for one in report() if one.check != "settings" and one.status != OK] == []

@@ -23,6 +23,8 @@ from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
 
+pytestmark = pytest.mark.slow
+
 REPORT = {
     "type": "object",
     "required": ["findings"],
@@ -136,7 +138,6 @@ def test_a_database_that_takes_no_writes(db):
     assert of("server").status == OK
 
 
-@pytest.mark.slow
 def test_a_database_that_is_a_stand_by(redis_url):
     """It can be read and takes no link; promoted, as a fail-over does, it is well."""
     with servers.postgres_server(*FAST) as server:
@@ -196,6 +197,7 @@ def test_a_group_of_checks_that_hangs_is_left_behind_with_what_it_found():
     forever.set()
 
 
+@pytest.mark.guard
 def test_one_check_that_fails_does_not_stop_the_others(db, monkeypatch):
     """A table is gone: those that read it say so, the rest is as before."""
     db.run("ALTER TABLE mailglass_open_orphan_ids RENAME TO gone")

@@ -69,6 +69,7 @@ def test_each_orphan_has_the_state_that_the_sweep_gives_it(db, zoo, swept):
     assert {state: counts[state] for state in expected} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swept", [False, True])
 @pytest.mark.parametrize("state", [state for state in STATES if state != "expired"])
 def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):

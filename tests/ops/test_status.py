@@ -99,6 +99,7 @@ def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db)
     assert found.problems[0].startswith("no full sweep has ever succeeded")
 
 
+@pytest.mark.slow
 def test_json_keeps_to_its_schema(db, command):
     """Machines read it."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark(id_)) for id_ in ("m-1", "m-2")])
@@ -216,6 +217,7 @@ def test_triggers_that_are_gone_are_unhealthy(db):
     assert "migrate" in check(db.engine)[0]
 
 
+@pytest.mark.slow
 def test_broadcasts_that_redis_does_not_take_are_unhealthy(db, command):
     """Links are unaffected, and subscribers hear nothing."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
@@ -225,6 +227,7 @@ def test_broadcasts_that_redis_does_not_take_are_unhealthy(db, command):
     assert "MAILGLASS_REDIS_URL" in finished.stdout
 
 
+@pytest.mark.slow
 def test_a_person_reads_it_in_80_columns(db, command):
     """Numbers with thousands, times with zone and age."""
     insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(1_200)])
@@ -235,6 +238,7 @@ def test_a_person_reads_it_in_80_columns(db, command):
     assert all(len(line) <= 80 for line in finished.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_watch_shows_it_again_until_ctrl_c(db, redis_url):
     """Exit code 130, as for every command."""
     watching = subprocess.Popen(

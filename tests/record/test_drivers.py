@@ -33,6 +33,8 @@ from mailglass_reconcile.store.model import Report
 from record.recording import LEDGER, NOW, event, record
 from record.test_sessions import OWN, settings_of, take
 
+pytestmark = pytest.mark.slow
+
 HARD = "50% of \"Zoë\\\" → {NULL} :ids $1 'x'"
 """What a driver, or an array's literal, may take for something else than text."""
 
@@ -92,6 +94,7 @@ def send(connection, *sent, **more):
     return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent, **more)
 
 
+@pytest.mark.guard
 def test_every_writer_and_reader_does_what_it_does(db, driver):
     """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
     settings = db.settings.model_copy(update={"grace_seconds": 0, "hook_types": "delivered,bounced"})

@@ -12,6 +12,7 @@ from mailglass_reconcile.sweep import match
 from record.recording import LEDGER, NOW, event, record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"),
     [

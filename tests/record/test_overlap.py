@@ -22,6 +22,8 @@ from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_sen
 from mailglass_reconcile.record.telling import tell_after_commit
 from record.recording import NOW, event, record, statements
 
+pytestmark = pytest.mark.slow
+
 ADA = "ada@example.com"
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 TYPES = "SELECT last_event_type, count(*) FROM mailglass_deliveries GROUP BY 1"
@@ -48,6 +50,7 @@ LAST = pytest.mark.parametrize("last", [0, 1], ids=["the first commits last", "t
 LINKED = Counter({2: 1, 3: 1})
 
 
+@pytest.mark.guard
 @ORDERS
 @LAST
 @pytest.mark.parametrize("tell", [broadcast, tell_after_commit])
@@ -168,6 +171,7 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
     assert begun == []
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("count", [1, 500])
 def test_a_look_that_finds_nothing_is_three_statements_at_most(db, count):
     """The settings of its transaction, the open orphans, and their deliveries if there are any."""
@@ -285,6 +289,7 @@ def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db,
     assert db.value(OPEN) == 1
 
 
+@pytest.mark.guard
 def test_handlers_hear_of_what_a_look_links(db):
     """Their outbox row is written with the link."""
     settings = db.settings.model_copy(update={"hook_types": "delivered"})
@@ -329,7 +334,6 @@ def test_more_than_a_batch_is_linked_in_several(db):
     assert (db.value(OPEN), db.appended()) == (0, 24)
 
 
-@pytest.mark.slow
 def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
     """Two threads, a send and its webhook in each pair, and a few statements of somebody else's in between."""
     pairs, barrier, chance = 150, Barrier(2), random.Random(7)

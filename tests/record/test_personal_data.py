@@ -27,6 +27,7 @@ def test_without_a_recipient_there_is_no_flag(db):
     assert "recipient_known" not in metadata(db)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["recipient", "Recipient", "EMAIL", "Email", " email "])
 def test_an_address_under_its_usual_names_is_the_recipient_and_is_left_out(db, key):
     """However the provider spells the name; as in a sweep, it tells deliveries apart."""

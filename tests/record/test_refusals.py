@@ -10,6 +10,8 @@ import factories
 from mailglass_reconcile import InvalidEventError, append
 from record.recording import LEDGER, NOW, event, metadata, record
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = "bob-4711@example.com"
 LAST = dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=9)))
 
@@ -60,6 +62,7 @@ def test_what_cannot_be_recorded_is_refused_with_its_field_and_reason(db, field,
     assert reason in error
 
 
+@pytest.mark.guard
 def test_no_refusal_repeats_a_value(db):
     """An address in a wrong place, or as a key, is not quoted."""
     for wrong in (
@@ -91,12 +94,14 @@ def test_a_provider_that_cannot_be_matched_is_refused(db, provider):
     assert refused(db, provider=provider).startswith("provider must be a text of 1 to 512 characters")
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("events", [event(), ["evt"], None])
 def test_events_must_be_a_list_of_events(db, events):
     """One alone, a text and None are said to be wrong."""
     assert "WebhookEvent" in refused(db, events=events)
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize(
     ("given", "kept"),
     [

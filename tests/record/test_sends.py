@@ -139,6 +139,7 @@ def test_a_send_that_comes_again_links_what_came_in_between(db):
     assert (again.delivery_id, again.linked) == (first.delivery_id, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [{"tenant_id": "other"}, {"provider": "sendgrid"}, {"sent": [one(BOB)]}, {"sent": [one(message_id="M-1")]}],
@@ -201,6 +202,7 @@ def test_a_send_that_the_provider_refused_is_a_terminal_delivery(db, type_):
     assert db.value(LEDGER) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -391,6 +393,7 @@ def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
     assert messages(db) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
     """Of this process, which a busy machine does not slow down; the number of statements is tested below."""

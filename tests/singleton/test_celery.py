@@ -28,7 +28,6 @@ def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_not
     assert sum(one["linked"] for one in site.swept()) == 3
 
 
-@pytest.mark.guard
 def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
     """The standalone app consumes both its queues without a flag, and has the counts ready for a day."""
     site.add(2)

@@ -93,7 +93,6 @@ def asked_by_beat(site) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_worker_that_dies_costs_its_range_until_the_next_tick_and_nothing_is_doubled(site):
     """SIGKILL to all its processes in mid-range; the other ranges end, the lock lapses, and a later sweep has it."""
     backlog(site, 40)

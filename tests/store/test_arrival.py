@@ -11,6 +11,8 @@ from catalog import Installation, live
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.store.ledger import uuid7
 
+pytestmark = pytest.mark.slow
+
 ARRIVED = "SELECT arrived_at FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)"
 UNSEEN = """
 SET LOCAL session_replication_role = replica;
@@ -34,6 +36,7 @@ def uuid7_of(seconds_ago: float) -> str:
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{rest}"
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("inserted_at", ["infinity", "-infinity", "9999-12-31", "294276-12-31 23:59:59", "in an hour"])
 def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserted_at):  # noqa: F811
     """It is swept and expires like any other; the prune takes it out and does not bring it back."""
@@ -115,6 +118,7 @@ def test_an_id_that_tells_no_plausible_time_is_not_believed(database, id_, inser
     assert found is None if expected_age is None else abs(found - expected_age) < 60
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("forged", ["tenant", "type"])
 def test_a_forged_reconciled_event_closes_no_orphan(database, forged):  # noqa: F811
     """Neither one of another tenant nor one of another type; not the prune either."""

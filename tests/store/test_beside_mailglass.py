@@ -13,6 +13,8 @@ from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
 SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
 
@@ -35,6 +37,7 @@ def test_a_forgotten_schema_does_not_make_a_second_set_of_tables(empty_database_
     assert real.is_current()
 
 
+@pytest.mark.guard
 def test_the_default_schema_needs_no_setting_if_the_ledger_is_there(empty_database_url, monkeypatch):
     """Another schema's ledger does not matter then."""
     live(empty_database_url, "other")

@@ -22,6 +22,8 @@ from mailglass_reconcile.store import database
 from mailglass_reconcile.web import create_app
 from web.browsing import Visitor
 
+pytestmark = pytest.mark.slow
+
 GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
 BLOCKS = {re.search(r"TO (\w+);", sql)[1]: sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)}
 
@@ -52,6 +54,7 @@ def acting(db, admin, redis_url) -> Iterator:
             connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
+@pytest.mark.guard
 def test_a_sweeper_sweeps_and_prunes(db, acting):
     """It links, stores keys, and mends the open set."""
     delivery(db, "m-1")
@@ -63,6 +66,7 @@ def test_a_sweeper_sweeps_and_prunes(db, acting):
     assert mailglass_reconcile.prune().expired == 1
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("message_id", ["m-1", "m-2"])
 def test_a_recorder_records_webhooks(db, acting, message_id):
     """Those of a delivery that is there, and orphans."""
@@ -182,6 +186,7 @@ def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_
             connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("documented", ["mailglass_sweeper", "mailglass_recorder", "mailglass_reader"])
 def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, acting, documented):
     """`metadata` may hold rendered mail; tenant and recipient are never changed by us."""

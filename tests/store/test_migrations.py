@@ -20,6 +20,8 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 
+pytestmark = pytest.mark.slow
+
 ORPHAN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at, metadata)
 VALUES ('{id}', 'acme', 'delivered', now(), true, (now() AT TIME ZONE 'UTC') - interval '{age}',
@@ -70,6 +72,7 @@ def sweep(database: Installation, redis_url: str) -> int:
         redis_client.close()
 
 
+@pytest.mark.guard
 def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_database_url, make_database, drop_database):
     """What is not ours equals what the schema file makes, but for the comment in which Mailglass keeps its version."""
     made = installation(empty_database_url)
@@ -116,6 +119,7 @@ def test_what_is_ours_is_four_tables_three_triggers_three_functions_two_indexes_
     assert len(indexes) == 2
 
 
+@pytest.mark.guard
 def test_a_live_database_keeps_every_object_and_row(empty_database_url):
     """Mailglass's tables are as before, with every row."""
     database = live(empty_database_url)
@@ -222,6 +226,7 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(empty_database
     assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001"]
 
 
+@pytest.mark.guard
 def test_migrating_twice_changes_nothing_the_second_time(empty_database_url):
     """It says that there is nothing to do."""
     database = live(empty_database_url)
@@ -294,7 +299,6 @@ def write_until(stop: threading.Event, database: Installation, written: list[int
             written.append(1)
 
 
-@pytest.mark.slow
 def test_writers_never_fail_while_a_migration_comes_and_goes(empty_database_url):
     """Four sessions with Mailglass's lock timeout write on; everything they wrote is in the open set."""
     database = live(empty_database_url)
@@ -334,6 +338,7 @@ def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(empty
     assert database.is_current()
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("empty_first", [True, False])
 def test_remove_takes_out_what_is_ours_and_nothing_else(empty_database_url, empty_first):
     """The catalog and the rows are as before, and a second removal finds nothing."""
@@ -415,6 +420,7 @@ def test_a_schema_that_does_not_exist_is_an_error_that_names_the_setting(empty_d
         installation(empty_database_url, "mail").migrate()
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("state", ["empty", "unmigrated", "outdated", "no such schema"])
 def test_a_sweep_of_a_database_that_is_not_migrated_says_what_to_run(empty_database_url, redis_url, state):
     """In one line."""
@@ -470,6 +476,7 @@ def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(em
     assert database.open_set() == set()
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize(
     "forbidden",
     ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_events", "TRUNCATE mailglass_events"],

@@ -56,6 +56,7 @@ def is_open(database: Installation, event_id: str) -> bool:
     return event_id in database.open_set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "is_open_after"),
     [
@@ -292,6 +293,7 @@ def run(*command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", ["public", "Mail Glass"])
 def test_a_dump_and_its_restore_bring_everything_back(
     empty_database_url, make_database, drop_database, tmp_path, schema

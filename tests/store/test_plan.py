@@ -12,6 +12,8 @@ from test_migrations import with_history
 from catalog import Installation, client, installation, live, url_of
 from mailglass_reconcile.store import schema
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 
@@ -57,6 +59,7 @@ def test_a_plan_piped_into_psql_does_what_the_migration_does(
         drop_database(other)
 
 
+@pytest.mark.guard
 def test_a_plan_of_half_a_migration_leaves_out_what_is_done(empty_database_url):
     """It can be piped into psql again after one that stopped."""
     database = live(empty_database_url)

@@ -19,6 +19,8 @@ from mailglass_reconcile.store import privileges
 from mailglass_reconcile.store.database import connect, create_engine, transaction
 from mailglass_reconcile.store.migration import lock
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
 
 SQUATS = {
@@ -85,6 +87,7 @@ def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, squ
         database.migrate()
 
 
+@pytest.mark.guard
 def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(empty_database_url):
     """It keeps its rows; one that lacks a column is refused by its name."""
     database = live(empty_database_url)
@@ -175,6 +178,7 @@ TRAPS = {
 }
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("trap", TRAPS)
 def test_what_fits_a_call_of_ours_better_than_postgres_s_own_is_not_called(db, trap):
     """Somebody who may create in the schema would get the rights of whoever sweeps, prunes or looks."""

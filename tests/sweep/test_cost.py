@@ -156,6 +156,7 @@ def test_a_row_that_cannot_be_read_costs_that_row_only(db, caplog):
     db.broken.update(invariants.ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
 def test_the_clients_encoding_is_the_sweeps_own(db, encoding):
     """Characters that the environment's encoding cannot show, and bytes that it would not decode."""

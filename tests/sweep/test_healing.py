@@ -8,6 +8,8 @@ from factories import orphan_row
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.sweep import providers
 
+pytestmark = pytest.mark.slow
+
 KEYS = "SELECT rule, ids, provider FROM mailglass_open_orphans"
 IDS = "SELECT array_agg(candidate_id ORDER BY position) FROM mailglass_open_orphan_ids"
 
@@ -32,6 +34,7 @@ def know(version=1, read="metadata/ref"):
         return [ref]
 
 
+@pytest.mark.guard
 def test_a_corrected_rule_computes_stored_keys_again(db, orphan):
     """By its version, with no command and no wait."""
     know(version=1, read="metadata/reference")
@@ -73,6 +76,7 @@ def test_a_process_with_the_rule_computes_again_what_one_without_it_has_stored(d
     assert reconcile().linked == 1
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("answer", [ZeroDivisionError(), None, "r-1", [1], ["r"] * 1_000_000])
 def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog):
     """It costs its own events, with one line in the log, until it is corrected, which needs no new version."""

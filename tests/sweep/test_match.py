@@ -32,6 +32,7 @@ ORPHANS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(deliveries=DELIVERIES, orphan=ORPHANS)
 def test_a_match_and_a_decision_are_what_the_oracle_says(

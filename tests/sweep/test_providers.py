@@ -222,6 +222,7 @@ NOT_LINKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "state"), NOT_LINKED.values(), ids=NOT_LINKED)
 def test_an_id_of_another_namespace_is_no_key(db, case, state):
     """A delivery is stored under what must not be read, and the orphan stays open with its reason."""

@@ -92,6 +92,7 @@ def test_rekey_computes_the_keys_again_under_the_same_version(db):
     assert reconcile().linked == 1
 
 
+@pytest.mark.slow
 def test_the_command_loads_rules_from_the_modules_that_are_named(db, redis_url, tmp_path):
     """`sweep` from a terminal knows what the worker knows; a module that is not there is one line."""
     (tmp_path / "shop_rules.py").write_text(

@@ -15,6 +15,8 @@ from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing import race
 from record.recording import event, record
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 SHOP = """
@@ -66,7 +68,6 @@ def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.guard
-@pytest.mark.slow
 def test_an_adopter_s_tests_run_as_the_page_says_and_leave_nothing(tmp_path):
     """With servers of their own, which are gone afterwards with their folders; no warning either."""
     done = adopters(tmp_path)

@@ -20,6 +20,8 @@ import redis
 from conftest import wait_until
 from mailglass_reconcile.testing import servers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = uuid.uuid4().hex
 
@@ -74,6 +76,7 @@ def test_as_root_no_mode_and_no_owner_changes_and_no_user_is_made(home):
     assert not list((home / "tmp").iterdir())
 
 
+@pytest.mark.guard
 def test_nobody_else_gets_to_the_postgres():
     """It listens on a Unix socket alone, in a directory of mode 0700 that belongs to the server's user, not to root."""
     with servers.postgres_server() as server, psycopg.connect(server.url) as connection:
@@ -146,7 +149,6 @@ def test_the_servers_stop_on_every_way_out(then, number, code):
     directory.rmdir()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
 def test_a_parallel_test_run_leaves_nothing(number):
     """Each worker stops its own servers: at the end, and on a signal to the process that runs the workers."""
