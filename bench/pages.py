@@ -1,14 +1,17 @@
 """What `status`, `orphans` and `explain` cost beside many open and many reconciled orphans: milliseconds and buffers.
 
-Run as `python -m bench.pages`; `--quick` takes a tenth of every size.
+Run as `python -m bench.pages`; `--quick` takes a tenth of every size. It prints the table of docs/operating.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -17,7 +20,7 @@ from pydantic import SecretStr
 
 import mailglass_reconcile
 from bench import data
-from bench.sweep import count_buffers
+from bench.sweep import BUFFERS, count_buffers
 from mailglass_reconcile import Settings
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.listed import Filters
@@ -29,6 +32,9 @@ from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 
 RUNS = 5
+PATIENCE_SECONDS = 3.0
+"""After this, a call is not repeated."""
+DURATION = re.compile(r"duration: ([0-9.]+) ms")
 
 EVENTS = """
 SELECT (SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at OFFSET %s / 2 LIMIT 1),
@@ -39,26 +45,41 @@ SELECT (SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at OF
 AS_OLD = "UPDATE mailglass_events SET inserted_at = inserted_at - interval '8 days' WHERE needs_reconciliation"
 
 
-def measure(
-    name: str, engine: sa.Engine, explained: sa.Engine, buffers: list[int], call: Callable[..., object]
-) -> None:
-    """Print the median of a few calls, the statements of one, and the buffers of its plans."""
-    times = []
-    for _ in range(RUNS):
+class Cost(NamedTuple):
+    """Of one call: milliseconds in all, as a median; milliseconds in the database and buffers, of one call."""
+
+    milliseconds: float
+    database: float
+    buffers: int
+
+
+def measure(engine: sa.Engine, explained: sa.Engine, found: list[str], call: Callable[..., object]) -> Cost:
+    """Time a few calls, and let Postgres explain one."""
+    times: list[float] = []
+    while len(times) < RUNS and sum(times) < 1000 * PATIENCE_SECONDS:
         began = time.perf_counter()
         call(engine)
         times.append(1000 * (time.perf_counter() - began))
-    buffers.clear()
+    found.clear()
     call(explained)
-    print(f"  {name:<52}{statistics.median(times):>10.1f} ms{len(buffers):>5} plans{sum(buffers):>10,} buffers")
+    database = sum(float(duration) for said in found for duration in DURATION.findall(said))
+    buffers = sum(int(number or 0) for said in found for number in BUFFERS.search(said).groups())
+    return Cost(statistics.median(times), database, buffers)
 
 
-def pages(url: str, opened: int) -> None:
-    """Measure every page of interest."""
+def explaining(engine: sa.Engine) -> list[str]:
+    """Let Postgres explain every statement of *engine*, and return the list of what it says of those with a plan."""
+    found: list[str] = []
+    count_buffers(engine, [], found.append)
+    return found
+
+
+def pages(url: str, opened: int) -> dict[str, Cost]:
+    """Measure every page of interest, and return its cost by its name."""
     settings = Settings(database_url=SecretStr(url))
     mailglass_reconcile.configure(settings=settings)
-    engine, explained, buffers = create_engine(settings), create_engine(settings), list[int]()
-    count_buffers(explained, buffers)
+    engine, explained = create_engine(settings), create_engine(settings)
+    found = explaining(explained)
     with psycopg.connect(url) as connection:
         middle, linked, message_id = connection.execute(EVENTS, (opened,)).fetchall()[0]
     calls: dict[str, Callable[[sa.Engine], object]] = {
@@ -79,11 +100,28 @@ def pages(url: str, opened: int) -> None:
     }
     if opened:
         calls["explain, open"] = lambda e: explain(e, UUID(middle))
-    print(f"{opened:,} open", flush=True)
+    costs = {}
     for name, call in calls.items():
         if opened or "middle" not in name:
-            measure(name, engine, explained, buffers, call)
+            costs[name] = measure(engine, explained, found, call)
+            print(f"  {opened:>9,} open: {name:<52}{_ms(costs[name].milliseconds):>12}", file=sys.stderr, flush=True)
     engine.dispose()
+    return costs
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1_000 else f"{milliseconds:.1f} ms"
+
+
+def table(costs: Mapping[int, Mapping[str, Cost]]) -> str:
+    """Return the costs as a Markdown table, a column for each number of open orphans."""
+    sizes, most = list(costs), max(costs)
+    titles = [f"{size:,} open" if size else "nothing open" for size in sizes]
+    lines = [f"| | {' | '.join(titles)} | of which in Postgres | buffers |", f"|---|{'---|' * (len(sizes) + 2)}"]
+    for name, last in costs[most].items():
+        cells = [_ms(costs[size][name].milliseconds) if name in costs[size] else "" for size in sizes]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {_ms(last.database)} | {last.buffers:,} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -105,13 +143,16 @@ def main() -> None:
             connection.execute("SET session_replication_role = replica")
             connection.execute(AS_OLD + " AND tenant_id < 'tenant-5'")
             connection.execute("VACUUM ANALYZE")
-        print(f"{1_000_000 // scale:,} reconciled, half of them older than the maximum age")
-        pages(url, 0)
+        print(f"Beside {1_000_000 // scale:,} reconciled orphans, half of them older than the maximum age:\n")
+        mailglass_reconcile.configure(settings=settings)
+        mailglass_reconcile.reconcile()
+        costs = {0: pages(url, 0)}
         for kind, opened, messages in (("n", 100_000, 50_000), ("o", 1_000_000, 450_000)):
             data.fill(url, messages=messages // scale, kind=kind)
             mailglass_reconcile.configure(settings=settings)
             mailglass_reconcile.reconcile()
-            pages(url, opened // scale)
+            costs[opened // scale] = pages(url, opened // scale)
+        print(table(costs))
 
 
 if __name__ == "__main__":

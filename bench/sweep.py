@@ -10,6 +10,7 @@ import json
 import re
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from mailglass_reconcile.sweep import reconciler
 BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
 
 
-def count_buffers(engine: sa.Engine, found: list[int]) -> None:
-    """Let Postgres explain every statement, and collect the buffers of each plan's top node in *found*."""
+def count_buffers(engine: sa.Engine, found: list[int], tell: Callable[[str], None] = lambda said: None) -> None:
+    """Let Postgres explain every statement, and collect the buffers of each plan's top node in *found*.
+
+    *tell* is called with what it says of each such plan.
+    """
 
     def notice(diagnostic: Any) -> None:
-        if buffers := BUFFERS.search(diagnostic.message_primary or ""):
+        said = diagnostic.message_primary or ""
+        if buffers := BUFFERS.search(said):
             found.append(sum(int(number or 0) for number in buffers.groups()))
+            tell(said)
 
     @sa.event.listens_for(engine, "connect")
     def explain(connection: Any, record: Any) -> None:
