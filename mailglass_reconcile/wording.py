@@ -16,6 +16,16 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def share(part: int, whole: int, one: str, many: str | None = None) -> str:
+    """Return how many of what is counted, as `counted` says it: `1 of 12,345 events`."""
+    return f"{part:,} of {counted(whole, one, many)}"
+
+
+def verb(number: int, one: str = "is", many: str = "are") -> str:
+    """Return the form of a verb that goes with a number."""
+    return one if number == 1 else many
+
+
 def age(seconds: float) -> str:
     """Return a span of time as people say it: `45 seconds`, `1 minute`, `6 days`."""
     for name, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):

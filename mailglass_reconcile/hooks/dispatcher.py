@@ -30,6 +30,7 @@ from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.outbox import Attempt, Claim, Held
 from mailglass_reconcile.sweep import providers
+from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ class _Dispatcher:
         except Exception as error:
             if not ran:
                 raise
-            logger.warning("a batch of %d events is tried one by one after %s", len(claims), type(error).__name__)
+            batch = counted(len(claims), "event")
+            logger.warning("a batch of %s is tried one by one after %s", batch, type(error).__name__)
             for claim in claims:
                 self._alone(begin, claim)
             return

@@ -12,6 +12,7 @@ from mailglass_reconcile.store import candidates, open_orphans, schema
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import LAST_EVENT, Place, Slice
 from mailglass_reconcile.sweep import examination
+from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def rekey() -> int:
             if place == piece.after:
                 break
     for complaint, orphans in complaints.items():
-        logger.error("%s (%d orphans)", complaint, orphans)
+        logger.error("%s (%s)", complaint, counted(orphans, "orphan"))
     return stored
 
 

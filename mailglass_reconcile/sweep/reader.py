@@ -21,6 +21,7 @@ from mailglass_reconcile.store.model import Open
 from mailglass_reconcile.sweep import examination, windows
 from mailglass_reconcile.sweep.examination import Examined
 from mailglass_reconcile.sweep.windows import Part, Window
+from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Reader:
         if self._recent is not None:
             return
         for complaint, orphans in self._complaints.items():
-            logger.error("%s (%d orphans)", complaint, orphans)
+            logger.error("%s (%s)", complaint, counted(orphans, "orphan"))
 
     def _reading(self, connection: sa.Connection) -> AbstractContextManager[Transaction]:
         left_ms = max(1_000, int((self.deadline - time.monotonic()) * 1000))

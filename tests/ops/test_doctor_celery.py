@@ -59,7 +59,7 @@ def test_no_worker_and_then_one(site: Site) -> None:
     site.client.send_task(SWEEP_TASK, queue=QUEUE)
     found = findings(site)
     assert (states(found, "worker"), states(found, "queues")) == ({"error"}, {"error"})
-    assert f"the queue {QUEUE} of {SWEEP_TASK}, 1 messages wait" in found["queues"][0]["message"]
+    assert f"the queue {QUEUE} of {SWEEP_TASK}, 1 message waits" in found["queues"][0]["message"]
     with site.worker():
         wait_until(lambda: well(findings(site)), PATIENCE)
 

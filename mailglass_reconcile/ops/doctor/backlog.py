@@ -15,7 +15,7 @@ from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Keys, Open
 from mailglass_reconcile.sweep import examination, providers
 from mailglass_reconcile.sweep.examination import Examined
-from mailglass_reconcile.wording import shown
+from mailglass_reconcile.wording import age, counted, share, shown, verb
 
 NEWEST_ORPHANS = 300
 LATE_SECONDS = 900
@@ -85,13 +85,13 @@ def linking(tx: Transaction, settings: Settings) -> Iterator[Finding]:
     if late:
         yield error(
             "linking",
-            f"{late} of {len(sample.found)} open orphans looked at could have been linked {LATE_SECONDS // 60} minutes"
-            " ago or earlier: sweeps do not run, or fail",
+            f"{share(late, len(sample.found), 'open orphan')} looked at could have been linked {age(LATE_SECONDS)} ago"
+            " or earlier: sweeps do not run, or fail",
             "run `mailglass-reconcile sweep` and read what it says; if it links, look at the worker, the queues and"
             " beat, which should ask for a sweep every five minutes",
         )
     else:
-        yield ok("linking", f"no open orphan is late, of the newest {len(sample.found)} that are older than a sweep")
+        yield ok("linking", f"no open orphan is late, of the newest {len(sample.found):,} that are older than a sweep")
 
 
 def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
@@ -102,7 +102,7 @@ def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
         tenants = sorted({one.orphan.tenant_id for one in astray})
         yield error(
             "tenants",
-            f"{len(astray)} of the newest {len(sample.found)} open orphans name deliveries of other tenants only;"
+            f"{_newest(astray, sample)} deliveries of other tenants only;"
             f" they carry the tenant {', '.join(map(shown, tenants[:3]))}, so nothing of them can be linked",
             "implement resolve_webhook_tenant in Mailglass, which otherwise stamps every webhook with `default`; in"
             " your own code, pass the delivery's tenant to record_webhook()",
@@ -110,12 +110,17 @@ def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
     elif astray:
         yield warning(
             "tenants",
-            f"{len(astray)} of the newest {len(sample.found)} open orphans name deliveries of other tenants only",
+            f"{_newest(astray, sample)} deliveries of other tenants only",
             "`mailglass-reconcile explain EVENT_ID` says which; check how your webhooks find their tenant",
         )
     else:
-        yield ok("tenants", f"none of the newest {len(sample.found)} open orphans is of a wrong tenant")
+        yield ok("tenants", f"none of the newest {counted(len(sample.found), 'open orphan')} is of a wrong tenant")
     yield from _rules(sample)
+
+
+def _newest(some: Sequence[Examined], sample: Sample) -> str:
+    newest = counted(len(sample.found), "newest open orphan")
+    return f"{len(some):,} of the {newest} {verb(len(some), 'names', 'name')}"
 
 
 def _linked_since(tx: Transaction, arrived_at: str) -> bool:
@@ -135,18 +140,25 @@ def _rules(sample: Sample) -> Iterator[Finding]:
     for provider, events in unusable.items():
         if provider is None:
             step = "give provider in the metadata, or to record_webhook()"
-            faults.append(warning("key_rules", f"{events} of the newest open orphans name no provider", step))
+            faults.append(
+                warning(
+                    "key_rules",
+                    f"{events:,} of the newest open orphans {verb(events, 'names', 'name')} no provider",
+                    step,
+                )
+            )
         elif provider not in rules and events == every[provider]:
             faults.append(
                 error(
                     "key_rules",
-                    f"none of the newest {events} open orphans of the provider {shown(provider)} has a usable"
-                    " id: no key rule knows this provider in this process",
+                    f"none of the newest {counted(events, 'open orphan')} of the provider {shown(provider)} has a"
+                    " usable id: no key rule knows this provider in this process",
                     "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process",
                 )
             )
         elif provider in rules and events == every[provider]:
             step = "`mailglass-reconcile explain EVENT_ID` shows one; check what the webhook stores in metadata"
-            said = f"none of the newest {events} open orphans of {shown(provider)} has an id where its rule looks"
+            those = f"none of the newest {counted(events, 'open orphan')} of {shown(provider)}"
+            said = f"{those} has an id where its rule looks"
             faults.append(warning("key_rules", said, step))
     yield from faults or [ok("key_rules", "the ids of the newest open orphans are where their key rules look")]

@@ -15,6 +15,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.wording import counted, share, verb
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100
 """Pages of 8 kB: about 10,000 rows of each table."""
@@ -67,22 +68,22 @@ def open_set(tx: Transaction, settings: Settings, *, repaired: str = "") -> Iter
     if missing:
         yield error(
             "open_set",
-            f"{repaired}{missing} of {of_ledger} orphans looked at are missing in the table of open orphans,"
-            " so no sweep links them",
+            f"{repaired}{share(missing, of_ledger, 'orphan')} looked at {verb(missing)} missing in the table of open"
+            " orphans, so no sweep links them",
             REPAIR,
         )
     if settled or stray:
         yield warning(
             "open_set",
-            f"{repaired}{settled} of {of_open} open orphans looked at are reconciled already, or not in the ledger;"
-            f" {stray} of {of_ids} stored ids belong to no open orphan",
+            f"{repaired}{share(settled, of_open, 'open orphan')} looked at {verb(settled)} reconciled already, or not"
+            f" in the ledger; {share(stray, of_ids, 'stored id')} {verb(stray, 'belongs', 'belong')} to no open orphan",
             REPAIR,
         )
     if not missing and not settled and not stray:
         yield ok(
             "open_set",
             f"{repaired}the table of open orphans equals the ledger, as far as looked at"
-            f" ({of_ledger} orphans of the ledger, {of_open} open ones)",
+            f" ({counted(of_ledger, 'orphan')} of the ledger, {counted(of_open, 'open one')})",
         )
 
 
@@ -105,4 +106,4 @@ def repair_it(asked: Asked) -> str:
         removed += repair.remove_settled(asked.connection, asked.settings, BATCH_ROWS)
         repair.remove_stray_ids(asked.connection, asked.settings, BATCH_ROWS)
         added = repair.add_missing(asked.connection, asked.settings, BATCH_ROWS)
-    return f"repaired: {added} open orphans added, {removed} removed; "
+    return f"repaired: {counted(added, 'open orphan')} added, {removed:,} removed; "

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from mailglass_reconcile.ops.doctor import sampling
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.wording import counted, share, verb
 
 NEWEST_ROWS = 1_000
 TENANTS = 20
@@ -61,12 +62,13 @@ def other_reconciler(tx: Transaction) -> Iterator[Finding]:
     if row.foreign_links:
         yield warning(
             "other_reconciler",
-            f"{row.foreign_links} of the {row.links} newest `reconciled` events of the last {RECENT_HOURS} hours are"
-            " another program's: Mailglass's own reconciler still runs. Both at once do no harm",
+            f"{row.foreign_links:,} of the {counted(row.links, 'newest `reconciled` event')} of the last"
+            f" {RECENT_HOURS} hours {verb(row.foreign_links)} another program's: Mailglass's own reconciler still runs."
+            " Both at once do no harm",
             "take the line of Mailglass.Webhook.Reconciler out of Oban's crontab",
         )
     else:
-        yield ok("other_reconciler", f"no other reconciler in the newest {row.events} events")
+        yield ok("other_reconciler", f"no other reconciler in the newest {counted(row.events, 'event')}")
 
 
 def deliveries(tx: Transaction) -> Iterator[Finding]:
@@ -75,16 +77,18 @@ def deliveries(tx: Transaction) -> Iterator[Finding]:
     if not row.deliveries:
         yield ok("deliveries", "there is no delivery yet")
         return
-    share = round(100 * row.without_provider / row.deliveries)
+    seen = counted(row.deliveries, "delivery", "deliveries")
+    percent = round(100 * row.without_provider / row.deliveries)
     yield ok(
         "deliveries",
-        f"{share} % of {row.deliveries} deliveries looked at have no provider, and match events of every provider"
-        + ("; Mailglass 0.1.1 stores none" if share == 100 else ""),
+        f"{percent} % of {seen} looked at have no provider, and match events of every provider"
+        + ("; Mailglass 0.1.1 stores none" if percent == 100 else ""),
     )
     if row.made_up:
         yield warning(
             "delivery_ids",
-            f"{row.made_up} of {row.deliveries} deliveries looked at have an id that Mailglass made up"
+            f"{share(row.made_up, row.deliveries, 'delivery', 'deliveries')} looked at"
+            f" {verb(row.made_up, 'has', 'have')} an id that Mailglass made up"
             " (mailglass-synthetic-…), which no event will ever name",
             "none with Mailjet and SparkPost under Mailglass 0.1.1; send through another provider, or record with"
             " record_send()",
@@ -92,6 +96,6 @@ def deliveries(tx: Transaction) -> Iterator[Finding]:
     if row.without_id == row.deliveries:
         yield error(
             "delivery_ids",
-            f"none of {row.deliveries} deliveries looked at has a provider_message_id, so no event can find one",
+            f"none of {seen} looked at has a provider_message_id, so no event can find one",
             "store the id that the provider's API answers, as record_send() does",
         )

@@ -15,7 +15,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, 
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from mailglass_reconcile.singleton.lock import Holder
 from mailglass_reconcile.unreachable import Server
-from mailglass_reconcile.wording import shown
+from mailglass_reconcile.wording import counted, shown
 
 ANSWER_SECONDS = (1.0, 2.0)
 """How long workers have to answer; the second, if none has answered within the first."""
@@ -100,7 +100,7 @@ def _inspect(app: Celery, connection: Connection, seconds: float, **options: Any
 
 def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
     if workers.queues:
-        return ok("worker", f"{len(workers.queues)} Celery workers answer")
+        return ok("worker", f"{counted(len(workers.queues), 'Celery worker answers', 'Celery workers answer')}")
     if before is not None and before.running:
         return warning(
             "worker",
@@ -151,7 +151,7 @@ def _queues(app: Celery, workers: Workers, counts: Mapping[str, int | None]) -> 
     for name, tasks in by_queue.items():
         consumers = [worker for worker, queues in workers.queues.items() if name in {queue["name"] for queue in queues}]
         waiting = counts[tasks[0]]
-        size = "" if waiting is None else f", {waiting} messages wait there"
+        size = "" if waiting is None else f", {counted(waiting, 'message waits', 'messages wait')} there"
         which = " and ".join(tasks)
         if not consumers:
             yield error(
@@ -168,7 +168,8 @@ def _queues(app: Celery, workers: Workers, counts: Mapping[str, int | None]) -> 
                 'call app.autodiscover_tasks(["mailglass_reconcile"]) in your app, then restart its workers',
             )
         else:
-            yield ok("queues", f"{len(consumers)} workers consume the queue {shown(name)} of {which}{size}")
+            consuming = counted(len(consumers), "worker consumes", "workers consume")
+            yield ok("queues", f"{consuming} the queue {shown(name)} of {which}{size}")
 
 
 def _knows(workers: Workers, worker: str, task: str) -> bool:
