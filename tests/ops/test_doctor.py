@@ -83,7 +83,7 @@ def test_an_open_set_with_rows_too_many_is_repaired(db: Database) -> None:
     db.run("INSERT INTO mailglass_open_orphan_ids VALUES (CAST(:id AS uuid), 1, 'x')", id=its)
     found = of("open_set")
     assert (found.status, "2 of 2 open orphans" in found.message) == (WARNING, True)
-    assert "1 of 1 stored ids" in found.message
+    assert "1 of 1 stored id" in found.message
     assert of("open_set", repair=True).status == OK
 
 
@@ -122,7 +122,7 @@ def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
     orphan(db, {"provider": "postmark", "message": "m-1"})
     said = [one for one in report() if one.check == "key_rules"]
     assert [one.status for one in said] == [WARNING, WARNING]
-    assert "name no provider" in " ".join(one.message for one in said)
+    assert "names no provider" in " ".join(one.message for one in said)
     assert "postmark" in " ".join(one.message for one in said)
 
 

@@ -114,7 +114,7 @@ def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
             "`mailglass-reconcile explain EVENT_ID` says which; check how your webhooks find their tenant",
         )
     else:
-        yield ok("tenants", f"none of the newest {counted(len(sample.found), 'open orphan')} is of a wrong tenant")
+        yield ok("tenants", f"of {counted(len(sample.found), 'newest open orphan')}, none is of a wrong tenant")
     yield from _rules(sample)
 
 
@@ -151,14 +151,14 @@ def _rules(sample: Sample) -> Iterator[Finding]:
             faults.append(
                 error(
                     "key_rules",
-                    f"none of the newest {counted(events, 'open orphan')} of the provider {shown(provider)} has a"
+                    f"of {counted(events, 'newest open orphan')} of the provider {shown(provider)}, none has a"
                     " usable id: no key rule knows this provider in this process",
                     "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process",
                 )
             )
         elif provider in rules and events == every[provider]:
             step = "`mailglass-reconcile explain EVENT_ID` shows one; check what the webhook stores in metadata"
-            those = f"none of the newest {counted(events, 'open orphan')} of {shown(provider)}"
-            said = f"{those} has an id where its rule looks"
+            those = f"of {counted(events, 'newest open orphan')} of {shown(provider)}"
+            said = f"{those}, none has an id where its rule looks"
             faults.append(warning("key_rules", said, step))
     yield from faults or [ok("key_rules", "the ids of the newest open orphans are where their key rules look")]

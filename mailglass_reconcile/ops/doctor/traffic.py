@@ -68,7 +68,7 @@ def other_reconciler(tx: Transaction) -> Iterator[Finding]:
             "take the line of Mailglass.Webhook.Reconciler out of Oban's crontab",
         )
     else:
-        yield ok("other_reconciler", f"no other reconciler in the newest {counted(row.events, 'event')}")
+        yield ok("other_reconciler", f"no other reconciler in {counted(row.events, 'newest event')}")
 
 
 def deliveries(tx: Transaction) -> Iterator[Finding]:
