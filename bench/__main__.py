@@ -178,7 +178,7 @@ def _listen(redis_url: str) -> None:
 
 
 def main() -> None:
-    """Run the benchmark; the exit code is 0 also where a target is missed, for the figures say so."""
+    """Run the benchmark; the exit code is 0 also if a target is missed, because the figures say so."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="take medians of N runs")
     parser.add_argument("--quick", action="store_true", help="a tenth of every size, to try it out")

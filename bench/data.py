@@ -112,7 +112,7 @@ def middle(url: str) -> str:
 
 
 def fill_reconciled(url: str, orphans: int) -> None:
-    """Insert orphans that are reconciled already, with the triggers off, for they would cancel each other out."""
+    """Insert orphans that are reconciled already, with the triggers off, because they would cancel each other out."""
     values: dict[str, Any] = {"seed": str(SEED), "messages": orphans // 2, "kind": "r", "padding": 0}
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
@@ -123,7 +123,7 @@ def fill_reconciled(url: str, orphans: int) -> None:
 
 
 def database(server: str, name: str, template: str = "template1") -> str:
-    """Make a database anew as a copy of *template*, and return its URL."""
+    """Make a database as a copy of *template*, and return its URL."""
     with psycopg.connect(server, autocommit=True) as connection:
         drop(server, name)
         connection.execute(

@@ -1,4 +1,4 @@
-"""How fast handlers hear of events: dispatchers in processes of their own, on the outbox that a sweep has filled.
+"""How fast handlers run: dispatchers in processes of their own, on the outbox that a sweep has filled.
 
 `python -m bench.dispatch` measures this alone; `--child NAME` is one dispatcher, which prints its figures as JSON.
 """

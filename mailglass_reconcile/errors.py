@@ -32,7 +32,7 @@ OUTAGE_SQLSTATES = frozenset(
         "57P03",  # cannot connect now
     }
 )
-"""Conditions of the server, not of the rows at hand; class 08, lost connections, belongs to them."""
+"""Conditions of the server, not of these rows; class 08, lost connections, belongs to them."""
 
 
 class MailglassReconcileError(Exception):
@@ -68,7 +68,7 @@ class InvalidEventError(MailglassReconcileError, ValueError):
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    """Return the SQLSTATE of *error*, or None where the server sent none (a lost connection)."""
+    """Return the SQLSTATE of *error*, or None if the server sent none (a lost connection)."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter
 
 

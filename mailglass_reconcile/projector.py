@@ -90,7 +90,7 @@ def project(tx: Transaction, reports: Sequence[Report]) -> int:
 
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
     and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing. What handlers
-    want to hear of is put into their outbox here, because whatever reaches a delivery comes this way.
+    want to be called for is put into their outbox here, because whatever reaches a delivery comes this way.
     """
     outbox.add(tx, [report for report in reports if report.type in tx.hook_types])
     return tx.execute(

@@ -47,7 +47,7 @@ def configure(
             `engine.dispose(close=False)`, as for its own use.
         redis: A client for broadcasts, and for the lock if `MAILGLASS_LOCK_URL` is not set; also one of
             `redis.sentinel.Sentinel(…).master_for(…)`. It is used as a pattern for a client of our own, which does
-            not retry: a Redis that is away or slow costs a sweep a second, whatever the timeouts of this one.
+            not retry: a Redis that is down or slow costs a sweep a second, whatever the timeouts of this one.
         settings: Takes the place of the environment.
     """
     _Configured.engine, _Configured.redis, _Configured.settings = engine, redis, settings
@@ -129,7 +129,7 @@ def _own_redis(settings: Settings) -> redis_py.Redis:
 
 
 def get_lock_redis() -> redis_py.Redis:
-    """Return a client of `MAILGLASS_LOCK_URL`, or where that is unset the one for broadcasts.
+    """Return a client of `MAILGLASS_LOCK_URL`, or, if that is unset, the one for broadcasts.
 
     Raises:
         ConfigurationError: The URL cannot be used.

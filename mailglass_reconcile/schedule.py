@@ -50,7 +50,7 @@ def make_beat_schedule(
     """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
 
     A crontab keeps to the wall clock, so two beats tick together and collapse, and a restart does not wait.
-    Each entry expires, so a worker that was away finds one live tick.
+    Each entry expires, so a worker that was down finds one live tick.
 
     Args:
         sweep: When to sweep: a Celery schedule or seconds; every five minutes if not given.
@@ -107,7 +107,7 @@ def make_beat_schedule(
 
 @cache
 def warn_without_celery() -> None:
-    """Say, once per process, what an operator does where there is no Celery."""
+    """Say, once per process, what an operator does if there is no Celery."""
     logger.warning(
         "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every five"
         " minutes and `mailglass-reconcile prune` daily from cron or a systemd timer"

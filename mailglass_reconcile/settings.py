@@ -34,10 +34,10 @@ class Settings(BaseSettings):
         database_schema: The schema of Mailglass's tables and ours.
         tenant: The tenant of a webhook that is recorded without one.
         redis_url: Where broadcasts go, and where the standalone Celery app keeps locks and results.
-        lock_url: The Redis that keeps the sweep's lock; `redis_url` where unset.
-        broker_url: Celery's broker for the standalone app; `redis_url` where unset.
+        lock_url: The Redis that keeps the sweep's lock; `redis_url` if unset.
+        broker_url: Celery's broker for the standalone app; `redis_url` if unset.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
-        hook_types: Types of events that handlers are to hear of, separated by commas; `*` is all, empty is none.
+        hook_types: Types of events that handlers run on, separated by commas; `*` is all, empty is none.
         web_token: Who shows this token sees all tenants on the page; without any token, only this machine is served.
         web_tenant_tokens: `tenant=token` pairs, separated by commas: who shows such a token sees that tenant alone.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.

@@ -36,7 +36,7 @@ FindingStatus = Literal["ok", "warning", "error"]
 """What the doctor says of a part of the installation."""
 
 HookState = Literal["waiting", "dispatched", "dead"]
-"""The state of an event that handlers are to hear of."""
+"""The state of an event that handlers run on."""
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)

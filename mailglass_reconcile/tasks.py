@@ -141,13 +141,13 @@ def dispatch() -> dict[str, int]:
 
 
 def ask_for_dispatch(result: SweepResult) -> None:
-    """Let handlers hear at once of what a sweep has linked; a broker that is away is no error."""
+    """Call handlers at once for what a sweep has linked; a broker that is down is no error."""
     if not (result.linked and runtime.get_settings().hook_types):
         return
     try:
         dispatch.apply_async(expires=DISPATCH_EXPIRES_SECONDS, retry=False, ignore_result=True)
     except Exception as error:  # whatever a broker's client raises
-        logger.warning("handlers hear of it at the next dispatch: the broker took no task (%s)", type(error).__name__)
+        logger.warning("handlers run at the next dispatch: the broker took no task (%s)", type(error).__name__)
 
 
 def _reported(result: SweepResult) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _origin() -> Origin:
 
 
 def _note(run: Run) -> None:
-    """Leave a row in the history of runs; a database that is away now costs that row only."""
+    """Leave a row in the history of runs; a database that is down now costs that row only."""
     try:
         with connect(runtime.get_engine()) as connection:
             history.note(connection, runtime.get_settings(), run)
@@ -179,7 +179,7 @@ _last_faults: dict[str, str] = {}
 def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
     """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO.
 
-    With *once*, an error that lasts is told of once by each process.
+    With *once*, an error that lasts is logged once by each process.
     """
     try:
         yield

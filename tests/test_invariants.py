@@ -52,7 +52,7 @@ def test_what_breaks_an_invariant_is_found(hooked, name, sql):
 
 
 def test_an_orphan_that_no_sweep_links_is_found(db):
-    """I6, with a delivery that somebody holds for ever."""
+    """I6, with a delivery that somebody holds forever."""
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     with db.engine.connect() as holder:

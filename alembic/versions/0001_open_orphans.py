@@ -177,7 +177,7 @@ CREATE TABLE {schema}.mailglass_hook_outbox (
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_hook_outbox IS
-  'mailglass-reconcile: events that handlers are to hear of, or have heard of';
+  'mailglass-reconcile: events that handlers run on, or have run on';
 CREATE INDEX mailglass_hook_outbox_due_idx
   ON {schema}.mailglass_hook_outbox (state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched';
 CREATE INDEX mailglass_hook_outbox_finished_idx

@@ -121,7 +121,7 @@ def _work_off(laboratory: Laboratory, processes: int, orphans: int, part: Part) 
     seconds = max(f["ended"] for f in swept) - began
     name = f"{processes} process{'es' * (processes > 1)}"
     part.add(f"{name}: links a second", linked / seconds, "links/s", note=f"{linked:,} in {seconds:.1f} s")
-    note = "a delivery's two events were in two ranges, and both processes came to it at once"
+    note = "a delivery's two events were in two ranges, and both processes reached it at once"
     part.add(f"{name}: left to the next sweep", rest, "orphans", orphans / 100, note=note if rest else "")
     part.add(f"{name}: Postgres", meter.seconds["Postgres"] / linked * 1e6, "CPU µs/link", note=waits.words())
     part.add(f"{name}: Python", sum(f["python"] for f in swept) / linked * 1e6, "CPU µs/link")

@@ -69,7 +69,7 @@ def _busy(laboratory: Laboratory, part: Part) -> None:
         ours = sum(spent for name, spent in seconds.items() if name in ("follow", "worker and beat"))
         at = f"at {BUSY_RATE} events/s, all of them linked"
         part.add(
-            f"busy, {way.name}: Postgres, but for the writers' sessions", seconds["Postgres, rest"], "CPU s/h", note=at
+            f"busy, {way.name}: Postgres, without the writers' sessions", seconds["Postgres, rest"], "CPU s/h", note=at
         )
         part.add(f"busy, {way.name}: its own processes", ours, "CPU s/h", note=at)
         part.add(

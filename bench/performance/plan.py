@@ -1,4 +1,4 @@
-"""What the load generator does and when: the same for the same seed, whoever writes it."""
+"""What the load generator does and when: the same for the same seed."""
 
 from __future__ import annotations
 

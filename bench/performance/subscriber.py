@@ -1,4 +1,4 @@
-"""A subscriber in a thread of this process: notes when it hears of each event."""
+"""A subscriber in a thread of this process: notes when it hears about each event."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Subscriber:
         self._pubsub.close()
 
     def wait_for(self, event_ids: Collection[str], seconds: float) -> None:
-        """Wait until each of *event_ids* was told of exactly once.
+        """Wait until each of *event_ids* was announced exactly once.
 
         Raises:
-            SystemExit: One was not told of within *seconds*, or told of twice.
+            SystemExit: One was not announced within *seconds*, or announced twice.
         """
         deadline = time.monotonic() + seconds
         while missing := sum(event_id not in self.told for event_id in event_ids):
             if time.monotonic() > deadline:
-                raise SystemExit(f"{missing} of {len(event_ids)} events were never told of; no figure of this counts")
+                raise SystemExit(f"{missing} of {len(event_ids)} events were never announced; no figure of this counts")
             time.sleep(0.05)
         if twice := sum(len(self.told[event_id]) > 1 for event_id in event_ids):
-            raise SystemExit(f"{twice} events were told of twice; no figure of this run counts")
+            raise SystemExit(f"{twice} events were announced twice; no figure of this run counts")
 
     def _listen(self) -> None:
         while not self._ends.is_set():

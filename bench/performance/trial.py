@@ -24,7 +24,7 @@ PARTS = 2
 """Processes of the load generator."""
 
 TELL_SECONDS = 30.0
-"""When an event that was not told of counts as lost."""
+"""When an event that was not announced counts as lost."""
 
 Starter = Callable[[Machine, str], AbstractContextManager[dict[str, int]]]
 

@@ -48,7 +48,7 @@ async def send(to: Annotated[list[str], Body()]) -> dict[str, Any]:
 
 
 def from_postmark(credentials: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> None:
-    """Refuse whoever does not know the user name and the password of the webhook's URL: Postmark signs nothing."""
+    """Refuse callers who do not know the user name and the password of the webhook's URL: Postmark signs nothing."""
     given = f"{credentials.username}:{credentials.password}".encode()
     if not secrets.compare_digest(given, webhook_login):
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, headers={"WWW-Authenticate": "Basic"})
@@ -72,6 +72,6 @@ async def refuse(request: Request, error: Exception) -> JSONResponse:
 
 @api.exception_handler(MailglassReconcileError)
 async def ask_again(request: Request, error: Exception) -> JSONResponse:
-    """Answer 503 if the database is away or refuses: Postmark sends the event again, for hours."""
+    """Answer 503 if the database is down or refuses: Postmark sends the event again, for hours."""
     logger.error("not recorded: %s", error)
     return JSONResponse({"detail": "try again"}, status.HTTP_503_SERVICE_UNAVAILABLE)

@@ -30,7 +30,7 @@ Examples:
 def doctor(as_json: bool, repair: bool) -> None:
     """Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.
 
-    Each finding is ok, a warning or an error, with its cause and a step that heals it. The exit code is 1 if there is
+    Each finding is ok, a warning or an error, with its cause and a step that fixes it. The exit code is 1 if there is
     an error. Run it with the environment of the worker. If the Celery app is your own, name its module in
     MAILGLASS_IMPORTS.
     """

@@ -78,7 +78,7 @@ def _start() -> subprocess.Popen[bytes] | None:
 
 
 class Beside:
-    """Lets the handlers hear of what a process links, beside it and never waited for."""
+    """Calls the handlers for what a process links, beside it and never waited for."""
 
     def __init__(self) -> None:
         """Start nothing yet."""
@@ -87,7 +87,7 @@ class Beside:
         self._began = time.monotonic()
 
     def hear(self, *, linked: int) -> None:
-        """Start a dispatch if something was *linked*, and now and then, for what is to be tried again.
+        """Start a dispatch if something was *linked*, and now and then, for what must be tried again.
 
         One that is running already is followed by another.
         """

@@ -42,5 +42,5 @@ class Screen:
         self.say(f"{'':19}{text}")
 
     def say(self, line: str, style: str | None = None) -> None:
-        """Write one line as it is, but for what a terminal might obey."""
+        """Write one line as it is, except for what a terminal might obey."""
         self._console.print(printable(line), style=style, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from mailglass_reconcile.store.database import Transaction
 READ_AT_MOST = 2_000
 """Events of the ledger that are looked at, so that a look costs the same whatever else is written."""
 
-# A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key, but for random ids; those
+# A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key, except for random ids; those
 # that are in the range of the last day's by chance are one in a million.
 _OF_ALL = """
 WITH latest AS (

@@ -72,7 +72,7 @@ class Measures:
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events of which a handler has failed for the last time.
         lately: What has arrived, and what deliveries have heard.
-        unlinked_tenants: Tenants with open orphans of which no delivery has heard of a provider's event for 24 hours.
+        unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """
 
     totals: list[runs.Total]

@@ -36,7 +36,7 @@ class Target:
     Attributes:
         filters: As for a page of orphans.
         event_id: This event only.
-        delivery_id: What is to be linked to this delivery only.
+        delivery_id: Only what would be linked to this delivery.
         include_expired: Also what is older than the maximum age.
     """
 

@@ -138,6 +138,6 @@ def _recorded(drafts: Sequence[Draft], delivery_ids: Sequence[str], links: Seque
     recorded = []
     for draft, id_ in zip(drafts, delivery_ids, strict=True):
         look = Look(draft.entry.tenant_id, message_ids=(draft.message_id,)) if draft.message_id else None
-        # A recipient that was given twice is told of once.
+        # A recipient that was given twice is broadcast once.
         recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ())), look))
     return recorded

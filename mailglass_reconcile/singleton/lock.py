@@ -99,7 +99,7 @@ def digest(text: str) -> str:
 
 
 class Holder(NamedTuple):
-    """Who has a lock: the task's id, whether it runs or is queued, and for how many seconds more; None is for ever."""
+    """Who has a lock: the task's id, whether it runs or is queued, and for how many seconds more; None is forever."""
 
     task_id: str
     running: bool
@@ -156,7 +156,7 @@ class LockBackend:
             key: The lock.
             owner: The run that starts: see `new_run`.
             reserved: Whether it held the lock when it was queued. Then it goes before one that is queued still, or
-                else a queue longer than a minute would let each request give way to the next, for ever.
+                else a queue longer than a minute would let each request give way to the next, forever.
         """
         return self._holder(key, owner, "r", reserved=reserved)
 

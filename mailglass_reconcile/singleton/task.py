@@ -84,7 +84,7 @@ class SweepTask(Singleton):
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         try:
             key = self.generate_lock(self.name, args, kwargs)
-        except ConfigurationError:  # a process that only asks need not know the database; the run meets the lock
+        except ConfigurationError:  # a process that only asks may not know the database; the run meets the lock
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         if options.get("countdown") or options.get("eta"):
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)

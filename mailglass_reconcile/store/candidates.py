@@ -86,7 +86,7 @@ SELECT k.event_id, c.position, c.id
 """
 
 
-# The ledger's trigger has put the orphans there; where it has not, they are put there now.
+# The ledger's trigger has put the orphans there; if it has not, they are put there now.
 _REMEMBER = """
 WITH known AS (
   SELECT * FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),

@@ -245,7 +245,7 @@ def transaction(
     probes_only: bool = False,
     removes_itself: bool = False,
 ) -> Iterator[Transaction]:
-    """Begin a transaction in this package's scope; commit at the end, roll back where the block raises.
+    """Begin a transaction in this package's scope; commit at the end, roll back if the block raises.
 
     Args:
         connection: An open connection without a transaction.
@@ -254,11 +254,11 @@ def transaction(
         statement_timeout_ms: Milliseconds that one statement may take.
         read_only: Whether Postgres is to refuse every write.
         snapshot: Whether all statements see the tables as they were when the first one began.
-        probes_only: Whether every row is to be reached through an index, whatever the planner believes of the
+        probes_only: Whether every row must be reached through an index, whatever the planner believes of the
             tables: for statements that are made of such probes, where stale statistics would cost minutes. If it
             reads only, rows that are wanted in an order are also read in it, and no more of them than are wanted.
         removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
-            all at once, so that the ledger's trigger need not do it row by row; its id is in `xact_id`.
+            all at once, so that the ledger's trigger does not do it row by row; its id is in `xact_id`.
     """
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)

@@ -301,7 +301,7 @@ def count(tx: Transaction, piece: Slice) -> int:
 
 
 def cuts(tx: Transaction, piece: Slice, size: int, open_now: int) -> list[str]:
-    """Return when every *size*-th of the *open_now* orphans of *piece* arrived, but for the last, in one walk."""
+    """Return when every *size*-th of the *open_now* orphans of *piece* arrived, except for the last, in one walk."""
     rows = tx.execute(_CUTS, {**piece.parameters(), "size": size, "open": open_now})
     return list(rows.scalars().all())
 

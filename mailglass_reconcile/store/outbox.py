@@ -1,4 +1,4 @@
-"""The handlers' outbox: a row for each event that they are to hear of, written in the transaction that attaches it.
+"""The handlers' outbox: a row for each event that they run on, written in the transaction that attaches it.
 
 A row is `waiting` until all its handlers are done (`dispatched`) or it has failed for the last time (`dead`). An
 attempt is counted when it is claimed, so one that ends with its process counts too.
@@ -185,7 +185,7 @@ class Attempt(NamedTuple):
 
 
 def add(tx: Transaction, reports: Sequence[Report]) -> None:
-    """Let handlers hear of events; nothing is sent if there are none, and an event is added once."""
+    """Give events to handlers; nothing is sent if there are none, and an event is added once."""
     if not reports:
         return
     tx.execute(

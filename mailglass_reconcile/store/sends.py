@@ -96,7 +96,7 @@ class New(NamedTuple):
 def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str, str | None]:
     """Store what is new of *sent*; return the delivery of each other one, by the idempotency key of its event.
 
-    What happened to the new deliveries, their first event included, is to be projected in the same transaction.
+    What happened to the new deliveries, their first event included, must be projected in the same transaction.
     """
     parameters = {
         "tenant_id": campaign.tenant_id,

@@ -160,7 +160,7 @@ class Sweep:
             self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
 
     def _note(self, connection: sa.Connection) -> None:
-        """Leave a row in the history of runs; if nothing was swept because the database or the table is away, none."""
+        """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
         error = self._broken_off_by
         nowhere = isinstance(error, DatabaseUnavailableError | SchemaOutdatedError) and self._reader.window is None
         if self.result.dry_run or nowhere:

@@ -45,8 +45,8 @@ class SweepResult:
         unmatched: No delivery has any of their ids yet.
         unmatchable: They have no usable id.
         ambiguous: Several deliveries, and no way to choose.
-        tenant_mismatch: Their id names deliveries of another tenant only.
-        recipient_mismatch: Their id names deliveries of another recipient only.
+        tenant_mismatch: Their id names only deliveries of another tenant.
+        recipient_mismatch: Their id names only deliveries of another recipient.
         skipped: The sum of the three causes that follow.
         skipped_limit: They match, but the sweep had reached its limit.
         skipped_deadline: The sweep ended before it had looked at them or linked them.

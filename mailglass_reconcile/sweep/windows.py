@@ -48,7 +48,7 @@ class Window:
         groups: The same by rule, tenant and provider.
         unmatchable: How many of them have keys without any usable id.
         marks: Which stored keys are out of date.
-        parts: What is to be looked at, in order.
+        parts: What must be looked at, in order.
         pages: How many pages deliveries and stored ids have, once it was asked.
     """
 
@@ -143,7 +143,7 @@ def can_be(tenant_id: str | None) -> bool:
 
 
 def _is_stale(mark: str, marks: Mapping[str, str], any_provider: str) -> bool:
-    """Whether keys with *mark* are to be computed again; not if this process does not know their provider's rule."""
+    """Whether keys with *mark* must be computed again; not if this process does not know their provider's rule."""
     provider = mark.rpartition("/")[0]
     current = any_provider if provider == any_provider.rpartition("/")[0] else marks.get(provider)
     return current is not None and mark != current

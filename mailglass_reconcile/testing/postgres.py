@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own, which can be stopped at once and started again.
+"""A PostgreSQL of its own, which can be stopped at once and started again.
 
 PostgreSQL refuses to run as root. Root's server runs as the system user `nobody`, from a copy of the programs in the
 server's own directory, so that no folder above the virtual environment has to be opened to anybody.

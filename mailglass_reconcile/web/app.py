@@ -31,7 +31,7 @@ def create_app(engine: sa.Engine | None = None) -> Starlette:
     """Return the page as an ASGI application, to be served alone or mounted under any path.
 
     It only reads. Settings are those of `configure` or of the environment: with `MAILGLASS_WEB_TOKEN` or
-    `MAILGLASS_WEB_TENANT_TOKENS`, whoever shows such a token sees all tenants, or its own; without any token, only
+    `MAILGLASS_WEB_TENANT_TOKENS`, who shows such a token sees all tenants, or its own; without any token, only
     requests from this machine, by a name of this machine, are answered.
 
     Args:

@@ -22,7 +22,7 @@ class UnusableError(Exception):
 
 
 class ElsewhereError(Exception):
-    """What is asked for is another tenant's, or is not there: the same to whoever asks."""
+    """What is asked for is another tenant's, or is not there: the same answer in both cases."""
 
 
 @dataclass(frozen=True, slots=True)

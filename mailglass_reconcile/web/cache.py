@@ -19,7 +19,7 @@ AT_ONCE = 4
 
 
 class Cache:
-    """Answers by key; whoever asks while one is being read waits for that one."""
+    """Answers by key; who asks while one is being read waits for that one."""
 
     def __init__(self, seconds: float) -> None:
         """Keep each answer for so many *seconds* after it was read, an error as well."""
@@ -53,7 +53,7 @@ class Cache:
         with self._slots:
             try:
                 found = read()
-            except BaseException as error:  # whoever waits has to hear of it, whatever it is
+            except BaseException as error:  # those who wait must get it, whatever it is
                 until.append(time.monotonic() + self._seconds)
                 answer.set_exception(error)
             else:

@@ -37,7 +37,7 @@ class Entrance:
     """The door, with the tokens that open it."""
 
     def __init__(self, tokens: Tokens) -> None:
-        """Let in whoever shows one of *tokens*; if there are none, this machine."""
+        """Let in who shows one of *tokens*; if there are none, this machine."""
         self.tokens = tokens
 
     def admitted(self, request: Request) -> Viewer | None:

@@ -36,7 +36,7 @@ STATUSES = ("ok", "partial", "failed", "duplicate")
 def scrape(engine: sa.Engine, settings: Settings) -> bytes:
     """Return all metrics in Prometheus's text format, within two seconds; raises nothing that a database can cause.
 
-    If the database is away, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
+    If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
 
     Args:
         engine: A SQLAlchemy engine on psycopg 3; a role that can only read is enough.
@@ -54,7 +54,7 @@ def _within(engine: sa.Engine, settings: Settings) -> Measures | None:
     def read() -> None:
         try:
             answer.set_result(measure(engine, settings))
-        except BaseException as error:  # whoever waits has to hear of it, whatever it is
+        except BaseException as error:  # those who wait must get it, whatever it is
             answer.set_exception(error)
 
     threading.Thread(target=read, daemon=True).start()

@@ -209,7 +209,7 @@ def test_types_and_reasons_that_are_not_known_are_recorded_as_such():
 
 
 def test_a_time_without_a_zone_is_taken_as_utc():
-    """The writer refuses one, and the provider would repeat it for ever."""
+    """The writer refuses one, and the provider would repeat it forever."""
     event = webhook_event(bare(timestamp=dt.datetime(2026, 3, 1, 12)), "Postmark")
     assert event.occurred_at == dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 

@@ -105,7 +105,7 @@ def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_w
 
 
 def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batch_is_recorded(db, post, caplog):
-    """Otherwise the provider would send the batch again for ever."""
+    """Otherwise the provider would send the batch again forever."""
     message = Message.accepted(SENDGRID, 1)
     (request,) = message.requests(*STORY)
     told = json.loads(request["data"])

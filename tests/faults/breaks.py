@@ -403,7 +403,7 @@ BREAKS = (
         "record/test_locking.py",
     ),
     _break(
-        "a delivery that is gone when it is to be locked is taken for there",
+        "a delivery that is gone when it should be locked is taken for there",
         "mailglass_reconcile/record/webhooks.py",
         "if delivery_id in locked else entry",
         "if delivery_id else entry",
@@ -603,7 +603,7 @@ BREAKS = (
         "sweep/test_attempts.py",
     ),
     _break(
-        "a test's PostgreSQL gets the environment of whoever starts it",
+        "a test's PostgreSQL gets the environment of its caller",
         "mailglass_reconcile/testing/postgres.py",
         'env={"PATH": os.defpath, "LC_ALL": "C"},',
         "env=None,",
@@ -922,7 +922,7 @@ BREAKS = (
         "contrib/test_django_receivers.py",
     ),
     _break(
-        "an event that can never be recorded holds up its batch for ever",
+        "an event that can never be recorded holds up its batch forever",
         "mailglass_reconcile/contrib/django/receivers.py",
         "    except InvalidEventError as error:\n",
         "    except ZeroDivisionError as error:\n",
@@ -985,7 +985,7 @@ BREAKS = (
         "testing/test_plugin.py::test_the_webhook_is_recorded_while_its_send_waits",
     ),
     _break(
-        "the helper for tests waits for ever for a webhook that waits for its send",
+        "the helper for tests waits forever for a webhook that waits for its send",
         "mailglass_reconcile/testing/race.py",
         '            tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})\n',
         '            tx.execute(_GIVE_UP, {"milliseconds": "0"})\n',

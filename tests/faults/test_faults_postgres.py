@@ -107,7 +107,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
     forgiving(db)
     assert sweep(db).status == "ok"
     assert db.appended() == 10
-    record_property("fault", (f"SQLSTATE {state} at COMMIT, for ever for one row", 1))
+    record_property("fault", (f"SQLSTATE {state} at COMMIT, forever for one row", 1))
 
 
 @pytest.mark.guard
@@ -292,7 +292,7 @@ def setting(db: Database, name: str, value: str) -> None:
 
 
 def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_when_it_commits(db: Database) -> None:
-    """Order of insertion is not order of commit: no sweep passes it by for ever."""
+    """Order of insertion is not order of commit: no sweep passes it by forever."""
     text = uuid.uuid4().hex
     factories.delivery(db, text)
     with db.engine.begin() as connection:

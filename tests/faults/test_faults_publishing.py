@@ -81,7 +81,7 @@ def test_a_healthy_redis_takes_a_large_sweep_whole(valkey: Valkey) -> None:
 
 
 def patient_clients(port: int) -> list[redis.Redis]:
-    """Return clients as applications have them: by default redis-py tries again, and waits for seconds or for ever."""
+    """Return clients as applications have them: by default redis-py tries again, and waits for seconds or forever."""
     return [
         redis.Redis(port=port),
         redis.Redis(port=port, socket_timeout=30, socket_connect_timeout=30, decode_responses=True),

@@ -90,7 +90,7 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch
     monkeypatch.setattr(app.amqp, "_producer_pool", None)  # what an earlier test has sent by
     result = mailglass_reconcile.reconcile()
     tasks.ask_for_dispatch(result)
-    assert "handlers hear of it at the next dispatch" in caplog.text
+    assert "handlers run at the next dispatch" in caplog.text
     assert states(hooked) == {"waiting": 1}
 
 

@@ -11,7 +11,7 @@ ADDRESSES = "SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* '(bob|@
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_that_a_recipient_is_known_is_kept_and_the_recipient_is_not(db, attached):
-    """The flag stays with the event for ever, whether it was attached at once or is an orphan."""
+    """The flag stays with the event forever, whether it was attached at once or is an orphan."""
     if attached:
         factories.delivery(db, "m-1", recipient="bob@example.com")
     with db.engine.begin() as connection:

@@ -105,7 +105,7 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
 
 
 def test_a_silent_sentinel_costs_a_second() -> None:
-    """It takes the connection and says nothing; the client that was handed over would wait for ever."""
+    """It takes the connection and says nothing; the client that was handed over would wait forever."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         client = Sentinel([("127.0.0.1", silent.getsockname()[1])]).master_for("mymaster")
         began = time.monotonic()

@@ -130,7 +130,7 @@ def test_a_send_that_records_nothing_fails_the_test(db, mailglass_webhook_first)
 
 
 def test_a_webhook_that_waits_for_its_own_send_fails_the_test(db, mailglass_webhook_first, monkeypatch):
-    """Instead of waiting for ever: the lock is given up, the send goes on, and the error says why."""
+    """Instead of waiting forever: the lock is given up, the send goes on, and the error says why."""
     monkeypatch.setattr(race, "SECONDS", 1)
 
     def delete() -> None:

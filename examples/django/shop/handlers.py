@@ -25,7 +25,7 @@ def suppress(_connection: object, event: DeliveryEvent) -> None:
 
 @on_event("complained")
 def ask_for_ticket(_connection: object, event: DeliveryEvent) -> None:
-    """Enqueue a task; if the broker is away, this raises, and is tried again later.
+    """Enqueue a task; if the broker is down, this raises, and is tried again later.
 
     The task may run twice, and before this transaction has committed. So it gets ids only, and the event's id tells it
     what it has done already. `transaction.on_commit` would lose the task if this process dies after the commit.

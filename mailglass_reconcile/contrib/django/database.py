@@ -105,7 +105,7 @@ class _Lent:
         """Do nothing: Django closes."""
 
     def add_notice_handler(self, handler: Callable[..., None]) -> None:
-        """Do nothing: it would stay for ever."""
+        """Do nothing: it would stay forever."""
 
 
 @cache

@@ -32,7 +32,7 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
         tenant = tenants.tenant_of(message)
         with database.connection() as connection:
             finishing.finish(record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant))
-    except Exception as error:  # Anymail would raise it to whoever sent the message
+    except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error("a send by %s was not recorded: %s", esp_name, _reason(error))
 
 

@@ -1,4 +1,4 @@
-"""Looks at a whole installation, and says of each part whether it is well, why not, and what heals it.
+"""Looks at a whole installation, and says of each part whether it is well, why not, and what fixes it.
 
 It writes nothing but a mark in Redis that lapses after a second, unless it is asked to repair the open orphans. Its
 cost does not grow with the tables: see `open_set`, `traffic` and `backlog`.
@@ -110,4 +110,4 @@ def _repaired() -> tuple[str, list[Finding]]:
         try:
             return open_set.repair_it(asked), []
         except MailglassReconcileError as fault:
-            return "", [error("open_set", f"could not repair: {fault}", "heal the other findings first, then repair")]
+            return "", [error("open_set", f"could not repair: {fault}", "fix the other findings first, then repair")]

@@ -1,4 +1,4 @@
-"""What a check found: its name, whether it is well, the cause in words, and a step that heals it."""
+"""What a check found: its name, whether it is well, the cause in words, and a step that fixes it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
         check: The name of the check; it does not change between versions.
         status: `ok`, `warning` or `error`; an error means that links or broadcasts are lost or late.
         message: What was found, and if it is not well, why.
-        remedy: A step that heals it; None if nothing has to be done.
+        remedy: A step that fixes it; None if nothing has to be done.
     """
 
     check: str
@@ -35,7 +35,7 @@ def ok(check: str, message: str) -> Finding:
 
 
 def warning(check: str, message: str, remedy: str) -> Finding:
-    """Return a finding of something that is to be looked at, but costs no link."""
+    """Return a finding of something that needs a look, but costs no link."""
     return Finding(check, WARNING, message, remedy)
 
 
@@ -49,10 +49,10 @@ def attempt(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
     try:
         yield from look()
     except MailglassReconcileError as fault:
-        yield error(check, f"this could not be checked: {fault}", "heal the other findings first, then ask again")
+        yield error(check, f"this could not be checked: {fault}", "fix the other findings first, then ask again")
     except Exception as fault:  # one check that fails must not hide the others
         yield error(
             check,
             f"this could not be checked: {type(fault).__name__}",
-            "heal the other findings first, then ask again; if it stays, report it with the version",
+            "fix the other findings first, then ask again; if it stays, report it with the version",
         )

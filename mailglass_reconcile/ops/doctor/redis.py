@@ -12,7 +12,7 @@ from mailglass_reconcile.pubsub import PATIENCE_SECONDS, events_channel, within
 from mailglass_reconcile.singleton.lock import PREFIX
 from mailglass_reconcile.unreachable import Server
 
-LOST = "links are made, but nobody hears of them"
+LOST = "links are made, but nobody is told about them"
 
 # A replica takes PUBLISH and tells nobody. A user who may not ask for the role is told by the lock's check.
 _ROLE = """

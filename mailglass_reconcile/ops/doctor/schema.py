@@ -139,10 +139,8 @@ def indexes(tx: Transaction) -> Iterator[Finding]:
 
 def _invalid(tx: Transaction, names: Sequence[str]) -> Iterator[Finding]:
     for name in names:
-        heals = f"run `{MIGRATE}`" if name in schema.INDEXES else f"REINDEX INDEX CONCURRENTLY {tx.name_of(name)}"
-        yield error(
-            "indexes", f"index {name} is invalid: an interrupted build left it, and no statement uses it", heals
-        )
+        step = f"run `{MIGRATE}`" if name in schema.INDEXES else f"REINDEX INDEX CONCURRENTLY {tx.name_of(name)}"
+        yield error("indexes", f"index {name} is invalid: an interrupted build left it, and no statement uses it", step)
 
 
 def _missing(tx: Transaction, names: Sequence[str]) -> Iterator[Finding]:
