@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 import pages
 import pytest
+import yaml
 
 from mailglass_reconcile.cli import command
 
@@ -173,7 +174,7 @@ def test_every_block_is_run_or_says_why_not():
         for block in ALL
         if not block.not_run
         and (block.page, block.language) not in ELSEWHERE
-        and block.language not in ("console", "text", "json", "ini")
+        and block.language not in ("console", "text", "json", "ini", "yaml")
         and not (block.language == "python" and block.page in FRAMES)
     ]
     assert unnamed == []
@@ -211,6 +212,14 @@ def test_what_is_shown_as_json_is_json(block):
 def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.language == "yaml"], ids=lambda one: one.page)
+def test_what_is_shown_of_prometheus_is_its_configuration(block):
+    """YAML, with rules of a file that there is and a job that scrapes; monitoring/test_files.py reads the rules."""
+    shown = yaml.safe_load(block.text)
+    assert all((pages.ROOT / "docs/monitoring" / name).exists() for name in shown["rule_files"])
+    assert all(job["job_name"] and job["static_configs"] for job in shown["scrape_configs"])
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "ini"], ids=lambda one: one.page)

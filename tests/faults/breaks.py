@@ -305,7 +305,7 @@ BREAKS = (
     ),
     _break(
         "a terminal obeys what a row holds",
-        "mailglass_reconcile/cli/texts.py",
+        "mailglass_reconcile/wording.py",
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
         "return text",
         "cli/test_explain.py",
@@ -1172,6 +1172,8 @@ BREAKS = (
         "- extract(epoch FROM arrived_at))",
         "- extract(epoch FROM now()::timestamp))",
         "test_telemetry.py::test_a_sweep_counts_orphans_messages_itself_and_its_lag",
+    ),
+    _break(
         "a claimed row that somebody else looks at is skipped",
         "mailglass_reconcile/store/outbox.py",
         "   FOR UPDATE OF o\n",
