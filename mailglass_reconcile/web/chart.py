@@ -13,7 +13,9 @@ STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant
 HELD_BUCKETS = 3.0
 """How many buckets a sweep stands for at most; a longer silence is a gap in the picture."""
 HELD_SECONDS = 900.0
-ROWS = 8
+ROWS = 6
+LAGS = (1_200, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 604_800)
+"""Upper edges of the lag's picture, in seconds; the least shows when somebody has to act."""
 
 
 class Band(NamedTuple):
@@ -45,10 +47,11 @@ def backlog(samples: Sequence[Sample], began: float, ended: float, bucket: float
     return Picture(bands, top, _some(samples))
 
 
-def lag(samples: Sequence[Sample], began: float, ended: float, bucket: float, threshold: float) -> Picture:
-    """Return the lag between two times; the picture is high enough for *threshold*."""
+def lag(samples: Sequence[Sample], began: float, ended: float, bucket: float) -> Picture:
+    """Return the lag between two times."""
     values = [sample.lag_seconds or 0.0 for sample in samples]
-    top = max(threshold * 1.25, *values, 1.0)
+    highest = max(values, default=0.0)
+    top = float(next((edge for edge in LAGS if edge >= highest), highest))
     path = _columns(_spans(samples, began, ended, bucket), [0.0] * len(values), values, top)
     return Picture([Band("lag", path)] if samples else [], top, _some(samples))
 

@@ -163,6 +163,6 @@ def _pictures(samples: list[Sample], shown: Shown, ended: float) -> dict[str, An
     began, bucket = ended - shown.hours * 3_600, shown.hours * 3_600 / BUCKETS
     pictures: dict[str, Any] = {"backlog": chart.backlog(samples, began, ended, bucket), "lag": None}
     if shown.tenant_id is None:
-        pictures["lag"] = chart.lag(samples, began, ended, bucket, MAX_LAG_SECONDS)
+        pictures["lag"] = chart.lag(samples, began, ended, bucket)
         pictures["threshold_at"] = chart.height(MAX_LAG_SECONDS, pictures["lag"].top)
     return pictures

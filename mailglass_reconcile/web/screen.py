@@ -33,6 +33,7 @@ def _environment() -> Environment:
     )
     made.filters.update(
         age=words.age,
+        breakable=words.breakable,
         clock=words.clock,
         coded=words.coded,
         duration=words.duration,

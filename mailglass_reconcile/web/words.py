@@ -7,6 +7,8 @@ import re
 
 from markupsafe import Markup, escape
 
+from mailglass_reconcile.wording import shown, took
+
 SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -32,9 +34,12 @@ STATES = {
 
 def plain(text: object) -> str:
     """Return a text of a row with everything escaped that is not printable, and cut."""
-    given = str(text)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in given[:SHOWN_CHARACTERS])
-    return shown + ("…" if len(given) > SHOWN_CHARACTERS else "")
+    return shown(str(text), SHOWN_CHARACTERS)
+
+
+def breakable(name: str) -> Markup:
+    """Return a name that may be broken after each underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def number(value: int | None) -> str:
@@ -58,9 +63,7 @@ def age(seconds: float | None) -> str:
 
 def duration(milliseconds: int | None) -> str:
     """Return how long something took."""
-    if milliseconds is None:
-        return NONE
-    return f"{milliseconds:,} ms" if milliseconds < 10_000 else age(milliseconds / 1000)
+    return NONE if milliseconds is None else took(milliseconds)
 
 
 def time_of(iso: str | None) -> dt.datetime | None:

@@ -1,0 +1,79 @@
+"""A ledger worth looking at: deliveries, open orphans of every state, expired ones, and a day of runs."""
+
+import sqlalchemy as sa
+
+import mailglass_reconcile
+
+DELIVERIES = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+       provider, last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
+SELECT md5('d' || n)::uuid, (ARRAY['acme', 'globex', 'initech'])[n % 3 + 1], 'Mail', 'transactional',
+       'canary' || n || '@example.com', 'example.com', 'sent-' || CASE WHEN n > 36 THEN 36 ELSE n END, NULL,
+       'dispatched', now() - interval '1 hour', now() - interval '1 hour', now() - interval '1 hour', now()
+  FROM generate_series(1, 42) AS n
+"""
+
+# Of ten: seven of nobody's, one each of several deliveries, of another tenant's, and without an id.
+OPEN = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT CAST(lpad(to_hex((extract(epoch FROM now() AT TIME ZONE 'UTC') * 1000)::bigint - n), 12, '0')
+            || '7' || substr(md5('o' || n), 1, 3) || '8' || substr(md5('p' || n), 1, 15) AS uuid),
+       (ARRAY['acme', 'globex', 'initech'])[n % 3 + 1],
+       (ARRAY['delivered', 'opened', 'bounced', 'clicked'])[n % 4 + 1],
+       now() AT TIME ZONE 'UTC' - interval '40 minutes',
+       jsonb_build_object('provider', CASE WHEN n % 2 = 0 THEN 'postmark' ELSE 'sendgrid' END)
+       || CASE n % 10 WHEN 0 THEN '{}'
+                      WHEN 1 THEN jsonb_build_object('provider_message_id', 'sent-36')
+                      WHEN 2 THEN jsonb_build_object('provider_message_id', 'sent-' || (n + 1) % 30 + 1)
+                      ELSE jsonb_build_object('provider_message_id', md5('m' || n)::uuid) END,
+       true, now() AT TIME ZONE 'UTC' - interval '2 hours' + n * interval '6900 seconds' / CAST(:open AS float8)
+  FROM generate_series(1, CAST(:open AS integer)) AS n
+"""
+
+LINKED = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT md5('l' || n)::uuid, (ARRAY['acme', 'globex', 'initech'])[n % 3 + 1],
+       CASE WHEN n % 2 = 0 THEN 'delivered' ELSE 'opened' END, now() AT TIME ZONE 'UTC' - interval '3 minutes',
+       jsonb_build_object('provider', 'postmark', 'provider_message_id', 'sent-' || n,
+                          'recipient', 'canary' || n || '@example.com'),
+       true, now() AT TIME ZONE 'UTC' - interval '3 minutes' - n * interval '7 seconds'
+  FROM generate_series(1, 8) AS n
+"""
+
+EXPIRED = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT md5('x' || n)::uuid, 'globex', 'delivered', now() - interval '9 days',
+       jsonb_build_object('provider', 'postmark', 'provider_message_id', 'old-' || n), true,
+       now() AT TIME ZONE 'UTC' - interval '9 days' + n * interval '1 hour'
+  FROM generate_series(1, 5) AS n
+"""
+
+# A day of sweeps, a backlog that came and went, and an hour without any sweep.
+RUNS = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, scanned, linked, unmatched,
+       ambiguous, tenant_mismatch, unmatchable, duration_ms, remaining, linkable_since, open_groups)
+SELECT t, t + interval '1 second', 'full', 'beat', 'ok', o.total + 12, 12, o.total * 7 / 10, o.total / 10,
+       o.total / 10, o.total / 10, 100 + o.total / 200, o.total + o.late,
+       CASE WHEN o.late > 0 THEN t - make_interval(secs => 40 * (n - 119)) END,
+       jsonb_build_array(jsonb_build_object('state', 'unmatched', 'tenant_id', 'acme', 'provider', 'postmark',
+                                            'orphans', o.total / 3))
+  FROM generate_series(now() AT TIME ZONE 'UTC' - interval '24 hours',
+                       now() AT TIME ZONE 'UTC' - interval '10 minutes', interval '5 minutes')
+       WITH ORDINALITY AS r (t, n)
+ CROSS JOIN LATERAL (
+         SELECT (CAST(:open AS float8) * least(1, 0.25 + 0.75 * n / 288 + 0.2 * sin(n / 18.0)))::bigint AS total,
+                CASE WHEN n BETWEEN 120 AND 150 THEN (n - 119) * CAST(:open AS bigint) / 1000 ELSE 0 END AS late) AS o
+ WHERE n NOT BETWEEN 190 AND 205
+ ORDER BY n
+"""
+
+
+def lay_out(engine: sa.Engine, opened: int) -> None:
+    """Leave *opened* open orphans of every state and a day of runs, after a sweep that has linked eight."""
+    with engine.begin() as connection:
+        for statement in (RUNS, DELIVERIES, OPEN, LINKED, EXPIRED):
+            if opened or statement not in (OPEN, EXPIRED):
+                connection.execute(sa.text(statement), {"open": opened} if ":open" in statement else {})
+    mailglass_reconcile.reconcile()
+    with engine.connect() as connection, connection.execution_options(isolation_level="AUTOCOMMIT"):
+        connection.exec_driver_sql("ANALYZE")

@@ -1,0 +1,183 @@
+"""The page in Debian's Chromium: what it looks like, how it refreshes, and whether everybody can use it.
+
+`MAILGLASS_TEST_SCREENSHOTS` names a folder that the screenshots are kept in.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile.testing.databases import Database
+from web import scenery
+from web.process import serving
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="needs Debian's package chromium"),
+]
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
+"""
+WIDTHS = (360, 1_440)
+SECONDS = 1_000
+SERIOUS = {"serious", "critical"}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for this module."""
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+
+
+@pytest.fixture
+def context(chromium) -> Iterator[BrowserContext]:
+    """A visitor of its own, who notes what the policy forbids and what goes wrong in a script."""
+    opened = chromium.new_context(viewport={"width": 1_440, "height": 900})
+    opened.add_init_script(VIOLATIONS)
+    opened.errors = []
+    opened.on("weberror", lambda error: opened.errors.append(str(error.error)))
+    yield opened
+    assert opened.errors == []
+    opened.close()
+
+
+def laid_out(database: Database, opened: int) -> None:
+    """Let a database have something to look at."""
+    mailglass_reconcile.configure(engine=database.engine, settings=database.settings)
+    scenery.lay_out(database.engine, opened)
+
+
+def check(page) -> None:
+    """Nothing was forbidden, nothing is wider than the screen, and axe finds nothing serious."""
+    assert page.evaluate("window.violations") == []
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    found = Axe().run(page).response["violations"]
+    serious = [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found if one["impact"] in SERIOUS]
+    assert serious == []
+    assert page.evaluate("window.violations") == []
+
+
+@pytest.mark.parametrize("opened", [0, 10, 100_000])
+def test_it_looks_right_on_a_phone_and_a_screen_by_day_and_by_night(mailglass_database, redis_url, context, opened):
+    """Every kind of page, with nothing open, ten, and very many; a screenshot of each."""
+    laid_out(mailglass_database, opened)
+    folder = Path(os.environ.get("MAILGLASS_TEST_SCREENSHOTS", mailglass_database.url.rpartition("=")[2] + "-shots"))
+    with serving(mailglass_database.url, redis_url) as (_, address):
+        page = context.new_page()
+        for path, name in (("", "overview"), ("orphans", "orphans"), ("orphans?state=expired", "expired")):
+            page.goto(address + path)
+            for scheme in ("light", "dark"):
+                page.emulate_media(color_scheme=scheme)
+                for width in WIDTHS:
+                    page.set_viewport_size({"width": width, "height": 900})
+                    check(page)
+                    page.screenshot(path=folder / f"{name}-{opened}-{width}-{scheme}.png", full_page=name == "overview")
+        page.goto(address)
+        expect(page.locator("#figures dd").first).to_have_text(f"{opened:,}")
+        for kind in ("events", "deliveries"):
+            page.goto(address)
+            page.locator(f'#links a[href*="{kind}"]').first.click()
+            check(page)
+            page.screenshot(path=folder / f"{kind}-{opened}.png", full_page=True)
+
+
+def test_filters_lead_from_a_state_to_its_orphans_and_to_why_one_is_open(mailglass_database, redis_url, context):
+    """By the keyboard and by links; the address is the bookmark."""
+    laid_out(mailglass_database, 200)
+    with serving(mailglass_database.url, redis_url) as (_, address):
+        page = context.new_page()
+        page.goto(address)
+        page.get_by_role("link", name="List the 20 that are ambiguous").click()
+        expect(page).to_have_url(re.compile(r"/orphans\?state=ambiguous$"))
+        expect(page.locator(".orphans li")).to_have_count(20)
+        page.get_by_label("Provider").fill("sendgrid")
+        page.get_by_label("Order").select_option("newest")
+        page.get_by_label("Type").press("Enter")
+        expect(page).to_have_url(re.compile(r"state=ambiguous.*provider=sendgrid.*order=newest"))
+        expect(page.get_by_label("Provider")).to_have_value("sendgrid")
+        page.goto(page.url)
+        expect(page.locator(".orphans li")).to_have_count(20)
+        page.locator(".orphans a").first.click()
+        expect(page.locator(".verdict")).to_contain_text("names several deliveries")
+        check(page)
+        page.goto(f"{address}orphans?provider=postmark")
+        first = page.locator(".orphans a").first.inner_text()
+        page.get_by_role("link", name="Next page").click()
+        expect(page).to_have_url(re.compile(r"after=.*provider=postmark|provider=postmark.*after="))
+        assert page.locator(".orphans a").first.inner_text() != first
+        page.get_by_label("At least so old").fill("a while")
+        page.get_by_role("button", name="Show").click()
+        assert page.get_by_label("At least so old").evaluate("field => field.matches(':invalid')")
+
+
+def test_a_link_appears_by_itself_and_pausing_stops_that(mailglass_database, redis_url, context):
+    """Where somebody reads the page, and the focus stays where it is."""
+    laid_out(mailglass_database, 10)
+    with serving(mailglass_database.url, redis_url) as (_, address):
+        page = context.new_page()
+        page.goto(address)
+        run = page.locator("#runs tbody tr")
+        before = run.first.inner_text()
+        page.locator("#states a").first.focus()
+        factories.delivery(mailglass_database, "fresh", tenant_id="acme")
+        event = factories.orphan(mailglass_database, factories.postmark("fresh"), tenant_id="acme")
+        mailglass_reconcile.reconcile()
+        expect(page.locator(f'#links a[href="./events/{event}"]')).to_be_visible(timeout=20 * SECONDS)
+        assert run.first.inner_text() != before
+        assert page.evaluate("document.activeElement.closest('#states') !== null")
+        page.get_by_role("button", name="Pause updates").click()
+        expect(page.locator("#refreshed")).to_contain_text("Paused at")
+        paused = run.first.inner_text()
+        mailglass_reconcile.reconcile()
+        page.wait_for_timeout(7 * SECONDS)
+        assert run.first.inner_text() == paused
+        page.get_by_role("button", name="Pause updates").click()
+        expect(run.first).not_to_have_text(paused, timeout=20 * SECONDS)
+        check(page)
+
+
+def test_when_the_server_is_gone_the_page_says_so(mailglass_database, redis_url, context):
+    """What is shown stays, with since when it is out of date."""
+    laid_out(mailglass_database, 10)
+    with serving(mailglass_database.url, redis_url) as (process, address):
+        page = context.new_page()
+        page.goto(address)
+        process.terminate()
+        expect(page.locator("#refreshed")).to_contain_text("No answer since", timeout=20 * SECONDS)
+        expect(page.locator("#figures dd").first).to_have_text("10")
+
+
+def test_the_form_signs_in_and_leads_to_where_one_wanted_to_go(mailglass_database, redis_url, context):
+    """With the keyboard alone; without a script, the page is the same."""
+    laid_out(mailglass_database, 10)
+    tokens = {"MAILGLASS_WEB_TENANT_TOKENS": "acme=acme-secret", "MAILGLASS_WEB_TOKEN": "secret"}
+    with serving(mailglass_database.url, redis_url, **tokens) as (_, address):
+        page = context.new_page()
+        page.goto(f"{address}orphans?order=newest")
+        check(page)
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_be_visible()
+        page.keyboard.type("acme-secret")
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{address}orphans?order=newest")
+        expect(page.locator(".scope")).to_have_text("Tenant acme")
+        assert page.evaluate("document.cookie") == ""
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "content"
+        check(page)
