@@ -25,6 +25,7 @@ ELSEWHERE = {
     ("testing.md", "python"): "testing/test_plugin.py",
     ("grants.md", "sql"): "store/test_grants.py",
     ("cron.md", "cron"): "test_pages.py",
+    ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
 """Blocks that another test runs."""
 

@@ -61,6 +61,17 @@ def test_promtool_takes_the_rules_and_passes_their_tests():
 
 @pytest.mark.slow
 @needs_promtool
+def test_promtool_takes_the_configuration_of_the_page(tmp_path):
+    """With the rules beside it."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (MONITORING.parent / "monitoring.md").read_text(), re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "alerts.yml").write_text(RULES.read_text())
+    done = promtool("check", "config", "--syntax-only", str(tmp_path / "prometheus.yml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@needs_promtool
 def test_promtool_takes_a_real_scrape(db):
     """Also what it would have named otherwise."""
     done = promtool("check", "metrics", input=metrics.scrape(db.engine, db.settings).decode())
