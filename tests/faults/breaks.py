@@ -1208,5 +1208,40 @@ BREAKS = (
         "    pages(tx)\n    return Survey(*tx.execute(_SURVEY, window).one())\n",
         "sweep/test_recent.py::test_a_full_sweep_with_nothing_open_touches_at_most_100_buffers",
     ),
+    _break(
+        "/metrics says that a database is up that is away",
+        "mailglass_reconcile/web/metrics.py",
+        "float(self._known is not None)",
+        "1.0",
+        "web/test_metrics.py::test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else",
+    ),
+    _break(
+        "mail of other software that expires counts as what should have been linked",
+        "mailglass_reconcile/web/metrics.py",
+        'counts["expired"] - counts["unmatched"]',
+        'counts["expired"]',
+        "web/test_metrics.py::test_what_expires_although_a_delivery_has_its_id_is_counted_apart",
+    ),
+    _break(
+        "a tenant's token opens the figures of all tenants",
+        "mailglass_reconcile/web/pages.py",
+        "            raise ElsewhereError\n        return Response(await",
+        "            pass\n        return Response(await",
+        "web/test_metrics.py::test_the_address_is_for_the_operator_alone",
+    ),
+    _break(
+        "no alert if a trigger is missing",
+        "docs/monitoring/alerts.yml",
+        "expr: mailglass_reconcile_triggers_present == 0",
+        "expr: mailglass_reconcile_triggers_present == -1",
+        "monitoring/test_alerts.py::test_a_trigger_that_was_dropped_is_missing",
+    ),
+    _break(
+        "an alert for every sweep that nothing was left behind by",
+        "mailglass_reconcile/web/metrics.py",
+        "math.nan if value is None else",
+        "0.0 if value is None else",
+        "monitoring/test_alerts.py::test_foreign_events_at_night_fire_nothing",
+    ),
 )
 """Each by itself."""

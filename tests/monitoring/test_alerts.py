@@ -11,8 +11,8 @@ from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from installation import PATIENCE, Site
-from mailglass_reconcile import Settings, dispatch, prune, reconcile
-from mailglass_reconcile.store import database, outbox
+from mailglass_reconcile import SchemaOutdatedError, Settings, dispatch, prune, reconcile
+from mailglass_reconcile.store import database, outbox, schema
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.web import metrics
 from scraping import delivery_of, parsed, value
@@ -29,7 +29,7 @@ def timeline(db, tmp_path):
 def traffic(db, number, minutes_ago=30, **columns):
     """Insert deliveries of some time ago and the orphans that are theirs."""
     ids = [f"m-{number}-{n}" for n in range(6)]
-    orphans = [orphan_row(postmark(id_), **columns) for id_ in ids]
+    orphans = [{**orphan_row(postmark(id_)), **columns} for id_ in ids]
     insert(db, [delivery_of(db, id_, minutes_ago) for id_ in ids], orphans)
 
 
@@ -148,6 +148,27 @@ def test_sweeps_that_fail_one_after_the_other_are_seen_and_one_alone_is_not(db, 
         timeline.scrape(minutes=3)
         db.run("ALTER TABLE mailglass_events RENAME COLUMN meta TO metadata")
         timeline.fires(*["FailedSweeps"][:number])
+
+
+def test_an_outdated_schema_lets_no_sweep_begin(db, timeline):
+    """Which leaves nothing in the history, not even a failure."""
+    healthy(db, timeline)
+    db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
+    with pytest.raises(SchemaOutdatedError):
+        reconcile()
+    timeline.scrape(minutes=1)
+    timeline.hold(minutes=16)
+    timeline.fires("NoSuccess")
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=schema.VERSION)
+
+
+def test_a_key_rule_that_is_missing_means_that_nothing_links(db, timeline):
+    """The provider keeps its id somewhere else than the rule for any provider looks."""
+    for number in range(6):
+        traffic(db, number, metadata='{"provider": "homegrown", "place": {"id": "m-1"}}')
+        assert reconcile().unmatchable == 6 * (number + 1)
+        timeline.scrape()
+    timeline.fires("NothingLinks")
 
 
 def test_ids_that_never_match_mean_that_nothing_links(db, timeline):
