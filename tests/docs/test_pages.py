@@ -63,7 +63,7 @@ def test_every_schema_of_the_json_output_is_in_the_table():
     assert linked == {path.name for path in (DOCS / "schemas").iterdir()}
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*pages.PAGES, *pages.ROOT.glob("[CS]*.md")], ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_somewhere(page):
     """To a file of the repository, and to a heading of it; nothing leaves docs/ but from the README."""
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)):

@@ -15,7 +15,7 @@ from mailglass_reconcile.store.database import Transaction, server_of, transacti
 
 STATEMENT_TIMEOUT_MS = 2_000
 LOCK_TIMEOUT_MS = 500
-OLDEST_SERVER = 140_000
+OLDEST_SERVER = 150_000
 
 Look = Callable[[Transaction], Iterable[Finding]]
 
@@ -104,7 +104,7 @@ def server(tx: Transaction) -> Iterator[Finding]:
     """Check the server's version, whether it can be written to, the encoding and the time zone."""
     row = tx.execute(_SERVER).one()
     if row.number < OLDEST_SERVER:
-        yield error("server", f"PostgreSQL {row.version} is too old", "use PostgreSQL 14 or later")
+        yield error("server", f"PostgreSQL {row.version} is too old", "use PostgreSQL 15 or later")
     elif row.standby:
         yield error(
             "server", "this server is a stand-by, which takes no writes", "let MAILGLASS_DATABASE_URL name the primary"
