@@ -48,6 +48,8 @@ def test_a_sweep_counts_orphans_messages_itself_and_its_lag(db, observed):
     assert (lag["count"], lag["explicit_bounds"]) == (1, list(telemetry.LAG_SECONDS))
     duration = observed.metrics()["mailglass_reconcile.sweep.duration"]
     assert duration["data"]["data_points"][0]["explicit_bounds"] == list(telemetry.DURATION_SECONDS)
+    points = [point for metric in observed.metrics().values() for point in metric["data"]["data_points"]]
+    assert {name for point in points for name in point["attributes"]} == {"outcome", "status"}
     assert {metric["unit"] for metric in observed.metrics().values()} == {"s", "{orphan}", "{message}", "{sweep}"}
 
 

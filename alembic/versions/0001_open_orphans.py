@@ -282,7 +282,7 @@ def upgrade() -> None:
         columns={
             "mailglass_deliveries": (
                 "id tenant_id recipient provider provider_message_id last_event_type last_event_at terminal"
-                " dispatched_at delivered_at bounced_at complained_at suppressed_at lock_version updated_at"
+                " dispatched_at delivered_at bounced_at complained_at suppressed_at lock_version updated_at inserted_at"
             ),
             "mailglass_events": (
                 "id tenant_id delivery_id type occurred_at idempotency_key normalized_payload metadata"

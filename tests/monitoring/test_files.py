@@ -61,6 +61,18 @@ def test_promtool_takes_the_rules_and_passes_their_tests():
 
 @pytest.mark.slow
 @needs_promtool
+def test_promtool_takes_every_expression_of_the_dashboard(tmp_path):
+    """As the expressions of rules, with a job in the place of Grafana's variable."""
+    panels = [one.replace("$job", "mailglass") for one in expressions()[len(rules()) :]]
+    named = [{"record": f"panel:{number}", "expr": expression} for number, expression in enumerate(panels)]
+    (tmp_path / "panels.json").write_text(json.dumps({"groups": [{"name": "panels", "rules": named}]}))
+    done = promtool("check", "rules", str(tmp_path / "panels.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(panels)} rules found" in done.stdout
+
+
+@pytest.mark.slow
+@needs_promtool
 def test_promtool_takes_the_configuration_of_the_page(tmp_path):
     """With the rules beside it."""
     (block,) = re.findall(r"```yaml\n(.*?)```", (MONITORING.parent / "monitoring.md").read_text(), re.DOTALL)

@@ -153,6 +153,7 @@ def test_a_reader_serves_every_page(db, acting):
     orphan(db, postmark("m-3"), age_seconds=8 * 86_400)
     acting("mailglass_reader")
     visitor = Visitor(create_app())
+    assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
     paths = [
         "/",
         "/?tenant=acme",
@@ -202,3 +203,14 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
             database.create_engine(settings).begin() as connection,
         ):
             connection.exec_driver_sql(statement)
+
+
+def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):
+    """And says since when, which it reads from the delivery."""
+    for message_id in ("m-1", "m-2"):
+        delivery(db, message_id)
+        orphan(db, postmark(message_id))
+    acting("mailglass_sweeper")
+    result = mailglass_reconcile.reconcile(limit=1)
+    assert (result.status, result.linked, result.skipped_limit) == ("ok", 1, 1)
+    assert db.value("SELECT linkable_since IS NOT NULL FROM mailglass_reconcile_runs ORDER BY id DESC LIMIT 1")
