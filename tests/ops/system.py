@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 import commands
 import mailglass_reconcile
@@ -14,7 +18,12 @@ from installation import Site
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.plugin import FAST
 
+GRANTS = (Path(__file__).parents[2] / "docs" / "grants.md").read_text()
+ROLES = re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)
 MAX_LAG = "6s"
 """A full sweep has to succeed within two thirds of it; beat asks for one each second."""
 PATIENCE = 60
@@ -126,3 +135,44 @@ class System:
         self.kill("worker", "beat")
         self.site.client.close()
         self.site.redis.close()
+
+
+@contextmanager
+def running_system(folder: Path) -> Iterator[System]:
+    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.md; *folder* has its files."""
+    with servers.postgres_server(*FAST) as server, servers.redis() as redis_url, small_disk(server.directory) as disk:
+        where = "TABLESPACE small" if disk else ""
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            if disk:
+                connection.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+            connection.execute(f"CREATE DATABASE app TEMPLATE template0 ENCODING utf8 {where}")
+            connection.execute("CREATE ROLE mail LOGIN")
+        url = server.url.replace("/postgres?", "/app?")
+        settings = Settings(database_url=url)
+        admin = Database(url, settings, database.create_engine(settings), None)
+        runner.migrate(admin.engine, settings, lambda line: None)
+        for grants in ROLES:
+            if "TO mailglass_sweeper" in grants or "TO mailglass_dispatcher" in grants:
+                admin.run(re.sub(r"mailglass_(sweeper|dispatcher)\b", "mail", grants))
+        made = System(admin, url.replace("postgres@", "mail@"), redis_url, folder, disk and disk / "filling")
+        try:
+            yield made
+        finally:
+            made.close()
+            mailglass_reconcile.configure()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """Mount a disk of 48 MB for the server of *folder*, if this process may mount anything."""
+    disk = folder / "small"
+    disk.mkdir()
+    options = f"size=48m,mode=0700,uid={folder.stat().st_uid},gid={folder.stat().st_gid}"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    try:
+        yield None if mounted.returncode else disk
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)

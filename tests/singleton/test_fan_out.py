@@ -11,6 +11,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from installation import PATIENCE, end
+from mailglass_reconcile.ops.status import status
 from mailglass_reconcile.singleton.lock import LockBackend
 from mailglass_reconcile.sweep.result import STATES
 from singleton.test_celery import SESSIONS, key_of
@@ -70,6 +71,10 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_the_last
         site.db.run("DELETE FROM gate")
         results = [site.result(task) for task in cut["tasks"]]
         wait_until(lambda: not list(site.redis.scan_iter("mailglass_reconcile:lock:*")))
+        found = status(site.db.engine)
+        [swept] = [run for run in found.last_runs if run["status"] == "ok"]
+        assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 11, 50, 50)
+        assert found.healthy, found.problems
         assert asked_by_beat(site) == "new"
     assert sum(result["scanned"] for result in results) == site.linked() == 50
     assert all(result["scanned"] == sum(result[state] for state in STATES) for result in results)
