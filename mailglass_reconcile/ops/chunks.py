@@ -12,9 +12,9 @@ from mailglass_reconcile.ops.listed import EXPIRED, NAMING, WAITING, Filters, Li
 from mailglass_reconcile.states import OpenState
 from mailglass_reconcile.store import expired, listing
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.eligible import Survey
 from mailglass_reconcile.store.listing import Wanted
 from mailglass_reconcile.store.model import Keys, Open, Place
-from mailglass_reconcile.store.open_orphans import Survey
 from mailglass_reconcile.sweep import examination, match, providers
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from mailglass_reconcile.ops import origins, sentences
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
 from mailglass_reconcile.states import EventState
-from mailglass_reconcile.store import open_orphans, runs
+from mailglass_reconcile.store import eligible, runs
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import Keys, Named, Open
 from mailglass_reconcile.store.runs import RunAt
@@ -73,7 +73,7 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
         if settled:
             linking = runs.linking_at(tx, row.linked_at, row.tenant_id) if settled == "linked" else []
             return _of_settled(row, settled, read, linking)
-        raw_webhooks = open_orphans.survey(tx, settings).raw_webhooks
+        raw_webhooks = eligible.survey(tx, settings).raw_webhooks
         wanted = _keys(tx, row, raw_webhooks=raw_webhooks)
         decision = match.decide(tx, row.tenant_id, wanted)
     return _of_open(row, read, wanted, decision)

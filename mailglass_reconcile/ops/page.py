@@ -12,7 +12,7 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import chunks
 from mailglass_reconcile.ops.chunks import Chunk
 from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
-from mailglass_reconcile.store import open_orphans, schema
+from mailglass_reconcile.store import eligible, schema
 from mailglass_reconcile.store.database import connect, transaction
 
 EXAMINED_AT_MOST = 20_000
@@ -59,7 +59,7 @@ def page(
         connect(engine) as connection,
         transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx,
     ):
-        survey = open_orphans.survey(tx, settings)
+        survey = eligible.survey(tx, settings)
         schema.require_current(survey.version)
         if filters.state == EXPIRED:
             return _filled(filters, limit, READ_AT_MOST, chunks.expired_ones(tx, survey, filters, after, limit))

@@ -8,7 +8,7 @@ from collections import Counter
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, open_orphans, schema
+from mailglass_reconcile.store import candidates, eligible, schema, slices
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import LAST_EVENT, Place, Slice
 from mailglass_reconcile.sweep import examination
@@ -32,7 +32,7 @@ def rekey() -> int:
     complaints: Counter[str] = Counter()
     with database_errors(), connect(runtime.get_engine()) as connection:
         with transaction(connection, settings, read_only=True) as tx:
-            schema.require_current(open_orphans.survey(tx, settings).version)
+            schema.require_current(eligible.survey(tx, settings).version)
         while True:
             piece = Slice(place, EVERYTHING.until)
             with transaction(connection, settings, probes_only=True) as tx:
@@ -47,13 +47,13 @@ def rekey() -> int:
 
 def _slice(tx: Transaction, settings: Settings, piece: Slice, complaints: Counter[str]) -> tuple[Place, int]:
     """Compute and store the keys of the first orphans of *piece*; return the place of the last, and how many."""
-    orphans = open_orphans.any_of(tx, piece)
+    orphans = slices.any_of(tx, piece)
     if not orphans:
         return piece.after, 0
     marks, any_provider = examination.marks()
     known = {mark.rpartition("/")[0] for mark in (*marks.values(), any_provider)}
     ours = [o for o in orphans if o.keys.rule is None or o.keys.rule.rpartition("/")[0] in known]
-    raw_webhooks = open_orphans.survey(tx, settings).raw_webhooks
+    raw_webhooks = eligible.survey(tx, settings).raw_webhooks
     failed: list[str] = []
     computed = examination.keys_of_events(tx, ours, raw_webhooks=raw_webhooks, complain=failed.append) if ours else {}
     complaints.update(failed)

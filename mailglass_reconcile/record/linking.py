@@ -17,7 +17,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError, translated
 from mailglass_reconcile.record.recorded import Look
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store import slices
 from mailglass_reconcile.store.database import Transaction, connect, transaction
 from mailglass_reconcile.store.model import Link, Open
 from mailglass_reconcile.sweep import batch, examination, match
@@ -35,7 +35,7 @@ SECONDS = 5.0
 
 def find(tx: Transaction, look: Look, settings: Settings) -> list[Open]:
     """Return what is open for *look*, with keys as this process computes them; at most a batch."""
-    found = open_orphans.wanted(tx, look.tenant_id, look.message_ids, look.event_ids, settings)
+    found = slices.wanted(tx, look.tenant_id, look.message_ids, look.event_ids, settings)
     return [orphan for orphan in found if examination.is_current(orphan.keys)]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from mailglass_reconcile.store.open_orphans import Group
+from mailglass_reconcile.store.eligible import Group
 from mailglass_reconcile.sweep.examination import Examined
 
 Whose = tuple[str | None, str | None]

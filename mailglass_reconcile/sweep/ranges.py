@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans, schema
+from mailglass_reconcile.store import eligible, schema
 from mailglass_reconcile.store.database import connect, transaction, with_retries
 from mailglass_reconcile.store.model import Range
 from mailglass_reconcile.sweep import windows
@@ -42,12 +42,12 @@ def cut(engine: sa.Engine, settings: Settings, tenant_id: str | None, size: int)
 
 def _cut(connection: sa.Connection, settings: Settings, tenant_id: str | None, size: int) -> tuple[int, list[Range]]:
     with transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx:
-        seen = open_orphans.survey(tx, settings)
+        seen = eligible.survey(tx, settings)
         schema.require_current(seen.version)
         whole = seen.window(tenant_id)
-        eligible = open_orphans.count(tx, whole) if windows.can_be(tenant_id) else 0
-        if eligible <= size:
-            return eligible, []
-        ranges = min(MOST_RANGES, math.ceil(eligible / size))
-        cuts = open_orphans.cuts(tx, whole, math.ceil(eligible / ranges), eligible)
-    return eligible, [Range(*edges) for edges in pairwise([seen.after, *dict.fromkeys(cuts), seen.until])]
+        orphans = eligible.count(tx, whole) if windows.can_be(tenant_id) else 0
+        if orphans <= size:
+            return orphans, []
+        ranges = min(MOST_RANGES, math.ceil(orphans / size))
+        cuts = eligible.cuts(tx, whole, math.ceil(orphans / ranges), orphans)
+    return orphans, [Range(*edges) for edges in pairwise([seen.after, *dict.fromkeys(cuts), seen.until])]

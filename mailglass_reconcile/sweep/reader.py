@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import is_of_data, sqlstate, translated
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans, privileges
+from mailglass_reconcile.store import eligible, open_orphans, privileges
 from mailglass_reconcile.store.database import Transaction, transaction, with_retries
 from mailglass_reconcile.store.model import Open
 from mailglass_reconcile.sweep import examination, windows
@@ -91,7 +91,7 @@ class Reader:
         """Return how many orphans of the window are open now, or None if they cannot be counted."""
         try:
             with self._reading(connection) as tx:
-                return open_orphans.count(tx, self.window.whole) if self.window else None
+                return eligible.count(tx, self.window.whole) if self.window else None
         except DBAPIError as error:
             logger.warning("cannot count what remains open: %s", translated(error))
             return None

@@ -9,10 +9,11 @@ from itertools import chain
 
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans, schema
+from mailglass_reconcile.store import eligible, schema, slices
 from mailglass_reconcile.store.database import Transaction, by_scans
+from mailglass_reconcile.store.eligible import Group, Marks, Survey
 from mailglass_reconcile.store.model import Open, Slice
-from mailglass_reconcile.store.open_orphans import SLICE_ORPHANS, Group, Marks, Survey
+from mailglass_reconcile.store.slices import SLICE_ORPHANS
 
 PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 """Microseconds, as measured: to probe for one orphan's ids; to hash one; to read 8 kB of either table."""
@@ -86,7 +87,7 @@ def survey(
         SchemaOutdatedError: The database lacks what this version needs.
     """
     ages = None if recent is None else due_ages(recent)
-    seen = open_orphans.survey(tx, settings, ages=ages, after=bounds[0], until=bounds[1])
+    seen = eligible.survey(tx, settings, ages=ages, after=bounds[0], until=bounds[1])
     schema.require_current(seen.version)
     if not seen.indexed:
         raise SchemaOutdatedError(
@@ -94,7 +95,7 @@ def survey(
         )
     whole = seen.window(tenant_id)
     known = [provider for provider in marks if marks[provider] != any_provider]
-    groups = open_orphans.groups(tx, whole, Marks((), any_provider, known)) if can_be(tenant_id) else []
+    groups = eligible.groups(tx, whole, Marks((), any_provider, known)) if can_be(tenant_id) else []
     stale = {group.rule for group in groups if group.rule and _is_stale(group.rule, marks, any_provider)}
     window = Window(
         seen,
@@ -153,12 +154,12 @@ def next_orphans(tx: Transaction, window: Window, parts: Sequence[Part]) -> tupl
     """Return the next orphans of *parts*, at most a slice, and what is left of them."""
     part, *others = parts
     if not part.keyed:
-        found = open_orphans.without_keys(tx, part.rest, window.marks)
+        found = slices.without_keys(tx, part.rest, window.marks)
     elif _by_scans(tx, window, part):
         with by_scans(tx):
-            found = open_orphans.naming(tx, part.rest, window.marks)
+            found = slices.naming(tx, part.rest, window.marks)
     else:
-        found = open_orphans.naming(tx, part.rest, window.marks)
+        found = slices.naming(tx, part.rest, window.marks)
     if len(found) < SLICE_ORPHANS:
         return found, others
     left = part.orphans - (0 if part.keyed else len(found))
@@ -173,7 +174,7 @@ def _by_scans(tx: Transaction, window: Window, part: Part) -> bool:
     if len(part.rest.ranges) > 1:  # each range would read them again
         return False
     if window.pages is None:  # a sweep with nothing to do does not ask
-        window.pages = open_orphans.pages(tx)
+        window.pages = eligible.pages(tx)
     return part.orphans * PROBE_US > part.orphans * SCAN_US + window.pages * PAGE_US
 
 

@@ -513,7 +513,7 @@ BREAKS = (
     ),
     _break(
         "a look reads all open orphans of an id",
-        "mailglass_reconcile/store/open_orphans.py",
+        "mailglass_reconcile/store/slices.py",
         "WHERE candidate_id = c.id LIMIT :size) AS i",
         "WHERE candidate_id = c.id OFFSET 0) AS i",
         "sweep/test_plans.py::test_of_a_million_open_orphans_a_writer_reads_only_those_of_its_ids",
@@ -625,7 +625,7 @@ BREAKS = (
     ),
     _break(
         "orphans without keys in the order of their texts",
-        "mailglass_reconcile/store/open_orphans.py",
+        "mailglass_reconcile/store/slices.py",
         "        OR rule = :any AND provider = ANY (CAST(:known AS text[])))\n          ORDER BY arrived_at, event_id",
         "        OR rule = :any AND provider = ANY (CAST(:known AS text[])))\n"
         "          ORDER BY arrived_at::text, event_id",
@@ -1203,7 +1203,7 @@ BREAKS = (
     ),
     _break(
         "every sweep asks how large the tables are",
-        "mailglass_reconcile/store/open_orphans.py",
+        "mailglass_reconcile/store/eligible.py",
         "    return Survey(*tx.execute(_SURVEY, window).one())\n",
         "    pages(tx)\n    return Survey(*tx.execute(_SURVEY, window).one())\n",
         "sweep/test_recent.py::test_a_full_sweep_with_nothing_open_touches_at_most_100_buffers",

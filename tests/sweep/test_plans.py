@@ -14,12 +14,12 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans, sends
+from mailglass_reconcile.store import candidates, database, deliveries, eligible, ledger, open_orphans, sends, slices
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
+from mailglass_reconcile.store.eligible import Marks
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Report, Slice
-from mailglass_reconcile.store.open_orphans import Marks
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep import examination, keys
 
@@ -196,7 +196,7 @@ def probing(tx: Transaction, call: Callable[[], object]) -> Plan:
 
 def test_the_survey_reads_the_catalog_only(reading):
     """Sizes and the state of the schema; nothing that grows."""
-    plan = plan_of(reading, lambda: open_orphans.survey(reading, Settings()))
+    plan = plan_of(reading, lambda: eligible.survey(reading, Settings()))
     assert not (plan.whole.keys() | plan.indexes) & {*TABLES, "mailglass_open_orphans_arrival_idx"}
     assert plan.read <= 100
 
@@ -204,21 +204,21 @@ def test_the_survey_reads_the_catalog_only(reading):
 @pytest.mark.parametrize("tenant_id", [None, "acme"])
 def test_the_groups_are_counted_along_the_index_of_arrival(reading, whole, tenant_id):
     """Once along what is eligible."""
-    plan = probing(reading, lambda: open_orphans.groups(reading, replace(whole, tenant_id=tenant_id), MARKS))
+    plan = probing(reading, lambda: eligible.groups(reading, replace(whole, tenant_id=tenant_id), MARKS))
     assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
     assert plan.read == ROWS
 
 
 def test_what_remains_is_counted_along_the_index_of_arrival(reading, whole):
     """Once along what is eligible."""
-    plan = probing(reading, lambda: open_orphans.count(reading, whole))
+    plan = probing(reading, lambda: eligible.count(reading, whole))
     assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
     assert plan.read == ROWS
 
 
 def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(reading, whole):
     """Nothing is sorted, however large the backlog."""
-    plan = probing(reading, lambda: open_orphans.cuts(reading, whole, 5_000, ROWS))
+    plan = probing(reading, lambda: eligible.cuts(reading, whole, 5_000, ROWS))
     assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
     assert plan.kinds["Sort"] <= 1, "that of the few edges"
     assert plan.read <= ROWS
@@ -231,14 +231,14 @@ def test_orphans_without_keys_are_read_until_there_are_enough(reading, whole):
         " ORDER BY arrived_at LIMIT 1 OFFSET 100"
     ).one()
     piece = replace(whole, after=Place(*place))
-    plan = probing(reading, lambda: open_orphans.without_keys(reading, piece, MARKS, SIZE))
+    plan = probing(reading, lambda: slices.without_keys(reading, piece, MARKS, SIZE))
     assert plan.indexes == {"mailglass_open_orphans_arrival_idx"}
     assert plan.read <= SIZE + 1
 
 
 def test_orphans_that_name_a_delivery_are_probed_for_until_there_are_enough(reading, whole):
     """Each orphan, its two ids, their deliveries, and its ids once more."""
-    plan = probing(reading, lambda: open_orphans.naming(reading, whole, MARKS, SIZE))
+    plan = probing(reading, lambda: slices.naming(reading, whole, MARKS, SIZE))
     assert {"mailglass_open_orphans_arrival_idx", "mailglass_open_orphan_ids_pkey"} <= plan.indexes
     assert plan.read <= 6 * SIZE + 10
 
@@ -248,7 +248,7 @@ def test_orphans_that_name_a_delivery_are_found_by_reading_both_tables_once(read
 
     def call() -> list[Open]:
         with database.by_scans(reading):
-            return open_orphans.naming(reading, whole, MARKS, SIZE)
+            return slices.naming(reading, whole, MARKS, SIZE)
 
     plan = plan_of(reading, call)
     assert "Hash Join" in plan.kinds
@@ -262,7 +262,7 @@ def test_after_scans_statements_probe_again(reading, whole):
     """The way that was chosen for one statement is not kept."""
     with database.by_scans(reading):
         pass
-    probing(reading, lambda: open_orphans.naming(reading, whole, MARKS, SIZE))
+    probing(reading, lambda: slices.naming(reading, whole, MARKS, SIZE))
 
 
 def test_what_names_provider_and_recipient_is_read_by_the_ledgers_primary_key(reading, events):
@@ -393,7 +393,7 @@ def test_the_marks_of_this_test_are_todays():
 def test_open_orphans_of_an_applications_ids_are_looked_up_by_candidate_id(application):
     """Where nothing keeps the planner from other ways: ids, orphans and their ids once more."""
     wanted = {f"message-{n}" for n in range(1, 5 * SIZE, 5)}
-    plan = probing(application, lambda: open_orphans.wanted(application, "acme", wanted, [], Settings()))
+    plan = probing(application, lambda: slices.wanted(application, "acme", wanted, [], Settings()))
     assert plan.indexes == {
         "mailglass_open_orphan_ids_candidate_idx",
         "mailglass_open_orphans_pkey",
@@ -471,7 +471,7 @@ def _plans_of(tx, settings, wanted):
     """Return for each question its plan, how many open orphans answer it, and how many should."""
     found = {}
     for asked, (ids, events, expected) in wanted.items():
-        answer = open_orphans.wanted(tx, "acme", ids, events, settings)
-        plan = probing(tx, lambda ids=ids, events=events: open_orphans.wanted(tx, "acme", ids, events, settings))
+        answer = slices.wanted(tx, "acme", ids, events, settings)
+        plan = probing(tx, lambda ids=ids, events=events: slices.wanted(tx, "acme", ids, events, settings))
         found[asked] = (plan, len(answer), expected)
     return found

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store import eligible
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Keys, Open
 from mailglass_reconcile.sweep import examination, providers
@@ -65,7 +65,7 @@ class Sample:
             for row in tx.execute(_NEWEST_ORPHANS, bounds)
         ]
         self.complaints: Counter[str] = Counter()
-        raw = bool(orphans) and open_orphans.survey(tx, settings).raw_webhooks
+        raw = bool(orphans) and eligible.survey(tx, settings).raw_webhooks
         complain = self._complain
         self.found = examination.examine(tx, orphans, raw_webhooks=raw, complain=complain) if orphans else []
 
