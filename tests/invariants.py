@@ -13,8 +13,8 @@ import redis
 
 import oracle
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.store.attempts import MOST_ATTEMPTS
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import STATES, SweepResult
 from witness import Witness, running

@@ -26,9 +26,9 @@ from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
 from mailglass_reconcile.hooks.event import DeliveryEvent
 from mailglass_reconcile.hooks.registry import Registered
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store import attempts
+from mailglass_reconcile.store.attempts import Attempt, Claim, Held
 from mailglass_reconcile.store.database import Transaction, borrowed
-from mailglass_reconcile.store.outbox import Attempt, Claim, Held
 from mailglass_reconcile.sweep import providers
 from mailglass_reconcile.wording import counted
 
@@ -122,7 +122,7 @@ class _Dispatcher:
 
     def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Claim]:
         with begin() as work, self._ours(work) as tx:
-            claims = outbox.claim(tx, types, size, tried=tried)
+            claims = attempts.claim(tx, types, size, tried=tried)
         for claim in claims:
             if claim.dead:
                 self.result.dead += 1
@@ -152,7 +152,7 @@ class _Dispatcher:
     def _batch(self, work: Work, claims: Sequence[Claim], ran: list[Attempt]) -> dict[str, str]:
         began = time.monotonic()
         with self._ours(work) as tx:
-            held = outbox.lock(tx, claims, round(HANDLER_SECONDS * 1000))
+            held = attempts.lock(tx, claims, round(HANDLER_SECONDS * 1000))
         for row in held:
             if ran and time.monotonic() - began > BATCH_SECONDS:
                 break
@@ -164,8 +164,8 @@ class _Dispatcher:
         left = [Claim(row.event_id, row.attempts, row.type, False) for row in held[len(ran) :]]
         self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
         with self._ours(work) as tx:
-            outbox.give_back(tx, left)
-            states = outbox.settle(tx, ran, held[0].xact_id if held else None)
+            attempts.give_back(tx, left)
+            states = attempts.settle(tx, ran, held[0].xact_id if held else None)
         if len(states) < len(ran):
             raise EndedError
         return states
@@ -178,7 +178,7 @@ class _Dispatcher:
             try:
                 with begin() as work:
                     with self._ours(work) as tx:
-                        held = outbox.lock(tx, [claim], round(HANDLER_SECONDS * 1000))
+                        held = attempts.lock(tx, [claim], round(HANDLER_SECONDS * 1000))
                     if not held:
                         return
                     if handler.name in held[0].done:
@@ -187,7 +187,7 @@ class _Dispatcher:
                     error = _run(work, handler, held[0])
                     if error is None:
                         with self._ours(work) as tx:
-                            if not outbox.note(tx, held[0], handler.name):
+                            if not attempts.note(tx, held[0], handler.name):
                                 raise EndedError
             except Exception as raised:
                 if not ran:
@@ -197,14 +197,14 @@ class _Dispatcher:
             self.result.handled += error is None
             self.result.failed += error is not None
         with begin() as work, self._ours(work) as tx:
-            states = outbox.settle(tx, [Attempt(claim.event_id, claim.attempts, (), failure)])
+            states = attempts.settle(tx, [Attempt(claim.event_id, claim.attempts, (), failure)])
         self._count(states)
 
     def _count(self, states: Mapping[str, str]) -> None:
         self.result.dispatched += sum(state == "dispatched" for state in states.values())
         for event_id in (event_id for event_id, state in states.items() if state == "dead"):
             self.result.dead += 1
-            logger.error("event %s is dead after %d attempts", event_id, outbox.MOST_ATTEMPTS)
+            logger.error("event %s is dead after %d attempts", event_id, attempts.MOST_ATTEMPTS)
 
     @contextmanager
     def _ours(self, work: Work) -> Iterator[Transaction]:

@@ -1175,7 +1175,7 @@ BREAKS = (
     ),
     _break(
         "a claimed row that somebody else looks at is skipped",
-        "mailglass_reconcile/store/outbox.py",
+        "mailglass_reconcile/store/attempts.py",
         "   FOR UPDATE OF o\n",
         "   FOR UPDATE OF o SKIP LOCKED\n",
         "hooks/test_handlers.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
@@ -1199,7 +1199,7 @@ BREAKS = (
         "mailglass_reconcile/ops/doctor/database.py",
         "set_config('work_mem', '64kB', true)",
         "set_config('work_mem', '64MB', true)",
-        "ops/test_planted_faults.py::test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it",
+        "ops/test_planted_faults.py::test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it[the-disk-full]",
     ),
     _break(
         "every sweep asks how large the tables are",

@@ -15,7 +15,7 @@ from installation import PATIENCE
 from mailglass_reconcile.hooks import dead
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store import attempts
 from mailglass_reconcile.store.database import transaction
 
 pytestmark = pytest.mark.slow
@@ -160,6 +160,6 @@ def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(h
     name = {"name": "public.mailglass_hook_outbox"}
     with hooked.engine.connect() as connection, transaction(connection, hooked.settings, probes_only=True) as tx:
         before = tx.execute(BLOCKS, name).scalar_one()
-        assert len(outbox.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
-        assert outbox.claim(tx, ["bounced", "complained"], 100, tried=False) == []
+        assert len(attempts.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
+        assert attempts.claim(tx, ["bounced", "complained"], 100, tried=False) == []
         assert tx.execute(BLOCKS, name).scalar_one() - before < 300
