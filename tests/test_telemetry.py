@@ -53,6 +53,7 @@ def test_a_sweep_counts_orphans_messages_itself_and_its_lag(db, observed):
     assert {metric["unit"] for metric in observed.metrics().values()} == {"s", "{orphan}", "{message}", "{sweep}"}
 
 
+@pytest.mark.slow
 def test_what_the_prune_removes_is_counted_as_expired(db, observed):
     """Nobody will link it any more."""
     insert(db, [], [orphan_row(postmark("m-1"), age_seconds=8 * 86_400)])
@@ -71,6 +72,7 @@ def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
     assert observed.counts("orphans") == {}
 
 
+@pytest.mark.slow
 def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
     """There may be ten a second; one that links is a span that began when it did."""
     caplog.set_level(logging.INFO)
@@ -84,6 +86,7 @@ def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
     assert [r.message[:25] for r in caplog.records if r.name.startswith("mailglass")] == ["swept all tenants: linked"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_reports_nothing(db, observed):
     """It links nothing either."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
@@ -111,6 +114,7 @@ def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(
     assert observed.counts("sweeps") == {"failed": 1}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, observed, caplog):
     """It raises nothing; the error's class is known all the same."""
     caplog.set_level(logging.INFO)
@@ -125,6 +129,7 @@ def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, obs
     assert [line[:20] for line in lines] == ["the sweep broke off:"]
 
 
+@pytest.mark.slow
 def test_a_dispatch_is_a_span_with_its_counts(hooked, observed):
     """A handler's error is counted, and its words are nowhere."""
     leaving("one")

@@ -38,6 +38,7 @@ def test_a_sweep_is_seen_in_the_next_scrape(db):
     assert math.isnan(value(after, "linkable_since_timestamp_seconds"))
 
 
+@pytest.mark.slow
 def test_what_could_be_linked_and_was_not_says_since_when(db):
     """A timestamp: its age goes on growing when nobody sweeps."""
     rows = [orphan_row(postmark(id_), age_seconds=500) for id_ in ("m-1", "m-2")]
@@ -48,6 +49,7 @@ def test_what_could_be_linked_and_was_not_says_since_when(db):
     assert value(scrape(db), "linkable_since_timestamp_seconds") == pytest.approx(first, abs=0.01)
 
 
+@pytest.mark.slow
 def test_counters_survive_the_prune(db):
     """It adds up old rows; a counter that goes back would look like a restart."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
@@ -63,6 +65,7 @@ def test_counters_survive_the_prune(db):
     assert value(after, "orphans_total", outcome="linked") == 1
 
 
+@pytest.mark.slow
 def test_what_expires_although_a_delivery_has_its_id_is_counted_apart(db):
     """Mail of other software expires every day, and nobody minds."""
     insert(
@@ -80,6 +83,7 @@ def test_what_expires_although_a_delivery_has_its_id_is_counted_apart(db):
     assert value(after, "orphans_total", outcome="unmatched") == 2, "the sweep's, not the prune's"
 
 
+@pytest.mark.slow
 def test_deliveries_of_the_last_hour_and_what_they_heard(db):
     """By the time in their ids; none that is so young that its webhook may be under way."""
     insert(
@@ -97,6 +101,7 @@ def test_deliveries_of_the_last_hour_and_what_they_heard(db):
     assert value(found, "recent_deliveries_reported") == 1
 
 
+@pytest.mark.slow
 def test_tenants_with_a_backlog_and_no_link_are_counted(db):
     """One of three stands out; their names are nowhere."""
     now = "2026-01-02 03:04:05"
@@ -114,6 +119,7 @@ def test_tenants_with_a_backlog_and_no_link_are_counted(db):
     assert b"silent" not in metrics.scrape(db.engine, db.settings)
 
 
+@pytest.mark.slow
 def test_events_that_no_handler_takes_any_more_are_dead(hooked):
     """And those that wait for another attempt."""
     failing("one", ValueError())
@@ -127,6 +133,7 @@ def test_events_that_no_handler_takes_any_more_are_dead(hooked):
     assert value(scrape(hooked), "handler_events", state="dead") == 1
 
 
+@pytest.mark.slow
 def test_triggers_that_are_gone_are_seen(db):
     """New orphans would not be."""
     db.broken.add("I13")
@@ -153,6 +160,7 @@ def test_the_address_is_for_the_operator_alone(db):
     assert value(parsed(Visitor(app(db)).get("/metrics").content), "up") == 1
 
 
+@pytest.mark.slow
 def test_the_address_answers_although_the_database_is_away(db):
     """At once, so that Prometheus hears of it."""
     mailglass_reconcile.configure(settings=Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
@@ -176,6 +184,7 @@ def test_a_database_that_does_not_answer_is_down_within_two_seconds(db):
         assert time.monotonic() - began < metrics.SECONDS + 1
 
 
+@pytest.mark.slow
 def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(db):
     """Nor all deliveries, nor all events: what it reads is as little with 30,000 of each as with none."""
     insert(db, [delivery_of(db, "m-1", 20)], [orphan_row(postmark("foreign"))])
