@@ -55,6 +55,7 @@ METRIC_ATTRIBUTES = {
 DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
 LAG_SECONDS = (0.1, 0.5, 1.0, 5.0, 60.0, 120.0, 300.0, 360.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0, 604_800.0)
 
+Span = trace.Span
 Value = str | int | None
 
 
@@ -104,7 +105,7 @@ def _version() -> str:
 
 
 @contextmanager
-def span(name: str, start_time: int | None = None) -> Iterator[trace.Span]:
+def span(name: str, start_time: int | None = None) -> Iterator[Span]:
     """Run the block in the span `mailglass_reconcile.<name>`; of an error that leaves it, only the class is reported.
 
     Args:
@@ -121,7 +122,7 @@ def span(name: str, start_time: int | None = None) -> Iterator[trace.Span]:
             raise
 
 
-def describe(current: trace.Span, attributes: Mapping[str, Value], error: str | None = None) -> None:
+def describe(current: Span, attributes: Mapping[str, Value], error: str | None = None) -> None:
     """Set those of *attributes* that are allowed and not None; *error*, a class's name, makes the span a failed one."""
     if not current.is_recording():
         return

@@ -35,22 +35,21 @@ def reported(kind: Kind, as_run: Callable[[BaseException | None], Run]) -> Itera
         finally:
             run = as_run(error)
             if span is not None:
-                telemetry.describe(span, _attributes(run), _failure(run))
+                _tell(run, span)
             elif not _is_idle(run):
                 with telemetry.span("sweep", start_time=began) as late:
-                    telemetry.describe(late, _attributes(run), _failure(run))
-            if span is not None or not _is_idle(run):
-                telemetry.count_orphans({state: run.counts[state] for state in STATES})
-                telemetry.count_sweep(run.status, run.counts["duration_ms"])
-                log(run)
+                    _tell(run, late)
+
+
+def _tell(run: Run, span: telemetry.Span) -> None:
+    telemetry.describe(span, _attributes(run), run.error if run.status == "failed" else None)
+    telemetry.count_orphans({state: run.counts[state] for state in STATES})
+    telemetry.count_sweep(run.status, run.counts["duration_ms"])
+    log(run)
 
 
 def _is_idle(run: Run) -> bool:
     return run.status == "ok" and not (run.counts["linked"] or run.counts["failed"])
-
-
-def _failure(run: Run) -> str | None:
-    return run.error if run.status == "failed" else None
 
 
 def _attributes(run: Run) -> dict[str, telemetry.Value]:
