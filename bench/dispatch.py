@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from bench import data
 from bench.sweep import count_backend, python_seconds
 from mailglass_reconcile import DeliveryEvent, Settings, dispatch, on_event, runtime
-from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 

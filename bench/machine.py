@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import data
 from mailglass_reconcile import Settings
-from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 
 

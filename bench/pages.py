@@ -27,7 +27,7 @@ from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.page import page
 from mailglass_reconcile.ops.status import check, status
-from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from bench.rivals import backend_seconds
 from mailglass_reconcile import Sent, Settings, WebhookEvent, configure, record_send, record_webhook
-from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.ledger import uuid7
 
 CALL = 500

@@ -16,7 +16,7 @@ from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 
 if TYPE_CHECKING:
     import redis as redis_py
@@ -115,7 +115,7 @@ def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = Non
 
 @cache
 def _own_engine(settings: Settings) -> sa.Engine:
-    return database.create_engine(settings)
+    return engines.create_engine(settings)
 
 
 @cache

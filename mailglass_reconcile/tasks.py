@@ -23,7 +23,8 @@ from mailglass_reconcile.schedule import (
     warn_without_celery,
 )
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Origin, Run
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 MAILGLASS = (Path(__file__).parent / "mailglass_schema.sql").read_text()
@@ -135,7 +135,7 @@ def ours(objects: set[str]) -> set[str]:
 def installation(url: str, schema: str = "public") -> Installation:
     """Return a schema of the database at *url* as it is."""
     settings = Settings(database_url=url, database_schema=schema)
-    return Installation(settings, database.create_engine(settings))
+    return Installation(settings, engines.create_engine(settings))
 
 
 def live(url: str, schema: str = "public") -> Installation:

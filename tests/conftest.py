@@ -16,7 +16,7 @@ import invariants
 import mailglass_reconcile
 import witness as watching
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.databases import Database as Migrated
 from mailglass_reconcile.testing.databases import Databases
 
@@ -115,7 +115,7 @@ def mailglass_template(
 ) -> Iterator[str]:
     """The name of another one, which writes down what happens to its rows: those of tests are copies of it."""
     name = f"mgtest_witnessed_{uuid.uuid4().hex[:12]}"
-    watching.install(database.create_engine(Settings(database_url=make_database(name, template))))
+    watching.install(engines.create_engine(Settings(database_url=make_database(name, template))))
     yield name
     drop_database(name)
 

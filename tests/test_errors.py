@@ -13,7 +13,7 @@ from mailglass_reconcile.errors import (
     database_errors,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 CANARY = "c4n4ry"
@@ -36,7 +36,7 @@ def test_a_url_that_leads_nowhere_is_one_line_that_names_the_setting(url, kind):
     """Whether it is no URL, of another database, or of a server that is not there."""
     settings = Settings(database_url=url)
     with pytest.raises(kind, match="MAILGLASS_DATABASE_URL") as error:
-        runner.is_current(database.create_engine(settings), settings)
+        runner.is_current(engines.create_engine(settings), settings)
     said = f"{error.value} {error.value.__cause__} {settings}"
     assert CANARY not in said
     assert "\n" not in str(error.value)
@@ -47,7 +47,7 @@ def test_a_wrong_role_on_a_server_that_is_there_names_the_setting(empty_database
     url = make_url(empty_database_url).set(username=CANARY + uuid.uuid4().hex)
     settings = Settings(database_url=url.render_as_string(hide_password=False))
     with pytest.raises(MailglassReconcileError, match="MAILGLASS_DATABASE_URL") as error:
-        runner.migrate(database.create_engine(settings), settings, lambda line: None)
+        runner.migrate(engines.create_engine(settings), settings, lambda line: None)
     assert CANARY not in f"{error.value} {error.value.__cause__}"
     assert "\n" not in str(error.value)
 
@@ -55,7 +55,7 @@ def test_a_wrong_role_on_a_server_that_is_there_names_the_setting(empty_database
 def test_a_missing_url_names_the_setting():
     """It says what to give."""
     with pytest.raises(ConfigurationError, match="MAILGLASS_DATABASE_URL is not set"):
-        database.create_engine(Settings(database_url=None))
+        engines.create_engine(Settings(database_url=None))
 
 
 def test_a_cancelled_statement_is_not_called_an_unreachable_server(db):

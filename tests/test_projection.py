@@ -13,7 +13,7 @@ import factories
 import oracle
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.model import Report
 
 NOON = datetime(2026, 3, 1, 12)
@@ -40,7 +40,7 @@ def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
 def connection(make_database, drop_database, template):
     """A connection to a migrated database in which nothing is ever committed."""
     name = f"mgtest_{factories.new_id()}"
-    engine = database.create_engine(Settings(database_url=make_database(name, template)))
+    engine = engines.create_engine(Settings(database_url=make_database(name, template)))
     with engine.connect() as connection:
         yield connection
     drop_database(name)

@@ -12,7 +12,7 @@ from faults.test_faults_postgres import refusing
 from handling import failing, leaving
 from installation import PATIENCE
 from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from observing import exported, values
 
@@ -96,7 +96,7 @@ def test_a_dry_run_reports_nothing(db, observed):
 
 def test_a_sweep_that_cannot_start_is_a_failed_span_with_the_class_of_its_error(observed):
     """Never its text, and no event with a traceback."""
-    mailglass_reconcile.configure(engine=database.create_engine(AWAY), settings=AWAY)
+    mailglass_reconcile.configure(engine=engines.create_engine(AWAY), settings=AWAY)
     try:
         with pytest.raises(mailglass_reconcile.DatabaseUnavailableError):
             reconcile()

@@ -19,7 +19,7 @@ from faults.proxy import before_postgres
 from mailglass_reconcile import pubsub, unreachable
 from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
 from mailglass_reconcile.unreachable import Server
@@ -64,7 +64,7 @@ def with_(url: str, user: str = "", password: str = PASSWORD, database: str = ""
 def told(url: str) -> str:
     """Return what is said of a connection that fails; it is one line, and holds neither user nor password."""
     try:
-        database.connect(database.create_engine(Settings(database_url=SecretStr(url)))).close()
+        engines.connect(engines.create_engine(Settings(database_url=SecretStr(url)))).close()
     except DatabaseUnavailableError as error:
         said, whole = str(error), "".join(traceback.format_exception(error))
     else:
@@ -145,7 +145,7 @@ def rude() -> Iterator[int]:
 
 def test_silence_is_told_apart_from_a_closed_door(silent: int, rude: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one did not answer in time, the other closed the connection."""
-    monkeypatch.setattr(database, "CONNECT_TIMEOUT_SECONDS", 2)  # the least that libpq knows
+    monkeypatch.setattr(engines, "CONNECT_TIMEOUT_SECONDS", 2)  # the least that libpq knows
     assert "did not answer in time" in told(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{silent}/x")
     assert "closed the connection" in told(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{rude}/x")
 

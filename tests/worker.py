@@ -15,7 +15,7 @@ from redis.sentinel import Sentinel
 
 import mailglass_reconcile
 from mailglass_reconcile import runtime
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 
 settings = mailglass_reconcile.Settings()
 redis_url = settings.redis_url.get_secret_value()
@@ -43,7 +43,7 @@ if "WORKER_SENTINEL" in os.environ:
     mailglass_reconcile.configure(redis=Sentinel([("127.0.0.1", port)]).master_for("mymaster", db=number))
 
 if "WORKER_POOLED" in os.environ:
-    engine = sa.create_engine(database.database_url(settings), pool_size=1, max_overflow=0)
+    engine = sa.create_engine(engines.database_url(settings), pool_size=1, max_overflow=0)
     mailglass_reconcile.configure(engine=engine, settings=settings)
     with engine.connect() as before_fork:
         parents_pid = before_fork.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()

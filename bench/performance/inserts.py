@@ -18,7 +18,7 @@ from bench.performance.figures import Part
 from bench.performance.trial import Laboratory
 from bench.performance.writers import DELIVERY, DISPATCHED, ORPHAN, RAW_WEBHOOK
 from mailglass_reconcile import Settings
-from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 
 ROUNDS, ROWS = 7, 1_500

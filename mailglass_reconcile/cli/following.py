@@ -23,7 +23,7 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.pubsub import Publisher
-from mailglass_reconcile.store.database import connect
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining

@@ -16,7 +16,7 @@ from mailglass_reconcile.demo.screen import Screen
 from mailglass_reconcile.demo.sweeper import RECENT_SECONDS, Sweeper, worker
 from mailglass_reconcile.demo.traffic import Traffic
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 
@@ -49,7 +49,7 @@ def _play(screen: Screen, interrupted: Interruption) -> int:
     screen.say("")
     screen.tell("demo", "starting PostgreSQL and Valkey, for this run only")
     with _installation(interrupted) as settings:
-        engine, story = database.create_engine(settings), plot()
+        engine, story = engines.create_engine(settings), plot()
         redis_url = settings.redis_url.get_secret_value()
         with Listener(redis_url, TENANTS) as listener, Traffic(engine) as traffic:
             director = Director(screen, traffic, listener, interrupted)
@@ -86,7 +86,7 @@ def _installation(interrupted: Interruption) -> Iterator[Settings]:
         )
         runtime.configure(settings=settings)
         try:
-            runner.migrate(database.create_engine(settings), settings, lambda line: interrupted.check())
+            runner.migrate(engines.create_engine(settings), settings, lambda line: interrupted.check())
             yield settings
         finally:
             runtime.configure()

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.database import connect, in_batches, transaction
+from mailglass_reconcile.store.database import in_batches, transaction
+from mailglass_reconcile.store.engines import connect
 
 LISTED = 1_000
 BATCH_ROWS = 5_000

@@ -28,7 +28,8 @@ from mailglass_reconcile.hooks.registry import Registered
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import attempts
 from mailglass_reconcile.store.attempts import Attempt, Claim, Held
-from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.sweep import providers
 from mailglass_reconcile.wording import counted
 

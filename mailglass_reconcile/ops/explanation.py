@@ -16,7 +16,8 @@ from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
 from mailglass_reconcile.states import EventState
 from mailglass_reconcile.store import eligible, runs
-from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import Keys, Named, Open
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import examination, match, providers

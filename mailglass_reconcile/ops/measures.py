@@ -15,7 +15,8 @@ from mailglass_reconcile.event_types import PROVIDER_TYPES
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import runs
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import array_literal
 
 TIMEOUT_MS = 2_000

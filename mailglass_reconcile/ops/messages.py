@@ -10,7 +10,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.listed import Filters, spellings
 from mailglass_reconcile.ops.page import page
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import array_literal
 
 EVENTS = 20

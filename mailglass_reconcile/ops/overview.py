@@ -14,7 +14,8 @@ from mailglass_reconcile.ops import curve, health, links
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.links import Link
 from mailglass_reconcile.store import outbox, schema
-from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import connect
 
 RUNS = 10
 LINKS = 10

@@ -13,7 +13,8 @@ from mailglass_reconcile.ops import chunks
 from mailglass_reconcile.ops.chunks import Chunk
 from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
 from mailglass_reconcile.store import eligible, schema
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect
 
 EXAMINED_AT_MOST = 20_000
 """Open orphans that one page compares with deliveries: about a second, however few of them pass its filter."""

@@ -10,7 +10,8 @@ from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, repair, runs, schema
-from mailglass_reconcile.store.database import connect, in_batches, transaction
+from mailglass_reconcile.store.database import in_batches, transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Origin, Run
 
 BATCH_ROWS = 5_000

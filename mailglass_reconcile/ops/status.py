@@ -13,7 +13,8 @@ from mailglass_reconcile.ops import health, live
 from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.sweep import windows
 
 LAST_RUNS = 5

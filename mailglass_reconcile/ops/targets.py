@@ -17,7 +17,8 @@ from mailglass_reconcile.ops.listed import EXPIRED, WAITING, Filters, Listed
 from mailglass_reconcile.ops.page import page
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.sweep import history, match, report
 from mailglass_reconcile.sweep.batch import link_batch
 from mailglass_reconcile.sweep.result import SweepResult

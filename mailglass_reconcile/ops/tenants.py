@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store.database import connect, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.sweep import windows
 from mailglass_reconcile.sweep.result import shown
 

@@ -14,8 +14,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError, database_errors
 from mailglass_reconcile.record import storing, validation
 from mailglass_reconcile.store import ledger
+from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.callers import connection_of
-from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.store.ledger import Entry
 
 RESERVED_KEYS = ("reconciled:", "webhook:", "send:")

@@ -18,7 +18,8 @@ from mailglass_reconcile.errors import MailglassReconcileError, translated
 from mailglass_reconcile.record.recorded import Look
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import slices
-from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import Link, Open
 from mailglass_reconcile.sweep import batch, examination, match
 from mailglass_reconcile.sweep.match import Event

@@ -25,8 +25,9 @@ from mailglass_reconcile.record.recorded import Look, RecordedDelivery
 from mailglass_reconcile.record.sent import Draft, Sent, check
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import sends
+from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.callers import connection_of
-from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep import batch, match, providers

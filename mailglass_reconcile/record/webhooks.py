@@ -19,8 +19,9 @@ from mailglass_reconcile.record import sessions, validation
 from mailglass_reconcile.record.drafts import Draft, WebhookEvent, draft
 from mailglass_reconcile.record.recorded import Look, Recorded
 from mailglass_reconcile.store import candidates, ledger
+from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.callers import connection_of
-from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.model import Keys, Report
 from mailglass_reconcile.sweep import match

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
-from mailglass_reconcile.store.database import database_of
+from mailglass_reconcile.store.engines import database_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The way to Postgres: an engine from a URL, and transactions whose settings end with them.
+"""Transactions whose settings end with them.
 
 Every transaction of this package is in UTC, sees no schema but Postgres's own unless a statement names one, and is
 bounded by lock and statement timeouts; those that write are READ COMMITTED. All of that is set for the transaction
@@ -8,7 +8,6 @@ only, so PgBouncer's transaction mode works.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,34 +15,20 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import event_types, unreachable
-from mailglass_reconcile.errors import (
-    ConfigurationError,
-    DatabaseUnavailableError,
-    LedgerImmutableError,
-    database_errors,
-    is_passing,
-    sqlstate,
-    translated,
-)
+from mailglass_reconcile import event_types
+from mailglass_reconcile.errors import is_passing, sqlstate
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.unreachable import Server
+from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_SECONDS = 5
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.1
-ISOLATION = "READ COMMITTED"
 SNAPSHOT = "REPEATABLE READ"
-
-_SERVER = "mailglass_reconcile.server"
 
 SEARCH_PATH = "pg_catalog, pg_temp"
 """Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
@@ -78,26 +63,6 @@ SELECT current_setting('work_mem') AS work_mem,
        set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
        set_config('enable_sort', :scans, true),
        set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true)
-"""
-
-_BORROW_SCOPE = """
-SELECT current_setting('client_encoding') AS client_encoding, current_setting('search_path') AS search_path,
-       current_setting('TimeZone') AS time_zone, current_setting('row_security') AS row_security,
-       current_setting('array_nulls') AS array_nulls, current_setting('enable_seqscan') AS seqscan,
-       current_setting('enable_hashjoin') AS hashjoin, current_setting('enable_mergejoin') AS mergejoin,
-       current_setting('enable_bitmapscan') AS bitmapscan, set_config('enable_bitmapscan', 'off', true),
-       set_config('client_encoding', 'UTF8', true), set_config('search_path', :path, true),
-       set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),
-       set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)
-"""
-
-_RETURN_SCOPE = """
-SELECT set_config('search_path', :search_path, true), set_config('TimeZone', :time_zone, true),
-       set_config('row_security', :row_security, true), set_config('array_nulls', :array_nulls, true),
-       set_config('enable_seqscan', :seqscan, true), set_config('enable_hashjoin', :hashjoin, true),
-       set_config('enable_mergejoin', :mergejoin, true), set_config('enable_bitmapscan', :bitmapscan, true),
-       set_config('client_encoding', :client_encoding, true)
 """
 
 
@@ -139,98 +104,6 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
     # A colon of the schema's name is no parameter.
     clause = sa.text(in_schema(statement, schema.replace(":", "\\:")))
     return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
-
-
-def database_url(settings: Settings) -> URL:
-    """Return the configured URL, always on psycopg 3.
-
-    Raises:
-        ConfigurationError: `MAILGLASS_DATABASE_URL` is missing, no URL, or of another database.
-    """
-    if settings.database_url is None:
-        raise ConfigurationError("MAILGLASS_DATABASE_URL is not set: give it a postgresql:// URL")
-    try:
-        url = make_url(settings.database_url.get_secret_value())
-    except (ArgumentError, ValueError):
-        raise ConfigurationError(
-            "MAILGLASS_DATABASE_URL is not a URL: it should look like postgresql://user:password@host/database"
-        ) from None
-    if url.drivername.partition("+")[0] not in ("postgres", "postgresql"):
-        raise ConfigurationError("MAILGLASS_DATABASE_URL must be a postgresql:// URL")
-    return url.set(drivername="postgresql+psycopg")
-
-
-def create_engine(settings: Settings) -> sa.Engine:
-    """Return an engine that keeps no connection between uses; nothing connects yet.
-
-    Prepared statements are off: PgBouncer in transaction mode may not keep them. A refused write to the ledger
-    reaches callers as `LedgerImmutableError`.
-
-    Raises:
-        ConfigurationError: As in `database_url`.
-    """
-    return _engine(
-        database_url(settings),
-        connect_args={
-            "prepare_threshold": None,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "client_encoding": "utf8",
-        },
-    )
-
-
-def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
-    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
-    return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
-
-
-def _engine(url: URL | str, **options: Any) -> sa.Engine:
-    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
-    sa.event.listen(engine, "handle_error", _immutable_by_name)
-    return engine
-
-
-def _immutable_by_name(context: sa.engine.ExceptionContext) -> None:
-    error = context.sqlalchemy_exception
-    if isinstance(error, sa.exc.DBAPIError) and isinstance(translated(error), LedgerImmutableError):
-        raise translated(error) from None
-
-
-def connect(engine: sa.Engine) -> sa.Connection:
-    """Open a connection whose transactions are READ COMMITTED, whatever the server's default.
-
-    Raises:
-        DatabaseUnavailableError: The server cannot be reached, or refuses: where, why, and which setting to look at.
-        MailglassReconcileError: The engine cannot be used.
-    """
-    with database_errors():
-        try:
-            return engine.connect().execution_options(isolation_level=ISOLATION)
-        except DBAPIError as error:
-            raise DatabaseUnavailableError(unreachable.sentence(error, server_of(engine))) from None
-
-
-def server_of(engine: sa.Engine) -> Server:
-    """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
-    known = engine.get_execution_options().get(_SERVER)
-    if known is not None:
-        found: Server = known()
-        return found
-    url = engine.url
-    asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
-    host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
-    port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
-    database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
-    return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
-
-
-def database_of(engine: sa.Engine) -> str:
-    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
-    known = engine.get_execution_options().get(_SERVER)
-    if known is not None:
-        return repr(known())
-    url = engine.url
-    return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
 @contextmanager
@@ -292,35 +165,6 @@ def by_scans(tx: Transaction) -> Iterator[None]:
     before = tx.execute(_CHOOSE_PATH, {"scans": "on", "probes": "off", "memory": "64MB"}).one().work_mem
     yield
     tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before})
-
-
-@contextmanager
-def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transaction]:
-    """Use a caller's transaction in this package's scope, under a savepoint, and give its own settings back at the end.
-
-    If the block raises, it costs the savepoint only: what the block did is undone, the settings with it, and the
-    caller's transaction continues.
-
-    Raises:
-        ConfigurationError: The connection is in autocommit mode, or psycopg2's own text encoding is not UTF8.
-    """
-    driver = connection.connection.dbapi_connection
-    if getattr(driver, "autocommit", False):
-        raise ConfigurationError(
-            "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
-            " pass one in a transaction, such as that of `with engine.begin() as connection`"
-        )
-    # psycopg2 does not notice that a statement changes the encoding; the other drivers do.
-    if getattr(driver, "encoding", "UTF8") != "UTF8":
-        raise ConfigurationError(
-            'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
-        )
-    with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
-        before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
-        del before["set_config"]
-        yield tx
-        tx.execute(_RETURN_SCOPE, before)
 
 
 def with_retries(action: Callable[[], T]) -> T:

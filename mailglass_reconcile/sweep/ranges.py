@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import eligible, schema
-from mailglass_reconcile.store.database import connect, transaction, with_retries
+from mailglass_reconcile.store.database import transaction, with_retries
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import Range
 from mailglass_reconcile.sweep import windows
 

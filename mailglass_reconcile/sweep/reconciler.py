@@ -18,7 +18,8 @@ from mailglass_reconcile.errors import DatabaseUnavailableError, SchemaOutdatedE
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import candidates, open_orphans
-from mailglass_reconcile.store.database import Transaction, connect, transaction, with_retries
+from mailglass_reconcile.store.database import Transaction, transaction, with_retries
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.sweep import history, match, report, windows
 from mailglass_reconcile.sweep.batch import link_batch

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 
@@ -58,7 +58,7 @@ class Databases:
         name = f"mgtest_template_{uuid.uuid4().hex[:12]}"
         settings = Settings(database_url=self.create(name))
         try:
-            runner.migrate(database.create_engine(settings), settings, lambda line: None)
+            runner.migrate(engines.create_engine(settings), settings, lambda line: None)
             yield name
         finally:
             self.drop(name)
@@ -70,6 +70,6 @@ class Databases:
         url = self.create(name, template)
         try:
             settings = Settings(database_url=url, redis_url=redis_url)
-            yield Database(url, settings, database.create_engine(settings))
+            yield Database(url, settings, engines.create_engine(settings))
         finally:
             self.drop(name)

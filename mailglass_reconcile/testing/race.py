@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.testing.databases import Database
 
 Sent = TypeVar("Sent")

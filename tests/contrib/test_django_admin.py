@@ -21,7 +21,7 @@ from django_project import databases_name
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 PLACE = "/admin/mailglass_reconcile"
@@ -165,7 +165,7 @@ def test_a_model_refuses_to_write(db, rows):
 def test_every_page_reads_little_however_many_rows_there_are(empty_database_url, site):
     """Every statement goes by an index: a few hundred pages of Postgres, whatever is asked for."""
     settings = Settings(database_url=empty_database_url)
-    engine = database.create_engine(settings)
+    engine = engines.create_engine(settings)
     runner.migrate(engine, settings, lambda line: None)
     with engine.begin() as lent:
         lent.exec_driver_sql("SET LOCAL session_replication_role = replica")

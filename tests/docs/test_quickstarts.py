@@ -12,7 +12,7 @@ import catalog
 import factories
 from conftest import wait_until
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def pasted(block: pages.Block) -> tuple[str, str]:
 
 def state(url: str, recipient: str) -> str:
     """Return what a delivery shows."""
-    engine = database.create_engine(Settings(database_url=url))
+    engine = engines.create_engine(Settings(database_url=url))
     with engine.connect() as connection:
         return connection.execute(sa.text(STATE), {"recipient": recipient}).scalar_one()
 

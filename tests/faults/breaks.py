@@ -376,14 +376,14 @@ BREAKS = (
     ),
     _break(
         "an error of a writer is not undone to a savepoint",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/borrowing.py",
         "    with connection.begin_nested():\n",
         "    if connection:\n",
         "record/test_sessions.py",
     ),
     _break(
         "a connection in autocommit mode is taken",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/borrowing.py",
         'if getattr(driver, "autocommit", False):',
         "if False:",
         "record/test_sessions.py",
@@ -520,7 +520,7 @@ BREAKS = (
     ),
     _break(
         "a writer may use bitmap scans, which read every delivery of an id",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/borrowing.py",
         "set_config('enable_bitmapscan', 'off', true),\n",
         "set_config('enable_bitmapscan', 'on', true),\n",
         "sweep/test_plans.py",
@@ -576,7 +576,7 @@ BREAKS = (
     ),
     _break(
         "the engine's errors quote parameters",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/engines.py",
         "use_native_hstore=False, hide_parameters=True, **options)",
         "use_native_hstore=False, **options)",
         "store/test_engine.py",
@@ -640,7 +640,7 @@ BREAKS = (
     ),
     _break(
         "the environment's encoding until a transaction begins",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/engines.py",
         '            "client_encoding": "utf8",\n',
         "",
         "sweep/test_cost.py",
@@ -867,7 +867,7 @@ BREAKS = (
     ),
     _break(
         "psycopg2 sends Latin-1 to a server that reads UTF-8",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/borrowing.py",
         'if getattr(driver, "encoding", "UTF8") != "UTF8":',
         "if driver is None:",
         "record/test_drivers.py",
@@ -1126,7 +1126,7 @@ BREAKS = (
     ),
     _break(
         "all projects of Django's share one lock",
-        "mailglass_reconcile/store/database.py",
+        "mailglass_reconcile/store/engines.py",
         "        return repr(known())\n",
         '        return ""\n',
         "contrib/test_django_schema.py",

@@ -13,7 +13,7 @@ from conftest import Database
 from faults import proxy
 from faults.proxy import Fault, Proxy
 from faults.runs import FULL
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def through(db: Database) -> Iterator[Proxy]:
     """A proxy before the test's database, with the package configured to go through it."""
     with proxy.before_postgres(db.url) as (made, url):
         settings = db.settings.model_copy(update={"batch_size": 2, "database_url": type(db.settings.redis_url)(url)})
-        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         yield made
 
 

@@ -15,7 +15,7 @@ from faults.redis_servers import needs_debians_redis, server
 from faults.runs import FULL
 from following import Following, following, new_pairs
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import free_port
 
@@ -55,7 +55,7 @@ def own_server() -> Iterator[servers.Postgres]:
     """A PostgreSQL that may be stopped."""
     with servers.postgres() as made:
         settings = Settings(database_url=made.url)
-        runner.migrate(database.create_engine(settings), settings, lambda line: None)
+        runner.migrate(engines.create_engine(settings), settings, lambda line: None)
         yield made
 
 
@@ -63,7 +63,7 @@ class Plain:
     """As much of a test's database as is needed of one on a server of its own."""
 
     def __init__(self, url: str) -> None:
-        self.engine = database.create_engine(Settings(database_url=url))
+        self.engine = engines.create_engine(Settings(database_url=url))
 
     def appended(self) -> int:
         """How many links there are."""

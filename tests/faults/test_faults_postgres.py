@@ -18,7 +18,7 @@ from faults.runs import FULL
 from faults.test_faults_connection import raced
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -342,7 +342,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
 ) -> None:
     """The sweep either sits it out or says that it failed; the next one links the rest."""
     settings = Settings(database_url=SecretStr(own_server.url), redis_url=SecretStr(redis_url), batch_size=1)
-    engine = database.create_engine(settings)
+    engine = engines.create_engine(settings)
     if not runner.is_current(engine, settings):
         runner.migrate(engine, settings, lambda line: None)
     plain = _Plain(engine)
@@ -408,7 +408,7 @@ def test_sweeps_through_pgbouncer_in_transaction_mode_link_and_leave_no_setting_
     """Two server connections, four sweeps at once, and a session whose settings stay its own."""
     with servers.pgbouncer(db.url, 2) as url:
         settings = db.settings.model_copy(update={"database_url": SecretStr(url), "batch_size": 5})
-        engine = database.create_engine(settings)
+        engine = engines.create_engine(settings)
         for _ in range(10):
             raced(db, 100)
             mailglass_reconcile.configure(engine=engine, settings=settings)

@@ -12,7 +12,7 @@ import mailglass_reconcile
 from conftest import Database
 from faults.test_faults_connection import raced
 from mailglass_reconcile.ops import explanation, status
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import reconciler
 
@@ -55,7 +55,7 @@ def test_every_statement_of_a_transaction_has_a_lock_timeout_and_a_statement_tim
                 if "0" in own.execute(_BOUNDS).fetchone():
                     unbounded.append(sql)
 
-    engine = database.create_engine(db.settings)
+    engine = engines.create_engine(db.settings)
     sa.event.listen(engine, "after_cursor_execute", look)
     mailglass_reconcile.configure(engine=engine, settings=db.settings)
     WORK[name](db, engine)

@@ -16,7 +16,7 @@ import mailglass_reconcile
 from conftest import APPENDED, wait_until
 from faults import proxy, servers
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import batch
 
@@ -54,8 +54,8 @@ def primary(redis_url: str) -> Iterator[Primary]:
     """A migrated primary, and the package configured to reach it through the proxy."""
     with servers.postgres() as server, proxy.before_postgres(server.url) as (through, url):
         settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(redis_url))
-        runner.migrate(database.create_engine(settings), settings, lambda line: None)
-        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        runner.migrate(engines.create_engine(settings), settings, lambda line: None)
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         yield Primary(server.url, through)
         mailglass_reconcile.configure()
 

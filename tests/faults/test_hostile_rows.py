@@ -16,7 +16,7 @@ from catalog import MAILGLASS
 from conftest import Database
 from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -214,7 +214,7 @@ kind("nobody's delivery has the id", "unmatched", message_id=lambda text: f"othe
 def untouched(make_database: Callable[..., str], drop_database: Callable[[str], None]) -> Iterator[sa.Engine]:
     """A database of Mailglass's without anything of ours."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    engine = database.create_engine(Settings(database_url=make_database(name)))
+    engine = engines.create_engine(Settings(database_url=make_database(name)))
     with engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(MAILGLASS)
     yield engine

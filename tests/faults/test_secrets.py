@@ -21,7 +21,7 @@ from faults.runs import FULL
 from faults.test_faults_postgres import refusing
 from installation import PATIENCE, Site
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +150,7 @@ def test_an_unreachable_or_refusing_database_says_nothing_of_its_password(db: Da
         settings = Settings(database_url=SecretStr(url), redis_url=db.settings.redis_url)
         ears.more.append(repr(settings))
         try:
-            mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+            mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
             mailglass_reconcile.reconcile()
         except mailglass_reconcile.MailglassReconcileError as error:
             ears.hear(error)

@@ -26,7 +26,7 @@ from mailglass_reconcile.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.hooks import dead
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
-from mailglass_reconcile.store import candidates, database, deliveries, ledger, open_orphans
+from mailglass_reconcile.store import borrowing, candidates, database, deliveries, engines, ledger, open_orphans
 from mailglass_reconcile.sweep import keys
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import STATES, SweepResult
@@ -198,7 +198,7 @@ class Schedule(RuleBasedStateMachine):
         row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
         with self.db.engine.begin() as connection:
             factories.insert_on(connection, events=[row])
-            with database.borrowed(connection, self.db.settings) as tx:
+            with borrowing.borrowed(connection, self.db.settings) as tx:
                 candidates.remember(tx, tenant, {row["id"]: keys.keys_of_text("postmark", id_, recipient)})
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
@@ -369,7 +369,7 @@ class Schedule(RuleBasedStateMachine):
         if pairs:
             with (
                 contextlib.suppress(_CrashError),
-                database.connect(self.db.engine) as connection,
+                engines.connect(self.db.engine) as connection,
                 database.transaction(connection, self.db.settings, removes_itself=True) as tx,
             ):
                 events = [c.event_id for c in ledger.append_reconciled(tx, pairs)]  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from handling import effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
-from mailglass_reconcile.store import attempts, database
+from mailglass_reconcile.store import attempts, database, engines
 from record.recording import NOW, event, record
 
 
@@ -383,4 +383,4 @@ def test_two_schemas_and_an_awkward_name_keep_apart(hooked):
     """A setting of types that are not known is refused, with the nearest one."""
     with pytest.raises(mailglass_reconcile.ConfigurationError, match=r"MAILGLASS_HOOK_TYPES: .*did you mean bounced\?"):
         mailglass_reconcile.Settings(hook_types="bounce, opened")
-    assert database.create_engine(hooked.settings)
+    assert engines.create_engine(hooked.settings)

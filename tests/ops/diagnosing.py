@@ -9,7 +9,7 @@ import mailglass_reconcile
 from conftest import Database
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 
@@ -45,4 +45,4 @@ def uuid7(seconds_ago: float) -> str:
 def using(db: Database, **settings: str) -> None:
     """Let this process use other settings than the test's own; its engine follows `database_url`."""
     made = db.settings.model_copy(update={name: SecretStr(value) for name, value in settings.items()})
-    mailglass_reconcile.configure(engine=database.create_engine(made), settings=made)
+    mailglass_reconcile.configure(engine=engines.create_engine(made), settings=made)

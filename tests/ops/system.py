@@ -17,7 +17,7 @@ from conftest import Database, wait_until
 from installation import Site
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
@@ -67,7 +67,7 @@ class System:
         settings = Settings(database_url=role_url, redis_url=redis_url)  # type: ignore[arg-type]
         log = folder / "log"
         log.touch()
-        as_role = Database(role_url, settings, database.create_engine(settings), admin.witness)
+        as_role = Database(role_url, settings, engines.create_engine(settings), admin.witness)
         self.site = Site(as_role, redis_url, log)
         self.site.environment["PYTHONPATH"] += os.pathsep + str(folder)
         self.site.environment |= {
@@ -149,7 +149,7 @@ def running_system(folder: Path) -> Iterator[System]:
             connection.execute("CREATE ROLE mail LOGIN")
         url = server.url.replace("/postgres?", "/app?")
         settings = Settings(database_url=url)
-        admin = Database(url, settings, database.create_engine(settings), None)
+        admin = Database(url, settings, engines.create_engine(settings), None)
         runner.migrate(admin.engine, settings, lambda line: None)
         for grants in ROLES:
             if "TO mailglass_sweeper" in grants or "TO mailglass_dispatcher" in grants:

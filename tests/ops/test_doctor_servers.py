@@ -18,7 +18,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.doctor import rounds
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
@@ -142,7 +142,7 @@ def test_a_database_that_is_a_stand_by(redis_url):
     """It can be read and takes no link; promoted, as a fail-over does, it is well."""
     with servers.postgres_server(*FAST) as server:
         settings = Settings(database_url=SecretStr(server.url), redis_url=SecretStr(redis_url))
-        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         runner.migrate(runtime.get_engine(), settings, lambda line: None)
         server.stop()
         (server.directory / "data" / "standby.signal").touch()

@@ -161,7 +161,7 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
     if state == "unmigrated":
         live(empty_database_url)
     settings = Settings(database_url=empty_database_url)
-    engine = mailglass_reconcile.store.database.create_engine(settings)
+    engine = mailglass_reconcile.store.engines.create_engine(settings)
     with recorded(engine) as statements, pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
         pruner.prune_with(engine, settings)
     assert not [sql for sql in statements if "DELETE" in sql]

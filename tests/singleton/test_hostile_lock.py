@@ -19,7 +19,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton import task as task_module
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend
 from mailglass_reconcile.singleton.task import SweepTask
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from singleton.test_lock import KEY, app_on, store, unconfigured  # noqa: F401 - fixtures
 
 NOT_TEXT = b"r\xff\xfe\x00"
@@ -187,7 +187,7 @@ def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store, monkeypatch): 
 
 def test_after_a_fork_a_child_opens_its_own_connections_and_leaves_the_parents(db):
     """The engine that an application configured: the parent's session lives on, the child's is another."""
-    engine = sa.create_engine(database.database_url(db.settings), pool_size=1, max_overflow=0)
+    engine = sa.create_engine(engines.database_url(db.settings), pool_size=1, max_overflow=0)
     mailglass_reconcile.configure(engine=engine, settings=db.settings)
     with engine.connect() as connection:
         parents = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()

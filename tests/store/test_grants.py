@@ -18,7 +18,7 @@ from factories import delivery, orphan, postmark
 from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.web import create_app
 from web.browsing import Visitor
 
@@ -42,7 +42,7 @@ def acting(db, admin, redis_url) -> Iterator:
             connection.exec_driver_sql(BLOCKS[documented].replace(documented, role))
         url = make_url(db.url).set(username=role, password="secret")  # noqa: S106
         settings = Settings(database_url=url.render_as_string(hide_password=False), redis_url=redis_url, **more)
-        mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         return settings
 
     yield act
@@ -79,7 +79,7 @@ def test_a_recorder_records_webhooks(db, acting, message_id):
         message_id=message_id,
         recipient="Ada@Example.com",
     )
-    with database.create_engine(settings).begin() as connection:
+    with engines.create_engine(settings).begin() as connection:
         [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
     assert (recorded.delivery_id is not None) is (message_id == "m-1")
 
@@ -89,7 +89,7 @@ def test_a_recorder_records_sends(db, acting):
     settings = acting("mailglass_recorder")
     opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
     sent = [Sent(recipient="ada@example.com", message_id="m-1"), Sent(recipient="bob@example.com", message_id="m-2")]
-    with database.create_engine(settings).begin() as connection:
+    with engines.create_engine(settings).begin() as connection:
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
         recorded = record_send(connection, tenant_id="acme", provider="postmark", sent=sent[:1])
         recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
@@ -106,7 +106,7 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
     acting("mailglass_sweeper", hook_types="*")
     assert mailglass_reconcile.reconcile().linked == 1
     opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
-    with database.create_engine(acting("mailglass_recorder", hook_types="*")).begin() as connection:
+    with engines.create_engine(acting("mailglass_recorder", hook_types="*")).begin() as connection:
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
     acting("mailglass_dispatcher")
     assert mailglass_reconcile.dispatch().dispatched == len(told) == 2
@@ -118,7 +118,7 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
 def test_a_writer_inserts_events(db, acting):
     """With rights on the ledger alone."""
     settings = acting("mailglass_writer")
-    with database.create_engine(settings).begin() as connection:
+    with engines.create_engine(settings).begin() as connection:
         connection.execute(
             sa.text("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)
                        VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)""")
@@ -200,7 +200,7 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
     ):
         with (
             pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
-            database.create_engine(settings).begin() as connection,
+            engines.create_engine(settings).begin() as connection,
         ):
             connection.exec_driver_sql(statement)
 

@@ -16,7 +16,8 @@ from catalog import Installation, installation, live
 from factories import delivery, orphan, postmark
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import privileges
-from mailglass_reconcile.store.database import connect, create_engine, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import lock
 
 pytestmark = pytest.mark.slow

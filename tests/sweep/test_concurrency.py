@@ -12,7 +12,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from factories import delivery_row, insert, insert_on, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 
 WAITING = """
@@ -110,7 +110,7 @@ def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
     failures = []
 
     def other_reconciler():
-        engine = database.create_engine(db.settings)
+        engine = engines.create_engine(db.settings)
         settle = sa.text(
             "INSERT INTO mailglass_events"
             " (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, inserted_at)"
@@ -155,7 +155,7 @@ def test_two_sweeps_at_once_link_each_orphan_once(db):
     start = threading.Barrier(2)
 
     def sweep():
-        engine = database.create_engine(db.settings)
+        engine = engines.create_engine(db.settings)
         start.wait()
         return reconciler.prepare().run(engine)
 

@@ -5,7 +5,7 @@ import pytest
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark, sendgrid
 from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
-from mailglass_reconcile.store import database, runs
+from mailglass_reconcile.store import engines, runs
 from mailglass_reconcile.sweep import history, reconciler
 
 RUNS = """
@@ -122,7 +122,7 @@ def test_old_rows_are_added_up_by_the_prune_so_that_totals_never_shrink(db):
 def test_a_database_that_is_away_is_not_asked_a_second_time_for_the_history():
     """The sweep's own error is enough."""
     settings = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
-    mailglass_reconcile.configure(engine=database.create_engine(settings), settings=settings)
+    mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
     try:
         with pytest.raises(DatabaseUnavailableError):
             reconcile()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import factories
 import oracle
 from conftest import Database
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.model import Keys
 from mailglass_reconcile.sweep import match
 from mailglass_reconcile.sweep.match import Event
@@ -45,7 +45,7 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     ]
     tenant, candidates, recipient, lost = orphan
     known = Keys("postmark", tuple(candidates), recipient, lost=lost and recipient is None)
-    with database.connect(db.engine) as connection, connection.begin() as transaction:
+    with engines.connect(db.engine) as connection, connection.begin() as transaction:
         tx = database.Transaction(connection, "public")
         factories.insert_on(connection, rows)
         found = match.match(tx, [Event("", tenant, known), Event("", "b", known)])

@@ -14,7 +14,18 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, database, deliveries, eligible, ledger, open_orphans, sends, slices
+from mailglass_reconcile.store import (
+    borrowing,
+    candidates,
+    database,
+    deliveries,
+    eligible,
+    engines,
+    ledger,
+    open_orphans,
+    sends,
+    slices,
+)
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.eligible import Marks
@@ -77,7 +88,7 @@ def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.E
     """A database of 50,000 open orphans, and of one message id with 20,000 deliveries."""
     name = f"mgtest_{factories.new_id()}"
     settings = Settings(database_url=make_database(name, template))
-    engine = database.create_engine(settings)
+    engine = engines.create_engine(settings)
     with engine.begin() as connection:
         for table in TABLES:
             connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
@@ -115,7 +126,7 @@ def reading(made) -> Iterator[Transaction]:
 def application(made) -> Iterator[Transaction]:
     """A caller's own transaction, in which the planner may do what it likes."""
     engine, settings = made
-    with engine.begin() as connection, database.borrowed(connection, settings) as tx:
+    with engine.begin() as connection, borrowing.borrowed(connection, settings) as tx:
         yield tx
 
 
@@ -435,7 +446,7 @@ def test_of_a_million_open_orphans_a_writer_reads_only_those_of_its_ids(make_dat
     """
     name = f"mgtest_{factories.new_id()}"
     settings = Settings(database_url=make_database(name, template))
-    engine = database.create_engine(settings)
+    engine = engines.create_engine(settings)
     index = "mailglass_open_orphan_ids_candidate_idx"
     wanted = {
         "a thousand ids": ([f"message-{n}" for n in range(1, 1_000_000, 1_000)], [], 900),
@@ -454,7 +465,7 @@ def test_of_a_million_open_orphans_a_writer_reads_only_those_of_its_ids(make_dat
                 with engine.begin() as connection:
                     connection.exec_driver_sql("ANALYZE mailglass_open_orphans, mailglass_open_orphan_ids")
             with engine.connect() as connection:
-                with connection.begin(), database.borrowed(connection, settings) as application:
+                with connection.begin(), borrowing.borrowed(connection, settings) as application:
                     plans = _plans_of(application, settings, wanted)
                 with database.transaction(connection, settings, read_only=True, probes_only=True) as after:
                     plans |= {f"{asked}, after": plan for asked, plan in _plans_of(after, settings, wanted).items()}

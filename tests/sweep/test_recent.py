@@ -13,7 +13,7 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, reconcile_recent
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import history, windows
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -159,7 +159,7 @@ def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engi
     """A database of old orphans that never match, whose statistics are those of empty tables."""
     name = f"mgtest_{factories.new_id()}"
     settings = Settings(database_url=make_database(name, template))
-    engine = database.create_engine(settings)
+    engine = engines.create_engine(settings)
     with engine.begin() as connection:
         for table in ("mailglass_open_orphans", "mailglass_open_orphan_ids"):
             connection.exec_driver_sql(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")

@@ -16,7 +16,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row, sendgrid
 from mailglass_reconcile import events_channel, reconcile
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 
 GUID = "883953f4-6105-42a2-a16a-{:012d}"
@@ -484,7 +484,7 @@ def test_an_event_that_is_no_orphan_never_calls_our_triggers(db):
 def test_a_second_sweep_with_another_engine_sees_the_same(db):
     """Nothing is kept in a process."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    assert reconciler.prepare().run(database.create_engine(db.settings)).linked == 1
+    assert reconciler.prepare().run(engines.create_engine(db.settings)).linked == 1
     assert reconcile().scanned == 0
 
 

@@ -12,7 +12,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, prune, reconcile
 from mailglass_reconcile.ops import measures
-from mailglass_reconcile.store import attempts, database
+from mailglass_reconcile.store import attempts, engines
 from mailglass_reconcile.store.database import transaction
 from mailglass_reconcile.web import create_app, metrics
 from scraping import delivery_of, parsed, scrape, value
@@ -145,7 +145,7 @@ def test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else(e
     """With no figure that could be taken for a good one."""
     for url in ("postgresql://nobody@127.0.0.1:1/none", empty_database_url):
         settings = Settings(database_url=url)
-        assert parsed(metrics.scrape(database.create_engine(settings), settings)) == {("up", ()): 0}
+        assert parsed(metrics.scrape(engines.create_engine(settings), settings)) == {("up", ()): 0}
 
 
 def test_the_address_is_for_the_operator_alone(db):
@@ -175,7 +175,7 @@ def test_a_database_that_does_not_answer_is_down_within_two_seconds(db):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(database_url=f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/x")
         began = time.monotonic()
-        assert parsed(metrics.scrape(database.create_engine(settings), settings)) == {("up", ()): 0}
+        assert parsed(metrics.scrape(engines.create_engine(settings), settings)) == {("up", ()): 0}
         assert time.monotonic() - began < metrics.SECONDS + 1
     with db.engine.connect() as other, other.begin():
         other.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")

@@ -16,7 +16,7 @@ from django.db.utils import ConnectionDoesNotExist
 
 from mailglass_reconcile import runtime, unreachable
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.unreachable import Server
 
 OF_DJANGOS_CURSORS = ("context", "cursor_factory")
@@ -62,7 +62,7 @@ def engine(name: str) -> sa.Engine:
     Args:
         name: A name in `DATABASES`; it is looked up when something connects.
     """
-    return database.create_engine_by(lambda: _open(name), lambda: _server(name))
+    return engines.create_engine_by(lambda: _open(name), lambda: _server(name))
 
 
 def wrapper(name: str) -> Any:
@@ -110,7 +110,7 @@ class _Lent:
 
 @cache
 def _lending(name: str) -> sa.Engine:
-    return database.create_engine_by(lambda: _lend(name), lambda: _server(name))
+    return engines.create_engine_by(lambda: _lend(name), lambda: _server(name))
 
 
 def _lend(name: str) -> _Lent:
@@ -134,7 +134,7 @@ def _open(name: str) -> psycopg.Connection[Any]:
     except ImproperlyConfigured:
         raise ConfigurationError(f"DATABASES[{name!r}] has no usable NAME") from None
     wanted = {key: value for key, value in parameters.items() if key not in OF_DJANGOS_CURSORS}
-    wanted = {"connect_timeout": database.CONNECT_TIMEOUT_SECONDS, **wanted, "prepare_threshold": None}
+    wanted = {"connect_timeout": engines.CONNECT_TIMEOUT_SECONDS, **wanted, "prepare_threshold": None}
     opened = psycopg.connect(**wanted)
     role = djangos.settings_dict["OPTIONS"].get("assume_role")
     if role:

@@ -11,7 +11,8 @@ from mailglass_reconcile import runtime, unreachable
 from mailglass_reconcile.errors import DISK_FULL, ConfigurationError, database_errors, sqlstate
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction, server_of, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import server_of
 
 STATEMENT_TIMEOUT_MS = 2_000
 LOCK_TIMEOUT_MS = 500

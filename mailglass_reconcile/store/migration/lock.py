@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction, connect, transaction
+from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.engines import connect
 
 PATIENCE_SECONDS = 60
 

@@ -20,7 +20,8 @@ from alembic.config import Config
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import privileges, schema
-from mailglass_reconcile.store.database import connect, create_engine, transaction
+from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
 from mailglass_reconcile.store.migration.steps import Steps

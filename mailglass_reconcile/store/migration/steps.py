@@ -21,7 +21,8 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair
-from mailglass_reconcile.store.database import Transaction, connect, in_schema, transaction
+from mailglass_reconcile.store.database import Transaction, in_schema, transaction
+from mailglass_reconcile.store.engines import connect
 
 LOCK_TIMEOUT_MS = 100
 """Writers queue behind a lock that is waited for; Mailglass's own give up after 500 ms."""

@@ -1,0 +1,120 @@
+"""The way to Postgres: an engine from a URL, its connections, and the name of the server that they lead to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
+
+from mailglass_reconcile import unreachable
+from mailglass_reconcile.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    LedgerImmutableError,
+    database_errors,
+    translated,
+)
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.unreachable import Server
+
+CONNECT_TIMEOUT_SECONDS = 5
+ISOLATION = "READ COMMITTED"
+
+_SERVER = "mailglass_reconcile.server"
+
+
+def database_url(settings: Settings) -> URL:
+    """Return the configured URL, always on psycopg 3.
+
+    Raises:
+        ConfigurationError: `MAILGLASS_DATABASE_URL` is missing, no URL, or of another database.
+    """
+    if settings.database_url is None:
+        raise ConfigurationError("MAILGLASS_DATABASE_URL is not set: give it a postgresql:// URL")
+    try:
+        url = make_url(settings.database_url.get_secret_value())
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "MAILGLASS_DATABASE_URL is not a URL: it should look like postgresql://user:password@host/database"
+        ) from None
+    if url.drivername.partition("+")[0] not in ("postgres", "postgresql"):
+        raise ConfigurationError("MAILGLASS_DATABASE_URL must be a postgresql:// URL")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def create_engine(settings: Settings) -> sa.Engine:
+    """Return an engine that keeps no connection between uses; nothing connects yet.
+
+    Prepared statements are off: PgBouncer in transaction mode may not keep them. A refused write to the ledger
+    reaches callers as `LedgerImmutableError`.
+
+    Raises:
+        ConfigurationError: As in `database_url`.
+    """
+    return _engine(
+        database_url(settings),
+        connect_args={
+            "prepare_threshold": None,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "client_encoding": "utf8",
+        },
+    )
+
+
+def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -> sa.Engine:
+    """Return an engine like that of `create_engine`, whose psycopg connections *connect* opens, to *server*."""
+    return _engine("postgresql+psycopg://", creator=connect, execution_options={_SERVER: server})
+
+
+def _engine(url: URL | str, **options: Any) -> sa.Engine:
+    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
+    sa.event.listen(engine, "handle_error", _immutable_by_name)
+    return engine
+
+
+def _immutable_by_name(context: sa.engine.ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+    if isinstance(error, sa.exc.DBAPIError) and isinstance(translated(error), LedgerImmutableError):
+        raise translated(error) from None
+
+
+def connect(engine: sa.Engine) -> sa.Connection:
+    """Open a connection whose transactions are READ COMMITTED, whatever the server's default.
+
+    Raises:
+        DatabaseUnavailableError: The server cannot be reached, or refuses: where, why, and which setting to look at.
+        MailglassReconcileError: The engine cannot be used.
+    """
+    with database_errors():
+        try:
+            return engine.connect().execution_options(isolation_level=ISOLATION)
+        except DBAPIError as error:
+            raise DatabaseUnavailableError(unreachable.sentence(error, server_of(engine))) from None
+
+
+def server_of(engine: sa.Engine) -> Server:
+    """Return where *engine* leads to, without user and password; what its URL leaves out, libpq takes elsewhere."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        found: Server = known()
+        return found
+    url = engine.url
+    asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
+    port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
+    database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
+    return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
+
+
+def database_of(engine: sa.Engine) -> str:
+    """Return what tells the database that *engine* leads to from others; options of the connection do not count."""
+    known = engine.get_execution_options().get(_SERVER)
+    if known is not None:
+        return repr(known())
+    url = engine.url
+    return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
