@@ -169,7 +169,7 @@ def _note(run: Run) -> None:
         with connect(runtime.get_engine()) as connection:
             history.note(connection, runtime.get_settings(), run)
     except MailglassReconcileError as error:
-        logger.warning("a sweep is missing in the history of runs: %s", error)
+        logger.warning("this sweep is missing from the history of runs: %s", error)
 
 
 _last_faults: dict[str, str] = {}

@@ -32,7 +32,7 @@ _registered: dict[str, Registered] = {}
 def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     """Register the decorated function as a handler of events.
 
-    It is called as `handler(connection, event)`, once for each event of these types that is given to a delivery while
+    It is called as `handler(connection, event)`, once for each event of these types that reaches a delivery while
     `MAILGLASS_HOOK_TYPES` names its type. What it does through *connection* is committed together with the note that
     it did it, so it must not commit. If it raises, it is tried again later.
 
@@ -85,7 +85,7 @@ def _known(type_: object) -> str:
 def _path(function: Handler) -> str:
     path = getattr(function, "__qualname__", "")
     if not path or "<lambda>" in path:
-        raise ConfigurationError("on_event: a handler that is no named function needs a name=")
+        raise ConfigurationError("on_event: a handler that is not a named function needs name=")
     return f"{function.__module__}.{path}"
 
 

@@ -1,4 +1,4 @@
-"""The names of the channels on which links are told."""
+"""The names of the channels on which links are broadcast."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ EVERY_CHANNEL = "mailglass:events:*"
 
 
 def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
-    """Return the channel on which a tenant's, or one delivery's, updates are told.
+    """Return the channel for the updates of a tenant, or of one delivery.
 
     A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits,
-    `.`, `_` and `-`, so that no tenant's channel can be another's and no pattern leaks in.
+    `.`, `_` and `-`, so that two tenants never share a channel and no name is a pattern.
 
     Args:
         tenant_id: The tenant, as it stands in the tables.

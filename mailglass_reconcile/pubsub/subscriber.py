@@ -46,7 +46,7 @@ class Update(NamedTuple):
 class Missed(NamedTuple):
     """The connection was lost: broadcasts between the two times, both in UTC, may have been missed.
 
-    It comes after the new subscription is confirmed. Read what you need from the tables then, and nothing is left out.
+    It comes after the new subscription is confirmed. If you now read what you need from the tables, you miss nothing.
 
     Attributes:
         since: When the server was last heard.

@@ -46,7 +46,7 @@ def append(
             `reconciled:`, `webhook:` or `send:`.
         reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
         metadata: What else to keep, as JSON. It is stored as given, addresses included, and can never be erased.
-        needs_reconciliation: True for an orphan, whose delivery a sweep is to find.
+        needs_reconciliation: True for an orphan: sweeps will look for its delivery.
 
     Returns:
         The new event's id, or None if the ledger has the key already.

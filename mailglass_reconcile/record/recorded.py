@@ -1,4 +1,4 @@
-"""What the writers return, with what is to be done after the caller's commit."""
+"""What the writers return, with what has to be done after the caller's commit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Recorded:
     Attributes:
         event_id: Its id, or None if it was recorded before.
         delivery_id: Its delivery, or None if it is an orphan.
-        messages: What `broadcast` is to publish; empty if there is nothing, or if a Session publishes it by itself.
-        look: What `broadcast` is to look for once more; None if there is nothing, or if a Session does it by itself.
+        messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
+        look: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
     """
 
     event_id: UUID | None
@@ -41,8 +41,8 @@ class RecordedDelivery:
     Attributes:
         delivery_id: Its id.
         linked: How many events that came before it were linked to it now.
-        messages: What `broadcast` is to publish; empty if there is nothing, or if a Session publishes it by itself.
-        look: What `broadcast` is to look for once more; None if there is nothing, or if a Session does it by itself.
+        messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
+        look: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
     """
 
     delivery_id: UUID

@@ -45,18 +45,18 @@ def record_send(
     stream: str = "transactional",
     metadata: Mapping[str, Any] | None = None,
 ) -> list[RecordedDelivery]:
-    """Record a send after the provider's API has answered: a delivery for each recipient, and its `dispatched` event.
+    """Record a send after the provider's API has answered: one delivery per recipient, with its `dispatched` event.
 
-    Events that came before are linked in the same transaction, in their grace or not. After the commit, what was
-    linked is broadcast, and what came at the same time is looked for once more: by itself with a Session, by
-    `broadcast` with a Connection.
+    Events that arrived earlier are linked in the same transaction, in their grace period or not. After your commit,
+    the links are broadcast, and events that arrived at the same time are linked, too. A Session does that by itself;
+    with a Connection, call `broadcast`.
 
     Args:
-        connection: A SQLAlchemy Connection or Session in a transaction, which decides whether any of it is kept. Its
-            settings are as before afterwards, also after an error.
-        provider: The provider's name, in any known spelling; it is stored in one.
-        sent: What the API has answered, for each recipient. The same send again (tenant, provider, message id and
-            address, whatever its case and display name) changes nothing; without a message id each is its own.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
+            also after an error.
+        provider: The provider's name in any known spelling, such as `Amazon SES`.
+        sent: What the API has answered, for each recipient. Recording the same send again changes nothing: same tenant,
+            provider, message id and address (without case and display name). Without a message id, each is new.
         tenant_id: The tenant that sends; None is `MAILGLASS_TENANT`.
         mailable: What kind of message it is, such as `Welcome`.
         stream: `transactional`, `operational` or `bulk`.

@@ -66,7 +66,7 @@ def _json(path: str, value: object, depth: int) -> Any:
 
 def _key(path: str, key: object) -> str:
     if not isinstance(key, str):
-        raise InvalidEventError(f"{path} has a key that is no text")
+        raise InvalidEventError(f"{path} has a key that is not a text")
     return storable(key)[:MAX_TEXT]
 
 

@@ -15,15 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Finish what a writer did on a plain Connection; call it after the commit, with the connection given back.
+    """Finish what a writer began on a plain Connection: call it after your commit, outside the connection's block.
 
-    It tells subscribers what was attached or linked. Then it links, and tells them of, what neither this call nor
-    another one could see because their transactions overlapped; for that it opens a connection of its own to
-    `MAILGLASS_DATABASE_URL`.
+    It broadcasts what was attached or linked. Then it looks once more for events that overlapping transactions could
+    not see, links them, and broadcasts these links, too. For that it opens a connection to `MAILGLASS_DATABASE_URL`.
 
-    A Redis that does not answer costs at most a second and raises nothing. A database that does not answer raises
-    nothing either: the next sweep links. With a Session there is nothing left to do: it does this by itself when it
-    has committed.
+    If Redis does not answer, it takes at most a second and raises nothing. If the database does not answer, it raises
+    nothing either, and the next sweep links. With a Session, do not call it: all this happens after its commit.
 
     Args:
         recorded: What `record_webhook` or `record_send` returned.

@@ -39,17 +39,17 @@ def record_webhook(
     events: Iterable[WebhookEvent],
     strict: bool = False,
 ) -> list[Recorded]:
-    """Record a webhook's events: each goes to its delivery, which is brought up to date, or stays an orphan.
+    """Record a webhook's events: each is attached to its delivery, or kept as an orphan until the delivery is there.
 
-    A delivery is found by the same rule as by a sweep. An event that comes again, in whatever batch, is recorded once.
-    After the commit, what was attached is broadcast, and what became an orphan is looked at once more, because its
-    delivery may have been stored at the same time: by itself with a Session, by `broadcast` with a Connection.
+    Deliveries are found by the sweep's rule, and brought up to date. An event that the provider repeats is recorded
+    once. After your commit, the attached events are broadcast, and orphans whose delivery was stored at the same time
+    are linked. A Session does that by itself; with a Connection, call `broadcast`.
 
     Args:
-        connection: A SQLAlchemy Connection or Session in a transaction, which decides whether any of it is kept. Its
-            settings are as before afterwards, also after an error.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
+            also after an error.
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
-        provider: The provider's name, in any known spelling; it is stored in one.
+        provider: The provider's name in any known spelling, such as `Amazon SES`.
         events: The webhook's events, in its order.
         strict: Leave out of the ledger every text in metadata that looks like an e-mail address.
 

@@ -170,7 +170,7 @@ def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = N
     Args:
         tx: The transaction.
         attempts: What has been tried.
-        xact_id: The transaction that it has been tried in, if that is to be this one.
+        xact_id: The transaction that it has been tried in, if it must be this one.
     """
     parameters = {
         "event_ids": array_literal(one.event_id for one in attempts),

@@ -84,7 +84,7 @@ class Transaction:
         return self.connection.execute(_text(statement, self.schema, self._texts(parameters or {})), parameters)
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the parameters that the driver is to be told are texts: other drivers than psycopg ask for types."""
+        """Return the parameters that the driver must be told are texts: drivers other than psycopg ask for types."""
         if self._guesses_types:
             return ()
         return tuple(name for name, value in parameters.items() if isinstance(value, str))

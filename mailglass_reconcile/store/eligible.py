@@ -91,7 +91,7 @@ class Survey(NamedTuple):
     raw_webhooks: bool
 
     def window(self, tenant_id: str | None) -> Slice:
-        """Return all that the sweep is to look at as one slice."""
+        """Return all that the sweep looks at, as one slice."""
         ranges = tuple(map(Range, self.afters, self.untils))
         return Slice(Place(self.after, LAST_EVENT), Place(self.until, LAST_EVENT), tenant_id, ranges=ranges)
 

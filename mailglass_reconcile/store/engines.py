@@ -35,7 +35,7 @@ def database_url(settings: Settings) -> URL:
         ConfigurationError: `MAILGLASS_DATABASE_URL` is missing, no URL, or of another database.
     """
     if settings.database_url is None:
-        raise ConfigurationError("MAILGLASS_DATABASE_URL is not set: give it a postgresql:// URL")
+        raise ConfigurationError("MAILGLASS_DATABASE_URL is not set; set it to a postgresql:// URL")
     try:
         url = make_url(settings.database_url.get_secret_value())
     except (ArgumentError, ValueError):

@@ -21,7 +21,7 @@ HELD_SECONDS = 10.0
 """Recent sweeps that did nothing are noted together, once in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
 
-# A stand-by that does not answer may hold up a link, which is to be safe, but no row of the history.
+# A stand-by that does not answer may hold up a link, which must be safe, but no row of the history.
 _UNWAITED = "SELECT set_config('synchronous_commit', 'off', true)"
 
 _held: dict[tuple[str, str | None], tuple[float, Run]] = {}
@@ -49,7 +49,7 @@ def note(connection: sa.Connection, settings: Settings, run: Run) -> None:
             runs.add(tx, run)
     except SQLAlchemyError as error:
         reason = translated(error) if isinstance(error, DBAPIError) else type(error).__name__
-        logger.warning("a sweep is missing in the history of runs: %s", reason)
+        logger.warning("this sweep is missing from the history of runs: %s", reason)
 
 
 def _is_due(run: Run) -> bool:

@@ -29,7 +29,7 @@ def cut(engine: sa.Engine, settings: Settings, tenant_id: str | None, size: int)
         engine: The database.
         settings: Grace and maximum age.
         tenant_id: Of this tenant only; None is all tenants.
-        size: Orphans that one sweep is to look at.
+        size: Orphans that one sweep will look at.
 
     Raises:
         MailglassReconcileError: The database refused, cannot be reached, or lacks what this version needs.

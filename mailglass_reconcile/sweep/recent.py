@@ -13,11 +13,11 @@ MAX_INTERVAL_SECONDS = 60
 
 
 def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> SweepResult:
-    """Link what arrived lately and can be linked, in its grace or not, and broadcast each link; return the counts.
+    """Link what arrived lately, in its grace period or not, and broadcast each link; return the counts.
 
     Call it once per *interval*. It looks at the orphans that arrived during the last two seconds, or three intervals
-    if that is longer, and at those that have just become 4, 8, … 256 seconds old. A call that comes late or never
-    costs the orphans that it would have looked at the time until the next power of two, or until the full sweep.
+    if that is longer, and at those that have just become 4, 8, … 256 seconds old. If a call
+    comes late or not at all, its orphans wait for the next power of two, or for the full sweep.
 
     Args:
         interval: Seconds between two calls, above 0 and at most 60.
@@ -48,7 +48,7 @@ def prepare(
         tenant_id: As for `reconcile_recent`.
         settings: Those of this process if None, which are read again each time.
         publisher: One of this process's Redis if None.
-        origin: Who asked for it, as the history of runs is to say.
+        origin: Who asked for it, for the history of runs.
 
     Raises:
         ConfigurationError: A setting is missing or cannot be used.

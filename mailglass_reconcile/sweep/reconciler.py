@@ -63,7 +63,7 @@ class Sweep:
             progress: Called with the counts so far, after each batch.
             recent: Seconds between recent sweeps, if this is one: it looks at what is new or due again, within the
                 interval or two seconds, and logs nothing that the full sweep says anyway.
-            origin: Who asked for it, as the history of runs is to say.
+            origin: Who asked for it, for the history of runs.
             would_link: Called in a dry run with pairs of orphan and delivery, a slice at a time.
         """
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)

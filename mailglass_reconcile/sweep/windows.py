@@ -72,7 +72,7 @@ def survey(
     bounds: tuple[str | None, str | None] = (None, None),
     recent: float | None = None,
 ) -> Window:
-    """Look at what is to be swept, and at the schema.
+    """Look at what will be swept, and at the schema.
 
     Args:
         tx: A read-only transaction.

@@ -57,7 +57,7 @@ def tenant(query: QueryParams, viewer: Viewer) -> str | None:
 
 
 def shown(query: QueryParams, viewer: Viewer) -> Shown:
-    """Return what an overview is to show.
+    """Return what an overview shows.
 
     Raises:
         UnusableError: There is no such number of hours.
