@@ -24,10 +24,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(directory.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_migrations_and_the_types(wheel):
-    """All that runs from an installed wheel is in it, and nothing else."""
+def test_the_wheel_holds_the_package_and_the_migrations(wheel):
+    """All that runs from an installed wheel is in it, with types, templates and pictures, and nothing else."""
     names = zipfile.ZipFile(wheel).namelist()
-    assert "mailglass_reconcile/py.typed" in names
+    files = [path for path in (ROOT / "mailglass_reconcile").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(names)
     assert "mailglass_reconcile/_alembic/env.py" in names
     revisions = {f"mailglass_reconcile/_alembic/versions/{path.name}" for path in ROOT.glob("alembic/versions/*.py")}
     assert revisions
