@@ -35,13 +35,9 @@ RunStatus = Literal[SweepStatus, "duplicate"]
 FindingStatus = Literal["ok", "warning", "error"]
 """What the doctor says of a part of the installation."""
 
-HookState = Literal["waiting", "dispatched", "dead"]
-"""The state of an event that handlers run on."""
-
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 OPEN_STATES: tuple[OpenState, ...] = get_args(OpenState)
 EVENT_STATES: tuple[EventState, ...] = get_args(EventState)
 SKIPPED: tuple[Skipped, ...] = get_args(Skipped)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
-HOOK_STATES: tuple[HookState, ...] = get_args(HookState)

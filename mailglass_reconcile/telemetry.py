@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from opentelemetry import metrics, trace
 
+from mailglass_reconcile import states
+
 NAME = "mailglass_reconcile"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"
 
@@ -34,21 +36,8 @@ SPAN_ATTRIBUTES = frozenset(
     }
 )
 METRIC_ATTRIBUTES = {
-    "outcome": frozenset(
-        {
-            "linked",
-            "unmatched",
-            "unmatchable",
-            "ambiguous",
-            "tenant_mismatch",
-            "recipient_mismatch",
-            "skipped",
-            "failed",
-            "expired",
-            "published",
-        }
-    ),
-    "status": frozenset({"ok", "partial", "failed", "duplicate"}),
+    "outcome": frozenset({*states.OUTCOMES, "expired", "published"}),
+    "status": frozenset(states.RUN_STATUSES),
 }
 """What a metric's attributes may say; anything else is not counted."""
 

@@ -13,10 +13,11 @@ import redis
 
 import oracle
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.states import OUTCOMES
 from mailglass_reconcile.store.attempts import MOST_ATTEMPTS
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import STATES, SweepResult
+from mailglass_reconcile.sweep.result import SweepResult
 from witness import Witness, running
 
 ALL = frozenset({"I1", "I2", "I3", "I4", "I5", "I6", "I7", "I9", "I10", "I11", "I12", "I13", "I14"})
@@ -239,8 +240,8 @@ def check_monotone(state: _State) -> None:
 def check_counts(results: Sequence[SweepResult]) -> None:
     """I11: counts add up to `scanned`."""
     for result in results:
-        assert result.scanned == sum(getattr(result, state) for state in STATES), result
-        assert min(getattr(result, state) for state in STATES) >= 0, result
+        assert result.scanned == sum(getattr(result, state) for state in OUTCOMES), result
+        assert min(getattr(result, state) for state in OUTCOMES) >= 0, result
         if not result.dry_run and result.status == "ok":
             assert result.published + result.publish_failed == 2 * result.linked, result
 

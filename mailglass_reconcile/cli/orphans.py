@@ -9,7 +9,8 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import page as pages
-from mailglass_reconcile.ops.listed import EXPIRED, STATES, Filters, Listed
+from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
+from mailglass_reconcile.states import OPEN_STATES
 from mailglass_reconcile.wording import age, printable
 
 EXAMPLES = """\b
@@ -21,7 +22,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--state", type=click.Choice(STATES), help="In this state only.")
+@click.option("--state", type=click.Choice(OPEN_STATES), help="In this state only.")
 @click.option("--tenant", "tenant_id", metavar="ID", help="Of this tenant only.")
 @click.option("--provider", metavar="NAME", help="Of this provider only, in any spelling.")
 @click.option("--type", metavar="TYPE", help="Of this type only, such as bounced.")

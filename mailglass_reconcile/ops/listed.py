@@ -12,7 +12,6 @@ WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
 NAMING = (match.MATCHED, match.AMBIGUOUS, match.TENANT_MISMATCH, match.RECIPIENT_MISMATCH)
 """States of orphans with an id that names a delivery, of whatever tenant."""
-STATES = states.OPEN_STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Filters:
     """Which orphans to list; None is all that are not expired.
 
     Attributes:
-        state: One of `STATES`; `expired` lists those of the ledger, tenant by tenant.
+        state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant.
         tenant_id: The tenant.
         provider: The provider, in any spelling.
         type: The event's type.

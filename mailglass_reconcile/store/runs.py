@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
+from mailglass_reconcile import states
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.states import RunStatus
 from mailglass_reconcile.store.database import Transaction, transaction
@@ -18,21 +19,7 @@ Origin = Literal["beat", "call", "command", "python", "follow"]
 RETENTION_DAYS = 30
 """Older rows are added up into one per kind, origin and status, so that totals never shrink."""
 
-COUNTS = (
-    "scanned",
-    "linked",
-    "unmatched",
-    "unmatchable",
-    "ambiguous",
-    "tenant_mismatch",
-    "recipient_mismatch",
-    "skipped",
-    "failed",
-    "published",
-    "publish_failed",
-    "expired",
-    "duration_ms",
-)
+COUNTS = ("scanned", *states.OUTCOMES, "published", "publish_failed", "expired", "duration_ms")
 
 _ADD = """
 INSERT INTO {schema}.mailglass_reconcile_runs AS r

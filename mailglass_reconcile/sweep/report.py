@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from mailglass_reconcile import telemetry
+from mailglass_reconcile.states import OUTCOMES
 from mailglass_reconcile.store.runs import Kind, Run
-from mailglass_reconcile.sweep.result import STATES, remaining
+from mailglass_reconcile.sweep.result import remaining
 from mailglass_reconcile.wording import counted, took
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def reported(kind: Kind, as_run: Callable[[BaseException | None], Run]) -> Itera
 
 def _tell(run: Run, span: telemetry.Span) -> None:
     telemetry.describe(span, _attributes(run), run.error if run.status == "failed" else None)
-    telemetry.count_orphans({state: run.counts[state] for state in STATES})
+    telemetry.count_orphans({state: run.counts[state] for state in OUTCOMES})
     telemetry.count_sweep(run.status, run.counts["duration_ms"])
     log(run)
 
@@ -68,7 +69,7 @@ def log(run: Run) -> None:
     if not (run.counts["linked"] or run.counts["failed"] or run.status == "partial"):
         return
     whose = "all tenants" if run.tenant_id is None else f"tenant '{run.tenant_id}'"
-    rest = [f"{number:,} {state}" for state in STATES if state != "linked" and (number := run.counts[state])]
+    rest = [f"{number:,} {state}" for state in OUTCOMES if state != "linked" and (number := run.counts[state])]
     rest += [f"{counted(run.counts['publish_failed'], 'broadcast')} not sent"] if run.counts["publish_failed"] else []
     rest += [] if run.status == "ok" else [f"{run.status}, {remaining(run.remaining)}"]
     logger.info(

@@ -13,11 +13,6 @@ from mailglass_reconcile.sweep.batch import Outcome
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 """Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
 
-SKIPPED = states.SKIPPED
-
-STATES = states.OUTCOMES
-
-
 SHOWN_CHARACTERS = 1_000
 
 
@@ -124,7 +119,7 @@ class SweepResult:
             self.unmatched += rest
         else:
             self.skipped_deadline += rest
-        self.skipped = sum(getattr(self, state) for state in SKIPPED)
-        self.scanned = sum(getattr(self, state) for state in STATES)
+        self.skipped = sum(getattr(self, state) for state in states.SKIPPED)
+        self.scanned = sum(getattr(self, state) for state in states.OUTCOMES)
         if self.status == "ok" and self.failed:
             self.status = "partial"

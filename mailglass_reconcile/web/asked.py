@@ -8,7 +8,8 @@ from uuid import UUID
 
 from starlette.datastructures import QueryParams
 
-from mailglass_reconcile.ops.listed import EXPIRED, STATES, Filters
+from mailglass_reconcile.ops.listed import EXPIRED, Filters
+from mailglass_reconcile.states import OPEN_STATES
 from mailglass_reconcile.web import words
 from mailglass_reconcile.web.access import Viewer
 
@@ -82,8 +83,8 @@ def listing(query: QueryParams, viewer: Viewer) -> Listing:
     for name, value in given.items():
         if len(value) > LONGEST or "\x00" in value:
             raise UnusableError(f"{name}: at most {LONGEST} characters")
-    if given["state"] not in ("", *STATES):
-        raise UnusableError(f"state: use one of {', '.join(STATES)}")
+    if given["state"] not in ("", *OPEN_STATES):
+        raise UnusableError(f"state: use one of {', '.join(OPEN_STATES)}")
     filters = Filters(
         state=given["state"] or None,
         tenant_id=tenant(query, viewer),

@@ -20,7 +20,8 @@ from prometheus_client.registry import Collector
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.measures import Measures, measure
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.sweep.result import REASONS, STATES
+from mailglass_reconcile.states import OUTCOMES
+from mailglass_reconcile.sweep.result import REASONS
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class _Known(Collector):
 def _history(known: Measures) -> Iterator[Metric]:
     runs = {(kind, status): 0 for kind in KINDS for status in STATUSES}
     seconds = dict.fromkeys(KINDS, 0.0)
-    orphans, messages = dict.fromkeys(map(str, STATES), 0), {"published": 0, "failed": 0}
+    orphans, messages = dict.fromkeys(map(str, OUTCOMES), 0), {"published": 0, "failed": 0}
     expired = {"found": 0, "none": 0}
     for kind, status, counts in known.totals:
         runs[kind, status] = counts["runs"]
@@ -92,7 +93,7 @@ def _history(known: Measures) -> Iterator[Metric]:
             expired["none"] += counts["unmatched"]
             expired["found"] += counts["expired"] - counts["unmatched"]
             continue
-        for state in STATES:
+        for state in OUTCOMES:
             orphans[state] += counts[state]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
-from mailglass_reconcile.ops.listed import STATES
 from mailglass_reconcile.ops.overview import BUCKETS
+from mailglass_reconcile.states import OPEN_STATES
 from mailglass_reconcile.web import asked, chart, metrics
 from mailglass_reconcile.web.asked import ElsewhereError, Shown, UnusableError
 from mailglass_reconcile.web.entrance import Entrance, viewer_of
@@ -95,7 +95,7 @@ class Pages:
         tenant = "" if viewer.tenant_id else wanted.filters.tenant_id or ""
         kept = {**wanted.given, "tenant": tenant, "order": "newest" if wanted.newest_first else ""}
         return self._show(
-            request, "orphans.html", found=found, wanted=wanted, kept=kept, states=STATES, page_size=PAGE_SIZE
+            request, "orphans.html", found=found, wanted=wanted, kept=kept, states=OPEN_STATES, page_size=PAGE_SIZE
         )
 
     @_page

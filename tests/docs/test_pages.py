@@ -15,7 +15,7 @@ import mailglass_reconcile
 from mailglass_reconcile.cli import command as group
 from mailglass_reconcile.ops.sentences import SENTENCES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
-from mailglass_reconcile.sweep.result import STATES
+from mailglass_reconcile.states import OUTCOMES
 
 DOCS = pages.ROOT / "docs"
 COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
@@ -31,7 +31,7 @@ def table(page: str, column: str = r"`([^`]+)`") -> list[tuple[str, ...]]:
 def test_every_state_that_a_command_prints_is_in_the_table():
     """Those of a sweep, of `status` and of `explain`, and no other."""
     states = [row[0] for row in table("states.md")]
-    assert set(states) == {*STATES, *SENTENCES}
+    assert set(states) == {*OUTCOMES, *SENTENCES}
     assert len(states) == len(set(states))
 
 

@@ -26,10 +26,11 @@ from mailglass_reconcile.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.hooks import dead
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
+from mailglass_reconcile.states import OUTCOMES
 from mailglass_reconcile.store import borrowing, candidates, database, deliveries, engines, ledger, open_orphans
 from mailglass_reconcile.sweep import keys
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import STATES, SweepResult
+from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = pytest.mark.slow
 
@@ -312,9 +313,9 @@ class Schedule(RuleBasedStateMachine):
         closed = unnoticed - self.unnoticed
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
         linked = self._learn(mouth, open_)
-        counts = {state: getattr(result, state) for state in STATES}
+        counts = {state: getattr(result, state) for state in OUTCOMES}
         assert counts == {
-            **{state: wanted[state] for state in STATES},
+            **{state: wanted[state] for state in OUTCOMES},
             "linked": wanted["matched"],
             "skipped": len(closed),
         }
@@ -337,7 +338,7 @@ class Schedule(RuleBasedStateMachine):
         outer.told += inner.told
         assert self._learn(outer, open_) == result.linked + sum(r.linked for _, r in within)
         for began_with, each in ((len(open_), result), *within):
-            assert each.scanned == began_with == sum(getattr(each, state) for state in STATES), each
+            assert each.scanned == began_with == sum(getattr(each, state) for state in OUTCOMES), each
             assert each.skipped == each.skipped_held, each
         self._notice()
         assert result.remaining == len(self._open())

@@ -13,7 +13,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from installation import PATIENCE, end
 from mailglass_reconcile.ops.status import status
 from mailglass_reconcile.singleton.lock import LockBackend
-from mailglass_reconcile.sweep.result import STATES
+from mailglass_reconcile.states import OUTCOMES
 from singleton.test_celery import SESSIONS, key_of
 from singleton.test_lock import KEY, store  # noqa: F401 - a fixture
 
@@ -77,7 +77,7 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_the_last
         assert found.healthy, found.problems
         assert asked_by_beat(site) == "new"
     assert sum(result["scanned"] for result in results) == site.linked() == 50
-    assert all(result["scanned"] == sum(result[state] for state in STATES) for result in results)
+    assert all(result["scanned"] == sum(result[state] for state in OUTCOMES) for result in results)
     assert {result["status"] for result in results} == {"ok"}
     assert {name for (name,) in site.db.rows("SELECT DISTINCT name FROM who")} >= {"one", "two"}
     assert site.said("cut 50 open orphans into 10 ranges") == 1

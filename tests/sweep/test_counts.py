@@ -7,8 +7,8 @@ import factories
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
+from mailglass_reconcile.states import OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
-from mailglass_reconcile.sweep.result import SKIPPED, STATES
 
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 
@@ -36,7 +36,7 @@ def once(action):
 
 def true(db, result, scanned):
     """Whether a result adds up to what was eligible, and says what is open."""
-    assert result.scanned == scanned == sum(getattr(result, state) for state in STATES), result
+    assert result.scanned == scanned == sum(getattr(result, state) for state in OUTCOMES), result
     assert result.skipped == sum(getattr(result, cause) for cause in SKIPPED), result
     assert result.remaining == db.value(OPEN), result
 

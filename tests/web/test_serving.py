@@ -1,12 +1,10 @@
 """`mailglass-reconcile serve` as a process."""
 
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -14,6 +12,13 @@ from pydantic import SecretStr
 
 import mailglass_reconcile
 from mailglass_reconcile.cli import main
+from web.process import serving
+
+
+def urls(db):
+    """Return what the process is told of the database and of Redis."""
+    return db.url, db.settings.redis_url.get_secret_value()
+
 
 WITHOUT_EXTRA = """
 import sys
@@ -29,30 +34,10 @@ main()
 """
 
 
-@contextmanager
-def serving(db, *arguments, **environment):
-    """Serve on a free port while the block runs; yields the process and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "serve", "--port", "0", *arguments],
-        env={**db.environment(db.settings.redis_url.get_secret_value()), **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        line = process.stderr.readline()
-        said = re.fullmatch(r"serving on (http://\S+/); press Ctrl-C to stop\n", line)
-        assert said, line + process.stderr.read()
-        yield process, said[1]
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
 @pytest.mark.slow
 def test_sigterm_ends_it_in_a_second_even_if_the_database_hangs(db):
     """With 0, and without a word; the page in between works."""
-    with serving(db) as (process, address), db.engine.connect() as holder:
+    with serving(*urls(db)) as (process, address), db.engine.connect() as holder:
         assert httpx.get(address).status_code == 200
         assert httpx.get(f"{address}healthz", headers={"host": "x.example"}).text == "alive\n"
         holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
@@ -104,7 +89,7 @@ def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
 @pytest.mark.slow
 def test_with_a_token_it_listens_everywhere(db):
     """And answers who shows it."""
-    with serving(db, "--host", "0.0.0.0", MAILGLASS_WEB_TOKEN="secret") as (_, address):  # noqa: S104, S106
+    with serving(*urls(db), "--host", "0.0.0.0", MAILGLASS_WEB_TOKEN="secret") as (_, address):  # noqa: S104, S106
         place = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
         assert httpx.get(place).status_code == 401
         assert httpx.get(place, headers={"authorization": "Bearer secret"}).status_code == 200
