@@ -9,9 +9,10 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import page as pages
-from mailglass_reconcile.ops.listed import STATES, Filters
+from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.page import page
+from mailglass_reconcile.states import OPEN_STATES
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_each_orphan_has_the_state_that_the_sweep_gives_it(db, zoo, swept):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("swept", [False, True])
-@pytest.mark.parametrize("state", [state for state in STATES if state != "expired"])
+@pytest.mark.parametrize("state", [state for state in OPEN_STATES if state != "expired"])
 def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):
     """Whether its keys are stored or not."""
     if swept:
