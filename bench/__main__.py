@@ -145,14 +145,14 @@ class Bench(Machine):
         data.drop(self.server, "recording")
 
     def trigger(self) -> None:
-        """Let Postgres explain an INSERT of events that are no orphans: it names the triggers that it called."""
+        """Let Postgres explain an INSERT of events that are not orphans: it names the triggers that it called."""
         with psycopg.connect(self.migrated("plain")) as connection:
             row = connection.execute(
                 "EXPLAIN (ANALYZE, FORMAT JSON) INSERT INTO mailglass_events (id, tenant_id, type, occurred_at)"
                 " SELECT gen_random_uuid(), 't', 'sent', now() FROM generate_series(1, 1000)"
             ).fetchall()[0]
         called = sum(trigger["Calls"] for trigger in row[0][0]["Triggers"])
-        self.report("trigger calls for 1,000 events that are no orphans", called, 0, at_most=True)
+        self.report("trigger calls for 1,000 events that are not orphans", called, 0, at_most=True)
 
 
 def _written(connection: psycopg.Connection) -> int:

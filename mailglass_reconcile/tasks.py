@@ -142,7 +142,7 @@ def dispatch() -> dict[str, int]:
 
 
 def ask_for_dispatch(result: SweepResult) -> None:
-    """Call handlers at once for what a sweep has linked; a broker that is down is no error."""
+    """Call handlers at once for what a sweep has linked; a broker that is down is not an error."""
     if not (result.linked and runtime.get_settings().hook_types):
         return
     try:
@@ -261,6 +261,6 @@ def _warn_of_the_database() -> None:
                 with transaction(connection, runtime.get_settings(), read_only=True) as tx:
                     schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
             finally:
-                connection.invalidate()  # what an application's pool kept open, a fork would share
+                connection.invalidate()  # a fork would share what an application's pool kept open
     except MailglassReconcileError as error:
         logger.warning("this worker cannot sweep yet: %s", error)

@@ -16,7 +16,7 @@ SENTENCES = {
     "expired": "it is older than the maximum age, so no sweep looks at it any more",
     "linked": "it is linked",
     "settled": "a `reconciled` event without a delivery settled it",
-    "no_orphan": "it is no orphan: it was stored with its delivery, or needs none",
+    "no_orphan": "it is not an orphan: it was stored with its delivery, or needs none",
     "missing": "it is an orphan, but the table of open orphans lacks it: run `mailglass-reconcile prune`",
     "unknown": "the ledger has no event with this id",
 }

@@ -73,7 +73,7 @@ def server_of(client: redis.Redis, setting: str) -> Server:
 
 def impatient(client: redis.Redis) -> redis.Redis:
     """Return a client of our own to the server of *client*, which is left as it is; one of ours is returned itself."""
-    if isinstance(client, Impatient) or not isinstance(client, redis.Redis):  # RedisCluster is none
+    if isinstance(client, Impatient) or not isinstance(client, redis.Redis):  # RedisCluster is not one
         return client
     if client not in _ours:
         _ours[client] = Impatient(connection_pool=_impatient_pool(client.connection_pool))

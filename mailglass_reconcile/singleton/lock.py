@@ -31,7 +31,7 @@ RENEW_SECONDS = 20
 
 # The lock's value is a mark of one character, "q" queued or "r" running, and the owner: the task id of a request, or
 # the name of a run, which has a token of its own before the id. Anything else, of another kind or length of life, was
-# left by nobody who will free it, and is taken over.
+# left by something that will not free it, and is taken over.
 _TAKE = r"""
 local value, left = redis.pcall('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
 local held = type(value) == 'string' and #value <= 300 and value:find('^[qr][\32-\126]+$')

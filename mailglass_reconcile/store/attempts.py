@@ -70,7 +70,7 @@ SELECT set_config(name, :milliseconds, true) FROM pg_settings
    AND (setting::bigint = 0 OR setting::bigint > CAST(:milliseconds AS bigint))
 """
 
-# In the very transaction in which the handlers ran: one of them may have ended it.
+# In the same transaction in which the handlers ran: one of them may have ended it.
 _NOTE = """
 UPDATE {schema}.mailglass_hook_outbox SET done = array_append(done, CAST(:handler AS text))
  WHERE event_id = CAST(:event_id AS uuid) AND pg_current_xact_id()::text = :xact_id

@@ -52,7 +52,7 @@ SELECT set_config('client_encoding', 'UTF8', true),
        CASE WHEN :names_itself THEN pg_current_xact_id()::text END AS xact_id
 """
 
-# After a fail-over to another server an id may lie in the future, and pg_xact_status refuses such a one.
+# After a fail-over to another server an id may lie in the future, and pg_xact_status refuses it.
 _IN_PROGRESS = """
 SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in progress' END
   FROM (SELECT CAST(CAST(:xact_id AS text) AS xid8) AS id) AS x
@@ -101,7 +101,7 @@ def in_schema(sql: str, schema: str) -> str:
 
 @lru_cache(maxsize=512)
 def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
-    # A colon of the schema's name is no parameter.
+    # A colon in the schema's name is not a parameter.
     clause = sa.text(in_schema(statement, schema.replace(":", "\\:")))
     return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
 

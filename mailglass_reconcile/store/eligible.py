@@ -38,7 +38,7 @@ SELECT (pg_relation_size(to_regclass(:deliveries)) + pg_relation_size(to_regclas
 """
 
 # The statements on a slice walk the index of arrival range by range, in the order in which the ranges are given.
-# A database of very many tenants has its small groups added up under no name, so that memory stays bounded.
+# With very many tenants, small groups are added up under no name, so that memory stays bounded.
 _GROUPS = """
 SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
        place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(better_known)::bigint

@@ -55,7 +55,7 @@ DELETE FROM {schema}.mailglass_open_orphans AS o
  WHERE o.event_id = settled.event_id
 """
 
-# Mail of other software expires every day and nobody minds; what names a delivery should have been linked.
+# Mail of other software expires every day, which is normal; an event that names a delivery should have been linked.
 _REMOVE_EXPIRED = """
 WITH removed AS (
 DELETE FROM {schema}.mailglass_open_orphans AS o

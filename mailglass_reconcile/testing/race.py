@@ -18,7 +18,7 @@ Answered = TypeVar("Answered")
 
 SECONDS = 20
 
-# Others may read deliveries, and lock their rows; who wants to write one waits.
+# Others may read deliveries and lock their rows; a writer waits.
 _HOLD = "LOCK TABLE {schema}.mailglass_deliveries IN SHARE MODE"
 _GIVE_UP = "SELECT set_config('idle_in_transaction_session_timeout', :milliseconds, true)"
 

@@ -44,7 +44,7 @@ def postgres(*options: str) -> Iterator[str]:
 def postgres_server(*options: str) -> Iterator[Postgres]:
     """Run a new PostgreSQL as `postgres` does, and yield what stops and starts it."""
     server = None
-    try:  # a signal that was held back strikes where undisturbed() ends, when there is something to close
+    try:  # a signal held back arrives when undisturbed() ends: then there is something to close
         with undisturbed():
             server = Postgres(*options)
             server.start()

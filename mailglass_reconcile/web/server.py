@@ -52,7 +52,7 @@ def serve(host: str, port: int) -> None:
 
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # An answer that is cut off at the end is no error, and no traceback.
+        # An answer that is cut off at the end is not an error and needs no traceback.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         super().handle_exit(sig, frame)
 

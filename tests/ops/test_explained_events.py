@@ -1,4 +1,4 @@
-"""`explain` of events that are no orphans."""
+"""`explain` of events that are not orphans."""
 
 from uuid import UUID
 

@@ -14,7 +14,7 @@ from mailglass_reconcile.unreachable import Server
 
 LOST = "links are made, but nobody is told about them"
 
-# A replica takes PUBLISH and tells nobody. A user who may not ask for the role is told by the lock's check.
+# A replica takes PUBLISH and tells nobody. For a user who may not ask for the role, the lock's check reports it.
 _ROLE = """
 local said = redis.pcall('INFO', 'replication')
 if type(said) ~= 'string' then return '' end

@@ -138,7 +138,7 @@ def _messages(app: Celery, connection: Connection, task: str) -> int | None:
     try:
         with connection.channel() as channel:
             return int(channel.queue_declare(queue=name, passive=True).message_count)
-    except Exception as fault:  # an empty queue of Redis is not there
+    except Exception as fault:  # Redis keeps no empty queue
         return 0 if "NOT_FOUND" in str(fault) or getattr(fault, "code", None) == 404 else None
 
 
