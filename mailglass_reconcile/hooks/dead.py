@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.database import in_batches, transaction
+from mailglass_reconcile.store.database import in_batches
 from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.reading import reading
 
 LISTED = 1_000
 BATCH_ROWS = 5_000
@@ -24,7 +25,7 @@ def events(engine: sa.Engine) -> list[dict[str, Any]]:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     settings = runtime.get_settings()
-    with database_errors(), connect(engine) as connection, transaction(connection, settings, read_only=True) as tx:
+    with reading(engine, settings) as tx:
         return outbox.dead(tx, LISTED)
 
 

@@ -10,15 +10,14 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import origins, sentences
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
 from mailglass_reconcile.states import EventState
 from mailglass_reconcile.store import eligible, runs
-from mailglass_reconcile.store.database import Transaction, transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Keys, Named, Open
+from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import examination, match, providers
 from mailglass_reconcile.sweep.match import Decision
@@ -61,11 +60,7 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
         "max_age_minutes": settings.max_age_minutes,
         "grace_seconds": settings.grace_seconds,
     }
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, settings, read_only=True, snapshot=True) as tx,
-    ):
+    with reading(engine, settings, snapshot=True) as tx:
         row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
         if row is None:
             return Explanation(str(event_id), "unknown", sentences.SENTENCES["unknown"])

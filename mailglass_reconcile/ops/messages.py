@@ -7,12 +7,10 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.listed import Filters, spellings
 from mailglass_reconcile.ops.page import page
-from mailglass_reconcile.store.database import transaction
-from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import array_literal
+from mailglass_reconcile.store.reading import reading
 
 EVENTS = 20
 """At most so many of either kind: one id may name a hundred thousand deliveries."""
@@ -44,11 +42,7 @@ def deliveries_of(engine: sa.Engine, message_id: str, tenant_id: str | None = No
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     parameters = {"ids": array_literal(sorted(spellings(message_id))), "tenant_id": tenant_id, "size": EVENTS}
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
-    ):
+    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
         return [UUID(delivery_id) for delivery_id in tx.execute(_DELIVERIES, parameters).scalars()]
 
 
@@ -60,11 +54,7 @@ def events_of(engine: sa.Engine, message_id: str) -> list[UUID]:
     """
     found = _open_ones(engine, Filters(message_id=message_id))
     parameters = {"ids": array_literal(sorted(spellings(message_id))), "events": EVENTS}
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
-    ):
+    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
         found += tx.execute(_OF_DELIVERIES, parameters).scalars().all()
     return [UUID(event_id) for event_id in dict.fromkeys(found)]
 

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import curve, health, links
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.links import Link
 from mailglass_reconcile.store import outbox, schema
-from mailglass_reconcile.store.database import Transaction, transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.reading import reading
 
 RUNS = 10
 LINKS = 10
@@ -121,13 +120,7 @@ def overview(engine: sa.Engine, *, seconds: int, tenant_id: str | None = None) -
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     settings = runtime.get_settings()
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(
-            connection, settings, read_only=True, snapshot=True, probes_only=True, statement_timeout_ms=TIMEOUT_MS
-        ) as tx,
-    ):
+    with reading(engine, settings, snapshot=True, probes_only=True, statement_timeout_ms=TIMEOUT_MS) as tx:
         facts = health.facts(tx)
         schema.require_current(facts.version)
         groups = [g for g in facts.groups or [] if tenant_id in (None, g["tenant_id"])]

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import chunks
 from mailglass_reconcile.ops.chunks import Chunk
 from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
 from mailglass_reconcile.store import eligible, schema
-from mailglass_reconcile.store.database import transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.reading import reading
 
 EXAMINED_AT_MOST = 20_000
 """Open orphans that one page compares with deliveries: about a second, however few of them pass its filter."""
@@ -55,11 +53,7 @@ def page(
     """
     runtime.load_imports()
     settings = runtime.get_settings()
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx,
-    ):
+    with reading(engine, settings, snapshot=True, probes_only=True) as tx:
         survey = eligible.survey(tx, settings)
         schema.require_current(survey.version)
         if filters.state == EXPIRED:

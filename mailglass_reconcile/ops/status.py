@@ -8,13 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import health, live
 from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.sweep import windows
 
 LAST_RUNS = 5
@@ -103,11 +102,7 @@ def check(engine: sa.Engine, max_lag_seconds: float = MAX_LAG_SECONDS) -> list[s
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     settings = runtime.get_settings()
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, settings, read_only=True, statement_timeout_ms=10_000) as tx,
-    ):
+    with reading(engine, settings, statement_timeout_ms=10_000) as tx:
         return health.problems(health.facts(tx), max_lag_seconds)
 
 
@@ -118,11 +113,7 @@ def waiting(engine: sa.Engine, tenant_id: str | None = None) -> int:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     settings = runtime.get_settings()
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, settings, read_only=True, probes_only=True) as tx,
-    ):
+    with reading(engine, settings, probes_only=True) as tx:
         return _waiting(tx, settings, tenant_id)
 
 
@@ -154,11 +145,7 @@ def status(
     """
     runtime.load_imports()
     settings = runtime.get_settings()
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, settings, read_only=True, snapshot=True, probes_only=True) as tx,
-    ):
+    with reading(engine, settings, snapshot=True, probes_only=True) as tx:
         facts = health.facts(tx)
         schema.require_current(facts.version)
         in_grace = _waiting(tx, settings, tenant_id)

@@ -19,6 +19,7 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import transaction
 from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.sweep import history, match, report
 from mailglass_reconcile.sweep.batch import link_batch
 from mailglass_reconcile.sweep.result import SweepResult
@@ -87,11 +88,7 @@ def _event(engine: sa.Engine, event_id: UUID, *, expired: bool) -> list[Listed]:
 
 
 def _of_delivery(engine: sa.Engine, delivery_id: UUID, filters: Filters) -> Filters:
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
-    ):
+    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
         row = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).one_or_none()
     if row is None or row.provider_message_id is None:
         raise LookupError(f"there is no delivery {delivery_id}" if row is None else f"delivery {delivery_id} has no id")

@@ -8,9 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store.database import transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.sweep import windows
 from mailglass_reconcile.sweep.result import shown
 
@@ -42,11 +40,7 @@ def of_event(engine: sa.Engine, event_id: UUID) -> str | None:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
-    ):
+    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
         found: str | None = tx.execute(_OF_EVENT, {"event_id": str(event_id)}).scalar_one_or_none()
     return found
 
@@ -59,11 +53,7 @@ def nearest(engine: sa.Engine, tenant_id: str) -> str | None:
     """
     if not windows.can_be(tenant_id):
         return f"no event or delivery can have tenant {shown(tenant_id)!r}"
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, runtime.get_settings(), read_only=True, probes_only=True) as tx,
-    ):
+    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()

@@ -9,9 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.store.database import transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.reading import reading
 
 EVENTS = 200
 """At most so many, the latest."""
@@ -65,11 +63,7 @@ def timeline(engine: sa.Engine, delivery_id: UUID) -> Timeline | None:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with (
-        database_errors(),
-        connect(engine) as connection,
-        transaction(connection, runtime.get_settings(), read_only=True, snapshot=True, probes_only=True) as tx,
-    ):
+    with reading(engine, runtime.get_settings(), snapshot=True, probes_only=True) as tx:
         found = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).mappings().one_or_none()
         if found is None:
             return None
