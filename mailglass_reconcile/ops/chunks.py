@@ -33,9 +33,18 @@ class Chunk(NamedTuple):
 
 
 def open_ones(
-    tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int, *, newest_first: bool
+    tx: Transaction,
+    survey: Survey,
+    filters: Filters,
+    after: str | None,
+    size: int,
+    *,
+    newest_first: bool,
+    span: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield open orphans in order of arrival, each examined as a sweep does; the filter is narrowed down, not applied.
+
+    With *span*, the last chunk may have no orphan: so many rows of the table were passed over, and there are more.
 
     Raises:
         LookupError: The ledger has no event *after*.
@@ -48,11 +57,15 @@ def open_ones(
     if after:
         place = _known(listing.place_of(tx, after), after)
     for number in _sizes(size):
-        rows = listing.next_open(tx, wanted, within, place, number, newest_first=newest_first)
+        began = place
+        rows = listing.next_open(tx, wanted, within, began, number, newest_first=newest_first, span=span)
         if rows:
             place = Place(rows[-1].arrived_at, rows[-1].event_id)
             yield Chunk(_examined(tx, rows, raw_webhooks=survey.raw_webhooks), len(rows), place.event_id)
         if len(rows) < number:
+            end = listing.ahead(tx, within, began, span, newest_first=newest_first) if span else None
+            if end:
+                yield Chunk([], (span or 0) - len(rows), end.event_id)
             return
 
 

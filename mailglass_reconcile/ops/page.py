@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -20,6 +21,21 @@ READ_AT_MOST = 20_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
 
 
+class Limits(NamedTuple):
+    """Open orphans that are compared with deliveries, rows of the ledger that are read, and open orphans passed over.
+
+    The last, if it is a number, is not less than the first.
+    """
+
+    examined: int
+    read: int
+    span: int | None
+
+
+QUICK = Limits(2_000, 5_000, 200_000)
+"""For somebody who waits before a screen: a fifth of a second, also if hardly any of a million orphans pass."""
+
+
 @dataclass(slots=True)
 class Page:
     """Orphans in order, and the event after which the next page begins: None at the end.
@@ -33,7 +49,13 @@ class Page:
 
 
 def page(
-    engine: sa.Engine, filters: Filters, *, limit: int = 50, after: str | None = None, newest_first: bool = False
+    engine: sa.Engine,
+    filters: Filters,
+    *,
+    limit: int = 50,
+    after: str | None = None,
+    newest_first: bool = False,
+    quick: bool = False,
 ) -> Page:
     """Return the next *limit* orphans that pass, in order of arrival; those in their grace are among them.
 
@@ -46,6 +68,7 @@ def page(
         limit: At most this many.
         after: The id of the event after which to begin.
         newest_first: Whether the one that arrived last comes first; not for expired ones.
+        quick: Whether it ends earlier, as `QUICK` says.
 
     Raises:
         LookupError: The ledger has no event *after*.
@@ -53,13 +76,14 @@ def page(
     """
     runtime.load_imports()
     settings = runtime.get_settings()
+    limits = QUICK if quick else Limits(EXAMINED_AT_MOST, READ_AT_MOST, None)
     with reading(engine, settings, snapshot=True, probes_only=True) as tx:
         survey = eligible.survey(tx, settings)
         schema.require_current(survey.version)
         if filters.state == EXPIRED:
-            return _filled(filters, limit, READ_AT_MOST, chunks.expired_ones(tx, survey, filters, after, limit))
-        opened = chunks.open_ones(tx, survey, filters, after, limit, newest_first=newest_first)
-        return _filled(filters, limit, EXAMINED_AT_MOST, opened)
+            return _filled(filters, limit, limits.read, chunks.expired_ones(tx, survey, filters, after, limit))
+        opened = chunks.open_ones(tx, survey, filters, after, limit, newest_first=newest_first, span=limits.span)
+        return _filled(filters, limit, limits.examined, opened)
 
 
 def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> Page:

@@ -32,10 +32,12 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
               WHERE k.event_id = o.event_id ORDER BY k.position) AS ids,
        o.recipient, o.rule, o.recipient_lost, left(e.type, 512) AS type, to_json(o.arrived_at) #>> '{}' AS at,
        o.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans AS c
-         WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+  FROM (SELECT c.*
+          FROM (SELECT * FROM {schema}.mailglass_open_orphans
+                 WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+                   AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+                 ORDER BY arrived_at, event_id LIMIT CAST(:span AS bigint)) AS c
+         WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:type AS text) IS NULL
                 OR EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id AND e.type = :type))
            AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
@@ -49,7 +51,7 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
                         OR EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
                                      JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
                                     WHERE k.event_id = c.event_id)))
-         ORDER BY arrived_at, event_id LIMIT :size) AS o
+         ORDER BY c.arrived_at, c.event_id LIMIT :size) AS o
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
  ORDER BY o.arrived_at, o.event_id
 """
@@ -60,10 +62,12 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
               WHERE k.event_id = o.event_id ORDER BY k.position) AS ids,
        o.recipient, o.rule, o.recipient_lost, left(e.type, 512) AS type, to_json(o.arrived_at) #>> '{}' AS at,
        o.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans AS c
-         WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+  FROM (SELECT c.*
+          FROM (SELECT * FROM {schema}.mailglass_open_orphans
+                 WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+                   AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+                 ORDER BY arrived_at DESC, event_id DESC LIMIT CAST(:span AS bigint)) AS c
+         WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:type AS text) IS NULL
                 OR EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id AND e.type = :type))
            AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
@@ -77,9 +81,23 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
                         OR EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
                                      JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
                                     WHERE k.event_id = c.event_id)))
-         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS o
+         ORDER BY c.arrived_at DESC, c.event_id DESC LIMIT :size) AS o
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
  ORDER BY o.arrived_at DESC, o.event_id DESC
+"""
+
+_AHEAD_OF_OLDEST = """
+SELECT arrived_at::text, event_id::text FROM {schema}.mailglass_open_orphans
+ WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+   AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+ ORDER BY arrived_at, event_id OFFSET :span - 1 LIMIT 1
+"""
+
+_AHEAD_OF_NEWEST = """
+SELECT arrived_at::text, event_id::text FROM {schema}.mailglass_open_orphans
+ WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+   AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+ ORDER BY arrived_at DESC, event_id DESC OFFSET :span - 1 LIMIT 1
 """
 
 FIRST = Place("-infinity", "00000000-0000-0000-0000-000000000000")
@@ -156,13 +174,20 @@ def place_of(tx: Transaction, event_id: str) -> Place | None:
 
 
 def next_open(
-    tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int, *, newest_first: bool
+    tx: Transaction,
+    wanted: Wanted,
+    within: Bounds,
+    after: Place,
+    size: int,
+    *,
+    newest_first: bool,
+    span: int | None = None,
 ) -> list[sa.Row[Any]]:
-    """Return the next *size* open orphans after a place, in order."""
+    """Return the next *size* open orphans after a place, in order; if *span* is given, of the next *span* rows only."""
     parameters = {
-        **within._asdict(),
-        "place_time": after.arrived_at,
-        "place_event": after.event_id,
+        **_from(within, after),
+        "eligible_until": within.eligible_until,
+        "span": span,
         "size": size,
         "tenant_id": wanted.tenant_id,
         "provider": wanted.provider,
@@ -175,3 +200,19 @@ def next_open(
         "known": array_literal(wanted.known),
     }
     return list(tx.execute(_NEWEST_FIRST if newest_first else _OLDEST_FIRST, parameters).all())
+
+
+def ahead(tx: Transaction, within: Bounds, after: Place, span: int, *, newest_first: bool) -> Place | None:
+    """Return the place *span* rows of the table after another one, or None if there are fewer."""
+    statement = _AHEAD_OF_NEWEST if newest_first else _AHEAD_OF_OLDEST
+    row = tx.execute(statement, {**_from(within, after), "span": span}).one_or_none()
+    return Place(*row) if row else None
+
+
+def _from(within: Bounds, after: Place) -> dict[str, str]:
+    return {
+        "from_time": within.from_time,
+        "until_time": within.until_time,
+        "place_time": after.arrived_at,
+        "place_event": after.event_id,
+    }

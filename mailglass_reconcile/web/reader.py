@@ -67,7 +67,14 @@ class Reader:
 
     def _page(self, asked: Listing) -> Page:
         after = None if asked.after is None else str(asked.after)
-        return page.page(self._engine, asked.filters, limit=PAGE_SIZE, after=after, newest_first=asked.newest_first)
+        return page.page(
+            self._engine,
+            asked.filters,
+            limit=PAGE_SIZE,
+            after=after,
+            newest_first=asked.newest_first,
+            quick=True,
+        )
 
     async def _tenant_of(self, event_id: UUID) -> str | None:
         return await self._cache.get(("tenant", event_id), lambda: tenants.of_event(self._engine, event_id))

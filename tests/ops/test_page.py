@@ -184,6 +184,24 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
         assert listed(db, state="expired", newer=float(WEEK)) == []
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_quick_pages_end_early_and_leave_nothing_out(db, zoo, monkeypatch, newest_first):
+    """Whether a filter passes all or hardly any; they end after so many rows, found or not."""
+    monkeypatch.setattr(pages, "QUICK", pages.Limits(examined=3, read=3, span=4))
+    for swept in (False, True):
+        if swept:
+            mailglass_reconcile.reconcile()
+            zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
+        for state in ("ambiguous", "unmatchable", "tenant_mismatch", None):
+            found, after, count = [], None, 0
+            while count == 0 or after:
+                one = page(db.engine, Filters(state=state), after=after, limit=2, newest_first=newest_first, quick=True)
+                assert one.looked_at <= 3 + 4
+                found, after, count = found + [each.event_id for each in one.orphans], one.after, count + 1
+            assert sorted(found) == sorted(id_ for id_, its in zoo.items() if state in (None, its))
+            assert count >= 2
+
+
 def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
     monkeypatch.setattr(pages, "EXAMINED_AT_MOST", 4)
