@@ -49,7 +49,9 @@ class Entrance:
     def refusal(self, request: Request) -> Response:
         """Return the form for a token, or, if there is none, where this page may be opened."""
         if not self.tokens:
-            return render(request, "problem.html", status=403, title="Only here", sentence=ONLY_HERE, nav=False)
+            return render(
+                request, "problem.html", status=403, title="Only here", sentence=ONLY_HERE, nav=False, retries=False
+            )
         return _form(request, next_=_place(within(request)[1:], request.url.query))
 
     async def login(self, request: Request) -> Response:

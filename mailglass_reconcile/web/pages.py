@@ -26,6 +26,7 @@ from mailglass_reconcile.web.screen import render
 Handler = Callable[..., Awaitable[Response]]
 
 GROUPS = 12
+_UNAVAILABLE = 503
 NOWHERE = "There is nothing here, or nothing that you may see."
 NOT_NOW = "The database cannot be read at the moment. The page tries again by itself."
 
@@ -43,7 +44,7 @@ def _page(handler: Handler) -> Handler:
             return self._problem(request, 400, "This address cannot be used", f"{error}.")
         except MailglassReconcileError as error:
             whole = viewer_of(request).tenant_id is None
-            return self._problem(request, 503, "No answer from the database", str(error) if whole else NOT_NOW)
+            return self._problem(request, _UNAVAILABLE, "No answer from the database", str(error) if whole else NOT_NOW)
 
     return safe
 
@@ -65,7 +66,8 @@ class Pages:
         )
 
     def _problem(self, request: Request, status: int, title: str, sentence: str) -> Response:
-        return self._show(request, "problem.html", status=status, title=title, sentence=sentence)
+        retries = status == _UNAVAILABLE
+        return self._show(request, "problem.html", status=status, title=title, sentence=sentence, retries=retries)
 
     @_page
     async def overview(self, request: Request) -> Response:

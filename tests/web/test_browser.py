@@ -161,6 +161,21 @@ def test_when_the_server_is_gone_the_page_says_so(mailglass_database, redis_url,
         expect(page.locator("#figures dd").first).to_have_text("10")
 
 
+def test_when_the_database_is_there_again_the_page_is(mailglass_database, redis_url, context):
+    """Without anybody doing anything; an address that leads nowhere is not asked for again."""
+    laid_out(mailglass_database, 10)
+    with serving(mailglass_database.url, redis_url) as (_, address), mailglass_database.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        page = context.new_page()
+        page.goto(f"{address}nowhere")
+        expect(page.get_by_role("button", name="Pause updates")).to_be_hidden()
+        connection.exec_driver_sql("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
+        assert page.goto(address).status == 503
+        check(page)
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO mailglass_reconcile_runs")
+        expect(page.locator("#figures dd").first).to_have_text("10", timeout=20 * SECONDS)
+
+
 def test_the_form_signs_in_and_leads_to_where_one_wanted_to_go(mailglass_database, redis_url, context):
     """With the keyboard alone; without a script, the page is the same."""
     laid_out(mailglass_database, 10)

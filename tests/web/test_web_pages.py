@@ -12,6 +12,7 @@ from starlette.routing import Mount
 import factories
 import mailglass_reconcile
 from conftest import wait_until
+from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
 from web.browsing import TOKENS, Visitor, app
@@ -145,6 +146,18 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
         following = re.search(r'rel="next" href="./([^"]+)"', text)
         path = html.unescape(f"/{following[1]}") if following else None
     assert len(seen) == len(set(seen)) == 120
+
+
+def test_a_filter_that_nothing_passes_ends_a_page_early(db, monkeypatch):
+    """It says how many were looked at, and leads on from there."""
+    monkeypatch.setattr(pages, "QUICK", pages.Limits(examined=5, read=5, span=20))
+    factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(30)])
+    mailglass_reconcile.reconcile()
+    visitor = Visitor(app(db))
+    text = visitor.get("/orphans?type=opened").text
+    assert "None among the 20 that were looked at; there may be more." in text
+    following = re.search(r'rel="next" href="./([^"]+)"', text)[1]
+    assert '<p class="card">None.</p>' in visitor.get(f"/{html.unescape(following)}").text
 
 
 def test_ten_viewers_cost_what_one_does(db, filled):

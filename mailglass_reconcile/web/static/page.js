@@ -2,7 +2,8 @@
 // Asks for the page again every few seconds, and puts in what has changed. Without it, the page is as good, reloaded.
 (() => {
   const bar = document.getElementById("refresh");
-  if (!bar) return;
+  const retry = document.querySelector("[data-retry]");
+  if (!bar || !(retry || document.querySelector("[data-live]"))) return;
   const told = document.getElementById("refreshed");
   const pause = document.getElementById("pause");
   const every = Number(bar.dataset.seconds) * 1000;
@@ -37,7 +38,7 @@
     asking = true;
     try {
       const answer = await fetch(location.href, { headers: { "X-Fragment": "1" }, cache: "no-store" });
-      if (answer.status === 401) location.reload();
+      if (answer.status === 401 || (answer.ok && retry)) location.reload();
       if (!answer.ok) throw new Error(answer.status);
       show(await answer.text());
       seen = new Date();
