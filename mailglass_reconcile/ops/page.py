@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     span: int | None
 
 
-QUICK = Limits(2_000, 5_000, 200_000)
+QUICK = Limits(2_000, 5_000, 100_000)
 """For somebody who waits before a screen: a fifth of a second, also if hardly any of a million orphans pass."""
 
 
