@@ -1291,6 +1291,8 @@ BREAKS = (
         "Base class of this package's errors.",
         "Base class of this package's errors, written anew.",
         "test_plain_english.py::test_nobody_reads_a_word_that_we_no_longer_use",
+    ),
+    _break(
         "a tenant's token opens every tenant's events",
         "mailglass_reconcile/web/reader.py",
         'if found.state == "unknown" or viewer.tenant_id not in (None, found.tenant_id):',
