@@ -32,16 +32,14 @@ SELECT w.afters, w.untils,
                ) AS r) AS w
 """
 
-_PAGES = """
-SELECT (pg_relation_size(to_regclass(:deliveries)) + pg_relation_size(to_regclass(:ids)))
-       / current_setting('block_size')::bigint
-"""
-
 # The statements on a slice walk the index of arrival range by range, in the order in which the ranges are given.
-# With very many tenants, small groups are added up under no name, so that memory stays bounded.
+# With very many tenants, small groups are added up under no name, so that memory stays bounded. The sizes of the tables
+# are asked for here because a sweep with nothing to do, which gets no row, then does not look them up.
 _GROUPS = """
 SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
-       place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(better_known)::bigint
+       place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(better_known)::bigint,
+       (SELECT (pg_relation_size(to_regclass(:deliveries)) + pg_relation_size(to_regclass(:ids)))
+               / current_setting('block_size')::bigint)
   FROM (SELECT o.rule, o.refused > 0 AS refused, o.tenant_id, o.provider, count(*) AS orphans,
                count(*) FILTER (WHERE o.ids = 0) AS unmatchable,
                count(*) FILTER (WHERE o.rule = :any AND o.provider = ANY (CAST(:known AS text[]))) AS better_known,
@@ -110,7 +108,8 @@ class Group(NamedTuple):
     """Eligible orphans of one tenant and provider whose keys have one mark; None is those without keys.
 
     `small` ones are those of many tenants, added up under no name. `better_known` ones have keys of the rule for any
-    provider, although their provider has one of its own.
+    provider, although their provider has one of its own. `pages`, the same in all, is how many pages the deliveries
+    and the stored ids have together.
     """
 
     rule: str | None
@@ -121,6 +120,7 @@ class Group(NamedTuple):
     orphans: int
     unmatchable: int
     better_known: int
+    pages: int
 
 
 class Marks(NamedTuple):
@@ -167,15 +167,10 @@ def survey(
     return Survey(*tx.execute(_SURVEY, window).one())
 
 
-def pages(tx: Transaction) -> int:
-    """Return how many pages the deliveries and the stored ids have together."""
-    names = {"deliveries": tx.name_of("mailglass_deliveries"), "ids": tx.name_of("mailglass_open_orphan_ids")}
-    return int(tx.execute(_PAGES, names).scalar_one())
-
-
 def groups(tx: Transaction, piece: Slice, marks: Marks) -> list[Group]:
     """Return how many orphans of *piece*, refused or not, are open, by the mark of their keys, tenant and provider."""
-    rows = tx.execute(_GROUPS, {**piece.parameters(), **marks.parameters()})
+    names = {"deliveries": tx.name_of("mailglass_deliveries"), "ids": tx.name_of("mailglass_open_orphan_ids")}
+    rows = tx.execute(_GROUPS, {**piece.parameters(), **marks.parameters(), **names})
     return [Group(*row) for row in rows.all()]
 
 

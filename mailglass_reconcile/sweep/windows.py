@@ -50,7 +50,6 @@ class Window:
         unmatchable: How many of them have keys without any usable id.
         marks: Which stored keys are out of date.
         parts: What must be looked at, in order.
-        pages: How many pages deliveries and stored ids have, once it was asked.
     """
 
     survey: Survey
@@ -60,7 +59,6 @@ class Window:
     unmatchable: int
     marks: Marks
     parts: list[Part] = field(default_factory=list)
-    pages: int | None = None
 
 
 def survey(
@@ -155,7 +153,7 @@ def next_orphans(tx: Transaction, window: Window, parts: Sequence[Part]) -> tupl
     part, *others = parts
     if not part.keyed:
         found = slices.without_keys(tx, part.rest, window.marks)
-    elif _by_scans(tx, window, part):
+    elif _by_scans(window, part):
         with by_scans(tx):
             found = slices.naming(tx, part.rest, window.marks)
     else:
@@ -166,16 +164,14 @@ def next_orphans(tx: Transaction, window: Window, parts: Sequence[Part]) -> tupl
     return found, [Part(replace(part.rest, after=found[-1].place), part.keyed, left), *others]
 
 
-def _by_scans(tx: Transaction, window: Window, part: Part) -> bool:
+def _by_scans(window: Window, part: Part) -> bool:
     """Whether both tables are better read once than probed for each orphan.
 
     Decided from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
     """
     if len(part.rest.ranges) > 1:  # each range would read them again
         return False
-    if window.pages is None:  # a sweep with nothing to do does not ask
-        window.pages = eligible.pages(tx)
-    return part.orphans * PROBE_US > part.orphans * SCAN_US + window.pages * PAGE_US
+    return part.orphans * PROBE_US > part.orphans * SCAN_US + window.groups[0].pages * PAGE_US
 
 
 def by_delivery(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
