@@ -44,7 +44,9 @@ class Databases:
     def create(self, name: str, template: str = "template0") -> str:
         """Create a database, as a copy of *template*, and return its URL."""
         with self.engine.connect() as connection:
-            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" ENCODING utf8')
+            # Up to PostgreSQL 14 the only way; since then not the default, although it is several times as fast here.
+            copied = " STRATEGY file_copy" if (connection.dialect.server_version_info or (0,)) >= (15,) else ""
+            connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" ENCODING utf8{copied}')
         return self._url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, name: str) -> None:
