@@ -24,15 +24,16 @@ READ_AT_MOST = 20_000
 class Limits(NamedTuple):
     """Open orphans that are compared with deliveries, rows of the ledger that are read, and open orphans passed over.
 
-    The last, if it is a number, is not less than the first.
+    The last of these, if it is a number, is not less than the first. `timeout_ms` is what one statement may take.
     """
 
     examined: int
     read: int
     span: int | None
+    timeout_ms: int = 240_000
 
 
-QUICK = Limits(2_000, 5_000, 100_000)
+QUICK = Limits(2_000, 5_000, 100_000, 10_000)
 """For somebody who waits before a screen: a fifth of a second, also if hardly any of a million orphans pass."""
 
 
@@ -77,7 +78,7 @@ def page(
     runtime.load_imports()
     settings = runtime.get_settings()
     limits = QUICK if quick else Limits(EXAMINED_AT_MOST, READ_AT_MOST, None)
-    with reading(engine, settings, snapshot=True, probes_only=True) as tx:
+    with reading(engine, settings, snapshot=True, probes_only=True, statement_timeout_ms=limits.timeout_ms) as tx:
         survey = eligible.survey(tx, settings)
         schema.require_current(survey.version)
         if filters.state == EXPIRED:

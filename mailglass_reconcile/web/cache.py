@@ -10,12 +10,20 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from mailglass_reconcile.errors import MailglassReconcileError
+
 T = TypeVar("T")
 
 KEPT = 256
 """Answers that are kept, the oldest ones making room; each is a page at most."""
 AT_ONCE = 4
 """Reads of the database at the same time, each of which has a connection."""
+UNDER_WAY = 64
+"""Reads that are under way or wait for their turn; more are refused."""
+
+
+class BusyError(MailglassReconcileError):
+    """More is asked for than is read in a reasonable time."""
 
 
 class Cache:
@@ -27,9 +35,14 @@ class Cache:
         self._kept: OrderedDict[Hashable, tuple[Future[Any], list[float]]] = OrderedDict()
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(AT_ONCE)
+        self._under_way = 0
 
     async def get(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Return what *read* returns, or has returned for *key* a moment ago; what it raises, it raises."""
+        """Return what *read* returns, or has returned for *key* a moment ago; what it raises, it raises.
+
+        Raises:
+            BusyError: Too many reads are under way.
+        """
         # A thread of its own, so that nothing waits at the end of the process for a read that hangs.
         answer: T = await asyncio.shield(asyncio.wrap_future(self._answer(key, read)))
         return answer
@@ -39,6 +52,9 @@ class Cache:
             kept = self._kept.get(key)
             if kept is not None and (not kept[1] or kept[1][0] > time.monotonic()):
                 return kept[0]
+            if self._under_way >= UNDER_WAY:
+                raise BusyError("too many pages are asked for at once: try again in a moment")
+            self._under_way += 1
             answer: Future[T] = Future()
             answer.set_running_or_notify_cancel()
             until: list[float] = []
@@ -53,9 +69,14 @@ class Cache:
         with self._slots:
             try:
                 found = read()
-            except BaseException as error:  # those who wait must get it, whatever it is
-                until.append(time.monotonic() + self._seconds)
+            except BaseException as error:  # whoever waits has to hear of it, whatever it is
+                self._ended(until)
                 answer.set_exception(error)
             else:
-                until.append(time.monotonic() + self._seconds)
+                self._ended(until)
                 answer.set_result(found)
+
+    def _ended(self, until: list[float]) -> None:
+        with self._lock:
+            self._under_way -= 1
+            until.append(time.monotonic() + self._seconds)

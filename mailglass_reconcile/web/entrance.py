@@ -62,7 +62,7 @@ class Entrance:
             return PlainTextResponse("no token is needed\n", 404)
         if self.tokens.viewer(token) is None:
             return _form(request, next_=next_ if _PLACE.fullmatch(next_) else "", wrong=True)
-        answer = Response(status_code=303, headers={"location": next_ if _PLACE.fullmatch(next_) else "./"})
+        answer = Response(status_code=303, headers={"location": f"./{next_ if _PLACE.fullmatch(next_) else ''}"})
         cookie = f"{COOKIE}={access.seal(token)}; HttpOnly; SameSite=Strict"
         # Without a path it is that of this form's own folder, as the browser sees it behind whatever proxy.
         answer.headers["set-cookie"] = cookie + ("; Secure" if request.url.scheme == "https" else "")

@@ -19,7 +19,7 @@ from mailglass_reconcile.web.asked import ElsewhereError, Listing, Shown, Unusab
 from mailglass_reconcile.web.cache import Cache
 
 PAGE_SIZE = 50
-METRICS_SECONDS = 1.0
+PROBE_SECONDS = 1.0
 """Several Prometheus servers at once cost what one does."""
 
 
@@ -30,7 +30,8 @@ class Reader:
         """Read from *engine*, or the configured one, and keep what was read for so many *seconds*."""
         self._given = engine
         self._cache = Cache(seconds)
-        self._metrics = Cache(METRICS_SECONDS)
+        # Machines that ask whether all is well do not wait behind slow pages.
+        self._probes = Cache(PROBE_SECONDS)
 
     @property
     def _engine(self) -> sa.Engine:
@@ -38,11 +39,11 @@ class Reader:
 
     async def problems(self) -> list[str]:
         """Return what is wrong, as `status --check` says it."""
-        return await self._cache.get("problems", lambda: status.check(self._engine))
+        return await self._probes.get("problems", lambda: status.check(self._engine))
 
     async def metrics(self) -> bytes:
-        """Return what Prometheus is told, through a cache of its own: it does not wait behind slow pages."""
-        return await self._metrics.get("metrics", lambda: metrics.scrape(self._engine, runtime.get_settings()))
+        """Return what Prometheus is told."""
+        return await self._probes.get("metrics", lambda: metrics.scrape(self._engine, runtime.get_settings()))
 
     async def overview(self, shown: Shown) -> Overview:
         """Return what is open, and what happened in the last hours."""

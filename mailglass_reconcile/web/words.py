@@ -74,12 +74,13 @@ def time_of(iso: str | None) -> dt.datetime | None:
         return None
 
 
-def moment(iso: str | None, *, date: bool = True) -> Markup:
-    """Return a time as people read it, in UTC, with its machine-readable form; without its *date* only the clock."""
-    at = time_of(iso)
+def moment(iso: str | None, now: str | None = None) -> Markup:
+    """Return a time as people read it, in UTC, and as machines do; only the clock if it is of the same day as *now*."""
+    at, here = time_of(iso), time_of(now)
     if at is None:
         return escape(plain(iso or NONE).removesuffix("Z"))
-    shown = at.strftime("%Y-%m-%d %H:%M:%S" if date else "%H:%M:%S")
+    today = here is not None and at.date() == here.date()
+    shown = at.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
     return Markup('<time datetime="{}">{}</time>').format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), shown)
 
 

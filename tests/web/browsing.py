@@ -34,9 +34,13 @@ class Visitor:
         """Ask for pages, all at once."""
 
         async def ask() -> list[httpx.Response]:
-            return await asyncio.gather(*(self._ask("GET", path, self.headers, {}) for path in paths))
+            return await asyncio.gather(*map(self.one, paths))
 
         return asyncio.run(ask())
+
+    async def one(self, path: str) -> httpx.Response:
+        """Ask for a page, in a loop that runs already."""
+        return await self._ask("GET", path, self.headers, {})
 
     async def _ask(self, method: str, path: str, headers: dict[str, str], more: dict[str, Any]) -> httpx.Response:
         transport = httpx.ASGITransport(self.app, client=(self.client, 50_000))

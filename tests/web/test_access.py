@@ -133,8 +133,11 @@ def test_the_form_gives_a_cookie_that_opens_the_page_and_is_not_the_token(db):
     refused = closed.ask("POST", "/login", data={"token": "wrong", "next": "orphans?state=waiting"})
     assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
     assert 'value="orphans?state=waiting"' in refused.text
+    assert 'value="?hours=6"' in closed.get("/?hours=6").text
+    overview = closed.ask("POST", "/login", data={"token": ACME, "next": "?hours=6"})
+    assert overview.headers["location"] == "./?hours=6"
     let_in = closed.ask("POST", "/login", data={"token": f" {ACME}\n", "next": "orphans?state=waiting"})
-    assert (let_in.status_code, let_in.headers["location"]) == (303, "orphans?state=waiting")
+    assert (let_in.status_code, let_in.headers["location"]) == (303, "./orphans?state=waiting")
     cookie, *flags = let_in.headers["set-cookie"].split("; ")
     assert flags == ["HttpOnly", "SameSite=Strict"]
     assert ACME not in cookie

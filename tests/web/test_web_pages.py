@@ -1,5 +1,6 @@
 """What the pages show, under any path, at what cost; and what never stands on one."""
 
+import asyncio
 import html
 import re
 
@@ -15,6 +16,7 @@ from conftest import wait_until
 from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
+from mailglass_reconcile.web.cache import UNDER_WAY
 from web.browsing import TOKENS, Visitor, app
 
 INLINE = re.compile(r"""\s(style|on\w+)=|<style|<script(?! src=)|(src|href|action)="(/|\w+:)""")
@@ -173,6 +175,27 @@ def test_ten_viewers_cost_what_one_does(db, filled):
         counts.append(len(sent))
         assert {answer.status_code for answer in answers} <= {200, 303}
     assert counts[0] == counts[1] > len(paths)
+
+
+def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
+    """While the database hangs; whoever asks whether the process is alive is answered."""
+    visitor = Visitor(app(db))
+    with db.engine.connect() as holder:
+        holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
+
+        async def ask():
+            paths = [f"/orphans?type=t{n}" for n in range(UNDER_WAY + 5)]
+            asked = [asyncio.create_task(visitor.one(path)) for path in paths]
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            alive = await visitor.one("/healthz")
+            holder.rollback()
+            return [task.result() for task in done], alive, await asyncio.gather(*asked)
+
+        first, alive, answers = asyncio.run(ask())
+    assert {answer.status_code for answer in first} == {503}
+    assert "too many pages" in first[0].text
+    assert alive.status_code == 200
+    assert sum(answer.status_code == 503 for answer in answers) == 5
 
 
 def test_when_the_database_does_not_answer_the_page_says_so_and_no_more(db):
