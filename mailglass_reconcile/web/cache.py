@@ -69,7 +69,7 @@ class Cache:
         with self._slots:
             try:
                 found = read()
-            except BaseException as error:  # whoever waits has to hear of it, whatever it is
+            except BaseException as error:  # all who wait get it, whatever it is
                 self._ended(until)
                 answer.set_exception(error)
             else:
