@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from bench.rivals import backend_seconds
 from mailglass_reconcile import runtime
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import full
 
 BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
 
@@ -82,7 +82,7 @@ def main() -> None:
         count_buffers(engine, buffers)
     runtime.get_redis().ping()
     spent, began = python_seconds(), time.time()
-    result = reconciler.prepare(options.tenant, bounds=(options.after, options.until)).run(engine)
+    result = full.prepare(options.tenant, bounds=(options.after, options.until)).run(engine)
     ended = time.time()
     figures = {
         "began": began,

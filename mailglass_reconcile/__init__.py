@@ -29,9 +29,9 @@ from mailglass_reconcile.runtime import available, configure, subscribe
 from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
+from mailglass_reconcile.sweep.full import reconcile
 from mailglass_reconcile.sweep.providers import key_rule
 from mailglass_reconcile.sweep.recent import reconcile_recent
-from mailglass_reconcile.sweep.reconciler import reconcile
 from mailglass_reconcile.sweep.result import SweepResult
 
 __version__ = "0.1.0"

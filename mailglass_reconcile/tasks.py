@@ -22,7 +22,7 @@ from mailglass_reconcile.schedule import (
 )
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Origin, Run
-from mailglass_reconcile.sweep import history, ranges, recent, reconciler
+from mailglass_reconcile.sweep import full, history, ranges, recent
 from mailglass_reconcile.sweep.result import SweepResult, shown
 from mailglass_reconcile.wording import counted
 
@@ -93,7 +93,7 @@ def reconcile(
                     ranges_sent = counted(len(tasks), "range")
                     logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), ranges_sent)
                     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
-            sweep = reconciler.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
+            sweep = full.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
             with ended_by_soft_limit(sweep):
                 sweep.run(runtime.get_engine())
         return _reported(sweep.result)

@@ -21,7 +21,7 @@ from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targets, tenants
 from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.targets import MOST, Target
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import full
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -77,7 +77,7 @@ def _sweep(
         _show(pairs, as_json=as_json)
 
     with progress(wanted=not (as_json or verbose)) as tell:
-        prepared = reconciler.prepare(
+        prepared = full.prepare(
             tenant, limit, dry_run=dry_run, progress=tell, would_link=show if verbose else None, origin="command"
         )
         with _ended_by_ctrl_c(prepared):

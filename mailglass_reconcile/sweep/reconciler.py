@@ -13,7 +13,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import projector, runtime
+from mailglass_reconcile import projector
 from mailglass_reconcile.errors import DatabaseUnavailableError, SchemaOutdatedError, translated
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
@@ -23,11 +23,10 @@ from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.sweep import history, match, report, windows
 from mailglass_reconcile.sweep.batch import link_batch
-from mailglass_reconcile.sweep.census import Census
 from mailglass_reconcile.sweep.examination import Examined
 from mailglass_reconcile.sweep.reader import Reader
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.wording import counted
+from mailglass_reconcile.sweep.stock import Stock
 
 T = TypeVar("T")
 
@@ -76,8 +75,7 @@ class Sweep:
         self._recent = recent
         self._origin = origin
         self._kind: Kind = "recent" if recent is not None else "full" if bounds == (None, None) else "range"
-        self._census: Census | None = None
-        self._linkable_since: str | None = None
+        self._stock = Stock(counts=self._kind == "full")
         self._broken_off_by: BaseException | None = None
         seconds = settings.sweep_seconds if recent is None else min(settings.sweep_seconds, windows.seconds_for(recent))
         self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + seconds, recent)
@@ -143,22 +141,7 @@ class Sweep:
         linked = self._link(connection, windows.by_delivery(pairs))
         self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
         if not self.result.dry_run:
-            self._take_stock(connection, found, linked)
-
-    def _take_stock(self, connection: sa.Connection, found: Sequence[Examined], linked: set[str]) -> None:
-        """Remember for the history what of a slice stays open, and since when a part of it could have been linked."""
-        if self._kind == "full" and self._census is None and self._reader.window is not None:
-            self._census = Census(self._reader.window.groups, self._reader.window.marks.stale)
-        if self._census is not None:
-            self._census.examined(found, linked)
-        left = [
-            (one.orphan.event_id, one.verdict.delivery_id)
-            for one in found
-            if one.verdict.delivery_id and one.orphan.event_id not in linked
-        ]
-        if left:
-            since = self._reader.linkable_since(connection, left)
-            self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
+            self._stock.take(connection, self._reader, found, linked)
 
     def _note(self, connection: sa.Connection) -> None:
         """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
@@ -167,14 +150,13 @@ class Sweep:
         if self.result.dry_run or nowhere:
             return
         run = self._as_run(error)
-        if self._census is not None:
-            run.open_groups = self._census.as_groups()
+        run.open_groups = self._stock.groups()
         history.note(connection, self._settings, run)
 
     def _as_run(self, error: BaseException | None) -> Run:
         """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
         run = history.run_of(self.result, self._kind, self._origin, error or self._broken_off_by)
-        run.linkable_since = self._linkable_since
+        run.linkable_since = self._stock.linkable_since
         if self._reader.window is None:
             run.remaining = None
         return run
@@ -239,19 +221,8 @@ class Sweep:
         self.result.unmatchable += window.unmatchable
         self.result.settle(window.eligible, remaining, complete=complete)
         self._reader.log_complaints()
-        if self._recent is not None:
-            return
-        if self.result.tenant_mismatch:
-            logger.warning(
-                "%s only another tenant's deliveries and were not linked; if their tenant is `default`,"
-                " perhaps Mailglass lacks resolve_webhook_tenant",
-                counted(self.result.tenant_mismatch, "orphan matches", "orphans match"),
-            )
-        if self.result.recipient_mismatch:
-            logger.warning(
-                "%s only another recipient's deliveries and were not linked",
-                counted(self.result.recipient_mismatch, "orphan matches", "orphans match"),
-            )
+        if self._recent is None:
+            report.warn_of_mismatches(self.result)
 
 
 @contextmanager
@@ -268,54 +239,3 @@ def _collector_resting() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def prepare(
-    tenant_id: str | None = None,
-    limit: int | None = None,
-    *,
-    dry_run: bool = False,
-    bounds: tuple[str | None, str | None] = (None, None),
-    progress: Callable[[SweepResult], None] | None = None,
-    origin: Origin = "python",
-    would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
-) -> Sweep:
-    """Return a sweep, not yet begun, on this process's settings and Redis; `reconcile` and `Sweep` say the arguments.
-
-    Raises:
-        ConfigurationError: A setting is missing or cannot be used.
-        ValueError: *limit* is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError("limit must be at least 1")
-    runtime.load_imports()
-    return Sweep(
-        runtime.get_settings(),
-        Publisher(runtime.get_redis()),
-        tenant_id=tenant_id,
-        limit=limit,
-        dry_run=dry_run,
-        bounds=bounds,
-        progress=progress,
-        origin=origin,
-        would_link=would_link,
-    )
-
-
-def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
-    """Link every eligible orphan whose delivery is there, and broadcast each link; return the counts.
-
-    Takes no lock: any number of sweeps may run at once, in any number of processes.
-
-    Args:
-        tenant_id: Sweep this tenant's orphans only; None is all tenants.
-        limit: Link at most this many; the rest stays open.
-
-    Returns:
-        The counts. A sweep that broke off half-way says so in its `status`.
-
-    Raises:
-        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
-        ValueError: *limit* is below 1.
-    """
-    return prepare(tenant_id, limit).run(runtime.get_engine())

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.states import OUTCOMES
 from mailglass_reconcile.store.runs import Kind, Run
-from mailglass_reconcile.sweep.result import remaining
+from mailglass_reconcile.sweep.result import SweepResult, remaining
 from mailglass_reconcile.wording import counted, took
 
 logger = logging.getLogger(__name__)
@@ -80,3 +80,18 @@ def log(run: Run) -> None:
         took(run.counts["duration_ms"]),
         "".join(f"; {words}" for words in rest),
     )
+
+
+def warn_of_mismatches(result: SweepResult) -> None:
+    """Log what matches only what belongs to somebody else, which stays open: a line for each kind."""
+    if result.tenant_mismatch:
+        logger.warning(
+            "%s only another tenant's deliveries and were not linked; if their tenant is `default`,"
+            " perhaps Mailglass lacks resolve_webhook_tenant",
+            counted(result.tenant_mismatch, "orphan matches", "orphans match"),
+        )
+    if result.recipient_mismatch:
+        logger.warning(
+            "%s only another recipient's deliveries and were not linked",
+            counted(result.recipient_mismatch, "orphan matches", "orphans match"),
+        )

@@ -1078,8 +1078,8 @@ BREAKS = (
     _break(
         "a recent sweep warns of mismatches at every tick",
         "mailglass_reconcile/sweep/reconciler.py",
-        "        if self._recent is not None:\n            return\n",
-        "",
+        "        if self._recent is None:\n            report.warn",
+        "        if self._reader:\n            report.warn",
         "sweep/test_recent.py",
     ),
     _break(

@@ -11,7 +11,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import full
 
 OTHERS = """
 SELECT count(*) FROM pg_stat_activity
@@ -120,7 +120,7 @@ def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db):
     settings = db.settings.model_copy(update={"batch_size": 1})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     seen = []
-    result = reconciler.prepare(progress=lambda r: seen.append((r.linked, r.failed))).run(db.engine)
+    result = full.prepare(progress=lambda r: seen.append((r.linked, r.failed))).run(db.engine)
     assert (result.linked, result.failed, result.status) == (1, 5, "partial")
     assert seen[0] == (1, 0)
     db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")

@@ -5,7 +5,7 @@ from itertools import pairwise
 import factories
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.sweep import ranges, reconciler
+from mailglass_reconcile.sweep import full, ranges
 
 
 def backlog(db, *ages: float, tenant: str = factories.TENANT, linked_every: int = 2) -> None:
@@ -18,20 +18,20 @@ def backlog(db, *ages: float, tenant: str = factories.TENANT, linked_every: int 
 def sizes(db, parts, tenant_id=None) -> list[int]:
     """Return how many orphans a dry run finds in each range."""
     edges = [(part.after, part.until) for part in parts]
-    return [reconciler.prepare(tenant_id, dry_run=True, bounds=edge).run(db.engine).scanned for edge in edges]
+    return [full.prepare(tenant_id, dry_run=True, bounds=edge).run(db.engine).scanned for edge in edges]
 
 
 def test_the_ranges_hold_about_as_many_each_and_their_counts_add_up_to_one_sweeps(db):
     """103 orphans, at most 10 in each range; those in their grace are in none."""
     backlog(db, *(100 + number for number in range(103)), 5, 10)
-    whole = reconciler.prepare(dry_run=True).run(db.engine)
+    whole = full.prepare(dry_run=True).run(db.engine)
     eligible, parts = ranges.cut(db.engine, db.settings, None, 10)
     found = sizes(db, parts)
     assert eligible == sum(found) == whole.scanned == 103
     assert len(parts) == 11
     assert max(found) <= 10
     assert all(earlier.until == later.after for earlier, later in pairwise(parts))
-    results = [reconciler.prepare(bounds=(part.after, part.until)).run(db.engine) for part in parts]
+    results = [full.prepare(bounds=(part.after, part.until)).run(db.engine) for part in parts]
     assert sum(result.linked for result in results) == whole.linked == 52
     assert sum(result.unmatched for result in results) == whole.unmatched == 51
     assert reconcile().linked == 0
