@@ -8,29 +8,22 @@ kills its process, or its connection, takes nobody else with it.
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import random
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from uuid import UUID
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.hooks import connections, registry
+from mailglass_reconcile.hooks import connections, registry, running
 from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
-from mailglass_reconcile.hooks.event import DeliveryEvent
-from mailglass_reconcile.hooks.registry import Registered
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import attempts
-from mailglass_reconcile.store.attempts import Attempt, Claim, Held
+from mailglass_reconcile.store.attempts import Attempt, Claim
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.sweep import providers
 from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -38,8 +31,6 @@ logger = logging.getLogger(__name__)
 BATCH_EVENTS = 100
 BATCH_SECONDS = 1.0
 """After this, a batch commits what it has done and gives back the rest."""
-HANDLER_SECONDS = 30
-"""What one statement of a handler, and a handler in all, may take."""
 
 
 @dataclass(slots=True)
@@ -153,12 +144,12 @@ class _Dispatcher:
     def _batch(self, work: Work, claims: Sequence[Claim], ran: list[Attempt]) -> dict[str, str]:
         began = time.monotonic()
         with self._ours(work) as tx:
-            held = attempts.lock(tx, claims, round(HANDLER_SECONDS * 1000))
+            held = attempts.lock(tx, claims, round(running.HANDLER_SECONDS * 1000))
         for row in held:
             if ran and time.monotonic() - began > BATCH_SECONDS:
                 break
             ran.append(Attempt(row.event_id, row.attempts, (), None))
-            outcomes = {one.name: _run(work, one, row) for one in _missing(row)}
+            outcomes = {one.name: running.run(work, one, row) for one in running.missing(row)}
             errors = [error for error in outcomes.values() if error]
             done = tuple(name for name, error in outcomes.items() if error is None)
             ran[-1] = Attempt(row.event_id, row.attempts, done, errors[-1] if errors else None, len(errors))
@@ -179,13 +170,13 @@ class _Dispatcher:
             try:
                 with begin() as work:
                     with self._ours(work) as tx:
-                        held = attempts.lock(tx, [claim], round(HANDLER_SECONDS * 1000))
+                        held = attempts.lock(tx, [claim], round(running.HANDLER_SECONDS * 1000))
                     if not held:
                         return
                     if handler.name in held[0].done:
                         continue
                     ran = True
-                    error = _run(work, handler, held[0])
+                    error = running.run(work, handler, held[0])
                     if error is None:
                         with self._ours(work) as tx:
                             if not attempts.note(tx, held[0], handler.name):
@@ -193,7 +184,7 @@ class _Dispatcher:
             except Exception as raised:
                 if not ran:
                     raise
-                error = error or _told(handler, claim.event_id, claim.attempts, raised)
+                error = error or running.told(handler, claim.event_id, claim.attempts, raised)
             failure = error or failure
             self.result.handled += error is None
             self.result.failed += error is not None
@@ -211,47 +202,3 @@ class _Dispatcher:
     def _ours(self, work: Work) -> Iterator[Transaction]:
         with borrowed(work.ours, self._settings) as tx:
             yield tx
-
-
-def _missing(row: Held) -> list[Registered]:
-    return [one for one in registry.handlers_of(row.type) if one.name not in row.done]
-
-
-def _run(work: Work, handler: Registered, row: Held) -> str | None:
-    """Run one handler under a savepoint, and return the class of its error, or None."""
-    began = time.monotonic()
-    try:
-        with work.savepoint():
-            handler.function(work.connection, _event(row))
-            if time.monotonic() - began > HANDLER_SECONDS:
-                raise TimeoutError
-    except Exception as error:  # an application's handler may fail in any way, which costs that handler only
-        if work.ours.invalidated:
-            raise
-        return _told(handler, row.event_id, row.attempts, error)
-    return None
-
-
-def _told(handler: Registered, event_id: str, attempt: int, error: Exception) -> str:
-    """Log a handler's error by its class and place, because its words may hold an address; return the class."""
-    name = type(error).__name__[: registry.MAX_NAME]
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if handler.place and frame.filename == handler.place[0]] or frames
-    at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    logger.warning("handler %s failed on event %s, attempt %d: %s%s", handler.name, event_id, attempt, name, at)
-    return name
-
-
-def _event(row: Held) -> DeliveryEvent:
-    return DeliveryEvent(
-        event_id=UUID(row.event_id),
-        type=row.type,
-        occurred_at=row.occurred_at.replace(tzinfo=dt.UTC),
-        tenant_id=row.tenant_id,
-        delivery_id=UUID(row.delivery_id),
-        provider=providers.canonical(row.provider) if row.provider else None,
-        message_id=row.message_id,
-        recipient=row.recipient,
-        reject_reason=row.reject_reason,
-        attempt=row.attempts,
-    )

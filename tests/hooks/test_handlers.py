@@ -13,7 +13,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from handling import effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.hooks import dispatcher, running
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
 from mailglass_reconcile.store import attempts, database, engines
 from record.recording import NOW, event, record
@@ -231,7 +231,7 @@ def test_a_slow_handler_gives_back_what_it_does_not_get_to(hooked, monkeypatch):
 @pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
 def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
     """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
-    monkeypatch.setattr(dispatcher, "HANDLER_SECONDS", 0.2)
+    monkeypatch.setattr(running, "HANDLER_SECONDS", 0.2)
     linked(hooked, 2)
 
     @on_event("bounced", name="effect")
