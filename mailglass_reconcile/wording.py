@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SHOWN_CHARACTERS = 100
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -32,6 +33,18 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return counted(int(seconds // size), name)
     return counted(int(seconds), "second")
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a span of time as people type it: `90s`, `5m`, `2h`, `6d`.
+
+    Raises:
+        ValueError: It is none; the message says how to write one.
+    """
+    number, unit = text[:-1], text[-1:]
+    if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6:
+        raise ValueError("use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
+    return float(int(number) * UNITS[unit])
 
 
 def took(milliseconds: int) -> str:

@@ -29,22 +29,6 @@ def run(site: Site, *command: str, **environment: str) -> str:
     ).stdout
 
 
-@pytest.mark.guard
-def test_an_application_of_its_own_sweeps_beside_its_own_tasks(site):
-    """`celery -A shop worker`: both have their entries in the schedule, and `delay()` there is answered."""
-    site.add(1)
-    here = {"PYTHONPATH": str(EXAMPLES / "celery")}
-    asking = """
-import shop
-print(sorted(shop.app.conf.beat_schedule))
-from mailglass_reconcile.tasks import reconcile
-print(shop.count_stock.delay().get(timeout=60), reconcile.delay().get(timeout=60)["linked"])
-"""
-    with site.worker(app="shop", **here):
-        printed = run(site, sys.executable, "-c", asking, **here).splitlines()
-    assert printed == ["['count-stock', 'mailglass-reconcile', 'mailglass-reconcile-prune']", "42 1"]
-
-
 def test_redbeat_runs_our_entry(site, tmp_path):
     """The schedule lives in Redis; each second, here."""
     site.add(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-READ = ("README.md", "CHANGELOG.md", "docs/**/*.md", "docs/*.py", "*.py", "alembic/**/*.py", "bench/**/*.py")
+READ = ("*.md", "docs/**/*.md", "docs/*.py", "*.py", "alembic/**/*.py", "bench/**/*.py")
 READ += ("examples/**/*.py", "examples/**/*.md", "mailglass_reconcile/**/*.py", "mailglass_reconcile/**/*.html")
 FILES = sorted({path for pattern in READ for path in ROOT.glob(pattern) if not path.is_relative_to(ROOT / ".venv")})
 

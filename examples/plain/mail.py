@@ -25,7 +25,8 @@ def send(message_id: str, *to: str) -> None:
         recorded = record_send(connection, provider="postmark", sent=sent)
     broadcast(recorded)
     for address, each in zip(to, recorded, strict=True):
-        print(f"recorded: the delivery to {address}, with {each.linked} waiting events")
+        events = "event" if each.linked == 1 else "events"
+        print(f"recorded: the delivery to {address}, {each.linked} waiting {events} linked")
 
 
 def webhook(kind: str, message_id: str, address: str) -> None:

@@ -13,9 +13,7 @@ from typing import Any
 
 import click
 
-from mailglass_reconcile.wording import age
-
-UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+from mailglass_reconcile.wording import age, seconds_of
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
@@ -27,10 +25,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
         """Return the seconds."""
         if isinstance(value, float):
             return value
-        number, unit = value[:-1], value[-1:]
-        if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6:
-            self.fail(f"{value!r} is not a duration: use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
-        return float(int(number) * UNITS[unit])
+        try:
+            return seconds_of(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not a duration: {error}")
 
 
 def moment(iso: str) -> str:

@@ -10,8 +10,8 @@ from starlette.datastructures import QueryParams
 
 from mailglass_reconcile.ops.listed import EXPIRED, Filters
 from mailglass_reconcile.states import OPEN_STATES
-from mailglass_reconcile.web import words
 from mailglass_reconcile.web.access import Viewer
+from mailglass_reconcile.wording import seconds_of
 
 HOURS = {6: "6 hours", 24: "24 hours", 168: "7 days"}
 FIELDS = ("state", "provider", "type", "older", "newer", "message_id")
@@ -131,6 +131,6 @@ def _event(name: str, text: str) -> UUID | None:
 
 def _seconds(name: str, text: str) -> float | None:
     try:
-        return words.seconds_of(text) if text else None
+        return seconds_of(text) if text else None
     except ValueError as error:
         raise UnusableError(f"{name}: {error}") from None

@@ -11,7 +11,6 @@ from mailglass_reconcile.wording import shown, took
 
 SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"
-UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _CODE = re.compile("`([^`]+)`")
 
 STATES = {
@@ -100,15 +99,3 @@ def since(iso: str | None, now: str) -> str:
 def coded(sentence: str) -> Markup:
     """Return a sentence of ours whose commands in backticks are set as code."""
     return Markup(_CODE.sub(r"<code>\1</code>", str(escape(sentence))))  # noqa: S704 - escaped before
-
-
-def seconds_of(text: str) -> float:
-    """Return the seconds of `90s`, `5m`, `2h` or `6d`.
-
-    Raises:
-        ValueError: It is nothing like that.
-    """
-    digits, unit = text[:-1], text[-1:]
-    if unit not in UNITS or not (digits.isascii() and digits.isdecimal()) or len(digits) > 6:
-        raise ValueError("use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
-    return float(int(digits) * UNITS[unit])
