@@ -21,6 +21,7 @@ from faults.breaks import BREAKS, Break
 ROOT = Path(__file__).parent.parent.parent
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "faults.unshrunk", "--timeout=120")
 COPIED = (
+    ".ci",
     "alembic",
     "docs",
     "examples",
