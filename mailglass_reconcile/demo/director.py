@@ -37,7 +37,7 @@ class Director:
         self._overtake(act)
         self._screen.note("No committed row has the id that they name: they are orphans.")
         self._settle(act)
-        self._screen.note("No webhook comes twice: without a sweep, it stays like that.")
+        self._screen.note("No webhook comes twice: without a sweep, they stay like that.")
 
     def sweep(self, act: Act) -> None:
         """A full sweep links what *act* left."""
