@@ -1,21 +1,19 @@
-"""Each fault that an operator may have fires its alert, by Prometheus's evaluation of scrapes of a real system."""
+"""Faults fire their alerts, by Prometheus's evaluation of real scrapes.
 
-from contextlib import ExitStack
+tests/ops/test_planted_faults.py plants others, in a system with a worker and a beat.
+"""
 
 import pytest
 from pydantic import SecretStr
-from timeline import NOTHING, Timeline, needs_promtool
 
 import mailglass_reconcile
-from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
-from installation import PATIENCE, Site
 from mailglass_reconcile import SchemaOutdatedError, Settings, dispatch, prune, reconcile
 from mailglass_reconcile.store import attempts, engines, schema
-from mailglass_reconcile.testing import servers
 from mailglass_reconcile.web import metrics
-from scraping import delivery_of, parsed, value
+from monitoring.timeline import NOTHING, Timeline, needs_promtool
+from scraping import delivery_of, parsed
 
 pytestmark = [pytest.mark.slow, needs_promtool]
 
@@ -64,39 +62,6 @@ def test_foreign_events_at_night_fire_nothing(db, timeline):
         reconcile()
         timeline.scrape()
     timeline.fires()
-
-
-@pytest.mark.parametrize("missing", ["worker", "beat", "Redis"])
-def test_no_worker_no_beat_or_no_redis_is_no_success(db, timeline, tmp_path, missing):
-    """Real processes: all of them work, then one is gone."""
-    log = tmp_path / "log"
-    log.touch()
-    with ExitStack() as stack:
-        one = {"Redis": ExitStack(), "worker": ExitStack(), "beat": ExitStack()}
-        for each in one.values():
-            stack.enter_context(each)
-        site = Site(db, one["Redis"].enter_context(servers.redis()), log)
-        stack.callback(site.redis.close)
-        for name, until, arguments in (
-            ("worker", " ready.", ("-P", "solo")),
-            ("beat", "beat: Starting...", ("-s", str(tmp_path / "schedule"))),
-        ):
-            running = site.running(name, "-l", "info", *arguments, app="worker", until=until, WORKER_SWEEP_SECONDS="1")
-            one[name].enter_context(running)
-        for _ in range(3):
-            before = value(timeline.scrape(), "runs_total", kind="full", status="ok")
-            wait_until(lambda: _sweeps(site) > before + 1, PATIENCE)  # noqa: B023 - called in this round only
-        timeline.scrape()
-        timeline.fires()
-        one[missing].close()
-        timeline.scrape(minutes=14)
-        timeline.fires()
-        timeline.hold(minutes=6)
-        timeline.fires("NoSuccess")
-
-
-def _sweeps(site):
-    return site.db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'full' AND status = 'ok'")
 
 
 def test_a_database_that_is_away_is_absent(db, timeline):

@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
-from timeline import MONITORING, RULES, needs_promtool, promtool, rules
 
 import scraping
 from mailglass_reconcile.web import metrics
+from monitoring.timeline import MONITORING, RULES, needs_promtool, promtool, rules
 
 NAME = re.compile(rf"\b{metrics.PREFIX}\w+")
 RUNBOOK = (MONITORING.parent / "runbook.md").read_text()

@@ -15,6 +15,7 @@ from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile.testing import servers
 from ops.system import PATIENCE, System
+from scraping import delivery_of
 
 FAILED = r"the last full sweep failed \(\w+\)|no full sweep has succeeded"
 HELD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -103,7 +104,7 @@ def send_from_acme(system: System) -> None:
     """Store a dozen events of a provider of one's own, whose rule no process has loaded, and their deliveries."""
     ids = [factories.new_id() for _ in range(12)]
     rows = [orphan_row({"provider": "acme", "its": {"id": one}}) for one in ids]
-    insert(system.admin, [delivery_row(one) for one in ids], rows)
+    insert(system.admin, [delivery_of(system.admin, one, 30) for one in ids], rows)
 
 
 def load_acmes_rule(system: System, remedy: str) -> None:

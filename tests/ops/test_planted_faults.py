@@ -4,18 +4,21 @@ threshold, and the step that the doctor names heals it."""
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from conftest import wait_until
 from factories import insert, orphan_row, postmark
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from monitoring.timeline import Timeline, has_promtool
 from ops import planting
 from ops.planting import FAILED
 from ops.system import PATIENCE, System, running_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+BROKE_OFF = "SELECT count(*) FROM mailglass_reconcile_runs WHERE status = 'failed'"
 NO_SWEEP = r"no full sweep has succeeded for \d+ seconds, 4 seconds are allowed"
 
 
@@ -35,6 +38,7 @@ class Fault:
         plant: Makes it so.
         check: The doctor's check that says so, with these `words`.
         seen: What `status --check` says within its threshold; None if only the doctor can see it.
+        alert: What Prometheus's rules say after so many minutes, if promtool is there; None as for `seen`.
         heal: Takes the step that the doctor names, which it is given.
         severity: Of the doctor's finding.
     """
@@ -46,6 +50,7 @@ class Fault:
     seen: str | None
     heal: Callable[[System, str], object]
     severity: str = ERROR
+    alert: tuple[str, int] | None = ("NoSuccess", 16)
 
 
 FAULTS = [
@@ -84,6 +89,7 @@ FAULTS = [
         "trigger mailglass_open_orphans_add is missing",
         "the triggers on mailglass_events are missing or disabled",
         planting.by_command("migrate"),
+        alert=("TriggersMissing", 7),
     ),
     Fault(
         "the open set damaged",
@@ -92,6 +98,7 @@ FAULTS = [
         "4 of 9 orphans looked at are missing",
         None,
         planting.by_command("doctor --repair"),
+        alert=None,
     ),
     Fault(
         "a key rule missing",
@@ -100,6 +107,7 @@ FAULTS = [
         "no key rule knows this provider",
         "none of the 12 open orphans of the provider acme has an id that can be used",
         planting.load_acmes_rule,
+        alert=("NothingLinks", 20),
     ),
     Fault(
         "all webhooks under another tenant",
@@ -108,6 +116,7 @@ FAULTS = [
         "they carry the tenant default",
         "5 orphans match another tenant's deliveries only",
         planting.give_tenant,
+        alert=("TenantMismatch", 12),
     ),
     Fault(
         "a handler dead",
@@ -116,6 +125,7 @@ FAULTS = [
         "1 event is dead",
         "1 event is dead",
         planting.correct_handler,
+        alert=("HandlersDead", 7),
     ),
     Fault("the disk full", planting.fill_disk, "disk", "the disk of the database is full", FAILED, planting.make_room),
     Fault(
@@ -126,14 +136,27 @@ FAULTS = [
         "the database is at revision none",
         planting.by_command("migrate"),
     ),
-    Fault("no right on a table", planting.take_right, "rights", "INSERT on mailglass_events", FAILED, planting.by_sql),
+    Fault(
+        "no right on a table",
+        planting.take_right,
+        "rights",
+        "INSERT on mailglass_events",
+        FAILED,
+        planting.by_sql,
+        alert=("FailedSweeps", 3),
+    ),
 ]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
-def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(system: System, fault: Fault) -> None:
-    """Each by the doctor; and by `status --check` within its threshold, unless only the doctor can see it."""
+def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
+    system: System, fault: Fault, tmp_path: Path
+) -> None:
+    """Each by the doctor; and by `status --check` and an alert within its threshold, unless only the doctor sees it."""
     system.reset()
+    timeline = Timeline(system.admin, tmp_path)
+    timeline.scrape()
+    timeline.scrape()
     fault.plant(system)
     # Where nobody may mount a disk that can be filled, the doctor goes by what the last sweep said of it.
     check, words = ("sweeps", "failed") if fault.check == "disk" and system.full is None else (fault.check, fault.words)
@@ -143,6 +166,13 @@ def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(system: Sy
         assert system.is_healthy()
     else:
         wait_until(lambda: re.search(fault.seen, system.says()), PATIENCE)
+    if fault.alert is not None and has_promtool:
+        alert, minutes = fault.alert
+        wait_until(lambda: alert != "FailedSweeps" or system.admin.value(BROKE_OFF) > 1, PATIENCE)
+        timeline.scrape(4)
+        for _ in range(4, minutes, 4):
+            timeline.hold(4) if alert == "NoSuccess" else timeline.scrape(4)
+        timeline.fires(alert, perhaps="FailedSweeps" if fault.check == "disk" else "")
     fault.heal(system, found["remedy"])
     wait_until(system.is_healthy, PATIENCE)
     after = system.doctor()
