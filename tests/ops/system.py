@@ -26,7 +26,8 @@ GRANTS = (Path(__file__).parents[2] / "docs" / "grants.md").read_text()
 ROLES = re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)
 MAX_LAG = "6s"
 """A full sweep has to succeed within two thirds of it; beat asks for one each second."""
-PATIENCE = 60
+PATIENCE = 90
+"""A lock that a killed worker leaves behind lapses within 60 seconds."""
 RANK = (OK, WARNING, ERROR)
 
 EMPTIED = """
