@@ -176,7 +176,8 @@ def make_room(system: System, remedy: str) -> None:
 def take_right(system: System) -> None:
     """Take a right from the sweeper that its next link needs."""
     system.admin.run("REVOKE INSERT ON mailglass_events FROM mail")
-    pairs(system, 1)
+    pairs(system, 1, age_seconds=3_600)
+    system.admin.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
 
 
 def by_sql(system: System, remedy: str) -> None:
