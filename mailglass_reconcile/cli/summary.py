@@ -35,7 +35,7 @@ def summary(result: SweepResult) -> str:
         if getattr(result, state)
     ]
     if result.skipped_limit:
-        lines.append(f"{counted(result.skipped_limit, 'more')} can be linked: sweep again, or without --limit")
+        lines.append(f"{counted(result.skipped_limit, 'more', 'more')} can be linked: sweep again, or without --limit")
     if result.publish_failed:
         messages = counted(result.published + result.publish_failed, "broadcast")
         lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")

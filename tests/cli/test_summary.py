@@ -1,0 +1,79 @@
+"""What a sweep says to a person: what it did, why the rest stays open, and why there is nothing to do."""
+
+import pytest
+
+import commands
+import factories
+from mailglass_reconcile.cli.summary import summary
+from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.wording import age, counted, share, took
+
+
+@pytest.mark.parametrize(
+    ("result", "lines"),
+    [
+        (SweepResult(scanned=1, linked=1, duration_ms=7), ["linked 1 of 1 open orphan in 7 ms"]),
+        (
+            SweepResult(scanned=48_000, linked=10, skipped=47_990, skipped_limit=47_990, duration_ms=1_234),
+            [
+                "linked 10 of 48,000 open orphans in 1,234 ms",
+                "47,990 more can be linked: sweep again, or without --limit",
+            ],
+        ),
+        (
+            SweepResult(scanned=3, unmatched=2, failed=1, remaining=3, status="partial", tenant_id="a\nb"),
+            [
+                r"linked 0 of 3 open orphans of tenant 'a\nb' in 0 ms",
+                "         2 unmatched: no delivery has any of their ids yet",
+                "         1 failed: the database refused to read or link them",
+                "this sweep is partial: 3 eligible orphans remain",
+            ],
+        ),
+        (
+            SweepResult(scanned=1, linked=1, publish_failed=2, remaining=None, status="failed", duration_ms=150_000),
+            [
+                "linked 1 of 1 open orphan in 2 minutes",
+                "2 of 2 broadcasts not sent: check MAILGLASS_REDIS_URL",
+                "this sweep is failed: what remains could not be counted",
+            ],
+        ),
+    ],
+)
+def test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act(result, lines):
+    """A limit that was reached is what somebody asked for."""
+    assert summary(result).splitlines() == lines
+
+
+@pytest.mark.slow
+def test_a_sweep_with_nothing_to_do_says_why(db):
+    """Orphans in their grace period, of all tenants or of one; or none at all."""
+    assert commands.inside("sweep").stdout == "nothing to do: there are no open orphans\n"
+    for number in range(8):
+        factories.orphan(db, factories.postmark(number), age_seconds=1)
+    assert commands.inside("sweep").stdout == "nothing to do yet: 8 orphans are in their 60 s grace period\n"
+    factories.orphan(db, factories.postmark("b"), age_seconds=1, tenant_id="b")
+    said = commands.inside("sweep", "--tenant", "b").stdout
+    assert said == "nothing to do yet: 1 orphan of tenant 'b' is in its 60 s grace period\n"
+    assert commands.inside("sweep", "--tenant", "b\x00").stdout.startswith(
+        "nothing to do: there are no open orphans of"
+    )
+    said = commands.inside("sweep", "--provider", "ses", "--yes").stdout
+    assert said == "nothing to link: none of the events that you point at has its delivery yet\n"
+
+
+def test_the_help_of_the_whole_command_has_whole_sentences_and_every_setting():
+    """Nothing is cut off, whatever the width."""
+    said = commands.inside("--help").stdout
+    assert "..." not in said.partition("Commands:")[2]
+    assert "MAILGLASS_RETENTION_FAILED_DAYS." in said
+    assert all(name in said for name in ("MAILGLASS_DATABASE_URL", "MAILGLASS_REDIS_URL"))
+
+
+def test_numbers_and_ages_are_written_as_people_say_them():
+    """Singular and plural, thousands, the largest unit that fits."""
+    assert [counted(number, "event") for number in (0, 1, 12_345)] == ["0 events", "1 event", "12,345 events"]
+    assert share(1, 2_000, "delivery", "deliveries") == "1 of 2,000 deliveries"
+    assert [age(seconds) for seconds in (1, 59, 60, 7_200, 86_400 * 6)] == [
+        "1 second", "59 seconds", "1 minute", "2 hours", "6 days"
+    ]  # fmt: skip
+    assert [took(milliseconds) for milliseconds in (7, 9_999, 10_000)] == ["7 ms", "9,999 ms", "10 seconds"]
