@@ -41,6 +41,7 @@ def test_every_command_prints_what_its_schema_says(db):
     assert db.appended() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--dead",), ("--retry",)])
 def test_dispatch_prints_what_its_schema_says(hooked, arguments):
     """With an event whose handler has failed for the last time, and with nothing."""

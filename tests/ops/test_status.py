@@ -161,6 +161,7 @@ def test_webhooks_that_all_carry_another_tenant_are_unhealthy(db):
     assert ["another tenant" in problem for problem in check(db.engine)] == [True]
 
 
+@pytest.mark.slow
 def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_ones_stay_open(db):
     """Those keep their tenant for as long as they are open; what has been linked lately says that it is right now."""
     wrong = [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)]
@@ -173,6 +174,7 @@ def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_one
         assert check(db.engine) == []
 
 
+@pytest.mark.slow
 def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(db):
     """As if its key rule were missing; a few, or some beside others that have one, are not."""
     insert(db, [], [orphan_row({"provider": "acme", "its": {"id": n}}) for n in range(9)])
