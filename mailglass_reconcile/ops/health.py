@@ -34,7 +34,8 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        last.scanned + parts.scanned AS scanned, last.linked + parts.linked AS linked,
        last.unmatched + parts.unmatched AS unmatched, last.unmatchable + parts.unmatchable AS unmatchable,
        last.tenant_mismatch + parts.tenant_mismatch AS tenant_mismatch,
-       last.published + parts.published AS published, last.publish_failed + parts.publish_failed AS publish_failed,
+       last.failed + parts.failed AS failed, last.published + parts.published AS published,
+       last.publish_failed + parts.publish_failed AS publish_failed,
        CASE WHEN last.tenant_mismatch + parts.tenant_mismatch > 0
             THEN (SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
                    WHERE finished_at > now()::timestamp - make_interval(days => :lately_days)) END AS linked_lately,
@@ -71,6 +72,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
                 coalesce(sum(unmatched), 0)::bigint AS unmatched,
                 coalesce(sum(unmatchable), 0)::bigint AS unmatchable,
                 coalesce(sum(tenant_mismatch), 0)::bigint AS tenant_mismatch,
+                coalesce(sum(failed), 0)::bigint AS failed,
                 coalesce(sum(published), 0)::bigint AS published,
                 coalesce(sum(publish_failed), 0)::bigint AS publish_failed
            FROM {schema}.mailglass_reconcile_runs
@@ -173,6 +175,9 @@ def _of_the_last(last: dict[str, Any]) -> list[str]:
             f"{last['failed_ranges']:,} of {counted(last['ranges'], 'range')} of the last full sweep failed"
             f" ({last['error'] or 'it broke off'}): {_ASK_DOCTOR}"
         )
+    if last["failed"] and not last["linked"]:
+        refused = counted(last["failed"], "link")
+        found.append(f"the database refused all that the last full sweep tried, {refused}: {_ASK_DOCTOR}")
     matching = last["scanned"] - last["unmatched"] - last["unmatchable"]
     if last["tenant_mismatch"] > (last["linked_lately"] or 0) and last["tenant_mismatch"] * 2 >= matching:
         astray = counted(last["tenant_mismatch"], "orphan matches", "orphans match")

@@ -140,7 +140,7 @@ FAULTS = [
         planting.take_right,
         "rights",
         "INSERT on mailglass_events",
-        "although its delivery is there",
+        "the database refused all that the last full sweep tried, 1 link",
         planting.by_sql,
         alert=("LinkableLag", 8),
     ),

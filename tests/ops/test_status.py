@@ -150,6 +150,18 @@ def test_what_can_be_linked_and_stays_open_is_unhealthy(db):
     assert check(db.engine) == []
 
 
+def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
+    """As for want of a right; beside links that were made, it is one bad row, and lag says if it stays."""
+    db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
+    insert(db, [delivery_row("bad", recipient="bad@x.com")], [orphan_row(postmark("bad"))])
+    reconcile()
+    assert ["refused all that the last full sweep tried, 1 link" in problem for problem in check(db.engine)] == [True]
+    insert(db, [delivery_row("good")], [orphan_row(postmark("good"))])
+    reconcile()
+    assert check(db.engine) == []
+    db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")
+
+
 def test_webhooks_that_all_carry_another_tenant_are_unhealthy(db):
     """The most frequent misconfiguration."""
     insert(
