@@ -24,7 +24,7 @@ import mailglass_reconcile
 from bench import data
 from bench.pages import AS_OLD
 from mailglass_reconcile import Settings
-from mailglass_reconcile.store.database import create_engine
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.web.screen import REFRESH_SECONDS
