@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     timeout_ms: int = 240_000
 
 
-QUICK = Limits(2_000, 5_000, 100_000, 10_000)
+QUICK = Limits(2_000, 5_000, 50_000, 10_000)
 """For somebody who waits before a screen: a fifth of a second, also if hardly any of a million orphans pass."""
 
 
