@@ -86,18 +86,19 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
  ORDER BY o.arrived_at DESC, o.event_id DESC
 """
 
+# The order is by the columns, not by their texts.
 _AHEAD_OF_OLDEST = """
-SELECT arrived_at::text, event_id::text FROM {schema}.mailglass_open_orphans
+SELECT o.arrived_at::text, o.event_id::text FROM {schema}.mailglass_open_orphans AS o
  WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
    AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
- ORDER BY arrived_at, event_id OFFSET :span - 1 LIMIT 1
+ ORDER BY o.arrived_at, o.event_id OFFSET :span - 1 LIMIT 1
 """
 
 _AHEAD_OF_NEWEST = """
-SELECT arrived_at::text, event_id::text FROM {schema}.mailglass_open_orphans
+SELECT o.arrived_at::text, o.event_id::text FROM {schema}.mailglass_open_orphans AS o
  WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
    AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
- ORDER BY arrived_at DESC, event_id DESC OFFSET :span - 1 LIMIT 1
+ ORDER BY o.arrived_at DESC, o.event_id DESC OFFSET :span - 1 LIMIT 1
 """
 
 FIRST = Place("-infinity", "00000000-0000-0000-0000-000000000000")
