@@ -72,10 +72,12 @@ def check(page) -> None:
 
 
 @pytest.mark.parametrize("opened", [0, 10, 100_000])
-def test_it_looks_right_on_a_phone_and_a_screen_by_day_and_by_night(mailglass_database, redis_url, context, opened):
+def test_it_looks_right_on_a_phone_and_a_screen_by_day_and_by_night(
+    mailglass_database, redis_url, context, tmp_path, opened
+):
     """Every kind of page, with nothing open, ten, and very many; a screenshot of each."""
     laid_out(mailglass_database, opened)
-    folder = Path(os.environ.get("MAILGLASS_TEST_SCREENSHOTS", mailglass_database.url.rpartition("=")[2] + "-shots"))
+    folder = Path(os.environ.get("MAILGLASS_TEST_SCREENSHOTS", tmp_path))
     with serving(mailglass_database.url, redis_url) as (_, address):
         page = context.new_page()
         for path, name in (("", "overview"), ("orphans", "orphans"), ("orphans?state=expired", "expired")):
