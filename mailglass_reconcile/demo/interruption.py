@@ -24,7 +24,7 @@ class Interruption:
         self.signal: int | None = None
 
     def check(self) -> None:
-        """Go on, unless somebody has asked to stop.
+        """Continue, unless somebody has asked to stop.
 
         Raises:
             Interrupted: Somebody has.

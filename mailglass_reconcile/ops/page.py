@@ -61,7 +61,7 @@ def page(
     """Return the next *limit* orphans that pass, in order of arrival; those in their grace are among them.
 
     A page that has looked at `EXAMINED_AT_MOST` open orphans, or `READ_AT_MOST` rows of the ledger, ends there,
-    however few have passed; the next page goes on.
+    however few have passed; the next page continues there.
 
     Args:
         engine: Where the ledger is.

@@ -35,7 +35,7 @@ def webhook_first(
     """Call *send*, and *webhook* before what *send* records has committed; return what both return.
 
     *send* runs in a thread of its own until it wants to store a delivery. It waits there while *webhook* runs to its
-    end, and then goes on. By then your application has called the provider's API, so the message id is known.
+    end, and then continues. By then your application has called the provider's API, so the message id is known.
 
     Args:
         database: Where both record, on connections of their own.

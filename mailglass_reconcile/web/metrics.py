@@ -1,7 +1,7 @@
 """`/metrics`: what Prometheus asks for, read from the database at that moment; needs the extra `web`.
 
 Not from this process, which has swept nothing: workers come and go, and counters in the history of runs survive both
-them and the prune. Times are timestamps, so that an age goes on growing when nobody sweeps any more.
+them and the prune. Times are timestamps, so that an age still grows when nobody sweeps any more.
 """
 
 from __future__ import annotations
