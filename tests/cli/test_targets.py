@@ -94,7 +94,6 @@ def test_it_asks_at_a_terminal_and_refuses_without_one(db):
     assert (asking.returncode, linked(db)) == (130, set())
 
 
-@pytest.mark.guard
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
     """Most often a typing error."""
     pair(db, "m-1")

@@ -16,7 +16,6 @@ print(sorted(shop.app.conf.beat_schedule), shop.count_stock.delay().get(timeout=
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_an_application_with_a_celery_app_of_its_own_sweeps_beside_its_own_tasks(db, redis_url, tmp_path):
     """Both have their entries in the schedule, and `delay()` is answered there."""
     insert(db, deliveries=[delivery_row("m-1")], events=[orphan_row(postmark("m-1"))])

@@ -253,7 +253,6 @@ def _refusals(engine: sa.Engine, deliveries: list[dict[str, Any]], events: list[
     return refusals
 
 
-@pytest.mark.guard
 @pytest.mark.parametrize("place", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, BATCH - 1))])
 def test_a_hostile_row_is_counted_with_its_reason_and_the_rest_of_its_batch_is_linked(
     db: Database, untouched: sa.Engine, place: int, record_property: Callable[[str, object], None]

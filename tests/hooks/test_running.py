@@ -45,7 +45,6 @@ def command(db, *arguments, **more):
     return done.returncode, commands.conforming("dispatch", done.stdout)[0], done.stderr
 
 
-@pytest.mark.guard
 def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(hooked):
     """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the rows."""
     link(hooked, "m-0", "m-1")
@@ -66,7 +65,6 @@ def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(ho
     assert effects(hooked) == {"steady": 2, "flaky": 2}
 
 
-@pytest.mark.guard
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
     """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
     site.db.hooked.update(mailglass_reconcile.event_types.TYPES)
@@ -75,8 +73,9 @@ def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(si
         assert site.result(site.send())["linked"] == 2
         wait_until(lambda: states(site.db) == {"dispatched": 1, "waiting": 1}, PATIENCE)
         make_due(site.db)
-        again = site.client.send_task(DISPATCH_TASK, queue="mailglass_hooks").id
-        assert site.result(again)["dispatched"] == 1
+        site.result(site.client.send_task(DISPATCH_TASK, queue="mailglass_hooks").id)
+        # By that task, or by the first one, if it had not ended when the event became due.
+        wait_until(lambda: states(site.db) == {"dispatched": 2}, PATIENCE)
     assert effects(site.db) == {"steady": 2, "flaky": 2}
 
 

@@ -57,7 +57,6 @@ def fan_out(site, size: int, **options: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_the_last_has_ended(site):
     """Their counts add up to what one sweep would report; a tick meanwhile is a duplicate, the next one is not."""
     backlog(site, 50)

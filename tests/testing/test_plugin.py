@@ -67,7 +67,6 @@ def adopters(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.guard
 def test_an_adopter_s_tests_run_as_the_page_says_and_leave_nothing(tmp_path):
     """With servers of their own, which are gone afterwards with their folders; no warning either."""
     done = adopters(tmp_path)
