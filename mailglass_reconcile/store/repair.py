@@ -17,6 +17,7 @@ WITH page AS (
   SELECT id, tenant_id, inserted_at FROM {schema}.mailglass_events
    WHERE needs_reconciliation = true AND delivery_id IS NULL
      AND inserted_at > now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
+     AND (CAST(:until_time AS timestamp) IS NULL OR inserted_at <= CAST(:until_time AS timestamp))
      AND (CAST(:after_id AS uuid) IS NULL
           OR (tenant_id, inserted_at, id) > (:after_tenant, CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
    ORDER BY tenant_id, inserted_at, id LIMIT :size
@@ -42,6 +43,10 @@ WITH page AS (
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        (SELECT count(*) FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
+"""
+
+_NEWEST = """
+SELECT max(inserted_at)::text FROM {schema}.mailglass_events WHERE needs_reconciliation = true AND delivery_id IS NULL
 """
 
 _REMOVE_SETTLED = """
@@ -95,7 +100,7 @@ COMMIT;
 
 def as_script(settings: Settings) -> str:
     """Return `add_missing` as SQL to be run by hand: one transaction, whatever the ledger holds."""
-    values = {**_START, "size": 2**31 - 1, "max_age_minutes": settings.max_age_minutes}
+    values = {**_START, "until_time": None, "size": 2**31 - 1, "max_age_minutes": settings.max_age_minutes}
     binds = [sa.bindparam(name, value, sa.Integer if value else sa.Text) for name, value in values.items()]
     bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema.replace(":", "\\:"))).bindparams(*binds)
     # A style of parameters that does not double a percent sign of the schema's name.
@@ -110,11 +115,14 @@ def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int
     Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
     the millisecond of its UUIDv7, or else its `inserted_at` read as UTC.
     """
+    with transaction(connection, settings, probes_only=True) as tx:
+        # What is newer is the trigger's: a ledger that is written all the time would have no end.
+        until = tx.execute(_NEWEST).scalar_one()
     place: dict[str, Any] = dict(_START)
     added = 0
     while True:
-        with transaction(connection, settings) as tx:
-            page = {**place, "size": size, "max_age_minutes": settings.max_age_minutes}
+        with transaction(connection, settings, probes_only=True) as tx:
+            page = {**place, "until_time": until, "size": size, "max_age_minutes": settings.max_age_minutes}
             last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
         if last is None:
             return added

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +14,7 @@ from factories import new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database
+from mailglass_reconcile.store import database, engines, repair
 
 WEBHOOKS = """
 INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
@@ -153,6 +154,25 @@ def test_the_open_set_is_mended_by_the_ledger(db):
     db.broken.update({"I1", "I2", "I3", "I5"})
     assert mailglass_reconcile.prune().as_dict() == {**NOTHING, "settled": 2, "added": 1}
     assert db.rows("SELECT event_id::text FROM mailglass_open_orphans") == [(missing,)]
+
+
+def test_a_repair_ends_although_writers_write_on(db):
+    """A writer that is as quick as the repair: what came after its beginning is the trigger's."""
+    missing = orphan(db, postmark("m"), age_seconds=100)
+    db.run("DELETE FROM mailglass_open_orphans")
+    others = engines.create_engine(db.settings)
+    later = []
+
+    def write(connection: sa.Connection) -> None:
+        if len(later) < 50:
+            later.append(orphan(replace(db, engine=others), postmark(f"m-{len(later)}"), age_seconds=0))
+
+    sa.event.listen(db.engine, "commit", write)
+    with engines.connect(db.engine) as connection:
+        assert repair.add_missing(connection, db.settings, 1) == 1
+    sa.event.remove(db.engine, "commit", write)
+    assert len(later) < 5
+    assert {row[0] for row in db.rows("SELECT event_id::text FROM mailglass_open_orphans")} == {missing, *later}
 
 
 @pytest.mark.parametrize("state", ["empty", "unmigrated"])
