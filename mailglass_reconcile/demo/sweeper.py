@@ -22,7 +22,8 @@ from mailglass_reconcile.schedule import RECENT_TASK
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 from mailglass_reconcile.sweep.result import SweepResult
 
-COMMAND = "celery -A mailglass_reconcile.demo.app worker -B -c 1"
+# A schedule in memory: in a file, Python 3.13 keeps it in SQLite, which now and then refuses beat ("locking protocol").
+COMMAND = "celery -A mailglass_reconcile.demo.app worker -B -c 1 --scheduler celery.beat.Scheduler"
 RECENT_SECONDS = 0.25
 RESULT_CHANNELS = "celery-task-meta-*"
 STOP_SECONDS = 10.0
@@ -85,7 +86,7 @@ def worker(settings: Settings) -> Iterator[Worker]:
 
 
 def _start(settings: Settings, directory: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", *COMMAND.split(), "-s", str(directory / "schedule")]
+    command = [sys.executable, "-m", *COMMAND.split()]
     with (directory / "log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
             [*command, "--without-gossip", "--without-mingle", "--loglevel", "WARNING"],
