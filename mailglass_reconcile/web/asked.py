@@ -77,9 +77,7 @@ def listing(query: QueryParams, viewer: Viewer) -> Listing:
         UnusableError: A field has a value that cannot be used.
         ElsewhereError: Another tenant.
     """
-    given = {
-        name: query.get(name, "").strip() for name in ("state", "provider", "type", "older", "newer", "message_id")
-    }
+    given = {name: query.get(name, "").strip() for name in FIELDS}
     for name, value in given.items():
         if len(value) > LONGEST or "\x00" in value:
             raise UnusableError(f"{name}: at most {LONGEST} characters")

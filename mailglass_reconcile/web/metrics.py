@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 
 import sqlalchemy as sa
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -19,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.measures import Measures, measure
+from mailglass_reconcile.pubsub import within
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.states import OUTCOMES
 from mailglass_reconcile.sweep.result import REASONS
@@ -44,23 +43,14 @@ def scrape(engine: sa.Engine, settings: Settings) -> bytes:
         settings: Whose schema is read.
     """
     registry = CollectorRegistry()
-    registry.register(_Known(_within(engine, settings)))
+    registry.register(_Known(_measured(engine, settings)))
     return generate_latest(registry)
 
 
-def _within(engine: sa.Engine, settings: Settings) -> Measures | None:
+def _measured(engine: sa.Engine, settings: Settings) -> Measures | None:
     """Measure in a thread of its own, so that a connection that hangs holds nobody up."""
-    answer: Future[Measures] = Future()
-
-    def read() -> None:
-        try:
-            answer.set_result(measure(engine, settings))
-        except BaseException as error:  # those who wait must get it, whatever it is
-            answer.set_exception(error)
-
-    threading.Thread(target=read, daemon=True).start()
     try:
-        return answer.result(SECONDS)
+        return within(SECONDS, lambda: measure(engine, settings))
     except TimeoutError:
         logger.warning("no metrics: the database has not answered within %d seconds", SECONDS)
     except MailglassReconcileError as error:
