@@ -103,7 +103,7 @@ class System:
         return commands.tried(self.site.db, *arguments, **{**self.site.environment, **environment})
 
     def reset(self) -> None:
-        """Forget all rows, and see to it that everything runs and is well."""
+        """Forget all rows, and make sure that everything runs and is well."""
         self.admin.run(EMPTIED)
         self.start(*({"worker", "beat"} - self._running.keys()))
         mailglass_reconcile.configure(engine=self.site.db.engine, settings=self.site.db.settings)

@@ -40,7 +40,7 @@ def test_a_sweep_is_seen_in_the_next_scrape(db):
 
 @pytest.mark.slow
 def test_what_could_be_linked_and_was_not_says_since_when(db):
-    """A timestamp: its age goes on growing when nobody sweeps."""
+    """A timestamp: its age still grows when nobody sweeps."""
     rows = [orphan_row(postmark(id_), age_seconds=500) for id_ in ("m-1", "m-2")]
     insert(db, [delivery_row("m-1"), delivery_row("m-2")], rows)
     reconcile(limit=1)
