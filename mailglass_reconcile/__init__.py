@@ -13,24 +13,23 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.hooks.dispatcher import dispatch
-from mailglass_reconcile.hooks.event import DeliveryEvent
-from mailglass_reconcile.hooks.registry import on_event
 from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
 from mailglass_reconcile.ops.pruner import PruneResult, prune
 from mailglass_reconcile.pubsub import Missed, Update, events_channel
-from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.events import append
 from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.sent import Sent
 from mailglass_reconcile.record.telling import broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules.events import DeliveryEvent, WebhookEvent
+from mailglass_reconcile.rules.handlers import on_event
+from mailglass_reconcile.rules.providers import key_rule
 from mailglass_reconcile.runtime import available, configure, subscribe
 from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.schema import include_object
 from mailglass_reconcile.sweep.full import reconcile
-from mailglass_reconcile.sweep.providers import key_rule
 from mailglass_reconcile.sweep.recent import reconcile_recent
 from mailglass_reconcile.sweep.result import SweepResult
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
-from mailglass_reconcile.event_types import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report, array_literal

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mailglass_reconcile import event_types
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.rules import event_types
 
 ENV_PREFIX = "MAILGLASS_"
 

@@ -11,6 +11,7 @@ from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.schedule import (
     DISPATCH_EXPIRES_SECONDS,
     DISPATCH_TASK,
@@ -24,7 +25,6 @@ from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Origin, Run
 from mailglass_reconcile.sweep import full, history, ranges, recent
 from mailglass_reconcile.sweep.result import SweepResult, shown
-from mailglass_reconcile.wording import counted
 
 try:
     from celery import current_task, shared_task

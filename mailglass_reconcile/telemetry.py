@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from opentelemetry import metrics, trace
 
-from mailglass_reconcile import states
+from mailglass_reconcile.rules import states
 
 NAME = "mailglass_reconcile"
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.30.0"

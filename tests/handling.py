@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from mailglass_reconcile import DeliveryEvent, on_event
-from mailglass_reconcile.event_types import TYPES
-from mailglass_reconcile.hooks import registry
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules.event_types import TYPES
 
 EFFECT = sa.text("INSERT INTO witness.effects VALUES (:handler, :event_id)")
 

@@ -13,7 +13,7 @@ import redis
 
 import oracle
 from mailglass_reconcile.pubsub import Publisher
-from mailglass_reconcile.states import OUTCOMES
+from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store.attempts import MOST_ATTEMPTS
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep

@@ -11,7 +11,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import doctor as doctors
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
-from mailglass_reconcile.wording import printable
+from mailglass_reconcile.rules.wording import printable
 
 COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red"}
 

@@ -12,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explained import Explanation
-from mailglass_reconcile.wording import counted, printable
+from mailglass_reconcile.rules.wording import counted, printable
 
 EXAMPLES = """\b
 Examples:

@@ -23,11 +23,11 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.rules.wording import counted, took
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
-from mailglass_reconcile.wording import counted, took
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.hooks import dead, dispatcher, registry
-from mailglass_reconcile.wording import counted, took
+from mailglass_reconcile.hooks import dead, dispatcher
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules.wording import counted, took
 
 ALL = "all"
 AGAIN_SECONDS = 30.0

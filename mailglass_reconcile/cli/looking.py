@@ -15,7 +15,7 @@ from mailglass_reconcile.cli.texts import Duration, moment, print_json
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
-from mailglass_reconcile.wording import age, counted, printable
+from mailglass_reconcile.rules.wording import age, counted, printable
 
 WATCH_SECONDS = 2.0
 

@@ -10,8 +10,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
-from mailglass_reconcile.states import OPEN_STATES
-from mailglass_reconcile.wording import age, printable
+from mailglass_reconcile.rules.states import OPEN_STATES
+from mailglass_reconcile.rules.wording import age, printable
 
 EXAMPLES = """\b
 Examples:

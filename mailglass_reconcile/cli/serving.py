@@ -8,7 +8,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.wording import printable
+from mailglass_reconcile.rules.wording import printable
 
 EXAMPLES = """\b
 Examples:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mailglass_reconcile.rules.wording import counted, shown, took
 from mailglass_reconcile.sweep.result import SweepResult, remaining
-from mailglass_reconcile.wording import counted, shown, took
 
 REASONS = {
     "unmatched": "no delivery has any of their ids yet",

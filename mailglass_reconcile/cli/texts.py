@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mailglass_reconcile.wording import age, seconds_of
+from mailglass_reconcile.rules.wording import age, seconds_of
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4

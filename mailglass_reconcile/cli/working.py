@@ -10,7 +10,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops import rekey as rekeying
-from mailglass_reconcile.wording import counted
+from mailglass_reconcile.rules.wording import counted
 
 PRUNE_EXAMPLES = """\b
 Example:

@@ -12,11 +12,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mailglass_reconcile import event_types
 from mailglass_reconcile.record import storing, validation
-from mailglass_reconcile.record.drafts import WebhookEvent
 from mailglass_reconcile.record.sent import Sent
-from mailglass_reconcile.sweep import match, providers
+from mailglass_reconcile.rules import event_types, providers
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.sweep import match
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus

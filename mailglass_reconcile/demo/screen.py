@@ -6,7 +6,7 @@ import time
 
 from rich.console import Console
 
-from mailglass_reconcile.wording import printable
+from mailglass_reconcile.rules.wording import printable
 
 COLUMNS = 80
 STYLES = {

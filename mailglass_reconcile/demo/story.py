@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from mailglass_reconcile.states import Verdict
+from mailglass_reconcile.rules.states import Verdict
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.sweep.match import UNMATCHED
 

@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.hooks import connections, registry, running
+from mailglass_reconcile.hooks import connections, running
 from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import attempts
 from mailglass_reconcile.store.attempts import Attempt, Claim
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ import traceback
 from pathlib import Path
 from uuid import UUID
 
-from mailglass_reconcile.hooks import registry
 from mailglass_reconcile.hooks.connections import Work
-from mailglass_reconcile.hooks.event import DeliveryEvent
-from mailglass_reconcile.hooks.registry import Registered
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.events import DeliveryEvent
+from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.store.attempts import Held
-from mailglass_reconcile.sweep import providers
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from mailglass_reconcile.ops.listed import EXPIRED, NAMING, WAITING, Filters, Listed
-from mailglass_reconcile.states import OpenState
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.states import OpenState
 from mailglass_reconcile.store import expired, listing
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.eligible import Survey
 from mailglass_reconcile.store.listing import Wanted
-from mailglass_reconcile.store.model import Keys, Open, Place
-from mailglass_reconcile.sweep import examination, match, providers
+from mailglass_reconcile.store.model import Open, Place
+from mailglass_reconcile.sweep import examination, match
 
 logger = logging.getLogger(__name__)
 

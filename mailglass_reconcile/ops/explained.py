@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mailglass_reconcile.states import EventState, Verdict
+from mailglass_reconcile.rules.states import EventState, Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,15 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import origins, sentences
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
-from mailglass_reconcile.states import EventState
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.states import EventState
 from mailglass_reconcile.store import eligible, runs
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Keys, Named, Open
+from mailglass_reconcile.store.model import Named, Open
 from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.store.runs import RunAt
-from mailglass_reconcile.sweep import examination, match, providers
+from mailglass_reconcile.sweep import examination, match
 from mailglass_reconcile.sweep.match import Decision
 
 logger = logging.getLogger(__name__)

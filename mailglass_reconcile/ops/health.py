@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.wording import age, counted, shown
 
 MAX_LAG_SECONDS = 900.0
 """Three intervals of five minutes; a full sweep has to succeed within two of them."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from mailglass_reconcile import states
-from mailglass_reconcile.sweep import keys, match, providers
+from mailglass_reconcile.rules import keys, providers, states
+from mailglass_reconcile.sweep import match
 
 WAITING: Final = "waiting"
 EXPIRED: Final = "expired"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.event_types import PROVIDER_TYPES
 from mailglass_reconcile.ops import health
+from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import transaction

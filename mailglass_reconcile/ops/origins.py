@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mailglass_reconcile.rules import keys, providers
 from mailglass_reconcile.store import candidates
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.sweep import keys, providers
 
 
 class Origins(NamedTuple):

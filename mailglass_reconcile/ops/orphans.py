@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.callers import connection_of
-from mailglass_reconcile.store.model import Keys, Open
+from mailglass_reconcile.store.model import Open
 from mailglass_reconcile.sweep import examination, match
 from mailglass_reconcile.sweep.match import Decision
 

@@ -7,13 +7,13 @@ from collections import Counter
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import candidates, eligible, schema, slices
 from mailglass_reconcile.store.database import Transaction, transaction
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.model import LAST_EVENT, Place, Slice
 from mailglass_reconcile.sweep import examination
-from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.unreachable import Server
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.unreachable import Server
 
 Answer = TypeVar("Answer")
 

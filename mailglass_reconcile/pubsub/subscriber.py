@@ -14,10 +14,10 @@ from uuid import UUID
 import redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, events_channel
 from mailglass_reconcile.pubsub.client import impatient, server_of
+from mailglass_reconcile.rules import unreachable
 
 logger = logging.getLogger(__name__)
 

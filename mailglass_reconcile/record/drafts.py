@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import storing, validation
+from mailglass_reconcile.rules import keys
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.model import Keys
-from mailglass_reconcile.sweep import keys
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookEvent:
-    """One event of a provider's webhook.
-
-    Attributes:
-        type: Anymail's name for it: `delivered`, `bounced`, `opened`, …; `docs/recording.md` lists all.
-        occurred_at: When the provider says it happened, with a time zone.
-        provider_event_id: The provider's id of this event, or of the webhook that carried it.
-        message_id: The provider's id of the message, as the webhook has it.
-        recipient: Whom it is about, if known, with or without a display name. It tells deliveries of one message
-            apart and is not put into the ledger.
-        reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
-        metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out; everything
-            else is stored as given, and can never be erased.
-    """
-
-    type: str
-    occurred_at: dt.datetime
-    provider_event_id: str | int
-    message_id: str | int | None
-    recipient: str | None = field(default=None, repr=False)
-    reject_reason: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Draft(NamedTuple):

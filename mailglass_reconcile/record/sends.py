@@ -23,6 +23,7 @@ from mailglass_reconcile.pubsub import Message
 from mailglass_reconcile.record import linking, sessions, storing, validation
 from mailglass_reconcile.record.recorded import Look, RecordedDelivery
 from mailglass_reconcile.record.sent import Draft, Sent, check
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import sends
 from mailglass_reconcile.store.borrowing import borrowed
@@ -30,7 +31,7 @@ from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report
 from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.sweep import batch, match, providers
+from mailglass_reconcile.sweep import batch, match
 
 logger = logging.getLogger(__name__)
 

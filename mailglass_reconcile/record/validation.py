@@ -11,10 +11,11 @@ import re
 from collections.abc import Collection
 
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.event_types import TYPES
 from mailglass_reconcile.record.storing import storable
-from mailglass_reconcile.sweep import match, providers
-from mailglass_reconcile.sweep.keys import MAX_ID_LENGTH, is_usable
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.event_types import TYPES
+from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
+from mailglass_reconcile.sweep import match
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
 STREAMS = ("transactional", "operational", "bulk")

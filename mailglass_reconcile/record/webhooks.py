@@ -16,14 +16,16 @@ from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.projector import Attached
 from mailglass_reconcile.record import sessions, validation
-from mailglass_reconcile.record.drafts import Draft, WebhookEvent, draft
+from mailglass_reconcile.record.drafts import Draft, draft
 from mailglass_reconcile.record.recorded import Look, Recorded
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store import candidates, ledger
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.model import Keys, Report
+from mailglass_reconcile.store.model import Report
 from mailglass_reconcile.sweep import match
 from mailglass_reconcile.sweep.match import Event
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import event_types
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import SEARCH_PATH, Transaction
 

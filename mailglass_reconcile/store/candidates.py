@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from mailglass_reconcile.rules.keys import Keys, Values
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Keys, Values, array_literal
+from mailglass_reconcile.store.model import array_literal
 
 _OF_EVENTS = """
 SELECT e.id::text, jsonb_typeof(p.provider) || ':' || left(btrim(p.provider #>> '{}'), 513),

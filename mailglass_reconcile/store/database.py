@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import event_types
 from mailglass_reconcile.errors import is_passing, sqlstate
+from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.engines import ISOLATION
 

@@ -11,7 +11,6 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from mailglass_reconcile import unreachable
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -19,8 +18,9 @@ from mailglass_reconcile.errors import (
     database_errors,
     translated,
 )
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.unreachable import Server
 
 CONNECT_TIMEOUT_SECONDS = 5
 ISOLATION = "READ COMMITTED"

@@ -10,32 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mailglass_reconcile.rules.keys import Keys
+
 LAST_EVENT = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-
-
-class Keys(NamedTuple):
-    """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
-
-    `rule` names the rule and the version that made them; None if the rule failed and nothing may be stored. `lost`
-    says that the event had a recipient which is not known any more.
-    """
-
-    provider: str | None
-    candidate_ids: tuple[str, ...]
-    recipient: str | None
-    rule: str | None = None
-    lost: bool = False
-
-
-class Values(NamedTuple):
-    """JSON values of one event that its keys are computed from, each as `type:text`, None or empty if absent."""
-
-    event_id: str
-    provider: str | None
-    recipient: str | None
-    email: str | None
-    ids: list[str | None]
-    recipient_known: bool = False
 
 
 class Place(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import states
+from mailglass_reconcile.rules import states
+from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.states import RunStatus
 from mailglass_reconcile.store.database import Transaction, transaction
 
 Kind = Literal["full", "recent", "range", "prune"]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.eligible import Marks
-from mailglass_reconcile.store.model import Keys, Open, Slice, array_literal
+from mailglass_reconcile.store.model import Open, Slice, array_literal
 
 SLICE_ORPHANS = 10_000
 """Orphans whose keys and matches are in memory at once: about 10 MB."""

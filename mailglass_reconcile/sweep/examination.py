@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mailglass_reconcile.rules import keys, providers
+from mailglass_reconcile.rules.keys import Keys, Values
 from mailglass_reconcile.store import candidates
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Keys, Open, Values
-from mailglass_reconcile.sweep import keys, match, providers
+from mailglass_reconcile.store.model import Open
+from mailglass_reconcile.sweep import match
 from mailglass_reconcile.sweep.match import Event, Verdict
 
 

@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from mailglass_reconcile import states
+from mailglass_reconcile.rules import states
+from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.providers import canonical, spellings
 from mailglass_reconcile.store import deliveries
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
-from mailglass_reconcile.store.model import Keys, Named
-from mailglass_reconcile.sweep.providers import canonical, spellings
+from mailglass_reconcile.store.model import Named
 
 MATCHED: Final = "matched"
 UNMATCHED: Final = "unmatched"

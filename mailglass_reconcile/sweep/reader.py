@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import is_of_data, sqlstate, translated
+from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import eligible, open_orphans, privileges
 from mailglass_reconcile.store.database import Transaction, transaction, with_retries
@@ -21,7 +22,6 @@ from mailglass_reconcile.store.model import Open
 from mailglass_reconcile.sweep import examination, windows
 from mailglass_reconcile.sweep.examination import Examined
 from mailglass_reconcile.sweep.windows import Part, Window
-from mailglass_reconcile.wording import counted
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from mailglass_reconcile import telemetry
-from mailglass_reconcile.states import OUTCOMES
+from mailglass_reconcile.rules.states import OUTCOMES
+from mailglass_reconcile.rules.wording import counted, took
 from mailglass_reconcile.store.runs import Kind, Run
 from mailglass_reconcile.sweep.result import SweepResult, remaining
-from mailglass_reconcile.wording import counted, took
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from mailglass_reconcile import states, wording
 from mailglass_reconcile.pubsub import Published
-from mailglass_reconcile.states import SweepStatus
+from mailglass_reconcile.rules import states, wording
+from mailglass_reconcile.rules.states import SweepStatus
 from mailglass_reconcile.sweep.batch import Outcome
 
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")

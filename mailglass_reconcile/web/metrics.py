@@ -18,8 +18,8 @@ from prometheus_client.registry import Collector
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.measures import Measures, measure
 from mailglass_reconcile.pubsub import within
+from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.states import OUTCOMES
 from mailglass_reconcile.sweep.result import REASONS
 
 logger = logging.getLogger(__name__)

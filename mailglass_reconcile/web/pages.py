@@ -16,7 +16,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
 from mailglass_reconcile.ops.overview import BUCKETS
-from mailglass_reconcile.states import OPEN_STATES
+from mailglass_reconcile.rules.states import OPEN_STATES
 from mailglass_reconcile.web import asked, chart, metrics
 from mailglass_reconcile.web.asked import ElsewhereError, Shown, UnusableError
 from mailglass_reconcile.web.entrance import Entrance, viewer_of

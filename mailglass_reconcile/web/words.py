@@ -7,7 +7,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from mailglass_reconcile.wording import shown, took
+from mailglass_reconcile.rules.wording import shown, took
 
 SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"

@@ -5,8 +5,8 @@ import pytest
 import commands
 import factories
 from mailglass_reconcile.cli.summary import summary
+from mailglass_reconcile.rules.wording import age, counted, share, took
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.wording import age, counted, share, took
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import anymail.backends
 import pytest
 
-from mailglass_reconcile.sweep.providers import canonical, spellings
+from mailglass_reconcile.rules.providers import canonical, spellings
 
 STORED = {
     "Amazon SES": "ses",

@@ -22,7 +22,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from installation import end
 from mailglass_reconcile.cli import command
-from mailglass_reconcile.hooks import registry
+from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.testing.servers import free_port
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 import mailglass_reconcile
 from mailglass_reconcile.cli import command as group
 from mailglass_reconcile.ops.sentences import SENTENCES
+from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
-from mailglass_reconcile.states import OUTCOMES
 
 DOCS = pages.ROOT / "docs"
 COMMAND = Path(sys.executable).with_name("mailglass-reconcile")

@@ -305,7 +305,7 @@ BREAKS = (
     ),
     _break(
         "a terminal obeys what a row holds",
-        "mailglass_reconcile/wording.py",
+        "mailglass_reconcile/rules/wording.py",
         'return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)',
         "return text",
         "cli/test_explain.py",
@@ -590,10 +590,10 @@ BREAKS = (
     ),
     _break(
         "a control character in an id",
-        "mailglass_reconcile/sweep/keys.py",
+        "mailglass_reconcile/rules/keys.py",
         'in ("Cc", "Cs")',
         'in ("Cs",)',
-        "sweep/test_key_bounds.py",
+        "rules/test_key_bounds.py",
     ),
     _break(
         "a batch is tried once more than it should",
@@ -719,15 +719,15 @@ BREAKS = (
     ),
     _break(
         "a provider's name is taken as it is written",
-        "mailglass_reconcile/sweep/providers.py",
+        "mailglass_reconcile/rules/providers.py",
         "    name = provider.strip().lower()\n    return _CANONICAL.get(name, name)\n",
         "    return provider\n",
         "sweep/test_match.py",
-        "sweep/test_providers.py",
+        "rules/test_providers.py",
     ),
     _break(
         "keys of a rule that failed are stored",
-        "mailglass_reconcile/sweep/keys.py",
+        "mailglass_reconcile/rules/keys.py",
         "        return Keys(provider, (), recipient, None, lost)\n",
         "        return Keys(provider, (), recipient, rule.mark, lost)\n",
         "sweep/test_healing.py::test_keys_of_a_rule_that_failed_are_never_stored",
@@ -1049,17 +1049,17 @@ BREAKS = (
     ),
     _break(
         "what an error of the driver quotes is taken for its words",
-        "mailglass_reconcile/unreachable.py",
+        "mailglass_reconcile/rules/unreachable.py",
         "unquoted = _QUOTED.sub('\"\"', str(error))",
         "unquoted = str(error)",
-        "test_unreachable.py",
+        "rules/test_unreachable.py",
     ),
     _break(
         "a place is shown although a password is a part of it",
-        "mailglass_reconcile/unreachable.py",
+        "mailglass_reconcile/rules/unreachable.py",
         '    if "@" in text:\n',
         "    if not text:\n",
-        "test_unreachable.py",
+        "rules/test_unreachable.py",
     ),
     _break(
         "the doctor calls what has expired missing",

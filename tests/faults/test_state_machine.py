@@ -22,13 +22,13 @@ from conftest import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, states
 from mailglass_reconcile import DeliveryEvent, on_event
-from mailglass_reconcile.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.hooks import dead
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
-from mailglass_reconcile.states import OUTCOMES
+from mailglass_reconcile.rules import keys
+from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
+from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import borrowing, candidates, database, deliveries, engines, ledger, open_orphans
-from mailglass_reconcile.sweep import keys
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 

@@ -208,7 +208,7 @@ def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(
     leaving("old")
     failing("gone", ValueError())
     dispatch()
-    mailglass_reconcile.hooks.registry._registered.pop("gone")
+    mailglass_reconcile.rules.handlers._registered.pop("gone")
     told = leaving("new")
     make_due(hooked)
     assert counts(dispatch()) == (1, 1, 0, 0)

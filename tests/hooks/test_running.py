@@ -67,7 +67,7 @@ def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(ho
 
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
     """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
-    site.db.hooked.update(mailglass_reconcile.event_types.TYPES)
+    site.db.hooked.update(mailglass_reconcile.rules.event_types.TYPES)
     link(site.db, "m-0", "m-1")
     with site.worker(**HANDLERS):
         assert site.result(site.send())["linked"] == 2

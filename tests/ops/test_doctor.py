@@ -15,8 +15,8 @@ from mailglass_reconcile import key_rule
 from mailglass_reconcile.hooks import dead
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.sweep import providers
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile import key_rule
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.sweep import providers
+from mailglass_reconcile.rules import providers
 
 WEEK = 7 * 86_400
 

@@ -12,7 +12,7 @@ from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.page import page
-from mailglass_reconcile.states import OPEN_STATES
+from mailglass_reconcile.rules.states import OPEN_STATES
 
 
 @pytest.fixture

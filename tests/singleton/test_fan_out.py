@@ -12,8 +12,8 @@ from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from installation import PATIENCE, end
 from mailglass_reconcile.ops.status import status
+from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import LockBackend
-from mailglass_reconcile.states import OUTCOMES
 from singleton.test_celery import SESSIONS, key_of
 from singleton.test_lock import KEY, store  # noqa: F401 - a fixture
 

@@ -7,7 +7,7 @@ import factories
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.states import OUTCOMES, SKIPPED
+from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import full
 
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"

@@ -6,7 +6,7 @@ import commands
 import factories
 from factories import orphan_row
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.sweep import providers
+from mailglass_reconcile.rules import providers
 
 pytestmark = pytest.mark.slow
 

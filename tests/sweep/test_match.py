@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 import factories
 import oracle
 from conftest import Database
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store import database, engines
-from mailglass_reconcile.store.model import Keys
 from mailglass_reconcile.sweep import match
 from mailglass_reconcile.sweep.match import Event
 

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 
 import factories
 from mailglass_reconcile import projector
+from mailglass_reconcile.rules import keys
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import (
     borrowing,
@@ -30,9 +32,9 @@ from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.eligible import Marks
 from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.model import LAST_EVENT, Keys, Open, Place, Report, Slice
+from mailglass_reconcile.store.model import LAST_EVENT, Open, Place, Report, Slice
 from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.sweep import examination, keys
+from mailglass_reconcile.sweep import examination
 
 ROWS = 50_000
 WIDE = 20_000

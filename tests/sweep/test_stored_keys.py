@@ -11,7 +11,7 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.ops.rekey import rekey
-from mailglass_reconcile.sweep import providers
+from mailglass_reconcile.rules import providers
 
 STORED = "SELECT rule, ids FROM mailglass_open_orphans"
 

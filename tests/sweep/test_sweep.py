@@ -46,7 +46,7 @@ def statements(engine):
 
 def counts(result):
     """Return the states of a result that are not zero."""
-    return {state: n for state in mailglass_reconcile.states.OUTCOMES if (n := getattr(result, state))}
+    return {state: n for state in mailglass_reconcile.rules.states.OUTCOMES if (n := getattr(result, state))}
 
 
 def test_one_sweep_links_exactly_the_matchable_half(db):

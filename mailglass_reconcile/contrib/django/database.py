@@ -14,10 +14,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
 
-from mailglass_reconcile import runtime, unreachable
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.unreachable import Server
 
 OF_DJANGOS_CURSORS = ("context", "cursor_factory")
 """Parameters that make Django's connections return values as Django wants them."""

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import eligible
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Keys, Open
-from mailglass_reconcile.sweep import examination, providers
+from mailglass_reconcile.store.model import Open
+from mailglass_reconcile.sweep import examination
 from mailglass_reconcile.sweep.examination import Examined
-from mailglass_reconcile.wording import age, counted, share, shown, verb
 
 NEWEST_ORPHANS = 300
 LATE_SECONDS = 900

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from mailglass_reconcile import runtime, unreachable
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DISK_FULL, ConfigurationError, database_errors, sqlstate
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
+from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Transaction, transaction
 from mailglass_reconcile.store.engines import server_of

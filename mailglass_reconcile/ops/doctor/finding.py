@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.states import FindingStatus
+from mailglass_reconcile.rules.states import FindingStatus
 
 OK: Final = "ok"
 WARNING: Final = "warning"

@@ -7,12 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mailglass_reconcile.hooks import registry
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, warning
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.wording import age, counted, shown
 
 LATE_SECONDS = 900
 """Three intervals of the beat schedule."""

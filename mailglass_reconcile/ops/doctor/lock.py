@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.doctor.finding import Finding, ok, warning
+from mailglass_reconcile.rules.wording import shown
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, UNKNOWN, Holder, holder_of, key_of
-from mailglass_reconcile.wording import shown
 
 
 def holder() -> Holder | None:

@@ -12,10 +12,10 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.doctor import sampling
 from mailglass_reconcile.ops.doctor.database import Asked
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
+from mailglass_reconcile.rules.wording import counted, share, verb
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.wording import counted, share, verb
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100
 """Pages of 8 kB: about 10,000 rows of each table."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from mailglass_reconcile import pubsub, runtime, unreachable
+from mailglass_reconcile import pubsub, runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.pubsub import PATIENCE_SECONDS, events_channel, within
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.singleton.lock import PREFIX
-from mailglass_reconcile.unreachable import Server
 
 LOST = "links are made, but nobody is told about them"
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from mailglass_reconcile.ops.doctor import sampling
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
+from mailglass_reconcile.rules.wording import counted, share, verb
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.wording import counted, share, verb
 
 NEWEST_ROWS = 1_000
 TENANTS = 20

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from celery import Celery, _state
 from kombu.connection import Connection
 
-from mailglass_reconcile import unreachable
-from mailglass_reconcile.hooks import registry
 from mailglass_reconcile.ops.doctor import lock
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.rules.wording import counted, shown
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from mailglass_reconcile.singleton.lock import Holder
-from mailglass_reconcile.unreachable import Server
-from mailglass_reconcile.wording import counted, shown
 
 ANSWER_SECONDS = (1.0, 2.0)
 """How long workers have to answer; the second, if none has answered within the first."""

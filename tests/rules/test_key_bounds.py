@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailglass_reconcile.sweep import keys
+from mailglass_reconcile.rules import keys
 
 
 @pytest.mark.parametrize("text", ["\0", "\t", "\n", "\x1b", "\x7f", "\x85", "\x9f", "\ud800"])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mailglass_reconcile.store.model import Values
-from mailglass_reconcile.sweep import keys, providers
+from mailglass_reconcile.rules import keys, providers
+from mailglass_reconcile.rules.keys import Values
 
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 

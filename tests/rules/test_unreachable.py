@@ -16,13 +16,14 @@ from sqlalchemy.engine import make_url
 
 import conftest
 from faults.proxy import before_postgres
-from mailglass_reconcile import pubsub, unreachable
+from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import DatabaseUnavailableError
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
-from mailglass_reconcile.unreachable import Server
 
 USER, PASSWORD = "canary_user", "canary-password"
 FEW = ("max_connections=4", "superuser_reserved_connections=0")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.event_types import ALL, TYPES
-from mailglass_reconcile.hooks.event import DeliveryEvent
+from mailglass_reconcile.rules.event_types import ALL, TYPES
+from mailglass_reconcile.rules.events import DeliveryEvent
 
 Handler = Callable[[Any, DeliveryEvent], object]
 H = TypeVar("H", bound=Handler)

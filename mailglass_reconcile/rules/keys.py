@@ -9,10 +9,10 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
-from mailglass_reconcile.store.model import Keys, Values
-from mailglass_reconcile.sweep import providers
-from mailglass_reconcile.sweep.providers import KeyRule
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.providers import KeyRule
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,31 @@ MAX_IDS = 32
 """Ids that a rule may return; each is tried in up to six spellings."""
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
 """Read for every provider, first: other writers, and this package's own, store the id under this name."""
+
+
+class Keys(NamedTuple):
+    """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
+
+    `rule` names the rule and the version that made them; None if the rule failed and nothing may be stored. `lost`
+    says that the event had a recipient which is not known any more.
+    """
+
+    provider: str | None
+    candidate_ids: tuple[str, ...]
+    recipient: str | None
+    rule: str | None = None
+    lost: bool = False
+
+
+class Values(NamedTuple):
+    """JSON values of one event that its keys are computed from, each as `type:text`, None or empty if absent."""
+
+    event_id: str
+    provider: str | None
+    recipient: str | None
+    email: str | None
+    ids: list[str | None]
+    recipient_known: bool = False
 
 
 def reads() -> Mapping[str, tuple[str, ...]]:

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from commands import SCHEMAS
-from mailglass_reconcile import states
 from mailglass_reconcile.cli.summary import REASONS
 from mailglass_reconcile.ops.sentences import REMEDIES, SENTENCES
+from mailglass_reconcile.rules import states
 from mailglass_reconcile.store.runs import COUNTS
 from mailglass_reconcile.sweep.result import SweepResult
 

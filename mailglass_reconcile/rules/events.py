@@ -1,0 +1,64 @@
+"""The two events of the public API: what a webhook reports, and what a handler is called with."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEvent:
+    """One event of a provider's webhook.
+
+    Attributes:
+        type: Anymail's name for it: `delivered`, `bounced`, `opened`, …; `docs/recording.md` lists all.
+        occurred_at: When the provider says it happened, with a time zone.
+        provider_event_id: The provider's id of this event, or of the webhook that carried it.
+        message_id: The provider's id of the message, as the webhook has it.
+        recipient: Whom it is about, if known, with or without a display name. It tells deliveries of one message
+            apart and is not put into the ledger.
+        reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
+        metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out; everything
+            else is stored as given, and can never be erased.
+    """
+
+    type: str
+    occurred_at: dt.datetime
+    provider_event_id: str | int
+    message_id: str | int | None
+    recipient: str | None = field(default=None, repr=False)
+    reject_reason: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryEvent:
+    """An event and the delivery that it belongs to.
+
+    Attributes:
+        event_id: The event's id in the ledger, the same at every attempt: an idempotency key for what cannot be rolled
+            back. For an event that a sweep linked, it is the orphan's, not the `reconciled` event's.
+        type: The event's own type, such as `bounced`.
+        occurred_at: When the provider says it happened, in UTC.
+        tenant_id: The tenant.
+        delivery_id: Its delivery.
+        provider: The provider's canonical name, if known.
+        message_id: The provider's id of the message, as the delivery has it.
+        recipient: The delivery's address, read now and stored nowhere else; None if the delivery is gone.
+        reject_reason: Why a message was rejected or bounced, if known.
+        attempt: 1 for the first.
+    """
+
+    event_id: UUID
+    type: str
+    occurred_at: dt.datetime
+    tenant_id: str
+    delivery_id: UUID
+    provider: str | None
+    message_id: str | None
+    recipient: str | None = field(repr=False)
+    reject_reason: str | None
+    attempt: int
