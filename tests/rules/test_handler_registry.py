@@ -25,7 +25,7 @@ def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
     """The outbox notes it, so it must stay the same from one process to the next."""
     on_event("bounced")(handler)
     on_event("opened", name="audit")(handler)
-    assert [one.name for one in registry.handlers_of("bounced")] == ["test_registry.handler"]
+    assert [one.name for one in registry.handlers_of("bounced")] == ["test_handler_registry.handler"]
     assert [one.name for one in registry.handlers_of("opened")] == ["audit"]
     assert registry.types() == {"bounced", "opened"}
 
@@ -53,7 +53,7 @@ def test_a_star_is_all_types_and_decorating_twice_adds_types():
         (lambda: on_event("bounced")(lonely), "must take two arguments"),
         (lambda: on_event("bounced")(asynchronous), "is asynchronous"),
         (lambda: on_event("bounced", name="a\nb")(handler), "printable"),
-        (lambda: on_event("bounced", name="test_registry.handler")(lambda c, e: None), "is registered already"),
+        (lambda: on_event("bounced", name="test_handler_registry.handler")(lambda c, e: None), "is registered already"),
     ],
 )
 def test_what_cannot_be_a_handler_is_refused_in_words(decorate, words):
