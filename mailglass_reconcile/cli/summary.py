@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mailglass_reconcile.rules.states import MEANINGS, Outcome, Skipped
 from mailglass_reconcile.rules.wording import counted, shown, took
 from mailglass_reconcile.sweep.result import SweepResult, remaining
 
-REASONS = {
-    "unmatched": "no delivery has any of their ids yet",
-    "unmatchable": "no usable id",
-    "ambiguous": "several deliveries, and no way to choose",
-    "tenant_mismatch": "their id names only another tenant's delivery; perhaps Mailglass lacks resolve_webhook_tenant",
-    "recipient_mismatch": "their id names only another recipient's delivery",
-    "skipped_deadline": "the sweep ended before it could look at them or link them",
-    "skipped_held": "another session holds them or has settled them",
-    "failed": "the database refused to read or link them",
-}
+WHY_OPEN: tuple[Outcome | Skipped, ...] = (
+    "unmatched",
+    "unmatchable",
+    "ambiguous",
+    "tenant_mismatch",
+    "recipient_mismatch",
+    "skipped_deadline",
+    "skipped_held",
+    "failed",
+)
 
 
 def summary(result: SweepResult) -> str:
@@ -30,8 +31,8 @@ def summary(result: SweepResult) -> str:
     scanned = counted(result.scanned, "open orphan")
     lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {took(result.duration_ms)}"]
     lines += [
-        f"{getattr(result, state):>10,} {state.replace('_', ' ')}: {reason}"
-        for state, reason in REASONS.items()
+        f"{getattr(result, state):>10,} {state.replace('_', ' ')}: {MEANINGS[state].sentence}"
+        for state in WHY_OPEN
         if getattr(result, state)
     ]
     if result.skipped_limit:

@@ -10,10 +10,10 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import origins, sentences
+from mailglass_reconcile.ops import origins
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.states import EventState
 from mailglass_reconcile.store import eligible, runs
@@ -65,7 +65,7 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
     with reading(engine, settings, snapshot=True) as tx:
         row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
         if row is None:
-            return Explanation(str(event_id), "unknown", sentences.SENTENCES["unknown"])
+            return Explanation(str(event_id), "unknown", states.why("unknown"))
         settled = _settled_state(row)
         read = origins.of_event(tx, row.id)
         if settled:
@@ -100,7 +100,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
     return Explanation(
         row.id,
         state,
-        sentences.SENTENCES[state],
+        states.why(state),
         row.tenant_id,
         row.linked_to or row.delivery_id,
         type=row.type,
@@ -108,7 +108,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         arrived_at=utc(row.arrived),
         rule=read.rule,
         reads=_reads(read),
-        remedy=sentences.remedy(state, state, lost=False),
+        remedy=states.remedy(state),
         linked_at=utc(row.linked_at) if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,
@@ -120,7 +120,7 @@ def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) 
     return Explanation(
         row.id,
         state,
-        sentences.why(state, provider=wanted.provider, lost=wanted.lost),
+        states.why(state, provider=wanted.provider, recipient_lost=wanted.lost),
         row.tenant_id,
         decision.delivery_id,
         wanted.candidate_ids,
@@ -133,7 +133,7 @@ def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) 
         tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
         recipient_known=wanted.recipient is not None,
         verdict=decision.state,
-        remedy=sentences.remedy(state, decision.state, lost=wanted.lost),
+        remedy=states.remedy(state, decision.state, recipient_lost=wanted.lost),
         eligible_at=None if row.expired else utc(row.eligible),
         expires_at=utc(row.expires),
         refused=row.refused or 0,

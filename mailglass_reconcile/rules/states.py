@@ -1,8 +1,9 @@
-"""Every state that a command, a count or the history of runs names; no module makes up another one."""
+"""Every state that a command, a count or the run history names, with its words; no other module defines one."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
 
 Verdict = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
 """What the rule says of an orphan; `matched` is what the next sweep links."""
@@ -41,3 +42,122 @@ EVENT_STATES: tuple[EventState, ...] = get_args(EventState)
 SKIPPED: tuple[Skipped, ...] = get_args(Skipped)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
+
+
+class Meaning(NamedTuple):
+    """What a state means to a person.
+
+    Attributes:
+        short: A few words, for a table or a legend.
+        sentence: Why an event is in this state; it fits one event and many.
+        remedy: What has to change so that the event can be linked; None if nothing has to.
+    """
+
+    short: str
+    sentence: str
+    remedy: str | None = None
+
+
+MEANINGS: Mapping[str, Meaning] = {
+    "matched": Meaning("can be linked", "its delivery exists; the next sweep links it"),
+    "unmatched": Meaning(
+        "no delivery yet",
+        "no delivery has a matching id yet",
+        "store a delivery of the event's tenant under one of these ids, with the event's provider or none; if other"
+        " software sent the message through your account, there will never be one",
+    ),
+    "unmatchable": Meaning(
+        "no usable id",
+        "no provider, or no usable id",
+        "the event must name a provider, and have an id in one of the places read",
+    ),
+    "ambiguous": Meaning(
+        "several deliveries",
+        "several deliveries have the id, and the event does not name its recipient",
+        "the event must name its recipient, or only one of the deliveries may have the event's provider",
+    ),
+    "tenant_mismatch": Meaning(
+        "another tenant's",
+        "only another tenant's deliveries have the id; if the event's tenant is `default`, Mailglass may lack"
+        " resolve_webhook_tenant",
+        "event and delivery need the same tenant: make the webhook find its tenant (in Mailglass,"
+        " resolve_webhook_tenant); events that are already stored keep theirs",
+    ),
+    "recipient_mismatch": Meaning(
+        "another recipient's",
+        "only deliveries to other recipients have the id",
+        "store a delivery to the event's recipient under one of these ids",
+    ),
+    "waiting": Meaning(
+        "in its grace period", "still in its grace period; the first full sweep after it will look at this event"
+    ),
+    "expired": Meaning(
+        "too old",
+        "older than the maximum age, so no sweep looks at it any more",
+        "set MAILGLASS_MAX_AGE_MINUTES to more than the event's age; `mailglass-reconcile prune` then opens it again",
+    ),
+    "linked": Meaning("linked", "linked to its delivery"),
+    "settled": Meaning("closed", "closed by a `reconciled` event that names no delivery"),
+    "no_orphan": Meaning("not an orphan", "not an orphan: it was stored with its delivery, or needs none"),
+    "missing": Meaning(
+        "not in the open-orphan table",
+        "the table of open orphans does not contain this orphan",
+        "run `mailglass-reconcile prune`, which repairs that table from the ledger",
+    ),
+    "unknown": Meaning("unknown", "no event in the ledger has this id"),
+    "skipped": Meaning("skipped", "not looked at, or not linked, by this sweep"),
+    "skipped_limit": Meaning("beyond the limit", "can be linked, but the sweep had reached its limit"),
+    "skipped_deadline": Meaning("out of time", "the sweep's time was over before it could look at them or link them"),
+    "skipped_held": Meaning("held elsewhere", "another session holds them or has already closed them"),
+    "failed": Meaning("refused", "the database refused to read or link them"),
+}
+"""Every state and every count of a sweep, in words; commands, the page and `explain` use these."""
+
+SYNTHETIC_IDS = ("mailjet", "sparkpost")
+"""Providers for which Mailglass stores an id that it made up; their webhooks never name it."""
+
+_SYNTHETIC = (
+    "if Mailglass sent the message, no delivery ever will: for this provider it stores an id that it made up"
+    " (mailglass-synthetic-…)"
+)
+_RECIPIENT_LOST = (
+    "the event was about one recipient, whose address is no longer known, so no delivery is chosen: an address is kept"
+    " only while its orphan is open"
+)
+_REMEDY_RECIPIENT_LOST = "no sweep will link it; check the deliveries listed, and correct the right one by hand"
+
+
+def short_words(state: str) -> str:
+    """Return a state in a few words; a state that this version does not define is returned as it is."""
+    return MEANINGS[state].short if state in MEANINGS else state
+
+
+def why(state: EventState, *, provider: str | None = None, recipient_lost: bool = False) -> str:
+    """Return why an event is in *state*.
+
+    Args:
+        state: The event's state.
+        provider: The event's provider.
+        recipient_lost: Whether the event was about one recipient whose address is no longer known.
+    """
+    if state == "ambiguous" and recipient_lost:
+        return _RECIPIENT_LOST
+    if state == "unmatched" and provider in SYNTHETIC_IDS:
+        return f"{MEANINGS[state].sentence}; {_SYNTHETIC}"
+    return MEANINGS[state].sentence
+
+
+def remedy(state: EventState, verdict: EventState | None = None, *, recipient_lost: bool = False) -> str | None:
+    """Return what has to change so that an event can be linked; None if nothing has to.
+
+    Args:
+        state: The event's state.
+        verdict: What a sweep would find if it looked now, whatever the event's age; *state* if not given.
+        recipient_lost: Whether the event was about one recipient whose address is no longer known.
+    """
+    found = verdict or state
+    needed = _REMEDY_RECIPIENT_LOST if found == "ambiguous" and recipient_lost else MEANINGS[found].remedy
+    if state != "expired" or found == "expired":
+        return needed
+    old = MEANINGS["expired"].remedy
+    return f"{old}; in addition, {needed}" if needed else old

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from mailglass_reconcile.rules import states
 from mailglass_reconcile.web import words
 
 FRAGMENT = "x-fragment"
@@ -40,9 +41,10 @@ def _environment() -> Environment:
         moment=words.moment,
         number=words.number,
         plain=words.plain,
+        short_words=states.short_words,
         since=words.since,
     )
-    made.globals.update(state_words=words.STATES, version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query)
+    made.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query)
     return made
 
 

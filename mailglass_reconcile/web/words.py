@@ -13,23 +13,6 @@ SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"
 _CODE = re.compile("`([^`]+)`")
 
-STATES = {
-    "matched": "can be linked",
-    "unmatched": "no delivery yet",
-    "unmatchable": "no usable id",
-    "ambiguous": "several deliveries",
-    "tenant_mismatch": "another tenant's",
-    "recipient_mismatch": "another recipient's",
-    "waiting": "in its grace period",
-    "expired": "too old",
-    "linked": "linked",
-    "settled": "settled",
-    "missing": "not in the open set",
-    "no_orphan": "no orphan",
-    "unknown": "unknown",
-}
-"""Each state in a few words; the state's own name stands beside them."""
-
 
 def plain(text: object) -> str:
     """Return a text of a row with everything escaped that is not printable, and cut."""

@@ -59,7 +59,7 @@ def test_sweep_tells_a_person_what_stays_open_and_why(cli, one_of_two):
     """The summary has a line for each reason."""
     finished = cli("sweep")
     assert "linked 1 of 2 open orphans" in finished.stdout
-    assert "1 unmatched: no delivery has any of their ids yet" in finished.stdout
+    assert "1 unmatched: no delivery has a matching id yet" in finished.stdout
 
 
 def test_a_dry_run_writes_nothing(cli, db, one_of_two):
@@ -121,7 +121,7 @@ def test_explain_says_the_ids_tried_the_deliveries_named_and_why(cli, one_of_two
     found = json.loads(cli("explain", linkable, "--json").stdout)
     assert found["state"] == "matched"
     assert found["named"][0]["candidate_id"] in found["candidate_ids"]
-    assert "no delivery has any of its ids yet" in cli("explain", other).stdout
+    assert "no delivery has a matching id yet" in cli("explain", other).stdout
     cli("sweep")
     assert json.loads(cli("explain", linkable, "--json").stdout)["state"] == "linked"
 
@@ -131,7 +131,7 @@ def test_explain_of_an_unknown_event_exits_with_1(cli):
     """The ledger has no such event, and says so."""
     finished = cli("explain", str(uuid.uuid4()))
     assert finished.returncode == 1
-    assert "the ledger has no event with this id" in finished.stdout
+    assert "no event in the ledger has this id" in finished.stdout
 
 
 def test_prune_prints_what_it_removed_and_mended(cli, db, one_of_two):

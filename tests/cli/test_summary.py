@@ -24,7 +24,7 @@ from mailglass_reconcile.sweep.result import SweepResult
             SweepResult(scanned=3, unmatched=2, failed=1, remaining=3, status="partial", tenant_id="a\nb"),
             [
                 r"linked 0 of 3 open orphans of tenant 'a\nb' in 0 ms",
-                "         2 unmatched: no delivery has any of their ids yet",
+                "         2 unmatched: no delivery has a matching id yet",
                 "         1 failed: the database refused to read or link them",
                 "this sweep is partial: 3 eligible orphans remain",
             ],

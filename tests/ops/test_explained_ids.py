@@ -12,7 +12,7 @@ def test_an_id_that_mailglass_made_up_is_named_as_the_reason(db):
     orphan = factories.orphan(db, {"provider": "sparkpost", "transmission_id": 7})
     found = explain(db.engine, UUID(orphan))
     assert found.state == "unmatched"
-    assert "one that Mailglass made up" in found.sentence
+    assert "an id that it made up" in found.sentence
     other = factories.orphan(db, factories.postmark("x"))
     assert "made up" not in explain(db.engine, UUID(other)).sentence
 
