@@ -12,11 +12,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mailglass_reconcile.record import storing, validation
+from mailglass_reconcile.record import storing
 from mailglass_reconcile.record.sent import Sent
-from mailglass_reconcile.rules import event_types, providers
+from mailglass_reconcile.rules import addresses, event_types, providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.sweep import match
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus
@@ -78,7 +77,7 @@ def _aware(timestamp: dt.datetime | None) -> dt.datetime:
 
 
 def _reason(reason: str | None) -> str | None:
-    return reason if reason is None or reason in validation.REJECT_REASONS else "other"
+    return reason if reason is None or reason in event_types.REJECT_REASONS else "other"
 
 
 def _tags(tags: str | Sequence[str | None] | None) -> dict[str, Any]:
@@ -105,8 +104,8 @@ def _mailgun_id(event: AnymailTrackingEvent) -> str:
 
 def _ses_id(event: AnymailTrackingEvent) -> str:
     """A notification of SNS has one id for all of its recipients: the place in its list tells them apart."""
-    named = [match.address(one) for one in _ses_recipients(event.esp_event or {})]
-    wanted = match.address(event.recipient or "")
+    named = [addresses.address(one) for one in _ses_recipients(event.esp_event or {})]
+    wanted = addresses.address(event.recipient or "")
     return f"{_id(event)}/{named.index(wanted) if wanted in named else 0}"
 
 

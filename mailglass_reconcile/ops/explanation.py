@@ -13,7 +13,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import origins
 from mailglass_reconcile.ops.explained import Explanation
 from mailglass_reconcile.ops.origins import Origins
-from mailglass_reconcile.rules import providers, states
+from mailglass_reconcile.rules import addresses, providers, states
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.states import EventState
 from mailglass_reconcile.store import eligible, runs
@@ -162,5 +162,5 @@ def _named(delivery: Named, tenant_id: str, wanted: Keys) -> dict[str, Any]:
         **known,
         "own": delivery.tenant_id == tenant_id,
         "fitting": delivery.provider is None or providers.canonical(delivery.provider) == wanted.provider,
-        "addressed": wanted.recipient is None or match.address(recipient) == match.address(wanted.recipient),
+        "addressed": wanted.recipient is None or addresses.address(recipient) == addresses.address(wanted.recipient),
     }

@@ -23,7 +23,7 @@ from mailglass_reconcile.pubsub import Message
 from mailglass_reconcile.record import linking, sessions, storing, validation
 from mailglass_reconcile.record.recorded import Look, RecordedDelivery
 from mailglass_reconcile.record.sent import Draft, Sent, check
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import addresses, providers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import sends
 from mailglass_reconcile.store.borrowing import borrowed
@@ -31,7 +31,7 @@ from mailglass_reconcile.store.callers import connection_of
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Link, Report
 from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.sweep import batch, match
+from mailglass_reconcile.sweep import batch
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,10 @@ def _match(tx: Transaction, settings: Settings, drafts: Sequence[Draft], ours: S
     ids = {draft.message_id: None for draft in drafts if draft.message_id is not None}
     if not ids:
         return []
-    recipients = {match.address(draft.recipient) for draft in drafts}
+    recipients = {addresses.address(draft.recipient) for draft in drafts}
     found = linking.find(tx, Look(drafts[0].entry.tenant_id, message_ids=tuple(ids)), settings)
     # Another recipient's can only belong to another's delivery.
-    near = [o for o in found if o.keys.recipient is None or match.address(o.keys.recipient) in recipients]
+    near = [o for o in found if o.keys.recipient is None or addresses.address(o.keys.recipient) in recipients]
     return [pair for pair in linking.matching(tx, near) if pair[1] in ours] if near else []
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import validation
+from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.sweep import match
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,5 +90,5 @@ def _key(tenant_id: str, provider: str, message_id: str | None, recipient: str) 
     """Return the key under which a send is recorded once, a digest, which names nobody; None if it has no id."""
     if message_id is None:
         return None
-    identity = json.dumps([tenant_id, provider, message_id, match.address(recipient)])
+    identity = json.dumps([tenant_id, provider, message_id, addresses.address(recipient)])
     return f"send:{hashlib.sha256(identity.encode()).hexdigest()}"

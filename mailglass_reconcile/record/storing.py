@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.rules.addresses import holds_address
 
 MAX_TEXT = 4_096
 """Characters of one text in metadata."""
@@ -19,7 +20,6 @@ MAX_DEPTH = 32
 MAX_NUMBER_BITS = 1_024
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
-_ADDRESS = re.compile(r"\S(?:@|%40)\S")
 
 
 def storable(text: str) -> str:
@@ -51,7 +51,7 @@ def without_addresses(value: Any) -> Any:
 
 
 def _is_address(value: object) -> bool:
-    return isinstance(value, str) and _ADDRESS.search(value) is not None
+    return isinstance(value, str) and holds_address(value)
 
 
 def _json(path: str, value: object, depth: int) -> Any:

@@ -12,14 +12,12 @@ from collections.abc import Collection
 
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record.storing import storable
-from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.event_types import TYPES
+from mailglass_reconcile.rules import addresses, providers
+from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
-from mailglass_reconcile.sweep import match
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
 STREAMS = ("transactional", "operational", "bulk")
-REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
 
 
 def known_type(field: str, value: object) -> str:
@@ -110,5 +108,5 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a text or None")
-    text = match.bare(storable(value or ""))
+    text = addresses.bare(storable(value or ""))
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)[:MAX_ID_LENGTH] or None

@@ -25,6 +25,9 @@ PROVIDER_TYPES = (
 
 TYPES = (*OWN_TYPES, *PROVIDER_TYPES)
 
+REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
+"""Why a message was rejected or bounced."""
+
 ALL = "*"
 
 

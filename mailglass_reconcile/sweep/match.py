@@ -7,12 +7,12 @@ provider; and then exactly one. A sweep and a decision for one event use the sam
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mailglass_reconcile.rules import states
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.providers import canonical, spellings
 from mailglass_reconcile.store import deliveries
@@ -26,8 +26,6 @@ UNMATCHABLE: Final = "unmatchable"
 AMBIGUOUS: Final = "ambiguous"
 TENANT_MISMATCH: Final = "tenant_mismatch"
 RECIPIENT_MISMATCH: Final = "recipient_mismatch"
-
-_IN_BRACKETS = re.compile(r"<([^<>]*)>\s*\Z")
 
 
 class Event(NamedTuple):
@@ -65,18 +63,6 @@ def decide(tx: Transaction, tenant_id: str, wanted: Keys) -> Decision:
     named = _look_up(tx, [event]).of(event)
     verdict = _rule(tenant_id, wanted, named)
     return Decision(*verdict, tuple(d for candidate in wanted.candidate_ids for d in named.get(candidate, ())))
-
-
-def bare(recipient: str) -> str:
-    """Return a recipient as our writers store it: without display name and surrounding blanks."""
-    text = recipient.strip()
-    inner = _IN_BRACKETS.search(text) if text.endswith(">") else None
-    return inner[1].strip() if inner else text
-
-
-def address(recipient: str) -> str:
-    """Return a recipient as it is compared: without display name, case and surrounding blanks."""
-    return bare(recipient).lower()
 
 
 class _LookedUp(NamedTuple):

@@ -341,7 +341,7 @@ BREAKS = (
     _break(
         "a send with another display name is another send",
         "mailglass_reconcile/record/sent.py",
-        "message_id, match.address(recipient)])",
+        "message_id, addresses.address(recipient)])",
         "message_id, recipient])",
         "record/test_sends.py",
     ),
@@ -528,7 +528,7 @@ BREAKS = (
     _break(
         "an address is stored with its display name",
         "mailglass_reconcile/record/validation.py",
-        'match.bare(storable(value or ""))',
+        'addresses.bare(storable(value or ""))',
         'storable(value or "").strip()',
         "record/test_sends.py",
     ),

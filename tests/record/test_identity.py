@@ -8,7 +8,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile import append
 from mailglass_reconcile.record import validation
-from mailglass_reconcile.sweep import match
+from mailglass_reconcile.rules import addresses
 from record.recording import LEDGER, NOW, event, record
 
 
@@ -106,5 +106,5 @@ def test_the_tenant_is_the_installations_if_none_is_given(db, monkeypatch):
 def test_an_address_is_stored_as_it_is_compared(spelled):
     """Whatever a display name is made of, a sweep and a writer take the same address out of it, once and again."""
     stored = validation.recipient("recipient", spelled)
-    assert match.address(stored) == match.address(spelled)
+    assert addresses.address(stored) == addresses.address(spelled)
     assert validation.recipient("recipient", stored) == stored
