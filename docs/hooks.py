@@ -36,7 +36,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 def helps() -> str:
     """Return what `--help` prints for each subcommand, as sections of a page."""
     parts = []
-    for name, one in sorted(command.commands.items()):
+    for name in command.list_commands(click.Context(command)):
+        one = command.get_command(None, name)
         context = click.Context(one, info_name=f"mailglass-reconcile {name}", max_content_width=WIDTH)
         context.terminal_width = WIDTH
         parts.append(f"## {name}\n\n```text\n{one.get_help(context)}\n```\n")

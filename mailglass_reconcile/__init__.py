@@ -1,37 +1,42 @@
 """Links e-mail webhook events that arrived before their delivery had committed."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mailglass_reconcile.errors import (
-    ConfigurationError,
-    DatabaseRefusedError,
-    DatabaseUnavailableError,
-    InvalidEventError,
-    LedgerImmutableError,
-    MailglassReconcileError,
-    RedisUnavailableError,
-    SchemaOutdatedError,
-)
-from mailglass_reconcile.hooks.dispatcher import dispatch
-from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
-from mailglass_reconcile.ops.pruner import PruneResult, prune
-from mailglass_reconcile.pubsub import Missed, Update, events_channel
-from mailglass_reconcile.record.events import append
-from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
-from mailglass_reconcile.record.sends import record_send
-from mailglass_reconcile.record.sent import Sent
-from mailglass_reconcile.record.telling import broadcast
-from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules.events import DeliveryEvent, WebhookEvent
-from mailglass_reconcile.rules.handlers import on_event
-from mailglass_reconcile.rules.providers import key_rule
-from mailglass_reconcile.runtime import available, configure, subscribe
-from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.schema import include_object
-from mailglass_reconcile.sweep.full import reconcile
-from mailglass_reconcile.sweep.recent import reconcile_recent
-from mailglass_reconcile.sweep.result import SweepResult
+if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
+    from mailglass_reconcile.errors import (
+        ConfigurationError,
+        DatabaseRefusedError,
+        DatabaseUnavailableError,
+        InvalidEventError,
+        LedgerImmutableError,
+        MailglassReconcileError,
+        RedisUnavailableError,
+        SchemaOutdatedError,
+    )
+    from mailglass_reconcile.hooks.dispatcher import dispatch
+    from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
+    from mailglass_reconcile.ops.pruner import PruneResult, prune
+    from mailglass_reconcile.pubsub import Missed, Update, events_channel
+    from mailglass_reconcile.record.events import append
+    from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
+    from mailglass_reconcile.record.sends import record_send
+    from mailglass_reconcile.record.sent import Sent
+    from mailglass_reconcile.record.telling import broadcast
+    from mailglass_reconcile.record.webhooks import record_webhook
+    from mailglass_reconcile.rules.events import DeliveryEvent, WebhookEvent
+    from mailglass_reconcile.rules.handlers import on_event
+    from mailglass_reconcile.rules.providers import key_rule
+    from mailglass_reconcile.runtime import available, configure, subscribe
+    from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
+    from mailglass_reconcile.settings import Settings
+    from mailglass_reconcile.store.schema import include_object
+    from mailglass_reconcile.sweep.full import reconcile
+    from mailglass_reconcile.sweep.recent import reconcile_recent
+    from mailglass_reconcile.sweep.result import SweepResult
+
+    beat_schedule: dict[str, BeatEntry]
+    """The default entries for an app's `beat_schedule`: `make_beat_schedule()`."""
 
 __version__ = "0.1.0"
 
@@ -77,15 +82,48 @@ __all__ = [
     "subscribe",
 ]
 
+_MODULES = {
+    "mailglass_reconcile.errors": (
+        "ConfigurationError DatabaseRefusedError DatabaseUnavailableError InvalidEventError LedgerImmutableError"
+        " MailglassReconcileError RedisUnavailableError SchemaOutdatedError"
+    ),
+    "mailglass_reconcile.hooks.dispatcher": "dispatch",
+    "mailglass_reconcile.ops.orphans": "Orphan attempt_link find_orphans",
+    "mailglass_reconcile.ops.pruner": "PruneResult prune",
+    "mailglass_reconcile.pubsub": "Missed Update events_channel",
+    "mailglass_reconcile.record.events": "append",
+    "mailglass_reconcile.record.recorded": "Recorded RecordedDelivery",
+    "mailglass_reconcile.record.sends": "record_send",
+    "mailglass_reconcile.record.sent": "Sent",
+    "mailglass_reconcile.record.telling": "broadcast",
+    "mailglass_reconcile.record.webhooks": "record_webhook",
+    "mailglass_reconcile.rules.events": "DeliveryEvent WebhookEvent",
+    "mailglass_reconcile.rules.handlers": "on_event",
+    "mailglass_reconcile.rules.providers": "key_rule",
+    "mailglass_reconcile.runtime": "available configure subscribe",
+    "mailglass_reconcile.schedule": "make_beat_schedule",
+    "mailglass_reconcile.settings": "Settings",
+    "mailglass_reconcile.store.schema": "include_object",
+    "mailglass_reconcile.sweep.full": "reconcile",
+    "mailglass_reconcile.sweep.recent": "reconcile_recent",
+    "mailglass_reconcile.sweep.result": "SweepResult",
+}
+"""The module of each public name, as for type checkers above; loading all of them takes half a second."""
 
-beat_schedule: dict[str, BeatEntry]
-"""The default entries for an app's `beat_schedule`: `make_beat_schedule()`."""
-
-if not TYPE_CHECKING:  # a type checker would take every misspelled name for one that this function knows
+if not TYPE_CHECKING:  # a type checker would accept every misspelled name
 
     def __getattr__(name: str) -> Any:
-        """Make `beat_schedule` when somebody asks for it: without Celery, that is the moment to warn."""
+        """Load a public name; `beat_schedule` is made here, because without Celery it logs a warning."""
         if name == "beat_schedule":
-            globals()[name] = make_beat_schedule()
-            return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            value = __getattr__("make_beat_schedule")()
+        else:
+            home = next((module for module, names in _MODULES.items() if name in names.split()), None)
+            if home is None:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            value = getattr(import_module(home), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Name what is loaded and what can be."""
+        return sorted({*globals(), *__all__})

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
 
 LEDGER_IMMUTABLE = "45A01"
 UNDEFINED_TABLE = "42P01"
@@ -130,6 +132,8 @@ def database_errors() -> Iterator[None]:
     Raises:
         MailglassReconcileError: in place of SQLAlchemy's errors.
     """
+    from sqlalchemy.exc import DBAPIError, NoSuchModuleError  # noqa: PLC0415 - `--help` needs the settings, not this
+
     try:
         yield
     except DBAPIError as error:

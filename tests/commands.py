@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import click.testing
 import jsonschema
 
 from mailglass_reconcile.cli import command
+
+SUBCOMMANDS = {name: command.get_command(None, name) for name in command.list_commands(click.Context(command))}
+"""All of them, loaded."""
 
 
 def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

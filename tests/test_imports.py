@@ -1,12 +1,15 @@
 """What is imported when, and what works without Celery."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
 
 WITHOUT_CELERY = """
@@ -85,3 +88,25 @@ def test_importing_connects_to_nothing_and_needs_no_setting():
     done = python(IMPORT_ALONE, env={**environment, "MAILGLASS_DATABASE_URL": "nonsense"})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "[]\n"
+
+
+HEAVY = ("sqlalchemy", "celery", "alembic", "redis", "rich", "psycopg")
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(option):
+    """They take half a second."""
+    code = "from mailglass_reconcile.cli import main\ntry:\n    main()\nfinally:\n    import sys\n"
+    done = python(code + f"    print([name for name in {HEAVY} if name in sys.modules])", option)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
+
+
+def test_the_modules_of_the_public_names_are_those_that_type_checkers_see():
+    """A name is loaded from its module on first use; type checkers read ordinary imports."""
+    tree = ast.parse(Path(mailglass_reconcile.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    seen = {one.name: node.module for node in imports for one in node.names if "mailglass" in node.module}
+    modules = {name: module for module, names in mailglass_reconcile._MODULES.items() for name in names.split()}
+    made_here = {"beat_schedule", "__version__"}
+    assert modules.keys() | made_here == set(mailglass_reconcile.__all__)
+    assert modules == {name: seen[name] for name in modules}

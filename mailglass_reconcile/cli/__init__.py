@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
-from mailglass_reconcile.cli.doctor import doctor
-from mailglass_reconcile.cli.explaining import explain
-from mailglass_reconcile.cli.following import follow
-from mailglass_reconcile.cli.handling import dispatch
-from mailglass_reconcile.cli.listening import listen
-from mailglass_reconcile.cli.looking import status
-from mailglass_reconcile.cli.orphans import orphans
-from mailglass_reconcile.cli.schema import migrate
-from mailglass_reconcile.cli.serving import serve
-from mailglass_reconcile.cli.sweeping import INTERRUPTED, sweep
-from mailglass_reconcile.cli.working import demo, prune, rekey
-from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.settings import ENV_PREFIX, Settings
+INTERRUPTED = 130
 
-_SETTINGS = "All settings: " + ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields) + "."
+_SUBCOMMANDS = {
+    "demo": ("working", "Watch orphans being linked on servers of its own; needs the extra `demo`."),
+    "dispatch": ("handling", "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due."),
+    "doctor": (
+        "doctor",
+        "Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.",
+    ),
+    "explain": ("explaining", "Say why one event is linked or not, and what would have to be different."),
+    "follow": ("following", "Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C."),
+    "listen": ("listening", "Print the broadcasts as they come, each event once, until you press Ctrl-C."),
+    "migrate": ("schema", "Bring the database to this version's schema, while Mailglass continues to write."),
+    "orphans": ("orphans", "List open orphans, with the state that the next sweep would give each."),
+    "prune": ("working", "Delete old raw webhooks, and repair the table of open orphans from the ledger."),
+    "rekey": ("working", "Compute the keys of all open orphans again, after a key rule was corrected."),
+    "serve": ("serving", "Show in a browser how linking is going; the page only reads. Needs the extra `web`."),
+    "status": ("looking", "Say how linking is going: open orphans by state, the last runs, and what is wrong."),
+    "sweep": ("sweeping", "Link every open orphan whose delivery is there."),
+}
+"""The module of each subcommand, and the first sentence of its help: `--help` loads none of them."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_SETTINGS)
+class Subcommands(click.Group):
+    """Subcommands that are loaded when they are needed: their libraries take half a second."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names."""
+        return list(_SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        """Load a subcommand; None if there is none of this name."""
+        if cmd_name not in _SUBCOMMANDS:
+            return None
+        module, _ = _SUBCOMMANDS[cmd_name]
+        loaded: click.Command = getattr(import_module(f"{__name__}.{module}"), cmd_name)
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in _SUBCOMMANDS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the names of all settings."""
+        from mailglass_reconcile.settings import ENV_PREFIX, Settings  # noqa: PLC0415 - see the class
+
+        names = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
+        formatter.write_paragraph()
+        formatter.write_text(f"All settings: {names}.")
+
+
+@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="mailglass-reconcile")
 def command() -> None:
     """Link e-mail webhook events that arrived before their delivery had been committed.
@@ -33,13 +68,9 @@ def command() -> None:
     Settings come from environment variables. MAILGLASS_DATABASE_URL and MAILGLASS_REDIS_URL name the servers;
     everything else has a default. `doctor` checks them all.
     """
+    import logging  # noqa: PLC0415 - see Subcommands
+
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-
-
-_SUBCOMMANDS = sweep, follow, prune, migrate, status, orphans, explain, doctor, listen, dispatch, rekey, serve, demo
-for _subcommand in _SUBCOMMANDS:
-    _subcommand.short_help = " ".join((_subcommand.help or "").partition("\n\n")[0].split())  # Click would cut it off
-    command.add_command(_subcommand)
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
@@ -59,7 +90,11 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except MailglassReconcileError as error:
+    except Exception as error:
+        from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
+
+        if not isinstance(error, MailglassReconcileError):
+            raise
         click.echo(f"{name}: {error}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

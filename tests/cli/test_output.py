@@ -1,12 +1,13 @@
 """What a dry run lists, and what every command says of itself."""
 
+import re
+
 import pytest
 
 import commands
 import factories
 import mailglass_reconcile
 from handling import failing
-from mailglass_reconcile.cli import command
 
 pytestmark = pytest.mark.slow
 
@@ -61,12 +62,27 @@ def test_there_is_a_schema_for_each_command_that_prints_json():
     """Named as the command, or beginning with its name; `follow` prints what `sweep` does."""
     schemas = {file.stem.partition("_")[0] for file in commands.SCHEMAS.glob("*.json")}
     assert schemas | {"follow"} == {
-        name for name, one in command.commands.items() if "as_json" in {p.name for p in one.params}
+        name for name, one in commands.SUBCOMMANDS.items() if "as_json" in {p.name for p in one.params}
     }
 
 
-@pytest.mark.parametrize("name", sorted(command.commands))
+@pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
 def test_a_command_shows_an_example_in_its_help(name):
     """Which begins with the command itself."""
     said = commands.inside(name, "--help").stdout
     assert f" mailglass-reconcile {name}" in said.partition("Example")[2]
+
+
+@pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))
+def test_the_list_of_commands_has_the_first_sentences_of_each_ones_help(name):
+    """`--help` has its own copy, because it loads no subcommand."""
+    whole = commands.SUBCOMMANDS[name].help
+    listed = next(text for one, text in listing() if one == name)
+    assert " ".join(whole.partition("\n\n")[0].split()) == listed
+
+
+def listing():
+    """Return the names and sentences that `--help` lists."""
+    text = commands.inside("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^  (\w+) +(.+(?:\n {6,}.+)*)", text, re.M)
+    return [(name, " ".join(sentence.split())) for name, sentence in rows]

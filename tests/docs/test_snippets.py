@@ -14,6 +14,7 @@ import pages
 import pytest
 import yaml
 
+import commands
 from mailglass_reconcile.cli import command
 
 PATIENCE = 60
@@ -237,5 +238,5 @@ def test_a_unit_file_starts_a_command_that_there_is(block):
         return
     program, name, *arguments = shlex.split(parser["Service"]["ExecStart"])
     assert Path(program).name == "mailglass-reconcile"
-    subcommand = command.commands[name]
+    subcommand = commands.SUBCOMMANDS[name]
     subcommand.make_context(name, arguments, parent=click.Context(command))
