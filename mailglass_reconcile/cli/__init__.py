@@ -11,24 +11,21 @@ import click
 INTERRUPTED = 130
 
 _SUBCOMMANDS = {
-    "demo": ("working", "Watch orphans being linked on servers of its own; needs the extra `demo`."),
-    "dispatch": ("handling", "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due."),
-    "doctor": (
-        "doctor",
-        "Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.",
-    ),
-    "explain": ("explaining", "Say why one event is linked or not, and what would have to be different."),
-    "follow": ("following", "Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C."),
-    "listen": ("listening", "Print the broadcasts as they come, each event once, until you press Ctrl-C."),
-    "migrate": ("schema", "Bring the database to this version's schema, while Mailglass continues to write."),
-    "orphans": ("orphans", "List open orphans, with the state that the next sweep would give each."),
-    "prune": ("working", "Delete old raw webhooks, and repair the table of open orphans from the ledger."),
-    "rekey": ("working", "Compute the keys of all open orphans again, after a key rule was corrected."),
-    "serve": ("serving", "Show in a browser how linking is going; the page only reads. Needs the extra `web`."),
-    "status": ("looking", "Say how linking is going: open orphans by state, the last runs, and what is wrong."),
-    "sweep": ("sweeping", "Link every open orphan whose delivery is there."),
+    "demo": "Watch orphans being linked on servers of its own; needs the extra `demo`.",
+    "dispatch": "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.",
+    "doctor": "Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.",
+    "explain": "Say why one event is linked or not, and what would have to be different.",
+    "follow": "Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C.",
+    "listen": "Print the broadcasts as they come, each event once, until you press Ctrl-C.",
+    "migrate": "Bring the database to this version's schema, while Mailglass continues to write.",
+    "orphans": "List open orphans, with the state that the next sweep would give each.",
+    "prune": "Delete old raw webhooks, and repair the table of open orphans from the ledger.",
+    "rekey": "Compute the keys of all open orphans again, after a key rule was corrected.",
+    "serve": "Show in a browser how linking is going; the page only reads. Needs the extra `web`.",
+    "status": "Say how linking is going: open orphans by state, the last runs, and what is wrong.",
+    "sweep": "Link every open orphan whose delivery is there.",
 }
-"""The module of each subcommand, and the first sentence of its help: `--help` loads none of them."""
+"""Each is in the module of its name; the first sentence of its help stands here, so that `--help` loads none."""
 
 
 class Subcommands(click.Group):
@@ -42,14 +39,13 @@ class Subcommands(click.Group):
         """Load a subcommand; None if there is none of this name."""
         if cmd_name not in _SUBCOMMANDS:
             return None
-        module, _ = _SUBCOMMANDS[cmd_name]
-        loaded: click.Command = getattr(import_module(f"{__name__}.{module}"), cmd_name)
+        loaded: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of subcommands."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, sentence) for name, (_, sentence) in _SUBCOMMANDS.items()])
+            formatter.write_dl(list(_SUBCOMMANDS.items()))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the names of all settings."""

@@ -1147,14 +1147,14 @@ BREAKS = (
     ),
     _break(
         "follow ends when the database is lost",
-        "mailglass_reconcile/cli/following.py",
+        "mailglass_reconcile/cli/follow.py",
         "            if self._first or isinstance(",
         "            if error or isinstance(",
         "faults/test_faults_follow.py",
     ),
     _break(
         "follow logs a fault that lasts at every tick",
-        "mailglass_reconcile/cli/following.py",
+        "mailglass_reconcile/cli/follow.py",
         "if record.name == __name__ or line not in self._said:",
         "if line:",
         "faults/test_faults_follow.py::test_a_fault_that_lasts_is_not_told_of_at_every_tick",

@@ -17,7 +17,7 @@ from itertools import count
 import sqlalchemy as sa
 
 import mailglass_reconcile
-from mailglass_reconcile.cli.following import Follower
+from mailglass_reconcile.cli.follow import Follower
 from mailglass_reconcile.pubsub import Message, Published, Publisher
 
 

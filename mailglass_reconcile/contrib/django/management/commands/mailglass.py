@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from mailglass_reconcile import cli
-from mailglass_reconcile.cli import handling
+from mailglass_reconcile.cli import dispatch as handling
 
 
 class Command(BaseCommand):

@@ -14,7 +14,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli import handling
+from mailglass_reconcile.cli import dispatch as handling
 from mailglass_reconcile.cli.summary import nothing_to_do, progress, summary
 from mailglass_reconcile.cli.texts import Duration, reader_may_leave
 from mailglass_reconcile.ops import status as looking

@@ -15,7 +15,7 @@ import click
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli import handling
+from mailglass_reconcile.cli import dispatch as handling
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
