@@ -27,7 +27,7 @@ from mailglass_reconcile import Settings
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
-from mailglass_reconcile.web.screen import REFRESH_SECONDS
+from mailglass_reconcile.web.rendering import REFRESH_SECONDS
 
 ROUNDS = 5
 VIEWERS = 10

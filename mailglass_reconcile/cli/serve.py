@@ -28,7 +28,8 @@ def serve(host: str, port: int) -> None:
     MAILGLASS_WEB_TENANT_TOKENS=acme=TOKEN,other=TOKEN shows to each tenant its own events and deliveries.
     """
     try:
-        from mailglass_reconcile.web import access, server  # noqa: PLC0415 - its libraries are an extra
+        from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra
+        from mailglass_reconcile.web import access, create_app  # noqa: PLC0415 - as above
     except ImportError:
         raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
     if not (access.Tokens(runtime.get_settings()) or access.is_loopback(host)):
@@ -38,4 +39,6 @@ def serve(host: str, port: int) -> None:
             err=True,
         )
         sys.exit(2)
-    server.serve(host, port)
+    runtime.get_engine()
+    runtime.load_imports()
+    server.run(create_app(), host, port)

@@ -9,11 +9,9 @@ from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.web.access import Tokens
-from mailglass_reconcile.web.entrance import Entrance, Guarded
-from mailglass_reconcile.web.pages import Pages
-from mailglass_reconcile.web.reader import Reader
-from mailglass_reconcile.web.screen import REFRESH_SECONDS
+from mailglass_reconcile.web.access import Entrance, Guarded, Tokens
+from mailglass_reconcile.web.pages import Pages, Reader
+from mailglass_reconcile.web.rendering import REFRESH_SECONDS
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"

@@ -1336,21 +1336,21 @@ BREAKS = (
     ),
     _break(
         "a tenant's token opens every tenant's events",
-        "mailglass_reconcile/web/reader.py",
+        "mailglass_reconcile/web/pages.py",
         'if found.state == "unknown" or viewer.tenant_id not in (None, found.tenant_id):',
         'if found.state == "unknown":',
         "web/test_access.py::test_another_tenants_ids_are_as_good_as_none_on_every_route",
     ),
     _break(
         "an explanation names another tenant's delivery to a tenant",
-        "mailglass_reconcile/web/reader.py",
+        "mailglass_reconcile/web/pages.py",
         "        return found if viewer.tenant_id is None else _own(found)\n",
         "        return found\n",
         "web/test_access.py::test_a_tenants_own_pages_hold_nothing_of_another",
     ),
     _break(
         "a tenant's page begins after another tenant's event",
-        "mailglass_reconcile/web/reader.py",
+        "mailglass_reconcile/web/pages.py",
         "if asked.after is not None and viewer.tenant_id not in (None, await self._tenant_of(asked.after)):",
         "if asked.after is not None and viewer.tenant_id == 0:",
         "web/test_access.py::test_another_tenants_ids_are_as_good_as_none_on_every_route",
@@ -1371,7 +1371,7 @@ BREAKS = (
     ),
     _break(
         "the page's links begin at the root of the server",
-        "mailglass_reconcile/web/screen.py",
+        "mailglass_reconcile/web/rendering.py",
         '        "root": "../" * depth or "./",\n',
         '        "root": "/" if depth < 99 else "",\n',
         "web/test_web_pages.py::test_every_link_leads_somewhere_at_the_root_and_mounted",
@@ -1386,7 +1386,7 @@ BREAKS = (
     ),
     _break(
         "what is read of the open set for one page grows with it",
-        "mailglass_reconcile/web/reader.py",
+        "mailglass_reconcile/web/pages.py",
         "            quick=True,\n",
         "",
         "web/test_web_pages.py::test_a_filter_that_nothing_passes_ends_a_page_early",

@@ -65,7 +65,7 @@ def test_the_pages_say_what_status_orphans_and_explain_say(db, filled):
     listed = set(re.findall(r'href="./events/([^"]+)"', text["/orphans"]))
     assert listed == {filled["waiting"], filled["open"]}
     assert filled["expired"] in text["/orphans?state=expired"]
-    assert "it is still in its grace period" in text[f"/events/{filled['waiting']}"]
+    assert "still in its grace period" in text[f"/events/{filled['waiting']}"]
     assert "<code><nobody's></code>" in text[f"/events/{filled['open']}"]
     timeline = text[f"/deliveries/{filled['delivery']}"].partition('id="timeline"')[2]
     assert re.search(r"<strong>opened</strong>.*linked <time.*" + filled["linked"], timeline, re.DOTALL)

@@ -1,4 +1,4 @@
-"""The page as a process of its own: `mailglass-reconcile serve`."""
+"""An ASGI application as a process of its own; needs uvicorn, which comes with an extra."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.web.app import create_app
 
 PATIENCE_SECONDS = 1
 """How long answers under way may take at the end."""
 
 
-def serve(host: str, port: int) -> None:
-    """Serve the page until SIGTERM or SIGINT.
+def run(app: Callable[..., Awaitable[None]], host: str, port: int) -> None:
+    """Serve *app* until SIGTERM or SIGINT.
 
     Args:
+        app: An ASGI application.
         host: A name or an address of this machine.
         port: Its port; 0 is any that is free.
 
@@ -31,9 +31,6 @@ def serve(host: str, port: int) -> None:
         ConfigurationError: It cannot listen there, or a setting cannot be used.
         SystemExit: With 0, after SIGTERM.
     """
-    runtime.get_engine()
-    runtime.load_imports()
-    app = create_app()
     with _listening(host, port) as listener:
         # uvicorn ends first, then it raises the signal once more.
         signal.signal(signal.SIGTERM, _leave)
