@@ -152,7 +152,12 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   duration_ms        bigint NOT NULL DEFAULT 0,
   remaining          bigint,
   linkable_since     timestamp,
-  open_groups        jsonb
+  open_groups        jsonb,
+  CONSTRAINT mailglass_reconcile_runs_kind
+    CHECK (kind IN ('full', 'recent', 'range', 'targeted', 'prune', 'dispatch')),
+  CONSTRAINT mailglass_reconcile_runs_status CHECK (status IN ('ok', 'partial', 'failed', 'duplicate')),
+  CONSTRAINT mailglass_reconcile_runs_times CHECK (isfinite(started_at) AND isfinite(finished_at)),
+  CONSTRAINT mailglass_reconcile_runs_groups CHECK (jsonb_typeof(open_groups) = 'array')
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE {schema}.mailglass_reconcile_runs IS
   'mailglass-reconcile: one row per sweep and prune; recent sweeps of one minute share a row';

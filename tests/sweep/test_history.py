@@ -1,6 +1,7 @@
 """What a sweep leaves in the history of runs."""
 
 import pytest
+import sqlalchemy as sa
 
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark, sendgrid
@@ -117,6 +118,16 @@ def test_old_rows_are_added_up_by_the_prune_so_that_totals_never_shrink(db):
     assert [tuple(row) for row in old] == [("failed", 10, 550), ("ok", 81, 4_455)]
     assert db.value("SELECT sum(linked) FROM mailglass_reconcile_runs") == 5_050
     assert db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'prune'") == 2
+
+
+@pytest.mark.parametrize(
+    "column", ["kind = 'replay'", "status = 'paused'", "finished_at = 'infinity'", "open_groups = '{}'"]
+)
+def test_the_history_takes_no_row_that_its_readers_do_not_know(db, column):
+    """A role that may write it cannot break the page or `/metrics`."""
+    reconcile()
+    with pytest.raises(sa.exc.IntegrityError, match="violates check constraint"):
+        db.run(f"UPDATE mailglass_reconcile_runs SET {column}")  # noqa: S608 - of the list above
 
 
 def test_a_database_that_is_away_is_not_asked_a_second_time_for_the_history():
