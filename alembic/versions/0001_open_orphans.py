@@ -153,6 +153,7 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   remaining          bigint,
   linkable_since     timestamp,
   open_groups        jsonb,
+  handled_types      text,
   CONSTRAINT mailglass_reconcile_runs_kind
     CHECK (kind IN ('full', 'recent', 'range', 'targeted', 'prune', 'dispatch')),
   CONSTRAINT mailglass_reconcile_runs_status CHECK (status IN ('ok', 'partial', 'failed', 'duplicate')),
@@ -160,9 +161,11 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   CONSTRAINT mailglass_reconcile_runs_groups CHECK (jsonb_typeof(open_groups) = 'array')
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE {schema}.mailglass_reconcile_runs IS
-  'mailglass-reconcile: one row per sweep and prune; recent sweeps of one minute share a row';
+  'mailglass-reconcile: one row per run; recent sweeps of one minute share a row, and dispatches of one hour';
 CREATE UNIQUE INDEX mailglass_reconcile_runs_minute_idx ON {schema}.mailglass_reconcile_runs
-  (origin, status, coalesce(tenant_id, ''), date_trunc('minute', started_at)) WHERE kind = 'recent';
+  (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
+   date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
+  WHERE kind IN ('recent', 'dispatch');
 CREATE INDEX mailglass_reconcile_runs_kind_idx ON {schema}.mailglass_reconcile_runs (kind, id);
 """
 
@@ -317,7 +320,7 @@ def upgrade() -> None:
         columns=(
             "started_at finished_at kind origin tenant_id status error runs scanned linked unmatched unmatchable"
             " ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired duration_ms"
-            " remaining linkable_since open_groups"
+            " remaining linkable_since open_groups handled_types"
         ),
     )
     steps.create_table(

@@ -31,7 +31,8 @@ SELECT to_json(greatest(r.finished_at, parts.finished_at)) #>> '{}' || 'Z' AS fi
        CASE WHEN parts.failed > 0 THEN 'failed' WHEN parts.partial > 0 THEN 'partial' ELSE r.status END AS status,
        coalesce(r.error, parts.error) AS error, r.runs + parts.runs AS runs, r.scanned + parts.scanned AS scanned,
        r.linked + parts.linked AS linked, r.duration_ms + parts.duration_ms AS duration_ms
-  FROM (SELECT * FROM {schema}.mailglass_reconcile_runs WHERE kind <> 'range' ORDER BY id DESC LIMIT :size) AS r
+  FROM (SELECT * FROM {schema}.mailglass_reconcile_runs
+         WHERE kind NOT IN ('range', 'dispatch') ORDER BY id DESC LIMIT :size) AS r
  CROSS JOIN LATERAL (
          SELECT max(finished_at) AS finished_at, max(error) AS error,
                 count(*) FILTER (WHERE status = 'failed') AS failed,

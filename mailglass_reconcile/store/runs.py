@@ -1,10 +1,10 @@
-"""The history of runs: a row for each sweep and prune; recent sweeps of one minute share a row."""
+"""The history of runs: one row each, but recent sweeps of one minute share a row, and so do dispatches of one hour."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 
@@ -13,7 +13,8 @@ from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Transaction, transaction
 
-Kind = Literal["full", "recent", "range", "prune"]
+Kind = Literal["full", "recent", "range", "targeted", "prune", "dispatch"]
+KINDS: tuple[str, ...] = get_args(Kind)
 Origin = Literal["beat", "call", "command", "python", "follow"]
 
 RETENTION_DAYS = 30
@@ -25,12 +26,14 @@ _ADD = """
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
        (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, unmatchable,
         ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
-        duration_ms, remaining, linkable_since, open_groups)
+        duration_ms, remaining, linkable_since, open_groups, handled_types)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
         :status, :error, :runs, :scanned, :linked, :unmatched, :unmatchable, :ambiguous, :tenant_mismatch,
         :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired, :duration_ms, :remaining,
-        CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb))
-    ON CONFLICT (origin, status, coalesce(tenant_id, ''), date_trunc('minute', started_at)) WHERE kind = 'recent'
+        CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types)
+    ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
+                 date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
+          WHERE kind IN ('recent', 'dispatch')
     DO UPDATE
    SET finished_at = excluded.finished_at, error = excluded.error, runs = r.runs + excluded.runs,
        scanned = r.scanned + excluded.scanned, linked = r.linked + excluded.linked,
@@ -104,7 +107,7 @@ class Run:
     """One run, or several recent ones added up.
 
     Attributes:
-        kind: `full`, `recent`, `range` or `prune`.
+        kind: One of `KINDS`.
         origin: Who asked for it: `beat`, `call`, `command`, `python` or `follow`.
         tenant_id: The tenant that was swept, or None for all.
         status: `ok`, `partial`, `failed`, or `duplicate` if another run was on its way.
@@ -112,6 +115,7 @@ class Run:
         remaining: Eligible orphans still open afterwards, or None if they were not counted.
         linkable_since: When the oldest orphan that is open although its delivery is there became linkable, or None.
         open_groups: The open orphans by state, tenant and provider.
+        handled_types: Of a dispatch: the types of its handlers.
         error: The class of the error that ended it; never its text, which may name people.
         runs: How many runs it stands for.
         age_ms: Milliseconds since the first of them began.
@@ -125,13 +129,14 @@ class Run:
     remaining: int | None = None
     linkable_since: str | None = None
     open_groups: list[dict[str, Any]] | None = None
+    handled_types: tuple[str, ...] = ()
     error: str | None = None
     runs: int = 1
     age_ms: int = 0
 
 
 def add(tx: Transaction, run: Run) -> None:
-    """Add a run to the history; a recent one is added to the row of its minute."""
+    """Add a run to the history; a recent one is added to the row of its minute, a dispatch to that of its hour."""
     tx.execute(
         _ADD,
         {
@@ -145,6 +150,7 @@ def add(tx: Transaction, run: Run) -> None:
             "remaining": run.remaining,
             "linkable_since": run.linkable_since,
             "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
+            "handled_types": ",".join(run.handled_types) or None,
             "age_ms": run.age_ms,
         },
     )

@@ -20,6 +20,7 @@ from mailglass_reconcile.ops.measures import Measures, measure
 from mailglass_reconcile.pubsub import within
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ SECONDS = 2.0
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "mailglass_reconcile_"
-KINDS = ("full", "range", "recent", "prune")
 STATUSES = ("ok", "partial", "failed", "duplicate")
 
 
