@@ -14,8 +14,8 @@ import redis
 import oracle
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.store.attempts import MOST_ATTEMPTS
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from witness import Witness, running

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.hooks import dead, dispatcher
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import counted, took
 
@@ -123,7 +123,7 @@ def _dispatch(as_json: bool) -> None:
 
 
 def _list_dead(as_json: bool) -> None:
-    found = dead.events(runtime.get_engine())
+    found = dispatcher.dead_events(runtime.get_engine())
     if as_json:
         click.echo(json.dumps({"dead": found}))
         return
@@ -138,7 +138,7 @@ def _list_dead(as_json: bool) -> None:
 
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:
-    retried = dead.retry(runtime.get_engine(), wanted if isinstance(wanted, UUID) else None)
+    retried = dispatcher.retry(runtime.get_engine(), wanted if isinstance(wanted, UUID) else None)
     click.echo(json.dumps({"retried": retried}) if as_json else f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
         click.echo(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`", err=True)

@@ -14,6 +14,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
@@ -22,16 +26,20 @@ from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import attempts
-from mailglass_reconcile.store.attempts import Attempt, Claim
+from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import Transaction, in_batches
+from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.outbox import Attempt, Claim
+from mailglass_reconcile.store.reading import reading
 
 logger = logging.getLogger(__name__)
 
 BATCH_EVENTS = 100
 BATCH_SECONDS = 1.0
 """After this, a batch commits what it has done and gives back the rest."""
+LISTED = 1_000
+RETRY_ROWS = 5_000
 
 
 @dataclass(slots=True)
@@ -115,7 +123,7 @@ class _Dispatcher:
 
     def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Claim]:
         with begin() as work, self._ours(work) as tx:
-            claims = attempts.claim(tx, types, size, tried=tried)
+            claims = outbox.claim(tx, types, size, tried=tried)
         for claim in claims:
             if claim.dead:
                 self.result.dead += 1
@@ -145,7 +153,7 @@ class _Dispatcher:
     def _batch(self, work: Work, claims: Sequence[Claim], ran: list[Attempt]) -> dict[str, str]:
         began = time.monotonic()
         with self._ours(work) as tx:
-            held = attempts.lock(tx, claims, round(running.HANDLER_SECONDS * 1000))
+            held = outbox.lock(tx, claims, round(running.HANDLER_SECONDS * 1000))
         for row in held:
             if ran and time.monotonic() - began > BATCH_SECONDS:
                 break
@@ -157,8 +165,8 @@ class _Dispatcher:
         left = [Claim(row.event_id, row.attempts, row.type, False) for row in held[len(ran) :]]
         self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
         with self._ours(work) as tx:
-            attempts.give_back(tx, left)
-            states = attempts.settle(tx, ran, held[0].xact_id if held else None)
+            outbox.give_back(tx, left)
+            states = outbox.settle(tx, ran, held[0].xact_id if held else None)
         if len(states) < len(ran):
             raise EndedError
         return states
@@ -171,7 +179,7 @@ class _Dispatcher:
             try:
                 with begin() as work:
                     with self._ours(work) as tx:
-                        held = attempts.lock(tx, [claim], round(running.HANDLER_SECONDS * 1000))
+                        held = outbox.lock(tx, [claim], round(running.HANDLER_SECONDS * 1000))
                     if not held:
                         return
                     if handler.name in held[0].done:
@@ -180,7 +188,7 @@ class _Dispatcher:
                     error = running.run(work, handler, held[0])
                     if error is None:
                         with self._ours(work) as tx:
-                            if not attempts.note(tx, held[0], handler.name):
+                            if not outbox.note(tx, held[0], handler.name):
                                 raise EndedError
             except Exception as raised:
                 if not ran:
@@ -190,16 +198,38 @@ class _Dispatcher:
             self.result.handled += error is None
             self.result.failed += error is not None
         with begin() as work, self._ours(work) as tx:
-            states = attempts.settle(tx, [Attempt(claim.event_id, claim.attempts, (), failure)])
+            states = outbox.settle(tx, [Attempt(claim.event_id, claim.attempts, (), failure)])
         self._count(states)
 
     def _count(self, states: Mapping[str, str]) -> None:
         self.result.dispatched += sum(state == "dispatched" for state in states.values())
         for event_id in (event_id for event_id, state in states.items() if state == "dead"):
             self.result.dead += 1
-            logger.error("event %s is dead after %d attempts", event_id, attempts.MOST_ATTEMPTS)
+            logger.error("event %s is dead after %d attempts", event_id, outbox.MOST_ATTEMPTS)
 
     @contextmanager
     def _ours(self, work: Work) -> Iterator[Transaction]:
         with borrowed(work.ours, self._settings) as tx:
             yield tx
+
+
+def dead_events(engine: sa.Engine) -> list[dict[str, Any]]:
+    """Return the events that died last, at most 1,000, with the class of each one's last error and who is done.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    settings = runtime.get_settings()
+    with reading(engine, settings) as tx:
+        return outbox.dead(tx, LISTED)
+
+
+def retry(engine: sa.Engine, event_id: UUID | None = None) -> int:
+    """Let dead events, or one, be tried again as if they were new, and return how many; what was done stays done.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    wanted = {"event_id": None if event_id is None else str(event_id), "size": RETRY_ROWS}
+    with database_errors(), connect(engine) as connection:
+        return in_batches(connection, runtime.get_settings(), outbox.RETRY, wanted)

@@ -14,7 +14,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
-from mailglass_reconcile.store.attempts import Held
+from mailglass_reconcile.store.outbox import Held
 
 logger = logging.getLogger(__name__)
 

@@ -1,15 +1,24 @@
 """The handlers' outbox: a row for each event that they run on, written in the transaction that attaches it.
 
-A row is `waiting` until all its handlers are done (`dispatched`) or it has failed for the last time (`dead`).
+A row is `waiting` until all its handlers are done (`dispatched`) or it has failed for the last time (`dead`). An
+attempt is counted when its row is claimed, so one that ends with its process counts too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Report, array_literal
+
+DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
+"""Seconds from each attempt to the next, of which up to a quarter more is drawn by lot."""
+MOST_ATTEMPTS = len(DELAYS_SECONDS) + 1
+LAST_SECONDS = 300
+"""When a row is declared dead whose last attempt ended with its process."""
+UNFINISHED = "Unfinished"
+"""As a row's error: its last attempt still runs, or has ended with its process."""
 
 # Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
 _ADD = """
@@ -59,6 +68,121 @@ DELETE FROM {schema}.mailglass_hook_outbox
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
 
+# By type, because rows of a type without a handler may wait in front of all others.
+_CLAIM = """
+WITH due AS (
+  SELECT d.event_id
+    FROM unnest(CAST(:types AS text[])) AS t (type)
+   CROSS JOIN LATERAL (
+           SELECT event_id FROM {schema}.mailglass_hook_outbox
+            WHERE state = 'waiting' AND type = t.type AND least(attempts, 1) = :tried
+              AND next_at <= now()::timestamp
+            ORDER BY next_at LIMIT :size FOR UPDATE SKIP LOCKED) AS d
+   LIMIT :size
+)
+UPDATE {schema}.mailglass_hook_outbox AS o
+   SET attempts = least(o.attempts + 1, :most), error = :unfinished,
+       state = CASE WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
+       finished_at = CASE WHEN o.attempts >= :most THEN clock_timestamp()::timestamp END,
+       next_at = clock_timestamp()::timestamp
+                 + make_interval(secs => coalesce((CAST(:delays AS float8[]))[o.attempts + 1], :last)
+                                         * (1 + random() / 4))
+  FROM due
+ WHERE o.event_id = due.event_id
+RETURNING o.event_id::text, o.attempts, o.type, o.state = 'dead' AS dead
+"""
+
+# A claim that somebody else has made since has another number of attempts. A time that Python cannot hold is replaced.
+# Waits: another dispatcher's claim may hold the row for the moment in which it finds it taken, and skipping it would
+# cost the event an attempt, and seconds.
+_LOCK = """
+SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tenant_id, e.reject_reason,
+       CASE WHEN e.occurred_at BETWEEN '0001-01-01' AND '9999-12-31' THEN e.occurred_at
+            ELSE o.inserted_at END AS occurred_at,
+       coalesce(CASE jsonb_typeof(e.metadata -> 'provider') WHEN 'string' THEN e.metadata ->> 'provider' END,
+                CASE jsonb_typeof(e.normalized_payload -> 'provider')
+                     WHEN 'string' THEN e.normalized_payload ->> 'provider' END,
+                d.provider) AS provider,
+       d.provider_message_id AS message_id, d.recipient, pg_current_xact_id()::text AS xact_id
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
+  JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id AND o.attempts = c.attempts
+  JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
+  LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = o.delivery_id
+ WHERE o.state = 'waiting'
+   FOR UPDATE OF o
+"""
+
+# Not the connection's own, if those are stricter; older servers have no limit for a whole transaction.
+_LIMIT = """
+SELECT set_config(name, :milliseconds, true) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+   AND (setting::bigint = 0 OR setting::bigint > CAST(:milliseconds AS bigint))
+"""
+
+# In the same transaction in which the handlers ran: one of them may have ended it.
+_NOTE = """
+UPDATE {schema}.mailglass_hook_outbox SET done = array_append(done, CAST(:handler AS text))
+ WHERE event_id = CAST(:event_id AS uuid) AND pg_current_xact_id()::text = :xact_id
+"""
+
+_SETTLE = """
+UPDATE {schema}.mailglass_hook_outbox AS o
+   SET done = o.done || CAST(s.done AS text[]), error = s.error,
+       state = CASE WHEN s.error IS NULL THEN 'dispatched' WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
+       finished_at = CASE WHEN s.error IS NULL OR o.attempts >= :most THEN clock_timestamp()::timestamp END,
+       next_at = CASE WHEN s.error IS NULL OR o.attempts >= :most THEN o.next_at
+                      ELSE clock_timestamp()::timestamp
+                           + make_interval(secs => (CAST(:delays AS float8[]))[o.attempts] * (1 + random() / 4)) END
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:done AS text[]), CAST(:errors AS text[]))
+       AS s (event_id, attempts, done, error)
+ WHERE o.event_id = s.event_id AND o.attempts = s.attempts AND o.state = 'waiting'
+   AND (CAST(:xact_id AS text) IS NULL OR pg_current_xact_id()::text = :xact_id)
+RETURNING o.event_id::text, o.state
+"""
+
+_GIVE_BACK = """
+UPDATE {schema}.mailglass_hook_outbox AS o
+   SET attempts = o.attempts - 1, error = NULL, next_at = clock_timestamp()::timestamp
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
+ WHERE o.event_id = c.event_id AND o.attempts = c.attempts AND o.state = 'waiting'
+"""
+
+
+class Claim(NamedTuple):
+    """A row that a dispatcher may try; `dead` if its last attempt had ended with its process."""
+
+    event_id: str
+    attempts: int
+    type: str
+    dead: bool
+
+
+class Held(NamedTuple):
+    """A claimed row, locked, and what its handlers want to know of event and delivery."""
+
+    event_id: str
+    attempts: int
+    type: str
+    done: list[str]
+    delivery_id: str
+    tenant_id: str
+    reject_reason: str | None
+    occurred_at: Any
+    provider: str | None
+    message_id: str | None
+    recipient: str | None
+    xact_id: str
+
+
+class Attempt(NamedTuple):
+    """How an attempt ended: the handlers that are done now, how many failed, and the class of the last error."""
+
+    event_id: str
+    attempts: int
+    done: tuple[str, ...]
+    error: str | None
+    failed: int = 0
+
 
 def add(tx: Transaction, reports: Sequence[Report]) -> None:
     """Give events to handlers; nothing is sent if there are none, and an event is added once."""
@@ -83,3 +207,65 @@ def count(tx: Transaction) -> tuple[int, int]:
 def dead(tx: Transaction, size: int) -> list[dict[str, Any]]:
     """Return the *size* dead rows that died last."""
     return [dict(row) for row in tx.execute(_DEAD, {"size": size}).mappings()]
+
+
+def claim(tx: Transaction, types: Collection[str], size: int, *, tried: bool) -> list[Claim]:
+    """Count an attempt of at most *size* rows of *types* that are due; of those that were *tried* before, or not."""
+    rows = tx.execute(
+        _CLAIM,
+        {
+            "types": array_literal(types),
+            "tried": int(tried),
+            "size": size,
+            "most": MOST_ATTEMPTS,
+            "delays": array_literal(map(str, DELAYS_SECONDS)),
+            "last": LAST_SECONDS,
+            "unfinished": UNFINISHED,
+        },
+    )
+    return [Claim(*row) for row in rows.all()]
+
+
+def lock(tx: Transaction, claims: Sequence[Claim], limit_ms: int) -> list[Held]:
+    """Lock claimed rows that are still this claim's, and limit what a statement and the transaction may take."""
+    tx.execute(_LIMIT, {"milliseconds": str(limit_ms)})
+    return [Held(*row) for row in tx.execute(_LOCK, _of(claims)).all()]
+
+
+def note(tx: Transaction, row: Held, handler: str) -> bool:
+    """Note that a handler is done with an event, and return whether this is still the transaction that it ran in."""
+    noted = {"event_id": row.event_id, "handler": handler, "xact_id": row.xact_id}
+    return tx.execute(_NOTE, noted).rowcount == 1
+
+
+def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, str]:
+    """Note how attempts ended, and return the state of each row that is changed: none, in another transaction.
+
+    Args:
+        tx: The transaction.
+        attempts: What has been tried.
+        xact_id: The transaction that it has been tried in, if it must be this one.
+    """
+    parameters = {
+        "event_ids": array_literal(one.event_id for one in attempts),
+        "attempts": array_literal(str(one.attempts) for one in attempts),
+        "done": array_literal(array_literal(one.done) for one in attempts),
+        "errors": array_literal(one.error for one in attempts),
+        "most": MOST_ATTEMPTS,
+        "delays": array_literal(map(str, DELAYS_SECONDS)),
+        "xact_id": xact_id,
+    }
+    return {row.event_id: row.state for row in tx.execute(_SETTLE, parameters)}
+
+
+def give_back(tx: Transaction, claims: Sequence[Claim]) -> None:
+    """Take back the attempt of claimed rows that were not tried."""
+    if claims:
+        tx.execute(_GIVE_BACK, _of(claims))
+
+
+def _of(claims: Sequence[Claim]) -> dict[str, str]:
+    return {
+        "event_ids": array_literal(claim.event_id for claim in claims),
+        "attempts": array_literal(str(claim.attempts) for claim in claims),
+    }

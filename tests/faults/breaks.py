@@ -1217,7 +1217,7 @@ BREAKS = (
     ),
     _break(
         "a claimed row that somebody else looks at is skipped",
-        "mailglass_reconcile/store/attempts.py",
+        "mailglass_reconcile/store/outbox.py",
         "   FOR UPDATE OF o\n",
         "   FOR UPDATE OF o SKIP LOCKED\n",
         "hooks/test_handlers.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",

@@ -22,7 +22,7 @@ from conftest import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, states
 from mailglass_reconcile import DeliveryEvent, on_event
-from mailglass_reconcile.hooks import dead
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.rules import keys
@@ -405,7 +405,7 @@ class Schedule(RuleBasedStateMachine):
     def _dispatch_all(self) -> None:
         """Without faults, every handler has heard once of each link of a known type."""
         _Mood.fails, _Mood.dies_at = False, None
-        dead.retry(self.db.engine)
+        dispatcher.retry(self.db.engine)
         make_due(self.db)
         mailglass_reconcile.dispatch()
         assert set(states(self.db)) <= {"dispatched"}

@@ -15,7 +15,7 @@ from handling import effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.hooks import dispatcher, running
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
-from mailglass_reconcile.store import attempts, database, engines
+from mailglass_reconcile.store import database, engines, outbox
 from record.recording import NOW, event, record
 
 
@@ -119,15 +119,15 @@ DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_ho
 
 def test_an_event_whose_handler_always_fails_is_dead_in_the_end(hooked):
     """After nine attempts, the last of them a day after the one before; then it can be tried again by hand."""
-    failing("bad", ValueError(), times=attempts.MOST_ATTEMPTS)
+    failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
     linked(hooked)
     delays = []
-    for _ in range(attempts.MOST_ATTEMPTS):
+    for _ in range(outbox.MOST_ATTEMPTS):
         make_due(hooked)
         assert dispatch().failed == 1
         delays.append(float(hooked.value(DELAY)))
     assert states(hooked) == {"dead": 1}
-    for planned, delay in zip(attempts.DELAYS_SECONDS, delays, strict=False):
+    for planned, delay in zip(outbox.DELAYS_SECONDS, delays, strict=False):
         assert planned - 1 < delay < planned * 1.25 + 1
     assert counts(dispatch()) == (0, 0, 0, 0)
     assert effects(hooked) == {}
@@ -262,14 +262,14 @@ def test_an_attempt_that_ends_with_its_process_counts(hooked):
             raise SystemExit
 
     leaving("other")
-    for _ in range(attempts.MOST_ATTEMPTS):
+    for _ in range(outbox.MOST_ATTEMPTS):
         make_due(hooked)
         with pytest.raises(SystemExit):
             dispatch()
     make_due(hooked)
     assert dispatch().dead == 1
     assert effects(hooked) == {"before": 2, "effect": 1, "other": 1}
-    assert hooked.value("SELECT error FROM mailglass_hook_outbox WHERE state = 'dead'") == attempts.UNFINISHED
+    assert hooked.value("SELECT error FROM mailglass_hook_outbox WHERE state = 'dead'") == outbox.UNFINISHED
 
 
 def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
@@ -277,9 +277,9 @@ def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
     linked(hooked)
     first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
     with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
-        assert attempts.lock(tx, first, 1_000) == []
-        assert attempts.settle(tx, [attempts.Attempt(first[0].event_id, first[0].attempts, ("x",), None)]) == {}
-        assert len(attempts.lock(tx, second, 1_000)) == 1
+        assert outbox.lock(tx, first, 1_000) == []
+        assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",), None)]) == {}
+        assert len(outbox.lock(tx, second, 1_000)) == 1
 
 
 def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(hooked):
@@ -289,7 +289,7 @@ def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_f
 
     def lock():
         with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
-            return attempts.lock(tx, claims, 10_000)
+            return outbox.lock(tx, claims, 10_000)
 
     with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
         other.exec_driver_sql("SELECT FROM mailglass_hook_outbox FOR UPDATE SKIP LOCKED")
@@ -307,7 +307,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 def _claimed(db, *, tried):
     make_due(db)
     with db.engine.connect() as connection, database.transaction(connection, db.settings) as tx:
-        return attempts.claim(tx, ["bounced"], 1, tried=tried)
+        return outbox.claim(tx, ["bounced"], 1, tried=tried)
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(hooked):

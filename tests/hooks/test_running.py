@@ -12,10 +12,10 @@ import mailglass_reconcile
 from conftest import wait_until
 from handling import effects, failing, leaving, make_due, states
 from installation import PATIENCE
-from mailglass_reconcile.hooks import dead
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
-from mailglass_reconcile.store import attempts
+from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import transaction
 
 pytestmark = pytest.mark.slow
@@ -110,7 +110,7 @@ def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
     hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
-    assert dead.retry(hooked.engine) == 1
+    assert dispatcher.retry(hooked.engine) == 1
     assert [states(hooked), mailglass_reconcile.prune().hooks_dispatched] == [{"dispatched": 3, "waiting": 1}, 0]
     hooked.run("UPDATE mailglass_hook_outbox SET finished_at = finished_at - interval '15 days'")
     pruned = mailglass_reconcile.prune()
@@ -159,6 +159,6 @@ def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(h
     name = {"name": "public.mailglass_hook_outbox"}
     with hooked.engine.connect() as connection, transaction(connection, hooked.settings, probes_only=True) as tx:
         before = tx.execute(BLOCKS, name).scalar_one()
-        assert len(attempts.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
-        assert attempts.claim(tx, ["bounced", "complained"], 100, tried=False) == []
+        assert len(outbox.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
+        assert outbox.claim(tx, ["bounced", "complained"], 100, tried=False) == []
         assert tx.execute(BLOCKS, name).scalar_one() - before < 300

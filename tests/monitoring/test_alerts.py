@@ -10,7 +10,7 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import SchemaOutdatedError, Settings, dispatch, prune, reconcile
-from mailglass_reconcile.store import attempts, engines, schema
+from mailglass_reconcile.store import engines, outbox, schema
 from mailglass_reconcile.web import metrics
 from monitoring.timeline import NOTHING, Timeline, needs_promtool
 from scraping import delivery_of, parsed
@@ -192,7 +192,7 @@ def test_a_handler_that_has_failed_for_the_last_time_is_dead(hooked, timeline):
     dispatch()
     timeline.scrape(minutes=10)
     timeline.fires()
-    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=attempts.MOST_ATTEMPTS - 1)
+    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
     make_due(hooked)
     dispatch()
     timeline.scrape(minutes=6)

@@ -12,7 +12,7 @@ import mailglass_reconcile
 from conftest import Database
 from factories import delivery, orphan, postmark
 from mailglass_reconcile import key_rule
-from mailglass_reconcile.hooks import dead
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
 from mailglass_reconcile.rules import providers
@@ -315,7 +315,7 @@ def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     db.run(row.replace(":state)", ":state, now(), now())"), state="dead")
     found = of("handlers")
     assert (found.status, "1 event is dead" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
-    assert dead.retry(db.engine) == 1
+    assert dispatcher.retry(db.engine) == 1
     found = of("handlers")
     assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
     db.run("DELETE FROM mailglass_hook_outbox")

@@ -12,7 +12,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, prune, reconcile
 from mailglass_reconcile.ops import measures
-from mailglass_reconcile.store import attempts, engines
+from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import transaction
 from mailglass_reconcile.web import create_app, metrics
 from scraping import delivery_of, parsed, scrape, value
@@ -127,7 +127,7 @@ def test_events_that_no_handler_takes_any_more_are_dead(hooked):
     reconcile()
     dispatch()
     assert value(scrape(hooked), "handler_events", state="waiting") == 1
-    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=attempts.MOST_ATTEMPTS - 1)
+    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
     make_due(hooked)
     dispatch()
     assert value(scrape(hooked), "handler_events", state="dead") == 1
