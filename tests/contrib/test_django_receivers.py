@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 import mailglass_reconcile
 from mailglass_reconcile import SchemaOutdatedError, Sent, record_send
-from mailglass_reconcile.contrib.django import connection, tenants
+from mailglass_reconcile.contrib.django import connection, receivers
 from mailglass_reconcile.errors import ConfigurationError
 
 pytestmark = pytest.mark.usefixtures("app", "backends")
@@ -151,7 +151,7 @@ def test_a_text_is_also_the_tenant_of_calls_without_one(app, db):
 def test_a_text_with_a_dot_must_name_a_function():
     """A name that is misspelled is not taken for a tenant."""
     with override_settings(MAILGLASS_TENANT="acme.example"), pytest.raises(ConfigurationError, match="cannot import"):
-        tenants.tenant_of(None)
+        receivers.tenant_of(None)
 
 
 def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):

@@ -1,4 +1,4 @@
-"""Deliveries with their events, the ledger, and open orphans, to look at; lists and searches go by indexes only."""
+"""Deliveries with their events, the ledger, and open orphans, read-only; lists and searches go by indexes only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,68 @@ from uuid import UUID
 from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.core.paginator import Paginator
-from django.db import models
+from django.db import connections, models
 from django.db.models.functions import Cast, Substr
 from django.utils.formats import localize
 from django.utils.timezone import template_localtime
 
-from mailglass_reconcile.contrib.django import searching
-from mailglass_reconcile.contrib.django.fields import UTCDateTimeField
-from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan
+from mailglass_reconcile import runtime
+from mailglass_reconcile.contrib.django import database
+from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, UTCDateTimeField
+from mailglass_reconcile.store.database import in_schema
+
+LIMIT = 1_000
+"""Rows that a list shows and counts at most: counting all of a million would take longer than anything else."""
+
+# The index is on (tenant_id, recipient): one step from tenant to tenant, however many rows each has.
+DELIVERIES = """
+WITH RECURSIVE tenants AS (
+  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
+           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+), found AS (
+  SELECT id FROM {schema}.mailglass_deliveries WHERE id = %(uuid)s
+   UNION ALL
+  (SELECT id FROM {schema}.mailglass_deliveries WHERE provider_message_id = %(text)s LIMIT %(limit)s)
+   UNION ALL
+  SELECT d.id
+    FROM tenants AS t
+   CROSS JOIN LATERAL (
+           SELECT id FROM {schema}.mailglass_deliveries
+            WHERE tenant_id = t.tenant_id AND recipient = ANY (ARRAY[%(text)s, lower(%(text)s)])) AS d
+)
+SELECT id FROM found LIMIT %(limit)s
+"""
+
+# An orphan that was linked has no delivery in its row: its `reconciled` event has, and names it.
+EVENTS = """
+WITH found AS (
+  SELECT id FROM {schema}.mailglass_events WHERE id = %(uuid)s
+   UNION ALL
+  SELECT id FROM {schema}.mailglass_events WHERE delivery_id = %(uuid)s
+   UNION ALL
+  SELECT id FROM {schema}.mailglass_events WHERE idempotency_key = %(text)s
+   UNION ALL
+  SELECT e.id
+    FROM {schema}.mailglass_deliveries AS d
+   CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_events WHERE delivery_id = d.id) AS e
+   WHERE d.provider_message_id = %(text)s
+   UNION ALL
+  SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = %(text)s
+)
+SELECT id FROM found LIMIT %(limit)s
+"""
+
+ORPHANS = """
+WITH found AS (
+  SELECT event_id FROM {schema}.mailglass_open_orphans WHERE event_id = %(uuid)s
+   UNION ALL
+  SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = %(text)s
+)
+SELECT event_id FROM found LIMIT %(limit)s
+"""
 
 INLINE_EVENTS = 200
 """Events that a delivery shows at most, the latest: a robot may open a mail ten thousand times."""
@@ -30,7 +84,7 @@ class ShortPaginator(Paginator):
     @cached_property
     def count(self) -> int:
         """How many rows there are, or `LIMIT` if there are more."""
-        return int(self.object_list.order_by()[: searching.LIMIT].count())
+        return int(self.object_list.order_by()[:LIMIT].count())
 
 
 class ReadOnly:
@@ -59,13 +113,13 @@ class LookingAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ("id",)
     show_full_result_count = False
     sortable_by = ()
-    found_by = searching.EVENTS
+    found_by = EVENTS
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
         """Return what is named by the term, exactly."""
         if not search_term.strip():
             return queryset, False
-        return queryset.filter(pk__in=searching.ids(self.found_by, search_term)), False
+        return queryset.filter(pk__in=ids(self.found_by, search_term)), False
 
 
 class EventInline(ReadOnly, admin.TabularInline):
@@ -125,7 +179,7 @@ class DeliveryAdmin(LookingAdmin):
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "provider", "tenant_id", "mailable")
     ordering = ("-id",)
     search_help_text = "A recipient's address, a provider's message id, or a delivery's id, exactly."
-    found_by = searching.DELIVERIES
+    found_by = DELIVERIES
     inlines = (EventInline,)
 
 
@@ -149,4 +203,22 @@ class OpenOrphanAdmin(LookingAdmin):
     list_display = ("event_id", "arrived_at", "provider", "recipient", "tenant_id", "refused")
     ordering = ("-arrived_at", "-event_id")
     search_help_text = "A provider's message id, or an event's id, exactly."
-    found_by = searching.ORPHANS
+    found_by = ORPHANS
+
+
+def ids(statement: str, term: str) -> list[UUID]:
+    """Return the ids of what is found for *term*, at most `LIMIT`."""
+    text = term.strip().replace("\0", "")
+    with connections[database.alias()].cursor() as cursor:
+        cursor.execute(
+            in_schema(statement, runtime.get_settings().database_schema),
+            {"text": text, "uuid": _uuid(text), "limit": LIMIT},
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, finishing, handling, tenants
+from mailglass_reconcile.contrib.django import database, finishing
 
 
 class MailglassReconcileConfig(AppConfig):
@@ -20,9 +20,9 @@ class MailglassReconcileConfig(AppConfig):
         """Take the database from `DATABASES`, without connecting; register checks, receivers and handlers' place."""
         from mailglass_reconcile.contrib.django import checks, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
 
-        tenant = tenants.fixed()
+        tenant = receivers.fixed_tenant()
         values = {} if tenant is None else {"tenant": tenant}
         runtime.configure_framework(database.engine(database.alias()), **values)
-        handling.use_djangos_connection()
+        database.use_djangos_connection()
         receivers.connect()
         finishing.connect()

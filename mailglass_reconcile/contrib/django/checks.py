@@ -12,7 +12,7 @@ from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.contrib.django import database, tenants
+from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.schedule import SWEEP_TASK
 
@@ -45,7 +45,7 @@ def check(**_others: Any) -> list[CheckMessage]:
 
 def _found() -> Iterator[CheckMessage]:
     yield from _usable("E001", lambda: database.wrapper(database.alias()))
-    yield from _usable("E002", tenants.function)
+    yield from _usable("E002", receivers.tenant_function)
     yield from _usable("E003", runtime.get_settings)
     if not any(backend == OF_TESTS or _is_anymails(backend) for backend in _backends()):
         yield NO_ANYMAIL

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, close_old_connections, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
+from mailglass_reconcile.hooks import connections as handlers
+from mailglass_reconcile.hooks.connections import Begin, Work
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
@@ -146,3 +148,27 @@ def _open(name: str) -> psycopg.Connection[Any]:
             opened.close()
             raise
     return opened
+
+
+def use_djangos_connection() -> None:
+    """Let the handlers of this process work on Django's connection."""
+    handlers.use(_connected)
+
+
+@contextmanager
+def _connected() -> Iterator[Begin]:
+    close_old_connections()
+    try:
+        yield _begin
+    except Error as error:
+        state = getattr(error.__cause__, "sqlstate", None)
+        where = f"DATABASES[{alias()!r}]"
+        if state is None or state[:2] in ("08", "57"):
+            raise DatabaseUnavailableError(f"cannot reach or use {where}: {state or type(error).__name__}") from None
+        raise DatabaseRefusedError(f"{where} refused a statement (SQLSTATE {state})") from None
+
+
+@contextmanager
+def _begin() -> Iterator[Work]:
+    with connection() as lent:
+        yield Work(lent, lent, partial(transaction.atomic, alias()))

@@ -5,13 +5,28 @@ A column that this package does not need may be missing in a database of Mailgla
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any, NoReturn
 
 from django.db import models
 from django.db.models.signals import pre_delete, pre_save
 
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.contrib.django.fields import UTCDateTimeField
+
+
+class UTCDateTimeField(models.DateTimeField):
+    """A `timestamp without time zone` in UTC, as an aware datetime; what Python cannot hold stays a text."""
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        """Read it as text: `infinity` and years after 9999 would fail in the driver."""
+        return f"({sql})::text", params
+
+    def from_db_value(self, value: str | None, *_others: Any) -> dt.datetime | str | None:
+        """Return what Postgres wrote, in UTC."""
+        try:
+            return None if value is None else dt.datetime.fromisoformat(value).replace(tzinfo=dt.UTC)
+        except ValueError:
+            return value
 
 
 class ReadOnlyError(TypeError):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from anymail.signals import post_send, tracking
+from django.conf import settings
+from django.utils.module_loading import import_string
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
-from mailglass_reconcile.contrib.django import database, finishing, tenants
-from mailglass_reconcile.errors import InvalidEventError, MailglassReconcileError
+from mailglass_reconcile.contrib.django import database, finishing
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError
+from mailglass_reconcile.record import validation
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 
@@ -29,7 +34,7 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
         sent = anymail.sent(message, status)
         if not sent:
             return
-        tenant = tenants.tenant_of(message)
+        tenant = tenant_of(message)
         with database.connection() as connection:
             finishing.finish(record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant))
     except Exception as error:  # Anymail would raise it in the code that sent the message
@@ -46,7 +51,7 @@ def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, _reason(error))
         return
-    tenant = tenants.tenant_of(event)
+    tenant = tenant_of(event)
     try:
         with database.connection() as connection:
             finishing.finish(record_webhook(connection, provider=esp_name, events=[made], tenant_id=tenant))
@@ -60,3 +65,44 @@ def _reason(error: Exception) -> str:
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {where.filename}:{where.lineno}"
+
+
+def fixed_tenant() -> str | None:
+    """Return the tenant if the setting is a text without a dot, and None otherwise."""
+    given = getattr(settings, "MAILGLASS_TENANT", None)
+    return given if isinstance(given, str) and "." not in given else None
+
+
+def tenant_function() -> Callable[[Any], str] | None:
+    """Return the function that the setting is or names, and None if it is a text without a dot, or not set.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    given = getattr(settings, "MAILGLASS_TENANT", None)
+    if given is None or fixed_tenant() is not None:
+        return None
+    try:
+        found = import_string(given) if isinstance(given, str) else given
+    except ImportError:
+        raise ConfigurationError(
+            f"MAILGLASS_TENANT: cannot import {given}, and a text with a dot must name a function"
+        ) from None
+    if not callable(found):
+        raise ConfigurationError("MAILGLASS_TENANT must be a tenant's id, a function, or a function's dotted name")
+    wanted: Callable[[Any], str] = found
+    return wanted
+
+
+def tenant_of(told: Any) -> str:
+    """Return the tenant of a message or a tracking event.
+
+    Raises:
+        ConfigurationError: The setting cannot be used, or its function has not returned a tenant.
+    """
+    asked = tenant_function()
+    tenant = (fixed_tenant() or runtime.get_settings().tenant) if asked is None else asked(told)
+    try:
+        return validation.name("MAILGLASS_TENANT" if asked is None else "MAILGLASS_TENANT: what it returns", tenant)
+    except InvalidEventError as error:
+        raise ConfigurationError(str(error)) from None
