@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import factories
@@ -53,13 +54,15 @@ class Following:
 
 
 @contextmanager
-def following(environment: Mapping[str, str], *options: str, program: str | None = None) -> Iterator[Following]:
+def following(
+    environment: Mapping[str, str], *options: str, program: str | None = None, cwd: Path | None = None
+) -> Iterator[Following]:
     """Run `follow --json` while the block does; SIGTERM ends it, and it must have ended cleanly."""
-    command = ["-m", program] if program else ["-m", "mailglass_reconcile", "follow", "--json", *options]
+    command = ["-m", program] if program else ["-P", "-m", "mailglass_reconcile", "follow", "--json", *options]
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - read after the block, too
     # A child inherits SIG_IGN, which a background process may have.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([sys.executable, *command], env=dict(environment), stdout=out, stderr=err)
+    process = subprocess.Popen([sys.executable, *command], env=dict(environment), stdout=out, stderr=err, cwd=cwd)
     signal.signal(signal.SIGINT, before)
     try:
         made = Following(process, out, err)

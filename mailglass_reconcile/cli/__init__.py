@@ -10,6 +10,9 @@ import click
 
 INTERRUPTED = 130
 
+OWN_PROGRAM = (sys.executable, "-P", "-m", "mailglass_reconcile")
+"""Starts this command in a process of its own; `-P`, because `-m` alone would import from the working directory."""
+
 _SUBCOMMANDS = {
     "demo": "Watch orphans being linked on servers of its own; needs the extra `demo`.",
     "dispatch": "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.",
@@ -69,18 +72,23 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
+def main(
+    arguments: Sequence[str] | None = None,
+    name: str = "mailglass-reconcile",
+    program: Sequence[str] = OWN_PROGRAM,
+) -> None:
     """Run the command line; a foreseeable fault is one line on standard error.
 
     Args:
         arguments: What comes after the command's name; None is this process's own.
         name: How the command was called.
+        program: Starts this command in a process of its own.
 
     Raises:
         SystemExit: Always, with the exit code.
     """
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False)
+        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=program)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,11 +1,15 @@
-"""The subcommand that runs handlers: `dispatch`; and how another subcommand asks for it."""
+"""The subcommand `dispatch`, which runs handlers; `sweep` calls it, and `follow` keeps a process of it."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import click
@@ -13,15 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import counted, took
 
+logger = logging.getLogger(__name__)
+
 ALL = "all"
 AGAIN_SECONDS = 30.0
 """How often a process that follows asks for a dispatch although it has linked nothing."""
-PATIENCE_SECONDS = 5.0
-"""How long a process that ends waits for the dispatch that it has started."""
 
 EXAMPLES = """\b
 Examples:
@@ -29,9 +34,6 @@ Examples:
   mailglass-reconcile dispatch --dead
   mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
 """
-
-program = [sys.executable, "-m", "mailglass_reconcile"]
-"""How this command is run in a process of its own; a framework's command puts its own way here."""
 
 
 def _event_id(context: click.Context, option: click.Parameter, value: str | None) -> UUID | str | None:
@@ -49,14 +51,17 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     help="Let all dead events, or one, be tried again by the next dispatch.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def dispatch(lists: bool, retry: UUID | str | None, as_json: bool) -> None:
+@click.option("--on-request", is_flag=True, hidden=True)
+def dispatch(lists: bool, retry: UUID | str | None, as_json: bool, on_request: bool) -> None:
     """Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.
 
     Exits with 0 if no handler failed.
     """
     if lists and retry is not None:
         raise click.UsageError("--dead and --retry exclude each other")
-    if lists:
+    if on_request:
+        _on_request()
+    elif lists:
         _list_dead(as_json)
     elif retry is not None:
         _retry(retry, as_json)
@@ -64,47 +69,71 @@ def dispatch(lists: bool, retry: UUID | str | None, as_json: bool) -> None:
         _dispatch(as_json)
 
 
-def ask() -> None:
-    """Let the handlers hear at once, and wait until they have."""
-    asked = _start()
-    if asked is not None:
-        asked.wait()
+def run_for(linked: int) -> None:
+    """Run this process's handlers if a sweep has *linked* something; if that is not possible, the next dispatch does.
+
+    Args:
+        linked: How many orphans the sweep has linked.
+    """
+    if not (linked and registry.types()):
+        return
+    try:
+        dispatcher.dispatch()
+    except MailglassReconcileError as error:
+        logger.warning("handlers did not run, and will at the next dispatch: %s", error)
 
 
-def _start() -> subprocess.Popen[bytes] | None:
-    """Start a dispatch in a process of its own: whatever a handler does, it does not do it to this one."""
-    if not (runtime.get_settings().hook_types and registry.types()):
-        return None
-    return subprocess.Popen([*program, "dispatch", "--json"], stdout=subprocess.DEVNULL)  # noqa: S603 - all of it is ours
+class DispatchProcess:
+    """One child process that runs the handlers when it is asked to; this process never waits for it.
 
+    A handler that blocks or crashes does so in the child. The child ends with its standard input, so also if this
+    process was killed.
+    """
 
-class Beside:
-    """Calls the handlers for what a process links, beside it and never waited for."""
+    def __init__(self, program: Sequence[str]) -> None:
+        """Start nothing yet; *program* starts this command in a process of its own."""
+        self._program = program
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asked_at = time.monotonic()
 
-    def __init__(self) -> None:
-        """Start nothing yet."""
-        self._running: subprocess.Popen[bytes] | None = None
-        self._owing = False
-        self._began = time.monotonic()
-
-    def hear(self, *, linked: int) -> None:
-        """Start a dispatch if something was *linked*, and now and then, for what must be tried again.
-
-        One that is running already is followed by another.
-        """
-        self._owing = self._owing or linked > 0 or time.monotonic() - self._began > AGAIN_SECONDS
-        if self._owing and (self._running is None or self._running.poll() is not None):
-            self._owing, self._began = False, time.monotonic()
-            self._running = _start()
+    def ask(self, linked: int) -> None:
+        """Ask for a dispatch if something was *linked*, and every 30 seconds, for what has to be tried again."""
+        if not registry.types() or not (linked or time.monotonic() - self._asked_at > AGAIN_SECONDS):
+            return
+        self._asked_at = time.monotonic()
+        if self._child is None or self._child.poll() is not None:
+            self._child = self._start()
+        with suppress(BlockingIOError, BrokenPipeError):  # it has enough requests to read; it has just ended
+            os.write(_pipe(self._child), b"\n")
 
     def close(self) -> None:
-        """Leave no dispatch behind; an event that it was at is tried again by a later one."""
-        if self._running is not None:
-            try:
-                self._running.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._running.terminate()
-                self._running.wait()
+        """Let the child end as soon as its handlers have."""
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            [*self._program, "dispatch", "--on-request"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the parent
+        )
+        os.set_blocking(_pipe(child), False)
+        return child
+
+
+def _pipe(child: subprocess.Popen[bytes]) -> int:
+    assert child.stdin is not None  # noqa: S101 - for type checkers
+    return child.stdin.fileno()
+
+
+def _on_request() -> None:
+    """Dispatch for each piece of standard input, until it ends."""
+    while os.read(sys.stdin.fileno(), 65_536):
+        try:
+            dispatcher.dispatch()
+        except MailglassReconcileError as error:
+            logger.warning("handlers did not run, and will at the next dispatch: %s", error)
 
 
 def _dispatch(as_json: bool) -> None:

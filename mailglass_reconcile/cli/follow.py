@@ -9,13 +9,14 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import click
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli import dispatch as handling
+from mailglass_reconcile.cli import INTERRUPTED, OWN_PROGRAM, dispatch
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -54,18 +55,21 @@ Examples:
 )
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sweep that did something.")
-def follow(interval: float, tenant: str | None, as_json: bool) -> None:
+@click.pass_obj
+def follow(program: Sequence[str] | None, interval: float, tenant: str | None, as_json: bool) -> None:
     """Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C.
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """
-    sys.exit(Follower(interval, tenant, as_json).run())
+    sys.exit(Follower(interval, tenant, as_json, program or OWN_PROGRAM).run())
 
 
 class Follower:
     """Sweeps at each tick, and again and again after a fault, with one connection that is kept."""
 
-    def __init__(self, interval: float, tenant_id: str | None, as_json: bool) -> None:
+    def __init__(
+        self, interval: float, tenant_id: str | None, as_json: bool, program: Sequence[str] = OWN_PROGRAM
+    ) -> None:
         """Prepare to follow; nothing connects yet."""
         self._interval = interval
         self._tenant_id = tenant_id
@@ -78,7 +82,7 @@ class Follower:
         self._faults = 0
         """How many ticks in a row have failed."""
         self._redis_lost = False
-        self._handlers = handling.Beside()
+        self._dispatching = dispatch.DispatchProcess(program)
         self._first = True
         self._ended_by: int | None = None
         self._repeats = _Repeats()
@@ -104,9 +108,9 @@ class Follower:
                 select.select([reading], [], [], max(0.0, began + self._pause() - time.monotonic()))
         finally:
             self._close()
-            self._handlers.close()
+            self._dispatching.close()
             signal.set_wakeup_fd(before)
-        return 130 if self._ended_by == signal.SIGINT else 0
+        return INTERRUPTED if self._ended_by == signal.SIGINT else 0
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         """Let the running batch be the last one; a second Ctrl-C does not wait for it."""
@@ -135,7 +139,7 @@ class Follower:
             self._tell_of_return("the database is back")
         self._faults = self._faults + 1 if result.status == "failed" else 0
         self._tell_of_redis(result)
-        self._handlers.hear(linked=result.linked)
+        self._dispatching.ask(result.linked)
         if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
             click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli import dispatch as handling
+from mailglass_reconcile.cli import INTERRUPTED, dispatch
 from mailglass_reconcile.cli.summary import nothing_to_do, progress, summary
 from mailglass_reconcile.cli.texts import Duration, reader_may_leave
 from mailglass_reconcile.ops import status as looking
@@ -25,7 +25,6 @@ from mailglass_reconcile.sweep import full
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
-INTERRUPTED = 130
 POINTING = ("event", "delivery", "provider", "since", "until", "include_expired")
 
 EXAMPLES = """\b
@@ -65,8 +64,8 @@ def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
     click.echo(json.dumps(result.as_dict()) if options["as_json"] else _in_words(result, pointed=pointed))
     if tenant is not None and not result.scanned:
         _hint(tenant)
-    if result.linked and not result.dry_run:
-        handling.ask()
+    if not result.dry_run:
+        dispatch.run_for(result.linked)
     sys.exit(0 if result.status == "ok" else 1)
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from conftest import wait_until
@@ -44,27 +45,72 @@ SELECT count(*) FROM pg_stat_activity
 """
 
 
-def test_handlers_hear_at_once_of_what_it_links_beside_it(db, tmp_path):
-    """A slow handler does not hold up linking, and none is left behind at the end."""
-    (tmp_path / "slow_handler.py").write_text(
-        "import sqlalchemy as sa\n"
-        "from mailglass_reconcile import on_event\n"
-        "@on_event('delivered')\n"
-        "def slow(connection, event):\n"
-        "    connection.execute(sa.text('SELECT pg_sleep(3)'))\n"
-        "    connection.execute(sa.text('INSERT INTO heard VALUES (:id)'), {'id': event.event_id})\n"
-    )
+HANDLER = """
+import os
+import sqlalchemy as sa
+from mailglass_reconcile import on_event
+
+@on_event("delivered")
+def slow(connection, event):
+    connection.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": float(os.environ["SLOW"])})
+    connection.execute(sa.text("INSERT INTO handled VALUES (:id, :pid)"), {"id": event.event_id, "pid": os.getpid()})
+"""
+
+
+WORKING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+
+@pytest.fixture
+def handled(db, tmp_path):
+    """The environment of a process with a handler that notes each event and its own process."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "slow_handler.py").write_text(HANDLER)
     db.hooked.add("delivered")
-    db.run("CREATE TABLE heard (event_id uuid)")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    db.run("CREATE TABLE handled (event_id uuid, pid integer)")
+    path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), os.environ.get("PYTHONPATH")]))
     hooks = {"MAILGLASS_IMPORTS": "slow_handler", "MAILGLASS_HOOK_TYPES": "delivered", "PYTHONPATH": path}
-    with following(environment_of(db, **hooks)) as first:
+    return environment_of(db, **hooks, SLOW="0")
+
+
+def test_a_slow_handler_runs_in_another_process_and_does_not_hold_up_linking(db, handled):
+    """The second event is linked while the first one's handler works, and is handled after it, by the same process."""
+    with following({**handled, "SLOW": "3"}) as first:
         new_pairs(db, 1)
         wait_until(lambda: first.linked() == 1)
-        wait_until(lambda: db.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%'") > 1)
+        wait_until(lambda: db.value(WORKING) == 1)
         new_pairs(db, 1)
         wait_until(lambda: first.linked() == 2, 2)
-        wait_until(lambda: db.value("SELECT count(*) FROM heard") == 2)
+        wait_until(lambda: db.value("SELECT count(*) FROM handled") == 2)
+        assert db.value("SELECT count(DISTINCT pid) FROM handled") == 1
+        assert db.value("SELECT min(pid) FROM handled") != first.process.pid
+
+
+def test_the_process_of_the_handlers_ends_with_its_parent_which_does_not_wait_for_it(db, handled):
+    """Even if the parent is killed; what its handlers were doing is done to the end."""
+    with following({**handled, "SLOW": "3"}) as first:
+        new_pairs(db, 1)
+        wait_until(lambda: db.value(WORKING) == 1)
+        assert first.ends(signal.SIGKILL) == -signal.SIGKILL
+        assert db.value("SELECT count(*) FROM handled") == 0
+    wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1)
+    wait_until(lambda: not psutil.pid_exists(db.value("SELECT pid FROM handled")))
+
+
+@pytest.mark.parametrize("subcommand", ["follow", "sweep"])
+def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, subcommand):
+    """Whoever can write there would otherwise act as this process, when it runs the handlers."""
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "click.py").write_text("import os\nopen('executed', 'w').close()\nos._exit(3)\n")
+    new_pairs(db, 1, age_seconds=90 if subcommand == "sweep" else 0)
+    if subcommand == "sweep":
+        command = [sys.executable, "-P", "-m", "mailglass_reconcile", "sweep"]
+        subprocess.run(command, env=handled, cwd=planted, check=True, capture_output=True, timeout=60)
+    else:
+        with following(handled, cwd=planted):
+            wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1 or (planted / "executed").exists())
+    assert not (planted / "executed").exists()
+    assert db.value("SELECT count(*) FROM handled") == 1
 
 
 def test_two_at_once_link_everything_once(db):

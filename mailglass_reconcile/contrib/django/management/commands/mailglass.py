@@ -9,7 +9,6 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from mailglass_reconcile import cli
-from mailglass_reconcile.cli import dispatch as handling
 
 
 class Command(BaseCommand):
@@ -24,5 +23,5 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, arguments: list[str], **_options: Any) -> None:
         """Run the subcommand; it ends with an exit code of its own."""
-        handling.program[:] = [sys.executable, sys.argv[0], "mailglass"]
-        cli.main(["--help"] if arguments[:1] in ([], ["help"]) else arguments, "manage.py mailglass")
+        wanted = ["--help"] if arguments[:1] in ([], ["help"]) else arguments
+        cli.main(wanted, "manage.py mailglass", [sys.executable, sys.argv[0], "mailglass"])
