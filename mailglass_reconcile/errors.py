@@ -69,6 +69,14 @@ class InvalidEventError(MailglassReconcileError, ValueError):
     """An event handed to the writer cannot be recorded; nothing was written."""
 
 
+class InvalidWebhookError(MailglassReconcileError, ValueError):
+    """A webhook's body cannot be read; the message says why and holds nothing of it."""
+
+
+class SignatureError(MailglassReconcileError):
+    """A webhook's signature, or its user name and password, is missing, wrong or too old."""
+
+
 def sqlstate(error: DBAPIError) -> str | None:
     """Return the SQLSTATE of *error*, or None if the server sent none (a lost connection)."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)  # psycopg2 has the latter

@@ -7,15 +7,13 @@ table of providers.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from mailglass_reconcile.record import storing
 from mailglass_reconcile.record.sent import Sent
-from mailglass_reconcile.rules import addresses, event_types, providers
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import mailgun, resend, ses, wire
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus
@@ -37,14 +35,15 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
         esp_name: The provider, as the signal names it.
     """
     provider = providers.canonical(esp_name)
-    return WebhookEvent(
-        type=event.event_type if event.event_type in event_types.TYPES else "unknown",
-        occurred_at=_aware(event.timestamp),
-        provider_event_id=_IDS.get(provider, _id)(event),
+    return wire.event(
+        event.esp_event,
+        type=event.event_type,
+        at=_aware(event.timestamp),
+        id=_IDS.get(provider, _id)(event),
         message_id=event.message_id,
-        recipient=_resend_recipient(event) if provider == "resend" else event.recipient,
-        reject_reason=_reason(event.reject_reason),
-        metadata=_tags(event.tags),
+        recipient=_recipient(event, provider),
+        reason=event.reject_reason,
+        tags=event.tags,
     )
 
 
@@ -70,57 +69,30 @@ def _sent_type(one: AnymailRecipientStatus) -> str:
     return "failed" if one.status == "failed" or one.message_id is None else "dispatched"
 
 
-def _aware(timestamp: dt.datetime | None) -> dt.datetime:
-    if timestamp is None:
-        return dt.datetime.now(dt.UTC)
-    return timestamp if timestamp.utcoffset() is not None else timestamp.replace(tzinfo=dt.UTC)
-
-
-def _reason(reason: str | None) -> str | None:
-    return reason if reason is None or reason in event_types.REJECT_REASONS else "other"
-
-
-def _tags(tags: str | Sequence[str | None] | None) -> dict[str, Any]:
-    listed = [tags] if isinstance(tags, str) else tags or ()
-    kept = storing.without_addresses([tag for tag in listed if isinstance(tag, str) and tag])
-    return {"tags": kept} if kept else {}
+def _aware(timestamp: dt.datetime | None) -> dt.datetime | None:
+    return timestamp.replace(tzinfo=dt.UTC) if timestamp and timestamp.utcoffset() is None else timestamp
 
 
 def _id(event: AnymailTrackingEvent) -> str:
     """Return the provider's id of the event, or a digest of what it has sent, which does not change over retries."""
-    return str(event.event_id) if event.event_id else _digest(event)
-
-
-def _digest(event: AnymailTrackingEvent) -> str:
     told = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    return wire.event_id(event.event_id, told)
 
 
 def _mailgun_id(event: AnymailTrackingEvent) -> str:
-    """Anymail takes the token of the signature, which is the request's; the event's own id is unique within a day."""
-    data = (event.esp_event or {}).get("event-data") or {}
-    return f"{data['id']}/{data.get('timestamp')}" if data.get("id") else _id(event)
+    """Anymail takes the token of the signature; only the form of legacy webhooks has no other id."""
+    return mailgun.event_id((event.esp_event or {}).get("event-data") or {}) or _id(event)
 
 
 def _ses_id(event: AnymailTrackingEvent) -> str:
-    """A notification of SNS has one id for all of its recipients: the place in its list tells them apart."""
-    named = [addresses.address(one) for one in _ses_recipients(event.esp_event or {})]
-    wanted = addresses.address(event.recipient or "")
-    return f"{_id(event)}/{named.index(wanted) if wanted in named else 0}"
+    """A notification of SNS has one id for all of its recipients."""
+    return ses.event_id(_id(event), ses.recipients(event.esp_event or {}), event.recipient)
 
 
-def _ses_recipients(esp_event: Mapping[str, Any]) -> list[str]:
-    bounced = esp_event.get("bounce", {}).get("bouncedRecipients", ())
-    complained = esp_event.get("complaint", {}).get("complainedRecipients", ())
-    named = [one["emailAddress"] for one in (*bounced, *complained)]
-    return named or esp_event.get("delivery", {}).get("recipients") or esp_event.get("mail", {}).get("destination", [])
-
-
-def _resend_recipient(event: AnymailTrackingEvent) -> str | None:
-    """Anymail always takes the first; if there are several, Resend does not say whom its event is about."""
-    data = (event.esp_event or {}).get("data") or {}
-    named = [one for header in ("to", "cc", "bcc") for one in data.get(header) or ()]
-    return None if len(named) > 1 else event.recipient
+def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
+    """Anymail takes the first of several recipients if Resend does not say whom its event is about."""
+    data = (event.esp_event or {}).get("data") if provider == "resend" else None
+    return resend.recipient(data) if data else event.recipient
 
 
 _IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {"mailgun": _mailgun_id, "ses": _ses_id}

@@ -1,0 +1,197 @@
+"""Mailgun: one event a request, as JSON or as the form of its legacy webhooks; an HMAC over time and token.
+
+Followed: https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads,
+https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks (the signature, and that it may
+arrive late), https://help.mailgun.com/hc/en-us/articles/202236504-Webhooks (it tries again for eight hours) and
+https://help.mailgun.com/hc/en-us/articles/14048832145051-Legacy-Webhooks. Not documented: whether a repeated webhook
+keeps its token, and the values of `reason`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.rules.addresses import bare
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.wire import Request, dug
+
+MAX_AGE_SECONDS = 86_400
+"""How old a signature may be."""
+MAX_TOKENS = 10_000
+
+_TYPES = {
+    "accepted": "queued",
+    "clicked": "clicked",
+    "complained": "complained",
+    "delivered": "delivered",
+    "failed": "bounced",
+    "opened": "opened",
+    "rejected": "rejected",
+    "unsubscribed": "unsubscribed",
+}
+_LEGACY_TYPES = {
+    "bounced": "bounced",
+    "clicked": "clicked",
+    "complained": "complained",
+    "delivered": "delivered",
+    "dropped": "rejected",
+    "opened": "opened",
+    "unsubscribed": "unsubscribed",
+}
+_REASONS = {"bounce": "bounced", "suppress-bounce": "bounced"}
+_LEGACY_REASONS = {"499": "timed_out", "605": "bounced", "607": "spam"}
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the request's only event."""
+    if _is_json(request):
+        return [request.object()]
+    fields = request.form()
+    if not {"event", "sender"} & {name for name, _ in fields}:
+        raise InvalidWebhookError("the form is not a webhook of Mailgun")
+    return [fields]
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event; inbound mail gives none."""
+    if isinstance(element, dict):
+        yield _event(wire.as_object(element.get("event-data"), "event-data"))
+    elif isinstance(element, list) and "event" in dict(element):
+        yield _legacy(element)
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.content_type.lower()
+    return "json" in kind or ("form" not in kind and request.body.lstrip()[:1] == b"{")
+
+
+def _event(data: dict[str, Any]) -> WebhookEvent:
+    kind = data.get("event")
+    type_ = _TYPES.get(kind, "unknown") if isinstance(kind, str) else "unknown"
+    if type_ == "bounced" and data.get("severity") == "temporary":
+        type_ = "deferred"
+    reason = _REASONS.get(str(data["reason"]), "other") if "reason" in data else None
+    return wire.event(
+        data,
+        type=type_,
+        at=wire.epoch(data.get("timestamp")),
+        id=event_id(data),
+        message_id=_bracketed(dug(data, "message", "headers", "message-id")),
+        recipient=data.get("recipient") or (_addressee(data) if type_ == "rejected" else None),
+        reason=reason or ("other" if type_ == "rejected" else None),
+        tags=data.get("tags"),
+    )
+
+
+def event_id(data: Mapping[str, Any]) -> str | None:
+    """Return the id of an event, given its `event-data`: the event's own, which is unique within a day, and its time.
+
+    The token of the signature is not used, because it belongs to the request.
+    """
+    return f"{data['id']}/{data.get('timestamp')}" if data.get("id") else None
+
+
+def _addressee(data: dict[str, Any]) -> str | None:
+    """Return the only address of the header `To`, without a display name."""
+    to = dug(data, "message", "headers", "to")
+    return bare(to) if isinstance(to, str) and "," not in to else None
+
+
+def _bracketed(id_: object) -> object:
+    return f"<{id_}>" if isinstance(id_, str) and id_ and not id_.startswith("<") else id_
+
+
+def _legacy(fields: Sequence[tuple[str, str]]) -> WebhookEvent:
+    """Read a form. Mailgun adds the message's variables to it, so the first value of a field is Mailgun's own."""
+    first: dict[str, str] = dict(reversed(fields))
+    last: dict[str, str] = dict(fields)
+    return wire.event(
+        sorted(fields),
+        type=_LEGACY_TYPES.get(first.get("event", ""), "unknown"),
+        at=wire.epoch(last.get("timestamp")),
+        id=last.get("token"),
+        message_id=_bracketed(first.get("Message-Id") or first.get("message-id")),
+        recipient=first.get("recipient"),
+        reason=_legacy_reason(first.get("code")),
+        tags=_all(fields, "tag") or _all(fields, "X-Mailgun-Tag"),
+    )
+
+
+def _all(fields: Sequence[tuple[str, str]], wanted: str) -> list[str]:
+    return [value for name, value in fields if name == wanted]
+
+
+def _legacy_reason(code: str | None) -> str | None:
+    """Return the reason for an SMTP code, or for an extended one such as `5.1.1`."""
+    if code is None:
+        return None
+    status, dot, _ = code.strip().partition(".")
+    if dot:
+        return "bounced" if status in ("4", "5") else "other"
+    return _LEGACY_REASONS.get(status, "bounced" if status[:1] in ("4", "5") and len(status) == 3 else "other")
+
+
+class _Signature(NamedTuple):
+    at: str
+    token: str
+    given: Sequence[str]
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the signature, its age, and that this process has not accepted its token a moment ago.
+
+    A webhook of a subaccount is also signed with the primary account's key.
+    """
+    found = _signature(request)
+    expected = hmac.new(secret.encode(), f"{found.at}{found.token}".encode(), "sha256").hexdigest()
+    wire.require(any(wire.equal(one, expected) for one in found.given))
+    wire.fresh(found.at, now, MAX_AGE_SECONDS)
+    if _accepted.holds(found.token, now):
+        raise SignatureError("this webhook was accepted a moment ago")
+
+
+def accepted(request: Request, now: float) -> None:
+    """Remember the token of a webhook that was answered with 200."""
+    _accepted.add(_signature(request).token, now)
+
+
+def _signature(request: Request) -> _Signature:
+    try:
+        if _is_json(request):
+            signature = wire.as_object(request.object().get("signature"), "signature")
+        else:
+            signature = dict(request.form())
+    except InvalidWebhookError:
+        raise SignatureError("the webhook has no signature") from None
+    texts = {name: value for name, value in signature.items() if isinstance(value, str)}
+    if not {"timestamp", "token", "signature"} <= texts.keys():
+        raise SignatureError("the webhook has no signature")
+    given = [texts[name] for name in ("signature", "parent-signature") if name in texts]
+    return _Signature(texts["timestamp"], texts["token"], given)
+
+
+class _Tokens:
+    """Tokens of the last minutes, the oldest first."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def holds(self, token: str, now: float) -> bool:
+        with self._lock:
+            return now - self._times.get(token, float("-inf")) < wire.FRESH_SECONDS
+
+    def add(self, token: str, now: float) -> None:
+        with self._lock:
+            self._times.pop(token, None)
+            self._times[token] = now
+            while len(self._times) > MAX_TOKENS:
+                del self._times[next(iter(self._times))]
+
+
+_accepted = _Tokens()

@@ -1,0 +1,63 @@
+"""Mailtrap: batches, as JSON or as lines of JSON; an HMAC over the body.
+
+Followed: https://docs.mailtrap.io/email-api-smtp/advanced/webhooks (payloads, both formats, the signature) and
+https://docs.mailtrap.io/email-api-smtp/analytics/statuses-and-events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mailglass_reconcile.errors import InvalidWebhookError
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.wire import Request
+
+_TYPES: dict[str, tuple[str, str | None]] = {
+    "bounce": ("bounced", "bounced"),
+    "click": ("clicked", None),
+    "delivery": ("delivered", None),
+    "open": ("opened", None),
+    "reject": ("rejected", "blocked"),
+    "soft bounce": ("deferred", "other"),
+    "spam": ("complained", "spam"),
+    "suspension": ("deferred", "other"),
+    "unsubscribe": ("unsubscribed", "unsubscribed"),
+}
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the batch."""
+    lines = [line for line in request.body.splitlines() if line.strip()]
+    try:
+        body = request.object()
+    except InvalidWebhookError:
+        if len(lines) < 2:
+            raise
+        return [wire.from_json(line) for line in lines]
+    return wire.as_list(body["events"], "events") if "events" in body else [body]
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event; inbound mail gives none."""
+    told = wire.as_object(element, "the event")
+    kind = str(told.get("event"))
+    if kind.startswith("inbound"):
+        return
+    type_, reason = _TYPES.get(kind, ("unknown", None))
+    yield wire.event(
+        told,
+        type=type_,
+        at=wire.epoch(told.get("timestamp")),
+        id=told.get("event_id"),
+        message_id=told.get("message_id"),
+        recipient=told.get("email"),
+        reason=reason,
+        tags=told.get("category"),
+    )
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the header `Mailtrap-Signature`."""
+    wire.hexadecimal(request, "Mailtrap-Signature", secret)

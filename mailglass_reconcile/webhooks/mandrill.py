@@ -1,0 +1,69 @@
+"""Mandrill (Mailchimp Transactional): batches in a form; an HMAC over the webhook's address and the form.
+
+Followed: https://mailchimp.com/developer/transactional/docs/webhooks/ and
+https://mailchimp.com/developer/transactional/guides/track-respond-activity-webhooks/#authenticating-webhook-requests.
+Not documented: what `bounce_description` may hold, so there is no reject reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Iterable
+from typing import Any
+
+from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.wire import Request, dug
+
+_TYPES = {
+    "click": "clicked",
+    "deferral": "deferred",
+    "hard_bounce": "bounced",
+    "open": "opened",
+    "reject": "rejected",
+    "send": "sent",
+    "soft_bounce": "bounced",
+    "spam": "complained",
+    "unsub": "unsubscribed",
+}
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the batch, which is a JSON text in the field `mandrill_events`."""
+    batch = dict(request.form()).get("mandrill_events")
+    if batch is None:
+        raise InvalidWebhookError("the form has no field mandrill_events")
+    return wire.as_list(wire.from_json(batch), "mandrill_events")
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event; inbound mail gives none. Changes of the rejection list are `unknown`."""
+    told = wire.as_object(element, "the event")
+    kind = told.get("event", told.get("type"))
+    if kind == "inbound":
+        return
+    yield wire.event(
+        told,
+        type=_TYPES.get(str(kind), "unknown"),
+        at=wire.epoch(told.get("ts")),
+        id=None,
+        message_id=told.get("_id"),
+        recipient=dug(told, "msg", "email") or dug(told, "reject", "email"),
+        tags=dug(told, "msg", "tags"),
+    )
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the signature; Mandrill signs the address as it was entered there, with its user name if it has one."""
+    given = request.header("X-Mandrill-Signature")
+    if not request.url:
+        raise ConfigurationError("the signature of mandrill needs the webhook's public address: pass url")
+    try:
+        fields = dict(request.form())
+    except InvalidWebhookError:
+        raise SignatureError("the signed form cannot be read") from None
+    signed = request.url + "".join(name + fields[name] for name in sorted(fields))
+    expected = base64.b64encode(hmac.digest(secret.encode(), signed.encode("utf-8", "replace"), "sha1"))
+    wire.require(wire.equal(given, expected))

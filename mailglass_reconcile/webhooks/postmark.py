@@ -1,0 +1,92 @@
+"""Postmark: one event a request; HTTP basic authentication, because Postmark signs nothing.
+
+Followed: https://postmarkapp.com/developer/webhooks/webhooks-overview and its pages for each `RecordType`, and
+https://postmarkapp.com/developer/api/bounce-api#bounce-types. Not documented: an id of events that are no bounces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.wire import Request, dug
+
+_TYPES = {
+    "Bounce": "bounced",
+    "Click": "clicked",
+    "Delivery": "delivered",
+    "Open": "opened",
+    "SpamComplaint": "complained",
+    "SubscriptionChange": "unsubscribed",
+}
+
+_DETAILS: dict[str, tuple[str, str | None]] = {
+    "AddressChange": ("autoresponded", None),
+    "AutoResponder": ("autoresponded", None),
+    "BadEmailAddress": ("rejected", "invalid"),
+    "Blocked": ("rejected", "blocked"),
+    "ChallengeVerification": ("autoresponded", None),
+    "DMARCPolicy": ("rejected", "blocked"),
+    "DnsError": ("deferred", None),
+    "HardBounce": ("bounced", "bounced"),
+    "InboundError": ("unknown", None),
+    "ManualSuppression": ("unsubscribed", "unsubscribed"),
+    "ManuallyDeactivated": ("rejected", "blocked"),
+    "OpenRelayTest": ("deferred", None),
+    "SMTPApiError": ("failed", None),
+    "SoftBounce": ("bounced", "bounced"),
+    "SpamComplaint": ("complained", "spam"),
+    "SpamNotification": ("complained", "spam"),
+    "Subscribe": ("subscribed", None),
+    "TemplateRenderingFailed": ("failed", None),
+    "Transient": ("deferred", None),
+    "Unconfirmed": ("rejected", None),
+    "Unknown": ("unknown", None),
+    "Unsubscribe": ("unsubscribed", "unsubscribed"),
+    "VirusNotification": ("bounced", "other"),
+}
+"""Types of bounces and reasons of suppressions, with ours, and why the message was refused."""
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the request's only event."""
+    return [request.json()]
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event; inbound mail gives none."""
+    told = wire.as_object(element, "the event")
+    record = told.get("RecordType")
+    if record == "Inbound" or (record is None and "FromFull" in told):
+        return
+    type_, reason = _type(told, _TYPES.get(str(record), "unknown"))
+    yield wire.event(
+        told,
+        type=type_,
+        at=wire.iso(next((told[name] for name in _TIMES if name in told), None)),
+        id=told.get("ID"),
+        message_id=dug(told, "Metadata", "anymail_id") or told.get("MessageID"),
+        recipient=told.get("Email", told.get("Recipient")),
+        reason=reason,
+        tags=told.get("Tag"),
+    )
+
+
+_TIMES = ("DeliveredAt", "BouncedAt", "ReceivedAt", "ChangedAt")
+
+
+def _type(told: dict[str, Any], type_: str) -> tuple[str, str | None]:
+    if type_ in ("bounced", "complained"):
+        return _DETAILS.get(str(told.get("Type")), (type_, None))
+    if type_ == "unsubscribed":
+        if not told.get("SuppressSending", True):
+            return _DETAILS["Subscribe"]
+        return _DETAILS.get(str(told.get("SuppressionReason")), (type_, None))
+    return type_, None
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the user name and the password."""
+    wire.basic(request, secret)

@@ -1,0 +1,153 @@
+"""Providers whose webhooks can be read and verified: one module each, imported when it is first needed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import import_module
+from typing import Protocol, cast
+
+from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks.wire import Request
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = (
+    "brevo",
+    "mailersend",
+    "mailgun",
+    "mailjet",
+    "mailtrap",
+    "mandrill",
+    "postal",
+    "postmark",
+    "resend",
+    "scaleway",
+    "sendgrid",
+    "ses",
+    "sparkpost",
+    "unisender_go",
+)
+"""Canonical names, which are those of the modules."""
+
+
+class Provider(Protocol):
+    """What a provider's module has; `confirm` and `accepted` only if its webhooks need them."""
+
+    def elements(self, request: Request) -> Iterable[object]:
+        """Return the parts of a request that are read one by one; raise `InvalidWebhookError` if it has none."""
+
+    def events(self, element: object, request: Request) -> Iterable[WebhookEvent]:
+        """Return the events of one part; whatever it raises costs this part only."""
+
+    def verify(self, request: Request, secret: str, now: float) -> None:
+        """Raise `SignatureError` unless the request was made with *secret*."""
+
+
+def parse(
+    provider: str, body: bytes, headers: Mapping[str, str] | None = None, *, content_type: str | None = None
+) -> list[WebhookEvent]:
+    """Read a provider's webhook: what `record_webhook` takes. Nothing is verified or stored.
+
+    The types, times, recipients and reject reasons are those of django-anymail. Inbound mail, pings and what else names
+    neither a message nor a recipient give no event. If parts of a batch cannot be read, the others are returned, and
+    one line of the log says how many were left out and why.
+
+    Args:
+        provider: The provider's name in any known spelling, such as `Amazon SES`.
+        body: The request's body.
+        headers: The request's headers, in any case. Resend's events have their id there.
+        content_type: The body's type, if it is not among the headers.
+
+    Returns:
+        The events, in their order; their metadata holds nothing but tags.
+
+    Raises:
+        InvalidWebhookError: The body, or every part of it, cannot be read; the message repeats nothing of it.
+        ConfigurationError: The provider is not known.
+    """
+    return read(module(provider), request_of(body, headers, content_type=content_type))
+
+
+def read(found: Provider, request: Request) -> list[WebhookEvent]:
+    """Read a request with a provider's module, as `parse` does."""
+    events: list[WebhookEvent] = []
+    bad: Counter[str] = Counter()
+    parts = list(found.elements(request))
+    for element in parts:
+        try:
+            made = list(found.events(element, request))
+        except Exception as error:  # anything can be in there: it costs this part, not the batch
+            bad[str(error) if isinstance(error, InvalidWebhookError) else type(error).__name__] += 1
+        else:
+            events += (one for one in made if one.message_id is not None or one.recipient is not None)
+    if bad:
+        why = ", ".join(f"{reason} ({count})" for reason, count in bad.items())
+        if bad.total() == len(parts):
+            raise InvalidWebhookError(why if len(parts) > 1 else next(iter(bad)))
+        logger.error("%d of %d events of a webhook cannot be read and were left out: %s", bad.total(), len(parts), why)
+    return events
+
+
+def verify(
+    provider: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    secret: str,
+    url: str | None = None,
+    now: dt.datetime | None = None,
+) -> None:
+    """Check that a webhook comes from the provider; return if it does.
+
+    Args:
+        provider: The provider's name in any known spelling.
+        body: The request's body, byte for byte.
+        headers: The request's headers, in any case.
+        secret: What the provider signs with, or the user name and password in its address (`docs/providers.md`).
+        url: The webhook's public address, exactly as it was entered at the provider; only Mandrill's signature has it.
+        now: The time to compare a signature's with; None is now.
+
+    Raises:
+        SignatureError: It does not, or its signature is too old.
+        ConfigurationError: The provider is not known, the secret cannot be used, or a package is missing.
+        MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
+    """
+    check(module(provider), request_of(body, headers, url=url), secret, now or dt.datetime.now(dt.UTC))
+
+
+def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:
+    """Verify a request with a provider's module, as `verify` does."""
+    if not secret.strip():
+        raise ConfigurationError("the secret of a webhook must not be empty")
+    found.verify(request, secret.strip(), now.timestamp())
+
+
+def request_of(
+    body: bytes,
+    headers: Mapping[str, str] | None = None,
+    *,
+    content_type: str | None = None,
+    url: str | None = None,
+) -> Request:
+    """Return what was received, with the names of headers in lower case."""
+    lowered = {name.lower(): value for name, value in dict(headers or {}).items()}
+    return Request(bytes(body), lowered, content_type or lowered.get("content-type", ""), url)
+
+
+@lru_cache(maxsize=256)
+def module(provider: str) -> Provider:
+    """Return the module of a provider, given in any known spelling.
+
+    Raises:
+        ConfigurationError: It has none.
+    """
+    name = providers.canonical(provider)
+    if name not in PROVIDERS:
+        raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {', '.join(PROVIDERS)}")
+    return cast("Provider", import_module(f"mailglass_reconcile.webhooks.{name}"))

@@ -1,0 +1,71 @@
+"""Scaleway Transactional Email: one event a request, through Topics and Events; what those sign.
+
+Followed: https://www.scaleway.com/en/docs/transactional-email/reference-content/webhook-events-payloads/ and
+https://www.scaleway.com/en/docs/topics-and-events/reference-content/verifying-webhooks/. Anymail does not read these
+webhooks. Not documented: what is signed, which is taken to be what SNS signs, because Topics and Events is compatible
+with it; and whether a mailbox that is not found was refused by the server or by Scaleway.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mailglass_reconcile.errors import InvalidWebhookError
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import sns, wire
+from mailglass_reconcile.webhooks.sns import Service
+from mailglass_reconcile.webhooks.wire import Request
+
+SERVICE = Service(
+    "Scaleway",
+    re.compile(r"https://messaging\.s3\.fr-par\.scw\.cloud/[A-Za-z0-9._/-]+\.pem"),
+    re.compile(r"https://sns\.mnq\.[a-z0-9-]+\.scaleway\.com/\S*"),
+    tuple(f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")),
+)
+
+_TYPES: dict[str, tuple[str, str | None]] = {
+    "email_blocklisted": ("rejected", "blocked"),
+    "email_deferred": ("deferred", None),
+    "email_delivered": ("delivered", None),
+    "email_dropped": ("bounced", "bounced"),
+    "email_mailbox_not_found": ("bounced", "bounced"),
+    "email_queued": ("queued", None),
+    "email_spam": ("rejected", "spam"),
+}
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the request's only event; notifications about the subscription itself give none."""
+    body = sns.message(request)
+    if body["Type"] != "Notification":
+        return []
+    if not isinstance(body.get("Message"), str):
+        raise InvalidWebhookError("the notification has no message")
+    return [wire.from_json(body["Message"])]
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event; `email_spam` is a message that a filter refused, not a complaint."""
+    told = wire.as_object(element, "the message")
+    type_, reason = _TYPES.get(str(told.get("type")), ("unknown", None))
+    yield wire.event(
+        told,
+        type=type_,
+        at=wire.iso(told.get("created_at")),
+        id=told.get("id"),
+        message_id=told.get("email_id"),
+        recipient=told.get("email_to"),
+        reason=reason,
+    )
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the signature; *secret* is the topic's ARN."""
+    sns.verify(request, secret, SERVICE)
+
+
+def confirm(request: Request) -> None:
+    """Confirm the subscription of a verified request, if it asks for that."""
+    sns.confirm(request, SERVICE)

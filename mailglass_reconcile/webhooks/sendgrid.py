@@ -1,0 +1,98 @@
+"""SendGrid: batches; an ECDSA signature over time and body.
+
+Followed: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event and
+https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features.
+Not documented: whether a repeated webhook gets a new signature, so a signature may be of any age.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.wire import Request
+
+_TYPES = {
+    "bounce": "bounced",
+    "click": "clicked",
+    "deferred": "deferred",
+    "delivered": "delivered",
+    "dropped": "rejected",
+    "group_resubscribe": "subscribed",
+    "group_unsubscribe": "unsubscribed",
+    "open": "opened",
+    "processed": "queued",
+    "spamreport": "complained",
+    "unsubscribe": "unsubscribed",
+}
+
+_REASONS = {
+    "blocked": "blocked",
+    "bounce": "bounced",
+    "bounced address": "bounced",
+    "expired": "timed_out",
+    "invalid": "invalid",
+    "unsubscribed address": "unsubscribed",
+}
+
+_OWN_HEADER = re.compile(r"<([^<>@]+)@[^<>@]*ismtpd[^<>@]*>")
+"""The `Message-ID` that SendGrid makes: the id of the send, and one of its hosts."""
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the batch."""
+    return wire.as_list(request.json(), "the body")
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event of the batch."""
+    told = wire.as_object(element, "the event")
+    kind = told.get("event")
+    yield wire.event(
+        told,
+        type=_TYPES.get(kind, "unknown") if isinstance(kind, str) else "unknown",
+        at=wire.epoch(told.get("timestamp")),
+        id=told.get("sg_event_id"),
+        message_id=_message_id(told),
+        recipient=told.get("email"),
+        reason=_reason(told) if kind == "dropped" else None,
+        tags=told.get("category"),
+    )
+
+
+def _message_id(told: dict[str, Any]) -> object:
+    """Return Anymail's id, or the send's: `X-Message-Id`, which most events have with a relay's suffix."""
+    if told.get("anymail_id"):
+        return told["anymail_id"]
+    id_ = told.get("sg_message_id")
+    if isinstance(id_, str) and id_:
+        return next(iter(providers.sendgrid(id_)), None) or id_
+    header = told.get("smtp-id")
+    own = _OWN_HEADER.fullmatch(header) if isinstance(header, str) else None
+    return own[1] if own else header
+
+
+def _reason(told: dict[str, Any]) -> str:
+    return _REASONS.get(str(told.get("type", told.get("reason", ""))).lower(), "other")
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the signature with the verification key, as the dashboard shows it."""
+    given = request.header("X-Twilio-Email-Event-Webhook-Signature")
+    signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
+    key = wire.public_key(secret)
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra, which the key has needed
+    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey  # noqa: PLC0415
+
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise ConfigurationError("the secret of sendgrid must be the verification key of its page")
+    try:
+        key.verify(wire.decoded(given), signed, ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        wire.require(False)

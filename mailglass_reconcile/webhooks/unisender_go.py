@@ -1,0 +1,89 @@
+"""Unisender Go: batches, or one event if "use single event" is on; an MD5 of the body with the API key in it.
+
+Followed: https://godocs.unisender.ru/web-api-ref#callback-format. Not documented: an id of the event (the header `ID`
+is another one at each attempt).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.wire import Request, dug
+
+_TYPES = {
+    "clicked": "clicked",
+    "delivered": "delivered",
+    "hard_bounced": "bounced",
+    "opened": "opened",
+    "sent": "sent",
+    "soft_bounced": "deferred",
+    "spam": "complained",
+    "subscribed": "subscribed",
+    "unsubscribed": "unsubscribed",
+}
+
+_REASONS = {
+    "err_blacklisted": "blocked",
+    "err_delivery_failed": "other",
+    "err_destination_misconfigured": "bounced",
+    "err_domain_inactive": "bounced",
+    "err_lost": "other",
+    "err_mailbox_discarded": "bounced",
+    "err_mailbox_full": "bounced",
+    "err_skip_letter": "bounced",
+    "err_spam_rejected": "spam",
+    "err_spam_skipped": "spam",
+    "err_too_large": "bounced",
+    "err_unreachable": "bounced",
+    "err_unsubscribed": "unsubscribed",
+    "err_user_inactive": "bounced",
+    "err_user_unknown": "bounced",
+    "err_will_retry": None,
+}
+
+_OF_MESSAGES = "transactional_email_status"
+_MD5 = re.compile("[0-9a-fA-F]{32}")
+
+
+def elements(request: Request) -> list[Any]:
+    """Return the events about messages, of all users; the others, such as `transactional_spam_block`, give none."""
+    body = request.object()
+    if "events_by_user" not in body:
+        return [body] if body.get("event_name") == _OF_MESSAGES else []
+    users = wire.as_list(body["events_by_user"], "events_by_user")
+    told = [event for user in users for event in wire.as_list(dug(user, "events"), "events")]
+    return [dug(event, "event_data") for event in told if dug(event, "event_name") == _OF_MESSAGES]
+
+
+def events(element: object, request: Request) -> Iterable[WebhookEvent]:
+    """Read one event; its time is in UTC without saying so."""
+    told = wire.as_object(element, "the event")
+    status = dug(told, "delivery_info", "delivery_status")
+    failed = isinstance(status, str) and status.startswith("err")
+    yield wire.event(
+        told,
+        type=_TYPES.get(str(told.get("status")), "unknown"),
+        at=wire.iso(told.get("event_time")),
+        id=None,
+        message_id=dug(told, "metadata", "anymail_id") or told.get("job_id"),
+        recipient=told.get("email"),
+        reason=_REASONS.get(str(status), "other") if failed else None,
+    )
+
+
+def verify(request: Request, secret: str, now: float) -> None:
+    """Check the MD5, which stands in the body in the place of the API key."""
+    try:
+        given = dug(request.json(), "auth")
+    except InvalidWebhookError:
+        given = None
+    if not isinstance(given, str) or not _MD5.fullmatch(given):
+        raise SignatureError("the webhook has no signature")
+    signed = request.body.replace(given.encode(), secret.encode())
+    wire.require(wire.equal(given.lower(), hashlib.md5(signed).hexdigest()))  # noqa: S324 - Unisender Go's

@@ -1,0 +1,305 @@
+"""What providers' webhooks have in common: bodies, times, ids and tags to read, and signatures to check.
+
+A body comes from outside and may hold anything. The functions here return what can be recorded, or raise
+`InvalidWebhookError` or `SignatureError`; no message repeats a value.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping, Sequence
+from email import message_from_bytes
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
+from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
+from mailglass_reconcile.rules.events import WebhookEvent
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+FRESH_SECONDS = 300
+"""How old a signature may be if the provider signs each attempt for itself."""
+
+MAX_TAGS = 50
+MAX_TAG = 255
+"""Tags of an event that are kept, and characters of each: together they fit into an event's metadata."""
+
+
+class Request(NamedTuple):
+    """A webhook as it was received; the names of headers are in lower case."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    content_type: str = ""
+    url: str | None = None
+
+    def json(self) -> Any:
+        """Return the body as JSON."""
+        return from_json(self.body)
+
+    def object(self) -> dict[str, Any]:
+        """Return the body, which must be a JSON object."""
+        return as_object(self.json(), "the body")
+
+    def form(self) -> list[tuple[str, str]]:
+        """Return the fields of a form, in their order: URL-encoded or in parts."""
+        try:
+            if self.content_type.lower().startswith("multipart/form-data"):
+                return _parts(self.content_type, self.body)
+            return parse_qsl(self.body.decode(), keep_blank_values=True, max_num_fields=1_000)
+        except ValueError:
+            raise InvalidWebhookError("the body is not a form") from None
+
+    def header(self, name: str) -> str:
+        """Return a header that a signature needs.
+
+        Raises:
+            SignatureError: It is missing.
+        """
+        value = self.headers.get(name.lower())
+        if not value:
+            raise SignatureError(f"the header {name} is missing")
+        return value
+
+
+def _parts(content_type: str, body: bytes) -> list[tuple[str, str]]:
+    message = message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
+    fields = []
+    for part in message.walk():
+        name = part.get_param("name", header="content-disposition")
+        if isinstance(name, str) and part.get_filename() is None and not part.is_multipart():
+            fields.append((name, bytes(part.get_payload(decode=True) or b"").decode()))
+    return fields
+
+
+def from_json(text: bytes | str) -> Any:
+    """Return a JSON text's value.
+
+    Raises:
+        InvalidWebhookError: It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidWebhookError("the body is not JSON") from None
+
+
+def as_object(value: object, what: str) -> dict[str, Any]:
+    """Return *value* if it is a JSON object."""
+    if isinstance(value, dict):
+        return value
+    raise InvalidWebhookError(f"{what} is not a JSON object")
+
+
+def as_list(value: object, what: str) -> list[Any]:
+    """Return *value* if it is a JSON list."""
+    if isinstance(value, list):
+        return value
+    raise InvalidWebhookError(f"{what} is not a JSON list")
+
+
+def dug(value: object, *path: str) -> Any:
+    """Return what stands at a path of keys, or None if one of them is missing."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def event(
+    payload: object,
+    *,
+    type: str,  # noqa: A002 - the event's field
+    at: dt.datetime | None,
+    id: object,  # noqa: A002 - the event's field
+    message_id: object,
+    recipient: object,
+    reason: str | None = None,
+    tags: object = (),
+) -> WebhookEvent:
+    """Return one event that `record_webhook` accepts.
+
+    Args:
+        payload: What the provider has sent about it: without an id of its own, its digest is the event's id.
+        type: Its type; one that is not known becomes `unknown`.
+        at: When it happened, with a time zone; None is now.
+        id: The provider's id of the event, if it has one.
+        message_id: The id of the message, a text, an integer or None.
+        recipient: Whom it is about, a text or None.
+        reason: Why a message was rejected or bounced; one that is not known becomes `other`.
+        tags: The message's tags.
+
+    Raises:
+        InvalidWebhookError: The message's id or the recipient is of another kind.
+    """
+    if isinstance(message_id, bool) or not isinstance(message_id, str | int | None):
+        raise InvalidWebhookError("the message's id is neither a text nor a number")
+    if not isinstance(recipient, str | None):
+        raise InvalidWebhookError("the recipient is not a text")
+    return WebhookEvent(
+        type=type if type in TYPES else "unknown",
+        occurred_at=at or dt.datetime.now(dt.UTC),
+        provider_event_id=event_id(id, payload),
+        message_id=None if message_id == "" else message_id,
+        recipient=recipient or None,
+        reject_reason=reason if reason is None or reason in REJECT_REASONS else "other",
+        metadata=metadata(tags),
+    )
+
+
+def event_id(given: object, payload: object) -> str:
+    """Return an event's id, which is the same when a webhook is repeated and names nobody.
+
+    Args:
+        given: The provider's own id; None, or what looks like an address, is replaced by a digest of *payload*.
+        payload: What the provider has sent about this event.
+    """
+    text = str(given).strip() if isinstance(given, str | int) and not isinstance(given, bool) else ""
+    return text if text and not holds_address(text) else digest([given, payload] if text else payload)
+
+
+def digest(payload: object) -> str:
+    """Return a digest of what a provider has sent, the same whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(payload, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def metadata(tags: object) -> dict[str, Any]:
+    """Return what is kept of an event in the ledger, which can never be erased: tags, but none with an address."""
+    listed: Sequence[object] = [tags] if isinstance(tags, str) else tags if isinstance(tags, list | tuple) else ()
+    kept = [tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)][:MAX_TAGS]
+    return {"tags": kept} if kept else {}
+
+
+def epoch(number: object, per_second: int = 1) -> dt.datetime | None:
+    """Return the time of seconds since 1970 (or parts of them), a number or its text, or None if it is no time."""
+    try:
+        return dt.datetime.fromtimestamp(float(number) / per_second, dt.UTC)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+def iso(text: object) -> dt.datetime | None:
+    """Return the time of an ISO 8601 text, in UTC if it names no zone, or None if it is no time."""
+    try:
+        time = dt.datetime.fromisoformat(_MICROSECONDS.sub(r"\1", text))  # type: ignore[call-overload]
+        return (time if time.utcoffset() is not None else time.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
+"""Python reads no more than six digits of a second; Postmark sends seven."""
+
+
+# Signatures -----------------------------------------------------------------------------------------------------------
+
+
+def equal(given: str | bytes, expected: str | bytes) -> bool:
+    """Whether two texts are equal, in a time that does not depend on where they differ."""
+    one, other = (text.encode("utf-8", "replace") if isinstance(text, str) else text for text in (given, expected))
+    return hmac.compare_digest(one, other)
+
+
+def require(matches: bool) -> None:
+    """Raise `SignatureError` unless a signature *matches*."""
+    if not matches:
+        raise SignatureError("the signature does not match")
+
+
+def hexadecimal(request: Request, header: str, secret: str) -> None:
+    """Check a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
+    expected = hmac.new(secret.encode(), request.body, "sha256").hexdigest()
+    require(equal(request.header(header).strip().lower(), expected))
+
+
+def basic(request: Request, secret: str) -> None:
+    """Check HTTP basic authentication: *secret* is `user:password`."""
+    if ":" not in secret:
+        raise ConfigurationError("the secret of this provider must be USER:PASSWORD, as in the address it calls")
+    scheme, _, given = request.header("Authorization").partition(" ")
+    if scheme.lower() != "basic" or not equal(decoded(given.strip()), secret):
+        raise SignatureError("the user name or the password is not right")
+
+
+def svix(request: Request, secret: str, now: float) -> None:
+    """Check the signature of Standard Webhooks, which Svix makes for each attempt.
+
+    Followed: https://docs.svix.com/receiving/verifying-payloads/how-manual and https://www.standardwebhooks.com.
+    """
+    prefix = "svix" if "svix-id" in request.headers else "webhook"
+    id_, at, given = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
+    fresh(at, now)
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        raise ConfigurationError("the secret of this provider must be `whsec_` and base64, as its page shows it") from (
+            None
+        )
+    signed = f"{id_}.{at}.".encode() + request.body
+    expected = "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+    require(any(equal(one, expected) for one in given.split(" ")))
+
+
+def fresh(at: str, now: float, seconds: float = FRESH_SECONDS) -> None:
+    """Check that a signature was made within *seconds* of now."""
+    time = epoch(at)
+    if time is None or abs(now - time.timestamp()) > seconds:
+        raise SignatureError("the signature is too old, or from the future")
+
+
+def decoded(text: str) -> bytes:
+    """Return what a base64 text holds; what is no base64 is a wrong signature."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise SignatureError("the signature is not base64") from None
+
+
+@lru_cache(maxsize=64)
+def public_key(secret: str) -> PublicKeyTypes:
+    """Return a public key, given as base64, as a provider's page shows it, or as PEM.
+
+    Raises:
+        ConfigurationError: It is none, or the package `cryptography` is missing.
+    """
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - an extra
+        from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+    except ImportError:
+        raise missing() from None
+    try:
+        lines = [line for line in secret.strip().splitlines() if not line.startswith("-----")]
+        return load_der_public_key(base64.b64decode("".join(lines), validate=True))
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigurationError("the secret of this provider must be its public key, as its page shows it") from None
+
+
+def missing() -> ConfigurationError:
+    """Return the error for a signature that needs `cryptography`."""
+    return ConfigurationError(
+        "this provider's signature needs more packages: pip install 'mailglass-reconcile[webhooks]'"
+    )
+
+
+def rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> None:
+    """Check an RSA signature (PKCS #1 v1.5) over SHA-256, or over SHA-1."""
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as above
+    from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric import padding  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415
+
+    if not isinstance(key, RSAPublicKey):
+        raise ConfigurationError("the secret of this provider must be an RSA public key")
+    try:
+        key.verify(signature, signed, padding.PKCS1v15(), hashes.SHA1() if sha1 else hashes.SHA256())  # noqa: S303
+    except InvalidSignature:
+        require(False)

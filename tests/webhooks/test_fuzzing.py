@@ -1,0 +1,106 @@
+"""Any bytes, headers and nesting: a webhook is read, or refused by an error of ours; what is read can be recorded."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mailglass_reconcile import ConfigurationError
+from mailglass_reconcile.record.drafts import draft
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, sns, verify
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from webhooks.senders import documented, posted, published, secret_of, signed, url_of
+
+EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
+
+TEXTS = st.text(max_size=20) | st.sampled_from(["", " ", "\x00", "\ud800", "a@b.c", "9" * 400, "1e999", "x" * 5_000])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.sampled_from([10**400, -(2**63), 1e308])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["Content-Type", "Authorization", "Signature", "svix-id", "svix-timestamp", "svix-signature"])
+    | st.text(max_size=10),
+    st.sampled_from(["application/json", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "é"])
+    | st.text(max_size=20),
+    max_size=4,
+)
+PATIENT = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@st.composite
+def twisted(draw, provider):
+    """Return a documented payload with some of its values replaced, at any depth."""
+    payload = json.loads(json.dumps(draw(st.sampled_from(documented(provider))).payload))
+    for _ in range(draw(st.integers(1, 3))):
+        place = payload
+        while isinstance(place, dict | list) and place:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = draw(st.sampled_from(keys))
+            if not isinstance(place[key], dict | list) or not place[key] or draw(st.booleans()):
+                place[key] = draw(VALUES)
+                break
+            place = place[key]
+    return payload
+
+
+def read(provider, body, headers):
+    """Read a body as a receiver does, and make what would be stored."""
+    with contextlib.suppress(InvalidWebhookError):
+        events = parse(provider, body, headers)
+        for recorded in draft("acme", provider, events, strict=False):
+            assert "a@b.c" not in json.dumps([recorded.entry.metadata.get("tags"), recorded.entry.idempotency_key])
+        return events
+    return None
+
+
+def check(provider, body, headers):
+    """Verify a body; only errors that a receiver answers may come out."""
+    with contextlib.suppress(SignatureError, ConfigurationError):
+        verify(provider, body, headers, secret=secret_of(provider), url=url_of(provider))
+
+
+@EVERY_PROVIDER
+@PATIENT
+@given(data=st.data())
+def test_a_payload_with_anything_in_it_can_be_recorded_or_is_refused(provider, data):
+    """One such payload in a batch does not lose the others."""
+    payload = data.draw(twisted(provider))
+    (one,) = posted(provider, [payload])
+    read(provider, one.body, one.headers)
+    good = documented(provider)[0].payload
+    requests = posted(provider, [good, payload])
+    made = [read(provider, each.body, each.headers) for each in requests]
+    assert made[0]
+    assert made[0][0].type == documented(provider)[0].type
+
+
+@EVERY_PROVIDER
+@PATIENT
+@given(body=VALUES.map(lambda value: json.dumps(value).encode()), headers=HEADERS)
+def test_any_json_is_read_or_refused(provider, body, headers):
+    """Signed or not."""
+    read(provider, body, headers)
+    check(provider, body, headers)
+    one = signed(provider, body)
+    read(provider, one.body, one.headers)
+
+
+@EVERY_PROVIDER
+@PATIENT
+@given(body=st.binary(max_size=200), headers=HEADERS)
+def test_any_bytes_are_read_or_refused(provider, body, headers):
+    """As a form in parts, too."""
+    read(provider, body, headers)
+    check(provider, body, headers)
+    parts = b'--x\r\nContent-Disposition: form-data; name="event"\r\n\r\n' + body + b"\r\n--x--\r\n"
+    read(provider, parts, {"Content-Type": "multipart/form-data; boundary=x"})
+    check(provider, parts, {"Content-Type": "multipart/form-data; boundary=x"})
+
+
+@pytest.fixture(autouse=True)
+def certificates(monkeypatch):
+    """Certificates come from a function of ours."""
+    monkeypatch.setattr(sns, "fetch", published)

@@ -1,0 +1,451 @@
+"""Signatures: right ones, and every wrong one: a bit changed, another provider's, another key's, too old."""
+
+import base64
+import datetime as dt
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import svix.webhooks
+from anymail_wire import AUTH, KEY
+
+from mailglass_reconcile import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.webhooks import SignatureError, mailgun, registry, ses, sns, verify
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from webhooks import senders
+from webhooks.senders import (
+    ARN,
+    NOW,
+    SVIX_SECRET,
+    Posted,
+    documented,
+    notification,
+    posted,
+    secret_of,
+    signed,
+    url_of,
+)
+
+EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
+FETCH = sns.fetch
+BASIC = ("brevo", "mailjet", "postmark", "sparkpost")
+SIGNED = [provider for provider in PROVIDERS if provider not in BASIC]
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """Certificates come from a function of ours; return the addresses that it was asked for."""
+    asked = []
+
+    def fetch(url):
+        asked.append(url)
+        return senders.published(url)
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    monkeypatch.setattr(sns, "_certificates", {})
+    monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
+    return asked
+
+
+def check(provider, one: Posted, **changes):
+    """Verify a request as its receiver does."""
+    arguments = {"secret": secret_of(provider), "url": url_of(provider), "now": NOW, **changes}
+    verify(provider, one.body, one.headers, **arguments)
+
+
+def first(provider, **changes) -> Posted:
+    """Return a request with the first payload of the documentation."""
+    return posted(provider, [documented(provider)[0].payload], **changes)[0]
+
+
+@EVERY_PROVIDER
+def test_a_right_signature_is_accepted_and_whatever_the_case_of_headers(provider):
+    """Servers hand them over in several."""
+    for one in posted(provider, [event.payload for event in documented(provider)]):
+        check(provider, one)
+        check(provider, Posted(one.body, {name.upper(): value for name, value in one.headers.items()}))
+
+
+@EVERY_PROVIDER
+def test_without_its_headers_a_request_is_refused(provider):
+    """Nor with empty ones."""
+    one = first(provider)
+    if provider in ("mailgun", "unisender_go"):
+        one = Posted(b'{"event-data": {"event": "opened"}, "auth": null}', one.headers)
+    if provider in ("ses", "scaleway"):
+        one = Posted(b'{"Type": "Notification", "Message": "{}"}', one.headers)
+    for headers in ({}, dict.fromkeys(one.headers, "")):
+        with pytest.raises(SignatureError):
+            check(provider, Posted(one.body, headers))
+
+
+@pytest.mark.parametrize("provider", [provider for provider in SIGNED if provider != "mailgun"])
+def test_one_bit_of_the_body_changed_is_refused(provider):
+    """At every place of the first hundred, and of the last."""
+    one = first(provider)
+    for place in [*range(min(100, len(one.body))), len(one.body) - 1]:
+        changed = bytearray(one.body)
+        changed[place] ^= 1
+        told = bytes(changed)
+        if provider in ("ses", "scaleway") and _same_message(told, one.body):
+            continue  # spaces between the signed fields
+        with pytest.raises(SignatureError):
+            check(provider, Posted(told, one.headers))
+
+
+def _same_message(one: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+@EVERY_PROVIDER
+def test_one_bit_of_the_signature_changed_is_refused(provider):
+    """Where it stands in the body, too."""
+    one = first(provider)
+    places = [name for name in one.headers if "ignature" in name or name == "Authorization"]
+    if provider == "postal":
+        places = ["X-Postal-Signature-256"]
+    for name in places:
+        value = one.headers[name]
+        changed = value[:-4] + chr(ord(value[-4]) ^ 1) + value[-3:]
+        with pytest.raises(SignatureError):
+            check(provider, Posted(one.body, {**one.headers, name: changed}))
+    if not places:
+        told = json.loads(one.body)
+        holder, name = {
+            "mailgun": (told.get("signature"), "signature"),
+            "unisender_go": (told, "auth"),
+        }.get(provider, (told, "Signature"))
+        holder[name] = holder[name][:-4] + ("A" if holder[name][-4] != "A" else "B") + holder[name][-3:]
+        with pytest.raises(SignatureError):
+            check(provider, Posted(json.dumps(told).encode(), one.headers))
+
+
+@EVERY_PROVIDER
+def test_another_providers_request_is_refused(provider):
+    """With this provider's secret."""
+    for other in PROVIDERS:
+        if other == provider or (provider in BASIC and other in BASIC):
+            continue
+        with pytest.raises(SignatureError):
+            check(provider, first(other))
+
+
+@EVERY_PROVIDER
+def test_another_key_is_refused(provider):
+    """Keys are of the right kind."""
+    others = {
+        "sendgrid": senders.public(senders.ec.generate_private_key(senders.ec.SECP256R1())),
+        "postal": senders.public(senders.sns_key()),
+        "resend": "whsec_" + base64.b64encode(b"another").decode(),
+    }
+    with pytest.raises(SignatureError):
+        check(provider, first(provider), secret=others.get(provider, "another:key"))
+
+
+@EVERY_PROVIDER
+@pytest.mark.parametrize("secret", ["", "  "])
+def test_an_empty_secret_is_a_fault_of_configuration(provider, secret):
+    """It would let everybody in, or nobody."""
+    with pytest.raises(ConfigurationError):
+        check(provider, first(provider), secret=secret)
+
+
+@pytest.mark.parametrize("provider", ["sendgrid", "postal", "resend", "postmark"])
+def test_a_secret_of_another_kind_is_a_fault_of_configuration(provider):
+    """The error does not repeat it."""
+    with pytest.raises(ConfigurationError) as error:
+        check(provider, first(provider), secret="c4n4ry!")  # noqa: S106
+    assert "c4n4ry" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("provider", "minutes", "right"),
+    [
+        ("resend", 4, True), ("resend", 6, False), ("resend", -4, True), ("resend", -6, False),
+        ("mailgun", 23 * 60, True), ("mailgun", 25 * 60, False), ("mailgun", -25 * 60, False),
+        ("sendgrid", 60 * 24 * 30, True), ("ses", 60 * 24 * 30, True), ("mailtrap", 60 * 24 * 30, True),
+    ],
+)  # fmt: skip
+def test_an_old_signature_is_refused_where_each_attempt_is_signed_anew(provider, minutes, right):
+    """Five minutes for Svix, a day for Mailgun; a repeated notification of SNS keeps its first time."""
+    one, now = first(provider), NOW + dt.timedelta(minutes=minutes)
+    if right:
+        check(provider, one, now=now)
+    else:
+        with pytest.raises(SignatureError, match="too old"):
+            check(provider, one, now=now)
+
+
+def test_sendgrids_own_test_vector():
+    """Of test/unit/test_eventwebhook.py in github.com/sendgrid/sendgrid-python."""
+    told = {
+        "email": "hello@world.com",
+        "event": "dropped",
+        "reason": "Bounced Address",
+        "sg_event_id": "ZHJvcC0xMDk5NDkxOS1MUnpYbF9OSFN0T0doUTRrb2ZTbV9BLTA",
+        "sg_message_id": "LRzXl_NHStOGhQ4kofSm_A.filterdrecv-p3mdw1-756b745b58-kmzbl-18-5F5FC76C-9.0",
+        "smtp-id": "<LRzXl_NHStOGhQ4kofSm_A@ismtpd0039p1iad1.sendgrid.net>",
+        "timestamp": 1600112492,
+    }
+    body = json.dumps([told], sort_keys=True, separators=(",", ":")).encode() + b"\r\n"
+    headers = {
+        "X-Twilio-Email-Event-Webhook-Timestamp": "1600112502",
+        "X-Twilio-Email-Event-Webhook-Signature": (
+            "MEUCIGHQVtGj+Y3LkG9fLcxf3qfI10QysgDWmMOVmxG0u6ZUAiEAyBiXDWzM+uOe5W0JuG+luQAbPIqHh89M15TluLtEZtM="
+        ),
+    }
+    key = (
+        "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eN"
+        "Ec6wEA3F+g=="
+    )
+    verify("sendgrid", body, headers, secret=key)
+    verify("sendgrid", body, headers, secret=f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n")
+    with pytest.raises(SignatureError):
+        verify("sendgrid", body.strip(), headers, secret=key)
+
+
+def test_svixs_own_test_vector():
+    """Of https://docs.svix.com/receiving/verifying-payloads/how-manual; several signatures may stand in the header."""
+    right = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    headers = {"svix-id": "msg_p5jXN8AQM9LWM0D4loKWxJek", "svix-timestamp": "1614265330", "svix-signature": right}
+    now = dt.datetime.fromtimestamp(1614265330, dt.UTC)
+    body = b'{"test": 2432232314}'
+    verify("resend", body, headers, secret=SVIX_SECRET, now=now)
+    several = {**headers, "svix-signature": f"v1,Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc= v2,x {right}"}
+    verify("resend", body, several, secret=SVIX_SECRET, now=now)
+    renamed = {name.replace("svix", "webhook"): value for name, value in headers.items()}
+    verify("resend", body, renamed, secret=SVIX_SECRET, now=now)
+    with pytest.raises(SignatureError):
+        verify("resend", body, {**headers, "svix-signature": right.replace("v1", "v2")}, secret=SVIX_SECRET, now=now)
+
+
+def test_svixs_library_makes_what_we_accept():
+    """The one that Resend tells its users to install."""
+    now, body = dt.datetime.now(dt.UTC), b'{"type": "email.sent"}'
+    made = svix.webhooks.Webhook(SVIX_SECRET).sign("msg_1", now, body.decode())
+    headers = {"svix-id": "msg_1", "svix-timestamp": str(int(now.timestamp())), "svix-signature": made}
+    verify("resend", body, headers, secret=SVIX_SECRET)
+
+
+def test_a_token_of_mailguns_is_refused_only_after_it_was_accepted_and_for_five_minutes():
+    """A webhook that was answered with an error keeps its token, and is welcome."""
+    one = first("mailgun")
+    request = registry.request_of(one.body, one.headers)
+    check("mailgun", one)
+    check("mailgun", one)
+    mailgun.accepted(request, NOW.timestamp())
+    with pytest.raises(SignatureError, match="accepted a moment ago"):
+        check("mailgun", one, now=NOW + dt.timedelta(minutes=4))
+    check("mailgun", one, now=NOW + dt.timedelta(minutes=6))
+
+
+def test_mailguns_tokens_are_bounded():
+    """The oldest is forgotten first."""
+    tokens = mailgun._Tokens()
+    for number in range(mailgun.MAX_TOKENS + 1):
+        tokens.add(str(number), 0)
+    assert not tokens.holds("0", 1)
+    assert tokens.holds("1", 1)
+    assert tokens.holds(str(mailgun.MAX_TOKENS), 1)
+
+
+def test_mailguns_primary_account_may_verify_its_subaccounts():
+    """By `parent-signature`."""
+    told = json.loads(first("mailgun").body)
+    told["signature"] |= {"parent-signature": told["signature"]["signature"], "signature": "0" * 64}
+    check("mailgun", Posted(json.dumps(told).encode(), {"Content-Type": "application/json"}))
+
+
+def test_mailersends_ping_is_signed_with_a_public_secret_which_signs_nothing_else(monkeypatch):
+    """Before it saves a webhook, MailerSend sends `webhook.test`, and wants a 200."""
+    monkeypatch.setattr(senders, "KEY", "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G")
+    ping = signed("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}')
+    event = first("mailersend")
+    check("mailersend", ping, secret=KEY)
+    with pytest.raises(SignatureError):
+        check("mailersend", event, secret=KEY)
+
+
+def test_postals_older_signature_counts_only_without_the_newer_one():
+    """A Postal before 3 sends only that."""
+    one = first("postal")
+    older = {name: value for name, value in one.headers.items() if name != "X-Postal-Signature-256"}
+    check("postal", Posted(one.body, older))
+    with pytest.raises(SignatureError):
+        check("postal", Posted(one.body, {**older, "X-Postal-Signature-256": older["X-Postal-Signature"]}))
+
+
+def test_mandrill_needs_the_address_exactly():
+    """Also without a trailing slash, it is another one."""
+    one = first("mandrill")
+    for url in (url_of("mandrill")[:-1], "https" + url_of("mandrill")[4:], "http://testserver/mandrill/"):
+        with pytest.raises(SignatureError):
+            check("mandrill", one, url=url)
+    with pytest.raises(ConfigurationError, match="public address"):
+        check("mandrill", one, url=None)
+
+
+@pytest.mark.parametrize("scheme", ["Basic", "basic", "BASIC"])
+@pytest.mark.parametrize("provider", BASIC)
+def test_user_name_and_password_are_those_of_the_address(provider, scheme):
+    """Nothing else is accepted."""
+    right = base64.b64encode(AUTH.encode()).decode()
+    check(provider, Posted(b"{}", {"Authorization": f"{scheme} {right}"}))
+    for wrong in (f"Bearer {right}", right, f"{scheme} {AUTH}", f"{scheme} {base64.b64encode(b'user:').decode()}"):
+        with pytest.raises(SignatureError):
+            check(provider, Posted(b"{}", {"Authorization": wrong}))
+
+
+@pytest.mark.parametrize("provider", ["ses", "scaleway"])
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("kind", ["Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation"])
+def test_every_notification_of_sns_is_verified_with_a_certificate_that_is_fetched_once(
+    provider, version, kind, published
+):
+    """SHA-1 and SHA-256; with a subject, and without."""
+    more = {"SubscribeURL": "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription", "Token": "t"}
+    told = {"Type": kind, "Message": "m\n", **(more if kind != "Notification" else {})}
+    check(provider, notification(provider, told, version))
+    if kind == "Notification":
+        check(provider, notification(provider, {**told, "Subject": "Häagen"}, version))
+    asked = len(published)
+    check(provider, notification(provider, told, version))
+    assert len(published) == asked == (1 if provider == "ses" else 3)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://sns.eu-central-1.amazonaws.com/a.pem",
+        "https://sns.eu-central-1.amazonaws.com.evil.example/a.pem",
+        "https://evil.example/sns.eu-central-1.amazonaws.com/a.pem",
+        "https://sns.eu-central-1.amazonaws.com@evil.example/a.pem",
+        "https://sns.s3.amazonaws.com/a.pem",
+        "https://sns.s3-us-west-2.amazonaws.com/a.pem",
+        "https://sns.eu-central-1.amazonaws.com:8443/a.pem",
+        "https://sns.eu-central-1.amazonaws.com/a.pem?x",
+        "https://sns.eu-central-1.amazonaws.com/a.pem\n",
+        "https://sns.eu-central-1.amazonaws.com/a",
+        "https://messaging.s3.fr-par.scw.cloud/a.pem",
+        "file:///etc/passwd.pem",
+        7,
+        None,
+    ],
+)
+def test_a_certificate_comes_from_amazon_only(url, published):
+    """Nothing is asked of another host."""
+    told = json.loads(first("ses").body)
+    with pytest.raises(SignatureError):
+        check("ses", Posted(json.dumps({**told, "SigningCertURL": url}).encode(), {}))
+    assert published == []
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "us-gov-west-1", "ap-southeast-2"])
+def test_every_region_of_amazons_is_one(region):
+    """Names as they are."""
+    url = f"https://sns.{region}.amazonaws.com/SimpleNotificationService-6209c161c6221fdf56ec1eb5c821d112.pem"
+    assert ses.SERVICE.certificates.fullmatch(url)
+
+
+def test_scaleways_certificate_must_be_issued_by_its_authority(monkeypatch):
+    """The address alone is not enough, says its documentation."""
+    own = senders.certificate("sns.scaleway.com", senders.sns_key(), "Scaleway", senders.sns_key())
+    answers = {senders.SCALEWAY_CERTIFICATE_URL: own}
+    monkeypatch.setattr(sns, "fetch", lambda url: answers.get(url) or senders.published(url))
+    with pytest.raises(SignatureError, match="issued"):
+        check("scaleway", first("scaleway"))
+
+
+def test_another_topic_is_refused_before_anything_is_fetched(published):
+    """Amazon would sign anybody's topic."""
+    with pytest.raises(SignatureError, match="another topic"):
+        check("ses", first("ses"), secret=ARN + "2")
+    assert published == []
+
+
+@pytest.mark.parametrize("answer", [TimeoutError("c4n4ry"), b"c4n4ry"], ids=["nothing", "no certificate"])
+def test_a_certificate_that_cannot_be_fetched_is_no_wrong_signature(monkeypatch, answer):
+    """SNS gives a webhook up for a 401, and tries again after a 503."""
+
+    def fetch(url):
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(sns, "fetch", fetch)
+    with pytest.raises(MailglassReconcileError, match="try again") as error:
+        check("ses", first("ses"))
+    assert not isinstance(error.value, SignatureError)
+    assert "c4n4ry" not in str(error.value)
+
+
+def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monkeypatch):
+    """At an address of Amazon's only."""
+    url = "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription&TopicArn=a&Token=t"
+    told = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t"}
+    fetched = []
+    monkeypatch.setattr(sns, "fetch", lambda address: fetched.append(address) or b"")
+    ses.confirm(registry.request_of(notification("ses", {**told, "SubscribeURL": url}).body))
+    ses.confirm(registry.request_of(first("ses").body))
+    with pytest.raises(SignatureError):
+        ses.confirm(registry.request_of(notification("ses", {**told, "SubscribeURL": "https://evil.example/"}).body))
+    assert fetched == [url]
+
+
+def test_a_redirect_is_not_followed():
+    """The host has been checked, and a redirect could lead to any other; from a real server."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/here" else 302)
+            self.send_header("Location", "/here")
+            self.end_headers()
+            self.wfile.write(b"here")
+
+        def log_message(self, *_args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert FETCH(f"{address}/here") == b"here"
+        with pytest.raises(OSError, match="302"):
+            FETCH(f"{address}/there")
+        server.shutdown()
+
+
+def test_without_cryptography_its_absence_is_named():
+    """Reading needs nothing but the package; four providers' signatures need the extra `webhooks`."""
+    script = """
+import sys
+sys.modules["cryptography"] = None
+from mailglass_reconcile import ConfigurationError
+from mailglass_reconcile.webhooks import parse, verify
+assert parse("sendgrid", b'[{"event": "open", "email": "a@b.c", "sg_event_id": "1"}]')[0].type == "opened"
+headers = dict.fromkeys(("X-Twilio-Email-Event-Webhook-Signature", "X-Twilio-Email-Event-Webhook-Timestamp"), "1")
+try:
+    verify("sendgrid", b"[]", headers, secret="key")
+except ConfigurationError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "mailglass-reconcile[webhooks]" in done.stdout, done.stderr
+
+
+def test_a_providers_module_is_imported_when_it_is_needed():
+    """Reading Postmark's webhooks loads no other provider."""
+    script = """
+import sys
+from mailglass_reconcile.webhooks import parse
+parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
+loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.")]
+assert sorted(loaded) == [f"mailglass_reconcile.webhooks.{name}" for name in ("postmark", "registry", "wire")], loaded
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
