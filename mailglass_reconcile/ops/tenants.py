@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.rules import wording
 from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.sweep import windows
 from mailglass_reconcile.sweep.result import shown
 
 LOOKED_AT = 1_000
-"""Tenants that are compared: each is one probe of an index."""
+"""Tenants of either table that are compared."""
 
 _IS_THERE = """
 SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tenant_id)
        OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id)
 """
 
+# Each step of a walk is one probe of an index: the next tenant after the last one.
 _TENANTS = """
-WITH RECURSIVE t AS (
+WITH RECURSIVE of_deliveries AS (
   (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
    UNION ALL
   SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
            WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
-    FROM t WHERE t.tenant_id IS NOT NULL
+    FROM of_deliveries AS t WHERE t.tenant_id IS NOT NULL
+), of_events AS (
+  (SELECT tenant_id FROM {schema}.mailglass_events ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM of_events AS t WHERE t.tenant_id IS NOT NULL
 )
-SELECT left(tenant_id, 512) FROM t WHERE tenant_id IS NOT NULL LIMIT :size
+(SELECT left(tenant_id, 512) FROM of_deliveries WHERE tenant_id IS NOT NULL LIMIT :size)
+ UNION
+(SELECT left(tenant_id, 512) FROM of_events WHERE tenant_id IS NOT NULL LIMIT :size)
 """
 
 _OF_EVENT = "SELECT tenant_id FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)"
@@ -57,6 +66,6 @@ def nearest(engine: sa.Engine, tenant_id: str) -> str | None:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
-    meant = difflib.get_close_matches(tenant_id[:100], known, n=1)
-    hint = f"; did you mean {shown(meant[0])!r}?" if meant else ""
+    meant = wording.nearest(tenant_id, known)
+    hint = f"; did you mean {shown(meant)!r}?" if meant else ""
     return f"no event or delivery has tenant {shown(tenant_id)!r}{hint}"

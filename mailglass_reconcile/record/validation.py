@@ -6,7 +6,6 @@ A refusal names the field and the reason, never the value. `docs/recording.md` l
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import re
 from collections.abc import Collection
 
@@ -15,6 +14,7 @@ from mailglass_reconcile.record.storing import storable
 from mailglass_reconcile.rules import addresses, providers
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
+from mailglass_reconcile.rules.wording import did_you_mean
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
 STREAMS = ("transactional", "operational", "bulk")
@@ -33,8 +33,7 @@ def reject_reason(field: str, value: object) -> str | None:
 def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:
     if isinstance(value, str) and value in known:
         return value
-    nearest = difflib.get_close_matches(value.lower()[:100], known, n=1) if isinstance(value, str) else []
-    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    hint = did_you_mean(value, known, " ({})") if isinstance(value, str) else ""
     raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(known)}")
 
 

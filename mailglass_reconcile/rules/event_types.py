@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from mailglass_reconcile.rules.wording import did_you_mean
 
 OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
 """What our own side reports: below everything that a provider reports."""
@@ -40,7 +40,6 @@ def chosen(text: str) -> frozenset[str]:
     names = {name.strip().lower() for name in text.split(",")} - {""}
     unknown = sorted(names - {ALL, *TYPES})
     if unknown:
-        nearest = difflib.get_close_matches(unknown[0][:100], TYPES, n=1)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        hint = did_you_mean(unknown[0], TYPES, " ({})")
         raise ValueError(f"one of the types is not known{hint}; known types: {', '.join(TYPES)}, or {ALL} for all")
     return frozenset(TYPES) if ALL in names else frozenset(names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.event_types import ALL, TYPES
 from mailglass_reconcile.rules.events import DeliveryEvent
+from mailglass_reconcile.rules.wording import did_you_mean
 
 Handler = Callable[[Any, DeliveryEvent], object]
 H = TypeVar("H", bound=Handler)
@@ -77,8 +77,7 @@ def _known(type_: object) -> str:
         return type_
     if callable(type_):
         raise ConfigurationError("on_event needs types: write @on_event('bounced') instead of @on_event")
-    nearest = difflib.get_close_matches(str(type_).lower()[:100], TYPES, n=1)
-    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    hint = did_you_mean(str(type_), TYPES, " ({})")
     raise ConfigurationError(f"on_event: {type_!r} is not a known type{hint}; known types: {', '.join(TYPES)}")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 SHOWN_CHARACTERS = 100
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -60,3 +63,22 @@ def printable(text: str) -> str:
 def shown(name: str, most: int = SHOWN_CHARACTERS) -> str:
     """Return a name that others chose, such as a tenant's, in one line and cut after *most* characters."""
     return printable(name[:most]) + ("…" if len(name) > most else "")
+
+
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
+    """Return the known name that is most like *name*, upper and lower case alike; None if none is like it.
+
+    Args:
+        name: As it was given.
+        known: The names that could have been meant.
+        likeness: From 0 to 1: how much of both must be the same.
+    """
+    by_lower = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(name.lower()[:SHOWN_CHARACTERS], by_lower, n=1, cutoff=likeness)
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str], form: str = "; {}") -> str:
+    """Return the end of a sentence about an unknown name, `; did you mean bounced?`, or an empty string."""
+    meant = nearest(name, known)
+    return "" if meant is None else form.format(f"did you mean {shown(meant)}?")

@@ -95,10 +95,12 @@ def test_it_asks_at_a_terminal_and_refuses_without_one(db):
 
 
 def test_a_tenant_that_nothing_has_gets_a_hint(db):
-    """Most often a typing error."""
+    """Most often a typing error; a tenant with events and no delivery is suggested too."""
     pair(db, "m-1")
     done = commands.run(db, "sweep", "--tenant", "acmee")
     assert done.stderr.strip() == "no event or delivery has tenant 'acmee'; did you mean 'acme'?"
+    orphan(db, postmark("m-2"), tenant_id="beryl")
+    assert "did you mean 'beryl'?" in commands.run(db, "sweep", "--tenant", "beril").stderr
     commands.run(db, "sweep", "--tenant", "acme")
     assert commands.run(db, "sweep", "--tenant", "acme").stderr == ""
 

@@ -71,7 +71,7 @@ def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(
     """Also how to ask, with an example, in its help."""
     done = commands.tried(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
     lines = done.stdout.splitlines()
-    [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND:" in line]
+    [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND;" in line]
     assert lines[at].startswith("warning  settings")
     assert "did you mean MAILGLASS_GRACE_SECONDS?" in lines[at]
     assert lines[at + 1].lstrip().startswith("-> rename it to MAILGLASS_GRACE_SECONDS")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.rules.wording import shown
+from mailglass_reconcile.rules.wording import nearest, shown
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 OF_TESTS = f"{ENV_PREFIX}TEST_"
@@ -34,10 +33,10 @@ def unread(environment: Mapping[str, str]) -> Iterator[Finding]:
     for name in sorted(environment):
         if not name.upper().startswith(ENV_PREFIX) or name.upper() in known or name.upper().startswith(OF_TESTS):
             continue
-        meant = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.75)
-        asked = f": did you mean {meant[0]}?" if meant else ""
-        step = f"rename it to {meant[0]}, or remove it" if meant else "remove it; docs/settings.md lists the settings"
-        yield warning("settings", f"nothing reads the variable {shown(name)}{asked}", step)
+        meant = nearest(name, known, likeness=0.75)
+        hint = f"; did you mean {meant}?" if meant else ""
+        step = f"rename it to {meant}, or remove it" if meant else "remove it; docs/settings.md lists the settings"
+        yield warning("settings", f"nothing reads the variable {shown(name)}{hint}", step)
 
 
 def imports() -> Iterator[Finding]:
