@@ -23,6 +23,7 @@ from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import examination, match
 from mailglass_reconcile.sweep.match import Decision
+from mailglass_reconcile.sweep.result import shown
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
         settled = _settled_state(row)
         read = origins.of_event(tx, row.id)
         if settled:
-            linking = runs.linking_at(tx, row.linked_at, row.tenant_id) if settled == "linked" else []
+            linking = runs.linking_at(tx, row.linked_at, shown(row.tenant_id)) if settled == "linked" else []
             return _of_settled(row, settled, read, linking)
         raw_webhooks = eligible.survey(tx, settings).raw_webhooks
         wanted = _keys(tx, row, raw_webhooks=raw_webhooks)

@@ -156,8 +156,11 @@ def add(tx: Transaction, run: Run) -> None:
     )
 
 
-def linking_at(tx: Transaction, time: str, tenant_id: str) -> list[RunAt]:
-    """Return the runs, at most three, that were linking orphans of a tenant at *time*, in UTC as Postgres writes it."""
+def linking_at(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]:
+    """Return the runs, at most three, that were linking a tenant's orphans at *time*, in UTC as Postgres writes it.
+
+    The tenant is given as the history shows it.
+    """
     rows = tx.execute(_AT, {"time": time, "tenant_id": tenant_id}).all()
     return [RunAt(row.kind, row.origin, f"{row.started_at}Z") for row in rows]
 

@@ -17,10 +17,13 @@ SHOWN_CHARACTERS = 1_000
 
 
 def shown(tenant_id: str | None) -> str | None:
-    """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut."""
+    """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut.
+
+    A backslash is doubled: no two tenants look the same.
+    """
     if tenant_id is None:
         return None
-    return wording.shown(tenant_id, SHOWN_CHARACTERS)
+    return wording.shown(tenant_id.replace("\\", "\\\\"), SHOWN_CHARACTERS)
 
 
 def remaining(orphans: int | None) -> str:

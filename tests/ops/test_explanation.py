@@ -116,6 +116,18 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
     assert before < dt.datetime.fromisoformat(found.linked_at) <= dt.datetime.now(dt.UTC)
 
 
+def test_the_runs_of_a_tenant_whose_id_looks_like_anothers_are_not_named(db):
+    """The history keeps a line break as `\\n`, and a backslash doubled."""
+    events = {}
+    for tenant in ("a\nb", "a\\nb"):
+        factories.delivery(db, "x", tenant_id=tenant)
+        events[tenant] = factories.orphan(db, factories.postmark("x"), tenant_id=tenant)
+        mailglass_reconcile.reconcile(tenant)
+    assert db.value("SELECT count(DISTINCT tenant_id) FROM mailglass_reconcile_runs") == 2
+    db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '1 minute', finished_at = now()")
+    assert [len(of(db, event).linked_during) for event in events.values()] == [1, 1]
+
+
 def test_keys_of_another_version_are_explained_as_the_next_sweep_computes_them(db):
     """Not as they are stored."""
     event = factories.orphan(db, factories.postmark("x"))
