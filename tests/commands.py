@@ -1,8 +1,11 @@
 """The command in a process of its own, on a test's database."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,26 @@ def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedP
         timeout=60,
         check=False,
     )
+
+
+def on_a_terminal(db: Any, *arguments: str) -> str:
+    """Run the command on a terminal, and return what it wrote there."""
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
+        env={**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"},
+        stdin=other,
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    written = b""
+    with suppress(OSError):  # the terminal is gone when the process is
+        while piece := os.read(main, 65_536):
+            written += piece
+    process.wait(60)
+    os.close(main)
+    return written.decode().replace("\r\n", "\n")
 
 
 def inside(*arguments: str) -> click.testing.Result:

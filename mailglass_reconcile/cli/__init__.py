@@ -96,9 +96,10 @@ def main(
         sys.exit(INTERRUPTED)
     except Exception as error:
         from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
+        from mailglass_reconcile.rules.wording import printable  # noqa: PLC0415
 
         if not isinstance(error, MailglassReconcileError):
             raise
-        click.echo(f"{name}: {error}", err=True)
+        click.echo(f"{name}: {printable(str(error))}", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -13,10 +13,9 @@ from contextlib import suppress
 from uuid import UUID
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import console, table
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.rules import handlers as registry
@@ -159,11 +158,10 @@ def _list_dead(as_json: bool) -> None:
     if not found:
         click.echo("no event is dead")
         return
-    table = Table("event", "type", "delivery", "attempts", "error", "done", "dead since (UTC)")
-    for row in found:
-        cells = (row["event_id"], row["type"], row["delivery_id"], row["attempts"], row["error"])
-        table.add_row(*map(str, cells), ", ".join(row["done"]) or "-", row["finished_at"])
-    Console().print(table)
+    rows = [{**row, "done": ", ".join(row["done"]) or "-"} for row in found]
+    columns = ("event_id", "type", "delivery_id", "attempts", "error", "done", "finished_at")
+    headings = ("event", "type", "delivery", "attempts", "error", "done", "dead since (UTC)")
+    console().print(table(headings, ([row[column] for column in columns] for row in rows)))
 
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:

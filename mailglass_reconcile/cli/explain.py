@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 import click
+import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explained import Explanation
-from mailglass_reconcile.rules.wording import counted, printable
+from mailglass_reconcile.ops.messages import DeliveryState
+from mailglass_reconcile.rules.wording import counted
 
 EXAMPLES = """\b
 Examples:
@@ -23,27 +25,54 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("event_id", type=click.UUID, required=False)
+@click.argument("wanted", metavar="[EVENT_ID | DELIVERY_ID]", type=click.UUID, required=False)
 @click.option("--message-id", metavar="ID", help="Instead: the events of this message, at most 40.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
-def explain(event_id: UUID | None, message_id: str | None, as_json: bool) -> None:
-    """Say why one event is linked or not, and what would have to be different."""
-    if (event_id is None) == (message_id is None):
-        raise click.UsageError("give an EVENT_ID, or --message-id")
+def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
+    """Say why one event is linked or not, and what would have to be different.
+
+    It begins with the state of the event's delivery. Of a delivery or a message, the linked events come first.
+    """
+    if (wanted is None) == (message_id is None):
+        raise click.UsageError("give an EVENT_ID or a DELIVERY_ID, or --message-id")
     engine = runtime.get_engine()
-    wanted = [event_id] if event_id else messages.events_of(engine, message_id or "")
-    if not wanted:
-        raise click.ClickException("no open orphan and no delivery has this message id")
-    state = ""
+    event_ids, shown = ([wanted], []) if wanted else _of_message(engine, message_id or "")
+    found = [explanation.explain(engine, one) for one in event_ids]
+    if wanted and found[0].state == "unknown" and (shown := messages.states_of(engine, [wanted])):
+        found = [explanation.explain(engine, one) for one in messages.events_of(engine, [wanted], shown[0].message_id)]
+    named = [UUID(one.delivery_id) for one in found if one.delivery_id]
+    shown = shown or messages.states_of(engine, list(dict.fromkeys(named)))
     with reader_may_leave():
-        for number, one in enumerate(wanted):
-            found = explanation.explain(engine, one)
-            state = found.state
-            if as_json:
-                print_json(found.as_dict())
-            else:
-                click.echo("\n" * (number > 0) + "\n".join(_lines(found)))
-    sys.exit(1 if state == "unknown" else 0)
+        _print_json(found, shown) if as_json else click.echo("\n\n".join(_parts(found, shown)))
+    sys.exit(1 if [one.state for one in found] == ["unknown"] else 0)
+
+
+def _of_message(engine: sa.Engine, message_id: str) -> tuple[list[UUID], list[DeliveryState]]:
+    deliveries = messages.deliveries_of(engine, message_id)
+    events = messages.events_of(engine, deliveries, message_id)
+    if not events and not deliveries:
+        raise click.ClickException("no open orphan and no delivery has this message id")
+    return events, messages.states_of(engine, deliveries)
+
+
+def _print_json(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) -> None:
+    states = {one.delivery_id: {"type": one.type, "since": one.since, "final": one.final} for one in deliveries}
+    for one in found:
+        print_json({**one.as_dict(), "delivery": states.get(one.delivery_id or "")})
+
+
+def _parts(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) -> Iterator[str]:
+    if deliveries:
+        yield "\n".join(map(_state, deliveries))
+    if not found:
+        yield "no event is linked to it, and no open orphan has its message id"
+    for one in found:
+        yield "\n".join(_lines(one))
+
+
+def _state(delivery: DeliveryState) -> str:
+    since = f"{delivery.type} since {moment(delivery.since or '-')}" if delivery.type else "no event yet"
+    return wrapped(f"delivery {delivery.delivery_id}: {since}, {'final' if delivery.final else 'not final'}", "  ", "")
 
 
 def _lines(found: Explanation) -> Iterator[str]:
@@ -52,9 +81,9 @@ def _lines(found: Explanation) -> Iterator[str]:
     if found.state == "unknown":
         return
     yield ""
-    yield _fact("type", printable(found.type or "-"))
-    yield _fact("tenant", printable(found.tenant_id or "-"))
-    yield _fact("provider", printable(found.provider or "none that can be used"))
+    yield _fact("type", found.type or "-")
+    yield _fact("tenant", found.tenant_id or "-")
+    yield _fact("provider", found.provider or "none that can be used")
     yield _fact("arrived", moment(found.arrived_at or "-"))
     if found.delivery_id:
         yield _fact("delivery", found.delivery_id)
@@ -79,9 +108,9 @@ def _reads(found: Explanation) -> Iterator[str]:
     if not found.rule:
         return
     yield ""
-    yield f"places read for an id (rule {printable(found.rule)}):"
+    yield wrapped(f"places read for an id (rule {found.rule}):")
     for read in found.reads:
-        yield f"  {printable(read['path'] or '')}: {read['holds'] or 'nothing'}"
+        yield wrapped(f"{read['path']}: {read['holds'] or 'nothing'}", "  ")
 
 
 def _ids(found: Explanation) -> Iterator[str]:
@@ -90,8 +119,8 @@ def _ids(found: Explanation) -> Iterator[str]:
     yield ""
     yield "ids tried, in this order:"
     for one in found.tried:
-        place = printable(one["read_from"] or "several places at once, or as its writer knew it")
-        yield f"  {printable(one['id'])}"
+        place = one["read_from"] or "several places at once, or as its writer knew it"
+        yield wrapped(one["id"], "  ")
         yield wrapped(f"from {place}; {_named(one['deliveries'])}", "    ")
         for named in found.named:
             if named["candidate_id"] == one["id"]:
@@ -104,8 +133,8 @@ def _named(deliveries: int) -> str:
 
 def _but(named: dict[str, object]) -> str:
     """Return what keeps a delivery from being the event's, if anything does."""
-    reasons = [] if named["own"] else [f"of tenant {printable(str(named['tenant_id']))}"]
-    reasons += [] if named["fitting"] else [f"of provider {printable(str(named['provider']))}"]
+    reasons = [] if named["own"] else [f"of tenant {named['tenant_id']}"]
+    reasons += [] if named["fitting"] else [f"of provider {named['provider']}"]
     reasons += [] if named["addressed"] else ["to another recipient"]
     return f", {', '.join(reasons)}" if reasons else ""
 

@@ -11,7 +11,7 @@ from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_m
 from mailglass_reconcile.ops import page as pages
 from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
 from mailglass_reconcile.rules.states import OPEN_STATES
-from mailglass_reconcile.rules.wording import age, printable
+from mailglass_reconcile.rules.wording import age
 
 EXAMPLES = """\b
 Examples:
@@ -66,8 +66,8 @@ def _lines(one: Listed) -> str:
     facts += [f"to {one.delivery_id}"] if one.delivery_id else []
     lines = [
         f"{one.event_id}  {state}",
-        wrapped(f"arrived {moment(one.arrived_at)}; {printable(', '.join(facts))}", "  "),
-        wrapped(f"ids: {printable('  '.join(one.candidate_ids[:3]) or 'none')}{_more(one)}", "  "),
+        wrapped(f"arrived {moment(one.arrived_at)}; {', '.join(facts)}", "  "),
+        wrapped(f"ids: {'  '.join(one.candidate_ids[:3]) or 'none'}{_more(one)}", "  "),
     ]
     return "\n".join(lines)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, moment, print_json
+from mailglass_reconcile.cli.texts import Duration, console, moment, print_json, table
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
@@ -54,17 +55,17 @@ def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: fl
     def look() -> Status:
         return looking.status(runtime.get_engine(), tenant_id=tenant, count_now=live, max_lag_seconds=max_lag)
 
-    console = Console()
+    screen = console()
     if as_json:
         print_json(look().as_dict())
     elif watch:
         while True:
             page = _page(look())
-            console.clear()
-            console.print(page)
+            screen.clear()
+            screen.print(page)
             time.sleep(WATCH_SECONDS)
     else:
-        console.print(_page(look()))
+        screen.print(_page(look()))
 
 
 def _check(max_lag: float) -> int:
@@ -72,7 +73,7 @@ def _check(max_lag: float) -> int:
         problems = looking.check(runtime.get_engine(), max_lag)
     except MailglassReconcileError as error:
         problems = [str(error)]
-    click.echo("unhealthy: " + "; ".join(problems) if problems else "healthy")
+    click.echo("unhealthy: " + printable("; ".join(problems)) if problems else "healthy")
     return 1 if problems else 0
 
 
@@ -89,16 +90,21 @@ def _page(found: Status) -> Group:
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
     lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]
-    return Group(*(Text(line) for line in lines), *_tables(found))
+    return Group(*(Text(printable(line)) for line in lines), *_tables(found))
 
 
 def _tables(found: Status) -> list[Table]:
-    groups = Table("state", "tenant", "provider", "orphans")
-    for group in found.groups:
-        whose = (group["tenant_id"] or "(small tenants)", group["provider"] or "-")
-        groups.add_row(group["state"], *(Text(printable(name)) for name in whose), f"{group['orphans']:,}")
-    runs = Table("run ended", "kind", "by", "status", "linked", "of", "ms")
-    for run in found.last_runs:
-        what = (run["finished_at"][:19].replace("T", " "), run["kind"], run["origin"], run["error"] or run["status"])
-        runs.add_row(*what, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")
-    return [table for table in (groups, runs) if table.row_count]
+    groups = table(
+        ("state", "tenant", "provider", "orphans"),
+        [
+            (group["state"], group["tenant_id"] or "(small tenants)", group["provider"] or "-", f"{group['orphans']:,}")
+            for group in found.groups
+        ],
+    )
+    runs = table(("run ended", "kind", "by", "status", "linked", "of", "ms"), map(_run, found.last_runs))
+    return [one for one in (groups, runs) if one.row_count]
+
+
+def _run(run: dict[str, Any]) -> tuple[str, ...]:
+    what = (run["finished_at"][:19].replace("T", " "), run["kind"], run["origin"], run["error"] or run["status"])
+    return (*what, f"{run['linked']:,}", f"{run['scanned']:,}", f"{run['duration_ms']:,}")

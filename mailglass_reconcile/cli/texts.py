@@ -1,4 +1,4 @@
-"""How the commands write what they print: escaped, ages as people say them, and the lines of a stream."""
+"""How the commands write what they print: escaped, wrapped for a terminal only, ages as people say them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from mailglass_reconcile.rules.wording import age, seconds_of
+from mailglass_reconcile.rules.wording import age, printable, seconds_of
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
@@ -46,15 +49,33 @@ def moment(iso: str) -> str:
 
 
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
-    """Return *text* in lines of 80 columns, broken between words only: ids can be copied."""
+    """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line.
+
+    Args:
+        text: May hold what rows hold.
+        indent: Begins each line.
+        first: Begins the first line instead.
+    """
+    first, text = indent if first is None else first, printable(text)
+    if not sys.stdout.isatty():
+        return first + text
     return textwrap.fill(
-        text,
-        80,
-        initial_indent=indent if first is None else first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+        text, 80, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+
+
+def console() -> Console:
+    """Return where tables are printed: as wide as the terminal, and in a pipe so wide that nothing is wrapped."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=10_000)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return a table whose cells may hold what rows hold: they are escaped, and no markup."""
+    made = Table(*columns)
+    for row in rows:
+        made.add_row(*(Text(printable(str(cell))) for cell in row))
+    return made
 
 
 def print_json(value: Any) -> None:

@@ -1,7 +1,9 @@
-"""The events of one message: those still open, and those of the deliveries that carry its id."""
+"""The deliveries and the events of one message: those that are linked, and those still open."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,20 +21,56 @@ EVENTS = 20
 _OF_DELIVERIES = """
 SELECT CASE WHEN e.type = 'reconciled' AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
             THEN substr(e.idempotency_key, 12) ELSE e.id::text END
-  FROM unnest(CAST(:ids AS text[])) AS c (id)
- CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_deliveries
-                      WHERE provider_message_id = c.id LIMIT :events) AS d
+  FROM unnest(CAST(:ids AS uuid[])) AS d (id)
  CROSS JOIN LATERAL (SELECT id, type, idempotency_key FROM {schema}.mailglass_events
                       WHERE delivery_id = d.id ORDER BY occurred_at LIMIT :events) AS e
  LIMIT :events
 """
-
 
 _DELIVERIES = """
 SELECT id::text FROM {schema}.mailglass_deliveries
  WHERE provider_message_id = ANY (CAST(:ids AS text[])) AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
  LIMIT :size
 """
+
+_STATES = """
+SELECT d.id::text, left(d.tenant_id, 1000), left(d.last_event_type, 512), to_json(d.last_event_at) #>> '{}' || 'Z',
+       d.terminal, left(d.provider_message_id, 1000)
+  FROM unnest(CAST(:ids AS uuid[])) WITH ORDINALITY AS k (id, place)
+  JOIN {schema}.mailglass_deliveries AS d ON d.id = k.id
+ ORDER BY k.place
+"""
+
+
+class DeliveryState(NamedTuple):
+    """A delivery as its projection has it; no address.
+
+    Attributes:
+        delivery_id: The delivery.
+        tenant_id: Its tenant.
+        type: The type of the event that it shows, such as `delivered`; None if it shows none.
+        since: When that happened, in ISO 8601, UTC.
+        final: Whether it has come to an end: delivered, bounced and so on.
+        message_id: The provider's id of the message.
+    """
+
+    delivery_id: str
+    tenant_id: str
+    type: str | None
+    since: str | None
+    final: bool
+    message_id: str | None
+
+
+def states_of(engine: sa.Engine, deliveries: Sequence[UUID]) -> list[DeliveryState]:
+    """Return the states of deliveries, in their order; without those that are not there.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
+        rows = tx.execute(_STATES, {"ids": array_literal(map(str, deliveries))}).all()
+    return [DeliveryState(*row) for row in rows]
 
 
 def deliveries_of(engine: sa.Engine, message_id: str, tenant_id: str | None = None) -> list[UUID]:
@@ -46,16 +84,21 @@ def deliveries_of(engine: sa.Engine, message_id: str, tenant_id: str | None = No
         return [UUID(delivery_id) for delivery_id in tx.execute(_DELIVERIES, parameters).scalars()]
 
 
-def events_of(engine: sa.Engine, message_id: str) -> list[UUID]:
-    """Return the events of a message, by its id in any spelling: the open orphans first, at most 20 of each kind.
+def events_of(engine: sa.Engine, deliveries: Sequence[UUID], message_id: str | None) -> list[UUID]:
+    """Return the events of some deliveries, and then the open orphans of a message, at most 20 of each kind.
+
+    Args:
+        engine: Postgres.
+        deliveries: Those of the message.
+        message_id: Its id, in any spelling; without one, no open orphan is looked for.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    found = _open_ones(engine, Filters(message_id=message_id))
-    parameters = {"ids": array_literal(sorted(spellings(message_id))), "events": EVENTS}
+    parameters = {"ids": array_literal(map(str, deliveries)), "events": EVENTS}
     with reading(engine, runtime.get_settings(), probes_only=True) as tx:
-        found += tx.execute(_OF_DELIVERIES, parameters).scalars().all()
+        found = [*tx.execute(_OF_DELIVERIES, parameters).scalars()]
+    found += _open_ones(engine, Filters(message_id=message_id)) if message_id else []
     return [UUID(event_id) for event_id in dict.fromkeys(found)]
 
 

@@ -7,12 +7,13 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+from mailglass_reconcile.rules.states import MEANINGS
 
 WEEK = 7 * 86_400
 
 
-def test_each_state_conforms_to_the_schema_and_reads_in_80_columns(db):
-    """Nothing of a row steers the terminal, and no address is shown."""
+def test_each_state_conforms_to_the_schema_and_is_escaped(db):
+    """Nothing of a row reaches the terminal as it is, and no address is shown."""
     linked = factories.orphan(db, factories.postmark("linked"))
     factories.delivery(db, "linked")
     mailglass_reconcile.reconcile()
@@ -35,9 +36,43 @@ def test_each_state_conforms_to_the_schema_and_reads_in_80_columns(db):
         found = commands.conforming("explain", commands.inside("explain", event, "--json").stdout)[0]
         assert (found["event_id"], found["state"]) == (event, state)
         said = commands.inside("explain", event).stdout
-        assert said.startswith(f"{event}: {state}\n")
-        assert all(len(line) <= 80 and (line.isprintable() or not line) for line in said.splitlines()), said
+        assert f"{event}: {state}\n" in said
+        assert (said.splitlines()[0][:9] == "delivery ") == (state in ("linked", "matched", "waiting", "expired"))
+        assert all(line.isprintable() or not line for line in said.splitlines()), said
         assert "example.com" not in said
+
+
+def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
+    """80 columns at most; a program reads one fact a line."""
+    factories.delivery(db, "one", tenant_id="other")
+    event = factories.orphan(db, factories.postmark("one"))
+    sentence = MEANINGS["tenant_mismatch"].sentence
+    assert sentence in commands.inside("explain", event).stdout.splitlines()
+    said = commands.on_a_terminal(db, "explain", event)
+    assert sentence not in said.splitlines()
+    assert sentence in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_it_begins_with_the_state_of_the_delivery_and_lists_linked_events_first(db):
+    """By the delivery's id, or by that of the message; what is still open comes after."""
+    delivery = factories.delivery(db, "m-1", last_event_type="delivered", terminal=True)
+    linked = factories.orphan(db, factories.postmark("m-1"), type="opened")
+    mailglass_reconcile.reconcile()
+    waiting = factories.orphan(db, factories.postmark("m-1"), type="clicked", age_seconds=-200)
+    for arguments in ((delivery,), ("--message-id", "m-1")):
+        said = commands.inside("explain", *arguments).stdout
+        first, _, rest = said.partition("\n\n")
+        assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", first), said
+        assert rest.startswith(f"{linked}: linked\n")
+        assert rest.find(f"{waiting}: waiting\n") > 0
+        found = commands.conforming("explain", commands.inside("explain", *arguments, "--json").stdout)
+        assert [one["event_id"] for one in found] == [linked, waiting]
+        assert (found[0]["delivery"]["type"], found[0]["delivery"]["final"]) == ("opened", True)
+    nothing = factories.delivery(db, "m-2")
+    said = commands.inside("explain", nothing).stdout
+    assert f"delivery {nothing}: dispatched since" in said
+    assert "no event is linked to it, and no open orphan has its message id" in said
 
 
 def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
@@ -76,8 +111,8 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     )
     done = commands.run(db, "explain", "--json", "--message-id", "m-1@eu-west-1.amazonses.com")
     found = commands.conforming("explain", done.stdout)
-    assert [(one["event_id"], one["state"]) for one in found] == [(still_open, "waiting"), (linked, "linked")]
-    assert found[1]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
+    assert [(one["event_id"], one["state"]) for one in found] == [(linked, "linked"), (still_open, "waiting")]
+    assert found[0]["delivery_id"] == db.value("SELECT id::text FROM mailglass_deliveries")
     missing = commands.tried(db, "explain", "--message-id", "m-2")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == "Error: no open orphan and no delivery has this message id\n"

@@ -25,14 +25,14 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
 
 
 def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
-    """In 80 columns."""
+    """In a pipe, where nothing is wrapped."""
     factories.orphan(db, factories.postmark("x\u202e"), tenant_id="a\u001b[2Jcme", age_seconds=6 * 86_400 + 50)
     said = commands.inside("orphans").stdout
     assert "unmatched" in said
     assert re.search(r"arrived 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(6 days ago\)", said)
     assert "a\\x1b[2Jcme" in said
     assert "x\\u202e" in said
-    assert all(len(line) <= 80 and line.isprintable() for line in said.splitlines())
+    assert all(line.isprintable() for line in said.splitlines())
 
 
 def test_expired_ones_are_said_to_be_unlikely_to_reconcile(db):
