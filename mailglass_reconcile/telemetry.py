@@ -36,10 +36,11 @@ SPAN_ATTRIBUTES = frozenset(
     }
 )
 METRIC_ATTRIBUTES = {
-    "outcome": frozenset({*states.OUTCOMES, "expired", "published"}),
-    "status": frozenset(states.RUN_STATUSES),
+    "orphans": ("outcome", frozenset({*states.OUTCOMES, "expired"})),
+    "messages": ("outcome", frozenset({"published", "failed"})),
+    "sweeps": ("status", frozenset(states.RUN_STATUSES)),
 }
-"""What a metric's attributes may say; anything else is not counted."""
+"""The only attribute of each counter, and its values; anything else is not counted."""
 
 DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
 LAG_SECONDS = (0.1, 0.5, 1.0, 5.0, 60.0, 120.0, 300.0, 360.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0, 604_800.0)
@@ -125,17 +126,17 @@ def describe(current: Span, attributes: Mapping[str, Value], error: str | None =
 
 def count_orphans(outcomes: Mapping[str, int]) -> None:
     """Count orphans by outcome."""
-    _count(_instruments().orphans, "outcome", outcomes)
+    _count("orphans", outcomes)
 
 
 def count_messages(outcomes: Mapping[str, int]) -> None:
     """Count messages by outcome."""
-    _count(_instruments().messages, "outcome", outcomes)
+    _count("messages", outcomes)
 
 
 def count_sweep(status: str, duration_ms: int | None = None) -> None:
     """Count a sweep by how it ended, and note how long it took, if it began."""
-    _count(_instruments().sweeps, "status", {status: 1})
+    _count("sweeps", {status: 1})
     if duration_ms is not None:
         _instruments().duration.record(duration_ms / 1000)
 
@@ -148,7 +149,9 @@ def note_lags(seconds: Iterable[float]) -> None:
             lag.record(max(0.0, each))
 
 
-def _count(counter: metrics.Counter, attribute: str, numbers: Mapping[str, int]) -> None:
+def _count(name: str, numbers: Mapping[str, int]) -> None:
+    counter: metrics.Counter = getattr(_instruments(), name)
+    attribute, values = METRIC_ATTRIBUTES[name]
     for value, number in numbers.items():
-        if number and value in METRIC_ATTRIBUTES[attribute]:
+        if number and value in values:
             counter.add(number, {attribute: value})

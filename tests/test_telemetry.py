@@ -67,9 +67,11 @@ def test_an_attribute_that_is_not_on_the_list_is_not_set(observed, values_):
     """Enforced where attributes are set, on spans and on metrics."""
     with telemetry.span("sweep") as span:
         telemetry.describe(span, {**values_, "status": "ok"})
-    telemetry.count_orphans({"ada@example.com": 1})
+    telemetry.count_orphans({"ada@example.com": 1, "published": 1})
+    telemetry.count_messages({"linked": 1, "failed": 1})
     assert observed.ours() == [{"status": "ok"}]
     assert observed.counts("orphans") == {}
+    assert observed.counts("messages") == {"failed": 1}
 
 
 @pytest.mark.slow
