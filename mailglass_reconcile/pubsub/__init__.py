@@ -1,13 +1,20 @@
-"""Redis pub/sub: the names of the channels, the client, publishing, listening."""
+"""Redis pub/sub: the names of the channels, the client, publishing, subscribing."""
 
 from mailglass_reconcile.pubsub.channels import events_channel
-from mailglass_reconcile.pubsub.client import PATIENCE_SECONDS, create_client, impatient, reason, server_of, within
+from mailglass_reconcile.pubsub.client import (
+    TIMEOUT_SECONDS,
+    create_client,
+    fail_fast_client,
+    reason,
+    server_of,
+    within,
+)
 from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher
 from mailglass_reconcile.pubsub.subscriber import Missed, Subscription, Update
 
 __all__ = [
     "CHUNK_LINKS",
-    "PATIENCE_SECONDS",
+    "TIMEOUT_SECONDS",
     "Message",
     "Missed",
     "Published",
@@ -16,7 +23,7 @@ __all__ = [
     "Update",
     "create_client",
     "events_channel",
-    "impatient",
+    "fail_fast_client",
     "reason",
     "server_of",
     "within",

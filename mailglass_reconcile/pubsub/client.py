@@ -1,4 +1,4 @@
-"""The client: one that does not wait, to the server of a URL or of an application's own client."""
+"""The client that we use: it connects as the application's own does, waits half a second, and never tries again."""
 
 from __future__ import annotations
 
@@ -22,19 +22,11 @@ from mailglass_reconcile.rules.unreachable import Server
 
 Answer = TypeVar("Answer")
 
-PATIENCE_SECONDS = 1.0
-"""What a Redis that does not answer, or answers slowly, may cost one sweep in all."""
+TIMEOUT_SECONDS = 1.0
+"""The longest wait for Redis, whatever it does; one answer may take half of that."""
 
 _DENIED = ("ACL failure", "can't run this command", "compiling script")
-"""What a script's error says if its user may not do what it does; the last two are those of a Redis before 7."""
-
-
-class Impatient(redis.Redis):
-    """A client whose every call waits half a second for each answer at most, and is made once."""
-
-
-_ours: WeakKeyDictionary[redis.Redis, Impatient] = WeakKeyDictionary()
-"""The client of our own that was made for each one of an application."""
+"""What a script's error contains if a right is missing; the last two are those of a Redis before 7."""
 
 
 def create_client(url: SecretStr, setting: str) -> redis.Redis:
@@ -53,10 +45,10 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
     if text.startswith("redis+socket://"):
         text = text.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=", 1)
     try:
-        return Impatient.from_url(
+        return redis.Redis.from_url(
             text,
-            socket_connect_timeout=PATIENCE_SECONDS / 2,
-            socket_timeout=PATIENCE_SECONDS / 2,
+            socket_connect_timeout=TIMEOUT_SECONDS / 2,
+            socket_timeout=TIMEOUT_SECONDS / 2,
             retry=Retry(NoBackoff(), 0),
         )
     except (ValueError, TypeError):
@@ -64,32 +56,36 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
 
 
 def server_of(client: redis.Redis, setting: str) -> Server:
-    """Return where *client* leads to, without user and password; *setting* is what says so."""
+    """Return where *client* leads to, without user and password; *setting* is the one that names it."""
     pool: Any = getattr(client, "connection_pool", None)
     if isinstance(pool, SentinelConnectionPool):
         return Server("Redis", unreachable.place(f"the master {pool.service_name} of a Sentinel"), setting)
     return Server("Redis", unreachable.redis_place(getattr(pool, "connection_kwargs", {})), setting)
 
 
-def impatient(client: redis.Redis) -> redis.Redis:
-    """Return a client of our own to the server of *client*, which is left as it is; one of ours is returned itself."""
-    if isinstance(client, Impatient) or not isinstance(client, redis.Redis):  # RedisCluster is not one
+_fail_fast: WeakKeyDictionary[redis.Redis, redis.Redis] = WeakKeyDictionary()
+"""The client of ours for each client of an application."""
+
+
+def fail_fast_client(client: redis.Redis) -> redis.Redis:
+    """Return our client to the server of *client*, the same one each time; *client* itself stays as it is."""
+    if not isinstance(client, redis.Redis):  # a RedisCluster
         return client
-    if client not in _ours:
-        _ours[client] = Impatient(connection_pool=_impatient_pool(client.connection_pool))
-    return _ours[client]
+    known = _fail_fast.get(client)
+    return known or _fail_fast.setdefault(client, redis.Redis(connection_pool=_fail_fast_pool(client.connection_pool)))
 
 
-def _impatient_pool(theirs: Any) -> redis.ConnectionPool:
+def _fail_fast_pool(theirs: Any) -> redis.ConnectionPool:
     # What redis-py puts there for notifications of maintenance belongs to the other pool.
     settings = {k: v for k, v in theirs.connection_kwargs.items() if not k.startswith(("maint_", "connection_pool"))}
-    settings |= {"socket_timeout": PATIENCE_SECONDS / 2, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
+    settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
     if not issubclass(theirs.connection_class, redis.UnixDomainSocketConnection):
-        settings["socket_connect_timeout"] = PATIENCE_SECONDS / 2
+        settings["socket_connect_timeout"] = TIMEOUT_SECONDS / 2
     if isinstance(theirs, SentinelConnectionPool):
         settings |= {"connection_class": theirs.connection_class}
         settings |= {"is_master": theirs.is_master, "check_connection": theirs.check_connection}
-        manager = _impatient_sentinel(theirs.sentinel_manager)
+        manager: Sentinel = copy.copy(theirs.sentinel_manager)
+        manager.sentinels = [fail_fast_client(each) for each in theirs.sentinel_manager.sentinels]
         return SentinelConnectionPool(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
     pool: redis.ConnectionPool = copy.copy(theirs)
     pool.connection_kwargs = settings
@@ -97,40 +93,34 @@ def _impatient_pool(theirs: Any) -> redis.ConnectionPool:
     return pool
 
 
-def _impatient_sentinel(theirs: Sentinel) -> Sentinel:
-    sentinel = copy.copy(theirs)
-    sentinel.sentinels = [impatient(client) for client in theirs.sentinels]
-    return sentinel
-
-
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """Return what *call* returns, or raise what it raises, after *seconds* at the latest.
+    """Return the result of *call*, or raise its error, after *seconds* at the latest; for calls that are rare.
 
     Timeouts of sockets alone cannot promise that: a connection takes several answers, an answer several reads, and
-    a name may be looked up for long. What is late continues in a thread, and its answer is dropped.
+    a name may be looked up for long. A call that is late continues in its thread, and its result is dropped.
 
     Raises:
         TimeoutError: It takes longer.
     """
-    answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answers.put((call(), None))
+            results.put((call(), None))
         except BaseException as error:  # raised in the thread that waits
-            answers.put((None, error))
+            results.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        answer, error = answers.get(timeout=max(0.0, seconds))
+        result, error = results.get(timeout=max(0.0, seconds))
     except queue.Empty:
         raise TimeoutError("Redis takes too long") from None
     if error is not None:
         raise error
-    return answer  # type: ignore[return-value] # without an error it is the answer
+    return result  # type: ignore[return-value] # without an error it is the result
 
 
-def reason(error: Exception, needed: str) -> str:
-    """Return in a few words why Redis did not do it: the kind of *error*, and *needed* if a right is missing."""
+def reason(error: BaseException, needed: str) -> str:
+    """Return in a few words why Redis did not do it: the class of *error*, and *needed* if a right is missing."""
     denied = isinstance(error, NoPermissionError) or any(words in str(error) for words in _DENIED)
     return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"

@@ -1,30 +1,52 @@
-"""Publishing that never costs a sweep more than a second.
+"""Publishing that holds up neither a sweep nor a request if Redis is slow or down.
 
-Publishing is best effort. What could not be handed to Redis is counted and never sent again, so that no message
-is doubled; and a success says only that a Redis took it, not that anybody heard.
+Publishing is best effort. A message that Redis did not take is counted and never sent again, so that no subscriber
+gets one twice. Success means only that Redis took it, not that anybody subscribes.
+
+One thread of this process publishes for one server: a connection that hangs, a slow name server or an answer in
+many pieces keeps that thread waiting and nobody else. What several callers publish meanwhile goes out in one call.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
+from weakref import WeakKeyDictionary, finalize
 
 import redis
 from redis.exceptions import RedisError
 
 from mailglass_reconcile import telemetry
+from mailglass_reconcile.pubsub.breaker import Breaker, PausedError
 from mailglass_reconcile.pubsub.channels import events_channel
-from mailglass_reconcile.pubsub.client import PATIENCE_SECONDS, impatient, reason, within
+from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS, fail_fast_client, reason
 
 logger = logging.getLogger(__name__)
 
-HEALTHY_SECONDS = 0.01
-"""What one call may take and cost none of that: a Redis in good health needs less."""
+HEALTHY_SECONDS = 0.08
+"""An answer within this time is not slow, even from another region."""
+
+SLOW_SHARE = 0.1
+"""Slow answers may take this share of a sweep's time, or a second if that is more."""
 
 CHUNK_LINKS = 500
 """Links per call: a script of a thousand PUBLISH holds Redis for about 2 ms."""
+
+MOST_WAITING = 10_000
+"""Links that `publish_soon` keeps in memory for a server, some megabytes; what does not fit is dropped."""
+
+WARN_SECONDS = 60.0
+"""A server that is down is logged so often at most."""
+
+RIGHTS = "the commands EVAL and PUBLISH (before Redis 7 also INFO) on the channels mailglass:events:*"
 
 _PUBLISH = r"""
 for channel, delivery, payload in string.gmatch(ARGV[1], '([^\n]*)\n([^\n]*)\n([^\n]*)\n') do
@@ -33,19 +55,19 @@ for channel, delivery, payload in string.gmatch(ARGV[1], '([^\n]*)\n([^\n]*)\n([
 end
 """
 
-# A replica takes PUBLISH, answers OK and tells nobody beyond itself; a master may become one at any moment.
+# A replica accepts PUBLISH, answers OK and reaches only its own clients; a master may become one at any moment.
 _PUBLISH_ON_MASTER = (
     r"""
 local replication = redis.pcall('INFO', 'replication')
-if type(replication) ~= 'string' then return redis.error_reply('NOINFO this user may not ask') end
+if type(replication) ~= 'string' then return redis.error_reply('NOINFO this user may not use INFO') end
 if not string.find(replication, 'role:master', 1, true) then
-  return redis.error_reply('READONLY a replica tells nobody beyond itself')
+  return redis.error_reply('READONLY a replica reaches only its own clients')
 end
 """
     + _PUBLISH
 )
 
-# For a user who may not ask: since Redis 7, a replica refuses a script with a header that does not say "no-writes".
+# For a user without INFO: since Redis 7, a replica refuses a script with a header that does not say "no-writes".
 _PUBLISH_IF_WRITABLE = "#!lua flags=allow-oom" + _PUBLISH
 
 Message = tuple[str, str, str]
@@ -60,60 +82,218 @@ class Published(NamedTuple):
 
 
 class Publisher:
-    """Publishes one sweep's messages; gives up for the rest of the sweep once a second has been lost."""
+    """Publishes the messages of one sweep or of one call; making one costs nothing.
+
+    A sweep waits a second in all for a Redis that does not answer. One that answers, but slowly, may take a tenth of
+    the sweep's time. After a failure, nothing in this process asks that server again for five seconds.
+    """
 
     def __init__(self, client: redis.Redis) -> None:
         """Use the server of *client*, whose own timeouts and retries do not count; nothing connects yet."""
-        self._client = impatient(client)
-        self._script = _PUBLISH_ON_MASTER
-        self._patience = PATIENCE_SECONDS
-        self._warned = False
+        self._outbox = _outbox_of(client)
+        self.next_sweep()
 
     def next_sweep(self) -> None:
-        """Give another sweep a second of its own; what was warned of is not said again."""
-        self._patience = PATIENCE_SECONDS
+        """Begin with another sweep, which has all of its time for Redis."""
+        self._began = time.monotonic()
+        self._waited = self._slow = 0.0
 
     def publish(self, messages: Sequence[Message]) -> Published:
-        """Hand *messages* to Redis, and return how many it took; raises nothing that a Redis can cause."""
-        outcome = Published()
-        for start in range(0, len(messages), CHUNK_LINKS):
-            chunk = messages[start : start + CHUNK_LINKS]
-            taken = 2 * len(chunk) if self._try(chunk) else 0
-            outcome = Published(outcome.published + taken, outcome.failed + 2 * len(chunk) - taken)
+        """Publish *messages*, and return how many Redis took; raises nothing that a Redis can cause."""
+        taken = sum(2 * len(chunk) for chunk in _chunks(messages) if self._send(chunk))
+        outcome = Published(taken, 2 * len(messages) - taken)
         telemetry.count_messages(outcome._asdict())
         return outcome
 
-    def _try(self, chunk: Sequence[Message]) -> bool:
-        try:
-            self._run(_lines(chunk))
-        except (RedisError, OSError) as error:
-            if str(error).startswith("NOINFO"):  # which it says before it publishes anything
-                self._script = _PUBLISH_IF_WRITABLE
-                return self._try(chunk)
-            self._warn_once(error)
-            return False
-        return True
+    def publish_soon(self, messages: Sequence[Message]) -> None:
+        """Publish *messages* without waiting for it, as an event loop needs it; what does not fit is dropped.
 
-    def _run(self, lines: str) -> None:
-        if self._patience <= 0:
-            raise TimeoutError("this sweep's time for Redis is over")
+        At the end of the process they have a second to leave.
+        """
+        for chunk in _chunks(messages):
+            try:
+                self._outbox.put(chunk, most=MOST_WAITING).add_done_callback(partial(_count, 2 * len(chunk)))
+            except OSError:
+                telemetry.count_messages({"failed": 2 * len(chunk)})
+
+    def _send(self, chunk: Sequence[Message]) -> bool:
+        if self._waited >= TIMEOUT_SECONDS or self._is_too_slow():
+            return False
         began = time.monotonic()
         try:
-            within(self._patience, lambda: self._client.eval(self._script, 0, lines))
-        finally:
-            self._patience -= max(0.0, time.monotonic() - began - HEALTHY_SECONDS)
+            seconds = self._outbox.send(chunk, TIMEOUT_SECONDS - self._waited)
+        except (RedisError, OSError):
+            self._waited += time.monotonic() - began
+            return False
+        if seconds > HEALTHY_SECONDS:
+            self._slow += seconds
+        if self._is_too_slow():
+            self._outbox.warn("answers too slowly")
+        return True
 
-    def _warn_once(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            needed = "the commands EVAL and PUBLISH (before Redis 7 also INFO) on the channels mailglass:events:*"
-            logger.warning(
-                "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost",
-                reason(error, needed),
-            )
+    def _is_too_slow(self) -> bool:
+        return self._slow > max(TIMEOUT_SECONDS, SLOW_SHARE * (time.monotonic() - self._began))
+
+
+def _chunks(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    for start in range(0, len(messages), CHUNK_LINKS):
+        yield messages[start : start + CHUNK_LINKS]
+
+
+class _Entry(Future[float]):
+    """Some links that wait for being published; the result is how many seconds the call took."""
+
+    def __init__(self, chunk: Sequence[Message]) -> None:
+        super().__init__()
+        self.links = len(chunk)
+        self.lines = _lines(chunk)
 
 
 def _lines(chunk: Sequence[Message]) -> str:
     """Return *chunk* as one argument, three lines a link: none of the three can hold the end of a line."""
     channels = {tenant_id: events_channel(tenant_id) for tenant_id, _, _ in chunk}
     return "".join(f"{channels[tenant_id]}\n{delivery_id}\n{payload}\n" for tenant_id, delivery_id, payload in chunk)
+
+
+def _count(number: int, entry: Future[float]) -> None:
+    telemetry.count_messages({"published" if entry.exception() is None else "failed": number})
+
+
+class _Outbox:
+    """What this process publishes on one server, in order, and the thread that does it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = fail_fast_client(client)
+        self._breaker = Breaker()
+        self._script = _PUBLISH_ON_MASTER
+        self._warned_at = -WARN_SECONDS
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin without a thread and with nothing to do, as a forked child must: its parent has both."""
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._entries: SimpleQueue[tuple[_Outbox, _Entry] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def send(self, chunk: Sequence[Message], seconds: float) -> float:
+        """Publish *chunk*, and return how many seconds the call took.
+
+        Raises:
+            RedisError: It was refused; also OSError if it was not answered within *seconds*.
+        """
+        entry = self.put(chunk)
+        try:
+            return entry.result(seconds)
+        except TimeoutError as error:
+            if not entry.done():  # otherwise the thread's own timeout has been noted
+                entry.cancel()
+                self._breaker.fail(seconds)
+                self.warn(reason(error, RIGHTS))
+            raise
+
+    def put(self, chunk: Sequence[Message], most: int | None = None) -> _Entry:
+        """Let the thread publish *chunk*, unless *most* links wait already.
+
+        Raises:
+            OSError: Too many wait, the server has failed a moment ago, or there is no thread.
+        """
+        self._breaker.require()
+        entry = _Entry(chunk)
+        with self._lock:
+            if most is not None and self._waiting + entry.links > most:
+                raise BlockingIOError("too many broadcasts are waiting")
+            if self._thread is None:
+                self._thread = self._start()
+            self._waiting += entry.links
+            self._entries.put((self, entry))
+        return entry
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what waits now is published or has failed, at most so many *seconds*."""
+        if self._waiting:
+            try:
+                self.put(()).result(seconds)
+            except (RedisError, OSError):
+                return
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=_publish, args=(self._entries,), daemon=True, name="mailglass publisher")
+        try:
+            thread.start()
+        except RuntimeError as error:  # none left, or the interpreter is ending
+            raise BlockingIOError(str(error)) from None
+        finalize(self, self._entries.put, None).atexit = False
+        return thread
+
+    def publish(self, entries: Sequence[_Entry]) -> None:
+        """Publish *entries* in one call, except those that nobody waits for any more; runs in the thread."""
+        with self._lock:
+            self._waiting -= sum(entry.links for entry in entries)
+        current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
+        began, failing = time.monotonic(), self._breaker.failing
+        try:
+            if lines := "".join(entry.lines for entry in current):
+                with self._breaker.call():
+                    self._eval(lines)
+        except BaseException as error:  # raised where somebody waits
+            for entry in current:
+                entry.set_exception(error)
+            if not isinstance(error, PausedError):
+                self.warn(reason(error, RIGHTS))
+        else:
+            for entry in current:
+                entry.set_result(time.monotonic() - began)
+            if failing:  # the next failure is news
+                self._warned_at = -WARN_SECONDS
+
+    def _eval(self, lines: str) -> None:
+        try:
+            self._client.eval(self._script, 0, lines)
+        except RedisError as error:
+            if not str(error).startswith("NOINFO"):  # which comes before anything is published
+                raise
+            self._script = _PUBLISH_IF_WRITABLE
+            self._client.eval(self._script, 0, lines)
+
+    def warn(self, cause: str) -> None:
+        """Log once in a while that broadcasts are lost, and why."""
+        if time.monotonic() - self._warned_at >= WARN_SECONDS:
+            self._warned_at = time.monotonic()
+            words = "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost"
+            logger.warning(words, cause)
+
+
+def _publish(waiting: SimpleQueue[tuple[_Outbox, _Entry] | None]) -> None:
+    """Publish what is put into the queue until None is, as much in one call as has come together."""
+    while (first := waiting.get()) is not None:
+        outbox, entries = first[0], [first[1]]
+        try:
+            while sum(entry.links for entry in entries) < CHUNK_LINKS:
+                entries.append(waiting.get_nowait()[1])  # type: ignore[index] # None is last, when nothing waits
+        except Empty:
+            pass
+        outbox.publish(entries)
+        del first, outbox, entries  # so that an outbox without a client ends, and this thread with it
+
+
+_outboxes: WeakKeyDictionary[redis.Redis, _Outbox] = WeakKeyDictionary()
+
+
+def _outbox_of(client: redis.Redis) -> _Outbox:
+    return _outboxes.get(client) or _outboxes.setdefault(client, _Outbox(client))
+
+
+def _reset() -> None:
+    for outbox in list(_outboxes.values()):
+        outbox.reset()
+
+
+def _flush() -> None:
+    until = time.monotonic() + TIMEOUT_SECONDS
+    for outbox in list(_outboxes.values()):
+        outbox.flush(max(0.0, until - time.monotonic()))
+
+
+os.register_at_fork(after_in_child=_reset)
+atexit.register(_flush)

@@ -16,7 +16,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, events_channel
-from mailglass_reconcile.pubsub.client import impatient, server_of
+from mailglass_reconcile.pubsub.client import fail_fast_client, server_of
 from mailglass_reconcile.rules import unreachable
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Subscription:
             RedisUnavailableError: The server cannot be reached, or refuses.
             ValueError: *delivery_id* is not a UUID.
         """
-        self._client = impatient(client)
+        self._client = fail_fast_client(client)
         self._delivery_id = None if delivery_id is None else str(UUID(str(delivery_id)))
         self._channel = None if tenant_id is None else events_channel(tenant_id, self._delivery_id)
         self._ping_seconds = ping_seconds

@@ -20,7 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.pubsub import PATIENCE_SECONDS, impatient, reason, within
+from mailglass_reconcile.pubsub import TIMEOUT_SECONDS, fail_fast_client, reason, within
 from mailglass_reconcile.store.engines import database_of
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,8 @@ def holder_of(client: Redis, key: str) -> Holder | None:
     Raises:
         RedisError: Redis refuses; also OSError if it does not answer within a second.
     """
-    ours = impatient(client)
-    value, left = within(PATIENCE_SECONDS, lambda: ours.eval(_READ, 1, key))
+    ours = fail_fast_client(client)
+    value, left = within(TIMEOUT_SECONDS, lambda: ours.eval(_READ, 1, key))
     if left == -2:
         return None
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
@@ -140,7 +140,7 @@ class LockBackend:
 
     def __init__(self, client: Redis) -> None:
         """Use the Redis of *client*; nothing connects yet."""
-        self._client = impatient(client)
+        self._client = fail_fast_client(client)
         self._warned = False
         self._in_the_way: dict[str, tuple[str, float]] = {}
         """Who has each lock in the way of requests, and since when this process knows."""
@@ -210,7 +210,7 @@ class LockBackend:
 
     def _call(self, script: str, key: str, *arguments: str | int) -> Any:
         try:
-            answer = within(PATIENCE_SECONDS, lambda: self._client.eval(script, 1, key, *arguments))
+            answer = within(TIMEOUT_SECONDS, lambda: self._client.eval(script, 1, key, *arguments))
         except (RedisError, OSError) as error:
             if not self._warned:
                 self._warned = True

@@ -104,6 +104,26 @@ def sentinel() -> Iterator[Deployment]:
 
 
 @contextmanager
+def silent() -> Iterator[tuple[int, list[socket.socket]]]:
+    """Accept connections and never answer; yield the port, and the connections so far."""
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(listener.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield listener.getsockname()[1], accepted
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for each in accepted:
+                each.close()
+
+
+@contextmanager
 def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
     """Forward to the server of *url*, each answer *seconds* late, and yield the URL that leads there.
 
@@ -118,15 +138,23 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
 
     def serve(client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection((where.hostname, where.port)) as far:
-            while asked := client.recv(1 << 20):
-                far.sendall(asked)
-                while not asked.endswith(b"\r\n"):
-                    asked = client.recv(1 << 20)
-                    far.sendall(asked)
-                answer = far.recv(1 << 20)
-                if closed.wait(seconds) or (drops is not None and drops in asked):
+            for one in (client, far):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            asked: list[bytes] = []
+            threading.Thread(target=forward, args=(client, far, asked), daemon=True).start()
+            while answer := far.recv(1 << 20):
+                if closed.wait(seconds) or (drops is not None and drops in b"".join(asked)):
+                    client.shutdown(socket.SHUT_RDWR)
                     return
+                asked.clear()
                 client.sendall(answer)
+
+    def forward(client: socket.socket, far: socket.socket, asked: list[bytes]) -> None:
+        with contextlib.suppress(OSError):
+            while part := client.recv(1 << 20):
+                asked.append(part)
+                far.sendall(part)
+            far.shutdown(socket.SHUT_RDWR)
 
     def accept() -> None:
         with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ from typing import Any
 from mailglass_reconcile import pubsub, runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.pubsub import PATIENCE_SECONDS, events_channel, within
+from mailglass_reconcile.pubsub import TIMEOUT_SECONDS, events_channel, within
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.singleton.lock import PREFIX
@@ -66,7 +66,7 @@ def checks() -> Iterator[Finding]:
 
 def _reachable(check: str, client_of: Callable[[], Any], setting: str, lost: str) -> Generator[Finding, None, Any]:
     try:
-        client = pubsub.impatient(client_of())
+        client = pubsub.fail_fast_client(client_of())
     except ConfigurationError as fault:
         yield error(check, str(fault), f"correct {setting}")
         return None
@@ -143,7 +143,7 @@ _REFUSALS = {
 
 
 def _eval(client: Any, script: str, keys: int = 0, *arguments: str) -> Any:
-    answer = within(PATIENCE_SECONDS, lambda: client.eval(script, keys, *arguments))
+    answer = within(TIMEOUT_SECONDS, lambda: client.eval(script, keys, *arguments))
     if isinstance(answer, list):
         return [one.decode() if isinstance(one, bytes) else one for one in answer]
     return answer.decode() if isinstance(answer, bytes) else answer
