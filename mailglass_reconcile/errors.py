@@ -37,8 +37,31 @@ OUTAGE_SQLSTATES = frozenset(
 """Conditions of the server, not of these rows; class 08, lost connections, belongs to them."""
 
 
+COMMAND = "mailglass-reconcile"
+
+
+class _Called:
+    """How people call the command in this process's place; a framework may have its own way."""
+
+    command = COMMAND
+
+
+def call_command(command: str) -> None:
+    """Let hints name the command as *command*, such as `manage.py mailglass`."""
+    _Called.command = command
+
+
+def hint(text: str) -> str:
+    """Return a text for a person, in which the command, as in `mailglass-reconcile sweep`, is called as it is here."""
+    return text.replace(f"`{COMMAND} ", f"`{_Called.command} ")
+
+
 class MailglassReconcileError(Exception):
     """Base class of this package's errors."""
+
+    def __str__(self) -> str:
+        """Return the message, with the command as it is called here."""
+        return hint(super().__str__())
 
 
 class ConfigurationError(MailglassReconcileError):

@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
-from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, call_command
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -56,13 +56,15 @@ def configure(
     _own_lock_redis.cache_clear()
 
 
-def configure_framework(engine: sa.Engine | None = None, **values: Any) -> None:
+def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND, **values: Any) -> None:
     """Use the engine and the settings of a framework, unless `configure` gives others; the environment's come last.
 
     Args:
         engine: A SQLAlchemy engine on psycopg 3.
+        command: How hints name our command, such as `manage.py mailglass`.
         values: Of `Settings`, by name.
     """
+    call_command(command)
     _Framework.engine, _Framework.values = engine, values
 
 

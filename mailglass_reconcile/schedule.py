@@ -7,6 +7,7 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
+from mailglass_reconcile.errors import hint
 from mailglass_reconcile.runtime import available
 from mailglass_reconcile.sweep.recent import require_interval
 
@@ -24,7 +25,10 @@ PRUNE_TASK = "mailglass_reconcile.tasks.prune"
 DISPATCH_TASK = "mailglass_reconcile.tasks.dispatch"
 ORIGIN_HEADER = "mailglass_origin"
 """With this header an entry says that beat asked, and not a person: the history of runs keeps it."""
-SWEEP_EXPIRES_SECONDS = 300
+SWEEP_INTERVAL_SECONDS = 300
+"""Between two full sweeps, if nothing else is asked for; a request that no worker has taken by then expires."""
+LATE_SECONDS = 3 * SWEEP_INTERVAL_SECONDS
+"""What could have been linked for longer than this is late: for doctor, `status --check` and the page alike."""
 PRUNE_EXPIRES_SECONDS = 3_600
 DISPATCH_EXPIRES_SECONDS = 60
 
@@ -78,8 +82,8 @@ def make_beat_schedule(
     entries: dict[str, BeatEntry] = {
         "mailglass-reconcile": {
             "task": SWEEP_TASK,
-            "schedule": crontab(minute="*/5") if sweep is None else sweep,
-            "options": {"expires": SWEEP_EXPIRES_SECONDS, **route},
+            "schedule": crontab(minute=f"*/{SWEEP_INTERVAL_SECONDS // 60}") if sweep is None else sweep,
+            "options": {"expires": SWEEP_INTERVAL_SECONDS, **route},
         },
         "mailglass-reconcile-prune": {
             "task": PRUNE_TASK,
@@ -109,6 +113,8 @@ def make_beat_schedule(
 def warn_without_celery() -> None:
     """Say, once per process, what an operator does if there is no Celery."""
     logger.warning(
-        "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every five"
-        " minutes and `mailglass-reconcile prune` daily from cron or a systemd timer"
+        hint(
+            "Celery cannot be imported: there is no beat schedule and no task; run `mailglass-reconcile sweep` every"
+            " five minutes and `mailglass-reconcile prune` daily from cron or a systemd timer"
+        )
     )

@@ -16,7 +16,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import console, table
-from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import counted, took
@@ -168,5 +168,5 @@ def _retry(wanted: UUID | str, as_json: bool) -> None:
     retried = dispatcher.retry(runtime.get_engine(), wanted if isinstance(wanted, UUID) else None)
     click.echo(json.dumps({"retried": retried}) if as_json else f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
-        click.echo(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`", err=True)
+        click.echo(hint(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`"), err=True)
         sys.exit(1)

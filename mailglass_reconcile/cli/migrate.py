@@ -7,6 +7,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import hint
 from mailglass_reconcile.store import schema
 
 EXAMPLES = """\b
@@ -33,7 +34,9 @@ def migrate(plan: bool, check: bool, remove: bool, guard_truncate: bool) -> None
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
         current = runner.is_current(engine, settings)
-        click.echo(f"at revision {schema.VERSION}" if current else "not migrated: run `mailglass-reconcile migrate`")
+        click.echo(
+            f"at revision {schema.VERSION}" if current else hint("not migrated: run `mailglass-reconcile migrate`")
+        )
         sys.exit(0 if current else 1)
     if remove:
         runner.remove(engine, settings, click.echo)

@@ -17,6 +17,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules.wording import age, counted, printable
+from mailglass_reconcile.schedule import LATE_SECONDS
 
 WATCH_SECONDS = 2.0
 
@@ -36,7 +37,7 @@ Examples:
 @click.option(
     "--max-lag",
     type=Duration(),
-    default="15m",
+    default=f"{LATE_SECONDS // 60}m",
     show_default=True,
     metavar="TIME",
     help="Unhealthy: what can be linked has been open for longer, or no full sweep succeeded within two thirds of it.",

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mailglass_reconcile.errors import hint
 from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Transaction
 
-MAX_LAG_SECONDS = 900.0
-"""Three intervals of five minutes; a full sweep has to succeed within two of them."""
 LATELY_DAYS = 7
 """As long as an orphan of a wrong tenant stays open: links of that time are what their number is compared with."""
 UNUSABLE_ORPHANS = 10
@@ -143,7 +142,8 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
     if known.hooks_dead:
         dead = counted(known.hooks_dead, "event is dead", "events are dead")
         found.append(f"{dead}, no handler is tried again: `mailglass-reconcile dispatch --dead`")
-    return found + list(_without_ids(known.groups or [])) + (_of_the_last(known.last) if known.last else [])
+    found += [*_without_ids(known.groups or []), *(_of_the_last(known.last) if known.last else [])]
+    return [hint(problem) for problem in found]
 
 
 _ASK_DOCTOR = "`mailglass-reconcile doctor` says why"

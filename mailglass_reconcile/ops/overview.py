@@ -12,6 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import curve, health, links
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.links import Link
+from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.reading import reading
@@ -136,7 +137,7 @@ def overview(engine: sa.Engine, *, seconds: int, tenant_id: str | None = None) -
             waiting=_waiting(tx, settings.grace_seconds, tenant_id),
             lag_seconds=facts.lag_seconds if tenant_id is None else None,
             last_success=facts.last_success,
-            problems=health.problems(facts, health.MAX_LAG_SECONDS) if tenant_id is None else [],
+            problems=health.problems(facts, LATE_SECONDS) if tenant_id is None else [],
             runs=_runs(tx, tenant_id),
             links=links.latest(tx, LINKS, tenant_id),
             handlers=_handlers(tx, facts, tenant_id),

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import health, live
-from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
+from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
@@ -96,7 +96,7 @@ class Status:
         return asdict(self)
 
 
-def check(engine: sa.Engine, max_lag_seconds: float = MAX_LAG_SECONDS) -> list[str]:
+def check(engine: sa.Engine, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
     """Return what is wrong, a sentence for each; one cheap query, whatever is open.
 
     Raises:
@@ -130,7 +130,7 @@ def status(
     *,
     tenant_id: str | None = None,
     count_now: bool = False,
-    max_lag_seconds: float = MAX_LAG_SECONDS,
+    max_lag_seconds: float = LATE_SECONDS,
 ) -> Status:
     """Return how linking is going, in a read-only transaction.
 

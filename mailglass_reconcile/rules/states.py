@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
+from mailglass_reconcile.errors import hint
+
 Verdict = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
 """What the rule says of an orphan; `matched` is what the next sweep links."""
 
@@ -157,7 +159,6 @@ def remedy(state: EventState, verdict: EventState | None = None, *, recipient_lo
     """
     found = verdict or state
     needed = _REMEDY_RECIPIENT_LOST if found == "ambiguous" and recipient_lost else MEANINGS[found].remedy
-    if state != "expired" or found == "expired":
-        return needed
-    old = MEANINGS["expired"].remedy
-    return f"{old}; in addition, {needed}" if needed else old
+    if state == "expired" and found != "expired":
+        needed = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, needed)))
+    return None if needed is None else hint(needed)

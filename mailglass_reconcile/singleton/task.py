@@ -14,7 +14,7 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.schedule import ORIGIN_HEADER, SWEEP_EXPIRES_SECONDS
+from mailglass_reconcile.schedule import ORIGIN_HEADER, SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, digest, key_of, new_run, task_of
 
 RESERVED_HEADER = "mailglass_reserved"
@@ -89,7 +89,7 @@ class SweepTask(Singleton):
         if options.get("countdown") or options.get("eta"):
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         if options.get("expires") is None:  # a schedule that is kept in a database drops our entry's own
-            options["expires"] = SWEEP_EXPIRES_SECONDS
+            options["expires"] = SWEEP_INTERVAL_SECONDS
         asked = task_id or uuid()
         holder = task_of(self.singleton_backend.reserve(key, asked))
         if holder != asked:
@@ -144,7 +144,7 @@ class SweepTask(Singleton):
             queue = {"exchange": came_by["exchange"], "routing_key": came_by.get("routing_key")}
         sent = group(self.s(**call) for call in calls).apply_async(
             **queue,
-            expires=SWEEP_EXPIRES_SECONDS,
+            expires=SWEEP_INTERVAL_SECONDS,
             headers={ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER), RANGE_OF_HEADER: hold.owner},
         )
         return [result.id for result in sent.results]

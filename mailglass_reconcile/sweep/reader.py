@@ -13,7 +13,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.errors import is_of_data, sqlstate, translated
+from mailglass_reconcile.errors import hint, is_of_data, sqlstate, translated
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import eligible, open_orphans, privileges
@@ -172,6 +172,8 @@ def _warn(tx: Transaction, window: Window) -> None:
         logger.warning("%s", warning)
     if not window.survey.triggers:
         logger.warning(
-            "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
-            " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
+            hint(
+                "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
+                " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
+            )
         )

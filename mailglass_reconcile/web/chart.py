@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.ops.curve import Sample
+from mailglass_reconcile.schedule import LATE_SECONDS
 
 WIDTH, HEIGHT = 960, 200
 STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant_mismatch", "matched")
 """From the bottom to the top: what nobody can act on, and at last what a sweep should have linked."""
 HELD_BUCKETS = 3.0
 """How many buckets a sweep stands for at most; a longer silence is a gap in the picture."""
-HELD_SECONDS = 900.0
+HELD_SECONDS = LATE_SECONDS
 ROWS = 6
 LAGS = (1_200, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 604_800)
 """Upper edges of the lag's picture, in seconds; the least shows when somebody has to act."""

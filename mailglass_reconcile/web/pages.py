@@ -19,11 +19,11 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import explanation, messages, overview, page, status, tenants, timeline
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.explained import Explanation
-from mailglass_reconcile.ops.health import MAX_LAG_SECONDS
 from mailglass_reconcile.ops.overview import BUCKETS, Overview
 from mailglass_reconcile.ops.page import Page
 from mailglass_reconcile.ops.timeline import Timeline
 from mailglass_reconcile.rules.states import OPEN_STATES
+from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Entrance, Viewer, viewer_of
 from mailglass_reconcile.web.cache import Cache
@@ -192,7 +192,7 @@ class Pages:
             groups_shown=GROUPS,
             began=ended - shown.hours * 3_600,
             ended=ended,
-            threshold=MAX_LAG_SECONDS,
+            threshold=LATE_SECONDS,
             **_pictures(found.samples, shown, ended),
         )
 
@@ -274,5 +274,5 @@ def _pictures(samples: list[Sample], shown: Shown, ended: float) -> dict[str, An
     pictures: dict[str, Any] = {"backlog": chart.backlog(samples, began, ended, bucket), "lag": None}
     if shown.tenant_id is None:
         pictures["lag"] = chart.lag(samples, began, ended, bucket)
-        pictures["threshold_at"] = chart.height(MAX_LAG_SECONDS, pictures["lag"].top)
+        pictures["threshold_at"] = chart.height(LATE_SECONDS, pictures["lag"].top)
     return pictures

@@ -4,6 +4,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, migrations
+from mailglass_reconcile.contrib.django.apps import COMMAND
+from mailglass_reconcile.rules import states
 from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import runner
@@ -28,7 +31,7 @@ APP = "mailglass_reconcile"
 def empty(empty_database_url, anymail_django):
     """`DATABASES` names an empty database, and nothing else does."""
     with databases_name(empty_database_url):
-        runtime.configure_framework(database.engine("default"))
+        runtime.configure_framework(database.engine("default"), COMMAND)
         yield empty_database_url
         runtime.configure_framework()
 
@@ -136,9 +139,10 @@ def test_each_database_has_a_lock_of_its_own(empty):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["migrate", "--check"], 1, "not migrated"),
+        (["migrate", "--check"], 1, "not migrated: run `manage.py mailglass migrate`"),
         (["sweep", "--nonsense"], 2, "No such option"),
-        (["sweep"], 1, "manage.py mailglass: the database lacks a table"),
+        (["sweep"], 1, "manage.py mailglass: the database lacks a table or column"),
+        (["status", "--check"], 1, "run `manage.py mailglass migrate`"),
         (["help"], 0, "Usage: manage.py mailglass"),
         ([], 0, "explain"),
     ],
@@ -149,6 +153,22 @@ def test_the_command_is_one_of_manage_pys(empty, capsys, arguments, code, words)
         call_command("mailglass", *arguments)
     assert ended.value.code == code
     assert words in "".join(capsys.readouterr())
+
+
+def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys):
+    """In errors, findings, problems and remedies."""
+    with pytest.raises(SystemExit):
+        call_command("mailglass", "doctor")
+    call_command("migrate", APP, verbosity=0)
+    for arguments in (["doctor"], ["status", "--check"], ["dispatch", "--retry", str(uuid.uuid4())]):
+        with pytest.raises(SystemExit):
+            call_command("mailglass", *arguments)
+    said = "".join(capsys.readouterr())
+    assert "`manage.py mailglass migrate`" in said
+    assert "`manage.py mailglass doctor`" in said
+    assert "`manage.py mailglass sweep`" in said
+    assert "`mailglass-reconcile" not in said
+    assert "`manage.py mailglass prune`" in (states.remedy("missing") or "")
 
 
 @pytest.mark.slow

@@ -7,6 +7,9 @@ from django.apps import AppConfig
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, finishing
 
+COMMAND = "manage.py mailglass"
+"""How a Django project calls our command."""
+
 
 class MailglassReconcileConfig(AppConfig):
     """The app `mailglass_reconcile`."""
@@ -22,7 +25,7 @@ class MailglassReconcileConfig(AppConfig):
 
         tenant = receivers.fixed_tenant()
         values = {} if tenant is None else {"tenant": tenant}
-        runtime.configure_framework(database.engine(database.alias()), **values)
+        runtime.configure_framework(database.engine(database.alias()), COMMAND, **values)
         database.use_djangos_connection()
         receivers.connect()
         finishing.connect()

@@ -12,6 +12,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
+from mailglass_reconcile.schedule import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import eligible
 from mailglass_reconcile.store.database import Transaction
@@ -20,8 +21,6 @@ from mailglass_reconcile.sweep import examination
 from mailglass_reconcile.sweep.examination import Examined
 
 NEWEST_ORPHANS = 300
-LATE_SECONDS = 900
-"""Three intervals of the beat schedule."""
 
 _NEWEST_ORPHANS = """
 SELECT event_id::text, tenant_id, arrived_at::text, provider, recipient, rule, recipient_lost,
@@ -90,7 +89,7 @@ def linking(tx: Transaction, settings: Settings) -> Iterator[Finding]:
             f"{share(late, len(sample.found), 'open orphan')} looked at could have been linked {age(LATE_SECONDS)} ago"
             " or earlier: sweeps do not run, or fail",
             "run `mailglass-reconcile sweep` and read what it says; if it links, look at the worker, the queues and"
-            " beat, which should ask for a sweep every five minutes",
+            f" beat, which should ask for a sweep every {age(SWEEP_INTERVAL_SECONDS)}",
         )
     else:
         yield ok("linking", f"no open orphan is late, of the newest {len(sample.found):,} that are older than a sweep")

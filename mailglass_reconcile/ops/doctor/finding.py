@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.rules.states import FindingStatus
 
 OK: Final = "ok"
@@ -31,17 +31,17 @@ class Finding(NamedTuple):
 
 def ok(check: str, message: str) -> Finding:
     """Return a finding of something that is well."""
-    return Finding(check, OK, message)
+    return Finding(check, OK, hint(message))
 
 
 def warning(check: str, message: str, remedy: str) -> Finding:
     """Return a finding of something that needs a look, but costs no link."""
-    return Finding(check, WARNING, message, remedy)
+    return Finding(check, WARNING, hint(message), hint(remedy))
 
 
 def error(check: str, message: str, remedy: str) -> Finding:
     """Return a finding of something by which links or broadcasts are lost or late."""
-    return Finding(check, ERROR, message, remedy)
+    return Finding(check, ERROR, hint(message), hint(remedy))
 
 
 def attempt(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -11,11 +11,9 @@ from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, warning
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import age, counted, shown
+from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
-
-LATE_SECONDS = 900
-"""Three intervals of the beat schedule."""
 
 _BEAT_AGE = """
 SELECT min(extract(epoch FROM now()::timestamp - b.finished_at))::float8

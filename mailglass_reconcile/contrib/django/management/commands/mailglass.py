@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from mailglass_reconcile import cli
+from mailglass_reconcile.contrib.django.apps import COMMAND
 
 
 class Command(BaseCommand):
@@ -24,4 +25,4 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, arguments: list[str], **_options: Any) -> None:
         """Run the subcommand; it ends with an exit code of its own."""
         wanted = ["--help"] if arguments[:1] in ([], ["help"]) else arguments
-        cli.main(wanted, "manage.py mailglass", [sys.executable, sys.argv[0], "mailglass"])
+        cli.main(wanted, COMMAND, [sys.executable, sys.argv[0], "mailglass"])
