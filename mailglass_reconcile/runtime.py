@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,9 @@ from mailglass_reconcile.store import engines
 
 if TYPE_CHECKING:
     import redis as redis_py
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Configured:
@@ -154,16 +160,49 @@ def available() -> bool:
         return False
 
 
-def load_imports() -> None:
+def load_imports(*, to_read: bool = False) -> None:
     """Import the modules of `MAILGLASS_IMPORTS`, which register an application's key rules and handlers.
+
+    They are looked for in the working directory too, after everything else.
+
+    Args:
+        to_read: Nothing is written by the caller: a module that cannot be imported is logged, once, and no error.
 
     Raises:
         ConfigurationError: One cannot be imported; the message names it.
     """
-    for name in filter(None, (part.strip() for part in get_settings().imports.split(","))):
-        try:
-            importlib.import_module(name)
-        except MailglassReconcileError as error:
-            raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name}: {error}") from error
-        except Exception as error:  # an application's module may fail in any way
-            raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name} ({type(error).__name__})") from error
+    names = [name for name in (part.strip() for part in get_settings().imports.split(",")) if name]
+    with nullcontext() if all(name in sys.modules for name in names) else _working_directory_last():
+        for name in names:
+            try:
+                _import(name)
+            except ConfigurationError as error:
+                if not to_read:
+                    raise
+                _warn_once(f"{error}; what is shown may be wrong for want of a key rule")
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except MailglassReconcileError as error:
+        raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name}: {error}") from error
+    except Exception as error:  # an application's module may fail in any way
+        raise ConfigurationError(f"MAILGLASS_IMPORTS: cannot import {name} ({type(error).__name__})") from error
+
+
+@contextmanager
+def _working_directory_last() -> Iterator[None]:
+    """Let modules of the working directory be found, after all others, for as long as the block runs."""
+    here = ""  # as Python itself puts the working directory there
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        if here in sys.path:  # a module may have set another path
+            del sys.path[-1 - sys.path[::-1].index(here)]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)

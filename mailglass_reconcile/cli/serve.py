@@ -40,5 +40,5 @@ def serve(host: str, port: int) -> None:
         )
         sys.exit(2)
     runtime.get_engine()
-    runtime.load_imports()
+    runtime.load_imports(to_read=True)
     server.run(create_app(), host, port)

@@ -56,7 +56,7 @@ def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    runtime.load_imports()
+    runtime.load_imports(to_read=True)
     settings = runtime.get_settings()
     bounds = {
         "event_id": str(event_id),

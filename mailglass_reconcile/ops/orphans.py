@@ -83,7 +83,7 @@ def find_orphans(
         "max_age_minutes": max_age_minutes,
         "grace_seconds": settings.grace_seconds,
     }
-    runtime.load_imports()
+    runtime.load_imports(to_read=True)
     with database_errors(), borrowed(connection_of(connection), settings) as tx:
         rows = tx.execute(_OPEN, bounds).all()
         found = [

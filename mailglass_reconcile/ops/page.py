@@ -75,7 +75,7 @@ def page(
         LookupError: The ledger has no event *after*.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    runtime.load_imports()
+    runtime.load_imports(to_read=True)
     settings = runtime.get_settings()
     limits = QUICK if quick else Limits(EXAMINED_AT_MOST, READ_AT_MOST, None)
     with reading(engine, settings, snapshot=True, probes_only=True, statement_timeout_ms=limits.timeout_ms) as tx:

@@ -144,7 +144,7 @@ def status(
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    runtime.load_imports()
+    runtime.load_imports(to_read=True)
     settings = runtime.get_settings()
     with reading(engine, settings, snapshot=True, probes_only=True) as tx:
         facts = health.facts(tx)

@@ -29,7 +29,7 @@ def prepare(
     """
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1")
-    runtime.load_imports()
+    runtime.load_imports(to_read=dry_run)
     return Sweep(
         runtime.get_settings(),
         Publisher(runtime.get_redis()),

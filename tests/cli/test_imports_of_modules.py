@@ -1,0 +1,56 @@
+"""`MAILGLASS_IMPORTS` as the commands load it: from the working directory too, and missing ones."""
+
+import subprocess
+import sys
+
+import pytest
+
+import commands
+import factories
+
+RULE = """
+from mailglass_reconcile import key_rule
+
+@key_rule("pigeon", reads=("metadata/ring",))
+def pigeon(ring):
+    return [ring]
+"""
+
+
+def ran(db, directory, *arguments):
+    """Run the command in a directory, with a rule's module that may stand there, and return what it did."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
+        env={**db.environment(db.settings.redis_url.get_secret_value()), "MAILGLASS_IMPORTS": "pigeon_rules"},
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_module_of_the_working_directory_is_found_after_all_others(db, tmp_path):
+    """As beside a script; no module of a library is replaced by one that stands there."""
+    (tmp_path / "pigeon_rules.py").write_text(RULE)
+    (tmp_path / "rich.py").write_text("raise SystemExit(9)")
+    factories.delivery(db, "r-1")
+    factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
+    done = ran(db, tmp_path, "sweep", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert commands.conforming("sweep", done.stdout)[0]["linked"] == 1
+
+
+@pytest.mark.slow
+def test_a_missing_module_is_an_error_for_what_writes_and_a_warning_for_what_reads(db, tmp_path):
+    """A sweep without a rule would leave orphans that it could link; a list of them is useful all the same."""
+    event = factories.orphan(db, {"provider": "pigeon", "ring": "r-1"})
+    for arguments in (("sweep",), ("dispatch",)):
+        done = ran(db, tmp_path, *arguments)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert "MAILGLASS_IMPORTS: cannot import pigeon_rules" in done.stderr
+    for arguments in (("status",), ("orphans",), ("explain", event), ("sweep", "--dry-run")):
+        done = ran(db, tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("WARNING: MAILGLASS_IMPORTS: cannot import pigeon_rules")
