@@ -15,7 +15,6 @@ SWEEP_QUEUE = "mailglass_reconcile"
 PRUNE_QUEUE = "mailglass_maintenance"
 HOOK_QUEUE = "mailglass_hooks"
 RESULT_SECONDS = 86_400
-DISPATCH_SECONDS = 10.0
 
 _settings = runtime.get_settings()
 
@@ -40,7 +39,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     result_backend=_celerys_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,
-    beat_schedule=make_beat_schedule(dispatch=DISPATCH_SECONDS if _settings.hook_types else None),
+    beat_schedule=make_beat_schedule(),
     task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE, HOOK_QUEUE)],
     task_default_queue=SWEEP_QUEUE,
     task_routes={

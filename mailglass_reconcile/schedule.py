@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDict
+from zoneinfo import ZoneInfo
 
 from mailglass_reconcile.errors import hint
 from mailglass_reconcile.runtime import available
@@ -31,6 +32,7 @@ LATE_SECONDS = 3 * SWEEP_INTERVAL_SECONDS
 """What could have been linked for longer than this is late: for doctor, `status --check` and the page alike."""
 PRUNE_EXPIRES_SECONDS = 3_600
 DISPATCH_EXPIRES_SECONDS = 60
+DISPATCH_SECONDS = 10.0
 
 
 class BeatEntry(TypedDict):
@@ -48,7 +50,7 @@ def make_beat_schedule(
     prune: When | None = None,
     recent: float | None = None,
     fan_out: int | None = None,
-    dispatch: When | None = None,
+    dispatch: When | Literal[False] | None = None,
     queue: str | None = None,
 ) -> dict[str, BeatEntry]:
     """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
@@ -58,12 +60,13 @@ def make_beat_schedule(
 
     Args:
         sweep: When to sweep: a Celery schedule or seconds; every five minutes if not given.
-        prune: When to prune: a Celery schedule or seconds; daily at 03:00 if not given.
+        prune: When to prune: a Celery schedule or seconds; daily at 03:00 UTC if not given.
         recent: Seconds between recent sweeps, above 0 and at most 60, which link what arrived lately; none if not
             given. Their results are ignored, and a tick that no worker took within the interval is dropped.
         fan_out: If more orphans than this are eligible, let the sweep cut them into ranges of arrival with about this
             many each, and send one sweep per range, for as many workers as there are; never if not given.
-        dispatch: When to run the handlers of events: a Celery schedule or seconds; not on a schedule if not given.
+        dispatch: When to run the handlers of events: a Celery schedule or seconds; every ten seconds if not given, and
+            not on a schedule if False. Without handlers it costs nothing.
         queue: Send them all to this queue, past the app's routes.
 
     Raises:
@@ -87,7 +90,7 @@ def make_beat_schedule(
         },
         "mailglass-reconcile-prune": {
             "task": PRUNE_TASK,
-            "schedule": crontab(hour="3", minute="0") if prune is None else prune,
+            "schedule": at_three() if prune is None else prune,
             "options": {"expires": PRUNE_EXPIRES_SECONDS, **route},
         },
     }
@@ -100,13 +103,26 @@ def make_beat_schedule(
             "kwargs": {"interval": recent},
             "options": {"expires": recent, "ignore_result": True, **route},
         }
-    if dispatch is not None:
+    if dispatch is not False:
         entries["mailglass-reconcile-dispatch"] = {
             "task": DISPATCH_TASK,
-            "schedule": dispatch,
+            "schedule": DISPATCH_SECONDS if dispatch is None else dispatch,
             "options": {"expires": DISPATCH_EXPIRES_SECONDS, **route},
         }
     return entries
+
+
+def at_three() -> BaseSchedule:
+    """Return 03:00 UTC every day: a crontab of Celery's own takes the app's time zone, and forgets one that is set."""
+    from celery.schedules import crontab  # noqa: PLC0415 - Celery may be missing
+
+    class InUTC(crontab):
+        tz = ZoneInfo("UTC")
+
+        def __reduce__(self) -> Any:  # beat pickles its entries
+            return at_three, ()
+
+    return InUTC(hour="3", minute="0")
 
 
 @cache

@@ -17,8 +17,9 @@ def _infinity_is_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "infinity" else value
 
 
-def _known_types(value: str) -> str:
-    event_types.chosen(value)
+def _known_types(value: str | None) -> str | None:
+    if value is not None:
+        event_types.chosen(value)
     return value
 
 
@@ -37,7 +38,8 @@ class Settings(BaseSettings):
         lock_url: The Redis that keeps the sweep's lock; `redis_url` if unset.
         broker_url: Celery's broker for the standalone app; `redis_url` if unset.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
-        hook_types: Types of events that handlers run on, separated by commas; `*` is all, empty is none.
+        hook_types: Types of events that handlers run on, separated by commas; `*` is all, `none` is none. If unset,
+            those of the handlers that this process has registered.
         web_token: Who shows this token sees all tenants on the page; without any token, only this machine is served.
         web_tenant_tokens: `tenant=token` pairs, separated by commas: who shows such a token sees that tenant alone.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
@@ -58,7 +60,7 @@ class Settings(BaseSettings):
     lock_url: SecretStr | None = None
     broker_url: SecretStr | None = None
     imports: str = ""
-    hook_types: Annotated[str, AfterValidator(_known_types)] = ""
+    hook_types: Annotated[str | None, AfterValidator(_known_types)] = None
     web_token: SecretStr | None = None
     web_tenant_tokens: SecretStr | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)

@@ -11,6 +11,7 @@ from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.schedule import (
     DISPATCH_EXPIRES_SECONDS,
@@ -132,12 +133,12 @@ def prune() -> dict[str, int]:
 def dispatch() -> dict[str, int]:
     """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`."""
     with _told_in_a_line(DISPATCH_TASK):
-        return dispatcher.dispatch_within(DISPATCH_SECONDS).as_dict()
+        return dispatcher.dispatch_within(DISPATCH_SECONDS, _origin()).as_dict()
 
 
 def ask_for_dispatch(result: SweepResult) -> None:
     """Call handlers at once for what a sweep has linked; a broker that is down is not an error."""
-    if not (result.linked and runtime.get_settings().hook_types):
+    if not (result.linked and handlers.recorded_types(runtime.get_settings().hook_types)):
         return
     try:
         dispatch.apply_async(expires=DISPATCH_EXPIRES_SECONDS, retry=False, ignore_result=True)

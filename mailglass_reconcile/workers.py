@@ -14,6 +14,7 @@ from celery.signals import celeryd_after_setup, worker_process_init
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
+from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import transaction
@@ -79,7 +80,7 @@ def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
 
 def _has_hooks() -> bool:
     try:
-        return bool(runtime.get_settings().hook_types)
+        return bool(handlers.recorded_types(runtime.get_settings().hook_types))
     except MailglassReconcileError:  # the warning of the database names the setting
         return False
 

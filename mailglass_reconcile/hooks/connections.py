@@ -7,24 +7,28 @@ its place with `use`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import CONTENTION_SQLSTATES
 
 
 class Work(NamedTuple):
     """A transaction that handlers work in.
 
-    `connection` is what a handler is given, `ours` the same connection for our own statements, and `savepoint` begins a
-    savepoint, which is rolled back if its block raises.
+    `connection` is what a handler is given, `ours` the same connection for our own statements. `savepoint` begins a
+    savepoint, which is rolled back if its block raises, and raises `RolledBackError` if the block has undone it.
+    `nested` says that the transaction is part of the caller's, who gets its settings back.
     """
 
     ours: sa.Connection
     connection: Any
     savepoint: Callable[[], AbstractContextManager[Any]]
+    nested: bool = False
 
 
 Begin = Callable[[], AbstractContextManager[Work]]
@@ -40,6 +44,10 @@ class CommittedError(Exception):
 
 class EndedError(Exception):
     """A handler has ended the transaction that it ran in."""
+
+
+class RolledBackError(Exception):
+    """A handler, or what it called, has rolled its own work back and did not raise."""
 
 
 @contextmanager
@@ -66,19 +74,25 @@ class _OfEngine:
         try:
             with connection.begin() as transaction:
                 self._handlers_at_work = True
-                yield Work(connection, connection, connection.begin_nested)
+                yield Work(connection, connection, partial(_savepoint, connection))
                 self._handlers_at_work = False
-                if not transaction.is_active:
+                if connection.closed or not transaction.is_active:
                     raise EndedError
         except BaseException:
-            connection.invalidate()  # whatever a handler has made of it
-            self.close()
+            self._drop(connection)
             raise
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _drop(self, connection: sa.Connection) -> None:
+        """Do not use a connection again after a failure: a handler may have done anything to it."""
+        with suppress(sa.exc.SQLAlchemyError):  # a handler may have closed it
+            connection.invalidate()
+        self._handlers_at_work = False
+        self.close()
 
     def _connected(self) -> sa.Connection:
         if self._connection is None:
@@ -91,14 +105,29 @@ class _OfEngine:
             raise CommittedError("a handler must not commit: what it did is committed with the note that it did it")
 
 
-_places: list[Connected] = [of_engine]
+@contextmanager
+def _savepoint(connection: sa.Connection) -> Iterator[None]:
+    with connection.begin_nested() as savepoint:
+        yield
+        if connection.closed or not savepoint.is_active:
+            raise RolledBackError
 
 
-def use(place: Connected | None) -> None:
-    """Let handlers work on *place* from now on, in this process; None is the engine's connections again."""
-    _places[:] = [of_engine if place is None else place]
+def is_contention(error: BaseException) -> bool:
+    """Whether *error*, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
+    cause = getattr(error, "orig", None) or error.__cause__ or error
+    return getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES
+
+
+class _Used:
+    connected: Connected = staticmethod(of_engine)
+
+
+def use(connected_: Connected | None) -> None:
+    """Let handlers work on what *connected_* opens from now on, in this process; None is the engine's connections."""
+    _Used.connected = staticmethod(connected_ or of_engine)
 
 
 def connected() -> AbstractContextManager[Begin]:
     """Open what a dispatcher works on."""
-    return _places[0]()
+    return _Used.connected()

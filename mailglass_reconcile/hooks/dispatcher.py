@@ -1,7 +1,7 @@
 """The dispatcher: it runs each handler once for each event of the outbox.
 
 An attempt is counted and committed first. Then, in one transaction of the application's own connection, handlers run,
-each under a savepoint, and the row notes which of them are done. What is new is tried in batches; if a batch cannot be
+each under a savepoint in which the row notes that it is done. What is new is tried in batches; if a batch cannot be
 committed, and for what was tried before, each handler of each event gets a transaction of its own, so that one that
 kills its process, or its connection, takes nobody else with it.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -24,20 +24,26 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.hooks import connections, running
 from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
 from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store import engines, outbox, runs
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, in_batches
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.store.outbox import Attempt, Claim
+from mailglass_reconcile.store.outbox import Attempt, Claim, Held, Settled
 from mailglass_reconcile.store.reading import reading
+from mailglass_reconcile.store.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BATCH_EVENTS = 100
 BATCH_SECONDS = 1.0
 """After this, a batch commits what it has done and gives back the rest."""
+CONTENTION_PAUSES = (0.02, 0.1, 0.5)
+IDLE_SECONDS = 60.0
 LISTED = 1_000
 RETRY_ROWS = 5_000
 
@@ -81,14 +87,18 @@ def dispatch() -> DispatchResult:
     return dispatch_within(None)
 
 
-def dispatch_within(seconds: float | None) -> DispatchResult:
-    """Dispatch, but begin no other batch after *seconds*; None is no limit."""
+def dispatch_within(seconds: float | None, origin: Origin = "python") -> DispatchResult:
+    """Dispatch, but begin no other batch after *seconds*; None is no limit. The history of runs keeps the *origin*."""
     runtime.load_imports()
     dispatcher = _Dispatcher(runtime.get_settings(), seconds)
+    types = sorted(registry.types())
+    if not types:
+        return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
             with database_errors(), connections.connected() as begin:
-                dispatcher.run(begin)
+                dispatcher.run(begin, types.copy())
+                _note(begin, dispatcher.result, types, origin)
         finally:
             telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result
@@ -104,10 +114,9 @@ class _Dispatcher:
         self._seconds = seconds
         self._size = BATCH_EVENTS
 
-    def run(self, begin: Begin) -> None:
+    def run(self, begin: Begin, types: list[str]) -> None:
         """Dispatch what is due, until nothing is."""
-        types = sorted(registry.types())
-        while types and not self._expired():
+        while not self._expired():
             random.shuffle(types)
             new = self._claim(begin, types, self._size, tried=False)
             self._together(begin, new)
@@ -122,8 +131,7 @@ class _Dispatcher:
         return self._seconds is not None and time.monotonic() - self._began > self._seconds
 
     def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Claim]:
-        with begin() as work, self._ours(work) as tx:
-            claims = outbox.claim(tx, types, size, tried=tried)
+        claims = self._own(begin, lambda tx: outbox.claim(tx, types, size, tried=tried))
         for claim in claims:
             if claim.dead:
                 self.result.dead += 1
@@ -137,80 +145,121 @@ class _Dispatcher:
         ran: list[Attempt] = []
         try:
             with begin() as work:
-                states = self._batch(work, claims, ran)
+                settled = self._batch(work, claims, ran)
         except Exception as error:
-            if not ran:
+            if not (ran or connections.is_contention(error)):
                 raise
             batch = counted(len(claims), "event")
             logger.warning("a batch of %s is tried one by one after %s", batch, type(error).__name__)
             for claim in claims:
-                self._alone(begin, claim)
-            return
-        self.result.handled += sum(len(attempt.done) for attempt in ran)
-        self.result.failed += sum(attempt.failed for attempt in ran)
-        self._count(states)
+                self._alone(begin, claim, ran)
+        else:
+            self._count(ran, settled)
 
-    def _batch(self, work: Work, claims: Sequence[Claim], ran: list[Attempt]) -> dict[str, str]:
+    def _batch(self, work: Work, claims: Sequence[Claim], ran: list[Attempt]) -> dict[str, Settled]:
         began = time.monotonic()
-        with self._ours(work) as tx:
-            held = outbox.lock(tx, claims, round(running.HANDLER_SECONDS * 1000))
-        for row in held:
-            if ran and time.monotonic() - began > BATCH_SECONDS:
-                break
-            ran.append(Attempt(row.event_id, row.attempts, (), None))
-            outcomes = {one.name: running.run(work, one, row) for one in running.missing(row)}
-            errors = [error for error in outcomes.values() if error]
-            done = tuple(name for name, error in outcomes.items() if error is None)
-            ran[-1] = Attempt(row.event_id, row.attempts, done, errors[-1] if errors else None, len(errors))
-        left = [Claim(row.event_id, row.attempts, row.type, False) for row in held[len(ran) :]]
-        self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
-        with self._ours(work) as tx:
-            outbox.give_back(tx, left)
-            states = outbox.settle(tx, ran, held[0].xact_id if held else None)
-        if len(states) < len(ran):
+        with self._locked(work, claims) as held:
+            for row in held:
+                if ran and time.monotonic() - began > BATCH_SECONDS:
+                    break
+                ran.append(Attempt(row.event_id, row.attempts, ()))
+                for handler in running.missing(row):
+                    ran[-1] = _after(ran[-1], handler, running.run(work, self._settings.database_schema, handler, row))
+            left = [Claim(row.event_id, row.attempts, row.type, False) for row in held[len(ran) :]]
+            self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
+            with borrowed(work.ours, self._settings) as tx:
+                outbox.give_back(tx, left)
+                settled = outbox.settle(tx, ran, held[0].xact_id if held else None)
+        if len(settled) < len(ran):
             raise EndedError
-        return states
+        return settled
 
-    def _alone(self, begin: Begin, claim: Claim) -> None:
-        """Try one event, each handler in a transaction of its own."""
-        failure = None
+    def _alone(self, begin: Begin, claim: Claim, before: Sequence[Attempt] = ()) -> None:
+        """Try one event, each handler in a transaction of its own; *before* is what ran in a batch that has failed."""
+        failed_before = {name for attempt in before if attempt.event_id == claim.event_id for name in attempt.failed}
+        attempt = Attempt(claim.event_id, claim.attempts, ())
         for handler in registry.handlers_of(claim.type):
             ran, error = False, None
             try:
-                with begin() as work:
-                    with self._ours(work) as tx:
-                        held = outbox.lock(tx, [claim], round(running.HANDLER_SECONDS * 1000))
+                with begin() as work, self._locked(work, [claim]) as held:
                     if not held:
                         return
-                    if handler.name in held[0].done:
+                    # One that is done has committed by itself in the batch; if it failed all the same, it is repeated.
+                    if handler.name in held[0].done and handler.name not in failed_before:
                         continue
                     ran = True
-                    error = running.run(work, handler, held[0])
-                    if error is None:
-                        with self._ours(work) as tx:
-                            if not outbox.note(tx, held[0], handler.name):
-                                raise EndedError
+                    error = running.run(work, self._settings.database_schema, handler, held[0])
             except Exception as raised:
-                if not ran:
+                if not (ran or connections.is_contention(raised)):
                     raise
                 error = error or running.told(handler, claim.event_id, claim.attempts, raised)
-            failure = error or failure
-            self.result.handled += error is None
-            self.result.failed += error is not None
-        with begin() as work, self._ours(work) as tx:
-            states = outbox.settle(tx, [Attempt(claim.event_id, claim.attempts, (), failure)])
-        self._count(states)
+            attempt = _after(attempt, handler, error)
+        self._count([attempt], self._own(begin, lambda tx: outbox.settle(tx, [attempt])))
 
-    def _count(self, states: Mapping[str, str]) -> None:
-        self.result.dispatched += sum(state == "dispatched" for state in states.values())
-        for event_id in (event_id for event_id, state in states.items() if state == "dead"):
-            self.result.dead += 1
-            logger.error("event %s is dead after %d attempts", event_id, outbox.MOST_ATTEMPTS)
+    def _count(self, attempts: Sequence[Attempt], settled: Mapping[str, Settled]) -> None:
+        for attempt in (attempt for attempt in attempts if attempt.event_id in settled):
+            state, done = settled[attempt.event_id]
+            undone = [name for name in attempt.ran if name not in done]
+            for name in undone:
+                logger.warning("handler %s failed on event %s: its work was rolled back", name, attempt.event_id)
+            self.result.handled += len(attempt.ran) - len(undone)
+            self.result.failed += len(attempt.failed) + len(undone)
+            self.result.dispatched += state == "dispatched"
+            if state == "dead":
+                self.result.dead += 1
+                logger.error("event %s is dead after %d attempts", attempt.event_id, outbox.MOST_ATTEMPTS)
 
     @contextmanager
-    def _ours(self, work: Work) -> Iterator[Transaction]:
+    def _locked(self, work: Work, claims: Sequence[Claim]) -> Iterator[list[Held]]:
+        """Lock claimed rows and limit what handlers may take, until the end of the transaction or of the block."""
         with borrowed(work.ours, self._settings) as tx:
-            yield tx
+            limits = outbox.limit(tx, round(running.HANDLER_SECONDS * 1000))
+            held = outbox.lock(tx, claims)
+        yield held
+        if work.nested:
+            with borrowed(work.ours, self._settings) as tx:
+                outbox.unlimit(tx, limits)
+
+    def _own(self, begin: Begin, action: Callable[[Transaction], T]) -> T:
+        """Run a transaction without handlers; one that contends with another, as in SERIALIZABLE, is tried again."""
+        for pause in (*CONTENTION_PAUSES, None):
+            nested = False
+            try:
+                with begin() as work:
+                    nested = work.nested
+                    with borrowed(work.ours, self._settings) as tx:
+                        return action(tx)
+            except Exception as error:
+                if pause is None or nested or not connections.is_contention(error):
+                    raise
+                time.sleep(pause * (1 + random.random()))  # noqa: S311 - not a secret
+        raise AssertionError("unreachable")
+
+
+def _after(attempt: Attempt, handler: Registered, error: str | None) -> Attempt:
+    if error is None:
+        return attempt._replace(ran=(*attempt.ran, handler.name))
+    return attempt._replace(failed=(*attempt.failed, handler.name), error=error)
+
+
+_noted_at: dict[tuple[str, ...], float] = {}
+"""When this process last left a row in the history of runs, by database and types."""
+
+
+def _note(begin: Begin, result: DispatchResult, types: Sequence[str], origin: Origin) -> None:
+    """Leave in the history of runs which types have handlers here; an idle dispatcher does so once a minute."""
+    key = (engines.database_of(runtime.get_engine()), origin, *types)
+    idle = not (result.handled or result.failed)
+    if idle and time.monotonic() - _noted_at.get(key, -IDLE_SECONDS) < IDLE_SECONDS:
+        return
+    run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms}, handled_types=tuple(types))
+    try:
+        with begin() as work, borrowed(work.ours, runtime.get_settings()) as tx:
+            runs.add(tx, run)
+    except Exception as error:  # SQLAlchemy's or a framework's; the handlers have run
+        logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)
+        return
+    _noted_at[key] = time.monotonic()
 
 
 def dead_events(engine: sa.Engine) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import logging
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from mailglass_reconcile.hooks.connections import Work
@@ -14,6 +16,8 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
+from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.outbox import Held
 
 logger = logging.getLogger(__name__)
@@ -27,16 +31,20 @@ def missing(row: Held) -> list[Registered]:
     return [one for one in registry.handlers_of(row.type) if one.name not in row.done]
 
 
-def run(work: Work, handler: Registered, row: Held) -> str | None:
-    """Run one handler under a savepoint, and return the class of its error, or None."""
+def run(work: Work, schema: str, handler: Registered, row: Held) -> str | None:
+    """Run one handler under a savepoint, and return the class of its error, or None.
+
+    That it is done is noted first, under the same savepoint: whatever undoes its work later undoes the note as well.
+    """
     began = time.monotonic()
     try:
         with work.savepoint():
-            handler.function(work.connection, _event(row))
+            outbox.note(Transaction(work.ours, schema), row.event_id, handler.name)
+            _require_finished(handler.function(work.connection, _event(row)))
             if time.monotonic() - began > HANDLER_SECONDS:
                 raise TimeoutError
     except Exception as error:  # an application's handler may fail in any way, which costs that handler only
-        if work.ours.invalidated:
+        if work.ours.closed or work.ours.invalidated:
             raise
         return told(handler, row.event_id, row.attempts, error)
     return None
@@ -50,6 +58,14 @@ def told(handler: Registered, event_id: str, attempt: int, error: Exception) -> 
     at = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
     logger.warning("handler %s failed on event %s, attempt %d: %s%s", handler.name, event_id, attempt, name, at)
     return name
+
+
+def _require_finished(returned: Any) -> None:
+    """Fail if a handler returned what has yet to be awaited or iterated: it has done nothing."""
+    if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()
+        raise TypeError("the handler returned a coroutine or generator, which nobody runs")
 
 
 def _event(row: Held) -> DeliveryEvent:

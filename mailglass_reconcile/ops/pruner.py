@@ -37,7 +37,7 @@ class PruneResult:
         settled: Open orphans removed because the ledger has them reconciled, or not at all.
         added: Orphans of the ledger that were missing and are open now.
         hooks_dispatched: Rows of the handlers' outbox deleted whose handlers were all done.
-        hooks_dead: Rows of the handlers' outbox deleted that were dead, or that nobody has ever handled.
+        hooks_dead: Rows of the handlers' outbox deleted that were dead; those that wait are kept.
     """
 
     succeeded: int = 0
@@ -90,7 +90,7 @@ def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python")
             result.hooks_dispatched = in_batches(connection, settings, outbox.DELETE_DISPATCHED, bounds)
         if settings.retention_dead_days is not None:
             bounds = {"days": settings.retention_dead_days, "size": BATCH_ROWS}
-            result.hooks_dead = in_batches(connection, settings, outbox.DELETE_UNHANDLED, bounds)
+            result.hooks_dead = in_batches(connection, settings, outbox.DELETE_DEAD, bounds)
         expired = repair.remove_expired(connection, settings, BATCH_ROWS)
         result.expired = expired.orphans
         result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)

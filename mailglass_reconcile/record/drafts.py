@@ -66,7 +66,7 @@ def _draft(at: str, event: WebhookEvent, tenant_id: str, provider: str, key: str
     message_id = validation.message_id(f"{at}.message_id", event.message_id)
     given = storing.metadata(f"{at}.metadata", event.metadata)
     recipient = validation.recipient(f"{at}.recipient", event.recipient) or _recipient_in(given)
-    own = {"provider_event_id": storing.storable(str(event.provider_event_id).strip())[: keys.MAX_ID_LENGTH]}
+    own = {"provider_event_id": storing.storable(storing.plain(event.provider_event_id).strip())[: keys.MAX_ID_LENGTH]}
     kept = {name: value for name, value in given.items() if _bare(name) not in (*ADDRESS_KEYS, "recipient_known")}
     entry = Entry(
         id=ledger.uuid7(),

@@ -22,6 +22,11 @@ MAX_NUMBER_BITS = 1_024
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
+def plain(value: str | int) -> str:
+    """Return a text or an integer as a text; of a member of an enumeration, its value and not its name."""
+    return str.__str__(value) if isinstance(value, str) else str(int(value))
+
+
 def storable(text: str) -> str:
     """Return *text* with U+FFFD for what Postgres cannot store: NUL and halves of surrogate pairs."""
     return _NOT_STORABLE.sub("\ufffd", text)
@@ -67,12 +72,16 @@ def _json(path: str, value: object, depth: int) -> Any:
 def _key(path: str, key: object) -> str:
     if not isinstance(key, str):
         raise InvalidEventError(f"{path} has a key that is not a text")
-    return storable(key)[:MAX_TEXT]
+    return storable(plain(key))[:MAX_TEXT]
 
 
 def _shown(key: object) -> str:
     """Return a key for an error; one that looks like an address is not shown."""
     return "…" if _is_address(key) else repr(storable(str(key))[:50])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
 def _scalar(path: str, value: object) -> str | int | float | None:
@@ -85,7 +94,10 @@ def _scalar(path: str, value: object) -> str | int | float | None:
             raise InvalidEventError(f"{path} is a number of more than {MAX_NUMBER_BITS:,} bits")
         case float():
             return float(value) if math.isfinite(value) else None
-        case str() | dt.date() | dt.time() | UUID():
-            text = storable(value.isoformat() if isinstance(value, dt.date | dt.time) else str(value))
-            return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+        case str():
+            return _short(storable(plain(value)))
+        case dt.date() | dt.time():
+            return storable(value.isoformat())
+        case UUID():
+            return str(value)
     raise InvalidEventError(f"{path} is a {type(value).__name__}, which JSON cannot hold")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record.storing import storable
+from mailglass_reconcile.record.storing import plain, storable
 from mailglass_reconcile.rules import addresses, providers
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
@@ -32,7 +32,7 @@ def reject_reason(field: str, value: object) -> str | None:
 
 def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:
     if isinstance(value, str) and value in known:
-        return value
+        return plain(value)
     hint = did_you_mean(value, known, " ({})") if isinstance(value, str) else ""
     raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(known)}")
 
@@ -40,7 +40,7 @@ def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:
 def name(field: str, value: object) -> str:
     """Return a tenant's, a provider's or a key's *value*, as it is."""
     if isinstance(value, str) and value.strip() and is_usable(value):
-        return value
+        return plain(value)
     raise InvalidEventError(f"{field} must be a text of 1 to 512 characters without control characters")
 
 
@@ -75,7 +75,7 @@ def event_id(field: str, value: object) -> str:
     """Return a provider's id of an event as a text, whole and as it came."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidEventError(f"{field} must be a text or an integer")
-    text = str(value).strip()
+    text = plain(value).strip()
     if not text:
         raise InvalidEventError(f"{field} must not be empty, because it tells whether an event was recorded already")
     return text
@@ -85,14 +85,14 @@ def message_id(field: str, value: object) -> str | None:
     """Return a message id as a text that can be stored; one that is too long stays too long to be matched."""
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise InvalidEventError(f"{field} must be a text, an integer or None")
-    return None if value is None else storable(str(value))[: MAX_ID_LENGTH + 1]
+    return None if value is None else storable(plain(value))[: MAX_ID_LENGTH + 1]
 
 
 def sent_id(field: str, value: object, *, needed: bool) -> str | None:
     """Return the message id of a send as it is stored, trimmed; None only if none is *needed*."""
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise InvalidEventError(f"{field} must be a text, an integer or None")
-    text = "" if value is None else str(value).strip()
+    text = "" if value is None else plain(value).strip()
     if not text and not needed:
         return None
     if not is_usable(text):

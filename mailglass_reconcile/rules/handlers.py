@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.event_types import ALL, TYPES
+from mailglass_reconcile.rules.event_types import ALL, TYPES, chosen
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.wording import did_you_mean
 
@@ -32,9 +34,11 @@ _registered: dict[str, Registered] = {}
 def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     """Register the decorated function as a handler of events.
 
-    It is called as `handler(connection, event)`, once for each event of these types that reaches a delivery while
-    `MAILGLASS_HOOK_TYPES` names its type. What it does through *connection* is committed together with the note that
-    it did it, so it must not commit. If it raises, it is tried again later.
+    It is called as `handler(connection, event)`, once for each event of these types that reaches a delivery. What it
+    does through *connection* is committed together with the note that it did it, so it must not commit. If it raises,
+    it is tried again later.
+
+    A process that sweeps or records, but does not import this module, has to name the types in `MAILGLASS_HOOK_TYPES`.
 
     Args:
         types: Types of events, such as `bounced`; `*` is all of them.
@@ -51,7 +55,10 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     def register(function: H) -> H:
         called = name or _path(function)
         _check(called, function)
-        place, before = _place(function), _registered.get(called)
+        place = _place(function)
+        if name is None:
+            called = _of_main(called, function, place)
+        before = _registered.get(called)
         if before is not None and before.function is not function and (place is None or before.place != place):
             at = f" (line {before.place[1]} of {before.place[0]})" if before.place else ""
             raise ConfigurationError(f"on_event: a handler {called} is registered already{at}: give this one a name=")
@@ -67,6 +74,11 @@ def types() -> frozenset[str]:
     return frozenset().union(*(one.types for one in _registered.values()))
 
 
+def recorded_types(setting: str | None) -> frozenset[str]:
+    """Return the types of events that this process hands to handlers: as `MAILGLASS_HOOK_TYPES` says, or its own."""
+    return types() if setting is None else chosen(setting)
+
+
 def handlers_of(type_: str) -> list[Registered]:
     """Return the handlers of a type, in the order in which they were registered."""
     return [one for one in _registered.values() if type_ in one.types]
@@ -74,7 +86,7 @@ def handlers_of(type_: str) -> list[Registered]:
 
 def _known(type_: object) -> str:
     if isinstance(type_, str) and type_ in TYPES:
-        return type_
+        return TYPES[TYPES.index(type_)]  # a plain string, if the type is a member of an application's enumeration
     if callable(type_):
         raise ConfigurationError("on_event needs types: write @on_event('bounced') instead of @on_event")
     hint = did_you_mean(str(type_), TYPES, " ({})")
@@ -85,20 +97,51 @@ def _path(function: Handler) -> str:
     path = getattr(function, "__qualname__", "")
     if not path or "<lambda>" in path:
         raise ConfigurationError("on_event: a handler that is not a named function needs name=")
-    return f"{function.__module__}.{path}"
+    return f"{_module(function)}.{path}"
+
+
+def _module(function: Handler) -> str:
+    """Return the name of a function's module; of one that runs by `python -m`, the name that others import it by."""
+    spec = sys.modules["__main__"].__spec__ if function.__module__ == "__main__" else None
+    return spec.name if spec else function.__module__
+
+
+def _of_main(path: str, function: Handler, place: tuple[str, int] | None) -> str:
+    """Return the name of a function whose module is loaded twice: as the program itself, and by its name."""
+    main = f"__main__.{function.__qualname__}"
+    twins = [
+        one.name
+        for one in _registered.values()
+        if place is not None and one.place == place and one.name.endswith(f".{function.__qualname__}")
+    ]
+    if path == main:
+        return twins[0] if twins else path
+    if main in twins:
+        del _registered[main]
+    return path
 
 
 def _check(name: str, function: Handler) -> None:
     if not name.isprintable() or not name.strip() or len(name) > MAX_NAME:
         raise ConfigurationError(f"on_event: a handler's name must be 1 to {MAX_NAME} printable characters")
-    if inspect.iscoroutinefunction(function):
-        raise ConfigurationError(f"on_event: {name} is asynchronous; a handler must be an ordinary function")
+    if not _is_ordinary(function):
+        raise ConfigurationError(
+            f"on_event: {name} is asynchronous or a generator, so calling it would not run it: a handler must be an"
+            " ordinary function"
+        )
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:
         raise ConfigurationError(f"on_event: {name} must take two arguments, connection and event") from None
     except ValueError:  # written in C, without a signature
         pass
+
+
+def _is_ordinary(function: Handler) -> bool:
+    inner = inspect.unwrap(function)
+    called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return not any(is_kind(one) for is_kind in kinds for one in (function, called))
 
 
 def _place(function: Handler) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules import event_types
+from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import SEARCH_PATH, Transaction
 
@@ -55,7 +55,7 @@ def borrowed(connection: sa.Connection, settings: Settings) -> Iterator[Transact
             'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
         )
     with connection.begin_nested():
-        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
+        tx = Transaction(connection, settings.database_schema, handlers.recorded_types(settings.hook_types))
         before = dict(tx.execute(_BORROW_SCOPE, {"path": SEARCH_PATH}).mappings().one())
         del before["set_config"]
         yield tx

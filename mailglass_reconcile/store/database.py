@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import is_passing, sqlstate
-from mailglass_reconcile.rules import event_types
+from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.engines import ISOLATION
 
@@ -136,7 +136,7 @@ def transaction(
     # A connection that was lost and opened again has its server's default isolation again.
     connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
     with connection.begin():
-        tx = Transaction(connection, settings.database_schema, event_types.chosen(settings.hook_types))
+        tx = Transaction(connection, settings.database_schema, handlers.recorded_types(settings.hook_types))
         scope = tx.execute(
             _SET_SCOPE,
             {

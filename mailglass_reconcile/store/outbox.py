@@ -6,7 +6,7 @@ attempt is counted when its row is claimed, so one that ends with its process co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.store.database import Transaction
@@ -19,6 +19,8 @@ LAST_SECONDS = 300
 """When a row is declared dead whose last attempt ended with its process."""
 UNFINISHED = "Unfinished"
 """As a row's error: its last attempt still runs, or has ended with its process."""
+ROLLED_BACK = "RolledBack"
+"""As a row's error: a handler returned, but its work was rolled back."""
 
 # Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
 _ADD = """
@@ -58,13 +60,11 @@ DELETE FROM {schema}.mailglass_hook_outbox
           ORDER BY finished_at LIMIT :size))
 """
 
-# Waiting ones too: retries end after days, so nobody has handled these.
-DELETE_UNHANDLED = """
+DELETE_DEAD = """
 DELETE FROM {schema}.mailglass_hook_outbox
  WHERE event_id = ANY (ARRAY(
          SELECT event_id FROM {schema}.mailglass_hook_outbox
-          WHERE state <> 'dispatched'
-            AND coalesce(finished_at, inserted_at) < now()::timestamp - make_interval(days => :days)
+          WHERE state = 'dead' AND finished_at < now()::timestamp - make_interval(days => :days)
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
 
@@ -114,30 +114,38 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
 
 # Not the connection's own, if those are stricter; older servers have no limit for a whole transaction.
 _LIMIT = """
-SELECT set_config(name, :milliseconds, true) FROM pg_settings
+SELECT name, setting, set_config(name, :milliseconds, true) FROM pg_settings
  WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
    AND (setting::bigint = 0 OR setting::bigint > CAST(:milliseconds AS bigint))
 """
 
-# In the same transaction in which the handlers ran: one of them may have ended it.
+# Runs in the handler's scope and not in ours, so functions are named with their schema.
 _NOTE = """
-UPDATE {schema}.mailglass_hook_outbox SET done = array_append(done, CAST(:handler AS text))
- WHERE event_id = CAST(:event_id AS uuid) AND pg_current_xact_id()::text = :xact_id
+UPDATE {schema}.mailglass_hook_outbox
+   SET done = pg_catalog.array_append(pg_catalog.array_remove(done, CAST(:handler AS text)), CAST(:handler AS text))
+ WHERE event_id = CAST(:event_id AS uuid)
 """
 
+# A handler that ran without an error and is not noted as done was rolled back: its own work, and its note with it. One
+# that failed although it is noted has committed, and is tried again. In the transaction in which the handlers ran, if
+# one of them may have ended it.
 _SETTLE = """
 UPDATE {schema}.mailglass_hook_outbox AS o
-   SET done = o.done || CAST(s.done AS text[]), error = s.error,
-       state = CASE WHEN s.error IS NULL THEN 'dispatched' WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
-       finished_at = CASE WHEN s.error IS NULL OR o.attempts >= :most THEN clock_timestamp()::timestamp END,
-       next_at = CASE WHEN s.error IS NULL OR o.attempts >= :most THEN o.next_at
+   SET done = ARRAY(SELECT d.name FROM unnest(o.done) WITH ORDINALITY AS d (name, place)
+                     WHERE d.name <> ALL (CAST(s.failed AS text[])) ORDER BY d.place),
+       error = coalesce(s.error, CASE WHEN NOT o.done @> CAST(s.ran AS text[]) THEN :rolled_back END),
+       state = CASE WHEN s.error IS NULL AND o.done @> CAST(s.ran AS text[]) THEN 'dispatched'
+                    WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
+       finished_at = CASE WHEN s.error IS NULL AND o.done @> CAST(s.ran AS text[]) OR o.attempts >= :most
+                          THEN clock_timestamp()::timestamp END,
+       next_at = CASE WHEN o.attempts >= :most THEN o.next_at
                       ELSE clock_timestamp()::timestamp
                            + make_interval(secs => (CAST(:delays AS float8[]))[o.attempts] * (1 + random() / 4)) END
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:done AS text[]), CAST(:errors AS text[]))
-       AS s (event_id, attempts, done, error)
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:ran AS text[]), CAST(:failed AS text[]),
+              CAST(:errors AS text[])) AS s (event_id, attempts, ran, failed, error)
  WHERE o.event_id = s.event_id AND o.attempts = s.attempts AND o.state = 'waiting'
    AND (CAST(:xact_id AS text) IS NULL OR pg_current_xact_id()::text = :xact_id)
-RETURNING o.event_id::text, o.state
+RETURNING o.event_id::text, o.state, o.done
 """
 
 _GIVE_BACK = """
@@ -175,13 +183,20 @@ class Held(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """How an attempt ended: the handlers that are done now, how many failed, and the class of the last error."""
+    """How an attempt ended: the handlers that ran without an error, those that failed, and the last error's class."""
 
     event_id: str
     attempts: int
-    done: tuple[str, ...]
-    error: str | None
-    failed: int = 0
+    ran: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Settled(NamedTuple):
+    """A row after an attempt: its state, and the handlers that are done with its event."""
+
+    state: str
+    done: list[str]
 
 
 def add(tx: Transaction, reports: Sequence[Report]) -> None:
@@ -226,20 +241,30 @@ def claim(tx: Transaction, types: Collection[str], size: int, *, tried: bool) ->
     return [Claim(*row) for row in rows.all()]
 
 
-def lock(tx: Transaction, claims: Sequence[Claim], limit_ms: int) -> list[Held]:
-    """Lock claimed rows that are still this claim's, and limit what a statement and the transaction may take."""
-    tx.execute(_LIMIT, {"milliseconds": str(limit_ms)})
+def lock(tx: Transaction, claims: Sequence[Claim]) -> list[Held]:
+    """Lock claimed rows that are still this claim's."""
     return [Held(*row) for row in tx.execute(_LOCK, _of(claims)).all()]
 
 
-def note(tx: Transaction, row: Held, handler: str) -> bool:
-    """Note that a handler is done with an event, and return whether this is still the transaction that it ran in."""
-    noted = {"event_id": row.event_id, "handler": handler, "xact_id": row.xact_id}
-    return tx.execute(_NOTE, noted).rowcount == 1
+def limit(tx: Transaction, milliseconds: int) -> dict[str, str]:
+    """Limit what a statement and the transaction may take; return the settings that this changes, as they were."""
+    rows = tx.execute(_LIMIT, {"milliseconds": str(milliseconds)})
+    return {row.name: row.setting for row in rows}
 
 
-def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, str]:
-    """Note how attempts ended, and return the state of each row that is changed: none, in another transaction.
+def unlimit(tx: Transaction, before: Mapping[str, str]) -> None:
+    """Give a transaction the limits back that `limit` has returned."""
+    for name, setting in before.items():
+        tx.execute("SELECT set_config(:name, :setting, true)", {"name": name, "setting": setting})
+
+
+def note(tx: Transaction, event_id: str, handler: str) -> None:
+    """Note that a handler is done with an event, which is locked."""
+    tx.execute(_NOTE, {"event_id": event_id, "handler": handler})
+
+
+def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, Settled]:
+    """Note how attempts ended, and return each row that is changed, by its event: none, in another transaction.
 
     Args:
         tx: The transaction.
@@ -249,13 +274,15 @@ def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = N
     parameters = {
         "event_ids": array_literal(one.event_id for one in attempts),
         "attempts": array_literal(str(one.attempts) for one in attempts),
-        "done": array_literal(array_literal(one.done) for one in attempts),
+        "ran": array_literal(array_literal(one.ran) for one in attempts),
+        "failed": array_literal(array_literal(one.failed) for one in attempts),
         "errors": array_literal(one.error for one in attempts),
+        "rolled_back": ROLLED_BACK,
         "most": MOST_ATTEMPTS,
         "delays": array_literal(map(str, DELAYS_SECONDS)),
         "xact_id": xact_id,
     }
-    return {row.event_id: row.state for row in tx.execute(_SETTLE, parameters)}
+    return {row.event_id: Settled(row.state, row.done) for row in tx.execute(_SETTLE, parameters)}
 
 
 def give_back(tx: Transaction, claims: Sequence[Claim]) -> None:

@@ -1,16 +1,30 @@
 """Handlers in Django: what they write by the ORM is committed with the note that they ran, or not at all."""
 
+import unittest
+import uuid
+from contextlib import suppress
+
 import pytest
 from anymail_payloads import POSTMARK
 from anymail_stories import ANN, STORY, Message
+from django.apps import apps
+from django.core.management import call_command
 from django.db import connection as djangos
-from django.db import transaction
-from django.db.utils import ProgrammingError
+from django.db import connections, transaction
+from django.db.utils import IntegrityError, ProgrammingError
+from django.test import TestCase
+from django_project import another_database
 
 from handling import effects, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch, on_event
 
 EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
+
+
+@pytest.fixture
+def site(app):
+    """A table of the application's, with a constraint."""
+    call_command("migrate", "contenttypes", verbosity=0)
 
 
 @pytest.fixture
@@ -94,3 +108,87 @@ def test_a_database_that_is_away_is_named_as_django_names_it(told):
     finally:
         djangos.settings_dict.update(kept)
     told.hooked.clear()
+
+
+def careless(name, act, *types):
+    """Register a handler that writes, and then does what Django would undo without an error."""
+
+    @on_event(*(types or ("delivered",)), name=name)
+    def handler(_connection, event):
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, [name, event.event_id])
+        act()
+
+
+def _catch():
+    """Django's own idiom without its `atomic()`: Postgres undoes everything since the last savepoint."""
+    model = apps.get_model("contenttypes", "ContentType")
+    with suppress(IntegrityError):
+        model.objects.bulk_create([model(pk=10_000, app_label="shop", model=name) for name in ("a", "b")])
+
+
+UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction.set_rollback(True)}
+
+
+@pytest.mark.parametrize("act", UNDONE.values(), ids=UNDONE)
+def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
+    """It did not raise; the other handlers of the event are done."""
+    told.hooked.clear()
+    careless("undone", act)
+    given = leaving("given", "delivered")
+    result = dispatch()
+    assert (result.handled, result.failed, effects(told)) == (1, 1, {"given": 1})
+    assert (states(told)["waiting"] > 0, len(given)) == (True, 1)
+
+
+def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
+    """`on_commit` of the handlers of one batch: Django stops at the first that raises."""
+    told.hooked.clear()
+    called = []
+
+    def callback(name):
+        called.append(name)
+        if name == "bad":
+            raise ValueError(ANN)
+
+    for name in ("first", "bad", "last"):
+        careless(name, lambda name=name: transaction.on_commit(lambda: callback(name)))
+    result = dispatch()
+    assert (result.handled, result.failed, called) == (3, 0, ["first", "bad", "last"])
+    assert "a callback that a handler gave to on_commit failed: ValueError in " in caplog.text
+    assert ANN not in caplog.text
+
+
+def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(told):
+    """The caller's rows are there, on this alias and on another; its own statement may take as long as before."""
+    given = leaving("given")
+    with another_database(), transaction.atomic("other"), transaction.atomic():
+        for alias in ("default", "other"):
+            with connections[alias].cursor() as cursor:
+                cursor.execute(EFFECT, [alias, uuid.uuid4()])
+        assert dispatch().dispatched == len(given) > 0
+        with djangos.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout'), current_setting('search_path')")
+            assert cursor.fetchone() == ("0", '"$user", public')
+    assert effects(told) == {"default": 1, "other": 1, "given": len(given)}
+    told.broken.add("I14")
+
+
+def test_a_testcase_can_test_a_handler(told):
+    """All of it is undone at its end."""
+    given = leaving("given", "delivered")
+    dispatched = []
+
+    class Case(TestCase):
+        databases = ("default",)
+
+        def test_one(self):
+            dispatched.append(dispatch().dispatched)
+            dispatched.append(dispatch().dispatched)
+
+        test_two = test_one
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert (result.errors, result.failures, dispatched) == ([], [], [1, 0, 1, 0])
+    assert (len(given), effects(told), "dispatched" in states(told)) == (2, {}, False)

@@ -1,12 +1,18 @@
 """What happens to an event on its way to handlers: in one process, on the application's connection."""
 
 import datetime as dt
+import enum
+import functools
 import logging
+import os
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm
 
 import factories
 import mailglass_reconcile
@@ -160,6 +166,17 @@ def _replace(connection):
     connection.exec_driver_sql(f"SAVEPOINT {connection.get_nested_transaction()._savepoint}")
 
 
+def _session(connection):
+    with sa.orm.Session(connection, join_transaction_mode="rollback_only") as session:
+        session.execute(sa.text("SELECT 1"))
+        session.rollback()
+
+
+def _leave(connection):
+    with connection:
+        pass
+
+
 ENDINGS = {
     "commits": lambda connection: connection.commit(),
     "rolls back": lambda connection: connection.rollback(),
@@ -169,6 +186,12 @@ ENDINGS = {
         "SELECT pg_terminate_backend(pg_backend_pid())"
     ),
     "swallows an error": _swallow,
+    "ends its savepoint": lambda connection: connection.get_nested_transaction().rollback(),
+    "rolls back to its savepoint in SQL": lambda connection: connection.exec_driver_sql(
+        f"ROLLBACK TO {connection.get_nested_transaction()._savepoint}"
+    ),
+    "rolls back its session": _session,
+    "closes the connection": _leave,
 }
 
 
@@ -191,6 +214,39 @@ def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hook
     assert effects(hooked) == {"effect": 2, "other": 3}
 
 
+def test_a_commit_in_sql_repeats_nobody_else_s_work(hooked, caplog):
+    """It is counted and logged as a failure, and only its own work is done again: it cannot be undone."""
+    linked(hooked, 3)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-1":
+            connection.exec_driver_sql("COMMIT")
+
+    leaving("other")
+    result = dispatch()
+    assert (result.dispatched, result.failed, states(hooked)) == (2, 1, {"dispatched": 2, "waiting": 1})
+    assert "handler effect failed on event" in caplog.text
+    assert hooked.value("SELECT done FROM mailglass_hook_outbox WHERE state = 'waiting'") == ["other"]
+    assert effects(hooked) == {"effect": 4, "other": 3}
+    hooked.broken.add("I14")
+
+
+def test_dispatchers_in_serializable_transactions_run_every_handler(hooked):
+    """As the database's default: four at once contend for the rows, and none raises."""
+    linked(hooked, 20)
+    told = leaving("effect")
+    hooked.run(f"ALTER DATABASE {sa.make_url(hooked.url).database} SET default_transaction_isolation = 'serializable'")
+    with ThreadPoolExecutor(4) as pool:
+        done = [one.result() for one in [pool.submit(dispatch) for _ in range(4)]]
+    while states(hooked) != {"dispatched": 20}:
+        make_due(hooked)
+        done.append(dispatch())
+    assert (sum(one.handled for one in done), effects(hooked)) == (20, {"effect": 20})
+    assert len(told) >= 20
+
+
 def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(hooked):
     """They wait for a process that has one, and hold up no others."""
     linked(hooked, 2)
@@ -200,6 +256,143 @@ def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(hooked):
     assert states(hooked) == {"waiting": 2}
     leaving("bounces", "bounced")
     assert counts(dispatch()) == (2, 2, 0, 0)
+
+
+def test_a_dispatch_without_handlers_asks_the_database_nothing(hooked):
+    """Beat's entry costs nothing where nobody has a handler."""
+    sent = []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert sent == []
+
+
+def test_a_dispatch_leaves_in_the_history_which_types_have_handlers(hooked):
+    """An idle one does so once a minute, in the row of its hour; a row of other types is another one."""
+    leaving("bounces", "bounced", "complained")
+    linked(hooked, 2)
+    dispatch()
+    dispatch()
+    leaving("opens", "opened")
+    dispatch()
+    found = hooked.rows(
+        "SELECT origin, status, runs, handled_types FROM mailglass_reconcile_runs WHERE kind = 'dispatch'"
+    )
+    assert sorted(found) == [
+        ("python", "ok", 1, "bounced,complained"),
+        ("python", "ok", 1, "bounced,complained,opened"),
+    ]
+
+
+def test_without_a_setting_the_types_are_those_of_this_process_s_handlers(hooked):
+    """Looked up when a transaction begins; `none` writes nothing, whatever is registered."""
+    unset = hooked.settings.model_copy(update={"hook_types": None})
+    mailglass_reconcile.configure(engine=hooked.engine, settings=unset)
+    hooked.hooked.clear()
+    linked(hooked)
+    assert states(hooked) == {}
+    leaving("bounces", "bounced")
+    with hooked.engine.begin() as connection:
+        record(
+            connection, event("m-0", "bounced", provider_event_id="1"), event("m-0", "opened", provider_event_id="2")
+        )
+    assert hooked.rows("SELECT type FROM mailglass_hook_outbox") == [("bounced",)]
+    mailglass_reconcile.configure(engine=hooked.engine, settings=unset.model_copy(update={"hook_types": "none"}))
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-0", "bounced", provider_event_id="3"))
+    assert states(hooked) == {"waiting": 1}
+
+
+async def _asynchronous(connection, event):
+    pass
+
+
+def _generator(connection, event):
+    yield
+
+
+async def _asynchronous_generator(connection, event):
+    yield
+
+
+class _Asynchronous:
+    async def __call__(self, connection, event):
+        pass
+
+
+def _decorated(function):
+    return functools.wraps(function)(_hidden(function))
+
+
+def _hidden(function):
+    return lambda connection, event: function(connection, event)  # noqa: PLW0108 - it hides what the function is
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        _asynchronous,
+        _generator,
+        _asynchronous_generator,
+        _Asynchronous(),
+        _decorated(_asynchronous),
+        functools.partial(_asynchronous),
+    ],
+    ids=["async", "generator", "async generator", "object", "decorated", "partial"],
+)
+def test_what_would_not_run_when_it_is_called_is_refused(hooked, handler):
+    """A coroutine or a generator: the call alone does nothing, so the event would be marked done."""
+    with pytest.raises(mailglass_reconcile.ConfigurationError, match="must be an ordinary function"):
+        on_event("bounced", name="never")(handler)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_handler_that_returns_a_coroutine_has_failed(hooked):
+    """A decorator may hide what the function is."""
+    linked(hooked)
+    on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
+    on_event("bounced", name="generator")(_hidden(_generator))
+    assert counts(dispatch()) == (0, 0, 2, 0)
+
+
+def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, hooked):
+    """In either order, under the name by which other processes import it, and only once."""
+    (tmp_path / "shop_mail.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "shop_mail"}
+    for command in (["-m", "shop_mail"], [str(tmp_path / "shop_mail.py")]):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == ("['shop_mail.suppress']\n", "")
+
+
+PROGRAM = """
+from mailglass_reconcile import on_event, runtime
+from mailglass_reconcile.rules import handlers
+
+@on_event("bounced")
+def suppress(connection, event):
+    pass
+
+if __name__ == "__main__":
+    runtime.load_imports()
+    print([one.name for one in handlers.handlers_of("bounced")])
+"""
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - whose str() is its name, unlike a StrEnum's
+    """An application's own types."""
+
+    BOUNCED = "bounced"
+
+
+def test_an_enumeration_s_member_is_stored_as_its_value(hooked):
+    """As a type and in the metadata: the ledger can never be corrected."""
+    told = leaving("all", Kind.BOUNCED)
+    factories.delivery(hooked, "m-1")
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", Kind.BOUNCED, metadata={"kind": Kind.BOUNCED, Kind.BOUNCED: 1}))
+    assert hooked.value("SELECT type FROM mailglass_events WHERE type <> 'dispatched'") == "bounced"
+    kept = hooked.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
+    assert (kept["kind"], kept["bounced"]) == ("bounced", 1)
+    assert (dispatch().dispatched, [one.type for one in told]) == (1, ["bounced"])
 
 
 def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(hooked):
@@ -277,9 +470,9 @@ def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
     linked(hooked)
     first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
     with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
-        assert outbox.lock(tx, first, 1_000) == []
-        assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",), None)]) == {}
-        assert len(outbox.lock(tx, second, 1_000)) == 1
+        assert outbox.lock(tx, first) == []
+        assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",))]) == {}
+        assert len(outbox.lock(tx, second)) == 1
 
 
 def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(hooked):
@@ -289,7 +482,7 @@ def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_f
 
     def lock():
         with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
-            return outbox.lock(tx, claims, 10_000)
+            return outbox.lock(tx, claims)
 
     with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
         other.exec_driver_sql("SELECT FROM mailglass_hook_outbox FOR UPDATE SKIP LOCKED")

@@ -1,6 +1,8 @@
 """Dispatch as an operator has it: by the command, after a sweep, and in a Celery worker."""
 
+import datetime as dt
 import os
+import pickle
 import subprocess
 import sys
 
@@ -93,17 +95,31 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch
     assert states(hooked) == {"waiting": 1}
 
 
-def test_beat_dispatches_only_if_it_is_asked_to():
-    """`make_beat_schedule(dispatch=10.0)`."""
-    entry = mailglass_reconcile.make_beat_schedule(dispatch=10.0, queue="mail")["mailglass-reconcile-dispatch"]
-    assert (entry["task"], entry["schedule"]) == (DISPATCH_TASK, 10.0)
+def test_beat_dispatches_every_ten_seconds_unless_it_is_told_otherwise():
+    """`make_beat_schedule(dispatch=5.0)`, or `dispatch=False`; the exported schedule has the entry, too."""
+    entry = mailglass_reconcile.make_beat_schedule(dispatch=5.0, queue="mail")["mailglass-reconcile-dispatch"]
+    assert (entry["task"], entry["schedule"]) == (DISPATCH_TASK, 5.0)
     assert entry["options"].items() >= {"expires": 60, "queue": "mail"}.items()
-    assert "mailglass-reconcile-dispatch" not in mailglass_reconcile.make_beat_schedule()
+    assert mailglass_reconcile.beat_schedule["mailglass-reconcile-dispatch"]["schedule"] == 10.0
+    assert "mailglass-reconcile-dispatch" not in mailglass_reconcile.make_beat_schedule(dispatch=False)
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_the_prune_is_at_three_utc_in_an_app_of_any_time_zone(zone):
+    """A crontab takes its app's time zone unless it has one of its own; beat keeps its entries by pickling them."""
+    celery = pytest.importorskip("celery")
+    at_three = pickle.loads(pickle.dumps(mailglass_reconcile.beat_schedule["mailglass-reconcile-prune"]["schedule"]))  # noqa: S301
+    at_three.app = celery.Celery("shop", set_as_current=False)
+    at_three.app.conf.timezone = zone
+    last = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
+    at_three.nowfun = lambda: last
+    assert last + at_three.remaining_estimate(last) == dt.datetime(2026, 5, 2, 3, tzinfo=dt.UTC)
 
 
 @pytest.mark.guard
 def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
-    """Dispatched rows after 14 days, dead ones after 90, waiting ones after as long: nobody has handled them."""
+    """Dispatched rows after 14 days, dead ones after 90; those that wait are kept, however old they are."""
     leaving("good")
     failing("bad", ValueError(), times=1)
     link(hooked, "m-0", "m-1", "m-2", "m-3")
@@ -116,6 +132,10 @@ def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
     pruned = mailglass_reconcile.prune()
     assert (pruned.hooks_dispatched, pruned.hooks_dead) == (3, 0)
     hooked.run("UPDATE mailglass_hook_outbox SET inserted_at = inserted_at - interval '91 days'")
+    at_once = hooked.settings.model_copy(update={"retention_dead_days": 0})
+    mailglass_reconcile.configure(engine=hooked.engine, settings=at_once)
+    assert [mailglass_reconcile.prune().hooks_dead, states(hooked)] == [0, {"waiting": 1}]
+    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now()")
     assert mailglass_reconcile.prune().hooks_dead == 1
     hooked.broken.add("I14")
 

@@ -110,6 +110,7 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
     acting("mailglass_dispatcher")
     assert mailglass_reconcile.dispatch().dispatched == len(told) == 2
+    assert hooked.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == 1
     hooked.broken.add("I14")
     acting("mailglass_sweeper", retention_succeeded_days=0)
     assert mailglass_reconcile.prune().hooks_dispatched == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -11,16 +13,18 @@ import psycopg
 import sqlalchemy as sa
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, Error, close_old_connections, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
 from mailglass_reconcile.hooks import connections as handlers
-from mailglass_reconcile.hooks.connections import Begin, Work
+from mailglass_reconcile.hooks.connections import Begin, EndedError, RolledBackError, Work
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
+
+logger = logging.getLogger(__name__)
 
 OF_DJANGOS_CURSORS = ("context", "cursor_factory")
 """Parameters that make Django's connections return values as Django wants them."""
@@ -151,13 +155,13 @@ def _open(name: str) -> psycopg.Connection[Any]:
 
 
 def use_djangos_connection() -> None:
-    """Let the handlers of this process work on Django's connection."""
+    """Let the handlers of this process work on Django's connection, in `atomic()`, so that models are part of it."""
     handlers.use(_connected)
 
 
 @contextmanager
 def _connected() -> Iterator[Begin]:
-    close_old_connections()
+    renew_connections()
     try:
         yield _begin
     except Error as error:
@@ -168,7 +172,41 @@ def _connected() -> Iterator[Begin]:
         raise DatabaseRefusedError(f"{where} refused a statement (SQLSTATE {state})") from None
 
 
+def renew_connections() -> None:
+    """Close this thread's connections that are broken or too old, but none on which a transaction is open."""
+    for used in connections.all(initialized_only=True):
+        if used.connection is not None and not used.in_atomic_block and used.get_autocommit():
+            used.close_if_unusable_or_obsolete()
+
+
 @contextmanager
 def _begin() -> Iterator[Work]:
+    nested = wrapper(alias()).in_atomic_block
     with connection() as lent:
-        yield Work(lent, lent, partial(transaction.atomic, alias()))
+        yield Work(lent, lent, partial(_savepoint, lent), nested)
+
+
+@contextmanager
+def _savepoint(lent: sa.Connection) -> Iterator[None]:
+    """Run a handler; what Django would roll back without an error is one, and its callbacks cost no other handler's."""
+    djangos = wrapper(alias())
+    with transaction.atomic(alias()):
+        before = len(djangos.run_on_commit)
+        yield
+        if lent.closed or not lent.in_transaction():
+            raise EndedError
+        if transaction.get_rollback(alias()):
+            raise RolledBackError
+        given = djangos.run_on_commit[before:]
+        djangos.run_on_commit[before:] = [
+            (savepoints, partial(_call, one), robust) for savepoints, one, robust in given
+        ]
+
+
+def _call(callback: Callable[[], object]) -> None:
+    """Call what a handler gave to `on_commit`; an error would keep Django from calling those of other handlers."""
+    try:
+        callback()
+    except Exception as error:  # an application's callback may fail in any way; its words may hold an address
+        at, name = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
+        logger.error("a callback that a handler gave to on_commit failed: %s in %s:%d", name, at.filename, at.lineno)
