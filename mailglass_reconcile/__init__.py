@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.rules.events import DeliveryEvent, WebhookEvent
     from mailglass_reconcile.rules.handlers import on_event
     from mailglass_reconcile.rules.providers import key_rule
-    from mailglass_reconcile.runtime import available, configure, subscribe
+    from mailglass_reconcile.runtime import available, configure, subscribe, subscribe_async
     from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
     from mailglass_reconcile.settings import Settings
     from mailglass_reconcile.store.schema import include_object
@@ -80,6 +80,7 @@ __all__ = [
     "record_send",
     "record_webhook",
     "subscribe",
+    "subscribe_async",
 ]
 
 _MODULES = {
@@ -100,7 +101,7 @@ _MODULES = {
     "mailglass_reconcile.rules.events": "DeliveryEvent WebhookEvent",
     "mailglass_reconcile.rules.handlers": "on_event",
     "mailglass_reconcile.rules.providers": "key_rule",
-    "mailglass_reconcile.runtime": "available configure subscribe",
+    "mailglass_reconcile.runtime": "available configure subscribe subscribe_async",
     "mailglass_reconcile.schedule": "make_beat_schedule",
     "mailglass_reconcile.settings": "Settings",
     "mailglass_reconcile.store.schema": "include_object",

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassReconcileError, call_command
-from mailglass_reconcile.pubsub import Subscription
+from mailglass_reconcile.pubsub import AsyncSubscription, Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 
@@ -119,6 +119,25 @@ def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = Non
         ValueError: *delivery_id* is not a UUID.
     """
     return Subscription(get_redis(), tenant_id, delivery_id)
+
+
+def subscribe_async(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> AsyncSubscription:
+    """Listen to the broadcasts from async code: `async with subscribe_async(…) as updates: async for …`.
+
+    It gives you the same as `subscribe`, without blocking the event loop: `Update`, and `Missed` if the connection was
+    lost. The `async with` block begins when the server has confirmed the subscription. A Redis client that was given to
+    `configure`, one of a Sentinel too, is the pattern for a client of `redis.asyncio`.
+
+    Args:
+        tenant_id: Of this tenant only; None is all tenants.
+        delivery_id: Of this delivery only.
+
+    Raises:
+        RedisUnavailableError: At the beginning of the block: Redis cannot be reached, or refuses.
+        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+        ValueError: *delivery_id* is not a UUID.
+    """
+    return AsyncSubscription(get_redis(), tenant_id, delivery_id)
 
 
 @cache

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from postmark import event_of
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from updates import router
 
 from mailglass_reconcile import (
     InvalidEventError,
@@ -28,6 +29,7 @@ url = sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgres
 engine = create_async_engine(url, hide_parameters=True)
 webhook_login = f"{os.environ['POSTMARK_USER']}:{os.environ['POSTMARK_PASSWORD']}".encode()
 api = FastAPI()
+api.include_router(router)
 
 
 async def call_postmark(to: list[str]) -> dict[str, Any]:

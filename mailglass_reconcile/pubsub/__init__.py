@@ -10,11 +10,12 @@ from mailglass_reconcile.pubsub.client import (
     within,
 )
 from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher
-from mailglass_reconcile.pubsub.subscriber import Missed, Subscription, Update
+from mailglass_reconcile.pubsub.subscriber import AsyncSubscription, Missed, Subscription, Update
 
 __all__ = [
     "CHUNK_LINKS",
     "TIMEOUT_SECONDS",
+    "AsyncSubscription",
     "Message",
     "Missed",
     "Published",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import queue
 import threading
 from collections.abc import Callable
@@ -10,7 +11,10 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import redis
+import redis.asyncio
 from pydantic import SecretStr
+from redis.asyncio import sentinel as asyncio_sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
@@ -27,6 +31,12 @@ TIMEOUT_SECONDS = 1.0
 
 _DENIED = ("ACL failure", "can't run this command", "compiling script")
 """What a script's error contains if a right is missing; the last two are those of a Redis before 7."""
+
+_PLACE_AND_USER = (
+    *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "protocol"),
+    *("encoding", "encoding_errors", "socket_keepalive", "socket_keepalive_options", "socket_type"),
+)
+"""Settings of a connection that mean the same in redis.asyncio; so do those that begin with `ssl_`."""
 
 
 def create_client(url: SecretStr, setting: str) -> redis.Redis:
@@ -91,6 +101,50 @@ def _fail_fast_pool(theirs: Any) -> redis.ConnectionPool:
     pool.connection_kwargs = settings
     pool.reset()
     return pool
+
+
+def async_client(client: redis.Redis) -> redis.asyncio.Redis:
+    """Return a new client of redis.asyncio to the server of *client*; nothing connects yet.
+
+    Raises:
+        ConfigurationError: *client* is neither a `redis.Redis` nor one of a Sentinel.
+    """
+    if not isinstance(client, redis.Redis):
+        raise ConfigurationError(f"subscribe_async cannot use a {type(client).__name__}: configure a redis.Redis")
+    theirs: Any = client.connection_pool
+    if not isinstance(theirs, SentinelConnectionPool):
+        kind = _asyncio_class(theirs.connection_class)
+        pool = redis.asyncio.ConnectionPool(connection_class=kind, **_asyncio_settings(kind, theirs.connection_kwargs))
+        return redis.asyncio.Redis(connection_pool=pool)
+    over_tls = issubclass(theirs.connection_class, redis.SSLConnection)
+    kind = asyncio_sentinel.SentinelManagedSSLConnection if over_tls else asyncio_sentinel.SentinelManagedConnection
+    fewest = theirs.sentinel_manager.min_other_sentinels
+    manager = asyncio_sentinel.Sentinel([], min_other_sentinels=fewest)  # type: ignore[no-untyped-call]
+    manager.sentinels = [async_client(each) for each in theirs.sentinel_manager.sentinels]
+    found = asyncio_sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        theirs.service_name,
+        manager,
+        connection_class=kind,
+        is_master=theirs.is_master,
+        check_connection=theirs.check_connection,
+        **_asyncio_settings(kind, theirs.connection_kwargs),
+    )
+    return redis.asyncio.Redis(connection_pool=found)
+
+
+def _asyncio_class(theirs: type) -> type:
+    if issubclass(theirs, redis.UnixDomainSocketConnection):
+        return redis.asyncio.UnixDomainSocketConnection
+    return redis.asyncio.SSLConnection if issubclass(theirs, redis.SSLConnection) else redis.asyncio.Connection
+
+
+def _asyncio_settings(kind: type, theirs: dict[str, Any]) -> dict[str, Any]:
+    """Return those of *theirs* that *kind* takes: older versions of redis.asyncio lack some options of TLS."""
+    accepted = {name for each in kind.__mro__ for name in inspect.signature(each).parameters}
+    carried = {name: value for name, value in theirs.items() if name in _PLACE_AND_USER or name.startswith("ssl_")}
+    settings = {name: value for name, value in carried.items() if name in accepted}
+    settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "socket_connect_timeout": TIMEOUT_SECONDS / 2}
+    return settings | {"retry": AsyncRetry(NoBackoff(), 0)}
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 import readme
 from conftest import wait_until
@@ -94,6 +95,23 @@ def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_pa
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
+@pytest.mark.slow
+def test_a_browser_sees_what_happens_to_a_delivery(db, redis_url, tmp_path):
+    """As server-sent events, on one connection to Redis that is closed when the browser leaves."""
+    with running(db, redis_url, tmp_path / "log") as base, redis.Redis.from_url(redis_url) as client:
+        sent = httpx.post(f"{base}/messages", json=[ADA], timeout=30).json()["message_id"]
+        delivery = db.value("SELECT id::text FROM mailglass_deliveries")
+        with httpx.stream("GET", f"{base}/deliveries/{delivery}/updates", timeout=30) as answer:
+            assert answer.headers["Content-Type"].startswith("text/event-stream")
+            lines = (line for line in answer.iter_lines() if line)
+            assert [next(lines), next(lines)] == ["event: refresh", "data: {}"]
+            post(base, payload("Delivery", sent, ADA))
+            update = json.loads(next(lines).removeprefix("data: "))
+            assert (update["delivery_id"], update["event_type"]) == (delivery, "delivered")
+            assert client.pubsub_channels("*")
+        wait_until(lambda: not client.pubsub_channels("*"))
+
+
 @pytest.fixture
 def ask(db, monkeypatch) -> Iterator[Ask]:
     """Post webhooks to the application in this process; an error that nobody handles is answered with 500."""
@@ -111,7 +129,7 @@ def ask(db, monkeypatch) -> Iterator[Ask]:
         return found
 
     yield lambda *requests: asyncio.run(answers(requests))
-    for name in ("shop", "postmark"):
+    for name in ("shop", "postmark", "updates"):
         del sys.modules[name]
 
 

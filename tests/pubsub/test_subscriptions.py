@@ -7,7 +7,9 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psutil
 import pytest
 import redis
 
@@ -17,6 +19,7 @@ from conftest import wait_until
 from faults.test_faults_redis import Valkey
 from mailglass_reconcile import Missed, Update, events_channel
 from mailglass_reconcile.pubsub import Subscription
+from mailglass_reconcile.pubsub.subscriber import _result
 
 DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
 
@@ -156,8 +159,9 @@ def test_a_quiet_connection_is_asked_and_stays(redis_url):
         redis.Redis.from_url(redis_url) as client,
         Subscription(client, None, None, ping_seconds=0.05) as subscription,
     ):
-        heard = subscription._heard
-        wait_until(lambda: subscription._receive()["type"] == "pong" and subscription._heard > heard)
+        before = subscription._last_received
+        wait_until(lambda: _result(subscription._receive())["type"] == "pong")
+        assert subscription._last_received > before
         tell(client, "acme", DELIVERY, 1)
         assert next(subscription).message["number"] == 1
 
@@ -172,6 +176,66 @@ def test_a_subscription_that_is_closed_ends_and_leaves_no_connection(valkey):
                 subscription.close()
         wait_until(lambda: client.pubsub_numpat() == 0)
         assert list(subscription) == []
+
+
+@contextmanager
+def waiting(valkey: Valkey, caplog: pytest.LogCaptureFixture, state: str) -> Iterator[None]:
+    """Let a subscription wait beside a Redis that is quiet, that is down, or that hangs, once it has noticed that."""
+    with redis.Redis.from_url(valkey.url) as client:
+        process = psutil.Process(client.info("server")["process_id"])
+    if state == "down":
+        valkey.stop()
+    elif state == "hangs":
+        process.suspend()
+    if state != "quiet":
+        wait_until(lambda: "broadcasts are missed until it is back" in caplog.text)
+    try:
+        yield
+    finally:
+        if state == "hangs":
+            process.resume()
+
+
+STATES = ("quiet", "down", "hangs")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, state):
+    """The thread that iterates comes to its end, and closes the connection."""
+    subscription = Subscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+    items = []
+    thread = threading.Thread(target=lambda: items.extend(subscription))
+    thread.start()
+    with waiting(valkey, caplog, state):
+        subscription.close()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert items == []
+    if state != "down":
+        with redis.Redis.from_url(valkey.url) as client:
+            wait_until(lambda: client.pubsub_numpat() == 0)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_signal_handler_may_close_a_subscription_at_any_time(valkey, caplog, state):
+    """It runs in the thread that iterates, in the middle of what that does."""
+    subscription = Subscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.close())
+
+    def interrupt() -> None:
+        with waiting(valkey, caplog, state):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            ended.wait(5)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        assert list(subscription) == []
+        ended.set()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):

@@ -1,5 +1,6 @@
 """Broadcasts, lock and results on Redis as operators run it: over TLS with a CA of one's own, and behind Sentinel."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from faults.redis_servers import Deployment, certificates, needs_debians_redis, 
 from installation import Site
 from mailglass_reconcile import runtime, tasks
 from mailglass_reconcile.pubsub import (
+    AsyncSubscription,
     Missed,
     Published,
     Publisher,
@@ -148,6 +150,49 @@ def test_a_subscription_over_tls_hears(over_tls: str) -> None:
     with Subscription(client, None, None) as subscription:
         assert Publisher(client).publish(MESSAGES) == Published(2, 0)
         assert next(subscription) == Update("mailglass:events:acme", {})
+
+
+async def received(client: redis.Redis) -> Update | Missed:
+    """Return what an asynchronous subscription receives when one message is published."""
+    async with AsyncSubscription(client, "acme", None) as updates:
+        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        return await anext(updates)
+
+
+def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, deployment, tmp_path) -> None:
+    """Over TLS with the CA in the URL, behind Sentinel, and on a Unix socket."""
+    with server("redis-server", f"unixsocket {tmp_path}/socket"):
+        for client in (
+            create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL"),
+            master_for(deployment),
+            create_client(SecretStr(f"redis+socket://{tmp_path}/socket"), "MAILGLASS_REDIS_URL"),
+        ):
+            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
+
+
+def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) -> None:
+    """Sentinel and master speak TLS only."""
+    with server("redis-server", tls=certified) as master:
+        watched = f"sentinel monitor mymaster 127.0.0.1 {master} 1"
+        with server("redis-sentinel", "tls-replication yes", watched, tls=certified) as port:
+            tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
+            client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=tls).master_for("mymaster", **tls)
+            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
+
+
+def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> None:
+    """As the blocking one does."""
+
+    async def main(client: redis.Redis, master_port: int) -> None:
+        async with AsyncSubscription(client, "acme", None, ping_seconds=1) as updates:
+            with redis.Redis(port=master_port) as master:
+                master.client_pause(60_000)
+            assert isinstance(await anext(updates), Missed)
+            await asyncio.to_thread(wait_until, lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert await anext(updates) == Update("mailglass:events:acme", {})
+
+    with sentinel() as deployment:
+        asyncio.run(main(master_for(deployment), deployment.master))
 
 
 def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_broadcasts(
