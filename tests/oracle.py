@@ -1,5 +1,6 @@
 """The design's rules in plain Python, read from the design and not from the package: how a test knows better."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -71,7 +72,22 @@ def one_address(recipient: str) -> str:
     text = recipient.strip()
     if text.endswith(">") and "<" in text:
         text = text[text.rindex("<") + 1 : -1]
-    return text.strip().lower()
+    local, at, domain = text.strip().rpartition("@")
+    return f"{_lower(local)}{at}{_ascii_domain(_lower(domain))}"
+
+
+def _lower(text: str) -> str:
+    """NFC and lower case, character by character: what only looks like ASCII stays different from it."""
+    composed = "".join(one if one in "\u037e\u1fef\u212a" else unicodedata.normalize("NFC", one) for one in text)
+    return unicodedata.normalize("NFC", "".join(one if one == "\u212a" else one.lower() for one in composed))
+
+
+def _ascii_domain(domain: str) -> str:
+    try:
+        encoded = domain.encode("idna").decode()
+    except UnicodeError:
+        return domain
+    return encoded if "xn--" in encoded else domain
 
 
 def match(orphan: Mapping[str, Any], deliveries: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:

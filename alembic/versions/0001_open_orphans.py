@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
@@ -274,12 +275,6 @@ DROP_HOOK_OUTBOX = "DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;"
 PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
 DELIVERIES_INDEX = "mailglass_deliveries_reconcile_idx"
 
-# An address as it is compared: without display name, case and surrounding blanks.
-ADDRESS = (
-    "lower(btrim(CASE WHEN right(btrim(recipient), 1) = '>'"
-    " THEN coalesce(substring(recipient FROM '<([^<>]*)>\\s*$'), recipient) ELSE recipient END))"
-)
-
 
 def upgrade() -> None:
     attributes = context.config.attributes
@@ -341,7 +336,7 @@ def upgrade() -> None:
             replacing=DROP_GUARD,
             names=("mailglass_events_no_truncate",),
         )
-    steps.index_concurrently(DELIVERIES_INDEX, f"mailglass_deliveries (provider_message_id, tenant_id, ({ADDRESS}))")
+    steps.index_concurrently(DELIVERIES_INDEX, schema.RECONCILE_INDEX)
     steps.index_concurrently(PRUNE_INDEX, "mailglass_webhook_events (status, inserted_at)")
     steps.fill_open_set()
 

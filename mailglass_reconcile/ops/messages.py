@@ -28,8 +28,11 @@ SELECT CASE WHEN e.type = 'reconciled' AND e.idempotency_key ~ '^reconciled:[0-9
 """
 
 _DELIVERIES = """
-SELECT id::text FROM {schema}.mailglass_deliveries
- WHERE provider_message_id = ANY (CAST(:ids AS text[])) AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+SELECT d.id::text
+  FROM unnest(CAST(:ids AS text[])) AS c (id)
+  JOIN {schema}.mailglass_deliveries AS d
+    ON hashtextextended(d.provider_message_id, 0) = hashtextextended(c.id, 0) AND d.provider_message_id = c.id
+ WHERE CAST(:tenant_id AS text) IS NULL OR d.tenant_id = :tenant_id
  LIMIT :size
 """
 

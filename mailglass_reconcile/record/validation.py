@@ -6,7 +6,6 @@ A refusal names the field and the reason, never the value. `docs/recording.md` l
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Collection
 
 from mailglass_reconcile.errors import InvalidEventError
@@ -107,5 +106,4 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a text or None")
-    text = addresses.bare(storable(value or ""))
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)[:MAX_ID_LENGTH] or None
+    return addresses.bare(storable(value or ""))[:MAX_ID_LENGTH] or None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from mailglass_reconcile.rules import addresses
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Named, array_literal
 
@@ -13,28 +16,31 @@ INDEX = "mailglass_deliveries_reconcile_idx"
 FEW = 10
 """An id of at most this many deliveries is read whole; of a wider one, only what an event asks for."""
 
+# An id is looked up by its hash, because no value is too long for that; the id itself then decides.
 _OF_IDS = """
 SELECT c.id, d.delivery_id::text, d.tenant_id, d.provider, d.recipient
   FROM unnest(CAST(:ids AS text[])) AS c (id)
  CROSS JOIN LATERAL (
          SELECT id AS delivery_id, tenant_id, provider, left(recipient, 1000) AS recipient
            FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = c.id LIMIT :few + 1) AS d
+          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0) AND provider_message_id = c.id
+          LIMIT :few + 1) AS d
 """
 
-# The address as the index has it. Of one provider, one id names at most one delivery (a unique index says so), so
-# that a look for a delivery without a provider passes few others; num_nulls, because the other index serves
+# The recipient's own; those of the event's provider; those without a provider; and one of an earlier and of a later
+# tenant, by the order of their hashes. Of one provider, one id names at most one delivery (a unique index guarantees
+# it), so looking for a delivery without a provider passes few others; num_nulls, because the other index serves
 # IS NULL, and would read every delivery of the id to find one of another tenant.
 _OF_WIDE_IDS = """
 SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient, 1000)
   FROM unnest(CAST(:ids AS text[]), CAST(:tenants AS text[]), CAST(:spellings AS text[]),
-              CAST(:recipients AS text[])) WITH ORDINALITY AS q (id, tenant_id, spellings, recipient, number)
+              CAST(:keys AS text[])) WITH ORDINALITY AS q (id, tenant_id, spellings, recipient_key, number)
  CROSS JOIN LATERAL (
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id = q.tenant_id
-            AND lower(btrim(CASE WHEN right(btrim(recipient), 1) = '>'
-                                 THEN coalesce(substring(recipient FROM '<([^<>]*)>\\s*$'), recipient)
-                                 ELSE recipient END)) = lower(q.recipient) LIMIT :few + 1)
+          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+            AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
+            AND {recipient_key} = hashtextextended(q.recipient_key, 0)
+            AND provider_message_id = q.id AND tenant_id = q.tenant_id LIMIT :few + 1)
          UNION ALL
         (SELECT d.* FROM unnest(string_to_array(q.spellings, E'\\x1f')) AS s (provider)
           CROSS JOIN LATERAL (
@@ -42,23 +48,47 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
                    WHERE provider = s.provider AND provider_message_id = q.id LIMIT 1) AS d)
          UNION ALL
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id = q.tenant_id AND num_nulls(provider) = 1 LIMIT 2)
+          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+            AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
+            AND provider_message_id = q.id AND tenant_id = q.tenant_id AND num_nulls(provider) = 1 LIMIT 2)
          UNION ALL
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id < q.tenant_id AND num_nulls(provider) = 1 LIMIT 1)
+          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+            AND hashtextextended(tenant_id, 0) < hashtextextended(q.tenant_id, 0)
+            AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)
          UNION ALL
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
-          WHERE provider_message_id = q.id AND tenant_id > q.tenant_id AND num_nulls(provider) = 1 LIMIT 1)) AS d
-"""
+          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+            AND hashtextextended(tenant_id, 0) > hashtextextended(q.tenant_id, 0)
+            AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)) AS d
+""".replace("{recipient_key}", schema.RECIPIENT_KEY)
+
+# Addresses outside ASCII may share a key; Python reads all that have it, and compares.
+_OF_SHARED_KEYS = """
+SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient, 1000)
+  FROM unnest(CAST(:ids AS text[]), CAST(:tenants AS text[]), CAST(:keys AS text[]))
+       WITH ORDINALITY AS q (id, tenant_id, recipient_key, number)
+ CROSS JOIN LATERAL (
+         SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
+          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
+            AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
+            AND {recipient_key} = hashtextextended(q.recipient_key, 0)
+            AND provider_message_id = q.id AND tenant_id = q.tenant_id) AS d
+""".replace("{recipient_key}", schema.RECIPIENT_KEY)
 
 
 class Question(NamedTuple):
-    """What one event asks of a wide id."""
+    """What one event asks of a wide id; `recipient` is an address as it is compared."""
 
     candidate_id: str
     tenant_id: str
     spellings: tuple[str, ...]
     recipient: str | None
+
+    @property
+    def key(self) -> str | None:
+        """The recipient's key in our index, which may be that of other addresses too."""
+        return None if self.recipient is None else addresses.index_key(self.recipient)
 
 
 def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Named]:
@@ -69,14 +99,41 @@ def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Named]:
 
 def of_wide_ids(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Named]]:
     """Return the few deliveries that decide each question, with its number; a delivery may be there twice."""
+    keys = [q.key for q in questions]
     rows = tx.execute(
         _OF_WIDE_IDS,
         {
             "ids": array_literal(q.candidate_id for q in questions),
             "tenants": array_literal(q.tenant_id for q in questions),
             "spellings": array_literal("\x1f".join(q.spellings) for q in questions),
-            "recipients": array_literal(q.recipient for q in questions),
+            "keys": array_literal(key if key and addresses.is_exact(key) else None for key in keys),
             "few": FEW,
         },
     )
-    return [(number, Named(*delivery)) for number, *delivery in rows.all()]
+    found = [(number, Named(*delivery)) for number, *delivery in rows.all()]
+    shared = [n for n, key in enumerate(keys) if key is not None and not addresses.is_exact(key)]
+    return found + (_of_shared_keys(tx, questions, shared) if shared else [])
+
+
+def _of_shared_keys(tx: Transaction, questions: Sequence[Question], numbers: Sequence[int]) -> list[tuple[int, Named]]:
+    """Answer the questions whose keys others may share; each key is read once, however many questions have it."""
+    asked: dict[tuple[str, str, str | None], dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number in numbers:
+        question = questions[number]
+        asked[question.candidate_id, question.tenant_id, question.key][question.recipient].append(number)
+    rows = tx.execute(
+        _OF_SHARED_KEYS,
+        {
+            "ids": array_literal(id_ for id_, _, _ in asked),
+            "tenants": array_literal(tenant_id for _, tenant_id, _ in asked),
+            "keys": array_literal(key for _, _, key in asked),
+        },
+    )
+    by_recipient = list(asked.values())
+    found: dict[int, list[Named]] = defaultdict(list)
+    for place, *delivery in rows:
+        named = Named(*delivery)
+        for number in by_recipient[place].get(addresses.address(named.recipient), ()):
+            if len(found[number]) <= FEW:
+                found[number].append(named)
+    return [(number, named) for number, deliveries in found.items() for named in deliveries]

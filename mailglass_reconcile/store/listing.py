@@ -49,7 +49,9 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
                                          WHERE candidate_id = ANY (CAST(:ids AS text[]))))
                    AND (NOT :naming
                         OR EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                                     JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
+                                     JOIN {schema}.mailglass_deliveries AS d
+                                       ON hashtextextended(d.provider_message_id, 0)
+                                          = hashtextextended(k.candidate_id, 0)
                                     WHERE k.event_id = c.event_id)))
          ORDER BY c.arrived_at, c.event_id LIMIT :size) AS o
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
@@ -79,7 +81,9 @@ SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.provider,
                                          WHERE candidate_id = ANY (CAST(:ids AS text[]))))
                    AND (NOT :naming
                         OR EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                                     JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
+                                     JOIN {schema}.mailglass_deliveries AS d
+                                       ON hashtextextended(d.provider_message_id, 0)
+                                          = hashtextextended(k.candidate_id, 0)
                                     WHERE k.event_id = c.event_id)))
          ORDER BY c.arrived_at DESC, c.event_id DESC LIMIT :size) AS o
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = o.event_id

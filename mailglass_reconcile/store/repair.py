@@ -70,7 +70,8 @@ DELETE FROM {schema}.mailglass_open_orphans AS o
          LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
  WHERE o.event_id = expired.event_id
 RETURNING EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                    JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id
+                    JOIN {schema}.mailglass_deliveries AS d
+                      ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
                    WHERE k.event_id = o.event_id) AS named
 )
 SELECT count(*) AS orphans, count(*) FILTER (WHERE named) AS named FROM removed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.rules import addresses
 
 VERSION = "0001"
 """The Alembic revision that this version works on."""
@@ -21,6 +22,20 @@ TABLE_INDEXES = (
 )
 INDEXES = ("mailglass_webhook_events_prune_idx", "mailglass_deliveries_reconcile_idx")
 """Our indexes on Mailglass's tables."""
+
+# Nothing in it depends on a locale, as lower() does, or can fail. The letters that are lowered are those of ASCII, and
+# the characters that are left out are what Python calls white space.
+RECIPIENT_KEY = rf"""hashtextextended(coalesce(substring(regexp_replace(translate(left(recipient, 1000) COLLATE "C",
+  E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006'
+  '\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000', 'abcdefghijklmnopqrstuvwxyz'),
+  '^.*<([^<>]*)>$', E'\\1') FROM '{addresses.INDEXED}'), ''), 0)"""
+"""What our index on deliveries has of a recipient: equal wherever addresses compare as equal."""
+
+RECONCILE_INDEX = (
+    "mailglass_deliveries (hashtextextended(provider_message_id, 0), hashtextextended(tenant_id, 0),"
+    f" ({RECIPIENT_KEY}))"
+)
+"""Our index on deliveries, over hashes: no value is too long for it."""
 TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
 """Each trigger calls the function of its own name."""
 GUARD = "mailglass_events_no_truncate"

@@ -34,7 +34,8 @@ WITH sent AS MATERIALIZED (
   SELECT s.*,
          CASE WHEN s.shared
                    OR (SELECT true FROM {schema}.mailglass_deliveries AS d
-                        WHERE d.provider_message_id = s.message_id
+                        WHERE hashtextextended(d.provider_message_id, 0) = hashtextextended(s.message_id, 0)
+                          AND d.provider_message_id = s.message_id
                           AND (num_nulls(d.provider) = 1 OR d.provider = ANY (CAST(:spellings AS text[]))) LIMIT 1)
               THEN NULL ELSE CAST(:provider AS text) END AS provider
     FROM sent AS s WHERE (s.event_id IN (SELECT id FROM appended)) IS TRUE

@@ -155,7 +155,7 @@ def next_orphans(tx: Transaction, window: Window, parts: Sequence[Part]) -> tupl
         found = slices.without_keys(tx, part.rest, window.marks)
     elif _by_scans(window, part):
         with by_scans(tx):
-            found = slices.naming(tx, part.rest, window.marks)
+            found = slices.naming_by_scans(tx, part.rest, window.marks)
     else:
         found = slices.naming(tx, part.rest, window.marks)
     if len(found) < SLICE_ORPHANS:

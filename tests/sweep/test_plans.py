@@ -261,7 +261,7 @@ def test_orphans_that_name_a_delivery_are_found_by_reading_both_tables_once(read
 
     def call() -> list[Open]:
         with database.by_scans(reading):
-            return slices.naming(reading, whole, MARKS, SIZE)
+            return slices.naming_by_scans(reading, whole, MARKS, SIZE)
 
     plan = plan_of(reading, call)
     assert "Hash Join" in plan.kinds

@@ -33,7 +33,9 @@ WITH RECURSIVE tenants AS (
 ), found AS (
   SELECT id FROM {schema}.mailglass_deliveries WHERE id = %(uuid)s
    UNION ALL
-  (SELECT id FROM {schema}.mailglass_deliveries WHERE provider_message_id = %(text)s LIMIT %(limit)s)
+  (SELECT id FROM {schema}.mailglass_deliveries
+    WHERE hashtextextended(provider_message_id, 0) = hashtextextended(%(text)s, 0)
+      AND provider_message_id = %(text)s LIMIT %(limit)s)
    UNION ALL
   SELECT d.id
     FROM tenants AS t
@@ -56,7 +58,8 @@ WITH found AS (
   SELECT e.id
     FROM {schema}.mailglass_deliveries AS d
    CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_events WHERE delivery_id = d.id) AS e
-   WHERE d.provider_message_id = %(text)s
+   WHERE hashtextextended(d.provider_message_id, 0) = hashtextextended(%(text)s, 0)
+     AND d.provider_message_id = %(text)s
    UNION ALL
   SELECT event_id FROM {schema}.mailglass_open_orphan_ids WHERE candidate_id = %(text)s
 )
