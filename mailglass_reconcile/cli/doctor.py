@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -43,7 +44,7 @@ def doctor(as_json: bool, repair: bool) -> None:
     sys.exit(1 if any(one.status == ERROR for one in findings) else 0)
 
 
-def _celery() -> doctors.Findings:
+def _celery() -> Iterator[Finding]:
     """Check Celery as the application's own app has it, or else the bundled one."""
     workers = importlib.import_module("mailglass_reconcile.ops.doctor.workers")  # Celery may be missing
     app, setting = workers.own_app(), "broker_url of your Celery app"

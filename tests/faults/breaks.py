@@ -1076,7 +1076,7 @@ BREAKS = (
     ),
     _break(
         "the doctor calls what has expired missing",
-        "mailglass_reconcile/ops/doctor/open_set.py",
+        "mailglass_reconcile/ops/doctor/ledger.py",
         "           AND inserted_at > now()::timestamp - make_interval(mins => :minutes)\n",
         "           AND inserted_at > now()::timestamp - make_interval(mins => 100 * :minutes)\n",
         "ops/test_doctor.py::test_what_has_expired_is_not_missing",
@@ -1097,7 +1097,7 @@ BREAKS = (
     ),
     _break(
         "the doctor waits for a group of checks that hangs",
-        "mailglass_reconcile/ops/doctor/rounds.py",
+        "mailglass_reconcile/ops/doctor/finding.py",
         "        thread.join(max(0.0, deadline - time.monotonic()))\n",
         "        thread.join(30)\n",
         "ops/test_doctor_servers.py::test_a_group_of_checks_that_hangs_is_left_behind_with_what_it_found",
@@ -1111,7 +1111,7 @@ BREAKS = (
     ),
     _break(
         "the doctor reads all of the ledger",
-        "mailglass_reconcile/ops/doctor/sampling.py",
+        "mailglass_reconcile/ops/doctor/ledger.py",
         "    return min(100.0, 100.0 * pages / max(there, 1.0))\n",
         "    return min(100.0, 1e9 * pages / max(there, 1.0))\n",
         "ops/test_doctor.py::test_the_cost_does_not_grow_with_the_tables",

@@ -9,8 +9,8 @@ import redis
 from diagnosing import of, report, using
 
 from conftest import Database
-from mailglass_reconcile.ops.doctor import lock
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops.doctor.redis import holder, lock
 from mailglass_reconcile.singleton.lock import PREFIX, key_of
 from mailglass_reconcile.testing import servers
 
@@ -96,7 +96,7 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 
 def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
     """Return what is found of the lock if the workers know these tasks."""
-    [found] = lock.lock(lock.holder(), known, queued)
+    [found] = lock(holder(), known, queued)
     return found
 
 

@@ -15,8 +15,7 @@ from sqlalchemy.engine import make_url
 import commands
 import mailglass_reconcile
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.doctor import rounds
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, side_by_side
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
@@ -176,15 +175,15 @@ def test_a_group_of_checks_that_hangs_is_left_behind_with_what_it_found():
     forever = threading.Event()
 
     def hangs():
-        yield rounds.Finding("one", OK, "found before")
+        yield Finding("one", OK, "found before")
         forever.wait(60)
 
     def fails():
-        yield rounds.Finding("two", OK, "found before")
+        yield Finding("two", OK, "found before")
         raise RuntimeError("canary")
 
     began = time.monotonic()
-    found = rounds.run({"hanging": hangs, "failing": fails}, seconds=0.3)
+    found = side_by_side({"hanging": hangs, "failing": fails}, seconds=0.3)
     assert time.monotonic() - began < 5
     assert [(one.check, one.status) for one in found] == [
         ("one", OK),

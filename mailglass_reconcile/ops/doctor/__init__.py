@@ -1,35 +1,36 @@
 """Looks at a whole installation, and says of each part whether it is well, why not, and what fixes it.
 
 It writes nothing but a mark in Redis that lapses after a second, unless it is asked to repair the open orphans. Its
-cost does not grow with the tables: see `open_set`, `traffic` and `backlog`.
+cost does not grow with the tables: see `ledger` and `backlog`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops.doctor import (
-    backlog,
-    configuration,
-    database,
-    history,
-    open_set,
-    redis,
-    rights,
-    rounds,
-    schema,
-    traffic,
-)
-from mailglass_reconcile.ops.doctor.finding import ERROR, Finding, attempt, error, ok, warning
-from mailglass_reconcile.runtime import get_settings
+from mailglass_reconcile.ops.doctor import backlog, configuration, database, history, ledger, redis, rights, schema
+from mailglass_reconcile.ops.doctor.finding import ERROR, Check, Finding, attempt, error, ok, side_by_side, warning
 
-Findings = Iterator[Finding]
+OF_THE_SERVER = (("server", database.server), ("schema", schema.revision))
+OF_THE_ROLE = (("disk", database.disk), ("rights", rights.rights), ("creators", rights.others))
+OF_THE_TABLES = (
+    ("triggers", schema.triggers),
+    ("indexes", schema.indexes),
+    ("open_set", ledger.open_set),
+    ("other_reconciler", ledger.other_reconciler),
+    ("deliveries", ledger.deliveries),
+    ("sweeps", history.sweeps),
+    ("handlers", history.handlers),
+    ("linking", backlog.linking),
+    ("tenants", backlog.webhooks),
+)
+"""What is asked of Postgres; each has the name of the check that is blamed if it fails itself."""
 
 WITHOUT_CELERY = "Celery is not installed here: run `mailglass-reconcile sweep` and `prune` from cron"
 
 
-def diagnose(celery: Callable[[], Findings] | None, *, repair: bool = False) -> list[Finding]:
+def diagnose(celery: Callable[[], Iterator[Finding]] | None, *, repair: bool = False) -> list[Finding]:
     """Return what all checks found; those of different servers run side by side, and none for longer than seconds.
 
     Args:
@@ -40,13 +41,9 @@ def diagnose(celery: Callable[[], Findings] | None, *, repair: bool = False) -> 
     if found[0].status == ERROR:
         return found
     found += attempt("imports", configuration.imports)
-    repaired, failures = _repaired() if repair else ("", [])
-    groups: dict[str, rounds.Group] = {
-        "database": lambda: _postgres(repaired),
-        "redis": redis.checks,
-        "broker": _of_celery(celery),
-    }
-    found += [*failures, *rounds.run(groups)]
+    found += _repaired() if repair else []
+    groups = {"database": _postgres, "redis": redis.checks, "broker": _of_celery(celery)}
+    found += side_by_side(groups)
     return [_lighter(one) for one in found] if history.without_celery(found) else found
 
 
@@ -57,7 +54,7 @@ def _lighter(one: Finding) -> Finding:
     return warning(one.check, one.message, f"nothing, if sweeps run from cron; otherwise {one.remedy}")
 
 
-def _of_celery(celery: Callable[[], Findings] | None) -> rounds.Group:
+def _of_celery(celery: Callable[[], Iterator[Finding]] | None) -> Check:
     """Return the checks of Celery; the app is looked for in this thread, because Celery keeps it by thread."""
     if celery is None:
         return lambda: iter([ok("celery", WITHOUT_CELERY)])
@@ -69,45 +66,24 @@ def _of_celery(celery: Callable[[], Findings] | None) -> rounds.Group:
     return lambda: findings
 
 
-def _postgres(repaired: str) -> Iterator[Finding]:
+def _postgres() -> Iterator[Finding]:
     connecting: list[Finding] = []
     with database.opened(connecting) as asked:
         yield from connecting
         if asked is None:
             return
-        settings = get_settings()
-        current = yield from _schema(asked)
-        yield from asked.each([("disk", database.disk), ("rights", rights.rights), ("creators", rights.others)])
-        if current:
-            looks: list[tuple[str, database.Look]] = [
-                ("triggers", schema.triggers),
-                ("indexes", schema.indexes),
-                ("open_set", lambda tx: open_set.open_set(tx, settings, repaired=repaired)),
-                ("other_reconciler", traffic.other_reconciler),
-                ("deliveries", traffic.deliveries),
-                ("sweeps", history.sweeps),
-                ("handlers", history.handlers),
-                ("linking", lambda tx: backlog.linking(tx, settings)),
-                ("tenants", lambda tx: backlog.webhooks(tx, settings)),
-            ]
-            yield from asked.each(looks)
+        current = True
+        for one in asked.each(OF_THE_SERVER):
+            current = current and not (one.check == "schema" and one.status == ERROR)
+            yield one
+        yield from asked.each(OF_THE_ROLE)
+        yield from asked.each(OF_THE_TABLES) if current else ()
 
 
-def _schema(asked: database.Asked) -> Generator[Finding, None, bool]:
-    """Yield what is found of the server and the revision; return whether the tables are what this version needs."""
-    current = True
-    for one in asked.each([("server", database.server), ("schema", schema.revision)]):
-        current = current and not (one.check == "schema" and one.status == ERROR)
-        yield one
-    return current
-
-
-def _repaired() -> tuple[str, list[Finding]]:
-    """Repair the open orphans, and return what was done, or the finding of why it could not be."""
+def _repaired() -> list[Finding]:
+    """Repair the open orphans, and return what was done, or why it could not be."""
     with database.opened([]) as asked:
-        if asked is None:
-            return "", []
         try:
-            return open_set.repair_it(asked), []
+            return [] if asked is None else [ok("open_set", ledger.repair_it(asked))]
         except MailglassReconcileError as fault:
-            return "", [error("open_set", f"could not repair: {fault}", "fix the other findings first, then repair")]
+            return [error("open_set", f"could not repair: {fault}", "fix the other findings first, then repair")]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
 from mailglass_reconcile.schedule import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
-from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import eligible
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.model import Open
@@ -49,8 +49,9 @@ SELECT EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs
 class Sample:
     """The newest open orphans, with the verdict of the sweep's own rule on each."""
 
-    def __init__(self, tx: Transaction, settings: Settings, older_than: int) -> None:
+    def __init__(self, tx: Transaction, older_than: int) -> None:
         """Examine those that arrived more than *older_than* seconds ago."""
+        settings = runtime.get_settings()
         bounds = {
             "older_than": older_than,
             "max_age_minutes": settings.max_age_minutes,
@@ -78,9 +79,9 @@ class Sample:
         return [one for one in self.found if one.verdict.state == state]
 
 
-def linking(tx: Transaction, settings: Settings) -> Iterator[Finding]:
+def linking(tx: Transaction) -> Iterator[Finding]:
     """Check that no orphan has waited for long although its delivery is there: that sweeps run and link."""
-    sample = Sample(tx, settings, settings.grace_seconds + LATE_SECONDS)
+    sample = Sample(tx, runtime.get_settings().grace_seconds + LATE_SECONDS)
     ids = [one.verdict.delivery_id for one in sample.of("matched")]
     late = tx.execute(_THERE_BEFORE, {"ids": ids, "seconds": LATE_SECONDS}).scalar_one()
     if late:
@@ -95,9 +96,9 @@ def linking(tx: Transaction, settings: Settings) -> Iterator[Finding]:
         yield ok("linking", f"no open orphan is late, of the newest {len(sample.found):,} that are older than a sweep")
 
 
-def webhooks(tx: Transaction, settings: Settings) -> Iterator[Finding]:
+def webhooks(tx: Transaction) -> Iterator[Finding]:
     """Check the tenants of the newest open orphans, and that a key rule knows their ids."""
-    sample = Sample(tx, settings, 0)
+    sample = Sample(tx, 0)
     astray = sample.of("tenant_mismatch")
     if astray and not sample.of("matched") and not _linked_since(tx, max(one.orphan.arrived_at for one in astray)):
         tenants = sorted({one.orphan.tenant_id for one in astray})

@@ -1,12 +1,19 @@
-"""What a check found: its name, whether it is well, the cause in words, and a step that fixes it."""
+"""What a check found: its name, whether it is well, the cause in words, a step that fixes it; and how checks run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.rules.states import FindingStatus
+
+Check = Callable[[], "Iterable[Finding]"]
+
+SECONDS = 8.0
+"""What a group of checks may take; a group that talks to one server only is much faster."""
 
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -44,7 +51,7 @@ def error(check: str, message: str, remedy: str) -> Finding:
     return Finding(check, ERROR, hint(message), hint(remedy))
 
 
-def attempt(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def attempt(check: str, look: Check) -> Iterator[Finding]:
     """Yield what *look* finds; if it fails itself, that is a finding of *check*."""
     try:
         yield from look()
@@ -56,3 +63,40 @@ def attempt(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
             f"this could not be checked: {type(fault).__name__}",
             "fix the other findings first, then ask again; if it stays, report it with the version",
         )
+
+
+def side_by_side(groups: Mapping[str, Check], seconds: float = SECONDS) -> list[Finding]:
+    """Return what groups of checks found, in their order: a server that hangs costs its own group some seconds.
+
+    Args:
+        groups: By the name of the check that is blamed if a group fails or does not end.
+        seconds: A group that takes longer is left behind, with what it has found until then.
+    """
+    found: dict[str, list[Finding]] = {name: [] for name in groups}
+
+    def work(name: str, group: Check) -> None:
+        for one in attempt(name, group):
+            found[name].append(one)
+
+    threads = {
+        name: threading.Thread(target=work, args=(name, group), daemon=True, name=f"doctor {name}")
+        for name, group in groups.items()
+    }
+    deadline = time.monotonic() + seconds
+    for thread in threads.values():
+        thread.start()
+    report: list[Finding] = []
+    for name, thread in threads.items():
+        thread.join(max(0.0, deadline - time.monotonic()))
+        report += list(found[name])
+        if thread.is_alive():
+            report.append(_late(name, seconds))
+    return report
+
+
+def _late(name: str, seconds: float) -> Finding:
+    return error(
+        name,
+        f"these checks did not end within {seconds:g} s: the server hangs, is overloaded, or is slow to reach",
+        "look at the server's log and load, then ask again",
+    )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from celery import Celery, _state
 from kombu.connection import Connection
 
-from mailglass_reconcile.ops.doctor import lock
+from mailglass_reconcile.ops.doctor import redis
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import unreachable
@@ -60,12 +60,12 @@ def checks(app: Celery, setting: str) -> Iterator[Finding]:
         counts = {task: _messages(app, connection, task) for task in _tasks(app)}
         yield from attempt("queues", lambda: _queues(app, workers, counts))
         yield from attempt("schedule", lambda: schedule(app))
-        yield from attempt("lock", lambda: lock.lock(before, workers.taken, counts[SWEEP_TASK]))
+        yield from attempt("lock", lambda: redis.lock(before, workers.taken, counts[SWEEP_TASK]))
 
 
 def _holder() -> Holder | None:
     try:
-        return lock.holder()
+        return redis.holder()
     except Exception:  # the check of the lock asks again, and says so
         return None
 
