@@ -16,6 +16,8 @@ from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from mailglass_reconcile.ops.listed import Filters
+from mailglass_reconcile.ops.page import page
 from pydantic import SecretStr
 
 import mailglass_reconcile
@@ -23,9 +25,7 @@ from bench import data
 from bench.sweep import BUFFERS, count_buffers
 from mailglass_reconcile import Settings
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.messages import events_of
-from mailglass_reconcile.ops.page import page
 from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import runner

@@ -18,11 +18,9 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
     from mailglass_reconcile.ops.pruner import PruneResult, prune
     from mailglass_reconcile.pubsub import Missed, Update, events_channel
+    from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, broadcast
     from mailglass_reconcile.record.events import append
-    from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
-    from mailglass_reconcile.record.sends import record_send
-    from mailglass_reconcile.record.sent import Sent
-    from mailglass_reconcile.record.telling import broadcast
+    from mailglass_reconcile.record.sends import Sent, record_send
     from mailglass_reconcile.record.webhooks import record_webhook
     from mailglass_reconcile.rules.events import DeliveryEvent, WebhookEvent
     from mailglass_reconcile.rules.handlers import on_event
@@ -31,8 +29,7 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
     from mailglass_reconcile.settings import Settings
     from mailglass_reconcile.store.schema import include_object
-    from mailglass_reconcile.sweep.full import reconcile
-    from mailglass_reconcile.sweep.recent import reconcile_recent
+    from mailglass_reconcile.sweep.reconciler import reconcile, reconcile_recent
     from mailglass_reconcile.sweep.result import SweepResult
 
     beat_schedule: dict[str, BeatEntry]
@@ -92,11 +89,9 @@ _MODULES = {
     "mailglass_reconcile.ops.orphans": "Orphan attempt_link find_orphans",
     "mailglass_reconcile.ops.pruner": "PruneResult prune",
     "mailglass_reconcile.pubsub": "Missed Update events_channel",
+    "mailglass_reconcile.record.after_commit": "Recorded RecordedDelivery broadcast",
     "mailglass_reconcile.record.events": "append",
-    "mailglass_reconcile.record.recorded": "Recorded RecordedDelivery",
-    "mailglass_reconcile.record.sends": "record_send",
-    "mailglass_reconcile.record.sent": "Sent",
-    "mailglass_reconcile.record.telling": "broadcast",
+    "mailglass_reconcile.record.sends": "Sent record_send",
     "mailglass_reconcile.record.webhooks": "record_webhook",
     "mailglass_reconcile.rules.events": "DeliveryEvent WebhookEvent",
     "mailglass_reconcile.rules.handlers": "on_event",
@@ -105,8 +100,7 @@ _MODULES = {
     "mailglass_reconcile.schedule": "make_beat_schedule",
     "mailglass_reconcile.settings": "Settings",
     "mailglass_reconcile.store.schema": "include_object",
-    "mailglass_reconcile.sweep.full": "reconcile",
-    "mailglass_reconcile.sweep.recent": "reconcile_recent",
+    "mailglass_reconcile.sweep.reconciler": "reconcile reconcile_recent",
     "mailglass_reconcile.sweep.result": "SweepResult",
 }
 """The module of each public name, as for type checkers above; loading all of them takes half a second."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Link, Report, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.ledger import LinkedEvent
 
 Outcome = TypeVar("Outcome")
 
@@ -85,54 +85,47 @@ def lock(tx: Transaction, delivery_ids: Collection[str]) -> set[str]:
     return set(tx.execute(_LOCK, {"delivery_ids": array_literal(delivery_ids)}).scalars())
 
 
-def project(tx: Transaction, reports: Sequence[Report]) -> int:
-    """Bring deliveries up to date with *reports*, and return how many rows changed.
+def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
+    """Bring deliveries up to date with *events*, and return how many rows changed.
 
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
     and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing. What handlers
-    want to be called for is put into their outbox here, because whatever reaches a delivery comes this way.
+    run on is put into their outbox here, because everything that reaches a delivery comes this way.
     """
-    outbox.add(tx, [report for report in reports if report.type in tx.hook_types])
-    return tx.execute(
-        _PROJECT,
-        {
-            "delivery_ids": array_literal(report.delivery_id for report in reports),
-            "types": array_literal(report.type for report in reports),
-            "occurred_at": array_literal(report.occurred_at for report in reports),
-            "arrived_at": array_literal(report.arrived_at for report in reports),
-            "standing": [*OWN_TYPES, *PROVIDER_TYPES],
-            "own": len(OWN_TYPES),
-            "terminal": list(TERMINAL_TYPES),
-        },
-    ).rowcount
+    outbox.add(tx, [event for event in events if event.type in tx.hook_types])
+    return tx.execute(_PROJECT, parameters(events)).rowcount
+
+
+def parameters(events: Sequence[LinkedEvent]) -> dict[str, object]:
+    """Return *events* as the parameters of a statement that projects them."""
+    return {
+        "delivery_ids": array_literal(event.delivery_id for event in events),
+        "types": array_literal(event.type for event in events),
+        "occurred_at": array_literal(event.occurred_at for event in events),
+        "arrived_at": array_literal(event.arrived_at for event in events),
+        "standing": [*OWN_TYPES, *PROVIDER_TYPES],
+        "own": len(OWN_TYPES),
+        "terminal": list(TERMINAL_TYPES),
+    }
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Attached(NamedTuple):
-    """An event that its writer has attached to its delivery at once; `occurred_at` in ISO 8601, UTC."""
-
-    event_id: str
-    delivery_id: str
-    tenant_id: str
-    type: str
-    occurred_at: str
-
-
-def payload(told: Link | Attached) -> str:
-    """Return the JSON message about a link or an attached event: ids, type and time; never an address or a subject."""
+def payload(event: LinkedEvent) -> str:
+    """Return the JSON message about an event and its delivery: ids, type and time; never an address or a subject."""
+    reconciled = event.reconciled_id is not None
     return _to_json(
         {
             "event": "delivery_updated",
-            "delivery_id": told.delivery_id,
-            "event_type": "reconciled" if isinstance(told, Link) else told.type,
+            "delivery_id": event.delivery_id,
+            "event_type": "reconciled" if reconciled else event.type,
             "meta": {
-                "event_id": told.event_id,
-                **({"reconciled_from_event_id": told.orphan_id} if isinstance(told, Link) else {}),
-                "type": told.type,
-                "occurred_at": _zulu(told.occurred_at),
-                "tenant_id": told.tenant_id,
+                "event_id": event.reconciled_id or event.event_id,
+                **({"reconciled_from_event_id": event.event_id} if reconciled else {}),
+                "type": event.type,
+                "occurred_at": _zulu(event.occurred_at),
+                "tenant_id": event.tenant_id,
             },
         }
     )
@@ -143,6 +136,6 @@ def _zulu(time: str) -> str:
     return f"{time}Z" if time[-1].isdigit() else time
 
 
-def broadcast(links: Sequence[Link], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:
-    """Publish committed *links*: hand *publish* a `(tenant id, delivery id, payload)` for each, in order."""
-    return publish([(link.tenant_id, link.delivery_id, payload(link)) for link in links])
+def broadcast(events: Sequence[LinkedEvent], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:
+    """Publish committed *events*: hand *publish* a `(tenant id, delivery id, payload)` for each, in order."""
+    return publish([(event.tenant_id, event.delivery_id, payload(event)) for event in events])

@@ -20,6 +20,7 @@ from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassRec
 from mailglass_reconcile.pubsub import AsyncSubscription, Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database
 
 if TYPE_CHECKING:
     import redis as redis_py
@@ -57,9 +58,7 @@ def configure(
         settings: Takes the place of the environment.
     """
     _Configured.engine, _Configured.redis, _Configured.settings = engine, redis, settings
-    _own_engine.cache_clear()
-    _own_redis.cache_clear()
-    _own_lock_redis.cache_clear()
+    reread_settings()
 
 
 def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND, **values: Any) -> None:
@@ -72,15 +71,41 @@ def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND,
     """
     call_command(command)
     _Framework.engine, _Framework.values = engine, values
+    reread_settings()
+
+
+def reread_settings() -> None:
+    """Forget what was read from the environment, and the engine and clients that were made of it."""
+    for cached in (_settings, _database, _own_engine, _own_redis, _own_lock_redis):
+        cached.cache_clear()
 
 
 def get_settings() -> Settings:
-    """Return the configured settings, or those of the framework and of the environment as it is now.
+    """Return the configured settings, or those of the framework and of the environment, read once per process.
 
     Raises:
         ConfigurationError: A variable holds a value that cannot be used.
     """
+    return _settings()
+
+
+@cache
+def _settings() -> Settings:
     return _Configured.settings or Settings(**_Framework.values)
+
+
+def database() -> Database:
+    """Return this process's database: the engine with the settings; it has not connected yet.
+
+    Raises:
+        ConfigurationError: The URL is missing or cannot be used.
+    """
+    return _database()
+
+
+@cache
+def _database() -> Database:
+    return Database(get_engine(), get_settings())
 
 
 def get_engine() -> sa.Engine:

@@ -22,9 +22,8 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
-from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Origin, Run
-from mailglass_reconcile.sweep import full, history, ranges, recent
+from mailglass_reconcile.sweep import history, reconciler, window
 from mailglass_reconcile.sweep.result import SweepResult, shown
 
 try:
@@ -85,18 +84,20 @@ def reconcile(
                 )
                 return {"status": "duplicate", "of": hold.duplicate_of}
             if fan_out is not None and hold.key is not None and (limit, after, until) == (None, None, None):
-                eligible, parts = ranges.cut(runtime.get_engine(), runtime.get_settings(), tenant_id, fan_out)
+                eligible, parts = window.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
                     calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
-                    # Before its ranges leave rows of their own: who reads the history counts those as a part of it.
-                    _note(Run("full", _origin(), shown(tenant_id), remaining=eligible))
-                    tasks = self.send_ranges(hold, calls)
+                    # Before its ranges run, which add their counts to this row.
+                    run_id = _note(Run("full", _origin(), shown(tenant_id), remaining=0, ranges=len(parts)))
+                    tasks = self.send_ranges(hold, calls, run_id)
                     ranges_sent = counted(len(tasks), "range")
                     logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), ranges_sent)
                     return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
-            sweep = full.prepare(tenant_id, limit, bounds=(after, until), origin=_origin())
+            sweep = reconciler.prepare(
+                tenant_id, limit, bounds=(after, until), range_of=self.range_of_run, origin=_origin()
+            )
             with ended_by_soft_limit(sweep):
-                sweep.run(runtime.get_engine())
+                sweep.run()
         return _reported(sweep.result)
 
 
@@ -116,9 +117,9 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         MailglassReconcileError: Nothing was swept.
     """
     with _told_in_a_line(RECENT_TASK, once=True):
-        sweep = recent.prepare(interval, tenant_id, origin=_origin())
+        sweep = reconciler.prepare_recent(interval, tenant_id, origin=_origin())
         with ended_by_soft_limit(sweep):
-            sweep.run(runtime.get_engine())
+            sweep.run()
         return _reported(sweep.result)
 
 
@@ -126,7 +127,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
 def prune() -> dict[str, int]:
     """Delete old raw webhooks, and repair the table of open orphans; return the counts of `PruneResult`."""
     with _told_in_a_line(PRUNE_TASK):
-        return pruner.prune_with(runtime.get_engine(), runtime.get_settings(), _origin()).as_dict()
+        return pruner.prune_with(runtime.database(), _origin()).as_dict()
 
 
 @shared_task(name=DISPATCH_TASK, throws=(MailglassReconcileError,))
@@ -158,13 +159,14 @@ def _origin() -> Origin:
     return "beat" if headers.get(ORIGIN_HEADER) == "beat" else "call"
 
 
-def _note(run: Run) -> None:
-    """Leave a row in the history of runs; a database that is down now costs that row only."""
+def _note(run: Run) -> int | None:
+    """Leave a row in the history of runs, and return its id; a database that is down now costs that row only."""
     try:
-        with connect(runtime.get_engine()) as connection:
-            history.note(connection, runtime.get_settings(), run)
+        with runtime.database().connect() as connected:
+            return history.note(connected, run)
     except MailglassReconcileError as error:
         logger.warning("this sweep is missing from the history of runs: %s", error)
+        return None
 
 
 _last_faults: dict[str, str] = {}

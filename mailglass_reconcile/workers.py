@@ -17,7 +17,7 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.sweep.reconciler import Sweep
 
@@ -89,7 +89,7 @@ def _warn_of_the_database() -> None:
     try:
         with database_errors(), connect(runtime.get_engine()) as connection:
             try:
-                with transaction(connection, runtime.get_settings(), read_only=True) as tx:
+                with Connected(connection, runtime.get_settings()).reading() as tx:
                     schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
             finally:
                 connection.invalidate()  # a fork would share what an application's pool kept open

@@ -17,6 +17,7 @@ import mailglass_reconcile
 import witness as watching
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.testing.databases import Database as Migrated
 from mailglass_reconcile.testing.databases import Databases
 
@@ -40,6 +41,11 @@ class Database:
 
     connection: sa.Connection | None = field(default=None, repr=False)
     """One to read through, if there is one."""
+
+    @property
+    def database(self) -> Handle:
+        """The same as the package uses it."""
+        return Handle(self.engine, self.settings)
 
     @contextmanager
     def on_one_connection(self) -> Iterator["Database"]:

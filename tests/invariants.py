@@ -14,6 +14,7 @@ import redis
 import oracle
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -318,7 +319,7 @@ def check_nothing_is_left(db: Any) -> None:
     client = redis.Redis.from_url(db.settings.redis_url.get_secret_value())
     settings = db.settings.model_copy(update={"sweep_seconds": 240, "batch_size": 2_000})
     with client:
-        result = Sweep(settings, Publisher(client)).run(db.engine)
+        result = Sweep(Database(db.engine, settings), Publisher(client)).run()
     assert result.skipped == 0, result
     window = _all(db, _WINDOW, max_age=settings.max_age_minutes, grace=settings.grace_seconds)[0]
     deliveries = _all(db, _DELIVERIES)

@@ -13,7 +13,7 @@ Labels = tuple[tuple[str, str], ...]
 
 def scrape(db: Any) -> dict[tuple[str, Labels], float]:
     """Return all samples by name, without its prefix, and labels."""
-    return parsed(metrics.scrape(db.engine, db.settings))
+    return parsed(metrics.scrape(db.database))
 
 
 def parsed(text: bytes) -> dict[tuple[str, Labels], float]:

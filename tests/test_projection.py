@@ -8,13 +8,13 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mailglass_reconcile.store.model import Report
 
 import factories
 import oracle
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines
-from mailglass_reconcile.store.model import Report
 
 NOON = datetime(2026, 3, 1, 12)
 COLUMNS = ", ".join(oracle.PROJECTED)

@@ -13,7 +13,7 @@ from handling import failing, leaving
 from installation import PATIENCE
 from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 from observing import exported, values
 
 AWAY = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
@@ -92,7 +92,7 @@ def test_a_recent_sweep_that_did_nothing_says_nothing(db, observed, caplog):
 def test_a_dry_run_reports_nothing(db, observed):
     """It links nothing either."""
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
-    full.prepare(dry_run=True).run(db.engine)
+    reconciler.prepare(dry_run=True).run()
     assert (observed.spans(), observed.metrics()) == ([], {})
 
 

@@ -18,7 +18,8 @@ import redis
 import sqlalchemy as sa
 
 from mailglass_reconcile.pubsub import Message, Published, Publisher
-from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.sweep.reconciler import Step, Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
 _WITNESS = """
@@ -90,11 +91,11 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
         while (pubsub.get_message(timeout=5) or {})["type"] != "psubscribe":
             pass
         witness = Witness(pubsub, client)
-        run = Sweep.run
+        steps = Sweep.steps
 
-        def observed(sweep: Sweep, engine: sa.Engine) -> SweepResult:
+        def observed(sweep: Sweep, connected: Connected) -> Iterator[Step]:
             witness.results.append(sweep.result)
-            return run(sweep, engine)
+            return steps(sweep, connected)
 
         publish = Publisher.publish
 
@@ -105,7 +106,7 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
             witness.early += set(ids) - committed
             return publish(publisher, messages)
 
-        patch.setattr(Sweep, "run", observed)
+        patch.setattr(Sweep, "steps", observed)
         patch.setattr(Publisher, "publish", overheard)
         with _logged(witness.log):
             yield witness

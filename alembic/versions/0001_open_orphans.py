@@ -107,7 +107,7 @@ CREATE TABLE {schema}.mailglass_open_orphans (
   rule           text,
   ids            smallint,
   refused        smallint NOT NULL DEFAULT 0
-) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphans IS
   'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
@@ -155,6 +155,9 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   linkable_since     timestamp,
   open_groups        jsonb,
   handled_types      text,
+  position           jsonb,
+  ranges             smallint,
+  ranges_done        smallint NOT NULL DEFAULT 0,
   CONSTRAINT mailglass_reconcile_runs_kind
     CHECK (kind IN ('full', 'recent', 'range', 'targeted', 'prune', 'dispatch')),
   CONSTRAINT mailglass_reconcile_runs_status CHECK (status IN ('ok', 'partial', 'failed', 'duplicate')),
@@ -315,7 +318,7 @@ def upgrade() -> None:
         columns=(
             "started_at finished_at kind origin tenant_id status error runs scanned linked unmatched unmatchable"
             " ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired duration_ms"
-            " remaining linkable_since open_groups handled_types"
+            " remaining linkable_since open_groups handled_types position ranges ranges_done"
         ),
     )
     steps.create_table(

@@ -151,7 +151,7 @@ def _dispatch(as_json: bool) -> None:
 
 
 def _list_dead(as_json: bool) -> None:
-    found = dispatcher.dead_events(runtime.get_engine())
+    found = dispatcher.dead_events(runtime.database())
     if as_json:
         click.echo(json.dumps({"dead": found}))
         return
@@ -165,7 +165,7 @@ def _list_dead(as_json: bool) -> None:
 
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:
-    retried = dispatcher.retry(runtime.get_engine(), wanted if isinstance(wanted, UUID) else None)
+    retried = dispatcher.retry(runtime.database(), wanted if isinstance(wanted, UUID) else None)
     click.echo(json.dumps({"retried": retried}) if as_json else f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
         click.echo(hint(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`"), err=True)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from types import FrameType
 
 import click
-import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, OWN_PROGRAM, dispatch
@@ -25,8 +24,9 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.wording import counted, took
-from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.sweep import recent
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.sweep import reconciler, window
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
 
@@ -47,7 +47,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option(
     "--interval",
-    type=click.FloatRange(0, recent.MAX_INTERVAL_SECONDS, min_open=True),
+    type=click.FloatRange(0, window.MAX_INTERVAL_SECONDS, min_open=True),
     default=0.1,
     show_default=True,
     metavar="SECONDS",
@@ -74,10 +74,9 @@ class Follower:
         self._interval = interval
         self._tenant_id = tenant_id
         self._as_json = as_json
-        self._settings = runtime.get_settings()
-        self._engine = runtime.get_engine()
+        self._database = runtime.database()
         self._publisher = Publisher(runtime.get_redis())
-        self._connection: sa.Connection | None = None
+        self._connected: Connected | None = None
         self._sweep: Sweep | None = None
         self._faults = 0
         """How many ticks in a row have failed."""
@@ -144,13 +143,13 @@ class Follower:
             click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
 
     def _swept(self) -> SweepResult:
-        if self._connection is None:
-            self._connection = connect(self._engine)
+        if self._connected is None:
+            self._connected = Connected(engines.connect(self._database.engine), self._database.settings)
         self._publisher.next_sweep()
-        self._sweep = recent.prepare(
-            self._interval, self._tenant_id, settings=self._settings, publisher=self._publisher, origin="follow"
+        self._sweep = reconciler.prepare_recent(
+            self._interval, self._tenant_id, publisher=self._publisher, origin="follow"
         )
-        return self._sweep.run_on(self._connection)
+        return self._sweep.run_on(self._connected)
 
     def _tell_of_redis(self, result: SweepResult) -> None:
         """Say when Redis is back; that it was lost, the publisher has said."""
@@ -166,9 +165,9 @@ class Follower:
         self._repeats.forget()
 
     def _close(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.close()
+        if self._connected is not None:
+            connected, self._connected = self._connected, None
+            connected.connection.close()
 
 
 class _Repeats:

@@ -8,8 +8,8 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
-from mailglass_reconcile.ops import page as pages
-from mailglass_reconcile.ops.listed import EXPIRED, Filters, Listed
+from mailglass_reconcile.ops import orphans as pages
+from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed
 from mailglass_reconcile.rules.states import OPEN_STATES
 from mailglass_reconcile.rules.wording import age
 
@@ -46,7 +46,7 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
         raise click.UsageError("expired orphans come by tenant and time: leave out --newest-first")
     begin = None if after is None else str(after)
     try:
-        found = pages.page(runtime.get_engine(), wanted, limit=limit, after=begin, newest_first=newest_first)
+        found = pages.page(runtime.database(), wanted, limit=limit, after=begin, newest_first=newest_first)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
     with reader_may_leave():

@@ -19,7 +19,7 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
     """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
-    result = pruner.prune_with(runtime.get_engine(), runtime.get_settings(), "command")
+    result = pruner.prune_with(runtime.database(), "command")
     if as_json:
         click.echo(json.dumps(result.as_dict()))
         return

@@ -39,6 +39,6 @@ def serve(host: str, port: int) -> None:
             err=True,
         )
         sys.exit(2)
-    runtime.get_engine()
+    runtime.database()
     runtime.load_imports(to_read=True)
     server.run(create_app(), host, port)

@@ -54,7 +54,7 @@ def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: fl
         sys.exit(_check(max_lag))
 
     def look() -> Status:
-        return looking.status(runtime.get_engine(), tenant_id=tenant, count_now=live, max_lag_seconds=max_lag)
+        return looking.status(runtime.database(), tenant_id=tenant, count_now=live, max_lag_seconds=max_lag)
 
     screen = console()
     if as_json:
@@ -71,7 +71,7 @@ def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: fl
 
 def _check(max_lag: float) -> int:
     try:
-        problems = looking.check(runtime.get_engine(), max_lag)
+        problems = looking.check(runtime.database(), max_lag)
     except MailglassReconcileError as error:
         problems = [str(error)]
     click.echo("unhealthy: " + printable("; ".join(problems)) if problems else "healthy")

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile.rules.states import MEANINGS, Outcome, Skipped
 from mailglass_reconcile.rules.wording import counted, shown, took
+from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
 
 WHY_OPEN: tuple[Outcome | Skipped, ...] = (
@@ -61,13 +62,13 @@ def nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> st
 
 
 @contextmanager
-def progress(*, wanted: bool) -> Iterator[Callable[[SweepResult], None] | None]:
+def progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
     """Show a bar on standard error where a person waits, and nothing elsewhere."""
     console = Console(stderr=True)
     if not (wanted and console.is_terminal):
-        yield None
+        yield lambda sweep: None
         return
     columns = TextColumn("linking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("sweep", total=None)
-        yield lambda result: bar.update(task, total=result.remaining, completed=result.linked)
+        yield lambda sweep: bar.update(task, total=sweep.eligible, completed=sweep.result.linked)

@@ -19,9 +19,9 @@ from mailglass_reconcile.cli.summary import nothing_to_do, progress, summary
 from mailglass_reconcile.cli.texts import Duration, reader_may_leave
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targets, tenants
-from mailglass_reconcile.ops.listed import Filters
+from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targets import MOST, Target
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -72,16 +72,17 @@ def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
 def _sweep(
     tenant: str | None, limit: int | None, *, dry_run: bool, verbose: bool, as_json: bool, **_: Any
 ) -> SweepResult:
-    def show(pairs: Sequence[tuple[str, str]]) -> None:
-        _show(pairs, as_json=as_json)
-
-    with progress(wanted=not (as_json or verbose)) as tell:
-        prepared = full.prepare(
-            tenant, limit, dry_run=dry_run, progress=tell, would_link=show if verbose else None, origin="command"
-        )
-        with _ended_by_ctrl_c(prepared):
-            prepared.run(runtime.get_engine())
-    return prepared.result
+    sweep = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
+    with (
+        progress(wanted=not (as_json or verbose)) as tell,
+        _ended_by_ctrl_c(sweep),
+        sweep.database.connect() as connected,
+    ):
+        for step in sweep.steps(connected):
+            tell(sweep)
+            if verbose:
+                _show(step.pairs, as_json=as_json)
+    return sweep.result
 
 
 @contextmanager
@@ -128,19 +129,19 @@ def _point(
     target = Target(filters, event, delivery, include_expired)
     if not (yes or dry_run or sys.stdin.isatty()):
         raise click.UsageError("there is no terminal to ask: give --yes, or --dry-run to see what would be linked")
-    engine = runtime.get_engine()
+    database = runtime.database()
     try:
-        found = targets.find(engine, target, min(limit, MOST))
+        found = targets.find(database, target, min(limit, MOST))
         if verbose:
             _show([(one.event_id, one.delivery_id or "") for one in found], as_json=as_json)
         if dry_run or not found:
             return SweepResult(scanned=len(found), linked=len(found), dry_run=dry_run, tenant_id=tenant)
         if not yes:
             click.confirm(f"link {len(found):,} {'event' if len(found) == 1 else 'events'}?", abort=True, err=True)
-            found = targets.find(engine, target, len(found))  # what was found may have changed meanwhile
+            found = targets.find(database, target, len(found))  # what was found may have changed meanwhile
     except LookupError as error:
         raise click.ClickException(str(error)) from None
-    return targets.link(engine, found, tenant)
+    return targets.link(database, found, tenant)
 
 
 def _show(pairs: Sequence[tuple[str, str]], *, as_json: bool) -> None:
@@ -155,11 +156,11 @@ def _in_words(result: SweepResult, *, pointed: bool) -> str:
         return summary(result)
     if pointed:
         return "nothing to link: none of the events that you point at has its delivery yet"
-    waiting = looking.waiting(runtime.get_engine(), result.tenant_id)
+    waiting = looking.waiting(runtime.database(), result.tenant_id)
     return nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
 
 
 def _hint(tenant: str) -> None:
-    nearest = tenants.nearest(runtime.get_engine(), tenant)
+    nearest = tenants.nearest(runtime.database(), tenant)
     if nearest is not None:
         click.echo(nearest, err=True)

@@ -10,7 +10,7 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from mailglass_reconcile.record.sent import Sent
+from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import mailgun, resend, ses, wire

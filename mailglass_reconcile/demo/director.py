@@ -12,7 +12,7 @@ from mailglass_reconcile.demo.screen import Screen
 from mailglass_reconcile.demo.story import Act, Mail
 from mailglass_reconcile.demo.sweeper import Sweeper
 from mailglass_reconcile.demo.traffic import Traffic
-from mailglass_reconcile.sweep.full import reconcile
+from mailglass_reconcile.sweep.reconciler import reconcile
 from mailglass_reconcile.sweep.result import SweepResult
 
 TICK_SECONDS = 0.02

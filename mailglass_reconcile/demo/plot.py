@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mailglass_reconcile.demo.story import Act, Cast, Webhook
-from mailglass_reconcile.sweep.match import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
+from mailglass_reconcile.rules.matching import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
 
 SHOP = "acme"
 PRESS = "globex"

@@ -6,7 +6,7 @@ from collections import Counter
 
 from mailglass_reconcile.demo.screen import Screen
 from mailglass_reconcile.demo.verdict import Verdict
-from mailglass_reconcile.sweep.match import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
+from mailglass_reconcile.rules.matching import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
 
 REASONS = {
     UNMATCHED: "no row has the id: not our mail, or rolled back",

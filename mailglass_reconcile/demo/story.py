@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from mailglass_reconcile.rules.matching import UNMATCHED
 from mailglass_reconcile.rules.states import Verdict
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.sweep.match import UNMATCHED
 
 BASE64URL = string.ascii_letters + string.digits + "-_"
 

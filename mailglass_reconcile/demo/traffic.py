@@ -10,7 +10,7 @@ from types import TracebackType
 import sqlalchemy as sa
 
 from mailglass_reconcile.demo.story import Mail, Webhook
-from mailglass_reconcile.record.drafts import idempotency_key
+from mailglass_reconcile.record.webhooks import idempotency_key
 
 _SEND = sa.text("""
 INSERT INTO mailglass_deliveries
@@ -97,7 +97,9 @@ class Traffic:
                     "id": webhook.id,
                     "tenant_id": webhook.tenant_id,
                     "type": webhook.type,
-                    "idempotency_key": idempotency_key(webhook.tenant_id, webhook.provider, provider_event_id, 0),
+                    "idempotency_key": idempotency_key(
+                        webhook.tenant_id, webhook.provider, provider_event_id, webhook.type, 0
+                    ),
                     "metadata": json.dumps(webhook.metadata),
                 },
             ).scalar_one()

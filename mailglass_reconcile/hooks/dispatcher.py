@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-import sqlalchemy as sa
-
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.hooks import connections, running
@@ -28,11 +26,8 @@ from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, outbox, runs
-from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.database import Transaction, in_batches
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store.database import Database, Transaction, borrowed
 from mailglass_reconcile.store.outbox import Attempt, Claim, Held, Settled
-from mailglass_reconcile.store.reading import reading
 from mailglass_reconcile.store.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
@@ -164,7 +159,7 @@ class _Dispatcher:
                     break
                 ran.append(Attempt(row.event_id, row.attempts, ()))
                 for handler in running.missing(row):
-                    ran[-1] = _after(ran[-1], handler, running.run(work, self._settings.database_schema, handler, row))
+                    ran[-1] = _after(ran[-1], handler, running.run(work, self._settings, handler, row))
             left = [Claim(row.event_id, row.attempts, row.type, False) for row in held[len(ran) :]]
             self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
             with borrowed(work.ours, self._settings) as tx:
@@ -188,7 +183,7 @@ class _Dispatcher:
                     if handler.name in held[0].done and handler.name not in failed_before:
                         continue
                     ran = True
-                    error = running.run(work, self._settings.database_schema, handler, held[0])
+                    error = running.run(work, self._settings, handler, held[0])
             except Exception as raised:
                 if not (ran or connections.is_contention(raised)):
                     raise
@@ -262,23 +257,22 @@ def _note(begin: Begin, result: DispatchResult, types: Sequence[str], origin: Or
     _noted_at[key] = time.monotonic()
 
 
-def dead_events(engine: sa.Engine) -> list[dict[str, Any]]:
+def dead_events(database: Database) -> list[dict[str, Any]]:
     """Return the events that died last, at most 1,000, with the class of each one's last error and who is done.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    settings = runtime.get_settings()
-    with reading(engine, settings) as tx:
+    with database.reading() as tx:
         return outbox.dead(tx, LISTED)
 
 
-def retry(engine: sa.Engine, event_id: UUID | None = None) -> int:
+def retry(database: Database, event_id: UUID | None = None) -> int:
     """Let dead events, or one, be tried again as if they were new, and return how many; what was done stays done.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     wanted = {"event_id": None if event_id is None else str(event_id), "size": RETRY_ROWS}
-    with database_errors(), connect(engine) as connection:
-        return in_batches(connection, runtime.get_settings(), outbox.RETRY, wanted)
+    with database.connect() as connected:
+        return connected.in_batches(outbox.RETRY, wanted)

@@ -16,6 +16,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.outbox import Held
@@ -31,7 +32,7 @@ def missing(row: Held) -> list[Registered]:
     return [one for one in registry.handlers_of(row.type) if one.name not in row.done]
 
 
-def run(work: Work, schema: str, handler: Registered, row: Held) -> str | None:
+def run(work: Work, settings: Settings, handler: Registered, row: Held) -> str | None:
     """Run one handler under a savepoint, and return the class of its error, or None.
 
     That it is done is noted first, under the same savepoint: whatever undoes its work later undoes the note as well.
@@ -39,7 +40,7 @@ def run(work: Work, schema: str, handler: Registered, row: Held) -> str | None:
     began = time.monotonic()
     try:
         with work.savepoint():
-            outbox.note(Transaction(work.ours, schema), row.event_id, handler.name)
+            outbox.note(Transaction(work.ours, settings), row.event_id, handler.name)
             _require_finished(handler.function(work.connection, _event(row)))
             if time.monotonic() - began > HANDLER_SECONDS:
                 raise TimeoutError

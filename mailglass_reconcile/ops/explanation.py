@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import origins
-from mailglass_reconcile.ops.explained import Explanation
-from mailglass_reconcile.ops.origins import Origins
-from mailglass_reconcile.rules import addresses, providers, states
+from mailglass_reconcile.rules import keys, providers, states
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.rules.states import EventState
-from mailglass_reconcile.store import eligible, runs
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Named, Open
-from mailglass_reconcile.store.reading import reading
+from mailglass_reconcile.rules.matching import Candidate
+from mailglass_reconcile.rules.states import EventState, Verdict
+from mailglass_reconcile.store import ledger, open_orphans, runs
+from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.listing import NO_KEYS
+from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.store.runs import RunAt
-from mailglass_reconcile.sweep import examination, match
-from mailglass_reconcile.sweep.match import Decision
+from mailglass_reconcile.sweep import judge
+from mailglass_reconcile.sweep.judge import Decision
 from mailglass_reconcile.sweep.result import shown
-
-logger = logging.getLogger(__name__)
 
 # Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
 _LEDGER_ROW = """
 SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, e.needs_reconciliation,
        r.id::text AS reconciled_by, r.delivery_id::text AS linked_to, to_json(r.inserted_at) #>> '{}' AS linked_at,
-       o.event_id IS NOT NULL AS open, o.arrived_at::text, o.provider, o.recipient, o.rule, o.recipient_lost, o.refused,
-       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
-              WHERE k.event_id = e.id ORDER BY k.position) AS ids,
+       o.event_id IS NOT NULL AS open, o.refused,
        to_json(a.arrived_at) #>> '{}' AS arrived,
        to_json(a.arrived_at + make_interval(secs => :grace_seconds)) #>> '{}' AS eligible,
        to_json(a.arrived_at + make_interval(mins => :max_age_minutes)) #>> '{}' AS expires,
@@ -47,35 +42,127 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, 
  WHERE e.id = CAST(:event_id AS uuid)
 """
 
-NO_KEYS = Keys(None, (), None)
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an event is linked or not; times are in ISO 8601, UTC.
+
+    Attributes:
+        event_id: The event.
+        state: One of `states.EVENT_STATES`.
+        sentence: The same for a person.
+        tenant_id: The event's tenant.
+        delivery_id: What it is, or would be, linked to.
+        candidate_ids: The ids tried, in order; known while it is not linked.
+        named: The deliveries that they name; `own` if of the event's tenant, `fitting` if with its provider or none,
+            `addressed` if to its recipient or none is known.
+        type: The event's type.
+        provider: The event's provider, in its canonical spelling.
+        arrived_at: When the ledger took it.
+        rule: The provider's rule, `provider/version`.
+        reads: The places that the rule reads, in order: `path`, and `holds`, the JSON type of what is there, or null.
+        tried: For each candidate id, in order, its `id`, the place `read_from` which it comes, and how many
+            `deliveries` of it were looked at.
+        recipient_known: Whether it is known which recipient the event is about.
+        verdict: What a sweep would find if it looked now: for those in their grace, and for expired ones.
+        remedy: What would have to be different for it to be linked.
+        eligible_at: When the full sweep looks at it first; it does so in each run until `expires_at`.
+        expires_at: When it becomes too old.
+        refused: How often the database has refused to read or link it.
+        linked_at: When it was linked.
+        linked_during: The runs that were linking then, at most three: `kind`, `origin`, `started_at`. Empty if a
+            writer of this package linked it, or if the run was folded into the totals.
+        reconciled_by: The `reconciled` event that linked or settled it.
+    """
+
+    event_id: str
+    state: EventState
+    sentence: str
+    tenant_id: str | None = None
+    delivery_id: str | None = None
+    candidate_ids: tuple[str, ...] = ()
+    named: tuple[dict[str, Any], ...] = ()
+    type: str | None = None
+    provider: str | None = None
+    arrived_at: str | None = None
+    rule: str | None = None
+    reads: tuple[dict[str, str | None], ...] = ()
+    tried: tuple[dict[str, Any], ...] = ()
+    recipient_known: bool | None = None
+    verdict: Verdict | None = None
+    remedy: str | None = None
+    eligible_at: str | None = None
+    expires_at: str | None = None
+    refused: int = 0
+    linked_at: str | None = None
+    linked_during: tuple[dict[str, str], ...] = ()
+    reconciled_by: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as `explain --json` prints them."""
+        return asdict(self)
 
 
-def explain(engine: sa.Engine, event_id: UUID) -> Explanation:
-    """Say why an event is linked or not, in a read-only transaction.
+class Origins(NamedTuple):
+    """What the rule of an event's provider makes of the event.
+
+    Attributes:
+        provider: The event's provider, in its canonical spelling, or None if it names none that can be used.
+        rule: The rule's mark, `provider/version`; None if the event names no provider.
+        reads: Each place that is read, in order, with what it holds: `string`, `number`, … , or None for nothing.
+        places: For each candidate id the place it comes from; an id that the rule makes of several is not here.
+    """
+
+    provider: str | None
+    rule: str | None
+    reads: tuple[tuple[str, str | None], ...]
+    places: dict[str, str]
+
+
+def explain(database: Database, event_id: UUID) -> Explanation:
+    """Explain why an event is linked or not, in a read-only transaction.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     runtime.load_imports(to_read=True)
-    settings = runtime.get_settings()
     bounds = {
         "event_id": str(event_id),
-        "max_age_minutes": settings.max_age_minutes,
-        "grace_seconds": settings.grace_seconds,
+        "max_age_minutes": database.settings.max_age_minutes,
+        "grace_seconds": database.settings.grace_seconds,
     }
-    with reading(engine, settings, snapshot=True) as tx:
+    with database.reading() as tx:
         row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
         if row is None:
             return Explanation(str(event_id), "unknown", states.why("unknown"))
         settled = _settled_state(row)
-        read = origins.of_event(tx, row.id)
+        read = _origins(tx, row.id)
         if settled:
             linking = runs.linking_at(tx, row.linked_at, shown(row.tenant_id)) if settled == "linked" else []
             return _of_settled(row, settled, read, linking)
-        raw_webhooks = eligible.survey(tx, settings).raw_webhooks
-        wanted = _keys(tx, row, raw_webhooks=raw_webhooks)
-        decision = match.decide(tx, row.tenant_id, wanted)
+        orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
+        (wanted,) = judge.current_keys(tx, orphans)
+        decision = judge.decide(tx, row.tenant_id, wanted)
     return _of_open(row, read, wanted, decision)
+
+
+def _origins(tx: Transaction, event_id: str) -> Origins:
+    """Read the places again, and let the rule make ids of each value alone."""
+    values = ledger.values_of(tx, [event_id])[0]
+    provider = keys.provider_of(values)
+    if provider is None:
+        return Origins(None, None, (), {})
+    rule = providers.rule_of(provider)
+    paths = keys.reads_of(provider)
+    found = ledger.at_paths(tx, [event_id], paths)[event_id]
+    places: dict[str, str] = {}
+    for number, (path, value) in enumerate(zip(paths, found, strict=True)):
+        if value is not None:
+            alone = [value if other == number else None for other in range(len(paths))]
+            for id_ in keys.keys_of(values._replace(ids=alone)).candidate_ids:
+                places.setdefault(id_, path)
+    held = tuple((path, value and value.partition(":")[0]) for path, value in zip(paths, found, strict=True))
+    return Origins(provider, rule.mark, held, places)
 
 
 def _settled_state(row: sa.Row[Any]) -> EventState | None:
@@ -86,15 +173,6 @@ def _settled_state(row: sa.Row[Any]) -> EventState | None:
     if not row.open and not row.expired:
         return "missing"
     return None
-
-
-def _keys(tx: Transaction, row: sa.Row[Any], *, raw_webhooks: bool) -> Keys:
-    """Return the keys of an orphan, open or not, as a sweep would have them."""
-    kept = Keys(row.provider, tuple(row.ids), row.recipient, row.rule, bool(row.recipient_lost))
-    if kept.candidate_ids and examination.is_current(kept):
-        return kept
-    orphan = Open(row.id, row.tenant_id, row.arrived_at or "", kept)
-    return examination.keys_of_events(tx, [orphan], raw_webhooks=raw_webhooks, complain=logger.error)[row.id]
 
 
 def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Sequence[RunAt]) -> Explanation:
@@ -155,13 +233,13 @@ def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
     return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": found}
 
 
-def _named(delivery: Named, tenant_id: str, wanted: Keys) -> dict[str, Any]:
+def _named(delivery: Candidate, tenant_id: str, wanted: Keys) -> dict[str, Any]:
     """Return what may be shown of a delivery: no address."""
     known = delivery._asdict()
     recipient = known.pop("recipient")
     return {
         **known,
         "own": delivery.tenant_id == tenant_id,
-        "fitting": delivery.provider is None or providers.canonical(delivery.provider) == wanted.provider,
-        "addressed": wanted.recipient is None or addresses.address(recipient) == addresses.address(wanted.recipient),
+        "fitting": delivery.has_provider(wanted.provider),
+        "addressed": wanted.recipient is None or address(recipient) == address(wanted.recipient),
     }

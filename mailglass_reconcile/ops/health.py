@@ -17,8 +17,7 @@ LATELY_DAYS = 7
 UNUSABLE_ORPHANS = 10
 """Fewer without a usable id may be single events that something is wrong with."""
 
-# The last full sweeps of all tenants. One that was cut into ranges has counted what is eligible and linked nothing
-# itself: the ranges that follow it are a part of it, and it has succeeded once one of them has.
+# The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
 _FACTS = """
 SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
@@ -26,57 +25,34 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
        extract(epoch FROM now()::timestamp - ok.finished_at)::float8 AS success_age, ok.origin AS success_origin,
-       extract(epoch FROM now()::timestamp - least(ok.linkable_since, later.linkable_since))::float8 AS lag_seconds,
+       extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 AS lag_seconds,
        to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
-       last.status, coalesce(last.error, parts.error) AS error, parts.ranges, parts.failed_ranges,
+       last.status, last.error, last.ranges, last.ranges_done,
+       extract(epoch FROM now()::timestamp - CAST(last.position ->> 'since' AS timestamp))::float8 AS uncovered_seconds,
        extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
-       last.scanned + parts.scanned AS scanned, last.linked + parts.linked AS linked,
-       last.unmatched + parts.unmatched AS unmatched, last.unmatchable + parts.unmatchable AS unmatchable,
-       last.tenant_mismatch + parts.tenant_mismatch AS tenant_mismatch,
-       last.failed + parts.failed AS failed, last.published + parts.published AS published,
-       last.publish_failed + parts.publish_failed AS publish_failed,
-       CASE WHEN last.tenant_mismatch + parts.tenant_mismatch > 0
+       last.scanned, last.linked, last.unmatched, last.unmatchable, last.tenant_mismatch, last.failed, last.published,
+       last.publish_failed,
+       CASE WHEN last.tenant_mismatch > 0
             THEN (SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
                    WHERE finished_at > now()::timestamp - make_interval(days => :lately_days)) END AS linked_lately,
        (SELECT coalesce(jsonb_object_agg(k.kind, s.at), '{}')
-          FROM unnest(ARRAY['full', 'recent', 'range', 'prune']) AS k (kind)
+          FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
                  SELECT to_json(finished_at) #>> '{}' || 'Z' AS at FROM {schema}.mailglass_reconcile_runs
-                  WHERE kind = k.kind AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS s) AS last_success
+                  WHERE kind = k.kind AND status IN ('ok', 'partial') AND ranges_done >= coalesce(ranges, 0)
+                  ORDER BY id DESC LIMIT 1) AS s) AS last_success
   FROM (SELECT) AS one
   LEFT JOIN LATERAL (
-         SELECT * FROM {schema}.mailglass_reconcile_runs AS r
+         SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial')
-            AND (open_groups IS NOT NULL OR coalesce(remaining, 0) = 0
-                 OR EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs AS part
-                             WHERE part.kind = 'range' AND part.id > r.id AND part.tenant_id IS NULL
-                               AND part.status IN ('ok', 'partial')))
-          ORDER BY id DESC LIMIT 1)
-            AS ok ON true
- CROSS JOIN LATERAL (
-         SELECT min(linkable_since) AS linkable_since FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'range' AND id > ok.id AND tenant_id IS NULL)
-            AS later
+            AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS ok ON true
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'full' AND tenant_id IS NULL AND open_groups IS NOT NULL ORDER BY id DESC LIMIT 1)
-            AS counted ON true
+          WHERE kind = 'full' AND tenant_id IS NULL AND open_groups IS NOT NULL
+            AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS counted ON true
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1)
-            AS last ON true
- CROSS JOIN LATERAL (
-         SELECT count(*) AS ranges, count(*) FILTER (WHERE status = 'failed') AS failed_ranges, max(error) AS error,
-                coalesce(sum(scanned), 0)::bigint AS scanned, coalesce(sum(linked), 0)::bigint AS linked,
-                coalesce(sum(unmatched), 0)::bigint AS unmatched,
-                coalesce(sum(unmatchable), 0)::bigint AS unmatchable,
-                coalesce(sum(tenant_mismatch), 0)::bigint AS tenant_mismatch,
-                coalesce(sum(failed), 0)::bigint AS failed,
-                coalesce(sum(published), 0)::bigint AS published,
-                coalesce(sum(publish_failed), 0)::bigint AS publish_failed
-           FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'range' AND id > last.id AND tenant_id IS NULL AND status <> 'duplicate')
-            AS parts
+          WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1) AS last ON true
 """
 
 
@@ -111,11 +87,22 @@ def facts(tx: Transaction) -> Facts:
         row.success_age,
         max(0.0, row.lag_seconds or 0.0),
         row.counted_at,
-        row.groups,
+        None if row.groups is None else _added_up(row.groups),
         None if row.status is None else dict(row._mapping),
         row.last_success,
         *outbox.count(tx),
     )
+
+
+def _added_up(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups of open orphans, the largest first; ranges of a fan-out have counted the same ones."""
+    counts: Counter[tuple[str, str | None, str | None]] = Counter()
+    for group in groups:
+        counts[group["state"], group["tenant_id"], group["provider"]] += group["orphans"]
+    return [
+        {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
+        for (state, tenant_id, provider), orphans in counts.most_common()
+    ]
 
 
 def problems(known: Facts, max_lag_seconds: float) -> list[str]:
@@ -142,7 +129,8 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
     if known.hooks_dead:
         dead = counted(known.hooks_dead, "event is dead", "events are dead")
         found.append(f"{dead}, no handler is tried again: `mailglass-reconcile dispatch --dead`")
-    found += [*_without_ids(known.groups or []), *(_of_the_last(known.last) if known.last else [])]
+    of_last = _of_the_last(known.last, allowed) if known.last else []
+    found += [*_without_ids(known.groups or []), *of_last]
     return [hint(problem) for problem in found]
 
 
@@ -166,14 +154,14 @@ def _without_ids(groups: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _of_the_last(last: dict[str, Any]) -> list[str]:
+def _of_the_last(last: dict[str, Any], allowed: float) -> list[str]:
     found = []
     if last["status"] == "failed":
         found.append(f"the last full sweep failed ({last['error'] or 'it broke off'}): {_ASK_DOCTOR}")
-    if last["failed_ranges"]:
+    if (last["uncovered_seconds"] or 0.0) > allowed:
         found.append(
-            f"{last['failed_ranges']:,} of {counted(last['ranges'], 'range')} of the last full sweep failed"
-            f" ({last['error'] or 'it broke off'}): {_ASK_DOCTOR}"
+            f"full sweeps have not looked at everything for {age(last['uncovered_seconds'])}: each ends at its deadline"
+            " (MAILGLASS_SWEEP_SECONDS); run them more often, or with fan_out on more workers"
         )
     if last["failed"] and not last["linked"]:
         refused = counted(last["failed"], "link")

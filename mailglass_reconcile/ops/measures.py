@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import sqlalchemy as sa
-
-from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
-from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import runs
-from mailglass_reconcile.store.database import transaction
-from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.store.model import array_literal
+from mailglass_reconcile.store.database import Database, array_literal
 
 TIMEOUT_MS = 2_000
-_QUICKLY: Mapping[str, Any] = {"read_only": True, "statement_timeout_ms": TIMEOUT_MS, "lock_timeout_ms": TIMEOUT_MS}
 
 SAMPLE = 200
 """Deliveries that are looked at: the last ones that are 10 to 70 minutes old."""
@@ -88,19 +80,19 @@ class Measures:
     unlinked_tenants: int
 
 
-def measure(engine: sa.Engine, settings: Settings) -> Measures:
+def measure(database: Database) -> Measures:
     """Read all of it, by statements whose cost does not depend on what is open.
 
     Raises:
         MailglassReconcileError: The database cannot be reached, refuses, or is not migrated.
     """
-    with database_errors(), connect(engine) as connection:
-        with transaction(connection, settings, **_QUICKLY) as tx:
+    with database.connect() as connected:
+        with connected.reading(TIMEOUT_MS) as tx:
             known, totals = health.facts(tx), runs.totals(tx)
         groups = known.groups or []
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
         reports = array_literal(PROVIDER_TYPES)
-        with transaction(connection, settings, probes_only=True, **_QUICKLY) as tx:
+        with connected.reading(TIMEOUT_MS) as tx:
             lately = Lately(*tx.execute(_LATELY, {"reports": reports, "sample": SAMPLE}).one())
             unlinked = tx.execute(_UNLINKED_TENANTS, {"tenants": tenants, "reports": reports}).scalar_one()
     states: Counter[str] = Counter()

@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-import sqlalchemy as sa
-
-from mailglass_reconcile import runtime
-from mailglass_reconcile.ops.listed import Filters, spellings
-from mailglass_reconcile.ops.page import page
-from mailglass_reconcile.store.model import array_literal
-from mailglass_reconcile.store.reading import reading
+from mailglass_reconcile.ops.orphans import Filters, page
+from mailglass_reconcile.rules.keys import spellings_of
+from mailglass_reconcile.store.database import Database, array_literal
 
 EVENTS = 20
 """At most so many of either kind: one id may name a hundred thousand deliveries."""
@@ -65,33 +61,33 @@ class DeliveryState(NamedTuple):
     message_id: str | None
 
 
-def states_of(engine: sa.Engine, deliveries: Sequence[UUID]) -> list[DeliveryState]:
+def states_of(database: Database, deliveries: Sequence[UUID]) -> list[DeliveryState]:
     """Return the states of deliveries, in their order; without those that are not there.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
+    with database.reading() as tx:
         rows = tx.execute(_STATES, {"ids": array_literal(map(str, deliveries))}).all()
     return [DeliveryState(*row) for row in rows]
 
 
-def deliveries_of(engine: sa.Engine, message_id: str, tenant_id: str | None = None) -> list[UUID]:
+def deliveries_of(database: Database, message_id: str, tenant_id: str | None = None) -> list[UUID]:
     """Return the deliveries that carry a message's id, in any spelling, at most 20; None is all tenants.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    parameters = {"ids": array_literal(sorted(spellings(message_id))), "tenant_id": tenant_id, "size": EVENTS}
-    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
+    parameters = {"ids": array_literal(sorted(spellings_of(message_id))), "tenant_id": tenant_id, "size": EVENTS}
+    with database.reading() as tx:
         return [UUID(delivery_id) for delivery_id in tx.execute(_DELIVERIES, parameters).scalars()]
 
 
-def events_of(engine: sa.Engine, deliveries: Sequence[UUID], message_id: str | None) -> list[UUID]:
+def events_of(database: Database, deliveries: Sequence[UUID], message_id: str | None) -> list[UUID]:
     """Return the events of some deliveries, and then the open orphans of a message, at most 20 of each kind.
 
     Args:
-        engine: Postgres.
+        database: The database.
         deliveries: Those of the message.
         message_id: Its id, in any spelling; without one, no open orphan is looked for.
 
@@ -99,18 +95,18 @@ def events_of(engine: sa.Engine, deliveries: Sequence[UUID], message_id: str | N
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     parameters = {"ids": array_literal(map(str, deliveries)), "events": EVENTS}
-    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
+    with database.reading() as tx:
         found = [*tx.execute(_OF_DELIVERIES, parameters).scalars()]
-    found += _open_ones(engine, Filters(message_id=message_id)) if message_id else []
+    found += _open_ones(database, Filters(message_id=message_id)) if message_id else []
     return [UUID(event_id) for event_id in dict.fromkeys(found)]
 
 
-def _open_ones(engine: sa.Engine, filters: Filters) -> list[str]:
+def _open_ones(database: Database, filters: Filters) -> list[str]:
     """Return the first open orphans that pass, on however many pages they are: those without keys are all looked at."""
     found: list[str] = []
     after: str | None = None
     while True:
-        one = page(engine, filters, limit=EVENTS - len(found), after=after)
+        one = page(database, filters, limit=EVENTS - len(found), after=after)
         found += [orphan.event_id for orphan in one.orphans]
         after = one.after
         if after is None or len(found) == EVENTS:

@@ -6,16 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import sqlalchemy as sa
-
-from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import curve, health, links
 from mailglass_reconcile.ops.curve import Sample
 from mailglass_reconcile.ops.links import Link
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import outbox, schema
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.reading import reading
+from mailglass_reconcile.store.database import Database, Transaction
 
 RUNS = 10
 LINKS = 10
@@ -109,19 +105,19 @@ class Overview:
     totals: dict[str, int] | None
 
 
-def overview(engine: sa.Engine, *, seconds: int, tenant_id: str | None = None) -> Overview:
+def overview(database: Database, *, seconds: int, tenant_id: str | None = None) -> Overview:
     """Return how linking is going, in a read-only transaction whose cost does not depend on what is open.
 
     Args:
-        engine: An engine on the database.
+        database: The database.
         seconds: How far the curve reaches back.
         tenant_id: Of this tenant alone; None is all tenants.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    settings = runtime.get_settings()
-    with reading(engine, settings, snapshot=True, probes_only=True, statement_timeout_ms=TIMEOUT_MS) as tx:
+    settings = database.settings
+    with database.reading(TIMEOUT_MS) as tx:
         facts = health.facts(tx)
         schema.require_current(facts.version)
         groups = [g for g in facts.groups or [] if tenant_id in (None, g["tenant_id"])]

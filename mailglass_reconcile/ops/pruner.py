@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import sqlalchemy as sa
-
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, repair, runs, schema
-from mailglass_reconcile.store.database import in_batches, transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store import outbox, repair, runs, schema, webhook_events
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import Origin, Run
 
 BATCH_ROWS = 5_000
-
-_DELETE_WEBHOOKS = """
-DELETE FROM {schema}.mailglass_webhook_events
- WHERE id = ANY (ARRAY(
-         SELECT id FROM {schema}.mailglass_webhook_events
-          WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
-          ORDER BY inserted_at LIMIT :size FOR UPDATE SKIP LOCKED))
-"""
 
 
 @dataclass(slots=True)
@@ -60,10 +47,10 @@ def prune() -> PruneResult:
     Raises:
         MailglassReconcileError: A setting, the connection, a right or the schema is wrong.
     """
-    return prune_with(runtime.get_engine(), runtime.get_settings())
+    return prune_with(runtime.database())
 
 
-def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python") -> PruneResult:
+def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     """Delete what is old, repair the table of open orphans, and return the counts; each batch is a transaction.
 
     A retention of `infinity` sends no DELETE.
@@ -72,32 +59,33 @@ def prune_with(engine: sa.Engine, settings: Settings, origin: Origin = "python")
         SchemaOutdatedError: The database is not migrated; nothing was deleted.
         MailglassReconcileError: The database refused, or cannot be reached; earlier batches stay done.
     """
+    settings = database.settings
     retention = {
         "succeeded": settings.retention_succeeded_days,
         "dead": settings.retention_dead_days,
         "failed": settings.retention_failed_days,
     }
     result = PruneResult()
-    with database_errors(), connect(engine) as connection:
-        with transaction(connection, settings, read_only=True) as tx:
+    with database.connect() as connected:
+        with connected.reading() as tx:
             schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
         for status, days in retention.items():
             if days is not None:
                 bounds = {"status": status, "days": days, "size": BATCH_ROWS}
-                setattr(result, status, in_batches(connection, settings, _DELETE_WEBHOOKS, bounds))
+                setattr(result, status, connected.in_batches(webhook_events.DELETE_OLD, bounds))
         if settings.retention_succeeded_days is not None:
             bounds = {"days": settings.retention_succeeded_days, "size": BATCH_ROWS}
-            result.hooks_dispatched = in_batches(connection, settings, outbox.DELETE_DISPATCHED, bounds)
+            result.hooks_dispatched = connected.in_batches(outbox.DELETE_DISPATCHED, bounds)
         if settings.retention_dead_days is not None:
             bounds = {"days": settings.retention_dead_days, "size": BATCH_ROWS}
-            result.hooks_dead = in_batches(connection, settings, outbox.DELETE_DEAD, bounds)
-        expired = repair.remove_expired(connection, settings, BATCH_ROWS)
+            result.hooks_dead = connected.in_batches(outbox.DELETE_DEAD, bounds)
+        expired = repair.remove_expired(connected, BATCH_ROWS)
         result.expired = expired.orphans
-        result.settled = repair.remove_settled(connection, settings, BATCH_ROWS)
-        repair.remove_stray_ids(connection, settings, BATCH_ROWS)
-        result.added = repair.add_missing(connection, settings, BATCH_ROWS)
-        runs.fold(connection, settings)
-        with transaction(connection, settings) as tx:
+        result.settled = repair.remove_settled(connected, BATCH_ROWS)
+        repair.remove_stray_ids(connected, BATCH_ROWS)
+        result.added = repair.add_missing(connected, BATCH_ROWS)
+        runs.fold(connected)
+        with connected.writing() as tx:
             runs.add(
                 tx,
                 Run("prune", origin, counts={"expired": expired.orphans, "unmatched": expired.orphans - expired.named}),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import sqlalchemy as sa
-
-from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import wording
-from mailglass_reconcile.store.reading import reading
-from mailglass_reconcile.sweep import windows
+from mailglass_reconcile.store import windows
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.sweep.result import shown
 
 LOOKED_AT = 1_000
@@ -43,26 +40,26 @@ WITH RECURSIVE of_deliveries AS (
 _OF_EVENT = "SELECT tenant_id FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)"
 
 
-def of_event(engine: sa.Engine, event_id: UUID) -> str | None:
+def of_event(database: Database, event_id: UUID) -> str | None:
     """Return the tenant of an event, or None if the ledger has no such event.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
+    with database.reading() as tx:
         found: str | None = tx.execute(_OF_EVENT, {"event_id": str(event_id)}).scalar_one_or_none()
     return found
 
 
-def nearest(engine: sa.Engine, tenant_id: str) -> str | None:
+def nearest(database: Database, tenant_id: str) -> str | None:
     """Return a sentence if no event and no delivery has this tenant, with the tenant that was probably meant.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    if not windows.can_be(tenant_id):
+    if not windows.is_possible(tenant_id):
         return f"no event or delivery can have tenant {shown(tenant_id)!r}"
-    with reading(engine, runtime.get_settings(), probes_only=True) as tx:
+    with database.reading() as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import sqlalchemy as sa
-
-from mailglass_reconcile import runtime
-from mailglass_reconcile.store.reading import reading
+from mailglass_reconcile.store.database import Database
 
 EVENTS = 200
 """At most so many, the latest."""
@@ -57,13 +54,13 @@ class Timeline:
     more: bool
 
 
-def timeline(engine: sa.Engine, delivery_id: UUID) -> Timeline | None:
+def timeline(database: Database, delivery_id: UUID) -> Timeline | None:
     """Return what happened to a delivery, or None if there is none with this id.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with reading(engine, runtime.get_settings(), snapshot=True, probes_only=True) as tx:
+    with database.reading() as tx:
         found = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).mappings().one_or_none()
         if found is None:
             return None

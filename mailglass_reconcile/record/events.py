@@ -11,11 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import InvalidEventError, database_errors
-from mailglass_reconcile.record import storing, validation
+from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.record import checking
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.callers import connection_of
+from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.store.ledger import Entry
 
 RESERVED_KEYS = ("reconciled:", "webhook:", "send:")
@@ -58,16 +57,16 @@ def append(
     """
     entry = Entry(
         id=ledger.uuid7(),
-        tenant_id=validation.name("tenant_id", tenant_id),
+        tenant_id=checking.name("tenant_id", tenant_id),
         delivery_id=_delivery_id(delivery_id),
-        type=validation.known_type("type", type),
-        occurred_at=validation.utc("occurred_at", occurred_at),
+        type=checking.known_type("type", type),
+        occurred_at=checking.utc("occurred_at", occurred_at),
         idempotency_key=_own_key(idempotency_key),
-        reject_reason=validation.reject_reason("reject_reason", reject_reason),
-        metadata=storing.metadata("metadata", metadata or {}),
+        reject_reason=checking.reject_reason("reject_reason", reject_reason),
+        metadata=checking.metadata("metadata", metadata or {}),
         needs_reconciliation=needs_reconciliation,
     )
-    with database_errors(), borrowed(connection_of(connection), runtime.get_settings()) as tx:
+    with borrowed(connection, runtime.get_settings()) as tx:
         inserted = ledger.append(tx, [entry])
     return UUID(entry.id) if inserted else None
 
@@ -75,7 +74,7 @@ def append(
 def _own_key(key: object) -> str | None:
     if key is None:
         return None
-    text = validation.name("idempotency_key", key)
+    text = checking.name("idempotency_key", key)
     if text.startswith(RESERVED_KEYS):
         raise InvalidEventError(f"idempotency_key must not begin with {', '.join(RESERVED_KEYS)}")
     return text

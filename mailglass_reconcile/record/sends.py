@@ -1,39 +1,68 @@
-"""Recording what a provider's API has answered: one delivery per recipient, linked at once to what is open for it.
+"""Recording what a provider's API has answered: one delivery per recipient, linked to what is already open for it.
 
-Everything happens in the caller's transaction, under a savepoint of ours. A send is recorded once: the key of its
-first event, which the ledger holds once, is made of tenant, provider, message id and address.
+Everything happens in the caller's transaction, under a savepoint of this package. A send is recorded once: the key of
+its first event, which the ledger holds once, is made of tenant, provider, message id and address.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import json
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import database_errors, is_of_data, sqlstate
+from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.pubsub import Message
-from mailglass_reconcile.record import linking, sessions, storing, validation
-from mailglass_reconcile.record.recorded import Look, RecordedDelivery
-from mailglass_reconcile.record.sent import Draft, Sent, check
-from mailglass_reconcile.rules import addresses, providers
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import sends
-from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.callers import connection_of
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Link, Report
+from mailglass_reconcile.record import after_commit, checking
+from mailglass_reconcile.record.after_commit import Look, RecordedDelivery
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.store import ledger, open_orphans, sends
+from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.sweep import batch
+from mailglass_reconcile.sweep.judge import judge
+from mailglass_reconcile.sweep.link import link_in
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What a provider's API has answered for one recipient.
+
+    Attributes:
+        recipient: The address, with or without a display name; the address alone is stored.
+        message_id: The id that the API has answered; None only if the type is `failed` or `rejected`.
+        type: `dispatched`; or `failed` or `rejected`, after which nothing more is expected.
+        occurred_at: When, with a time zone; None is now.
+    """
+
+    recipient: str = field(repr=False)
+    message_id: str | int | None
+    type: str = "dispatched"
+    occurred_at: dt.datetime | None = None
+
+
+class Draft(NamedTuple):
+    """A delivery and its first event; the delivery's id is in both. `now` if the send gives no time of its own."""
+
+    entry: Entry
+    delivery_id: str
+    recipient: str
+    message_id: str | None
+    now: bool
+
+    @property
+    def identity(self) -> str:
+        """What it shares with the same send, given again."""
+        return self.entry.idempotency_key or self.entry.id
 
 
 def record_send(
@@ -48,13 +77,13 @@ def record_send(
 ) -> list[RecordedDelivery]:
     """Record a send after the provider's API has answered: one delivery per recipient, with its `dispatched` event.
 
-    Events that arrived earlier are linked in the same transaction, in their grace period or not. After your commit,
+    Events that arrived earlier are linked in the same transaction, even in their grace period. After your commit,
     the links are broadcast, and events that arrived at the same time are linked, too. A Session does that by itself;
     with a Connection, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
-            also after an error.
+            even after an error.
         provider: The provider's name in any known spelling, such as `Amazon SES`.
         sent: What the API has answered, for each recipient. Recording the same send again changes nothing: same tenant,
             provider, message id and address (without case and display name). Without a message id, each is new.
@@ -75,67 +104,64 @@ def record_send(
     runtime.load_imports()
     settings = runtime.get_settings()
     campaign = Campaign(
-        validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),
-        providers.spellings(validation.provider("provider", provider)),
-        validation.name("mailable", mailable),
-        validation.stream("stream", stream),
-        json.dumps(storing.metadata("metadata", {} if metadata is None else metadata)),
+        checking.name("tenant_id", settings.tenant if tenant_id is None else tenant_id),
+        providers.spellings(checking.provider("provider", provider)),
+        checking.name("mailable", mailable),
+        checking.stream("stream", stream),
+        json.dumps(checking.metadata("metadata", {} if metadata is None else metadata)),
     )
     drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with database_errors(), borrowed(connection_of(connection), settings) as tx:
+    with borrowed(connection, settings) as tx:
         delivery_ids, reports = _store(tx, campaign, drafts)
-        links = _link(tx, _match(tx, settings, drafts, set(delivery_ids)), reports)
-    return sessions.returned(connection, _recorded(drafts, delivery_ids, links))
+        linked = link_in(tx, _match(tx, drafts, set(delivery_ids)), reports)
+    return after_commit.returned(connection, _recorded(drafts, delivery_ids, linked))
 
 
-def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tuple[list[str], list[Report]]:
-    """Store the sends that are new; return the delivery of each, and what the new ones' first events report."""
+def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tuple[list[str], list[LinkedEvent]]:
+    """Store the sends that are new; return the delivery of each, and what of the new ones must still be projected."""
     first = {draft.identity: draft for draft in reversed(drafts)}
     recipients = Counter(draft.message_id for draft in first.values() if draft.message_id is not None)
     rows = [
-        New(d.entry, d.delivery_id, d.recipient, d.message_id, recipients[d.message_id] > 1) for d in first.values()
+        New(
+            d.entry,
+            d.delivery_id,
+            d.recipient,
+            d.message_id,
+            shared=recipients[d.message_id] > 1,
+            now=d.now and d.entry.type not in tx.hook_types,
+            terminal=d.entry.type in projector.TERMINAL_TYPES,
+        )
+        for d in first.values()
     ]
     known = sends.store(tx, campaign, rows) if rows else {}
     delivery_ids = {identity: known.get(identity) or draft.delivery_id for identity, draft in first.items()}
-    new = [draft for identity, draft in first.items() if identity not in known]
-    reports = [Report(d.delivery_id, d.entry.type, d.entry.occurred_at, projector.NOW, d.entry.id) for d in new]
+    reports = [
+        LinkedEvent(None, e.id, row.delivery_id, e.tenant_id, e.type, e.occurred_at, arrived_at=projector.NOW)
+        for row in rows
+        for e in [row.entry]
+        if (e.idempotency_key or e.id) not in known and not row.now
+    ]
     return [delivery_ids[draft.identity] for draft in drafts], reports
 
 
-def _match(tx: Transaction, settings: Settings, drafts: Sequence[Draft], ours: Set[str]) -> list[tuple[str, str]]:
+def _match(tx: Transaction, drafts: Sequence[Draft], ours: Set[str]) -> list[tuple[str, str]]:
     """Return what is open for the drafts' message ids and belongs to one of our deliveries, by the sweep's rule."""
     ids = {draft.message_id: None for draft in drafts if draft.message_id is not None}
     if not ids:
         return []
-    recipients = {addresses.address(draft.recipient) for draft in drafts}
-    found = linking.find(tx, Look(drafts[0].entry.tenant_id, message_ids=tuple(ids)), settings)
     # Another recipient's can only belong to another's delivery.
-    near = [o for o in found if o.keys.recipient is None or addresses.address(o.keys.recipient) in recipients]
-    return [pair for pair in linking.matching(tx, near) if pair[1] in ours] if near else []
+    recipients = {address(draft.recipient) for draft in drafts}
+    found = open_orphans.with_message_ids(tx, drafts[0].entry.tenant_id, ids, recipients)
+    judged = judge(tx, open_orphans.read(tx, found)) if found else []
+    return [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
 
 
-def _link(tx: Transaction, pairs: batch.Pairs, reports: Sequence[Report]) -> list[Link]:
-    """Link *pairs* and project them with *reports*; an event that the database refuses to link costs no send."""
-    if pairs:
-        try:
-            with tx.connection.begin_nested():
-                settled = batch.settle(tx, pairs)
-                projector.project(tx, [*reports, *settled.reports])
-        except DBAPIError as error:
-            if not is_of_data(error):
-                raise
-            logger.error("events of a send cannot be linked (SQLSTATE %s); the next sweep tries again", sqlstate(error))
-        else:
-            return settled.links
-    if reports:
-        projector.project(tx, reports)
-    return []
-
-
-def _recorded(drafts: Sequence[Draft], delivery_ids: Sequence[str], links: Sequence[Link]) -> list[RecordedDelivery]:
-    counts = Counter(link.delivery_id for link in links)
+def _recorded(
+    drafts: Sequence[Draft], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
+) -> list[RecordedDelivery]:
+    counts = Counter(event.delivery_id for event in linked)
     told: dict[str, list[Message]] = defaultdict(list)
-    for message in projector.broadcast(links, list):
+    for message in projector.broadcast(linked, list):
         told[message[1]].append(message)
     recorded = []
     for draft, id_ in zip(drafts, delivery_ids, strict=True):
@@ -143,3 +169,49 @@ def _recorded(drafts: Sequence[Draft], delivery_ids: Sequence[str], links: Seque
         # A recipient that was given twice is broadcast once.
         recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ())), look))
     return recorded
+
+
+def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[Draft]:
+    """Check what a provider's API has answered, and return it in its order; *provider* in its canonical spelling.
+
+    Raises:
+        InvalidEventError: One cannot be recorded.
+    """
+    if not isinstance(sent, Iterable):
+        raise InvalidEventError("sent must be a list of Sent")
+    checked = []
+    for index, one in enumerate(sent):
+        if not isinstance(one, Sent):
+            raise InvalidEventError(f"sent[{index}] must be a Sent")
+        checked.append(_draft(f"sent[{index}]", one, tenant_id, provider))
+    return checked
+
+
+def _draft(at: str, one: Sent, tenant_id: str, provider: str) -> Draft:
+    kind = checking.sent_type(f"{at}.type", one.type)
+    message_id = checking.sent_id(f"{at}.message_id", one.message_id, needed=kind == "dispatched")
+    recipient = checking.recipient(f"{at}.recipient", one.recipient)
+    if recipient is None:
+        raise InvalidEventError(f"{at}.recipient must be an address")
+    delivery_id = ledger.uuid7()
+    now = one.occurred_at is None
+    entry = Entry(
+        id=ledger.uuid7(),
+        tenant_id=tenant_id,
+        delivery_id=delivery_id,
+        type=kind,
+        occurred_at=checking.utc(f"{at}.occurred_at", dt.datetime.now(dt.UTC) if now else one.occurred_at),
+        idempotency_key=_key(tenant_id, provider, message_id, recipient),
+        reject_reason=None,
+        metadata={"provider": provider, providers.stored_under(provider): message_id},
+        needs_reconciliation=False,
+    )
+    return Draft(entry, delivery_id, recipient, message_id, now)
+
+
+def _key(tenant_id: str, provider: str, message_id: str | None, recipient: str) -> str | None:
+    """Return the key under which a send is recorded once, a digest, which names nobody; None if it has no id."""
+    if message_id is None:
+        return None
+    identity = json.dumps([tenant_id, provider, message_id, address(recipient)])
+    return f"send:{hashlib.sha256(identity.encode()).hexdigest()}"

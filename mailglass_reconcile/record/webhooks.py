@@ -1,36 +1,49 @@
 """Writing the events of a webhook: each to its delivery, or as an orphan that a sweep will link.
 
-Everything happens in the caller's transaction, under a savepoint of ours. No address goes into the ledger, which can
-never be erased: a recipient is kept with the open orphan, and is erased with it.
+Everything happens in the caller's transaction, under a savepoint of this package. No address goes into the ledger, from
+which nothing can be erased: a recipient is kept with the open orphan, and is erased with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.projector import Attached
-from mailglass_reconcile.record import sessions, validation
-from mailglass_reconcile.record.drafts import Draft, draft
-from mailglass_reconcile.record.recorded import Look, Recorded
+from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.record import after_commit, checking
+from mailglass_reconcile.record.after_commit import Look, Recorded
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.store import candidates, ledger
-from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.callers import connection_of
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.model import Report
-from mailglass_reconcile.sweep import match
-from mailglass_reconcile.sweep.match import Event
+from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, Keys, keys_of_metadata
+from mailglass_reconcile.store import ledger
+from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.sweep.judge import match
+
+ADDRESS_KEYS = ("recipient", "email")
+"""Top-level names under which providers put the recipient's address, in any case."""
+
+RESERVED = (*ADDRESS_KEYS, "recipient_known", "provider_message_id")
+"""Top-level names of metadata that sweeps read: a caller's own values under them are left out."""
 
 REPEATED = Recorded(None, None)
 """What becomes of an event that was recorded before."""
+
+
+class Draft(NamedTuple):
+    """A row for the ledger, as an orphan, and the keys that its delivery is found by."""
+
+    entry: Entry
+    keys: Keys
 
 
 def record_webhook(
@@ -49,11 +62,11 @@ def record_webhook(
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
-            also after an error.
+            even after an error.
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
         provider: The provider's name in any known spelling, such as `Amazon SES`.
         events: The webhook's events, in its order.
-        strict: Leave out of the ledger every text in metadata that looks like an e-mail address.
+        strict: Leave out of the ledger every string in metadata that looks like an e-mail address.
 
     Returns:
         What became of each, in the same order.
@@ -66,45 +79,117 @@ def record_webhook(
     """
     runtime.load_imports()
     settings = runtime.get_settings()
-    tenant = validation.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
+    tenant = checking.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     drafts = draft(tenant, provider, events, strict)
-    with database_errors(), borrowed(connection_of(connection), settings) as tx:
-        entries = _attach(tx, tenant, drafts)
-        inserted = ledger.append(tx, entries)
-        _remember(tx, tenant, [(e, d.keys) for e, d in zip(entries, drafts, strict=True) if e.id in inserted])
-    outcomes = [_outcome(e, d.keys) if e.id in inserted else REPEATED for e, d in zip(entries, drafts, strict=True)]
-    return sessions.returned(connection, outcomes)
+    new = list({one.entry.idempotency_key: one for one in reversed(drafts)}.values())[::-1]
+    with borrowed(connection, settings) as tx:
+        recorded = _record(tx, new) if new else {}
+    outcomes = {one.entry.id: _outcome(one, recorded) for one in new}
+    return after_commit.returned(connection, [outcomes.get(one.entry.id, REPEATED) for one in drafts])
 
 
-def _attach(tx: Transaction, tenant_id: str, drafts: Sequence[Draft]) -> list[Entry]:
-    """Decide for all events, then lock their deliveries; one that is gone by then leaves an orphan."""
-    events = [Event(entry.id, tenant_id, wanted) for entry, wanted in drafts]
-    found = [verdict.delivery_id for verdict in match.match(tx, events)]
-    locked = projector.lock(tx, {delivery_id for delivery_id in found if delivery_id})
-    return [
-        entry._replace(delivery_id=delivery_id, needs_reconciliation=False) if delivery_id in locked else entry
-        for (entry, _), delivery_id in zip(drafts, found, strict=True)
+def _record(tx: Transaction, drafts: Sequence[Draft]) -> dict[str, str | None]:
+    """Append events with the deliveries that the rule finds, and project them; return each new one's delivery."""
+    verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in drafts])
+    entries = [
+        one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(drafts, verdicts, strict=True)
     ]
-
-
-def _remember(tx: Transaction, tenant_id: str, recorded: Sequence[tuple[Entry, Keys]]) -> None:
-    """Project the events that have a delivery, and keep the others' keys with the open orphan."""
-    orphans = {entry.id: wanted for entry, wanted in recorded if entry.delivery_id is None}
-    if orphans:
-        candidates.remember(tx, tenant_id, orphans)
-    attached = [
-        Report(e.delivery_id, e.type, e.occurred_at, projector.NOW, e.id)
-        for e, _ in recorded
-        if e.delivery_id is not None
-    ]
+    recorded = ledger.append_webhook(tx, entries, {one.entry.id: one.keys for one in drafts})
+    attached = [_linked(one, delivery_id) for one in entries if (delivery_id := recorded.get(one.id))]
     if attached:
         projector.project(tx, attached)
+    return recorded
 
 
-def _outcome(entry: Entry, wanted: Keys) -> Recorded:
-    if entry.delivery_id is None:
-        look = Look(entry.tenant_id, event_ids=(entry.id,)) if wanted.candidate_ids else None
+def _linked(entry: Entry, delivery_id: str) -> LinkedEvent:
+    return LinkedEvent(
+        None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, arrived_at=projector.NOW
+    )
+
+
+def _outcome(draft: Draft, recorded: Mapping[str, str | None]) -> Recorded:
+    entry = draft.entry
+    if entry.id not in recorded:
+        return REPEATED
+    delivery_id = recorded[entry.id]
+    if delivery_id is None:
+        look = Look(entry.tenant_id, event_ids=(entry.id,)) if draft.keys.candidate_ids else None
         return Recorded(UUID(entry.id), None, look=look)
-    told = Attached(entry.id, entry.delivery_id, entry.tenant_id, entry.type, entry.occurred_at)
-    message = (entry.tenant_id, entry.delivery_id, projector.payload(told))
-    return Recorded(UUID(entry.id), UUID(entry.delivery_id), (message,))
+    (message,) = projector.broadcast([_linked(entry, delivery_id)], list)
+    return Recorded(UUID(entry.id), UUID(delivery_id), (message,))
+
+
+def draft(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[Draft]:
+    """Check and repair a webhook's events, and return them in their order; equal ones have the same key.
+
+    Raises:
+        InvalidEventError: The provider or an event cannot be recorded.
+    """
+    provider = checking.provider("provider", provider)
+    if not isinstance(events, Iterable):
+        raise InvalidEventError("events must be a list of WebhookEvent")
+    different: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
+    drafts = []
+    for index, event in enumerate(events):
+        at = f"events[{index}]"
+        if not isinstance(event, WebhookEvent):
+            raise InvalidEventError(f"{at} must be a WebhookEvent")
+        kind = checking.known_type(f"{at}.type", event.type)
+        event_id = checking.event_id(f"{at}.provider_event_id", event.provider_event_id)
+        known = different[event_id, kind]
+        if event not in known:
+            known.append(event)
+        key = idempotency_key(tenant_id, provider, event_id, kind, known.index(event))
+        drafts.append(_draft(at, event, kind, tenant_id, provider, key, strict))
+    return drafts
+
+
+def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind: str, number: int) -> str:
+    """Return the key under which an event is recorded once: a digest, which names nobody.
+
+    Args:
+        tenant_id: The tenant.
+        provider: The provider's canonical name.
+        provider_event_id: The provider's id of the event.
+        kind: The event's type.
+        number: Which of the different events of one call that share this id and type it is, from 0.
+    """
+    identity = json.dumps([tenant_id, provider, provider_event_id, kind, number])
+    return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"
+
+
+def _draft(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, key: str, strict: bool) -> Draft:
+    message_id = checking.message_id(f"{at}.message_id", event.message_id)
+    given = checking.metadata(f"{at}.metadata", event.metadata)
+    recipient = checking.recipient(f"{at}.recipient", event.recipient) or _recipient_in(given)
+    own = {"provider_event_id": checking.storable(checking.plain(event.provider_event_id).strip())[:MAX_ID_LENGTH]}
+    kept = {name: value for name, value in given.items() if _bare(name) not in RESERVED}
+    metadata: dict[str, Any] = {
+        **(checking.without_addresses({**kept, **own}) if strict else {**kept, **own}),
+        "provider": provider,
+        providers.stored_under(provider): message_id,
+        **({"recipient_known": True} if recipient else {}),
+    }
+    entry = Entry(
+        id=ledger.uuid7(),
+        tenant_id=tenant_id,
+        delivery_id=None,
+        type=kind,
+        occurred_at=checking.utc(f"{at}.occurred_at", event.occurred_at),
+        idempotency_key=key,
+        reject_reason=checking.reject_reason(f"{at}.reject_reason", event.reject_reason),
+        metadata=metadata,
+        needs_reconciliation=True,
+    )
+    keys = keys_of_metadata(metadata)
+    return Draft(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
+
+
+def _bare(name: str) -> str:
+    return name.strip().lower()
+
+
+def _recipient_in(metadata: Mapping[str, Any]) -> str | None:
+    """Return the address that the caller left in *metadata*, as a sweep would read it."""
+    by_name = {_bare(name): value for name, value in metadata.items() if isinstance(value, str)}
+    return next(filter(None, (checking.recipient(name, by_name.get(name)) for name in ADDRESS_KEYS)), None)

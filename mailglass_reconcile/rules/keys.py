@@ -5,29 +5,27 @@ A provider's rule says which ids an event names; `expand` adds the spellings in 
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.providers import KeyRule
-
-logger = logging.getLogger(__name__)
 
 MAX_ID_LENGTH = 512
 MAX_IDS = 32
 """Ids that a rule may return; each is tried in up to six spellings."""
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
-"""Read for every provider, first: other writers, and this package's own, store the id under this name."""
+"""Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
 
 
 class Keys(NamedTuple):
     """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
 
-    `rule` names the rule and the version that made them; None if the rule failed and nothing may be stored. `lost`
-    says that the event had a recipient which is not known any more.
+    `rule` is the mark of the rule that made them; None if they were not computed yet, or if the rule failed for the
+    reason `failure`, and nothing may be stored. `lost`: the event had a recipient that is no longer known.
     """
 
     provider: str | None
@@ -35,6 +33,16 @@ class Keys(NamedTuple):
     recipient: str | None
     rule: str | None = None
     lost: bool = False
+    failure: str | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this process would compute the same: no rule of higher rank was registered since."""
+        if self.rule is None:
+            return False
+        of_any = self.rule.startswith(f"{providers.ANY_PROVIDER}/")
+        superseded = of_any and self.provider is not None and self.provider in providers.rules()
+        return not superseded and not providers.is_outdated(self.rule)
 
 
 class Values(NamedTuple):
@@ -48,9 +56,10 @@ class Values(NamedTuple):
     recipient_known: bool = False
 
 
-def reads() -> Mapping[str, tuple[str, ...]]:
-    """Return, for each provider with a rule, by its canonical name, the paths that `keys_of` needs the values of."""
-    return {provider: (*COMMON_READS, *rule.reads) for provider, rule in providers.rules().items()}
+def reads_of(provider: str) -> tuple[str, ...]:
+    """Return the paths that `keys_of` needs the values of, for the canonical name of a provider."""
+    rule, own = providers.rule_of(provider), f"metadata/{providers.stored_under(provider)}"
+    return (*COMMON_READS, *rule.reads, *(() if own in rule.reads else (own,)))
 
 
 def provider_of(values: Values) -> str | None:
@@ -59,27 +68,54 @@ def provider_of(values: Values) -> str | None:
     return providers.canonical(provider) if provider else None
 
 
-def keys_of(values: Values, complain: Callable[[str], None] = logger.error) -> Keys:
-    """Compute an event's keys; its `ids` are the values at the paths that `reads` gives for its provider.
+def keys_of(values: Values) -> Keys:
+    """Compute an event's keys; its `ids` are the values at the paths that `reads_of` gives for its provider.
 
-    An event without a provider has no usable id. If its provider's rule fails, neither has it, and its keys are not to
-    be stored (`rule` is None); *complain* gets a sentence that says what failed, the same for every event.
+    An event without a provider has no usable id, and neither has one whose provider's rule fails. The `failure` of the
+    latter is the same sentence for every event.
     """
-    recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
+    named = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
+    recipient = address(named) if named else None
     lost = values.recipient_known and recipient is None
     provider = provider_of(values)
     if provider is None:
         return Keys(None, (), recipient, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
     rule = providers.rule_of(provider)
     texts = [text_of(value) for value in values.ids]
+    common, own = len(COMMON_READS), len(COMMON_READS) + len(rule.reads)
     try:
-        found = (*texts[: len(COMMON_READS)], *_ids_of(rule, texts[len(COMMON_READS) :]))
+        found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
-        complain(f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected")
-        return Keys(provider, (), recipient, None, lost)
+        failure = f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
+        return Keys(provider, (), recipient, None, lost, failure)
     spelled = dict.fromkeys(spelling for text in found if text for spelling in expand(text))
     return Keys(provider, tuple(filter(is_usable, spelled)), recipient, rule.mark, lost)
+
+
+def keys_of_metadata(metadata: Mapping[str, Any]) -> Keys:
+    """Compute the keys of an event with this metadata, as a sweep computes them from the ledger's row."""
+    provider, recipient, email = (_typed(metadata.get(name)) for name in ("provider", "recipient", "email"))
+    values = Values("", provider, recipient, email, [])
+    known = provider_of(values)
+    paths = reads_of(known) if known else ()
+    ids = [_typed(_at(metadata, path)) for path in paths]
+    return keys_of(values._replace(ids=ids, recipient_known=metadata.get("recipient_known") is True))
+
+
+def _at(metadata: Mapping[str, Any], path: str) -> Any:
+    column, *names = path.split("/")
+    value: Any = metadata if column == "metadata" else None
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _typed(value: Any) -> str | None:
+    """Return a JSON value as the ledger's statements do: its type and its text."""
+    if isinstance(value, str):
+        return f"string:{value}"
+    return f"number:{value}" if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class _RuleError(Exception):
@@ -93,25 +129,20 @@ def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
     ids: list[str | None] = []
     for id_ in answer:
         if id_ is not None and not isinstance(id_, str):
-            raise _RuleError(f"returned an id of type {type(id_).__name__} instead of a text")
+            raise _RuleError(f"returned an id of type {type(id_).__name__} instead of a string")
         if len(ids) == MAX_IDS:
             raise _RuleError(f"returned more than {MAX_IDS} ids")
         ids.append(id_)
     return ids
 
 
-def keys_of_text(provider: str, message_id: str | None, recipient: str | None) -> Keys:
-    """Compute the keys of an event whose provider, message id and recipient are known as plain texts."""
-    wanted = len(COMMON_READS) + len(providers.rule_of(provider).reads)
-    return keys_of(
-        Values(
-            event_id="",
-            provider=f"string:{provider}",
-            recipient=f"string:{recipient}" if recipient else None,
-            email=None,
-            ids=[f"string:{message_id}" if message_id else None] * wanted,
-        )
-    )
+def spellings_of(message_id: str) -> frozenset[str]:
+    """Return the candidate ids that some provider's rule makes of a message id, or of what its webhook calls so."""
+    found: set[str] = set()
+    for provider in providers.rules():
+        values = Values("", f"string:{provider}", None, None, [f"string:{message_id}"] * len(reads_of(provider)))
+        found.update(keys_of(values).candidate_ids)
+    return frozenset(found)
 
 
 def text_of(value: str | None, *, numbers: bool = True) -> str | None:

@@ -24,9 +24,10 @@ Rule = Callable[..., Iterable[str | None]]
 
 @dataclass(frozen=True, slots=True)
 class KeyRule:
-    """A provider's rule: the JSON values that it reads, the function that takes them, and what its keys are marked by.
+    """A provider's rule: the JSON values that it reads, the function that takes them, and its mark.
 
-    The mark, `provider/version`, is stored with the keys that the rule made; another one makes them again.
+    The mark, `provider/generation.version`, is stored with the keys that the rule made; a rule of higher rank computes
+    them again. An adopter's rule has `own` before its version, and ranks above the built-in one.
     """
 
     reads: tuple[str, ...]
@@ -35,6 +36,7 @@ class KeyRule:
 
 
 _rules: dict[str, KeyRule] = {}
+_MARK = re.compile(r"(.*)/(\d{1,9})\.(own)?(\d{1,9})", re.DOTALL)
 
 
 def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callable[[Rule], Rule]:
@@ -43,26 +45,53 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
     Args:
         providers: Names as they stand in an event's `metadata.provider`, in any known spelling; `*` is every provider
             without a rule.
-        reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a text
+        reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a string
             of 1 to 512 characters or None, and returns message ids, at most 32, in the order in which to try them.
+            `record_webhook` stores an event's message id under the first path `metadata/<key>`, or under
+            `metadata/message_id` if there is none.
         version: Raise it if the rule returns other ids than before: keys that an earlier version stored are then
-            computed again.
+            computed again. After going back to an earlier version, run `mailglass-reconcile rekey`.
 
     Raises:
-        ValueError: A path does not begin with one of the two columns, or there are more than 8.
+        ValueError: A path does not begin with one of the two columns, or there are more than 8; or the version is
+            below 1.
     """
     for path in reads:
         if path.partition("/")[0] not in ("metadata", "normalized_payload") or not path.partition("/")[2]:
             raise ValueError(f"a read is 'metadata/<key>' or 'normalized_payload/<key>', not {path!r}")
     if len(reads) > MAX_READS:
         raise ValueError(f"a rule reads at most {MAX_READS} values, not {len(reads)}")
+    if not 1 <= version < 10**9:
+        raise ValueError("the version of a rule is 1 or more")
+    return _register(providers, tuple(reads), f"own{version}")
 
+
+def _built_in(*providers: str, reads: tuple[str, ...], version: int = 1) -> Callable[[Rule], Rule]:
+    return _register(providers, reads, str(version))
+
+
+def _register(providers: Iterable[str], reads: tuple[str, ...], version: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for provider in map(canonical, providers):
-            _rules[provider] = KeyRule(tuple(reads), function, f"{provider}/{GENERATION}.{version}")
+            _rules[provider] = KeyRule(reads, function, f"{provider}/{GENERATION}.{version}")
         return function
 
     return register
+
+
+def is_outdated(mark: str) -> bool:
+    """Whether this process has a rule of higher rank for the provider of a stored mark.
+
+    A process that lacks the provider's rule, or has an older one, leaves what is stored as it is.
+    """
+    stored = _MARK.fullmatch(mark)
+    current = _rules.get(stored[1]) if stored else None
+    made = _MARK.fullmatch(current.mark) if current else None
+    return stored is not None and made is not None and _rank(made) > _rank(stored)
+
+
+def _rank(mark: re.Match[str]) -> tuple[int, bool, int]:
+    return int(mark[2]), mark[3] is not None, int(mark[4])
 
 
 _SPELLINGS = {
@@ -96,6 +125,17 @@ def spellings(provider: str) -> tuple[str, ...]:
     return (provider, *_SPELLINGS.get(provider, ()))
 
 
+def known() -> list[str]:
+    """Return the providers that have a rule of their own."""
+    return [provider for provider in _rules if provider != ANY_PROVIDER]
+
+
+def stored_under(provider: str) -> str:
+    """Return the key of an event's metadata under which our writers store the message id: one that the rule reads."""
+    flat = (path.partition("/")[2] for path in rule_of(provider).reads if path.startswith("metadata/"))
+    return next((key for key in flat if "/" not in key), "message_id")
+
+
 def rule_of(provider: str) -> KeyRule:
     """Return the rule of *provider*, or that of every provider without one."""
     return _rules.get(canonical(provider), _rules[ANY_PROVIDER])
@@ -106,7 +146,7 @@ def rules() -> Mapping[str, KeyRule]:
     return _rules
 
 
-@key_rule("postmark", reads=("metadata/message_id", "metadata/MessageID"))
+@_built_in("postmark", reads=("metadata/message_id", "metadata/MessageID"))
 def postmark(message_id: str | None, original: str | None) -> Iterable[str | None]:
     """`MessageID`, a GUID. A bounce's `ID` is of another namespace and never read."""
     return message_id, original
@@ -117,7 +157,7 @@ _RELAY_ONLY = re.compile(r"(?:filter|stfilter-|recvd-)[^.]*\.")
 _SEND_ID = re.compile(r"[A-Za-z0-9_-]{22}(?=\.)")
 
 
-@key_rule("sendgrid", reads=("metadata/sg_message_id",))
+@_built_in("sendgrid", reads=("metadata/sg_message_id",))
 def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
     """`sg_message_id`: the send API's `X-Message-Id` and a relay suffix; legacy ids contain dots themselves."""
     if sg_message_id is None:
@@ -133,7 +173,7 @@ def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
     yield sg_message_id
 
 
-@key_rule(
+@_built_in(
     "mailgun",
     reads=(
         "metadata/event-data/message/headers/message-id",
@@ -143,14 +183,14 @@ def sendgrid(sg_message_id: str | None) -> Iterable[str | None]:
         "metadata/message_id",
     ),
 )
-@key_rule("brevo", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
-@key_rule(ANY_PROVIDER, reads=("metadata/message_id",))
+@_built_in("brevo", reads=("metadata/message-id", "metadata/messageId", "metadata/message_id"))
+@_built_in(ANY_PROVIDER, reads=("metadata/message_id",))
 def message_id(*spelled: str | None) -> Iterable[str | None]:
     """A message id, with or without angle brackets, under the names in which providers spell it."""
     return spelled
 
 
-@key_rule("ses", reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id"))
+@_built_in("ses", reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id"))
 def amazon_ses(*spelled: str | None) -> Iterable[str | None]:
     """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`."""
     for text in spelled:
@@ -159,13 +199,16 @@ def amazon_ses(*spelled: str | None) -> Iterable[str | None]:
             yield local if domain.endswith("amazonses.com") else text
 
 
-@key_rule("resend", reads=("metadata/email_id", "metadata/data/email_id"))
-def resend(*email_id: str | None) -> Iterable[str | None]:
-    """`email_id`, a UUID; never `message_id`, which is the e-mail's header."""
-    return email_id
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-@key_rule(
+@_built_in("resend", reads=("metadata/email_id", "metadata/data/email_id", "metadata/message_id"), version=2)
+def resend(email_id: str | None, nested: str | None, message_id: str | None) -> Iterable[str | None]:
+    """`email_id`, a UUID. Mailglass stores it as `message_id`, which Resend itself uses for the e-mail's header."""
+    return email_id, nested, message_id if message_id and _UUID.fullmatch(message_id) else None
+
+
+@_built_in(
     "sparkpost",
     reads=(
         "metadata/transmission_id",
@@ -180,13 +223,13 @@ def sparkpost(*transmission_id: str | None) -> Iterable[str | None]:
     return transmission_id
 
 
-@key_rule("mailjet", reads=("metadata/MessageID", "metadata/message_id"))
+@_built_in("mailjet", reads=("metadata/MessageID", "metadata/message_id"))
 def mailjet(*number: str | None) -> Iterable[str | None]:
     """`MessageID`, an integer beyond 2^53, taken as its digits; never the UUID beside it."""
     return (text for text in number if text is not None and text.isdecimal())
 
 
-@key_rule("mandrill", reads=("metadata/_id", "metadata/msg/_id", "metadata/message_id"))
+@_built_in("mandrill", reads=("metadata/_id", "metadata/msg/_id", "metadata/message_id"))
 def mandrill(*spelled: str | None) -> Iterable[str | None]:
     """`_id`, as it is."""
     return spelled

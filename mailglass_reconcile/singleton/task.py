@@ -23,6 +23,10 @@ RANGE_OF_HEADER = "mailglass_range_of"
 """On a message of a fan-out's range: the run that holds the lock of the sweep that was cut."""
 
 
+RUN_HEADER = "mailglass_run"
+"""On the same message: the row of that sweep in the run history."""
+
+
 class Hold(NamedTuple):
     """What a run holds: a lock, under its own name; or whose duplicate it is, the id of another task."""
 
@@ -132,7 +136,7 @@ class SweepTask(Singleton):
                 kept.enter_context(backend.kept(lock, owner))
             yield Hold(key, run)
 
-    def send_ranges(self, hold: Hold, calls: Sequence[dict[str, Any]]) -> list[str]:
+    def send_ranges(self, hold: Hold, calls: Sequence[dict[str, Any]], run_id: int | None) -> list[str]:
         """Send a sweep for each of *calls*, the keyword arguments of ranges, to this run's own queue; return their ids.
 
         The lock of *hold* stays held until the last of them has ended, or for a minute after none of them runs.
@@ -145,9 +149,19 @@ class SweepTask(Singleton):
         sent = group(self.s(**call) for call in calls).apply_async(
             **queue,
             expires=SWEEP_INTERVAL_SECONDS,
-            headers={ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER), RANGE_OF_HEADER: hold.owner},
+            headers={
+                ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER),
+                RANGE_OF_HEADER: hold.owner,
+                RUN_HEADER: run_id,
+            },
         )
         return [result.id for result in sent.results]
+
+    @property
+    def range_of_run(self) -> int | None:
+        """The row in the run history of the sweep that was cut, if this run is a range of it."""
+        run_id = (self.request.headers or {}).get(RUN_HEADER)
+        return run_id if isinstance(run_id, int) else None
 
     def release_lock(self, *unused: Any, **unused_too: Any) -> NoReturn:
         """Refuse: only the run that has a lock frees it."""

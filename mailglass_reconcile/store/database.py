@@ -1,25 +1,27 @@
-"""Transactions whose settings end with them.
+"""The database handle: an engine with its settings, and the few ways in which this package uses a transaction.
 
-Every transaction of this package is in UTC, sees no schema but Postgres's own unless a statement names one, and is
-bounded by lock and statement timeouts; those that write are READ COMMITTED. All of that is set for the transaction
-only, so PgBouncer's transaction mode works.
+Every transaction is in UTC, sees no schema but Postgres's own unless a statement names one, and is bounded by lock and
+statement timeouts; those that write are READ COMMITTED. All of that is set for the transaction only, so PgBouncer's
+transaction mode works. Rows are reached through indexes, whatever the planner believes of the tables: statistics may be
+stale, and then its guess costs minutes. Where one pass over a table is cheaper, a statement runs in `by_scans`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from mailglass_reconcile.errors import is_passing, sqlstate
+from mailglass_reconcile.errors import ConfigurationError, database_errors, is_passing, sqlstate
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
@@ -29,27 +31,30 @@ T = TypeVar("T")
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.1
 SNAPSHOT = "REPEATABLE READ"
-
-SEARCH_PATH = "pg_catalog, pg_temp"
-"""Nobody's functions, operators or tables can take the place of Postgres's own: statements name tables with schema."""
+LOCK_TIMEOUT_MS = 5_000
+STATEMENT_TIMEOUT_MS = 240_000
+LINK_LOCK_TIMEOUT_MS = 100
+"""Below Postgres's deadlock_timeout of one second: a batch gives way long before it could be in a deadlock."""
+LINK_STATEMENT_TIMEOUT_MS = 30_000
 
 _SET_SCOPE = """
 SELECT set_config('client_encoding', 'UTF8', true),
-       set_config('search_path', :search_path, true),
+       set_config('search_path', 'pg_catalog, pg_temp', true),
        set_config('TimeZone', 'UTC', true),
+       set_config('DateStyle', 'ISO, YMD', true),
        set_config('row_security', 'off', true),
        set_config('array_nulls', 'on', true),
        set_config('lock_timeout', :lock_timeout, true),
        set_config('statement_timeout', :statement_timeout, true),
        set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
        set_config('jit', 'off', true),
-       set_config('enable_seqscan', :scans, true),
-       set_config('enable_hashjoin', :scans, true),
-       set_config('enable_mergejoin', :scans, true),
-       set_config('enable_bitmapscan', :scans, true),
+       set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true),
+       set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', :sorts, true),
-       set_config('mailglass_reconcile.removes_itself', :removes_itself, true),
-       CASE WHEN :names_itself THEN pg_current_xact_id()::text END AS xact_id
+       set_config('mailglass_reconcile.removes_itself', :links, true),
+       CASE WHEN :links = 'on' THEN pg_current_xact_id()::text END AS xact_id
 """
 
 # After a fail-over to another server an id may lie in the future, and pg_xact_status refuses it.
@@ -61,31 +66,54 @@ SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in pro
 _CHOOSE_PATH = """
 SELECT current_setting('work_mem') AS work_mem,
        set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
-       set_config('enable_sort', :scans, true),
+       set_config('enable_sort', :scans, true), set_config('enable_indexscan', :probes, true),
+       set_config('enable_indexonlyscan', :probes, true),
        set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true)
 """
+
+# Planning again at each call would cost more than executing, where the driver prepares statements. The caller's own
+# values come back as one statement that restores them. Without parameters, so that the savepoint
+# travels with it. The settings are made before the savepoint, because a rollback to it must not undo them halfway.
+_BORROW = """
+SELECT (SELECT 'SELECT ' || string_agg(format('set_config(%L, %L, true)', name, current_setting(name)), ', ')
+          FROM unnest(ARRAY['client_encoding', 'TimeZone', 'DateStyle', 'row_security', 'array_nulls',
+                            'enable_seqscan', 'enable_hashjoin', 'enable_mergejoin', 'enable_bitmapscan',
+                            'plan_cache_mode', 'search_path']
+                     ) AS s (name)) AS restore,
+       set_config('client_encoding', 'UTF8', true), set_config('TimeZone', 'UTC', true),
+       set_config('DateStyle', 'ISO, YMD', true), set_config('row_security', 'off', true),
+       set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+       set_config('enable_bitmapscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
+       set_config('search_path', 'pg_catalog, pg_temp', true)
+"""
+_SAVEPOINT = "SAVEPOINT mailglass_reconcile"
+_RELEASE = "RELEASE SAVEPOINT mailglass_reconcile"
+_UNDO = "ROLLBACK TO SAVEPOINT mailglass_reconcile"
+_PLAIN = {"no_parameters": True}
 
 
 class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
-    def __init__(self, connection: sa.Connection, schema: str, hook_types: frozenset[str] = frozenset()) -> None:
-        """Use *connection*, which is in a transaction, on the tables of *schema*."""
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        """Use *connection*, which is in a transaction, on the tables that *settings* name."""
         self.connection = connection
-        self.schema = schema
-        self._guesses_types = connection.dialect.driver.startswith("psycopg")
-        self.hook_types = hook_types
+        self.settings = settings
+        self.schema = settings.database_schema
+        self.hook_types = handlers.recorded_types(settings.hook_types)
         """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
-        """The transaction's id for `in_progress`, if it was asked for when it began."""
+        """The id of a transaction that links, for `in_progress`."""
+        self._infers_types = connection.dialect.driver.startswith("psycopg")
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
         return self.connection.execute(_text(statement, self.schema, self._texts(parameters or {})), parameters)
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the parameters that the driver must be told are texts: drivers other than psycopg ask for types."""
-        if self._guesses_types:
+        """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
+        if self._infers_types:
             return ()
         return tuple(name for name, value in parameters.items() if isinstance(value, str))
 
@@ -95,8 +123,19 @@ class Transaction:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Put the quoted *schema* into *sql*, wherever it says `{schema}`; the only place where a statement is made up."""
+    """Put the quoted *schema* into *sql* in place of `{schema}`; the only place where a statement is put together."""
     return sql.replace("{schema}", '"' + schema.replace('"', '""') + '"')
+
+
+def array_literal(texts: Iterable[str | None]) -> str:
+    """Return a Postgres array as one string, which the driver passes on as it is; it converts lists slowly."""
+    return "{" + ",".join("NULL" if text is None else _quoted(text) for text in texts) + "}"
+
+
+def _quoted(text: str) -> str:
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 @lru_cache(maxsize=512)
@@ -106,62 +145,181 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
     return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
 
 
-@contextmanager
-def transaction(
-    connection: sa.Connection,
-    settings: Settings,
-    *,
-    lock_timeout_ms: int = 5_000,
-    statement_timeout_ms: int = 240_000,
-    read_only: bool = False,
-    snapshot: bool = False,
-    probes_only: bool = False,
-    removes_itself: bool = False,
-) -> Iterator[Transaction]:
-    """Begin a transaction in this package's scope; commit at the end, roll back if the block raises.
+class Connected:
+    """An open connection without a transaction, and the ways to begin one on it."""
 
-    Args:
-        connection: An open connection without a transaction.
-        settings: Whose `database_schema` is used.
-        lock_timeout_ms: Milliseconds that one lock may be waited for.
-        statement_timeout_ms: Milliseconds that one statement may take.
-        read_only: Whether Postgres is to refuse every write.
-        snapshot: Whether all statements see the tables as they were when the first one began.
-        probes_only: Whether every row must be reached through an index, whatever the planner believes of the
-            tables: for statements that are made of such probes, where stale statistics would cost minutes. If it
-            reads only, rows that are wanted in an order are also read in it, and no more of them than are wanted.
-        removes_itself: Whether the transaction takes the orphans that it reconciles out of the open set itself,
-            all at once, so that the ledger's trigger does not do it row by row; its id is in `xact_id`.
-    """
-    # A connection that was lost and opened again has its server's default isolation again.
-    connection.execution_options(isolation_level=SNAPSHOT if snapshot else ISOLATION)
-    with connection.begin():
-        tx = Transaction(connection, settings.database_schema, handlers.recorded_types(settings.hook_types))
-        scope = tx.execute(
-            _SET_SCOPE,
-            {
-                "search_path": SEARCH_PATH,
-                "lock_timeout": str(lock_timeout_ms),
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        """Use *connection* on the tables that *settings* name."""
+        self.connection = connection
+        self.settings = settings
+
+    def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
+        """Begin a transaction that writes nothing and sees the tables as they were when its first statement began.
+
+        Rows that are wanted in an order are read in it, and no more of them than are wanted.
+
+        Args:
+            timeout_ms: Milliseconds that one statement, or one lock, may take.
+        """
+        return self._begin(SNAPSHOT, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), read_only=True)
+
+    def writing(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
+        """Begin a transaction that may write; it is committed at the end, and rolled back if the block raises."""
+        return self._begin(ISOLATION, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS))
+
+    def linking(self) -> AbstractContextManager[Transaction]:
+        """Begin a transaction that links: it gives way early, and takes what it reconciles out of the open set itself.
+
+        The ledger's trigger then does not do that row by row. The transaction's id is in `xact_id`.
+        """
+        return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS, links=True)
+
+    @contextmanager
+    def _begin(
+        self,
+        isolation: str,
+        statement_timeout_ms: int,
+        lock_timeout_ms: int,
+        *,
+        read_only: bool = False,
+        links: bool = False,
+    ) -> Iterator[Transaction]:
+        # A connection that was lost and opened again has its server's default isolation again.
+        self.connection.execution_options(isolation_level=isolation)
+        with self.connection.begin():
+            tx = Transaction(self.connection, self.settings)
+            scope = {
+                "lock_timeout": str(max(1, lock_timeout_ms)),
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
-                "scans": "off" if probes_only else "on",
-                "sorts": "off" if probes_only and read_only else "on",
-                "removes_itself": "on" if removes_itself else "off",
-                "names_itself": removes_itself,
-            },
+                "sorts": "off" if read_only else "on",
+                "links": "on" if links else "off",
+            }
+            tx.xact_id = tx.execute(_SET_SCOPE, scope).one().xact_id
+            yield tx
+
+    def in_batches(self, statement: str, parameters: Mapping[str, Any]) -> int:
+        """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
+
+        Returns:
+            How many rows it changed until it changed fewer than that.
+        """
+        changed = 0
+        while True:
+            with self.writing() as tx:
+                rows: int = tx.execute(statement, parameters).rowcount
+            changed += rows
+            if rows < parameters["size"]:
+                return changed
+
+
+class Database:
+    """One installation's database: an engine, and the settings that name schema, ages and limits."""
+
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        """Use *engine* on the tables that *settings* name; nothing connects yet."""
+        self.engine = engine
+        self.settings = settings
+
+    @contextmanager
+    def connect(self) -> Iterator[Connected]:
+        """Open a connection for the block.
+
+        Raises:
+            MailglassReconcileError: The database cannot be reached, or refused a statement of the block.
+        """
+        with database_errors(), engines.connect(self.engine) as connection:
+            yield Connected(connection, self.settings)
+
+    @contextmanager
+    def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
+        """Read on a connection of its own, as `Connected.reading`.
+
+        Raises:
+            MailglassReconcileError: The database cannot be reached, or refused.
+        """
+        with self.connect() as connected, connected.reading(timeout_ms) as tx:
+            yield tx
+
+    @contextmanager
+    def writing(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
+        """Write on a connection of its own, as `Connected.writing`.
+
+        Raises:
+            MailglassReconcileError: The database cannot be reached, or refused.
+        """
+        with self.connect() as connected, connected.writing(timeout_ms) as tx:
+            yield tx
+
+
+@contextmanager
+def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
+    """Use a caller's transaction in this package's scope, under a savepoint, and restore its settings at the end.
+
+    If the block raises, what the block did is undone, and the caller's transaction continues.
+
+    Args:
+        given: A SQLAlchemy Connection or Session in a transaction.
+        settings: Name the tables.
+
+    Raises:
+        ConfigurationError: The connection is in autocommit mode, or psycopg2's own text encoding is not UTF8.
+        MailglassReconcileError: The database refused.
+        TypeError: *given* is something else.
+    """
+    with database_errors():
+        connection = engines.connection_of(given)
+        _require_usable(connection.connection.dbapi_connection)
+        restore = _enter(connection)
+        try:
+            yield Transaction(connection, settings)
+        except BaseException:
+            with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
+                _leave(connection, _UNDO, _RELEASE, restore)
+            raise
+        _leave(connection, _RELEASE, restore)
+
+
+def _require_usable(driver: Any) -> None:
+    if getattr(driver, "autocommit", False):
+        raise ConfigurationError(
+            "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
+            " pass one in a transaction, such as that of `with engine.begin() as connection`"
         )
-        tx.xact_id = scope.one().xact_id
-        yield tx
+    # psycopg2 does not notice that a statement changes the encoding; the other drivers do.
+    if getattr(driver, "encoding", "UTF8") != "UTF8":
+        raise ConfigurationError(
+            'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
+        )
+
+
+def _enter(connection: sa.Connection) -> str:
+    """Make our settings and a savepoint, and return the statement that restores the caller's settings."""
+    first, *others = _trips(connection, _BORROW, _SAVEPOINT)
+    restore: str = connection.exec_driver_sql(first, execution_options=_PLAIN).one()[0]
+    for statement in others:
+        connection.exec_driver_sql(statement, execution_options=_PLAIN)
+    return restore
+
+
+def _leave(connection: sa.Connection, *statements: str) -> None:
+    for statement in _trips(connection, *statements):
+        connection.exec_driver_sql(statement, execution_options=_PLAIN)
+
+
+def _trips(connection: sa.Connection, *statements: str) -> tuple[str, ...]:
+    """Return what to send, one after the other: psycopg takes several statements without parameters at once."""
+    return ("; ".join(statements),) if connection.dialect.driver == "psycopg" else statements
 
 
 def in_progress(tx: Transaction, xact_id: str) -> bool:
-    """Whether another transaction is neither committed nor rolled back, such as a COMMIT that waits for a stand-by."""
+    """Whether another transaction is neither committed nor rolled back, such as a COMMIT that waits for a replica."""
     return bool(tx.execute(_IN_PROGRESS, {"xact_id": xact_id}).scalar_one())
 
 
 @contextmanager
 def by_scans(tx: Transaction) -> Iterator[None]:
-    """In a transaction of probes, let statements join tables by hashing them, with the memory for it."""
+    """Let the statements of the block read whole tables and join them by hashing, with the memory for it."""
     before = tx.execute(_CHOOSE_PATH, {"scans": "on", "probes": "off", "memory": "64MB"}).one().work_mem
     yield
     tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before})
@@ -182,18 +340,3 @@ def with_retries(action: Callable[[], T]) -> T:
             logger.warning("trying again after SQLSTATE %s, attempt %d", sqlstate(error), attempt)
             time.sleep(PAUSE_SECONDS * attempt)
     return action()
-
-
-def in_batches(connection: sa.Connection, settings: Settings, statement: str, parameters: Mapping[str, Any]) -> int:
-    """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
-
-    Returns:
-        How many rows it changed until it changed fewer than that.
-    """
-    changed = 0
-    while True:
-        with transaction(connection, settings) as tx:
-            rows: int = tx.execute(statement, parameters).rowcount
-        changed += rows
-        if rows < parameters["size"]:
-            return changed

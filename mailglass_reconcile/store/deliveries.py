@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
+from mailglass_reconcile.rules.matching import Candidate
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Named, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal
 
 INDEX = "mailglass_deliveries_reconcile_idx"
 
@@ -91,13 +91,13 @@ class Question(NamedTuple):
         return None if self.recipient is None else addresses.index_key(self.recipient)
 
 
-def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Named]:
+def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Candidate]:
     """Return the deliveries that carry one of *ids*, at most `FEW` and one of each."""
     rows = tx.execute(_OF_IDS, {"ids": array_literal(ids), "few": FEW})
-    return [Named(*row) for row in rows.all()]
+    return [Candidate(*row) for row in rows.all()]
 
 
-def of_wide_ids(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Named]]:
+def of_wide_ids(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Candidate]]:
     """Return the few deliveries that decide each question, with its number; a delivery may be there twice."""
     keys = [q.key for q in questions]
     rows = tx.execute(
@@ -110,12 +110,14 @@ def of_wide_ids(tx: Transaction, questions: Sequence[Question]) -> list[tuple[in
             "few": FEW,
         },
     )
-    found = [(number, Named(*delivery)) for number, *delivery in rows.all()]
+    found = [(number, Candidate(*delivery)) for number, *delivery in rows.all()]
     shared = [n for n, key in enumerate(keys) if key is not None and not addresses.is_exact(key)]
     return found + (_of_shared_keys(tx, questions, shared) if shared else [])
 
 
-def _of_shared_keys(tx: Transaction, questions: Sequence[Question], numbers: Sequence[int]) -> list[tuple[int, Named]]:
+def _of_shared_keys(
+    tx: Transaction, questions: Sequence[Question], numbers: Sequence[int]
+) -> list[tuple[int, Candidate]]:
     """Answer the questions whose keys others may share; each key is read once, however many questions have it."""
     asked: dict[tuple[str, str, str | None], dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number in numbers:
@@ -130,9 +132,9 @@ def _of_shared_keys(tx: Transaction, questions: Sequence[Question], numbers: Seq
         },
     )
     by_recipient = list(asked.values())
-    found: dict[int, list[Named]] = defaultdict(list)
+    found: dict[int, list[Candidate]] = defaultdict(list)
     for place, *delivery in rows:
-        named = Named(*delivery)
+        named = Candidate(*delivery)
         for number in by_recipient[place].get(addresses.address(named.recipient), ()):
             if len(found[number]) <= FEW:
                 found[number].append(named)

@@ -1,4 +1,4 @@
-"""The way to Postgres: an engine from a URL, its connections, and the name of the server that they lead to."""
+"""The way to Postgres: an engine from a URL, a caller's own connection, and the server that it leads to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import NullPool
 
 from mailglass_reconcile.errors import (
@@ -17,6 +18,7 @@ from mailglass_reconcile.errors import (
     LedgerImmutableError,
     database_errors,
     translated,
+    unavailable,
 )
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
@@ -118,3 +120,31 @@ def database_of(engine: sa.Engine) -> str:
         return repr(known())
     url = engine.url
     return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
+
+
+def connection_of(given: object) -> sa.Connection:
+    """Return the connection of a SQLAlchemy Connection or Session, in its own transaction.
+
+    Raises:
+        DatabaseUnavailableError: The Session had no connection yet, and none can be made.
+        TypeError: It is something else.
+    """
+    if isinstance(given, sa.Connection):
+        return given
+    session = session_of(given)
+    if session is not None:
+        try:
+            return session.connection()
+        except OSError as error:  # asyncpg's own, when nobody listens
+            raise unavailable(type(error).__name__) from None
+    raise TypeError(
+        f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"
+        " `with engine.begin() as connection`, or in asynchronous code `await session.run_sync(…)`"
+    )
+
+
+def session_of(given: object) -> Session | None:
+    """Return the Session that was handed over, or None if it was none."""
+    if isinstance(given, scoped_session):
+        given = given()
+    return given if isinstance(given, Session) else None

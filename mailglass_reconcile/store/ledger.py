@@ -1,25 +1,28 @@
-"""The append-only ledger: every row that this package inserts into `mailglass_events`."""
+"""The append-only ledger: what this package inserts into `mailglass_events`, and what it reads of an orphan's row."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Claimed, array_literal
+from mailglass_reconcile.rules.keys import Keys, Values
+from mailglass_reconcile.store.database import Transaction, array_literal
 
-# One statement, because each of two would look for the orphan and read its JSON. Seconds are subtracted, not times: an
-# arrival may be infinite.
-_APPEND_RECONCILED = """
+# One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
+# may be infinite.
+_LINK = """
+-- What nobody else holds, with the delivery locked in id order.
 WITH claimed AS MATERIALIZED (
   SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
-         o.rule IS NOT NULL AS keyed, left(e.metadata ->> 'provider', 512) AS provider,
+         o.rule IS NOT NULL AS keyed, m.metadata,
+         left(e.metadata ->> 'provider', 512) AS provider,
          left(e.metadata ->> 'provider_event_id', 512) AS provider_event_id
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]))
-         AS m (id, event_id, delivery_id)
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]),
+                CAST(:metadata AS jsonb[]))
+         AS m (id, event_id, delivery_id, metadata)
     JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = m.event_id
     JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
     -- IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
@@ -27,19 +30,27 @@ WITH claimed AS MATERIALIZED (
    ORDER BY d.id, o.event_id
      FOR UPDATE OF o SKIP LOCKED
      FOR NO KEY UPDATE OF d SKIP LOCKED
+-- The ledger's unique key decides whether this transaction links it.
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
          (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
   SELECT id, tenant_id, delivery_id, 'reconciled', now()::timestamp, 'reconciled:' || event_id,
          jsonb_build_object('reconciled_from_event_id', event_id, 'reconciled_provider', provider,
-                            'reconciled_provider_event_id', provider_event_id),
+                            'reconciled_provider_event_id', provider_event_id) || metadata,
          false, now()::timestamp
     FROM claimed
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id
+-- What was appended is open no longer, and its ids are of no use.
+), linked AS MATERIALIZED (
+  SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)
+), closed AS (
+  DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked))
+), forgotten AS (
+  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked WHERE keyed))
 )
-SELECT id::text, id IN (SELECT id FROM appended) AS appended, event_id::text, delivery_id::text, tenant_id,
-       arrived_at::text, type, to_json(occurred_at) #>> '{}' AS occurred_at, keyed,
+SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END AS reconciled_id, event_id::text, delivery_id::text,
+       tenant_id, type, to_json(occurred_at) #>> '{}' AS occurred_at, arrived_at::text,
        (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds
   FROM claimed
 """
@@ -68,7 +79,96 @@ SELECT n.*, now()::timestamp
 RETURNING id::text
 """
 
+# The trigger of the ledger finds the orphans' rows there already, with what their writer knows: keys and recipients.
+_APPEND_WEBHOOK = """
+WITH n AS MATERIALIZED (
+  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tenant_ids AS text[]), CAST(:delivery_ids AS uuid[]),
+                       CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]), CAST(:idempotency_keys AS text[]),
+                       CAST(:reject_reasons AS text[]), CAST(:metadata AS jsonb[]), CAST(:providers AS text[]),
+                       CAST(:recipients AS text[]), CAST(:rules AS text[]), CAST(:candidates AS text[]),
+                       CAST(:lost AS boolean[]))
+                AS n (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+                      provider, recipient, rule, ids, lost)
+-- In id order: two transactions wait for each other one way only. A delivery that is gone by now leaves an orphan.
+), locked AS MATERIALIZED (
+  SELECT id FROM {schema}.mailglass_deliveries
+   WHERE id = ANY (ARRAY(SELECT delivery_id FROM n WHERE delivery_id IS NOT NULL)) ORDER BY id FOR NO KEY UPDATE
+-- In the order of the keys, for the same reason.
+), appended AS (
+  INSERT INTO {schema}.mailglass_events
+         (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
+          needs_reconciliation, inserted_at)
+  SELECT n.id, n.tenant_id, d.id, n.type, n.occurred_at, n.idempotency_key, n.reject_reason, n.metadata, d.id IS NULL,
+         now()::timestamp
+    FROM n LEFT JOIN locked AS d ON d.id = n.delivery_id
+   ORDER BY n.idempotency_key COLLATE "C"
+      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+  RETURNING id, delivery_id
+), orphans AS MATERIALIZED (
+  SELECT n.* FROM n JOIN appended AS a ON a.id = n.id WHERE a.delivery_id IS NULL
+), opened AS (
+  INSERT INTO {schema}.mailglass_open_orphans
+         (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost)
+  SELECT id, tenant_id, now()::timestamp, provider, recipient, rule,
+         CASE WHEN rule IS NOT NULL THEN cardinality(string_to_array(ids, E'\\x1f')) END, recipient IS NULL AND lost
+    FROM orphans
+), named AS (
+  INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
+  SELECT o.id, c.position, c.id
+    FROM orphans AS o CROSS JOIN LATERAL unnest(string_to_array(o.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
+)
+SELECT id::text, delivery_id::text FROM appended
+"""
+
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
+
+_TYPES = """
+SELECT e.id::text, left(e.type, 512)
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id) JOIN {schema}.mailglass_events AS e ON e.id = k.id
+"""
+
+_VALUES = """
+SELECT e.id::text, jsonb_typeof(p.provider) || ':' || left(btrim(p.provider #>> '{}'), 513),
+       jsonb_typeof(e.metadata -> 'recipient') || ':' || left(btrim(e.metadata ->> 'recipient'), 513),
+       jsonb_typeof(e.metadata -> 'email') || ':' || left(btrim(e.metadata ->> 'email'), 513),
+       coalesce(e.metadata -> 'recipient_known' = 'true', false)
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+  JOIN {schema}.mailglass_events AS e ON e.id = k.id
+ CROSS JOIN LATERAL (
+         SELECT coalesce(nullif(e.metadata -> 'provider', 'null'), e.normalized_payload -> 'provider') AS provider) AS p
+"""
+
+# One column per path: gathering them into an array costs several times as much.
+_AT_PATHS = """
+SELECT e.id::text,
+       jsonb_typeof(v0) || ':' || left(btrim(v0 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v1) || ':' || left(btrim(v1 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v2) || ':' || left(btrim(v2 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v3) || ':' || left(btrim(v3 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v4) || ':' || left(btrim(v4 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v5) || ':' || left(btrim(v5 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v6) || ':' || left(btrim(v6 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v7) || ':' || left(btrim(v7 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v8) || ':' || left(btrim(v8 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v9) || ':' || left(btrim(v9 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v10) || ':' || left(btrim(v10 #>> '{}', E' \\t\\r\\n'), 513)
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+  JOIN {schema}.mailglass_events AS e ON e.id = k.id
+ CROSS JOIN LATERAL (
+         SELECT coalesce(e.metadata #> CAST(:m0 AS text[]), e.normalized_payload #> CAST(:n0 AS text[])) AS v0,
+                coalesce(e.metadata #> CAST(:m1 AS text[]), e.normalized_payload #> CAST(:n1 AS text[])) AS v1,
+                coalesce(e.metadata #> CAST(:m2 AS text[]), e.normalized_payload #> CAST(:n2 AS text[])) AS v2,
+                coalesce(e.metadata #> CAST(:m3 AS text[]), e.normalized_payload #> CAST(:n3 AS text[])) AS v3,
+                coalesce(e.metadata #> CAST(:m4 AS text[]), e.normalized_payload #> CAST(:n4 AS text[])) AS v4,
+                coalesce(e.metadata #> CAST(:m5 AS text[]), e.normalized_payload #> CAST(:n5 AS text[])) AS v5,
+                coalesce(e.metadata #> CAST(:m6 AS text[]), e.normalized_payload #> CAST(:n6 AS text[])) AS v6,
+                coalesce(e.metadata #> CAST(:m7 AS text[]), e.normalized_payload #> CAST(:n7 AS text[])) AS v7,
+                coalesce(e.metadata #> CAST(:m8 AS text[]), e.normalized_payload #> CAST(:n8 AS text[])) AS v8,
+                coalesce(e.metadata #> CAST(:m9 AS text[]), e.normalized_payload #> CAST(:n9 AS text[])) AS v9,
+                coalesce(e.metadata #> CAST(:m10 AS text[]), e.normalized_payload #> CAST(:n10 AS text[])) AS v10) AS v
+"""
+
+PATHS = 11
 
 
 class Entry(NamedTuple):
@@ -85,6 +185,23 @@ class Entry(NamedTuple):
     needs_reconciliation: bool
 
 
+class LinkedEvent(NamedTuple):
+    """An event and its delivery, from the claim to projection, outbox and broadcast; times as Postgres writes them.
+
+    `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
+    for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago.
+    """
+
+    reconciled_id: str | None
+    event_id: str
+    delivery_id: str
+    tenant_id: str
+    type: str
+    occurred_at: str
+    arrived_at: str
+    lag_seconds: float = 0.0
+
+
 def uuid7() -> str:
     """Return a new UUID of version 7 (RFC 9562), as Mailglass makes its ids: it sorts by its millisecond."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
@@ -93,26 +210,31 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def append_reconciled(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> list[Claimed]:
-    """Claim orphans and deliveries, append a `reconciled` event for each pair, and return the claimed, by delivery id.
+def link(
+    tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[LinkedEvent]:
+    """Claim orphans and deliveries, append a `reconciled` event for each pair, close the orphans; return the claimed.
 
     Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
-    is gone or of another tenant, or either is locked.
+    is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
+    and stay open here.
 
     Args:
         tx: The transaction that links them.
         pairs: Each orphan's id and the id of its delivery.
+        notes: What else the appended event's metadata says, by orphan id.
     """
     parameters = {
         "ids": array_literal(uuid7() for _ in pairs),
         "event_ids": array_literal(event_id for event_id, _ in pairs),
         "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
+        "metadata": array_literal(json.dumps((notes or {}).get(event_id, {})) for event_id, _ in pairs),
     }
-    return [Claimed(*row) for row in tx.execute(_APPEND_RECONCILED, parameters).all()]
+    return [LinkedEvent(*row) for row in tx.execute(_LINK, parameters).all()]
 
 
-def not_reconciled(tx: Transaction, event_ids: Sequence[str]) -> set[str]:
-    """Return those orphans that no `reconciled` event of their tenant reconciles, of *event_ids*."""
+def not_reconciled(tx: Transaction, event_ids: Collection[str]) -> set[str]:
+    """Return those of *event_ids* that no `reconciled` event of their tenant reconciles."""
     return set(tx.execute(_NOT_RECONCILED, {"event_ids": array_literal(event_ids)}).scalars())
 
 
@@ -123,9 +245,33 @@ def present(tx: Transaction, event_id: str) -> bool:
 
 def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:
     """Append *entries*, and return the ids of those that are new; the others' idempotency keys were there already."""
-    if not entries:
-        return set()
-    parameters = {
+    return set(tx.execute(_APPEND, entry_parameters(entries)).scalars()) if entries else set()
+
+
+def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Mapping[str, Keys]) -> dict[str, str | None]:
+    """Append a webhook's events, attached or as orphans; return the delivery of each new one, None for an orphan.
+
+    Args:
+        tx: The transaction.
+        entries: With the delivery that each is to be attached to, if there is one.
+        known: The keys of all of them, by id, to be stored with the orphans.
+    """
+    keys = [known[entry.id] for entry in entries]
+    parameters = entry_parameters(entries)
+    del parameters["needs_reconciliation"]
+    parameters |= {
+        "providers": array_literal(its.provider for its in keys),
+        "recipients": array_literal(its.recipient for its in keys),
+        "rules": array_literal(its.rule for its in keys),
+        "candidates": array_literal("\x1f".join(its.candidate_ids) for its in keys),
+        "lost": array_literal(str(its.lost) for its in keys),
+    }
+    return dict(map(tuple, tx.execute(_APPEND_WEBHOOK, parameters)))
+
+
+def entry_parameters(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return *entries* as the parameters of a statement that appends them."""
+    return {
         "ids": array_literal(entry.id for entry in entries),
         "tenant_ids": array_literal(entry.tenant_id for entry in entries),
         "delivery_ids": array_literal(entry.delivery_id for entry in entries),
@@ -136,4 +282,30 @@ def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:
         "metadata": array_literal(json.dumps(entry.metadata) for entry in entries),
         "needs_reconciliation": array_literal(str(entry.needs_reconciliation) for entry in entries),
     }
-    return set(tx.execute(_APPEND, parameters).scalars())
+
+
+def types_of(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
+    """Return the type of each event, cut after 512 characters."""
+    return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(event_ids)})))
+
+
+def values_of(tx: Transaction, event_ids: Iterable[str]) -> list[Values]:
+    """Return what names each event's provider and recipient; its `ids` are empty, for `at_paths` to fill."""
+    rows = tx.execute(_VALUES, {"event_ids": array_literal(event_ids)})
+    return [Values(id_, provider, recipient, email, [], known) for id_, provider, recipient, email, known in rows.all()]
+
+
+def at_paths(tx: Transaction, event_ids: Iterable[str], paths: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return, for each event, the JSON values at *paths*, each as its type and no more than 513 characters.
+
+    Args:
+        tx: A transaction.
+        event_ids: The events.
+        paths: At most `PATHS` paths `metadata/…` or `normalized_payload/…`.
+    """
+    parameters: dict[str, object] = {"event_ids": array_literal(event_ids)}
+    for number in range(PATHS):
+        column, *path = paths[number].split("/") if number < len(paths) else ("",)
+        parameters[f"m{number}"] = array_literal(path) if column == "metadata" else None
+        parameters[f"n{number}"] = array_literal(path) if column == "normalized_payload" else None
+    return {id_: values[: len(paths)] for id_, *values in tx.execute(_AT_PATHS, parameters).all()}

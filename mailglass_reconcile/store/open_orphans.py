@@ -1,11 +1,61 @@
-"""The table of open orphans: those of the ledger without a `reconciled` event, kept by triggers on it."""
+"""The table of open orphans: its rows as everything else reads them, the keys stored with them, and how they close.
+
+A trigger on the ledger adds the rows. What selects orphans (a sweep's window, a list, a writer's message ids) yields
+event ids; `read` turns them into rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import array_literal
+import sqlalchemy as sa
+
+from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Transaction, array_literal
+
+MAX_TENANT_LENGTH = 1_000
+"""Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
+
+# OFFSET 0, so that each row is probed for.
+_READ = """
+SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.provider,
+       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+              WHERE i.event_id = o.event_id ORDER BY i.position) AS ids, o.recipient, o.rule, o.recipient_lost
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+ CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.id OFFSET 0) AS o
+"""
+
+# No more of one id than asked for, because a hundred thousand may be open for it; the recipient first, or those of
+# others would fill that number.
+_WITH_MESSAGE_IDS = """
+SELECT DISTINCT i.event_id::text
+  FROM unnest(CAST(:message_ids AS text[])) AS c (id)
+ CROSS JOIN LATERAL (
+         SELECT k.event_id
+           FROM {schema}.mailglass_open_orphan_ids AS k
+          CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.event_id OFFSET 0) AS o
+          WHERE k.candidate_id = c.id AND o.tenant_id = :tenant_id AND o.refused = 0
+            AND (CAST(:recipients AS text[]) IS NULL OR o.recipient IS NULL
+                 OR o.recipient = ANY (CAST(:recipients AS text[])))
+            AND o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+          LIMIT :size) AS i
+ LIMIT :size
+"""
+
+# Asked on a caller's connection as it is, without our scope: every row is probed for, through an index.
+_MAY_MATCH = """
+SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS c (id)
+                CROSS JOIN LATERAL (SELECT 1 FROM {schema}.mailglass_open_orphan_ids
+                                     WHERE candidate_id = c.id OFFSET 0 LIMIT 1) AS k)
+    OR EXISTS (SELECT FROM unnest(CAST(:event_ids AS uuid[])) AS e (id)
+                CROSS JOIN LATERAL (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids
+                                     WHERE event_id = e.id OFFSET 0) AS k
+                CROSS JOIN LATERAL (SELECT 1 FROM {schema}.mailglass_deliveries
+                                    WHERE hashtextextended(provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                                     OFFSET 0 LIMIT 1) AS d)
+"""
 
 # What an orphan waits for since when: its grace, or its delivery if that came later.
 _LINKABLE_SINCE = """
@@ -20,13 +70,13 @@ _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST
 
 _FORGET_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 
-# Only for a moment: what is not linked then, the prune removes again.
+# Only for a moment: the prune removes again what is not linked then.
 _REOPEN = """
 INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
 SELECT e.id, e.tenant_id, least(e.inserted_at, now()::timestamp)
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
- WHERE e.needs_reconciliation AND e.delivery_id IS NULL
+ WHERE e.needs_reconciliation AND e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
                     WHERE r.idempotency_key = 'reconciled:' || e.id
                       AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
@@ -40,31 +90,173 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
  WHERE o.event_id = held.event_id
 """
 
+# An orphan without its event (the ledger was emptied) is settled as well.
+_HOLD = """
+SELECT o.event_id::text, o.rule IS NOT NULL AS keyed,
+       EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                WHERE r.idempotency_key = 'reconciled:' || o.event_id
+                  AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id)
+         OR NOT EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = o.event_id) AS settled
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
+  JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
+   FOR UPDATE OF o SKIP LOCKED
+"""
 
-def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]], grace_seconds: float) -> str | None:
+_STORE_KEYS = """
+UPDATE {schema}.mailglass_open_orphans AS o
+   SET provider = k.provider, recipient = coalesce(o.recipient, k.recipient), rule = k.rule,
+       ids = cardinality(string_to_array(k.ids, E'\\x1f')), recipient_lost = o.recipient IS NULL AND k.lost
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
+              CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
+       AS k (event_id, provider, recipient, rule, ids, lost)
+ WHERE o.event_id = k.event_id
+"""
+
+_STORE_IDS = """
+INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT k.event_id, c.position, c.id
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:ids AS text[])) AS k (event_id, ids)
+ CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
+"""
+
+# Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
+FORGET_KEYS = """
+WITH forgotten AS (
+  UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL
+   WHERE event_id = ANY (ARRAY(
+           SELECT event_id FROM {schema}.mailglass_open_orphans
+            WHERE rule IS NOT NULL LIMIT :size FOR UPDATE SKIP LOCKED))
+  RETURNING event_id
+), ids AS (
+  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id IN (SELECT event_id FROM forgotten)
+)
+SELECT event_id FROM forgotten
+"""
+"""For `in_batches`."""
+
+
+class Place(NamedTuple):
+    """A place in the order of arrival."""
+
+    arrived_at: str
+    event_id: str
+
+
+FIRST = Place("-infinity", "00000000-0000-0000-0000-000000000000")
+LAST = Place("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
+
+
+class Open(NamedTuple):
+    """An open orphan as its own row has it.
+
+    Times and ids are strings as Postgres writes them: the ledger may hold times that no Python datetime can. Without
+    stored keys, `keys` has what the event's writer knew.
+    """
+
+    event_id: str
+    tenant_id: str
+    arrived_at: str
+    refused: int
+    keys: Keys
+
+    @property
+    def place(self) -> Place:
+        """Where it is in the order of arrival."""
+        return Place(self.arrived_at, self.event_id)
+
+
+def read(tx: Transaction, event_ids: Iterable[str]) -> list[Open]:
+    """Return those of *event_ids* that are open, in about their order; their keys as stored, current or not."""
+    rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
+    return [
+        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids), recipient, rule, lost))
+        for event_id, tenant_id, arrived_at, refused, provider, ids, recipient, rule, lost in rows.all()
+    ]
+
+
+def with_message_ids(
+    tx: Transaction, tenant_id: str, message_ids: Collection[str], recipients: Collection[str] | None = None
+) -> list[str]:
+    """Return a tenant's open orphans that have one of *message_ids* among their stored ids; at most a batch.
+
+    Those in their grace are among them; those that are expired, or that the database has refused before, are not.
+
+    Args:
+        tx: A transaction.
+        tenant_id: The tenant.
+        message_ids: Message ids as deliveries carry them.
+        recipients: Only of these recipients, normalised, or of an unknown one; None is any.
+    """
+    parameters = {
+        "message_ids": array_literal(message_ids),
+        "tenant_id": tenant_id,
+        "recipients": None if recipients is None else array_literal(recipients),
+        "max_age_minutes": tx.settings.max_age_minutes,
+        "size": tx.settings.batch_size,
+    }
+    return list(tx.execute(_WITH_MESSAGE_IDS, parameters).scalars())
+
+
+def may_match(
+    connection: sa.Connection, settings: Settings, message_ids: Collection[str], event_ids: Collection[str]
+) -> bool:
+    """Whether anything may be open for *message_ids*, or stored for the ids of the open *event_ids*; one round trip."""
+    parameters = {"message_ids": array_literal(message_ids), "event_ids": array_literal(event_ids)}
+    return bool(Transaction(connection, settings).execute(_MAY_MATCH, parameters).scalar_one())
+
+
+def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | None:
     """Return since when, in UTC, the first of *pairs* of orphan and delivery that is still open could be linked."""
     parameters = {
         "event_ids": array_literal(event_id for event_id, _ in pairs),
         "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
-        "grace_seconds": grace_seconds,
+        "grace_seconds": tx.settings.grace_seconds,
     }
     since: str | None = tx.execute(_LINKABLE_SINCE, parameters).scalar_one()
     return since
 
 
-def close(tx: Transaction, event_ids: Sequence[str], keyed: Sequence[str]) -> None:
-    """Take settled orphans out of the open set; *keyed* are those of them that have ids stored."""
+def close(tx: Transaction, event_ids: Collection[str], keyed: Collection[str]) -> None:
+    """Remove orphans that are no longer open; *keyed* are those that have ids stored."""
     if keyed:
         tx.execute(_FORGET_IDS, {"event_ids": array_literal(keyed)})
     if event_ids:
         tx.execute(_CLOSE, {"event_ids": array_literal(event_ids)})
 
 
-def refuse(tx: Transaction, event_ids: Sequence[str]) -> None:
+def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
     """Note that the database refused to read or link orphans: later sweeps look at them last."""
     tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
 
 
-def reopen(tx: Transaction, event_ids: Sequence[str]) -> None:
+def reopen(tx: Transaction, event_ids: Collection[str]) -> None:
     """Put expired orphans back that nothing has reconciled, so that a batch can claim them."""
-    tx.execute(_REOPEN, {"event_ids": array_literal(event_ids)})
+    tx.execute(_REOPEN, {"event_ids": array_literal(event_ids), "max_tenant_length": MAX_TENANT_LENGTH})
+
+
+def store_keys(tx: Transaction, computed: Mapping[str, Keys]) -> Collection[str]:
+    """Store keys with the orphans that are still open, and return the ids of those that turned out to be settled.
+
+    An orphan whose `reconciled` event was there before it is closed here. One that another session holds is left alone.
+    """
+    held = tx.execute(_HOLD, {"event_ids": array_literal(computed)}).all()
+    settled = [row.event_id for row in held if row.settled]
+    close(tx, settled, [row.event_id for row in held if row.keyed])
+    known = {row.event_id: computed[row.event_id] for row in held if not row.settled}
+    if known:
+        parameters = key_parameters(known)
+        tx.execute(_STORE_KEYS, parameters)
+        tx.execute(_STORE_IDS, {name: parameters[name] for name in ("event_ids", "ids")})
+    return settled
+
+
+def key_parameters(known: Mapping[str, Keys]) -> dict[str, str]:
+    """Return keys by event id as the parameters of a statement that stores them."""
+    return {
+        "event_ids": array_literal(known),
+        "providers": array_literal(keys.provider for keys in known.values()),
+        "recipients": array_literal(keys.recipient for keys in known.values()),
+        "rules": array_literal(keys.rule for keys in known.values()),
+        "ids": array_literal("\x1f".join(keys.candidate_ids) for keys in known.values()),
+        "lost": array_literal(str(keys.lost) for keys in known.values()),
+    }

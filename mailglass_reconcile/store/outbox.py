@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Report, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.ledger import LinkedEvent
 
 DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
 """Seconds from each attempt to the next, of which up to a quarter more is drawn by lot."""
@@ -199,16 +199,16 @@ class Settled(NamedTuple):
     done: list[str]
 
 
-def add(tx: Transaction, reports: Sequence[Report]) -> None:
+def add(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
     """Give events to handlers; nothing is sent if there are none, and an event is added once."""
-    if not reports:
+    if not events:
         return
     tx.execute(
         _ADD,
         {
-            "event_ids": array_literal(report.event_id for report in reports),
-            "delivery_ids": array_literal(report.delivery_id for report in reports),
-            "types": array_literal(report.type for report in reports),
+            "event_ids": array_literal(event.event_id for event in events),
+            "delivery_ids": array_literal(event.delivery_id for event in events),
+            "types": array_literal(event.type for event in events),
         },
     )
 

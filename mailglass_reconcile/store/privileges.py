@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import array_literal
+from sqlalchemy.exc import DBAPIError
+
+from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, sqlstate
+from mailglass_reconcile.store.database import Connected, Transaction, array_literal
 
 _STATE = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 
@@ -130,3 +132,24 @@ def lacking(tx: Transaction) -> Lacking | None:
     tables = array_literal(dict.fromkeys(table for table, _, _ in SWEEPER))
     hidden = tx.execute(_HIDDEN, {"schema": tx.schema, "relations": tables}).scalars().all()
     return Lacking(row.role, row.schema, row.usage, rights, tuple(hidden))
+
+
+def require_rights(connected: Connected, error: DBAPIError) -> None:
+    """Raise if *error* is due to a right that this role lacks; row level security and triggers refuse single rows, too.
+
+    Raises:
+        DatabaseRefusedError: A right is missing; the message has the statement that grants it.
+    """
+    if sqlstate(error) != INSUFFICIENT_PRIVILEGE:
+        return
+    with connected.reading() as tx:
+        lacks = lacking(tx)
+    if lacks is None:
+        return
+    if lacks.rights or not lacks.usage:
+        raise DatabaseRefusedError(f"role {lacks.role} lacks a right (SQLSTATE 42501): run {lacks.grants()}")
+    if lacks.hidden:
+        raise DatabaseRefusedError(
+            f"row level security of {', '.join(lacks.hidden)} hides rows from role {lacks.role} (SQLSTATE 42501):"
+            f" run ALTER ROLE {lacks.role} BYPASSRLS"
+        )

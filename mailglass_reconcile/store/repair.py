@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import in_batches, in_schema, transaction
+from mailglass_reconcile.store.database import Connected, in_schema
 
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
 # its session. If neither says a time that can be, the orphan counts as expired.
@@ -110,20 +110,25 @@ def as_script(settings: Settings) -> str:
     return _SCRIPT.strip().replace("{statement}", str(compiled).strip())
 
 
-def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int:
+def add_missing(connected: Connected, size: int) -> int:
     """Add the ledger's open orphans within the maximum age that the open set lacks, and return how many.
 
     Each *size* rows of the ledger are a transaction of their own; the arrival of an orphan added in this way is
     the millisecond of its UUIDv7, or else its `inserted_at` read as UTC.
     """
-    with transaction(connection, settings, probes_only=True) as tx:
+    with connected.writing() as tx:
         # What is newer is the trigger's: a ledger that is written all the time would have no end.
         until = tx.execute(_NEWEST).scalar_one()
     place: dict[str, Any] = dict(_START)
     added = 0
     while True:
-        with transaction(connection, settings, probes_only=True) as tx:
-            page = {**place, "until_time": until, "size": size, "max_age_minutes": settings.max_age_minutes}
+        with connected.writing() as tx:
+            page = {
+                **place,
+                "until_time": until,
+                "size": size,
+                "max_age_minutes": connected.settings.max_age_minutes,
+            }
             last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
         if last is None:
             return added
@@ -131,30 +136,30 @@ def add_missing(connection: sa.Connection, settings: Settings, size: int) -> int
         added += place.pop("added")
 
 
-def remove_settled(connection: sa.Connection, settings: Settings, size: int) -> int:
+def remove_settled(connected: Connected, size: int) -> int:
     """Remove, in batches of *size*, what the ledger holds no open orphan for, and return how many rows."""
-    return in_batches(connection, settings, _REMOVE_SETTLED, {"size": size})
+    return connected.in_batches(_REMOVE_SETTLED, {"size": size})
 
 
 class Expired(NamedTuple):
-    """How many orphans expired, and how many of them have an id that a delivery has, of whatever tenant."""
+    """How many orphans expired, and how many of them have an id that a delivery has, of any tenant."""
 
     orphans: int
     named: int
 
 
-def remove_expired(connection: sa.Connection, settings: Settings, size: int) -> Expired:
+def remove_expired(connected: Connected, size: int) -> Expired:
     """Remove, in batches of *size*, what is older than the maximum age, and return how many orphans that were."""
-    bounds = {"size": size, "max_age_minutes": settings.max_age_minutes}
+    bounds = {"size": size, "max_age_minutes": connected.settings.max_age_minutes}
     total = Expired(0, 0)
     while True:
-        with transaction(connection, settings) as tx:
+        with connected.writing() as tx:
             batch = Expired(*tx.execute(_REMOVE_EXPIRED, bounds).one())
         total = Expired(total.orphans + batch.orphans, total.named + batch.named)
         if batch.orphans < size:
             return total
 
 
-def remove_stray_ids(connection: sa.Connection, settings: Settings, size: int) -> int:
+def remove_stray_ids(connected: Connected, size: int) -> int:
     """Remove, in batches, the ids of orphans that are no longer open, and return how many rows."""
-    return in_batches(connection, settings, _REMOVE_STRAY_IDS, {"size": size})
+    return connected.in_batches(_REMOVE_STRAY_IDS, {"size": size})

@@ -6,12 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-import sqlalchemy as sa
-
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.rules.states import RunStatus
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.database import Connected, Transaction
 
 Kind = Literal["full", "recent", "range", "targeted", "prune", "dispatch"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -26,11 +23,12 @@ _ADD = """
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
        (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, unmatchable,
         ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
-        duration_ms, remaining, linkable_since, open_groups, handled_types)
+        duration_ms, remaining, linkable_since, open_groups, handled_types, position, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
         :status, :error, :runs, :scanned, :linked, :unmatched, :unmatchable, :ambiguous, :tenant_mismatch,
         :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired, :duration_ms, :remaining,
-        CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types)
+        CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types, CAST(:position AS jsonb),
+        :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
                  date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
           WHERE kind IN ('recent', 'dispatch')
@@ -44,6 +42,31 @@ VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::times
        published = r.published + excluded.published, publish_failed = r.publish_failed + excluded.publish_failed,
        duration_ms = r.duration_ms + excluded.duration_ms, remaining = excluded.remaining,
        linkable_since = excluded.linkable_since
+RETURNING id
+"""
+
+# A range adds its counts to the sweep that was cut; that one is over when all of its ranges have done so.
+_ADD_RANGE = """
+UPDATE {schema}.mailglass_reconcile_runs
+   SET finished_at = now()::timestamp, ranges_done = ranges_done + 1, error = coalesce(:error, error),
+       status = CASE WHEN 'failed' IN (status, :status) THEN 'failed' WHEN 'partial' IN (status, :status) THEN 'partial'
+                     ELSE status END,
+       scanned = scanned + :scanned, linked = linked + :linked, unmatched = unmatched + :unmatched,
+       unmatchable = unmatchable + :unmatchable, ambiguous = ambiguous + :ambiguous,
+       tenant_mismatch = tenant_mismatch + :tenant_mismatch,
+       recipient_mismatch = recipient_mismatch + :recipient_mismatch, skipped = skipped + :skipped,
+       failed = failed + :failed, published = published + :published,
+       publish_failed = publish_failed + :publish_failed, duration_ms = duration_ms + :duration_ms,
+       remaining = coalesce(remaining, 0) + coalesce(:remaining, 0),
+       linkable_since = least(linkable_since, CAST(:linkable_since AS timestamp)),
+       open_groups = coalesce(open_groups, '[]') || coalesce(CAST(:open_groups AS jsonb), '[]')
+ WHERE id = :id
+"""
+
+_POSITION = """
+SELECT position FROM {schema}.mailglass_reconcile_runs
+ WHERE kind = 'full' AND tenant_id IS NOT DISTINCT FROM :tenant_id AND status <> 'duplicate' AND ranges IS NULL
+ ORDER BY id DESC LIMIT 1
 """
 
 # One statement deletes and adds: a total is never counted twice, and never missing.
@@ -114,7 +137,9 @@ class Run:
         counts: Orphans and messages by name, and `duration_ms`; what is not there is 0.
         remaining: Eligible orphans still open afterwards, or None if they were not counted.
         linkable_since: When the oldest orphan that is open although its delivery is there became linkable, or None.
-        open_groups: The open orphans by state, tenant and provider.
+        open_groups: The open orphans by state, tenant and provider; a group may be there several times.
+        position: Where a full sweep stopped that could not finish; None if it covered its window.
+        ranges: Into how many ranges a full sweep was cut; None if it was not.
         handled_types: Of a dispatch: the types of its handlers.
         error: The class of the error that ended it; never its text, which may name people.
         runs: How many runs it stands for.
@@ -130,30 +155,50 @@ class Run:
     linkable_since: str | None = None
     open_groups: list[dict[str, Any]] | None = None
     handled_types: tuple[str, ...] = ()
+    position: dict[str, Any] | None = None
+    ranges: int | None = None
     error: str | None = None
     runs: int = 1
     age_ms: int = 0
 
 
-def add(tx: Transaction, run: Run) -> None:
-    """Add a run to the history; a recent one is added to the row of its minute, a dispatch to that of its hour."""
-    tx.execute(
-        _ADD,
-        {
-            **{name: run.counts.get(name, 0) for name in COUNTS},
-            "kind": run.kind,
-            "origin": run.origin,
-            "tenant_id": run.tenant_id,
-            "status": run.status,
-            "error": run.error,
-            "runs": run.runs,
-            "remaining": run.remaining,
-            "linkable_since": run.linkable_since,
-            "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
-            "handled_types": ",".join(run.handled_types) or None,
-            "age_ms": run.age_ms,
-        },
-    )
+def add(tx: Transaction, run: Run) -> int:
+    """Add a run to the history, and return its id; a recent sweep or a dispatch is added to its minute or hour."""
+    parameters = {
+        **_parameters(run),
+        "kind": run.kind,
+        "origin": run.origin,
+        "tenant_id": run.tenant_id,
+        "expired": run.counts.get("expired", 0),
+        "runs": run.runs,
+        "age_ms": run.age_ms,
+        "handled_types": ",".join(run.handled_types) or None,
+        "position": None if run.position is None else json.dumps(run.position),
+        "ranges": run.ranges,
+    }
+    return int(tx.execute(_ADD, parameters).scalar_one())
+
+
+def add_range(tx: Transaction, run_id: int, run: Run) -> None:
+    """Add a range of a fan-out to the run of the sweep that was cut."""
+    tx.execute(_ADD_RANGE, {**_parameters(run), "id": run_id})
+
+
+def _parameters(run: Run) -> dict[str, Any]:
+    return {
+        **{name: run.counts.get(name, 0) for name in COUNTS if name != "expired"},
+        "status": run.status,
+        "error": run.error,
+        "remaining": run.remaining,
+        "linkable_since": run.linkable_since,
+        "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
+    }
+
+
+def position(tx: Transaction, tenant_id: str | None) -> dict[str, Any] | None:
+    """Return where the last full sweep with this tenant argument stopped; None if it covered its window."""
+    found: dict[str, Any] | None = tx.execute(_POSITION, {"tenant_id": tenant_id}).scalar_one_or_none()
+    return found
 
 
 def linking_at(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]:
@@ -173,7 +218,7 @@ def totals(tx: Transaction) -> list[Total]:
     ]
 
 
-def fold(connection: sa.Connection, settings: Settings) -> None:
+def fold(connected: Connected) -> None:
     """Add up the rows that are older than `RETENTION_DAYS` into one for each kind, origin and status."""
-    with transaction(connection, settings) as tx:
+    with connected.writing() as tx:
         tx.execute(_FOLD, {"days": RETENTION_DAYS})

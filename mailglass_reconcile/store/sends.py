@@ -6,27 +6,29 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.model import array_literal
 
-# One row per provider and id is what a unique index allows, and an id of several deliveries is told apart by recipient
-# only: those have no provider. Sorted, so that two transactions wait for each other one way only. The type and time
-# are below whatever is projected. IN as a value and a scalar subquery, because the planner makes a join of an EXISTS,
-# with whatever its statistics advise; num_nulls, because another index serves IS NULL and would read every delivery of
-# the id. `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
+# One row per provider and id is what a unique index allows; deliveries of an id that has several recipients have no
+# provider. Sorted, so that two transactions wait for each other one way only. A send that happens now is stored as
+# projecting its event would leave it; of another one, type and time are below all that is projected. IN as a value and
+# a scalar subquery, because the planner makes a join of an EXISTS, with whatever its statistics advise; num_nulls,
+# because another index serves IS NULL and would read every delivery of the id. `status`, `idempotency_key` and
+# `last_error` are left out: not every Mailglass has them.
 _STORE = """
 WITH sent AS MATERIALIZED (
   SELECT *
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
                 CAST(:occurred_at AS timestamp[]), CAST(:keys AS text[]), CAST(:entries AS jsonb[]),
                 CAST(:recipients AS text[]), CAST(:domains AS text[]), CAST(:message_ids AS text[]),
-                CAST(:shared AS boolean[]))
-         AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared)
+                CAST(:shared AS boolean[]), CAST(:now AS boolean[]), CAST(:terminal AS boolean[]))
+         AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared, now,
+               terminal)
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
          (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
-  SELECT event_id, :tenant_id, delivery_id, type, occurred_at, key, entry, false, now()::timestamp
+  SELECT event_id, :tenant_id, delivery_id, type, CASE WHEN now THEN now()::timestamp ELSE occurred_at END, key, entry,
+         false, now()::timestamp
     FROM sent ORDER BY key COLLATE "C"
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id
@@ -42,18 +44,22 @@ WITH sent AS MATERIALIZED (
 ), named AS (
   INSERT INTO {schema}.mailglass_deliveries
          (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
-          last_event_type, last_event_at, metadata, inserted_at, updated_at)
+          last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
   SELECT delivery_id, :tenant_id, :mailable, :stream, recipient, domain, provider, message_id,
-         'queued', '2000-01-01', CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
+         CASE WHEN now THEN type ELSE 'queued' END, CASE WHEN now THEN now()::timestamp ELSE '2000-01-01' END,
+         CASE WHEN now AND type = 'dispatched' THEN now()::timestamp END, now AND terminal,
+         CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
     FROM new WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"
       ON CONFLICT (provider, provider_message_id) WHERE provider_message_id IS NOT NULL DO NOTHING
   RETURNING id
 ), unnamed AS (
   INSERT INTO {schema}.mailglass_deliveries
          (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
-          last_event_type, last_event_at, metadata, inserted_at, updated_at)
+          last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
   SELECT delivery_id, :tenant_id, :mailable, :stream, recipient, domain, message_id,
-         'queued', '2000-01-01', CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
+         CASE WHEN now THEN type ELSE 'queued' END, CASE WHEN now THEN now()::timestamp ELSE '2000-01-01' END,
+         CASE WHEN now AND type = 'dispatched' THEN now()::timestamp END, now AND terminal,
+         CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
     FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
 )
 SELECT s.key, k.delivery_id::text
@@ -84,7 +90,8 @@ class Campaign(NamedTuple):
 class New(NamedTuple):
     """A delivery to be stored, and its first event, which names it.
 
-    `shared` if its message id has other recipients in the same call.
+    `shared` if its message id has other recipients in the same call; `now` if it is stored as projecting its first
+    event would leave it, and need not be projected; `terminal` if that event's type is.
     """
 
     entry: Entry
@@ -92,12 +99,14 @@ class New(NamedTuple):
     recipient: str
     message_id: str | None
     shared: bool
+    now: bool
+    terminal: bool
 
 
 def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str, str | None]:
     """Store what is new of *sent*; return the delivery of each other one, by the idempotency key of its event.
 
-    What happened to the new deliveries, their first event included, must be projected in the same transaction.
+    What happened to the new deliveries must be projected in the same transaction, but for the first event of `now`.
     """
     parameters = {
         "tenant_id": campaign.tenant_id,
@@ -116,6 +125,8 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str,
         "domains": array_literal(one.recipient.rpartition("@")[2].lower() for one in sent),
         "message_ids": array_literal(one.message_id for one in sent),
         "shared": array_literal(str(one.shared) for one in sent),
+        "now": array_literal(str(one.now) for one in sent),
+        "terminal": array_literal(str(one.terminal) for one in sent),
     }
     known: dict[str, str | None] = dict(map(tuple, tx.execute(_STORE, parameters)))
     unseen = [key for key, delivery_id in known.items() if delivery_id is None]

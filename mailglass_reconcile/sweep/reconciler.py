@@ -5,224 +5,544 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from contextlib import contextmanager, nullcontext
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
 
-import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import projector
-from mailglass_reconcile.errors import DatabaseUnavailableError, SchemaOutdatedError, translated
+from mailglass_reconcile import projector, runtime
+from mailglass_reconcile.errors import (
+    QUERY_CANCELED,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MailglassReconcileError,
+    SchemaOutdatedError,
+    hint,
+    is_of_data,
+    sqlstate,
+    translated,
+)
 from mailglass_reconcile.pubsub import Publisher
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import candidates, open_orphans
-from mailglass_reconcile.store.database import Transaction, transaction, with_retries
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.rules.matching import MATCHED
+from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.store import open_orphans, privileges, runs, windows
+from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
+from mailglass_reconcile.store.open_orphans import Place
 from mailglass_reconcile.store.runs import Kind, Origin, Run
-from mailglass_reconcile.sweep import history, match, report, windows
-from mailglass_reconcile.sweep.batch import link_batch
-from mailglass_reconcile.sweep.examination import Examined
-from mailglass_reconcile.sweep.reader import Reader
-from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.stock import Stock
+from mailglass_reconcile.sweep import history, window
+from mailglass_reconcile.sweep.history import Census
+from mailglass_reconcile.sweep.judge import Judged, judge
+from mailglass_reconcile.sweep.link import Pairs, link_batch
+from mailglass_reconcile.sweep.result import SweepResult, mismatches
+from mailglass_reconcile.sweep.window import Part, Position, Window
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+SLICE_ORPHANS = 10_000
+"""Orphans whose keys and verdicts are in memory at once: about 10 MB."""
+
+
+class Step(NamedTuple):
+    """What a sweep has just done: the pairs of orphan and delivery of a batch, which a dry run would link."""
+
+    pairs: Pairs
+
+
+class Slice(NamedTuple):
+    """Some orphans that were judged; how many were closed by then; and those that cannot be read."""
+
+    judged: list[Judged]
+    closed: int
+    unreadable: list[str]
+
 
 class Sweep:
-    """One run over the eligible open orphans; `result` has the counts so far at any moment."""
+    """One run over open orphans; `result` has the counts so far at any moment."""
 
     def __init__(
         self,
-        settings: Settings,
-        publisher: Publisher,
+        database: Database,
+        publisher: Publisher | None,
         *,
+        kind: Kind = "full",
         tenant_id: str | None = None,
         limit: int | None = None,
         dry_run: bool = False,
         bounds: tuple[str | None, str | None] = (None, None),
-        progress: Callable[[SweepResult], None] | None = None,
+        event_ids: Sequence[str] | None = None,
         recent: float | None = None,
+        range_of: int | None = None,
         origin: Origin = "python",
-        would_link: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     ) -> None:
         """Prepare a sweep; nothing connects yet.
 
         Args:
-            settings: Grace, maximum age, batch size, deadline, schema.
-            publisher: Gets a message for both channels of each committed link.
+            database: Where, with grace, maximum age, batch size and deadline.
+            publisher: Gets a message for both channels of each committed link; a dry run needs none.
+            kind: What kind of run it is.
             tenant_id: Sweep this tenant's orphans only.
             limit: Link at most this many.
-            dry_run: Find and classify in read-only transactions; write and publish nothing.
+            dry_run: Judge in read-only transactions; write and publish nothing.
             bounds: Sweep only what arrived after the first time and until the second, in UTC.
-            progress: Called with the counts so far, after each batch.
+            event_ids: Sweep these orphans only, even in their grace.
             recent: Seconds between recent sweeps, if this is one: it looks at what is new or due again, within the
-                interval or two seconds, and logs nothing that the full sweep says anyway.
+                interval or two seconds, and logs nothing that the full sweep reports anyway.
+            range_of: The run of the sweep that was cut, if this one is a range of it.
             origin: Who asked for it, for the history of runs.
-            would_link: Called in a dry run with pairs of orphan and delivery, a slice at a time.
         """
+        self.database = database
         self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
         self.in_batch = False
-        """Whether a batch is between its claim and its count: only then it is known what was committed."""
-        self._settings = settings
+        """Whether a batch is between its claim and its count: only then it is unknown what was committed."""
         self._publisher = publisher
+        self._kind: Kind = kind
         self._limit = limit
-        self._progress = progress or (lambda result: None)
+        self._bounds = bounds
+        self._event_ids = event_ids
         self._recent = recent
-        self._origin = origin
-        self._kind: Kind = "recent" if recent is not None else "full" if bounds == (None, None) else "range"
-        self._stock = Stock(counts=self._kind == "full")
+        self._range_of = range_of
+        self._origin: Origin = origin
+        seconds = database.settings.sweep_seconds
+        seconds = seconds if recent is None else min(seconds, window.seconds_for(recent))
+        self._deadline = time.monotonic() + seconds
+        self._window: Window | None = None
+        self.census: Census | None = None
+        """What stays open, by state, tenant and provider; None if it is not counted."""
+        self._position: Position | None = None
+        self._parts: deque[Part] = deque()
+        self._reached: Place | None = None
+        self._closed = 0
+        self._complete = False
+        self._linkable_since: str | None = None
+        self._failures: Counter[str] = Counter()
         self._broken_off_by: BaseException | None = None
-        seconds = settings.sweep_seconds if recent is None else min(settings.sweep_seconds, windows.seconds_for(recent))
-        self._reader = Reader(settings, tenant_id, bounds, time.monotonic() + seconds, recent)
-        self._would_link = would_link or (lambda pairs: None)
-        self._wrote = False
 
-    def run(self, engine: sa.Engine) -> SweepResult:
+    def run(self) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
 
         Raises:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
-        with self._reported(), connect(engine) as connection:
-            return self._noted(connection)
+        with self.database.connect() as connected:
+            return self.run_on(connected)
 
-    def run_on(self, connection: sa.Connection) -> SweepResult:
+    def run_on(self, connected: Connected) -> SweepResult:
         """Sweep as `run` does, on an open connection without a transaction, which stays open."""
-        with self._reported():
-            return self._noted(connection)
-
-    def _reported(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.result.dry_run else report.reported(self._kind, self._as_run)
-
-    def _noted(self, connection: sa.Connection) -> SweepResult:
-        try:
-            return self._counted(connection)
-        except BaseException as error:
-            self._broken_off_by = error
-            raise
-        finally:
-            self._note(connection)
-
-    def _counted(self, connection: sa.Connection) -> SweepResult:
-        began = time.monotonic()
-        try:
-            self._sweep(connection)
-        except DBAPIError as error:
-            if self._reader.window is None:
-                raise translated(error) from None
-            self.result.status = "failed"
-            self._broken_off_by = translated(error)
-            logger.error("the sweep broke off: %s", self._broken_off_by)
-        finally:
-            self._settle(connection)
-            self.result.duration_ms = round((time.monotonic() - began) * 1000)
+        for _ in self.steps(connected):
+            pass
         return self.result
+
+    def steps(self, connected: Connected) -> Iterator[Step]:
+        """Sweep, and yield after each batch; in a dry run, after each slice."""
+        began = time.monotonic()
+        with nullcontext() if self.result.dry_run else history.reported(self._kind, self._as_run):
+            try:
+                yield from self._sweep(connected)
+            except (DBAPIError, DatabaseRefusedError) as error:
+                self._break_off(connected, error)
+            except BaseException as error:
+                self._broken_off_by = error
+                raise
+            finally:
+                self._settle()
+                self.result.duration_ms = round((time.monotonic() - began) * 1000)
+                self._note(connected)
+
+    @property
+    def eligible(self) -> int | None:
+        """How many orphans are looked at; None before that is known."""
+        return None if self._window is None else self._window.eligible
 
     def stop(self) -> None:
         """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
-        self._reader.deadline = time.monotonic()
+        self._deadline = time.monotonic()
 
-    def _sweep(self, connection: sa.Connection) -> None:
-        while not self._reader.at_end and not (self._reader.slices and self._reader.expired()):
+    def _sweep(self, connected: Connected) -> Iterator[Step]:
+        """Judge slice by slice, link what matches batch by batch, and keep the keys of what stays open."""
+        for ids in self._ids(connected):
             with _collector_resting():
-                self._sweep_slice(connection)
+                found = self._judge(connected, ids)
+                self._count(found)
+                linked: set[str] = set()
+                for batch in self._batches(found.judged):
+                    linked |= self._link(connected, batch)
+                    yield Step(batch)
+                if not self.result.dry_run:
+                    self._refuse(connected, found.unreadable)
+                    self._keep(connected, [one for one in found.judged if one.orphan.event_id not in linked])
+                if self.census is not None:
+                    self.census.judged(found.judged, linked)
+            if self._expired():
+                return
+        self._complete = True
 
-    def _sweep_slice(self, connection: sa.Connection) -> None:
-        found, unreadable = self._reader.next_slice(connection)
-        self.result.count(Counter(one.verdict.state for one in found if one.verdict.state != match.MATCHED))
-        self.result.failed += len(unreadable)
-        self._refuse(connection, unreadable)
-        pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in found if one.verdict.delivery_id]
-        linked = self._link(connection, windows.by_delivery(pairs))
-        self._keep(connection, [one for one in found if one.orphan.event_id not in linked])
-        if not self.result.dry_run:
-            self._stock.take(connection, self._reader, found, linked)
-
-    def _note(self, connection: sa.Connection) -> None:
-        """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
-        error = self._broken_off_by
-        nowhere = isinstance(error, DatabaseUnavailableError | SchemaOutdatedError) and self._reader.window is None
-        if self.result.dry_run or nowhere:
+    def _ids(self, connected: Connected) -> Iterator[list[str]]:
+        """Yield the ids of what to judge, a slice at a time, part by part of the window."""
+        if self._event_ids is not None:
+            self._window = window.of_events(len(self._event_ids))
+            yield from (
+                list(self._event_ids[n : n + SLICE_ORPHANS]) for n in range(0, len(self._event_ids), SLICE_ORPHANS)
+            )
             return
-        run = self._as_run(error)
-        run.open_groups = self._stock.groups()
-        history.note(connection, self._settings, run)
+        packed: bytes | None = self._retried(lambda: self._open(connected))
+        while self._parts:
+            if packed is None:
+                packed = self._retried(lambda: self._pass(connected))
+            self._reached = None
+            yield from windows.unpacked(packed, SLICE_ORPHANS)
+            part = self._parts.popleft()
+            if len(packed) == 16 * windows.MOST_IDS and self._reached:
+                self._parts.appendleft(part.after(self._reached))
+            packed = None
 
-    def _as_run(self, error: BaseException | None) -> Run:
-        """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
-        run = history.run_of(self.result, self._kind, self._origin, error or self._broken_off_by)
-        run.linkable_since = self._stock.linkable_since
-        if self._reader.window is None:
-            run.remaining = None
-        return run
+    def _open(self, connected: Connected) -> bytes:
+        """Survey the window, and return the ids of its first part, of the same snapshot."""
+        with connected.reading(self._left_ms()) as tx:
+            if self._kind == "full":
+                self._position = Position.of_json(runs.position(tx, self.result.tenant_id))
+            opened = window.open_window(tx, self.result.tenant_id, self._bounds, self._recent, self._position)
+            if self._window is None and self._recent is None:
+                _warn(privileges.warning(tx), triggers=opened.triggers)
+            self._window, self._parts = opened, deque(opened.parts)
+            self.census = Census(opened) if self._kind == "full" or self._range_of else None
+            return self._ids_of_part(tx)
 
-    def _link(self, connection: sa.Connection, pairs: Sequence[tuple[str, str]]) -> set[str]:
-        """Link *pairs* in batches, as far as the limit and the deadline go, and return the linked orphans' ids."""
-        linked: set[str] = set()
+    def _pass(self, connected: Connected) -> bytes:
+        with connected.reading(self._left_ms()) as tx:
+            return self._ids_of_part(tx)
+
+    def _ids_of_part(self, tx: Transaction) -> bytes:
+        if not self._parts or self._window is None:
+            return b""
+        return windows.ids_to_judge(tx, self._parts[0].slice, self._window.outdated, self._parts[0].orphans)
+
+    def _judge(self, connected: Connected, ids: Sequence[str]) -> Slice:
+        """Judge orphans in one snapshot. If a row cannot be read, they are halved until that row stands alone."""
+        found = Slice([], 0, [])
+        waiting = [ids]
+        while waiting and not (found.judged and self._expired()):
+            part = waiting.pop()
+            try:
+                judged = self._retried(lambda part=part: self._judged(connected, part))  # type: ignore[misc]
+                found.judged.extend(judged)
+                found = found._replace(closed=found.closed + len(part) - len(judged))
+            except DBAPIError as error:
+                privileges.require_rights(connected, error)
+                if not is_of_data(error):
+                    raise
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    waiting += [part[middle:], part[:middle]]
+                else:
+                    event_id = str(UUID(part[0]))
+                    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
+                    found.unreadable.append(event_id)
+        return found
+
+    def _judged(self, connected: Connected, ids: Sequence[str]) -> list[Judged]:
+        with connected.reading(self._left_ms()) as tx:
+            return judge(tx, open_orphans.read(tx, ids))
+
+    def _count(self, found: Slice) -> None:
+        self.result.count(Counter(one.verdict.state for one in found.judged if one.verdict.state != MATCHED))
+        self.result.failed += len(found.unreadable)
+        self.result.skipped_held += found.closed
+        self._closed += found.closed
+        self._failures.update(one.keys.failure for one in found.judged if one.keys.failure)
+        if found.judged:
+            self._reached = found.judged[-1].orphan.place
+
+    def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
+        """Yield what to link, batch by batch, as far as the limit and the deadline go."""
+        pairs = _by_delivery(judged)
         allowed = len(pairs) if self._limit is None else min(len(pairs), self._limit - self.result.linked)
         self.result.skipped_limit += len(pairs) - allowed
         if self.result.dry_run:
             self.result.linked += allowed
-            self._would_link(pairs[:allowed])
-            return linked
-        for start in range(0, allowed, self._settings.batch_size):
-            if self._reader.expired():
-                break
-            batch = pairs[start : min(start + self._settings.batch_size, allowed)]
-            self.in_batch = self._wrote = True
-            outcome = link_batch(connection, self._settings, batch, self._reader.expired)
-            told = projector.broadcast(outcome.links, self._publisher.publish)
-            self.result.add(outcome, told)
-            linked.update(link.orphan_id for link in outcome.links)
-            self.in_batch = False
-            self._progress(self.result)
-            if outcome.outage is not None:
-                raise outcome.outage
-            self._refuse(connection, outcome.failed)
-        return linked
+            yield pairs[:allowed]
+            return
+        size = self.database.settings.batch_size
+        for start in range(0, allowed, size):
+            if self._expired():
+                return
+            yield pairs[start : min(start + size, allowed)]
 
-    def _keep(self, connection: sa.Connection, found: Sequence[Examined]) -> None:
+    def _link(self, connected: Connected, pairs: Pairs) -> set[str]:
+        """Link a batch, publish what was committed, and return the linked orphans' ids."""
+        if self.result.dry_run or self._publisher is None:
+            return set()
+        self.in_batch = True
+        batch = link_batch(connected, pairs, self._expired)
+        self.result.add(batch, projector.broadcast(batch.linked, self._publisher.publish))
+        self._closed += len(batch.linked)
+        self.in_batch = False
+        if batch.outage is not None:
+            raise batch.outage
+        self._refuse(connected, batch.failed)
+        return {event.event_id for event in batch.linked}
+
+    def _keep(self, connected: Connected, left: Sequence[Judged]) -> None:
         """Store the keys of what stays open, so that no later sweep computes them again."""
-        new = {one.orphan.event_id: one.keys for one in found if one.keys.rule and one.keys is not one.orphan.keys}
-        if new and not self.result.dry_run:
-            settled = self._write(connection, lambda tx: set(candidates.store(tx, new)))
-            self._wrote = self._wrote or bool(settled)
-            # They were looked at, but another session has settled them.
-            states = (one.verdict.state for one in found if one.orphan.event_id in settled)
-            self.result.count({state: -number for state, number in Counter(states).items() if state != match.MATCHED})
+        new = {one.orphan.event_id: one.keys for one in left if one.has_new_keys}
+        if new:
+            settled = set(self._write(connected, lambda tx: open_orphans.store_keys(tx, new)))
+            # They were judged, but another session has closed them.
+            gone = Counter(one.verdict.state for one in left if one.orphan.event_id in settled)
+            self.result.count({state: -number for state, number in gone.items() if state != MATCHED})
+            self.result.skipped_held += sum(number for state, number in gone.items() if state != MATCHED)
+            self._closed += len(settled)
+        pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in left if one.verdict.delivery_id]
+        if pairs:
+            self._note_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
 
-    def _refuse(self, connection: sa.Connection, event_ids: Sequence[str]) -> None:
+    def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:
         """Let later sweeps look last at orphans that the database refuses."""
-        if event_ids and not self.result.dry_run:
-            self._write(connection, lambda tx: open_orphans.refuse(tx, event_ids))
+        if event_ids:
+            self._write(connected, lambda tx: open_orphans.refuse(tx, event_ids))
 
-    def _write(self, connection: sa.Connection, action: Callable[[Transaction], T]) -> T:
+    def _note_lag(self, since: str | None) -> None:
+        self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
+
+    def _read(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
+        def read() -> T:
+            with connected.reading(self._left_ms()) as tx:
+                return action(tx)
+
+        return with_retries(read)
+
+    def _write(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
         def write() -> T:
-            with transaction(connection, self._settings, probes_only=True) as tx:
+            with connected.writing() as tx:
                 return action(tx)
 
         return with_retries(write)
 
-    def _settle(self, connection: sa.Connection) -> None:
-        """Close the books, and log what an operator should know."""
-        window = self._reader.window
-        if window is None:
+    def _retried(self, action: Callable[[], T]) -> T:
+        """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
+        return with_retries(action) if self._recent is None else action()
+
+    def _expired(self) -> bool:
+        return time.monotonic() >= self._deadline
+
+    def _left_ms(self) -> int:
+        return max(1_000, int((self._deadline - time.monotonic()) * 1000))
+
+    def _break_off(self, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
+        """Note what ended the sweep: the deadline in the middle of a statement, a missing right, or another fault."""
+        cause = error if isinstance(error, DatabaseRefusedError) else self._cause(connected, error)
+        if cause is None:
             return
-        complete = self._reader.at_end and not self._reader.expired() and self.result.status == "ok"
-        if not complete and self.result.status == "ok":
-            self.result.status = "partial"
-        seen_at_once = complete and self._reader.slices == 1 and not self._wrote
-        remaining = window.eligible if seen_at_once else self._reader.count(connection)
-        self.result.unmatchable += window.unmatchable
-        self.result.settle(window.eligible, remaining, complete=complete)
-        self._reader.log_complaints()
+        self._broken_off_by = cause
+        if self._window is None:
+            raise cause from None
+        self.result.status = "failed"
+        logger.error("the sweep broke off: %s", cause)
+
+    def _cause(self, connected: Connected, error: DBAPIError) -> MailglassReconcileError | None:
+        if sqlstate(error) == QUERY_CANCELED and self._window and time.monotonic() >= self._deadline - 1.0:
+            return None
+        try:
+            privileges.require_rights(connected, error)
+        except DatabaseRefusedError as missing:
+            return missing
+        return translated(error)
+
+    def _settle(self) -> None:
+        """Give every eligible orphan a state, and log what an operator should know."""
+        if self._window is None:
+            return
+        self.result.unmatchable += self._window.unmatchable
+        self.result.settle(self._window.eligible, complete=self._complete)
+        self.result.remaining = max(0, self._window.eligible - self._closed)
         if self._recent is None:
-            report.warn_of_mismatches(self.result)
+            for failure, orphans in self._failures.items():
+                logger.error("%s (%s)", failure, counted(orphans, "orphan"))
+            for line in mismatches(self.result):
+                logger.warning("%s", line)
+
+    def _note(self, connected: Connected) -> None:
+        """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
+        error = self._broken_off_by
+        nowhere = isinstance(error, DatabaseUnavailableError | SchemaOutdatedError) and self._window is None
+        if self.result.dry_run or nowhere:
+            return
+        run = self._as_run(error)
+        if self._parts and self._parts[0].which == "fresh" and self._window is not None and not self._complete:
+            self._note_unseen(connected, run)
+        run.open_groups = None if self.census is None else self.census.as_groups()
+        run.position = self._next_position()
+        history.note(connected, run, range_of=self._range_of)
+
+    def _note_unseen(self, connected: Connected, run: Run) -> None:
+        """Count what was never looked at towards the lag."""
+        unseen = self._parts[0] if self._reached is None else self._parts[0].after(self._reached)
+        try:
+            with connected.reading(history.TIMEOUT_MS) as tx:
+                self._note_lag(windows.first_eligible(tx, unseen.slice))
+        except (DBAPIError, MailglassReconcileError) as error:
+            logger.debug("cannot read since when orphans wait: %s", type(error).__name__)
+        run.linkable_since = self._linkable_since
+
+    def _next_position(self) -> dict[str, Any] | None:
+        """Return where the next full sweep continues, or None if this one has looked at everything."""
+        if self._kind != "full" or self._complete:
+            return None
+        if self._window is None:
+            return None if self._position is None else self._position.as_json()
+        if not self._parts or self._parts[0].which == "refused":
+            return None
+        return window.next_position(self._window, self._parts[0], self._reached, self._position).as_json()
+
+    def _as_run(self, error: BaseException | None) -> Run:
+        """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
+        run = history.run_of(self.result, self._kind, self._origin, error or self._broken_off_by)
+        run.linkable_since = self._linkable_since
+        if self._window is None:
+            run.remaining = None
+        return run
+
+
+def prepare(
+    tenant_id: str | None = None,
+    limit: int | None = None,
+    *,
+    dry_run: bool = False,
+    bounds: tuple[str | None, str | None] = (None, None),
+    range_of: int | None = None,
+    origin: Origin = "python",
+) -> Sweep:
+    """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis.
+
+    `reconcile` and `Sweep` describe the arguments.
+
+    Raises:
+        ConfigurationError: A setting is missing or cannot be used.
+        ValueError: *limit* is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError("limit must be at least 1")
+    runtime.load_imports(to_read=dry_run)
+    return Sweep(
+        runtime.database(),
+        Publisher(runtime.get_redis()),
+        kind="full" if bounds == (None, None) else "range",
+        tenant_id=tenant_id,
+        limit=limit,
+        dry_run=dry_run,
+        bounds=bounds,
+        range_of=range_of,
+        origin=origin,
+    )
+
+
+def prepare_recent(
+    interval: float,
+    tenant_id: str | None = None,
+    *,
+    publisher: Publisher | None = None,
+    origin: Origin = "python",
+) -> Sweep:
+    """Return a recent sweep, not yet begun; `reconcile_recent` describes it.
+
+    Args:
+        interval: Seconds between two recent sweeps.
+        tenant_id: As for `reconcile_recent`.
+        publisher: One of this process's Redis if None.
+        origin: Who asked for it, for the history of runs.
+
+    Raises:
+        ConfigurationError: A setting is missing or cannot be used.
+        ValueError: *interval* is out of bounds.
+    """
+    window.require_interval(interval)
+    runtime.load_imports()
+    publisher = publisher or Publisher(runtime.get_redis())
+    return Sweep(runtime.database(), publisher, kind="recent", tenant_id=tenant_id, recent=interval, origin=origin)
+
+
+def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
+    """Link every eligible orphan whose delivery is there, and broadcast each link; return the counts.
+
+    Takes no lock: any number of sweeps may run at once, in any number of processes.
+
+    Args:
+        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+        limit: Link at most this many; the rest stays open.
+
+    Returns:
+        The counts. A sweep that broke off half-way says so in its `status`.
+
+    Raises:
+        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
+        ValueError: *limit* is below 1.
+    """
+    return prepare(tenant_id, limit).run()
+
+
+def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> SweepResult:
+    """Link what arrived lately, even in its grace period, and broadcast each link; return the counts.
+
+    Call it once per *interval*. It looks at the orphans that arrived during the last two seconds, or three intervals
+    if that is longer, and at those that have just become 4, 8, … 256 seconds old. If a call
+    comes late or not at all, its orphans wait for the next power of two, or for the full sweep.
+
+    Args:
+        interval: Seconds between two calls, above 0 and at most 60.
+        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+
+    Returns:
+        The counts of what was looked at. After two seconds, or the interval if that is longer, it ends as `partial`.
+
+    Raises:
+        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
+        ValueError: *interval* is out of bounds.
+    """
+    return prepare_recent(interval, tenant_id).run()
+
+
+def open_groups(database: Database, tenant_id: str | None = None) -> list[dict[str, Any]]:
+    """Count the eligible orphans now by state, tenant and provider: what a sweep would find, without linking anything.
+
+    It judges every one that may match, which takes seconds if a million are open.
+
+    Args:
+        database: Where.
+        tenant_id: Of this tenant only; None is all tenants.
+    """
+    sweep = Sweep(database, None, tenant_id=tenant_id, dry_run=True)
+    sweep.run()
+    return sweep.census.as_groups() if sweep.census else []
+
+
+def _by_delivery(judged: Sequence[Judged]) -> list[tuple[str, str]]:
+    """Return matched pairs of orphan and delivery in their order, but a delivery's together, behind its first.
+
+    One batch then projects them at once.
+    """
+    together: dict[str, list[tuple[str, str]]] = {}
+    for one in judged:
+        if one.verdict.delivery_id:
+            together.setdefault(one.verdict.delivery_id, []).append((one.orphan.event_id, one.verdict.delivery_id))
+    return list(chain.from_iterable(together.values()))
+
+
+def _warn(warning: str | None, *, triggers: bool) -> None:
+    """Log what an operator should know of the schema before anything is swept."""
+    if warning:
+        logger.warning("%s", warning)
+    if not triggers:
+        logger.warning(
+            hint(
+                "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
+                " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
+            )
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from mailglass_reconcile.pubsub import Published
 from mailglass_reconcile.rules import states, wording
 from mailglass_reconcile.rules.states import SweepStatus
-from mailglass_reconcile.sweep.batch import Outcome
+from mailglass_reconcile.sweep.link import Batch
 
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 """Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
@@ -88,41 +88,56 @@ class SweepResult:
         for state, orphans in found.items():
             setattr(self, state, getattr(self, state) + orphans)
 
-    def add(self, outcome: Outcome, told: Published) -> None:
+    def add(self, batch: Batch, told: Published) -> None:
         """Add what became of a batch, and of its messages."""
-        self.linked += len(outcome.links)
-        self.failed += len(outcome.failed)
-        self.skipped_held += outcome.held
+        self.linked += len(batch.linked)
+        self.failed += len(batch.failed)
+        self.skipped_held += batch.held
         self.published += told.published
         self.publish_failed += told.failed
 
-    def settle(self, eligible: int, still_open: int | None, *, complete: bool) -> None:
-        """Close the books, so that every eligible orphan has one state.
+    def settle(self, eligible: int, *, complete: bool) -> None:
+        """Give every eligible orphan that has no state yet the one that remains.
 
         Args:
             eligible: Open orphans of the window when the sweep began.
-            still_open: Open orphans of it now, or None if they could not be counted.
-            complete: Whether every orphan of the window was looked at; then those that are open for no known reason
-                are unmatched. Those that are neither open nor linked by this sweep, another session has settled.
+            complete: Whether all that names a delivery was judged; then the others match nothing. If not, some of them
+                were not looked at.
         """
-        self.remaining = still_open
-        linked_here = 0 if self.dry_run else self.linked
-        if still_open is None:
-            still_open = eligible - linked_here
-        still_open = max(0, min(still_open, eligible - linked_here))  # what came in meanwhile is the next sweep's
-        closed_elsewhere = max(0, eligible - linked_here - still_open)
-        held_open = max(0, self.skipped_held - closed_elsewhere)
-        self.skipped_held = closed_elsewhere + held_open
-        known = ("skipped_limit", "failed", "unmatched", *REASONS, *(("linked",) if self.dry_run else ()))
-        rest = still_open - held_open - sum(getattr(self, state) for state in known)
-        if rest < 0:  # some that were looked at have been settled since
-            self.skipped_held += max(rest, -self.skipped_held)
-            rest = 0
+        self.skipped = sum(getattr(self, state) for state in states.SKIPPED)
+        rest = max(0, eligible - sum(getattr(self, state) for state in states.OUTCOMES))  # some may have come in since
         if complete:
             self.unmatched += rest
         else:
             self.skipped_deadline += rest
-        self.skipped = sum(getattr(self, state) for state in states.SKIPPED)
+            self.skipped += rest
         self.scanned = sum(getattr(self, state) for state in states.OUTCOMES)
-        if self.status == "ok" and self.failed:
+        if self.status == "ok" and (self.failed or not complete):
             self.status = "partial"
+
+
+def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: int | None) -> str:
+    """Return a sweep as one line of a log."""
+    whose = "all tenants" if tenant_id is None else f"tenant '{tenant_id}'"
+    rest = [f"{counts[state]:,} {state}" for state in states.OUTCOMES if state != "linked" and counts[state]]
+    rest += [f"{wording.counted(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
+    rest += [] if status == "ok" else [f"{status}, {remaining(left)}"]
+    scanned, took = wording.counted(counts["scanned"], "open orphan"), wording.took(counts["duration_ms"])
+    return "; ".join([f"swept {whose}: linked {counts['linked']:,} of {scanned} in {took}", *rest])
+
+
+def mismatches(result: SweepResult) -> list[str]:
+    """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
+    lines = []
+    if result.tenant_mismatch:
+        those = wording.counted(result.tenant_mismatch, "orphan matches", "orphans match")
+        was = wording.verb(result.tenant_mismatch, "was", "were")
+        lines.append(
+            f"{those} only another tenant's deliveries and {was} not linked; if the tenant of your events is `default`,"
+            " perhaps Mailglass lacks resolve_webhook_tenant"
+        )
+    if result.recipient_mismatch:
+        those = wording.counted(result.recipient_mismatch, "orphan matches", "orphans match")
+        was = wording.verb(result.recipient_mismatch, "was", "were")
+        lines.append(f"{those} only another recipient's deliveries and {was} not linked")
+    return lines

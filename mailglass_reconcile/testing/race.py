@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile.store.database import Transaction, transaction
-from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.store import database as databases
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.testing.databases import Database
 
 Sent = TypeVar("Sent")
@@ -46,7 +46,7 @@ def webhook_first(
         AssertionError: *send* stored no delivery, or *webhook* took longer than 20 seconds.
     """
     with ThreadPoolExecutor(1) as threads:
-        with connect(database.engine) as connection, transaction(connection, database.settings) as tx:
+        with databases.Database(database.engine, database.settings).writing() as tx:
             tx.execute(_HOLD)
             tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})
             sending = threads.submit(send)

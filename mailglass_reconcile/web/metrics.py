@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 
-import sqlalchemy as sa
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,7 +18,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.measures import Measures, measure
 from mailglass_reconcile.pubsub import within
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
 
@@ -33,24 +32,23 @@ PREFIX = "mailglass_reconcile_"
 STATUSES = ("ok", "partial", "failed", "duplicate")
 
 
-def scrape(engine: sa.Engine, settings: Settings) -> bytes:
+def scrape(database: Database) -> bytes:
     """Return all metrics in Prometheus's text format, within two seconds; raises nothing that a database can cause.
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
 
     Args:
-        engine: A SQLAlchemy engine on psycopg 3; a role that can only read is enough.
-        settings: Whose schema is read.
+        database: A role that can only read is enough.
     """
     registry = CollectorRegistry()
-    registry.register(_Known(_measured(engine, settings)))
+    registry.register(_Known(_measured(database)))
     return generate_latest(registry)
 
 
-def _measured(engine: sa.Engine, settings: Settings) -> Measures | None:
+def _measured(database: Database) -> Measures | None:
     """Measure in a thread of its own, so that a connection that hangs holds nobody up."""
     try:
-        return within(SECONDS, lambda: measure(engine, settings))
+        return within(SECONDS, lambda: measure(database))
     except TimeoutError:
         logger.warning("no metrics: the database has not answered within %d seconds", SECONDS)
     except MailglassReconcileError as error:

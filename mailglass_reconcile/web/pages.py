@@ -16,14 +16,15 @@ from starlette.types import Receive, Scope, Send
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import explanation, messages, overview, page, status, tenants, timeline
+from mailglass_reconcile.ops import explanation, messages, orphans, overview, status, tenants, timeline
 from mailglass_reconcile.ops.curve import Sample
-from mailglass_reconcile.ops.explained import Explanation
+from mailglass_reconcile.ops.explanation import Explanation
+from mailglass_reconcile.ops.orphans import Page
 from mailglass_reconcile.ops.overview import BUCKETS, Overview
-from mailglass_reconcile.ops.page import Page
 from mailglass_reconcile.ops.timeline import Timeline
 from mailglass_reconcile.rules.states import OPEN_STATES
 from mailglass_reconcile.schedule import LATE_SECONDS
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import chart, metrics, parameters
 from mailglass_reconcile.web.access import Entrance, Viewer, viewer_of
 from mailglass_reconcile.web.cache import Cache
@@ -46,22 +47,22 @@ class Reader:
         self._probes = Cache(PROBE_SECONDS)
 
     @property
-    def _engine(self) -> sa.Engine:
-        return self._given or runtime.get_engine()
+    def _database(self) -> Database:
+        return Database(self._given, runtime.get_settings()) if self._given else runtime.database()
 
     async def problems(self) -> list[str]:
         """Return what is wrong, as `status --check` says it."""
-        return await self._probes.get("problems", lambda: status.check(self._engine))
+        return await self._probes.get("problems", lambda: status.check(self._database))
 
     async def metrics(self) -> bytes:
         """Return what Prometheus is told."""
-        return await self._probes.get("metrics", lambda: metrics.scrape(self._engine, runtime.get_settings()))
+        return await self._probes.get("metrics", lambda: metrics.scrape(self._database))
 
     async def overview(self, shown: Shown) -> Overview:
         """Return what is open, and what happened in the last hours."""
         seconds, tenant_id = shown.hours * 3_600, shown.tenant_id
         return await self._cache.get(
-            ("overview", shown), lambda: overview.overview(self._engine, seconds=seconds, tenant_id=tenant_id)
+            ("overview", shown), lambda: overview.overview(self._database, seconds=seconds, tenant_id=tenant_id)
         )
 
     async def page(self, viewer: Viewer, asked: Listing) -> Page:
@@ -80,8 +81,8 @@ class Reader:
 
     def _page(self, asked: Listing) -> Page:
         after = None if asked.after is None else str(asked.after)
-        return page.page(
-            self._engine,
+        return orphans.page(
+            self._database,
             asked.filters,
             limit=PAGE_SIZE,
             after=after,
@@ -90,7 +91,7 @@ class Reader:
         )
 
     async def _tenant_of(self, event_id: UUID) -> str | None:
-        return await self._cache.get(("tenant", event_id), lambda: tenants.of_event(self._engine, event_id))
+        return await self._cache.get(("tenant", event_id), lambda: tenants.of_event(self._database, event_id))
 
     async def event(self, viewer: Viewer, event_id: UUID) -> Explanation:
         """Return why an event is linked or not.
@@ -98,7 +99,7 @@ class Reader:
         Raises:
             ElsewhereError: The ledger has no such event, or it is another tenant's.
         """
-        found = await self._cache.get(("event", event_id), lambda: explanation.explain(self._engine, event_id))
+        found = await self._cache.get(("event", event_id), lambda: explanation.explain(self._database, event_id))
         if found.state == "unknown" or viewer.tenant_id not in (None, found.tenant_id):
             raise ElsewhereError
         return found if viewer.tenant_id is None else _own(found)
@@ -109,7 +110,7 @@ class Reader:
         Raises:
             ElsewhereError: There is no such delivery, or it is another tenant's.
         """
-        found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._engine, delivery_id))
+        found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._database, delivery_id))
         if found is None or viewer.tenant_id not in (None, found.delivery["tenant_id"]):
             raise ElsewhereError
         return found
@@ -118,7 +119,7 @@ class Reader:
         """Return the deliveries that carry a message's id."""
         whose = viewer.tenant_id
         return await self._cache.get(
-            ("message", message_id, whose), lambda: messages.deliveries_of(self._engine, message_id, whose)
+            ("message", message_id, whose), lambda: messages.deliveries_of(self._database, message_id, whose)
         )
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.datastructures import QueryParams
 
-from mailglass_reconcile.ops.listed import EXPIRED, Filters
+from mailglass_reconcile.ops.orphans import EXPIRED, Filters
 from mailglass_reconcile.rules.states import OPEN_STATES
 from mailglass_reconcile.rules.wording import seconds_of
 from mailglass_reconcile.web.access import Viewer

@@ -23,7 +23,7 @@ from anymail_single import mailersend_request, mailgun_request
 from anymail_wire import BEGIN, PRIVATE
 
 from mailglass_reconcile.contrib.anymail import webhook_event
-from mailglass_reconcile.record.drafts import draft
+from mailglass_reconcile.record.webhooks import draft
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 

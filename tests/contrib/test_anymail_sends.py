@@ -13,7 +13,7 @@ from django.test import override_settings
 
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.anymail import sent
-from mailglass_reconcile.record.sent import check
+from mailglass_reconcile.record.sends import check
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 

@@ -526,7 +526,7 @@ BREAKS = (
     ),
     _break(
         "an address is stored with its display name",
-        "mailglass_reconcile/record/validation.py",
+        "mailglass_reconcile/record/checking.py",
         'addresses.bare(storable(value or ""))',
         'storable(value or "").strip()',
         "record/test_sends.py",

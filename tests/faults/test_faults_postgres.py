@@ -18,6 +18,7 @@ from faults.runs import FULL
 from faults.test_faults_connection import raced
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -355,7 +356,7 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
             result = run.run(engine)
         wait_until(lambda: _answers(engine))
         with _client(redis_url) as publisher:
-            second = Sweep(settings, publisher).run(engine)
+            second = Sweep(databases.Database(engine, settings), publisher).run()
         assert result.status == "failed" or result.linked == 10
         assert result.linked + second.linked == 10
         assert plain.value(APPENDED) == 10 * (number + 1)

@@ -14,7 +14,7 @@ from faults.test_faults_connection import raced
 from mailglass_reconcile.ops import explanation, status
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 
 _BOUNDS = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
 
@@ -31,7 +31,7 @@ def _explain(db: Database, engine: sa.Engine) -> None:
 
 WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
     "a sweep": lambda db, engine: mailglass_reconcile.reconcile(),
-    "a dry run": lambda db, engine: full.prepare(dry_run=True).run(engine),
+    "a dry run": lambda db, engine: reconciler.prepare(dry_run=True).run(engine),
     "a prune": lambda db, engine: mailglass_reconcile.prune(),
     "a look at the status": lambda db, engine: status.status(engine),
     "an explanation": _explain,

@@ -12,12 +12,13 @@ from sqlalchemy.exc import DBAPIError
 
 import factories
 import mailglass_reconcile
+import sweeping
 from catalog import MAILGLASS
 from conftest import Database
 from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.result import SweepResult
 
 pytestmark = pytest.mark.slow
@@ -313,7 +314,7 @@ def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
 
     settings = db.settings.model_copy(update={"batch_size": BATCH})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
-    result = full.prepare(progress=delete).run(db.engine)
+    result = sweeping.run(reconciler.prepare(), delete)
     assert (result.status, result.linked, result.skipped, result.failed) == ("ok", 2 * BATCH - 1, 1, 0)
     assert mailglass_reconcile.reconcile().unmatched == 1
     record_property("fault", ("delivery deleted between match and write", 1))

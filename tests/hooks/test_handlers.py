@@ -21,7 +21,7 @@ from handling import effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.hooks import dispatcher, running
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
-from mailglass_reconcile.store import database, engines, outbox
+from mailglass_reconcile.store import engines, outbox
 from record.recording import NOW, event, record
 
 
@@ -469,7 +469,7 @@ def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
     """A dispatcher that was away for longer than the pause to the next attempt finds nothing to lock or to settle."""
     linked(hooked)
     first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
-    with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
+    with hooked.database.writing() as tx:
         assert outbox.lock(tx, first) == []
         assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",))]) == {}
         assert len(outbox.lock(tx, second)) == 1
@@ -481,7 +481,7 @@ def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_f
     claims = _claimed(hooked, tried=False)
 
     def lock():
-        with hooked.engine.connect() as connection, database.transaction(connection, hooked.settings) as tx:
+        with hooked.database.writing() as tx:
             return outbox.lock(tx, claims)
 
     with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
@@ -499,7 +499,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 
 def _claimed(db, *, tried):
     make_due(db)
-    with db.engine.connect() as connection, database.transaction(connection, db.settings) as tx:
+    with db.database.writing() as tx:
         return outbox.claim(tx, ["bounced"], 1, tried=tried)
 
 

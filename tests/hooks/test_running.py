@@ -18,7 +18,6 @@ from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.database import transaction
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +176,7 @@ def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(h
         hooked.run("ANALYZE mailglass_hook_outbox")
     hooked.broken.add("I14")
     name = {"name": "public.mailglass_hook_outbox"}
-    with hooked.engine.connect() as connection, transaction(connection, hooked.settings, probes_only=True) as tx:
+    with hooked.database.writing() as tx:
         before = tx.execute(BLOCKS, name).scalar_one()
         assert len(outbox.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
         assert outbox.claim(tx, ["bounced", "complained"], 100, tried=False) == []

@@ -86,5 +86,5 @@ def test_promtool_takes_the_configuration_of_the_page(tmp_path):
 @needs_promtool
 def test_promtool_takes_a_real_scrape(db):
     """Also what it would have named otherwise."""
-    done = promtool("check", "metrics", input=metrics.scrape(db.engine, db.settings).decode())
+    done = promtool("check", "metrics", input=metrics.scrape(db.database).decode())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

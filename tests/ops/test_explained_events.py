@@ -12,7 +12,7 @@ def test_an_event_that_was_stored_with_its_delivery_is_no_orphan(db):
     for asks in (True, False):
         row = factories.orphan_row(factories.postmark("one"), delivery_id=delivery, needs_reconciliation=asks)
         factories.insert(db, events=[row])
-        found = explain(db.engine, UUID(row["id"]))
+        found = explain(db.database, UUID(row["id"]))
         assert (found.state, found.delivery_id, found.candidate_ids) == ("no_orphan", delivery, ())
 
 
@@ -20,5 +20,5 @@ def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
     """Even if a delivery has its id."""
     factories.delivery(db, "one")
     event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
-    found = explain(db.engine, UUID(event))
+    found = explain(db.database, UUID(event))
     assert (found.state, found.delivery_id, found.candidate_ids) == ("no_orphan", None, ())

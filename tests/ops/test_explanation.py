@@ -14,7 +14,7 @@ WEEK = 7 * 86_400
 
 def of(db, event_id):
     """Explain an event."""
-    return explain(db.engine, UUID(event_id))
+    return explain(db.database, UUID(event_id))
 
 
 def test_every_id_names_the_place_that_it_was_read_from(db):

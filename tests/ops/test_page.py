@@ -8,10 +8,9 @@ import pytest
 
 import factories
 import mailglass_reconcile
-from mailglass_reconcile.ops import page as pages
-from mailglass_reconcile.ops.listed import Filters
+from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.messages import events_of
-from mailglass_reconcile.ops.page import page
+from mailglass_reconcile.ops.orphans import Filters, page
 from mailglass_reconcile.rules.states import OPEN_STATES
 
 
@@ -51,7 +50,7 @@ def listed(db, **options):
     how = {name: options.pop(name) for name in names}
     found, after = [], None
     while True:
-        one = page(db.engine, Filters(**options), after=after, **how)
+        one = page(db.database, Filters(**options), after=after, **how)
         found += one.orphans
         after = one.after
         if after is None:
@@ -145,11 +144,11 @@ def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
     factories.delivery(db, "one")
     first = factories.orphan(db, factories.postmark("one"), age_seconds=400)
     second = factories.orphan(db, factories.postmark("two"), age_seconds=300)
-    assert page(db.engine, Filters(), limit=1).after == first
+    assert page(db.database, Filters(), limit=1).after == first
     mailglass_reconcile.reconcile()
-    assert [one.event_id for one in page(db.engine, Filters(), after=first).orphans] == [second]
+    assert [one.event_id for one in page(db.database, Filters(), after=first).orphans] == [second]
     with pytest.raises(LookupError):
-        page(db.engine, Filters(), after=str(uuid.uuid4()))
+        page(db.database, Filters(), after=str(uuid.uuid4()))
 
 
 WEEK = 7 * 86_400
@@ -195,7 +194,9 @@ def test_quick_pages_end_early_and_leave_nothing_out(db, zoo, monkeypatch, newes
         for state in ("ambiguous", "unmatchable", "tenant_mismatch", None):
             found, after, count = [], None, 0
             while count == 0 or after:
-                one = page(db.engine, Filters(state=state), after=after, limit=2, newest_first=newest_first, quick=True)
+                one = page(
+                    db.database, Filters(state=state), after=after, limit=2, newest_first=newest_first, quick=True
+                )
                 assert one.looked_at <= 3 + 4
                 found, after, count = found + [each.event_id for each in one.orphans], one.after, count + 1
             assert sorted(found) == sorted(id_ for id_, its in zoo.items() if state in (None, its))
@@ -205,13 +206,13 @@ def test_quick_pages_end_early_and_leave_nothing_out(db, zoo, monkeypatch, newes
 def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
     monkeypatch.setattr(pages, "EXAMINED_AT_MOST", 4)
-    one = page(db.engine, Filters(provider="sendgrid"), limit=2, newest_first=True)
+    one = page(db.database, Filters(provider="sendgrid"), limit=2, newest_first=True)
     assert (one.orphans, one.looked_at) == ([], 6)
     assert one.after is not None
     assert len(listed(db, provider="sendgrid", limit=2, newest_first=True)) == 1
     monkeypatch.setattr(pages, "READ_AT_MOST", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
-    one = page(db.engine, Filters(state="expired", message_id="4"), limit=1)
+    one = page(db.database, Filters(state="expired", message_id="4"), limit=1)
     assert (one.orphans, one.looked_at) == ([], 3)
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
@@ -222,7 +223,7 @@ def test_a_message_is_found_on_whichever_page_its_event_is(db, zoo, monkeypatch)
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=10)
     for _ in range(25):
         factories.orphan(db, factories.postmark("not mine"), age_seconds=20)
-    assert events_of(db.engine, "mine") == [uuid.UUID(event)]
+    assert events_of(db.database, "mine") == [uuid.UUID(event)]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

@@ -7,11 +7,10 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from conftest import wait_until
-from mailglass_reconcile.ops import page as pages
+from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.listed import Filters
 from mailglass_reconcile.ops.messages import events_of
-from mailglass_reconcile.ops.page import page
+from mailglass_reconcile.ops.orphans import Filters, page
 
 OPEN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
@@ -69,13 +68,13 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
             db.run(OPEN, kind="open", orphans=orphans)
         mailglass_reconcile.reconcile()
         db.run("ANALYZE")
-        middle = page(db.engine, Filters(), limit=100).after
+        middle = page(db.database, Filters(), limit=100).after
         seen.append(
             [
-                cost(db, lambda: page(db.engine, Filters())),
-                cost(db, lambda: page(db.engine, Filters(), newest_first=True)),
-                cost(db, lambda after=middle: page(db.engine, Filters(), after=after)),
-                cost(db, lambda event=middle: explain(db.engine, UUID(event))),
+                cost(db, lambda: page(db.database, Filters())),
+                cost(db, lambda: page(db.database, Filters(), newest_first=True)),
+                cost(db, lambda after=middle: page(db.database, Filters(), after=after)),
+                cost(db, lambda event=middle: explain(db.database, UUID(event))),
             ]
         )
     for few, lots in zip(*seen, strict=True):
@@ -88,7 +87,7 @@ def test_the_events_of_a_message_are_found_without_reading_other_deliveries(db):
     db.run(DELIVERIES, deliveries=5_000)
     db.run("ANALYZE")
     for message_id in ("sent0", "nobody's"):
-        touched, statements = cost(db, lambda id_=message_id: events_of(db.engine, id_))
+        touched, statements = cost(db, lambda id_=message_id: events_of(db.database, id_))
         assert statements <= 10
         assert touched <= 300
 
@@ -97,7 +96,7 @@ def test_expired_ones_cost_what_a_page_may_read_at_most(db):
     """However many of the ledger's old orphans were reconciled."""
     db.run(OPEN.replace("'1 day'", "'9 days'"), kind="old", orphans=3_000)
     db.run(RECONCILED)
-    touched, statements = cost(db, lambda: page(db.engine, Filters(state="expired"), limit=50))
+    touched, statements = cost(db, lambda: page(db.database, Filters(state="expired"), limit=50))
     assert statements <= 12
     assert touched <= 3_000 * 12
 
@@ -113,5 +112,5 @@ def test_a_quick_page_that_nothing_passes_reads_no_further(db, monkeypatch, newe
         db.run(OPEN, kind=kind, orphans=orphans)
         db.run("ANALYZE")
         nobodys = Filters(tenant_id="nobody")
-        touched.append(cost(db, lambda f=nobodys: page(db.engine, f, newest_first=newest_first, quick=True))[0])
+        touched.append(cost(db, lambda f=nobodys: page(db.database, f, newest_first=newest_first, quick=True))[0])
     assert touched[1] <= touched[0] + 150, touched

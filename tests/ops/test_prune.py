@@ -78,7 +78,7 @@ def test_a_retention_of_infinity_sends_no_delete(db):
     assert not [sql for sql in statements if "mailglass_webhook_events" in sql]
     assert kept(db) == {"succeeded": 1}
     with recorded(db.engine) as statements:
-        pruner.prune_with(db.engine, db.settings)
+        pruner.prune_with(db.database)
     assert len([sql for sql in statements if 'DELETE FROM "public".mailglass_webhook_events' in sql]) == 2
 
 

@@ -11,7 +11,6 @@ from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.store import runs
-from mailglass_reconcile.store.database import transaction
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
 COUNT = {"type": "integer", "minimum": 0}
@@ -73,13 +72,13 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them_unless_live_is_
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"), tenant_id="b")])
     reconcile()
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-3")), orphan_row(postmark("m-4"), age_seconds=5)])
-    found = status(db.engine)
+    found = status(db.database)
     assert (found.open, found.eligible, found.waiting) == (3, 2, 1)
     assert {(g["state"], g["tenant_id"]): g["orphans"] for g in found.groups} == {
         ("unmatched", "acme"): 1,
         ("unmatched", "b"): 1,
     }
-    live = status(db.engine, count_now=True)
+    live = status(db.database, count_now=True)
     assert (live.open, live.eligible) == (4, 3)
     assert {(g["state"], g["tenant_id"]): g["orphans"] for g in live.groups} == {
         ("matched", "acme"): 1,
@@ -87,14 +86,14 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them_unless_live_is_
         ("unmatched", "b"): 1,
     }
     assert live.as_of > found.as_of
-    assert status(db.engine, tenant_id="b").eligible == 1
-    assert status(db.engine, tenant_id="b", count_now=True).eligible == 1
+    assert status(db.database, tenant_id="b").eligible == 1
+    assert status(db.database, tenant_id="b", count_now=True).eligible == 1
 
 
 def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db):
     """The first command that somebody tries."""
     insert(db, [], [orphan_row(postmark("m-1"))])
-    found = status(db.engine)
+    found = status(db.database)
     assert (found.eligible, found.healthy) == (1, False)
     assert found.problems[0].startswith("no full sweep has ever succeeded")
 
@@ -125,17 +124,17 @@ def test_check_is_one_line_and_an_exit_code(db, command):
 def test_no_sweep_for_two_intervals_is_unhealthy(db):
     """Silence is the worst fault: judged by results, never by a process that is alive."""
     reconcile()
-    assert check(db.engine) == []
+    assert check(db.database) == []
     db.run(AGED)
-    assert check(db.engine)[0].startswith("no full sweep has succeeded for 1 hour, 10 minutes are allowed")
-    assert check(db.engine, 2 * 3_600.0) == []
+    assert check(db.database)[0].startswith("no full sweep has succeeded for 1 hour, 10 minutes are allowed")
+    assert check(db.database, 2 * 3_600.0) == []
 
 
 def test_a_thousand_foreign_events_are_not_unhealthy(db):
     """Mail that other software sent through the same account never matches."""
     insert(db, [], [orphan_row(postmark(f"foreign {n}"), age_seconds=80_000) for n in range(1_000)])
     reconcile()
-    assert check(db.engine) == []
+    assert check(db.database) == []
 
 
 def test_what_can_be_linked_and_stays_open_is_unhealthy(db):
@@ -144,10 +143,10 @@ def test_what_can_be_linked_and_stays_open_is_unhealthy(db):
     insert(db, rows, [orphan_row(postmark(id_), age_seconds=9_000) for id_ in ("m-1", "m-2")])
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
     reconcile(limit=1)
-    found = check(db.engine)
+    found = check(db.database)
     assert ["although its delivery is there" in problem for problem in found] == [True]
     reconcile()
-    assert check(db.engine) == []
+    assert check(db.database) == []
 
 
 def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
@@ -155,10 +154,10 @@ def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
     db.run("ALTER TABLE mailglass_deliveries ADD CONSTRAINT bad CHECK (NOT (terminal AND recipient = 'bad@x.com'))")
     insert(db, [delivery_row("bad", recipient="bad@x.com")], [orphan_row(postmark("bad"))])
     reconcile()
-    assert ["refused all that the last full sweep tried, 1 link" in problem for problem in check(db.engine)] == [True]
+    assert ["refused all that the last full sweep tried, 1 link" in problem for problem in check(db.database)] == [True]
     insert(db, [delivery_row("good")], [orphan_row(postmark("good"))])
     reconcile()
-    assert check(db.engine) == []
+    assert check(db.database) == []
     db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")
 
 
@@ -170,7 +169,7 @@ def test_webhooks_that_all_carry_another_tenant_are_unhealthy(db):
         [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)],
     )
     reconcile()
-    assert ["another tenant" in problem for problem in check(db.engine)] == [True]
+    assert ["another tenant" in problem for problem in check(db.database)] == [True]
 
 
 @pytest.mark.slow
@@ -179,11 +178,11 @@ def test_webhooks_that_carry_the_right_tenant_since_are_healthy_although_old_one
     wrong = [orphan_row(postmark(f"m-{n}"), tenant_id="default") for n in range(3)]
     insert(db, [delivery_row(f"m-{n}") for n in range(3)], wrong)
     reconcile()
-    assert check(db.engine) != []
+    assert check(db.database) != []
     insert(db, [delivery_row(f"n-{n}") for n in range(4)], [orphan_row(postmark(f"n-{n}")) for n in range(4)])
     for _ in range(2):
         assert reconcile().tenant_mismatch == 3
-        assert check(db.engine) == []
+        assert check(db.database) == []
 
 
 @pytest.mark.slow
@@ -191,36 +190,36 @@ def test_many_events_of_a_provider_of_which_none_has_a_usable_id_are_unhealthy(d
     """As if its key rule were missing; a few, or some beside others that have one, are not."""
     insert(db, [], [orphan_row({"provider": "acme", "its": {"id": n}}) for n in range(9)])
     reconcile()
-    assert check(db.engine) == []
+    assert check(db.database) == []
     insert(db, [], [orphan_row({"provider": "acme", "its": {"id": 9}})])
     reconcile()
-    assert ["none of the 10 open orphans of the provider acme" in problem for problem in check(db.engine)] == [True]
+    assert ["none of the 10 open orphans of the provider acme" in problem for problem in check(db.database)] == [True]
     insert(db, [], [orphan_row({"provider": "acme", "message_id": "m-1"})])
     reconcile()
-    assert check(db.engine) == []
+    assert check(db.database) == []
 
 
 def ran(db, kind, status="ok", **more):
     """Leave a row in the history of runs."""
-    with db.engine.connect() as connection, transaction(connection, db.settings) as tx:
+    with db.database.writing() as tx:
         runs.add(tx, runs.Run(kind, "beat", status=status, **more))
 
 
 def test_ranges_of_a_fan_out_count_as_a_part_of_their_sweep(db):
     """It has succeeded once one of them has; those that fail are a problem; `status` shows them added up."""
     ran(db, "full", remaining=50)
-    assert ["no full sweep has ever succeeded" in problem for problem in check(db.engine)] == [True]
+    assert ["no full sweep has ever succeeded" in problem for problem in check(db.database)] == [True]
     ran(db, "range", counts={"scanned": 30, "linked": 20})
-    assert check(db.engine) == []
+    assert check(db.database) == []
     ran(db, "range", "failed", counts={"scanned": 20}, error="DatabaseRefusedError")
-    [problem] = check(db.engine)
+    [problem] = check(db.database)
     assert problem.startswith("1 of 2 ranges of the last full sweep failed (DatabaseRefusedError)")
-    [run] = status(db.engine).last_runs
+    [run] = status(db.database).last_runs
     assert (run["kind"], run["status"], run["runs"], run["scanned"], run["linked"]) == ("full", "failed", 3, 50, 20)
     ran(db, "full", remaining=30)
     ran(db, "range", counts={"scanned": 30, "linked": 30}, linkable_since="2020-01-01")
-    assert ["although its delivery is there" in problem for problem in check(db.engine)] == [True]
-    assert [run["linked"] for run in status(db.engine).last_runs] == [30, 20]
+    assert ["although its delivery is there" in problem for problem in check(db.database)] == [True]
+    assert [run["linked"] for run in status(db.database).last_runs] == [30, 20]
 
 
 def test_triggers_that_are_gone_are_unhealthy(db):
@@ -228,7 +227,7 @@ def test_triggers_that_are_gone_are_unhealthy(db):
     db.broken.add("I13")
     reconcile()
     db.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events")
-    assert "migrate" in check(db.engine)[0]
+    assert "migrate" in check(db.database)[0]
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.model import Report
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -28,8 +30,6 @@ from mailglass_reconcile import (
     projector,
     record_send,
 )
-from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.model import Report
 from record.recording import LEDGER, NOW, event, record
 from record.test_sessions import OWN, settings_of, take
 

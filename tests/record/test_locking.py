@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import factories
 from conftest import wait_until
 from mailglass_reconcile import projector
-from mailglass_reconcile.record.drafts import idempotency_key
+from mailglass_reconcile.record.webhooks import idempotency_key
 from record.recording import LEDGER, event, record
 
 WAITING = """

@@ -11,6 +11,7 @@ from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
+from mailglass_reconcile.record.telling import tell_after_commit
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -19,7 +20,6 @@ import factories
 import mailglass_reconcile
 from conftest import wait_until
 from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
-from mailglass_reconcile.record.telling import tell_after_commit
 from record.recording import NOW, event, record, statements
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 import factories
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 
 
 def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscriber):
@@ -36,5 +36,5 @@ def test_a_tenant_that_nothing_can_have_is_swept_and_finds_nothing(db, tenant):
     """As it was given, without a traceback; other tenants are left alone."""
     factories.delivery(db, "m")
     factories.orphan(db, factories.postmark("m"))
-    result = full.prepare(tenant).run(db.engine)
+    result = reconciler.prepare(tenant).run()
     assert (result.status, result.scanned, result.remaining) == ("ok", 0, 0)

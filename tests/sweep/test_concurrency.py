@@ -13,7 +13,7 @@ from conftest import wait_until
 from factories import delivery_row, insert, insert_on, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 
 WAITING = """
 SELECT count(*) FROM pg_stat_activity
@@ -157,7 +157,7 @@ def test_two_sweeps_at_once_link_each_orphan_once(db):
     def sweep():
         engine = engines.create_engine(db.settings)
         start.wait()
-        return full.prepare().run(engine)
+        return reconciler.prepare().run(engine)
 
     with ThreadPoolExecutor(2) as pool:
         results = [future.result() for future in [pool.submit(sweep), pool.submit(sweep)]]

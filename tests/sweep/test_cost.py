@@ -8,10 +8,11 @@ import commands
 import factories
 import invariants
 import mailglass_reconcile
+import sweeping
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 
 OTHERS = """
 SELECT count(*) FROM pg_stat_activity
@@ -120,7 +121,7 @@ def test_orphans_that_the_database_refuses_stand_last_in_the_next_sweep(db):
     settings = db.settings.model_copy(update={"batch_size": 1})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     seen = []
-    result = full.prepare(progress=lambda r: seen.append((r.linked, r.failed))).run(db.engine)
+    result = sweeping.run(reconciler.prepare(), lambda r: seen.append((r.linked, r.failed)))
     assert (result.linked, result.failed, result.status) == (1, 5, "partial")
     assert seen[0] == (1, 0)
     db.run("ALTER TABLE mailglass_deliveries DROP CONSTRAINT bad")

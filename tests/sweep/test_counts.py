@@ -5,10 +5,11 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+import sweeping
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.rules.states import OUTCOMES, SKIPPED
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"
 
@@ -50,7 +51,7 @@ def test_a_sweep_within_another_counts_each_orphan_once(db, keyed):
     fill(db, 30, never=0 if keyed else 10)
     configure(db, batch_size=10)
     inner = []
-    result = full.prepare(progress=once(lambda _: inner.append(reconcile()))).run(db.engine)
+    result = sweeping.run(reconciler.prepare(), once(lambda _: inner.append(reconcile())))
     true(db, inner[0], 30)
     true(db, result, 40)
     assert (inner[0].linked, inner[0].unmatched) == (20, 10)
@@ -61,7 +62,7 @@ def test_what_remains_is_counted_after_a_sweep_that_ended_early(db):
     """At its deadline, and not as of its beginning."""
     fill(db, 10, never=5)
     configure(db, batch_size=5)
-    sweep = full.prepare(progress=once(lambda _: sweep.stop()))
+    sweep = reconciler.prepare(progress=once(lambda _: sweep.stop()))
     result = sweep.run(db.engine)
     true(db, result, 15)
     assert (result.linked, result.skipped_deadline, result.remaining, result.status) == (5, 5, 10, "partial")
@@ -74,7 +75,7 @@ def test_what_remains_is_counted_after_a_sweep_that_broke_off(db):
     sql = "CREATE FUNCTION down() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '57P03'; END $$"
     db.run(sql)
     trigger = "CREATE TRIGGER down BEFORE UPDATE ON mailglass_deliveries EXECUTE FUNCTION down()"
-    result = full.prepare(progress=once(lambda _: db.run(trigger))).run(db.engine)
+    result = sweeping.run(reconciler.prepare(), once(lambda _: db.run(trigger)))
     true(db, result, 10)
     assert (result.linked, result.remaining, result.status) == (5, 5, "failed")
     db.run("DROP TRIGGER down ON mailglass_deliveries")
@@ -86,7 +87,7 @@ def test_a_count_that_meets_a_lock_costs_the_count_only(db):
     fill(db, 3)
     with db.engine.connect() as holder:
         lock = sa.text("LOCK mailglass_open_orphans IN ACCESS EXCLUSIVE MODE")
-        result = full.prepare(progress=once(lambda _: holder.execute(lock))).run(db.engine)
+        result = sweeping.run(reconciler.prepare(), once(lambda _: holder.execute(lock)))
     assert (result.linked, result.published, result.remaining, result.status) == (3, 6, None, "ok")
 
 
@@ -102,7 +103,7 @@ def test_the_causes_of_skipping_are_told_apart(db):
         true(db, result, 6)
     assert (result.linked, result.skipped_limit, result.skipped_deadline, result.skipped_held) == (4, 0, 0, 2)
     configure(db, batch_size=1)
-    sweep = full.prepare(progress=once(lambda _: sweep.stop()))
+    sweep = reconciler.prepare(progress=once(lambda _: sweep.stop()))
     result = sweep.run(db.engine)
     true(db, result, 2)
     assert (result.linked, result.skipped_limit, result.skipped_deadline, result.skipped_held) == (1, 0, 1, 0)
@@ -113,7 +114,7 @@ def test_orphans_that_arrive_meanwhile_are_the_next_sweeps(db):
     fill(db, 10)
     configure(db, batch_size=5)
     late = [orphan_row(postmark("late"), age_seconds=2_000), orphan_row(postmark("0"), age_seconds=4_000)]
-    result = full.prepare(progress=once(lambda _: insert(db, [], late))).run(db.engine)
+    result = sweeping.run(reconciler.prepare(), once(lambda _: insert(db, [], late)))
     assert (result.scanned, result.linked) == (10, 10)
     assert result.remaining == 2
     assert reconcile().linked == 1
@@ -125,7 +126,7 @@ def test_a_window_of_arrival_is_swept_alone(db, bounded):
     fill(db, 10)
     middle = db.value("SELECT arrived_at::text FROM mailglass_open_orphans ORDER BY arrived_at OFFSET 3 LIMIT 1")
     bounds = (None, middle) if bounded else (middle, None)
-    result = full.prepare(bounds=bounds).run(db.engine)
+    result = reconciler.prepare(bounds=bounds).run()
     assert (result.scanned, result.linked) == ((4, 4) if bounded else (6, 6))
     assert result.remaining == 0
     assert db.value(OPEN) == 10 - result.linked
@@ -135,7 +136,7 @@ def test_a_dry_run_counts_as_a_sweep_would(db):
     """And leaves everything open."""
     fill(db, 3, never=2)
     factories.delivery(db, "0")
-    result = full.prepare(dry_run=True).run(db.engine)
+    result = reconciler.prepare(dry_run=True).run()
     true(db, result, 5)
     assert (result.linked, result.unmatched, result.ambiguous, result.remaining) == (2, 2, 1, 5)
 

@@ -7,7 +7,7 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark, sendgrid
 from mailglass_reconcile import DatabaseUnavailableError, Settings, prune, reconcile, reconcile_recent
 from mailglass_reconcile.store import engines, runs
-from mailglass_reconcile.sweep import full, history
+from mailglass_reconcile.sweep import history, reconciler
 
 RUNS = """
 SELECT kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, remaining, linkable_since, open_groups
@@ -96,7 +96,7 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
 
 def test_a_dry_run_leaves_nothing_in_the_history(db):
     """It writes nothing at all."""
-    full.prepare(dry_run=True).run(db.engine)
+    reconciler.prepare(dry_run=True).run()
     assert db.rows(RUNS) == []
 
 

@@ -60,7 +60,7 @@ def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
     with db.engine.connect() as connection:
         (orphan,) = find_orphans(connection)
         assert mailglass_reconcile.attempt_link(connection, orphan).state == "ambiguous"
-    found = explain(db.engine, event_id)
+    found = explain(db.database, event_id)
     assert (found.state, found.delivery_id) == ("ambiguous", None)
     assert "address is not known any more" in found.sentence
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mailglass_reconcile.sweep.match import Event
 
 import factories
 import oracle
@@ -10,7 +11,6 @@ from conftest import Database
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.sweep import match
-from mailglass_reconcile.sweep.match import Event
 
 TENANTS = st.sampled_from(["a", "b"])
 RECIPIENTS = st.sampled_from(["Ada@Example.com", " ada@example.com ", "Ada <ADA@example.com>", "eve@example.com"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from mailglass_reconcile.store.eligible import Marks
+from mailglass_reconcile.store.model import LAST_EVENT, Open, Place, Report, Slice
 
 import factories
 from mailglass_reconcile import projector
@@ -30,9 +32,7 @@ from mailglass_reconcile.store import (
 )
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
-from mailglass_reconcile.store.eligible import Marks
 from mailglass_reconcile.store.ledger import Entry
-from mailglass_reconcile.store.model import LAST_EVENT, Open, Place, Report, Slice
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep import examination
 

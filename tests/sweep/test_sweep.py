@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
+import sweeping
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row, sendgrid
 from mailglass_reconcile import events_channel, reconcile
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import full
+from mailglass_reconcile.sweep import reconciler
 
 GUID = "883953f4-6105-42a2-a16a-{:012d}"
 
@@ -184,7 +185,7 @@ def test_a_dry_run_writes_nothing(db):
         return [db.rows(query.format(table)) for table in tables]
 
     before = state()
-    result = full.prepare(dry_run=True).run(db.engine)
+    result = reconciler.prepare(dry_run=True).run()
     assert counts(result) == {"linked": 1, "unmatched": 1}
     assert (result.published, result.dry_run) == (0, True)
     assert state() == before
@@ -200,7 +201,7 @@ def test_a_deadline_ends_a_sweep_with_what_it_has(db):
         if result.linked:
             sweep.stop()
 
-    sweep = full.prepare(progress=pass_the_deadline)
+    sweep = reconciler.prepare(progress=pass_the_deadline)
     result = sweep.run(db.engine)
     assert (counts(result), result.status, result.remaining) == ({"linked": 1, "skipped": 2}, "partial", 2)
     configure(db)
@@ -484,7 +485,7 @@ def test_an_event_that_is_no_orphan_never_calls_our_triggers(db):
 def test_a_second_sweep_with_another_engine_sees_the_same(db):
     """Nothing is kept in a process."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    assert full.prepare().run(engines.create_engine(db.settings)).linked == 1
+    assert reconciler.prepare().run(engines.create_engine(db.settings)).linked == 1
     assert reconcile().scanned == 0
 
 
@@ -502,7 +503,7 @@ def test_the_garbage_collector_is_as_it_was_after_a_sweep_that_broke_off(db, ena
         gc.disable()
     try:
         with pytest.raises(RuntimeError, match="broken off"):
-            full.prepare(progress=break_off).run(db.engine)
+            sweeping.run(reconciler.prepare(), break_off)
         assert (seen, gc.isenabled()) == ([False], enabled)
     finally:
         gc.enable()

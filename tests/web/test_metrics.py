@@ -116,7 +116,7 @@ def test_tenants_with_a_backlog_and_no_link_are_counted(db):
     )
     reconcile()
     assert value(scrape(db), "tenants_without_links") == 2
-    assert b"silent" not in metrics.scrape(db.engine, db.settings)
+    assert b"silent" not in metrics.scrape(db.database)
 
 
 @pytest.mark.slow

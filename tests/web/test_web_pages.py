@@ -13,7 +13,7 @@ from starlette.routing import Mount
 import factories
 import mailglass_reconcile
 from conftest import wait_until
-from mailglass_reconcile.ops import page as pages
+from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
 from mailglass_reconcile.web.cache import UNDER_WAY

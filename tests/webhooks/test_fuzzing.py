@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailglass_reconcile import ConfigurationError
-from mailglass_reconcile.record.drafts import draft
+from mailglass_reconcile.record.webhooks import draft
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, sns, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks.senders import documented, posted, published, secret_of, signed, url_of

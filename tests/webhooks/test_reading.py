@@ -12,7 +12,7 @@ from anymail_payloads import message_id
 
 from mailglass_reconcile import ConfigurationError, WebhookEvent
 from mailglass_reconcile.contrib.anymail import webhook_event
-from mailglass_reconcile.record.drafts import draft
+from mailglass_reconcile.record.webhooks import draft
 from mailglass_reconcile.webhooks import InvalidWebhookError, parse
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks.senders import BATCHES, KEY, documented, notification, posted, signed

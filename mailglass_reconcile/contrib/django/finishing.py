@@ -15,8 +15,7 @@ from django.core.signals import request_finished, request_started
 from django.db import transaction
 
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.record.recorded import Recorded, RecordedDelivery
-from mailglass_reconcile.record.telling import tell_after_commit
+from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, finish_quietly
 
 _kept: ContextVar[list[Recorded | RecordedDelivery] | None] = ContextVar("mailglass_reconcile", default=None)
 """What the current request has committed; None outside of requests."""
@@ -36,7 +35,7 @@ def finish(recorded: Sequence[Recorded | RecordedDelivery]) -> None:
 def _committed(recorded: Sequence[Recorded | RecordedDelivery]) -> None:
     kept = _kept.get()
     if kept is None:
-        tell_after_commit(recorded)
+        finish_quietly(recorded, database.connection)
     else:
         kept.extend(recorded)
 
@@ -49,4 +48,4 @@ def _end(**_others: Any) -> None:
     kept = _kept.get()
     _kept.set(None)
     if kept:
-        tell_after_commit(kept)
+        finish_quietly(kept, database.connection)

@@ -15,7 +15,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database, finishing
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError
-from mailglass_reconcile.record import validation
+from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 
@@ -103,6 +103,6 @@ def tenant_of(told: Any) -> str:
     asked = tenant_function()
     tenant = (fixed_tenant() or runtime.get_settings().tenant) if asked is None else asked(told)
     try:
-        return validation.name("MAILGLASS_TENANT" if asked is None else "MAILGLASS_TENANT: what it returns", tenant)
+        return checking.name("MAILGLASS_TENANT" if asked is None else "MAILGLASS_TENANT: what it returns", tenant)
     except InvalidEventError as error:
         raise ConfigurationError(str(error)) from None

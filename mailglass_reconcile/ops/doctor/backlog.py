@@ -11,22 +11,16 @@ from collections.abc import Iterator, Sequence
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
 from mailglass_reconcile.schedule import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
-from mailglass_reconcile.store import eligible
+from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.model import Open
-from mailglass_reconcile.sweep import examination
-from mailglass_reconcile.sweep.examination import Examined
+from mailglass_reconcile.sweep.judge import Judged, judge
 
 NEWEST_ORPHANS = 300
 
 _NEWEST_ORPHANS = """
-SELECT event_id::text, tenant_id, arrived_at::text, provider, recipient, rule, recipient_lost,
-       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS k
-              WHERE k.event_id = o.event_id ORDER BY k.position) AS ids
-  FROM {schema}.mailglass_open_orphans AS o
+SELECT event_id::text FROM {schema}.mailglass_open_orphans AS o
  WHERE arrived_at <= now()::timestamp - make_interval(secs => :older_than)
    AND arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
  ORDER BY o.arrived_at DESC, o.event_id DESC LIMIT :size
@@ -57,24 +51,11 @@ class Sample:
             "max_age_minutes": settings.max_age_minutes,
             "size": NEWEST_ORPHANS,
         }
-        orphans = [
-            Open(
-                row.event_id,
-                row.tenant_id,
-                row.arrived_at,
-                Keys(row.provider, tuple(row.ids), row.recipient, row.rule, bool(row.recipient_lost)),
-            )
-            for row in tx.execute(_NEWEST_ORPHANS, bounds)
-        ]
-        self.complaints: Counter[str] = Counter()
-        raw = bool(orphans) and eligible.survey(tx, settings).raw_webhooks
-        complain = self._complain
-        self.found = examination.examine(tx, orphans, raw_webhooks=raw, complain=complain) if orphans else []
+        found = judge(tx, open_orphans.read(tx, tx.execute(_NEWEST_ORPHANS, bounds).scalars()))
+        self.found = found
+        self.failures = Counter(one.keys.failure for one in found if one.keys.failure)
 
-    def _complain(self, sentence: str) -> None:
-        self.complaints[sentence] += 1
-
-    def of(self, state: str) -> Sequence[Examined]:
+    def of(self, state: str) -> Sequence[Judged]:
         """Return those of one state."""
         return [one for one in self.found if one.verdict.state == state]
 
@@ -120,7 +101,7 @@ def webhooks(tx: Transaction) -> Iterator[Finding]:
     yield from _rules(sample)
 
 
-def _newest(some: Sequence[Examined], sample: Sample) -> str:
+def _newest(some: Sequence[Judged], sample: Sample) -> str:
     newest = counted(len(sample.found), "newest open orphan")
     return f"{len(some):,} of the {newest} {verb(len(some), 'names', 'name')}"
 
@@ -133,7 +114,7 @@ def _linked_since(tx: Transaction, arrived_at: str) -> bool:
 def _rules(sample: Sample) -> Iterator[Finding]:
     faults = [
         error("key_rules", sentence, "correct the rule, then run `mailglass-reconcile rekey`")
-        for sentence in sample.complaints
+        for sentence in sample.failures
     ]
     every, unusable = (
         Counter(one.keys.provider for one in found) for found in (sample.found, sample.of("unmatchable"))

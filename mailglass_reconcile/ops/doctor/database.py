@@ -12,11 +12,10 @@ from mailglass_reconcile.errors import DISK_FULL, ConfigurationError, database_e
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import server_of
 
 STATEMENT_TIMEOUT_MS = 2_000
-LOCK_TIMEOUT_MS = 500
 OLDEST_SERVER = 150_000
 
 Look = Callable[[Transaction], Iterable[Finding]]
@@ -51,6 +50,7 @@ class Asked:
         """Use *connection*, which is in no transaction."""
         self.connection = connection
         self.settings = settings
+        self.connected = Connected(connection, settings)
 
     def each(self, checks: Iterable[tuple[str, Look]]) -> Iterator[Finding]:
         """Yield what the checks find; one that fails is a finding, and after a lost connection none is tried."""
@@ -60,22 +60,8 @@ class Asked:
             yield from attempt(name, lambda look=look: self._in_transaction(look))  # type: ignore[misc]
 
     def _in_transaction(self, look: Look) -> list[Finding]:
-        with database_errors(), self.looking() as tx:
+        with database_errors(), self.connected.reading(STATEMENT_TIMEOUT_MS) as tx:
             return list(look(tx))
-
-    @contextmanager
-    def looking(self) -> Iterator[Transaction]:
-        """Begin a transaction that writes nothing and waits for nothing for long, and reaches rows by indexes."""
-        with transaction(
-            self.connection,
-            self.settings,
-            lock_timeout_ms=LOCK_TIMEOUT_MS,
-            statement_timeout_ms=STATEMENT_TIMEOUT_MS,
-            read_only=True,
-            snapshot=True,
-            probes_only=True,
-        ) as tx:
-            yield tx
 
 
 @contextmanager

@@ -207,8 +207,8 @@ def repair_it(asked: Asked) -> str:
         MailglassReconcileError: The database refused; earlier batches stay done.
     """
     with database_errors():
-        removed = repair.remove_expired(asked.connection, asked.settings, BATCH_ROWS).orphans
-        removed += repair.remove_settled(asked.connection, asked.settings, BATCH_ROWS)
-        repair.remove_stray_ids(asked.connection, asked.settings, BATCH_ROWS)
-        added = repair.add_missing(asked.connection, asked.settings, BATCH_ROWS)
+        removed = repair.remove_expired(asked.connected, BATCH_ROWS).orphans
+        removed += repair.remove_settled(asked.connected, BATCH_ROWS)
+        repair.remove_stray_ids(asked.connected, BATCH_ROWS)
+        added = repair.add_missing(asked.connected, BATCH_ROWS)
     return f"repaired: {counted(added, 'open orphan')} added, {removed:,} removed"

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction, transaction
+from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import connect
 
 PATIENCE_SECONDS = 60
@@ -44,7 +44,7 @@ def one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     with connect(engine) as connection:
         while True:
-            with transaction(connection, settings) as tx:
+            with Connected(connection, settings).writing() as tx:
                 tx.execute(_NO_TIMEOUTS)
                 if tx.execute(_TRY_LOCK).scalar_one():
                     yield

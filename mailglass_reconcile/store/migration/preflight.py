@@ -8,8 +8,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.reading import reading
+from mailglass_reconcile.store.database import Database, Transaction
 
 _SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
@@ -56,7 +55,7 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
         SchemaOutdatedError: Some are there, and something that this package needs is missing.
     """
     schema_name = settings.database_schema
-    with reading(engine, settings) as tx:
+    with Database(engine, settings).reading() as tx:
         if not tx.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
             raise ConfigurationError(
                 f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"

@@ -20,11 +20,11 @@ from alembic.config import Config
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import privileges, schema
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
 from mailglass_reconcile.store.migration.steps import Steps
-from mailglass_reconcile.store.reading import reading
 
 _PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, ask for a new plan: it leaves out what is done"
 
@@ -54,7 +54,7 @@ def migrate(
     say = (lambda line: tell(f"-- {line}")) if plan else tell
     with database_errors(), one_at_a_time(engine, settings):
         say(_place(engine, settings))
-        with reading(engine, settings) as tx:
+        with Database(engine, settings).reading() as tx:
             state.refuse_others(tx)
             guard = guard_truncate or not state.made_by_mailglass(tx)
             done = state.is_complete(tx, guard=guard)
@@ -80,7 +80,7 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with reading(engine, settings) as tx:
+    with Database(engine, settings).reading() as tx:
         return state.is_complete(tx, guard=not state.made_by_mailglass(tx))
 
 
@@ -92,7 +92,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
     """
     with database_errors(), one_at_a_time(engine, settings):
         tell(_place(engine, settings))
-        with reading(engine, settings) as tx:
+        with Database(engine, settings).reading() as tx:
             state.refuse_others(tx)
             ours = state.has_anything(tx)
         if not ours:
@@ -121,7 +121,7 @@ def environment(config: Config, tell: Callable[[str], None], *, plan: bool) -> I
         return
     settings = Settings()
     engine = create_engine(settings)
-    with reading(engine, settings) as tx:
+    with Database(engine, settings).reading() as tx:
         state.refuse_others(tx)
         guard = not state.made_by_mailglass(tx)
     with _handed_over(config, engine, settings, Steps(engine, settings, tell, plan=plan), guard=guard):
@@ -130,13 +130,13 @@ def environment(config: Config, tell: Callable[[str], None], *, plan: bool) -> I
 
 def _place(engine: sa.Engine, settings: Settings) -> str:
     """Name database and schema; JSON keeps a name with a line break on its line."""
-    with reading(engine, settings) as tx:
+    with Database(engine, settings).reading() as tx:
         names = (tx.execute("SELECT current_database()::text").scalar_one(), tx.schema)
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
 def _refuse_unknown(engine: sa.Engine, settings: Settings) -> None:
-    with reading(engine, settings) as tx:
+    with Database(engine, settings).reading() as tx:
         version = state.version(tx)
     if version is not None and version > schema.VERSION:
         raise DatabaseRefusedError(

@@ -21,7 +21,7 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import repair
-from mailglass_reconcile.store.database import Transaction, in_schema, transaction
+from mailglass_reconcile.store.database import Connected, Database, Transaction, in_schema
 from mailglass_reconcile.store.engines import connect
 
 LOCK_TIMEOUT_MS = 100
@@ -84,7 +84,7 @@ class Steps:
         deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
         while True:
             try:
-                with connect(self._engine) as connection, transaction(connection, self._settings) as tx:
+                with connect(self._engine) as connection, Connected(connection, self._settings).writing() as tx:
                     self._shut_out_autovacuum(tx)
                     connection.execution_options(no_parameters=True).exec_driver_sql(text)
                 return
@@ -104,7 +104,7 @@ class Steps:
         Raises:
             SchemaOutdatedError: The table that is there lacks a column.
         """
-        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
+        with Database(self._engine, self._settings).reading() as tx:
             found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
         if not found:
             self.run(f"create {name}", sql)
@@ -116,7 +116,7 @@ class Steps:
     def create_functions(self, title: str, sql: str, *, replacing: str, names: Sequence[str]) -> None:
         """Create trigger functions and their triggers; what an earlier migration left of them is replaced."""
         wanted = {"schema": self._settings.database_schema, "names": list(names)}
-        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
+        with Database(self._engine, self._settings).reading() as tx:
             there = tx.execute(_FUNCTIONS, wanted).scalar_one()
         self.run(title, replacing + sql if there else sql)
 
@@ -127,7 +127,7 @@ class Steps:
             name: The index's name.
             on: The table, and in parentheses what is indexed.
         """
-        with connect(self._engine) as connection, transaction(connection, self._settings, read_only=True) as tx:
+        with Database(self._engine, self._settings).reading() as tx:
             valid = tx.execute(_INDEX_IS_VALID, {"name": tx.name_of(name)}).scalar_one_or_none()
         if valid is False:
             self._outside_transaction(
@@ -152,8 +152,8 @@ class Steps:
             self._tell(repair.as_script(self._settings))
             return
         with connect(self._engine) as connection:
-            added = repair.add_missing(connection, self._settings, FILL_ORPHANS)
-            settled = repair.remove_settled(connection, self._settings, FILL_ORPHANS)
+            added = repair.add_missing(Connected(connection, self._settings), FILL_ORPHANS)
+            settled = repair.remove_settled(Connected(connection, self._settings), FILL_ORPHANS)
         self._tell(f"{added} open orphans were added, {settled} settled ones removed")
 
     def _title(self, title: str) -> None:

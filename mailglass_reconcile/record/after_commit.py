@@ -1,0 +1,280 @@
+"""The step after the commit: broadcast what a writer attached or linked, and look once more for its ids.
+
+Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when it
+looks again, so nothing waits for a lock, or for a sweep. That look is one cheap question on a connection that already
+exists; only if it finds something, the sweep's own reader, rule and claim follow.
+
+With a Session, all this happens by itself. A savepoint that the caller rolls back, with its Session or with its
+connection, takes its part of the step with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from mailglass_reconcile import projector, runtime
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, translated
+from mailglass_reconcile.pubsub import Message, Publisher
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.engines import session_of
+from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.sweep.judge import judge
+from mailglass_reconcile.sweep.link import link_in
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 10
+"""How often a look is repeated while another session holds what it found, or while it links whole batches."""
+PAUSE_SECONDS = 0.1
+SECONDS = 5.0
+"""After this no further transaction of the looks of one call begins."""
+
+Begin = Callable[[], AbstractContextManager[sa.Connection]]
+"""Begins a transaction on a connection, which is committed at the end of the block, and rolled back if it raises."""
+
+
+class Look(NamedTuple):
+    """What to look for once more after the commit: open events for message ids, and open events themselves."""
+
+    tenant_id: str
+    message_ids: tuple[str, ...] = ()
+    event_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of an event.
+
+    Attributes:
+        event_id: Its id, or None if it was recorded before.
+        delivery_id: Its delivery, or None if it is an orphan.
+        messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
+        look: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
+        engine: Where it will look.
+    """
+
+    event_id: UUID | None
+    delivery_id: UUID | None
+    messages: tuple[Message, ...] = field(default=(), repr=False)
+    look: Look | None = field(default=None, repr=False)
+    engine: sa.Engine | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDelivery:
+    """The delivery of one recipient.
+
+    Attributes:
+        delivery_id: Its id.
+        linked: How many events that came before it were linked to it now.
+        messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
+        look: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
+        engine: Where it will look.
+    """
+
+    delivery_id: UUID
+    linked: int
+    messages: tuple[Message, ...] = field(default=(), repr=False)
+    look: Look | None = field(default=None, repr=False)
+    engine: sa.Engine | None = field(default=None, repr=False, compare=False)
+
+
+Done = TypeVar("Done", Recorded, RecordedDelivery)
+
+
+def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
+    """Finish what a writer began on a plain Connection: call it after your commit, outside the connection's block.
+
+    It broadcasts what was attached or linked. Then it looks once more for events that overlapping transactions could
+    not see, on a connection of the same engine, links them, and broadcasts these links, too.
+
+    A Redis that does not answer is not waited for again and again, and raises nothing. If the database does not answer,
+    it raises nothing either, and the next sweep links. Do not call it with a Session, which does this by itself.
+
+    Args:
+        recorded: What `record_webhook` or `record_send` returned.
+
+    Raises:
+        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+    """
+    done = list(recorded)
+    engine = next((each.engine for each in done if each.engine), None)
+    finish(done, (engine or runtime.get_engine()).begin)
+
+
+def finish(
+    recorded: Sequence[Recorded | RecordedDelivery],
+    begin: Begin,
+    publish: Callable[[Sequence[Message]], object] | None = None,
+) -> None:
+    """Do what `broadcast` does, with transactions that *begin* begins, and with *publish* in place of the publisher's.
+
+    Raises:
+        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+    """
+    messages = [message for each in recorded for message in each.messages]
+    linked = look_again([each.look for each in recorded if each.look], begin)
+    messages += projector.broadcast(linked, list)
+    if messages:
+        (publish or Publisher(runtime.get_redis()).publish)(messages)
+
+
+def finish_quietly(
+    recorded: Sequence[Recorded | RecordedDelivery],
+    begin: Begin,
+    publish: Callable[[Sequence[Message]], object] | None = None,
+) -> None:
+    """Do what `finish` does, and log what it raises: for callbacks after a commit, such as Django's `on_commit`."""
+    try:
+        finish(recorded, begin, publish)
+    except ConfigurationError as error:
+        logger.error("events are recorded, but their broadcasts are lost: %s", error)
+
+
+def look_again(looks: Iterable[Look], begin: Begin) -> list[LinkedEvent]:
+    """Link what is open for *looks*, and return the links; call it after the commit.
+
+    What another session holds is tried again for a second. A fault of the database costs a line in the log: the next
+    sweep links what was not linked.
+    """
+    linked: list[LinkedEvent] = []
+    wanted = list(looks)
+    if not wanted:
+        return linked
+    settings, deadline = runtime.get_settings(), time.monotonic() + SECONDS
+    try:
+        for look in _in_batches(wanted, settings.batch_size):
+            _link(begin, settings, look, deadline, linked)
+    except (MailglassReconcileError, SQLAlchemyError, OSError) as error:
+        shown = translated(error) if isinstance(error, DBAPIError) else error
+        reason = shown if isinstance(shown, MailglassReconcileError) else type(shown).__name__
+        logger.warning("cannot look once more for events of this call, which the next sweep links: %s", reason)
+    return linked
+
+
+def _in_batches(looks: Sequence[Look], size: int) -> Iterator[Look]:
+    """Yield one look for each tenant, or more if it names more than *size* ids."""
+    for tenant_id in dict.fromkeys(look.tenant_id for look in looks):
+        of_tenant = [look for look in looks if look.tenant_id == tenant_id]
+        message_ids = tuple(dict.fromkeys(id_ for look in of_tenant for id_ in look.message_ids))
+        event_ids = tuple(dict.fromkeys(id_ for look in of_tenant for id_ in look.event_ids))
+        for start in range(0, max(len(message_ids), len(event_ids)), size):
+            yield Look(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
+
+
+def _link(begin: Begin, settings: Settings, look: Look, deadline: float, linked: list[LinkedEvent]) -> None:
+    for _ in range(ROUNDS):
+        with begin() as connection:
+            if not open_orphans.may_match(connection, settings, look.message_ids, look.event_ids):
+                return
+            with borrowed(connection, settings) as tx:
+                pairs, more = _matching(tx, look)
+                done = link_in(tx, pairs)
+        linked += done
+        held = len(done) < len(pairs)
+        if time.monotonic() > deadline or not pairs or not (held or more):
+            return
+        if held:
+            time.sleep(PAUSE_SECONDS)
+
+
+def _matching(tx: Transaction, look: Look) -> tuple[list[tuple[str, str]], bool]:
+    """Return what is open for a look and matches, and whether there may be more."""
+    found = open_orphans.with_message_ids(tx, look.tenant_id, look.message_ids) if look.message_ids else []
+    ids = dict.fromkeys([*found, *look.event_ids])
+    orphans = [one for one in open_orphans.read(tx, ids) if one.keys.is_current and not one.refused]
+    pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in judge(tx, orphans) if one.verdict.delivery_id]
+    return pairs, len(found) >= tx.settings.batch_size
+
+
+_KEY = "mailglass_reconcile.pending"
+
+
+def returned(given: object, recorded: list[Done]) -> list[Done]:
+    """Return what a writer did; if a Session was *given*, its step after the commit is left to that, and taken out."""
+    session = session_of(given)
+    if session is None:
+        engine = given.engine if isinstance(given, sa.Connection) else None
+        return [replace(each, engine=engine) if each.look else each for each in recorded]
+    _after_commit(session, [each for each in recorded if each.messages or each.look])
+    return [replace(each, messages=(), look=None) for each in recorded]
+
+
+def _after_commit(session: Session, recorded: Sequence[Recorded | RecordedDelivery]) -> None:
+    if not recorded:
+        return
+    connection = session.connection()
+    pending: _Pending | None = session.info.get(_KEY)
+    if pending is None or pending.connection is not connection:
+        pending = session.info[_KEY] = _Pending(connection)
+    pending.recorded.extend(recorded)
+    if not sa.event.contains(session, "after_commit", _committed):
+        sa.event.listen(session, "after_commit", _committed)
+        sa.event.listen(session, "after_transaction_end", _ended)
+
+
+class _Pending:
+    """What one connection's transaction leaves to do, and how much of it there was at each savepoint."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.engine = connection.engine
+        self.recorded: list[Recorded | RecordedDelivery] = []
+        self.committed = False
+        self._marks: dict[str, int] = {}
+        sa.event.listen(connection, "before_cursor_execute", self._watch)
+
+    def end(self) -> None:
+        """Look at the connection no longer."""
+        sa.event.remove(self.connection, "before_cursor_execute", self._watch)
+
+    # By the statement, because the event `savepoint` does not name the savepoint.
+    def _watch(self, _connection: sa.Connection, _cursor: object, statement: str, *_others: object) -> None:
+        kind, _, name = statement.partition("SAVEPOINT ")
+        if kind == "":
+            self._marks[name] = len(self.recorded)
+        elif kind == "ROLLBACK TO ":
+            # A savepoint without a mark is older than the first of them.
+            del self.recorded[self._marks.get(name, 0) :]
+
+
+def _committed(session: Session) -> None:
+    pending = session.info.get(_KEY)
+    # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
+    if pending is not None and not pending.connection.in_transaction():
+        pending.committed = True
+
+
+# Not in `_committed`: the session's connection is back in its pool only now, and the pool may have no other.
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    pending = session.info.pop(_KEY, None) if transaction.parent is None else None
+    if pending is None:
+        return
+    pending.end()
+    if pending.committed and pending.recorded:
+        finish_quietly(pending.recorded, pending.engine.begin, _publish_soon if _in_event_loop() else None)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _publish_soon(messages: Sequence[Message]) -> None:
+    asyncio.get_running_loop().run_in_executor(None, Publisher(runtime.get_redis()).publish, messages)

@@ -1,0 +1,198 @@
+"""The fields that a writer accepts: what cannot be recorded is refused before anything is written.
+
+What Postgres or JSON cannot hold is replaced instead, so that no event is lost. A refusal names field and reason,
+never the value. `docs/recording.md` lists what is refused and what is repaired.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+from uuid import UUID
+
+from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.rules import addresses, providers
+from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
+from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
+from mailglass_reconcile.rules.wording import did_you_mean
+
+SENT_TYPES = ("dispatched", "failed", "rejected")
+STREAMS = ("transactional", "operational", "bulk")
+
+
+def known_type(field: str, value: object) -> str:
+    """Return *value* if it is a type that a writer may record."""
+    return _known(field, value, "type", TYPES)
+
+
+def reject_reason(field: str, value: object) -> str | None:
+    """Return *value* if it is None or a known reason."""
+    return None if value is None else _known(field, value, "reason", REJECT_REASONS)
+
+
+def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:
+    if isinstance(value, str) and value in known:
+        return plain(value)
+    hint = did_you_mean(value, known, " ({})") if isinstance(value, str) else ""
+    raise InvalidEventError(f"{field} is not a known {noun}{hint}; known {noun}s: {', '.join(known)}")
+
+
+def name(field: str, value: object) -> str:
+    """Return a tenant's, a provider's or a key's *value*, as it is."""
+    if isinstance(value, str) and value.strip() and is_usable(value):
+        return plain(value)
+    raise InvalidEventError(f"{field} must be a string of 1 to 512 characters without control characters")
+
+
+def provider(field: str, value: object) -> str:
+    """Return the canonical spelling of a provider's name."""
+    return providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
+
+
+def stream(field: str, value: object) -> str:
+    """Return *value* if it is one of Mailglass's streams."""
+    return _known(field, value, "stream", STREAMS)
+
+
+def sent_type(field: str, value: object) -> str:
+    """Return *value* if it says what a provider's API has answered to a send."""
+    return _known(field, value, "type", SENT_TYPES)
+
+
+def plain(value: object) -> str:
+    """Return a value as a string of its own: of a member of `class Kind(str, Enum)` its value, not `Kind.BOUNCED`."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
+def utc(field: str, value: object) -> str:
+    """Return a time in UTC, as Postgres reads it."""
+    if not isinstance(value, dt.datetime):
+        raise InvalidEventError(f"{field} must be a datetime with a time zone")
+    if value.utcoffset() is None:
+        raise InvalidEventError(f"{field} must have a time zone, or it cannot be known which moment is meant")
+    try:
+        return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat()
+    except OverflowError:
+        raise InvalidEventError(f"{field} must be within the years 1 to 9999 in UTC") from None
+
+
+def event_id(field: str, value: object) -> str:
+    """Return a provider's id of an event as a text, whole and as it came."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidEventError(f"{field} must be a string or an integer")
+    text = plain(value).strip()
+    if not text:
+        raise InvalidEventError(f"{field} must not be empty, because it identifies an event that is sent again")
+    return text
+
+
+def message_id(field: str, value: object) -> str | None:
+    """Return a message id as a text that can be stored; one that is too long stays too long to be matched."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InvalidEventError(f"{field} must be a string, an integer or None")
+    return None if value is None else storable(plain(value))[: MAX_ID_LENGTH + 1]
+
+
+def sent_id(field: str, value: object, *, needed: bool) -> str | None:
+    """Return the message id of a send as it is stored, trimmed; None only if none is *needed*."""
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise InvalidEventError(f"{field} must be a string, an integer or None")
+    text = "" if value is None else plain(value).strip()
+    if not text and not needed:
+        return None
+    if not is_usable(text):
+        raise InvalidEventError(
+            f"{field} must be a string of 1 to 512 characters without control characters, or an integer;"
+            " None only if the type is failed or rejected"
+        )
+    return text
+
+
+def recipient(field: str, value: object) -> str | None:
+    """Return the address of a recipient, without a display name, or None if it is empty."""
+    if not isinstance(value, str | None):
+        raise InvalidEventError(f"{field} must be a string or None")
+    return addresses.bare(storable(value or ""))[:MAX_ID_LENGTH] or None
+
+
+MAX_TEXT = 4_096
+"""Characters of one text in metadata."""
+MAX_METADATA_BYTES = 65_536
+MAX_DEPTH = 32
+MAX_NUMBER_BITS = 1_024
+
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Return *text* with U+FFFD for what Postgres cannot store: NUL and halves of surrogate pairs."""
+    return _NOT_STORABLE.sub("\ufffd", text)
+
+
+def metadata(field: str, value: object) -> dict[str, Any]:
+    """Return *value* as JSON that Postgres can hold.
+
+    Raises:
+        InvalidEventError: It is no mapping, too large, or holds what JSON cannot; the message names *field* and key.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidEventError(f"{field} must be a mapping")
+    kept: dict[str, Any] = _json(field, value, 0)
+    if len(json.dumps(kept, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+        raise InvalidEventError(f"{field} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; keep only what you need")
+    return kept
+
+
+def without_addresses(value: Any) -> Any:
+    """Return a JSON value without the texts, and the keys, that look like an e-mail address."""
+    if isinstance(value, dict):
+        return {k: without_addresses(v) for k, v in value.items() if not (_is_address(k) or _is_address(v))}
+    if isinstance(value, list):
+        return [without_addresses(v) for v in value if not _is_address(v)]
+    return value
+
+
+def _is_address(value: object) -> bool:
+    return isinstance(value, str) and holds_address(value)
+
+
+def _json(path: str, value: object, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise InvalidEventError(f"{path[:100]}… is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        return {_key(path, k): _json(f"{path}[{_shown(k)}]", v, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(f"{path}[{n}]", v, depth + 1) for n, v in enumerate(value)]
+    return _scalar(path, value)
+
+
+def _key(path: str, key: object) -> str:
+    if not isinstance(key, str):
+        raise InvalidEventError(f"{path} has a key that is not a string")
+    return storable(plain(key))[:MAX_TEXT]
+
+
+def _shown(key: object) -> str:
+    """Return a key for an error; one that looks like an address is not shown."""
+    return "…" if _is_address(key) else repr(storable(str(key))[:50])
+
+
+def _scalar(path: str, value: object) -> str | int | float | None:
+    match value:
+        case None | bool():
+            return value
+        case int() if value.bit_length() <= MAX_NUMBER_BITS:
+            return int(value)
+        case int():
+            raise InvalidEventError(f"{path} is a number of more than {MAX_NUMBER_BITS:,} bits")
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case str() | dt.date() | dt.time() | UUID():
+            text = storable(value.isoformat() if isinstance(value, dt.date | dt.time) else plain(value))
+            return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+    raise InvalidEventError(f"{path} is a {type(value).__name__}, which JSON cannot hold")

@@ -1,0 +1,136 @@
+"""The judge: from open orphans to verdicts. It computes keys that are missing or outdated, and looks each id up once.
+
+A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call it. Nothing is locked or written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mailglass_reconcile.rules import keys, matching, providers, states
+from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.keys import Keys, Values
+from mailglass_reconcile.rules.matching import Candidate, Verdict
+from mailglass_reconcile.store import deliveries, ledger, webhook_events
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.deliveries import FEW, Question
+from mailglass_reconcile.store.open_orphans import Open
+
+
+class Judged(NamedTuple):
+    """An orphan, its keys as they are now, and the verdict on it."""
+
+    orphan: Open
+    keys: Keys
+    verdict: Verdict
+
+    @property
+    def has_new_keys(self) -> bool:
+        """Whether its keys were computed now and can be stored."""
+        return self.keys.rule is not None and self.keys is not self.orphan.keys
+
+
+class Decision(NamedTuple):
+    """A verdict, and the deliveries that the event's ids name; of an id that names many, those that decide."""
+
+    state: states.Verdict
+    delivery_id: str | None
+    named: tuple[Candidate, ...]
+
+
+def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
+    """Return the verdict on each of *orphans*, in their order, with their keys as this process computes them.
+
+    Args:
+        tx: A transaction in which all statements see the same rows.
+        orphans: What to judge.
+    """
+    known = current_keys(tx, orphans)
+    verdicts = match(tx, [(orphan.tenant_id, its) for orphan, its in zip(orphans, known, strict=True)])
+    return [Judged(*each) for each in zip(orphans, known, verdicts, strict=True)]
+
+
+def current_keys(tx: Transaction, orphans: Sequence[Open]) -> list[Keys]:
+    """Return the keys of *orphans*: as stored if they are current, or else as the ledger's row gives them."""
+    missing = [orphan for orphan in orphans if not orphan.keys.is_current]
+    computed = _computed(tx, missing) if missing else {}
+    return [computed.get(orphan.event_id, orphan.keys) for orphan in orphans]
+
+
+def match(tx: Transaction, events: Sequence[tuple[str, Keys]]) -> list[Verdict]:
+    """Return the verdict on each event, given as its tenant and its keys; every distinct id is looked up once."""
+    found = _look_up(tx, events)
+    return [matching.decide(tenant_id, its, found.of(tenant_id, its)) for tenant_id, its in events]
+
+
+def decide(tx: Transaction, tenant_id: str, wanted: Keys) -> Decision:
+    """Decide for one event, and name the deliveries that its ids name."""
+    named = _look_up(tx, [(tenant_id, wanted)]).of(tenant_id, wanted)
+    verdict = matching.decide(tenant_id, wanted, named)
+    return Decision(*verdict, tuple(one for id_ in wanted.candidate_ids for one in named.get(id_, ())))
+
+
+def _computed(tx: Transaction, orphans: Sequence[Open]) -> dict[str, Keys]:
+    """Compute keys from the ledger, the raw webhooks, and the recipients that writers left with the open orphan."""
+    by_provider: dict[str | None, list[Values]] = defaultdict(list)
+    for values in ledger.values_of(tx, [orphan.event_id for orphan in orphans]):
+        by_provider[keys.provider_of(values)].append(values)
+    computed: dict[str, Keys] = {}
+    for provider, of_provider in by_provider.items():
+        ids: dict[str, list[str | None]] = {}
+        if provider is not None:
+            ids = ledger.at_paths(tx, [values.event_id for values in of_provider], keys.reads_of(provider))
+        for values in of_provider:
+            computed[values.event_id] = keys.keys_of(values._replace(ids=ids.get(values.event_id, [])))
+    for orphan in orphans:
+        if orphan.keys.recipient and orphan.event_id in computed:  # its writer left it there; then nothing is lost
+            its = computed[orphan.event_id]
+            computed[orphan.event_id] = its._replace(recipient=orphan.keys.recipient, lost=False)
+    unknown = [
+        id_
+        for id_, its in computed.items()
+        if its.provider in webhook_events.PROVIDERS and not its.recipient and not its.lost
+    ]
+    for id_, recipient in (webhook_events.recipients(tx, unknown) if unknown else {}).items():
+        usable = keys.text_of(f"string:{recipient}")
+        computed[id_] = computed[id_]._replace(recipient=usable and address(usable))
+    return computed
+
+
+class _LookedUp(NamedTuple):
+    """Deliveries by candidate id; those of ids that name many, by question."""
+
+    narrow: Mapping[str, Sequence[Candidate]]
+    wide_ids: frozenset[str]
+    wide: Mapping[Question, Sequence[Candidate]]
+
+    def of(self, tenant_id: str, wanted: Keys) -> Mapping[str, Sequence[Candidate]]:
+        """Return the deliveries that decide for an event, by candidate id."""
+        if self.wide_ids.isdisjoint(wanted.candidate_ids):
+            return self.narrow
+        return {**self.narrow, **{q.candidate_id: self.wide[q] for q in _questions(tenant_id, wanted, self.wide_ids)}}
+
+
+def _look_up(tx: Transaction, events: Iterable[tuple[str, Keys]]) -> _LookedUp:
+    events = list(events)
+    narrow: dict[str, list[Candidate]] = defaultdict(list)
+    ids = {id_ for _, its in events for id_ in its.candidate_ids}
+    for delivery in deliveries.of_ids(tx, ids) if ids else ():
+        narrow[delivery.candidate_id].append(delivery)
+    wide_ids = frozenset(id_ for id_, found in narrow.items() if len(found) > FEW)
+    wide: dict[Question, dict[str, Candidate]] = {q: {} for event in events for q in _questions(*event, wide_ids)}
+    if wide:
+        questions = list(wide)
+        for number, delivery in deliveries.of_wide_ids(tx, questions):
+            wide[questions[number]][delivery.delivery_id] = delivery
+    return _LookedUp(narrow, wide_ids, {question: tuple(found.values()) for question, found in wide.items()})
+
+
+def _questions(tenant_id: str, wanted: Keys, wide_ids: frozenset[str]) -> list[Question]:
+    if wide_ids.isdisjoint(wanted.candidate_ids):
+        return []
+    recipient = address(wanted.recipient) if wanted.recipient else None
+    known = providers.spellings(wanted.provider or "")
+    return [Question(id_, tenant_id, known, recipient) for id_ in wanted.candidate_ids if id_ in wide_ids]

@@ -1,0 +1,160 @@
+"""One batch: the transaction that claims, appends and projects; and what to do when it fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from mailglass_reconcile import projector, telemetry
+from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_of_data, is_outage, sqlstate
+from mailglass_reconcile.store import ledger, open_orphans, privileges
+from mailglass_reconcile.store.database import PAUSE_SECONDS, Connected, Transaction, in_progress, with_retries
+from mailglass_reconcile.store.ledger import LinkedEvent
+
+logger = logging.getLogger(__name__)
+
+Pairs = Sequence[tuple[str, str]]
+Notes = Mapping[str, Mapping[str, Any]]
+"""What else the appended event's metadata says, by orphan id."""
+
+DOUBT_SECONDS = 5
+"""How long an attempt waits for a COMMIT whose answer was lost, and which may wait for a replica itself."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What became of a batch's orphans; those that are nowhere here are settled, or were not reached in time."""
+
+    linked: list[LinkedEvent] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    held: int = 0
+    outage: DBAPIError | None = None
+    """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What one transaction does, or was about to commit when its connection was lost.
+
+    `taken` are the orphans whose key an event of another kind holds.
+    """
+
+    linked: list[LinkedEvent] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    claimed: int = 0
+    xact_id: str = ""
+    error: DBAPIError | None = None
+
+
+def link_batch(connected: Connected, pairs: Pairs, expired: Callable[[], bool], notes: Notes | None = None) -> Batch:
+    """Link what can be linked of *pairs*, each link committed whole or not at all.
+
+    A batch that fails on its data is halved until the culprit stands alone, which is reported and left open. A
+    lost connection, a deadlock and the like are tried again, a bounded number of times.
+
+    Args:
+        connected: A connection without a transaction.
+        pairs: `(orphan id, delivery id)`, as the judge found them.
+        expired: Whether the sweep's deadline has passed; checked before each transaction.
+        notes: For the metadata of the appended events.
+
+    Raises:
+        DatabaseRefusedError: This role lacks a right; the message has the GRANT.
+    """
+    batch = Batch()
+    waiting = [list(pairs)]
+    while waiting and not expired():
+        part = waiting.pop()
+        doubtful = _Attempt()
+        try:
+            done = with_retries(partial(_attempt, connected, part, notes or {}, doubtful))
+        except DBAPIError as error:
+            if is_outage(error):
+                batch.outage = error
+                return batch
+            privileges.require_rights(connected, error)
+            if len(part) > 1:
+                middle = len(part) // 2
+                waiting += [part[middle:], part[:middle]]
+            elif sqlstate(error) == LOCK_NOT_AVAILABLE:
+                batch.held += 1
+            else:
+                batch.failed.append(part[0][0])
+                logger.error("orphan %s cannot be linked (SQLSTATE %s); it stays open", part[0][0], sqlstate(error))
+        else:
+            batch.linked += done.linked
+            telemetry.note_lags(event.lag_seconds for event in done.linked)
+            batch.failed += done.taken
+            batch.held += len(part) - done.claimed
+    return batch
+
+
+def link_in(tx: Transaction, pairs: Pairs, reports: Sequence[LinkedEvent] = ()) -> list[LinkedEvent]:
+    """Link *pairs* in a caller's transaction and project them with *reports*; return the linked.
+
+    What cannot be linked because of its own data costs a savepoint and stays open; *reports* are projected anyway.
+    """
+    if pairs:
+        try:
+            with tx.connection.begin_nested():
+                linked, _ = _linked(tx, pairs, {})
+                projector.project(tx, [*reports, *linked])
+        except DBAPIError as error:
+            if not is_of_data(error):
+                raise
+            logger.error("events of a send cannot be linked (SQLSTATE %s); the next sweep tries again", sqlstate(error))
+        else:
+            return linked
+    if reports:
+        projector.project(tx, reports)
+    return []
+
+
+def _attempt(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) -> _Attempt:
+    """Link *pairs*, unless *doubtful*, what an earlier attempt was about to commit, turns out to be there."""
+    try:
+        if not (doubtful.linked and _was_committed(connected, doubtful)):
+            _link(connected, pairs, notes, doubtful)
+    except DBAPIError as error:
+        doubtful.error = error
+        raise
+    return doubtful
+
+
+def _was_committed(connected: Connected, doubtful: _Attempt) -> bool:
+    """Wait for the end of the transaction in doubt, and look whether its events are there."""
+    deadline = time.monotonic() + DOUBT_SECONDS
+    while True:
+        with connected.writing() as tx:  # the server that takes writes, not a replica's snapshot
+            if not in_progress(tx, doubtful.xact_id):
+                return ledger.present(tx, doubtful.linked[0].reconciled_id or "")
+        if doubtful.error and time.monotonic() > deadline:
+            raise doubtful.error
+        time.sleep(PAUSE_SECONDS)
+
+
+def _link(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) -> None:
+    """Claim, append, close, project, in one transaction; *doubtful* receives what it is about to commit."""
+    doubtful.linked, doubtful.taken, doubtful.claimed = [], [], 0
+    with connected.linking() as tx:
+        linked, known = _linked(tx, pairs, notes)
+        taken = sorted(ledger.not_reconciled(tx, known)) if known else []
+        open_orphans.close(tx, [one for one in known if one not in taken], [])
+        if linked:
+            projector.project(tx, linked)
+        doubtful.xact_id = tx.xact_id or ""
+        doubtful.linked, doubtful.taken, doubtful.claimed = linked, taken, len(linked) + len(known)
+    for event_id in taken:
+        logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
+
+
+def _linked(tx: Transaction, pairs: Pairs, notes: Notes) -> tuple[list[LinkedEvent], list[str]]:
+    """Return what was linked, and the orphans whose key the ledger held already."""
+    claimed = ledger.link(tx, pairs, notes)
+    return [one for one in claimed if one.reconciled_id], [one.event_id for one in claimed if not one.reconciled_id]

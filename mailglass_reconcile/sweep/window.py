@@ -1,0 +1,237 @@
+"""What one sweep looks at, and in which order.
+
+What is new comes first, then the rest from where the last full sweep stopped; what the database has refused before is
+last, so that it holds nothing up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+from mailglass_reconcile.errors import SchemaOutdatedError, hint
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.store import windows
+from mailglass_reconcile.store.database import Database, Transaction, with_retries
+from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
+from mailglass_reconcile.store.windows import Group, Outdated, Range, Slice
+
+LOOK_BACK_SECONDS = 2.0
+"""A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
+DUE_AGES = (4, 8, 16, 32, 64, 128, 256)
+"""Seconds after its arrival at which a recent sweep looks at an orphan again: at 256, full sweeps have taken over."""
+DUE_TICKS = 2
+"""So that a tick may come a whole interval late, and nothing that became due meanwhile is missed."""
+AHEAD_SECONDS = 300.0
+"""How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
+MAX_INTERVAL_SECONDS = 60
+MOST_RANGES = 100
+"""A backlog that would need more gets larger ones."""
+
+
+class Position(NamedTuple):
+    """How far full sweeps that could not finish have come.
+
+    Attributes:
+        covered: Everything that arrived until here was looked at since `since`, or will be before that ends.
+        resume: Where to continue in that part; None is its beginning.
+        since: When the first of these sweeps began, in UTC.
+    """
+
+    covered: Place
+    resume: Place | None
+    since: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the run history keeps it."""
+        return {"covered": self.covered, "resume": self.resume, "since": self.since}
+
+    @classmethod
+    def of_json(cls, kept: dict[str, Any] | None) -> Position | None:
+        """Return what `as_json` made, or None."""
+        if kept is None:
+            return None
+        resume = kept.get("resume")
+        return cls(Place(*kept["covered"]), Place(*resume) if resume else None, kept["since"])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a window: what is `fresh`, the `rest`, or what was `refused`; about how many orphans are open in it."""
+
+    slice: Slice
+    which: Literal["fresh", "rest", "refused"]
+    orphans: int
+
+    def after(self, place: Place) -> Part:
+        """Return what of it comes after a place."""
+        return replace(self, slice=replace(self.slice, after=place))
+
+
+@dataclass(slots=True)
+class Window:
+    """What is eligible, as a sweep saw it when it began.
+
+    Attributes:
+        now: That moment, in UTC.
+        whole: All of it, as one slice.
+        triggers: Whether the ledger's triggers are enabled.
+        groups: How many orphans are open in it, by rule, tenant and provider.
+        outdated: Which stored keys must be computed again.
+        parts: What must be looked at, in order.
+    """
+
+    now: str
+    whole: Slice
+    triggers: bool
+    groups: list[Group]
+    outdated: Outdated
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def eligible(self) -> int:
+        """How many orphans are open in it."""
+        return sum(group.orphans for group in self.groups)
+
+    @property
+    def unmatchable(self) -> int:
+        """How many of them have current keys without any usable id: they need no look."""
+        return sum(group.unmatchable for group in self.groups if group.rule not in self.outdated.marks)
+
+
+def open_window(
+    tx: Transaction,
+    tenant_id: str | None = None,
+    bounds: tuple[str | None, str | None] = (None, None),
+    recent: float | None = None,
+    position: Position | None = None,
+) -> Window:
+    """Return what a sweep will look at.
+
+    Args:
+        tx: A reading transaction.
+        tenant_id: Of this tenant only; None is all tenants.
+        bounds: Of what arrived after the first time and until the second only; both as Postgres writes them.
+        recent: Seconds between recent sweeps: what is new or due again, even in its grace; None: what is eligible.
+        position: Where the last full sweep stopped, if it did not finish.
+
+    Raises:
+        SchemaOutdatedError: The database lacks what this version needs.
+    """
+    seen = windows.survey(tx, ages=None if recent is None else due_ages(recent), after=bounds[0], until=bounds[1])
+    if not seen.indexed:
+        raise SchemaOutdatedError(
+            hint(
+                "the index mailglass_deliveries_reconcile_idx is missing or incomplete: "
+                "run `mailglass-reconcile migrate`"
+            )
+        )
+    whole = seen.whole(tenant_id)
+    of_any = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
+    groups = windows.groups(tx, whole, of_any, position.covered if position else FIRST)
+    marks = {group.rule for group in groups if group.rule and providers.is_outdated(group.rule)}
+    window = Window(seen.now, whole, seen.triggers, groups, of_any._replace(marks=marks))
+    window.parts = [part for part in _parts(whole, groups, position) if part.orphans]
+    return window
+
+
+def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> list[Part]:
+    usual = [group for group in groups if not group.refused]
+    orphans, fresh = sum(group.orphans for group in usual), sum(group.fresh for group in usual)
+    refused = Part(replace(whole, refused=True), "refused", sum(g.orphans for g in groups if g.refused))
+    if position is None:
+        return [Part(whole, "fresh", orphans), refused]
+    parts = [Part(replace(whole, after=position.covered), "fresh", fresh)]
+    resume = position.resume or whole.after
+    parts += [Part(replace(whole, after=resume, until=position.covered), "rest", orphans - fresh)]
+    if position.resume:
+        parts += [Part(replace(whole, until=position.resume), "rest", orphans - fresh)]
+    return [*parts, refused]
+
+
+def of_events(orphans: int) -> Window:
+    """Return the window of a sweep over given events."""
+    group = Group(None, False, None, None, False, orphans, 0, 0, 0)
+    return Window("", Slice(FIRST, LAST, ()), True, [group], Outdated((), "", ()))
+
+
+def next_position(swept: Window, part: Part, reached: Place | None, before: Position | None) -> Position:
+    """Return where the next full sweep continues.
+
+    Args:
+        swept: The window of a sweep that has stopped.
+        part: The part in which it stopped, fresh or rest.
+        reached: The last place that it looked at there, or None.
+        before: Where the sweep before it had stopped, or None.
+    """
+    since = before.since if before else swept.now
+    if part.which == "fresh":
+        return Position(reached or part.slice.after, before.resume if before else None, since)
+    return Position(swept.whole.until, reached or part.slice.after, since)
+
+
+def due_ages(interval: float) -> list[tuple[float, float]]:
+    """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
+
+    They are disjoint, and the oldest comes first.
+
+    Args:
+        interval: Seconds between recent sweeps.
+    """
+    ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
+    for age in DUE_AGES:
+        older, younger = ranges[-1]
+        if age <= older:
+            ranges[-1] = (max(older, age + DUE_TICKS * interval), younger)
+        else:
+            ranges.append((age + DUE_TICKS * interval, age))
+    return ranges[::-1]
+
+
+def seconds_for(interval: float) -> float:
+    """Return how long a recent sweep may take: a burst is left to the next ones, and to the full sweep."""
+    return max(LOOK_BACK_SECONDS, interval)
+
+
+def require_interval(interval: float) -> None:
+    """Refuse an interval, in seconds, that no recent sweep can have.
+
+    Raises:
+        ValueError: It is not above 0, or above 60.
+    """
+    if not 0 < interval <= MAX_INTERVAL_SECONDS:
+        raise ValueError(f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")
+
+
+def cut(database: Database, tenant_id: str | None, size: int) -> tuple[int, list[Range]]:
+    """Return how many orphans are eligible and, if more than *size*, ranges of arrival with about *size* in each.
+
+    The ranges are disjoint and cover the window of a full sweep. All that arrived at one time is in one range.
+
+    Args:
+        database: The database.
+        tenant_id: Of this tenant only; None is all tenants.
+        size: Orphans that one sweep will look at.
+
+    Raises:
+        MailglassReconcileError: The database refused, cannot be reached, or lacks what this version needs.
+        ValueError: *size* is below 1.
+    """
+    if size < 1:
+        raise ValueError("fan_out must be at least 1")
+
+    def read() -> tuple[int, list[Range]]:
+        with connected.reading() as tx:
+            window = open_window(tx, tenant_id)
+            if window.eligible <= size:
+                return window.eligible, []
+            ranges = min(MOST_RANGES, math.ceil(window.eligible / size))
+            edges = windows.cuts(tx, window.whole, math.ceil(window.eligible / ranges), window.eligible)
+        (whole,) = window.whole.ranges
+        return window.eligible, [Range(*each) for each in pairwise([whole.after, *dict.fromkeys(edges), whole.until])]
+
+    with database.connect() as connected:
+        return with_retries(read)
