@@ -13,7 +13,7 @@ ROOMY := $(shell awk '$$2 == "$(MEMORY)" && $$4 !~ /noexec/ {print $$2; exit}' /
 TMPDIR ?= $(ROOMY)
 PYTEST = $(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all lint docs faults soak broken bench performance rabbitmq clean
+.PHONY: demo test test-all lint docs faults soak broken bench rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -47,12 +47,9 @@ soak: $(VENV)/test.stamp
 broken: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python -m faults.broken $(ARGS)
 
-bench: $(VENV)/test.stamp
+# Takes about an hour on a quiet machine, and writes docs/performance.md; ARGS="--quick calls" tries one part out.
+bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
-
-# Takes about twelve minutes on a quiet machine, and writes docs/performance.md; ARGS="--quick" tries it out.
-performance: $(VENV)/bench.stamp
-	$(BIN)/python -m bench.performance $(ARGS)
 
 # Needs Debian's package rabbitmq-server, and says so where it is missing.
 rabbitmq: $(VENV)/test.stamp

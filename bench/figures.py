@@ -1,10 +1,10 @@
-"""What a part of the benchmark measured: figures beside their targets, and the points of its curves."""
+"""What a part of the benchmark measures: figures with their targets, and the points of its curves."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 Points = list[tuple[float, float]]
@@ -12,33 +12,51 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure; `target` is None if nothing was promised."""
+    """One figure.
+
+    Attributes:
+        name: What was measured.
+        value: How much; a ratio if `by_hand` is given.
+        unit: Its unit; empty for a ratio or a count.
+        target: At most, or at least, this much; None without a target.
+        least: Whether the target is what is wanted at least.
+        note: What else a reader should know.
+        ours: For a comparison, what this package took, with its unit.
+        by_hand: For a comparison, what the hand-written alternative took, with its unit.
+    """
 
     name: str
     value: float
-    unit: str
+    unit: str = ""
     target: float | None = None
-    at_most: bool = True
+    least: bool = False
     note: str = ""
+    ours: str = ""
+    by_hand: str = ""
 
     @property
     def verdict(self) -> str:
-        """Return `met` or `MISSED`, or nothing without a target."""
+        """Return `met` or `missed`, or nothing without a target."""
         if self.target is None:
             return ""
-        return "met" if (self.value <= self.target if self.at_most else self.value >= self.target) else "MISSED"
+        return "met" if (self.value >= self.target if self.least else self.value <= self.target) else "missed"
 
     @property
     def wanted(self) -> str:
         """Return the target in words."""
-        if self.target is None:
-            return ""
-        return f"at {'most' if self.at_most else 'least'} {number(self.target)}"
+        return "" if self.target is None else f"at {'least' if self.least else 'most'} {number(self.target)}"
 
     def line(self) -> str:
-        """Return the figure beside its target as a line for a terminal."""
-        value = f"{self.verdict:<7}{self.name:<72}{number(self.value):>10} {self.unit:<9}{self.wanted:<18}"
-        return f"{value}{self.note}".rstrip()
+        """Return the figure as a line for a terminal."""
+        compared = f"{self.ours} / {self.by_hand}" if self.by_hand else ""
+        value = f"{number(self.value)} {self.unit}"
+        return f"{self.verdict:<7}{self.name:<68}{value:>16}  {self.wanted:<16}{compared}  {self.note}".rstrip()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what differs from the defaults; the value with four digits that count."""
+        kept = {each.name: each.default for each in fields(self)}
+        found = {name: value for name, value in asdict(self).items() if value != kept[name]}
+        return found | {"value": float(f"{self.value:.4g}")}
 
 
 @dataclass(slots=True)
@@ -49,47 +67,28 @@ class Part:
     curves: dict[str, Points] = field(default_factory=dict)
     """Points by the curve's name, such as `latency: follow`."""
 
-    def add(
-        self, name: str, value: float, unit: str, target: float | None = None, *, least: bool = False, note: str = ""
-    ) -> None:
-        """Keep a figure, and print it beside its target.
+    def add(self, name: str, value: float, unit: str = "", target: float | None = None, **more: Any) -> None:
+        """Keep a figure, and print it; *more* as in `Figure`."""
+        self.figures.append(Figure(name, value, unit, target, **more))
+        print(self.figures[-1].line(), flush=True)
 
-        Args:
-            name: What was measured.
-            value: How much.
-            unit: Of what; empty for a ratio or a count.
-            target: What is wanted at most.
-            least: Whether the target is what is wanted at least.
-            note: What else a reader should know.
-        """
-        figure = Figure(name, value, unit, target, not least, note)
-        self.figures.append(figure)
-        print(figure.line(), flush=True)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        figures = [{**asdict(figure), "verdict": figure.verdict} for figure in self.figures]
-        return {"figures": figures, "curves": self.curves}
+    def compare(self, name: str, ours: float, by_hand: float, unit: str, target: float, **more: Any) -> None:
+        """Keep a ratio of ours to what was written by hand, both in *unit*."""
+        shown = {"ours": f"{number(ours)} {unit}", "by_hand": f"{number(by_hand)} {unit}"}
+        self.add(name, ours / by_hand, "", target, **shown, **more)
 
 
 def medians(runs: Sequence[Part]) -> Part:
     """Return each figure's median over several runs of a part, and the curves of the last run."""
     values: dict[str, list[float]] = {}
-    for run in runs:
-        for figure in run.figures:
-            values.setdefault(figure.name, []).append(figure.value)
+    for figure in (figure for run in runs for figure in run.figures):
+        values.setdefault(figure.name, []).append(figure.value)
     last = runs[-1]
-    figures = [replace(figure, value=statistics.median(values[figure.name])) for figure in last.figures]
-    return Part(figures, last.curves)
-
-
-def figure(json: dict[str, Any]) -> Figure:
-    """Return a figure that `as_dict` wrote."""
-    return Figure(**{name: value for name, value in json.items() if name != "verdict"})
+    return Part([replace(f, value=statistics.median(values[f.name])) for f in last.figures], last.curves)
 
 
 def number(value: float) -> str:
-    """Return a number as a reader likes it: three digits that count, and thousands apart."""
+    """Return a number with three digits that count, and thousands apart."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) < 10 else 1}f}" if abs(value) >= 0.1 else f"{value:.2g}"
@@ -98,4 +97,4 @@ def number(value: float) -> str:
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the smallest of *values* that at least *percent* of them do not exceed."""
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)]
+    return ordered[max(0, int(-(-len(ordered) * percent // 100)) - 1)]

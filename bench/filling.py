@@ -1,45 +1,55 @@
-"""The data of the benchmark: made in the database by a seed, and copied from templates."""
+"""The benchmark's data: made in the database from a seed, through the triggers, and copied from templates."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import psycopg
-from psycopg import sql
 
-SEED = 20_240_501
+from bench.machine import vacuum
+
+SEED = "20240501"
+
+Layout = Literal["spread", "in order", "tied"]
+"""How orphans lie: arrivals over a thousand seconds with random ids; the same with ascending ids, as UUIDv7 gives
+them; or ten moments only, with random ids, as large transactions leave them."""
 
 DELIVERIES = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
        last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
-SELECT md5(%(seed)s || 'd' || i)::uuid, 'tenant-' || i %% 10, 'Mail', 'transactional', 'u' || i || '@example.com',
-       'example.com',
+SELECT md5(%(seed)s || 'd' || i || '/' || c)::uuid, 'tenant-' || i %% 10, 'Mail', 'transactional',
+       'u' || i || CASE WHEN c = 1 THEN '' ELSE '-' || c END || '@example.com', 'example.com',
        CASE WHEN i %% 2 = 0 THEN md5(%(seed)s || 'm' || i)::uuid::text
             ELSE left(translate(encode(sha256((%(seed)s || 's' || i)::bytea), 'base64'), '+/', '-_'), 22) END,
        'dispatched', now() - interval '1 hour', now() - interval '1 hour', now(), now()
-  FROM generate_series(1, %(deliveries)s) AS i
+  FROM generate_series(1, %(deliveries)s) AS i, generate_series(1, %(copies)s) AS c
 """
 
 ORPHANS = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation,
                               inserted_at)
-SELECT md5(%(seed)s || %(kind)s || i || ':' || k)::uuid, 'tenant-' || i %% 10,
-       CASE WHEN k = 0 THEN 'delivered' ELSE 'opened' END,
+SELECT CASE %(layout)s WHEN 'in order'
+            THEN ('01900000-0000-7000-' || lpad(to_hex(32768 + ascii(%(kind)s)), 4, '0') || '-'
+                  || lpad(to_hex(2 * i + k), 12, '0'))::uuid
+            ELSE md5(%(seed)s || %(kind)s || i || ':' || k)::uuid END,
+       %(tenants)s || '-' || n %% 10, CASE WHEN k = 0 THEN 'delivered' ELSE 'opened' END,
        now() - interval '50 minutes' + k * interval '1 second', %(kind)s || ':' || i || ':' || k,
-       CASE WHEN i %% 2 = 0
+       CASE WHEN n %% 2 = 0
             THEN jsonb_build_object('provider', 'postmark', 'provider_event_id', 'x' || i || k,
                                     'record_type', 'Delivery',
-                                    'message_id', md5(%(seed)s || %(kind)s || i)::uuid::text)
+                                    'message_id', md5(%(seed)s || %(kind)s || n)::uuid::text)
             ELSE jsonb_build_object('provider', 'sendgrid', 'provider_event_id', 'x' || i || k, 'event', 'delivered',
                    'sg_message_id', left(translate(encode(sha256((%(seed)s
-                     || CASE %(kind)s WHEN 'm' THEN 's' ELSE %(kind)s END || i)::bytea), 'base64'), '+/', '-_'), 22)
+                     || CASE %(kind)s WHEN 'm' THEN 's' ELSE %(kind)s END || n)::bytea), 'base64'), '+/', '-_'), 22)
                      || '.filter0361p1las1-11880-5978131E-23.0') END
          || CASE WHEN %(padding)s = 0 THEN '{}'::jsonb ELSE jsonb_build_object('blob', repeat('x', %(padding)s)) END,
        true, now()::timestamp - interval '40 minutes'
-             + i * (interval '1000 seconds' / greatest(%(messages)s, 1)) + k * interval '2 seconds'
-  FROM generate_series(1, %(messages)s) AS i, generate_series(0, 1) AS k
+             + CASE %(layout)s WHEN 'tied' THEN (i * 10 / (%(messages)s + 1)) * interval '100 seconds'
+                    ELSE i * (interval '1000 seconds' / greatest(%(messages)s, 1)) + k * interval '2 seconds' END
+  FROM generate_series(1, %(messages)s) AS i, generate_series(0, 1) AS k,
+       LATERAL (SELECT CASE WHEN %(ids)s = 0 THEN i ELSE 1 + i %% greatest(%(ids)s, 1) END AS n) AS number
 """
-"""Two events per message, two seconds apart; of kind `m` they match, of any other they never do."""
+"""Two events for each message; of kind `m` their ids are those of deliveries, of any other they are nobody's."""
 
 CAMPAIGN = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
@@ -49,7 +59,6 @@ SELECT md5(%(seed)s || 'c' || i)::uuid, 'tenant-1', 'News', 'bulk', 'u' || i || 
        now() - interval '1 hour', now(), now()
   FROM generate_series(1, %(deliveries)s) AS i
 """
-
 CAMPAIGN_EVENTS = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
 SELECT md5(%(seed)s || 'ce' || i)::uuid, 'tenant-1', 'delivered', now() - interval '50 minutes',
@@ -65,24 +74,46 @@ INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, ide
 SELECT gen_random_uuid(), tenant_id, gen_random_uuid(), 'reconciled', now(), 'reconciled:' || id, inserted_at
   FROM mailglass_events WHERE needs_reconciliation
 """
+AGED = "UPDATE mailglass_events SET inserted_at = inserted_at - %(days)s * interval '1 day' WHERE tenant_id < %(below)s"
+
+NOBODYS = {"kind": "n", "tenants": "tenant"}
+"""Orphans that no delivery has the ids of."""
+ANOTHER_TENANTS = {"kind": "m", "tenants": "other"}
+"""Orphans that only another tenant's deliveries have the ids of; with deliveries in two copies, ambiguous ones are of
+kind `m` and their own tenant."""
 
 
-def fill(url: str, *, deliveries: int = 0, messages: int = 0, kind: str = "m", padding: int = 0) -> None:
-    """Insert deliveries, and two orphans for each of *messages*, through the triggers; then vacuum.
+def fill(
+    url: str,
+    *,
+    deliveries: int = 0,
+    copies: int = 1,
+    messages: int = 0,
+    kind: str = "m",
+    tenants: str = "tenant",
+    ids: int = 0,
+    padding: int = 0,
+    layout: Layout = "spread",
+) -> None:
+    """Insert deliveries, and two orphans for each of *messages*; then vacuum.
 
     Args:
         url: The migrated database.
-        deliveries: How many deliveries.
+        deliveries: How many message ids have deliveries.
+        copies: How many deliveries each of these ids has.
         messages: How many messages have orphans; the first *deliveries* of kind `m` match.
         kind: `m`, or another letter for ids that no delivery has.
+        tenants: The orphans' tenants are this name and a digit; deliveries belong to `tenant`.
+        ids: If not 0, all orphans are of so many ids.
         padding: Characters of further metadata in each orphan.
+        layout: How the orphans lie.
     """
-    values: dict[str, Any] = {"seed": str(SEED), "deliveries": deliveries, "messages": messages, "kind": kind}
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
-        cursor.execute(DELIVERIES, values)
-        cursor.execute(ORPHANS, {**values, "padding": padding})
-        cursor.execute("VACUUM ANALYZE")
+        cursor.execute(DELIVERIES, {"seed": SEED, "deliveries": deliveries, "copies": copies})
+        orphans = {"messages": messages, "kind": kind, "tenants": tenants, "ids": ids, "padding": padding}
+        cursor.execute(ORPHANS, {**orphans, "seed": SEED, "layout": layout})
+    vacuum(url)
 
 
 def fill_campaign(url: str, deliveries: int, orphans: int, *, one_id: bool) -> None:
@@ -94,46 +125,29 @@ def fill_campaign(url: str, deliveries: int, orphans: int, *, one_id: bool) -> N
         orphans: For how many of them there is an event, which names its recipient.
         one_id: Whether all of them have the same message id.
     """
-    values: dict[str, Any] = {"seed": str(SEED), "deliveries": deliveries, "orphans": orphans, "one_id": one_id}
+    values = {"seed": SEED, "deliveries": deliveries, "orphans": orphans, "one_id": one_id}
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
         cursor.execute(CAMPAIGN, values)
         cursor.execute(CAMPAIGN_EVENTS, values)
-        cursor.execute("VACUUM ANALYZE")
+    vacuum(url)
 
 
-def middle(url: str) -> str:
-    """Return the time until which half of the open orphans arrived."""
-    with psycopg.connect(url) as connection:
-        row = connection.execute(
-            "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY arrived_at)::text FROM mailglass_open_orphans"
-        ).fetchall()[0]
-    return str(row[0])
+def fill_reconciled(url: str, orphans: int, *, days: int = 0, below: str = "u") -> None:
+    """Insert orphans that are reconciled already, with the triggers off, because they would cancel each other out.
 
-
-def fill_reconciled(url: str, orphans: int) -> None:
-    """Insert orphans that are reconciled already, with the triggers off, because they would cancel each other out."""
-    values: dict[str, Any] = {"seed": str(SEED), "messages": orphans // 2, "kind": "r", "padding": 0}
+    Args:
+        url: The migrated database.
+        orphans: How many, each with its `reconciled` event.
+        days: How much longer ago some of them arrived.
+        below: Those are the tenants with a name before this one.
+    """
+    values = {"messages": orphans // 2, "kind": "r", "tenants": "tenant", "ids": 0, "padding": 0, "layout": "spread"}
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
         cursor.execute("SET session_replication_role = replica")
-        cursor.execute(ORPHANS, values)
+        cursor.execute(ORPHANS, {**values, "seed": SEED})
         cursor.execute(RECONCILED)
-        cursor.execute("VACUUM ANALYZE")
-
-
-def database(server: str, name: str, template: str = "template1") -> str:
-    """Make a database as a copy of *template*, and return its URL."""
-    with psycopg.connect(server, autocommit=True) as connection:
-        drop(server, name)
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
-        connection.execute("CHECKPOINT")
-    return server.replace("/postgres?", f"/{name}?")
-
-
-def drop(server: str, name: str) -> None:
-    """Drop a database if it is there."""
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        if days:
+            cursor.execute(AGED, {"days": days, "below": below})
+    vacuum(url)

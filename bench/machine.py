@@ -1,59 +1,125 @@
-"""The servers that a benchmark runs on, the databases on them, and sweeps in processes of their own."""
+"""The servers that the benchmark runs on, the databases on them, and programs in processes of their own."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from bench import data
-from mailglass_reconcile import Settings
-from mailglass_reconcile.store.engines import create_engine
-from mailglass_reconcile.store.migration import runner
+import psycopg
+from psycopg import sql
+
+from mailglass_reconcile.testing.postgres import Postgres
 
 
 class Machine:
-    """One PostgreSQL and one Redis-protocol server; every size of the benchmark is divided by `scale`."""
+    """One PostgreSQL and one Redis-protocol server; sizes are divided by `scale`, and medians are of `rounds`."""
 
-    def __init__(self, server: str, redis_url: str, scale: int) -> None:
-        """Use the servers of these two URLs; the first is a superuser's."""
-        self.server, self.redis_url, self.scale = server, redis_url, scale
+    def __init__(self, postgres: Postgres, redis_url: str, scale: int) -> None:
+        """Make the templates: `migrated` has Mailglass's tables and ours, `bare` has Mailglass's alone."""
+        self.postgres, self.redis_url, self.scale = postgres, redis_url, scale
+        self.server, self.rounds = postgres.url, 1 if scale > 1 else 3
+        os.environ["MAILGLASS_REDIS_URL"] = redis_url
+        url = self.copy("template1", "migrated")
+        self.run_to_its_end(url, "-m", "mailglass_reconcile", "migrate")
+        self.run_to_its_end(self.copy("migrated", "bare"), "-m", "mailglass_reconcile", "migrate", "--remove")
 
-    def migrated(self, name: str) -> str:
-        """Return the URL of a new database with Mailglass's tables and ours."""
-        url = data.database(self.server, name)
-        settings = Settings(database_url=url)
-        runner.migrate(create_engine(settings), settings, lambda line: None)
-        return url
+    def scaled(self, size: int) -> int:
+        """Return a size for this run."""
+        return max(2, size // self.scale)
 
     def copy(self, template: str, name: str = "run") -> str:
-        """Return the URL of a new database that is a copy of *template*."""
-        return data.database(self.server, name, template)
+        """Make a database as a copy of *template*, and return its URL; one that has the name already is dropped."""
+        self.drop(name)
+        with psycopg.connect(self.server, autocommit=True) as connection:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+            connection.execute("CHECKPOINT")
+        return self.server.replace("/postgres?", f"/{name}?")
+
+    def drop(self, *names: str) -> None:
+        """Drop databases if they are there."""
+        with psycopg.connect(self.server, autocommit=True) as connection:
+            for name in names:
+                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def environment(self, url: str) -> dict[str, str]:
         """Return this process's environment with the settings that lead to the database of *url*."""
-        return {**os.environ, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": self.redis_url}
+        return {**os.environ, "MAILGLASS_DATABASE_URL": url}
+
+    def run_to_its_end(self, url: str, *arguments: str, **settings: str) -> str:
+        """Run a Python program on the database of *url*, and return what it printed."""
+        environment = self.environment(url) | settings
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return done.stdout
+
+    @contextmanager
+    def running(self, url: str, *arguments: str) -> Iterator[int]:
+        """Run a Python program while the block runs, and yield its process id.
+
+        Raises:
+            SystemExit: It ended before that.
+        """
+        directory = Path(tempfile.mkdtemp(prefix="mailglass-bench-"))
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=self.environment(url), stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            yield process.pid
+        finally:
+            ended = process.poll() is not None
+            process.terminate()
+            process.wait(20)
+            last = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
+            shutil.rmtree(directory)
+            if ended:
+                raise SystemExit(f"python {' '.join(arguments)} ended by itself: {last}")
 
     def sweep(self, url: str, *options: str) -> dict[str, Any]:
-        """Sweep in a process of its own, and return what it printed."""
+        """Sweep in a process of its own, and return what `bench.sweeping` printed."""
         return self.sweeps(url, options)[0]
 
     def sweeps(self, url: str, *processes: Sequence[str], **settings: str) -> list[dict[str, Any]]:
-        """Sweep in several processes at once, each with its options, and return what each of them printed.
+        """Sweep in several processes at the same time.
 
         Args:
             url: The database.
-            processes: The options of `bench.sweep`, for each process.
+            processes: The options of `bench.sweeping`, for each process.
             settings: Further environment variables, for all of them.
+
+        Returns:
+            What each of them printed.
         """
         environment = self.environment(url) | settings
+        command = [sys.executable, "-m", "bench.sweeping"]
         children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "bench.sweep", *options], env=environment, stdout=subprocess.PIPE, text=True
-            )
+            subprocess.Popen([*command, *options], env=environment, stdout=subprocess.PIPE, text=True)
             for options in processes
         ]
         return [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+
+    def about(self) -> str:
+        """Describe servers, interpreter and machine."""
+        with psycopg.connect(self.server) as connection:
+            version = connection.info.server_version
+        return (
+            f"PostgreSQL {version // 10_000}.{version % 10_000}, Python {platform.python_version()},"
+            f" {os.cpu_count()} cores (load average {os.getloadavg()[0]:.1f} before)"
+        )
+
+
+def vacuum(url: str) -> None:
+    """Vacuum and analyze a database."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")

@@ -1,29 +1,40 @@
-"""Where the figures go: `performance/figures.json`, the SVGs beside it, and the tables in `performance.md`."""
+"""Where the figures go: `performance/figures.json`, the curves next to it, and the tables in `performance.md`."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.performance import plot
-from bench.performance.figures import Figure, figure, number
+from bench.figures import Figure, Points, number
 
 Parts = dict[str, dict[str, Any]]
 
-SUMMED_UP = ("maximum sustained", "links a second", ": its own processes", "the backlog of an hour is gone after")
-"""Ends of names that stand in the summary without a target."""
+TRIAL = "**Not to be quoted:** some of these figures are of a trial (`--quick`), with small sizes.\n\n"
 
-DETAILS = ("events in this run", "left to the next sweep")
-"""Ends of names that have a target and do not stand there."""
 
-TRIAL = (
-    "**Not to be quoted:** some of these figures are of a trial (`--quick`), with small sizes and perhaps beside other"
-    " work.\n\n"
+class Chart(NamedTuple):
+    """One picture: the curves whose names begin with `prefix`."""
+
+    file: str
+    prefix: str
+    title: str
+    x: str
+    y: str
+    scale: str = "log"
+
+
+CHARTS = (
+    Chart("latency", "latency: ", "From the later commit to the subscriber", "milliseconds", "% that took longer"),
+    Chart("processes", "processes", "A backlog, by worker processes", "processes", "links a second", "linear"),
+    Chart("open", "open orphans", "A sweep, by open orphans", "open orphans, all linked", "seconds"),
+    Chart("never", "never matching", "A sweep, by orphans that never match", "open orphans, none linked", "seconds"),
+    Chart("stuck", "stuck: ", "A sweep, by orphans that cannot be linked", "open orphans", "seconds", "linear"),
+    Chart("history", "history", "A sweep of 2,000 orphans, by history", "reconciled orphans in the ledger", "seconds"),
+    Chart("batch", "batch size: links", "A sweep, by batch size", "orphans in a batch", "links a second"),
+    Chart("locks", "batch size: ms", "How long a batch holds its rows", "orphans in a batch", "milliseconds"),
+    Chart("outage", "outage: ", "Simulated: an hour without sweeps", "minutes", "backlog, orphans", "linear"),
 )
-
-HEAD = "| figure | measured | target | |\n|---|---|---|---|\n"
 
 
 def read(docs: Path) -> Parts:
@@ -32,39 +43,92 @@ def read(docs: Path) -> Parts:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write(docs: Path, parts: Parts) -> None:
+def write(docs: Path, parts: Parts, *, draws: bool = True) -> None:
     """Write the figures of *parts*, their curves, and their tables between the markers of `performance.md`."""
     directory = docs / "performance"
     directory.mkdir(exist_ok=True)
-    (directory / "figures.json").write_text(json.dumps(parts, indent=1) + "\n")
-    plot.draw({name: points for part in parts.values() for name, points in part["curves"].items()}, directory)
+    (directory / "figures.json").write_text(as_lines(parts))
+    if draws:
+        _draw({name: points for part in parts.values() for name, points in part["curves"].items()}, directory)
     page = docs / "performance.md"
     text = page.read_text()
     for name, part in parts.items():
-        text = _between(text, name, _table(part))
-    page.write_text(_between(text, "summary", _summary(parts)))
+        head, marker, rest = text.partition(f"<!-- {name}: written by python -m bench -->\n")
+        if marker:
+            text = head + marker + table(part) + _images(part) + rest[rest.index("<!-- end -->") :]
+    page.write_text(text)
 
 
-def _between(text: str, name: str, block: str) -> str:
-    pattern = re.compile(rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda found: f"{found[1]}{block}{found[2]}", text)
+def as_lines(parts: Parts) -> str:
+    """Return *parts* as JSON, one line for each figure and each curve."""
+    written = []
+    for name, part in parts.items():
+        about = {key: value for key, value in part.items() if key not in ("figures", "curves")}
+        figures = ",\n   ".join(json.dumps(each, ensure_ascii=False) for each in part["figures"])
+        curves = ",\n   ".join(f"{json.dumps(curve)}: {_compact(points)}" for curve, points in part["curves"].items())
+        head = json.dumps(about, ensure_ascii=False)[:-1]
+        written.append(f' {json.dumps(name)}: {head},\n  "figures": [\n   {figures}],\n  "curves": {{\n   {curves}}}}}')
+    return "{\n" + ",\n".join(written) + "\n}\n"
 
 
-def _summary(parts: Parts) -> str:
-    rows = [figure(each) for part in parts.values() for each in part["figures"]]
-    summed_up = [row for row in rows if row.target is not None or row.name.endswith(SUMMED_UP)]
-    trial = TRIAL if any("--quick" in part["command"] for part in parts.values()) else ""
-    return trial + HEAD + "".join(_row(row) for row in summed_up if not row.name.endswith(DETAILS))
+def _compact(points: Points) -> str:
+    return json.dumps([[float(f"{value:.4g}") for value in point] for point in points], separators=(",", ":"))
 
 
-def _table(part: dict[str, Any]) -> str:
-    rows = [figure(each) for each in part["figures"]]
-    return f"`{part['command']}`, {part['date']}, {part['seconds']} s. {part['machine']}\n\n{HEAD}" + "".join(
-        _row(row, row.note) for row in rows
-    )
+def table(part: dict[str, Any]) -> str:
+    """Return the figures of a part as a Markdown table, after a line with how they were measured."""
+    rows = [Figure(**each) for each in part["figures"]]
+    head = f"{TRIAL * ('--quick' in part['command'])}`{part['command']}`, {part['date']}, {part['machine']}\n\n"
+    if any(row.by_hand for row in rows):
+        lines = [f"| {_name(r)} | {_ours(r)} | {r.by_hand} | {_ratio(r)} | {r.wanted} | {_bold(r)} |\n" for r in rows]
+        return head + "| | ours | by hand | ratio | target | |\n|---|---|---|---|---|---|\n" + "".join(lines)
+    lines = [f"| {_name(r)} | {number(r.value)} {r.unit} | {r.wanted} | {_bold(r)} |\n" for r in rows]
+    return head + "| | measured | target | |\n|---|---|---|---|\n" + "".join(lines)
 
 
-def _row(row: Figure, note: str = "") -> str:
-    verdict = "**missed**" if row.verdict == "MISSED" else row.verdict
-    name = f"{row.name}<br><sub>{note}</sub>" if note else row.name
-    return f"| {name} | {number(row.value)} {row.unit} | {row.wanted} | {verdict} |\n"
+def _images(part: dict[str, Any]) -> str:
+    shown = [chart for chart in CHARTS if any(name.startswith(chart.prefix) for name in part["curves"])]
+    return "".join(f"\n![{chart.title}](performance/{chart.file}.svg)\n" for chart in shown)
+
+
+def _name(row: Figure) -> str:
+    return f"{row.name}<br><sub>{row.note}</sub>" if row.note else row.name
+
+
+def _ours(row: Figure) -> str:
+    return row.ours if row.by_hand else f"{number(row.value)} {row.unit}"
+
+
+def _ratio(row: Figure) -> str:
+    return number(row.value) if row.by_hand else ""
+
+
+def _bold(row: Figure) -> str:
+    return "**missed**" if row.verdict == "missed" else row.verdict
+
+
+def _draw(curves: dict[str, Points], directory: Path) -> None:
+    """Draw every chart that *curves* has points of; the same points make the same bytes."""
+    import matplotlib as mpl  # noqa: PLC0415 - only a run that is kept needs it
+    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415
+
+    mpl.rcParams.update({"svg.hashsalt": "mailglass-reconcile", "svg.fonttype": "none", "font.size": 9})
+    for chart in CHARTS:
+        shown = {name: points for name, points in curves.items() if name.startswith(chart.prefix)}
+        if not shown:
+            continue
+        canvas = Canvas(figsize=(6, 3.2), layout="constrained", facecolor="white")
+        axes = canvas.subplots()
+        for name, points in shown.items():
+            marker = "o" if len(points) < 20 else None
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=name.partition(": ")[2] or name)
+        axes.set(xscale=chart.scale, yscale=chart.scale, title=chart.title, xlabel=chart.x, ylabel=chart.y)
+        if chart.scale == "linear":
+            axes.set_ylim(bottom=0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, position: f"{value:,g}")
+            axis.set_minor_formatter(lambda value, position: "")
+        axes.grid(alpha=0.3)
+        if len(shown) > 1:
+            axes.legend(frameon=False)
+        canvas.savefig(directory / f"{chart.file}.svg", format="svg", metadata={"Date": None})

@@ -1,99 +1,115 @@
-"""One sweep in a process of its own; prints its figures as a JSON object.
-
-Arguments: `--buffers`, `--tenant ID`, and the bounds of arrival `--after TIME` and `--until TIME`.
-"""
+"""One sweep, or one prune, in a process of its own; prints its figures as a JSON object."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import SecretStr
 
-from bench.rivals import backend_seconds
-from mailglass_reconcile import runtime
-from mailglass_reconcile.sweep import full
+import mailglass_reconcile
+from bench.cpu import backend_seconds
+from mailglass_reconcile import Settings
 
-BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
+PLAN = re.compile(r"duration: (?P<ms>[0-9.]+) ms.*?Buffers: shared(?: hit=(?P<hit>\d+))?(?: read=(?P<read>\d+))?", re.S)
 
 
-def count_buffers(engine: sa.Engine, found: list[int], tell: Callable[[str], None] = lambda said: None) -> None:
-    """Let Postgres explain every statement, and collect the buffers of each plan's top node in *found*.
+def engine_of(url: str) -> sa.Engine:
+    """Return an engine like the package's own, which keeps no connection."""
+    return sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg"),
+        poolclass=sa.NullPool,
+        connect_args={"prepare_threshold": None, "client_encoding": "utf8"},
+    )
 
-    *tell* is called with what it says of each such plan.
-    """
+
+def explain(engine: sa.Engine, found: list[tuple[float, int]]) -> None:
+    """Let Postgres explain every statement; collect its milliseconds and the buffers of its plan in *found*."""
 
     def notice(diagnostic: Any) -> None:
-        said = diagnostic.message_primary or ""
-        if buffers := BUFFERS.search(said):
-            found.append(sum(int(number or 0) for number in buffers.groups()))
-            tell(said)
+        if plan := PLAN.search(diagnostic.message_primary or ""):
+            found.append((float(plan["ms"]), int(plan["hit"] or 0) + int(plan["read"] or 0)))
 
     @sa.event.listens_for(engine, "connect")
-    def explain(connection: Any, record: Any) -> None:
+    def connected(connection: Any, record: Any) -> None:
         connection.add_notice_handler(notice)
-        cursor = connection.cursor()
-        cursor.execute(
+        connection.execute(
             "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_analyze = on;"
             " SET auto_explain.log_buffers = on; SET auto_explain.log_level = notice"
         )
         connection.commit()
 
 
-def peak_memory() -> int:
-    """Return this process's peak memory in KiB; `ru_maxrss` would count the parent's before exec."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])
-
-
-def count_backend(engine: sa.Engine, found: list[float]) -> None:
-    """Collect in *found* the CPU seconds of each backend that *engine* talks to, when its connection closes."""
+def count_backends(engine: sa.Engine, found: list[float]) -> None:
+    """Collect in *found* the CPU seconds of each backend of *engine*, when its connection closes."""
 
     @sa.event.listens_for(engine, "close")
-    def close(connection: Any, record: Any) -> None:
+    def closed(connection: Any, record: Any) -> None:
         found.append(backend_seconds(connection.info.backend_pid))
 
 
-def python_seconds() -> float:
-    """Return this process's CPU seconds so far."""
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    return spent.ru_utime + spent.ru_stime
+def measured(action: Callable[[], dict[str, Any]], url: str, *, explained: bool = False) -> dict[str, Any]:
+    """Call *action* on an engine whose backends are counted, and return its counts with what it cost."""
+    plans: list[tuple[float, int]] = []
+    backends: list[float] = []
+    engine = engine_of(url)
+    count_backends(engine, backends)
+    if explained:
+        explain(engine, plans)
+    mailglass_reconcile.configure(engine=engine, settings=Settings(database_url=SecretStr(url)))
+    spent, began = time.process_time(), time.time()
+    counts = action()
+    ended = time.time()
+    return {
+        "began": began,
+        "ended": ended,
+        "seconds": ended - began,
+        "python": time.process_time() - spent,
+        "postgres": sum(backends),
+        # `ru_maxrss` would count the parent's memory before exec.
+        "memory": int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]),
+        "buffers": sum(buffers for _, buffers in plans),
+        **counts,
+    }
+
+
+def sweep(url: str) -> dict[str, Any]:
+    """Sweep in this process, with its Redis, and return counts and costs."""
+    return measured(lambda: mailglass_reconcile.reconcile().as_dict(), url)
 
 
 def main() -> None:
-    """Sweep, and print seconds, wall-clock times, CPU seconds, peak memory in KiB, buffers, and the counts."""
-    parser = argparse.ArgumentParser()
+    """Do it, and print seconds, wall-clock times, CPU seconds, peak memory in KiB, buffers, and the counts."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sweeping")
     parser.add_argument("--buffers", action="store_true")
+    parser.add_argument("--prune", action="store_true")
     parser.add_argument("--tenant")
     parser.add_argument("--after")
     parser.add_argument("--until")
     options = parser.parse_args()
-    buffers: list[int] = []
-    backends: list[float] = []
-    engine = runtime.get_engine()
-    count_backend(engine, backends)
-    if options.buffers:
-        count_buffers(engine, buffers)
-    runtime.get_redis().ping()
-    spent, began = python_seconds(), time.time()
-    result = full.prepare(options.tenant, bounds=(options.after, options.until)).run(engine)
-    ended = time.time()
-    figures = {
-        "began": began,
-        "ended": ended,
-        "seconds": ended - began,
-        "python": python_seconds() - spent,
-        "postgres": sum(backends),
-        "memory": peak_memory(),
-        "buffers": sum(buffers),
-    }
-    print(json.dumps({**figures, **result.as_dict()}))
+
+    if options.after or options.until:
+        # A range is what a worker gets from a fan-out.
+        from mailglass_reconcile import celery, tasks  # noqa: F401, PLC0415 - only ranges need Celery
+
+    def action() -> dict[str, Any]:
+        if options.prune:
+            return mailglass_reconcile.prune().as_dict()
+        if options.after or options.until:
+            counts: dict[str, Any] = tasks.reconcile.apply(
+                kwargs={"after": options.after, "until": options.until}
+            ).get()
+            return counts
+        return mailglass_reconcile.reconcile(options.tenant).as_dict()
+
+    print(json.dumps(measured(action, os.environ["MAILGLASS_DATABASE_URL"], explained=options.buffers), default=str))
 
 
 if __name__ == "__main__":

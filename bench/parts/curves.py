@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import psycopg
-
-from bench import data
-from bench.performance.figures import Part
-from bench.performance.trial import Laboratory
+from bench.figures import Part
+from bench.filling import NOBODYS, fill, fill_reconciled
+from bench.machine import Machine, vacuum
+from bench.parts.sweep import complete
+from bench.sweeping import sweep
 
 OPEN = (1_000, 3_000, 10_000, 30_000, 100_000)
 NEVER = (1_000, 10_000, 30_000, 100_000)
@@ -18,78 +16,58 @@ BATCHED = 20_000
 """Orphans that are swept with each size of batch."""
 
 
-def measure(laboratory: Laboratory) -> Part:
-    """Measure each curve, and keep how far it is from a straight line through its ends."""
+def measure(machine: Machine) -> Part:
+    """Measure each curve."""
     part = Part()
-    _open_orphans(laboratory, part)
-    _never_matching(laboratory, part)
-    _history(laboratory, part)
-    _batches(laboratory, part)
+    _open_orphans(machine, part)
+    _never_matching(machine, part)
+    _history(machine, part)
+    _batches(machine, part)
     return part
 
 
-def _open_orphans(laboratory: Laboratory, part: Part) -> None:
-    machine, points = laboratory.machine, []
-    for orphans in _scaled(laboratory, OPEN):
-        url = machine.migrated("curve")
-        data.fill(url, deliveries=orphans // 2, messages=orphans // 2)
-        swept = _complete(machine.sweep(url), orphans)
-        points.append((orphans, swept["seconds"]))
-    part.curves["open orphans"] = points
+def _open_orphans(machine: Machine, part: Part) -> None:
+    points = part.curves["open orphans"] = []
+    for messages in (machine.scaled(orphans) // 2 for orphans in OPEN):
+        url = machine.copy("migrated")
+        fill(url, deliveries=messages, messages=messages)
+        points.append((2 * messages, complete(sweep(url), 2 * messages)["seconds"]))
     (few, seconds), (many, longest) = points[-2:]
     note = f"{longest:.2f} s / {seconds:.2f} s; {many / few:.1f} times as many"
-    part.add(f"{many:,.0f} open orphans / {few:,.0f}: a sweep", longest / seconds, "", many / few * 1.3, note=note)
+    part.add(f"{many:,} open orphans / {few:,}: a sweep", longest / seconds, "", many / few * 1.3, note=note)
 
 
-def _never_matching(laboratory: Laboratory, part: Part) -> None:
-    machine, first, later = laboratory.machine, [], []
-    for orphans in _scaled(laboratory, NEVER):
-        url = machine.migrated("curve")
-        data.fill(url, deliveries=10_000 // machine.scale, messages=orphans // 2, kind="n")
-        first.append((orphans, machine.sweep(url)["seconds"]))
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("VACUUM ANALYZE")
-        later.append((orphans, machine.sweep(url)["seconds"]))
-    part.curves |= {"never matching: first sweep": first, "never matching: each later sweep": later}
-    orphans, seconds = later[-1]
-    note = f"the first, which stores their keys, took {first[-1][1]:.2f} s"
-    part.add(f"{orphans:,.0f} that never match: each later sweep", seconds, "s", 2 * orphans / 1e6 + 0.4, note=note)
+def _never_matching(machine: Machine, part: Part) -> None:
+    first = part.curves["never matching: first sweep"] = []
+    later = part.curves["never matching: each later sweep"] = []
+    for messages in (machine.scaled(orphans) // 2 for orphans in NEVER):
+        url = machine.copy("migrated")
+        fill(url, deliveries=machine.scaled(10_000), messages=messages, **NOBODYS)
+        first.append((2 * messages, sweep(url)["seconds"]))
+        vacuum(url)
+        later.append((2 * messages, sweep(url)["seconds"]))
 
 
-def _history(laboratory: Laboratory, part: Part) -> None:
-    machine, points, buffers = laboratory.machine, [], []
-    links = 2_000 // machine.scale
-    for orphans in _scaled(laboratory, HISTORY):
-        url = machine.migrated("curve")
-        data.fill_reconciled(url, orphans)
-        buffers.append(machine.sweep(url, "--buffers")["buffers"])
-        data.fill(url, deliveries=links // 2, messages=links // 2)
-        points.append((orphans, _complete(machine.sweep(url), links)["seconds"]))
-    part.curves["history"] = points
-    name = f"buffers of a sweep, nothing open, beside {points[-1][0]:,.0f} reconciled"
-    part.add(name, buffers[-1], "", 100, note=f"{buffers[0]:,} beside {points[0][0]:,.0f}")
+def _history(machine: Machine, part: Part) -> None:
+    points = part.curves["history"] = []
+    messages = machine.scaled(2_000) // 2
+    for orphans in map(machine.scaled, HISTORY):
+        url = machine.copy("migrated")
+        fill_reconciled(url, orphans)
+        fill(url, deliveries=messages, messages=messages)
+        points.append((orphans, complete(sweep(url), 2 * messages)["seconds"]))
 
 
-def _batches(laboratory: Laboratory, part: Part) -> None:
-    machine, rates, locks = laboratory.machine, [], []
-    orphans = BATCHED // machine.scale
-    data.fill(machine.migrated("curve"), deliveries=orphans // 2, messages=orphans // 2)
+def _batches(machine: Machine, part: Part) -> None:
+    rates = part.curves["batch size: links/s"] = []
+    locks = part.curves["batch size: ms a batch"] = []
+    messages = machine.scaled(BATCHED) // 2
+    fill(machine.copy("migrated", "batches"), deliveries=messages, messages=messages)
     for size in BATCHES:
-        swept = machine.sweeps(machine.copy("curve"), [], MAILGLASS_BATCH_SIZE=str(size))[0]
-        seconds = _complete(swept, orphans)["seconds"]
-        rates.append((size, orphans / seconds))
-        locks.append((size, 1000 * seconds / max(1.0, orphans / size)))
-    part.curves |= {"batch size: links/s": rates, "batch size: ms a batch": locks}
-    default = dict(locks)[2_000]
-    part.add("a batch of 2,000, the default: its time", default, "ms", note="its rows are locked for less than that")
-    data.drop(machine.server, "curve")
-
-
-def _scaled(laboratory: Laboratory, sizes: tuple[int, ...]) -> list[int]:
-    return [size // laboratory.machine.scale for size in sizes]
-
-
-def _complete(swept: dict[str, Any], links: int) -> dict[str, Any]:
-    if swept["linked"] != links:
-        raise SystemExit(f"of {links} orphans a sweep linked {swept['linked']}")
-    return swept
+        swept = machine.sweeps(machine.copy("batches"), [], MAILGLASS_BATCH_SIZE=str(size))[0]
+        seconds = complete(swept, 2 * messages)["seconds"]
+        rates.append((size, 2 * messages / seconds))
+        locks.append((size, 1000 * seconds / max(1.0, 2 * messages / size)))
+    machine.drop("batches")
+    note = "its rows are locked for less than that"
+    part.add("a batch of 2,000, the default: its time", dict(locks)[2_000], "ms", note=note)

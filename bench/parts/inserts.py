@@ -1,9 +1,8 @@
-"""What our trigger and our indexes cost Mailglass's writers, per row, beside none of ours."""
+"""What our trigger and our indexes cost other writers, such as Mailglass, per row."""
 
 from __future__ import annotations
 
 import statistics
-import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,14 +11,11 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from bench import data
-from bench.performance.cpu import backend_seconds
-from bench.performance.figures import Part
-from bench.performance.trial import Laboratory
-from bench.performance.writers import DELIVERY, DISPATCHED, ORPHAN, RAW_WEBHOOK
-from mailglass_reconcile import Settings
-from mailglass_reconcile.store.engines import create_engine
-from mailglass_reconcile.store.migration import runner
+from bench.cpu import backend_seconds
+from bench.figures import Part
+from bench.filling import fill
+from bench.load import DELIVERY, DISPATCHED, ORPHAN, RAW_WEBHOOK
+from bench.machine import Machine
 
 ROUNDS, ROWS = 7, 1_500
 """Of each kind and database, by turns; a row is a transaction."""
@@ -42,47 +38,52 @@ KINDS: dict[str, tuple[str, Callable[[uuid.UUID], list[Any]]]] = {
 """Each kind of row: its statement, and its values, made of one id that the kinds of a round share."""
 
 WAL = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+SIZES = """
+SELECT pg_total_relation_size('mailglass_events') / (SELECT count(*) FROM mailglass_events)::float,
+       pg_total_relation_size('mailglass_deliveries') / (SELECT count(*) FROM mailglass_deliveries)::float
+"""
 
 
 class Cost(NamedTuple):
-    """What a row costs: microseconds of its session's CPU, microseconds until its commit, bytes of WAL."""
+    """What a row costs: microseconds of its session's CPU, and bytes of WAL."""
 
     cpu: float
-    wall: float
     wal: float
 
 
-def measure(laboratory: Laboratory) -> Part:
-    """Write the same rows by turns into a database with ours and into one without."""
-    machine, part = laboratory.machine, Part()
-    urls = {name: machine.copy(laboratory.template, name) for name in ("without", "ours")}
-    settings = Settings(database_url=urls["without"])
-    runner.remove(create_engine(settings), settings, lambda line: None)
-    costs: dict[tuple[str, str], list[Cost]] = defaultdict(list)
+def measure(machine: Machine) -> Part:
+    """Write the same rows by turns into a database with our tables and triggers and into one without."""
+    part, costs = Part(), defaultdict[tuple[str, str], list[Cost]](list)
     with ExitStack() as stack:
-        sessions = {n: stack.enter_context(psycopg.connect(url, autocommit=True)) for n, url in urls.items()}
-        for session in sessions.values():
-            session.execute("SET synchronous_commit = off")  # the disk takes as long with ours as without
+        sessions = {}
+        for name, template in (("ours", "migrated"), ("without", "bare")):
+            url = machine.copy(template, name)
+            fill(url, deliveries=machine.scaled(100_000))
+            sessions[name] = stack.enter_context(psycopg.connect(url, autocommit=True))
+            sessions[name].execute("SET synchronous_commit = off")  # the disk takes as long with ours as without
         for _ in range(ROUNDS):
             for name, session in sessions.items():
-                ids = [uuid.uuid4() for _ in range(ROWS // machine.scale)]
+                ids = [uuid.uuid4() for _ in range(machine.scaled(ROWS))]
                 for kind, (statement, values) in KINDS.items():
                     costs[kind, name].append(_cost(session, statement, [values(id_) for id_ in ids]))
-    _sizes(part, urls["ours"])
-    for name in urls:
-        data.drop(machine.server, name)
+        event, delivery = sessions["ours"].execute(SIZES).fetchall()[0]
+    part.add("an event: on disk, with its indexes", event, "bytes")
+    part.add("a delivery: on disk, with its indexes", delivery, "bytes")
     for kind in KINDS:
-        with_ours, without = _median(costs[kind, "ours"]), _median(costs[kind, "without"])
-        _report(part, kind, with_ours, without)
+        ours, without = _median(costs[kind, "ours"]), _median(costs[kind, "without"])
+        note = f"{ours.cpu:.0f} with ours, {without.cpu:.0f} without"
+        part.add(f"{kind}: Postgres, more than without", ours.cpu - without.cpu, "CPU µs", note=note)
+        part.add(f"{kind}: WAL", ours.wal, "bytes", note=f"{without.wal:,.0f} without")
+    machine.drop("ours", "without")
     return part
 
 
 def _cost(session: psycopg.Connection, statement: str, rows: Sequence[Sequence[Any]]) -> Cost:
-    wal, spent, began = _wal(session), backend_seconds(session.info.backend_pid), time.monotonic()
+    wal, spent = _wal(session), backend_seconds(session.info.backend_pid)
     for row in rows:
         session.execute(statement, row, prepare=True)
-    wall, cpu = time.monotonic() - began, backend_seconds(session.info.backend_pid) - spent
-    return Cost(cpu * 1e6 / len(rows), wall * 1e6 / len(rows), (_wal(session) - wal) / len(rows))
+    cpu = backend_seconds(session.info.backend_pid) - spent
+    return Cost(cpu * 1e6 / len(rows), (_wal(session) - wal) / len(rows))
 
 
 def _wal(session: psycopg.Connection) -> int:
@@ -91,20 +92,3 @@ def _wal(session: psycopg.Connection) -> int:
 
 def _median(costs: Sequence[Cost]) -> Cost:
     return Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
-
-
-def _report(part: Part, kind: str, ours: Cost, without: Cost) -> None:
-    note = f"{ours.cpu:.0f} with ours, {without.cpu:.0f} without; in all {ours.wall:.0f} and {without.wall:.0f} µs"
-    part.add(f"{kind}: Postgres, more than without", ours.cpu - without.cpu, "CPU µs", note=note)
-    note = f"{ours.wal:,.0f} with ours, {without.wal:,.0f} without"
-    part.add(f"{kind}: WAL, more than without", ours.wal - without.wal, "bytes", note=note)
-    part.add(f"{kind}: WAL", ours.wal, "bytes")
-
-
-def _sizes(part: Part, url: str) -> None:
-    with psycopg.connect(url) as connection:
-        for kind, table in (("an event", "mailglass_events"), ("a delivery", "mailglass_deliveries")):
-            row = connection.execute(
-                f"SELECT pg_total_relation_size('{table}') / count(*)::float FROM {table}"  # noqa: S608 - our own names
-            ).fetchall()[0]
-            part.add(f"{kind}: on disk, with its indexes", row[0], "bytes")

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 
-from bench.performance import ways
-from bench.performance.figures import Part, percentile
-from bench.performance.plan import Load
-from bench.performance.trial import Laboratory, Outcome, Way
+from bench.figures import Part, Points, percentile
+from bench.filling import fill
+from bench.load import Load
+from bench.machine import Machine
+from bench.trial import FOLLOW, RECENT, RECORD, Outcome, Way, trial
 
-WAYS = [
-    Way("record_send, record_webhook", "record", ways.nothing, 0.1),
-    Way("follow, every 0.1 s", "insert", ways.follow, 0.25),
-    Way("recent=1.0", "insert", ways.recent, 1.5),
-]
-
-EVENTS = 10_000
-"""In each trial at half of the maximum."""
+DELIVERIES, EVENTS = 100_000, 10_000
+"""In the database at first, and in each trial at half of the maximum."""
 
 FLAT_OUT = {"record": 300.0, "insert": 1_000.0}
 """Events a second for each core, by the kind of writer: more than it takes, and doubled if not."""
@@ -27,49 +22,42 @@ LATE = 0.5
 TICK_SECONDS, GRACE_SECONDS = 300, 60
 
 
-def measure(laboratory: Laboratory) -> Part:
-    """Measure each way at half of the maximum that it sustains, and simulate the tick alone."""
+def measure(machine: Machine) -> Part:
+    """Measure each way at half of the maximum that it sustains, and simulate the sweep every five minutes alone."""
     part = Part()
-    scale = laboratory.machine.scale
-    cores = os.cpu_count() or 1
-    for way in WAYS:
-        most = _maximum(laboratory, way, part)
-        load = Load("half", -(-EVENTS // scale) // 2, most / 2)
-        half = laboratory.trial(way, load)
-        at = f"at {load.rate:,.0f} events/s"
+    fill(machine.copy("migrated", "start"), deliveries=machine.scaled(DELIVERIES))
+    for way in (RECORD, FOLLOW, RECENT):
+        most = _maximum(machine, way, part)
+        load = Load("half", machine.scaled(EVENTS) // 2, most / 2)
+        half = trial(machine, "start", way, load)
+        at = f"at {load.rate:,.0f} events/s; {half.early:.0%} were written before their send had committed"
         part.add(f"{way.name}: p99", half.percentile(99) * 1000, "ms", way.wanted * 1000, note=at)
         for name, percent in (("p50", 50), ("p95", 95), ("maximum", 100)):
-            part.add(f"{way.name}: {name}", half.percentile(percent) * 1000, "ms", note=at)
-        part.add(f"{way.name}: events in this run", len(half.latencies), "", EVENTS / scale, least=True)
+            part.add(f"{way.name}: {name}", half.percentile(percent) * 1000, "ms")
         spent = half.meter.seconds["Postgres, writers"] / len(half.latencies) * 1e6
-        part.add(f"{way.name}: Postgres, writers, per event", spent, "CPU µs", note="with half a send")
-        note = "written before their send had committed"
-        part.add(f"{way.name}: early events", half.early * 100, "%", note=note)
-        note = "p99, how late the load generator began a transaction"
-        part.add(f"{way.name}: lateness", half.late * 1000, "ms", note=note)
-        part.add(f"{way.name}: cores in use at half load", half.meter.cores(), f"of {cores}", note=half.meter.words())
+        note = f"with half a send; {half.meter.cores()}"
+        part.add(f"{way.name}: Postgres, writers, per event", spent, "CPU µs", note=note)
         part.curves[f"latency: {way.name}"] = _tail([seconds * 1000 for seconds in half.latencies])
     _tick_alone(part)
+    machine.drop("start")
     return part
 
 
-def _maximum(laboratory: Laboratory, way: Way, part: Part) -> float:
+def _maximum(machine: Machine, way: Way, part: Part) -> float:
     """Return the highest load, in events a second, that neither the generator nor the way fell behind.
 
     A first trial writes as fast as it can. Then loads are tried downwards from 0.95 of its rate until one is kept up.
     """
-    messages, rate = 1_500 // laboratory.machine.scale, FLAT_OUT[way.writer] * (os.cpu_count() or 1)
-    while (flat_out := laboratory.trial(way, Load("most", messages, rate))).rate > rate * 0.75:
+    messages, rate = machine.scaled(1_500), FLAT_OUT[way.writer] * (os.cpu_count() or 1)
+    while (flat_out := trial(machine, "start", way, Load("most", messages, rate))).rate > rate * 0.75:
         rate *= 2
     rate = flat_out.rate * 0.95
     while True:
-        tried = laboratory.trial(way, Load("tried", max(messages, round(rate * 2.5)), rate))
+        tried = trial(machine, "start", way, Load("tried", max(messages, round(rate * 2.5 / machine.scale)), rate))
         if _is_sustained(tried, way):
             break
         rate *= 0.9
-    part.add(f"{way.name}: maximum sustained", rate, "events/s", note=tried.meter.words())
-    note = f"{flat_out.rate:,.0f} events/s written as fast as possible; {flat_out.meter.words()}"
-    part.add(f"{way.name}: cores in use flat out", flat_out.meter.cores(), f"of {os.cpu_count()}", note=note)
+    part.add(f"{way.name}: maximum sustained", rate, "events/s", note=tried.meter.cores())
     return rate
 
 
@@ -79,25 +67,24 @@ def _is_sustained(outcome: Outcome, way: Way) -> bool:
 
 
 def _tick_alone(part: Part) -> None:
-    """Simulate the full sweep alone, by its clock: events of all moments of one tick, each due after its grace.
+    """Simulate the full sweep alone, by its clock: events of all moments of one interval, each due after its grace.
 
     The sweep itself takes seconds, and is left out.
     """
     waits = []
-    for number in range(100_000):
-        arrived = number * TICK_SECONDS / 100_000
-        due = arrived + GRACE_SECONDS
-        waits.append(-(-due // TICK_SECONDS) * TICK_SECONDS - arrived)
-    for name, percent in (("p50", 50), ("p95", 95), ("p99", 99), ("maximum", 100)):
-        part.add(f"the tick alone, simulated: {name}", percentile(waits, percent), "s")
+    for number in range(10_000):
+        arrived = number * TICK_SECONDS / 10_000
+        waits.append(-(-(arrived + GRACE_SECONDS) // TICK_SECONDS) * TICK_SECONDS - arrived)
+    part.add("the tick alone, simulated: p50", percentile(waits, 50), "s")
+    part.add("the tick alone, simulated: p99", percentile(waits, 99), "s")
     part.curves["latency: the tick alone, simulated"] = _tail([seconds * 1000 for seconds in waits])
 
 
-def _tail(milliseconds: list[float]) -> list[tuple[float, float]]:
+def _tail(milliseconds: list[float]) -> Points:
     """Return the share of events, in percent, that waited longer than so many milliseconds."""
     ordered, points = sorted(milliseconds), []
-    for step in range(201):
-        share = 100 * (1 - step / 200) ** 2
+    for step in range(61):
+        share = 100 * (1 - step / 60) ** 2
         index = min(len(ordered) - 1, round(len(ordered) * (1 - share / 100)))
-        points.append((round(max(ordered[index], 0.1), 2), round(max(share, 100 / len(ordered)), 4)))
+        points.append((max(ordered[index], 0.1), max(share, 100 / len(ordered))))
     return points

@@ -1,8 +1,10 @@
-"""On paper, from measured figures: an hour's outage at 100 million deliveries and 10 million orphans a day."""
+"""On paper, from measured figures: an hour without sweeps, at 100 million deliveries and 10 million orphans a day."""
 
 from __future__ import annotations
 
-from bench.performance.figures import Part, Points
+from collections.abc import Mapping
+
+from bench.figures import Part, Points
 
 DELIVERIES, ORPHANS = 100e6, 10e6
 """A day."""
@@ -34,7 +36,7 @@ NEEDED = {
 """What is taken from the other parts: the names of their figures."""
 
 
-def measure(known: dict[str, float]) -> Part:
+def measure(known: Mapping[str, float]) -> Part:
     """Simulate the backlog after the outage, and add up what such a day needs.
 
     Args:

@@ -1,159 +1,162 @@
-"""What `status`, `orphans` and `explain` cost beside many open and many reconciled orphans: milliseconds and buffers.
-
-Run as `python -m bench.pages`; `--quick` takes a tenth of every size. It prints the table of docs/operating.md.
-"""
+"""What `status`, `orphans`, `explain` and the page cost with many open and many reconciled orphans."""
 
 from __future__ import annotations
 
-import argparse
+import asyncio
+import io
 import re
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
-from uuid import UUID
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
+import httpx
 import psycopg
-import sqlalchemy as sa
-from mailglass_reconcile.ops.listed import Filters
-from mailglass_reconcile.ops.page import page
 from pydantic import SecretStr
 
 import mailglass_reconcile
-from bench import data
-from bench.sweep import BUFFERS, count_buffers
-from mailglass_reconcile import Settings
-from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.messages import events_of
-from mailglass_reconcile.ops.status import check, status
-from mailglass_reconcile.store.engines import create_engine
-from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.testing import servers
+from bench.figures import Part
+from bench.filling import NOBODYS, fill, fill_reconciled
+from bench.machine import Machine
+from bench.sweeping import engine_of, explain, sweep
+from mailglass_reconcile import Settings, cli
 
-RUNS = 5
-PATIENCE_SECONDS = 3.0
-"""After this, a call is not repeated."""
-DURATION = re.compile(r"duration: ([0-9.]+) ms")
+RECONCILED, OPEN = 1_000_000, 1_000_000
+ROUNDS, VIEWERS = 5, 10
+REFRESH_SECONDS = 2.5
+"""Longer than the page keeps an answer."""
 
-EVENTS = """
+IDS = """
 SELECT (SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at OFFSET %s / 2 LIMIT 1),
        (SELECT substr(idempotency_key, 12) FROM mailglass_events WHERE type = 'reconciled' LIMIT 1),
+       (SELECT id::text FROM mailglass_deliveries LIMIT 1),
        (SELECT candidate_id FROM mailglass_open_orphan_ids LIMIT 1)
 """
-
-AS_OLD = "UPDATE mailglass_events SET inserted_at = inserted_at - interval '8 days' WHERE needs_reconciliation"
-
-
-class Cost(NamedTuple):
-    """Of one call: milliseconds in all, as a median; milliseconds in the database and buffers, of one call."""
-
-    milliseconds: float
-    database: float
-    buffers: int
-
-
-def measure(engine: sa.Engine, explained: sa.Engine, found: list[str], call: Callable[..., object]) -> Cost:
-    """Time a few calls, and let Postgres explain one."""
-    times: list[float] = []
-    while len(times) < RUNS and sum(times) < 1000 * PATIENCE_SECONDS:
-        began = time.perf_counter()
-        call(engine)
-        times.append(1000 * (time.perf_counter() - began))
-    found.clear()
-    call(explained)
-    database = sum(float(duration) for said in found for duration in DURATION.findall(said))
-    buffers = sum(int(number or 0) for said in found for number in BUFFERS.search(said).groups())
-    return Cost(statistics.median(times), database, buffers)
+A_WEEK = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, scanned, unmatched, remaining,
+       open_groups)
+SELECT t, t, 'full', 'beat', 'ok', 1000, 1000, 1000,
+       (SELECT jsonb_agg(jsonb_build_object('state', 'unmatched', 'tenant_id', 'tenant-' || g, 'provider', 'postmark',
+                                            'orphans', 10)) FROM generate_series(1, 100) AS g)
+  FROM generate_series(now() AT TIME ZONE 'UTC' - interval '7 days', now() AT TIME ZONE 'UTC',
+                       interval '5 minutes') AS t
+"""
+"""Runs of a week, each of which has counted a hundred groups."""
 
 
-def explaining(engine: sa.Engine) -> list[str]:
-    """Let Postgres explain every statement of *engine*, and return the list of what it says of those with a plan."""
-    found: list[str] = []
-    count_buffers(engine, [], found.append)
-    return found
-
-
-def pages(url: str, opened: int) -> dict[str, Cost]:
-    """Measure every page of interest, and return its cost by its name."""
-    settings = Settings(database_url=SecretStr(url))
-    mailglass_reconcile.configure(settings=settings)
-    engine, explained = create_engine(settings), create_engine(settings)
-    found = explaining(explained)
+def measure(machine: Machine) -> Part:
+    """Run each command and open each page, on one database."""
+    part, url = Part(), machine.copy("migrated", "pages")
+    opened = machine.scaled(OPEN)
+    fill(url, deliveries=machine.scaled(100_000))
+    fill_reconciled(url, machine.scaled(RECONCILED), days=8, below="tenant-5")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(A_WEEK)
+    fill(url, messages=opened // 2, **NOBODYS)
+    sweep(url)
     with psycopg.connect(url) as connection:
-        middle, linked, message_id = connection.execute(EVENTS, (opened,)).fetchall()[0]
-    calls: dict[str, Callable[[sa.Engine], object]] = {
-        "status": status,
-        "status --check": check,
-        "status --live": lambda e: status(e, count_now=True),
-        "orphans": lambda e: page(e, Filters()),
-        "orphans --newest-first": lambda e: page(e, Filters(), newest_first=True),
-        "orphans --after, in the middle": lambda e: page(e, Filters(), after=middle),
-        "orphans --tenant": lambda e: page(e, Filters(tenant_id="tenant-3")),
-        "orphans --tenant, who has none": lambda e: page(e, Filters(tenant_id="nobody")),
-        "orphans --type, which none has": lambda e: page(e, Filters(type="bounced")),
-        "orphans --state ambiguous, of which there are none": lambda e: page(e, Filters(state="ambiguous")),
-        "orphans --message-id": lambda e: page(e, Filters(message_id=message_id or "none")),
-        "orphans --expired": lambda e: page(e, Filters(state="expired")),
-        "explain, linked": lambda e: explain(e, UUID(linked)),
-        "explain --message-id": lambda e: events_of(e, message_id or "none"),
+        middle, linked, delivery, message_id = connection.execute(IDS, [opened]).fetchall()[0]
+    _commands(part, url, middle, linked, message_id)
+    _pages(machine, part, url, middle, linked, delivery)
+    machine.drop("pages")
+    return part
+
+
+def _commands(part: Part, url: str, middle: str, linked: str, message_id: str) -> None:
+    """Run commands in this process, and let Postgres explain their statements once."""
+    commands = [
+        *("status", "status --check", "status --live", "orphans", "orphans --newest-first"),
+        *(
+            f"orphans --after {middle}",
+            "orphans --tenant tenant-3",
+            "orphans --tenant nobody",
+            "orphans --type bounced",
+        ),
+        *("orphans --state ambiguous", f"orphans --message-id {message_id}", "orphans --expired"),
+        *(f"explain {middle}", f"explain {linked}", f"explain --message-id {message_id}"),
+    ]
+    names = {middle: "in the middle", linked: "linked", message_id: "ID"}
+    for command in commands:
+        words = command.split()
+        name = " ".join(names.get(word, word) for word in words)
+        times: list[float] = []
+        mailglass_reconcile.configure(settings=Settings(database_url=SecretStr(url)))
+        while len(times) < ROUNDS and sum(times) < 3_000:
+            began = time.perf_counter()
+            _run(words)
+            times.append(1000 * (time.perf_counter() - began))
+        plans: list[tuple[float, int]] = []
+        engine = engine_of(url)
+        explain(engine, plans)
+        mailglass_reconcile.configure(engine=engine, settings=Settings(database_url=SecretStr(url)))
+        _run(words)
+        note = f"{sum(ms for ms, _ in plans):,.0f} ms in Postgres, {sum(b for _, b in plans):,} buffers"
+        part.add(f"`{name}`", statistics.median(times), "ms", note=note)
+    mailglass_reconcile.configure()
+
+
+def _run(words: list[str]) -> None:
+    output = io.StringIO()
+    try:
+        with redirect_stdout(output), redirect_stderr(output):
+            cli.main(words)
+    except SystemExit as ended:
+        if ended.code not in (0, 1):  # 1 is what `status --check` answers if there is a problem
+            raise SystemExit(f"{' '.join(words)}: {output.getvalue()}") from None
+
+
+def _pages(machine: Machine, part: Part, url: str, middle: str, linked: str, delivery: str) -> None:
+    """Open each kind of page, with ten viewers at the same time."""
+    paths = {
+        "overview, 24 hours": "",
+        "overview, 7 days": "?hours=168",
+        "overview of a tenant, 7 days": "?hours=168&tenant=tenant-3",
+        "orphans": "orphans",
+        "orphans, from the middle": f"orphans?after={middle}",
+        "orphans of a tenant": "orphans?tenant=tenant-3",
+        "orphans of a type that none has": "orphans?type=bounced",
+        "orphans in a state that none is in": "orphans?state=ambiguous",
+        "expired orphans": "orphans?state=expired",
+        "an open event": f"events/{middle}",
+        "a linked event": f"events/{linked}",
+        "a delivery": f"deliveries/{delivery}",
+        "readyz": "readyz",
+        "metrics": "metrics",
     }
-    if opened:
-        calls["explain, open"] = lambda e: explain(e, UUID(middle))
-    costs = {}
-    for name, call in calls.items():
-        if opened or "middle" not in name:
-            costs[name] = measure(engine, explained, found, call)
-            print(f"  {opened:>9,} open: {name:<52}{_ms(costs[name].milliseconds):>12}", file=sys.stderr, flush=True)
-    engine.dispose()
-    return costs
+    with serving(machine, url) as (address, _):
+        times = asyncio.run(_open(address, paths, ROUNDS if machine.scale == 1 else 1))
+    for name, found in times.items():
+        note = f"the worst {max(found):,.0f} ms"
+        part.add(f"the page, {VIEWERS} viewers: {name}", statistics.median(found), "ms", note=note)
 
 
-def _ms(milliseconds: float) -> str:
-    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 1_000 else f"{milliseconds:.1f} ms"
+@contextmanager
+def serving(machine: Machine, url: str) -> Iterator[tuple[str, int]]:
+    """Serve the page while the block runs, and yield its address and the process's id."""
+    command = [sys.executable, "-m", "mailglass_reconcile", "serve", "--port", "0"]
+    environment = machine.environment(url)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stderr.readline() if process.stderr else ""
+            yield re.findall(r"http://\S+/", line)[0], process.pid
+        finally:
+            process.terminate()
 
 
-def table(costs: Mapping[int, Mapping[str, Cost]]) -> str:
-    """Return the costs as a Markdown table, a column for each number of open orphans."""
-    sizes, most = list(costs), max(costs)
-    titles = [f"{size:,} open" if size else "nothing open" for size in sizes]
-    lines = [f"| | {' | '.join(titles)} | of which in Postgres | buffers |", f"|---|{'---|' * (len(sizes) + 2)}"]
-    for name, last in costs[most].items():
-        cells = [_ms(costs[size][name].milliseconds) if name in costs[size] else "" for size in sizes]
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {_ms(last.database)} | {last.buffers:,} |")
-    return "\n".join(lines)
+async def _open(address: str, paths: dict[str, str], rounds: int) -> dict[str, list[float]]:
+    """Let all viewers open each page at the same time, in rounds, before each of which the answers are forgotten."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
 
+        async def one(name: str, path: str) -> None:
+            began = time.perf_counter()
+            (await client.get(path)).raise_for_status()
+            times[name].append(1000 * (time.perf_counter() - began))
 
-def main() -> None:
-    """Fill a database step by step, and measure at each."""
-    parser = argparse.ArgumentParser(prog="python -m bench.pages", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of every size, to try it out")
-    scale = 10 if parser.parse_args().quick else 1
-    with (
-        servers.postgres("fsync=off", "full_page_writes=off", "max_wal_size=8GB") as server,
-        servers.redis() as redis_url,
-    ):
-        url = data.database(server, "pages")
-        settings = Settings(database_url=SecretStr(url), redis_url=SecretStr(redis_url), sweep_seconds=3_600)
-        runner.migrate(create_engine(settings), settings, lambda line: None)
-        data.fill(url, deliveries=100_000 // scale)
-        data.fill_reconciled(url, 1_000_000 // scale)
-        # The half of them, by a day more than the maximum age: what a page of expired ones has to pass over.
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("SET session_replication_role = replica")
-            connection.execute(AS_OLD + " AND tenant_id < 'tenant-5'")
-            connection.execute("VACUUM ANALYZE")
-        print(f"Beside {1_000_000 // scale:,} reconciled orphans, half of them older than the maximum age:\n")
-        mailglass_reconcile.configure(settings=settings)
-        mailglass_reconcile.reconcile()
-        costs = {0: pages(url, 0)}
-        for kind, opened, messages in (("n", 100_000, 50_000), ("o", 1_000_000, 450_000)):
-            data.fill(url, messages=messages // scale, kind=kind)
-            mailglass_reconcile.configure(settings=settings)
-            mailglass_reconcile.reconcile()
-            costs[opened // scale] = pages(url, opened // scale)
-        print(table(costs))
-
-
-if __name__ == "__main__":
-    main()
+        for _ in range(rounds):
+            for name, path in paths.items():
+                await asyncio.gather(*(one(name, path) for _ in range(VIEWERS)))
+            await asyncio.sleep(REFRESH_SECONDS if rounds > 1 else 0)
+    return times

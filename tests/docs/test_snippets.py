@@ -34,7 +34,7 @@ NOT_RUN = {
     ("README.md", "tests/demo runs the demo, and this is a test"),
     ("django.md", "the README's quickstart runs these lines"),
     ("listening.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
-    ("performance.md", "it takes twelve minutes"),
+    ("performance.md", "it takes an hour"),
     ("pgbouncer.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("rabbitmq.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
     ("redis.md", "no such server here; tests/singleton/test_redis_servers.py has one with a CA of its own"),

@@ -1,0 +1,192 @@
+"""A Django project with Anymail in a process of its own, with our app or without it; prints its figures as JSON.
+
+Requests go to Django's own WSGI and ASGI applications, without a server in front of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import statistics
+import time
+import uuid
+import warnings
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import sqlalchemy as sa
+from anymail.backends.test import EmailBackend
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.mail import EmailMessage
+from django.core.wsgi import get_wsgi_application
+
+SECRET = "user:password"  # noqa: S105 - Anymail wants one
+BATCHES = 3
+
+
+class Backend(EmailBackend):
+    """Anymail's backend for tests, with a provider's name and ids."""
+
+    esp_name = "Postmark"
+
+    def get_esp_message_id(self, message: object) -> str:
+        """Return an id as Postmark gives them."""
+        return str(uuid.uuid4())
+
+
+def configure(url: str, *, with_app: bool) -> None:
+    """Set Django up, with connections that stay open."""
+    warnings.filterwarnings("ignore", "django-anymail has dropped official support for SendGrid")
+    given = sa.make_url(url)
+    database = {"NAME": given.database, "USER": given.username or "", "HOST": given.query.get("host") or given.host}
+    settings.configure(
+        ALLOWED_HOSTS=["*"],
+        ANYMAIL={"WEBHOOK_SECRET": SECRET},
+        DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "CONN_MAX_AGE": None, **database}},
+        EMAIL_BACKEND="bench.shop.Backend",
+        INSTALLED_APPS=["anymail", *["mailglass_reconcile.contrib.django"] * with_app],
+        LOGGING_CONFIG=None,
+        MAILGLASS_TENANT="acme",
+        MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+        ROOT_URLCONF="anymail.urls",
+        SECRET_KEY=SECRET,
+        USE_TZ=True,
+    )
+
+
+def postmark(id_: str) -> tuple[str, bytes]:
+    """Return path and body of a webhook about a message."""
+    told = {"RecordType": "Delivery", "MessageID": id_, "Recipient": f"{id_}@example.com"}
+    return "/postmark/tracking/", json.dumps({**told, "DeliveredAt": "2026-03-01T12:00:00Z"}).encode()
+
+
+def sendgrid(ids: Iterable[str]) -> tuple[str, bytes]:
+    """Return path and body of a batch of events."""
+    common = {"event": "delivered", "timestamp": 1_772_366_400}
+    batch = [{**common, "email": f"{i}@example.com", "anymail_id": i, "sg_event_id": i} for i in ids]
+    return "/sendgrid/tracking/", json.dumps(batch).encode()
+
+
+def wsgi() -> Callable[[tuple[str, bytes]], None]:
+    """Return a function that posts a request to the WSGI application."""
+    application = get_wsgi_application()
+
+    def post(request: tuple[str, bytes]) -> None:
+        path, body = request
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        environ |= {
+            "REQUEST_METHOD": "POST",
+            "PATH_INFO": path,
+            "CONTENT_TYPE": "application/json",
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_AUTHORIZATION": f"Basic {b64encode(SECRET.encode()).decode()}",
+            "wsgi.input": io.BytesIO(body),
+        }
+        statuses: list[str] = []
+        response = application(environ, lambda status, headers, error=None: statuses.append(status))
+        b"".join(response)
+        response.close()
+        if statuses != ["200 OK"]:
+            raise SystemExit(f"the webhook was answered with {statuses}")
+
+    return post
+
+
+@contextmanager
+def asgi() -> Iterator[Callable[[tuple[str, bytes]], None]]:
+    """Yield a function that posts a request to the ASGI application, in one event loop."""
+    application = get_asgi_application()
+    authorization = b"Basic " + b64encode(SECRET.encode())
+
+    async def call(request: tuple[str, bytes]) -> None:
+        path, body = request
+        headers = [(b"authorization", authorization), (b"content-type", b"application/json"), (b"host", b"shop")]
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
+        where = {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers}
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        told.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        statuses: list[int] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        await application({**scope, **where}, told.get, send)
+        if statuses != [200]:
+            raise SystemExit(f"the webhook was answered with {statuses}")
+
+    with asyncio.Runner() as runner:
+        yield lambda request: runner.run(call(request))
+
+
+def milliseconds(call: Callable[[str], object], ids: list[str], warm: int) -> float:
+    """Return what one call takes, as a median over blocks of ten, after *warm* calls."""
+    for id_ in ids[:warm]:
+        call(id_)
+    blocks = []
+    for start in range(warm, len(ids), 10):
+        block = ids[start : start + 10]
+        began = time.perf_counter()
+        for id_ in block:
+            call(id_)
+        blocks.append(1000 * (time.perf_counter() - began) / len(block))
+    return statistics.median(blocks)
+
+
+def single(calls: int) -> dict[str, float]:
+    """Measure webhooks by WSGI and sends outside a request, in milliseconds."""
+    post = wsgi()
+
+    def send(id_: str) -> None:
+        EmailMessage("Hello", "Hello", "shop@example.com", [f"{id_}@example.com"]).send()
+
+    return {
+        kind: milliseconds(call, [f"{kind}-{number}" for number in range(calls)], warm=15)
+        for kind, call in {
+            "webhook": lambda id_: post(postmark(id_)),
+            "early": lambda id_: post(postmark(id_)),
+            "send": send,
+        }.items()
+    }
+
+
+def batches(size: int) -> dict[str, float]:
+    """Measure batches of SendGrid, in events a second; each event has its delivery."""
+    numbers = iter(range(1, 2 * (BATCHES + 1)))
+
+    def rate(post: Callable[[tuple[str, bytes]], None]) -> float:
+        found = []
+        for _ in range(BATCHES):
+            start = next(numbers) * size
+            request = sendgrid(f"batch-{number}" for number in range(start, start + size))
+            began = time.perf_counter()
+            post(request)
+            found.append(size / (time.perf_counter() - began))
+        return statistics.median(found)
+
+    by_wsgi = rate(wsgi())
+    with asgi() as post:
+        return {"WSGI": by_wsgi, "ASGI": rate(post)}
+
+
+def main() -> None:
+    """Set Django up, call, and print what it took."""
+    parser = argparse.ArgumentParser(prog="python -m bench.shop")
+    parser.add_argument("--without-app", action="store_true")
+    parser.add_argument("--calls", type=int, help="single webhooks and sends, warm ones included")
+    parser.add_argument("--batch", type=int, help="events in a batch")
+    options = parser.parse_args()
+    configure(os.environ["MAILGLASS_DATABASE_URL"], with_app=not options.without_app)
+    print(json.dumps(batches(options.batch) if options.batch else single(options.calls)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
