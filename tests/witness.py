@@ -97,17 +97,25 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
             witness.results.append(sweep.result)
             return steps(sweep, connected)
 
-        publish = Publisher.publish
+        publish, publish_soon = Publisher.publish, Publisher.publish_soon
 
-        def overheard(publisher: Publisher, messages: Sequence[Message]) -> Published:
+        def check(messages: Sequence[Message]) -> None:
             ids = [json.loads(payload)["meta"]["event_id"] for _, _, payload in messages]
             with engine.begin() as connection:
                 committed = set(connection.execute(sa.text(_COMMITTED), {"ids": ids}).scalars())
             witness.early += set(ids) - committed
+
+        def checked(publisher: Publisher, messages: Sequence[Message]) -> Published:
+            check(messages)
             return publish(publisher, messages)
 
+        def checked_soon(publisher: Publisher, messages: Sequence[Message]) -> None:
+            check(messages)
+            publish_soon(publisher, messages)
+
         patch.setattr(Sweep, "steps", observed)
-        patch.setattr(Publisher, "publish", overheard)
+        patch.setattr(Publisher, "publish", checked)
+        patch.setattr(Publisher, "publish_soon", checked_soon)
         with _logged(witness.log):
             yield witness
 

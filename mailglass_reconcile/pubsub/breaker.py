@@ -12,7 +12,7 @@ PAUSE_SECONDS = 5.0
 """After a failure, this process leaves the server alone for so long."""
 
 QUICK_SECONDS = 0.1
-"""A failure that took less, such as a closed connection, may be followed by one more call immediately."""
+"""A failure that took less, such as a refused connection, holds up nobody, so the next call may come sooner."""
 
 
 class PausedError(OSError):
@@ -22,7 +22,8 @@ class PausedError(OSError):
 class Breaker:
     """Lets calls through until one fails; then one call every five seconds, until one is answered.
 
-    A refusal, such as a missing right, is an answer.
+    After failures that took no time, the pauses begin at none and double up to five seconds. A refusal, such as a
+    missing right, is an answer.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,6 @@ class Breaker:
 
     def fail(self, seconds: float) -> None:
         """Note a call that was not answered within so many *seconds*."""
+        pause = 0.05 * (2 ** min(self._failures, 10) - 1) if seconds < QUICK_SECONDS else PAUSE_SECONDS
         self._failures += 1
-        again = self._failures == 1 and seconds < QUICK_SECONDS
-        self._next_at = time.monotonic() + (0.0 if again else PAUSE_SECONDS)
+        self._next_at = time.monotonic() + min(pause, PAUSE_SECONDS)
