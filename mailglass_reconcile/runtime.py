@@ -117,6 +117,15 @@ def get_engine() -> sa.Engine:
     return _Configured.engine or _Framework.engine or _own_engine(get_settings())
 
 
+def pooled_engine(size: int) -> sa.Engine:
+    """Return the configured engine, the framework's, or a new one that keeps *size* connections between uses.
+
+    Raises:
+        ConfigurationError: The URL is missing or cannot be used.
+    """
+    return _Configured.engine or _Framework.engine or engines.create_engine(get_settings(), pool_size=size)
+
+
 def get_redis() -> redis_py.Redis:
     """Return the configured Redis client, or one of `MAILGLASS_REDIS_URL`; it has not connected yet.
 

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
             those of the handlers that this process has registered.
         web_token: Who shows this token sees all tenants on the page; without any token, only this machine is served.
         web_tenant_tokens: `tenant=token` pairs, separated by commas: who shows such a token sees that tenant alone.
+        webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line.
+        webhook_url: The public address of the webhooks, without the provider's name; Mandrill signs it.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
         max_age_minutes: Age in minutes after which an orphan is expired.
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
@@ -63,6 +65,8 @@ class Settings(BaseSettings):
     hook_types: Annotated[str | None, AfterValidator(_known_types)] = None
     web_token: SecretStr | None = None
     web_tenant_tokens: SecretStr | None = None
+    webhook_secrets: SecretStr | None = None
+    webhook_url: SecretStr | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
     batch_size: int = Field(default=2_000, ge=1, le=100_000)

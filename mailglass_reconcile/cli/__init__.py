@@ -23,6 +23,7 @@ _SUBCOMMANDS = {
     "migrate": "Bring the database to this version's schema, while Mailglass continues to write.",
     "orphans": "List open orphans, with the state that the next sweep would give each.",
     "prune": "Delete old raw webhooks, and repair the table of open orphans from the ledger.",
+    "receive": "Receive providers' webhooks and record them. Needs the extra `webhooks`.",
     "rekey": "Compute the keys of all open orphans again, after a key rule was corrected.",
     "serve": "Show in a browser how linking is going; the page only reads. Needs the extra `web`.",
     "status": "Say how linking is going: open orphans by state, the last runs, and what is wrong.",

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -49,8 +49,8 @@ def database_url(settings: Settings) -> URL:
     return url.set(drivername="postgresql+psycopg")
 
 
-def create_engine(settings: Settings) -> sa.Engine:
-    """Return an engine that keeps no connection between uses; nothing connects yet.
+def create_engine(settings: Settings, pool_size: int = 0) -> sa.Engine:
+    """Return an engine that keeps *pool_size* connections between uses; nothing connects yet.
 
     Prepared statements are off: PgBouncer in transaction mode may not keep them. A refused write to the ledger
     reaches callers as `LedgerImmutableError`.
@@ -65,6 +65,11 @@ def create_engine(settings: Settings) -> sa.Engine:
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "client_encoding": "utf8",
         },
+        **(
+            {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0, "pool_pre_ping": True}
+            if pool_size
+            else {}
+        ),
     )
 
 
@@ -74,7 +79,8 @@ def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -
 
 
 def _engine(url: URL | str, **options: Any) -> sa.Engine:
-    engine = sa.create_engine(url, poolclass=NullPool, use_native_hstore=False, hide_parameters=True, **options)
+    options = {"poolclass": NullPool, "use_native_hstore": False, "hide_parameters": True, **options}
+    engine = sa.create_engine(url, **options)
     sa.event.listen(engine, "handle_error", _immutable_by_name)
     return engine
 

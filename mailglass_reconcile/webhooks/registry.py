@@ -6,7 +6,6 @@ import datetime as dt
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -140,14 +139,22 @@ def request_of(
     return Request(bytes(body), lowered, content_type or lowered.get("content-type", ""), url)
 
 
-@lru_cache(maxsize=256)
+def name(provider: str) -> str:
+    """Return a provider's canonical name, or what was given if it is not known."""
+    return providers.canonical(provider)
+
+
+def is_known(provider: str) -> bool:
+    """Whether a provider's webhooks can be read."""
+    return name(provider) in PROVIDERS
+
+
 def module(provider: str) -> Provider:
     """Return the module of a provider, given in any known spelling.
 
     Raises:
         ConfigurationError: It has none.
     """
-    name = providers.canonical(provider)
-    if name not in PROVIDERS:
+    if not is_known(provider):
         raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {', '.join(PROVIDERS)}")
-    return cast("Provider", import_module(f"mailglass_reconcile.webhooks.{name}"))
+    return cast("Provider", import_module(f"mailglass_reconcile.webhooks.{name(provider)}"))

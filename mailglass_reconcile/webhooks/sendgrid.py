@@ -83,8 +83,6 @@ def _reason(told: dict[str, Any]) -> str:
 
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the signature with the verification key, as the dashboard shows it."""
-    given = request.header("X-Twilio-Email-Event-Webhook-Signature")
-    signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
     key = wire.public_key(secret)
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra, which the key has needed
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
@@ -92,6 +90,8 @@ def verify(request: Request, secret: str, now: float) -> None:
 
     if not isinstance(key, EllipticCurvePublicKey):
         raise ConfigurationError("the secret of sendgrid must be the verification key of its page")
+    given = request.header("X-Twilio-Email-Event-Webhook-Signature")
+    signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
     try:
         key.verify(wire.decoded(given), signed, ECDSA(hashes.SHA256()))
     except InvalidSignature:

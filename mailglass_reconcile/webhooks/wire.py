@@ -235,15 +235,15 @@ def svix(request: Request, secret: str, now: float) -> None:
 
     Followed: https://docs.svix.com/receiving/verifying-payloads/how-manual and https://www.standardwebhooks.com.
     """
-    prefix = "svix" if "svix-id" in request.headers else "webhook"
-    id_, at, given = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
-    fresh(at, now)
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
         raise ConfigurationError("the secret of this provider must be `whsec_` and base64, as its page shows it") from (
             None
         )
+    prefix = "svix" if "svix-id" in request.headers else "webhook"
+    id_, at, given = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
+    fresh(at, now)
     signed = f"{id_}.{at}.".encode() + request.body
     expected = "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
     require(any(equal(one, expected) for one in given.split(" ")))

@@ -151,10 +151,10 @@ def signed(provider: str, body: bytes, at: dt.datetime = NOW, attempt: int = 0) 
             body = b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}"
         case "mandrill":
             content_type = "application/x-www-form-urlencoded"
-            text = MANDRILL_URL + "mandrill_events" + body.decode()
+            text = MANDRILL_URL + "mandrill_events" + body.decode(errors="replace")
             digest = hmac.digest(KEY.encode(), text.encode(), "sha1")
             headers = {"X-Mandrill-Signature": base64.b64encode(digest).decode()}
-            body = urlencode({"mandrill_events": body.decode()}).encode()
+            body = urlencode({"mandrill_events": body.decode(errors="replace")}).encode()
         case "postal":
             made = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA256())
             old = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Postal's
@@ -175,7 +175,7 @@ def signed(provider: str, body: bytes, at: dt.datetime = NOW, attempt: int = 0) 
                 "X-Twilio-Email-Event-Webhook-Timestamp": seconds,
             }
         case "ses" | "scaleway":
-            return notification(provider, {"Type": "Notification", "Message": body.decode()})
+            return notification(provider, {"Type": "Notification", "Message": body.decode(errors="replace")})
         case "unisender_go":
             body = body.replace(b'"AUTH"', json.dumps(KEY).encode(), 1)
             auth = hashlib.md5(body).hexdigest()  # noqa: S324 - Unisender Go's

@@ -1,18 +1,22 @@
 """Any bytes, headers and nesting: a webhook is read, or refused by an error of ours; what is read can be recorded."""
 
+import asyncio
 import contextlib
+import datetime as dt
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailglass_reconcile import ConfigurationError
+from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.webhooks import draft
-from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, sns, verify
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, sns, verify, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks.senders import documented, posted, published, secret_of, signed, url_of
+from webhooks.senders import MANDRILL_URL, Posted, documented, posted, published, secret_of, signed, url_of
 
+COUNT = "SELECT count(*) FROM mailglass_events"
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
 
 TEXTS = st.text(max_size=20) | st.sampled_from(["", " ", "\x00", "\ud800", "a@b.c", "9" * 400, "1e999", "x" * 5_000])
@@ -98,6 +102,58 @@ def test_any_bytes_are_read_or_refused(provider, body, headers):
     parts = b'--x\r\nContent-Disposition: form-data; name="event"\r\n\r\n' + body + b"\r\n--x--\r\n"
     read(provider, parts, {"Content-Type": "multipart/form-data; boundary=x"})
     check(provider, parts, {"Content-Type": "multipart/form-data; boundary=x"})
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_whatever_arrives_is_answered_below_500_and_no_event_is_lost(db, application, data):
+    """Any bytes, any headers, any nesting, signed or not: what can be read is in the ledger after a 200."""
+    provider = data.draw(st.sampled_from(PROVIDERS))
+    now = dt.datetime.now(dt.UTC)
+    body = data.draw(st.binary(max_size=50) | VALUES.map(lambda value: json.dumps(value).encode()))
+    requests = [signed(provider, body, now), Posted(body, data.draw(HEADERS))]
+    requests += posted(provider, [data.draw(twisted(provider))], now)
+    for one in requests:
+        headers = [(k.encode("utf-8", "replace"), v.encode("utf-8", "replace")) for k, v in one.headers.items()]
+        before = db.value(COUNT)
+        status = answer(application, f"/{provider}", one.body, headers)
+        assert status < 500
+        if status == 200:
+            ids = {event.provider_event_id for event in parse(provider, one.body, one.headers)}
+            assert db.value(COUNT) - before <= len(ids) + 1
+            kept = "SELECT count(DISTINCT metadata ->> 'provider_event_id') FROM mailglass_events WHERE"
+            stored = [checking.storable(id_)[:512] for id_ in ids]
+            assert db.value(f"{kept} metadata ->> 'provider_event_id' = ANY(:ids)", ids=stored) == len(set(stored))
+        else:
+            assert db.value(COUNT) == before
+
+
+@pytest.fixture
+def application(db):
+    """The receiver, of all providers."""
+    return webhook_app(secrets={provider: secret_of(provider) for provider in PROVIDERS}, url=MANDRILL_URL)
+
+
+def answer(application, path, body, headers):
+    """Return the status with which the application answers a POST."""
+    statuses = []
+
+    async def run():
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+
+        async def next_():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def note(message):
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        await application(scope, next_, note)
+
+    asyncio.run(run())
+    return statuses[0]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,34 @@
+"""The subcommand `receive`: providers' webhooks."""
+
+from __future__ import annotations
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.webhooks import app
+
+EXAMPLES = """\b
+Examples:
+  MAILGLASS_WEBHOOK_SECRETS=postmark=user:password,mailgun=KEY mailglass-reconcile receive
+  MAILGLASS_WEBHOOK_SECRETS=@secrets.txt mailglass-reconcile receive --host 0.0.0.0 --port 8081
+  curl http://127.0.0.1:8081/healthz
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8081, show_default=True, metavar="PORT")
+def receive(host: str, port: int) -> None:
+    """Receive providers' webhooks and record them. Needs the extra `webhooks`.
+
+    A provider posts to /PROVIDER, such as /sendgrid; a path before that is free. MAILGLASS_WEBHOOK_SECRETS has what
+    each of them signs with, or USER:PASSWORD, and is either a list with commas or @FILE with one on each line. Two
+    secrets of one provider are both accepted. GET /healthz answers as long as the process runs.
+    """
+    try:
+        from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
+    except ImportError:
+        raise ConfigurationError("receive needs more packages: pip install 'mailglass-reconcile[webhooks]'") from None
+    runtime.load_imports()
+    server.run(app.webhook_app(), host, port)

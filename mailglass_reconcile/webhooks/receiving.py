@@ -1,0 +1,99 @@
+"""Receiving a webhook: verified, read, and recorded in one transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.record.after_commit import Recorded
+from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import registry, secrets
+from mailglass_reconcile.webhooks.registry import Provider
+from mailglass_reconcile.webhooks.wire import Request
+
+
+def receive(
+    connection: sa.Connection | Session,
+    provider: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    secret: str | None = None,
+    url: str | None = None,
+    tenant_id: str | None = None,
+) -> list[Recorded]:
+    """Verify and read a provider's webhook, and record its events, all in your transaction.
+
+    Answer 200 after your commit, 401 for a `SignatureError`, 400 for an `InvalidWebhookError`, and 503 for everything
+    else, so that the provider sends the webhook again. With a Connection, call `broadcast(recorded)` after the commit;
+    a Session does that by itself. A subscription of Amazon SNS is confirmed.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
+        provider: The provider's name in any known spelling, such as the last part of your URL.
+        body: The request's body, byte for byte.
+        headers: The request's headers.
+        secret: What the provider signs with; None is `MAILGLASS_WEBHOOK_SECRETS`.
+        url: The webhook's public address, exactly as it was entered at the provider; None is `MAILGLASS_WEBHOOK_URL`
+            and the provider's name. Only Mandrill's signature needs it.
+        tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
+
+    Returns:
+        What became of each event, in their order; nothing if the webhook holds none.
+
+    Raises:
+        SignatureError: It does not come from the provider.
+        InvalidWebhookError: It cannot be read.
+        ConfigurationError: There is no secret for the provider, or it cannot be used.
+        MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
+    """
+    settings = runtime.get_settings()
+    found = registry.module(provider)
+    known = [secret] if secret is not None else secrets.of_setting(settings).of(provider)
+    if not known:
+        raise ConfigurationError(f"{secrets.SETTING} has no secret for this provider")
+    base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
+    address = url or (public_url(base, provider) if base else None)
+    events = verified(found, registry.request_of(body, headers, url=address), known)
+    return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=events) if events else []
+
+
+def verified(found: Provider, request: Request, known: Sequence[str]) -> list[WebhookEvent]:
+    """Return the events of a request that was signed with one of the *known* secrets; confirm a subscription.
+
+    Raises:
+        SignatureError: It was signed with none of them.
+        InvalidWebhookError: It cannot be read.
+    """
+    now = dt.datetime.now(dt.UTC)
+    refusal: SignatureError | None = None
+    for secret in known:
+        try:
+            registry.check(found, request, secret, now)
+        except SignatureError as error:
+            refusal = refusal or error
+        else:
+            break
+    else:
+        raise refusal or SignatureError("there is no secret for this provider")
+    if hasattr(found, "confirm"):
+        found.confirm(request)
+    return registry.read(found, request)
+
+
+def public_url(base: str, path: str) -> str:
+    """Return a webhook's public address.
+
+    Args:
+        base: What precedes the providers' names, or the whole address of this webhook.
+        path: The provider's name, and what precedes it below *base*.
+    """
+    path = path.strip("/")
+    name = path.rpartition("/")[2]
+    return base if base.rstrip("/").endswith(f"/{name}") else f"{base.rstrip('/')}/{path}"

@@ -1,0 +1,471 @@
+"""Webhooks over HTTP, to the command `receive` and to a mounted application, and what becomes of them in Postgres."""
+
+import asyncio
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from anymail_wire import AUTH
+from pydantic import SecretStr
+from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+
+import mailglass_reconcile
+from conftest import wait_until
+from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
+from mailglass_reconcile.rules import event_types
+from mailglass_reconcile.webhooks import (
+    InvalidWebhookError,
+    SignatureError,
+    app,
+    mailgun,
+    parse,
+    receive,
+    sns,
+    webhook_app,
+)
+from mailglass_reconcile.webhooks.receiving import public_url
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from webhooks import senders
+from webhooks.senders import MANDRILL_URL, Posted, documented, notification, posted, secret_of
+
+SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
+COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
+STATE = """
+SELECT lower(recipient), last_event_type, terminal, delivered_at, bounced_at, complained_at
+  FROM mailglass_deliveries WHERE tenant_id = :tenant ORDER BY 1, id
+"""
+TERMINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppressed"}
+
+Post = Callable[[str, Posted], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """Certificates come from a function of ours."""
+    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "_certificates", {})
+    monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
+
+
+def now():
+    """Return the time at which a request is signed."""
+    return senders.dt.datetime.now(senders.dt.UTC)
+
+
+def requests_of(provider: str) -> list[Posted]:
+    """Return the requests with all payloads of a provider's documentation, signed now."""
+    return posted(provider, [event.payload for event in documented(provider)], at=now())
+
+
+def first(provider: str) -> Posted:
+    """Return a request with the first payload, signed now."""
+    return posted(provider, [documented(provider)[0].payload], at=now())[0]
+
+
+@contextmanager
+def receiving(db, redis_url: str, folder: Path, *arguments: str, **more: str) -> Iterator[tuple[str, Path]]:
+    """Run `mailglass-reconcile receive` on a free port, and yield its address and its log."""
+    addresses = [senders.CERTIFICATE_URL, senders.SCALEWAY_CERTIFICATE_URL]
+    addresses += [
+        f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")
+    ]
+    (folder / "certificates").write_text(json.dumps({url: senders.published(url).decode() for url in addresses}))
+    (folder / "secrets").write_text("".join(f"{provider}={secret}\n" for provider, secret in SECRETS.items()))
+    env = {
+        **db.environment(redis_url),
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "MAILGLASS_IMPORTS": "webhooks.answering",
+        "MAILGLASS_WEBHOOK_SECRETS": f"@{folder / 'secrets'}",
+        "MAILGLASS_WEBHOOK_URL": MANDRILL_URL,
+        "TEST_CERTIFICATES": str(folder / "certificates"),
+        **more,
+    }
+    log = folder / "log"
+    command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0", *arguments]
+    with log.open("w") as errors, subprocess.Popen(command, env=env, stderr=errors) as process:
+        try:
+            wait_until(lambda: "serving on" in log.read_text() or process.poll() is not None, 30)
+            said = re.search(r"serving on (http://\S+)/;", log.read_text())
+            assert said, log.read_text()
+            yield said[1], log
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def mounted(**arguments) -> Starlette:
+    """Return an application that mounts the receiver, as a FastAPI one would."""
+    shop = Starlette()
+    shop.mount("/webhooks", webhook_app(**{"secrets": SECRETS, "url": MANDRILL_URL, **arguments}))
+    return shop
+
+
+def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:
+    """Let *talk* use a client of an ASGI application, and return what it returns."""
+
+    async def run():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            return await talk(client)
+
+    return asyncio.run(run())
+
+
+def post(application, path: str, *some: Posted) -> list[httpx.Response]:
+    """Post requests to an ASGI application, one after the other."""
+
+    async def talk(client):
+        return [await client.post(path, content=one.body, headers=one.headers) for one in some]
+
+    return ask(application, talk)
+
+
+def sends_of(provider: str) -> list[Sent]:
+    """Return the sends that the documented events are about."""
+    made = [event for one in requests_of(provider) for event in parse(provider, one.body, one.headers)]
+    pairs = {(event.message_id, event.recipient) for event in made if event.message_id is not None}
+    return [Sent(recipient=recipient or "ann@example.org", message_id=id_) for id_, recipient in sorted(pairs, key=str)]
+
+
+def send_all(db, tenant: str = "default") -> None:
+    """Record the sends of all providers."""
+    for provider in PROVIDERS:
+        with db.engine.begin() as connection:
+            recorded = record_send(connection, tenant_id=tenant, provider=provider, sent=sends_of(provider))
+        broadcast(recorded)
+
+
+def expected() -> list[tuple]:
+    """Return the state of all deliveries after all events, by the words of the design."""
+    found = []
+    for provider in PROVIDERS:
+        made = [event for one in requests_of(provider) for event in parse(provider, one.body, one.headers)]
+        for sent in sends_of(provider):
+            own = [
+                event
+                for event in made
+                if event.message_id == sent.message_id and (event.recipient or sent.recipient) == sent.recipient
+            ]
+            last = max(
+                own, key=lambda e: (e.type not in event_types.OWN_TYPES, e.occurred_at, event_types.TYPES.index(e.type))
+            )
+            earliest = [
+                min((e.occurred_at.replace(tzinfo=None) for e in own if e.type == type_), default=None)
+                for type_ in ("delivered", "bounced", "complained")
+            ]
+            terminal = any(event.type in TERMINAL for event in own)
+            dispatched = last.type if last.type not in event_types.OWN_TYPES else None
+            found.append((sent.recipient.lower(), dispatched, terminal, *earliest))
+    return found
+
+
+def _rank(event) -> tuple:
+    return (event.type not in event_types.OWN_TYPES, event.occurred_at, event_types.TYPES.index(event.type))
+
+
+def states(db, tenant: str = "default") -> list[tuple]:
+    """Return the state of all deliveries; our own side's types are told from the provider's."""
+    rows = [tuple(row) for row in db.rows(STATE, tenant=tenant)]
+    return [(row[0], row[1] if row[1] not in event_types.OWN_TYPES else None, *row[2:]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["the send first", "the webhook first"])
+def test_every_documented_payload_reaches_its_delivery_by_the_command(db, redis_url, tmp_path, order):
+    """And once more each: it is recorded once. The process ends on SIGTERM."""
+    if order == "the send first":
+        send_all(db)
+    with receiving(db, redis_url, tmp_path) as (base, log), httpx.Client(base_url=base) as client:
+        for provider in PROVIDERS:
+            for one in [*requests_of(provider), *(requests_of(provider) if provider != "mailgun" else [])]:
+                answer = client.post(f"/{provider}", content=one.body, headers=one.headers)
+                assert (answer.status_code, answer.text) == (200, "ok\n"), (provider, log.read_text())
+        assert client.get("/healthz").status_code == 200
+        recorded = db.value(COUNT + " AND type <> 'reconciled'")
+    if order == "the webhook first":
+        send_all(db)
+    assert recorded == sum(len(documented(provider)) for provider in PROVIDERS)
+    assert sorted(states(db), key=str) == sorted(expected(), key=str)
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["the send first", "the webhook first"])
+def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(db, redis_url, order):
+    """Its tenant is part of the path."""
+    receiver = mounted(tenant=lambda path: path.split("/")[2])
+    if order == "the send first":
+        send_all(db, "acme")
+    for provider in PROVIDERS:
+        answers = post(receiver, f"/webhooks/acme/{provider}", *requests_of(provider))
+        assert {answer.status_code for answer in answers} == {200}, provider
+    if order == "the webhook first":
+        send_all(db, "acme")
+    assert sorted(states(db, "acme"), key=str) == sorted(expected(), key=str)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_webhook_whose_signature_is_wrong_is_answered_with_401_and_not_recorded(db, provider, caplog):
+    """Another provider's request, and one of another key; the log has a line and nothing of it."""
+    other = "postmark" if provider in ("resend", "sendgrid") else "resend"
+    (answer,) = post(mounted(), f"/webhooks/{provider}", first(other))
+    assert (answer.status_code, db.value(COUNT)) == (401, 0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "@" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_signed_body_that_cannot_be_read_is_answered_with_400(db, provider, caplog):
+    """So that the provider does not repeat it for hours."""
+    one = senders.signed(provider, b'"c4n4ry"', at=now())
+    if provider == "unisender_go":
+        one = senders.signed(provider, b'{"auth": "AUTH", "events_by_user": "c4n4ry"}')
+    (answer,) = post(mounted(), f"/webhooks/{provider}", one)
+    assert (answer.status_code, db.value(COUNT)) == (400, 0), caplog.text
+    assert "c4n4ry" not in caplog.text + answer.text
+
+
+def test_what_is_no_webhook_is_answered_shortly(db):
+    """Other methods, unknown providers, and those without a secret; HEAD and GET look whether there is anything."""
+
+    async def talk(client):
+        asked = [
+            ("HEAD", "mandrill"), ("GET", "unisender_go"), ("HEAD", "pigeon"), ("POST", "pigeon"), ("POST", "postmark"),
+            ("PUT", "mandrill"), ("GET", "healthz"), ("GET", ""),
+        ]  # fmt: skip
+        return [(await client.request(method, f"/webhooks/{name}")).status_code for method, name in asked]
+
+    assert ask(mounted(secrets={"mandrill": "k"}), talk) == [200, 200, 404, 404, 404, 405, 200, 404]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_above_5_mb_is_answered_with_413(db, announced):
+    """Announced by its length, or not."""
+
+    async def chunks():
+        for _ in range(6):
+            yield bytes(1024 * 1024)
+
+    async def talk(client):
+        return await client.post("/webhooks/postmark", content=bytes(6 * 1024 * 1024) if announced else chunks())
+
+    assert ask(mounted(), talk).status_code == 413
+
+
+def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, caplog):
+    """The provider sends the webhook again, and Mailgun's token is not used up."""
+    receiver, one = mounted(), first("mailgun")
+    db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
+    (answer,) = post(receiver, "/webhooks/mailgun", one)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+    db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
+    assert [answer.status_code for answer in post(receiver, "/webhooks/mailgun", one, one)] == [200, 401]
+    assert db.value(COUNT) == 1
+    assert len(caplog.records) == 2
+    assert "Traceback" not in caplog.text
+
+
+def test_a_database_that_is_down_is_answered_with_503(db):
+    """At once, because nothing listens there."""
+    engine = sa.create_engine("postgresql+psycopg://u:c4n4ry@127.0.0.1:1/x")
+    (answer,) = post(mounted(engine=engine), "/webhooks/postmark", first("postmark"))
+    assert answer.status_code == 503
+    assert "c4n4ry" not in answer.text
+
+
+def test_a_function_for_the_tenant_that_fails_costs_one_line(db, caplog):
+    """And the webhook is sent again."""
+
+    def tenant(path):
+        raise LookupError("c4n4ry")
+
+    (answer,) = post(mounted(tenant=tenant), "/webhooks/postmark", first("postmark"))
+    assert answer.status_code == 503
+    (record,) = caplog.records
+    assert "LookupError in " in record.getMessage()
+    assert "c4n4ry" not in caplog.text
+
+
+def test_two_secrets_of_a_provider_are_both_accepted(db):
+    """While one replaces the other."""
+    receiver = mounted(secrets={"Postmark": ["user:old", AUTH]})
+    assert [answer.status_code for answer in post(receiver, "/webhooks/postmark", first("postmark"))] == [200]
+    setting(db, f"postmark=user:old, mailgun=k,postmark={AUTH}")
+    shop = Starlette()
+    shop.mount("/webhooks", webhook_app())
+    assert [answer.status_code for answer in post(shop, "/webhooks/postmark", first("postmark"))] == [200]
+
+
+def setting(db, text: str | None) -> None:
+    """Let `MAILGLASS_WEBHOOK_SECRETS` be a text."""
+    settings = db.settings.model_copy(update={"webhook_secrets": SecretStr(text) if text else None})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "MAILGLASS_WEBHOOK_SECRETS is not set"),
+        (" , ", "MAILGLASS_WEBHOOK_SECRETS is not set"),
+        ("c4n4ry", "MAILGLASS_WEBHOOK_SECRETS"),
+        ("postmark=", "empty"),
+        ("postmark=c4n4ry", "USER:PASSWORD"),
+        ("sendgrid=c4n4ry!", "public key"),
+        ("resend=c4n4ry!", "whsec_"),
+        ("pigeon=c4n4ry", "known providers"),
+        ("@/nowhere/c4n4ry", "cannot read its file"),
+    ],
+)
+def test_without_a_secret_that_can_be_used_nothing_is_received(db, value, said):
+    """By the application and by the function; the error repeats nothing of it."""
+    setting(db, value)
+    with pytest.raises(ConfigurationError, match=said) as error:
+        webhook_app()
+    assert "c4n4ry" not in str(error.value)
+    one = first("postmark")
+    with pytest.raises(ConfigurationError), db.engine.begin() as connection:
+        receive(connection, "postmark", one.body, one.headers)
+    with pytest.raises(ConfigurationError):
+        webhook_app(secrets={})
+
+
+def test_the_command_does_not_start_without_a_secret(db, redis_url, tmp_path):
+    """It prints one line and exits with 1."""
+    env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": ""}
+    command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert re.fullmatch(r"mailglass-reconcile: MAILGLASS_WEBHOOK_SECRETS is not set; .*\n", done.stderr)
+
+
+def test_receive_records_in_the_callers_transaction(db):
+    """A rollback takes everything with it; a Session broadcasts by itself."""
+    one = first("postmark")
+    with db.engine.connect() as connection:
+        (recorded,) = receive(connection, "Postmark", one.body, one.headers, secret=AUTH)
+        assert recorded.event_id is not None
+        connection.rollback()
+    assert db.value(COUNT) == 0
+    with Session(db.engine) as session, session.begin():
+        (recorded,) = receive(session, "postmark", one.body, one.headers, secret=AUTH, tenant_id="acme")
+    assert db.value("SELECT tenant_id FROM mailglass_events WHERE id = :id", id=recorded.event_id) == "acme"
+    with db.engine.begin() as connection:
+        assert receive(connection, "mailersend", *ping(), secret=senders.KEY) == []
+
+
+def ping():
+    """Return body and headers of MailerSend's ping."""
+    one = senders.signed("mailersend", b'{"type": "inbound.message"}')
+    return one.body, one.headers
+
+
+def test_receive_raises_what_is_wrong(db):
+    """And records nothing."""
+    one = first("postmark")
+    with db.engine.begin() as connection:
+        with pytest.raises(SignatureError):
+            receive(connection, "postmark", one.body, one.headers, secret="another:one")  # noqa: S106
+        with pytest.raises(InvalidWebhookError):
+            receive(connection, "postmark", b"{", one.headers, secret=AUTH)
+        with pytest.raises(ConfigurationError):
+            receive(connection, "pigeon", one.body, one.headers, secret=AUTH)
+    assert db.value(COUNT) == 0
+
+
+def test_a_subscription_of_sns_is_confirmed_once_and_only_for_the_right_topic(db, monkeypatch):
+    """By one GET to Amazon."""
+    url = "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription&Token=t"
+    asked = []
+    monkeypatch.setattr(
+        sns, "fetch", lambda address: asked.append(address) or (b"" if address == url else senders.published(address))
+    )
+    told = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t", "SubscribeURL": url}
+    right, wrong = notification("ses", told), notification("ses", {**told, "TopicArn": senders.ARN + "2"})
+    assert [answer.status_code for answer in post(mounted(), "/webhooks/ses", wrong, right)] == [401, 200]
+    assert asked == [senders.CERTIFICATE_URL, url]
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "address"),
+    [
+        ("https://a.example/webhooks", "/mandrill", "https://a.example/webhooks/mandrill"),
+        ("https://a.example/webhooks/", "/acme/mandrill/", "https://a.example/webhooks/acme/mandrill"),
+        ("https://a.example/mandrill", "/mandrill", "https://a.example/mandrill"),
+        ("https://u:p@a.example", "mandrill", "https://u:p@a.example/mandrill"),
+    ],
+)
+def test_the_public_address_is_the_base_and_what_follows_it(base, path, address):
+    """A base that names the provider is the whole address."""
+    assert public_url(base, path) == address
+
+
+def test_mandrills_address_is_that_of_the_request_unless_it_is_set(db, monkeypatch):
+    """Behind a proxy, the request knows another one."""
+    monkeypatch.setattr(senders, "MANDRILL_URL", "http://testserver/webhooks/mandrill")
+    one = first("mandrill")
+    assert [answer.status_code for answer in post(mounted(url=None), "/webhooks/mandrill", one)] == [200]
+    (answer,) = post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", one)
+    assert answer.status_code == 401
+    monkeypatch.setattr(senders, "MANDRILL_URL", "https://other.example/webhooks/mandrill")
+    one = first("mandrill")
+    assert post(mounted(url="https://other.example/webhooks"), "/webhooks/mandrill", one)[0].status_code == 200
+
+
+def test_a_client_that_leaves_is_not_answered(db):
+    """And costs nothing."""
+    sent = []
+
+    async def run():
+        scope = {"type": "http", "method": "POST", "path": "/postmark", "headers": [], "query_string": b""}
+
+        async def leave():
+            return {"type": "http.disconnect"}
+
+        async def note(message):
+            sent.append(message)
+
+        await webhook_app(secrets=SECRETS)(scope, leave, note)
+
+    asyncio.run(run())
+    assert sent == []
+
+
+def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
+    """uvicorn, hypercorn and others begin with that."""
+    told, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
+
+    async def run():
+        async def next_():
+            return told.pop(0)
+
+        async def note(message):
+            sent.append(message["type"])
+
+        await webhook_app(secrets=SECRETS)({"type": "lifespan"}, next_, note)
+
+    asyncio.run(run())
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
+    """So that a slow database does not fill the memory."""
+    monkeypatch.setattr(app, "MAX_WAITING", 2)
+    receiver, one = mounted(), first("postmark")
+
+    async def talk(client):
+        some = [client.post("/webhooks/postmark", content=one.body, headers=one.headers) for _ in range(6)]
+        return sorted(answer.status_code for answer in await asyncio.gather(*some))
+
+    with caplog.at_level(logging.ERROR):
+        assert ask(receiver, talk) == [200, 200, 503, 503, 503, 503]
+    assert "2 are waiting" in caplog.text
