@@ -34,7 +34,7 @@ MESSAGE, DEAD = "36cee7b1-6d2c-4d0b-9a2e-3f9f0c3d8f11", "01980d0a-7e1c-7d6e-9a3e
 """The ids that the pages name."""
 SHELL = re.compile(r"[|&<>;$]")
 ASKS = re.compile(r"sweep (?!.*--(yes|dry-run)).*--(event|include-expired)")
-ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|serve)|celery -A \S+ (worker|beat)")
+ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|receive|serve)|celery -A \S+ (worker|beat)")
 
 CODES = {("doctor.md", "mailglass-reconcile doctor"): 1, ("doctor.md", "mailglass-reconcile sweep"): 1}
 """Commands that the pages show failing; any other must end with 0."""
@@ -146,13 +146,13 @@ def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) 
 def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str) -> str:
     """Run a command that does not end until it has done its work, end it with SIGTERM, and return what it printed."""
     port = free_port()
-    script = text.replace("reconcile serve", f"reconcile serve --port {port}")
+    script = re.sub(r"reconcile (serve|receive)", rf"reconcile \1 --port {port}", text)
     process = subprocess.Popen(
         ["bash", "-c", script], env=terminal, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         with redis.Redis.from_url(redis_url) as client:
-            if " serve" in text:
+            if re.search(" serve| receive", text):
                 wait_until(lambda: answers(port), PATIENCE)
             elif " follow" in text:
                 linked = db.appended()

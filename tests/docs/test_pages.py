@@ -13,6 +13,7 @@ import pytest
 
 import commands
 import mailglass_reconcile
+from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
@@ -54,6 +55,8 @@ def test_every_public_name_is_in_the_reference():
     """The page names what the built site shows; the version is no entry."""
     named = re.findall(r"^::: mailglass_reconcile\.(\w+)$", (DOCS / "api.md").read_text(), re.M)
     assert sorted(named) == sorted(name for name in mailglass_reconcile.__all__ if name != "__version__")
+    received = re.findall(r"^::: mailglass_reconcile\.webhooks\.(\w+)$", (DOCS / "api.md").read_text(), re.M)
+    assert sorted(received) == sorted(webhooks.__all__)
 
 
 def test_every_schema_of_the_json_output_is_in_the_table():

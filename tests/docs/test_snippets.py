@@ -115,8 +115,43 @@ call_the_crm(None, event)
 assert sent == [{"task_id": str(event.event_id), "retry": False}]
 """,
     ),
+    "providers.md": Frame(
+        f"""{ENGINE}
+import types
+os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
+app = types.SimpleNamespace(mount=lambda path, receiver: mounted.append(path))
+mounted, to, domain, message = [], "ada@example.com", "example.com", {{}}
+provider, headers = "postmark", {{"Authorization": "Basic bWU6Y2hhbmdlLW1l"}}
+body = b'{{"RecordType": "Open", "MessageID": "m-1", "Recipient": "ada@example.com"}}'
+from mailglass_reconcile import Sent, record_send
+class Client:
+    "Any provider's: every call and attribute leads to its answer."
+    def __init__(self, answer):
+        self.answer = answer
+    def __getattr__(self, name):
+        return self
+    def __call__(self, *arguments, **options):
+        return self.answer
+Wrapped = lambda answer: Client(types.SimpleNamespace(json=lambda: answer))
+Headed = lambda: Client(types.SimpleNamespace(headers={{"X-Message-Id": "m-1"}}))
+ses, brevo = Client({{"MessageId": "m-1"}}), Client(types.SimpleNamespace(message_id="<m-1@relay>"))
+mailersend, sendgrid, mailgun = Headed(), Headed(), Wrapped({{"id": "<m-1@example.com>"}})
+mailjet = Wrapped({{"Messages": [{{"To": [{{"MessageID": 576460752303423489}}]}}]}})
+mailtrap, mandrill = Client({{"message_ids": ["m-1"]}}), Client([{{"_id": "m-1"}}])
+postal = Wrapped({{"data": {{"messages": {{to: {{"id": 12345}}}}}}}})
+postmark, resend, sparkpost = Client({{"MessageID": "m-1"}}), Client({{"id": "m-1"}}), Client({{"id": "m-1"}})
+scaleway = Client(types.SimpleNamespace(emails=[types.SimpleNamespace(id="m-1")]))
+unisender_go = Wrapped({{"job_id": "m-1"}})
+""",
+        """
+assert mounted == ["/webhooks"] and recorded
+with engine.connect() as connection:
+    assert connection.execute(text("SELECT count(*) FROM mailglass_deliveries")).scalar_one() == 14
+    assert connection.execute(text("SELECT count(*) FROM mailglass_open_orphans")).scalar_one() == 0
+""",
+    ),
     "key-rules.md": Frame(
-        "", "from mailglass_reconcile.sweep import providers\nassert providers.rule_of('acme').candidates('x') == ['x']"
+        "", "from mailglass_reconcile.rules import providers\nassert providers.rule_of('acme').candidates('x') == ['x']"
     ),
     "listening.md": Frame(
         f"""{ENGINE}

@@ -1,0 +1,40 @@
+"""A shop that sends through Brevo and receives its webhooks, with Flask. Its README says how to run it."""
+
+import os
+import uuid
+
+import sqlalchemy as sa
+from flask import Flask, request
+
+from mailglass_reconcile import ConfigurationError, MailglassReconcileError, Sent, broadcast, record_send
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, receive
+
+engine = sa.create_engine(sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg"))
+app = Flask(__name__)
+
+
+@app.post("/messages")
+def send() -> tuple[dict[str, str], int]:
+    """Send a message, and record it under the `messageId` that Brevo answers; this one is made up."""
+    sent = Sent(recipient=request.get_json()["to"], message_id=f"<{uuid.uuid4()}@smtp-relay.mailin.fr>")
+    with engine.begin() as connection:
+        recorded = record_send(connection, provider="brevo", sent=[sent])
+    broadcast(recorded)
+    return {"message_id": str(sent.message_id)}, 202
+
+
+@app.post("/webhooks/<provider>")
+def webhook(provider: str) -> str:
+    """Verify and record a webhook of any provider that has a secret."""
+    with engine.begin() as connection:
+        recorded = receive(connection, provider, request.get_data(), request.headers)
+    broadcast(recorded)
+    return "ok"
+
+
+@app.errorhandler(MailglassReconcileError)
+def refuse(error: MailglassReconcileError) -> tuple[str, int]:
+    """Answer 401, 400 or 404 to what is wrong, and 503 if the provider should send the webhook again."""
+    app.logger.error("not recorded: %s", error)
+    known = {SignatureError: 401, InvalidWebhookError: 400, ConfigurationError: 404}
+    return "not recorded", known.get(type(error), 503)

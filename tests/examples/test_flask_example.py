@@ -1,0 +1,31 @@
+"""`examples/flask`, started and used as its README says."""
+
+import re
+
+import httpx
+import pytest
+
+import readme
+from mailglass_reconcile.testing.servers import free_port
+
+STATE = "SELECT last_event_type, terminal FROM mailglass_deliveries"
+
+
+@pytest.mark.slow
+@pytest.mark.guard
+def test_a_send_and_its_webhook_arrive(db, redis_url, tmp_path):
+    """By the README's commands; what is wrong is answered in a few words."""
+    env = {**readme.environment(db, redis_url), **readme.exports("flask")}
+    readme.run("flask", readme.command("flask", "migrate").text, env)
+    port, log = free_port(), tmp_path / "log"
+    start = re.sub(r"--port \d+", f"--port {port}", readme.command("flask", "flask --app").text)
+    base = f"http://127.0.0.1:{port}"
+    with readme.started("flask", start, env, log, "Running on"):
+        answer = readme.curl(readme.command("flask", "curl", "/messages").text, base).json()
+        assert readme.curl(readme.command("flask", "curl", "/webhooks").text, base, answer["message_id"]).text == "ok"
+        assert db.rows(STATE) == [("delivered", True)]
+        login = tuple(readme.exports("flask")["MAILGLASS_WEBHOOK_SECRETS"].removeprefix("brevo=").split(":"))
+        wrong = [("brevo", "{}", None), ("brevo", "{", login), ("pigeon", "{}", login), ("mailgun", "{}", login)]
+        asked = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
+        assert [one.status_code for one in asked] == [401, 400, 404, 404]
+        assert "Traceback" not in log.read_text()
