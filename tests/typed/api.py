@@ -44,6 +44,7 @@ from mailglass_reconcile import (
     record_send,
     record_webhook,
     subscribe,
+    subscribe_async,
 )
 
 assert_type(available(), bool)
@@ -143,3 +144,10 @@ def listening() -> None:
             if isinstance(update, Missed):
                 assert_type(update.since, dt.datetime)
     assert_type(events_channel("acme"), str)
+
+
+async def listening_in_an_event_loop() -> None:
+    """The same."""
+    async with subscribe_async("acme") as updates:
+        async for update in updates:
+            assert_type(update, Update | Missed)
