@@ -277,4 +277,4 @@ def _in_event_loop() -> bool:
 
 
 def _publish_soon(messages: Sequence[Message]) -> None:
-    asyncio.get_running_loop().run_in_executor(None, Publisher(runtime.get_redis()).publish, messages)
+    Publisher(runtime.get_redis()).publish_soon(messages)

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -173,3 +175,26 @@ def test_an_async_session_broadcasts_by_itself(db, deliveries, driver):
     asyncio.run(commit())
     found = []
     wait_until(lambda: found.extend(heard(db)) or found == ["m-1", "m-1"])
+
+
+def test_an_async_session_leaves_the_loop_s_threads_to_the_application(db, deliveries):
+    """Its broadcast leaves although every thread of `asyncio.to_thread` is busy."""
+    free = threading.Event()
+
+    async def commit():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, free.wait, 60)
+        engine = create_async_engine(make_url(db.url).set(drivername="postgresql+asyncpg"), poolclass=sa.NullPool)
+        async with AsyncSession(engine) as session:
+            await session.run_sync(record, event("m-1"))
+            await session.commit()
+        found = []
+        try:
+            wait_until(lambda: found.extend(heard(db)) or found == ["m-1", "m-1"])
+        finally:
+            free.set()
+        await busy
+        await engine.dispose()
+
+    asyncio.run(commit())
