@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from mailglass_reconcile.testing.postgres import Postgres
+from mailglass_reconcile.testing.servers import Postgres
 
 
 class Machine:

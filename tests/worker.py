@@ -33,14 +33,16 @@ app.conf.beat_schedule |= mailglass_reconcile.make_beat_schedule(
 )
 
 if "WORKER_SENTINEL" in os.environ:
-    port, number = int(os.environ["WORKER_SENTINEL"]), int(urlsplit(redis_url).path[1:])
+    port, where = int(os.environ["WORKER_SENTINEL"]), urlsplit(redis_url)
+    by_sentinel = f"sentinel://:{where.password}@127.0.0.1:{port}{where.path}"
     app.conf.update(
-        broker_url=f"sentinel://127.0.0.1:{port}/{number}",
+        broker_url=by_sentinel,
         broker_transport_options={"master_name": "mymaster"},
-        result_backend=f"sentinel://127.0.0.1:{port}/{number}",
+        result_backend=by_sentinel,
         result_backend_transport_options={"master_name": "mymaster"},
     )
-    mailglass_reconcile.configure(redis=Sentinel([("127.0.0.1", port)]).master_for("mymaster", db=number))
+    master = Sentinel([("127.0.0.1", port)]).master_for("mymaster", db=int(where.path[1:]), password=where.password)
+    mailglass_reconcile.configure(redis=master)
 
 if "WORKER_POOLED" in os.environ:
     engine = sa.create_engine(engines.database_url(settings), pool_size=1, max_overflow=0)

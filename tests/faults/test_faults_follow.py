@@ -11,7 +11,7 @@ import factories
 import mailglass_reconcile
 from conftest import APPENDED, Database, wait_until
 from faults import servers
-from faults.redis_servers import needs_debians_redis, server
+from faults.redis_servers import PASSWORD, needs_debians_redis, server
 from faults.runs import FULL
 from following import Following, following, new_pairs
 from mailglass_reconcile.settings import Settings
@@ -95,7 +95,7 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
     """One when it was lost, one when it is back; every orphan is linked once."""
     db, port = Plain(own_server.url), free_port()
     others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
-    redis_url = f"redis://127.0.0.1:{port}/0"
+    redis_url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
     environment = {**others, "MAILGLASS_DATABASE_URL": own_server.url, "MAILGLASS_REDIS_URL": redis_url}
     with server("redis-server", port=port), following(environment) as it:
         links(db, it, 1)

@@ -47,7 +47,7 @@ def unconfigured() -> Iterator[None]:
 def url_of(client: redis.Redis) -> str:
     """Return a client's URL."""
     where = client.get_connection_kwargs()
-    return f"redis://{where['host']}:{where['port']}/{where['db']}"
+    return f"redis://:{where.get('password') or ''}@{where['host']}:{where['port']}/{where['db']}"
 
 
 def app_on(lock: redis.Redis | str, **settings: object) -> Celery:
@@ -323,7 +323,7 @@ def dropping_replies(store: redis.Redis, broken: threading.Event | None = None) 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/{where['db']}"
+        yield f"redis://:{where.get('password') or ''}@127.0.0.1:{listener.getsockname()[1]}/{where['db']}"
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()

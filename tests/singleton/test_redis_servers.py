@@ -15,7 +15,7 @@ from redis.sentinel import Sentinel
 import factories
 import mailglass_reconcile
 from conftest import Database, wait_until
-from faults.redis_servers import Deployment, certificates, needs_debians_redis, sentinel, server
+from faults.redis_servers import PASSWORD, Deployment, certificates, local, needs_debians_redis, sentinel, server
 from installation import Site
 from mailglass_reconcile import runtime, tasks
 from mailglass_reconcile.pubsub import (
@@ -45,8 +45,8 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def over_tls(certified: Path) -> Iterator[str]:
     """The `rediss://` URL of a server that speaks TLS only, with its CA."""
-    with server("redis-server", "requirepass secret", tls=certified) as port:
-        yield f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={certified}/ca.crt"
+    with server("redis-server", tls=certified) as port:
+        yield f"rediss://:{PASSWORD}@127.0.0.1:{port}/0?ssl_ca_certs={certified}/ca.crt"
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog)
     """Without the CA nothing is sent, and the sweep's log says what kind of error it was."""
     client = create_client(SecretStr(over_tls.partition("?")[0]), "MAILGLASS_REDIS_URL")
     assert Publisher(client).publish(MESSAGES) == Published(0, 2)
-    assert "secret" not in caplog.text
+    assert PASSWORD not in caplog.text
 
 
 def master_for(deployment: Deployment) -> redis.Redis:
     """Return the client that an application has from Sentinel."""
-    return Sentinel([("127.0.0.1", deployment.sentinel)]).master_for("mymaster")
+    return Sentinel([("127.0.0.1", deployment.sentinel)]).master_for("mymaster", password=PASSWORD)
 
 
 def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deployment: Deployment) -> None:
@@ -97,7 +97,7 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
     mailglass_reconcile.configure(engine=db.engine, redis=master_for(deployment), settings=db.settings)
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
-    with redis.Redis(port=deployment.master) as master, master.pubsub() as pubsub:
+    with local(deployment.master) as master, master.pubsub() as pubsub:
         pubsub.subscribe(events_channel(factories.TENANT))
         assert mailglass_reconcile.reconcile().published == 2
         wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
@@ -121,7 +121,7 @@ def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
     with sentinel() as deployment:
         client = master_for(deployment)
         assert Publisher(client).publish(MESSAGES) == Published(2, 0)
-        with redis.Redis(port=deployment.master) as master, redis.Redis(port=deployment.replica) as replica:
+        with local(deployment.master) as master, local(deployment.replica) as replica:
             master.client_pause(60_000)
             assert Publisher(client).publish(MESSAGES) == Published(0, 2)
             wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
@@ -137,7 +137,7 @@ def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
         with Subscription(client, "acme", None, ping_seconds=1) as subscription:
             assert Publisher(client).publish(MESSAGES) == Published(2, 0)
             assert next(subscription) == Update("mailglass:events:acme", {})
-            with redis.Redis(port=deployment.master) as master:
+            with local(deployment.master) as master:
                 master.client_pause(60_000)
             assert isinstance(next(subscription), Missed)
             wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
@@ -199,7 +199,7 @@ def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_br
     db, deployment, tmp_path
 ) -> None:
     """An adopter's app with Celery's own `sentinel://`, and our client by `configure`."""
-    site = Site(db, f"redis://127.0.0.1:{deployment.master}/0", tmp_path / "log")
+    site = Site(db, f"redis://:{PASSWORD}@127.0.0.1:{deployment.master}/0", tmp_path / "log")
     site.add(1)
     with site.worker(app="worker", pool="solo", WORKER_SENTINEL=str(deployment.sentinel)):
         result = site.result(site.send(queue="celery"))

@@ -16,8 +16,10 @@ import psutil
 import psycopg
 import pytest
 import redis
+from sqlalchemy import make_url
 
 from conftest import wait_until
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.testing import servers
 
 pytestmark = pytest.mark.slow
@@ -89,18 +91,47 @@ def test_nobody_else_gets_to_the_postgres():
     assert not server.directory.exists()
 
 
+@pytest.mark.guard
 def test_nobody_without_the_password_gets_into_the_valkey():
-    """The password is in the URL and in a file of its own, and not in the command that everybody may list."""
-    with servers.redis(PASSWORD) as url, redis.Redis.from_url(url) as client:
+    """The password is random, in the URL and in a file of the server's, and not in the command that all may list."""
+    with servers.redis() as url, redis.Redis.from_url(url) as client:
         assert client.ping()
-        with (
-            redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as stranger,
-            pytest.raises(redis.AuthenticationError),
-        ):
+        where = client.connection_pool.connection_kwargs
+        with redis.Redis(port=where["port"]) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.publish("mailglass:events:acme", "forged")
         process = psutil.Process(client.info("server")["process_id"])
-        assert PASSWORD not in " ".join(process.cmdline())
+        assert where["password"] not in " ".join(process.cmdline())
+        assert stat.S_IMODE((Path(process.cwd()) / "conf").stat().st_mode) == 0o600
+        with servers.redis() as other:
+            assert where["password"] not in other
     assert not process.is_running()
+
+
+@pytest.mark.guard
+def test_the_valkey_does_not_run_as_root_and_gets_nothing_of_the_environment():
+    """What a client makes it write is not root's."""
+    with servers.redis() as url, redis.Redis.from_url(url) as client:
+        process = psutil.Process(client.info("server")["process_id"])
+        assert process.uids().effective != 0
+        assert process.gids().effective != 0
+        assert set(process.environ()) <= {"PATH", "LC_ALL"}
+
+
+def test_a_password_can_be_chosen():
+    """As for tests of what a log may not show."""
+    with servers.redis(PASSWORD) as url, redis.Redis.from_url(url) as client:
+        assert make_url(url).password == PASSWORD
+        assert client.ping()
+
+
+@pytest.mark.parametrize("start", [servers.postgres, servers.redis])
+def test_a_missing_wheel_is_named_with_what_installs_it(start, monkeypatch):
+    """One of the two extras that have it."""
+    monkeypatch.setattr(servers, "find_spec", lambda name: None)
+    for program in (servers.POSTGRES_PROGRAMS, servers.REDIS_PROGRAM):
+        monkeypatch.delenv(program, raising=False)
+    with pytest.raises(MailglassReconcileError, match=r"wheel .* is missing: pip install"), start():
+        pytest.fail("started")
 
 
 def test_a_postgres_stopped_at_once_starts_again_with_what_had_committed():
@@ -175,7 +206,7 @@ def test_a_parallel_test_run_leaves_nothing(number):
             start_new_session=True,
         ) as process:
             if number is not None:
-                wait_until(lambda: len(list(directory.glob("mailglass-pg-*"))) == 2, 60)
+                wait_until(lambda: len(list(directory.glob("mailglass-*/data"))) == 2, 60)
                 process.send_signal(number)
             assert (process.wait(60) == 0) == (number is None)
         wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])

@@ -1,0 +1,162 @@
+"""A program in a folder of its own, which ends with it.
+
+PostgreSQL refuses to run as root, and no server should. Root's servers run as the system user `nobody`, from a copy of
+the program in that folder, so that no folder above the virtual environment has to be opened to anybody.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from mailglass_reconcile.errors import MailglassReconcileError
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+LONGEST_PATH = 60  # a socket's whole path has at most 107 bytes on Linux, and 103 on macOS
+
+
+class Process:
+    """A new folder of mode 0700, and a program that works there; `user` is root's replacement, if there is one."""
+
+    def __init__(self, name: str, *, user: str | None = None, ending: signal.Signals = signal.SIGTERM) -> None:
+        """Make the folder; *name* is for messages, *ending* the signal that stops the program."""
+        self.user = user
+        self.directory = Path(tempfile.mkdtemp(prefix="mailglass-", dir=_place(user)))
+        self._name, self._ending = name, ending
+        self._process: subprocess.Popen[bytes] | None = None
+        if user:
+            shutil.chown(self.directory, user)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file that only the program can read, for it may hold a password."""
+        path = self.directory / name
+        path.touch(0o600)
+        path.write_text(text)
+        if self.user:
+            shutil.chown(path, self.user)
+
+    def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a command in the folder, with its output in the log there; by default without our environment."""
+        with (self.directory / "log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+                command,
+                user=self.user,
+                group=pwd.getpwnam(self.user).pw_gid if self.user else None,
+                extra_groups=[] if self.user else None,
+                umask=0o077,
+                cwd=self.directory,
+                env={"PATH": os.defpath, "LC_ALL": "C"} if environment is None else environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C is for us, and we stop the program
+            )
+
+    def launch(self, *command: str, environment: dict[str, str] | None = None) -> None:
+        """Start the program; the arguments are those of `run`."""
+        self._process = self.run(*command, environment=environment)
+
+    def require(self) -> None:
+        """Continue if the program is running.
+
+        Raises:
+            MailglassReconcileError: It has ended; the message has the last line of its log.
+        """
+        if self._process is None or self._process.poll() is not None:
+            raise MailglassReconcileError(f"{self._name} has ended: {self.last_line()}")
+
+    def until(self, answers: Callable[[], bool]) -> None:
+        """Wait until the program answers.
+
+        Raises:
+            MailglassReconcileError: It has ended, or did not answer within 30 seconds.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not answers():
+            self.require()
+            if time.monotonic() > deadline:
+                raise MailglassReconcileError(f"{self._name} did not start: {self.last_line()}")
+            time.sleep(0.01)
+
+    def last_line(self) -> str:
+        """Return the last line of the log."""
+        return (self.directory / "log").read_text(errors="replace").strip().rpartition("\n")[2] or "its log is empty"
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Send the signal, wait, and kill what is left of the program's process group."""
+        if self._process is None:
+            return
+        self._process.send_signal(self._ending)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def close(self) -> None:
+        """Stop for good, and delete the folder."""
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+P = TypeVar("P", bound=Process)
+
+
+@contextmanager
+def closing(make: Callable[[], P]) -> Iterator[P]:
+    """Yield the process that *make* makes, and close it at the end of the block.
+
+    Signals are held back meanwhile, so that they arrive where there is something to close.
+    """
+    made = None
+    try:
+        with undisturbed():
+            made = make()
+        yield made
+    finally:
+        with undisturbed():
+            if made is not None:
+                made.close()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is done, from this thread and the processes it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def servers_user() -> str | None:
+    """Return the user that servers run as; None is this process's own."""
+    return "nobody" if os.geteuid() == 0 else None
+
+
+def _place(user: str | None) -> Path:
+    """Return the temporary folder, or another one if a socket's path there is too long or *user* cannot get there."""
+    places = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]  # noqa: S108 - a new folder is made there
+    for place in places:
+        if len(os.fsencode(place.resolve())) <= LONGEST_PATH and (user is None or _open_to_all(place.resolve())):
+            return place.resolve()
+    entered = f" that the user {user} can enter" if user else ""
+    raise MailglassReconcileError(
+        f"servers need a temporary folder{entered}, with a path of at most {LONGEST_PATH} bytes; set TMPDIR to one"
+    )
+
+
+def _open_to_all(place: Path) -> bool:
+    return all(folder.stat().st_mode & 0o001 for folder in (place, *place.parents))
