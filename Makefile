@@ -13,6 +13,8 @@ ROOMY := $(shell awk '$$2 == "$(MEMORY)" && $$4 !~ /noexec/ {print $$2; exit}' /
 TMPDIR ?= $(ROOMY)
 PYTEST = $(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
+
 .PHONY: demo test test-all lint docs faults soak broken bench rabbitmq clean
 
 demo: $(VENV)/demo.stamp
@@ -58,11 +60,10 @@ rabbitmq: $(VENV)/test.stamp
 clean:
 	rm -rf $(VENV)
 
-# `--group` needs pip 25.1 or later, which a new environment may not have.
+# An environment that is there already is used: the README lets its reader make `.venv`. `--group` needs pip 25.1 or
+# later, which it may not have.
 $(VENV)/venv.stamp:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
-	@echo "Making $(VENV); this takes about a minute, and only the first time."
-	@$(PYTHON) -m venv --clear $(VENV)
+	@[ -x $(BIN)/pip ] || { $(CHECK) && echo "Making $(VENV); this takes about a minute, and only the first time." && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@touch $@
 
