@@ -1,8 +1,8 @@
-FROM python:3.13-slim AS build
+FROM python:3.13.15-slim-trixie AS build
 COPY . /source
 RUN python -m venv /app && /app/bin/pip install --no-cache-dir '/source[web]'
 
-FROM python:3.13-slim
+FROM python:3.13.15-slim-trixie
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1
 # Beat keeps its schedule file in the working directory.

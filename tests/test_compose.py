@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import jsonschema
+import psutil
 import pytest
 import redis
 import yaml
@@ -25,7 +26,9 @@ from sqlalchemy.engine import make_url
 
 from catalog import client, installation
 from conftest import wait_until
+from faults.redis_servers import needs_debians_redis
 from installation import PATIENCE, end
+from mailglass_reconcile.testing.servers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -69,20 +72,58 @@ def test_a_service_can_write_nowhere_but_to_its_volume_and_gain_no_right():
         assert ("cap_add" in service) == (name == "postgres")
 
 
+def test_each_service_has_a_limit_of_memory_and_of_processes():
+    """One that runs away does not take the others with it."""
+    for service in COMPOSE["services"].values():
+        assert megabytes(service["mem_limit"]) <= 1024
+        assert 0 < service["pids_limit"] <= 200
+
+
+def megabytes(limit: str) -> int:
+    """Return a limit of memory in megabytes."""
+    return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]
+
+
+def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
+    """Two networks; that of Redis has no way out, that of the database only because of the page's port."""
+    networks = {name: service["networks"] for name, service in COMPOSE["services"].items()}
+    assert networks == {
+        "postgres": ["database"],
+        "redis": ["redis"],
+        "migrate": ["database"],
+        "grants": ["database"],
+        "worker": ["database", "redis"],
+        "beat": ["redis"],
+        "web": ["database"],
+    }
+    assert COMPOSE["networks"] == {"database": None, "redis": {"internal": True}}
+
+
+def test_every_image_is_named_by_its_full_version_or_digest():
+    """What was tested yesterday is what starts tomorrow."""
+    images = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
+    images += re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(images) == 5
+    for image in images:
+        assert re.fullmatch(r"[a-z]+(:\d+\.\d+(\.\d+)?-[a-z-]+|.*@sha256:[0-9a-f]{64})", image)
+    python = re.search(r"python:(\d+\.\d+)", " ".join(images))[1]
+    assert f"Programming Language :: Python :: {python}" in (ROOT / "pyproject.toml").read_text()
+
+
 def test_each_service_has_the_password_that_it_needs_and_no_other():
     """As a file, never in an environment; beat does not reach the database at all."""
     services = COMPOSE["services"]
     secrets = {name: service.get("secrets", []) for name, service in services.items()}
     assert secrets == {
         "postgres": ["postgres", "owner", "sweeper", "reader"],
-        "redis": [],
+        "redis": ["redis"],
         "migrate": ["owner"],
         "grants": ["owner"],
-        "worker": ["sweeper"],
-        "beat": [],
+        "worker": ["sweeper", "redis"],
+        "beat": ["redis"],
         "web": ["reader", "web"],
     }
-    assert "MAILGLASS_DATABASE_URL" not in services["beat"]["environment"]
+    assert "environment" not in services["beat"]
     for service in services.values():
         for value in service.get("environment", {}).values():
             assert "$" not in value
@@ -134,18 +175,19 @@ def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
 class Surroundings:
     """What the services have around them here: their environment, secrets and roles, in places of a test's own."""
 
-    def __init__(self, database_url: str, redis_url: str, directory: Path) -> None:
-        self.url, self.redis_url, self.directory = database_url, redis_url, directory
+    def __init__(self, database_url: str, directory: Path) -> None:
+        self.url, self.directory = database_url, directory
         self.suffix = uuid.uuid4().hex[:12]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = str(free.getsockname()[1])
+        self.port, self.redis_port = str(free_port()), str(free_port())
         for name in COMPOSE["secrets"]:
-            (directory / name).write_text(f"{name}'s password\n")
+            (directory / name).write_text(f"{name}-{self.suffix}\n")
 
     def here(self, text: str) -> str:
         """Put the places of this test into a text of the compose file."""
         text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
-        text = text.replace("8080", self.port)
+        text = text.replace("8080", self.port).replace("redis:6379", f"127.0.0.1:{self.redis_port}")
+        text = text.replace("redis-server -", f"redis-server --port {self.redis_port} -")
+        text = text.replace("redis-cli", f"redis-cli -p {self.redis_port}")
         for role in ROLES:
             text = text.replace(role, f"{role}_{self.suffix}")
         url = make_url(self.url)
@@ -155,7 +197,7 @@ class Surroundings:
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the environment of a service."""
-        given = COMPOSE["services"][name]["environment"]
+        given = COMPOSE["services"][name].get("environment", {})
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
         if "MAILGLASS_DATABASE_URL" in given:
@@ -163,8 +205,6 @@ class Surroundings:
             places["MAILGLASS_DATABASE_URL"] = (
                 make_url(self.url).set(username=user).render_as_string(hide_password=False)
             )
-        if "MAILGLASS_REDIS_URL" in given:
-            places["MAILGLASS_REDIS_URL"] = self.redis_url
         return places
 
     def command(self, name: str) -> list[str]:
@@ -174,12 +214,9 @@ class Surroundings:
 
 
 @pytest.fixture
-def surroundings(empty_database_url, redis_url, tmp_path) -> Iterator[Surroundings]:
+def surroundings(empty_database_url, tmp_path) -> Iterator[Surroundings]:
     """Roles as the first start of Postgres makes them, by the file's own script."""
-    url = f"{redis_url.rpartition('/')[0]}/14"
-    with redis.Redis.from_url(url) as flushed:
-        flushed.flushdb()
-    made = Surroundings(empty_database_url, url, tmp_path)
+    made = Surroundings(empty_database_url, tmp_path)
     script = made.here(COMPOSE["configs"]["roles"]["content"])
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
     yield made
@@ -187,11 +224,13 @@ def surroundings(empty_database_url, redis_url, tmp_path) -> Iterator[Surroundin
         installation(empty_database_url).run(made.here(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
 
 
+@needs_debians_redis
 def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surroundings, tmp_path):
-    """Migrate ends well; worker, beat and page are healthy while they run, and end on SIGTERM."""
+    """Migrate ends well; the others are healthy while they run, take half of their memory at most, end on SIGTERM."""
+    services = COMPOSE["services"]
 
     def healthy(name: str) -> bool:
-        how, *test = COMPOSE["services"][name]["healthcheck"]["test"]
+        how, *test = services[name]["healthcheck"]["test"]
         command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
         checked = [surroundings.here(part) for part in command]
         environment = surroundings.environment(name)
@@ -213,30 +252,47 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
     owned = installation(surroundings.environment("migrate")["MAILGLASS_DATABASE_URL"])
     owned.run(surroundings.here(COMPOSE["configs"]["grants"]["content"]))
     assert not healthy("beat")
+    assert not healthy("redis")
+    begun = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting", "web": "serving on"}
     with ExitStack() as stack:
         running = {}
-        for name, until in (("worker", " ready."), ("beat", "beat: Starting"), ("web", "serving on")):
+        for name, until in begun.items():
             log = tmp_path / f"{name}.log"
             running[name] = start(name, log)
             stack.callback(end, running[name])
             wait_until(lambda log=log, until=until: until in log.read_text(), PATIENCE)
-        assert healthy("worker")
-        wait_until(lambda: healthy("beat"), PATIENCE)
-        assert healthy("web")
+            wait_until(lambda name=name: healthy(name), PATIENCE)
+        with redis.Redis(port=int(surroundings.redis_port)) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        arguments = [" ".join(one.cmdline()) for process in running.values() for one in family(process)]
+        assert [line for line in arguments if surroundings.suffix in line.replace(str(tmp_path), "")] == []
         page = f"http://127.0.0.1:{surroundings.port}/"
         assert httpx.get(page).status_code == 401
         token = {"authorization": f"Bearer {(tmp_path / 'web').read_text().strip()}"}
         assert "Overview" in httpx.get(page, headers=token).text
         swept = subprocess.run(
-            [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"],
+            ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP],
             env=surroundings.environment("worker"),
             check=False,
             capture_output=True,
             text=True,
         )
         assert swept.returncode == 0, swept.stderr
-        for process in running.values():
+        for name, process in running.items():
+            memory = sum(one.memory_info().rss for one in family(process)) / 1024**2
+            assert memory < megabytes(services[name]["mem_limit"]) / 2, name
+        stopped = list(reversed(running.values()))  # as Compose does: what others depend on comes last
+        for process in stopped:
             process.terminate()
-        assert [process.wait(PATIENCE) for process in running.values()] == [0, 0, 0]
+            assert process.wait(PATIENCE) == 0
         assert not healthy("beat")
         assert not healthy("worker")
+
+
+SWEEP = [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"]
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """Return a process and all that it has started."""
+    first = psutil.Process(process.pid)
+    return [first, *first.children(recursive=True)]
