@@ -21,8 +21,7 @@ from rich.style import Style
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
-from mailglass_reconcile.demo.screen import COLUMNS
-
+COLUMNS = 80
 CELL_WIDTH, LINE_HEIGHT, MARGIN = 8.4, 19, 14
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 1.5  # so that people can read along
 

@@ -1,51 +1,55 @@
-"""The demo's plot: the mail of its three acts, and among their webhooks those that must stay open."""
+"""The demo's plot: the mail of its three acts, and what providers report about it, some of which must stay open."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from mailglass_reconcile.demo.story import Act, Cast, Webhook
-from mailglass_reconcile.rules.matching import AMBIGUOUS, TENANT_MISMATCH, UNMATCHABLE, UNMATCHED
+from mailglass_reconcile.rules.states import Verdict
 
-SHOP = "acme"
-PRESS = "globex"
-TENANTS = (SHOP, PRESS)
-OTHERS = "default"
-
-SUFFIX = "filter0093p1las1.9128.5717FB8127.0"
+RELAY = "recvd-7d4f9c5b86-xk2vq-1-65A1B2C3-7.0"  # SendGrid's webhooks append it to a message's id, after a dot
 
 
-class Plot(NamedTuple):
-    """The three acts."""
+class Mail(NamedTuple):
+    """A message, and the types of the events that its provider reports, in a webhook each.
 
-    race: Act
-    link: Act
-    open: Act
+    `sent` is False for mail of others. `state` is how its webhooks end up; None if they are linked. Mail that is sent
+    here and has a state is rolled back.
+    """
+
+    name: str
+    tenant_id: str
+    provider: str
+    message_id: str
+    types: tuple[str, ...] = ()
+    sent: bool = True
+    state: Verdict | None = None
 
     @property
-    def webhooks(self) -> list[Webhook]:
-        """Every webhook of the plot."""
-        return [webhook for act in self for webhook in act.webhooks]
+    def address(self) -> str:
+        """Its recipient."""
+        return f"{self.name.replace(' ', '')}@example.com"
+
+    @property
+    def reported_id(self) -> str:
+        """The message's id as its webhooks have it."""
+        return f"{self.message_id}.{RELAY}" if self.sent and self.provider == "SendGrid" else self.message_id
 
 
-def plot() -> Plot:
-    """Return the plot; every call makes the same mails with the same provider ids."""
-    cast = Cast()
-    race = Act(
-        [
-            cast.postmark_mail(SHOP, "Delivery=delivered", "Open=opened"),
-            cast.postmark_mail(SHOP, "Bounce=bounced"),
-            cast.sendgrid_mail(PRESS, "processed=queued", "delivered=delivered"),
-        ]
-    )
-    link = Act([cast.sendgrid_mail(PRESS, "delivered=delivered", "click=clicked")])
-    twins = cast.twins(PRESS)
-    both = cast.relayed(twins[0].message_id)
-    rolled_back = cast.postmark_mail(SHOP, "Delivery=delivered", commits=False)
-    strays = [
-        cast.postmark(SHOP, cast.guid(), "Delivery=delivered", "mail of other software", UNMATCHED),
-        cast.sendgrid(PRESS, both, "delivered=delivered", "one id for mail 5 and 6", AMBIGUOUS),
-        cast.sendgrid(PRESS, SUFFIX, "dropped=rejected", "an id cut down to its suffix", UNMATCHABLE),
-        cast.postmark(OTHERS, race.mails[0].message_id, "Open=opened", f"mail 1, but tenant {OTHERS}", TENANT_MISMATCH),
-    ]
-    return Plot(race, link, Act([*twins, rolled_back], strays))
+FIRST, LOST = "883953f4-6105-42a2-a16a-77a8eac79483", "0a129aee-e1cd-480d-b08d-4f48548ff48d"
+OTHER, BATCH = "5b0f9a37-6c0e-4d2b-8f51-2e7f1d9c0b64", "14c5d75ce93dGmZUk0fQ7w"
+
+RACE = [
+    Mail("mail 1", "acme", "Postmark", FIRST, ("delivered", "opened")),
+    Mail("mail 2", "acme", "Postmark", "b7bc2f4a-e38e-4336-af7d-e6c392c2f817", ("bounced",)),
+    Mail("mail 3", "globex", "SendGrid", "9Fq0yVZWR1y3hL2mS5tXjA", ("queued", "delivered")),
+]
+LINK = [Mail("mail 4", "globex", "SendGrid", "Zk8bT4nQSs6wPz1cD0eGuw", ("delivered", "clicked"))]
+OPEN = [
+    Mail("mail 5", "globex", "SendGrid", BATCH),
+    Mail("mail 6", "globex", "SendGrid", BATCH),
+    Mail("mail 7", "acme", "Postmark", LOST, ("delivered",), True, "unmatched"),
+    Mail("mail of other software", "acme", "Postmark", OTHER, ("delivered",), False, "unmatched"),
+    Mail("one id for mail 5 and 6", "globex", "SendGrid", f"{BATCH}.{RELAY}", ("delivered",), False, "ambiguous"),
+    Mail("an id cut down to its suffix", "globex", "SendGrid", RELAY, ("rejected",), False, "unmatchable"),
+    Mail("mail 1, but tenant default", "default", "Postmark", FIRST, ("opened",), False, "tenant_mismatch"),
+]

@@ -1,0 +1,149 @@
+"""What the demo plays on: an application that sends, its webhook endpoint, and a subscriber to the broadcasts."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import redis
+import sqlalchemy as sa
+from rich.console import Console
+
+from mailglass_reconcile import Sent, SweepResult, WebhookEvent, reconcile, record_send, record_webhook, runtime
+from mailglass_reconcile.demo.plot import Mail
+from mailglass_reconcile.rules.wording import printable
+from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
+
+LINE_SECONDS = 0.1
+TICK_SECONDS = 0.02
+PATIENCE_SECONDS = 40.0
+BEGAN = time.monotonic()
+
+# Where links are broadcast, and where Celery's Redis backend publishes what a recent sweep returned.
+PATTERNS = ("mailglass:events:*", "celery-task-meta-*")
+STYLES = {"app": "cyan", "Postmark": "yellow", "SendGrid": "yellow", "worker": "green", "redis": "magenta"}
+STYLES |= dict.fromkeys(("sweep", "recent"), "bold green")
+ROWS = "SELECT id::text, md5(e::text) FROM mailglass_events AS e WHERE needs_reconciliation"
+LAST_EVENTS = "SELECT recipient, last_event_type FROM mailglass_deliveries"
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Write text: in colours to a terminal, plain to anything else."""
+    Console(highlight=False).print(text, style=style, markup=False, soft_wrap=True)
+
+
+def tell(who: str, what: str) -> None:
+    """Write one line, with the seconds since the demo began, and with all escaped that a terminal might obey."""
+    say(printable(f"{time.monotonic() - BEGAN:5.1f} s  {who:<9} {what}"), STYLES.get(who))
+
+
+def check(worker: Process | None = None) -> None:
+    """Exit if a signal has come; fail if the worker has ended."""
+    if pending := signal.sigpending() & set(ENDING_SIGNALS):
+        say("stopping the worker and both servers; it may take some seconds")
+        sys.exit(128 + max(pending))
+    if worker:
+        worker.require()
+
+
+class Stage:
+    """An application, a webhook endpoint and a subscriber, on a database that this process is configured for.
+
+    `rows` is the MD5 of each orphan's row when it came, by event id; `heard` the channel and the event id of each
+    broadcast; `linked_by` the number of links by kind of sweep; `last` the result of the last full sweep.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        """Subscribe, and wait until Redis has confirmed it."""
+        self.worker: Process | None = None
+        self._pubsub = redis.Redis.from_url(redis_url, decode_responses=True).pubsub()  # type: ignore[no-untyped-call]
+        self._pubsub.psubscribe(*PATTERNS)
+        for _ in PATTERNS:
+            self._pubsub.get_message(timeout=PATIENCE_SECONDS)
+        self.rows: dict[str, str] = {}
+        self.heard: list[tuple[str, str]] = []
+        self.linked_by: Counter[str] = Counter()
+        self.last, self.recent_sweeps = SweepResult(), 0
+        self._committed, self._shown = 0.0, 0
+
+    def overtake(self, mails: Sequence[Mail], meanwhile: str = "") -> None:
+        """Send in a transaction that stays open while the webhooks arrive; what the plot loses has one of its own."""
+        sent, engine = [mail for mail in mails if mail.sent], runtime.get_engine()
+        with engine.connect() as committing, engine.connect() as losing:
+            for message_id, call in groupby(sent, lambda mail: mail.message_id):
+                mail, *others = call
+                recipients = [Sent(recipient=one.address, message_id=message_id) for one in (mail, *others)]
+                connection = losing if mail.state else committing
+                record_send(connection, tenant_id=mail.tenant_id, provider=mail.provider, sent=recipients)
+            tell("app", f"sends {', '.join(mail.name for mail in sent)}: not committed yet")
+            for mail in mails:
+                for type_ in mail.types:
+                    time.sleep(LINE_SECONDS)  # so that people can read along
+                    self._receive(mail, type_)
+            if meanwhile:
+                say(meanwhile)
+            committing.commit()
+        self._committed = time.monotonic()
+        lost = ", ".join(mail.name for mail in sent if mail.state)
+        tell("app", f"commits; rolls {lost} back" if lost else f"commits; {self._last_events(sent)}")
+
+    def _receive(self, mail: Mail, type_: str) -> None:
+        check(self.worker)
+        now, id_ = dt.datetime.now(dt.UTC), f"{mail.name}/{type_}"
+        event = WebhookEvent(type=type_, occurred_at=now, provider_event_id=id_, message_id=mail.reported_id)
+        with runtime.get_engine().begin() as connection:
+            record_webhook(connection, tenant_id=mail.tenant_id, provider=mail.provider, events=[event])
+        self.rows = self.read(ROWS) | self.rows
+        tell(mail.provider, f"{mail.name}: {type_}")
+
+    def sweep(self) -> None:
+        """Run a full sweep."""
+        self.last = reconcile()
+        self.linked_by["full"] += self.last.linked
+        tell("sweep", f"a full sweep linked {self.last.linked} of {self.last.scanned} orphans")
+
+    def show_links(self, mails: Sequence[Mail]) -> None:
+        """Wait until all orphans are linked; show the rows of *mails*, and the number of new broadcasts."""
+        self.until(lambda: self.linked_by.total() >= len(self.rows) and len(self.heard) >= 2 * len(self.rows))
+        tell("app", self._last_events(mails))
+        tell("redis", f"{len(self.heard) - self._shown} messages: two channels per link, tenant's and delivery's")
+        self._shown = len(self.heard)
+
+    def read(self, query: str) -> dict[str, str]:
+        """Return the rows of a query that selects a key and a value."""
+        with runtime.get_engine().connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(sa.text(query))}
+
+    def _last_events(self, mails: Sequence[Mail]) -> str:
+        last = self.read(LAST_EVENTS)
+        types = {mail.name: last[mail.address] for mail in mails}
+        if len(set(types.values())) > 1:
+            return "the rows say: " + ", ".join(f"{name} {type_}" for name, type_ in types.items())
+        return f"{'all rows say' if len(types) > 1 else 'its row says'} {next(iter(types.values()))}"
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until *condition* holds, or until patience ends."""
+        ends = time.monotonic() + PATIENCE_SECONDS
+        while not condition() and time.monotonic() < ends:
+            check(self.worker)
+            self.poll()
+
+    def poll(self) -> None:
+        """Take what has come from Redis: broadcasts, and what recent sweeps returned."""
+        while (message := self._pubsub.get_message(timeout=TICK_SECONDS)) is not None:
+            body = json.loads(message["data"])
+            if message["pattern"] == PATTERNS[0]:
+                self.heard.append((message["channel"], body["meta"]["event_id"]))
+                continue
+            self.recent_sweeps += 1
+            swept = body["result"]
+            if body["status"] == "SUCCESS" and swept["linked"]:
+                self.linked_by["recent"] += swept["linked"]
+                late = f"{time.monotonic() - self._committed:.1f} s after the commit"
+                tell("recent", f"a recent sweep linked {swept['linked']} of {swept['scanned']}, {late}")
