@@ -13,13 +13,14 @@ from anymail.signals import post_send, tracking
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
-from django.core.signals import request_finished, request_started
 from django.db import connections
 from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.hooks import connections as handlers
+
+MIDDLEWARE = "mailglass_reconcile.contrib.django.middleware.WebhookMiddleware"
 
 Events = list[tuple[Any, str]]
 
@@ -49,11 +50,13 @@ def anymail_django() -> None:
 
 
 def leave_the_app() -> None:
-    """Undo what our app has done when it was loaded."""
+    """Undo what our app has done since it was loaded."""
+    from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - it needs the settings
+
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
-    request_started.disconnect(dispatch_uid="mailglass_reconcile.begin")
-    request_finished.disconnect(dispatch_uid="mailglass_reconcile.end")
+    settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != MIDDLEWARE]
+    receivers._thread().submit(connections.close_all).result()
     runtime.configure_framework()
     handlers.use(None)
 
@@ -106,7 +109,10 @@ def app(db: Any, anymail_django: None) -> Iterator[Any]:
 def anymail_settings(anymail_django: None) -> Iterator[None]:
     """Anymail's URLs at the root, and its settings for the payloads of `anymail_payloads`."""
     with override_settings(
-        ALLOWED_HOSTS=["testserver"], ANYMAIL=anymail_wire.settings(), MIDDLEWARE=[], ROOT_URLCONF="anymail.urls"
+        ALLOWED_HOSTS=["testserver"],
+        ANYMAIL=anymail_wire.settings(),
+        MIDDLEWARE=[MIDDLEWARE],
+        ROOT_URLCONF="anymail.urls",
     ):
         yield
 

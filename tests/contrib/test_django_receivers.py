@@ -1,5 +1,6 @@
 """Anymail's signals in the Django app: what is recorded, for whom, and what an error costs."""
 
+import datetime as dt
 import json
 import logging
 import re
@@ -37,6 +38,12 @@ def tenant_of(told):
     return told.tenant if hasattr(told, "tenant") else told.tags[0]
 
 
+def beyond_all_times(event, **_others):
+    """Stand for a time that no database holds."""
+    if event.event_type == "clicked":
+        event.timestamp = dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
+
+
 def careless(told):
     """Stand for a function that finds nothing."""
     raise KeyError(ANN)
@@ -53,28 +60,38 @@ def lines(caplog):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("broken", "reason"),
+    ("given", "reason"),
     [
-        ({"sql": REFUSE}, r"the database refused a statement \(SQLSTATE P0001\)"),
-        ({"tenant": careless}, r"KeyError in .*test_django_receivers.py:\d+"),
-        ({"tenant": "nowhere.tenant"}, "MAILGLASS_TENANT: cannot import nowhere.tenant"),
-        ({"tenant": lambda told: 5}, "MAILGLASS_TENANT: what it returns must be a text"),
-        ({"tenant": "a" * 600}, "MAILGLASS_TENANT must be a text"),
+        (careless, r"KeyError in .*test_django_receivers.py:\d+"),
+        ("nowhere.tenant", "MAILGLASS_TENANT: cannot import nowhere.tenant"),
+        (lambda told: 5, "MAILGLASS_TENANT: what it returns must be a text"),
+        ("a" * 600, "MAILGLASS_TENANT must be a text"),
     ],
-    ids=["database", "function", "name", "result", "text"],
+    ids=["function", "name", "result", "text"],
 )
-def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog, broken, reason):
-    """The mail is gone: `send` returns, the application's transaction continues, one line says what is missing."""
-    if "sql" in broken:
-        db.run(broken["sql"])
-    with override_settings(MAILGLASS_TENANT=broken.get("tenant")), transaction.atomic():
+def test_what_has_no_tenant_is_recorded_for_the_default_one(db, post, caplog, given, reason):
+    """A function may fail on a plain mail or an event without tags; nothing is lost, and a line says why."""
+    with override_settings(MAILGLASS_TENANT=given):
+        message = Message.accepted(POSTMARK, 1)
+        post(message.requests(*STORY))
+    assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("default",)]
+    assert all(re.match(f"recorded for the tenant default: {reason}", line) for line in lines(caplog))
+    assert lines(caplog)
+
+
+def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
+    """The mail is gone: `send` returns, the transaction continues, one line names the tenant and the message ids."""
+    db.run(REFUSE)
+    with transaction.atomic():
         with djangos.cursor() as cursor:
             cursor.execute("CREATE TABLE shop_order (number integer)")
-        Message.accepted(POSTMARK, 1)
+        message = Message.accepted(POSTMARK, 1)
     assert db.value("SELECT count(*) FROM shop_order") == 0
     assert db.value(LEDGER) == 0
     (line,) = lines(caplog)
-    assert re.match(f"a send by Postmark was not recorded: {reason}", line)
+    assert line.startswith("a send by Postmark was not recorded: the database refused a statement (SQLSTATE P0001)")
+    assert f"(tenant default, message ids {message.ids[ANN]}; " in line
+    db.broken.add("I9")  # an id may look like an address
 
 
 def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, caplog):
@@ -84,6 +101,7 @@ def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, capl
             cursor.execute("SELECT nonsense")
         Message.accepted(POSTMARK, 1)
     assert lines(caplog)[0].startswith("a send by Postmark was not recorded: InternalError in ")
+    db.broken.add("I9")  # an id may look like an address
     assert db.value(LEDGER) == 0
 
 
@@ -110,10 +128,14 @@ def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batc
     (request,) = message.requests(*STORY)
     told = json.loads(request["data"])
     told[1]["anymail_id"] = [told[1]["anymail_id"]]
+    tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    tracking.connect(beyond_all_times, dispatch_uid="beyond")
+    receivers.connect()
     post([{**request, "data": json.dumps(told)}])
-    assert db.value(LEDGER) == 2 + len(STORY) - 1
-    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "dispatched"]
-    assert lines(caplog)[0].startswith("an event of SendGrid was skipped: events[0].message_id")
+    tracking.disconnect(dispatch_uid="beyond")
+    assert db.value(LEDGER) == 2 + len(STORY) - 2
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["opened", "dispatched"]
+    assert [line.partition(":")[0] for line in lines(caplog)] == ["an event of SendGrid was skipped"] * 2
 
 
 def test_a_payload_that_cannot_be_read_is_skipped(db, caplog):
@@ -151,7 +173,7 @@ def test_a_text_is_also_the_tenant_of_calls_without_one(app, db):
 def test_a_text_with_a_dot_must_name_a_function():
     """A name that is misspelled is not taken for a tenant."""
     with override_settings(MAILGLASS_TENANT="acme.example"), pytest.raises(ConfigurationError, match="cannot import"):
-        receivers.tenant_of(None)
+        receivers.tenant_function()
 
 
 def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -13,18 +14,29 @@ import psycopg
 import sqlalchemy as sa
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, InterfaceError, OperationalError, connections, transaction
 from django.db.utils import ConnectionDoesNotExist
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, DatabaseUnavailableError
+from mailglass_reconcile.errors import (
+    CONTENTION_SQLSTATES,
+    OUTAGE_SQLSTATES,
+    ConfigurationError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    is_passing,
+)
 from mailglass_reconcile.hooks import connections as handlers
 from mailglass_reconcile.hooks.connections import Begin, EndedError, RolledBackError, Work
+from mailglass_reconcile.record.after_commit import finish_quietly
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
 
 logger = logging.getLogger(__name__)
+
+PAUSES_SECONDS = (0.05, 0.2, 0.5)
+"""Before another attempt: a request waits for them."""
 
 OF_DJANGOS_CURSORS = ("context", "cursor_factory")
 """Parameters that make Django's connections return values as Django wants them."""
@@ -58,6 +70,86 @@ def connection(using: str | None = None) -> Iterator[sa.Connection]:
     wrapper(name)
     with transaction.atomic(name), _lending(name).connect() as lent, lent.begin():
         yield lent
+
+
+def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
+    """Return what *action* returns on Django's connection; a fault that passes is tried again.
+
+    Not inside `atomic()`, whose transaction has failed as a whole then. A transaction of its own is READ COMMITTED
+    whatever the database's default, because ours are safe in it and fail less often.
+    """
+    djangos = wrapper(alias())
+    for pause in (*PAUSES_SECONDS, None):
+        nested = djangos.in_atomic_block
+        try:
+            if nested:
+                with connection() as lent:
+                    return action(lent)
+            with _read_committed(djangos), connection() as lent:
+                return action(lent)
+        except Exception as error:
+            if pause is None or nested or not _is_passing(error):
+                raise
+            djangos.close_if_unusable_or_obsolete()
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _read_committed(djangos: Any) -> Iterator[None]:
+    djangos.ensure_connection()
+    driver = djangos.connection
+    before, driver.isolation_level = driver.isolation_level, psycopg.IsolationLevel.READ_COMMITTED
+    try:
+        yield
+    finally:
+        if not driver.closed:
+            driver.isolation_level = before
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether *error*, ours, SQLAlchemy's or Django's, is a lost connection or a conflict with another transaction."""
+    for one in (error, error.__context__):
+        if isinstance(one, sa.exc.DBAPIError):
+            return is_passing(one)
+        if isinstance(one, Error):
+            state = getattr(one.__cause__, "sqlstate", None)
+            lost = isinstance(one, OperationalError | InterfaceError) and (state is None or state[:2] in ("08", "57"))
+            return lost or state in CONTENTION_SQLSTATES | OUTAGE_SQLSTATES
+    return False
+
+
+class _Finish(list[Any]):
+    """The step after one commit, for all that the transaction has recorded."""
+
+    def __call__(self) -> None:
+        """Take it; it raises nothing."""
+        done, self[:] = self.copy(), []
+        if done:
+            finish_quietly(done, connection)
+
+
+def after_commit(recorded: Sequence[Any]) -> None:
+    """Broadcast *recorded* and look once more for its ids when Django has committed: once for a whole transaction."""
+    done = [one for one in recorded if one.messages or one.look]
+    djangos = wrapper(alias())
+    if not done or not (djangos.in_atomic_block or djangos.get_autocommit()):
+        return  # in a transaction that the application ends by hand, nobody says when: a sweep looks again
+    if not djangos.in_atomic_block:
+        _Finish(done)()
+        return
+    callbacks = djangos.run_on_commit
+    place = next((n for n in reversed(range(len(callbacks))) if isinstance(callbacks[n][1], _Finish)), None)
+    finish = _Finish() if place is None else callbacks[place][1]
+    if place is not None:
+        callbacks[place] = (set(), _nothing, True)
+    # What a savepoint has recorded goes with the savepoint; the step itself comes last and at the outermost commit.
+    transaction.on_commit(partial(finish.extend, done), using=alias(), robust=True)
+    callbacks.append((set(), finish, True))
+
+
+def _nothing() -> None:
+    pass
 
 
 @cache
@@ -197,9 +289,9 @@ def _savepoint(lent: sa.Connection) -> Iterator[None]:
             raise EndedError
         if transaction.get_rollback(alias()):
             raise RolledBackError
-        given = djangos.run_on_commit[before:]
         djangos.run_on_commit[before:] = [
-            (savepoints, partial(_call, one), robust) for savepoints, one, robust in given
+            (savepoints, given if robust else partial(_call, given), robust)
+            for savepoints, given, robust in djangos.run_on_commit[before:]
         ]
 
 

@@ -1,62 +1,149 @@
-"""Anymail's signals: what was sent, and what a provider says of it, go into the ledger in the caller's transaction."""
+"""Anymail's signals: what was sent, and what a provider reports of it, are recorded in the caller's transaction."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import threading
 import traceback
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from functools import cache
 from typing import Any
 
+import sqlalchemy as sa
 from anymail.signals import post_send, tracking
 from django.conf import settings
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib import anymail
-from mailglass_reconcile.contrib.django import database, finishing
+from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError
 from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.wording import shown
 
 logger = logging.getLogger(__name__)
 
 
+class _Batch(defaultdict[tuple[str, str], list[WebhookEvent]]):
+    """The events of one request, by tenant and Anymail's name of the provider, and the thread that takes them."""
+
+    thread: int | None = None
+
+
+_batch: ContextVar[_Batch | None] = ContextVar("mailglass_reconcile", default=None)
+"""The events of the current request, which are recorded together at its end; None outside of requests."""
+
+
 def connect() -> None:
-    """Listen to Anymail; a second call changes nothing."""
+    """Receive Anymail's signals; a second call changes nothing."""
     post_send.connect(record_what_was_sent, dispatch_uid="mailglass_reconcile.post_send")
     tracking.connect(record_what_happened, dispatch_uid="mailglass_reconcile.tracking")
 
 
 def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others: Any) -> None:
     """Record a send; never raise, because the mail is gone already."""
+    tenant, ids = "?", "?"
     try:
         sent = anymail.sent(message, status)
         if not sent:
             return
+        ids = ", ".join(dict.fromkeys(shown(str(one.message_id)) for one in sent))
         tenant = tenant_of(message)
-        with database.connection() as connection:
-            finishing.finish(record_send(connection, provider=esp_name, sent=sent, tenant_id=tenant))
+        _in_sync_thread(lambda: _record(lambda lent: record_send(lent, provider=esp_name, sent=sent, tenant_id=tenant)))
     except Exception as error:  # Anymail would raise it in the code that sent the message
-        logger.error("a send by %s was not recorded: %s", esp_name, _reason(error))
+        logger.error(
+            "a send by %s was not recorded: %s (tenant %s, message ids %s; docs/django.md: record it by hand)",
+            esp_name,
+            _reason(error),
+            shown(tenant),
+            ids,
+        )
 
 
 def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
-    """Record an event; raise if the database fails, so that the provider sends it again.
+    """Record an event, at the end of its request if there is one.
 
-    An event that cannot be recorded at all is skipped: it would fail at each retry, and the rest of its batch with it.
+    It raises if the database fails, so that the provider sends the event again. An event that cannot be recorded at
+    all is skipped: it would fail at each retry, and the rest of its batch with it.
     """
     try:
         made = anymail.webhook_event(event, esp_name)
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, _reason(error))
         return
-    tenant = tenant_of(event)
+    tenant, batch = tenant_of(event), _batch.get()
+    # A thread that has copied the context may go on after the request has ended.
+    if batch is not None and batch.thread == threading.get_ident():
+        batch[tenant, esp_name].append(made)
+    else:
+        _in_sync_thread(lambda: _record_events(tenant, esp_name, [made]))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Record the events that are reported in the block at its end, with one call for each tenant."""
+    batch = _Batch(list)
+    batch.thread = threading.get_ident()
+    token = _batch.set(batch)
     try:
-        with database.connection() as connection:
-            finishing.finish(record_webhook(connection, provider=esp_name, events=[made], tenant_id=tenant))
-    except InvalidEventError as error:
-        logger.error("an event of %s was skipped: %s", esp_name, error)
+        yield
+    finally:
+        _batch.reset(token)
+        batch.thread = None
+        for (tenant, esp_name), events in batch.items():
+            _record_events(tenant, esp_name, events)
+
+
+def _record_events(tenant: str, esp_name: str, events: list[WebhookEvent]) -> None:
+    try:
+        _record(lambda lent: record_webhook(lent, provider=esp_name, events=events, tenant_id=tenant))
+    except InvalidEventError as error:  # nothing was written
+        if len(events) == 1:
+            logger.error("an event of %s was skipped: %s", esp_name, error)
+        else:
+            for event in events:
+                _record_events(tenant, esp_name, [event])
+
+
+def _record(action: Callable[[sa.Connection], list[Any]]) -> None:
+    """Write on Django's connection, and leave the step after the commit to it."""
+    database.after_commit(database.with_retries(action))
+
+
+def _in_sync_thread(action: Callable[[], None]) -> None:
+    """Do it here, or in a thread of our own where an event loop runs, because Django allows no queries there."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        action()
+        return
+    if os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+        action()
+        return
+
+    def act() -> None:
+        database.renew_connections()
+        action()
+
+    _thread().submit(copy_context().run, act).result()
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    """Return the thread, which keeps its connection from one send to the next."""
+    return ThreadPoolExecutor(1, thread_name_prefix="mailglass_reconcile")
+
+
+os.register_at_fork(after_in_child=_thread.cache_clear)
 
 
 def _reason(error: Exception) -> str:
@@ -68,7 +155,7 @@ def _reason(error: Exception) -> str:
 
 
 def fixed_tenant() -> str | None:
-    """Return the tenant if the setting is a text without a dot, and None otherwise."""
+    """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
     given = getattr(settings, "MAILGLASS_TENANT", None)
     return given if isinstance(given, str) and "." not in given else None
 
@@ -95,14 +182,13 @@ def tenant_function() -> Callable[[Any], str] | None:
 
 
 def tenant_of(told: Any) -> str:
-    """Return the tenant of a message or a tracking event.
-
-    Raises:
-        ConfigurationError: The setting cannot be used, or its function has not returned a tenant.
-    """
-    asked = tenant_function()
-    tenant = (fixed_tenant() or runtime.get_settings().tenant) if asked is None else asked(told)
+    """Return the tenant of a message or a tracking event: the default one, with a log line, if the setting fails."""
     try:
-        return checking.name("MAILGLASS_TENANT" if asked is None else "MAILGLASS_TENANT: what it returns", tenant)
-    except InvalidEventError as error:
-        raise ConfigurationError(str(error)) from None
+        function = tenant_function()
+        if function is not None:
+            return checking.name("MAILGLASS_TENANT: what it returns", function(told))
+        if fixed_tenant() is not None:
+            return checking.name("MAILGLASS_TENANT", fixed_tenant())
+    except Exception as error:  # an application's function may fail in any way
+        logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, _reason(error))
+    return runtime.get_settings().tenant

@@ -1,0 +1,47 @@
+"""The events of one webhook are recorded together, before it is answered: Anymail hands them over one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from anymail.webhooks.base import AnymailCoreWebhookView
+from django.conf import settings
+from django.db import connections, transaction
+from django.utils.deprecation import MiddlewareMixin
+
+from mailglass_reconcile.contrib.django import receivers
+
+PATH = f"{__name__}.WebhookMiddleware"
+
+
+def install() -> None:
+    """Put it behind all others; a second call changes nothing."""
+    if PATH not in settings.MIDDLEWARE:
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, PATH]
+
+
+class WebhookMiddleware(MiddlewareMixin):
+    """Calls Anymail's views itself, and passes every other view by."""
+
+    def process_view(
+        self, request: Any, view: Callable[..., Any], arguments: list[Any], keywords: dict[str, Any]
+    ) -> Any | None:
+        """Return the answer to a webhook after its events were recorded; if that fails, the provider sends it again."""
+        view_class = getattr(view, "view_class", None)
+        if not (isinstance(view_class, type) and issubclass(view_class, AnymailCoreWebhookView)):
+            return None
+
+        def recording() -> Any:
+            with receivers.together():
+                return view(request, *arguments, **keywords)
+
+        return _in_transactions(recording, getattr(view, "_non_atomic_requests", ()))()
+
+
+def _in_transactions(action: Callable[[], Any], without: Any) -> Callable[[], Any]:
+    """Return *action* in the transactions of `ATOMIC_REQUESTS`, as Django would call the view."""
+    for alias, given in connections.settings.items():
+        if given["ATOMIC_REQUESTS"] and alias not in without:
+            action = transaction.atomic(using=alias)(action)
+    return action
