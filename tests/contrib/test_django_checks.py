@@ -1,12 +1,17 @@
 """`manage.py check`: what is missing in the settings, said without asking a database."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from celery import Celery, current_app
 from django.core.checks import run_checks
 from django.test import override_settings
 from django_project import another_database
 
-from mailglass_reconcile import beat_schedule
+from mailglass_reconcile import beat_schedule, on_event
+from mailglass_reconcile.rules import handlers as registry
 
 GOOD = {
     "EMAIL_BACKEND": "anymail.backends.postmark.EmailBackend",
@@ -62,9 +67,45 @@ def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, 
         assert found() == [f"mailglass_reconcile.{number}" for number in expected]
 
 
-def test_a_setting_of_the_environment_that_cannot_be_used_is_named(anymail_django, monkeypatch):
-    """At the start, and not at the first mail."""
-    monkeypatch.setenv("MAILGLASS_GRACE_SECONDS", "soon")
+PROJECT = """
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=("django.contrib.contenttypes", "mailglass_reconcile.contrib.django"),
+    DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
+    EMAIL_BACKEND="anymail.backends.test.EmailBackend",
+)
+django.setup()
+from django.core.management import call_command
+call_command("check")
+"""
+
+
+def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
+    """By the check of a project that starts with it, and not by a traceback."""
+    environment = {**os.environ, "MAILGLASS_GRACE_SECONDS": "soon"}
+    done = subprocess.run([sys.executable, "-c", PROJECT], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()
+    assert "SystemCheckError" in done.stderr
+    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], done.stderr
+
+
+@pytest.fixture
+def handled(anymail_django):
+    """A project with a handler."""
+    registry._registered.clear()
+    on_event("bounced", name="suppress")(lambda connection, event: None)
+    yield
+    registry._registered.clear()
+
+
+def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_database(handled):
+    """Exactly once holds where our tables are: models elsewhere are named by their apps."""
+    schedule = {"CELERY_BEAT_SCHEDULE": dict(beat_schedule)}
+    with override_settings(**{**GOOD, **schedule}):
+        assert found() == []
     with override_settings(**GOOD):
-        (one,) = [one for one in run_checks() if one.id == "mailglass_reconcile.E003"]
-    assert "MAILGLASS_GRACE_SECONDS" in one.msg
+        assert found() == ["mailglass_reconcile.W004"]
+    with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
+        (one,) = [one for one in run_checks() if one.id == "mailglass_reconcile.W005"]
+    assert "auth, contenttypes" in one.msg

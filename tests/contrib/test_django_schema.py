@@ -68,6 +68,13 @@ def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
         assert cursor.fetchall() == []
 
 
+def test_a_project_without_migrations_gets_the_tables_all_the_same(empty):
+    """As `pytest --nomigrations` has it."""
+    with override_settings(MIGRATION_MODULES={APP: None}):
+        call_command("migrate", run_syncdb=True, verbosity=0)
+    assert is_current()
+
+
 def test_another_database_gets_nothing(empty):
     """`migrate --database=other` passes it by."""
     with override_settings(MAILGLASS_DATABASE_ALIAS="elsewhere"):

@@ -16,7 +16,7 @@ from django.utils.timezone import template_localtime
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, UTCDateTimeField
+from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored, UTCDateTimeField
 from mailglass_reconcile.store.database import in_schema
 
 LIMIT = 1_000
@@ -136,7 +136,8 @@ class EventInline(ReadOnly, admin.TabularInline):
 
     def get_queryset(self, request: Any) -> Any:
         """Return them, each with the orphan that it links."""
-        latest = Event.objects.filter(delivery_id=_delivery_id(request)).order_by("-occurred_at")[:INLINE_EVENTS]
+        of_delivery = Event.objects.filter(delivery_id=_delivery_id(request))
+        latest = of_delivery.order_by(Stored("occurred_at").desc())[:INLINE_EVENTS]
         orphan = Event.objects.filter(pk=models.OuterRef("orphan_id"))
         return (
             super()
@@ -204,7 +205,7 @@ class OpenOrphanAdmin(LookingAdmin):
     """What arrived last and has no delivery yet."""
 
     list_display = ("event_id", "arrived_at", "provider", "recipient", "tenant_id", "refused")
-    ordering = ("-arrived_at", "-event_id")
+    ordering = (Stored("arrived_at").desc(), "-event_id")
     search_help_text = "A provider's message id, or an event's id, exactly."
     found_by = ORPHANS
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
+from django.core.signals import setting_changed
+from django.db.models.signals import post_migrate
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
@@ -21,11 +25,20 @@ class MailglassReconcileConfig(AppConfig):
 
     def ready(self) -> None:
         """Take the database from `DATABASES`, without connecting; register checks, receivers and handlers' place."""
-        from mailglass_reconcile.contrib.django import checks, middleware, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
+        from mailglass_reconcile.contrib.django import checks, middleware, migrating, receivers  # noqa: F401, PLC0415 - Anymail wants the settings
 
-        tenant = receivers.fixed_tenant()
-        values = {} if tenant is None else {"tenant": tenant}
-        runtime.configure_framework(database.engine(database.alias()), COMMAND, **values)
+        self._configure("MAILGLASS_")
+        setting_changed.connect(self._configure, dispatch_uid="mailglass_reconcile.settings")
+        post_migrate.connect(migrating.without_migrations, self, dispatch_uid="mailglass_reconcile.migrate")
         database.use_djangos_connection()
         receivers.connect()
         middleware.install()
+
+    def _configure(self, setting: str, **_others: Any) -> None:
+        """Take our settings from Django's, at the start and when a test changes one."""
+        from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
+
+        if setting.startswith("MAILGLASS_"):
+            tenant = receivers.fixed_tenant()
+            values = {} if tenant is None else {"tenant": tenant}
+            runtime.configure_framework(database.engine(database.alias()), COMMAND, **values)

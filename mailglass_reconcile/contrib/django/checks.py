@@ -7,14 +7,17 @@ from typing import Any
 
 from anymail.backends.base import AnymailBaseBackend
 from anymail.utils import get_anymail_setting
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's own names
+from django.db import router
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.schedule import SWEEP_TASK
+from mailglass_reconcile.rules import handlers
+from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
 
 OF_TESTS = "django.core.mail.backends.locmem.EmailBackend"
 """Django's test runner puts it in the place of the real one, and then checks."""
@@ -31,9 +34,15 @@ OTHER_IDS = Warning(
 )
 NO_SWEEPS = Warning(
     "Celery's beat schedule has no entry that sweeps, so events that were left open stay open.",
-    hint="Set CELERY_BEAT_SCHEDULE = {**mailglass_reconcile.beat_schedule}. If cron runs `manage.py mailglass sweep`,"
-    " or the entry is in django-celery-beat's tables only, silence this check.",
+    hint="Add the entries of mailglass_reconcile.beat_schedule to your CELERY_BEAT_SCHEDULE. If cron runs"
+    " `manage.py mailglass sweep`, or the entry is in django-celery-beat's tables only, silence this check.",
     id="mailglass_reconcile.W003",
+)
+NO_DISPATCH = Warning(
+    "Celery's beat schedule has no entry that runs handlers, so events wait that handlers of this project are for.",
+    hint="Take the entry of mailglass_reconcile.beat_schedule, or silence this check if cron runs"
+    " `manage.py mailglass dispatch`.",
+    id="mailglass_reconcile.W004",
 )
 
 
@@ -51,8 +60,12 @@ def _found() -> Iterator[CheckMessage]:
         yield NO_ANYMAIL
     if not get_anymail_setting("generate_message_id", esp_name="SendGrid", default=True):
         yield OTHER_IDS
-    if runtime.available() and not _sweeps():
+    if runtime.available() and not _schedules(SWEEP_TASK):
         yield NO_SWEEPS
+    if handlers.types():
+        if runtime.available() and not _schedules(DISPATCH_TASK):
+            yield NO_DISPATCH
+        yield from _elsewhere()
 
 
 def _usable(number: str, look: Callable[[], object]) -> Iterator[CheckMessage]:
@@ -74,8 +87,22 @@ def _is_anymails(backend: str) -> bool:
         return False
 
 
-def _sweeps() -> bool:
+def _elsewhere() -> Iterator[CheckMessage]:
+    """Name the apps whose models a handler cannot write exactly once."""
+    ours = database.alias()
+    models = (model for model in apps.get_models() if model._meta.managed)
+    others = sorted({model._meta.app_label for model in models if router.db_for_write(model) != ours})
+    if others:
+        yield Warning(
+            f"Handlers write exactly once only in DATABASES[{ours!r}]; models of these apps are elsewhere:"
+            f" {', '.join(others)}.",
+            hint="Make what a handler writes there idempotent, by event.event_id, and silence this check.",
+            id="mailglass_reconcile.W005",
+        )
+
+
+def _schedules(task: str) -> bool:
     from celery import current_app  # noqa: PLC0415 - Celery may be missing
 
     schedules = (current_app.conf.beat_schedule, getattr(settings, "CELERY_BEAT_SCHEDULE", {}))
-    return any(entry.get("task") == SWEEP_TASK for schedule in schedules for entry in (schedule or {}).values())
+    return any(entry.get("task") == task for schedule in schedules for entry in (schedule or {}).values())

@@ -49,8 +49,11 @@ def alias() -> str:
 
 def table(name: str) -> str:
     """Return one of our tables as a model's `db_table`, with its schema: Django puts a quote before it and after it."""
-    schema = runtime.get_settings().database_schema.replace('"', '""')
-    return f'{schema}"."{name}'
+    try:
+        schema = runtime.get_settings().database_schema
+    except ConfigurationError:  # models are loaded before the check that names it, and before any query
+        schema = "public"
+    return '"."'.join((schema.replace('"', '""'), name))
 
 
 @contextmanager
@@ -125,8 +128,10 @@ class _Finish(list[Any]):
     def __call__(self) -> None:
         """Take it; it raises nothing."""
         done, self[:] = self.copy(), []
-        if done:
+        try:
             finish_quietly(done, connection)
+        except Error as error:
+            logger.warning("the next sweep links what came at the same time: %s", type(error).__name__)
 
 
 def after_commit(recorded: Sequence[Any]) -> None:

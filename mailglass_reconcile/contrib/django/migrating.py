@@ -8,12 +8,16 @@ from typing import Any
 
 import sqlalchemy as sa
 from django.core.management.base import CommandError
+from django.db import connections
+from django.db.migrations.loader import MigrationLoader
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
+
+LABEL = "mailglass_reconcile"
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,12 @@ def migrate(_apps: Any, schema_editor: Any) -> None:
         CommandError: It cannot be done, for the reason that the message gives.
     """
     _run(runner.migrate, schema_editor)
+
+
+def without_migrations(*, using: str, **_others: Any) -> None:
+    """Do it after `migrate` too if the project has switched our migrations off, as pytest's `--nomigrations` does."""
+    if MigrationLoader(None).migrated_apps.isdisjoint({LABEL}):
+        migrate(None, connections[using].schema_editor())
 
 
 def remove(_apps: Any, schema_editor: Any) -> None:

@@ -6,40 +6,79 @@ A column that this package does not need may be missing in a database of Mailgla
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any, NoReturn
 
+from django.conf import settings
 from django.db import models
+from django.db.models.expressions import Col
 from django.db.models.signals import pre_delete, pre_save
+from django.utils.timezone import make_naive
 
 from mailglass_reconcile.contrib.django import database
 
 
-class UTCDateTimeField(models.DateTimeField):
-    """A `timestamp without time zone` in UTC, as an aware datetime; what Python cannot hold stays a text."""
+class _UTCColumn(Col):
+    """A `timestamp without time zone` in UTC, as the `timestamp with time zone` that Django takes a time for."""
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        """Return the column with its time zone, for every comparison and function."""
+        sql, params = super().as_sql(compiler, connection)
+        return f"({sql} AT TIME ZONE 'UTC')", params
 
     def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
         """Read it as text: `infinity` and years after 9999 would fail in the driver."""
-        return f"({sql})::text", params
+        return (sql, params) if compiler.query.subquery else (f"({sql})::text", params)
 
-    def from_db_value(self, value: str | None, *_others: Any) -> dt.datetime | str | None:
-        """Return what Postgres wrote, in UTC."""
-        try:
-            return None if value is None else dt.datetime.fromisoformat(value).replace(tzinfo=dt.UTC)
-        except ValueError:
-            return value
+    def get_db_converters(self, connection: Any) -> list[Callable[..., Any]]:
+        """Return what reads that text."""
+        return [_time]
+
+
+class Stored(models.F):
+    """A `UTCDateTimeField` as it is stored: to order by it along an index."""
+
+    def resolve_expression(self, *args: Any, **kwargs: Any) -> Col:
+        """Return the column without its time zone."""
+        column = super().resolve_expression(*args, **kwargs)
+        return Col(column.alias, column.target, column.output_field)
+
+
+def _time(value: str | dt.datetime | None, _expression: object, connection: Any) -> dt.datetime | str | None:
+    """Return a time as Django has it with and without `USE_TZ`; what Python cannot hold stays a text."""
+    try:
+        read = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
+        if read is None or read.tzinfo is None:
+            return read
+        return read.astimezone(dt.UTC) if settings.USE_TZ else make_naive(read, connection.timezone)
+    except (ValueError, OverflowError):
+        return value
+
+
+class UTCDateTimeField(models.DateTimeField):
+    """A `timestamp without time zone` in UTC, used like any other `DateTimeField`."""
+
+    def get_col(self, alias: str, output_field: Any = None) -> Col:
+        """Return the column as expressions use it."""
+        return _UTCColumn(alias, self, output_field)
 
 
 class ReadOnlyError(TypeError):
     """These tables are written by record_send, record_webhook and sweeps, never by a model."""
 
 
-def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
-    """Refuse a write.
+def refuse(*_args: Any, raw: bool = False, **_kwargs: Any) -> NoReturn:
+    """Refuse a write; a *raw* one is that of `loaddata`.
 
     Raises:
         ReadOnlyError: Always.
     """
-    raise ReadOnlyError(ReadOnlyError.__doc__)
+    raise ReadOnlyError(
+        "loaddata cannot write the ledger, whose models have some of its columns only: leave it out of the fixture with"
+        " `dumpdata --exclude mailglass_reconcile`, and copy these tables with pg_dump"
+        if raw
+        else ReadOnlyError.__doc__
+    )
 
 
 class ReadOnlyQuerySet(models.QuerySet):
