@@ -40,8 +40,8 @@ class Settings(BaseSettings):
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         hook_types: Types of events that handlers run on, separated by commas; `*` is all, `none` is none. If unset,
             those of the handlers that this process has registered.
-        web_token: Who shows this token sees all tenants on the page; without any token, only this machine is served.
-        web_tenant_tokens: `tenant=token` pairs, separated by commas: who shows such a token sees that tenant alone.
+        web_token: The page's token, at least 16 characters; anyone with it sees the events of all tenants.
+        web_secure_cookie: Whether browsers send the page's cookie over HTTPS only, behind a proxy that ends TLS.
         webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line.
         webhook_url: The public address of the webhooks, without the provider's name; Mandrill signs it.
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     imports: str = ""
     hook_types: Annotated[str | None, AfterValidator(_known_types)] = None
     web_token: SecretStr | None = None
-    web_tenant_tokens: SecretStr | None = None
+    web_secure_cookie: bool = False
     webhook_secrets: SecretStr | None = None
     webhook_url: SecretStr | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import secrets
 import sys
 
 import click
@@ -14,7 +16,7 @@ EXAMPLES = """\b
 Examples:
   mailglass-reconcile serve
   MAILGLASS_WEB_TOKEN="$(cat token)" mailglass-reconcile serve --host 0.0.0.0 --port 8443
-  curl -H "Authorization: Bearer $(cat token)" http://mail.example.com:8443/readyz
+  printf 'header = "Authorization: Bearer %s"' "$(cat token)" | curl -K - http://mail.example.com:8443/readyz
 """
 
 
@@ -24,15 +26,16 @@ Examples:
 def serve(host: str, port: int) -> None:
     """Show in a browser how linking is going; the page only reads. Needs the extra `web`.
 
-    Without a token, only this machine is served: set MAILGLASS_WEB_TOKEN before you give another --host.
-    MAILGLASS_WEB_TENANT_TOKENS=acme=TOKEN,other=TOKEN shows to each tenant its own events and deliveries.
+    Anyone with the token MAILGLASS_WEB_TOKEN can see the page. If it is not set, a token is made and printed, and only
+    an address of this machine is allowed as --host.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra
-        from mailglass_reconcile.web import access, create_app  # noqa: PLC0415 - as above
+        from mailglass_reconcile.web import access, app  # noqa: PLC0415 - as above
     except ImportError:
         raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
-    if not (access.Tokens(runtime.get_settings()) or access.is_loopback(host)):
+    token = access.token_of(runtime.get_settings())
+    if token is None and not _is_loopback(host):
         click.echo(
             f"mailglass-reconcile: {printable(host)} can be reached from other machines:"
             " set MAILGLASS_WEB_TOKEN first, or leave out --host",
@@ -41,4 +44,19 @@ def serve(host: str, port: int) -> None:
         sys.exit(2)
     runtime.database()
     runtime.load_imports(to_read=True)
-    server.run(create_app(), host, port)
+    if token is None:
+        token = secrets.token_urlsafe(24)
+        click.echo(f"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: {token}", err=True)
+    server.run(app.application(token), host, port)
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether *host*, a name or an address, can be reached from this machine only."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

@@ -24,6 +24,8 @@ from mailglass_reconcile.sweep import judge
 from mailglass_reconcile.sweep.judge import Decision
 from mailglass_reconcile.sweep.result import shown
 
+TIMEOUT_MS = 24_000
+
 # Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
 _LEDGER_ROW = """
 SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, e.needs_reconciliation,
@@ -131,7 +133,7 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         "max_age_minutes": database.settings.max_age_minutes,
         "grace_seconds": database.settings.grace_seconds,
     }
-    with database.reading() as tx:
+    with database.reading(TIMEOUT_MS) as tx:
         row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
         if row is None:
             return Explanation(str(event_id), "unknown", states.why("unknown"))

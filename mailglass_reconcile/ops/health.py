@@ -98,7 +98,9 @@ def _added_up(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return groups of open orphans, the largest first; ranges of a fan-out have counted the same ones."""
     counts: Counter[tuple[str, str | None, str | None]] = Counter()
     for group in groups:
-        counts[group["state"], group["tenant_id"], group["provider"]] += group["orphans"]
+        # What a later version stored in another form is left out.
+        if isinstance(group, dict) and isinstance(group.get("state"), str) and isinstance(group.get("orphans"), int):
+            counts[group["state"], group.get("tenant_id"), group.get("provider")] += group["orphans"]
     return [
         {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
         for (state, tenant_id, provider), orphans in counts.most_common()

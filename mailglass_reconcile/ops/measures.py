@@ -98,14 +98,14 @@ def measure(database: Database) -> Measures:
     states: Counter[str] = Counter()
     for group in groups:
         states[group["state"]] += group["orphans"]
-    now = _epoch(known.now)
-    last_success = {kind: _epoch(time) for kind, time in known.last_success.items() if kind != "full"}
+    now = dt.datetime.fromisoformat(known.now).timestamp()
+    last_success = {kind: _epoch(time) or 0.0 for kind, time in known.last_success.items() if kind != "full"}
     if known.success_age is not None:
         last_success["full"] = now - known.success_age
     return Measures(
         totals,
         last_success,
-        None if known.counted_at is None else _epoch(known.counted_at),
+        _epoch(known.counted_at),
         dict(states),
         now - known.lag_seconds if known.lag_seconds else None,
         known.triggers,
@@ -116,5 +116,9 @@ def measure(database: Database) -> Measures:
     )
 
 
-def _epoch(time: str) -> float:
-    return dt.datetime.fromisoformat(time).timestamp()
+def _epoch(time: str | None) -> float | None:
+    """Return a time in seconds since 1970; None for one that Python does not have, such as a far year."""
+    try:
+        return dt.datetime.fromisoformat(time or "").timestamp()
+    except ValueError:
+        return None

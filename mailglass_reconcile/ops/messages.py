@@ -12,6 +12,7 @@ from mailglass_reconcile.store.database import Database, array_literal
 
 EVENTS = 20
 """At most so many of either kind: one id may name a hundred thousand deliveries."""
+TIMEOUT_MS = 24_000
 
 # A `reconciled` event stands for the orphan that it links.
 _OF_DELIVERIES = """
@@ -28,7 +29,6 @@ SELECT d.id::text
   FROM unnest(CAST(:ids AS text[])) AS c (id)
   JOIN {schema}.mailglass_deliveries AS d
     ON hashtextextended(d.provider_message_id, 0) = hashtextextended(c.id, 0) AND d.provider_message_id = c.id
- WHERE CAST(:tenant_id AS text) IS NULL OR d.tenant_id = :tenant_id
  LIMIT :size
 """
 
@@ -67,19 +67,19 @@ def states_of(database: Database, deliveries: Sequence[UUID]) -> list[DeliverySt
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database.reading() as tx:
+    with database.reading(TIMEOUT_MS) as tx:
         rows = tx.execute(_STATES, {"ids": array_literal(map(str, deliveries))}).all()
     return [DeliveryState(*row) for row in rows]
 
 
-def deliveries_of(database: Database, message_id: str, tenant_id: str | None = None) -> list[UUID]:
-    """Return the deliveries that carry a message's id, in any spelling, at most 20; None is all tenants.
+def deliveries_of(database: Database, message_id: str) -> list[UUID]:
+    """Return the deliveries that carry a message's id, in any spelling, at most 20.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    parameters = {"ids": array_literal(sorted(spellings_of(message_id))), "tenant_id": tenant_id, "size": EVENTS}
-    with database.reading() as tx:
+    parameters = {"ids": array_literal(sorted(spellings_of(message_id))), "size": EVENTS}
+    with database.reading(TIMEOUT_MS) as tx:
         return [UUID(delivery_id) for delivery_id in tx.execute(_DELIVERIES, parameters).scalars()]
 
 
@@ -95,7 +95,7 @@ def events_of(database: Database, deliveries: Sequence[UUID], message_id: str | 
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     parameters = {"ids": array_literal(map(str, deliveries)), "events": EVENTS}
-    with database.reading() as tx:
+    with database.reading(TIMEOUT_MS) as tx:
         found = [*tx.execute(_OF_DELIVERIES, parameters).scalars()]
     found += _open_ones(database, Filters(message_id=message_id)) if message_id else []
     return [UUID(event_id) for event_id in dict.fromkeys(found)]

@@ -1,4 +1,4 @@
-"""What the page shows first: what is open, how it got there, the last runs and links, and what handlers wait for."""
+"""The page's overview: what is open, backlog and lag over time, the last runs and links, what handlers wait for."""
 
 from __future__ import annotations
 
@@ -6,121 +6,150 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import curve, health, links
-from mailglass_reconcile.ops.curve import Sample
-from mailglass_reconcile.ops.links import Link
+from mailglass_reconcile.ops import health, status
 from mailglass_reconcile.schedule import LATE_SECONDS
-from mailglass_reconcile.store import outbox, schema
+from mailglass_reconcile.store import outbox, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 
 RUNS = 10
 LINKS = 10
 DEAD = 5
-READ_AT_MOST = 10_000
-"""Orphans in their grace, and rows of the outbox, that are looked at for one tenant."""
 BUCKETS = 96
+READ_SWEEPS = 10_000
+"""Full sweeps of the history that a chart reads at most: a week of one a minute."""
+READ_EVENTS = 2_000
+"""Events of the ledger that are read to find the latest links, however much is written besides them."""
 TIMEOUT_MS = 10_000
 
-_WAITING = """
-SELECT count(*) FROM {schema}.mailglass_open_orphans
- WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds)
+# The last full sweep of all tenants in each bucket of time, with the open orphans that it counted, in any state.
+_SAMPLES = """
+SELECT extract(epoch FROM r.finished_at)::float8 AS at,
+       coalesce((SELECT jsonb_object_agg(g.state, g.orphans)
+                   FROM (SELECT one ->> 'state' AS state, sum((one ->> 'orphans')::numeric)::bigint AS orphans
+                           FROM jsonb_array_elements(r.open_groups) AS one
+                          WHERE jsonb_typeof(one -> 'state') = 'string' AND jsonb_typeof(one -> 'orphans') = 'number'
+                          GROUP BY 1) AS g), '{}') AS states,
+       greatest(0, coalesce(extract(epoch FROM r.finished_at - r.linkable_since), 0))::float8 AS lag_seconds
+  FROM (SELECT DISTINCT ON (b.bucket) b.bucket, b.finished_at, b.linkable_since, b.open_groups
+          FROM (SELECT *, ceil(extract(epoch FROM now()::timestamp - finished_at) / :bucket_seconds) AS bucket
+                  FROM (SELECT * FROM {schema}.mailglass_reconcile_runs
+                         WHERE kind = 'full' ORDER BY id DESC LIMIT :size) AS f
+                 WHERE tenant_id IS NULL AND open_groups IS NOT NULL AND status IN ('ok', 'partial')
+                   AND ranges_done >= coalesce(ranges, 0)
+                   AND finished_at > now()::timestamp - make_interval(secs => :seconds)) AS b
+         ORDER BY b.bucket DESC, b.id DESC) AS r
+ ORDER BY r.bucket DESC
 """
 
-_WAITING_OF_TENANT = """
-SELECT count(*) FILTER (WHERE w.tenant_id = :tenant_id)
-  FROM (SELECT tenant_id FROM {schema}.mailglass_open_orphans
-         WHERE arrived_at > now()::timestamp - make_interval(secs => :grace_seconds)
-         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS w
+_HISTORY_BEGAN = """
+SELECT extract(epoch FROM finished_at)::float8 FROM {schema}.mailglass_reconcile_runs
+ WHERE kind = 'full' ORDER BY id LIMIT 1
 """
 
-# Of another tenant, nothing is read; of a run over all tenants, nothing is shown to one but that it was.
-_RUNS = """
-SELECT to_json(finished_at) #>> '{}' || 'Z' AS finished_at, kind, origin, left(tenant_id, 512) AS tenant_id, status,
-       error, runs,
-       CASE WHEN :all_tenants OR tenant_id IS NOT NULL THEN scanned END AS scanned,
-       CASE WHEN :all_tenants OR tenant_id IS NOT NULL THEN linked END AS linked,
-       CASE WHEN :all_tenants OR tenant_id IS NOT NULL THEN duration_ms END AS duration_ms
-  FROM (SELECT * FROM {schema}.mailglass_reconcile_runs ORDER BY id DESC LIMIT :read_at_most) AS r
- WHERE :all_tenants OR tenant_id IS NULL OR tenant_id = :tenant_id
- ORDER BY r.id DESC LIMIT :size
-"""
-
-_TOTALS = """
-SELECT coalesce(sum(linked), 0)::bigint AS linked, coalesce(sum(expired), 0)::bigint AS expired,
-       coalesce(sum(runs) FILTER (WHERE status = 'failed'), 0)::bigint AS failed_runs
-  FROM {schema}.mailglass_reconcile_runs
-"""
-
-_HANDLERS_OF_TENANT = """
-SELECT count(*) FILTER (WHERE o.state = 'waiting' AND e.tenant_id = :tenant_id) AS waiting,
-       count(*) FILTER (WHERE o.state = 'dead' AND e.tenant_id = :tenant_id) AS dead, count(*) AS looked_at
-  FROM (SELECT event_id, state FROM {schema}.mailglass_hook_outbox WHERE state <> 'dispatched' LIMIT :size) AS o
-  LEFT JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
+# A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key. Of a million random ids, one
+# is in the range of the last day's by chance.
+_LINKS = """
+WITH latest AS (
+  SELECT id, tenant_id, type, delivery_id, idempotency_key, inserted_at FROM {schema}.mailglass_events
+   WHERE id >= CAST(lpad(to_hex((extract(epoch FROM now() - interval '1 day') * 1000)::bigint), 12, '0')
+                    || '70008000000000000000' AS uuid)
+     AND id < CAST(lpad(to_hex((extract(epoch FROM now() + interval '5 minutes') * 1000)::bigint), 12, '0')
+                   || '70008000000000000000' AS uuid)
+   ORDER BY id DESC LIMIT :read_at_most
+)
+SELECT left(r.tenant_id, 512) AS tenant_id, r.delivery_id::text, o.id::text AS event_id, left(o.type, 100) AS type,
+       to_json(r.inserted_at) #>> '{}' || 'Z' AS linked_at,
+       extract(epoch FROM r.inserted_at - o.inserted_at)::float8 AS after_seconds
+  FROM (SELECT * FROM latest WHERE type = 'reconciled' AND delivery_id IS NOT NULL LIMIT :size) AS r
+  JOIN {schema}.mailglass_events AS o
+    ON o.id = CASE WHEN r.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                   THEN CAST(substr(r.idempotency_key, 12) AS uuid) END
+   AND o.tenant_id = r.tenant_id
+ ORDER BY r.id DESC
 """
 
 
-class Handlers(NamedTuple):
-    """Events that wait for their handlers, and dead ones; `at_least` if not all were looked at."""
+class Sample(NamedTuple):
+    """What a full sweep left.
 
-    waiting: int
-    dead: int
-    at_least: bool
-    last_dead: list[dict[str, Any]]
+    Attributes:
+        at: When it ended, in seconds since 1970.
+        states: The open orphans by state.
+        lag_seconds: For how long the oldest one had been open although its delivery was there; 0 if none was.
+    """
+
+    at: float
+    states: dict[str, int]
+    lag_seconds: float
+
+
+class RecentLink(NamedTuple):
+    """A link: which event of which type got which delivery, when, and how many seconds after the event arrived."""
+
+    tenant_id: str
+    delivery_id: str
+    event_id: str
+    type: str
+    linked_at: str
+    after_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """How linking is going, of all tenants or of one.
+    """How linking is going, of all tenants.
 
     Attributes:
         now: The database's time, in ISO 8601, UTC, as all times here.
         counted_at: When the last full sweep counted what is open; None if none has.
         states: Eligible open orphans at `counted_at` by state, the most frequent first.
-        groups: The same by `state`, `tenant_id`, `provider`: `orphans`, the largest first.
-        small: Whether small tenants were added up under no name, so that one of them does not know its number.
+        groups: The same by `state`, `tenant_id`, `provider`: `orphans`, the largest first. Small ones are added up
+            under the tenant None.
         waiting: Orphans in their grace now.
-        lag_seconds: For how long the oldest one has been open although its delivery is there; None of one tenant.
+        lag_seconds: For how long the oldest one has been open although its delivery is there; 0 if none is.
         last_success: When a run of each kind last ended well.
-        problems: What is wrong, a sentence for each; none of one tenant.
-        runs: The last runs; of one tenant, its own with their counts and those over all tenants without.
-        links: The latest links.
-        handlers: What handlers wait for.
-        samples: Backlog and lag over time.
-        totals: `linked`, `expired`, `failed_runs` since the history began; None of one tenant.
+        problems: What is wrong, a sentence for each.
+        runs: The last runs.
+        links: The latest links of the last day.
+        hooks_waiting: Events that wait for their handlers.
+        hooks_dead: Events whose handlers have failed for the last time.
+        last_dead: The latest of those.
+        samples: Backlog and lag over time, the oldest first.
+        history_began: When the first full sweep of the history ended, in seconds since 1970; None without any.
+        totals: `linked`, `expired`, `failed_runs` since the history began.
     """
 
     now: str
     counted_at: str | None
     states: list[tuple[str, int]]
     groups: list[dict[str, Any]]
-    small: bool
     waiting: int
-    lag_seconds: float | None
+    lag_seconds: float
     last_success: dict[str, str]
     problems: list[str]
     runs: list[dict[str, Any]]
-    links: list[Link]
-    handlers: Handlers
+    links: list[RecentLink]
+    hooks_waiting: int
+    hooks_dead: int
+    last_dead: list[dict[str, Any]]
     samples: list[Sample]
-    totals: dict[str, int] | None
+    history_began: float | None
+    totals: dict[str, int]
 
 
-def overview(database: Database, *, seconds: int, tenant_id: str | None = None) -> Overview:
+def overview(database: Database, *, seconds: int) -> Overview:
     """Return how linking is going, in a read-only transaction whose cost does not depend on what is open.
 
     Args:
         database: The database.
-        seconds: How far the curve reaches back.
-        tenant_id: Of this tenant alone; None is all tenants.
+        seconds: How far the charts reach back.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    settings = database.settings
     with database.reading(TIMEOUT_MS) as tx:
         facts = health.facts(tx)
         schema.require_current(facts.version)
-        groups = [g for g in facts.groups or [] if tenant_id in (None, g["tenant_id"])]
+        groups = facts.groups or []
         states: Counter[str] = Counter()
         for group in groups:
             states[group["state"]] += group["orphans"]
@@ -129,40 +158,26 @@ def overview(database: Database, *, seconds: int, tenant_id: str | None = None) 
             counted_at=facts.counted_at,
             states=states.most_common(),
             groups=groups,
-            small=any(g["tenant_id"] is None for g in facts.groups or []),
-            waiting=_waiting(tx, settings.grace_seconds, tenant_id),
-            lag_seconds=facts.lag_seconds if tenant_id is None else None,
+            waiting=windows.waiting(tx),
+            lag_seconds=facts.lag_seconds,
             last_success=facts.last_success,
-            problems=health.problems(facts, LATE_SECONDS) if tenant_id is None else [],
-            runs=_runs(tx, tenant_id),
-            links=links.latest(tx, LINKS, tenant_id),
-            handlers=_handlers(tx, facts, tenant_id),
-            samples=curve.samples(tx, seconds=seconds, buckets=BUCKETS, tenant_id=tenant_id),
-            totals=dict(tx.execute(_TOTALS).mappings().one()) if tenant_id is None else None,
+            problems=health.problems(facts, LATE_SECONDS),
+            runs=status.last_runs(tx, RUNS),
+            links=_links(tx),
+            hooks_waiting=facts.hooks_waiting,
+            hooks_dead=facts.hooks_dead,
+            last_dead=outbox.dead(tx, DEAD),
+            samples=_samples(tx, seconds),
+            history_began=tx.execute(_HISTORY_BEGAN).scalar_one_or_none(),
+            totals=status.totals(tx),
         )
 
 
-def _waiting(tx: Transaction, grace_seconds: int, tenant_id: str | None) -> int:
-    if tenant_id is None:
-        count: int = tx.execute(_WAITING, {"grace_seconds": grace_seconds}).scalar_one()
-    else:
-        whose = {"grace_seconds": grace_seconds, "tenant_id": tenant_id, "size": READ_AT_MOST}
-        count = tx.execute(_WAITING_OF_TENANT, whose).scalar_one()
-    return count
+def _samples(tx: Transaction, seconds: int) -> list[Sample]:
+    parameters = {"seconds": seconds, "bucket_seconds": seconds / BUCKETS, "size": READ_SWEEPS}
+    return [Sample(*row) for row in tx.execute(_SAMPLES, parameters).all()]
 
 
-def _runs(tx: Transaction, tenant_id: str | None) -> list[dict[str, Any]]:
-    whose = {
-        "all_tenants": tenant_id is None,
-        "tenant_id": tenant_id or "",
-        "read_at_most": READ_AT_MOST,
-        "size": RUNS,
-    }
-    return [dict(row) for row in tx.execute(_RUNS, whose).mappings()]
-
-
-def _handlers(tx: Transaction, facts: health.Facts, tenant_id: str | None) -> Handlers:
-    if tenant_id is None:
-        return Handlers(facts.hooks_waiting, facts.hooks_dead, at_least=False, last_dead=outbox.dead(tx, DEAD))
-    row = tx.execute(_HANDLERS_OF_TENANT, {"tenant_id": tenant_id, "size": READ_AT_MOST}).one()
-    return Handlers(row.waiting, row.dead, at_least=row.looked_at == READ_AT_MOST, last_dead=[])
+def _links(tx: Transaction) -> list[RecentLink]:
+    rows = tx.execute(_LINKS, {"size": LINKS, "read_at_most": READ_EVENTS}).all()
+    return [RecentLink(*row) for row in rows]

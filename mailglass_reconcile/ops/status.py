@@ -9,7 +9,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import schema, windows
-from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.sweep.reconciler import open_groups
 
 LAST_RUNS = 5
@@ -90,6 +90,16 @@ def waiting(database: Database, tenant_id: str | None = None) -> int:
         return windows.waiting(tx, tenant_id)
 
 
+def last_runs(tx: Transaction, size: int) -> list[dict[str, Any]]:
+    """Return the last *size* runs, the newest first; a full sweep includes its ranges."""
+    return [dict(row) for row in tx.execute(_LAST_RUNS, {"size": size}).mappings()]
+
+
+def totals(tx: Transaction) -> dict[str, int]:
+    """Return `linked`, `expired` and `failed_runs` since the history began."""
+    return dict(tx.execute(_TOTALS).mappings().one())
+
+
 def status(
     database: Database,
     *,
@@ -114,8 +124,7 @@ def status(
         facts = health.facts(tx)
         schema.require_current(facts.version)
         in_grace = windows.waiting(tx, tenant_id)
-        last_runs = [dict(row) for row in tx.execute(_LAST_RUNS, {"size": LAST_RUNS}).mappings()]
-        totals = dict(tx.execute(_TOTALS).mappings().one())
+        runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
     if count_now or facts.groups is None or facts.counted_at is None:
         as_of, groups = facts.now, open_groups(database, tenant_id)
     else:
@@ -130,10 +139,10 @@ def status(
         as_of=as_of,
         groups=groups,
         last_success=facts.last_success,
-        last_runs=last_runs,
+        last_runs=runs,
         hooks_waiting=facts.hooks_waiting,
         hooks_dead=facts.hooks_dead,
-        totals=totals,
+        totals=added_up,
         triggers=facts.triggers,
         healthy=not problems,
         problems=problems,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from mailglass_reconcile.rules import wording
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database
@@ -36,19 +34,6 @@ WITH RECURSIVE of_deliveries AS (
  UNION
 (SELECT left(tenant_id, 512) FROM of_events WHERE tenant_id IS NOT NULL LIMIT :size)
 """
-
-_OF_EVENT = "SELECT tenant_id FROM {schema}.mailglass_events WHERE id = CAST(:event_id AS uuid)"
-
-
-def of_event(database: Database, event_id: UUID) -> str | None:
-    """Return the tenant of an event, or None if the ledger has no such event.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
-    with database.reading() as tx:
-        found: str | None = tx.execute(_OF_EVENT, {"event_id": str(event_id)}).scalar_one_or_none()
-    return found
 
 
 def nearest(database: Database, tenant_id: str) -> str | None:

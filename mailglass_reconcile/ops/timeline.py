@@ -10,6 +10,7 @@ from mailglass_reconcile.store.database import Database
 
 EVENTS = 200
 """At most so many, the latest."""
+TIMEOUT_MS = 24_000
 
 _DELIVERY = """
 SELECT id::text, left(tenant_id, 512) AS tenant_id, left(provider, 512) AS provider,
@@ -60,7 +61,7 @@ def timeline(database: Database, delivery_id: UUID) -> Timeline | None:
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    with database.reading() as tx:
+    with database.reading(TIMEOUT_MS) as tx:
         found = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).mappings().one_or_none()
         if found is None:
             return None

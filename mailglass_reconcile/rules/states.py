@@ -98,7 +98,7 @@ MEANINGS: Mapping[str, Meaning] = {
         "older than the maximum age, so no sweep looks at it any more",
         "set MAILGLASS_MAX_AGE_MINUTES to more than the event's age; `mailglass-reconcile prune` then opens it again",
     ),
-    "linked": Meaning("linked", "linked to its delivery"),
+    "linked": Meaning("linked", "it has its delivery"),
     "settled": Meaning("closed", "closed by a `reconciled` event that names no delivery"),
     "no_orphan": Meaning("not an orphan", "not an orphan: it was stored with its delivery, or needs none"),
     "missing": Meaning(

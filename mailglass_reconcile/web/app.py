@@ -1,46 +1,57 @@
-"""The ASGI application: its routes, who may take them, and what every answer says to the browser."""
+"""The ASGI application: its routes, and the headers of every answer."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.web.access import Entrance, Guarded, Tokens
-from mailglass_reconcile.web.pages import Pages, Reader
-from mailglass_reconcile.web.rendering import REFRESH_SECONDS
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.web.access import Access, Guard, token_of
+from mailglass_reconcile.web.pages import Pages
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
     " form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS = {
-    b"content-security-policy": POLICY.encode(),
-    b"cross-origin-resource-policy": b"same-origin",
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
+    "content-security-policy": POLICY,
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",  # without any, browsers hide the origin of the sign-in form
+    "x-content-type-options": "nosniff",
 }
 
 
 def create_app(engine: sa.Engine | None = None) -> Starlette:
     """Return the page as an ASGI application, to be served alone or mounted under any path.
 
-    It only reads. Settings are those of `configure` or of the environment: with `MAILGLASS_WEB_TOKEN` or
-    `MAILGLASS_WEB_TENANT_TOKENS`, who shows such a token sees all tenants, or its own; without any token, only
-    requests from this machine, by a name of this machine, are answered.
+    It only reads. Anyone with the token `MAILGLASS_WEB_TOKEN` sees the events of all tenants. Settings are those of
+    `configure` or of the environment.
 
     Args:
         engine: A SQLAlchemy engine on psycopg 3; None is that of `configure`, or of `MAILGLASS_DATABASE_URL`. A role
             that can only read is enough.
 
     Raises:
-        ConfigurationError: A token is empty, or stands there twice.
+        ConfigurationError: `MAILGLASS_WEB_TOKEN` is not set, or has fewer than 16 characters.
     """
-    entrance = Entrance(Tokens(runtime.get_settings()))
-    pages = Pages(Reader(engine, REFRESH_SECONDS), entrance)
+    token = token_of(runtime.get_settings())
+    if token is None:
+        raise ConfigurationError(
+            "MAILGLASS_WEB_TOKEN is not set; set it to a token of your own, such as `openssl rand -hex 24` prints"
+        )
+    return application(token, engine)
+
+
+def application(token: str, engine: sa.Engine | None = None) -> Starlette:
+    """Return the page for anyone with *token*; otherwise as `create_app`."""
+    access = Access(token, secure_cookie=runtime.get_settings().web_secure_cookie)
+    pages = Pages(engine, access)
     guarded = Router(
         [
             Route("/", pages.overview, name="overview"),
@@ -57,18 +68,20 @@ def create_app(engine: sa.Engine | None = None) -> Starlette:
         routes=[
             Route("/healthz", pages.healthz, name="healthz"),
             Route("/readyz", pages.readyz, name="readyz"),
-            Route("/static/{name}", entrance.static, name="static"),
-            Route("/login", entrance.login, methods=["POST"], name="login"),
-            Mount("", app=Guarded(guarded, entrance), name="guarded"),
+            Route("/static/{name}", pages.static, name="static"),
+            Route("/login", access.login, methods=["POST"], name="login"),
+            Route("/logout", access.logout, methods=["POST"], name="logout"),
+            Mount("", app=Guard(guarded, access), name="guarded"),
         ],
         middleware=[Middleware(_Headers)],
+        exception_handlers={Exception: _failed},
     )
     app.router.redirect_slashes = False
     return app
 
 
 class _Headers:
-    """Puts our headers on every answer, errors included."""
+    """Adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -78,10 +91,15 @@ class _Headers:
             if message["type"] == "http.response.start":
                 given = list(message.get("headers", []))
                 names = {name for name, _ in given}
-                given += HEADERS.items()
+                given += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 if b"cache-control" not in names:
                     given.append((b"cache-control", b"no-store"))
                 message = {**message, "headers": given}
             await send(message)
 
         await self.app(scope, receive, with_headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    # Starlette answers a bug outside of its middleware, so the headers are added here; the server logs the traceback.
+    return PlainTextResponse("internal error\n", 500, headers=HEADERS)

@@ -1,13 +1,14 @@
-"""`/metrics`: what Prometheus asks for, read from the database at that moment; needs the extra `web`.
+"""`/metrics`: the figures for Prometheus, read from the database when it scrapes; needs the extra `web`.
 
-Not from this process, which has swept nothing: workers come and go, and counters in the history of runs survive both
-them and the prune. Times are timestamps, so that an age still grows when nobody sweeps any more.
+This process sweeps nothing, so it has no counters of its own: the history of runs outlives the workers and the prune.
+Times are timestamps, so that an age still grows when no sweep runs any more.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -17,7 +18,7 @@ from prometheus_client.registry import Collector
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops.measures import Measures, measure
 from mailglass_reconcile.pubsub import within
-from mailglass_reconcile.rules.states import OUTCOMES
+from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
@@ -29,7 +30,6 @@ SECONDS = 2.0
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "mailglass_reconcile_"
-STATUSES = ("ok", "partial", "failed", "duplicate")
 
 
 def scrape(database: Database) -> bytes:
@@ -41,7 +41,7 @@ def scrape(database: Database) -> bytes:
         database: A role that can only read is enough.
     """
     registry = CollectorRegistry()
-    registry.register(_Known(_measured(database)))
+    registry.register(_Scraped(_measured(database)))
     return generate_latest(registry)
 
 
@@ -56,7 +56,7 @@ def _measured(database: Database) -> Measures | None:
     return None
 
 
-class _Known(Collector):
+class _Scraped(Collector):
     def __init__(self, known: Measures | None) -> None:
         self._known = known
 
@@ -70,13 +70,13 @@ class _Known(Collector):
 
 
 def _history(known: Measures) -> Iterator[Metric]:
-    runs = {(kind, status): 0 for kind in KINDS for status in STATUSES}
-    seconds = dict.fromkeys(KINDS, 0.0)
+    runs: dict[tuple[str, str], int] = {(kind, status): 0 for kind in KINDS for status in RUN_STATUSES}
+    milliseconds: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     orphans, messages = dict.fromkeys(map(str, OUTCOMES), 0), {"published": 0, "failed": 0}
     expired = {"found": 0, "none": 0}
     for kind, status, counts in known.totals:
         runs[kind, status] = counts["runs"]
-        seconds[kind] += counts["duration_ms"] / 1000
+        milliseconds[kind] += counts["duration_ms"]
         if kind == "prune":
             expired["none"] += counts["unmatched"]
             expired["found"] += counts["expired"] - counts["unmatched"]
@@ -86,6 +86,7 @@ def _history(known: Measures) -> Iterator[Metric]:
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
     yield _counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
+    seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
     yield _counter("run_seconds", "How long runs took, added up", ("kind",), _keyed(seconds))
     yield _counter("orphans", "Orphans that sweeps looked at, by what became of them", ("outcome",), _keyed(orphans))
     help_ = "Orphans that were given up, by whether a delivery has one of their ids"

@@ -42,7 +42,8 @@ def test_every_setting_is_in_the_table_with_its_default():
     for name, field in Settings.model_fields.items():
         default = getattr(field.default, "get_secret_value", lambda default=field.default: default)()
         unlimited = name.startswith("retention") and default is None
-        expected[ENV_PREFIX + name.upper()] = "infinity" if unlimited else "" if default is None else str(default)
+        written = str(default).lower() if isinstance(default, bool) else str(default)
+        expected[ENV_PREFIX + name.upper()] = "infinity" if unlimited else "" if default is None else written
     assert documented == expected
 
 

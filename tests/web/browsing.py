@@ -9,21 +9,18 @@ from pydantic import SecretStr
 import mailglass_reconcile
 from mailglass_reconcile.web import create_app
 
-OPERATOR = "operator-token"
-ACME = "acme-token"
-BETA = "beta-token"
-TOKENS = {"web_token": SecretStr(OPERATOR), "web_tenant_tokens": SecretStr(f"acme={ACME}, beta = {BETA}==")}
+TOKEN = "operator-token-of-tests"  # noqa: S105
 
 
 class Visitor:
-    """Asks an application for pages; with a token, as whoever it belongs to."""
+    """Requests pages of an application, with the page's token or another one, or without any."""
 
-    def __init__(self, app: Any, token: str | None = None, client: str = "127.0.0.1", host: str = "127.0.0.1:8080"):
-        self.app, self.client, self.host = app, client, host
+    def __init__(self, app: Any, token: str | None = TOKEN, host: str = "127.0.0.1:8080"):
+        self.app, self.host = app, host
         self.headers = {"authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        """Ask for one page."""
+        """Request one page."""
         return self.ask("GET", path, headers=headers)
 
     def ask(self, method: str, path: str, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
@@ -31,7 +28,7 @@ class Visitor:
         return asyncio.run(self._ask(method, path, {**self.headers, **(headers or {})}, more))
 
     def all(self, paths: list[str]) -> list[httpx.Response]:
-        """Ask for pages, all at once."""
+        """Request pages at the same time."""
 
         async def ask() -> list[httpx.Response]:
             return await asyncio.gather(*map(self.one, paths))
@@ -39,16 +36,17 @@ class Visitor:
         return asyncio.run(ask())
 
     async def one(self, path: str) -> httpx.Response:
-        """Ask for a page, in a loop that runs already."""
+        """Request a page, in a loop that runs already."""
         return await self._ask("GET", path, self.headers, {})
 
     async def _ask(self, method: str, path: str, headers: dict[str, str], more: dict[str, Any]) -> httpx.Response:
-        transport = httpx.ASGITransport(self.app, client=(self.client, 50_000))
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{self.host}") as client:
             return await client.request(method, path, headers=headers, **more)
 
 
 def app(db: Any, **settings: Any) -> Any:
     """Return the application on a test's database, with more settings."""
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update=settings))
+    given = {"web_token": SecretStr(TOKEN), **settings}
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update=given))
     return create_app()

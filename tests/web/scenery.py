@@ -55,8 +55,10 @@ INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, sta
 SELECT t, t + interval '1 second', 'full', 'beat', 'ok', o.total + 12, 12, o.total * 7 / 10, o.total / 10,
        o.total / 10, o.total / 10, 100 + o.total / 200, o.total + o.late,
        CASE WHEN o.late > 0 THEN t - make_interval(secs => 40 * (n - 119)) END,
-       jsonb_build_array(jsonb_build_object('state', 'unmatched', 'tenant_id', 'acme', 'provider', 'postmark',
-                                            'orphans', o.total / 3))
+       (SELECT jsonb_agg(jsonb_build_object('state', s.state, 'tenant_id', 'acme', 'provider', 'postmark',
+                                            'orphans', s.orphans))
+          FROM (VALUES ('unmatched', o.total * 7 / 10), ('ambiguous', o.total / 10), ('tenant_mismatch', o.total / 10),
+                       ('unmatchable', o.total / 10), ('matched', o.late)) AS s (state, orphans))
   FROM generate_series(now() AT TIME ZONE 'UTC' - interval '24 hours',
                        now() AT TIME ZONE 'UTC' - interval '10 minutes', interval '5 minutes')
        WITH ORDINALITY AS r (t, n)

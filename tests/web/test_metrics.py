@@ -16,7 +16,7 @@ from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import transaction
 from mailglass_reconcile.web import create_app, metrics
 from scraping import delivery_of, parsed, scrape, value
-from web.browsing import ACME, OPERATOR, TOKENS, Visitor, app
+from web.browsing import TOKEN, Visitor, app
 
 
 def test_a_sweep_is_seen_in_the_next_scrape(db):
@@ -148,22 +148,21 @@ def test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else(e
         assert parsed(metrics.scrape(engines.create_engine(settings), settings)) == {("up", ()): 0}
 
 
-def test_the_address_is_for_the_operator_alone(db):
-    """With the token if there is one; a tenant's own opens nothing, because the figures are those of all."""
-    closed = app(db, **TOKENS)
-    assert Visitor(closed).get("/metrics").status_code == 401
-    assert Visitor(closed).get(f"/metrics?token={OPERATOR}").status_code == 401
-    assert Visitor(closed, ACME).get("/metrics").status_code == 404
-    answer = Visitor(closed, OPERATOR).get("/metrics")
+def test_the_address_needs_the_token(db):
+    """In the header, as Prometheus sends it."""
+    closed = app(db)
+    assert Visitor(closed, None).get("/metrics").status_code == 401
+    assert Visitor(closed, None).get(f"/metrics?token={TOKEN}").status_code == 401
+    answer = Visitor(closed).get("/metrics")
     assert (answer.status_code, answer.headers["content-type"]) == (200, metrics.CONTENT_TYPE)
     assert value(parsed(answer.content), "up") == 1
-    assert value(parsed(Visitor(app(db)).get("/metrics").content), "up") == 1
 
 
 @pytest.mark.slow
 def test_the_address_answers_although_the_database_is_away(db):
     """At once, so that Prometheus hears of it."""
-    mailglass_reconcile.configure(settings=Settings(database_url="postgresql://nobody@127.0.0.1:1/none"))
+    away = Settings(database_url="postgresql://nobody@127.0.0.1:1/none", web_token=TOKEN)
+    mailglass_reconcile.configure(settings=away)
     answer = Visitor(create_app()).get("/metrics")
     assert (answer.status_code, parsed(answer.content)) == (200, {("up", ()): 0})
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)

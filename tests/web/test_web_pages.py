@@ -17,7 +17,8 @@ from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
 from mailglass_reconcile.web.cache import UNDER_WAY
-from web.browsing import TOKENS, Visitor, app
+from scraping import parsed, value
+from web.browsing import TOKEN, Visitor, app
 
 INLINE = re.compile(r"""\s(style|on\w+)=|<style|<script(?! src=)|(src|href|action)="(/|\w+:)""")
 CANARIES = """
@@ -47,7 +48,7 @@ def filled(db):
 def every_path(ids):
     """Return the pages that show something of *ids*."""
     return [
-        *("/", "/?tenant=acme&hours=6", "/orphans", "/orphans?state=expired", "/orphans?order=newest&type=delivered"),
+        *("/", "/?hours=6", "/orphans", "/orphans?state=expired", "/orphans?order=newest&type=delivered&tenant=acme"),
         *("/orphans?message_id=sent", "/find?q=sent", "/find?q=nothing", f"/deliveries/{ids['delivery']}"),
         *(f"/events/{ids[name]}" for name in ("linked", "waiting", "open", "expired")),
     ]
@@ -58,7 +59,9 @@ def test_the_pages_say_what_status_orphans_and_explain_say(db, filled):
     mailglass_reconcile.reconcile()
     visitor = Visitor(app(db))
     text = {path: html.unescape(visitor.get(path).text) for path in every_path(filled)}
-    assert re.search(r"<dt>Open orphans</dt>\s*<dd>1</dd>\s*<dd class=\"small\">as of <time", text["/"])
+    assert re.search(
+        r"<dt>Open orphans</dt>\s*<dd>1</dd>\s*<dd class=\"small\">events without a delivery, as of <time", text["/"]
+    )
     assert re.search(r"<dt>In their grace period</dt>\s*<dd>1</dd>", text["/"])
     assert filled["linked"] in text["/"].partition('id="links"')[2]
     assert "<strong>Healthy.</strong>" in text["/"]
@@ -94,13 +97,13 @@ def test_what_a_row_holds_cannot_become_markup(db):
 
 def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, filled):
     """Errors and the form included; no script, no style, no handler and no address of another host."""
-    closed, opened = app(db, **TOKENS), app(db)
+    page = app(db)
     paths = [*every_path(filled), "/nothing", "/orphans?older=x", "/static/page.css", "/static/none", "/healthz"]
-    answers = [Visitor(of).get(path) for of in (closed, opened) for path in paths]
+    answers = [Visitor(page, token).get(path) for token in (None, TOKEN) for path in paths]
     assert {answer.status_code for answer in answers} == {200, 303, 400, 401, 404}
     for answer in answers:
         assert answer.headers["content-security-policy"] == POLICY
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert answer.headers["x-content-type-options"] == "nosniff"
         if "html" in answer.headers.get("content-type", ""):
             assert answer.headers["cache-control"] == "no-store"
@@ -127,6 +130,7 @@ def test_every_link_leads_somewhere_at_the_root_and_mounted(db, filled, prefix):
         answer = visitor.get(path)
         assert answer.status_code in (200, 303), path
         page = answer.text if "html" in answer.headers.get("content-type", "") else ""
+        page = re.sub(r'<form method="post" action="[./]+logout">', "", page)
         links = re.findall(r'(?:href|src|action)="([^"#]+)"', page)
         links += [answer.headers["location"]] if "location" in answer.headers else []
         ahead += [str(answer.url.join(html.unescape(link)).raw_path, "ascii") for link in links]
@@ -157,9 +161,86 @@ def test_a_filter_that_nothing_passes_ends_a_page_early(db, monkeypatch):
     mailglass_reconcile.reconcile()
     visitor = Visitor(app(db))
     text = visitor.get("/orphans?type=opened").text
-    assert "None among the 20 that were looked at; there may be more." in text
+    assert "None of the 20 orphans looked at so far matches these filters." in text
     following = re.search(r'rel="next" href="./([^"]+)"', text)[1]
-    assert '<p class="card">None.</p>' in visitor.get(f"/{html.unescape(following)}").text
+    assert "No more orphans match." in visitor.get(f"/{html.unescape(following)}").text
+
+
+ODD_HISTORY = """
+ALTER TABLE mailglass_reconcile_runs DROP CONSTRAINT mailglass_reconcile_runs_kind,
+                                     DROP CONSTRAINT mailglass_reconcile_runs_status;
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, duration_ms, remaining)
+VALUES (now(), now(), 'replay', 'elsewhere', 'paused', 7000, NULL), (now(), '9999-12-31 +1', 'recent', 'x', 'ok', 1, 0);
+UPDATE mailglass_reconcile_runs SET remaining = 12, open_groups = '[
+    {"state": "quarantined", "tenant_id": "acme", "provider": "postmark", "orphans": 5},
+    {"state": "unmatched", "orphans": 7}, {"orphans": 3}, {"state": 4, "orphans": "x"}, 9]' WHERE kind = 'full'
+"""
+
+
+def test_kinds_statuses_and_states_of_a_later_version_are_shown_under_their_names(db):
+    """They made the page and `/metrics` answer 500; and a state that is not known was drawn as `matched`."""
+    mailglass_reconcile.reconcile()
+    db.run(ODD_HISTORY)
+    visitor = Visitor(app(db))
+    answer = visitor.get("/")
+    assert answer.status_code == 200
+    assert '<span class="status paused">paused</span>' in answer.text
+    assert re.search(r"<dt>Open orphans</dt>\s*<dd>12</dd>", answer.text)
+    assert re.findall(r'<path class="band (\w+)" d="M', answer.text) == ["unmatched", "quarantined"]
+    scraped = parsed(visitor.get("/metrics").content)
+    assert value(scraped, "runs_total", kind="replay", status="paused") == 1
+    assert value(scraped, "run_seconds_total", kind="replay") == 7
+    assert value(scraped, "open_orphans", state="quarantined") == 5
+    assert scraped.get(("open_orphans", (("state", "matched"),)), 0) == 0
+
+
+def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, filled):
+    """Four statements of four minutes each would have stopped the page for everybody."""
+    timeouts = []
+
+    def note(connection, cursor, statement, parameters, *rest):
+        if "statement_timeout" in parameters:
+            timeouts.append(int(parameters["statement_timeout"]))
+
+    visitor = Visitor(app(db))
+    sa.event.listen(db.engine, "before_cursor_execute", note)
+    for path in [*every_path(filled), "/metrics", "/readyz"]:
+        timeouts.clear()
+        visitor.get(path)
+        assert timeouts, path
+        assert max(timeouts) <= 24_000, path
+
+
+@pytest.mark.parametrize("name", ["tenant", "provider", "message_id", "q"])
+def test_a_value_that_no_row_can_have_is_a_wrong_address(db, name):
+    """It was a failure of the database, which the page then repeated every few seconds."""
+    path = "/find" if name == "q" else "/orphans"
+    for text, expected in (("%00", "remove the character NUL"), ("x" * 513, "use at most 512 characters")):
+        answer = Visitor(app(db)).get(f"{path}?{name}={text}")
+        assert (answer.status_code, f"{name}: {expected}." in answer.text) == (400, True)
+
+
+def test_an_answer_to_a_bug_has_the_headers_and_no_detail(db):
+    """As every other answer."""
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update={"web_token": SecretStr(TOKEN)}))
+    answer = Visitor(create_app(engine="no engine")).get("/")
+    assert (answer.status_code, answer.text) == (500, "internal error\n")
+    assert answer.headers["content-security-policy"] == POLICY
+
+
+def test_an_empty_page_says_why_it_is_empty(db):
+    """Not only that nothing is there."""
+    delivery = factories.delivery(db, "sent")
+    visitor = Visitor(app(db))
+    assert "the first full sweep will count the open orphans" in visitor.get("/").text
+    assert "No orphan is open: every event has its delivery" in visitor.get("/orphans").text
+    assert "No open orphan matches these filters." in visitor.get("/orphans?type=opened").text
+    assert "none is older than the maximum age" in visitor.get("/orphans?state=expired").text
+    assert "its provider has not reported on it" in visitor.get(f"/deliveries/{delivery}").text
+    mailglass_reconcile.reconcile()
+    text = Visitor(app(db)).get("/").text
+    assert "No orphan was open as of <time" in text
+    assert "No event was linked in the last day." in text
 
 
 def test_ten_viewers_cost_what_one_does(db, filled):
@@ -198,18 +279,16 @@ def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
     assert sum(answer.status_code == 503 for answer in answers) == 5
 
 
-def test_when_the_database_does_not_answer_the_page_says_so_and_no_more(db):
-    """To the operator with the reason, to a tenant without; nothing else about the server."""
-    away = {**TOKENS, "database_url": SecretStr("postgresql://u:secret@127.0.0.1:1/x")}
+def test_when_the_database_does_not_answer_the_page_says_why_and_no_more(db):
+    """Only with the token; nothing else about the server."""
+    away = {"web_token": SecretStr(TOKEN), "database_url": SecretStr("postgresql://u:secret@127.0.0.1:1/x")}
     mailglass_reconcile.configure(settings=db.settings.model_copy(update=away))
     closed = create_app()
-    whole = Visitor(closed, "operator-token").get("/")
-    assert (whole.status_code, "127.0.0.1, port 1, database x: nothing listens there" in whole.text) == (503, True)
-    part = Visitor(closed, "acme-token").get("/")
-    assert (part.status_code, "127.0.0.1" in part.text) == (503, False)
-    assert "secret" not in whole.text + part.text
-    assert Visitor(closed).get("/readyz").text == "unhealthy\n"
-    assert Visitor(closed).get("/healthz").status_code == 200
+    page = Visitor(closed).get("/")
+    assert (page.status_code, "127.0.0.1, port 1, database x: nothing listens there" in page.text) == (503, True)
+    assert "secret" not in page.text
+    assert Visitor(closed, None).get("/readyz").text == "unhealthy\n"
+    assert Visitor(closed, None).get("/healthz").status_code == 200
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
 
 
