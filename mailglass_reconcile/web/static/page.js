@@ -1,5 +1,5 @@
 "use strict";
-// Asks for the page again every few seconds, and puts in what has changed. Without it, the page is as good, reloaded.
+// Fetches the page every few seconds and replaces the parts that changed. Without it, reload the page instead.
 (() => {
   const bar = document.getElementById("refresh");
   const retry = document.querySelector("[data-retry]");
@@ -22,14 +22,21 @@
     return selection.isCollapsed || !region.contains(selection.anchorNode);
   }
 
+  function placeOf(element) {
+    const href = element.getAttribute("href");
+    return element.id ? `#${CSS.escape(element.id)}` : href ? `[href="${CSS.escape(href)}"]` : null;
+  }
+
   function show(text) {
     const next = new DOMParser().parseFromString(text, "text/html");
     for (const region of document.querySelectorAll("[data-live]")) {
       const fresh = next.getElementById(region.id);
-      if (!fresh || fresh.outerHTML === region.outerHTML || !mayReplace(region)) continue;
-      const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
+      if (!fresh) continue;
+      for (const one of region.querySelectorAll("details[open]")) next.getElementById(one.id)?.setAttribute("open", "");
+      if (fresh.outerHTML === region.outerHTML || !mayReplace(region)) continue;
+      const focused = region.contains(document.activeElement) && placeOf(document.activeElement);
       region.replaceChildren(...fresh.childNodes);
-      if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+      if (focused) region.querySelector(focused)?.focus({ preventScroll: true });
     }
   }
 
