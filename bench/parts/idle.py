@@ -11,7 +11,7 @@ from bench import cpu
 from bench.figures import Part
 from bench.filling import NOBODYS, fill
 from bench.machine import Machine
-from bench.parts.pages import serving
+from bench.parts.pages import SIGNED_IN, serving
 from bench.sweeping import sweep
 from bench.trial import FOLLOW, RECENT
 
@@ -34,7 +34,7 @@ def measure(machine: Machine) -> Part:
         with way.running(machine, url) as pids:
             _report(part, way.name, _idle(machine, pids), before)
     with serving(machine, url) as (address, pid):
-        httpx.get(address).raise_for_status()
+        httpx.get(address, headers=SIGNED_IN).raise_for_status()
         _report(part, "the page", _idle(machine, {"the page": pid}), before)
     machine.drop("idle")
     return part

@@ -11,6 +11,7 @@ from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import SchemaOutdatedError, Settings, dispatch, prune, reconcile
 from mailglass_reconcile.store import engines, outbox, schema
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import metrics
 from monitoring.timeline import NOTHING, Timeline, needs_promtool
 from scraping import delivery_of, parsed
@@ -68,7 +69,7 @@ def test_a_database_that_is_away_is_absent(db, timeline):
     """And so is a process that does not answer."""
     healthy(db, timeline)
     away = Settings(database_url="postgresql://nobody@127.0.0.1:1/none")
-    timeline.add(parsed(metrics.scrape(engines.create_engine(away), away)), minutes=4)
+    timeline.add(parsed(metrics.scrape(Database(engines.create_engine(away), away))), minutes=4)
     timeline.fires()
     timeline.hold(minutes=2)
     timeline.fires("Absent")

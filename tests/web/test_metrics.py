@@ -13,7 +13,7 @@ from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, prune, reconcile
 from mailglass_reconcile.ops import measures
 from mailglass_reconcile.store import engines, outbox
-from mailglass_reconcile.store.database import transaction
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app, metrics
 from scraping import delivery_of, parsed, scrape, value
 from web.browsing import TOKEN, Visitor, app
@@ -145,7 +145,7 @@ def test_a_database_that_is_away_or_not_migrated_is_down_and_says_nothing_else(e
     """With no figure that could be taken for a good one."""
     for url in ("postgresql://nobody@127.0.0.1:1/none", empty_database_url):
         settings = Settings(database_url=url)
-        assert parsed(metrics.scrape(engines.create_engine(settings), settings)) == {("up", ()): 0}
+        assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
 
 
 def test_the_address_needs_the_token(db):
@@ -174,7 +174,7 @@ def test_a_database_that_does_not_answer_is_down_within_two_seconds(db):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         settings = Settings(database_url=f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/x")
         began = time.monotonic()
-        assert parsed(metrics.scrape(engines.create_engine(settings), settings)) == {("up", ()): 0}
+        assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
         assert time.monotonic() - began < metrics.SECONDS + 1
     with db.engine.connect() as other, other.begin():
         other.exec_driver_sql("LOCK TABLE mailglass_reconcile_runs")
@@ -218,9 +218,7 @@ def _buffers(db):
     """How many pages the statements on deliveries and open orphans touch."""
     found = 0
     reports = "{delivered}"
-    with db.engine.connect() as connection, transaction(
-        connection, db.settings, read_only=True, probes_only=True
-    ) as tx:  # fmt: skip
+    with db.database.reading() as tx:
         for sql, more in (
             (measures._LATELY, {"sample": measures.SAMPLE}),
             (measures._UNLINKED_TENANTS, {"tenants": "{acme}"}),

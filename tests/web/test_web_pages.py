@@ -156,7 +156,7 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
 
 def test_a_filter_that_nothing_passes_ends_a_page_early(db, monkeypatch):
     """It says how many were looked at, and leads on from there."""
-    monkeypatch.setattr(pages, "QUICK", pages.Limits(examined=5, read=5, span=20))
+    monkeypatch.setattr(pages, "QUICK", pages.Limits(judged=5, read=5, span=20, timeout_ms=10_000))
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(30)])
     mailglass_reconcile.reconcile()
     visitor = Visitor(app(db))
