@@ -25,6 +25,7 @@ QUICK = 50
 
 PARTS = {
     "calls": "one call of an application, against the same work by hand",
+    "receiving": "webhooks over HTTP, against calls",
     "sweep": "one sweep, against the bare statement",
     "layouts": "sweeps that link nothing, in two layouts, and prune",
     "latency": "from the commit to a subscriber",

@@ -147,7 +147,7 @@ def test_the_page_shows_what_was_measured():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", ["calls", "layouts", "sweep curves", "inserts handlers pages"])
+@pytest.mark.parametrize("parts", ["calls", "layouts", "sweep curves", "inserts handlers pages receiving"])
 def test_the_benchmark_runs_through(tmp_path, parts):
     """With `--quick` it leaves the page alone, and writes the figures of the parts into a folder of its own."""
     before = (ROOT / "docs" / "performance.md").read_text()
