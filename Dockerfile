@@ -1,6 +1,6 @@
 FROM python:3.13.15-slim-trixie AS build
 COPY . /source
-RUN python -m venv /app && /app/bin/pip install --no-cache-dir '/source[web]'
+RUN python -m venv /app && /app/bin/pip install --no-cache-dir '/source[web,webhooks]'
 
 FROM python:3.13.15-slim-trixie
 COPY --from=build /app /app

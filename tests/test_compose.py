@@ -34,8 +34,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-OURS = ("migrate", "worker", "beat", "web")
-ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_reader")
+OURS = ("migrate", "worker", "beat", "receive", "web")
+ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader")
 
 
 @pytest.mark.guard
@@ -94,6 +94,7 @@ def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
         "grants": ["database"],
         "worker": ["database", "redis"],
         "beat": ["redis"],
+        "receive": ["database", "redis"],
         "web": ["database"],
     }
     assert COMPOSE["networks"] == {"database": None, "redis": {"internal": True}}
@@ -115,12 +116,13 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
     services = COMPOSE["services"]
     secrets = {name: service.get("secrets", []) for name, service in services.items()}
     assert secrets == {
-        "postgres": ["postgres", "owner", "sweeper", "reader"],
+        "postgres": ["postgres", "owner", "sweeper", "recorder", "reader"],
         "redis": ["redis"],
         "migrate": ["owner"],
         "grants": ["owner"],
         "worker": ["sweeper", "redis"],
         "beat": ["redis"],
+        "receive": ["recorder", "redis", "webhooks"],
         "web": ["reader", "web"],
     }
     assert "environment" not in services["beat"]
@@ -131,7 +133,7 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
             assert urlsplit(value).username in {None, *ROLES}
 
 
-def test_sweeper_and_reader_get_the_grants_of_the_document():
+def test_sweeper_recorder_and_reader_get_the_grants_of_the_document():
     """Word for word, but for the schema, which its owner grants."""
     documented = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/grants.md").read_text(), re.DOTALL)
     granted = ""
@@ -143,12 +145,14 @@ def test_sweeper_and_reader_get_the_grants_of_the_document():
     assert COMPOSE["configs"]["grants"]["content"] == granted
 
 
-def test_only_the_page_can_be_reached_and_from_this_machine_alone():
-    """It asks for a token, for its container listens on every address."""
+def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
+    """The page asks for a token, the receiver for a signature; their containers listen on every address."""
     services = COMPOSE["services"]
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
-        "web": ["127.0.0.1:8080:8080"]
+        "receive": ["127.0.0.1:8081:8081"],
+        "web": ["127.0.0.1:8080:8080"],
     }
+    assert services["receive"]["environment"]["MAILGLASS_WEBHOOK_SECRETS"] == "@/run/secrets/webhooks"
     assert 'MAILGLASS_WEB_TOKEN="$$(cat /run/secrets/web)"' in services["web"]["entrypoint"][2]
 
 
@@ -178,13 +182,15 @@ class Surroundings:
     def __init__(self, database_url: str, directory: Path) -> None:
         self.url, self.directory = database_url, directory
         self.suffix = uuid.uuid4().hex[:12]
-        self.port, self.redis_port = str(free_port()), str(free_port())
+        self.port, self.receiver_port, self.redis_port = (str(free_port()) for _ in range(3))
         for name in COMPOSE["secrets"]:
             (directory / name).write_text(f"{name}-{self.suffix}\n")
+        (directory / "webhooks").write_text(f"postmark=me:{self.suffix}\n")
 
     def here(self, text: str) -> str:
         """Put the places of this test into a text of the compose file."""
         text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
+        text = text.replace("8081", self.receiver_port)
         text = text.replace("8080", self.port).replace("redis:6379", f"127.0.0.1:{self.redis_port}")
         text = text.replace("redis-server -", f"redis-server --port {self.redis_port} -")
         text = text.replace("redis-cli", f"redis-cli -p {self.redis_port}")
@@ -205,6 +211,8 @@ class Surroundings:
             places["MAILGLASS_DATABASE_URL"] = (
                 make_url(self.url).set(username=user).render_as_string(hide_password=False)
             )
+        if "MAILGLASS_WEBHOOK_SECRETS" in given:
+            places["MAILGLASS_WEBHOOK_SECRETS"] = self.here(given["MAILGLASS_WEBHOOK_SECRETS"])
         return places
 
     def command(self, name: str) -> list[str]:
@@ -253,7 +261,8 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
     owned.run(surroundings.here(COMPOSE["configs"]["grants"]["content"]))
     assert not healthy("beat")
     assert not healthy("redis")
-    begun = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting", "web": "serving on"}
+    begun = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting"}
+    begun |= {"receive": "serving on", "web": "serving on"}
     with ExitStack() as stack:
         running = {}
         for name, until in begun.items():
@@ -270,6 +279,10 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         assert httpx.get(page).status_code == 401
         token = {"authorization": f"Bearer {(tmp_path / 'web').read_text().strip()}"}
         assert "Overview" in httpx.get(page, headers=token).text
+        webhook = f"http://127.0.0.1:{surroundings.receiver_port}/postmark"
+        told = {"RecordType": "Open", "MessageID": "m-1", "Recipient": "ann@example.org"}
+        answers = [httpx.post(webhook, json=told, auth=("me", word)) for word in (surroundings.suffix, "another")]
+        assert [answer.status_code for answer in answers] == [200, 401]
         swept = subprocess.run(
             ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP],
             env=surroundings.environment("worker"),
