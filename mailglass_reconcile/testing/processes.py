@@ -39,7 +39,7 @@ class Process:
             shutil.chown(self.directory, user)
 
     def write(self, name: str, text: str) -> None:
-        """Write a file that only the program can read, for it may hold a password."""
+        """Write a file that only the program can read, such as one with a password."""
         path = self.directory / name
         path.touch(0o600)
         path.write_text(text)
