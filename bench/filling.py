@@ -45,6 +45,7 @@ SELECT CASE %(layout)s WHEN 'in order'
          || CASE WHEN %(padding)s = 0 THEN '{}'::jsonb ELSE jsonb_build_object('blob', repeat('x', %(padding)s)) END,
        true, now()::timestamp - interval '40 minutes'
              + CASE %(layout)s WHEN 'tied' THEN (i * 10 / (%(messages)s + 1)) * interval '100 seconds'
+                    WHEN 'in order' THEN (2 * i + k) * (interval '500 seconds' / greatest(%(messages)s, 1))
                     ELSE i * (interval '1000 seconds' / greatest(%(messages)s, 1)) + k * interval '2 seconds' END
   FROM generate_series(1, %(messages)s) AS i, generate_series(0, 1) AS k,
        LATERAL (SELECT CASE WHEN %(ids)s = 0 THEN i ELSE 1 + i %% greatest(%(ids)s, 1) END AS n) AS number
