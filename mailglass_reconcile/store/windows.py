@@ -336,7 +336,7 @@ def ids_to_judge(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int
     names = {name: tx.name_of(f"mailglass_{name}") for name in ("open_orphans", "deliveries")}
     # Each range would read the tables again.
     if len(piece.ranges) == 1 and orphans > FEW // 10:
-        pages = tx.execute(_PAGES, {**names, "ids": tx.name_of("mailglass_open_orphan_ids")}).scalar_one()
+        pages = int(tx.execute(_PAGES, {**names, "ids": tx.name_of("mailglass_open_orphan_ids")}).scalar_one())
         if orphans * PROBE_US > orphans * SCAN_US + pages * PAGE_US:
             with by_scans(tx):
                 return bytes(tx.execute(_IDS_BY_SCANS, parameters).scalar_one() or b"")
