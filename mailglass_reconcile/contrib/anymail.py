@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from anymail.signals import AnymailTrackingEvent
     from django.core.mail import EmailMessage
 
-_ACCEPTED = ("sent", "queued")
 _REFUSED = ("rejected", "invalid")
+_ENDED = (*_REFUSED, "failed")
 
 
 def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
@@ -50,7 +50,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
 def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
     """Return what a provider has answered to a send, for each recipient, as `record_send` takes it.
 
-    A recipient that was accepted without a message id is left out, because no event could ever name it.
+    A recipient without a message id is left out, unless it was refused or has failed: no event could ever name it.
 
     Args:
         message: What the `post_send` signal hands over; it is not read.
@@ -59,14 +59,14 @@ def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
     return [
         Sent(recipient=recipient, message_id=one.message_id, type=_sent_type(one))
         for recipient, one in status.recipients.items()
-        if one.message_id is not None or one.status not in _ACCEPTED
+        if one.message_id is not None or one.status in _ENDED
     ]
 
 
 def _sent_type(one: AnymailRecipientStatus) -> str:
     if one.status in _REFUSED:
         return "rejected"
-    return "failed" if one.status == "failed" or one.message_id is None else "dispatched"
+    return "failed" if one.status == "failed" else "dispatched"
 
 
 def _aware(timestamp: dt.datetime | None) -> dt.datetime | None:
@@ -90,9 +90,12 @@ def _ses_id(event: AnymailTrackingEvent) -> str:
 
 
 def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
-    """Anymail takes the first of several recipients if Resend does not say whom its event is about."""
-    data = (event.esp_event or {}).get("data") if provider == "resend" else None
-    return resend.recipient(data) if data else event.recipient
+    """Anymail takes the first of several recipients of Resend, and the address that bounced behind a forward of SES."""
+    told = event.esp_event or {}
+    if provider == "resend" and told.get("data"):
+        return resend.recipient(told["data"])
+    named: list[str] = ses.recipients(told) if provider == "ses" else []
+    return named[0] if len(named) == 1 else event.recipient
 
 
 _IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {"mailgun": _mailgun_id, "ses": _ses_id}

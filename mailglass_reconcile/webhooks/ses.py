@@ -86,9 +86,15 @@ def event_id(notification_id: str, named: Iterable[Any], recipient: str | None) 
 
 
 def recipients(told: Mapping[str, Any]) -> list[Any]:
-    """Return whom an event is about: those that bounced, complained or got the message, or all that it was sent to."""
+    """Return whom an event is about: those that bounced, complained or got the message, or all that it was sent to.
+
+    If the message went to one address, its bounce is about that, even if a server that forwarded it names another.
+    """
     kind = told.get("eventType", told.get("notificationType"))
     if kind == "Bounce":
+        sent_to = _listed(dug(told, "mail", "destination"))
+        if len(sent_to) == 1:
+            return sent_to
         return [dug(one, "emailAddress") for one in _listed(dug(told, "bounce", "bouncedRecipients"))]
     if kind == "Complaint":
         return [dug(one, "emailAddress") for one in _listed(dug(told, "complaint", "complainedRecipients"))]

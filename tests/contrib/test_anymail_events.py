@@ -113,10 +113,19 @@ def test_a_legacy_form_of_mailgun_is_known_by_its_token(post):
 def test_a_notification_of_ses_is_an_event_for_each_of_its_recipients(events_of, kind):
     """They share the notification's id, and differ by their place in it."""
     events = events_of(SES, payload(SES, kind, to=[f'"Ann, A." <{ANN}>', BOB]))
-    assert [draft("acme", "ses", [event], strict=False)[0].keys.recipient for event in events] == [ANN, BOB]
+    assert [draft("acme", "ses", [event], strict=False)[0].keys.recipient for event in events] == [ANN.lower(), BOB]
     notification, places = zip(*(id_.split("/") for id_ in ids(events)), strict=True)
     assert len(set(notification)) == 1
     assert places == ("0", "1")
+
+
+def test_a_bounce_that_ses_reports_for_a_message_to_one_address_is_that_address_s(events_of):
+    """A server that forwards mail lets another address bounce; of several, SES names the one that it is about."""
+    told = payload(SES, "Bounce", to=[ANN])
+    told["bounce"]["bouncedRecipients"][0]["emailAddress"] = BOB
+    assert [event.recipient for event in events_of(SES, told)] == [ANN]
+    told["mail"]["destination"] = [ANN, BOB]
+    assert [event.recipient for event in events_of(SES, told)] == [BOB]
 
 
 def test_a_recipient_that_ses_names_twice_is_one_event(events_of):

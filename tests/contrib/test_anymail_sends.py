@@ -94,13 +94,18 @@ def test_a_receiver_of_post_send_gets_what_the_function_takes():
         ((None, "rejected"), "rejected"),
         ((None, "invalid"), "rejected"),
         ((None, "failed"), "failed"),
-        ((None, "unknown"), "failed"),
     ],
     ids=str,
 )
 def test_what_a_provider_answers_is_dispatched_rejected_or_failed(answered, type_):
     """Every status of Anymail's is one of the three that a send has; without an id, nobody has taken the message."""
     assert sent(None, status(ann=answered)) == [Sent(recipient="ann@example.org", message_id=answered[0], type=type_)]
+
+
+@pytest.mark.parametrize("answered", ["sent", "queued", "unknown", None])
+def test_a_recipient_without_an_id_that_was_not_refused_is_left_out(answered):
+    """Postmark's bulk API answers `unknown` for a Cc: it has not failed, and no event could ever name it."""
+    assert sent(None, status(ann=(None, answered))) == []
 
 
 @pytest.mark.parametrize("answered", ["sent", "queued"])

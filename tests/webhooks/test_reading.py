@@ -199,11 +199,21 @@ def test_a_topic_that_amazon_has_validated_gives_no_event():
 def test_a_notification_about_three_recipients_is_three_events():
     """They share the notification's id, and differ by their place in it."""
     payload = json.loads(json.dumps(documented("ses")[0].payload))
-    payload["bounce"]["bouncedRecipients"] = [{"emailAddress": f"{name}@example.org"} for name in ("a", "b", "c")]
+    addresses = [f"{name}@example.org" for name in ("a", "b", "c")]
+    payload["bounce"]["bouncedRecipients"] = [{"emailAddress": address} for address in addresses]
+    payload["mail"]["destination"] = addresses
     made = read("ses", payload)
     assert [event.recipient for event in made] == ["a@example.org", "b@example.org", "c@example.org"]
     notifications, places = zip(*(event.provider_event_id.split("/") for event in made), strict=True)
     assert (len(set(notifications)), places) == (1, ("0", "1", "2"))
+
+
+def test_a_bounce_of_ses_belongs_to_the_only_address_that_its_message_went_to():
+    """A server that forwards mail lets another address bounce."""
+    payload = json.loads(json.dumps(documented("ses")[0].payload))
+    payload["bounce"]["bouncedRecipients"] = [{"emailAddress": "forwarded@example.org"}]
+    payload["mail"]["destination"] = ["Ann <ann@example.org>"]
+    assert [event.recipient for event in read("ses", payload)] == ["Ann <ann@example.org>"]
 
 
 def test_ses_without_recipients_is_still_an_event_of_its_message():
