@@ -249,15 +249,15 @@ BREAKS = (
     _break(
         "a subscription that was lost does not say what it missed",
         "mailglass_reconcile/pubsub/subscriber.py",
-        "                return self._recover(error)\n",
-        '                self._recover(error)\n                return Update("", {})\n',
+        "                return await self._recover()\n",
+        '                await self._recover()\n                return Update("", {})\n',
         "pubsub/test_subscriptions.py",
     ),
     _break(
         "a listener takes silence for calm",
         "mailglass_reconcile/pubsub/subscriber.py",
-        "            message = self._pubsub.get_message(timeout=self._ping_seconds / 2)\n        if message is None:",
-        '            message = {"type": "pong"}\n        if message is None:',
+        "            message = await self._get(self._ping_seconds / 2)\n        if message is None and",
+        '            message = {"type": "pong"}\n        if message is None and',
         "pubsub/test_subscriptions.py",
     ),
     _break(

@@ -14,6 +14,7 @@ from faults.redis_servers import silent
 from faults.test_faults_connection import raced
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 from mailglass_reconcile.testing.servers import free_port
@@ -64,13 +65,13 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
     raced(db, ORPHANS)
     before = db.appended()
     settings = db.settings.model_copy(update={"batch_size": 1})
-
-    def progress(result: SweepResult) -> None:
-        if at_batch and result.linked == at_batch:
-            act()
-
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:
-        result = Sweep(settings, Publisher(client), progress=progress).run(db.engine)
+        swept = Sweep(databases.Database(db.engine, settings), Publisher(client))
+        result = swept.result
+        with swept.database.connect() as connected:
+            for _ in swept.steps(connected):
+                if at_batch and result.linked == at_batch:
+                    act()
     assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)
     assert result.published + result.publish_failed == 2 * ORPHANS
     return result
