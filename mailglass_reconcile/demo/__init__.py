@@ -10,6 +10,7 @@ import sys
 from mailglass_reconcile import make_beat_schedule, runtime
 from mailglass_reconcile.demo import verdict
 from mailglass_reconcile.demo.plot import LINK, OPEN, RACE
+from mailglass_reconcile.demo.receiver import Receiver
 from mailglass_reconcile.demo.stage import Stage, check, say, tell
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing import servers
@@ -41,10 +42,11 @@ def _play() -> bool:
     say("You send an e-mail in a transaction, and the provider's webhook is faster than")
     say("your COMMIT. Watch what goes wrong, and how it is put right.\n")
     tell("demo", "starting PostgreSQL and Valkey, for this run only")
-    with servers.postgres() as database_url, servers.redis() as redis_url:
+    with servers.postgres() as database_url, servers.redis() as redis_url, closing(Receiver) as receiver:
         check()
         _install(database_url, redis_url)
-        stage = Stage(redis_url)
+        receiver.start()
+        stage = Stage(redis_url, receiver.post)
         say("\nAct 1: the race", "bold")
         stage.overtake(RACE, f"{'':19}No committed row has the id that they name: they are orphans.")
         say(f"{'':19}No webhook comes twice: without a sweep, they stay like that.")

@@ -1,8 +1,7 @@
-"""What the demo plays on: an application that sends, its webhook endpoint, and a subscriber to the broadcasts."""
+"""What the demo plays on: an application that sends, what its providers post, and a subscriber to the broadcasts."""
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import signal
 import sys
@@ -15,7 +14,7 @@ import redis
 import sqlalchemy as sa
 from rich.console import Console
 
-from mailglass_reconcile import Sent, SweepResult, WebhookEvent, reconcile, record_send, record_webhook, runtime
+from mailglass_reconcile import Sent, SweepResult, reconcile, record_send, runtime
 from mailglass_reconcile.demo.plot import Mail
 from mailglass_reconcile.rules.wording import printable
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
@@ -53,14 +52,15 @@ def check(worker: Process | None = None) -> None:
 
 
 class Stage:
-    """An application, a webhook endpoint and a subscriber, on a database that this process is configured for.
+    """An application, its providers and a subscriber, on a database that this process is configured for.
 
     `rows` is the MD5 of each orphan's row when it came, by event id; `heard` the channel and the event id of each
     broadcast; `linked_by` the number of links by kind of sweep; `last` the result of the last full sweep.
     """
 
-    def __init__(self, redis_url: str) -> None:
-        """Subscribe, and wait until Redis has confirmed it."""
+    def __init__(self, redis_url: str, post: Callable[[Mail, str], None]) -> None:
+        """Subscribe, and wait until Redis has confirmed it; *post* posts a webhook of a mail's provider."""
+        self._post = post
         self.worker: Process | None = None
         self._pubsub = redis.Redis.from_url(redis_url, decode_responses=True).pubsub()  # type: ignore[no-untyped-call]
         self._pubsub.psubscribe(*PATTERNS)
@@ -95,10 +95,7 @@ class Stage:
 
     def _receive(self, mail: Mail, type_: str) -> None:
         check(self.worker)
-        now, id_ = dt.datetime.now(dt.UTC), f"{mail.name}/{type_}"
-        event = WebhookEvent(type=type_, occurred_at=now, provider_event_id=id_, message_id=mail.reported_id)
-        with runtime.get_engine().begin() as connection:
-            record_webhook(connection, tenant_id=mail.tenant_id, provider=mail.provider, events=[event])
+        self._post(mail, type_)
         self.rows = self.read(ROWS) | self.rows
         tell(mail.provider, f"{mail.name}: {type_}")
 

@@ -25,7 +25,7 @@ SELECT coalesce(d.recipient, ''), coalesce(o.type, ''), r.id::text, r.tenant_id,
   LEFT JOIN mailglass_deliveries AS d ON d.id = r.delivery_id AND d.tenant_id = o.tenant_id
  WHERE r.type = 'reconciled'
 """)
-NAMES = "SELECT id::text, split_part(metadata ->> 'provider_event_id', '/', 1) FROM mailglass_events"
+NAMES = "SELECT id::text, metadata -> 'tags' ->> 0 FROM mailglass_events"
 
 
 def write(stage: Stage) -> bool:

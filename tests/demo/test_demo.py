@@ -18,6 +18,8 @@ from conftest import wait_until
 from mailglass_reconcile import configure
 from mailglass_reconcile.demo import stage
 from mailglass_reconcile.demo.plot import LINK, OPEN, RACE
+from mailglass_reconcile.demo.receiver import Receiver
+from mailglass_reconcile.testing.processes import closing
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 SECONDS = 60
@@ -204,7 +206,12 @@ def test_the_deliveries_of_one_api_call_become_visible_together(db, monkeypatch)
     """A sweep between two commits would link to the first what is ambiguous once the second is there."""
     configure(settings=db.settings)
     monkeypatch.setattr(stage, "LINE_SECONDS", 0)
-    stage.Stage(db.settings.redis_url.get_secret_value()).overtake(OPEN)
+    redis_url = db.settings.redis_url.get_secret_value()
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url)
+    monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
+    with closing(Receiver) as receiver:
+        receiver.start()
+        stage.Stage(redis_url, receiver.post).overtake(OPEN)
     twins = [mail.address for mail in OPEN if mail.sent and not mail.state]
     transactions = "SELECT count(*), count(DISTINCT xmin::text) FROM mailglass_deliveries WHERE recipient = ANY(:twins)"
     assert db.rows(transactions, twins=twins) == [(2, 1)]

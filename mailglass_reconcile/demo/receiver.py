@@ -1,0 +1,81 @@
+"""The demo's receiver, a process of its own, and the two providers that post signed webhooks to it over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import os
+import secrets
+import signal
+import sys
+import urllib.request
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mailglass_reconcile.demo.plot import Mail
+from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
+from mailglass_reconcile.testing.servers import free_port
+
+HOST, TIMEOUT_SECONDS = "127.0.0.1", 10
+START = "from mailglass_reconcile.demo import receiver; receiver.work({port})"
+
+POSTMARK = {"delivered": "Delivery", "opened": "Open", "bounced": "Bounce"}
+SENDGRID = {"queued": "processed", "delivered": "delivered", "clicked": "click", "rejected": "dropped"}
+"""The providers' own names for types of events."""
+
+
+class Receiver(Process):
+    """The process, and what its two providers sign with, made for this run."""
+
+    def __init__(self) -> None:
+        """Make the folder and the secrets; nothing is started yet."""
+        super().__init__("the demo's receiver")
+        self._key, self._login = ec.generate_private_key(ec.SECP256R1()), f"demo:{secrets.token_hex(16)}"
+        self._port = free_port()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        public = base64.b64encode(self._key.public_key().public_bytes(*form)).decode()
+        environment = {**os.environ, "MAILGLASS_WEBHOOK_SECRETS": f"postmark={self._login},sendgrid={public}"}
+        command = sys.executable, "-P", "-c", START.format(port=self._port)
+        self.launch(*command, environment=environment)
+        self.until(lambda: "serving on" in (self.directory / "log").read_text(errors="replace"))
+
+    def post(self, mail: Mail, type_: str) -> None:
+        """Post what the provider of *mail* reports, to the path of its tenant."""
+        now = dt.datetime.now(dt.UTC)
+        told, headers = (self._postmark if mail.provider == "Postmark" else self._sendgrid)(mail, type_, now)
+        request = urllib.request.Request(
+            f"http://{HOST}:{self._port}/{mail.tenant_id}/{mail.provider.lower()}", told, headers
+        )
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - raises unless it is answered 2xx
+            pass
+
+    def _postmark(self, mail: Mail, type_: str, now: dt.datetime) -> tuple[bytes, dict[str, str]]:
+        told: dict[str, Any] = {"RecordType": POSTMARK[type_], "MessageID": mail.reported_id, "Tag": mail.name}
+        told |= {"BouncedAt": now.isoformat(), "Type": "HardBounce"} if type_ == "bounced" else {}
+        told |= {"DeliveredAt": now.isoformat()} if type_ == "delivered" else {"ReceivedAt": now.isoformat()}
+        return json.dumps(told).encode(), {"Authorization": f"Basic {base64.b64encode(self._login.encode()).decode()}"}
+
+    def _sendgrid(self, mail: Mail, type_: str, now: dt.datetime) -> tuple[bytes, dict[str, str]]:
+        told = {"event": SENDGRID[type_], "sg_message_id": mail.reported_id, "timestamp": now.timestamp()}
+        body, at = (
+            json.dumps([told | {"category": mail.name, "sg_event_id": secrets.token_hex(8)}]),
+            str(int(now.timestamp())),
+        )
+        made = base64.b64encode(self._key.sign((at + body).encode(), ec.ECDSA(hashes.SHA256()))).decode()
+        prefix = "X-Twilio-Email-Event-Webhook"
+        return body.encode(), {f"{prefix}-Signature": made, f"{prefix}-Timestamp": at}
+
+
+def work(port: int) -> None:
+    """Be the receiver; the first part of the path is the tenant."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+    from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
+    from mailglass_reconcile.webhooks import webhook_app  # noqa: PLC0415 - only this process needs it
+
+    server.run(webhook_app(tenant=lambda path: path.split("/")[1]), HOST, port)
