@@ -124,6 +124,10 @@ class LookingAdmin(ReadOnly, admin.ModelAdmin):
             return queryset, False
         return queryset.filter(pk__in=ids(self.found_by, search_term)), False
 
+    def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
+        """Whether the address of a list may filter it by any field: no, because an address could be guessed so."""
+        return False
+
 
 class EventInline(ReadOnly, admin.TabularInline):
     """The latest events of a delivery; what a `reconciled` event has linked is told by its type and time."""
