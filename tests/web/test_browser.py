@@ -27,7 +27,7 @@ pytestmark = [
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
+    *("--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP mail.test 127.0.0.1"),
 ]
 VIOLATIONS = """
 window.violations = [];
@@ -232,10 +232,16 @@ def test_when_the_database_is_there_again_the_page_is(mailglass_database, redis_
         expect(page.locator("#figures dd").first).to_have_text("10", timeout=20 * SECONDS)
 
 
-def test_the_form_signs_in_and_leads_to_the_page_that_was_requested(mailglass_database, redis_url, chromium):
-    """With the keyboard alone; without a script, the page is the same. Signing out leads back to the form."""
+@pytest.mark.parametrize("host", ["127.0.0.1", "mail.test"])
+def test_the_form_signs_in_and_leads_to_the_page_that_was_requested(mailglass_database, redis_url, chromium, host):
+    """With the keyboard alone; signing out leads back to the form.
+
+    Without HTTPS, a browser says where a form comes from by `Origin`, unless the referrer policy hides it, and to this
+    machine by `Sec-Fetch-Site`, too.
+    """
     laid_out(mailglass_database, 10)
-    with serving(mailglass_database.url, redis_url) as (_, address), chromium.new_context() as context:
+    with serving(mailglass_database.url, redis_url) as (_, here), chromium.new_context() as context:
+        address = here.replace("127.0.0.1", host)
         context.add_init_script(VIOLATIONS)
         page = context.new_page()
         page.goto(f"{address}orphans?order=newest")
