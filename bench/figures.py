@@ -89,7 +89,7 @@ def medians(runs: Sequence[Part]) -> Part:
 
 def number(value: float) -> str:
     """Return a number with three digits that count, and thousands apart."""
-    if value == 0 or abs(value) >= 100:
+    if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.{2 if abs(value) < 10 else 1}f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
