@@ -243,7 +243,7 @@ def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
     user = ["on", ">canary", "resetkeys", "resetchannels", "nocommands", "&mailglass:events:*"]
     valkey.command("ACL", "SETUSER", "ears", *user, "+subscribe", "+psubscribe", "+ping")
     valkey.command("ACL", "SETUSER", "deaf", *user, "+ping")
-    url = "redis://{}:{}@" + valkey.url.rpartition("@")[2]
+    url = "redis://{}:{}@" + valkey.url.removeprefix("redis://").rpartition("@")[2]
     for ears in (("acme", None), (None, None), (None, DELIVERY)):
         with redis.Redis.from_url(url.format("ears", "canary")) as client:
             Subscription(client, *ears, ping_seconds=0.05).close()
