@@ -46,6 +46,7 @@ from mailglass_reconcile import (
     subscribe,
     subscribe_async,
 )
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, receive, verify, webhook_app
 
 assert_type(available(), bool)
 assert_type(mailglass_reconcile.__version__, str)
@@ -151,3 +152,17 @@ async def listening_in_an_event_loop() -> None:
     async with subscribe_async("acme") as updates:
         async for update in updates:
             assert_type(update, Update | Missed)
+
+
+def receiving(connection: sa.Connection, session: Session, engine: sa.Engine, headers: dict[str, str]) -> None:
+    """A webhook is read, verified and recorded; an application is mounted."""
+    assert_type(parse("sendgrid", b"[]"), list[WebhookEvent])
+    verify("postmark", b"{}", headers, secret="user:password", now=dt.datetime.now(dt.UTC))  # noqa: S106
+    verify("postmark", b"{}", headers)  # type: ignore[call-arg] # pyright: ignore
+    assert_type(receive(connection, "postmark", b"{}", headers, tenant_id="acme"), list[Recorded])
+    assert_type(receive(session, "mandrill", b"", headers, secret="k", url="https://a.example/"), list[Recorded])  # noqa: S106
+    webhook_app(engine=engine, secrets={"postmark": "user:password", "mailgun": ["old", "new"]}, tenant="acme")
+    webhook_app(tenant=lambda path: path.split("/")[1], url="https://a.example/webhooks")
+    webhook_app(secrets="postmark=user:password")  # type: ignore[arg-type] # pyright: ignore
+    assert_type(SignatureError(), SignatureError)
+    assert_type(InvalidWebhookError(), InvalidWebhookError)
