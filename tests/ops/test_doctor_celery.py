@@ -65,11 +65,13 @@ def test_no_worker_and_then_one(site: Site) -> None:
 
 
 def test_a_worker_that_does_not_consume_our_queues(site: Site) -> None:
-    """It answers, and the queue has no consumer; a second worker with -Q has it."""
+    """It answers, and the queue, where a message waits, has no consumer; a second worker with -Q has it."""
+    site.client.send_task(SWEEP_TASK, queue=QUEUE)
     with site.worker("-Q", "other", pool="solo"):
         found = findings(site)
-        assert (states(found, "worker"), states(found, "queues")) == ({"ok"}, {"error"})
-        assert f"-Q {QUEUE}" in found["queues"][0]["remedy"]
+        [lacking] = [one for one in found["queues"] if one["status"] != "ok"]
+        assert (states(found, "worker"), lacking["status"]) == ({"ok"}, "error")
+        assert f"`celery -A mailglass_reconcile worker -Q {QUEUE}`" in lacking["remedy"]
         with site.worker("-Q", f"{QUEUE},mailglass_maintenance", pool="solo"):
             wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
 
@@ -87,6 +89,22 @@ def test_an_app_of_one_s_own_that_does_not_know_the_tasks(site: Site) -> None:
     with site.worker(app="worker", pool="solo"):
         site.send(queue="celery")
         wait_until(lambda: well(findings(site, MAILGLASS_IMPORTS="worker")), PATIENCE)
+
+
+def test_a_worker_of_an_app_that_was_not_found_does_the_work(site: Site) -> None:
+    """It answers and knows the tasks, so its queue is none of the bundled app's; that is no fault."""
+    with site.worker(app="worker", pool="solo"):
+        wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
+        assert "nothing waits in the bundled app's queue" in findings(site)["queues"][0]["message"]
+
+
+def test_a_remedy_starts_the_app_that_was_found_and_none_of_its_queues(site: Site) -> None:
+    """The bundled app's worker on an application's queue would consume, and drop, the application's own tasks."""
+    found = findings(site, MAILGLASS_IMPORTS="worker")
+    for check in ("worker", "queues"):
+        assert found[check][0]["remedy"].startswith("start a worker: `celery -A worker worker`"), found[check]
+        assert "mailglass_reconcile" not in found[check][0]["remedy"]
+        assert "-Q" not in found[check][0]["remedy"]
 
 
 FORGETFUL = """

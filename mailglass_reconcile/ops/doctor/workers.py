@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from celery import Celery, _state
@@ -22,7 +24,7 @@ ANSWER_SECONDS = (1.0, 2.0)
 
 CONNECT_SECONDS = 2
 
-START = "start a worker: `celery -A mailglass_reconcile worker`, or that of your own app"
+ELSEWHERE = "if your own app runs the sweeps, name its module in MAILGLASS_IMPORTS, so that it is found here"
 
 
 class Workers(NamedTuple):
@@ -106,14 +108,33 @@ def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
             "worker",
             f"no Celery worker answers within {sum(ANSWER_SECONDS):g} s, but the lock says that task"
             f" {shown(before.task_id)} is sweeping: a worker with the pool `solo` answers only when it is done",
-            f"ask again in a minute; if none answers then, {START}",
+            f"ask again in a minute; if none answers then, {_start(app)}",
         )
     return error(
         "worker",
         f"no Celery worker of the app {shown(app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s:"
         " sweeps that beat asks for do not run",
-        f"{START}; if the app is your own, name its module in MAILGLASS_IMPORTS so that it is found here",
+        _start(app) + (f"; {ELSEWHERE}" if _is_bundled(app) else ""),
     )
+
+
+def _is_bundled(app: Celery) -> bool:
+    """Whether no app of the application's own was found."""
+    return bool(app.main == "mailglass_reconcile")
+
+
+def _start(app: Celery) -> str:
+    """Return the step that starts a worker of this app, and of no other: another one would take other tasks too."""
+    held = sorted(
+        (attribute not in ("app", "celery"), len(module), module, attribute)
+        for module, loaded in list(sys.modules.items())
+        for attribute, value in list(vars(loaded).items() if isinstance(loaded, ModuleType) else ())
+        if value is app and not module.startswith("celery.") and module != "__main__"
+    )
+    if not held:
+        return f"start a worker of your Celery app {shown(app.main or '?')}"
+    named_otherwise, _, module, attribute = held[0]
+    return f"start a worker: `celery -A {module.removesuffix('.celery')}{f':{attribute}' * named_otherwise} worker`"
 
 
 def _tasks(app: Celery) -> list[str]:
@@ -153,12 +174,15 @@ def _queues(app: Celery, workers: Workers, counts: Mapping[str, int | None]) -> 
         waiting = counts[tasks[0]]
         size = "" if waiting is None else f", {counted(waiting, 'message waits', 'messages wait')} there"
         which = " and ".join(tasks)
+        informed = [worker for worker in workers.queues if all(_knows(workers, worker, task) for task in tasks)]
+        if not consumers and informed and not waiting and _is_bundled(app):
+            knowing = counted(len(informed), "worker knows", "workers know")
+            yield ok("queues", f"{knowing} {which}, and nothing waits in the bundled app's queue {shown(name)}")
+            continue
         if not consumers:
-            yield error(
-                "queues",
-                f"no worker consumes the queue {shown(name)} of {which}{size}",
-                f"start one: `celery -A mailglass_reconcile worker -Q {shown(name)}`, or one of your own app",
-            )
+            step = _start(app)
+            step = f"{step[:-1]} -Q {shown(name)}`; {ELSEWHERE}" if _is_bundled(app) else f"{step}, for that queue"
+            yield error("queues", f"no worker consumes the queue {shown(name)} of {which}{size}", step)
             continue
         lacking = [task for task in tasks if not any(_knows(workers, worker, task) for worker in consumers)]
         if lacking:
