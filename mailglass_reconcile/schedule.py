@@ -30,6 +30,8 @@ SWEEP_INTERVAL_SECONDS = 300
 """Between two full sweeps, if nothing else is asked for; a request that no worker has taken by then expires."""
 LATE_SECONDS = 3 * SWEEP_INTERVAL_SECONDS
 """What could have been linked for longer than this is late: for doctor, `status --check` and the page alike."""
+PRUNE_LATE_SECONDS = 2 * 86_400
+"""A prune runs daily; after so long without one, somebody has to look."""
 PRUNE_EXPIRES_SECONDS = 3_600
 DISPATCH_EXPIRES_SECONDS = 60
 DISPATCH_SECONDS = 10.0

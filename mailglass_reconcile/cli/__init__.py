@@ -24,7 +24,7 @@ _SUBCOMMANDS = {
     "orphans": "List open orphans, with the state that the next sweep would give each.",
     "prune": "Delete old raw webhooks, and repair the table of open orphans from the ledger.",
     "receive": "Receive providers' webhooks and record them. Needs the extra `webhooks`.",
-    "rekey": "Compute the keys of all open orphans again, after a key rule was corrected.",
+    "rekey": "Let the next sweep compute the keys of all open orphans again, after a key rule was corrected.",
     "serve": "Show in a browser how linking is going; the page only reads. Needs the extra `web`.",
     "status": "Say how linking is going: open orphans by state, the last runs, and what is wrong.",
     "sweep": "Link every open orphan whose delivery is there.",

@@ -13,6 +13,7 @@ from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, 
 from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.messages import DeliveryState
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.store.database import Database
 
@@ -86,6 +87,8 @@ def _lines(found: Explanation) -> Iterator[str]:
     yield _fact("type", found.type or "-")
     yield _fact("tenant", found.tenant_id or "-")
     yield _fact("provider", found.provider or "none that can be used")
+    if hint := providers.mistyped(found.provider or ""):
+        yield _fact("", hint)
     yield _fact("arrived", moment(found.arrived_at or "-"))
     if found.delivery_id:
         yield _fact("delivery", found.delivery_id)

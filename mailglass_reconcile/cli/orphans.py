@@ -10,6 +10,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed
+from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.states import OPEN_STATES
 from mailglass_reconcile.rules.wording import age
 
@@ -49,6 +50,9 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
         found = pages.page(runtime.database(), wanted, limit=limit, after=begin, newest_first=newest_first)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
+    for hint in (event_types.mistyped(wanted.type or ""), providers.mistyped(wanted.provider or "")):
+        if hint:
+            click.echo(hint, err=True)
     with reader_may_leave():
         for one in found.orphans:
             print_json(one.as_dict()) if as_json else click.echo(_lines(one))

@@ -1,17 +1,24 @@
-"""The subcommand `rekey`: the keys of open orphans are computed again."""
+"""The subcommand `rekey`: the keys of open orphans are forgotten, and computed again by the next sweep."""
 
 from __future__ import annotations
 
 import click
 
-from mailglass_reconcile.ops import rekey as rekeying
+from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.store import open_orphans, schema
+
+BATCH_ROWS = 5_000
 
 
 @click.command(epilog="Example: mailglass-reconcile rekey")
 def rekey() -> None:
-    """Compute the keys of all open orphans again, after a key rule was corrected.
+    """Let the next sweep compute the keys of all open orphans again, after a key rule was corrected.
 
-    Rules of your own are loaded from the modules that MAILGLASS_IMPORTS names.
+    No recipient is forgotten. The sweep's process loads your rules, which MAILGLASS_IMPORTS names there.
     """
-    click.echo(f"computed the keys of {counted(rekeying.rekey(), 'open orphan')}")
+    with runtime.database().connect() as connected:
+        with connected.reading() as tx:
+            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+        forgotten = connected.in_batches(open_orphans.FORGET_KEYS, {"size": BATCH_ROWS})
+    click.echo(f"the next sweep computes the keys of {counted(forgotten, 'open orphan')}")

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import hint
 from mailglass_reconcile.rules.wording import age, counted, shown
+from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
 from mailglass_reconcile.store import outbox, schema
 from mailglass_reconcile.store.database import Transaction
 
@@ -35,6 +36,9 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        CASE WHEN last.tenant_mismatch > 0
             THEN (SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
                    WHERE finished_at > now()::timestamp - make_interval(days => :lately_days)) END AS linked_lately,
+       pruned.finished_at IS NOT NULL AS pruned,
+       extract(epoch FROM now()::timestamp
+                        - coalesce(pruned.finished_at, first.started_at))::float8 AS unpruned_seconds,
        (SELECT coalesce(jsonb_object_agg(k.kind, s.at), '{}')
           FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
@@ -53,6 +57,11 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1) AS last ON true
+  LEFT JOIN LATERAL (
+         SELECT finished_at FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true
+  LEFT JOIN LATERAL (
+         SELECT started_at FROM {schema}.mailglass_reconcile_runs ORDER BY id LIMIT 1) AS first ON true
 """
 
 
@@ -67,6 +76,7 @@ class Facts(NamedTuple):
     counted_at: str | None
     groups: list[dict[str, Any]] | None
     last: dict[str, Any] | None
+    unpruned_seconds: float | None
     last_success: dict[str, str]
     hooks_waiting: int
     hooks_dead: int
@@ -89,6 +99,7 @@ def facts(tx: Transaction) -> Facts:
         row.counted_at,
         None if row.groups is None else _added_up(row.groups),
         None if row.status is None else dict(row._mapping),
+        row.unpruned_seconds,
         row.last_success,
         *outbox.count(tx),
     )
@@ -127,6 +138,11 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
     if known.lag_seconds > max_lag_seconds:
         found.append(
             f"an orphan has been open for {age(known.lag_seconds)} although its delivery is there: {_ASK_DOCTOR}"
+        )
+    if (known.unpruned_seconds or 0) > PRUNE_LATE_SECONDS:
+        found.append(
+            f"nothing was pruned for {age(known.unpruned_seconds or 0)}, so tables grow and expired orphans stay open:"
+            " run `mailglass-reconcile prune`, daily"
         )
     if known.hooks_dead:
         dead = counted(known.hooks_dead, "event is dead", "events are dead")

@@ -51,7 +51,9 @@ def name(field: str, value: object) -> str:
 
 def provider(field: str, value: object) -> str:
     """Return the canonical spelling of a provider's name."""
-    return providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
+    canonical = providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
+    providers.warn_if_mistyped(canonical)
+    return canonical
 
 
 def stream(field: str, value: object) -> str:

@@ -7,10 +7,15 @@ webhook documentation, and the rows that Mailglass 0.1.1 writes.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from mailglass_reconcile.rules import wording
+
+logger = logging.getLogger(__name__)
 
 ANY_PROVIDER = "*"
 
@@ -128,6 +133,21 @@ def spellings(provider: str) -> tuple[str, ...]:
 def known() -> list[str]:
     """Return the providers that have a rule of their own."""
     return [provider for provider in _rules if provider != ANY_PROVIDER]
+
+
+def mistyped(provider: str) -> str | None:
+    """Return a sentence if no rule has *provider*'s name, and one has a similar name; None otherwise."""
+    name, names = canonical(provider), {*known(), *_SPELLINGS}
+    meant = None if name in names else wording.did_you_mean(name, names)
+    return f"no rule knows {wording.shown(name)}{meant}" if meant else None
+
+
+@lru_cache(maxsize=4096)
+def warn_if_mistyped(provider: str) -> None:
+    """Log, once for each name, that a provider's name is probably mistyped: nothing would be wrong until a sweep."""
+    sentence = mistyped(provider)
+    if sentence:
+        logger.warning("%s", sentence)
 
 
 def stored_under(provider: str) -> str:

@@ -117,3 +117,9 @@ def test_a_message_id_finds_its_open_and_its_linked_events(db):
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == "Error: no open orphan and no delivery has this message id\n"
     assert commands.inside("explain").exit_code == 2
+
+
+def test_a_mistyped_provider_is_named(db):
+    """No rule knows it, so its ids are looked for where most providers put them."""
+    event = factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
+    assert "no rule knows sendgird; did you mean sendgrid?" in commands.inside("explain", event).stdout

@@ -71,3 +71,16 @@ def test_spans_of_time_are_read_and_written_as_people_say_them():
     assert [age(seconds) for seconds in spans] == [
         "0 seconds", "1 second", "59 seconds", "1 minute", "59 minutes", "1 hour", "23 hours", "1 day", "1,157 days",
     ]  # fmt: skip
+
+
+def test_a_mistyped_type_or_provider_gets_a_hint(db):
+    """On standard error; the list is as asked for all the same."""
+    factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
+    for option, name, hint in (
+        ("--type", "bounce", "no event has the type bounce; did you mean bounced?"),
+        ("--provider", "sendgird", "no rule knows sendgird; did you mean sendgrid?"),
+        ("--provider", "Amazon SES", ""),
+        ("--provider", "something-else", ""),
+    ):
+        done = commands.inside("orphans", option, name)
+        assert (done.exit_code, done.stderr.strip()) == (0, hint)

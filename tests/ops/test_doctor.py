@@ -15,6 +15,7 @@ from mailglass_reconcile import key_rule
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
+from mailglass_reconcile.ops.status import check
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.store import schema
 
@@ -24,7 +25,7 @@ OF_THE_DATABASE = (
     "database server encoding time_zone schema disk rights creators triggers indexes open_set other_reconciler"
 )
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
-OF_THE_TRAFFIC = "deliveries sweeps beat handlers linking tenants key_rules"
+OF_THE_TRAFFIC = "deliveries sweeps beat prune handlers linking tenants key_rules"
 CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_TRAFFIC} redis redis_rights lock_rights celery"
 
 
@@ -115,6 +116,13 @@ def test_a_key_rule_that_is_missing(db: Database, acme_has_a_rule: Callable[[], 
     assert (found.status, "acme" in found.message, "MAILGLASS_IMPORTS" in found.remedy) == (ERROR, True, True)
     acme_has_a_rule()
     assert of("key_rules").status == OK
+
+
+def test_a_provider_whose_name_is_mistyped(db: Database) -> None:
+    """Its ids may be found all the same, where most providers put them; the name that was meant is given."""
+    orphan(db, {"provider": "sendgird", "message_id": "m-1"})
+    found = of("key_rules")
+    assert (found.status, "no rule knows sendgird; did you mean sendgrid?" in found.message) == (WARNING, True)
 
 
 def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
@@ -299,6 +307,23 @@ def test_no_worker_is_no_error_where_sweeps_run_from_cron(db: Database) -> None:
     assert said() == ERROR
 
 
+def test_a_prune_that_has_stopped(db: Database) -> None:
+    """A day without one is no fault, and neither is a new installation; after two, status says so too."""
+    db.run(RUN, minutes=1, origin="beat", status="ok")
+    assert of("prune").status == OK
+    for days, pruned in ((3, "false"), (3, "true"), (1, "true")):
+        db.run("DELETE FROM mailglass_reconcile_runs WHERE kind = 'prune'")
+        db.run(PRUNED, days=days, status="ok" if pruned == "true" else "failed")
+        stopped = "tables grow" in " ".join(check(db.database))
+        assert (of("prune").status, stopped) == ((WARNING, True) if days == 3 else (OK, False))
+
+
+PRUNED = """
+INSERT INTO mailglass_reconcile_runs (id, started_at, finished_at, kind, origin, status) OVERRIDING SYSTEM VALUE
+VALUES (-1, now() - make_interval(days => :days), now() - make_interval(days => :days), 'prune', 'beat', :status)
+"""
+
+
 def test_a_last_sweep_that_failed(db: Database) -> None:
     """Although the one before it is recent; the next one that succeeds heals it."""
     db.run(RUN, minutes=5, origin="beat", status="ok")
@@ -316,7 +341,7 @@ def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     db.run(row.replace(":state)", ":state, now(), now())"), state="dead")
     found = of("handlers")
     assert (found.status, "1 event is dead" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
-    assert dispatcher.retry(db.engine) == 1
+    assert dispatcher.retry(db.database) == 1
     found = of("handlers")
     assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
     db.run("DELETE FROM mailglass_hook_outbox")

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 import factories
-from mailglass_reconcile import append, attempt_link, find_orphans, record_webhook
+from mailglass_reconcile import Sent, append, attempt_link, find_orphans, record_send, record_webhook
 from mailglass_reconcile import reconcile as sweep
 from record.recording import NOW, event, record, statements
 
@@ -99,3 +99,18 @@ def test_a_webhook_is_six_statements_at_most_whatever_its_size(db, count):
         with db.engine.begin() as connection, statements(connection) as sent:
             record(connection, *events)
         assert len([statement for statement in sent if "SAVEPOINT" not in statement]) == expected + 2
+
+
+def test_a_mistyped_provider_is_logged_once(db, caplog):
+    """By webhooks and by sends; another provider, of which no rule is known, is none of our business."""
+    with db.engine.begin() as connection:
+        for provider in ("mailgunn", "Mailgunn", "pigeon", "mailgunn"):
+            record(connection, event(provider_event_id=provider), provider=provider)
+        record_send(
+            connection, provider="brevoo", tenant_id="acme", sent=[Sent(recipient="ada@example.com", message_id="m-1")]
+        )
+    said = [one.message for one in caplog.records if "no rule knows" in one.message]
+    assert said == [
+        "no rule knows mailgunn; did you mean mailgun?",
+        "no rule knows brevoo; did you mean brevo?",
+    ]

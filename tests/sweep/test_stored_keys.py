@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+import commands
 import factories
 import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
-from mailglass_reconcile.ops.rekey import rekey
 from mailglass_reconcile.rules import providers
 
 STORED = "SELECT rule, ids FROM mailglass_open_orphans"
@@ -48,7 +48,6 @@ def test_keys_of_a_rule_are_not_overwritten_by_a_process_that_lacks_it(db):
     before = db.rows(STORED)
     del providers._rules["acme"]
     assert reconcile().unmatched == 1
-    assert rekey() == 0
     assert db.rows(STORED) == before
     factories.delivery(db, "7")
     assert reconcile().linked == 1
@@ -88,8 +87,24 @@ def test_rekey_computes_the_keys_again_under_the_same_version(db):
     assert reconcile().unmatched == 1
     acme(1)
     assert reconcile().unmatched == 1
-    assert rekey() == 1
+    assert commands.inside("rekey").stdout == "the next sweep computes the keys of 1 open orphan\n"
     assert reconcile().linked == 1
+
+
+def test_rekey_forgets_no_recipient(db):
+    """It is kept nowhere else, and decides between the deliveries of one id."""
+    for recipient in ("ada@example.com", "bob@example.com"):
+        factories.delivery(db, "m", recipient=recipient)
+    event = {"provider": "postmark", "message_id": "none yet"}
+    factories.orphan(db, event)
+    db.run("UPDATE mailglass_open_orphans SET recipient = 'bob@example.com'")
+    assert reconcile().unmatched == 1
+    for _ in range(2):  # once more changes nothing
+        commands.inside("rekey")
+    assert db.rows("SELECT rule, ids, recipient FROM mailglass_open_orphans") == [(None, None, "bob@example.com")]
+    assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+    assert reconcile().unmatched == 1
+    assert db.value("SELECT recipient FROM mailglass_open_orphans") == "bob@example.com"
 
 
 @pytest.mark.slow

@@ -68,22 +68,22 @@ def _of_celery(celery: Callable[[], Iterator[Finding]] | None) -> Check:
 
 def _postgres() -> Iterator[Finding]:
     connecting: list[Finding] = []
-    with database.opened(connecting) as asked:
+    with database.opened(connecting) as connected:
         yield from connecting
-        if asked is None:
+        if connected is None:
             return
         current = True
-        for one in asked.each(OF_THE_SERVER):
+        for one in database.each(connected, OF_THE_SERVER):
             current = current and not (one.check == "schema" and one.status == ERROR)
             yield one
-        yield from asked.each(OF_THE_ROLE)
-        yield from asked.each(OF_THE_TABLES) if current else ()
+        yield from database.each(connected, OF_THE_ROLE)
+        yield from database.each(connected, OF_THE_TABLES) if current else ()
 
 
 def _repaired() -> list[Finding]:
     """Repair the open orphans, and return what was done, or why it could not be."""
-    with database.opened([]) as asked:
+    with database.opened([]) as connected:
         try:
-            return [] if asked is None else [ok("open_set", ledger.repair_it(asked))]
+            return [] if connected is None else [ok("open_set", ledger.repair_it(connected))]
         except MailglassReconcileError as fault:
             return [error("open_set", f"could not repair: {fault}", "fix the other findings first, then repair")]

@@ -116,32 +116,27 @@ def _rules(sample: Sample) -> Iterator[Finding]:
         error("key_rules", sentence, "correct the rule, then run `mailglass-reconcile rekey`")
         for sentence in sample.failures
     ]
-    every, unusable = (
-        Counter(one.keys.provider for one in found) for found in (sample.found, sample.of("unmatchable"))
-    )
-    rules = providers.rules()
-    for provider, events in unusable.items():
-        if provider is None:
-            step = "give provider in the metadata, or to record_webhook()"
-            faults.append(
-                warning(
-                    "key_rules",
-                    f"{events:,} of the newest open orphans {verb(events, 'names', 'name')} no provider",
-                    step,
-                )
-            )
-        elif provider not in rules and events == every[provider]:
-            faults.append(
-                error(
-                    "key_rules",
-                    f"of {counted(events, 'newest open orphan')} of the provider {shown(provider)}, none has a"
-                    " usable id: no key rule knows this provider in this process",
-                    "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process",
-                )
-            )
-        elif provider in rules and events == every[provider]:
-            step = "`mailglass-reconcile explain EVENT_ID` shows one; check what the webhook stores in metadata"
-            those = f"of {counted(events, 'newest open orphan')} of {shown(provider)}"
-            said = f"{those}, none has an id where its rule looks"
-            faults.append(warning("key_rules", said, step))
+    all_, unusable = (Counter(one.keys.provider for one in found) for found in (sample.found, sample.of("unmatchable")))
+    faults += [
+        found for provider, events in all_.items() if (found := _of_provider(provider, events, unusable[provider]))
+    ]
     yield from faults or [ok("key_rules", "the ids of the newest open orphans are where their key rules look")]
+
+
+def _of_provider(provider: str | None, events: int, unusable: int) -> Finding | None:
+    """Return what is wrong with the names or the ids of a provider's newest open orphans, if anything is."""
+    if provider is None:
+        those = f"{unusable:,} of the newest open orphans {verb(unusable, 'names', 'name')} no provider"
+        step = "give provider in the metadata, or to record_webhook()"
+        return warning("key_rules", those, step) if unusable else None
+    if hint := providers.mistyped(provider):
+        step = "correct the name where your webhooks are recorded; stored events keep theirs"
+        return warning("key_rules", f"{hint} ({counted(events, 'newest open orphan')})", step)
+    if unusable < events:
+        return None
+    those = f"of {counted(events, 'newest open orphan')} of the provider {shown(provider)}, none has"
+    if provider in providers.rules():
+        step = "`mailglass-reconcile explain EVENT_ID` shows one; check what the webhook stores in metadata"
+        return warning("key_rules", f"{those} an id where its rule looks", step)
+    step = "register one with key_rule, and name its module in MAILGLASS_IMPORTS for every process"
+    return error("key_rules", f"{those} a usable id: no key rule knows this provider in this process", step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -11,7 +12,6 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DISK_FULL, ConfigurationError, database_errors, sqlstate
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
 from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.engines import server_of
 
@@ -43,41 +43,32 @@ _UTC = frozenset(
 )
 
 
-class Asked:
-    """An open connection, on which each check is a transaction of its own."""
+def each(connected: Connected, checks: Iterable[tuple[str, Look]]) -> Iterator[Finding]:
+    """Yield what the checks find; one that fails is a finding, and after a lost connection none is tried."""
 
-    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
-        """Use *connection*, which is in no transaction."""
-        self.connection = connection
-        self.settings = settings
-        self.connected = Connected(connection, settings)
-
-    def each(self, checks: Iterable[tuple[str, Look]]) -> Iterator[Finding]:
-        """Yield what the checks find; one that fails is a finding, and after a lost connection none is tried."""
-        for name, look in checks:
-            if self.connection.invalidated or self.connection.closed:
-                return
-            yield from attempt(name, lambda look=look: self._in_transaction(look))  # type: ignore[misc]
-
-    def _in_transaction(self, look: Look) -> list[Finding]:
-        with database_errors(), self.connected.reading(STATEMENT_TIMEOUT_MS) as tx:
+    def look_at(look: Look) -> list[Finding]:
+        with database_errors(), connected.reading(STATEMENT_TIMEOUT_MS) as tx:
             return list(look(tx))
+
+    for name, look in checks:
+        if connected.connection.invalidated or connected.connection.closed:
+            return
+        yield from attempt(name, partial(look_at, look))
 
 
 @contextmanager
-def opened(found: list[Finding]) -> Iterator[Asked | None]:
-    """Connect, note in *found* how that went, and yield what asks the database, or None."""
+def opened(found: list[Finding]) -> Iterator[Connected | None]:
+    """Connect, note in *found* how that went, and yield the connection, or None."""
     try:
-        engine = runtime.get_engine()
+        database = runtime.database()
     except ConfigurationError as fault:
-        found.append(
-            error("database", str(fault), "set MAILGLASS_DATABASE_URL to postgresql://user:password@host/name")
-        )
+        step = "set MAILGLASS_DATABASE_URL to postgresql://user:password@host/name"
+        found.append(error("database", str(fault), step))
         yield None
         return
-    server = server_of(engine)
+    server = server_of(database.engine)
     try:
-        connection = engine.connect()
+        connection = database.engine.connect()
     except sa.exc.DBAPIError as fault:
         said, remedy = unreachable.told_apart(fault, server)
         found.append(error("database", f"cannot connect to {server.kind} at {server.place}: {said}", remedy))
@@ -85,7 +76,7 @@ def opened(found: list[Finding]) -> Iterator[Asked | None]:
         return
     with connection:
         found.append(ok("database", f"connected to {server.kind} at {server.place}"))
-        yield Asked(connection, runtime.get_settings())
+        yield Connected(connection, database.settings)
 
 
 def server(tx: Transaction) -> Iterator[Finding]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-import sqlalchemy as sa
 
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, warning
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import age, counted, shown
-from mailglass_reconcile.schedule import LATE_SECONDS
+from mailglass_reconcile.schedule import LATE_SECONDS, PRUNE_LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
 
@@ -38,11 +35,10 @@ def sweeps(tx: Transaction) -> Iterator[Finding]:
     """Check that full sweeps succeed, and that beat asks for them if it ever did."""
     row = health.last_sweeps(tx)
     late = row.success_age is None or row.success_age > LATE_SECONDS
-    if row.status == "failed" or row.failed_ranges:
-        which = "the last full sweep" if row.status == "failed" else f"{_ranges(row)} of the last full sweep"
+    if row.status == "failed":
         yield error(
             "sweeps",
-            f"{which} failed {age(row.last_age)} ago ({shown(row.error or 'it broke off')})",
+            f"the last full sweep failed {age(row.last_age)} ago ({shown(row.error or 'it broke off')})",
             "run `mailglass-reconcile sweep`: it says what is in its way",
         )
     elif row.success_age is None:
@@ -58,10 +54,7 @@ def sweeps(tx: Transaction) -> Iterator[Finding]:
             "sweeps", f"the last full sweep succeeded {age(row.success_age)} ago, asked for by {row.success_origin}"
         )
     yield _beat(tx.execute(_BEAT_AGE).scalar_one(), None if late else row.success_origin)
-
-
-def _ranges(row: sa.Row[Any]) -> str:
-    return f"{row.failed_ranges:,} of {counted(row.ranges, 'range')}"
+    yield _prune(row.unpruned_seconds or 0.0, pruned=row.pruned)
 
 
 def _beat(beat_age: float | None, origin: str | None) -> Finding:
@@ -77,6 +70,15 @@ def _beat(beat_age: float | None, origin: str | None) -> Finding:
     if origin is None:
         return error("beat", f"{asked}, and not since", START_BEAT)
     return warning("beat", f"{asked}, and not since; {origin} does now", START_BEAT)
+
+
+def _prune(seconds: float, *, pruned: bool) -> Finding:
+    """Say when something was pruned last; *seconds* ago, or in so long a history never."""
+    if seconds > PRUNE_LATE_SECONDS:
+        last = f"the last prune ended {age(seconds)} ago" if pruned else f"no prune in a history of {age(seconds)}"
+        step = "run `mailglass-reconcile prune`; then let beat or cron do so daily, and look at its worker's queue"
+        return warning("prune", f"{last}: tables grow, and expired orphans stay open", step)
+    return ok("prune", f"the last prune ended {age(seconds)} ago" if pruned else "no prune yet; one a day is enough")
 
 
 def handlers(tx: Transaction) -> Iterator[Finding]:

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.ops.doctor.database import Asked
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules.wording import counted, share, verb
 from mailglass_reconcile.store import repair
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.database import Connected, Transaction
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100
 """Pages of 8 kB: about 10,000 rows of each table."""
@@ -200,15 +199,15 @@ def _first_uuid7(seconds_ago: float) -> str:
     return f"{max(0, int((time.time() - seconds_ago) * 1000)):012x}{'0' * 20}"
 
 
-def repair_it(asked: Asked) -> str:
+def repair_it(connected: Connected) -> str:
     """Make the open orphans equal the ledger, as the daily prune does, and say what was done; reads all of the ledger.
 
     Raises:
         MailglassReconcileError: The database refused; earlier batches stay done.
     """
     with database_errors():
-        removed = repair.remove_expired(asked.connected, BATCH_ROWS).orphans
-        removed += repair.remove_settled(asked.connected, BATCH_ROWS)
-        repair.remove_stray_ids(asked.connected, BATCH_ROWS)
-        added = repair.add_missing(asked.connected, BATCH_ROWS)
+        removed = repair.remove_expired(connected, BATCH_ROWS).orphans
+        removed += repair.remove_settled(connected, BATCH_ROWS)
+        repair.remove_stray_ids(connected, BATCH_ROWS)
+        added = repair.add_missing(connected, BATCH_ROWS)
     return f"repaired: {counted(added, 'open orphan')} added, {removed:,} removed"
