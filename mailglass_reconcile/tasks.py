@@ -12,7 +12,7 @@ from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
-from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.rules.wording import counted, shown_tenant
 from mailglass_reconcile.schedule import (
     DISPATCH_EXPIRES_SECONDS,
     DISPATCH_TASK,
@@ -22,9 +22,9 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
-from mailglass_reconcile.store.runs import Origin, Run
+from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.sweep import history, reconciler, window
-from mailglass_reconcile.sweep.result import SweepResult, shown
+from mailglass_reconcile.sweep.result import SweepResult
 
 try:
     from celery import current_task, shared_task
@@ -79,16 +79,15 @@ def reconcile(
         with self.held() as hold:
             if hold.duplicate_of is not None:
                 telemetry.count_sweep("duplicate")
-                _note(
-                    Run("full" if (after, until) == (None, None) else "range", _origin(), shown(tenant_id), "duplicate")
-                )
+                kind: Kind = "full" if (after, until) == (None, None) else "range"
+                _note(Run(kind, _origin(), shown_tenant(tenant_id), "duplicate"))
                 return {"status": "duplicate", "of": hold.duplicate_of}
             if fan_out is not None and hold.key is not None and (limit, after, until) == (None, None, None):
                 eligible, parts = window.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
                     calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
                     # Before its ranges run, which add their counts to this row.
-                    run_id = _note(Run("full", _origin(), shown(tenant_id), remaining=0, ranges=len(parts)))
+                    run_id = _note(Run("full", _origin(), shown_tenant(tenant_id), remaining=0, ranges=len(parts)))
                     tasks = self.send_ranges(hold, calls, run_id)
                     ranges_sent = counted(len(tasks), "range")
                     logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), ranges_sent)
@@ -150,7 +149,7 @@ def ask_for_dispatch(result: SweepResult) -> None:
 def _reported(result: SweepResult) -> dict[str, Any]:
     """Ask for the handlers of what a sweep linked, and return its counts as a task's result."""
     ask_for_dispatch(result)
-    return {**result.as_dict(), "tenant_id": shown(result.tenant_id)}
+    return {**result.as_dict(), "tenant_id": shown_tenant(result.tenant_id)}
 
 
 def _origin() -> Origin:

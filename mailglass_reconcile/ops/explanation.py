@@ -15,6 +15,7 @@ from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.matching import Candidate
 from mailglass_reconcile.rules.states import EventState, Verdict
+from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import NO_KEYS
@@ -22,7 +23,6 @@ from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import judge
 from mailglass_reconcile.sweep.judge import Decision
-from mailglass_reconcile.sweep.result import shown
 
 TIMEOUT_MS = 24_000
 
@@ -140,7 +140,7 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         settled = _settled_state(row)
         read = _origins(tx, row.id)
         if settled:
-            linking = runs.linking_at(tx, row.linked_at, shown(row.tenant_id)) if settled == "linked" else []
+            linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if settled == "linked" else []
             return _of_settled(row, settled, read, linking)
         orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
         (wanted,) = judge.current_keys(tx, orphans)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mailglass_reconcile.rules import wording
+from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.sweep.result import shown
 
 LOOKED_AT = 1_000
 """Tenants of either table that are compared."""
@@ -43,11 +43,11 @@ def nearest(database: Database, tenant_id: str) -> str | None:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     if not windows.is_possible(tenant_id):
-        return f"no event or delivery can have tenant {shown(tenant_id)!r}"
+        return f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}"
     with database.reading() as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
     meant = wording.nearest(tenant_id, known)
-    hint = f"; did you mean {shown(meant)!r}?" if meant else ""
-    return f"no event or delivery has tenant {shown(tenant_id)!r}{hint}"
+    hint = f"; did you mean {shown_tenant(meant)!r}?" if meant else ""
+    return f"no event or delivery has tenant {shown_tenant(tenant_id)!r}{hint}"

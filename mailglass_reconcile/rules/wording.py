@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 SHOWN_CHARACTERS = 100
+TENANT_CHARACTERS = 1_000
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -63,6 +64,14 @@ def printable(text: str) -> str:
 def shown(name: str, most: int = SHOWN_CHARACTERS) -> str:
     """Return a name that others chose, such as a tenant's, in one line and cut after *most* characters."""
     return printable(name[:most]) + ("…" if len(name) > most else "")
+
+
+def shown_tenant(tenant_id: str | None) -> str | None:
+    """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut.
+
+    A backslash is doubled: no two tenants look the same.
+    """
+    return None if tenant_id is None else shown(tenant_id.replace("\\", "\\\\"), TENANT_CHARACTERS)
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:

@@ -53,6 +53,7 @@ SELECT set_config('client_encoding', 'UTF8', true),
        set_config('enable_mergejoin', 'off', true),
        set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', :sorts, true),
+       set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true),
        set_config('mailglass_reconcile.removes_itself', :links, true),
        CASE WHEN :links = 'on' THEN pg_current_xact_id()::text END AS xact_id
 """
@@ -163,9 +164,16 @@ class Connected:
         """
         return self._begin(SNAPSHOT, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), read_only=True)
 
-    def writing(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> AbstractContextManager[Transaction]:
-        """Begin a transaction that may write; it is committed at the end, and rolled back if the block raises."""
-        return self._begin(ISOLATION, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS))
+    def writing(
+        self, timeout_ms: int = STATEMENT_TIMEOUT_MS, *, unwaited: bool = False
+    ) -> AbstractContextManager[Transaction]:
+        """Begin a transaction that may write; it is committed at the end, and rolled back if the block raises.
+
+        Args:
+            timeout_ms: For each statement, and at most as long for a lock.
+            unwaited: The commit waits neither for the disk nor for a replica: for what may be lost in a crash.
+        """
+        return self._begin(ISOLATION, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), unwaited=unwaited)
 
     def linking(self) -> AbstractContextManager[Transaction]:
         """Begin a transaction that links: it gives way early, and takes what it reconciles out of the open set itself.
@@ -183,6 +191,7 @@ class Connected:
         *,
         read_only: bool = False,
         links: bool = False,
+        unwaited: bool = False,
     ) -> Iterator[Transaction]:
         # A connection that was lost and opened again has its server's default isolation again.
         self.connection.execution_options(isolation_level=isolation)
@@ -194,6 +203,7 @@ class Connected:
                 "read_only": "on" if read_only else None,
                 "sorts": "off" if read_only else "on",
                 "links": "on" if links else "off",
+                "commit": "off" if unwaited else None,
             }
             tx.xact_id = tx.execute(_SET_SCOPE, scope).one().xact_id
             yield tx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
@@ -68,30 +69,38 @@ SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.re
 """
 
 # The owners of the schema, of the ledger and of our tables are trusted with them anyway.
-_OTHERS_WHO_MAY_CREATE = """
-SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+CREATORS = """
+SELECT array_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
   FROM pg_namespace AS n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a
  WHERE n.nspname = :schema AND a.privilege_type = 'CREATE'
    AND a.grantee NOT IN (SELECT n.nspowner
                           UNION ALL SELECT oid FROM pg_roles WHERE rolname = current_user
                           UNION ALL SELECT relowner FROM pg_class
                                      WHERE oid IN (to_regclass(:events), to_regclass(:open_orphans)))
- ORDER BY 1
 """
 
 
-def warning(tx: Transaction) -> str | None:
-    """Return a line that names the roles that may create objects in the schema but own nothing in it, or None."""
-    names = {
+def creators(tx: Transaction) -> list[str] | None:
+    """Return the roles, as SQL writes them, that may create objects in the schema but own nothing in it, or None."""
+    found: list[str] | None = tx.execute(CREATORS, names_of(tx)).scalar_one()
+    return found
+
+
+def names_of(tx: Transaction) -> dict[str, str]:
+    """Return the parameters of `CREATORS`."""
+    return {
         "schema": tx.schema,
         "events": tx.name_of("mailglass_events"),
         "open_orphans": tx.name_of("mailglass_open_orphans"),
     }
-    others = tx.execute(_OTHERS_WHO_MAY_CREATE, names).scalars().all()
-    if not others:
+
+
+def warning(roles: Collection[str] | None, schema: str) -> str | None:
+    """Return a line that names the *roles* that may create objects in *schema* although they own nothing there."""
+    if not roles:
         return None
-    roles = ", ".join(others)
-    return f"{roles} may create objects in schema {tx.schema}: REVOKE CREATE ON SCHEMA {tx.schema} FROM {roles}"
+    named = ", ".join(roles)
+    return f"{named} may create objects in schema {schema}: REVOKE CREATE ON SCHEMA {schema} FROM {named}"
 
 
 class Lacking(NamedTuple):

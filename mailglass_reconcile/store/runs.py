@@ -63,9 +63,12 @@ UPDATE {schema}.mailglass_reconcile_runs
  WHERE id = :id
 """
 
-_POSITION = """
+# Where the last full sweep with this tenant argument stopped; NULL if it covered its window. One that failed before it
+# had a window counted nothing.
+POSITION = """
 SELECT position FROM {schema}.mailglass_reconcile_runs
  WHERE kind = 'full' AND tenant_id IS NOT DISTINCT FROM :tenant_id AND status <> 'duplicate' AND ranges IS NULL
+   AND remaining IS NOT NULL
  ORDER BY id DESC LIMIT 1
 """
 
@@ -193,12 +196,6 @@ def _parameters(run: Run) -> dict[str, Any]:
         "linkable_since": run.linkable_since,
         "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
     }
-
-
-def position(tx: Transaction, tenant_id: str | None) -> dict[str, Any] | None:
-    """Return where the last full sweep with this tenant argument stopped; None if it covered its window."""
-    found: dict[str, Any] | None = tx.execute(_POSITION, {"tenant_id": tenant_id}).scalar_one_or_none()
-    return found
 
 
 def linking_at(tx: Transaction, time: str, tenant_id: str | None) -> list[RunAt]:

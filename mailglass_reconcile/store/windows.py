@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mailglass_reconcile.store import deliveries, schema
+from mailglass_reconcile.store import deliveries, privileges, runs, schema
 from mailglass_reconcile.store.database import Transaction, array_literal, by_scans
 from mailglass_reconcile.store.open_orphans import LAST, Place
 
 MOST_IDS = 500_000
 """Ids that are in memory at once: 8 MB. What a larger window has beyond them takes another pass."""
+SMALL_BYTES = 2**21
+"""An open-orphans table of this size is always read along its index of arrival."""
 FEW = 20_000
 """So many orphans are counted along the index of arrival; if there are more, the whole table is read instead."""
 PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
@@ -27,7 +29,17 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
        (SELECT count(*) = 2 FROM pg_trigger AS t
          WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
            AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
-       coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed
+       coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
+       -- Of a full sweep only: who else may create objects here, where the last one stopped, and whether few are open.
+       CASE WHEN :full THEN ({creators}) END AS creators,
+       CASE WHEN :full THEN ({position}) END AS position,
+       CASE WHEN cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
+            THEN (SELECT count(*)
+                    FROM (SELECT FROM {schema}.mailglass_open_orphans
+                           WHERE (arrived_at, event_id) > (CAST(w.afters[1] AS timestamp),
+                                                           CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+                             AND arrived_at <= CAST(w.untils[1] AS timestamp)
+                           ORDER BY arrived_at, event_id LIMIT :few) AS o) END AS few
   FROM (SELECT array_agg(r.after_time::text ORDER BY r.after_time) AS afters,
                array_agg(r.until_time::text ORDER BY r.after_time) AS untils
           FROM (SELECT greatest(now()::timestamp - make_interval(mins => :max_age_minutes),
@@ -37,7 +49,7 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
                              CAST(:until AS timestamp)) AS until_time
                   FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
                ) AS r) AS w
-"""
+""".replace("{creators}", privileges.CREATORS).replace("{position}", runs.POSITION)
 
 # With very many tenants, small groups are added up under no name, so that memory stays bounded.
 _GROUPS = """
@@ -57,20 +69,10 @@ SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place
                           WHERE (arrived_at, event_id)
                                 > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
                             AND arrived_at <= r.until_time
-                          ORDER BY arrived_at, event_id LIMIT :few) AS w
+                          ORDER BY arrived_at, event_id LIMIT ALL) AS w
                  WHERE CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id) AS o
          GROUP BY o.rule, o.refused > 0, o.tenant_id, o.provider) AS g
  GROUP BY 1, 2, 3, 4, 5
-"""
-
-_COUNT_FEW = """
-SELECT count(*)
-  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
- CROSS JOIN LATERAL (
-         SELECT FROM {schema}.mailglass_open_orphans
-          WHERE (arrived_at, event_id) > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
-            AND arrived_at <= r.until_time
-          ORDER BY arrived_at, event_id LIMIT :few) AS o
 """
 
 # The same without the index: each row of the table once.
@@ -214,7 +216,12 @@ class Slice:
 
 
 class Survey(NamedTuple):
-    """What a sweep sees when it begins: its ranges of arrival, and the state of the schema."""
+    """What a sweep sees when it begins: its ranges of arrival, and the state of the schema.
+
+    `creators` may put objects into the schema, and `position` is where the last full sweep stopped; both are None
+    unless a full sweep begins. `few` is how many are open in its one range, at most `FEW`; None if there are several
+    ranges, or the table is small.
+    """
 
     afters: list[str]
     untils: list[str]
@@ -222,6 +229,9 @@ class Survey(NamedTuple):
     version: str | None
     triggers: bool
     indexed: bool
+    creators: list[str] | None
+    position: dict[str, Any] | None
+    few: int | None
 
     def whole(self, tenant_id: str | None) -> Slice:
         """Return all that the sweep looks at, as one slice."""
@@ -267,6 +277,8 @@ def survey(
     ages: Sequence[tuple[float, float]] | None = None,
     after: str | None = None,
     until: str | None = None,
+    full: bool = False,
+    tenant_id: str | None = None,
 ) -> Survey:
     """Return the window of a sweep by the database's clock, cut to what arrived after and until a time.
 
@@ -276,6 +288,8 @@ def survey(
             is past the grace.
         after: A time as Postgres writes it, or None.
         until: Another.
+        full: Whether a full sweep begins.
+        tenant_id: Its tenant argument, as the history of runs shows it.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
@@ -283,20 +297,24 @@ def survey(
     settings = tx.settings
     wanted = [(settings.max_age_minutes * 60, settings.grace_seconds)] if ages is None else ages
     parameters = {
-        "events": tx.name_of("mailglass_events"),
+        **privileges.names_of(tx),
         "index": tx.name_of(deliveries.INDEX),
         "after": after,
         "until": until,
         "oldest": array_literal(str(older) for older, _ in wanted),
         "youngest": array_literal(str(younger) for _, younger in wanted),
         "max_age_minutes": settings.max_age_minutes,
+        "full": full,
+        "tenant_id": tenant_id,
+        "few": FEW,
+        "small": SMALL_BYTES,
     }
     found = Survey(*tx.execute(_SURVEY, parameters).one())
     schema.require_current(found.version)
     return found
 
 
-def groups(tx: Transaction, whole: Slice, outdated: Outdated, covered: Place) -> list[Group]:
+def groups(tx: Transaction, whole: Slice, outdated: Outdated, covered: Place, few: int | None) -> list[Group]:
     """Return how many orphans of *whole*, refused or not, are open, by the mark of their keys, tenant and provider.
 
     Args:
@@ -304,6 +322,7 @@ def groups(tx: Transaction, whole: Slice, outdated: Outdated, covered: Place) ->
         whole: A whole window.
         outdated: The rule for any provider, and the providers that have one of their own.
         covered: Orphans after this place count as fresh.
+        few: As the survey has it.
     """
     if not is_possible(whole.tenant_id):
         return []
@@ -312,12 +331,11 @@ def groups(tx: Transaction, whole: Slice, outdated: Outdated, covered: Place) ->
         **outdated.parameters(),
         "fresh_time": covered.arrived_at,
         "fresh_event": covered.event_id,
-        "few": FEW,
     }
-    if len(whole.ranges) == 1 and tx.execute(_COUNT_FEW, parameters).scalar_one() == FEW:
+    if few == FEW:
         with by_scans(tx):
             return [Group(*row) for row in tx.execute(_GROUPS_OF_MANY, parameters).all()]
-    return [Group(*row) for row in tx.execute(_GROUPS, {**parameters, "few": None}).all()]
+    return [Group(*row) for row in tx.execute(_GROUPS, parameters).all()]
 
 
 def ids_to_judge(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int) -> bytes:

@@ -19,11 +19,12 @@ from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import translated
 from mailglass_reconcile.rules.matching import UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import OUTCOMES
+from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
 from mailglass_reconcile.sweep.judge import Judged
-from mailglass_reconcile.sweep.result import SweepResult, line, shown
+from mailglass_reconcile.sweep.result import SweepResult, line
 from mailglass_reconcile.sweep.window import Window
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,6 @@ logger = logging.getLogger(__name__)
 HELD_SECONDS = 10.0
 """Recent sweeps that did nothing are noted together, once in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
-
-# A replica that does not answer may hold up a link, which must be safe, but no row of the history.
-_UNWAITED = "SELECT set_config('synchronous_commit', 'off', true)"
 
 _held: dict[tuple[str, str | None], tuple[float, Run]] = {}
 
@@ -45,7 +43,9 @@ OTHERS: Owner = (None, None)
 def run_of(result: SweepResult, kind: runs.Kind, origin: runs.Origin, error: BaseException | None = None) -> Run:
     """Return a sweep as the history has it; *error* is what ended it before its end, if anything did."""
     counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
-    run = Run(kind, origin, shown(result.tenant_id), result.status, counts, result.remaining, age_ms=result.duration_ms)
+    run = Run(
+        kind, origin, shown_tenant(result.tenant_id), result.status, counts, result.remaining, age_ms=result.duration_ms
+    )
     if error is not None:
         run.status = "failed" if isinstance(error, Exception) else "partial"
         run.error = type(error).__name__
@@ -63,8 +63,8 @@ def note(connected: Connected, run: Run, *, range_of: int | None = None) -> int 
     if run.kind == "recent" and run.status == "ok" and not _is_due(run):
         return None
     try:
-        with connected.writing(TIMEOUT_MS) as tx:
-            tx.execute(_UNWAITED)
+        # A replica that does not answer may hold up a link, which must be safe, but no row of the history.
+        with connected.writing(TIMEOUT_MS, unwaited=True) as tx:
             if range_of is None:
                 return runs.add(tx, run)
             runs.add_range(tx, range_of, run)

@@ -29,10 +29,14 @@ DOUBT_SECONDS = 5
 
 @dataclass(slots=True)
 class Batch:
-    """What became of a batch's orphans; those that are nowhere here are settled, or were not reached in time."""
+    """What became of a batch's orphans; those that are nowhere here were not reached in time.
+
+    `settled` ones were open although the ledger had their `reconciled` event; `held` ones another session has.
+    """
 
     linked: list[LinkedEvent] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    settled: int = 0
     held: int = 0
     outage: DBAPIError | None = None
     """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
@@ -91,6 +95,7 @@ def link_batch(connected: Connected, pairs: Pairs, expired: Callable[[], bool], 
             batch.linked += done.linked
             telemetry.note_lags(event.lag_seconds for event in done.linked)
             batch.failed += done.taken
+            batch.settled += done.claimed - len(done.linked) - len(done.taken)
             batch.held += len(part) - done.claimed
     return batch
 

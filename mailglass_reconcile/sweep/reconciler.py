@@ -29,7 +29,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.wording import counted
-from mailglass_reconcile.store import open_orphans, privileges, runs, windows
+from mailglass_reconcile.store import open_orphans, privileges, windows
 from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Place
 from mailglass_reconcile.store.runs import Kind, Origin, Run
@@ -38,7 +38,7 @@ from mailglass_reconcile.sweep.history import Census
 from mailglass_reconcile.sweep.judge import Judged, judge
 from mailglass_reconcile.sweep.link import Pairs, link_batch
 from mailglass_reconcile.sweep.result import SweepResult, mismatches
-from mailglass_reconcile.sweep.window import Part, Position, Window
+from mailglass_reconcile.sweep.window import Part, Window
 
 T = TypeVar("T")
 
@@ -114,7 +114,6 @@ class Sweep:
         self._window: Window | None = None
         self.census: Census | None = None
         """What stays open, by state, tenant and provider; None if it is not counted."""
-        self._position: Position | None = None
         self._parts: deque[Part] = deque()
         self._reached: Place | None = None
         self._closed = 0
@@ -204,11 +203,10 @@ class Sweep:
     def _open(self, connected: Connected) -> bytes:
         """Survey the window, and return the ids of its first part, of the same snapshot."""
         with connected.reading(self._left_ms()) as tx:
-            if self._kind == "full":
-                self._position = Position.of_json(runs.position(tx, self.result.tenant_id))
-            opened = window.open_window(tx, self.result.tenant_id, self._bounds, self._recent, self._position)
-            if self._window is None and self._recent is None:
-                _warn(privileges.warning(tx), triggers=opened.triggers)
+            full = self._kind == "full"
+            opened = window.open_window(tx, self.result.tenant_id, self._bounds, self._recent, full=full)
+            if self._window is None and opened.survey and self._recent is None:
+                _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
             self._window, self._parts = opened, deque(opened.parts)
             self.census = Census(opened) if self._kind == "full" or self._range_of else None
             return self._ids_of_part(tx)
@@ -280,7 +278,7 @@ class Sweep:
         self.in_batch = True
         batch = link_batch(connected, pairs, self._expired)
         self.result.add(batch, projector.broadcast(batch.linked, self._publisher.publish))
-        self._closed += len(batch.linked)
+        self._closed += len(batch.linked) + batch.settled
         self.in_batch = False
         if batch.outage is not None:
             raise batch.outage
@@ -391,13 +389,12 @@ class Sweep:
 
     def _next_position(self) -> dict[str, Any] | None:
         """Return where the next full sweep continues, or None if this one has looked at everything."""
-        if self._kind != "full" or self._complete:
+        swept = self._window
+        if self._kind != "full" or self._complete or swept is None or swept.survey is None:
             return None
-        if self._window is None:
-            return None if self._position is None else self._position.as_json()
         if not self._parts or self._parts[0].which == "refused":
             return None
-        return window.next_position(self._window, self._parts[0], self._reached, self._position).as_json()
+        return window.next_position(swept, swept.survey, self._parts[0], self._reached).as_json()
 
     def _as_run(self, error: BaseException | None) -> Run:
         """Return the sweep as the history has it, ended by *error* or by what broke it off before."""

@@ -13,18 +13,6 @@ from mailglass_reconcile.sweep.link import Batch
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 """Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
 
-SHOWN_CHARACTERS = 1_000
-
-
-def shown(tenant_id: str | None) -> str | None:
-    """Return a tenant argument as logs, results and the history show it: escaped, so that it is one line, and cut.
-
-    A backslash is doubled: no two tenants look the same.
-    """
-    if tenant_id is None:
-        return None
-    return wording.shown(tenant_id.replace("\\", "\\\\"), SHOWN_CHARACTERS)
-
 
 def remaining(orphans: int | None) -> str:
     """Return how many orphans a sweep has left; None if they could not be counted."""
@@ -92,7 +80,7 @@ class SweepResult:
         """Add what became of a batch, and of its messages."""
         self.linked += len(batch.linked)
         self.failed += len(batch.failed)
-        self.skipped_held += batch.held
+        self.skipped_held += batch.held + batch.settled
         self.published += told.published
         self.publish_failed += told.failed
 

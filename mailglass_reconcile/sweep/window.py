@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError, hint
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
-from mailglass_reconcile.store.windows import Group, Outdated, Range, Slice
+from mailglass_reconcile.store.windows import Group, Outdated, Range, Slice, Survey
 
 LOOK_BACK_SECONDS = 2.0
 """A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
@@ -76,17 +77,17 @@ class Window:
     """What is eligible, as a sweep saw it when it began.
 
     Attributes:
-        now: That moment, in UTC.
+        survey: That moment, and the state of the schema.
         whole: All of it, as one slice.
-        triggers: Whether the ledger's triggers are enabled.
+        position: Where the last full sweep stopped, if it did not finish.
         groups: How many orphans are open in it, by rule, tenant and provider.
         outdated: Which stored keys must be computed again.
         parts: What must be looked at, in order.
     """
 
-    now: str
+    survey: Survey | None
     whole: Slice
-    triggers: bool
+    position: Position | None
     groups: list[Group]
     outdated: Outdated
     parts: list[Part] = field(default_factory=list)
@@ -107,7 +108,7 @@ def open_window(
     tenant_id: str | None = None,
     bounds: tuple[str | None, str | None] = (None, None),
     recent: float | None = None,
-    position: Position | None = None,
+    full: bool = False,
 ) -> Window:
     """Return what a sweep will look at.
 
@@ -116,12 +117,13 @@ def open_window(
         tenant_id: Of this tenant only; None is all tenants.
         bounds: Of what arrived after the first time and until the second only; both as Postgres writes them.
         recent: Seconds between recent sweeps: what is new or due again, even in its grace; None: what is eligible.
-        position: Where the last full sweep stopped, if it did not finish.
+        full: Whether a full sweep begins, which continues where the last one stopped if that did not finish.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    seen = windows.survey(tx, ages=None if recent is None else due_ages(recent), after=bounds[0], until=bounds[1])
+    ages = None if recent is None else due_ages(recent)
+    seen = windows.survey(tx, ages=ages, after=bounds[0], until=bounds[1], full=full, tenant_id=shown_tenant(tenant_id))
     if not seen.indexed:
         raise SchemaOutdatedError(
             hint(
@@ -131,9 +133,10 @@ def open_window(
         )
     whole = seen.whole(tenant_id)
     of_any = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
-    groups = windows.groups(tx, whole, of_any, position.covered if position else FIRST)
+    position = Position.of_json(seen.position)
+    groups = windows.groups(tx, whole, of_any, position.covered if position else FIRST, seen.few)
     marks = {group.rule for group in groups if group.rule and providers.is_outdated(group.rule)}
-    window = Window(seen.now, whole, seen.triggers, groups, of_any._replace(marks=marks))
+    window = Window(seen, whole, position, groups, of_any._replace(marks=marks))
     window.parts = [part for part in _parts(whole, groups, position) if part.orphans]
     return window
 
@@ -155,19 +158,20 @@ def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> 
 def of_events(orphans: int) -> Window:
     """Return the window of a sweep over given events."""
     group = Group(None, False, None, None, False, orphans, 0, 0, 0)
-    return Window("", Slice(FIRST, LAST, ()), True, [group], Outdated((), "", ()))
+    return Window(None, Slice(FIRST, LAST, ()), None, [group], Outdated((), "", ()))
 
 
-def next_position(swept: Window, part: Part, reached: Place | None, before: Position | None) -> Position:
+def next_position(swept: Window, survey: Survey, part: Part, reached: Place | None) -> Position:
     """Return where the next full sweep continues.
 
     Args:
         swept: The window of a sweep that has stopped.
+        survey: What it saw when it began.
         part: The part in which it stopped, fresh or rest.
         reached: The last place that it looked at there, or None.
-        before: Where the sweep before it had stopped, or None.
     """
-    since = before.since if before else swept.now
+    before = swept.position
+    since = before.since if before else survey.now
     if part.which == "fresh":
         return Position(reached or part.slice.after, before.resume if before else None, since)
     return Position(swept.whole.until, reached or part.slice.after, since)

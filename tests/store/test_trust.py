@@ -107,7 +107,7 @@ def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_
 
     def warning() -> str | None:
         with connect(database.engine) as connection, transaction(connection, database.settings) as tx:
-            return privileges.warning(tx)
+            return privileges.warning(privileges.creators(tx), tx.schema)
 
     assert f"warning: {expected}" in database.migrate()
     assert warning() == expected

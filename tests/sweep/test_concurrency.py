@@ -11,9 +11,11 @@ from sqlalchemy.exc import DBAPIError
 import mailglass_reconcile
 from conftest import wait_until
 from factories import delivery_row, insert, insert_on, orphan_row, postmark, reconciled_row
-from mailglass_reconcile import reconcile
+from mailglass_reconcile import reconcile, runtime
+from mailglass_reconcile.pubsub.publisher import Publisher
+from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.reconciler import Sweep
 
 WAITING = """
 SELECT count(*) FROM pg_stat_activity
@@ -151,13 +153,15 @@ def test_two_sweeps_at_once_link_each_orphan_once(db):
     deliveries, orphans = rows_of(400)
     more = [orphan_row(postmark(str(n % 400)), type="opened") for n in range(800)]
     insert(db, deliveries, [*orphans, *more])
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 25}))
+    settings = db.settings.model_copy(update={"batch_size": 25})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    publisher = Publisher(runtime.get_redis())
     start = threading.Barrier(2)
 
     def sweep():
         engine = engines.create_engine(db.settings)
         start.wait()
-        return reconciler.prepare().run(engine)
+        return Sweep(databases.Database(engine, settings), publisher).run()
 
     with ThreadPoolExecutor(2) as pool:
         results = [future.result() for future in [pool.submit(sweep), pool.submit(sweep)]]

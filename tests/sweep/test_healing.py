@@ -51,7 +51,7 @@ def test_an_earlier_version_is_as_wrong_as_a_later_one(db, orphan):
     reconcile()
     know(version=1)
     reconcile()
-    assert db.value(KEYS) == "acme/1.1"
+    assert db.value(KEYS) == "acme/1.own1"
 
 
 def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
@@ -59,7 +59,7 @@ def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
     know()
     reconcile()
     before = db.rows(KEYS), db.rows(IDS)
-    assert before == ([("acme/1.1", 1, "acme")], [(["r-1"],)])
+    assert before == ([("acme/1.own1", 1, "acme")], [(["r-1"],)])
     commands.run(db, "sweep")
     assert (db.rows(KEYS), db.rows(IDS)) == before
     factories.delivery(db, "r-1")
@@ -89,7 +89,7 @@ def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog)
         return answer
 
     assert reconcile().unmatchable == 2
-    assert len([record for record in caplog.records if "acme/1.1" in record.message]) == 1
+    assert len([record for record in caplog.records if "acme/1.own1" in record.message]) == 1
     assert db.rows("SELECT DISTINCT rule FROM mailglass_open_orphans") == [(None,)]
     know()
     factories.delivery(db, "r-1")

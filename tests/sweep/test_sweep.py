@@ -16,9 +16,12 @@ import mailglass_reconcile
 import sweeping
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark, reconciled_row, sendgrid
-from mailglass_reconcile import events_channel, reconcile
+from mailglass_reconcile import events_channel, reconcile, runtime
+from mailglass_reconcile.pubsub.publisher import Publisher
+from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.reconciler import Sweep
 
 GUID = "883953f4-6105-42a2-a16a-{:012d}"
 
@@ -102,8 +105,9 @@ def test_a_delivery_of_the_events_provider_is_preferred_to_one_without(db):
     factories.delivery(db, "one")
     factories.delivery(db, "one", provider="sendgrid")
     named = factories.delivery(db, "one", provider="postmark")
-    orphan = factories.orphan(db, postmark("one"))
-    assert reconcile().linked == 1
+    orphan = factories.orphan(db, postmark("one", recipient="a@example.com"))
+    factories.orphan(db, postmark("one"))
+    assert counts(reconcile()) == {"linked": 1, "ambiguous": 1}, "without a recipient, both may be meant"
     assert linked_to(db, orphan) == named
 
 
@@ -201,8 +205,8 @@ def test_a_deadline_ends_a_sweep_with_what_it_has(db):
         if result.linked:
             sweep.stop()
 
-    sweep = reconciler.prepare(progress=pass_the_deadline)
-    result = sweep.run(db.engine)
+    sweep = reconciler.prepare()
+    result = sweeping.run(sweep, pass_the_deadline)
     assert (counts(result), result.status, result.remaining) == ({"linked": 1, "skipped": 2}, "partial", 2)
     configure(db)
     assert counts(reconcile()) == {"linked": 2}
@@ -485,7 +489,9 @@ def test_an_event_that_is_no_orphan_never_calls_our_triggers(db):
 def test_a_second_sweep_with_another_engine_sees_the_same(db):
     """Nothing is kept in a process."""
     insert(db, [delivery_row("one")], [orphan_row(postmark("one"))])
-    assert reconciler.prepare().run(engines.create_engine(db.settings)).linked == 1
+    configure(db)
+    other = databases.Database(engines.create_engine(db.settings), db.settings)
+    assert Sweep(other, Publisher(runtime.get_redis())).run().linked == 1
     assert reconcile().scanned == 0
 
 

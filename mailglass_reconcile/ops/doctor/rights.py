@@ -36,7 +36,7 @@ def rights(tx: Transaction) -> Iterator[Finding]:
 
 def others(tx: Transaction) -> Iterator[Finding]:
     """Check that nobody else may create objects in the schema, who could put a function in the place of another."""
-    sentence = privileges.warning(tx)
+    sentence = privileges.warning(privileges.creators(tx), tx.schema)
     if sentence:
         message, _, rest = sentence.partition(": REVOKE ")
         yield warning("creators", message, f"REVOKE {rest}")

@@ -58,7 +58,7 @@ def migrate(
             state.refuse_others(tx)
             guard = guard_truncate or not state.made_by_mailglass(tx)
             done = state.is_complete(tx, guard=guard)
-            warning = privileges.warning(tx)
+            warning = privileges.warning(privileges.creators(tx), tx.schema)
         if warning:
             say(f"warning: {warning}")
         if done:
