@@ -28,7 +28,7 @@ def measure(machine: Machine) -> Part:
     fill(machine.copy("migrated", "start"), deliveries=machine.scaled(DELIVERIES))
     for way in (RECORD, FOLLOW, RECENT):
         most = _maximum(machine, way, part)
-        load = Load("half", machine.scaled(EVENTS) // 2, most / 2)
+        load = Load("half", max(150, machine.scaled(EVENTS) // 2), most / 2)
         half = trial(machine, "start", way, load)
         at = f"at {load.rate:,.0f} events/s; {half.early:.0%} were written before their send had committed"
         part.add(f"{way.name}: p99", half.percentile(99) * 1000, "ms", way.wanted * 1000, note=at)
@@ -48,7 +48,7 @@ def _maximum(machine: Machine, way: Way, part: Part) -> float:
 
     A first trial writes as fast as it can. Then loads are tried downwards from 0.95 of its rate until one is kept up.
     """
-    messages, rate = machine.scaled(1_500), FLAT_OUT[way.writer] * (os.cpu_count() or 1)
+    messages, rate = max(150, machine.scaled(1_500)), FLAT_OUT[way.writer] * (os.cpu_count() or 1)
     while (flat_out := trial(machine, "start", way, Load("most", messages, rate))).rate > rate * 0.75:
         rate *= 2
     rate = flat_out.rate * 0.95
