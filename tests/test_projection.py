@@ -8,13 +8,13 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mailglass_reconcile.store.model import Report
 
 import factories
 import oracle
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines
+from mailglass_reconcile.store.ledger import LinkedEvent
 
 NOON = datetime(2026, 3, 1, 12)
 COLUMNS = ", ".join(oracle.PROJECTED)
@@ -28,7 +28,7 @@ class RolledBackError(Exception):
 def rolled_back(connection: sa.Connection) -> Iterator[database.Transaction]:
     """Run a block in a transaction of the package's scope that rolls back."""
     try:
-        with database.transaction(connection, Settings(), probes_only=True) as tx:
+        with database.Connected(connection, Settings()).writing() as tx:
             connection.exec_driver_sql("SET LOCAL search_path = public")
             yield tx
             raise RolledBackError
@@ -52,7 +52,9 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
     with rolled_back(connection) as tx:
         factories.insert_on(connection, deliveries=[row])
         for batch in batches:
-            reports = [Report(row["id"], kind, str(at), str(arrival), "") for kind, at, arrival in batch]
+            reports = [
+                LinkedEvent(None, "", row["id"], "acme", kind, str(at), str(arrival)) for kind, at, arrival in batch
+            ]
             projector.project(tx, reports)
         return connection.execute(
             sa.text(
@@ -106,9 +108,9 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
         factories.insert_on(connection, deliveries=rows)
         kinds = ("delivered", "bounced", "opened")
         arrival = str(NOON)
-        changed = projector.project(
-            tx, [Report(row["id"], kind, arrival, arrival, "") for row, kind in zip(rows, kinds, strict=True)]
-        )
+        pairs = zip(rows, kinds, strict=True)
+        events = [LinkedEvent(None, "", row["id"], "acme", kind, arrival, arrival) for row, kind in pairs]
+        changed = projector.project(tx, events)
         found = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")
         )

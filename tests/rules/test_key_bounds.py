@@ -27,5 +27,6 @@ def test_an_id_has_1_to_512_characters(text):
 @pytest.mark.parametrize("message_id", [None, ""])
 def test_an_event_without_a_message_id_has_no_candidates_and_keeps_what_else_is_known(message_id):
     """Its provider and its recipient; it is unmatchable, and does not name a delivery called `None`."""
-    found = keys.keys_of_text("postmark", message_id, "ada@example.com")
+    event = {"provider": "postmark", "message_id": message_id, "recipient": "ada@example.com"}
+    found = keys.keys_of_metadata(event)
     assert (found.provider, tuple(found.candidate_ids), found.recipient) == ("postmark", (), "ada@example.com")
