@@ -15,7 +15,7 @@ PYTEST = $(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/python -m pytest -n $(WORKERS) 
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
 
-.PHONY: demo test test-all lint docs faults soak broken bench rabbitmq clean
+.PHONY: demo test test-all lint docs faults soak broken mutation bench rabbitmq clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/mailglass-reconcile demo
@@ -49,6 +49,12 @@ soak: $(VENV)/test.stamp
 broken: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python -m faults.broken $(ARGS)
 
+# Changes the Python of rules, sweep, record and projector, one expression after the other, and lists the changes that
+# no test notices: hours for all of it. ARGS="mailglass_reconcile.rules*" takes a part; the results stay in mutants/.
+mutation: $(VENV)/mutation.stamp
+	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
+
 # Takes about an hour on a quiet machine, and writes docs/performance.md; ARGS="--quick calls" tries one part out.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
@@ -73,6 +79,10 @@ $(VENV)/demo.stamp: $(VENV)/venv.stamp pyproject.toml
 
 $(VENV)/test.stamp: $(VENV)/venv.stamp pyproject.toml
 	@$(BIN)/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+$(VENV)/mutation.stamp: $(VENV)/venv.stamp pyproject.toml
+	@$(BIN)/python -m pip install --quiet --editable . --group test --group mutation
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/venv.stamp pyproject.toml
