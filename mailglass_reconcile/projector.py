@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.ledger import LinkedEvent
 
@@ -93,6 +93,7 @@ def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
     run on is put into their outbox here, because everything that reaches a delivery comes this way.
     """
     outbox.add(tx, [event for event in events if event.type in tx.hook_types])
+    handled.warn_of_left_out(tx, {event.type for event in events} - tx.hook_types)
     return tx.execute(_PROJECT, parameters(events)).rowcount
 
 

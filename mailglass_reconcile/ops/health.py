@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile.errors import hint
+from mailglass_reconcile.ops import handlers
+from mailglass_reconcile.ops.handlers import Problem
 from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
-from mailglass_reconcile.store import outbox, schema
+from mailglass_reconcile.store import handled, outbox, schema
 from mailglass_reconcile.store.database import Transaction
 
 LATELY_DAYS = 7
@@ -66,7 +68,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
 
 
 class Facts(NamedTuple):
-    """What two queries say: the schema, the last full sweep that succeeded, the last one, and the outbox."""
+    """What three queries say: the schema, the last full sweep that succeeded, the last one, and the outbox."""
 
     now: str
     version: str | None
@@ -80,6 +82,8 @@ class Facts(NamedTuple):
     last_success: dict[str, str]
     hooks_waiting: int
     hooks_dead: int
+    hooks_overdue_seconds: float
+    handlers: list[Problem]
 
 
 def last_sweeps(tx: Transaction) -> sa.Row[Any]:
@@ -88,8 +92,8 @@ def last_sweeps(tx: Transaction) -> sa.Row[Any]:
 
 
 def facts(tx: Transaction) -> Facts:
-    """Return the facts, by two queries whose cost does not depend on what is open."""
-    row = last_sweeps(tx)
+    """Return the facts, by three queries whose cost does not depend on what is open."""
+    row, waiting = last_sweeps(tx), outbox.facts(tx)
     return Facts(
         row.now,
         row.version,
@@ -101,7 +105,10 @@ def facts(tx: Transaction) -> Facts:
         None if row.status is None else dict(row._mapping),
         row.unpruned_seconds,
         row.last_success,
-        *outbox.count(tx),
+        waiting.waiting,
+        waiting.dead,
+        max(0.0, waiting.overdue_seconds),
+        handlers.problems(waiting, handled.left_out(tx)),
     )
 
 
@@ -144,9 +151,7 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
             f"nothing was pruned for {age(known.unpruned_seconds or 0)}, so tables grow and expired orphans stay open:"
             " run `mailglass-reconcile prune`, daily"
         )
-    if known.hooks_dead:
-        dead = counted(known.hooks_dead, "event is dead", "events are dead")
-        found.append(f"{dead}, no handler is tried again: `mailglass-reconcile dispatch --dead`")
+    found += [f"{problem.sentence}: {problem.remedy}" for problem in known.handlers if problem.grave]
     of_last = _of_the_last(known.last, allowed) if known.last else []
     found += [*_without_ids(known.groups or []), *of_last]
     return [hint(problem) for problem in found]

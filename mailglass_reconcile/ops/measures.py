@@ -64,6 +64,7 @@ class Measures:
         triggers: Whether the triggers on the ledger are there and enabled.
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events of which a handler has failed for the last time.
+        hooks_overdue_seconds: For how long the first of those that wait has been due.
         lately: What has arrived, and what deliveries have heard.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """
@@ -76,6 +77,7 @@ class Measures:
     triggers: bool
     hooks_waiting: int
     hooks_dead: int
+    hooks_overdue_seconds: float
     lately: Lately
     unlinked_tenants: int
 
@@ -111,6 +113,7 @@ def measure(database: Database) -> Measures:
         known.triggers,
         known.hooks_waiting,
         known.hooks_dead,
+        known.hooks_overdue_seconds,
         lately,
         unlinked,
     )

@@ -210,6 +210,11 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def first_uuid7(seconds_ago: float) -> str:
+    """Return the lowest UUIDv7 of a time, by this machine's clock."""
+    return f"{max(0, int((time.time() - seconds_ago) * 1000)):012x}{'0' * 20}"
+
+
 def link(
     tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[LinkedEvent]:

@@ -22,6 +22,9 @@ UNFINISHED = "Unfinished"
 ROLLED_BACK = "RolledBack"
 """As a row's error: a handler returned, but its work was rolled back."""
 
+FAILING_ATTEMPTS = 3
+"""After so many attempts, minutes after the first, an event is not failing by chance."""
+
 # Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
 _ADD = """
 INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
@@ -32,8 +35,11 @@ SELECT n.event_id, n.delivery_id, n.type, now()::timestamp, now()::timestamp
     ON CONFLICT DO NOTHING
 """
 
-_COUNT = """
-SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead
+_FACTS = """
+SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead,
+       coalesce(extract(epoch FROM now()::timestamp - min(next_at) FILTER (WHERE state = 'waiting')), 0)::float8
+         AS overdue_seconds,
+       count(*) FILTER (WHERE state = 'waiting' AND attempts >= :attempts) AS failing
   FROM {schema}.mailglass_hook_outbox WHERE state <> 'dispatched'
 """
 
@@ -156,6 +162,15 @@ UPDATE {schema}.mailglass_hook_outbox AS o
 """
 
 
+class Facts(NamedTuple):
+    """How many rows wait and are dead, by how long the first is overdue, and how many have failed several times."""
+
+    waiting: int
+    dead: int
+    overdue_seconds: float
+    failing: int
+
+
 class Claim(NamedTuple):
     """A row that a dispatcher may try; `dead` if its last attempt had ended with its process."""
 
@@ -213,10 +228,9 @@ def add(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
     )
 
 
-def count(tx: Transaction) -> tuple[int, int]:
-    """Return how many rows wait, and how many are dead."""
-    row = tx.execute(_COUNT).one()
-    return row.waiting, row.dead
+def facts(tx: Transaction) -> Facts:
+    """Return what waits and what is dead, by one query over the rows that are not dispatched."""
+    return Facts(*tx.execute(_FACTS, {"attempts": FAILING_ATTEMPTS}).one())
 
 
 def dead(tx: Transaction, size: int) -> list[dict[str, Any]]:

@@ -120,6 +120,8 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     hooks = {"waiting": known.hooks_waiting, "dead": known.hooks_dead}
     help_ = "Events that wait for their handlers, and those of which one has failed for the last time"
     yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
+    help_ = "For how long the first event that waits for handlers has been due"
+    yield _single("handler_overdue_seconds", help_, known.hooks_overdue_seconds)
 
 
 def _keyed(values: dict[str, int] | dict[str, float]) -> Iterable[tuple[tuple[str, ...], float]]:

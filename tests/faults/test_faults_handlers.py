@@ -71,7 +71,7 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     with forking(hooked, redis_url, **more) as one, forking(hooked, redis_url, **more) as two:
         while states(hooked) != {"dispatched": EVENTS}:
             killed += sum(wait() != 0 for wait in (one(0), two(0)))
-            dispatcher.retry(hooked.engine)
+            dispatcher.retry(hooked.database)
             make_due(hooked)
     handlers = ("steady", "flaky", *(["orm"] if len(more) > 1 else []))
     assert effects(hooked) == dict.fromkeys(handlers, EVENTS)

@@ -405,7 +405,7 @@ class Schedule(RuleBasedStateMachine):
     def _dispatch_all(self) -> None:
         """Without faults, every handler has heard once of each link of a known type."""
         _Mood.fails, _Mood.dies_at = False, None
-        dispatcher.retry(self.db.engine)
+        dispatcher.retry(self.db.database)
         make_due(self.db)
         mailglass_reconcile.dispatch()
         assert set(states(self.db)) <= {"dispatched"}

@@ -125,7 +125,7 @@ def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
     hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
-    assert dispatcher.retry(hooked.engine) == 1
+    assert dispatcher.retry(hooked.database) == 1
     assert [states(hooked), mailglass_reconcile.prune().hooks_dispatched] == [{"dispatched": 3, "waiting": 1}, 0]
     hooked.run("UPDATE mailglass_hook_outbox SET finished_at = finished_at - interval '15 days'")
     pruned = mailglass_reconcile.prune()
@@ -146,7 +146,7 @@ def test_status_counts_what_waits_and_what_is_dead(hooked):
     mailglass_reconcile.reconcile()
     dying = "SELECT event_id FROM mailglass_hook_outbox LIMIT 1"
     hooked.run(f"UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE event_id = ({dying})")  # noqa: S608
-    found = status.status(hooked.engine)
+    found = status.status(hooked.database)
     assert (found.hooks_waiting, found.hooks_dead) == (1, 1)
 
 

@@ -11,13 +11,15 @@ import invariants
 import mailglass_reconcile
 from conftest import Database
 from factories import delivery, orphan, postmark
-from mailglass_reconcile import key_rule
+from mailglass_reconcile import key_rule, on_event
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
 from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import handled, schema
+from record.recording import event, record
 
 pytestmark = pytest.mark.slow
 
@@ -346,6 +348,68 @@ def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
     db.run("DELETE FROM mailglass_hook_outbox")
     assert of("handlers").status == OK
+
+
+WAITING = """
+INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, attempts, next_at, inserted_at)
+VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :attempts, now() - make_interval(secs => :due), now())
+"""
+
+
+def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(db: Database) -> None:
+    """Before it is dead, which takes days; one that is due for a moment is well."""
+    registry._registered.clear()
+    on_event("bounced", name="suppress")(lambda connection, event: None)
+    db.run(WAITING, attempts=2, due=200)
+    assert of("handlers").status == OK
+    db.run(WAITING, attempts=0, due=400)
+    found = of("handlers")
+    assert (found.status, "waited 6 minutes" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
+    db.run("DELETE FROM mailglass_hook_outbox")
+    db.run(WAITING, attempts=3, due=-60)
+    found = of("handlers")
+    assert (found.status, "1 event has failed 3 times" in found.message) == (WARNING, True)
+    db.run("DELETE FROM mailglass_hook_outbox")
+    registry._registered.clear()
+
+
+DISPATCHED = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, handled_types)
+VALUES (now() - interval '1 hour', now(), 'dispatch', 'beat', 'ok', 'bounced,complained')
+"""
+
+
+def test_types_with_a_handler_that_a_process_does_not_hand_on(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """After the handler was first seen; the process that records them has logged it, once."""
+    no_handlers = db.settings.model_copy(update={"hook_types": None})
+    mailglass_reconcile.configure(engine=db.engine, settings=no_handlers)
+    delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced", provider_event_id="1"))
+    db.run(DISPATCHED.replace("- interval '1 hour'", ""))
+    assert of("handlers").status == OK
+    db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '1 hour'")
+    found = of("handlers")
+    assert (found.status, "(bounced)" in found.message) == (ERROR, True)
+    assert "MAILGLASS_HOOK_TYPES=bounced" in found.remedy
+    assert caplog.text == ""
+    for number in ("2", "3"):
+        handled._LeftOut.next_look = 0.0
+        with db.engine.begin() as connection:
+            record(connection, event("m-1", "opened", provider_event_id=number))
+    assert caplog.text.count("another process has handlers of bounced, complained") == 1
+    handled._LeftOut.named.clear()
+
+
+def test_a_linked_event_with_a_handler_that_a_sweep_does_not_hand_on(db: Database) -> None:
+    """By the orphan's own type, and not by `reconciled`; `none` is meant so, but the doctor tells of it."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"), type="complained", age_seconds=120)
+    db.run(DISPATCHED)
+    assert of("handlers").status == OK
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"hook_types": "none"}))
+    mailglass_reconcile.reconcile()
+    assert "(complained)" in of("handlers").message
 
 
 EVENTS = """

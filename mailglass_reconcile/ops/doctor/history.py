@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, warning
+from mailglass_reconcile.ops.handlers import problems
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.schedule import LATE_SECONDS, PRUNE_LATE_SECONDS
-from mailglass_reconcile.store import outbox
+from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction
 
 _BEAT_AGE = """
@@ -18,8 +19,6 @@ SELECT min(extract(epoch FROM now()::timestamp - b.finished_at))::float8
  CROSS JOIN LATERAL (SELECT finished_at FROM {schema}.mailglass_reconcile_runs
                       WHERE kind = k.kind AND origin = 'beat' ORDER BY id DESC LIMIT 1) AS b
 """
-
-_MAY_READ = "SELECT coalesce(has_table_privilege(to_regclass(:table), 'SELECT'), false)"
 
 START_BEAT = "start beat (`celery -A mailglass_reconcile beat`, or that of your own app), or run sweeps from cron"
 NEVER = "beat has never asked for a sweep"
@@ -82,26 +81,21 @@ def _prune(seconds: float, *, pruned: bool) -> Finding:
 
 
 def handlers(tx: Transaction) -> Iterator[Finding]:
-    """Check that no event is dead, and that somebody handles those that wait."""
-    if not tx.execute(_MAY_READ, {"table": tx.name_of("mailglass_hook_outbox")}).scalar_one():
+    """Check that handlers run on what waits for them, and that every process hands it on."""
+    if not handled.may_read(tx, "mailglass_hook_outbox"):
         yield ok("handlers", "this role may not read mailglass_hook_outbox, so events for handlers were not counted")
         return
-    waiting, dead = outbox.count(tx)
+    facts = outbox.facts(tx)
+    found = problems(facts, handled.left_out(tx))
+    for grave, sentence, remedy in found:
+        yield (error if grave else warning)("handlers", sentence, remedy)
     known = ", ".join(map(shown, sorted(registry.types())))
-    if dead:
-        yield error(
-            "handlers",
-            f"{counted(dead, 'event is dead: its', 'events are dead: their')} handlers have failed for the last time"
-            " and are not tried again",
-            "`mailglass-reconcile dispatch --dead` says which error; correct the handler, then let them be tried again"
-            " as `mailglass-reconcile dispatch --help` says",
-        )
-    if waiting and not known:
+    wait = counted(facts.waiting, "event waits", "events wait")
+    if facts.waiting and not known:
         yield warning(
             "handlers",
-            f"{counted(waiting, 'event waits', 'events wait')} for a handler, and none is registered in this process",
+            f"{wait} for a handler, and none is registered in this process",
             "name the module of your handlers in MAILGLASS_IMPORTS, for the worker too",
         )
-    elif not dead:
-        wait = counted(waiting, "event waits", "events wait")
+    elif not found:
         yield ok("handlers", f"handlers of {known or 'no type'} are registered; {wait}, none is dead")

@@ -6,7 +6,6 @@ whole. The repair of the open orphans is complete.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
@@ -15,6 +14,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules.wording import counted, share, verb
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
+from mailglass_reconcile.store.ledger import first_uuid7
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100
 """Pages of 8 kB: about 10,000 rows of each table."""
@@ -138,8 +138,8 @@ def _sample(tx: Transaction, statement: str, table: str, pages: int) -> tuple[in
 def other_reconciler(tx: Transaction) -> Iterator[Finding]:
     """Say if Mailglass's own reconciler still runs: its events happen at another moment than they are inserted."""
     bounds = {
-        "after_id": _first_uuid7(RECENT_HOURS * 3_600),
-        "until_id": _first_uuid7(-60),
+        "after_id": first_uuid7(RECENT_HOURS * 3_600),
+        "until_id": first_uuid7(-60),
         "size": NEWEST_ROWS,
         "hours": RECENT_HOURS,
         "tenants": TENANTS,
@@ -192,11 +192,6 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
     """Return which part of *table*, in percent, has about as many pages of 8 kB; 100 if it has no more than that."""
     there = float(tx.execute(_PAGES, {"table": tx.name_of(table)}).scalar_one())
     return min(100.0, 100.0 * pages / max(there, 1.0))
-
-
-def _first_uuid7(seconds_ago: float) -> str:
-    """Return the lowest UUIDv7 of a time, by this machine's clock."""
-    return f"{max(0, int((time.time() - seconds_ago) * 1000)):012x}{'0' * 20}"
 
 
 def repair_it(connected: Connected) -> str:

@@ -201,14 +201,21 @@ def _knows(workers: Workers, worker: str, task: str) -> bool:
 
 
 def schedule(app: Celery) -> Iterator[Finding]:
-    """Check that beat would ask for sweeps, if it runs with this app's schedule; the runs say whether it does."""
-    entries = [name for name, entry in app.conf.beat_schedule.items() if entry.get("task") == SWEEP_TASK]
-    elsewhere = "PersistentScheduler" not in str(app.conf.beat_scheduler or "PersistentScheduler")
-    if entries or elsewhere:
-        yield ok("schedule", "a scheduler of its own keeps it" if elsewhere else f"it has {', '.join(entries)}")
-    else:
+    """Check that beat would ask for sweeps, and for dispatches if there are handlers, with this app's schedule.
+
+    The runs say whether beat does.
+    """
+    entries = {entry.get("task"): name for name, entry in app.conf.beat_schedule.items()}
+    wanted = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.types() else {})}
+    lacking = [what for task, what in wanted.items() if task not in entries]
+    if "PersistentScheduler" not in str(app.conf.beat_scheduler or "PersistentScheduler"):
+        yield ok("schedule", "a scheduler of its own keeps it")
+    elif lacking:
         yield warning(
             "schedule",
-            f"the beat schedule of the app {shown(app.main or '?')} has no entry for sweeps",
-            "add `beat_schedule` of mailglass_reconcile to it, or run `mailglass-reconcile sweep` from cron",
+            f"the beat schedule of the app {shown(app.main or '?')} has no entry for {' and '.join(lacking)}",
+            "add `beat_schedule` of mailglass_reconcile to it; or let cron run `mailglass-reconcile sweep`, and"
+            " `mailglass-reconcile dispatch` if you have handlers",
         )
+    else:
+        yield ok("schedule", f"it has {', '.join(entries[task] for task in wanted)}")
