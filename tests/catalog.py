@@ -18,6 +18,8 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 MAILGLASS = (Path(__file__).parent / "mailglass_schema.sql").read_text()
+SHAPES = {"0.1.1": MAILGLASS, "2.x": (Path(__file__).parent / "mailglass_2x_schema.sql").read_text()}
+"""The tables as Mailglass makes them, by its version."""
 
 _OBJECTS = sa.text("""
 WITH relation AS (
@@ -138,14 +140,14 @@ def installation(url: str, schema: str = "public") -> Installation:
     return Installation(settings, engines.create_engine(settings))
 
 
-def live(url: str, schema: str = "public") -> Installation:
-    """Return a schema of the database at *url* in which Mailglass has made its tables."""
+def live(url: str, schema: str = "public", shape: str = "0.1.1") -> Installation:
+    """Return a schema of the database at *url* in which Mailglass of some version has made its tables."""
     made = installation(url, schema)
     if schema != "public":
         with made.engine.begin() as connection:
             quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
             connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
-    made.run(MAILGLASS)
+    made.run(SHAPES[shape])
     return made
 
 

@@ -22,7 +22,14 @@ from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.testing.databases import Database as Migrated
 from mailglass_reconcile.testing.databases import Databases
 
-pytest_plugins = ["mailglass_reconcile.testing.plugin", "installation", "handling", "observing", "django_project"]
+pytest_plugins = [
+    "mailglass_reconcile.testing.plugin",
+    "shapes",
+    "installation",
+    "handling",
+    "observing",
+    "django_project",
+]
 
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 

@@ -58,6 +58,7 @@ SELECT now()::timestamp - make_interval(mins => :max_age) AS oldest,
        now()::timestamp - make_interval(secs => :grace) AS youngest
 """
 
+_SCHEMA = "SELECT current_schema()"
 _LEFT = """
 SELECT pid, state, left(query, 80) AS query FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -72,7 +73,7 @@ SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database =
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
     _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
-    if not runner.is_current(db.engine, db.settings) or db.settings.database_schema != "public":
+    if not runner.is_current(db.engine, db.settings) or db.value(_SCHEMA) != db.settings.database_schema:
         return
     checks: dict[str, Callable[[], None]] = {
         "I11": lambda: check_counts(witness.results),

@@ -111,7 +111,6 @@ CREATE TABLE {schema}.mailglass_open_orphans (
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphans IS
   'mailglass-reconcile: orphans of mailglass_events not yet reconciled';
-CREATE INDEX mailglass_open_orphans_arrival_idx ON {schema}.mailglass_open_orphans (arrived_at, event_id);
 """
 
 OPEN_SET_IDS = """
@@ -124,7 +123,6 @@ CREATE TABLE {schema}.mailglass_open_orphan_ids (
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_open_orphan_ids IS
   'mailglass-reconcile: the message ids under which the delivery of an open orphan may be stored';
-CREATE INDEX mailglass_open_orphan_ids_candidate_idx ON {schema}.mailglass_open_orphan_ids (candidate_id);
 """
 
 RUNS = """
@@ -166,11 +164,6 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE {schema}.mailglass_reconcile_runs IS
   'mailglass-reconcile: one row per run; recent sweeps of one minute share a row, and dispatches of one hour';
-CREATE UNIQUE INDEX mailglass_reconcile_runs_minute_idx ON {schema}.mailglass_reconcile_runs
-  (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
-   date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
-  WHERE kind IN ('recent', 'dispatch');
-CREATE INDEX mailglass_reconcile_runs_kind_idx ON {schema}.mailglass_reconcile_runs (kind, id);
 """
 
 HOOK_OUTBOX = """
@@ -190,10 +183,6 @@ CREATE TABLE {schema}.mailglass_hook_outbox (
         autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_hook_outbox IS
   'mailglass-reconcile: events that handlers run on, or have run on';
-CREATE INDEX mailglass_hook_outbox_due_idx
-  ON {schema}.mailglass_hook_outbox (state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched';
-CREATE INDEX mailglass_hook_outbox_finished_idx
-  ON {schema}.mailglass_hook_outbox (finished_at) WHERE state = 'dispatched';
 """
 
 # The functions run with their owner's rights, so a writer needs rights on the ledger only. Nobody else may put them on
@@ -275,9 +264,6 @@ DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 DROP_RUNS = "DROP TABLE IF EXISTS {schema}.mailglass_reconcile_runs;"
 DROP_HOOK_OUTBOX = "DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;"
 
-PRUNE_INDEX = "mailglass_webhook_events_prune_idx"
-DELIVERIES_INDEX = "mailglass_deliveries_reconcile_idx"
-
 
 def upgrade() -> None:
     attributes = context.config.attributes
@@ -296,10 +282,7 @@ def upgrade() -> None:
             ),
             "mailglass_webhook_events": "id status inserted_at",
         },
-        unique={
-            "mailglass_deliveries": "provider provider_message_id",
-            "mailglass_events": "idempotency_key",
-        },
+        unique=schema.UNIQUE,
     ):
         steps.run(
             "creating Mailglass's tables (none found);"
@@ -339,16 +322,16 @@ def upgrade() -> None:
             replacing=DROP_GUARD,
             names=("mailglass_events_no_truncate",),
         )
-    steps.index_concurrently(DELIVERIES_INDEX, schema.RECONCILE_INDEX)
-    steps.index_concurrently(PRUNE_INDEX, "mailglass_webhook_events (status, inserted_at)")
+    steps.create_index("mailglass_deliveries_reconcile_idx")
+    steps.create_index("mailglass_webhook_events_prune_idx")
     steps.fill_open_set()
 
 
 def downgrade() -> None:
     steps: Steps = context.config.attributes["steps"]
     steps.run("take the triggers off mailglass_events", DROP_TRIGGERS + DROP_GUARD)
-    steps.drop_index_concurrently(DELIVERIES_INDEX)
-    steps.drop_index_concurrently(PRUNE_INDEX)
+    steps.drop_index("mailglass_deliveries_reconcile_idx")
+    steps.drop_index("mailglass_webhook_events_prune_idx")
     steps.run("drop the open orphans", DROP_OPEN_SET)
     steps.run("drop the history of runs", DROP_RUNS)
     steps.run("drop the handlers' outbox", DROP_HOOK_OUTBOX)

@@ -2,48 +2,139 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.rules import addresses
+from mailglass_reconcile.store.database import Transaction, array_literal
 
 VERSION = "0001"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = "mailglass_reconcile_version"
-TABLES = ("mailglass_open_orphans", "mailglass_open_orphan_ids", "mailglass_reconcile_runs", "mailglass_hook_outbox")
-TABLE_INDEXES = (
-    "mailglass_open_orphans_arrival_idx",
-    "mailglass_open_orphan_ids_candidate_idx",
-    "mailglass_reconcile_runs_minute_idx",
-    "mailglass_reconcile_runs_kind_idx",
-    "mailglass_hook_outbox_due_idx",
-    "mailglass_hook_outbox_finished_idx",
-)
-INDEXES = ("mailglass_webhook_events_prune_idx", "mailglass_deliveries_reconcile_idx")
-"""Our indexes on Mailglass's tables."""
+TABLES: Mapping[str, str] = {
+    "mailglass_open_orphans": "event_id tenant_id arrived_at",
+    "mailglass_open_orphan_ids": "event_id position candidate_id",
+    "mailglass_reconcile_runs": "started_at finished_at kind status",
+    "mailglass_hook_outbox": "event_id type attempts next_at",
+}
+"""Our tables, each with the columns by which it is recognised as ours, in every version."""
 
-# Nothing in it depends on a locale, as lower() does, or can fail. The letters that are lowered are those of ASCII, and
-# the characters that are left out are what Python calls white space.
-RECIPIENT_KEY = rf"""hashtextextended(coalesce(substring(regexp_replace(translate(left(recipient, 1000) COLLATE "C",
+# Nothing in it depends on a locale, as lower() does, or on a search_path, or can fail. The letters that are lowered are
+# those of ASCII, and the characters that are left out are what Python calls white space.
+RECIPIENT_KEY = rf"""pg_catalog.hashtextextended(coalesce(substring(
+  pg_catalog.regexp_replace(pg_catalog.translate(pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
   E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006'
   '\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000', 'abcdefghijklmnopqrstuvwxyz'),
   '^.*<([^<>]*)>$', E'\\1') FROM '{addresses.INDEXED}'), ''), 0)"""
 """What our index on deliveries has of a recipient: equal wherever addresses compare as equal."""
 
-RECONCILE_INDEX = (
-    "mailglass_deliveries (hashtextextended(provider_message_id, 0), hashtextextended(tenant_id, 0),"
-    f" ({RECIPIENT_KEY}))"
-)
-"""Our index on deliveries, over hashes: no value is too long for it."""
+
+class Index(NamedTuple):
+    """An index of ours: its table, and what is indexed, as SQL that does not depend on a search_path.
+
+    `instead`: an index of any name that begins with these columns does as well.
+    """
+
+    table: str
+    on: str
+    unique: bool = False
+    instead: str = ""
+
+
+INDEXES: Mapping[str, Index] = {
+    "mailglass_open_orphans_arrival_idx": Index("mailglass_open_orphans", "(arrived_at, event_id)"),
+    "mailglass_open_orphan_ids_candidate_idx": Index("mailglass_open_orphan_ids", "(candidate_id)"),
+    "mailglass_reconcile_runs_minute_idx": Index(
+        "mailglass_reconcile_runs",
+        "(kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),"
+        " pg_catalog.date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))"
+        " WHERE kind IN ('recent', 'dispatch')",
+        unique=True,
+    ),
+    "mailglass_reconcile_runs_kind_idx": Index("mailglass_reconcile_runs", "(kind, id)"),
+    "mailglass_hook_outbox_due_idx": Index(
+        "mailglass_hook_outbox", "(state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched'"
+    ),
+    "mailglass_hook_outbox_finished_idx": Index("mailglass_hook_outbox", "(finished_at) WHERE state = 'dispatched'"),
+    # Over hashes: no value is too long for it.
+    "mailglass_deliveries_reconcile_idx": Index(
+        "mailglass_deliveries",
+        "(pg_catalog.hashtextextended(provider_message_id, 0), pg_catalog.hashtextextended(tenant_id, 0),"
+        f" ({RECIPIENT_KEY}))",
+    ),
+    "mailglass_webhook_events_prune_idx": Index(
+        "mailglass_webhook_events", "(status, inserted_at)", instead="status inserted_at"
+    ),
+}
+"""Our indexes, on our tables and on Mailglass's."""
+
 TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
 """Each trigger calls the function of its own name."""
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE, and its function; not every installation has it."""
 
+UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_events": "idempotency_key"}
+"""Mailglass's unique indexes that appending and recording rely on: table, and columns with blanks between."""
+
 READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
+_TRIGGERS = """
+SELECT w.name,
+       CASE WHEN t.oid IS NULL THEN 'is missing'
+            WHEN p.proname <> w.name OR n.nspname <> :schema THEN 'calls a function that is not ours'
+            WHEN t.tgenabled NOT IN ('O', 'A') THEN 'is disabled' END AS fault
+  FROM unnest(CAST(:names AS text[])) AS w (name)
+  LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(:events) AND t.tgname = w.name
+  LEFT JOIN pg_proc AS p ON p.oid = t.tgfoid
+  LEFT JOIN pg_namespace AS n ON n.oid = p.pronamespace
+"""
+
+_INDEXES = """
+SELECT w.name, i.indisvalid IS NOT NULL AS invalid
+  FROM unnest(CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:instead AS text[])) AS w (name, tab, instead)
+  LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(format('%I.%I', CAST(:schema AS text), w.name))
+ WHERE i.indisvalid IS NOT TRUE
+   AND (i.indisvalid IS NOT NULL
+        OR NOT EXISTS (
+             SELECT FROM pg_index AS o
+              WHERE o.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), w.tab))
+                AND o.indisvalid AND o.indpred IS NULL AND w.instead <> ''
+                AND string_to_array(w.instead, ' ') = ARRAY(
+                      SELECT a.attname::text FROM unnest(o.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
+                        JOIN pg_attribute AS a ON a.attrelid = o.indrelid AND a.attnum = k.attnum
+                       WHERE k.position <= cardinality(string_to_array(w.instead, ' ')) ORDER BY k.position)))
+"""
+
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
+
+
+def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:
+    """Return what is wrong with our triggers on the ledger, by name, such as `is disabled`; nothing if all are at work.
+
+    A trigger that is missing or disabled means that nobody notices new orphans.
+    """
+    wanted = {"names": array_literal(names), "events": tx.name_of("mailglass_events"), "schema": tx.schema}
+    rows = tx.execute(_TRIGGERS, wanted)
+    return {name: fault for name, fault in rows.all() if fault}
+
+
+MISSING, INVALID = "is missing", "is invalid"
+
+
+def index_faults(tx: Transaction) -> dict[str, str]:
+    """Return which of `INDEXES` are `MISSING` or `INVALID`, by name."""
+    rows = tx.execute(
+        _INDEXES,
+        {
+            "schema": tx.schema,
+            "names": array_literal(INDEXES),
+            "tables": array_literal(index.table for index in INDEXES.values()),
+            "instead": array_literal(index.instead for index in INDEXES.values()),
+        },
+    )
+    return {name: INVALID if invalid else MISSING for name, invalid in rows.all()}
 
 
 def require_current(version: str | None) -> None:

@@ -206,7 +206,7 @@ def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> No
     assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
 
 
-@pytest.mark.parametrize("index", [*schema.INDEXES, *schema.TABLE_INDEXES])
+@pytest.mark.parametrize("index", schema.INDEXES)
 def test_an_index_of_ours_that_is_missing(db: Database, index: str) -> None:
     """The remedy makes the same one again."""
     before = db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index)

@@ -267,8 +267,9 @@ def test_an_interrupted_build_of_the_index_is_made_good(empty_database_url):
     database = live(empty_database_url)
     with database.writing(WEBHOOK), ThreadPoolExecutor() as pool:
         running = pool.submit(database.migrate)
-        building = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND state = 'active'"
-        waiting = f"{building} AND wait_event_type = 'Lock' AND datname = current_database()"
+        # This one waits for the writer; the build before it may wait for a moment for whoever looks.
+        building = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%prune_idx%'"
+        waiting = f"{building} AND state = 'active' AND wait_event_type = 'Lock' AND datname = current_database()"
         wait_until(lambda: database.values(waiting))
         database.values(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS w")  # noqa: S608
         with pytest.raises(MailglassReconcileError):

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
+from test_migrations import DELIVERY
 
 import mailglass_reconcile
-from catalog import Installation, installation, live
+from catalog import Installation, client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import privileges
-from mailglass_reconcile.store.database import transaction
-from mailglass_reconcile.store.engines import connect, create_engine
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import lock
 
 pytestmark = pytest.mark.slow
@@ -106,7 +107,7 @@ def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_
     expected = f"{squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
 
     def warning() -> str | None:
-        with connect(database.engine) as connection, transaction(connection, database.settings) as tx:
+        with Database(database.engine, database.settings).reading() as tx:
             return privileges.warning(privileges.creators(tx), tx.schema)
 
     assert f"warning: {expected}" in database.migrate()
@@ -188,6 +189,36 @@ def test_what_fits_a_call_of_ours_better_than_postgres_s_own_is_not_called(db, t
     assert mailglass_reconcile.prune().settled == 0
     db.run("DROP FUNCTION IF EXISTS public.make_interval, public.joined CASCADE")  # for the checker's own calls
     assert db.value("SELECT to_regclass('public.taken_over')") is None
+
+
+ON_THE_PATH = {
+    "an operator for Alembic's look for its table": """
+        CREATE FUNCTION public.same(name, varchar) RETURNS boolean LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN $1 = $2::name; END $$;
+        CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = varchar, FUNCTION = public.same)""",
+    "a function for the index on deliveries": """
+        CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN 1; END $$""",
+}
+
+
+@pytest.mark.parametrize("trap", ON_THE_PATH)
+@pytest.mark.parametrize("schema", ["public", "mail"])
+def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema):
+    """Neither in the schema of the tables nor in another one on the role's path; nor does removing, nor a plan."""
+    database = live(empty_database_url, schema)
+    database.run(DELIVERY)
+    database.run(ON_THE_PATH[trap])
+    script = "\n".join(database.migrate(plan=True))
+    subprocess.run(
+        [client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database)],
+        input=script, text=True, check=True, capture_output=True,
+    )  # fmt: skip
+    assert database.is_current()
+    database.remove()
+    database.migrate()
+    assert database.is_current()
+    assert database.values("SELECT to_regclass('public.taken_over')") == [None]
 
 
 @pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, mailglass_reconcile.prune])

@@ -168,13 +168,27 @@ def _alembic(
 
 @contextmanager
 def _handed_over(config: Config, engine: sa.Engine, settings: Settings, steps: Steps, *, guard: bool) -> Iterator[None]:
-    """Hand the revisions what they need; their connection is in no transaction: an index would wait for that."""
-    with connect(engine).execution_options(isolation_level="AUTOCOMMIT") as connection:
+    """Hand the revisions what they need.
+
+    Alembic's own statements do not name Postgres's types and operators with their schema, so each of its transactions
+    gets our scope first. It has ended whenever a step begins, because an index would wait for it.
+    """
+    with connect(engine) as connection:
         # It is idle while the steps run on connections of their own.
         connection.exec_driver_sql("SET idle_session_timeout = 0")
+        connection.commit()
+        sa.event.listen(connection, "begin", _scope)
+        steps.before_each = connection.commit
         config.attributes.update(connection=connection, engine=engine, settings=settings, steps=steps, guard=guard)
         yield
+        connection.commit()
         connection.exec_driver_sql("RESET idle_session_timeout")
+        connection.commit()
+
+
+def _scope(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("SET LOCAL search_path = pg_catalog, pg_temp")
+    connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 def _scripts() -> Path:

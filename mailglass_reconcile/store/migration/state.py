@@ -13,18 +13,9 @@ _HAS_VERSION = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:ver
 
 _OURS = """
 SELECT count(*) FILTER (WHERE c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r') AS tables,
-       count(*) FILTER (WHERE i.indisvalid) AS indexes,
        count(*) AS anything
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  LEFT JOIN pg_index AS i ON i.indexrelid = c.oid AND c.relname = ANY (CAST(:indexes AS text[]))
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:objects AS text[]))
-"""
-
-_TRIGGERS = """
-SELECT t.tgname::text FROM pg_trigger AS t
-  JOIN pg_proc AS p ON p.oid = t.tgfoid AND p.proname = t.tgname
-  JOIN pg_namespace AS n ON n.oid = p.pronamespace AND n.nspname = :schema
- WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
 """
 
 _MADE_BY_MAILGLASS = "SELECT to_regclass(:suppressions) IS NOT NULL"
@@ -41,7 +32,7 @@ SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'i' THEN '
         OR c.relname = ANY (CAST(:table_indexes AS text[]))
         AND (c.relkind <> 'i' OR pg_get_userbyid(c.relowner) <> current_user)
         OR c.relname = ANY (CAST(:indexes AS text[]))
-        AND (c.relkind <> 'i' OR i.indrelid NOT IN (coalesce(to_regclass(:deliveries)::oid, 0),
+        AND (c.relkind NOT IN ('i', 'I') OR i.indrelid NOT IN (coalesce(to_regclass(:deliveries)::oid, 0),
                                                     coalesce(to_regclass(:webhooks)::oid, 0))))
  UNION ALL
 SELECT 'function', p.proname::text, pg_get_userbyid(p.proowner)::text
@@ -72,10 +63,10 @@ def is_complete(tx: Transaction, *, guard: bool) -> bool:
     """Whether the revision, our tables, triggers and indexes are there; also the guard, if it is wanted."""
     if version(tx) != schema.VERSION:
         return False
-    ours = tx.execute(_OURS, _names(tx)).one()
-    triggers = set(tx.execute(_TRIGGERS, _names(tx)).scalars())
-    wanted = {*schema.TRIGGERS, *([schema.GUARD] if guard else [])}
-    return (ours.tables, ours.indexes) == (len(schema.TABLES) + 1, len(schema.INDEXES)) and wanted <= triggers
+    if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
+        return False
+    triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
+    return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx)
 
 
 def made_by_mailglass(tx: Transaction) -> bool:
@@ -108,7 +99,7 @@ def _names(tx: Transaction) -> dict[str, Any]:
         "version_table": tx.name_of(schema.VERSION_TABLE),
         "objects": list(schema.OUR_OBJECTS),
         "tables": [*schema.TABLES, schema.VERSION_TABLE],
-        "table_indexes": list(schema.TABLE_INDEXES),
-        "indexes": list(schema.INDEXES),
+        "table_indexes": [name for name, index in schema.INDEXES.items() if index.table in schema.TABLES],
+        "indexes": [name for name, index in schema.INDEXES.items() if index.table not in schema.TABLES],
         "functions": [*schema.TRIGGERS, schema.GUARD],
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -20,7 +21,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import repair
+from mailglass_reconcile.store import repair, schema
 from mailglass_reconcile.store.database import Connected, Database, Transaction, in_schema
 from mailglass_reconcile.store.engines import connect
 
@@ -47,7 +48,21 @@ _FUNCTIONS = """
 SELECT EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
                 WHERE n.nspname = :schema AND p.proname = ANY (CAST(:names AS text[])))
 """
-_INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
+# A partition that was made after the parent's index has an index of its own already, by a name that Postgres chose.
+_PARTITIONS = """
+SELECT t.relid::bigint AS id, t.relid::text AS name, t.parentrelid::bigint AS parent, t.isleaf AS is_leaf,
+       coalesce(h.indexrelid::regclass::text, format('%I.%I', n.nspname, :index ||
+                CASE WHEN t.level = 0 THEN '' ELSE '_' || t.relid::bigint END)) AS own,
+       h.indexrelid IS NOT NULL AS has, b.indisvalid AS built
+  FROM pg_partition_tree(to_regclass(:table)) AS t
+  JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  LEFT JOIN (SELECT i.indexrelid, i.indrelid FROM pg_partition_tree(to_regclass(:qualified)) AS x
+               JOIN pg_index AS i ON i.indexrelid = x.relid) AS h ON h.indrelid = t.relid
+  LEFT JOIN pg_index AS b ON b.indexrelid = to_regclass(format('%I.%I', n.nspname, :index || '_' || t.relid::bigint))
+ WHERE (SELECT relkind FROM pg_class WHERE oid = to_regclass(:table)) = 'p'
+ ORDER BY t.level, t.relid
+"""
+_IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:index) AND relkind = 'I')"
 
 _NO_TIMEOUTS = """
 SELECT set_config(name, CASE WHEN :off THEN '0' ELSE reset_val END, false) FROM pg_settings
@@ -66,6 +81,8 @@ class Steps:
         self._settings = settings
         self._tell = tell
         self._plan = plan
+        self.before_each: Callable[[], None] = lambda: None
+        """Called before each step, which may have to wait for transactions to end."""
 
     def run(self, title: str, sql: str) -> None:
         """Take one step in one transaction, asking for its locks again until it gets them.
@@ -99,19 +116,24 @@ class Steps:
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
 
     def create_table(self, name: str, sql: str, *, columns: str) -> None:
-        """Create a table of ours; one that is there is checked for its *columns* and passed over.
+        """Create a table of ours with its indexes; if it is there, check its *columns* and build missing indexes.
 
         Raises:
             SchemaOutdatedError: The table that is there lacks a column.
         """
+        indexes = [one for one, index in schema.INDEXES.items() if index.table == name]
         with Database(self._engine, self._settings).reading() as tx:
             found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
         if not found:
-            self.run(f"create {name}", sql)
+            built = [f"{_create(one, one, f'{{schema}}.{name}')};" for one in indexes]
+            self.run(f"create {name}", "\n".join([sql.strip(), *built]))
         elif missing := sorted(set(columns.split()) - found):
             raise SchemaOutdatedError(
                 f"table {name} lacks {', '.join(missing)}: run `mailglass-reconcile migrate --remove`, then `migrate`"
             )
+        else:
+            for one in indexes:
+                self.create_index(one)
 
     def create_functions(self, title: str, sql: str, *, replacing: str, names: Sequence[str]) -> None:
         """Create trigger functions and their triggers; what an earlier migration left of them is replaced."""
@@ -120,30 +142,53 @@ class Steps:
             there = tx.execute(_FUNCTIONS, wanted).scalar_one()
         self.run(title, replacing + sql if there else sql)
 
-    def index_concurrently(self, name: str, on: str) -> None:
-        """Build an index without blocking writers, unless it is there; what an interrupted build left is dropped.
+    def create_index(self, name: str) -> None:
+        """Build one of our indexes without blocking writers, unless it is there; an interrupted build is replaced.
 
-        Args:
-            name: The index's name.
-            on: The table, and in parentheses what is indexed.
+        On a partitioned table, the partitions get theirs one after the other.
         """
+        table = schema.INDEXES[name].table
         with Database(self._engine, self._settings).reading() as tx:
-            valid = tx.execute(_INDEX_IS_VALID, {"name": tx.name_of(name)}).scalar_one_or_none()
-        if valid is False:
-            self._outside_transaction(
-                f"drop what an interrupted build left of the index {name}",
-                f"DROP INDEX CONCURRENTLY {{schema}}.{name}",
-            )
-        if not valid:
-            self._outside_transaction(
-                f"build the index {name} concurrently", f"CREATE INDEX CONCURRENTLY {name} ON {{schema}}.{on}"
-            )
+            fault = schema.index_faults(tx).get(name)
+            tree = {"table": tx.name_of(table), "index": name, "qualified": tx.name_of(name)}
+            partitions = tx.execute(_PARTITIONS, tree).all()
+        if fault and partitions:
+            self._index_partitions(name, partitions)
+        elif fault:
+            self._build(name, name, f"{{schema}}.{table}", f"{{schema}}.{name}", invalid=fault == schema.INVALID)
 
-    def drop_index_concurrently(self, name: str) -> None:
-        """Drop an index without blocking writers."""
-        self._outside_transaction(
-            f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
-        )
+    def _index_partitions(self, name: str, partitions: Sequence[sa.Row[Any]]) -> None:
+        """Build an index on every partition and attach it to the parent's, which is valid once all have theirs."""
+        indexes = {one.id: one.own for one in partitions}
+        for one in partitions:
+            own = name if one.parent is None else f"{name}_{one.id}"
+            if one.has:
+                continue
+            if one.is_leaf and not one.built:
+                self._build(name, own, one.name, one.own, invalid=one.built is False)
+            elif not one.is_leaf and one.built is None:
+                self.run(f"create the index {own} of partitions", _create(name, own, f"ONLY {one.name}"))
+            if one.parent is not None:
+                self.run(f"attach the index {own}", f"ALTER INDEX {indexes[one.parent]} ATTACH PARTITION {one.own}")
+
+    def _build(self, name: str, own: str, table: str, index: str, *, invalid: bool) -> None:
+        """Build an index called *own* by the definition of *name*."""
+        if invalid:
+            self._outside_transaction(
+                f"drop what an interrupted build left of the index {own}", f"DROP INDEX CONCURRENTLY {index}"
+            )
+        self._outside_transaction(f"build the index {own} concurrently", _create(name, own, table, concurrently=True))
+
+    def drop_index(self, name: str) -> None:
+        """Drop an index, without blocking writers unless its table is partitioned."""
+        with Database(self._engine, self._settings).reading() as tx:
+            partitioned = tx.execute(_IS_PARTITIONED, {"index": tx.name_of(name)}).scalar_one()
+        if partitioned:
+            self.run(f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name}")
+        else:
+            self._outside_transaction(
+                f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
+            )
 
     def fill_open_set(self) -> None:
         """Make the open orphans equal what the ledger says, within the maximum age, in batches."""
@@ -157,6 +202,7 @@ class Steps:
         self._tell(f"{added} open orphans were added, {settled} settled ones removed")
 
     def _title(self, title: str) -> None:
+        self.before_each()
         self._tell(f"-- {title}" if self._plan else title)
 
     def _shut_out_autovacuum(self, tx: Transaction) -> None:
@@ -177,3 +223,10 @@ class Steps:
                 connection.execution_options(no_parameters=True).exec_driver_sql(text)
             finally:
                 connection.execute(sa.text(_NO_TIMEOUTS), {"off": False})
+
+
+def _create(name: str, own: str, on: str, *, concurrently: bool = False) -> str:
+    """Return the statement that makes our index *name*, called *own*, on a table."""
+    index = schema.INDEXES[name]
+    unique, way = "UNIQUE " if index.unique else "", "CONCURRENTLY " if concurrently else ""
+    return f"CREATE {unique}INDEX {way}{own} ON {on} {index.on}"

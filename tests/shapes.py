@@ -1,0 +1,76 @@
+"""Databases that Mailglass itself has made: of 0.1.1 in the schema `public`, of 2.x in `mailglass`."""
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy.engine import make_url
+
+import invariants
+import mailglass_reconcile
+import witness as watching
+from catalog import SHAPES, live
+from conftest import Database
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.migration import runner
+
+SCHEMAS = {"0.1.1": "public", "2.x": "mailglass"}
+
+
+def settings_of(url: str, shape: str, **more: object) -> Settings:
+    """Return the settings of a database; statements of a test see its schema first, so that they need not name it."""
+    seen = make_url(url).update_query_dict({"options": f"-csearch_path={SCHEMAS[shape]},public"})
+    text = seen.render_as_string(hide_password=False)
+    return Settings(database_url=text, database_schema=SCHEMAS[shape], **more)
+
+
+@pytest.fixture(scope="session")
+def mailglass_templates(
+    make_database: Callable[..., str], drop_database: Callable[[str], None]
+) -> Iterator[dict[str, str]]:
+    """The name of a migrated database for each version, to copy."""
+    made = {shape: f"mgtest_{uuid.uuid4().hex[:12]}" for shape in SHAPES}
+    for shape, name in made.items():
+        url = make_database(name)
+        live(url, SCHEMAS[shape], shape)
+        settings = settings_of(url, shape)
+        engine = engines.create_engine(settings)
+        runner.migrate(engine, settings, lambda line: None)
+        watching.install(engine)
+    yield made
+    for name in made.values():
+        drop_database(name)
+
+
+@pytest.fixture(params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> str:
+    """A version of Mailglass."""
+    return str(request.param)
+
+
+@pytest.fixture
+def beside(
+    shape: str,
+    mailglass_templates: dict[str, str],
+    make_database: Callable[..., str],
+    drop_database: Callable[[str], None],
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Database]:
+    """A migrated database of each version, configured to be used, whose invariants are checked at the end."""
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+    settings = settings_of(make_database(name, mailglass_templates[shape]), shape, redis_url=redis_url)
+    url = settings.database_url.get_secret_value()
+    engine = engines.create_engine(settings)
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", url)
+    monkeypatch.setenv("MAILGLASS_DATABASE_SCHEMA", settings.database_schema)
+    monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
+    mailglass_reconcile.configure(engine=engine, settings=settings)
+    with watching.watched(engine, redis_url) as witness:
+        made = Database(url, settings, engine, witness)
+        yield made
+        with made.on_one_connection() as judged:
+            invariants.check(judged, witness, holding=invariants.ALL - made.broken)
+    mailglass_reconcile.configure()
+    drop_database(name)
