@@ -83,7 +83,7 @@ def verify(request: Request, secret: str, now: float) -> None:
         given = dug(request.json(), "auth")
     except InvalidWebhookError:
         given = None
-    if not isinstance(given, str) or not _MD5.fullmatch(given):
+    if not isinstance(given, str) or not _MD5.fullmatch(given):  # a short text would be replaced in many places
         raise SignatureError("the webhook has no signature")
     signed = request.body.replace(given.encode(), secret.encode())
     wire.require(wire.equal(given.lower(), hashlib.md5(signed).hexdigest()))  # noqa: S324 - Unisender Go's
