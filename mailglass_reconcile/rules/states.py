@@ -75,7 +75,7 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "ambiguous": Meaning(
         "several deliveries",
-        "several deliveries have the id, and the event does not name its recipient",
+        "several deliveries have the id, and nothing shows which one is meant",
         "the event must name its recipient, or only one of the deliveries may have the event's provider",
     ),
     "tenant_mismatch": Meaning(

@@ -177,7 +177,7 @@ def test_a_new_installation_shows_its_first_sweep(mailglass_database, redis_url,
         mailglass_reconcile.reconcile()
         bar = page.locator(".band.unmatched")
         expect(bar).to_have_count(1, timeout=20 * SECONDS)
-        wait_until(lambda: bar.bounding_box()["width"] > 10)
+        wait_until(lambda: (bar.bounding_box() or {"width": 0})["width"] > 10)  # None while it is replaced
         expect(page.locator("#curves .times").first).to_contain_text("5 min ago")
         page.screenshot(path=Path(os.environ.get("MAILGLASS_TEST_SCREENSHOTS", tmp_path)) / "new.png")
 
