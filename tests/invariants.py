@@ -280,6 +280,7 @@ def check_open_set(db: Any) -> None:
         for id_, event in events.items()
         if event["needs_reconciliation"]
         and event["delivery_id"] is None
+        and len(event["tenant_id"]) <= 1_000
         and (f"reconciled:{id_}", event["tenant_id"]) not in settled
         and (oracle.moment(event["inserted_at"]) > oldest or id_ in open_now)
     }

@@ -227,9 +227,10 @@ $$;
 
 REVOKE ALL ON FUNCTION {schema}.mailglass_open_orphans_add(), {schema}.mailglass_open_orphans_remove() FROM PUBLIC;
 
+-- Tenants are unbounded; very long names would exhaust a sweep's memory, so their orphans are never linked.
 -- A sweep closes what it has claimed itself, all at once, and says so for its transaction.
 CREATE TRIGGER mailglass_open_orphans_add AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
-  WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL)
+  WHEN (NEW.needs_reconciliation AND NEW.delivery_id IS NULL AND length(NEW.tenant_id) <= 1000)
   EXECUTE FUNCTION {schema}.mailglass_open_orphans_add();
 CREATE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
   WHEN (NEW.type = 'reconciled'

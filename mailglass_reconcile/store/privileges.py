@@ -95,6 +95,24 @@ def names_of(tx: Transaction) -> dict[str, str]:
     }
 
 
+# The role's own path, which a transaction of ours does not have, is asked for and put back in one statement.
+_PATH = """
+SELECT set_config('search_path', s.reset_val, true), current_schemas(false)::text[] AS schemas,
+       set_config('search_path', 'pg_catalog, pg_temp', true)
+  FROM pg_settings AS s WHERE s.name = 'search_path'
+"""
+
+
+def warnings(tx: Transaction) -> list[str]:
+    """Return a line for the schema, and for each one on this role's search_path, in which others may create objects.
+
+    A statement that names no schema, of this role's own or of a tool, may then run what they put there.
+    """
+    schemas = dict.fromkeys([tx.schema, *tx.execute(_PATH).one().schemas])
+    found = {one: tx.execute(CREATORS, {**names_of(tx), "schema": one}).scalar_one() for one in schemas}
+    return [line for one, roles in found.items() if (line := warning(roles, one))]
+
+
 def warning(roles: Collection[str] | None, schema: str) -> str | None:
     """Return a line that names the *roles* that may create objects in *schema* although they own nothing there."""
     if not roles:

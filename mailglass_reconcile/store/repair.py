@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Connected, in_schema
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
 # its session. If neither says a time that can be, the orphan counts as expired.
@@ -36,6 +37,7 @@ WITH page AS (
   INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
   SELECT id, tenant_id, arrived_at FROM dated AS d
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+     AND length(tenant_id) <= :max_tenant_length
      AND NOT EXISTS (SELECT FROM {schema}.mailglass_events
                       WHERE idempotency_key = 'reconciled:' || d.id AND type = 'reconciled' AND tenant_id = d.tenant_id)
       ON CONFLICT DO NOTHING RETURNING event_id
@@ -101,7 +103,13 @@ COMMIT;
 
 def as_script(settings: Settings) -> str:
     """Return `add_missing` as SQL to be run by hand: one transaction, whatever the ledger holds."""
-    values = {**_START, "until_time": None, "size": 2**31 - 1, "max_age_minutes": settings.max_age_minutes}
+    values = {
+        **_START,
+        "until_time": None,
+        "size": 2**31 - 1,
+        "max_age_minutes": settings.max_age_minutes,
+        "max_tenant_length": MAX_TENANT_LENGTH,
+    }
     binds = [sa.bindparam(name, value, sa.Integer if value else sa.Text) for name, value in values.items()]
     bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema.replace(":", "\\:"))).bindparams(*binds)
     # A style of parameters that does not double a percent sign of the schema's name.
@@ -128,6 +136,7 @@ def add_missing(connected: Connected, size: int) -> int:
                 "until_time": until,
                 "size": size,
                 "max_age_minutes": connected.settings.max_age_minutes,
+                "max_tenant_length": MAX_TENANT_LENGTH,
             }
             last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
         if last is None:

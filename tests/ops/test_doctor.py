@@ -444,3 +444,10 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
             db.run(statement, first=first, last=last)
         read.append(min(cost() for _ in range(2)))
     assert read[1] < 1.5 * read[0]
+
+
+def test_orphans_whose_tenant_is_too_long_are_counted(db: Database) -> None:
+    """They are never linked, and that is no fault of the open set."""
+    orphan(db, postmark("one"), tenant_id="t" * 1_001)
+    found = of("open_set")
+    assert (found.status, "1 orphan looked at has a tenant of more than 1,000" in found.message) == (WARNING, True)

@@ -11,6 +11,8 @@ import pytest
 import sqlalchemy as sa
 from test_migrations import DELIVERY, ORPHAN, RECONCILED
 
+import factories
+import mailglass_reconcile
 from catalog import Installation, client, installation, live, url_of
 from mailglass_reconcile.ops import pruner
 
@@ -346,3 +348,19 @@ def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
         assert restored.is_current()
     finally:
         drop_database(name)
+
+
+@pytest.mark.parametrize("way", ["trigger", "repair"])
+def test_orphans_of_tenants_with_very_long_names_stay_out(db, way):
+    """Names of 150,000 characters that compress well would exhaust a sweep; those of 1,000 are linked."""
+    if way == "repair":
+        db.run("ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add")
+    longest = "t" * 1_000
+    for tenant in (longest, longest + "t", "t" * 150_000):
+        factories.delivery(db, "m-1", tenant_id=tenant)
+        factories.orphan(db, factories.postmark("m-1"), tenant_id=tenant)
+    db.run("ALTER TABLE mailglass_events ENABLE TRIGGER mailglass_open_orphans_add")
+    if way == "repair":
+        assert mailglass_reconcile.prune().added == 1
+    assert db.rows("SELECT tenant_id FROM mailglass_open_orphans") == [(longest,)]
+    assert mailglass_reconcile.reconcile().linked == 1

@@ -118,6 +118,15 @@ def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_
     assert warning() is None
 
 
+def test_whoever_else_may_create_in_a_schema_on_the_path_is_named(empty_database_url, squatter):
+    """As anybody may in `public` up to PostgreSQL 14, where the tables are in another one."""
+    database = live(empty_database_url, "mail")
+    line = f"warning: {squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
+    assert line in database.migrate()
+    database.run(f"REVOKE CREATE ON SCHEMA public FROM {squatter}")
+    assert not any("may create" in line for line in database.migrate())
+
+
 def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, squatter, monkeypatch):
     """Any role may take it: process, role and application are in the one line."""
     database: Installation = live(empty_database_url)

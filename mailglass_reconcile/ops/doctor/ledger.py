@@ -7,6 +7,9 @@ whole. The repair of the open orphans is complete.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
@@ -15,6 +18,7 @@ from mailglass_reconcile.rules.wording import counted, share, verb
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.ledger import first_uuid7
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100
 """Pages of 8 kB: about 10,000 rows of each table."""
@@ -29,12 +33,14 @@ RECENT_HOURS = 24
 
 # An orphan that is within a day of the maximum age may have expired by another reading of its time.
 _MISSING = """
-SELECT count(*) AS looked_at,
-       count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = s.id)
+SELECT count(*) AS looked_at, count(*) FILTER (WHERE too_long) AS too_long,
+       count(*) FILTER (WHERE NOT too_long
+                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = s.id)
                           AND NOT EXISTS (SELECT FROM {schema}.mailglass_events
                                            WHERE idempotency_key = 'reconciled:' || s.id
                                              AND type = 'reconciled' AND tenant_id = s.tenant_id)) AS wrong
-  FROM (SELECT id, tenant_id FROM {schema}.mailglass_events TABLESAMPLE SYSTEM (CAST(:percent AS real))
+  FROM (SELECT id, tenant_id, length(tenant_id) > :max_tenant_length AS too_long
+          FROM {schema}.mailglass_events TABLESAMPLE SYSTEM (CAST(:percent AS real))
          WHERE needs_reconciliation = true AND delivery_id IS NULL
            AND inserted_at > now()::timestamp - make_interval(mins => :minutes)
            AND inserted_at < now()::timestamp + interval '1 day'
@@ -102,9 +108,10 @@ SELECT coalesce(nullif((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tr
 
 def open_set(tx: Transaction) -> Iterator[Finding]:
     """Compare a sample of the ledger with the open orphans, and the other way round."""
-    missing, of_ledger = _sample(tx, _MISSING, "mailglass_events", LEDGER_PAGES)
-    settled, of_open = _sample(tx, _SETTLED, "mailglass_open_orphans", OPEN_PAGES)
-    stray, of_ids = _sample(tx, _STRAY_IDS, "mailglass_open_orphan_ids", OPEN_PAGES)
+    ledger = _sample(tx, _MISSING, "mailglass_events", LEDGER_PAGES, max_tenant_length=MAX_TENANT_LENGTH)
+    missing, of_ledger = ledger.wrong, ledger.looked_at
+    of_open, settled = map(int, _sample(tx, _SETTLED, "mailglass_open_orphans", OPEN_PAGES))
+    of_ids, stray = map(int, _sample(tx, _STRAY_IDS, "mailglass_open_orphan_ids", OPEN_PAGES))
     if missing:
         yield error(
             "open_set",
@@ -119,6 +126,13 @@ def open_set(tx: Transaction) -> Iterator[Finding]:
             f" in the ledger; {share(stray, of_ids, 'stored id')} {verb(stray, 'belongs', 'belong')} to no open orphan",
             REPAIR,
         )
+    if ledger.too_long:
+        yield warning(
+            "open_set",
+            f"{share(ledger.too_long, of_ledger, 'orphan')} looked at {verb(ledger.too_long, 'has', 'have')} a tenant"
+            f" of more than {MAX_TENANT_LENGTH:,} characters, and no sweep links such events",
+            "write events and deliveries with a shorter tenant id",
+        )
     if not missing and not settled and not stray:
         yield ok(
             "open_set",
@@ -127,12 +141,11 @@ def open_set(tx: Transaction) -> Iterator[Finding]:
         )
 
 
-def _sample(tx: Transaction, statement: str, table: str, pages: int) -> tuple[int, int]:
-    """Return how many rows of a sample are wrong, and how many were looked at."""
+def _sample(tx: Transaction, statement: str, table: str, pages: int, **more: int) -> sa.Row[Any]:
+    """Return how many rows of a sample are `wrong`, and how many were `looked_at`."""
     max_age = runtime.get_settings().max_age_minutes
     minutes = max_age - min(DAY_MINUTES, max_age // 2)
-    row = tx.execute(statement, {"percent": _percent(tx, table, pages), "minutes": minutes}).one()
-    return row.wrong, row.looked_at
+    return tx.execute(statement, {"percent": _percent(tx, table, pages), "minutes": minutes, **more}).one()
 
 
 def other_reconciler(tx: Transaction) -> Iterator[Finding]:

@@ -35,10 +35,9 @@ def rights(tx: Transaction) -> Iterator[Finding]:
 
 
 def others(tx: Transaction) -> Iterator[Finding]:
-    """Check that nobody else may create objects in the schema, who could put a function in the place of another."""
-    sentence = privileges.warning(privileges.creators(tx), tx.schema)
-    if sentence:
+    """Check that nobody else may create objects in the schemas that are searched: a function in place of another."""
+    for sentence in (found := privileges.warnings(tx)):
         message, _, rest = sentence.partition(": REVOKE ")
         yield warning("creators", message, f"REVOKE {rest}")
-    else:
-        yield ok("creators", f"nobody else may create objects in schema {tx.schema}")
+    if not found:
+        yield ok("creators", f"nobody else may create objects in schema {tx.schema} or on this role's search_path")

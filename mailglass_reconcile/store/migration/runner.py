@@ -58,8 +58,8 @@ def migrate(
             state.refuse_others(tx)
             guard = guard_truncate or not state.made_by_mailglass(tx)
             done = state.is_complete(tx, guard=guard)
-            warning = privileges.warning(privileges.creators(tx), tx.schema)
-        if warning:
+            warnings = privileges.warnings(tx)
+        for warning in warnings:
             say(f"warning: {warning}")
         if done:
             say(f"nothing to do: the database is at revision {schema.VERSION}")
