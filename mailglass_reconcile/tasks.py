@@ -1,14 +1,19 @@
-"""The Celery tasks; `shared_task` puts them into whichever app the process has."""
+"""The Celery tasks, and what a worker does for them: warnings at its start, connections after a fork, time limits.
+
+`shared_task` puts the tasks into whichever app the process has.
+"""
 
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
@@ -22,15 +27,20 @@ from mailglass_reconcile.schedule import (
     SWEEP_TASK,
     warn_without_celery,
 )
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.sweep import history, reconciler, window
+from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
 try:
+    from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
     from celery import current_task, shared_task
+    from celery.signals import celeryd_after_setup, worker_process_init
 
     from mailglass_reconcile.singleton.task import SweepTask
-    from mailglass_reconcile.workers import ended_by_soft_limit
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(
@@ -95,7 +105,7 @@ def reconcile(
             sweep = reconciler.prepare(
                 tenant_id, limit, bounds=(after, until), range_of=self.range_of_run, origin=_origin()
             )
-            with ended_by_soft_limit(sweep):
+            with _ended_by_soft_limit(sweep):
                 sweep.run()
         return _reported(sweep.result)
 
@@ -117,7 +127,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
     """
     with _told_in_a_line(RECENT_TASK, once=True):
         sweep = reconciler.prepare_recent(interval, tenant_id, origin=_origin())
-        with ended_by_soft_limit(sweep):
+        with _ended_by_soft_limit(sweep):
             sweep.run()
         return _reported(sweep.result)
 
@@ -187,3 +197,76 @@ def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
         _last_faults[task_name] = str(error)
         raise
     _last_faults.pop(task_name, None)
+
+
+class _SoftLimit(KeyboardInterrupt):
+    """The soft time limit, as psycopg takes it: it cancels its statement and leaves a usable connection.
+
+    Celery's own exception would leave a statement running; the failure to roll back would then take its place, and
+    be retried as a lost connection.
+    """
+
+
+@contextmanager
+def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
+    """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
+    if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has soft limits
+        yield
+        return
+    reached = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal reached
+        reached = True
+        sweep.stop()
+        if not sweep.in_batch:
+            raise _SoftLimit
+
+    try:
+        signal.signal(SIG_SOFT_TIMEOUT, end)
+        yield
+    except _SoftLimit:
+        pass
+    finally:
+        signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
+    if reached:
+        logger.warning("the soft time limit ended a sweep; what was committed until then stays")
+        sweep.result.status = "partial"
+
+
+@worker_process_init.connect
+def _forget_the_parents_connections(**unused: Any) -> None:
+    runtime.after_fork()
+
+
+@celeryd_after_setup.connect
+def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
+    """Say so if a worker starts that leaves one of our tasks out, or that consumes one and cannot run it."""
+    app = instance.app
+    consumed = app.amqp.queues.consume_from
+    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if _has_hooks() else []))
+    queues = {name: app.amqp.router.route({}, name).get("queue") for name in names}
+    for name, queue in queues.items():
+        if queue is not None and queue.name not in consumed:
+            logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
+    if any(queue is None or queue.name in consumed for queue in queues.values()):
+        _warn_of_the_database()
+
+
+def _has_hooks() -> bool:
+    try:
+        return bool(handlers.recorded_types(runtime.get_settings().hook_types))
+    except MailglassReconcileError:  # the warning of the database names the setting
+        return False
+
+
+def _warn_of_the_database() -> None:
+    try:
+        with database_errors(), connect(runtime.get_engine()) as connection:
+            try:
+                with Connected(connection, runtime.get_settings()).reading() as tx:
+                    schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+            finally:
+                connection.invalidate()  # a fork would share what an application's pool kept open
+    except MailglassReconcileError as error:
+        logger.warning("this worker cannot sweep yet: %s", error)

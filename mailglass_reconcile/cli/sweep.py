@@ -1,31 +1,45 @@
-"""The subcommand `sweep`: all that is eligible, or what somebody points at."""
+"""The subcommand `sweep`: all that is eligible, or what somebody points at, and what it says of that."""
 
 from __future__ import annotations
 
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 from uuid import UUID
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.summary import nothing_to_do, progress, summary
 from mailglass_reconcile.cli.texts import Duration, reader_may_leave
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targets, tenants
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targets import MOST, Target
+from mailglass_reconcile.rules.states import MEANINGS, Outcome, Skipped
+from mailglass_reconcile.rules.wording import counted, shown, took
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.result import SweepResult, remaining
 
 POINTING = ("event", "delivery", "provider", "since", "until", "include_expired")
+
+WHY_OPEN: tuple[Outcome | Skipped, ...] = (
+    "unmatched",
+    "unmatchable",
+    "ambiguous",
+    "tenant_mismatch",
+    "recipient_mismatch",
+    "skipped_deadline",
+    "skipped_held",
+    "failed",
+)
 
 EXAMPLES = """\b
 Examples:
@@ -74,7 +88,7 @@ def _sweep(
 ) -> SweepResult:
     sweep = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
     with (
-        progress(wanted=not (as_json or verbose)) as tell,
+        _progress(wanted=not (as_json or verbose)) as tell,
         _ended_by_ctrl_c(sweep),
         sweep.database.connect() as connected,
     ):
@@ -157,10 +171,59 @@ def _in_words(result: SweepResult, *, pointed: bool) -> str:
     if pointed:
         return "nothing to link: none of the events that you point at has its delivery yet"
     waiting = looking.waiting(runtime.database(), result.tenant_id)
-    return nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
+    return _nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
 
 
 def _hint(tenant: str) -> None:
     nearest = tenants.nearest(runtime.database(), tenant)
     if nearest is not None:
         click.echo(nearest, err=True)
+
+
+def summary(result: SweepResult) -> str:
+    """Return what a sweep did, and why the rest stays open, in lines for a person."""
+    verb = "would link" if result.dry_run else "linked"
+    whose = "" if result.tenant_id is None else f" of tenant '{shown(result.tenant_id)}'"
+    scanned = counted(result.scanned, "open orphan")
+    lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {took(result.duration_ms)}"]
+    lines += [
+        f"{getattr(result, state):>10,} {state.replace('_', ' ')}: {MEANINGS[state].sentence}"
+        for state in WHY_OPEN
+        if getattr(result, state)
+    ]
+    if result.skipped_limit:
+        lines.append(f"{counted(result.skipped_limit, 'more', 'more')} can be linked: sweep again, or without --limit")
+    if result.publish_failed:
+        messages = counted(result.published + result.publish_failed, "broadcast")
+        lines.append(f"{result.publish_failed:,} of {messages} not sent: check MAILGLASS_REDIS_URL")
+    if result.status != "ok":
+        lines.append(f"this sweep is {result.status}: {remaining(result.remaining)}")
+    return "\n".join(lines)
+
+
+def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> str:
+    """Return why a sweep found nothing to look at.
+
+    Args:
+        waiting: Open orphans in their grace period.
+        grace_seconds: How long that is.
+        tenant_id: The tenant that was swept, or None for all.
+    """
+    whose = "" if tenant_id is None else f" of tenant '{shown(tenant_id)}'"
+    if not waiting:
+        return f"nothing to do: there are no open orphans{whose}"
+    those = counted(waiting, f"orphan{whose} is in its", f"orphans{whose} are in their")
+    return f"nothing to do yet: {those} {grace_seconds:,} s grace period"
+
+
+@contextmanager
+def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
+    """Show a bar on standard error where a person waits, and nothing elsewhere."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda sweep: None
+        return
+    columns = TextColumn("linking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("sweep", total=None)
+        yield lambda sweep: bar.update(task, total=sweep.eligible, completed=sweep.result.linked)

@@ -1392,7 +1392,7 @@ BREAKS = (
     ),
     _break(
         "a limit that was reached is a reason like any other",
-        "mailglass_reconcile/cli/summary.py",
+        "mailglass_reconcile/cli/sweep.py",
         "    if result.skipped_limit:\n",
         "    if result.skipped_limit < 0:\n",
         "cli/test_summary.py::test_a_sweep_says_what_it_did_and_alarms_only_if_somebody_has_to_act",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from commands import SCHEMAS
-from mailglass_reconcile.cli.summary import WHY_OPEN
+from mailglass_reconcile.cli.sweep import WHY_OPEN
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store.runs import COUNTS
 from mailglass_reconcile.sweep.result import SweepResult
