@@ -77,7 +77,7 @@ def test_a_slow_handler_runs_in_another_process_and_does_not_hold_up_linking(db,
     with following({**handled, "SLOW": "3"}) as first:
         new_pairs(db, 1)
         wait_until(lambda: first.linked() == 1)
-        wait_until(lambda: db.value(WORKING) == 1)
+        wait_until(lambda: db.value(WORKING) == 1, 60)
         new_pairs(db, 1)
         wait_until(lambda: first.linked() == 2, 2)
         wait_until(lambda: db.value("SELECT count(*) FROM handled") == 2)
@@ -89,7 +89,7 @@ def test_the_process_of_the_handlers_ends_with_its_parent_which_does_not_wait_fo
     """Even if the parent is killed; what its handlers were doing is done to the end."""
     with following({**handled, "SLOW": "3"}) as first:
         new_pairs(db, 1)
-        wait_until(lambda: db.value(WORKING) == 1)
+        wait_until(lambda: db.value(WORKING) == 1, 60)
         assert first.ends(signal.SIGKILL) == -signal.SIGKILL
         assert db.value("SELECT count(*) FROM handled") == 0
     wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1)
@@ -108,7 +108,7 @@ def test_no_module_of_the_working_directory_is_executed(db, handled, tmp_path, s
         subprocess.run(command, env=handled, cwd=planted, check=True, capture_output=True, timeout=60)
     else:
         with following(handled, cwd=planted):
-            wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1 or (planted / "executed").exists())
+            wait_until(lambda: db.value("SELECT count(*) FROM handled") == 1 or (planted / "executed").exists(), 60)
     assert not (planted / "executed").exists()
     assert db.value("SELECT count(*) FROM handled") == 1
 
