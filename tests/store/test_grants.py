@@ -206,6 +206,34 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
             connection.exec_driver_sql(statement)
 
 
+@pytest.mark.guard
+@pytest.mark.parametrize(
+    ("documented", "statement"),
+    [
+        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
+        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET event_id = gen_random_uuid()"),
+        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET arrived_at = now()"),
+        ("mailglass_recorder", "INSERT INTO mailglass_hook_outbox (state) VALUES ('dispatched')"),
+        ("mailglass_recorder", "DELETE FROM mailglass_open_orphans"),
+        ("mailglass_sweeper", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
+        ("mailglass_sweeper", "UPDATE mailglass_hook_outbox SET event_id = gen_random_uuid()"),
+        ("mailglass_sweeper", "INSERT INTO mailglass_hook_outbox (finished_at) VALUES (now())"),
+        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET delivery_id = gen_random_uuid()"),
+        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET event_id = gen_random_uuid()"),
+        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET type = 'opened'"),
+        ("mailglass_dispatcher", "INSERT INTO mailglass_hook_outbox (type) VALUES ('opened')"),
+    ],
+)
+def test_nobody_changes_whose_event_something_is(db, acting, documented, statement):
+    """Rights are on columns: an orphan keeps event, tenant and arrival, a handler's event its delivery."""
+    settings = acting(documented)
+    with (
+        pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+        engines.create_engine(settings).begin() as connection,
+    ):
+        connection.exec_driver_sql(statement)
+
+
 def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):
     """And says since when, which it reads from the delivery."""
     for message_id in ("m-1", "m-2"):
