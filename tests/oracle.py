@@ -116,6 +116,6 @@ def _choose(orphan: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> tupl
     addressed = [d for d in own if wanted is None or one_address(d["recipient"]) == one_address(wanted)]
     if not addressed:
         return "recipient_mismatch", None
-    if len(addressed) > 1:
+    if len(addressed) > 1 and wanted is not None:
         addressed = [d for d in addressed if d["provider"] is not None]
     return ("matched", addressed[0]["id"]) if len(addressed) == 1 else ("ambiguous", None)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.store import open_orphans, schema
-from mailglass_reconcile.store.database import array_literal
 
 BATCH_ROWS = 5_000
 
@@ -22,7 +20,5 @@ def rekey() -> None:
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
             schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
-        forgotten = connected.in_batches(
-            open_orphans.FORGET_KEYS, {"size": BATCH_ROWS, "known": array_literal(providers.rules())}
-        )
+        forgotten = connected.in_batches(open_orphans.FORGET_KEYS, {"size": BATCH_ROWS})
     click.echo(f"the next sweep computes the keys of {counted(forgotten, 'open orphan')}")

@@ -120,21 +120,19 @@ SELECT k.event_id, c.position, c.id
 """
 
 # Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
-# Keys of a rule that this process lacks stay: it could not compute them again.
 FORGET_KEYS = """
 WITH forgotten AS (
   UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL
    WHERE event_id = ANY (ARRAY(
            SELECT event_id FROM {schema}.mailglass_open_orphans
-            WHERE left(rule, -strpos(reverse(rule), '/')) = ANY (CAST(:known AS text[]))
-            LIMIT :size FOR UPDATE SKIP LOCKED))
+            WHERE rule IS NOT NULL LIMIT :size FOR UPDATE SKIP LOCKED))
   RETURNING event_id
 ), ids AS (
   DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id IN (SELECT event_id FROM forgotten)
 )
 SELECT event_id FROM forgotten
 """
-"""For `in_batches`; `known` are the providers that have a rule."""
+"""For `in_batches`."""
 
 
 class Place(NamedTuple):

@@ -45,11 +45,14 @@ def test_a_corrected_rule_computes_stored_keys_again(db, orphan):
     assert reconcile().linked == 1
 
 
-def test_an_earlier_version_is_as_wrong_as_a_later_one(db, orphan):
-    """After a roll-back, the keys are those of the version that runs."""
+def test_an_earlier_version_leaves_what_a_later_one_has_stored_until_rekey(db, orphan):
+    """Two versions in one deployment do not rewrite each other's keys; after a roll-back, rekey does."""
     know(version=2)
     reconcile()
     know(version=1)
+    reconcile()
+    assert db.value(KEYS) == "acme/1.own2"
+    commands.inside("rekey")
     reconcile()
     assert db.value(KEYS) == "acme/1.own1"
 

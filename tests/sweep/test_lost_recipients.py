@@ -9,6 +9,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile import Settings, WebhookEvent, find_orphans, reconcile, record_webhook
 from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 
 FLAG = "SELECT metadata -> 'recipient_known' FROM mailglass_events WHERE type = 'bounced'"
@@ -60,7 +61,7 @@ def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
     with db.engine.connect() as connection:
         (orphan,) = find_orphans(connection)
         assert mailglass_reconcile.attempt_link(connection, orphan).state == "ambiguous"
-    found = explain(db.database, event_id)
+    found = explain(Database(db.engine, grace), event_id)
     assert (found.state, found.delivery_id) == ("ambiguous", None)
     assert "address is not known any more" in found.sentence
 

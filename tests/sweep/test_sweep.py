@@ -105,7 +105,7 @@ def test_a_delivery_of_the_events_provider_is_preferred_to_one_without(db):
     factories.delivery(db, "one")
     factories.delivery(db, "one", provider="sendgrid")
     named = factories.delivery(db, "one", provider="postmark")
-    orphan = factories.orphan(db, postmark("one", recipient="a@example.com"))
+    orphan = factories.orphan(db, postmark("one", recipient="ada@example.com"))
     factories.orphan(db, postmark("one"))
     assert counts(reconcile()) == {"linked": 1, "ambiguous": 1}, "without a recipient, both may be meant"
     assert linked_to(db, orphan) == named
