@@ -8,7 +8,6 @@ from mailglass_reconcile.sweep.result import SweepResult
 
 def run(sweep: Sweep, after_each: Callable[[SweepResult], object]) -> SweepResult:
     """Sweep, call *after_each* with the counts so far after each batch, and return the counts."""
-    with sweep.database.connect() as connected:
-        for _ in sweep.steps(connected):
-            after_each(sweep.result)
+    for _ in sweep.steps():
+        after_each(sweep.result)
     return sweep.result

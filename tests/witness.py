@@ -9,7 +9,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psutil
@@ -93,9 +93,9 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
         witness = Witness(pubsub, client)
         steps = Sweep.steps
 
-        def observed(sweep: Sweep, connected: Connected) -> Iterator[Step]:
+        def observed(sweep: Sweep, on: AbstractContextManager[Connected] | None = None) -> Iterator[Step]:
             witness.results.append(sweep.result)
-            return steps(sweep, connected)
+            return steps(sweep, on)
 
         publish, publish_soon = Publisher.publish, Publisher.publish_soon
 

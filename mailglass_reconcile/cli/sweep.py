@@ -87,12 +87,8 @@ def _sweep(
     tenant: str | None, limit: int | None, *, dry_run: bool, verbose: bool, as_json: bool, **_: Any
 ) -> SweepResult:
     sweep = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
-    with (
-        _progress(wanted=not (as_json or verbose)) as tell,
-        _ended_by_ctrl_c(sweep),
-        sweep.database.connect() as connected,
-    ):
-        for step in sweep.steps(connected):
+    with _progress(wanted=not (as_json or verbose)) as tell, _ended_by_ctrl_c(sweep):
+        for step in sweep.steps():
             tell(sweep)
             if verbose:
                 _show(step.pairs, as_json=as_json)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -128,19 +128,28 @@ class Sweep:
         Raises:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
-        with self.database.connect() as connected:
-            return self.run_on(connected)
-
-    def run_on(self, connected: Connected) -> SweepResult:
-        """Sweep as `run` does, on an open connection without a transaction, which stays open."""
-        for _ in self.steps(connected):
+        for _ in self.steps():
             pass
         return self.result
 
-    def steps(self, connected: Connected) -> Iterator[Step]:
-        """Sweep, and yield after each batch; in a dry run, after each slice."""
+    def run_on(self, connected: Connected) -> SweepResult:
+        """Sweep as `run` does, on an open connection without a transaction, which stays open."""
+        for _ in self.steps(nullcontext(connected)):
+            pass
+        return self.result
+
+    def steps(self, on: AbstractContextManager[Connected] | None = None) -> Iterator[Step]:
+        """Sweep as `run` does, and yield after each batch; in a dry run, after each slice.
+
+        Args:
+            on: Gives the connection; None opens one.
+        """
         began = time.monotonic()
-        with nullcontext() if self.result.dry_run else history.reported(self._kind, self._as_run):
+        # A sweep that cannot connect is reported, too.
+        with (
+            nullcontext() if self.result.dry_run else history.reported(self._kind, self._as_run),
+            on or self.database.connect() as connected,
+        ):
             try:
                 yield from self._sweep(connected)
             except (DBAPIError, DatabaseRefusedError) as error:

@@ -68,10 +68,9 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:
         swept = Sweep(databases.Database(db.engine, settings), Publisher(client))
         result = swept.result
-        with swept.database.connect() as connected:
-            for _ in swept.steps(connected):
-                if at_batch and result.linked == at_batch:
-                    act()
+        for _ in swept.steps():
+            if at_batch and result.linked == at_batch:
+                act()
     assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)
     assert result.published + result.publish_failed == 2 * ORPHANS
     return result
