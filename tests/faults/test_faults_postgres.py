@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
+import sweeping
 from conftest import APPENDED, Database, wait_until
 from faults import servers
 from faults.runs import FULL
@@ -352,8 +353,8 @@ def test_a_server_stopped_at_once_in_mid_sweep_and_started_again_costs_no_link(
         wait_until(lambda: _answers(engine))
         raced(plain, 10)  # type: ignore[arg-type]
         with _client(redis_url) as publisher:
-            run = Sweep(settings, publisher, progress=_once(own_server, at=1 + number % 9))
-            result = run.run(engine)
+            interrupted = Sweep(databases.Database(engine, settings), publisher)
+            result = sweeping.run(interrupted, _once(own_server, at=1 + number % 9))
         wait_until(lambda: _answers(engine))
         with _client(redis_url) as publisher:
             second = Sweep(databases.Database(engine, settings), publisher).run()
@@ -378,12 +379,12 @@ class _Plain:
 def _once(server: servers.Postgres, at: int) -> Callable[[SweepResult], None]:
     calls = iter(range(1_000))
 
-    def progress(result: SweepResult) -> None:
+    def restart(result: SweepResult) -> None:
         if next(calls) == at:
             server.stop()
             server.start()
 
-    return progress
+    return restart
 
 
 def _answers(engine: sa.Engine) -> bool:

@@ -18,7 +18,7 @@ from faults import proxy, servers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
-from mailglass_reconcile.sweep import batch
+from mailglass_reconcile.sweep import link
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +93,7 @@ def test_a_commit_that_waits_for_ever_ends_the_sweep_and_says_so(
     primary: Primary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a bounded time it is `failed`, never `ok` with links that appear later."""
-    monkeypatch.setattr(batch, "DOUBT_SECONDS", 0.5)
+    monkeypatch.setattr(link, "DOUBT_SECONDS", 0.5)
     keyed_orphans(primary)
     primary.wait_for_standby("nobody")
     with ThreadPoolExecutor() as pool:

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 import factories
 import mailglass_reconcile
 import oracle
+import sweeping
 from conftest import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, states
@@ -26,9 +27,12 @@ from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.rules import keys
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.store import borrowing, candidates, database, deliveries, engines, ledger, open_orphans
+from mailglass_reconcile.store import deliveries, ledger, open_orphans
+from mailglass_reconcile.store.database import Database as Handle
+from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -199,8 +203,9 @@ class Schedule(RuleBasedStateMachine):
         row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
         with self.db.engine.begin() as connection:
             factories.insert_on(connection, events=[row])
-            with borrowing.borrowed(connection, self.db.settings) as tx:
-                candidates.remember(tx, tenant, {row["id"]: keys.keys_of_text("postmark", id_, recipient)})
+            known = keys.keys_of_metadata(json.loads(row["metadata"]))
+            with borrowed(connection, self.db.settings) as tx:
+                open_orphans.store_keys(tx, {row["id"]: known._replace(recipient=address(recipient), lost=False)})
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
     def record_and_commit_late(self, tenant: str, id_: str, kind: str, at: str) -> None:
@@ -250,7 +255,7 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def rebuild_the_open_set(self) -> None:
         """A prune with a short maximum age empties it, the next one fills it: recipients of our writers are lost."""
-        prune_with(self.db.engine, self.db.settings.model_copy(update={"max_age_minutes": 2}))
+        prune_with(Handle(self.db.engine, self.db.settings.model_copy(update={"max_age_minutes": 2})))
         assert not self.db.rows("SELECT FROM mailglass_open_orphans UNION ALL SELECT FROM mailglass_open_orphan_ids")
         self.mend()
         for id_ in self._open():
@@ -282,9 +287,9 @@ class Schedule(RuleBasedStateMachine):
     def _expected(self, orphan: str) -> tuple[str, str | None]:
         return oracle.match(self.orphans[orphan], self.deliveries)
 
-    def _run(self, mouth: _Mouth, size: int, **options: Any) -> SweepResult:
+    def _sweep(self, mouth: _Mouth, size: int, **options: Any) -> Sweep:
         configured = self.db.settings.model_copy(update={"batch_size": size, "hook_types": "*"})
-        return Sweep(configured, mouth, **options).run(self.db.engine)  # type: ignore[arg-type]
+        return Sweep(Handle(self.db.engine, configured), mouth, **options)  # type: ignore[arg-type]
 
     def _learn(self, mouth: _Mouth, candidates: Sequence[str]) -> int:
         """Take over what the ledger holds now; every new link must be the oracle's."""
@@ -308,7 +313,7 @@ class Schedule(RuleBasedStateMachine):
         open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
         unnoticed = self.unnoticed & set(open_)
         mouth = _Mouth()
-        result = self._run(mouth, size, tenant_id=tenant, recent=recent)
+        result = self._sweep(mouth, size, tenant_id=tenant, recent=recent).run()
         self._notice()
         closed = unnoticed - self.unnoticed
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)
@@ -332,23 +337,24 @@ class Schedule(RuleBasedStateMachine):
         def overlap(so_far: SweepResult) -> None:
             if not within:
                 held = len(self.db.rows("SELECT FROM mailglass_open_orphans"))
-                within.append((held, self._run(inner, size)))
+                within.append((held, self._sweep(inner, size).run()))
 
-        result = self._run(outer, size, progress=overlap)
+        result = sweeping.run(self._sweep(outer, size), overlap)
         outer.told += inner.told
         assert self._learn(outer, open_) == result.linked + sum(r.linked for _, r in within)
         for began_with, each in ((len(open_), result), *within):
             assert each.scanned == began_with == sum(getattr(each, state) for state in OUTCOMES), each
             assert each.skipped == each.skipped_held, each
         self._notice()
-        assert result.remaining == len(self._open())
+        closed = (len(open_) - result.remaining, *(before - each.remaining for before, each in within))
+        assert sum(closed) == len(open_) - len(self._open()), "what either of them closed is what one of them counts"
 
     @rule(size=SIZES, limit=st.integers(1, 3))
     def limited_sweep(self, size: int, limit: int) -> None:
         """A sweep with a limit links no more than that."""
         open_ = self._open()
         mouth = _Mouth()
-        result = self._run(mouth, size, limit=limit)
+        result = self._sweep(mouth, size, limit=limit).run()
         assert self._learn(mouth, open_) == result.linked <= limit
         assert result.skipped == result.skipped_limit + result.skipped_held
         self._notice()
@@ -359,7 +365,7 @@ class Schedule(RuleBasedStateMachine):
         open_ = self._open()
         mouth = _Mouth(dies_at=at)
         with contextlib.suppress(_CrashError):
-            self._run(mouth, size)
+            self._sweep(mouth, size).run()
         self._learn(mouth, open_)
         self._notice()
 
@@ -370,11 +376,10 @@ class Schedule(RuleBasedStateMachine):
         if pairs:
             with (
                 contextlib.suppress(_CrashError),
-                engines.connect(self.db.engine) as connection,
-                database.transaction(connection, self.db.settings, removes_itself=True) as tx,
+                self.db.database.connect() as connected,
+                connected.linking() as tx,
             ):
-                events = [c.event_id for c in ledger.append_reconciled(tx, pairs)]  # type: ignore[arg-type]
-                open_orphans.close(tx, events, events)
+                assert ledger.link(tx, pairs)  # type: ignore[arg-type]
                 raise _CrashError
 
     @rule(number=st.integers(0, 20), size=SIZES)
@@ -389,7 +394,7 @@ class Schedule(RuleBasedStateMachine):
                 sa.text("SELECT FROM mailglass_deliveries WHERE id = CAST(:i AS uuid) FOR UPDATE"), {"i": id_}
             )
             mouth = _Mouth()
-            self._run(mouth, size)
+            self._sweep(mouth, size).run()
             self._learn(mouth, open_)
         assert all(self.links.get(orphan) != id_ for orphan in open_)
         self._notice()

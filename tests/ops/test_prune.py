@@ -74,7 +74,7 @@ def test_a_retention_of_infinity_sends_no_delete(db):
     never = {f"retention_{status}_days": "infinity" for status in ("succeeded", "dead", "failed")}
     settings = Settings(**{**db.settings.model_dump(), **never})
     with recorded(db.engine) as statements:
-        pruner.prune_with(db.engine, settings)
+        pruner.prune_with(database.Database(db.engine, settings))
     assert not [sql for sql in statements if "mailglass_webhook_events" in sql]
     assert kept(db) == {"succeeded": 1}
     with recorded(db.engine) as statements:
@@ -87,7 +87,7 @@ def test_a_retention_of_zero_days_deletes_what_is_there(db):
     for status in ("succeeded", "dead", "failed"):
         webhooks(db, status, 0)
     settings = db.settings.model_copy(update={"retention_failed_days": 0})
-    assert pruner.prune_with(db.engine, settings).as_dict() == {**NOTHING, "failed": 1}
+    assert pruner.prune_with(database.Database(db.engine, settings)).as_dict() == {**NOTHING, "failed": 1}
 
 
 def test_deletes_come_in_batches_each_committed(db):
@@ -183,5 +183,5 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
     settings = Settings(database_url=empty_database_url)
     engine = mailglass_reconcile.store.engines.create_engine(settings)
     with recorded(engine) as statements, pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
-        pruner.prune_with(engine, settings)
+        pruner.prune_with(database.Database(engine, settings))
     assert not [sql for sql in statements if "DELETE" in sql]

@@ -11,8 +11,6 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
-from mailglass_reconcile.store.borrowing import borrowed
-from mailglass_reconcile.store.model import Report
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -30,6 +28,8 @@ from mailglass_reconcile import (
     projector,
     record_send,
 )
+from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.store.ledger import LinkedEvent
 from record.recording import LEDGER, NOW, event, record
 from record.test_sessions import OWN, settings_of, take
 
@@ -116,7 +116,8 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert late[-1].delivery_id == to_bob.delivery_id
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with borrowed(connection, db.settings) as tx:
-            known = Report(str(to_ada.delivery_id), "clicked", "2026-04-01", projector.NOW, str(late[-1].event_id))
+            ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
+            known = LinkedEvent(None, *ids, "clicked", "2026-04-01", projector.NOW)
             assert (projector.project(tx, [known]), projector.project(tx, [known])) == (1, 0)
 
     driver.run(work)

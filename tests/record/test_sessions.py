@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import factories
 from mailglass_reconcile import ConfigurationError, InvalidEventError, MailglassReconcileError, append, find_orphans
-from mailglass_reconcile.sweep import match
 from record.recording import LEDGER, NOW, event, record
 
 SETTINGS = ("search_path", "TimeZone", "row_security", "client_encoding", "array_nulls")
@@ -120,18 +119,17 @@ def test_a_webhook_without_events_writes_nothing(db):
         assert record(connection) == []
 
 
-def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch):
+def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
     """Between the decision and the lock another session deletes it."""
     factories.delivery(db, "m-1")
-    look_up = match.match
 
-    def then_delete(*arguments):
-        found = look_up(*arguments)
-        db.run("DELETE FROM mailglass_deliveries")
-        return found
+    def then_delete(connection, _cursor, statement, *_others):
+        if "mailglass_deliveries" in statement:
+            sa.event.remove(connection, "after_cursor_execute", then_delete)
+            db.run("DELETE FROM mailglass_deliveries")
 
-    monkeypatch.setattr(match, "match", then_delete)
     with db.engine.begin() as connection:
+        sa.event.listen(connection, "after_cursor_execute", then_delete)
         (recorded,) = record(connection, event("m-1"))
     assert recorded.event_id is not None
     assert recorded.delivery_id is None
