@@ -1,5 +1,6 @@
 """When an event is the same event: the idempotency key of a recorded one."""
 
+import datetime as dt
 import re
 
 import pytest
@@ -52,12 +53,16 @@ def test_a_retry_in_another_batch_is_recognised(db):
 
 
 def test_events_of_one_call_that_share_an_id_are_told_apart(db):
-    """Postmark's id is that of the webhook; what shares it is numbered, and so are the same ones of a retry."""
-    events = [event(type_=kind) for kind in ("delivered", "opened", "opened")]
+    """Postmark's id is that of the webhook; what shares it is numbered, and so are the same ones of a retry.
+
+    Those that are equal in every field are one.
+    """
+    later = NOW + dt.timedelta(seconds=1)
+    events = [event(), event(type_="opened"), event(type_="opened", occurred_at=later), event(type_="opened")]
     with db.engine.begin() as connection:
         record(connection, *events)
         again = record(connection, event(provider_event_id="other"), *events)
-    assert [recorded.event_id is None for recorded in again] == [False, True, True, True]
+    assert [recorded.event_id is None for recorded in again] == [False, True, True, True, True]
     assert db.value(LEDGER) == 4
 
 

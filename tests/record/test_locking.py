@@ -57,7 +57,7 @@ def test_events_are_inserted_in_the_order_of_their_keys(db):
     """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
     first, second = sorted(
         (event(f"m-{n}", provider_event_id=f"evt-{n}") for n in range(2)),
-        key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, 0),
+        key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, e.type, 0),
     )
     with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
         record(holder, first)

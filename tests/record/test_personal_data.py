@@ -80,7 +80,7 @@ def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(db):
         "data": {"bounce": {"code": 550}},
         "note": "at @ noon",
         "provider": "postmark",
-        "provider_message_id": "m-1",
+        "message_id": "m-1",
     }
     assert db.value("SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* 'bob'") == 0
 

@@ -34,12 +34,12 @@ def refused(db, *events, **more):
         ("type_", "reconciled", "known types: "),
         ("reject_reason", "spamm", "did you mean spam?"),
         ("reject_reason", "", "known reasons: invalid, bounced"),
-        ("provider_event_id", None, "must be a text or an integer"),
+        ("provider_event_id", None, "must be a string or an integer"),
         ("provider_event_id", "  ", "must not be empty"),
-        ("provider_event_id", True, "must be a text or an integer"),
-        ("provider_event_id", b"evt", "must be a text or an integer"),
-        ("message_id", 1.5, "must be a text, an integer or None"),
-        ("recipient", 7, "must be a text or None"),
+        ("provider_event_id", True, "must be a string or an integer"),
+        ("provider_event_id", b"evt", "must be a string or an integer"),
+        ("message_id", 1.5, "must be a string, an integer or None"),
+        ("recipient", 7, "must be a string or None"),
         ("occurred_at", None, "must be a datetime"),
         ("occurred_at", "2026-03-01", "must be a datetime"),
         ("occurred_at", NOW.replace(tzinfo=None), "must have a time zone"),
@@ -50,7 +50,7 @@ def refused(db, *events, **more):
         ),
         ("metadata", ["a"], "must be a mapping"),
         ("metadata", {"when": {"nested": b"x"}}, "['when']['nested'] is a bytes"),
-        ("metadata", {7: "x"}, "has a key that is not a text"),
+        ("metadata", {7: "x"}, "has a key that is not a string"),
         ("metadata", {"n": 10**5000}, "['n'] is a number of more than"),
         ("metadata", {"text": {str(n): "x" * 4_000 for n in range(20)}}, "is larger than 65,536 bytes"),
     ],
@@ -84,20 +84,20 @@ def test_metadata_that_holds_itself_is_refused(db):
 
 @pytest.mark.parametrize("tenant", ["", "  ", "a\x00b", "a\nb", "\ud800", "x" * 513, 7])
 def test_a_tenant_that_no_row_could_have_is_refused(db, tenant):
-    """Empty, too long, with control characters, or no text at all."""
-    assert refused(db, tenant_id=tenant).startswith("tenant_id must be a text of 1 to 512 characters")
+    """Empty, too long, with control characters, or no string at all."""
+    assert refused(db, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
 
 
 @pytest.mark.parametrize("provider", ["", "  ", "post\nmark", "x" * 513, None])
 def test_a_provider_that_cannot_be_matched_is_refused(db, provider):
     """As for a tenant."""
-    assert refused(db, provider=provider).startswith("provider must be a text of 1 to 512 characters")
+    assert refused(db, provider=provider).startswith("provider must be a string of 1 to 512 characters")
 
 
 @pytest.mark.guard
 @pytest.mark.parametrize("events", [event(), ["evt"], None])
 def test_events_must_be_a_list_of_events(db, events):
-    """One alone, a text and None are said to be wrong."""
+    """One alone, a string and None are said to be wrong."""
     assert "WebhookEvent" in refused(db, events=events)
 
 
@@ -135,7 +135,7 @@ def test_texts_of_an_event_are_repaired_too(db):
             event(odd, provider_event_id=odd, recipient=odd),
             event("x" * 2_000, provider_event_id="y" * 2_000, recipient="z" * 2_000),
         )
-    stored = {row[0]["provider_message_id"]: row[0] for row in db.rows("SELECT metadata FROM mailglass_events")}
+    stored = {row[0]["message_id"]: row[0] for row in db.rows("SELECT metadata FROM mailglass_events")}
     assert stored["m\ufffd\ufffd"]["provider_event_id"] == "m\ufffd\ufffd"
     assert stored["x" * 513]["provider_event_id"] == "y" * 512
     assert set(db.rows("SELECT recipient FROM mailglass_open_orphans")) == {("m\ufffd\ufffd",), ("z" * 512,)}
@@ -147,7 +147,7 @@ def test_integers_are_ids_as_their_digits(db):
         record(connection, event(576460752303423488, provider_event_id=7))
         (again,) = record(connection, event("576460752303423488", provider_event_id="7"))
     assert again.event_id is None
-    assert metadata(db)["provider_message_id"] == "576460752303423488"
+    assert metadata(db)["message_id"] == "576460752303423488"
     assert metadata(db)["provider_event_id"] == "7"
 
 
@@ -160,8 +160,8 @@ def test_integers_are_ids_as_their_digits(db):
         ({"reject_reason": "weird"}, "reject_reason is not a known reason"),
         ({"metadata": {"k": {1}}}, "metadata['k'] is a set"),
         ({"delivery_id": "m-1"}, "delivery_id must be a UUID or None"),
-        ({"idempotency_key": ""}, "idempotency_key must be a text of 1 to 512"),
-        ({"idempotency_key": "k\x00"}, "idempotency_key must be a text of 1 to 512"),
+        ({"idempotency_key": ""}, "idempotency_key must be a string of 1 to 512"),
+        ({"idempotency_key": "k\x00"}, "idempotency_key must be a string of 1 to 512"),
         ({"idempotency_key": f"reconciled:{factories.new_id()}"}, "idempotency_key must not begin with"),
         ({"idempotency_key": "webhook:1"}, "idempotency_key must not begin with"),
     ],
