@@ -13,8 +13,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 
 MAILGLASS = (Path(__file__).parent / "mailglass_schema.sql").read_text()
@@ -111,6 +113,10 @@ class Installation:
         told: list[str] = []
         runner.remove(self.engine, self.settings, told.append)
         return told
+
+    def prune(self) -> PruneResult:
+        """Prune, and return the counts."""
+        return prune_with(Database(self.engine, self.settings))
 
     def is_current(self) -> bool:
         """Whether nothing is left to migrate."""

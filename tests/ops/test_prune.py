@@ -14,7 +14,7 @@ from factories import new_id, orphan, postmark
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, engines, repair
+from mailglass_reconcile.store import database, engines, repair, webhook_events
 
 WEBHOOKS = """
 INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
@@ -119,7 +119,7 @@ def test_the_delete_finds_its_rows_through_our_index(db):
     webhooks(db, "succeeded", 20, number=3)
     db.run("ANALYZE mailglass_webhook_events")
     plan = db.rows(
-        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(pruner._DELETE_WEBHOOKS, "public"),
+        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(webhook_events.DELETE_OLD, "public"),
         status="succeeded",
         days=14,
         size=5_000,
@@ -168,8 +168,8 @@ def test_a_repair_ends_although_writers_write_on(db):
             later.append(orphan(replace(db, engine=others), postmark(f"m-{len(later)}"), age_seconds=0))
 
     sa.event.listen(db.engine, "commit", write)
-    with engines.connect(db.engine) as connection:
-        assert repair.add_missing(connection, db.settings, 1) == 1
+    with db.database.connect() as connected:
+        assert repair.add_missing(connected, 1) == 1
     sa.event.remove(db.engine, "commit", write)
     assert len(later) < 5
     assert {row[0] for row in db.rows("SELECT event_id::text FROM mailglass_open_orphans")} == {missing, *later}

@@ -8,7 +8,6 @@ from test_migrations import ORPHAN
 from test_open_set import database, insert, new_id  # noqa: F401 - a fixture
 
 from catalog import Installation, live
-from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.store.ledger import uuid7
 
 pytestmark = pytest.mark.slow
@@ -47,8 +46,8 @@ def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserte
     assert 0 <= age(database, event_id) < 60
     if inserted_at[:2] != "20":
         database.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
-        assert pruner.prune_with(database.engine, database.settings).expired == 1
-        assert pruner.prune_with(database.engine, database.settings).added == 0
+        assert database.prune().expired == 1
+        assert database.prune().added == 0
         assert age(database, event_id) is None
 
 
@@ -67,7 +66,7 @@ def test_an_old_row_of_the_open_set_that_would_never_expire_is_pruned(database, 
     event_id = new_id()
     database.run(UNSEEN.format(id=event_id, inserted_at=f"'{arrived_at}'"))
     database.run(f"INSERT INTO mailglass_open_orphans VALUES ('{event_id}', 'acme', '{arrived_at}')")  # noqa: S608
-    assert pruner.prune_with(database.engine, database.settings).expired == 1
+    assert database.prune().expired == 1
     assert database.open_set() == set()
 
 
@@ -83,7 +82,7 @@ def test_an_orphan_that_the_trigger_did_not_see_arrived_when_its_uuid_was_made(e
         local = f"{UTC_NOW} - interval '{seconds} seconds' + interval '{hours} hours'"
         database.run(UNSEEN.format(id=id_, inserted_at=local))
     if how == "repair":
-        pruner.prune_with(database.engine, database.settings)
+        database.prune()
     else:
         database.migrate()
     assert database.open_set() == {fresh}
@@ -113,7 +112,7 @@ def test_an_id_that_tells_no_plausible_time_is_not_believed(database, id_, inser
         "7 of the last millisecond": "ffffffff-ffff-7000-8000-000000000001",
     }[id_]
     database.run(UNSEEN.format(id=event_id, inserted_at=inserted_at))
-    pruner.prune_with(database.engine, database.settings)
+    database.prune()
     found = age(database, event_id)
     assert found is None if expected_age is None else abs(found - expected_age) < 60
 
@@ -131,10 +130,10 @@ def test_a_forged_reconciled_event_closes_no_orphan(database, forged):  # noqa: 
     with database.engine.begin() as connection:
         insert(connection, key=f"reconciled:{event_id}", orphan=False, delivery=str(uuid.uuid4()), **row)
     assert database.open_set() == {event_id}
-    result = pruner.prune_with(database.engine, database.settings)
+    result = database.prune()
     assert (result.settled, result.added) == (0, 0)
     database.run("DELETE FROM mailglass_open_orphans")
-    assert pruner.prune_with(database.engine, database.settings).added == 1
+    assert database.prune().added == 1
     assert database.open_set() == {event_id}
 
 

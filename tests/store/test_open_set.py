@@ -14,7 +14,6 @@ from test_migrations import DELIVERY, ORPHAN, RECONCILED
 import factories
 import mailglass_reconcile
 from catalog import Installation, client, installation, live, url_of
-from mailglass_reconcile.ops import pruner
 
 INSERT = """
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, needs_reconciliation
@@ -132,7 +131,7 @@ def test_an_orphan_and_its_reconciled_event_in_one_statement_leave_nothing_open(
         "INSERT INTO mailglass_events (id, delivery_id, type, needs_reconciliation, idempotency_key, tenant_id,"  # noqa: S608
         f" occurred_at) VALUES {', '.join(ordered)}"
     )
-    assert pruner.prune_with(database.engine, database.settings).settled == (first == "reconciled")
+    assert database.prune().settled == (first == "reconciled")
     assert database.open_set() == set()
     assert len(database.values("SELECT id FROM mailglass_events")) == 2
 
@@ -143,7 +142,7 @@ def test_an_orphan_that_comes_after_its_reconciled_event_is_closed_by_the_prune(
     database.run(RECONCILED.format(id=id_))
     database.run(ORPHAN.format(id=id_, age="1 minute"))
     assert database.open_set() == {id_}
-    assert pruner.prune_with(database.engine, database.settings).settled == 1
+    assert database.prune().settled == 1
     assert database.open_set() == set()
 
 
@@ -158,7 +157,7 @@ def test_a_reconciled_event_of_a_stricter_transaction_is_taken_although_a_sweep_
         connection.exec_driver_sql(RECONCILED.format(id=id_))
         connection.commit()
     assert len(database.values("SELECT id FROM mailglass_events WHERE type = 'reconciled'")) == 1
-    assert pruner.prune_with(database.engine, database.settings).settled == (level != "READ COMMITTED")
+    assert database.prune().settled == (level != "READ COMMITTED")
     assert database.open_set() == set()
 
 
@@ -169,7 +168,7 @@ def test_a_reconciled_event_does_not_wait_for_whoever_holds_the_orphan(database)
     with database.writing("SELECT FROM mailglass_open_orphans FOR UPDATE"):
         database.run("SET LOCAL lock_timeout = '1ms';" + RECONCILED.format(id=id_))
     assert is_open(database, id_)
-    assert pruner.prune_with(database.engine, database.settings).settled == 1
+    assert database.prune().settled == 1
     assert database.open_set() == set()
 
 
@@ -342,7 +341,7 @@ def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
         command = [client("pg_restore", database), "--data-only", "--disable-triggers", "--exit-on-error"]
         run(*command, f"--dbname={url_of(restored)}", dump)
         assert restored.open_set() == {settled}
-        result = pruner.prune_with(restored.engine, restored.settings)
+        result = restored.prune()
         assert (result.added, result.settled) == (1, 1)
         assert restored.open_set() == {still_open}
         assert restored.is_current()
