@@ -74,6 +74,11 @@ def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND,
     reread_settings()
 
 
+def in_framework() -> bool:
+    """Whether a framework, such as Django, has given its database."""
+    return _Framework.engine is not None
+
+
 def reread_settings() -> None:
     """Forget what was read from the environment, and the engine and clients that were made of it."""
     for cached in (_settings, _database, _own_engine, _own_redis, _own_lock_redis):

@@ -82,6 +82,12 @@ def mailglass_database(
 
 
 @pytest.fixture
-def mailglass_webhook_first(mailglass_database: Database) -> Callable[..., tuple[Any, Any]]:
-    """The function `webhook_first(send, webhook)`, on the test's database: a webhook before its send has committed."""
-    return partial(race.webhook_first, mailglass_database)
+def mailglass_webhook_first(request: pytest.FixtureRequest) -> Callable[..., tuple[Any, Any]]:
+    """The function `webhook_first(send, webhook)`, on the test's database: a webhook before its send has committed.
+
+    In a Django project with our app, that is Django's test database, in a test that commits
+    (`@pytest.mark.django_db(transaction=True)`).
+    """
+    if runtime.in_framework():
+        return partial(race.webhook_first, runtime.database())
+    return partial(race.webhook_first, request.getfixturevalue("mailglass_database"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ SELECT EXISTS (SELECT FROM pg_locks
 
 
 def webhook_first(
-    database: Database, send: Callable[[], Sent], webhook: Callable[[], Answered]
+    database: Database | databases.Database, send: Callable[[], Sent], webhook: Callable[[], Answered]
 ) -> tuple[Sent, Answered]:
     """Call *send*, and *webhook* before what *send* records has committed; return what both return.
 
@@ -49,11 +50,20 @@ def webhook_first(
         with databases.Database(database.engine, database.settings).writing() as tx:
             tx.execute(_HOLD)
             tx.execute(_GIVE_UP, {"milliseconds": str(SECONDS * 1_000)})
-            sending = threads.submit(send)
+            sending = threads.submit(_closing, send)
             _wait(tx, sending)
             answered = webhook()
             _still_holds(tx)
         return sending.result(SECONDS), answered
+
+
+def _closing(send: Callable[[], Sent]) -> Sent:
+    """Call *send*, and close Django's connections of this thread, so that the test database can be dropped."""
+    try:
+        return send()
+    finally:
+        if "django.db" in sys.modules:
+            sys.modules["django.db"].connections.close_all()
 
 
 def _wait(tx: Transaction, sending: Future[Any]) -> None:

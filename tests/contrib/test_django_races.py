@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 from anymail.signals import post_send
-from anymail_payloads import ALL, RESEND, SENDGRID
+from anymail_payloads import ALL, POSTMARK, RESEND, SENDGRID
 from anymail_stories import ANN, BOB, STORY, Message
 from django.db import connections, transaction
 
+from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.django import receivers
 
 pytestmark = [
@@ -127,3 +128,12 @@ def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linke
         begun[0].result()
     assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked", "bounced"]
     assert db.value(OPEN) == 0
+
+
+def test_the_fixture_for_a_webhook_before_its_send_works_in_a_django_project(db, post, mailglass_webhook_first):
+    """It holds Django's own database, not another one, and leaves no connection behind."""
+    will_be = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
+    message, _ = mailglass_webhook_first(
+        lambda: Message.accepted(POSTMARK, 1, [ANN]), lambda: elsewhere(post, will_be.requests(*STORY))
+    )
+    assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked"]

@@ -27,7 +27,8 @@ import os
 from psycopg.conninfo import conninfo_to_dict
 where = conninfo_to_dict(os.environ["MAILGLASS_DATABASE_URL"])
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": where.pop("dbname"), "OPTIONS": where}}
-INSTALLED_APPS += ["anymail"]
+INSTALLED_APPS = (*INSTALLED_APPS, "anymail")
+CELERY_BEAT_SCHEDULE = {"own": {"task": "shop.own", "schedule": 3600}}
 EMAIL_BACKEND = "shop.mail.EmailBackend"
 ANYMAIL = {"WEBHOOK_SECRET": "postmark:change-me"}
 CELERY_BROKER_URL = os.environ["MAILGLASS_REDIS_URL"]

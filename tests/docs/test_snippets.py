@@ -65,7 +65,8 @@ from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from mailglass_reconcile.contrib.django.models import Delivery
 from shop.models import Suppressed
-INSTALLED_APPS = []
+INSTALLED_APPS = ()
+CELERY_BEAT_SCHEDULE = {"own": {}}
 address, message_id = "ada@example.com", "m-1"
 order = types.SimpleNamespace(message_id=message_id)
 """
@@ -92,9 +93,10 @@ from mailglass_reconcile.contrib.anymail import webhook_event
         """
 assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
 assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
+assert tenant_of(types.SimpleNamespace()) == tenant_of(types.SimpleNamespace(metadata=None)) == "default"
 suppress(None, types.SimpleNamespace(recipient="bob@example.com"))
 assert Suppressed.objects.filter(email="bob@example.com").exists()
-assert "mailglass-reconcile" in CELERY_BEAT_SCHEDULE and len(INSTALLED_APPS) == 2
+assert {"own", "mailglass-reconcile"} <= set(CELERY_BEAT_SCHEDULE) and len(INSTALLED_APPS) == 2
 """,
     ),
     "handlers.md": Frame(
@@ -171,7 +173,7 @@ def refresh(delivery_id):
     ),
     "recent.md": Frame(
         "from celery import Celery\nfrom mailglass_reconcile import make_beat_schedule\napp = Celery()",
-        "assert len(app.conf.beat_schedule) == 3",
+        "assert len(app.conf.beat_schedule) == 4",
     ),
     "recording.md": Frame(
         f"""{ENGINE}

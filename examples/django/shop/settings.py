@@ -1,7 +1,6 @@
 """What matters here: `mailglass_reconcile.contrib.django` is an installed app, and beat has its schedule.
 
-The environment has DATABASE_URL, DJANGO_SECRET_KEY, WEBHOOK_SECRET (`user:password`), MAILGLASS_REDIS_URL and
-MAILGLASS_HOOK_TYPES, the types of events that the handlers run on.
+The environment has DATABASE_URL, DJANGO_SECRET_KEY, WEBHOOK_SECRET (`user:password`) and MAILGLASS_REDIS_URL.
 """
 
 import os
