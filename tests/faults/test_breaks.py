@@ -9,9 +9,8 @@ from faults.broken import ROOT, outdated
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.name)
-def test_a_break_matches_the_code_once_and_names_tests_that_are_there(broken: Break) -> None:
-    """In each file that it changes, and each test that should catch it."""
+def test_a_break_matches_the_code_once_and_names_a_test_that_is_there(broken: Break) -> None:
+    """In each file that it changes."""
     assert outdated(broken) == []
-    for test in broken.tests:
-        file, _, name = test.partition("::")
-        assert f"def {name.partition('[')[0]}" in (ROOT / "tests" / file).read_text()
+    file, _, name = broken.test.partition("::")
+    assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text()
