@@ -46,6 +46,25 @@ Begin = Callable[[], AbstractContextManager[sa.Connection]]
 """Begins a transaction on a connection, which is committed at the end of the block, and rolled back if it raises."""
 
 
+class Place(NamedTuple):
+    """Where a look happens: how to get a connection for its question, and how to begin the transaction that links."""
+
+    ask: Begin
+    begin: Begin
+
+
+def place_of(engine: sa.Engine | None) -> Place:
+    """Return an engine's pool, or that of the settings: the question needs no BEGIN and COMMIT, two round trips."""
+
+    def ask() -> AbstractContextManager[sa.Connection]:
+        return (engine or runtime.get_engine()).execution_options(isolation_level="AUTOCOMMIT").connect()
+
+    def begin() -> AbstractContextManager[sa.Connection]:
+        return (engine or runtime.get_engine()).begin()
+
+    return Place(ask, begin)
+
+
 class Look(NamedTuple):
     """What to look for once more after the commit: open events for message ids, and open events themselves."""
 
@@ -112,21 +131,21 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     """
     done = list(recorded)
     engine = next((each.engine for each in done if each.engine), None)
-    finish(done, (engine or runtime.get_engine()).begin)
+    finish(done, place_of(engine))
 
 
 def finish(
     recorded: Sequence[Recorded | RecordedDelivery],
-    begin: Begin,
+    place: Place,
     publish: Callable[[Sequence[Message]], object] | None = None,
 ) -> None:
-    """Do what `broadcast` does, with transactions that *begin* begins, and with *publish* in place of the publisher's.
+    """Do what `broadcast` does, on connections of *place*, and with *publish* in place of the publisher's.
 
     Raises:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
     messages = [message for each in recorded for message in each.messages]
-    linked = look_again([each.look for each in recorded if each.look], begin)
+    linked = look_again([each.look for each in recorded if each.look], place)
     messages += projector.broadcast(linked, list)
     if messages:
         (publish or Publisher(runtime.get_redis()).publish)(messages)
@@ -134,17 +153,17 @@ def finish(
 
 def finish_quietly(
     recorded: Sequence[Recorded | RecordedDelivery],
-    begin: Begin,
+    place: Place,
     publish: Callable[[Sequence[Message]], object] | None = None,
 ) -> None:
     """Do what `finish` does, and log what it raises: for callbacks after a commit, such as Django's `on_commit`."""
     try:
-        finish(recorded, begin, publish)
+        finish(recorded, place, publish)
     except ConfigurationError as error:
         logger.error("events are recorded, but their broadcasts are lost: %s", error)
 
 
-def look_again(looks: Iterable[Look], begin: Begin) -> list[LinkedEvent]:
+def look_again(looks: Iterable[Look], place: Place) -> list[LinkedEvent]:
     """Link what is open for *looks*, and return the links; call it after the commit.
 
     What another session holds is tried again for a second. A fault of the database costs a line in the log: the next
@@ -157,7 +176,7 @@ def look_again(looks: Iterable[Look], begin: Begin) -> list[LinkedEvent]:
     settings, deadline = runtime.get_settings(), time.monotonic() + SECONDS
     try:
         for look in _in_batches(wanted, settings.batch_size):
-            _link(begin, settings, look, deadline, linked)
+            _link(place, settings, look, deadline, linked)
     except (MailglassReconcileError, SQLAlchemyError, OSError) as error:
         shown = translated(error) if isinstance(error, DBAPIError) else error
         reason = shown if isinstance(shown, MailglassReconcileError) else type(shown).__name__
@@ -175,14 +194,14 @@ def _in_batches(looks: Sequence[Look], size: int) -> Iterator[Look]:
             yield Look(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
 
 
-def _link(begin: Begin, settings: Settings, look: Look, deadline: float, linked: list[LinkedEvent]) -> None:
-    for _ in range(ROUNDS):
-        with begin() as connection:
+def _link(place: Place, settings: Settings, look: Look, deadline: float, linked: list[LinkedEvent]) -> None:
+    for _ in range(1 if _in_event_loop() else ROUNDS):  # an event loop does not sleep: the next sweep links
+        with place.ask() as connection:
             if not open_orphans.may_match(connection, settings, look.message_ids, look.event_ids):
                 return
-            with borrowed(connection, settings) as tx:
-                pairs, more = _matching(tx, look)
-                done = link_in(tx, pairs)
+        with place.begin() as connection, borrowed(connection, settings) as tx:
+            pairs, more = _matching(tx, look)
+            done = link_in(tx, pairs)
         linked += done
         held = len(done) < len(pairs)
         if time.monotonic() > deadline or not pairs or not (held or more):
@@ -265,7 +284,7 @@ def _ended(session: Session, transaction: SessionTransaction) -> None:
         return
     pending.end()
     if pending.committed and pending.recorded:
-        finish_quietly(pending.recorded, pending.engine.begin, _publish_soon if _in_event_loop() else None)
+        finish_quietly(pending.recorded, place_of(pending.engine), _publish_soon if _in_event_loop() else None)
 
 
 def _in_event_loop() -> bool:

@@ -28,7 +28,7 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.hooks import connections as handlers
 from mailglass_reconcile.hooks.connections import Begin, EndedError, RolledBackError, Work
-from mailglass_reconcile.record.after_commit import finish_quietly
+from mailglass_reconcile.record.after_commit import Place, finish_quietly
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
@@ -129,7 +129,7 @@ class _Finish(list[Any]):
         """Take it; it raises nothing."""
         done, self[:] = self.copy(), []
         try:
-            finish_quietly(done, connection)
+            finish_quietly(done, Place(connection, connection))
         except Error as error:
             logger.warning("the next sweep links what came at the same time: %s", type(error).__name__)
 
