@@ -15,6 +15,7 @@ Examples:
   mailglass-reconcile migrate --plan > plan.sql
   mailglass-reconcile migrate
   mailglass-reconcile migrate --check || echo "run migrate first"
+  mailglass-reconcile migrate --remove
 """
 
 
@@ -22,13 +23,18 @@ Examples:
 @click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
 @click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
 @click.option("--remove", is_flag=True, help="Take out all that is ours; Mailglass's tables stay.")
+@click.option("--yes", is_flag=True, help="With --remove: do not ask.")
 @click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
-def migrate(plan: bool, check: bool, remove: bool, guard_truncate: bool) -> None:
+def migrate(plan: bool, check: bool, remove: bool, yes: bool, guard_truncate: bool) -> None:
     """Bring the database to this version's schema, while Mailglass continues to write."""
     if plan + check + remove > 1:
         raise click.UsageError("--plan, --check and --remove exclude each other")
     if guard_truncate and (check or remove):
         raise click.UsageError("--guard-truncate goes with a migration or its --plan only")
+    if yes and not remove:
+        raise click.UsageError("--yes goes with --remove only")
+    if remove and not (yes or sys.stdin.isatty()):
+        raise click.UsageError("there is no terminal to ask: give --yes")
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
 
     engine, settings = runtime.get_engine(), runtime.get_settings()
@@ -39,6 +45,10 @@ def migrate(plan: bool, check: bool, remove: bool, guard_truncate: bool) -> None
         )
         sys.exit(0 if current else 1)
     if remove:
+        for line in runner.losses(engine, settings):
+            click.echo(line)
+        if not yes:
+            click.confirm("take out all that is ours?", abort=True, err=True)
         runner.remove(engine, settings, click.echo)
     else:
         runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

@@ -80,6 +80,17 @@ UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_eve
 
 READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
+# Mailglass's own tables are told by one that `migrate` does not make.
+_LEDGERS = """
+SELECT n.nspname::text AS schema,
+       EXISTS (SELECT FROM pg_class AS s WHERE s.relnamespace = n.oid AND s.relname = 'mailglass_suppressions')
+         AS mailglass_s
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE c.relname = 'mailglass_events' AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' ORDER BY 1
+"""
+
+_HAS_OPEN_ORPHANS = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'r')"
+
 _TRIGGERS = """
 SELECT w.name,
        CASE WHEN t.oid IS NULL THEN 'is missing'
@@ -107,7 +118,59 @@ SELECT w.name, i.indisvalid IS NOT NULL AS invalid
                        WHERE k.position <= cardinality(string_to_array(w.instead, ' ')) ORDER BY k.position)))
 """
 
+MISSING, INVALID = "is missing", "is invalid"
+"""The faults of an index."""
+
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
+
+
+class Ledgers(NamedTuple):
+    """The schemas that have a ledger: ours, and others; of each, whether Mailglass itself made the tables."""
+
+    here: bool | None
+    others: Mapping[str, bool]
+
+
+def ledgers(tx: Transaction) -> Ledgers:
+    """Return which schemas of the database have a ledger; `here` is None if ours has none."""
+    found = {row.schema: row.mailglass_s for row in tx.execute(_LEDGERS)}
+    return Ledgers(found.pop(tx.schema, None), found)
+
+
+def without_ledger(tx: Transaction) -> str | None:
+    """Return what is wrong and what to do if our tables are there without Mailglass's, or None."""
+    here, others = ledgers(tx)
+    if here is not None or not tx.execute(_HAS_OPEN_ORPHANS, {"table": tx.name_of("mailglass_open_orphans")}).scalar():
+        return None
+    if others:
+        return (
+            f"schema {tx.schema} has our tables but no mailglass_events, which schema {', '.join(others)} has:"
+            f" set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}, then run `mailglass-reconcile migrate`"
+        )
+    return (
+        f"schema {tx.schema} has our tables but no mailglass_events: Mailglass was rolled back, or its tables were"
+        " dropped. Run Mailglass's own migrations, then `mailglass-reconcile migrate`; or take ours out with"
+        " `mailglass-reconcile migrate --remove`"
+    )
+
+
+def second_set(tx: Transaction) -> str | None:
+    """Return a warning if another schema has a ledger that may be the one that is meant, or None."""
+    here, others = ledgers(tx)
+    if here is None or not others:
+        return None
+    real = [name for name, mailglass_s in others.items() if mailglass_s and not here]
+    if real:
+        return (
+            f"schema {tx.schema} has tables that `migrate` made, and schema {', '.join(real)} has Mailglass's own,"
+            f" which are not looked at: set MAILGLASS_DATABASE_SCHEMA to {' or '.join(real)} to use those"
+        )
+    if "database_schema" not in tx.settings.model_fields_set:
+        return (
+            f"MAILGLASS_DATABASE_SCHEMA is not set, and schema {', '.join(others)} has a ledger too:"
+            f" set it to {tx.schema}, or to the schema that is meant"
+        )
+    return None
 
 
 def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:
@@ -118,9 +181,6 @@ def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str
     wanted = {"names": array_literal(names), "events": tx.name_of("mailglass_events"), "schema": tx.schema}
     rows = tx.execute(_TRIGGERS, wanted)
     return {name: fault for name, fault in rows.all() if fault}
-
-
-MISSING, INVALID = "is missing", "is invalid"
 
 
 def index_faults(tx: Transaction) -> dict[str, str]:

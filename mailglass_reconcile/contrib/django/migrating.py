@@ -43,7 +43,13 @@ def remove(_apps: Any, schema_editor: Any) -> None:
     Raises:
         CommandError: It cannot be done, for the reason that the message gives.
     """
-    _run(runner.remove, schema_editor)
+    _run(_remove, schema_editor)
+
+
+def _remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
+    for line in runner.losses(engine, settings):
+        tell(line)
+    runner.remove(engine, settings, tell)
 
 
 def _run(step: Callable[[sa.Engine, Settings, Callable[[str], None]], None], schema_editor: Any) -> None:

@@ -35,9 +35,17 @@ def revision(tx: Transaction) -> Iterator[Finding]:
             f"set MAILGLASS_DATABASE_SCHEMA{f' to {row.elsewhere}' if row.elsewhere else ''}, or create the schema",
         )
         return
-    version = state.version(tx)
-    if version == schema.VERSION:
-        yield ok("schema", f"schema {tx.schema} is at revision {version}")
+    version, stopped = state.version(tx), schema.without_ledger(tx)
+    if stopped:
+        message, _, step = stopped.partition(": ")
+        yield error("schema", message, step)
+    elif version == schema.VERSION:
+        second = schema.second_set(tx)
+        if second:
+            message, _, step = second.partition(": ")
+            yield warning("schema", message, step)
+        else:
+            yield ok("schema", f"schema {tx.schema} is at revision {version}")
     elif version is not None and version > schema.VERSION:
         yield error(
             "schema",

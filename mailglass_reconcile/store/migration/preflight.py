@@ -8,8 +8,10 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, Transaction
 
+_ENCODING = "SELECT current_setting('server_encoding')"
 _SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
 # From the catalog itself: information_schema hides what the role has no right on.
@@ -20,12 +22,6 @@ SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
  WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
  GROUP BY c.relname
-"""
-
-_ELSEWHERE = """
-SELECT n.nspname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
- WHERE c.relname = 'mailglass_events' AND c.relkind IN ('r', 'p') AND n.nspname <> :schema AND n.nspname !~ '^pg_'
- ORDER BY 1
 """
 
 # Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
@@ -51,11 +47,18 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
         unique: By table, the columns that it must have a unique index on, in its order, with blanks between.
 
     Raises:
-        ConfigurationError: There is no such schema, or only another one has a ledger and the setting was not given.
+        ConfigurationError: There is no such schema, or only another one has a ledger and the setting was not given;
+            or the database is not in UTF8.
         SchemaOutdatedError: Some are there, and something that this package needs is missing.
     """
     schema_name = settings.database_schema
     with Database(engine, settings).reading() as tx:
+        encoding = tx.execute(_ENCODING).scalar_one()
+        if encoding != "UTF8":
+            raise ConfigurationError(
+                f"nothing was changed: the database is encoded in {encoding}, which cannot hold every address and id:"
+                " create one with ENCODING 'UTF8' and move the tables there"
+            )
         if not tx.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
             raise ConfigurationError(
                 f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"
@@ -77,7 +80,7 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
 
 
 def _refuse_second_set(tx: Transaction) -> None:
-    others = tx.execute(_ELSEWHERE, {"schema": tx.schema}).scalars().all()
+    others = schema.ledgers(tx).others
     if others:
         raise ConfigurationError(
             f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"

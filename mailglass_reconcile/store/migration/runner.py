@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +20,9 @@ from alembic.config import Config
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import privileges, schema
-from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.database import Database, in_schema
 from mailglass_reconcile.store.engines import connect, create_engine
-from mailglass_reconcile.store.migration import state
+from mailglass_reconcile.store.migration import contents, state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
 from mailglass_reconcile.store.migration.steps import Steps
 
@@ -55,20 +55,31 @@ def migrate(
     with database_errors(), one_at_a_time(engine, settings):
         say(_place(engine, settings))
         with Database(engine, settings).reading() as tx:
-            state.refuse_others(tx)
             guard = guard_truncate or not state.made_by_mailglass(tx)
-            done = state.is_complete(tx, guard=guard)
-            warnings = privileges.warnings(tx)
+            done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
+            if not (done and owner):
+                state.refuse_others(tx)
+            warnings = [*privileges.warnings(tx), *filter(None, [schema.second_set(tx)])]
+            stopped, moved_from = schema.without_ledger(tx), state.moved_from(tx)
         for warning in warnings:
             say(f"warning: {warning}")
+        if stopped:
+            raise DatabaseRefusedError(f"nothing was changed: {stopped}")
         if done:
-            say(f"nothing to do: the database is at revision {schema.VERSION}")
+            owned = f", owned by {owner}" if owner else ""
+            say(f"nothing to do: the database is at revision {schema.VERSION}{owned}")
             return
+        steps = Steps(engine, settings, tell, plan=plan)
+        if moved_from:
+            _move(engine, settings, steps, moved_from)
+            if plan:
+                say("then ask for another plan, for what is left to do")
+                return
         _refuse_unknown(engine, settings)
         # The plan comes first even if nobody reads it: it looks whether all that is needed is there.
         _plan(engine, settings, tell if plan else lambda line: None, guard=guard)
         if not plan:
-            with _alembic(engine, settings, Steps(engine, settings, tell), guard=guard) as config:
+            with _alembic(engine, settings, steps, guard=guard) as config:
                 command.stamp(config, "base")
                 command.upgrade(config, "head")
             tell(f"done: revision {schema.VERSION}")
@@ -78,10 +89,25 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
     """Whether nothing is left to do: the revision, our tables, the triggers and the indexes are there.
 
     Raises:
+        DatabaseRefusedError: Our tables are there and Mailglass's are not.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with Database(engine, settings).reading() as tx:
+        stopped = schema.without_ledger(tx)
+        if stopped:
+            raise DatabaseRefusedError(stopped)
         return state.is_complete(tx, guard=not state.made_by_mailglass(tx))
+
+
+def losses(engine: sa.Engine, settings: Settings) -> list[str]:
+    """Return a line each for what is pending, what `remove` takes away for good, and what it leaves.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    with database_errors(), Database(engine, settings).reading() as tx:
+        state.refuse_others(tx)
+        return contents.losses(tx)
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
@@ -105,6 +131,28 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
             command.downgrade(config, "base")
             steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
         tell("done: nothing of ours is left")
+
+
+def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[str]) -> None:
+    """Move our tables after Mailglass's, with history and waiting events.
+
+    ALTER TABLE … SET SCHEMA took the triggers along. Their functions name the old schema, so they go; the revision
+    makes new ones, and adds what was missed.
+    """
+    if len(places) > 1:
+        raise DatabaseRefusedError(
+            f"nothing was changed: schemas {', '.join(places)} all have tables of ours and no mailglass_events:"
+            " take out those that are not needed with `mailglass-reconcile migrate --remove`"
+        )
+    [place] = places
+    with Database(engine, settings).reading() as tx:
+        tables = state.tables_in(tx, place)
+    functions = [in_schema(f"{{schema}}.{name}()", place) for name in (*schema.TRIGGERS, schema.GUARD)]
+    dropped = [f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in functions]
+    moved = [f"ALTER TABLE {table} SET SCHEMA {{schema}};" for table in tables]
+    steps.run(
+        f"move our tables here from schema {json.dumps(place, ensure_ascii=False)}", "\n".join([*dropped, *moved])
+    )
 
 
 @contextmanager

@@ -18,6 +18,33 @@ SELECT count(*) FILTER (WHERE c.relname = ANY (CAST(:tables AS text[])) AND c.re
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:objects AS text[]))
 """
 
+# Tables with a name of ours that lack the columns of every version of it.
+_FOREIGN = """
+SELECT w.name, array_agg(w.attribute) AS missing
+  FROM unnest(CAST(:names AS text[]), CAST(:attributes AS text[])) AS w (name, attribute)
+  JOIN pg_class AS c ON c.oid = to_regclass(format('%I.%I', CAST(:schema AS text), w.name)) AND c.relkind = 'r'
+ WHERE NOT EXISTS (SELECT FROM pg_attribute AS a
+                    WHERE a.attrelid = c.oid AND a.attname = w.attribute AND NOT a.attisdropped)
+ GROUP BY w.name ORDER BY w.name
+"""
+
+# Our tables in a schema without a ledger, although this one has a ledger and none of them: Mailglass's were moved here.
+_MOVED_FROM = """
+SELECT n.nspname::text
+  FROM pg_class AS v JOIN pg_namespace AS n ON n.oid = v.relnamespace
+  JOIN pg_class AS o ON o.relnamespace = n.oid AND o.relname = 'mailglass_open_orphans' AND o.relkind = 'r'
+ WHERE v.relname = :version AND v.relkind = 'r' AND pg_get_userbyid(v.relowner) = current_user
+   AND pg_get_userbyid(o.relowner) = current_user
+   AND NOT EXISTS (SELECT FROM pg_class AS e WHERE e.relnamespace = n.oid AND e.relname = 'mailglass_events')
+   AND to_regclass(:events) IS NOT NULL AND to_regclass(:open_orphans) IS NULL
+ ORDER BY 1
+"""
+
+_TABLES_IN = """
+SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r' ORDER BY 1
+"""
+
 _MADE_BY_MAILGLASS = "SELECT to_regclass(:suppressions) IS NOT NULL"
 
 # An index belongs to the owner of its table, so an index of ours on Mailglass's tables is theirs.
@@ -61,12 +88,10 @@ def has_anything(tx: Transaction) -> bool:
 
 def is_complete(tx: Transaction, *, guard: bool) -> bool:
     """Whether the revision, our tables, triggers and indexes are there; also the guard, if it is wanted."""
-    if version(tx) != schema.VERSION:
-        return False
     if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
-    return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx)
+    return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx) and version(tx) == schema.VERSION
 
 
 def made_by_mailglass(tx: Transaction) -> bool:
@@ -74,11 +99,28 @@ def made_by_mailglass(tx: Transaction) -> bool:
     return bool(tx.execute(_MADE_BY_MAILGLASS, {"suppressions": tx.name_of("mailglass_suppressions")}).scalar_one())
 
 
+def owner(tx: Transaction) -> str | None:
+    """Return the other role that owns all that is ours, or None."""
+    owners = {row.owner for row in tx.execute(_NOT_OURS, _names(tx))}
+    return owners.pop() if len(owners) == 1 else None
+
+
+def moved_from(tx: Transaction) -> list[str]:
+    """Return the schemas that Mailglass's tables were moved from to this one: ours are still there."""
+    names = {**_names(tx), "version": schema.VERSION_TABLE, "open_orphans": tx.name_of("mailglass_open_orphans")}
+    return list(tx.execute(_MOVED_FROM, names).scalars())
+
+
+def tables_in(tx: Transaction, schema_name: str) -> list[str]:
+    """Return the quoted names of our tables in a schema."""
+    return list(tx.execute(_TABLES_IN, {"schema": schema_name, "tables": _names(tx)["tables"]}).scalars())
+
+
 def refuse_others(tx: Transaction) -> None:
-    """Refuse to build on an object with a name of ours that another role owns, or that is of another kind.
+    """Refuse to build on or drop an object with a name of ours that is another role's, or of another kind.
 
     Raises:
-        DatabaseRefusedError: Naming object and owner.
+        DatabaseRefusedError: Naming object and owner, or the columns that a table lacks.
     """
     found = tx.execute(_NOT_OURS, _names(tx)).all()
     if found:
@@ -87,6 +129,17 @@ def refuse_others(tx: Transaction) -> None:
         raise DatabaseRefusedError(
             f"nothing was changed: in schema {tx.schema}, {objects}. The name is reserved for an object of role"
             f" {role}: drop the object, or connect as its owner if it comes from an earlier migration"
+        )
+    pairs = [(name, column) for name, columns in schema.TABLES.items() for column in columns.split()]
+    foreign = {
+        "schema": tx.schema,
+        "names": [name for name, _ in pairs],
+        "attributes": [column for _, column in pairs],
+    }
+    for name, missing in tx.execute(_FOREIGN, foreign):
+        raise DatabaseRefusedError(
+            f"nothing was changed: table {name} of schema {tx.schema} is not ours, because it lacks"
+            f" {', '.join(missing)}. The name is reserved: rename the table"
         )
 
 

@@ -1,0 +1,43 @@
+"""What a database holds of ours that a removal would lose."""
+
+from __future__ import annotations
+
+from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.store.database import Transaction, in_schema
+from mailglass_reconcile.store.migration import state
+
+MAILGLASS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
+
+_OPEN = "SELECT count(*) AS orphans, count(recipient) AS recipients FROM {schema}.mailglass_open_orphans"
+_OUTBOX = """
+SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead
+  FROM {schema}.mailglass_hook_outbox
+"""
+_RUNS = "SELECT count(*) FROM {schema}.mailglass_reconcile_runs"
+
+
+def losses(tx: Transaction) -> list[str]:
+    """Return a line each for what is pending, what a removal loses, and what it leaves behind."""
+    there = set(state.tables_in(tx, tx.schema))
+
+    def has(table: str) -> bool:
+        return any(name.endswith(f".{table}") for name in there)
+
+    orphans, recipients = tx.execute(_OPEN).one() if has("mailglass_open_orphans") else (0, 0)
+    waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_hook_outbox") else (0, 0)
+    runs = tx.execute(_RUNS).scalar_one() if has("mailglass_reconcile_runs") else 0
+    lines = [
+        f"pending: {counted(orphans, 'open orphan')}, which nothing links then;"
+        f" {counted(waiting, 'event')} that handlers have not run on yet, and {dead:,} that they gave up on",
+        f"lost: recipients of {counted(recipients, 'open orphan')}, which the ledger does not have;"
+        f" a history of {counted(runs, 'run')}; every GRANT on our tables",
+    ]
+    tables = ", ".join(tx.name_of(name) for name in MAILGLASS)
+    if state.made_by_mailglass(tx):
+        return [*lines, f"stays: Mailglass's tables with every row ({tables})"]
+    function = in_schema("{schema}.mailglass_raise_immutability()", tx.schema)
+    return [
+        *lines,
+        f"stays: {tables}, with every row, recipients included. To drop them too, for good:"
+        f" DROP TABLE {tables}; DROP FUNCTION {function}",
+    ]

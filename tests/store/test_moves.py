@@ -1,0 +1,145 @@
+"""Mailglass rolled back, moved to another schema and back, or beside tables that we made."""
+
+import pytest
+from test_migrations import ORPHAN, new_id, sweep, with_history
+
+from catalog import Installation, installation, live
+from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
+from mailglass_reconcile.ops.doctor import schema as checks
+from mailglass_reconcile.ops.doctor.finding import Finding
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.migration import runner
+
+pytestmark = pytest.mark.slow
+
+THEIRS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events", "mailglass_suppressions")
+
+
+def move(url: str, there: str, here: str) -> None:
+    """Move Mailglass's four tables and its functions, as its upgrade to 2.0 does."""
+    database = installation(url)
+    database.run(f'CREATE SCHEMA IF NOT EXISTS "{here}"')
+    for table in THEIRS:
+        database.run(f'ALTER TABLE "{there}".{table} SET SCHEMA "{here}"')
+    database.run(f'ALTER FUNCTION "{there}".mailglass_raise_immutability() SET SCHEMA "{here}"')
+
+
+def finding(database: Installation) -> Finding:
+    """Return what doctor finds of the schema."""
+    with Database(database.engine, database.settings).reading() as tx:
+        [found] = checks.revision(tx)
+    return found
+
+
+def with_suppressions(url: str) -> Installation:
+    """Return a database that Mailglass 0.1.1 has made."""
+    database = live(url)
+    database.run("CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)")
+    return database
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_our_tables_follow_mailglass_s_to_another_schema_and_back(empty_database_url, redis_url, plan):
+    """With open orphans, history and waiting events; what came meanwhile is there too, and nothing stays behind."""
+    old = with_suppressions(empty_database_url)
+    still_open, *_ = with_history(old)
+    old.migrate()
+    empty = {line for line in old.objects() if line.startswith("schema")}
+    old.run("""
+        INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now());
+        INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
+        VALUES (now(), now(), 'full', 'x', 'ok')""")
+    places = ["public", "mail glass"]
+    for there, here in (places, places[::-1]):
+        move(empty_database_url, there, here)
+        new, meanwhile = installation(empty_database_url, here), new_id()
+        new.run(ORPHAN.format(id=meanwhile, age="1 minute"))
+        assert not new.is_current()
+        if plan:
+            assert any("SET SCHEMA" in line for line in new.migrate(plan=True))
+            assert not new.is_current()
+        told = new.migrate()
+        assert any(line.startswith("move our tables here from schema") for line in told)
+        assert new.is_current()
+        assert {still_open, meanwhile} <= new.open_set()
+        assert new.values("SELECT count(*) FROM mailglass_hook_outbox") == [1]
+        assert new.values("SELECT count(*) FROM mailglass_reconcile_runs") == [1]
+        left = installation(empty_database_url, there).objects()
+        assert not [line for line in left if "mailglass" in line and not line.startswith("schema")]
+    assert empty <= new.objects()
+    new.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert sweep(new, redis_url) > 1
+
+
+def test_a_setting_that_still_names_the_old_schema_is_named(empty_database_url):
+    """Nobody is told to migrate there: that would make a second set of tables."""
+    old = with_suppressions(empty_database_url)
+    old.migrate()
+    move(empty_database_url, "public", "mailglass")
+    for work in (old.migrate, old.is_current):
+        with pytest.raises(DatabaseRefusedError) as refused:
+            work()
+        assert "set MAILGLASS_DATABASE_SCHEMA to mailglass" in str(refused.value)
+    found = finding(old)
+    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in found.remedy
+
+
+def test_a_mailglass_that_was_rolled_back_comes_back_first(empty_database_url):
+    """`migrate` makes no tables in its place; once they are there again, all is mended."""
+    database = live(empty_database_url)
+    with_history(database)
+    database.migrate()
+    database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events")
+    database.run("DROP FUNCTION mailglass_raise_immutability()")
+    before = database.objects()
+    for work in (database.migrate, lambda: database.migrate(plan=True), database.is_current):
+        with pytest.raises(DatabaseRefusedError, match=r"Mailglass was rolled back.* Run Mailglass's own migrations"):
+            work()
+    assert database.objects() == before
+    found = finding(database)
+    assert "Run Mailglass's own migrations" in found.remedy
+    live(empty_database_url)
+    database.migrate()
+    assert database.is_current()
+    assert database.open_set() == set()
+
+
+def test_tables_of_ours_beside_mailglass_s_are_warned_of(empty_database_url):
+    """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
+    made = installation(empty_database_url)
+    made.migrate()
+    live(empty_database_url, "mailglass", "2.x")
+    assert any("set MAILGLASS_DATABASE_SCHEMA to mailglass" in line for line in made.migrate())
+    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(made).remedy
+    theirs = installation(empty_database_url, "mailglass")
+    assert not any("MAILGLASS_DATABASE_SCHEMA" in line for line in theirs.migrate())
+
+
+def test_a_schema_that_was_not_chosen_is_warned_of(empty_database_url, monkeypatch):
+    """If another one has a ledger as well."""
+    database = live(empty_database_url)
+    live(empty_database_url, "other")
+    monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
+    told: list[str] = []
+    runner.migrate(database.engine, Settings(database_url=empty_database_url), told.append)
+    assert any("MAILGLASS_DATABASE_SCHEMA is not set, and schema other has a ledger too" in line for line in told)
+
+
+def test_a_database_in_another_encoding_is_refused(admin, drop_database):
+    """Addresses and ids may hold any character."""
+    name = f"mgtest_{new_id()}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(
+            f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    url = admin.url.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        database = installation(url)
+        before = database.objects()
+        with pytest.raises(ConfigurationError, match="encoded in LATIN1"):
+            database.migrate()
+        assert database.objects() == before
+    finally:
+        drop_database(name)

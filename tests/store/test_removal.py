@@ -1,0 +1,93 @@
+"""`migrate --remove` tells what is lost before it asks; and what belongs to somebody else stays."""
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+from test_migrations import with_history
+
+from catalog import installation, live
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.store.migration import runner
+
+pytestmark = pytest.mark.slow
+
+COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
+
+
+def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
+    """Tables that `migrate` made stay with their recipients, and the statement that drops them is given."""
+    database = installation(empty_database_url)
+    database.migrate()
+    with_history(database)
+    database.run("UPDATE mailglass_open_orphans SET recipient = 'ada@example.com'")
+    database.run("""
+        INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now())""")
+    pending, lost, stays = runner.losses(database.engine, database.settings)
+    open_now = len(database.open_set())
+    assert pending.startswith(f"pending: {open_now} open orphan")
+    assert "1 event that handlers have not run on yet" in pending
+    assert f"recipients of {open_now} open orphan" in lost
+    assert "recipients included" in stays
+    database.remove()
+    assert database.values("SELECT count(*) FROM mailglass_deliveries") == [1]
+    database.run(stays[stays.index("DROP TABLE") :])
+    assert not any("mailglass" in line for line in database.objects() if not line.startswith("schema"))
+
+
+def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url):
+    """They stay, and that is all."""
+    database = live(empty_database_url, "mailglass", "2.x")
+    database.migrate()
+    assert not any("DROP" in line for line in runner.losses(database.engine, database.settings))
+
+
+def test_the_command_asks_before_it_removes(empty_database_url):
+    """Without a terminal it needs --yes; what is lost is on its output."""
+    database = live(empty_database_url)
+    database.migrate()
+    environment = {"MAILGLASS_DATABASE_URL": empty_database_url}
+    command = [COMMAND, "migrate", "--remove"]
+    refused = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, "give --yes" in refused.stderr) == (2, True)
+    assert database.is_current()
+    done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
+    assert "pending: 0 open orphans" in done.stdout
+    assert not database.is_current()
+
+
+def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(empty_database_url):
+    """Nor built upon: it lacks our columns."""
+    database = live(empty_database_url)
+    database.run("CREATE TABLE mailglass_hook_outbox (note text); INSERT INTO mailglass_hook_outbox VALUES ('mine')")
+    before = database.objects()
+    for work in (database.migrate, database.remove):
+        with pytest.raises(DatabaseRefusedError, match="mailglass_hook_outbox of schema public is not ours"):
+            work()
+    assert database.objects() == before
+
+
+def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_database_url, admin):
+    """A deployment that migrates as one role each time and as another one by hand."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
+    try:
+        owned = live(url)
+        owned.migrate()
+        other = installation(empty_database_url)
+        before = other.objects()
+        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001, owned by {role}"
+        assert other.objects() == before
+    finally:
+        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
