@@ -89,7 +89,11 @@ SELECT n.nspname::text AS schema,
  WHERE c.relname = 'mailglass_events' AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' ORDER BY 1
 """
 
-_HAS_OPEN_ORPHANS = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'r')"
+_HAS_OURS = """
+SELECT EXISTS (SELECT FROM pg_class AS o JOIN pg_class AS v ON v.relowner = o.relowner
+                WHERE o.oid = to_regclass(:open_orphans) AND v.oid = to_regclass(:version)
+                  AND (o.relkind, v.relkind) = ('r', 'r'))
+"""
 
 _TRIGGERS = """
 SELECT w.name,
@@ -140,7 +144,8 @@ def ledgers(tx: Transaction) -> Ledgers:
 def without_ledger(tx: Transaction) -> str | None:
     """Return what is wrong and what to do if our tables are there without Mailglass's, or None."""
     here, others = ledgers(tx)
-    if here is not None or not tx.execute(_HAS_OPEN_ORPHANS, {"table": tx.name_of("mailglass_open_orphans")}).scalar():
+    names = {"open_orphans": tx.name_of("mailglass_open_orphans"), "version": tx.name_of(VERSION_TABLE)}
+    if here is not None or not tx.execute(_HAS_OURS, names).scalar_one():
         return None
     if others:
         return (
