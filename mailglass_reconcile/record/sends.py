@@ -50,7 +50,7 @@ class Sent:
     occurred_at: dt.datetime | None = None
 
 
-class Draft(NamedTuple):
+class NewSend(NamedTuple):
     """A delivery and its first event; the delivery's id is in both. `now` if the send gives no time of its own."""
 
     entry: Entry
@@ -110,17 +110,17 @@ def record_send(
         checking.stream("stream", stream),
         json.dumps(checking.metadata("metadata", {} if metadata is None else metadata)),
     )
-    drafts = check(campaign.tenant_id, campaign.spellings[0], sent)
+    checked = check(campaign.tenant_id, campaign.spellings[0], sent)
     with borrowed(connection, settings) as tx:
-        delivery_ids, reports = _store(tx, campaign, drafts)
-        linked = link_in(tx, _match(tx, drafts, set(delivery_ids)), reports)
-    return after_commit.returned(connection, _recorded(drafts, delivery_ids, linked))
+        delivery_ids, reports = _store(tx, campaign, checked)
+        linked = link_in(tx, _match(tx, checked, set(delivery_ids)), reports)
+    return after_commit.returned(connection, _recorded(checked, delivery_ids, linked))
 
 
-def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tuple[list[str], list[LinkedEvent]]:
+def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> tuple[list[str], list[LinkedEvent]]:
     """Store the sends that are new; return the delivery of each, and what of the new ones must still be projected."""
-    first = {draft.identity: draft for draft in reversed(drafts)}
-    recipients = Counter(draft.message_id for draft in first.values() if draft.message_id is not None)
+    first = {send.identity: send for send in reversed(checked)}
+    recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
     rows = [
         New(
             d.entry,
@@ -134,44 +134,44 @@ def _store(tx: Transaction, campaign: Campaign, drafts: Sequence[Draft]) -> tupl
         for d in first.values()
     ]
     known = sends.store(tx, campaign, rows) if rows else {}
-    delivery_ids = {identity: known.get(identity) or draft.delivery_id for identity, draft in first.items()}
+    delivery_ids = {identity: known.get(identity) or send.delivery_id for identity, send in first.items()}
     reports = [
         LinkedEvent(None, e.id, row.delivery_id, e.tenant_id, e.type, e.occurred_at, arrived_at=projector.NOW)
         for row in rows
         for e in [row.entry]
         if (e.idempotency_key or e.id) not in known and not row.now
     ]
-    return [delivery_ids[draft.identity] for draft in drafts], reports
+    return [delivery_ids[send.identity] for send in checked], reports
 
 
-def _match(tx: Transaction, drafts: Sequence[Draft], ours: Set[str]) -> list[tuple[str, str]]:
-    """Return what is open for the drafts' message ids and belongs to one of our deliveries, by the sweep's rule."""
-    ids = {draft.message_id: None for draft in drafts if draft.message_id is not None}
+def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> list[tuple[str, str]]:
+    """Return what is open for the checked' message ids and belongs to one of our deliveries, by the sweep's rule."""
+    ids = {send.message_id: None for send in checked if send.message_id is not None}
     if not ids:
         return []
     # Another recipient's can only belong to another's delivery.
-    recipients = {address(draft.recipient) for draft in drafts}
-    found = open_orphans.with_message_ids(tx, drafts[0].entry.tenant_id, ids, recipients)
+    recipients = {address(send.recipient) for send in checked}
+    found = open_orphans.with_message_ids(tx, checked[0].entry.tenant_id, ids, recipients)
     judged = judge(tx, open_orphans.read(tx, found)) if found else []
     return [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
 
 
 def _recorded(
-    drafts: Sequence[Draft], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
+    checked: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
     told: dict[str, list[Message]] = defaultdict(list)
     for message in projector.broadcast(linked, list):
         told[message[1]].append(message)
     recorded = []
-    for draft, id_ in zip(drafts, delivery_ids, strict=True):
-        look = Look(draft.entry.tenant_id, message_ids=(draft.message_id,)) if draft.message_id else None
+    for send, id_ in zip(checked, delivery_ids, strict=True):
+        look = Look(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
         # A recipient that was given twice is broadcast once.
         recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ())), look))
     return recorded
 
 
-def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[Draft]:
+def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:
     """Check what a provider's API has answered, and return it in its order; *provider* in its canonical spelling.
 
     Raises:
@@ -183,11 +183,11 @@ def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[Draft]:
     for index, one in enumerate(sent):
         if not isinstance(one, Sent):
             raise InvalidEventError(f"sent[{index}] must be a Sent")
-        checked.append(_draft(f"sent[{index}]", one, tenant_id, provider))
+        checked.append(_checked(f"sent[{index}]", one, tenant_id, provider))
     return checked
 
 
-def _draft(at: str, one: Sent, tenant_id: str, provider: str) -> Draft:
+def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
     kind = checking.sent_type(f"{at}.type", one.type)
     message_id = checking.sent_id(f"{at}.message_id", one.message_id, needed=kind == "dispatched")
     recipient = checking.recipient(f"{at}.recipient", one.recipient)
@@ -206,7 +206,7 @@ def _draft(at: str, one: Sent, tenant_id: str, provider: str) -> Draft:
         metadata={"provider": provider, providers.stored_under(provider): message_id},
         needs_reconciliation=False,
     )
-    return Draft(entry, delivery_id, recipient, message_id, now)
+    return NewSend(entry, delivery_id, recipient, message_id, now)
 
 
 def _key(tenant_id: str, provider: str, message_id: str | None, recipient: str) -> str | None:

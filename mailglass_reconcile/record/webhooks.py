@@ -39,7 +39,7 @@ REPEATED = Recorded(None, None)
 """What becomes of an event that was recorded before."""
 
 
-class Draft(NamedTuple):
+class NewEvent(NamedTuple):
     """A row for the ledger, as an orphan, and the keys that its delivery is found by."""
 
     entry: Entry
@@ -80,21 +80,21 @@ def record_webhook(
     runtime.load_imports()
     settings = runtime.get_settings()
     tenant = checking.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
-    drafts = draft(tenant, provider, events, strict)
-    new = list({one.entry.idempotency_key: one for one in reversed(drafts)}.values())[::-1]
+    checked = check(tenant, provider, events, strict)
+    new = list({one.entry.idempotency_key: one for one in reversed(checked)}.values())[::-1]
     with borrowed(connection, settings) as tx:
         recorded = _record(tx, new) if new else {}
     outcomes = {one.entry.id: _outcome(one, recorded) for one in new}
-    return after_commit.returned(connection, [outcomes.get(one.entry.id, REPEATED) for one in drafts])
+    return after_commit.returned(connection, [outcomes.get(one.entry.id, REPEATED) for one in checked])
 
 
-def _record(tx: Transaction, drafts: Sequence[Draft]) -> dict[str, str | None]:
+def _record(tx: Transaction, checked: Sequence[NewEvent]) -> dict[str, str | None]:
     """Append events with the deliveries that the rule finds, and project them; return each new one's delivery."""
-    verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in drafts])
+    verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in checked])
     entries = [
-        one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(drafts, verdicts, strict=True)
+        one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(checked, verdicts, strict=True)
     ]
-    recorded = ledger.append_webhook(tx, entries, {one.entry.id: one.keys for one in drafts})
+    recorded = ledger.append_webhook(tx, entries, {one.entry.id: one.keys for one in checked})
     attached = [_linked(one, delivery_id) for one in entries if (delivery_id := recorded.get(one.id))]
     if attached:
         projector.project(tx, attached)
@@ -107,19 +107,19 @@ def _linked(entry: Entry, delivery_id: str) -> LinkedEvent:
     )
 
 
-def _outcome(draft: Draft, recorded: Mapping[str, str | None]) -> Recorded:
-    entry = draft.entry
+def _outcome(event: NewEvent, recorded: Mapping[str, str | None]) -> Recorded:
+    entry = event.entry
     if entry.id not in recorded:
         return REPEATED
     delivery_id = recorded[entry.id]
     if delivery_id is None:
-        look = Look(entry.tenant_id, event_ids=(entry.id,)) if draft.keys.candidate_ids else None
+        look = Look(entry.tenant_id, event_ids=(entry.id,)) if event.keys.candidate_ids else None
         return Recorded(UUID(entry.id), None, look=look)
     (message,) = projector.broadcast([_linked(entry, delivery_id)], list)
     return Recorded(UUID(entry.id), UUID(delivery_id), (message,))
 
 
-def draft(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[Draft]:
+def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
     """Check and repair a webhook's events, and return them in their order; equal ones have the same key.
 
     Raises:
@@ -129,7 +129,7 @@ def draft(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
     if not isinstance(events, Iterable):
         raise InvalidEventError("events must be a list of WebhookEvent")
     different: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
-    drafts = []
+    checked = []
     for index, event in enumerate(events):
         at = f"events[{index}]"
         if not isinstance(event, WebhookEvent):
@@ -140,8 +140,8 @@ def draft(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
         if event not in known:
             known.append(event)
         key = idempotency_key(tenant_id, provider, event_id, kind, known.index(event))
-        drafts.append(_draft(at, event, kind, tenant_id, provider, key, strict))
-    return drafts
+        checked.append(_checked(at, event, kind, tenant_id, provider, key, strict))
+    return checked
 
 
 def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind: str, number: int) -> str:
@@ -158,7 +158,9 @@ def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind:
     return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def _draft(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, key: str, strict: bool) -> Draft:
+def _checked(
+    at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, key: str, strict: bool
+) -> NewEvent:
     message_id = checking.message_id(f"{at}.message_id", event.message_id)
     given = checking.metadata(f"{at}.metadata", event.metadata)
     recipient = checking.recipient(f"{at}.recipient", event.recipient) or _recipient_in(given)
@@ -182,7 +184,7 @@ def _draft(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: st
         needs_reconciliation=True,
     )
     keys = keys_of_metadata(metadata)
-    return Draft(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
+    return NewEvent(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
 
 
 def _bare(name: str) -> str:

@@ -131,7 +131,7 @@ def _report(run: Run, span: telemetry.Span) -> None:
         logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
 
 
-class Census:
+class OpenGroups:
     """Counts what stays open; an orphan that nothing else is known about is unmatched."""
 
     def __init__(self, window: Window) -> None:

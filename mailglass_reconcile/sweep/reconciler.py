@@ -34,7 +34,7 @@ from mailglass_reconcile.store.database import Connected, Database, Transaction,
 from mailglass_reconcile.store.open_orphans import Place
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.sweep import history, window
-from mailglass_reconcile.sweep.history import Census
+from mailglass_reconcile.sweep.history import OpenGroups
 from mailglass_reconcile.sweep.judge import Judged, judge
 from mailglass_reconcile.sweep.link import Pairs, link_batch
 from mailglass_reconcile.sweep.result import SweepResult, mismatches
@@ -112,7 +112,7 @@ class Sweep:
         seconds = seconds if recent is None else min(seconds, window.seconds_for(recent))
         self._deadline = time.monotonic() + seconds
         self._window: Window | None = None
-        self.census: Census | None = None
+        self.open_groups: OpenGroups | None = None
         """What stays open, by state, tenant and provider; None if it is not counted."""
         self._parts: deque[Part] = deque()
         self._reached: Place | None = None
@@ -184,8 +184,8 @@ class Sweep:
                 if not self.result.dry_run:
                     self._refuse(connected, found.unreadable)
                     self._keep(connected, [one for one in found.judged if one.orphan.event_id not in linked])
-                if self.census is not None:
-                    self.census.judged(found.judged, linked)
+                if self.open_groups is not None:
+                    self.open_groups.judged(found.judged, linked)
             if self._expired():
                 return
         self._complete = True
@@ -217,7 +217,7 @@ class Sweep:
             if self._window is None and opened.survey and self._recent is None:
                 _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
             self._window, self._parts = opened, deque(opened.parts)
-            self.census = Census(opened) if self._kind == "full" or self._range_of else None
+            self.open_groups = OpenGroups(opened) if self._kind == "full" or self._range_of else None
             return self._ids_of_part(tx)
 
     def _pass(self, connected: Connected) -> bytes:
@@ -382,7 +382,7 @@ class Sweep:
         run = self._as_run(error)
         if self._parts and self._parts[0].which == "fresh" and self._window is not None and not self._complete:
             self._note_unseen(connected, run)
-        run.open_groups = None if self.census is None else self.census.as_groups()
+        run.open_groups = None if self.open_groups is None else self.open_groups.as_groups()
         run.position = self._next_position()
         history.note(connected, run, range_of=self._range_of)
 
@@ -523,7 +523,7 @@ def open_groups(database: Database, tenant_id: str | None = None) -> list[dict[s
     """
     sweep = Sweep(database, None, tenant_id=tenant_id, dry_run=True)
     sweep.run()
-    return sweep.census.as_groups() if sweep.census else []
+    return sweep.open_groups.as_groups() if sweep.open_groups else []
 
 
 def _by_delivery(judged: Sequence[Judged]) -> list[tuple[str, str]]:
