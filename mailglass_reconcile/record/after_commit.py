@@ -22,6 +22,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import await_only
 
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, translated
@@ -195,7 +196,7 @@ def _in_batches(looks: Sequence[Look], size: int) -> Iterator[Look]:
 
 
 def _link(place: Place, settings: Settings, look: Look, deadline: float, linked: list[LinkedEvent]) -> None:
-    for _ in range(1 if _in_event_loop() else ROUNDS):  # an event loop does not sleep: the next sweep links
+    for _ in range(ROUNDS):
         with place.ask() as connection:
             if not open_orphans.may_match(connection, settings, look.message_ids, look.event_ids):
                 return
@@ -206,8 +207,19 @@ def _link(place: Place, settings: Settings, look: Look, deadline: float, linked:
         held = len(done) < len(pairs)
         if time.monotonic() > deadline or not pairs or not (held or more):
             return
-        if held:
-            time.sleep(PAUSE_SECONDS)
+        if held and not _paused(connection):
+            return
+
+
+def _paused(connection: sa.Connection) -> bool:
+    """Let whoever holds something finish; False in an event loop that cannot continue meanwhile."""
+    if connection.dialect.is_async:
+        await_only(asyncio.sleep(PAUSE_SECONDS))
+    elif _in_event_loop():
+        return False
+    else:
+        time.sleep(PAUSE_SECONDS)
+    return True
 
 
 def _matching(tx: Transaction, look: Look) -> tuple[list[tuple[str, str]], bool]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,6 @@ import factories
 import mailglass_reconcile
 from conftest import wait_until
 from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send, runtime
-from mailglass_reconcile.record import after_commit
 from mailglass_reconcile.record.after_commit import finish_quietly, place_of
 from record.recording import NOW, event, record, statements
 
@@ -250,28 +250,54 @@ def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
     assert reconcile().linked == 1
 
 
-def test_an_async_session_waits_for_nobody_who_holds_the_delivery(db):
-    """Its event loop serves others; the next sweep links."""
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_an_async_session_s_event_loop_does_not_wait_for_the_look(db, driver, monkeypatch):
+    """While the look waits for somebody who holds the delivery, the loop continues; nothing in it sleeps."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
 
     async def receiving():
-        engine = create_async_engine(make_url(db.url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
-        with db.engine.connect() as sending:
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
+        with db.engine.connect() as sending, statements(engine.sync_engine) as seen:
             async with AsyncSession(engine) as session:
                 send(sending)
                 await session.run_sync(receive)
                 sending.commit()
-                with held(db, "mailglass_deliveries"):
-                    began = asyncio.get_running_loop().time()
-                    await session.commit()
-                    took.append(asyncio.get_running_loop().time() - began)
+                with held(db, "mailglass_deliveries") as holder:
+                    committing = asyncio.create_task(session.commit())
+                    while sum("appended AS" in statement for statement in seen) < 3:
+                        await asyncio.sleep(0.01)
+                    holder.rollback()
+                    await committing
         await engine.dispose()
 
-    took: list[float] = []
     asyncio.run(receiving())
-    assert db.appended() == 0
-    assert took[0] < after_commit.PAUSE_SECONDS * (after_commit.ROUNDS - 1), "it would have slept so often"
+    assert slept == []
+    assert db.appended() == 1
+
+
+def test_a_session_in_an_event_loop_waits_for_nobody_who_holds_the_delivery(db, monkeypatch):
+    """One that is not asynchronous would hold up the loop; the next sweep links."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    async def receiving():
+        with db.engine.connect() as sending, Session(db.engine) as session:
+            send(sending)
+            receive(session)
+            sending.commit()
+            with held(db, "mailglass_deliveries"):
+                session.commit()
+
+    asyncio.run(receiving())
+    assert (slept, db.appended()) == ([], 0)
     db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
     assert reconcile().linked == 1
+
+
+def away(_dialect, _record, _arguments, parameters):
+    """Lead a new connection to where nothing listens."""
+    parameters.update(host="127.0.0.1", port=1)
 
 
 @pytest.mark.parametrize("url", [None, "postgresql://nobody@127.0.0.1:1/none"])
@@ -288,6 +314,32 @@ def test_a_database_that_cannot_be_reached_costs_the_look_and_a_line_in_the_log(
     (line,) = [entry.getMessage() for entry in caplog.records if "look once more" in entry.getMessage()]
     assert "MAILGLASS_DATABASE_URL" in line
     assert "\n" not in line
+
+
+def test_an_engine_that_cannot_connect_any_more_costs_the_look_and_a_line_in_the_log(db, caplog):
+    """Neither the call nor its messages."""
+    factories.delivery(db, "m-2")
+    with own_engine(db, poolclass=sa.NullPool) as engine:
+        with db.engine.connect() as sending, engine.begin() as receiving:
+            send(sending)
+            recorded = record(receiving, event(), event("m-2"))
+            sending.commit()
+        sa.event.listen(engine, "do_connect", away)
+        broadcast(recorded)
+    assert len(db.witness.messages()) == 2
+    (line,) = [entry.getMessage() for entry in caplog.records if "look once more" in entry.getMessage()]
+    assert "MAILGLASS_DATABASE_URL" in line
+    assert "\n" not in line
+
+
+def test_what_is_attached_already_is_broadcast_without_a_database(db):
+    """There is nothing to look for, so `MAILGLASS_DATABASE_URL` is not read."""
+    factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        recorded = record(connection, event())
+    mailglass_reconcile.configure(settings=Settings(database_url=None, redis_url=db.settings.redis_url))
+    broadcast(recorded)
+    assert len(db.witness.messages()) == 2
 
 
 def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db, caplog):
