@@ -3,14 +3,14 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mailglass_reconcile.sweep.match import Event
 
 import factories
 import oracle
 from conftest import Database
 from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.store import database, engines
-from mailglass_reconcile.sweep import match
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.sweep import judge
 
 TENANTS = st.sampled_from(["a", "b"])
 RECIPIENTS = st.sampled_from(["Ada@Example.com", " ada@example.com ", "Ada <ADA@example.com>", "eve@example.com"])
@@ -46,10 +46,10 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     tenant, candidates, recipient, lost = orphan
     known = Keys("postmark", tuple(candidates), recipient, lost=lost and recipient is None)
     with engines.connect(db.engine) as connection, connection.begin() as transaction:
-        tx = database.Transaction(connection, "public")
+        tx = Transaction(connection, db.settings)
         factories.insert_on(connection, rows)
-        found = match.match(tx, [Event("", tenant, known), Event("", "b", known)])
-        decision = match.decide(tx, tenant, known)
+        found = judge.match(tx, [(tenant, known), ("b", known)])
+        decision = judge.decide(tx, tenant, known)
         transaction.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
@@ -66,8 +66,7 @@ def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     others = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
     factories.insert(db, [*others, *(factories.delivery_row("shared") for _ in range(own))])
     with db.engine.begin() as connection:
-        decision = match.decide(
-            database.Transaction(connection, "public"), factories.TENANT, Keys("postmark", ("shared",), None)
-        )
+        tx = Transaction(connection, db.settings)
+        decision = judge.decide(tx, factories.TENANT, Keys("postmark", ("shared",), None))
     assert decision.state == state
     assert len(decision.named) <= 20
