@@ -90,13 +90,14 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
  WHERE o.event_id = held.event_id
 """
 
-# An orphan without its event (the ledger was emptied) is settled as well.
+# An orphan without its event (the ledger was emptied) is settled as well. Its event is looked up in a scalar subquery,
+# because for a large slice the planner turns an EXISTS into one pass over the ledger's whole primary key.
 _HOLD = """
 SELECT o.event_id::text, o.rule IS NOT NULL AS keyed,
        EXISTS (SELECT FROM {schema}.mailglass_events AS r
                 WHERE r.idempotency_key = 'reconciled:' || o.event_id
                   AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id)
-         OR NOT EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = o.event_id) AS settled
+         OR (SELECT e.id FROM {schema}.mailglass_events AS e WHERE e.id = o.event_id) IS NULL AS settled
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
    FOR UPDATE OF o SKIP LOCKED
