@@ -523,6 +523,23 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
     assert plan.read <= 1 + 2 * 2, "a bitmap scan counts its rows twice"
 
 
+def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_same_one(untouched, events):
+    """Of one campaign, with statistics that know of nothing else."""
+    connection, settings = untouched.connection, untouched.settings
+    new, some = [f"new-{n}" for n in range(20)], events[:20]
+    with connection.begin_nested() as savepoint:
+        connection.exec_driver_sql("UPDATE mailglass_open_orphan_ids SET candidate_id = 'open'")
+        connection.exec_driver_sql("UPDATE mailglass_deliveries SET provider_message_id = 'campaign'")
+        connection.exec_driver_sql("ANALYZE mailglass_open_orphan_ids, mailglass_deliveries")
+        by_ids = probing(untouched, lambda: open_orphans.may_match(connection, settings, new, ()))
+        by_one = probing(untouched, lambda: open_orphans.may_match(connection, settings, ["open"], ()))
+        by_events = probing(untouched, lambda: open_orphans.may_match(connection, settings, (), some))
+        savepoint.rollback()
+    assert by_ids.read == 0
+    assert by_one.read == 1
+    assert by_events.read <= 6 * len(some), "two ids each, and those that the update has left behind"
+
+
 def test_a_webhooks_events_are_appended_with_a_probe_for_each_delivery(application, pairs):
     """Half of them are attached; the ledger, the orphans and their ids are only added to."""
     entries, known = [], {}
