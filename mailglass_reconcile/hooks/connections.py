@@ -114,9 +114,10 @@ def _savepoint(connection: sa.Connection) -> Iterator[None]:
 
 
 def is_contention(error: BaseException) -> bool:
-    """Whether *error*, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    return getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES
+    """Whether *error*, ours, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
+    raised = [one for one in (error, error.__context__) if one is not None]  # ours replaces the driver's
+    causes = [getattr(one, "orig", None) or one.__cause__ or one for one in raised]
+    return any(getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES for cause in causes)
 
 
 class _Used:

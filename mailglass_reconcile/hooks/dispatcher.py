@@ -216,17 +216,23 @@ class _Dispatcher:
                 outbox.unlimit(tx, limits)
 
     def _own(self, begin: Begin, action: Callable[[Transaction], T]) -> T:
-        """Run a transaction without handlers; one that contends with another, as in SERIALIZABLE, is tried again."""
+        """Run a transaction without handlers; one that contends with another is tried again, as READ COMMITTED.
+
+        That is enough for claims and notes, and does not fail; SERIALIZABLE may be the database's default.
+        """
+        nested = contended = False
         for pause in (*CONTENTION_PAUSES, None):
-            nested = False
             try:
                 with begin() as work:
                     nested = work.nested
+                    if contended:
+                        work.ours.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                     with borrowed(work.ours, self._settings) as tx:
                         return action(tx)
             except Exception as error:
                 if pause is None or nested or not connections.is_contention(error):
                     raise
+                contended = True
                 time.sleep(pause * (1 + random.random()))  # noqa: S311 - not a secret
         raise AssertionError("unreachable")
 
