@@ -13,6 +13,7 @@ from conftest import Database
 from faults.test_faults_connection import raced
 from mailglass_reconcile.ops import explanation, status
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import reconciler
 
@@ -26,14 +27,14 @@ def _migrate(db: Database, engine: sa.Engine) -> None:
 
 def _explain(db: Database, engine: sa.Engine) -> None:
     orphan = db.value("SELECT event_id::text FROM mailglass_open_orphans LIMIT 1")
-    explanation.explain(engine, uuid.UUID(orphan))
+    explanation.explain(Handle(engine, db.settings), uuid.UUID(orphan))
 
 
 WORK: dict[str, Callable[[Database, sa.Engine], object]] = {
     "a sweep": lambda db, engine: mailglass_reconcile.reconcile(),
-    "a dry run": lambda db, engine: reconciler.prepare(dry_run=True).run(engine),
+    "a dry run": lambda db, engine: reconciler.prepare(dry_run=True).run(),
     "a prune": lambda db, engine: mailglass_reconcile.prune(),
-    "a look at the status": lambda db, engine: status.status(engine),
+    "a look at the status": lambda db, engine: status.status(Handle(engine, db.settings)),
     "an explanation": _explain,
     "a migration": _migrate,
 }

@@ -20,13 +20,20 @@ from alembic.config import Config
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import privileges, schema
-from mailglass_reconcile.store.database import Database, in_schema
+from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, in_schema
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import contents, state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
 from mailglass_reconcile.store.migration.steps import Steps
 
 _PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, ask for a new plan: it leaves out what is done"
+
+_SCOPE = f"""
+SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
+       pg_catalog.set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true),
+       pg_catalog.set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true)
+"""
 
 
 def migrate(
@@ -222,10 +229,10 @@ def _handed_over(config: Config, engine: sa.Engine, settings: Settings, steps: S
     gets our scope first. It has ended whenever a step begins, because an index would wait for it.
     """
     with connect(engine) as connection:
+        sa.event.listen(connection, "begin", _scope)
         # It is idle while the steps run on connections of their own.
         connection.exec_driver_sql("SET idle_session_timeout = 0")
         connection.commit()
-        sa.event.listen(connection, "begin", _scope)
         steps.before_each = connection.commit
         config.attributes.update(connection=connection, engine=engine, settings=settings, steps=steps, guard=guard)
         yield
@@ -235,8 +242,7 @@ def _handed_over(config: Config, engine: sa.Engine, settings: Settings, steps: S
 
 
 def _scope(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("SET LOCAL search_path = pg_catalog, pg_temp")
-    connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+    connection.exec_driver_sql(_SCOPE)
 
 
 def _scripts() -> Path:
