@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -33,6 +34,7 @@ from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import deliveries, ledger, open_orphans
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -53,11 +55,21 @@ TIMES = st.sampled_from(
     ["2026-01-01", "2026-01-02 03:04:05", "2026-02-01", "1999-01-01", "infinity", "2026-01-03", "9000-01-01"]
 )
 SIZES = st.sampled_from([1, 2, 5])
+SLICE = 2
+"""So many orphans a hurried sweep looks at."""
 
 _DELIVERIES = "SELECT id::text, to_jsonb(d) AS row FROM mailglass_deliveries AS d"
 _LINKS = """
 SELECT metadata ->> 'reconciled_from_event_id' AS orphan, delivery_id::text AS delivery FROM mailglass_events
  WHERE type = 'reconciled' AND metadata ? 'reconciled_provider'
+"""
+_FRESH = """
+SELECT o.event_id::text AS id
+  FROM mailglass_open_orphans AS o,
+       (SELECT position FROM mailglass_reconcile_runs
+         WHERE kind = 'full' AND tenant_id IS NULL ORDER BY id DESC LIMIT 1) AS r
+ WHERE (o.arrived_at, o.event_id) > (CAST(r.position #>> '{covered,0}' AS timestamp),
+                                     CAST(r.position #>> '{covered,1}' AS uuid))
 """
 _ARRIVED = """
 SELECT to_json(inserted_at) #>> '{}' AS at, to_json(occurred_at) #>> '{}' AS occurred
@@ -83,6 +95,14 @@ class _Mouth:
                 raise _CrashError
         self.told += messages
         return Published(2 * len(messages), 0)
+
+
+class _Hurried(Sweep):
+    """A sweep whose deadline passes when it has looked at one slice, and linked what matches there."""
+
+    def _keep(self, *given: Any) -> None:
+        super()._keep(*given)
+        self.stop()
 
 
 class _Mood:
@@ -157,11 +177,12 @@ class Schedule(RuleBasedStateMachine):
         self.deliveries += [{**row, **known, "provider_message_id": row["message_id"]} for row in rows]
 
     def _orphan(
-        self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, **more: object
+        self, tenant: str, id_: str, kind: str, at: str, recipient: str | None, age_seconds: float = 300, **more: object
     ) -> dict[str, Any]:
         if recipient is not None and "recipient_known" not in more:
             more["recipient"] = recipient
-        row = factories.orphan_row(factories.postmark(id_, **more), tenant_id=tenant, type=kind, occurred_at=at)
+        metadata = factories.postmark(id_, **more)
+        row = factories.orphan_row(metadata, tenant_id=tenant, type=kind, occurred_at=at, age_seconds=age_seconds)
         row["idempotency_key"] = f"postmark:{row['id']}"
         self.orphans[row["id"]] = {
             "tenant_id": tenant,
@@ -255,7 +276,7 @@ class Schedule(RuleBasedStateMachine):
     @rule()
     def rebuild_the_open_set(self) -> None:
         """A prune with a short maximum age empties it, the next one fills it: recipients of our writers are lost."""
-        prune_with(Handle(self.db.engine, self.db.settings.model_copy(update={"max_age_minutes": 2})))
+        prune_with(Handle(self.db.engine, self.db.settings.model_copy(update={"max_age_minutes": 1})))
         assert not self.db.rows("SELECT FROM mailglass_open_orphans UNION ALL SELECT FROM mailglass_open_orphan_ids")
         self.mend()
         for id_ in self._open():
@@ -326,6 +347,34 @@ class Schedule(RuleBasedStateMachine):
         }
         assert linked == result.linked
         assert result.scanned == len(open_)
+
+    @rule(size=SIZES, tenant=TENANTS, id_=IDS, newcomers=st.integers(0, 2))
+    def hurried_sweeps(self, size: int, tenant: str, id_: str, newcomers: int) -> None:
+        """Nothing starves: sweeps that look at two orphans each get to all, in about as many as there are pairs."""
+        left = len(self._open()) // SLICE + 2 * newcomers + 4
+        while newcomers or self._linkable():
+            assert left, f"still waiting: {self._linkable()}"
+            if newcomers:
+                age = self.db.settings.grace_seconds
+                row = self._orphan(tenant, id_, "opened", "2026-01-02", None, age_seconds=age)
+                factories.insert(self.db, events=[row])
+            self._hurry(size)
+            newcomers, left = max(0, newcomers - 1), left - 1
+
+    def _hurry(self, size: int) -> None:
+        """Sweep in a hurry; if no more is new than it looks at, what is new is linked at once."""
+        open_, fresh, mouth = self._open(), [row.id for row in self.db.rows(_FRESH)], _Mouth()
+        configured = self.db.settings.model_copy(update={"batch_size": size, "hook_types": "*"})
+        with mock.patch.object(reconciler, "SLICE_ORPHANS", SLICE):
+            result = _Hurried(Handle(self.db.engine, configured), mouth).run()  # type: ignore[arg-type]
+        assert self._learn(mouth, open_) == result.linked <= SLICE
+        assert result.scanned == len(open_)
+        self._notice()
+        if len(fresh) <= SLICE:
+            assert not set(fresh) & set(self._linkable()), "what is new comes first"
+
+    def _linkable(self) -> list[str]:
+        return [orphan for orphan in self._open() if self._expected(orphan)[0] == "matched"]
 
     @rule(size=SIZES)
     def overlapping_sweeps(self, size: int) -> None:
