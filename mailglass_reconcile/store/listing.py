@@ -26,6 +26,7 @@ SELECT coalesce(o.arrived_at, e.inserted_at)::text, e.id::text
 """
 
 # Keys that this process's rules may compute otherwise are left to Python, which judges them as a sweep does.
+# Scalar subqueries, because the planner turns an EXISTS into one pass over a whole table.
 _OLDEST_FIRST = """
 SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS at,
        c.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
@@ -35,7 +36,7 @@ SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS a
          ORDER BY arrived_at, event_id LIMIT CAST(:span AS bigint)) AS c
  WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
    AND (CAST(:type AS text) IS NULL
-        OR EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id AND e.type = :type))
+        OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
    AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
         OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
         OR (CAST(:provider AS text) IS NULL OR provider = :provider)
@@ -44,11 +45,11 @@ SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS a
                 OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                  WHERE candidate_id = ANY (CAST(:ids AS text[]))))
            AND (NOT :naming
-                OR EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                             JOIN {schema}.mailglass_deliveries AS d
-                               ON hashtextextended(d.provider_message_id, 0)
-                                  = hashtextextended(k.candidate_id, 0)
-                            WHERE k.event_id = c.event_id)))
+                OR (SELECT true
+                      FROM {schema}.mailglass_open_orphan_ids AS k
+                      JOIN {schema}.mailglass_deliveries AS d
+                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                     WHERE k.event_id = c.event_id LIMIT 1)))
  ORDER BY c.arrived_at, c.event_id LIMIT :size
 """
 
@@ -61,7 +62,7 @@ SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS a
          ORDER BY arrived_at DESC, event_id DESC LIMIT CAST(:span AS bigint)) AS c
  WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
    AND (CAST(:type AS text) IS NULL
-        OR EXISTS (SELECT FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id AND e.type = :type))
+        OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
    AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
         OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
         OR (CAST(:provider AS text) IS NULL OR provider = :provider)
@@ -70,11 +71,11 @@ SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS a
                 OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                  WHERE candidate_id = ANY (CAST(:ids AS text[]))))
            AND (NOT :naming
-                OR EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                             JOIN {schema}.mailglass_deliveries AS d
-                               ON hashtextextended(d.provider_message_id, 0)
-                                  = hashtextextended(k.candidate_id, 0)
-                            WHERE k.event_id = c.event_id)))
+                OR (SELECT true
+                      FROM {schema}.mailglass_open_orphan_ids AS k
+                      JOIN {schema}.mailglass_deliveries AS d
+                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                     WHERE k.event_id = c.event_id LIMIT 1)))
  ORDER BY c.arrived_at DESC, c.event_id DESC LIMIT :size
 """
 

@@ -22,6 +22,7 @@ from mailglass_reconcile.store import (
     engines,
     handled,
     ledger,
+    listing,
     open_orphans,
     sends,
     webhook_events,
@@ -30,6 +31,7 @@ from mailglass_reconcile.store import (
 from mailglass_reconcile.store.database import Database, Transaction, borrowed, by_scans
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.store.listing import Bounds, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.store.windows import Outdated, Range, Slice
@@ -290,6 +292,20 @@ def test_orphans_in_their_grace_are_counted_without_reading_the_others(reading):
     plan = probing(reading, lambda: windows.waiting(reading))
     assert plan.indexes == {ARRIVAL}
     assert plan.read == 0
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("span", [None, 10_000])
+def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading, newest_first, span):
+    """Each orphan, its event for the type, its two ids, and their deliveries."""
+    wanted = Wanted(None, "postmark", "delivered", None, naming=True, without_ids=False)
+    within, began = Bounds("-infinity", "infinity", "infinity"), LAST if newest_first else FIRST
+    plan = probing(
+        reading,
+        lambda: listing.next_open(reading, wanted, within, began, SIZE, newest_first=newest_first, span=span),
+    )
+    assert plan.indexes >= {ARRIVAL, "mailglass_events_pkey"}
+    assert plan.read <= 5 * SIZE + 10
 
 
 PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}
