@@ -20,7 +20,7 @@ from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.web import create_app
-from web.browsing import Visitor
+from web.browsing import TOKEN, Visitor
 
 pytestmark = pytest.mark.slow
 
@@ -152,7 +152,7 @@ def test_a_reader_serves_every_page(db, acting):
     events = [orphan(db, postmark("m-1")), orphan(db, postmark("m-2"))]
     mailglass_reconcile.reconcile()
     orphan(db, postmark("m-3"), age_seconds=8 * 86_400)
-    acting("mailglass_reader")
+    acting("mailglass_reader", web_token=TOKEN)
     visitor = Visitor(create_app())
     assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
     paths = [
