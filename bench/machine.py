@@ -30,7 +30,7 @@ class Machine:
         os.environ["MAILGLASS_REDIS_URL"] = redis_url
         url = self.copy("template1", "migrated")
         self.run_to_its_end(url, "-m", "mailglass_reconcile", "migrate")
-        self.run_to_its_end(self.copy("migrated", "bare"), "-m", "mailglass_reconcile", "migrate", "--remove")
+        self.run_to_its_end(self.copy("migrated", "bare"), "-m", "mailglass_reconcile", "migrate", "--remove", "--yes")
 
     def scaled(self, size: int) -> int:
         """Return a size for this run."""

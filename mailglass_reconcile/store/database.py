@@ -64,12 +64,14 @@ SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in pro
   FROM (SELECT CAST(CAST(:xact_id AS text) AS xid8) AS id) AS x
 """
 
+# A hash that parallel workers share lies in /dev/shm, of which a container has 64 MB.
 _CHOOSE_PATH = """
 SELECT current_setting('work_mem') AS work_mem,
        set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
        set_config('enable_sort', :scans, true), set_config('enable_indexscan', :probes, true),
        set_config('enable_indexonlyscan', :probes, true),
-       set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true)
+       set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true),
+       set_config('enable_parallel_hash', 'off', true)
 """
 
 # Planning again at each call would cost more than executing, where the driver prepares statements. The caller's own
@@ -79,13 +81,14 @@ _BORROW = """
 SELECT (SELECT 'SELECT ' || string_agg(format('set_config(%L, %L, true)', name, current_setting(name)), ', ')
           FROM unnest(ARRAY['client_encoding', 'TimeZone', 'DateStyle', 'row_security', 'array_nulls',
                             'enable_seqscan', 'enable_hashjoin', 'enable_mergejoin', 'enable_bitmapscan',
-                            'plan_cache_mode', 'search_path']
+                            'plan_cache_mode', 'jit', 'search_path']
                      ) AS s (name)) AS restore,
        set_config('client_encoding', 'UTF8', true), set_config('TimeZone', 'UTC', true),
        set_config('DateStyle', 'ISO, YMD', true), set_config('row_security', 'off', true),
        set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
        set_config('enable_bitmapscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
+       set_config('jit', 'off', true),
        set_config('search_path', 'pg_catalog, pg_temp', true)
 """
 _SAVEPOINT = "SAVEPOINT mailglass_reconcile"

@@ -13,7 +13,7 @@ from mailglass_reconcile.store.database import Transaction, array_literal
 
 # One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
 # may be infinite.
-_LINK = """
+_CLAIM_AND_APPEND = """
 -- What nobody else holds, with the delivery locked in id order.
 WITH claimed AS MATERIALIZED (
   SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
@@ -41,6 +41,8 @@ WITH claimed AS MATERIALIZED (
     FROM claimed
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id
+"""
+_CLOSE = """
 -- What was appended is open no longer, and its ids are of no use.
 ), linked AS MATERIALIZED (
   SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)
@@ -48,12 +50,17 @@ WITH claimed AS MATERIALIZED (
   DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked))
 ), forgotten AS (
   DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked WHERE keyed))
+"""
+_CLAIMED = """
 )
 SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END AS reconciled_id, event_id::text, delivery_id::text,
        tenant_id, type, to_json(occurred_at) #>> '{}' AS occurred_at, arrived_at::text,
        (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds
   FROM claimed
 """
+_LINK = _CLAIM_AND_APPEND + _CLAIMED
+"""For writers, which may not delete: the ledger's trigger closes the orphans, row by row."""
+_LINK_AND_CLOSE = _CLAIM_AND_APPEND + _CLOSE + _CLAIMED
 
 _NOT_RECONCILED = """
 SELECT e.id::text
@@ -235,7 +242,8 @@ def link(
         "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
         "metadata": array_literal(json.dumps((notes or {}).get(event_id, {})) for event_id, _ in pairs),
     }
-    return [LinkedEvent(*row) for row in tx.execute(_LINK, parameters).all()]
+    statement = _LINK_AND_CLOSE if tx.xact_id else _LINK  # only `linking` keeps the trigger from closing
+    return [LinkedEvent(*row) for row in tx.execute(statement, parameters).all()]
 
 
 def not_reconciled(tx: Transaction, event_ids: Collection[str]) -> set[str]:

@@ -63,7 +63,7 @@ def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
         assert mailglass_reconcile.attempt_link(connection, orphan).state == "ambiguous"
     found = explain(Database(db.engine, grace), event_id)
     assert (found.state, found.delivery_id) == ("ambiguous", None)
-    assert "address is not known any more" in found.sentence
+    assert "address is no longer known" in found.sentence
 
 
 def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db):
