@@ -144,8 +144,8 @@ def explain(database: Database, event_id: UUID) -> Explanation:
             return _of_settled(row, settled, read, linking)
         orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
         (wanted,) = judge.current_keys(tx, orphans)
-        decision = judge.decide(tx, row.tenant_id, wanted)
-    return _of_open(row, read, wanted, decision)
+        decision = judge.decide(tx, row.id, row.tenant_id, wanted)
+    return _of_open(row, read, decision)
 
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
@@ -196,7 +196,8 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
     )
 
 
-def _of_open(row: sa.Row[Any], read: Origins, wanted: Keys, decision: Decision) -> Explanation:
+def _of_open(row: sa.Row[Any], read: Origins, decision: Decision) -> Explanation:
+    wanted = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
     return Explanation(
         row.id,

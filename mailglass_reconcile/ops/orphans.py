@@ -361,4 +361,4 @@ def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decisio
     runtime.load_imports(to_read=True)
     wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
     with borrowed(connection, runtime.get_settings()) as tx:
-        return judge.decide(tx, orphan.tenant_id, wanted)
+        return judge.decide(tx, str(orphan.event_id), orphan.tenant_id, wanted)

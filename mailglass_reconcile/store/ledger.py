@@ -19,7 +19,10 @@ WITH claimed AS MATERIALIZED (
   SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
          o.rule IS NOT NULL AS keyed, m.metadata,
          left(e.metadata ->> 'provider', 512) AS provider,
-         left(e.metadata ->> 'provider_event_id', 512) AS provider_event_id
+         -- Mailglass appends the recipient to SES's ids; no address is copied.
+         CASE WHEN starts_with(e.metadata ->> 'provider_event_id', (e.metadata ->> 'sns_message_id') || ':')
+              THEN left(e.metadata ->> 'sns_message_id', 512)
+              ELSE left(e.metadata ->> 'provider_event_id', 512) END AS provider_event_id
     FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]),
                 CAST(:metadata AS jsonb[]))
          AS m (id, event_id, delivery_id, metadata)

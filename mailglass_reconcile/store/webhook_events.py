@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import datetime as dt
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+from uuid import UUID
 
+from mailglass_reconcile.rules.recipients import MOST_PLACES, Reader
 from mailglass_reconcile.store.database import Transaction, array_literal
 
+MAX_BYTES = 4_000_000
+"""Raw webhooks that are read at once, as stored; a larger one is not read."""
+MOST_NEAR = 100
+"""Raw webhooks of one status that may have been stored at an event's moment; if there are more, none is chosen."""
+NEAR_SECONDS = 0.1
+"""A raw webhook and its events come from one transaction: at most 8 ms apart in a real database."""
+
+# A partitioned table has no size of its own.
 _READABLE = """
-SELECT pg_relation_size(to_regclass(:webhooks)) > 0
-       AND (SELECT count(*) = 4 FROM pg_attribute AS a
+SELECT (SELECT c.relkind = 'p' OR pg_relation_size(c.oid) > 0
+          FROM pg_class AS c WHERE c.oid = to_regclass(:webhooks))
+       AND (SELECT count(*) = 7 FROM pg_attribute AS a
              WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
-               AND a.attname IN ('tenant_id', 'provider', 'provider_event_id', 'raw_payload'))
+               AND a.attname IN ('id', 'tenant_id', 'provider', 'provider_event_id', 'raw_payload', 'status',
+                                 'inserted_at'))
 """
 
-_POSTMARK_RECIPIENTS = """
-SELECT e.id::text, coalesce(left(w.raw_payload ->> 'Recipient', 513), left(w.raw_payload ->> 'Email', 513))
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
-  JOIN {schema}.mailglass_events AS e ON e.id = k.id
-  JOIN {schema}.mailglass_webhook_events AS w
-    ON w.provider = 'postmark' AND w.provider_event_id = e.metadata ->> 'provider_event_id'
-   AND w.tenant_id IS NOT DISTINCT FROM e.tenant_id
+# By the id that Mailglass has noted since 1.0; otherwise by the event's id, and of a batch by its moment. The size is
+# that of the stored value, which is not read for it.
+_LOCATE = """
+SELECT k.number, w.id::text, pg_column_size(w.raw_payload) AS size
+  FROM unnest(CAST(:webhook_ids AS uuid[]), CAST(:tenant_ids AS text[]), CAST(:event_ids AS text[]),
+              CAST(:moments AS timestamp[]))
+       WITH ORDINALITY AS k (webhook_id, tenant_id, event_id, moment, number)
+ CROSS JOIN LATERAL (
+         (SELECT id, tenant_id, provider, raw_payload FROM {schema}.mailglass_webhook_events
+           WHERE id = k.webhook_id OFFSET 0)
+          UNION ALL
+         (SELECT id, tenant_id, provider, raw_payload FROM {schema}.mailglass_webhook_events
+           WHERE k.webhook_id IS NULL AND k.moment IS NULL AND provider = :provider AND provider_event_id = k.event_id
+          OFFSET 0)
+          UNION ALL
+         SELECT near.* FROM unnest(ARRAY['received', 'processing', 'succeeded', 'failed', 'dead']) AS s (status)
+          CROSS JOIN LATERAL (
+                 SELECT id, tenant_id, provider, raw_payload FROM {schema}.mailglass_webhook_events
+                  WHERE k.webhook_id IS NULL AND status = s.status
+                    AND inserted_at >= k.moment - make_interval(secs => CAST(:near AS float8))
+                    AND inserted_at <= k.moment + make_interval(secs => CAST(:near AS float8))
+                  LIMIT :most) AS near) AS w
+ WHERE w.provider = :provider AND w.tenant_id IS NOT DISTINCT FROM k.tenant_id
+"""
+
+# One row for each event of a webhook that names one address. What is no batch is one event.
+_NAMED = """
+SELECT w.id::text, left(x.event ->> :event_id, 513), a.address
+  FROM unnest(CAST(:webhook_ids AS uuid[])) AS k (id)
+ CROSS JOIN LATERAL (SELECT id, raw_payload FROM {schema}.mailglass_webhook_events WHERE id = k.id OFFSET 0) AS w
+ CROSS JOIN LATERAL jsonb_array_elements(
+         CASE jsonb_typeof(w.raw_payload -> :batch) WHEN 'array' THEN w.raw_payload -> :batch
+              ELSE jsonb_build_array(w.raw_payload) END) AS x (event)
+ CROSS JOIN LATERAL (
+         SELECT max(CASE jsonb_typeof(n.name) WHEN 'string' THEN left(btrim(n.name #>> '{}'), 513) END) AS address
+           FROM unnest(ARRAY[x.event #> CAST(:place0 AS text[]), x.event #> CAST(:place1 AS text[]),
+                             x.event #> CAST(:place2 AS text[])]) AS p (held)
+          CROSS JOIN LATERAL jsonb_array_elements(
+                  CASE jsonb_typeof(p.held) WHEN 'array' THEN p.held WHEN 'string' THEN jsonb_build_array(p.held)
+                       ELSE '[]' END) AS n (name)
+         HAVING count(*) = 1) AS a
+ WHERE a.address IS NOT NULL
 """
 
 DELETE_OLD = """
@@ -31,13 +82,110 @@ DELETE FROM {schema}.mailglass_webhook_events
 """
 """For `in_batches`."""
 
-PROVIDERS = ("postmark",)
-"""Providers whose raw webhook names the recipient that Mailglass leaves out of its event."""
+
+class Reported(NamedTuple):
+    """An event of the ledger, as far as its raw webhook is found by it.
+
+    Attributes:
+        event_id: The ledger's id.
+        tenant_id: Its tenant, which is the raw webhook's, too.
+        provider_event_id: The provider's id of it.
+        webhook_event_id: The raw webhook, as the event's metadata names it, or None.
+    """
+
+    event_id: str
+    tenant_id: str
+    provider_event_id: str
+    webhook_event_id: str | None
 
 
-def recipients(tx: Transaction, event_ids: Collection[str]) -> dict[str, str]:
-    """Return the recipients of Postmark's events whose raw webhook is still kept and may be read."""
-    if not tx.execute(_READABLE, {"webhooks": tx.name_of("mailglass_webhook_events")}).scalar_one():
-        return {}
-    rows = tx.execute(_POSTMARK_RECIPIENTS, {"event_ids": array_literal(event_ids)})
-    return {event_id: recipient for event_id, recipient in rows.all() if recipient}
+def may_be_read(tx: Transaction) -> bool:
+    """Whether there are raw webhooks, and this role may read what names a recipient."""
+    return bool(tx.execute(_READABLE, {"webhooks": tx.name_of("mailglass_webhook_events")}).scalar_one())
+
+
+def recipients(tx: Transaction, provider: str, reader: Reader, events: Sequence[Reported]) -> dict[str, str]:
+    """Return the recipients that raw webhooks name, by the ledger's event id; unknown ones are left out.
+
+    Args:
+        tx: A reading transaction.
+        provider: The canonical name of the provider of all *events*.
+        reader: Says where its webhooks name a recipient.
+        events: What is looked for.
+    """
+    located = _located(tx, provider, reader, events)
+    sizes = {webhook_id: size for webhooks in located.values() for webhook_id, size in webhooks}
+    wanted = {event.event_id: event.provider_event_id for event in events}
+    # Of a webhook that is one event, that one is meant; in a batch, the one with the id.
+    meant = defaultdict(list)
+    for event_id, webhooks in located.items():
+        for webhook_id, _ in webhooks:
+            meant[webhook_id, wanted[event_id] if reader.event_id else None].append(event_id)
+    found = defaultdict(list)
+    for part in _parts(sizes):
+        for webhook_id, its_id, address in _named(tx, reader, part):
+            for event_id in meant.get((webhook_id, its_id), ()):
+                found[event_id].append(address)
+    return {event_id: addresses[0] for event_id, addresses in found.items() if len(addresses) == 1}
+
+
+def _located(
+    tx: Transaction, provider: str, reader: Reader, events: Sequence[Reported]
+) -> Mapping[str, list[tuple[str, int]]]:
+    """Return the raw webhooks that may hold each event, with their sizes; none for an event if there are very many."""
+    parameters = {
+        "provider": provider,
+        "webhook_ids": array_literal(_as_uuid(event.webhook_event_id) for event in events),
+        "tenant_ids": array_literal(event.tenant_id for event in events),
+        "event_ids": array_literal(event.provider_event_id for event in events),
+        "moments": array_literal(_moment(event.event_id) if reader.batch else None for event in events),
+        "near": NEAR_SECONDS,
+        "most": MOST_NEAR,
+    }
+    located = defaultdict(list)
+    for number, webhook_id, size in tx.execute(_LOCATE, parameters):
+        located[events[number - 1].event_id].append((webhook_id, size))
+    return {event_id: webhooks for event_id, webhooks in located.items() if len(webhooks) < MOST_NEAR}
+
+
+def _named(tx: Transaction, reader: Reader, webhook_ids: Iterable[str]) -> Sequence[tuple[str, str | None, str]]:
+    places = [*reader.places, *[None] * MOST_PLACES]
+    parameters = {
+        "webhook_ids": array_literal(webhook_ids),
+        "batch": reader.batch,
+        "event_id": reader.event_id,
+        **{f"place{n}": array_literal(place.split("/")) if (place := places[n]) else None for n in range(MOST_PLACES)},
+    }
+    return [(webhook_id, its_id, address) for webhook_id, its_id, address in tx.execute(_NAMED, parameters)]
+
+
+def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield raw webhooks together whose sizes add up to no more than `MAX_BYTES`."""
+    part: list[str] = []
+    total = 0
+    for webhook_id, size in sizes.items():
+        if size > MAX_BYTES:
+            continue
+        if total + size > MAX_BYTES:
+            yield part
+            part, total = [], 0
+        part.append(webhook_id)
+        total += size
+    if part:
+        yield part
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def _as_uuid(text: str | None) -> str | None:
+    return text if text and _UUID.fullmatch(text) else None
+
+
+def _moment(event_id: str) -> str | None:
+    """Return when an event was stored, in UTC, from its UUIDv7; None for an id of another version."""
+    known = UUID(event_id)
+    seconds = (known.int >> 80) / 1000
+    if known.version != 7 or seconds > dt.datetime.max.replace(tzinfo=dt.UTC).timestamp() - 1:
+        return None
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).replace(tzinfo=None).isoformat()

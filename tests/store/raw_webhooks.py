@@ -1,0 +1,88 @@
+"""Webhooks as Mailglass stores them: the raw one and its events, of each provider that it knows and of each version."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import factories
+
+PAYLOADS = Path(__file__).parent.parent / "webhooks" / "payloads"
+
+_RAW = """
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload,
+                                      received_at, inserted_at, updated_at)
+VALUES (CAST(:id AS uuid), :tenant_id, :provider, :provider_event_id, 'any', :status, CAST(:raw AS jsonb),
+        now() AT TIME ZONE 'UTC', to_timestamp(:at) AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC')
+"""
+
+
+def uuid7(at: float) -> str:
+    """Return a UUIDv7 of a time in seconds."""
+    value = int(at * 1000) << 80 | 7 << 76 | 2 << 62 | int.from_bytes(os.urandom(8)) >> 2
+    return str(uuid.UUID(int=value))
+
+
+def payload(provider: str, kind: str) -> dict[str, Any]:
+    """Return a provider's own example of an event of our type."""
+    events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
+    found: dict[str, Any] = next(one["payload"] for one in events if one["type"] == kind)
+    return found
+
+
+def store(
+    db: Any,
+    provider: str,
+    raw: object,
+    events: Sequence[Mapping[str, object]],
+    *,
+    raw_id: str = "raw",
+    named: bool = True,
+    kept: bool = True,
+    ago: float = 300.0,
+    status: str = "succeeded",
+    tenant_id: str = factories.TENANT,
+    raw_tenant_id: str | None = None,
+    kind: str = "bounced",
+) -> list[str]:
+    """Store a webhook as Mailglass does, in one transaction, and return its events' ids.
+
+    Args:
+        db: The database.
+        provider: Its provider.
+        raw: Its body; a list stands under `_batch`.
+        events: The metadata of its events, without the two `webhook_…` keys.
+        raw_id: The raw webhook's `provider_event_id`.
+        named: Whether the events name it, as they do since 1.0.
+        kept: Whether the raw webhook is still there.
+        ago: When it came, in seconds.
+        status: The raw webhook's.
+        tenant_id: The tenant of both.
+        raw_tenant_id: Another one for the raw webhook.
+        kind: The type of the events.
+    """
+    at = time.time() - ago
+    webhook = uuid7(at - 0.004)
+    if kept:
+        body = {"_batch": raw} if isinstance(raw, list) else raw
+        db.run(
+            _RAW,
+            id=webhook,
+            tenant_id=raw_tenant_id or tenant_id,
+            provider=provider,
+            provider_event_id=raw_id,
+            status=status,
+            raw=json.dumps(body),
+            at=at - 0.004,
+        )
+    more = {"webhook_event_id": webhook, "webhook_provider_event_id": raw_id} if named else {}
+    rows = [
+        factories.orphan_row({"provider": provider, **one, **more}, id=uuid7(at), age_seconds=ago, type=kind)
+        | {"tenant_id": tenant_id}
+        for one in events
+    ]
+    factories.insert(db, events=rows)
+    return [row["id"] for row in rows]
