@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Connected, in_schema
+from mailglass_reconcile.store import ledger, open_orphans
+from mailglass_reconcile.store.database import Connected, Transaction, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
+# One probe of the index for each tenant, however many orphans it has had.
+_NEWEST = """
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT tenant_id FROM {schema}.mailglass_events WHERE needs_reconciliation = true ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT coalesce(max(n.inserted_at), '-infinity')::text
+  FROM tenants AS t
+ CROSS JOIN LATERAL (SELECT e.inserted_at FROM {schema}.mailglass_events AS e
+                      WHERE e.needs_reconciliation = true AND e.tenant_id = t.tenant_id
+                      ORDER BY e.inserted_at DESC LIMIT 1) AS n
+"""
+
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
-# its session. If neither says a time that can be, the orphan counts as expired.
+# its session, hence the margin of a day. If neither says a time that can be, the orphan counts as expired.
 _ADD_MISSING = """
-WITH page AS (
-  SELECT id, tenant_id, inserted_at FROM {schema}.mailglass_events
-   WHERE needs_reconciliation = true AND delivery_id IS NULL
-     AND inserted_at > now()::timestamp - make_interval(days => 1, mins => :max_age_minutes)
-     AND (CAST(:until_time AS timestamp) IS NULL OR inserted_at <= CAST(:until_time AS timestamp))
-     AND (CAST(:after_id AS uuid) IS NULL
-          OR (tenant_id, inserted_at, id) > (:after_tenant, CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
-   ORDER BY tenant_id, inserted_at, id LIMIT :size
+-- The tenants from the place on, each found by one probe of the index.
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT tenant_id FROM {schema}.mailglass_events
+    WHERE needs_reconciliation = true AND tenant_id >= :after_tenant ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+-- Of each tenant only what is within the maximum age: what settled before that is not read.
+), page AS MATERIALIZED (
+  SELECT e.id, e.tenant_id, e.inserted_at
+    FROM tenants AS t
+   CROSS JOIN LATERAL (
+           SELECT l.id, l.tenant_id, l.inserted_at FROM {schema}.mailglass_events AS l
+            WHERE l.needs_reconciliation = true AND l.delivery_id IS NULL AND l.tenant_id = t.tenant_id
+              AND l.inserted_at >= greatest(now()::timestamp - make_interval(days => 1, mins => :max_age_minutes),
+                                            CASE WHEN t.tenant_id = :after_tenant
+                                                 THEN CAST(:after_time AS timestamp) END)
+              AND l.inserted_at <= CAST(:until_time AS timestamp)
+              AND (t.tenant_id > :after_tenant
+                   OR (l.inserted_at, l.id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid)))
+            ORDER BY l.inserted_at, l.id LIMIT :size) AS e
+   LIMIT :size
 ), dated AS (
   SELECT p.id, p.tenant_id,
          CASE WHEN substr(p.id::text, 15, 1) = '7' AND m.made_at <= now()::timestamp + interval '5 minutes'
@@ -43,23 +76,30 @@ WITH page AS (
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
-       (SELECT count(*) FROM added) AS added
+       ARRAY(SELECT event_id::text FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
 """
 
-_NEWEST = """
-SELECT max(inserted_at)::text FROM {schema}.mailglass_events WHERE needs_reconciliation = true AND delivery_id IS NULL
-"""
-
+# OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
 _REMOVE_SETTLED = """
-DELETE FROM {schema}.mailglass_open_orphans AS o
- USING (SELECT event_id FROM {schema}.mailglass_open_orphans AS c
-         WHERE EXISTS (SELECT FROM {schema}.mailglass_events
-                        WHERE idempotency_key = 'reconciled:' || c.event_id
-                          AND type = 'reconciled' AND tenant_id = c.tenant_id)
-            OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = c.event_id)
-         LIMIT :size FOR UPDATE SKIP LOCKED) AS settled
- WHERE o.event_id = settled.event_id
+WITH page AS MATERIALIZED (
+  SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
+   WHERE event_id > CAST(:after_id AS uuid) ORDER BY event_id LIMIT :size
+), settled AS MATERIALIZED (
+  SELECT event_id FROM {schema}.mailglass_open_orphans
+   WHERE event_id = ANY (ARRAY(
+           SELECT p.event_id FROM page AS p
+            WHERE EXISTS (SELECT FROM {schema}.mailglass_events
+                           WHERE idempotency_key = 'reconciled:' || p.event_id
+                             AND type = 'reconciled' AND tenant_id = p.tenant_id OFFSET 0)
+               OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = p.event_id OFFSET 0)))
+     FOR UPDATE SKIP LOCKED
+), removed AS (
+  DELETE FROM {schema}.mailglass_open_orphans
+   WHERE event_id = ANY (ARRAY(SELECT event_id FROM settled)) RETURNING event_id
+)
+SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
+  FROM page ORDER BY event_id DESC LIMIT 1
 """
 
 # Mail of other software expires every day, which is normal; an event that names a delivery should have been linked.
@@ -89,7 +129,8 @@ DELETE FROM {schema}.mailglass_open_orphan_ids AS k
 """
 
 
-_START = {"after_tenant": None, "after_time": None, "after_id": None}
+_NIL = "00000000-0000-0000-0000-000000000000"
+_START = {"after_tenant": "", "after_time": "-infinity", "after_id": _NIL}
 
 _SCRIPT = """
 BEGIN;
@@ -105,12 +146,14 @@ def as_script(settings: Settings) -> str:
     """Return `add_missing` as SQL to be run by hand: one transaction, whatever the ledger holds."""
     values = {
         **_START,
-        "until_time": None,
+        "until_time": "infinity",
         "size": 2**31 - 1,
         "max_age_minutes": settings.max_age_minutes,
         "max_tenant_length": MAX_TENANT_LENGTH,
     }
-    binds = [sa.bindparam(name, value, sa.Integer if value else sa.Text) for name, value in values.items()]
+    binds = [
+        sa.bindparam(name, value, sa.Integer if isinstance(value, int) else sa.Text) for name, value in values.items()
+    ]
     bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema.replace(":", "\\:"))).bindparams(*binds)
     # A style of parameters that does not double a percent sign of the schema's name.
     dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
@@ -139,15 +182,35 @@ def add_missing(connected: Connected, size: int) -> int:
                 "max_tenant_length": MAX_TENANT_LENGTH,
             }
             last = tx.execute(_ADD_MISSING, page).mappings().one_or_none()
-        if last is None:
-            return added
-        place = dict(last)
-        added += place.pop("added")
+            if last is None:
+                return added
+            place = dict(last)
+            added += _still_open(tx, place.pop("added"))
+
+
+def _still_open(tx: Transaction, event_ids: Collection[str]) -> int:
+    """Close those of the added that were linked meanwhile; return how many are open.
+
+    A link that had not committed when the statement began holds the row that it removes: the insert waited for it.
+    """
+    if not event_ids:
+        return 0
+    settled = set(event_ids) - ledger.not_reconciled(tx, event_ids)
+    open_orphans.close(tx, settled, [])
+    return len(event_ids) - len(settled)
 
 
 def remove_settled(connected: Connected, size: int) -> int:
-    """Remove, in batches of *size*, what the ledger holds no open orphan for, and return how many rows."""
-    return connected.in_batches(_REMOVE_SETTLED, {"size": size})
+    """Remove what the ledger holds no open orphan for, *size* open orphans at a time, and return how many rows."""
+    place: dict[str, Any] = {"after_id": _NIL}
+    removed = 0
+    while True:
+        with connected.writing() as tx:
+            last = tx.execute(_REMOVE_SETTLED, {**place, "size": size}).mappings().one_or_none()
+        if last is None:
+            return removed
+        place = dict(last)
+        removed += place.pop("removed")
 
 
 class Expired(NamedTuple):

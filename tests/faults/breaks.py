@@ -150,8 +150,8 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/store/repair.py",
-                "                          AND type = 'reconciled' AND tenant_id = c.tenant_id)\n",
-                "                       )\n",
+                "                             AND type = 'reconciled' AND tenant_id = p.tenant_id OFFSET 0)\n",
+                "                          )\n",
             ),
         ),
         "store/test_arrival.py::test_a_forged_reconciled_event_closes_no_orphan",

@@ -208,7 +208,7 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
 
 
 def repair_it(connected: Connected) -> str:
-    """Make the open orphans equal the ledger, as the daily prune does, and say what was done; reads all of the ledger.
+    """Make the open orphans equal the ledger, as the daily prune does, and return what was done.
 
     Raises:
         MailglassReconcileError: The database refused; earlier batches stay done.
