@@ -62,7 +62,8 @@ def _closing(send: Callable[[], Sent]) -> Sent:
     try:
         return send()
     finally:
-        if "django.db" in sys.modules:
+        # Without settings, Django has no connections to close.
+        if "django.db" in sys.modules and sys.modules["django.conf"].settings.configured:
             sys.modules["django.db"].connections.close_all()
 
 
