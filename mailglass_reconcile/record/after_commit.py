@@ -212,7 +212,7 @@ def _link(place: Place, settings: Settings, look: Look, deadline: float, linked:
 
 
 def _paused(connection: sa.Connection) -> bool:
-    """Let whoever holds something finish; False in an event loop that cannot continue meanwhile."""
+    """Let other transactions finish; False in an event loop that cannot continue meanwhile."""
     if connection.dialect.is_async:
         await_only(asyncio.sleep(PAUSE_SECONDS))
     elif _in_event_loop():

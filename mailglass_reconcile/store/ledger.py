@@ -269,7 +269,7 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Mapping[str
 
     Args:
         tx: The transaction.
-        entries: With the delivery that each is to be attached to, if there is one.
+        entries: Each with its delivery, or None for an orphan.
         known: The keys of all of them, by id, to be stored with the orphans.
     """
     keys = [known[entry.id] for entry in entries]

@@ -45,7 +45,7 @@ SELECT DISTINCT i.event_id::text
 """
 
 # Asked on a caller's connection as it is, without our scope. A range of one value, because its first row in an index's
-# order is cheap for every planner; any row of a value seems to be at hand in the table if most rows have the same one.
+# order is cheap for every planner; any row of a value seems to be close by in the table if most rows have the same one.
 _MAY_MATCH = """
 SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS c (id)
                 WHERE (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids

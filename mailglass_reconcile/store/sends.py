@@ -91,7 +91,7 @@ class New(NamedTuple):
     """A delivery to be stored, and its first event, which names it.
 
     `shared` if its message id has other recipients in the same call; `now` if it is stored as projecting its first
-    event would leave it, and need not be projected; `terminal` if that event's type is.
+    event would leave it, and is not projected again; `terminal` if that event's type is.
     """
 
     entry: Entry
@@ -106,7 +106,7 @@ class New(NamedTuple):
 def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str, str | None]:
     """Store what is new of *sent*; return the delivery of each other one, by the idempotency key of its event.
 
-    What happened to the new deliveries must be projected in the same transaction, but for the first event of `now`.
+    What happened to the new deliveries must be projected in the same transaction, except the first event of `now`.
     """
     parameters = {
         "tenant_id": campaign.tenant_id,
