@@ -18,6 +18,17 @@ class Break(NamedTuple):
 
 BREAKS = (
     Break(
+        "an error quotes the database's own words",
+        (
+            (
+                "mailglass_reconcile/errors.py",
+                'DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")',
+                'DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state}): {error}")',
+            ),
+        ),
+        "faults/test_secrets.py::test_a_recording_that_the_database_refuses_says_nothing_of_them",
+    ),
+    Break(
         "a link is appended without ON CONFLICT",
         (
             (

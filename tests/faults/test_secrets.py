@@ -22,6 +22,7 @@ from faults.test_faults_postgres import refusing
 from installation import PATIENCE, Site
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from record.recording import event, record
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,23 @@ def test_a_refused_batch_says_nothing_of_them(db: Database, ears: Ears, state: s
             END $$""")
     try:
         ears.more.append(repr(mailglass_reconcile.reconcile()))
+    finally:
+        db.run("DROP FUNCTION refuse CASCADE")
+
+
+def test_a_recording_that_the_database_refuses_says_nothing_of_them(db: Database, ears: Ears) -> None:
+    """Its error has the SQLSTATE, and none of the words that a trigger of the application gave it."""
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(f"""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              RAISE EXCEPTION '{CANARIES["address"]}' USING DETAIL = '{CANARIES["subject"]}';
+            END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION refuse()""")
+    try:
+        refused = pytest.raises(mailglass_reconcile.DatabaseRefusedError, match="SQLSTATE P0001")
+        with refused as caught, db.engine.begin() as connection:
+            record(connection, event("one", recipient=CANARIES["address"]))
+        ears.hear(caught.value)
     finally:
         db.run("DROP FUNCTION refuse CASCADE")
 
