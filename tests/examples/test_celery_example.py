@@ -26,4 +26,7 @@ def test_an_application_with_a_celery_app_of_its_own_sweeps_beside_its_own_tasks
         assert "'status': " in readme.run("celery", readme.command("celery", "python").text, env)
         wait_until(lambda: db.appended() == 1)  # by that sweep, or by one that beat asked for a moment earlier
         printed = readme.run("celery", f"{sys.executable} -c '{OF_THE_SHOP}'", env)
-    assert printed == "['count-stock', 'mailglass-reconcile', 'mailglass-reconcile-prune'] 42\n"
+    assert (
+        printed
+        == "['count-stock', 'mailglass-reconcile', 'mailglass-reconcile-dispatch', 'mailglass-reconcile-prune'] 42\n"
+    )

@@ -11,6 +11,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from installation import PATIENCE, end
+from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.status import status
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.singleton.lock import LockBackend
@@ -49,6 +50,9 @@ SELECT application_name FROM pg_stat_activity
 """
 
 
+RANGES = "SELECT ranges, ranges_done FROM mailglass_reconcile_runs WHERE kind = 'full' AND ranges IS NOT NULL"
+
+
 def fan_out(site, size: int, **options: object) -> str:
     """Ask for a sweep as beat does, and return the task's id."""
     return site.client.send_task(
@@ -70,9 +74,10 @@ def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_the_last
         site.db.run("DELETE FROM gate")
         results = [site.result(task) for task in cut["tasks"]]
         wait_until(lambda: not list(site.redis.scan_iter("mailglass_reconcile:lock:*")))
-        found = status(site.db.engine)
+        found = status(runtime.database())
         [swept] = [run for run in found.last_runs if run["status"] == "ok"]
-        assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 11, 50, 50)
+        assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
+        assert site.db.rows(RANGES) == [(10, 10)]
         assert found.healthy, found.problems
         assert asked_by_beat(site) == "new"
     assert sum(result["scanned"] for result in results) == site.linked() == 50
@@ -201,7 +206,9 @@ def test_the_schedule_says_how_often_and_how_much_and_refuses_what_cannot_be():
         },
     }
     assert entries["mailglass-reconcile"]["kwargs"] == {"fan_out": 50_000}
-    assert set(mailglass_reconcile.make_beat_schedule()) == {"mailglass-reconcile", "mailglass-reconcile-prune"}
+    daily = {"mailglass-reconcile", "mailglass-reconcile-prune"}
+    assert set(mailglass_reconcile.make_beat_schedule()) == {*daily, "mailglass-reconcile-dispatch"}
+    assert set(mailglass_reconcile.make_beat_schedule(dispatch=False)) == daily
     for wrong in ({"recent": 0}, {"recent": 61}, {"fan_out": 0}):
         with pytest.raises(ValueError, match="must be"):
             mailglass_reconcile.make_beat_schedule(**wrong)

@@ -140,8 +140,8 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):  #
 def test_beats_entries_expire_and_the_tasks_have_no_expiry_of_their_own():
     """A tick that is out of date is dropped; a request for later is not."""
     entries = mailglass_reconcile.make_beat_schedule().values()
-    assert [entry["options"]["expires"] for entry in entries] == [300, 3_600]
-    assert tasks.reconcile.expires is tasks.prune.expires is None
+    assert [entry["options"]["expires"] for entry in entries] == [300, 3_600, 60]
+    assert tasks.reconcile.expires is tasks.prune.expires is tasks.dispatch.expires is None
 
 
 def test_a_member_of_a_group_is_queued_under_its_own_id(store):  # noqa: F811

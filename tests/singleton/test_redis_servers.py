@@ -159,13 +159,14 @@ async def received(client: redis.Redis) -> Update | Missed:
         return await anext(updates)
 
 
-def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, deployment, tmp_path) -> None:
+def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, deployment) -> None:
     """Over TLS with the CA in the URL, behind Sentinel, and on a Unix socket."""
-    with server("redis-server", f"unixsocket {tmp_path}/socket"):
+    with server("redis-server", "unixsocket socket") as port, local(port) as there:
+        directory = there.config_get("dir")["dir"]
         for client in (
             create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL"),
             master_for(deployment),
-            create_client(SecretStr(f"redis+socket://{tmp_path}/socket"), "MAILGLASS_REDIS_URL"),
+            create_client(SecretStr(f"redis+socket://:{PASSWORD}@{directory}/socket"), "MAILGLASS_REDIS_URL"),
         ):
             assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
 
@@ -174,9 +175,12 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
     """Sentinel and master speak TLS only."""
     with server("redis-server", tls=certified) as master:
         watched = f"sentinel monitor mymaster 127.0.0.1 {master} 1"
-        with server("redis-sentinel", "tls-replication yes", watched, tls=certified) as port:
+        known = f"sentinel auth-pass mymaster {PASSWORD}"
+        with server("redis-sentinel", "tls-replication yes", watched, known, tls=certified) as port:
             tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
-            client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=tls).master_for("mymaster", **tls)
+            client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=tls).master_for(
+                "mymaster", password=PASSWORD, **tls
+            )
             assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
 
 
@@ -185,7 +189,7 @@ def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> 
 
     async def main(client: redis.Redis, master_port: int) -> None:
         async with AsyncSubscription(client, "acme", None, ping_seconds=1) as updates:
-            with redis.Redis(port=master_port) as master:
+            with local(master_port) as master:
                 master.client_pause(60_000)
             assert isinstance(await anext(updates), Missed)
             await asyncio.to_thread(wait_until, lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
