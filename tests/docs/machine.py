@@ -26,12 +26,12 @@ REDIS_URL = "redis://localhost:6379/0"
 class Machine:
     """A folder with a checkout and a virtual environment, made by the lines of the README's section Start.
 
-    There is no network: pip takes the package from the wheel that these lines build, and finds what it depends on
-    installed, in a folder of links to what is installed here.
+    There is no network: pip builds the package from the checkout, and finds what it depends on installed, in a folder
+    of links to what is installed here.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Make the machine; nothing of ours is installed yet."""
+        """Make the machine, with the package in it."""
         self.folder = folder
         self.checkout = folder / "checkout"
         shutil.copytree(pages.ROOT, self.checkout, ignore=IGNORED)
@@ -48,7 +48,7 @@ class Machine:
         self.run(making, where=self.checkout)
         self._lend_what_is_installed()
         self.run(f". .venv/bin/activate && {building}", where=self.checkout)
-        self.exports = f"cd {self.checkout}; . .venv/bin/activate; export PIP_FIND_LINKS=$PWD/dist; "
+        self.exports = f"cd {self.checkout}; . .venv/bin/activate; "
 
     def paste(self, lines: str, url: str, redis_url: str, where: Path) -> str:
         """Paste lines into a terminal in which the section Start was pasted, with a test's servers in place of the

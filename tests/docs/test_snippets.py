@@ -31,8 +31,8 @@ ELSEWHERE = {
 """Blocks that another test runs."""
 
 NOT_RUN = {
-    ("README.md", "tests/demo runs the demo, and this is a test"),
     ("django.md", "the README's quickstart runs these lines"),
+    ("django.md", "it needs a project with Postmark that is running"),
     ("listening.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
     ("performance.md", "it takes an hour"),
     ("pgbouncer.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
