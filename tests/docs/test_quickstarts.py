@@ -1,4 +1,4 @@
-"""The README's first example and its quickstarts, pasted line by line on an empty machine, on a test's own Postgres and Redis."""
+"""The README's first example and quickstarts, pasted on an empty machine, on a test's own Postgres and Redis."""
 
 import re
 from pathlib import Path
