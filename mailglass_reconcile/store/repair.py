@@ -30,7 +30,7 @@ SELECT coalesce(max(n.inserted_at), '-infinity')::text
 """
 
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
-# its session, which is why there is a margin of a day. If neither says a time that can be, the orphan counts as expired.
+# its session, which is why there is a margin of a day. Without a possible time the orphan counts as expired.
 _ADD_MISSING = """
 -- The tenants from the place on, each found by one probe of the index.
 WITH RECURSIVE tenants (tenant_id) AS (
