@@ -34,6 +34,9 @@ NOT_SO = {
     r"\b(?:and|or|also|even|None|back) where (?:un\w+|none|no|the server|the block)\b": "if",
     r"\bwhere (?:there (?:is|are) no|it (?:has|does) not|unset|that is unset)\b": "if",
     r"\w\(s\)": "singular or plural",
+    r"\btold apart\b": "distinguished",
+    r"\bwithout a word\b": "silently",
+    r"\bbecame of (?:it|them)\b|\bworked off\b": "the result; shared, linked",
     r"\bdeliveries of another tenant only\b": "only another tenant's deliveries",
 }
 """Patterns, and what to write instead."""

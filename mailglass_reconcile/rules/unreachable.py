@@ -1,4 +1,4 @@
-"""Why a server could not be reached, told apart: one sentence that names place and setting, never user or password.
+"""Why a server could not be reached, by cause: one sentence that names place and setting, never user or password.
 
 The drivers of Postgres, Redis and brokers report a failed connection as text only, without a code. What they quote,
 such as the name of a role, is dropped before anything is compared, and none of their words are repeated.

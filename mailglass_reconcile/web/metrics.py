@@ -88,7 +88,7 @@ def _history(known: Measures) -> Iterator[Metric]:
     yield _counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
     seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
     yield _counter("run_seconds", "How long runs took, added up", ("kind",), _keyed(seconds))
-    yield _counter("orphans", "Orphans that sweeps looked at, by what became of them", ("outcome",), _keyed(orphans))
+    yield _counter("orphans", "Orphans that sweeps looked at, by outcome", ("outcome",), _keyed(orphans))
     help_ = "Orphans that were given up, by whether a delivery has one of their ids"
     yield _counter("expired_orphans", help_, ("delivery",), _keyed(expired))
     help_ = "Broadcasts of sweeps that Redis took, and those that it did not"

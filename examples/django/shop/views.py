@@ -1,4 +1,4 @@
-"""Placing an order, which sends a message; and looking at what became of it."""
+"""Placing an order, which sends a message; and looking at the result."""
 
 from django.core.mail import EmailMessage
 from django.db import transaction
