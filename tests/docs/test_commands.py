@@ -49,7 +49,7 @@ def console(name: str) -> list[pages.Block]:
     return [block for block in found if block.language == "console" and not block.not_run]
 
 
-PAGES = [page.name for page in pages.PAGES if page.parent.name == "docs" and console(page.name)]
+PAGES = [page.name for page in pages.PAGES if page != pages.README and console(page.name)]
 
 
 @pytest.fixture

@@ -186,7 +186,10 @@ address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UT
     "settings.md": Frame(
         "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
     ),
-    "web.md": Frame("", "assert [route.path for route in app.routes][-1] == '/ops/mail'"),
+    "web.md": Frame(
+        "import os\nos.environ['MAILGLASS_WEB_TOKEN'] = 'a-token-of-24-characters'",
+        "assert [route.path for route in app.routes][-1] == '/ops/mail'",
+    ),
     "upgrading.md": Frame(
         f"""{ENGINE}
 from alembic.autogenerate import compare_metadata
