@@ -302,7 +302,8 @@ def entry_parameters(entries: Sequence[Entry]) -> dict[str, Any]:
 
 def types_of(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
     """Return the type of each event, cut after 512 characters."""
-    return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(event_ids)})))
+    wanted = list(event_ids)
+    return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(wanted)}))) if wanted else {}
 
 
 def values_of(tx: Transaction, event_ids: Iterable[str]) -> list[Values]:

@@ -21,7 +21,7 @@ from mailglass_reconcile.errors import (
     SignatureError,
     database_errors,
 )
-from mailglass_reconcile.record.after_commit import Recorded, finish_quietly
+from mailglass_reconcile.record.after_commit import Recorded, finish_quietly, place_of
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import registry
@@ -111,7 +111,7 @@ class Receiver:
             if answer is not None:
                 await _send(send, answer, with_body=scope["method"] != "HEAD")
                 if answer.recorded:
-                    await self._in_thread(finish_quietly, answer.recorded, self._engine.begin)
+                    await self._in_thread(finish_quietly, answer.recorded, place_of(self._engine))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer | None:
         provider = scope["path"].rstrip("/").rpartition("/")[2]

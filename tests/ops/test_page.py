@@ -186,7 +186,7 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_quick_pages_end_early_and_leave_nothing_out(db, zoo, monkeypatch, newest_first):
     """Whether a filter passes all or hardly any; they end after so many rows, found or not."""
-    monkeypatch.setattr(pages, "QUICK", pages.Limits(examined=3, read=3, span=4))
+    monkeypatch.setattr(pages, "QUICK", pages.Limits(judged=3, read=3, span=4))
     for swept in (False, True):
         if swept:
             mailglass_reconcile.reconcile()
@@ -205,7 +205,7 @@ def test_quick_pages_end_early_and_leave_nothing_out(db, zoo, monkeypatch, newes
 
 def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
-    monkeypatch.setattr(pages, "EXAMINED_AT_MOST", 4)
+    monkeypatch.setattr(pages, "JUDGED_AT_MOST", 4)
     one = page(db.database, Filters(provider="sendgrid"), limit=2, newest_first=True)
     assert (one.orphans, one.looked_at) == ([], 6)
     assert one.after is not None
@@ -219,11 +219,11 @@ def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
 
 def test_a_message_is_found_on_whichever_page_its_event_is(db, zoo, monkeypatch):
     """A page that ends early is not the end, also before a sweep has stored any keys."""
-    monkeypatch.setattr(pages, "EXAMINED_AT_MOST", 1)
+    monkeypatch.setattr(pages, "JUDGED_AT_MOST", 1)
     event = factories.orphan(db, factories.postmark("mine"), age_seconds=10)
     for _ in range(25):
         factories.orphan(db, factories.postmark("not mine"), age_seconds=20)
-    assert events_of(db.database, "mine") == [uuid.UUID(event)]
+    assert events_of(db.database, [], "mine") == [uuid.UUID(event)]
 
 
 def test_hostile_values_are_listed_like_any_other(db):

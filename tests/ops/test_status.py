@@ -205,21 +205,33 @@ def ran(db, kind, status="ok", **more):
         runs.add(tx, runs.Run(kind, "beat", status=status, **more))
 
 
-def test_ranges_of_a_fan_out_count_as_a_part_of_their_sweep(db):
-    """It has succeeded once one of them has; those that fail are a problem; `status` shows them added up."""
-    ran(db, "full", remaining=50)
-    assert ["no full sweep has ever succeeded" in problem for problem in check(db.database)] == [True]
-    ran(db, "range", counts={"scanned": 30, "linked": 20})
+def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
+    """It has succeeded once all of them have; one that fails is a problem; their counts are added up."""
+
+    def fan_out(*ranges):
+        with db.database.writing() as tx:
+            run_id = runs.add(tx, runs.Run("full", "beat", remaining=0, ranges=len(ranges)))
+        for number, more in enumerate(ranges):
+            unfinished = ["no full sweep has ever succeeded" in problem for problem in check(db.database)]
+            assert number == 0 or first or unfinished == [True]
+            with db.database.writing() as tx:
+                runs.add_range(tx, run_id, runs.Run("range", "worker", **more))
+
+    first = False
+    fan_out({"counts": {"scanned": 30, "linked": 20}}, {"counts": {"scanned": 20}})
     assert check(db.database) == []
-    ran(db, "range", "failed", counts={"scanned": 20}, error="DatabaseRefusedError")
+    first = True
+    fan_out(
+        {"counts": {"scanned": 30, "linked": 20}},
+        {"status": "failed", "counts": {"scanned": 20}, "error": "DatabaseRefusedError"},
+    )
+    run = status(db.database).last_runs[0]
+    assert (run["kind"], run["status"], run["scanned"], run["linked"]) == ("full", "failed", 50, 20)
     [problem] = check(db.database)
-    assert problem.startswith("1 of 2 ranges of the last full sweep failed (DatabaseRefusedError)")
-    [run] = status(db.database).last_runs
-    assert (run["kind"], run["status"], run["runs"], run["scanned"], run["linked"]) == ("full", "failed", 3, 50, 20)
-    ran(db, "full", remaining=30)
-    ran(db, "range", counts={"scanned": 30, "linked": 30}, linkable_since="2020-01-01")
+    assert "DatabaseRefusedError" in problem
+    fan_out({"counts": {"scanned": 30, "linked": 30}, "linkable_since": "2020-01-01"})
     assert ["although its delivery is there" in problem for problem in check(db.database)] == [True]
-    assert [run["linked"] for run in status(db.database).last_runs] == [30, 20]
+    assert [run["linked"] for run in status(db.database).last_runs] == [30, 20, 20]
 
 
 def test_triggers_that_are_gone_are_unhealthy(db):

@@ -12,7 +12,7 @@ from anymail_payloads import message_id
 
 from mailglass_reconcile import ConfigurationError, WebhookEvent
 from mailglass_reconcile.contrib.anymail import webhook_event
-from mailglass_reconcile.record.webhooks import draft
+from mailglass_reconcile.record.webhooks import check
 from mailglass_reconcile.webhooks import InvalidWebhookError, parse
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks.senders import BATCHES, KEY, documented, notification, posted, signed
@@ -53,7 +53,7 @@ def test_every_documented_event_is_read(provider, event):
     assert made.occurred_at.utcoffset() == dt.timedelta(0)
     assert made.message_id is not None or made.recipient is not None
     assert set(made.metadata) <= {"tags"}
-    (recorded,) = draft("acme", provider, [made], strict=False)
+    (recorded,) = check("acme", provider, [made], strict=False)
     assert "@" not in str(recorded.entry.metadata["provider_event_id"]) + recorded.entry.idempotency_key
 
 
