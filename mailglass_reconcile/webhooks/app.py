@@ -8,7 +8,7 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -47,6 +47,7 @@ Send = Callable[[Message], Awaitable[None]]
 Tenant = str | Callable[[str], str | None] | None
 
 
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
@@ -136,7 +137,7 @@ class Receiver:
             return Answer(413, "the body is too large", ((b"connection", b"close"),))
         return None if body is None else await self._in_thread(self._received, provider, scope, body)
 
-    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     def _received(self, provider: str, scope: Scope, body: bytes) -> Answer:
