@@ -131,7 +131,7 @@ def suppress(connection: Any, event: DeliveryEvent) -> None:
     assert_type(event.event_id, UUID)
 
 
-@key_rule("acme", reads=["metadata.message_id"])
+@key_rule("acme", reads=["metadata/message_id"])
 def acme(message_id: str | None) -> Iterator[str | None]:
     """A rule of an application's own."""
     yield message_id
