@@ -19,7 +19,7 @@ from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import NO_KEYS
-from mailglass_reconcile.store.open_orphans import Open
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
 from mailglass_reconcile.store.runs import RunAt
 from mailglass_reconcile.sweep import judge
 from mailglass_reconcile.sweep.judge import Decision
@@ -167,6 +167,9 @@ def _origins(tx: Transaction, event_id: str) -> Origins:
     return Origins(provider, rule.mark, held, places)
 
 
+_TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"
+
+
 def _settled_state(row: sa.Row[Any]) -> EventState | None:
     if not row.needs_reconciliation or row.delivery_id:
         return "no_orphan"
@@ -178,10 +181,11 @@ def _settled_state(row: sa.Row[Any]) -> EventState | None:
 
 
 def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Sequence[RunAt]) -> Explanation:
+    never = state == "missing" and len(row.tenant_id) > MAX_TENANT_LENGTH
     return Explanation(
         row.id,
         state,
-        states.why(state),
+        _TENANT_TOO_LONG if never else states.why(state),
         row.tenant_id,
         row.linked_to or row.delivery_id,
         type=row.type,
@@ -189,7 +193,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         arrived_at=utc(row.arrived),
         rule=read.rule,
         reads=_reads(read),
-        remedy=states.remedy(state),
+        remedy=None if never else states.remedy(state),
         linked_at=utc(row.linked_at) if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,

@@ -136,3 +136,12 @@ def test_keys_of_another_version_are_explained_as_the_next_sweep_computes_them(d
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'outdated'")
     assert of(db, event).candidate_ids == ("x",)
     db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'x'")
+
+
+def test_an_event_whose_tenant_id_is_too_long_is_said_never_to_be_linked(db):
+    """The open set leaves it out, and no repair puts it there."""
+    event = factories.orphan(db, factories.postmark("m-1"), tenant_id="t" * 1_001)
+    found = explain(db.database, UUID(event))
+    assert found.state == "missing"
+    assert found.sentence == "its tenant id has more than 1,000 characters; such events are never linked"
+    assert not found.remedy
