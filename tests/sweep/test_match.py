@@ -49,7 +49,7 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
         tx = Transaction(connection, db.settings)
         factories.insert_on(connection, rows)
         found = judge.match(tx, [(tenant, known), ("b", known)])
-        decision = judge.decide(tx, tenant, known)
+        decision = judge.decide(tx, factories.new_id(), tenant, known)
         transaction.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
@@ -67,6 +67,6 @@ def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
     factories.insert(db, [*others, *(factories.delivery_row("shared") for _ in range(own))])
     with db.engine.begin() as connection:
         tx = Transaction(connection, db.settings)
-        decision = judge.decide(tx, factories.TENANT, Keys("postmark", ("shared",), None))
+        decision = judge.decide(tx, factories.new_id(), factories.TENANT, Keys("postmark", ("shared",), None))
     assert decision.state == state
     assert len(decision.named) <= 20

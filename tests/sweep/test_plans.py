@@ -16,6 +16,7 @@ import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.recipients import READERS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import (
     deliveries,
@@ -34,6 +35,7 @@ from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.sends import Campaign, New
+from mailglass_reconcile.store.webhook_events import Reported
 from mailglass_reconcile.store.windows import Outdated, Range, Slice
 
 ROWS = 50_000
@@ -388,9 +390,17 @@ def test_values_at_paths_are_read_by_the_ledgers_primary_key(reading, events):
 
 
 def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, events):
-    """One event and one raw webhook per orphan."""
-    plan = probing(reading, lambda: webhook_events.recipients(reading, events))
-    assert plan.indexes == {"mailglass_events_pkey", "mailglass_webhook_events_provider_event_id_idx"}
+    """One raw webhook per orphan, found by its id at the provider and then read."""
+    reported = [
+        Reported(event, "acme", f"Delivery:{n}", None) for n, event in zip(range(1, ROWS, 100), events, strict=True)
+    ]
+    reader = READERS["postmark"]
+    plan = probing(reading, lambda: webhook_events.recipients(reading, "postmark", reader, reported))
+    assert plan.indexes == {
+        "mailglass_webhook_events_pkey",
+        "mailglass_webhook_events_provider_event_id_idx",
+        "mailglass_webhook_events_prune_idx",  # for events that name neither; here it finds nothing
+    }
     assert plan.read <= 2 * SIZE
     assert plan.catalog <= 100
 
