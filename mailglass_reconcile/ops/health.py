@@ -24,9 +24,7 @@ UNUSABLE_ORPHANS = 10
 _FACTS = """
 SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
-       (SELECT count(*) = 2 FROM pg_trigger AS t
-         WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
-           AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
+       ({triggers}) AS triggers,
        extract(epoch FROM now()::timestamp - ok.finished_at)::float8 AS success_age, ok.origin AS success_origin,
        extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 AS lag_seconds,
        to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
@@ -64,7 +62,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
           WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true
   LEFT JOIN LATERAL (
          SELECT started_at FROM {schema}.mailglass_reconcile_runs ORDER BY id LIMIT 1) AS first ON true
-"""
+""".replace("{triggers}", schema.TRIGGERS_ENABLED)
 
 
 class Facts(NamedTuple):

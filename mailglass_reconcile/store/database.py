@@ -127,7 +127,7 @@ class Transaction:
 
 
 def in_schema(sql: str, schema: str) -> str:
-    """Put the quoted *schema* into *sql* in place of `{schema}`; the only place where a statement is put together."""
+    """Put the quoted *schema* into *sql* in place of `{schema}`."""
     return sql.replace("{schema}", '"' + schema.replace('"', '""') + '"')
 
 

@@ -27,13 +27,8 @@ SELECT coalesce(o.arrived_at, e.inserted_at)::text, e.id::text
 
 # Keys that this process's rules may compute otherwise are left to Python, which judges them as a sweep does.
 # Scalar subqueries, because the planner turns an EXISTS into one pass over a whole table.
-_OLDEST_FIRST = """
-SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS at,
-       c.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-         ORDER BY arrived_at, event_id LIMIT CAST(:span AS bigint)) AS c
+# What passes a page's filter, in either order; keys that are not current are left to the judge.
+_PASSES = """
  WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
    AND (CAST(:type AS text) IS NULL
         OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
@@ -50,8 +45,18 @@ SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS a
                       JOIN {schema}.mailglass_deliveries AS d
                         ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
                      WHERE k.event_id = c.event_id LIMIT 1)))
- ORDER BY c.arrived_at, c.event_id LIMIT :size
 """
+
+_OLDEST_FIRST = """
+SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS at,
+       c.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
+  FROM (SELECT * FROM {schema}.mailglass_open_orphans
+         WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+         ORDER BY arrived_at, event_id LIMIT CAST(:span AS bigint)) AS c
+{passes}
+ ORDER BY c.arrived_at, c.event_id LIMIT :size
+""".replace("{passes}", _PASSES)
 
 _NEWEST_FIRST = """
 SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS at,
@@ -60,24 +65,9 @@ SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS a
          WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
            AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
          ORDER BY arrived_at DESC, event_id DESC LIMIT CAST(:span AS bigint)) AS c
- WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-   AND (CAST(:type AS text) IS NULL
-        OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
-   AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
-        OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
-        OR (CAST(:provider AS text) IS NULL OR provider = :provider)
-           AND (NOT :without_ids OR ids = 0)
-           AND (CAST(:ids AS text[]) IS NULL
-                OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                 WHERE candidate_id = ANY (CAST(:ids AS text[]))))
-           AND (NOT :naming
-                OR (SELECT true
-                      FROM {schema}.mailglass_open_orphan_ids AS k
-                      JOIN {schema}.mailglass_deliveries AS d
-                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
-                     WHERE k.event_id = c.event_id LIMIT 1)))
+{passes}
  ORDER BY c.arrived_at DESC, c.event_id DESC LIMIT :size
-"""
+""".replace("{passes}", _PASSES)
 
 # The order is by the columns, not by their texts.
 _AHEAD_OF_OLDEST = """

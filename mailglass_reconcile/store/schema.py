@@ -95,6 +95,12 @@ SELECT EXISTS (SELECT FROM pg_class AS o JOIN pg_class AS v ON v.relowner = o.re
                   AND (o.relkind, v.relkind) = ('r', 'r'))
 """
 
+TRIGGERS_ENABLED = """
+SELECT count(*) = 2 FROM pg_trigger AS t
+ WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
+   AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')"""
+"""Whether new orphans are noticed, as a part of the statements that ask for more; `trigger_faults` says why not."""
+
 _TRIGGERS = """
 SELECT w.name,
        CASE WHEN t.oid IS NULL THEN 'is missing'

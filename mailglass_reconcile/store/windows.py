@@ -26,9 +26,7 @@ PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 _SURVEY = """
 SELECT w.afters, w.untils, now()::timestamp::text AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
-       (SELECT count(*) = 2 FROM pg_trigger AS t
-         WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
-           AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
+       ({triggers}) AS triggers,
        coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
        -- Of a full sweep only: who else may create objects here, where the last one stopped, and whether few are open.
        CASE WHEN :full THEN ({creators}) END AS creators,
@@ -49,10 +47,12 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
                              CAST(:until AS timestamp)) AS until_time
                   FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
                ) AS r) AS w
-""".replace("{creators}", privileges.CREATORS).replace("{position}", runs.POSITION)
+"""
+_SURVEY = _SURVEY.replace("{triggers}", schema.TRIGGERS_ENABLED)
+_SURVEY = _SURVEY.replace("{creators}", privileges.CREATORS).replace("{position}", runs.POSITION)
 
 # With very many tenants, small groups are added up under no name, so that memory stays bounded.
-_GROUPS = """
+_GROUPED = """
 SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
        place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(superseded)::bigint, sum(fresh)::bigint
   FROM (SELECT o.rule, o.refused > 0 AS refused, o.tenant_id, o.provider, count(*) AS orphans,
@@ -63,36 +63,30 @@ SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place
           FROM (SELECT rule, refused, ids, provider, tenant_id,
                        coalesce(rule = :any_rule AND provider = ANY (CAST(:known AS text[])), false) AS superseded,
                        (arrived_at, event_id) > (CAST(:fresh_time AS timestamp), CAST(:fresh_event AS uuid)) AS fresh
-                  FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+                  FROM {eligible}) AS o
+         GROUP BY o.rule, o.refused > 0, o.tenant_id, o.provider) AS g
+ GROUP BY 1, 2, 3, 4, 5
+"""
+_GROUPS = _GROUPED.replace(
+    "{eligible}",
+    """
+unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
                  CROSS JOIN LATERAL (
-                         SELECT * FROM {schema}.mailglass_open_orphans
-                          WHERE (arrived_at, event_id)
-                                > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
-                            AND arrived_at <= r.until_time
-                          ORDER BY arrived_at, event_id LIMIT ALL) AS w
-                 WHERE CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id) AS o
-         GROUP BY o.rule, o.refused > 0, o.tenant_id, o.provider) AS g
- GROUP BY 1, 2, 3, 4, 5
-"""
-
-# The same without the index: each row of the table once.
-_GROUPS_OF_MANY = """
-SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
-       place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(superseded)::bigint, sum(fresh)::bigint
-  FROM (SELECT o.rule, o.refused > 0 AS refused, o.tenant_id, o.provider, count(*) AS orphans,
-               count(*) FILTER (WHERE o.ids = 0 AND NOT o.superseded) AS unmatchable,
-               count(*) FILTER (WHERE o.superseded) AS superseded,
-               count(*) FILTER (WHERE o.fresh) AS fresh,
-               row_number() OVER (ORDER BY count(*) DESC, o.tenant_id, o.provider) AS place
-          FROM (SELECT rule, refused, ids, provider, tenant_id,
-                       coalesce(rule = :any_rule AND provider = ANY (CAST(:known AS text[])), false) AS superseded,
-                       (arrived_at, event_id) > (CAST(:fresh_time AS timestamp), CAST(:fresh_event AS uuid)) AS fresh
-                  FROM {schema}.mailglass_open_orphans
+       SELECT * FROM {schema}.mailglass_open_orphans
+        WHERE (arrived_at, event_id)
+              > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+          AND arrived_at <= r.until_time
+        ORDER BY arrived_at, event_id LIMIT ALL) AS w
+                 WHERE CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id""",
+)
+# Without the index: each row of the table once.
+_GROUPS_OF_MANY = _GROUPED.replace(
+    "{eligible}",
+    """
+{schema}.mailglass_open_orphans
                  WHERE arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
-                   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)) AS o
-         GROUP BY o.rule, o.refused > 0, o.tenant_id, o.provider) AS g
- GROUP BY 1, 2, 3, 4, 5
-"""
+ AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)""",
+)
 
 # Row by row along the index of arrival; each row's ids are probed for. A scalar subquery, because the planner turns an
 # EXISTS into one pass over all ids for a hash table, however small the slice. Ids of which only the hashes are equal do
