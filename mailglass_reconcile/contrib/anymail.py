@@ -1,6 +1,6 @@
 """django-anymail: its tracking events as `WebhookEvent`, its send status as `Sent`.
 
-Two functions for receivers of your own; they need neither Django's settings nor a database. `docs/anymail.md` has the
+Two functions for receivers of your own; they need neither Django's settings nor a database. `docs/django.md` has the
 table of providers.
 """
 

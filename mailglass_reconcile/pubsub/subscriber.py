@@ -49,7 +49,7 @@ class Update(NamedTuple):
 
     Attributes:
         channel: The channel, with the tenant's id percent-encoded.
-        message: The JSON object; `docs/listening.md` shows one.
+        message: The JSON object; `docs/handlers.md` shows one.
     """
 
     channel: str

@@ -191,4 +191,4 @@ class SweepTask(Singleton):
 
 
 def _unsupported(method: str) -> NotImplementedError:
-    return NotImplementedError(f"{method} of celery-singleton does not work on this lock: see docs/celery-singleton.md")
+    return NotImplementedError(f"{method} of celery-singleton does not work on this lock: see docs/sweeps.md")

@@ -39,7 +39,7 @@ ENDLESS = re.compile(r"mailglass-reconcile (listen|follow|receive|serve)|celery 
 CODES = {("doctor.md", "mailglass-reconcile doctor"): 1, ("doctor.md", "mailglass-reconcile sweep"): 1}
 """Commands that the pages show failing; any other must end with 0."""
 
-SHOWN = {("operating.md", "explain"), ("operating.md", "--dry-run --verbose")}
+SHOWN = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose")}
 """Commands whose output the pages show in full; numbers, ids and times may differ."""
 
 

@@ -40,7 +40,7 @@ def table(page: str, column: str = r"`([^`]+)`") -> list[tuple[str, ...]]:
 
 def test_every_state_that_a_command_prints_is_in_the_table():
     """Those of a sweep, of `status` and of `explain`, and no other."""
-    states = [row[0] for row in table("states.md")]
+    states = [row[0] for row in table("concepts.md", r"`((?!mailglass)\w+)`")]
     assert set(states) == {*OUTCOMES, *EVENT_STATES}
     assert len(states) == len(set(states))
 
@@ -111,7 +111,7 @@ def test_the_cron_lines_hand_the_settings_of_their_file_to_the_command(db, tmp_p
     file = tmp_path / "mailglass.env"
     given = db.environment(db.settings.redis_url.get_secret_value())
     file.write_text("".join(f"{name}='{value}'\n" for name, value in given.items() if name.startswith("MAILGLASS_")))
-    lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "cron.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^\S+ +\S+ +\* +\* +\* +app +(.*)$", (DOCS / "sweeps.md").read_text(), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
         here = line.replace("/etc/mailglass.env", str(file)).replace("mailglass-reconcile", str(COMMAND))

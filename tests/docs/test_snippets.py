@@ -25,7 +25,7 @@ ELSEWHERE = {
     ("fastapi.md", "python"): "examples/test_fastapi_example.py: its lines stand in the example (test_pages.py)",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("grants.md", "sql"): "store/test_grants.py",
-    ("cron.md", "cron"): "test_pages.py",
+    ("sweeps.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
 """Blocks that another test runs."""
@@ -33,10 +33,10 @@ ELSEWHERE = {
 NOT_RUN = {
     ("django.md", "the README's quickstart runs these lines"),
     ("django.md", "it needs a project with Postmark that is running"),
-    ("listening.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
+    ("handlers.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
     ("performance.md", "it takes an hour"),
-    ("pgbouncer.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
-    ("rabbitmq.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
+    ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
+    ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
     ("redis.md", "no such server here; tests/singleton/test_redis_servers.py has one with a CA of its own"),
     ("redis.md", "no such servers here; tests/singleton/test_redis_servers.py has Sentinels of its own"),
     ("telemetry.md", "OpenTelemetry's exporters are not installed here"),
@@ -57,7 +57,7 @@ from sqlalchemy import text
 engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"))
 """
 DJANGO = """
-import os, types, uuid
+import datetime as dt, os, types, uuid
 os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
 import django
 django.setup()
@@ -69,28 +69,20 @@ INSTALLED_APPS = ()
 CELERY_BEAT_SCHEDULE = {"own": {}}
 address, message_id = "ada@example.com", "m-1"
 order = types.SimpleNamespace(message_id=message_id)
+from anymail.signals import AnymailTrackingEvent
+from mailglass_reconcile.contrib.anymail import webhook_event
+event = AnymailTrackingEvent(event_type="delivered", message_id="m-2", recipient="ada@example.com", event_id="1",
+                             timestamp=dt.datetime.now(dt.UTC), metadata={"order": "7"}, esp_event={})
+esp_name = "SendGrid"
 """
 FRAMES = {
-    "anymail.md": Frame(
-        f"""{ENGINE}
-import django
-from django.conf import settings
-settings.configure()
-from anymail.signals import AnymailTrackingEvent
-event = AnymailTrackingEvent(event_type="delivered", message_id="m-1", recipient="ada@example.com", event_id="1",
-                             timestamp=dt.datetime.now(dt.UTC), metadata={{"order": "7"}}, esp_event={{}})
-esp_name = "SendGrid"
-from mailglass_reconcile.contrib.anymail import webhook_event
-""",
-        "assert made.metadata['order'] == '7'\ntracking.send(sender=object, event=event, esp_name=esp_name)\n"
-        "assert engine.connect().execute(text('SELECT count(*) FROM mailglass_events')).scalar_one() == 1",
-    ),
-    "celery.md": Frame(
-        "", "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}"
-    ),
     "django.md": Frame(
-        DJANGO,
+        ENGINE + DJANGO,
         """
+assert made.metadata["order"] == "7"
+tracking.send(sender=object, event=event, esp_name=esp_name)
+delivered = text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'")
+assert engine.connect().execute(delivered).scalar_one() == 1
 assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
 assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
 assert tenant_of(types.SimpleNamespace()) == tenant_of(types.SimpleNamespace(metadata=None)) == "default"
@@ -102,12 +94,25 @@ assert {"own", "mailglass-reconcile"} <= set(CELERY_BEAT_SCHEDULE) and len(INSTA
     "handlers.md": Frame(
         f"""{ENGINE}
 import types, uuid
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 update_crm = types.SimpleNamespace(apply_async=lambda *arguments, **options: sent.append(options))
 sent = []
 with engine.begin() as connection:
     connection.execute(text("CREATE TABLE suppressed (address text PRIMARY KEY, reason text)"))
+def refresh_all():
+    with engine.begin() as connection:
+        record_send(connection, tenant_id="acme", provider="ses", sent=[Sent(recipient="a@b.example", message_id="1")])
+    event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="1")
+    with engine.begin() as connection:
+        recorded = record_webhook(connection, tenant_id="acme", provider="ses", events=[event])
+    broadcast(recorded)
+def refresh(delivery_id):
+    updates.close()
+    refreshed.append(delivery_id)
+refreshed = []
 """,
         """
+assert len(refreshed) == 1
 event = types.SimpleNamespace(recipient="a@example.com", reject_reason="bounced", delivery_id=1, event_id=uuid.uuid4())
 with engine.begin() as connection:
     suppress(connection, event)
@@ -155,26 +160,6 @@ with engine.connect() as connection:
     "key-rules.md": Frame(
         "", "from mailglass_reconcile.rules import providers\nassert providers.rule_of('acme').candidates('x') == ['x']"
     ),
-    "listening.md": Frame(
-        f"""{ENGINE}
-from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
-def refresh_all():
-    with engine.begin() as connection:
-        record_send(connection, tenant_id="acme", provider="ses", sent=[Sent(recipient="a@b.example", message_id="1")])
-    event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="1")
-    with engine.begin() as connection:
-        recorded = record_webhook(connection, tenant_id="acme", provider="ses", events=[event])
-    broadcast(recorded)
-def refresh(delivery_id):
-    print("heard of", delivery_id)
-    raise SystemExit(0)
-""",
-        "raise SystemExit('the loop has ended')",
-    ),
-    "recent.md": Frame(
-        "from celery import Celery\nfrom mailglass_reconcile import make_beat_schedule\napp = Celery()",
-        "assert len(app.conf.beat_schedule) == 4",
-    ),
     "recording.md": Frame(
         f"""{ENGINE}
 import types
@@ -182,6 +167,11 @@ postmark = types.SimpleNamespace(send=lambda *_: {{"MessageID": "m-1"}})
 address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UTC), "w-1", "m-1"
 """,
         "assert recorded[0].delivery_id",
+    ),
+    "sweeps.md": Frame(
+        "",
+        "assert set(app.conf.beat_schedule) >= {'mailglass-reconcile', 'mailglass-reconcile-prune'}\n"
+        "assert len(app.conf.beat_schedule) == 4",
     ),
     "settings.md": Frame(
         "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
