@@ -138,6 +138,7 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   runs               bigint NOT NULL DEFAULT 1,
   scanned            bigint NOT NULL DEFAULT 0,
   linked             bigint NOT NULL DEFAULT 0,
+  linked_unchecked   bigint NOT NULL DEFAULT 0,
   unmatched          bigint NOT NULL DEFAULT 0,
   unmatchable        bigint NOT NULL DEFAULT 0,
   ambiguous          bigint NOT NULL DEFAULT 0,
@@ -300,9 +301,9 @@ def upgrade() -> None:
         "mailglass_reconcile_runs",
         RUNS,
         columns=(
-            "started_at finished_at kind origin tenant_id status error runs scanned linked unmatched unmatchable"
-            " ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed expired duration_ms"
-            " remaining linkable_since open_groups handled_types position ranges ranges_done"
+            "started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
+            " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed"
+            " expired duration_ms remaining linkable_since open_groups handled_types position ranges ranges_done"
         ),
     )
     steps.create_table(

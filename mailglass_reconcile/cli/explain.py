@@ -14,6 +14,7 @@ from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.messages import DeliveryState
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.states import NOT_CHECKED
 from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.store.database import Database
 
@@ -94,6 +95,8 @@ def _lines(found: Explanation) -> Iterator[str]:
         yield _fact("delivery", found.delivery_id)
     if found.reconciled_by:
         yield _fact("linked" if found.linked_at else "settled", f"{_when(found)}by the event {found.reconciled_by}")
+    if found.recipient_checked is False:
+        yield _fact("recipient", NOT_CHECKED)
     for run in found.linked_during:
         yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {moment(run['started_at'])}")
     yield from _reads(found)

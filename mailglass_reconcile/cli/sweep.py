@@ -182,6 +182,10 @@ def summary(result: SweepResult) -> str:
     whose = "" if result.tenant_id is None else f" of tenant '{shown(result.tenant_id)}'"
     scanned = counted(result.scanned, "open orphan")
     lines = [f"{verb} {result.linked:,} of {scanned}{whose} in {took(result.duration_ms)}"]
+    if result.linked_unchecked:
+        lines.append(
+            f"{result.linked_unchecked:>10,} of these by the message id alone: their recipient could not be read"
+        )
     lines += [
         f"{getattr(result, state):>10,} {state.replace('_', ' ')}: {MEANINGS[state].sentence}"
         for state in WHY_OPEN

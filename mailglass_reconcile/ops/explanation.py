@@ -29,7 +29,9 @@ TIMEOUT_MS = 24_000
 # Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
 _LEDGER_ROW = """
 SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, e.needs_reconciliation,
-       r.id::text AS reconciled_by, r.delivery_id::text AS linked_to, to_json(r.inserted_at) #>> '{}' AS linked_at,
+       r.id::text AS reconciled_by, r.delivery_id::text AS linked_to,
+       r.metadata -> 'recipient_checked' = 'false' AS unchecked,
+       starts_with(e.idempotency_key, 'webhook:') IS TRUE AS recorded, to_json(r.inserted_at) #>> '{}' AS linked_at,
        o.event_id IS NOT NULL AS open, o.refused,
        to_json(a.arrived_at) #>> '{}' AS arrived,
        to_json(a.arrived_at + make_interval(secs => :grace_seconds)) #>> '{}' AS eligible,
@@ -66,6 +68,8 @@ class Explanation:
         tried: For each candidate id, in order, its `id`, the place `read_from` which it comes, and how many
             `deliveries` of it were looked at.
         recipient_known: Whether it is known which recipient the event is about.
+        recipient_checked: False if it was, or would be, linked by its message id alone, because its recipient could not
+            be read.
         verdict: What a sweep would find if it looked now: for those in their grace, and for expired ones.
         remedy: What would have to be different for it to be linked.
         eligible_at: When the full sweep looks at it first; it does so in each run until `expires_at`.
@@ -91,6 +95,7 @@ class Explanation:
     reads: tuple[dict[str, str | None], ...] = ()
     tried: tuple[dict[str, Any], ...] = ()
     recipient_known: bool | None = None
+    recipient_checked: bool | None = None
     verdict: Verdict | None = None
     remedy: str | None = None
     eligible_at: str | None = None
@@ -194,6 +199,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         rule=read.rule,
         reads=_reads(read),
         remedy=None if never else states.remedy(state),
+        recipient_checked=False if row.unchecked else None,
         linked_at=utc(row.linked_at) if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,
@@ -218,6 +224,7 @@ def _of_open(row: sa.Row[Any], read: Origins, decision: Decision) -> Explanation
         reads=_reads(read),
         tried=tuple(_tried(id_, read, decision) for id_ in wanted.candidate_ids),
         recipient_known=wanted.recipient is not None,
+        recipient_checked=False if decision.delivery_id and not wanted.recipient and not row.recorded else None,
         verdict=decision.state,
         remedy=states.remedy(state, decision.state, recipient_lost=wanted.lost),
         eligible_at=None if row.expired else utc(row.eligible),

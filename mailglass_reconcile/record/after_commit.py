@@ -32,8 +32,8 @@ from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent
-from mailglass_reconcile.sweep.judge import judge
-from mailglass_reconcile.sweep.link import link_in
+from mailglass_reconcile.sweep.judge import judge, unchecked
+from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +201,8 @@ def _link(place: Place, settings: Settings, look: Look, deadline: float, linked:
             if not open_orphans.may_match(connection, settings, look.message_ids, look.event_ids):
                 return
         with place.begin() as connection, borrowed(connection, settings) as tx:
-            pairs, more = _matching(tx, look)
-            done = link_in(tx, pairs)
+            pairs, notes, more = _matching(tx, look)
+            done = link_in(tx, pairs, notes=notes)
         linked += done
         held = len(done) < len(pairs)
         if time.monotonic() > deadline or not pairs or not (held or more):
@@ -222,13 +222,14 @@ def _paused(connection: sa.Connection) -> bool:
     return True
 
 
-def _matching(tx: Transaction, look: Look) -> tuple[list[tuple[str, str]], bool]:
-    """Return what is open for a look and matches, and whether there may be more."""
+def _matching(tx: Transaction, look: Look) -> tuple[Pairs, Notes, bool]:
+    """Return what is open for a look and matches, with its notes, and whether there may be more."""
     found = open_orphans.with_message_ids(tx, look.tenant_id, look.message_ids) if look.message_ids else []
     ids = dict.fromkeys([*found, *look.event_ids])
     orphans = [one for one in open_orphans.read(tx, ids) if one.keys.is_current and not one.refused]
-    pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in judge(tx, orphans) if one.verdict.delivery_id]
-    return pairs, len(found) >= tx.settings.batch_size
+    judged = judge(tx, orphans)
+    pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in judged if one.verdict.delivery_id]
+    return pairs, unchecked(judged), len(found) >= tx.settings.batch_size
 
 
 _KEY = "mailglass_reconcile.pending"

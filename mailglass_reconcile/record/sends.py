@@ -29,8 +29,8 @@ from mailglass_reconcile.store import ledger, open_orphans, sends
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
-from mailglass_reconcile.sweep.judge import judge
-from mailglass_reconcile.sweep.link import link_in
+from mailglass_reconcile.sweep.judge import judge, unchecked
+from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,8 @@ def record_send(
     checked = check(campaign.tenant_id, campaign.spellings[0], sent)
     with borrowed(connection, settings) as tx:
         delivery_ids, reports = _store(tx, campaign, checked)
-        linked = link_in(tx, _match(tx, checked, set(delivery_ids)), reports)
+        pairs, notes = _match(tx, checked, set(delivery_ids))
+        linked = link_in(tx, pairs, reports, notes)
     return after_commit.returned(connection, _recorded(checked, delivery_ids, linked))
 
 
@@ -144,16 +145,17 @@ def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> t
     return [delivery_ids[send.identity] for send in checked], reports
 
 
-def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> list[tuple[str, str]]:
+def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> tuple[Pairs, Notes]:
     """Return what is open for the checked' message ids and belongs to one of our deliveries, by the sweep's rule."""
     ids = {send.message_id: None for send in checked if send.message_id is not None}
     if not ids:
-        return []
+        return [], {}
     # Another recipient's can only belong to another's delivery.
     recipients = {address(send.recipient) for send in checked}
     found = open_orphans.with_message_ids(tx, checked[0].entry.tenant_id, ids, recipients)
     judged = judge(tx, open_orphans.read(tx, found)) if found else []
-    return [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
+    pairs = [(one.orphan.event_id, id_) for one in judged if (id_ := one.verdict.delivery_id) in ours and id_]
+    return pairs, unchecked(judged)
 
 
 def _recorded(

@@ -126,6 +126,8 @@ _RECIPIENT_LOST = (
     "the event was about one recipient, whose address is no longer known, so no delivery is chosen: an address is kept"
     " only while its orphan is open"
 )
+NOT_CHECKED = "not checked: it could not be read, so the message id alone decides"
+"""Of the recipient of an event that is linked all the same."""
 _REMEDY_RECIPIENT_LOST = "no sweep will link it; check the deliveries listed, and correct the right one by hand"
 
 

@@ -17,7 +17,10 @@ _CLAIM_AND_APPEND = """
 -- What nobody else holds, with the delivery locked in id order.
 WITH claimed AS MATERIALIZED (
   SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
-         o.rule IS NOT NULL AS keyed, m.metadata,
+         o.rule IS NOT NULL AS keyed,
+         -- Our writers keep a recipient with the open orphan: of their events it is known whether there was one.
+         CASE WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'
+              ELSE m.metadata END AS metadata,
          left(e.metadata ->> 'provider', 512) AS provider,
          -- Mailglass appends the recipient to SES's ids; no address is copied.
          CASE WHEN starts_with(e.metadata ->> 'provider_event_id', (e.metadata ->> 'sns_message_id') || ':')
@@ -58,12 +61,19 @@ _CLAIMED = """
 )
 SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END AS reconciled_id, event_id::text, delivery_id::text,
        tenant_id, type, to_json(occurred_at) #>> '{}' AS occurred_at, arrived_at::text,
-       (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds
+       (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds,
+       metadata -> 'recipient_checked' IS NULL AS checked
   FROM claimed
 """
 _LINK = _CLAIM_AND_APPEND + _CLAIMED
 """For writers, which may not delete: the ledger's trigger closes the orphans, row by row."""
 _LINK_AND_CLOSE = _CLAIM_AND_APPEND + _CLOSE + _CLAIMED
+
+_OF_OTHER_WRITERS = """
+SELECT count(*)
+  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id) JOIN {schema}.mailglass_events AS e ON e.id = k.id
+ WHERE starts_with(e.idempotency_key, 'webhook:') IS NOT TRUE
+"""
 
 _NOT_RECONCILED = """
 SELECT e.id::text
@@ -180,6 +190,9 @@ SELECT e.id::text,
 
 PATHS = 11
 
+UNCHECKED: Mapping[str, Any] = {"recipient_checked": False}
+"""A note for `link`: the event's recipient is not known, so the message id alone decided."""
+
 
 class Entry(NamedTuple):
     """A row of the ledger that a writer appends; `occurred_at` in UTC."""
@@ -199,7 +212,8 @@ class LinkedEvent(NamedTuple):
     """An event and its delivery, from the claim to projection, outbox and broadcast; times as Postgres writes them.
 
     `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
-    for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago.
+    for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago. `checked` is
+    false if its recipient could not be read, and it was linked by the message id alone.
     """
 
     reconciled_id: str | None
@@ -210,6 +224,7 @@ class LinkedEvent(NamedTuple):
     occurred_at: str
     arrived_at: str
     lag_seconds: float = 0.0
+    checked: bool = True
 
 
 def uuid7() -> str:
@@ -237,7 +252,8 @@ def link(
     Args:
         tx: The transaction that links them.
         pairs: Each orphan's id and the id of its delivery.
-        notes: What else the appended event's metadata says, by orphan id.
+        notes: What else the appended event's metadata says, by orphan id. `UNCHECKED` is left out for events that our
+            writers recorded.
     """
     parameters = {
         "ids": array_literal(uuid7() for _ in pairs),
@@ -247,6 +263,11 @@ def link(
     }
     statement = _LINK_AND_CLOSE if tx.xact_id else _LINK  # only `linking` keeps the trigger from closing
     return [LinkedEvent(*row) for row in tx.execute(statement, parameters).all()]
+
+
+def of_other_writers(tx: Transaction, event_ids: Collection[str]) -> int:
+    """Return how many of *event_ids* `record_webhook` has not recorded."""
+    return int(tx.execute(_OF_OTHER_WRITERS, {"event_ids": array_literal(event_ids)}).scalar_one())
 
 
 def not_reconciled(tx: Transaction, event_ids: Collection[str]) -> set[str]:

@@ -17,16 +17,17 @@ Origin = Literal["beat", "call", "command", "python", "follow"]
 RETENTION_DAYS = 30
 """Older rows are added up into one per kind, origin and status, so that totals never shrink."""
 
-COUNTS = ("scanned", *states.OUTCOMES, "published", "publish_failed", "expired", "duration_ms")
+COUNTS = ("scanned", *states.OUTCOMES, "linked_unchecked", "published", "publish_failed", "expired", "duration_ms")
 
 _ADD = """
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
-       (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, unmatched, unmatchable,
-        ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
-        duration_ms, remaining, linkable_since, open_groups, handled_types, position, ranges)
+       (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, linked_unchecked,
+        unmatched, unmatchable, ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published,
+        publish_failed, expired, duration_ms, remaining, linkable_since, open_groups, handled_types, position, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
-        :status, :error, :runs, :scanned, :linked, :unmatched, :unmatchable, :ambiguous, :tenant_mismatch,
-        :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired, :duration_ms, :remaining,
+        :status, :error, :runs, :scanned, :linked, :linked_unchecked, :unmatched, :unmatchable, :ambiguous,
+        :tenant_mismatch, :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired,
+        :duration_ms, :remaining,
         CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types, CAST(:position AS jsonb),
         :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
@@ -35,6 +36,7 @@ VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::times
     DO UPDATE
    SET finished_at = excluded.finished_at, error = excluded.error, runs = r.runs + excluded.runs,
        scanned = r.scanned + excluded.scanned, linked = r.linked + excluded.linked,
+       linked_unchecked = r.linked_unchecked + excluded.linked_unchecked,
        unmatched = r.unmatched + excluded.unmatched, unmatchable = r.unmatchable + excluded.unmatchable,
        ambiguous = r.ambiguous + excluded.ambiguous, tenant_mismatch = r.tenant_mismatch + excluded.tenant_mismatch,
        recipient_mismatch = r.recipient_mismatch + excluded.recipient_mismatch,
@@ -51,7 +53,8 @@ UPDATE {schema}.mailglass_reconcile_runs
    SET finished_at = now()::timestamp, ranges_done = ranges_done + 1, error = coalesce(:error, error),
        status = CASE WHEN 'failed' IN (status, :status) THEN 'failed' WHEN 'partial' IN (status, :status) THEN 'partial'
                      ELSE status END,
-       scanned = scanned + :scanned, linked = linked + :linked, unmatched = unmatched + :unmatched,
+       scanned = scanned + :scanned, linked = linked + :linked,
+       linked_unchecked = linked_unchecked + :linked_unchecked, unmatched = unmatched + :unmatched,
        unmatchable = unmatchable + :unmatchable, ambiguous = ambiguous + :ambiguous,
        tenant_mismatch = tenant_mismatch + :tenant_mismatch,
        recipient_mismatch = recipient_mismatch + :recipient_mismatch, skipped = skipped + :skipped,
@@ -79,10 +82,12 @@ WITH old AS (
    WHERE finished_at < now()::timestamp - make_interval(days => :days) RETURNING *
 )
 INSERT INTO {schema}.mailglass_reconcile_runs
-       (started_at, finished_at, kind, origin, status, runs, scanned, linked, unmatched, unmatchable, ambiguous,
-        tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired, duration_ms)
-SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), sum(scanned), sum(linked), sum(unmatched),
-       sum(unmatchable), sum(ambiguous), sum(tenant_mismatch), sum(recipient_mismatch), sum(skipped), sum(failed),
+       (started_at, finished_at, kind, origin, status, runs, scanned, linked, linked_unchecked, unmatched, unmatchable,
+        ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
+        duration_ms)
+SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), sum(scanned), sum(linked),
+       sum(linked_unchecked), sum(unmatched), sum(unmatchable), sum(ambiguous), sum(tenant_mismatch),
+       sum(recipient_mismatch), sum(skipped), sum(failed),
        sum(published), sum(publish_failed), sum(expired), sum(duration_ms)
   FROM old GROUP BY kind, origin, status
 """
@@ -99,7 +104,8 @@ SELECT kind, origin, to_json(started_at) #>> '{}' AS started_at
 
 # As above; rows that the prune has added up are among them.
 _TOTALS = """
-SELECT kind, status, sum(runs)::bigint AS runs, sum(linked)::bigint AS linked, sum(unmatched)::bigint AS unmatched,
+SELECT kind, status, sum(runs)::bigint AS runs, sum(linked)::bigint AS linked,
+       sum(linked_unchecked)::bigint AS linked_unchecked, sum(unmatched)::bigint AS unmatched,
        sum(unmatchable)::bigint AS unmatchable, sum(ambiguous)::bigint AS ambiguous,
        sum(tenant_mismatch)::bigint AS tenant_mismatch, sum(recipient_mismatch)::bigint AS recipient_mismatch,
        sum(skipped)::bigint AS skipped, sum(failed)::bigint AS failed, sum(published)::bigint AS published,

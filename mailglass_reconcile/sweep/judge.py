@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import keys, matching, providers, recipients, states
 from mailglass_reconcile.rules.addresses import address
@@ -71,6 +71,15 @@ def judge(tx: Transaction, orphans: Sequence[Open]) -> list[Judged]:
     ]
     judged = _judged(tx, events)
     return [Judged(orphan, *each) for orphan, each in zip(orphans, judged, strict=True)]
+
+
+def unchecked(judged: Iterable[Judged]) -> dict[str, Mapping[str, Any]]:
+    """Return the note for each of *judged* that matches by its message id alone, because its recipient is unknown."""
+    return {
+        one.orphan.event_id: ledger.UNCHECKED
+        for one in judged
+        if one.verdict.delivery_id and one.keys.recipient is None
+    }
 
 
 def current_keys(tx: Transaction, orphans: Sequence[Open]) -> list[Keys]:

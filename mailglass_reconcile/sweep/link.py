@@ -100,7 +100,9 @@ def link_batch(connected: Connected, pairs: Pairs, expired: Callable[[], bool], 
     return batch
 
 
-def link_in(tx: Transaction, pairs: Pairs, reports: Sequence[LinkedEvent] = ()) -> list[LinkedEvent]:
+def link_in(
+    tx: Transaction, pairs: Pairs, reports: Sequence[LinkedEvent] = (), notes: Notes | None = None
+) -> list[LinkedEvent]:
     """Link *pairs* in a caller's transaction and project them with *reports*; return the linked.
 
     What cannot be linked because of its own data costs a savepoint and stays open; *reports* are projected anyway.
@@ -108,7 +110,7 @@ def link_in(tx: Transaction, pairs: Pairs, reports: Sequence[LinkedEvent] = ()) 
     if pairs:
         try:
             with tx.connection.begin_nested():
-                linked, _ = _linked(tx, pairs, {})
+                linked, _ = _linked(tx, pairs, notes or {})
                 projector.project(tx, [*reports, *linked])
         except DBAPIError as error:
             if not is_of_data(error):

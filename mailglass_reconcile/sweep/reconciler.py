@@ -29,14 +29,14 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.wording import counted
-from mailglass_reconcile.store import open_orphans, privileges, windows
+from mailglass_reconcile.store import ledger, open_orphans, privileges, windows
 from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Place
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.sweep import history, window
 from mailglass_reconcile.sweep.history import OpenGroups
-from mailglass_reconcile.sweep.judge import Judged, judge
-from mailglass_reconcile.sweep.link import Pairs, link_batch
+from mailglass_reconcile.sweep.judge import Judged, judge, unchecked
+from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.result import SweepResult, mismatches
 from mailglass_reconcile.sweep.window import Part, Window
 
@@ -178,8 +178,9 @@ class Sweep:
                 found = self._judge(connected, ids)
                 self._count(found)
                 linked: set[str] = set()
+                notes = unchecked(found.judged)
                 for batch in self._batches(found.judged):
-                    linked |= self._link(connected, batch)
+                    linked |= self._link(connected, batch, notes)
                     yield Step(batch)
                 if not self.result.dry_run:
                     self._refuse(connected, found.unreadable)
@@ -280,12 +281,15 @@ class Sweep:
                 return
             yield pairs[start : min(start + size, allowed)]
 
-    def _link(self, connected: Connected, pairs: Pairs) -> set[str]:
+    def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
         """Link a batch, publish what was committed, and return the linked orphans' ids."""
         if self.result.dry_run or self._publisher is None:
+            by_id = [event_id for event_id, _ in pairs if event_id in notes]
+            if by_id:
+                self.result.linked_unchecked += self._read(connected, lambda tx: ledger.of_other_writers(tx, by_id))
             return set()
         self.in_batch = True
-        batch = link_batch(connected, pairs, self._expired)
+        batch = link_batch(connected, pairs, self._expired, notes)
         self.result.add(batch, projector.broadcast(batch.linked, self._publisher.publish))
         self._closed += len(batch.linked) + batch.settled
         self.in_batch = False

@@ -28,6 +28,7 @@ class SweepResult:
     Attributes:
         scanned: Eligible open orphans when the sweep began.
         linked: Linked and committed by this sweep (in a dry run: what it would link).
+        linked_unchecked: The part of `linked` whose recipient could not be read: the message id alone decided.
         unmatched: No delivery has any of their ids yet.
         unmatchable: They have no usable id.
         ambiguous: Several deliveries, and no way to choose.
@@ -49,6 +50,7 @@ class SweepResult:
 
     scanned: int = 0
     linked: int = 0
+    linked_unchecked: int = 0
     unmatched: int = 0
     unmatchable: int = 0
     ambiguous: int = 0
@@ -79,6 +81,7 @@ class SweepResult:
     def add(self, batch: Batch, told: Published) -> None:
         """Add what became of a batch, and of its messages."""
         self.linked += len(batch.linked)
+        self.linked_unchecked += sum(not one.checked for one in batch.linked)
         self.failed += len(batch.failed)
         self.skipped_held += batch.held + batch.settled
         self.published += told.published

@@ -73,6 +73,7 @@ def _history(known: Measures) -> Iterator[Metric]:
     runs: dict[tuple[str, str], int] = {(kind, status): 0 for kind in KINDS for status in RUN_STATUSES}
     milliseconds: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     orphans, messages = dict.fromkeys(map(str, OUTCOMES), 0), {"published": 0, "failed": 0}
+    unchecked = 0
     expired = {"found": 0, "none": 0}
     for kind, status, counts in known.totals:
         runs[kind, status] = counts["runs"]
@@ -83,12 +84,15 @@ def _history(known: Measures) -> Iterator[Metric]:
             continue
         for state in OUTCOMES:
             orphans[state] += counts[state]
+        unchecked += counts["linked_unchecked"]
         messages["published"] += counts["published"]
         messages["failed"] += counts["publish_failed"]
     yield _counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
     seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
     yield _counter("run_seconds", "How long runs took, added up", ("kind",), _keyed(seconds))
     yield _counter("orphans", "Orphans that sweeps looked at, by outcome", ("outcome",), _keyed(orphans))
+    help_ = "Those of them that were linked by the message id alone, because their recipient could not be read"
+    yield _counter("linked_unchecked", help_, (), [((), unchecked)])
     help_ = "Orphans that were given up, by whether a delivery has one of their ids"
     yield _counter("expired_orphans", help_, ("delivery",), _keyed(expired))
     help_ = "Broadcasts of sweeps that Redis took, and those that it did not"

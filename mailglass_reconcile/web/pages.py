@@ -18,7 +18,7 @@ from mailglass_reconcile.ops import explanation, messages, orphans, overview, st
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
 from mailglass_reconcile.ops.timeline import Timeline
-from mailglass_reconcile.rules.states import OPEN_STATES
+from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import chart, metrics, parameters
@@ -114,7 +114,7 @@ class Pages:
     async def event(self, request: Request) -> Response:
         """Show why an event is linked or not."""
         found = await self._explained(parameters.id_of(request.path_params["event_id"]))
-        return render(request, "event.html", found=found)
+        return render(request, "event.html", found=found, not_checked=NOT_CHECKED)
 
     async def _explained(self, event_id: UUID) -> Explanation:
         found = await self._cache.get(("event", event_id), lambda: explanation.explain(self._database, event_id))

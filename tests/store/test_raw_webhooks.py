@@ -1,5 +1,6 @@
 """Mailglass's ledger names no recipient: it is read from the raw webhook, of each provider that names one."""
 
+import datetime as dt
 from uuid import UUID
 
 import pytest
@@ -7,11 +8,14 @@ import raw_webhooks
 import sqlalchemy as sa
 
 import factories
-from mailglass_reconcile import attempt_link, find_orphans, reconcile
+from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, reconcile, record_send, record_webhook
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.store import webhook_events
+from mailglass_reconcile.store import runs, webhook_events
+from mailglass_reconcile.sweep.reconciler import prepare
+from scraping import scrape, value
 
 TO, CC = "to@example.com", "cc@example.com"
+CHECKED = "SELECT metadata -> 'recipient_checked' FROM mailglass_events WHERE type = 'reconciled'"
 LINKED = "SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'"
 
 
@@ -143,7 +147,55 @@ def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(beside, c
     raw, events, message_id, raw_id = sendgrid(CC)
     raw_webhooks.store(beside, "sendgrid", **{"raw": raw, "events": events, "raw_id": raw_id, **changed})
     factories.delivery(beside, message_id, recipient=TO)
-    assert reconcile().linked == 1
+    assert reconcile().linked_unchecked == 1
+    assert beside.rows(CHECKED) == [(False,)]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(beside, provider):
+    """It counts as a part of `linked`; a dry run counts the same; explain says it of both."""
+    raw, events, message_id, raw_id = PROVIDERS[provider](TO)
+    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id)
+    factories.delivery(beside, message_id, recipient=TO)
+    raw, events, _, raw_id = postmark(TO)
+    alone = {**events[0], "message_id": "alone"}
+    [unchecked] = raw_webhooks.store(beside, "postmark", raw, [alone], raw_id="gone", kept=False)
+    factories.delivery(beside, "alone", recipient=TO)
+    for sweep in (prepare(dry_run=True), prepare()):
+        result = sweep.run()
+        assert (result.linked, result.linked_unchecked) == (2, 1)
+        assert explain(beside.database, UUID(unchecked)).recipient_checked is False
+    assert sorted(map(str, beside.rows(CHECKED))) == ["(False,)", "(None,)"]
+    with beside.database.reading() as tx:
+        counts = runs.totals(tx)[0].counts
+    assert (counts["linked"], counts["linked_unchecked"]) == (2, 1)
+    assert value(scrape(beside), "linked_unchecked_total") == 1
+
+
+def test_events_of_our_writers_carry_no_such_note(beside):
+    """They keep a recipient apart from the ledger, and know if there was one."""
+    with beside.engine.begin() as connection:
+        event = WebhookEvent(
+            message_id="m-1", provider_event_id="e", type="opened", occurred_at=dt.datetime.now(dt.UTC)
+        )
+        record_webhook(connection, tenant_id=factories.TENANT, provider="postmark", events=[event])
+    factories.delivery(beside, "m-1", recipient=TO)
+    beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
+    result = reconcile()
+    assert (result.linked, result.linked_unchecked) == (1, 0)
+    assert beside.rows(CHECKED) == [(None,)]
+
+
+def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(beside):
+    """Of an event whose ids a sweep has stored."""
+    raw, events, message_id, raw_id = postmark(TO)
+    raw_webhooks.store(beside, "postmark", raw, events, raw_id=raw_id, kept=False)
+    reconcile()
+    with beside.engine.begin() as connection:
+        sent = [Sent(recipient=TO, message_id=message_id)]
+        [one] = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+    assert one.linked == 1
+    assert beside.rows(CHECKED) == [(False,)]
 
 
 def test_an_address_in_an_event_id_of_ses_is_not_copied_into_the_ledger(beside):
