@@ -28,10 +28,10 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        ({triggers}) AS triggers,
        coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
-       -- Of a full sweep only: who else may create objects here, where the last one stopped, and whether few are open.
+       -- Of a full sweep only: who else may create objects here, and where the last one stopped.
        CASE WHEN :full THEN ({creators}) END AS creators,
        CASE WHEN :full THEN ({position}) END AS position,
-       CASE WHEN cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
+       CASE WHEN :counted AND cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
             THEN (SELECT count(*)
                     FROM (SELECT FROM {schema}.mailglass_open_orphans
                            WHERE (arrived_at, event_id) > (CAST(w.afters[1] AS timestamp),
@@ -273,6 +273,7 @@ def survey(
     after: str | None = None,
     until: str | None = None,
     full: bool = False,
+    counted: bool = False,
     tenant_id: str | None = None,
 ) -> Survey:
     """Return the window of a sweep by the database's clock, cut to what arrived after and until a time.
@@ -284,6 +285,7 @@ def survey(
         after: A time as Postgres writes it, or None.
         until: Another.
         full: Whether a full sweep begins.
+        counted: Whether to count, up to `FEW`, what is in one window of a large table.
         tenant_id: Its tenant argument, as the history of runs shows it.
 
     Raises:
@@ -300,6 +302,7 @@ def survey(
         "youngest": array_literal(str(younger) for _, younger in wanted),
         "max_age_minutes": settings.max_age_minutes,
         "full": full,
+        "counted": counted,
         "tenant_id": tenant_id,
         "few": FEW,
         "small": SMALL_BYTES,

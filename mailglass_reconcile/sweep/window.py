@@ -123,7 +123,15 @@ def open_window(
         SchemaOutdatedError: The database lacks what this version needs.
     """
     ages = None if recent is None else due_ages(recent)
-    seen = windows.survey(tx, ages=ages, after=bounds[0], until=bounds[1], full=full, tenant_id=shown_tenant(tenant_id))
+    seen = windows.survey(
+        tx,
+        ages=ages,
+        after=bounds[0],
+        until=bounds[1],
+        full=full,
+        counted=True,
+        tenant_id=shown_tenant(tenant_id),
+    )
     if not seen.indexed:
         raise SchemaOutdatedError(
             hint(
