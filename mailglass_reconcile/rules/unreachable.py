@@ -38,6 +38,7 @@ _CAUSES = (
         "an option of the URL is unknown, or has a value that cannot be used",
         "correct the part after the ? in {setting}",
     ),
+    _cause("no space left on device", "its disk is full", "make room on the disk of that server; {setting} is right"),
     _cause(
         "connection refused|no such file or directory",
         "nothing listens there",

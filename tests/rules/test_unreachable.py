@@ -8,6 +8,7 @@ import traceback
 import uuid
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
@@ -114,6 +115,17 @@ def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> N
         assert "has no connection left" in told(strict)
     engine.dispose()
     conftest.wait_until(lambda: told(strict) == "connected")
+
+
+def test_a_server_whose_disk_is_full_is_told_apart() -> None:
+    """As Postgres refuses a connection then."""
+    refusal = psycopg.OperationalError(
+        'connection failed: connection to server on socket "/run/postgresql/.s.PGSQL.5432" failed:'
+        " FATAL:  could not write init file: No space left on device"
+    )
+    assert (
+        unreachable.told_apart(refusal, Server("Postgres", "/run", "MAILGLASS_DATABASE_URL"))[0] == "its disk is full"
+    )
 
 
 def test_tls_that_a_server_does_not_speak_is_told_apart(strict: str) -> None:
