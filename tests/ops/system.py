@@ -140,8 +140,16 @@ class System:
 
 @contextmanager
 def running_system(folder: Path) -> Iterator[System]:
-    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.md; *folder* has its files."""
-    with servers.postgres_server(*FAST) as server, servers.redis() as redis_url, small_disk(server.directory) as disk:
+    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.md; *folder* has its files.
+
+    An autovacuum of the catalog removes a file that new connections need, and that nobody can write on a full disk.
+    """
+    options = (*FAST, "autovacuum=off")
+    with (
+        servers.postgres_server(*options) as server,
+        servers.redis() as redis_url,
+        small_disk(server.directory) as disk,
+    ):
         where = "TABLESPACE small" if disk else ""
         with psycopg.connect(server.url, autocommit=True) as connection:
             if disk:
