@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.ops.pruner import PruneResult, prune
     from mailglass_reconcile.pubsub import Missed, Update, events_channel
     from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, broadcast
+    from mailglass_reconcile.record.by_hand import link
     from mailglass_reconcile.record.events import append
     from mailglass_reconcile.record.sends import Sent, record_send
     from mailglass_reconcile.record.webhooks import record_webhook
@@ -69,6 +70,7 @@ __all__ = [
     "find_orphans",
     "include_object",
     "key_rule",
+    "link",
     "make_beat_schedule",
     "on_event",
     "prune",
@@ -90,6 +92,7 @@ _MODULES = {
     "mailglass_reconcile.ops.pruner": "PruneResult prune",
     "mailglass_reconcile.pubsub": "Missed Update events_channel",
     "mailglass_reconcile.record.after_commit": "Recorded RecordedDelivery broadcast",
+    "mailglass_reconcile.record.by_hand": "link",
     "mailglass_reconcile.record.events": "append",
     "mailglass_reconcile.record.sends": "Sent record_send",
     "mailglass_reconcile.record.webhooks": "record_webhook",

@@ -19,6 +19,7 @@ _SUBCOMMANDS = {
     "doctor": "Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.",
     "explain": "Say why one event is linked or not, and what would have to be different.",
     "follow": "Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C.",
+    "link": "Link one event to the delivery that you choose; only their tenant must be the same.",
     "listen": "Print the broadcasts as they come, each event once, until you press Ctrl-C.",
     "migrate": "Bring the database to this version's schema, while Mailglass continues to write.",
     "orphans": "List open orphans, with the state that the next sweep would give each.",

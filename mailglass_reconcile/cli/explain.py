@@ -97,6 +97,8 @@ def _lines(found: Explanation) -> Iterator[str]:
         yield _fact("linked" if found.linked_at else "settled", f"{_when(found)}by the event {found.reconciled_by}")
     if found.recipient_checked is False:
         yield _fact("recipient", NOT_CHECKED)
+    if found.linked_by:
+        yield _fact("by hand", f"{found.linked_by_actor or 'somebody'}: {found.reason or 'no reason'}")
     for run in found.linked_during:
         yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {moment(run['started_at'])}")
     yield from _reads(found)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import keys, providers, states
-from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.matching import Candidate
 from mailglass_reconcile.rules.states import EventState, Verdict
@@ -32,6 +32,8 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, 
        r.id::text AS reconciled_by, r.delivery_id::text AS linked_to,
        r.metadata -> 'recipient_checked' = 'false' AS unchecked,
        starts_with(e.idempotency_key, 'webhook:') IS TRUE AS recorded, to_json(r.inserted_at) #>> '{}' AS linked_at,
+       r.metadata ->> 'linked_by' = 'hand' AS by_hand, left(r.metadata ->> 'linked_by_actor', 512) AS actor,
+       left(r.metadata ->> 'reason', 512) AS reason,
        o.event_id IS NOT NULL AS open, o.refused,
        to_json(a.arrived_at) #>> '{}' AS arrived,
        to_json(a.arrived_at + make_interval(secs => :grace_seconds)) #>> '{}' AS eligible,
@@ -79,6 +81,9 @@ class Explanation:
         linked_during: The runs that were linking then, at most three: `kind`, `origin`, `started_at`. Empty if a
             writer of this package linked it, or if the run was folded into the totals.
         reconciled_by: The `reconciled` event that linked or settled it.
+        linked_by: `hand` if a person linked it; None if not.
+        linked_by_actor: Who that was.
+        reason: Why, in that person's words.
     """
 
     event_id: str
@@ -104,6 +109,9 @@ class Explanation:
     linked_at: str | None = None
     linked_during: tuple[dict[str, str], ...] = ()
     reconciled_by: str | None = None
+    linked_by: str | None = None
+    linked_by_actor: str | None = None
+    reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `explain --json` prints them."""
@@ -145,7 +153,8 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         settled = _settled_state(row)
         read = _origins(tx, row.id)
         if settled:
-            linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if settled == "linked" else []
+            by_sweep = settled == "linked" and not row.by_hand
+            linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if by_sweep else []
             return _of_settled(row, settled, read, linking)
         orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
         (wanted,) = judge.current_keys(tx, orphans)
@@ -203,7 +212,15 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         linked_at=utc(row.linked_at) if row.linked_to else None,
         linked_during=tuple(run._asdict() for run in linking),
         reconciled_by=row.reconciled_by,
+        linked_by="hand" if row.by_hand else None,
+        linked_by_actor=_without_address(row.actor) if row.by_hand else None,
+        reason=_without_address(row.reason) if row.by_hand else None,
     )
+
+
+def _without_address(text: str | None) -> str | None:
+    """Return a text of the ledger, which our own `link` has checked; other writers' may hold anything."""
+    return None if text is None or holds_address(text) else text
 
 
 def _of_open(row: sa.Row[Any], read: Origins, decision: Decision) -> Explanation:

@@ -26,7 +26,8 @@ _EVENTS = """
 SELECT coalesce(o.id, e.id)::text AS event_id, left(coalesce(o.type, e.type), 100) AS type,
        to_json(coalesce(o.occurred_at, e.occurred_at)) #>> '{}' || 'Z' AS occurred_at,
        CASE WHEN o.id IS NOT NULL THEN to_json(e.inserted_at) #>> '{}' || 'Z' END AS linked_at,
-       extract(epoch FROM e.inserted_at - o.inserted_at)::float8 AS after_seconds
+       extract(epoch FROM e.inserted_at - o.inserted_at)::float8 AS after_seconds,
+       coalesce(o.id IS NOT NULL AND e.metadata ->> 'linked_by' = 'hand', false) AS by_hand
   FROM (SELECT * FROM {schema}.mailglass_events
          WHERE delivery_id = CAST(:delivery_id AS uuid) ORDER BY delivery_id DESC, occurred_at DESC LIMIT :size) AS e
   LEFT JOIN {schema}.mailglass_events AS o
@@ -45,8 +46,8 @@ class Timeline:
     Attributes:
         delivery: `id`, `tenant_id`, `provider`, `message_id`, `last_event_type`, `last_event_at`, `terminal`, and the
             earliest time of each of `dispatched_at`, `delivered_at`, … ; times in ISO 8601, UTC.
-        events: `event_id`, `type` and `occurred_at`; of those that were linked later, `linked_at` and `after_seconds`
-            since they arrived.
+        events: `event_id`, `type` and `occurred_at`; of those that were linked later, `linked_at`, `after_seconds`
+            since they arrived, and whether `by_hand`.
         more: Whether there are older ones, too.
     """
 

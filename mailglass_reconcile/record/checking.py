@@ -49,6 +49,22 @@ def name(field: str, value: object) -> str:
     raise InvalidEventError(f"{field} must be a string of 1 to 512 characters without control characters")
 
 
+def remark(field: str, value: object) -> str:
+    """Return a person's text that the ledger keeps: it must not hold an address."""
+    text = name(field, value).strip()
+    if holds_address(text):
+        raise InvalidEventError(f"{field} must not contain an e-mail address: nothing can be erased from the ledger")
+    return text
+
+
+def uuid(field: str, value: object) -> str:
+    """Return the id of an event or a delivery."""
+    try:
+        return str(UUID(str(value)))
+    except ValueError:
+        raise InvalidEventError(f"{field} must be a UUID") from None
+
+
 def provider(field: str, value: object) -> str:
     """Return the canonical spelling of a provider's name."""
     canonical = providers.canonical(name(field, value.strip() if isinstance(value, str) else value))

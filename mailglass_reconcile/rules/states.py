@@ -60,23 +60,25 @@ class Meaning(NamedTuple):
     remedy: str | None = None
 
 
+_BY_HAND = "if you know its delivery, link it by hand: `mailglass-reconcile link EVENT_ID DELIVERY_ID --reason TEXT`"
+
 MEANINGS: Mapping[str, Meaning] = {
     "matched": Meaning("can be linked", "its delivery exists; the next sweep links it"),
     "unmatched": Meaning(
         "no delivery yet",
         "no delivery has a matching id yet",
         "store a delivery of the event's tenant under one of these ids, with the event's provider or none; if other"
-        " software sent the message through your account, there will never be one",
+        f" software sent the message through your account, there will never be one; {_BY_HAND}",
     ),
     "unmatchable": Meaning(
         "no usable id",
         "no provider, or no usable id",
-        "the event must name a provider, and have an id in one of the places read",
+        f"the event must name a provider, and have an id in one of the places read; {_BY_HAND}",
     ),
     "ambiguous": Meaning(
         "several deliveries",
         "several deliveries have the id, and nothing shows which one is meant",
-        "the event must name its recipient, or only one of the deliveries may have the event's provider",
+        f"the event must name its recipient, or only one of the deliveries may have the event's provider; {_BY_HAND}",
     ),
     "tenant_mismatch": Meaning(
         "another tenant's",
@@ -88,7 +90,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "recipient_mismatch": Meaning(
         "another recipient's",
         "only deliveries to other recipients have the id",
-        "store a delivery to the event's recipient under one of these ids",
+        f"store a delivery to the event's recipient under one of these ids; {_BY_HAND}",
     ),
     "waiting": Meaning(
         "in its grace period", "still in its grace period; the first full sweep after it will look at this event"
@@ -128,7 +130,7 @@ _RECIPIENT_LOST = (
 )
 NOT_CHECKED = "not checked: it could not be read, so the message id alone decides"
 """Of the recipient of an event that is linked all the same."""
-_REMEDY_RECIPIENT_LOST = "no sweep will link it; check the deliveries listed, and correct the right one by hand"
+_REMEDY_RECIPIENT_LOST = f"no sweep will link it; check the deliveries listed, and {_BY_HAND}"
 
 
 def short_words(state: str) -> str:

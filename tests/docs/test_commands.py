@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 PATIENCE = 60
 EVENT, DELIVERY = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b"
 LINKABLE = "0197a0c7-1b2c-7d3e-8f40-5a6b7c8d9e0f"
+STUCK = "0197a0c9-6f1d-7a52-b4e8-91c3d0f7a2b6"
 MESSAGE, DEAD = "36cee7b1-6d2c-4d0b-9a2e-3f9f0c3d8f11", "01980d0a-7e1c-7d6e-9a3e-2f0c1f3f9b5e"
 """The ids that the pages name."""
 SHELL = re.compile(r"[|&<>;$]")
@@ -64,7 +65,7 @@ def story(db, monkeypatch) -> Iterator[None]:
         factories.orphan_row(metadata, id=EVENT, tenant_id="default", **arrived),
         factories.orphan_row(factories.postmark(ids[0]), id=LINKABLE, **arrived),
         *(factories.orphan_row(factories.postmark(one), type="bounced", **arrived) for one in ids[1:]),
-        factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
+        factories.orphan_row(factories.postmark(factories.new_id()), id=STUCK, **arrived),
         factories.orphan_row(factories.postmark(factories.new_id()), **arrived),
     ]
     factories.insert(db, deliveries, orphans)

@@ -66,6 +66,18 @@ def test_a_sweeper_sweeps_and_prunes(db, acting):
     assert mailglass_reconcile.prune().expired == 1
 
 
+def test_a_sweeper_links_by_hand(db, acting):
+    """What is open, and what has expired."""
+    to = delivery(db)
+    events = [orphan(db, {}), orphan(db, {}, age_seconds=8 * 86_400)]
+    settings = acting("mailglass_sweeper")
+    mailglass_reconcile.prune()
+    for event in events:
+        with engines.create_engine(settings).begin() as connection:
+            mailglass_reconcile.link(connection, event, to, reason="ticket 4711")
+    assert db.appended() == 2
+
+
 @pytest.mark.guard
 @pytest.mark.parametrize("message_id", ["m-1", "m-2"])
 def test_a_recorder_records_webhooks(db, acting, message_id):

@@ -36,6 +36,7 @@ from mailglass_reconcile import (
     events_channel,
     find_orphans,
     key_rule,
+    link,
     make_beat_schedule,
     on_event,
     prune,
@@ -104,6 +105,12 @@ def recording(connection: sa.Connection, session: Session) -> None:
     broadcast(recorded)
     record_webhook(session, provider="postmark", events=[sent])  # type: ignore[list-item] # pyright: ignore
     assert_type(append(connection, tenant_id="acme", type="delivered", occurred_at=now), UUID | None)
+
+
+def linking_by_hand(connection: sa.Connection, event: UUID, delivery: UUID) -> None:
+    """A reason must be given; an actor may be."""
+    assert_type(link(connection, event, delivery, reason="ticket 4711", actor="ada"), Recorded)
+    link(connection, event, delivery)  # type: ignore[call-arg] # pyright: ignore
 
 
 async def asynchronously(session: AsyncSession) -> None:

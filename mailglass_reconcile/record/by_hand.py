@@ -1,0 +1,159 @@
+"""Linking by hand: an event and the delivery that a person knows it belongs to, whatever the event's ids say."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from typing import NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from mailglass_reconcile import projector, runtime
+from mailglass_reconcile.errors import DatabaseRefusedError, InvalidEventError
+from mailglass_reconcile.record import after_commit, checking
+from mailglass_reconcile.record.after_commit import Recorded
+from mailglass_reconcile.store import ledger, open_orphans, schema
+from mailglass_reconcile.store.database import Database, Transaction, borrowed
+from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
+
+LINKED_BY = "hand"
+
+_FACTS = """
+SELECT e.id IS NOT NULL AS has_event, e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan,
+       length(e.tenant_id) AS tenant_length, r.id IS NOT NULL AS is_linked, d.id IS NOT NULL AS has_delivery,
+       d.tenant_id IS NOT DISTINCT FROM e.tenant_id AS is_own
+  FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:delivery_id AS uuid) AS delivery_id) AS k
+  LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.event_id
+  LEFT JOIN {schema}.mailglass_events AS r
+    ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+   AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id
+  LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = k.delivery_id
+"""
+
+
+class Request(NamedTuple):
+    """What to link, and what the appended event says about it; checked."""
+
+    event_id: str
+    delivery_id: str
+    reason: str
+    actor: str
+
+
+def link(
+    connection: sa.Connection | Session,
+    event_id: UUID,
+    delivery_id: UUID,
+    *,
+    reason: str,
+    actor: str | None = None,
+) -> Recorded:
+    """Link an event to a delivery that you choose; only their tenant must be the same.
+
+    For events that no sweep links: of several deliveries, of another recipient, without a usable id, or expired. It is
+    done like any other link: the delivery is brought up to date, handlers run, and subscribers are notified after your
+    commit. A Session does that by itself; with a Connection, call `broadcast`. A link cannot be undone.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
+            even after an error.
+        event_id: The event: an orphan that nothing has linked.
+        delivery_id: Its delivery.
+        reason: Why, in 1 to 512 characters without an e-mail address; the ledger keeps it forever.
+        actor: Who decided it, without an e-mail address; None is the operating system's user.
+
+    Returns:
+        The event and its delivery.
+
+    Raises:
+        InvalidEventError: There is no such event or delivery, they are of different tenants, the event is linked or no
+            orphan, or *reason* or *actor* cannot be kept; nothing was written.
+        ConfigurationError: *connection* is in autocommit mode.
+        MailglassReconcileError: The database refused, or another session holds the event or the delivery; nothing was
+            written, and the caller's own work is untouched.
+        TypeError: *connection* is something else.
+    """
+    runtime.load_imports()
+    wanted = request(event_id, delivery_id, reason, actor)
+    with borrowed(connection, runtime.get_settings()) as tx:
+        linked = _link(tx, wanted)
+    return after_commit.returned(connection, [_recorded(linked)])[0]
+
+
+def request(event_id: object, delivery_id: object, reason: object, actor: object = None) -> Request:
+    """Check what `link` is given.
+
+    Raises:
+        InvalidEventError: Something cannot be used; the message names it.
+    """
+    return Request(
+        checking.uuid("event_id", event_id),
+        checking.uuid("delivery_id", delivery_id),
+        checking.remark("reason", reason),
+        checking.remark("actor", _user() if actor is None else actor),
+    )
+
+
+def link_with(database: Database, wanted: Request) -> Recorded:
+    """Link in a transaction of its own, and broadcast it.
+
+    Raises:
+        InvalidEventError: As `link`.
+        MailglassReconcileError: The database refused, or cannot be reached; nothing was written.
+    """
+    runtime.load_imports()
+    with database.connect() as connected:
+        with connected.reading() as tx:
+            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+        with connected.writing() as tx:
+            linked = _link(tx, wanted)
+    recorded = _recorded(linked)
+    after_commit.broadcast([recorded])
+    return recorded
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have a number only
+        return f"uid {os.getuid()}"
+
+
+def _link(tx: Transaction, wanted: Request) -> LinkedEvent:
+    """Check what is there, open the orphan again if it has expired, and link it as a sweep does."""
+    _require_linkable(tx, wanted)
+    open_orphans.reopen(tx, [wanted.event_id])
+    notes = {"linked_by": LINKED_BY, "linked_by_actor": wanted.actor, "reason": wanted.reason}
+    pairs = [(wanted.event_id, wanted.delivery_id)]
+    linked = [one for one in ledger.link(tx, pairs, {wanted.event_id: notes}) if one.reconciled_id]
+    if not linked:
+        raise DatabaseRefusedError(
+            f"another session holds event {wanted.event_id} or its delivery, or has just linked it: try again"
+        )
+    projector.project(tx, linked)
+    return linked[0]
+
+
+def _require_linkable(tx: Transaction, wanted: Request) -> None:
+    event, delivery = f"event {wanted.event_id}", f"delivery {wanted.delivery_id}"
+    row = tx.execute(_FACTS, {"event_id": wanted.event_id, "delivery_id": wanted.delivery_id}).one()
+    if not row.has_event:
+        raise InvalidEventError(f"there is no {event}")
+    if not row.has_delivery:
+        raise InvalidEventError(f"there is no {delivery}")
+    if not row.is_orphan:
+        raise InvalidEventError(f"{event} is not an orphan: it was stored with its delivery, or needs none")
+    if row.is_linked:
+        raise InvalidEventError(f"{event} is linked already: `mailglass-reconcile explain {wanted.event_id}` shows how")
+    if not row.is_own:
+        raise InvalidEventError(f"{event} and {delivery} are of different tenants")
+    if row.tenant_length > MAX_TENANT_LENGTH:
+        raise InvalidEventError(f"the tenant id of {event} has more than {MAX_TENANT_LENGTH:,} characters")
+
+
+def _recorded(linked: LinkedEvent) -> Recorded:
+    messages = projector.broadcast([linked], list)
+    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), tuple(messages))

@@ -1,0 +1,162 @@
+"""Linking by hand: what no sweep links goes where a person says, within one tenant, with a reason that stays."""
+
+import uuid
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+import commands
+import factories
+import mailglass_reconcile
+from mailglass_reconcile import InvalidEventError, broadcast, link
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.ops import explanation, timeline
+from web.browsing import Visitor, app
+
+WEEK = 7 * 86_400
+REASON = "the second of two mails; ticket 4711"
+METADATA = "SELECT metadata FROM mailglass_events WHERE type = 'reconciled'"
+
+
+def stuck(db):
+    """Return an orphan in each state in which no sweep links it."""
+    factories.delivery(db, "hers", recipient="grace@example.com")
+    for _ in range(2):
+        factories.delivery(db, "many")
+    return {
+        "ambiguous": factories.orphan(db, factories.postmark("many"), type="bounced"),
+        "recipient_mismatch": factories.orphan(db, factories.postmark("hers", recipient="ada@example.com")),
+        "unmatched": factories.orphan(db, factories.postmark("nobody's")),
+        "unmatchable": factories.orphan(db, {"provider": "postmark"}),
+        "expired": factories.orphan(db, factories.postmark("old"), age_seconds=WEEK + 99),
+    }
+
+
+def by_hand(db, event, delivery, **more):
+    """Link one event, and broadcast it."""
+    with db.engine.begin() as connection:
+        recorded = link(connection, uuid.UUID(event), uuid.UUID(delivery), **{"reason": REASON, **more})
+    broadcast([recorded])
+    return recorded
+
+
+def test_what_no_sweep_links_can_be_linked_by_hand(db):
+    """In every such state, the expired one too, after the prune has taken it out of the open orphans."""
+    events = stuck(db)
+    mailglass_reconcile.prune()
+    assert mailglass_reconcile.reconcile().linked == 0
+    for state, event in events.items():
+        assert explanation.explain(db.database, uuid.UUID(event)).state == state
+        to = factories.delivery(db)
+        recorded = by_hand(db, event, to)
+        assert (str(recorded.event_id), str(recorded.delivery_id)) == (event, to)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert db.appended() == len(events)
+    assert len(db.witness.messages()) == 2 * len(events)
+
+
+def test_the_delivery_is_brought_up_to_date_and_handlers_run(hooked):
+    """As by any other link."""
+    told = []
+    mailglass_reconcile.on_event("bounced", name="told")(lambda _, event: told.append(event.event_id))
+    event, to = factories.orphan(hooked, {"provider": "postmark"}, type="bounced"), factories.delivery(hooked)
+    by_hand(hooked, event, to)
+    assert hooked.rows("SELECT last_event_type, terminal FROM mailglass_deliveries") == [("bounced", True)]
+    assert mailglass_reconcile.dispatch().dispatched == 1
+    assert [str(one) for one in told] == [event]
+
+
+def test_the_ledger_explain_and_the_page_say_who_linked_it_and_why(db):
+    """And no run of a sweep is named, although one ended at the same moment."""
+    event, to = stuck(db)["ambiguous"], factories.delivery(db)
+    mailglass_reconcile.reconcile()
+    by_hand(db, event, to, actor="ada")
+    noted = db.value(METADATA)
+    assert (noted["linked_by"], noted["linked_by_actor"], noted["reason"]) == ("hand", "ada", REASON)
+    assert noted["reconciled_from_event_id"] == event
+    found = explanation.explain(db.database, uuid.UUID(event))
+    assert (found.linked_by, found.linked_by_actor, found.reason) == ("hand", "ada", REASON)
+    assert found.linked_during == ()
+    assert f"by hand    ada: {REASON}" in commands.inside("explain", event).stdout
+    visitor = Visitor(app(db))
+    assert f"ada: {REASON}" in visitor.get(f"/events/{event}").text
+    assert "by hand" in visitor.get(f"/deliveries/{to}").text
+    assert timeline.timeline(db.database, uuid.UUID(to)).events[0]["by_hand"] is True
+
+
+def test_what_cannot_be_linked_is_refused_and_nothing_is_written(db):
+    """Each time with a reason; the caller's transaction goes on."""
+    event, to = factories.orphan(db, {"provider": "postmark"}), factories.delivery(db)
+    other = factories.delivery(db, tenant_id="other")
+    long = factories.orphan(db, {}, tenant_id="t" * 1_001)
+    theirs = factories.delivery(db, tenant_id="t" * 1_001)
+    attached = factories.orphan(db, {}, delivery_id=to, needs_reconciliation=False)
+    linked = factories.orphan(db, {"provider": "postmark"})
+    by_hand(db, linked, to)
+    for one, delivery, more, words in [
+        (factories.new_id(), to, {}, "there is no event"),
+        (event, factories.new_id(), {}, "there is no delivery"),
+        (event, other, {}, "of different tenants"),
+        (long, theirs, {}, "more than 1,000 characters"),
+        (attached, to, {}, "not an orphan"),
+        (linked, to, {}, "linked already"),
+        (event, to, {"reason": "she is ada@example.com"}, "reason must not contain an e-mail address"),
+        (event, to, {"reason": " "}, "reason must be a string"),
+        (event, to, {"reason": "two\nlines"}, "reason must be a string"),
+        (event, to, {"actor": "ada@example.com"}, "actor must not contain an e-mail address"),
+    ]:
+        with db.engine.begin() as connection:
+            with pytest.raises(InvalidEventError, match=words):
+                link(connection, one, delivery, **{"reason": REASON, **more})
+            assert connection.scalar(sa.text("SELECT 1")) == 1
+    assert db.appended() == 1
+
+
+def test_what_another_session_holds_is_not_waited_for(db):
+    """The error says to try again; an expired orphan that was opened for it is closed again."""
+    event, to = factories.orphan(db, {}, age_seconds=WEEK + 99), factories.delivery(db)
+    mailglass_reconcile.prune()
+    with db.engine.begin() as holder:
+        holder.execute(sa.text("SELECT FROM mailglass_deliveries FOR UPDATE"))
+        with db.engine.begin() as connection, pytest.raises(DatabaseRefusedError, match="try again"):
+            link(connection, event, to, reason=REASON)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    by_hand(db, event, to)
+
+
+def test_a_session_broadcasts_by_itself_and_not_after_a_rollback(db):
+    """As the other writers do."""
+    event, to = factories.orphan(db, {}), factories.delivery(db)
+    with Session(db.engine) as session:
+        assert link(session, event, to, reason=REASON).messages == ()
+        session.rollback()
+        assert db.witness.messages() == []
+        link(session, event, to, reason=REASON)
+        session.commit()
+    assert len(db.witness.messages()) == 2
+
+
+def test_the_command_links_and_names_the_user(db, monkeypatch):
+    """A second time it is refused on one line; so is an address, as wrong usage."""
+    event, to = stuck(db)["ambiguous"], factories.delivery(db)
+    monkeypatch.setenv("LOGNAME", "grace")
+    done = commands.inside("link", event, to, "--reason", REASON)
+    assert done.output == f"linked event {event} to delivery {to}\n"
+    assert db.value(METADATA)["linked_by_actor"] == "grace"
+    assert len(db.witness.messages()) == 2
+    again = commands.tried(db, "link", event, to, "--reason", REASON)
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert f"mailglass-reconcile explain {event}" in again.stderr
+    assert commands.inside("link", event, to, "--reason", "to ada@example.com").exit_code == 2
+
+
+def test_a_text_of_another_writer_that_looks_like_an_address_is_not_shown(db):
+    """Our own command has refused it before; the ledger takes anything."""
+    event, to = factories.orphan(db, {}), factories.delivery(db)
+    row = factories.reconciled_row(event, to)
+    row["metadata"] = '{"linked_by": "hand", "linked_by_actor": "ada@example.com", "reason": "canary"}'
+    db.broken.update(("I1", "I2"))
+    factories.insert(db, events=[row])
+    found = explanation.explain(db.database, uuid.UUID(event))
+    assert (found.linked_by, found.linked_by_actor, found.reason) == ("hand", None, "canary")
