@@ -133,8 +133,8 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
 
 
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
-def prune() -> dict[str, int]:
-    """Delete old raw webhooks, and repair the table of open orphans; return the counts of `PruneResult`."""
+def prune() -> dict[str, Any]:
+    """Delete old raw webhooks, and repair the table of open orphans; return the fields of `PruneResult`."""
     with _told_in_a_line(PRUNE_TASK):
         return pruner.prune_with(runtime.database(), _origin()).as_dict()
 

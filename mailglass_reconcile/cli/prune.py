@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
@@ -18,11 +19,19 @@ Example:
 @click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
-    """Delete old raw webhooks, and repair the table of open orphans from the ledger."""
+    """Delete old raw webhooks, and repair the table of open orphans from the ledger.
+
+    If a step fails, it is one line on standard error, all other steps run, and the exit code is 1.
+    """
     result = pruner.prune_with(runtime.database(), "command")
     if as_json:
         click.echo(json.dumps(result.as_dict()))
-        return
+    else:
+        _print(result)
+    sys.exit(1 if result.failures else 0)
+
+
+def _print(result: pruner.PruneResult) -> None:
     click.echo(
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
         f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"

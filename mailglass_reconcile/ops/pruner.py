@@ -1,15 +1,32 @@
-"""The daily prune: raw webhooks by status and age; the table of open orphans is repaired from the ledger."""
+"""The daily prune: raw webhooks by status and age; the table of open orphans is repaired from the ledger.
+
+Its steps are independent: one that fails is reported, and the others run.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.store import outbox, repair, runs, schema, webhook_events
-from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.errors import MailglassReconcileError, database_errors
+from mailglass_reconcile.rules.states import RunStatus
+from mailglass_reconcile.store import outbox, privileges, repair, runs, schema, webhook_events
+from mailglass_reconcile.store.database import Connected, Database
+from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
 
+logger = logging.getLogger(__name__)
+
 BATCH_ROWS = 5_000
+
+Step = Callable[[Connected], int]
+"""One step of a prune; it commits its batches itself, and returns how many rows it removed or repaired."""
 
 
 @dataclass(slots=True)
@@ -25,6 +42,7 @@ class PruneResult:
         added: Orphans of the ledger that were missing and are open now.
         hooks_dispatched: Rows of the handlers' outbox deleted whose handlers were all done.
         hooks_dead: Rows of the handlers' outbox deleted that were dead; those that wait are kept.
+        failures: The steps that failed, by name, each with the reason; all other steps ran.
     """
 
     succeeded: int = 0
@@ -35,17 +53,25 @@ class PruneResult:
     added: int = 0
     hooks_dispatched: int = 0
     hooks_dead: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, int]:
-        """Return the fields by name, as `prune --json` prints them and the task returns them."""
-        return asdict(self)
+    @property
+    def status(self) -> RunStatus:
+        """`ok`, or `partial` if a step failed."""
+        return "partial" if self.failures else "ok"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields and `status` by name, as `prune --json` prints them and the task returns them."""
+        return {**asdict(self), "status": self.status}
 
 
 def prune() -> PruneResult:
     """Delete raw webhooks by status and age, remove expired open orphans, and repair their table.
 
+    A step that fails is logged, and is in `failures`; the others run.
+
     Raises:
-        MailglassReconcileError: A setting, the connection, a right or the schema is wrong.
+        MailglassReconcileError: A setting, the connection or the schema is wrong; nothing was deleted.
     """
     return prune_with(runtime.database())
 
@@ -57,38 +83,104 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
 
     Raises:
         SchemaOutdatedError: The database is not migrated; nothing was deleted.
-        MailglassReconcileError: The database refused, or cannot be reached; earlier batches stay done.
+        DatabaseUnavailableError: The database cannot be reached; earlier steps and batches stay done.
     """
-    settings = database.settings
-    retention = {
-        "succeeded": settings.retention_succeeded_days,
-        "dead": settings.retention_dead_days,
-        "failed": settings.retention_failed_days,
-    }
-    result = PruneResult()
-    with database.connect() as connected:
-        with connected.reading() as tx:
-            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
-        for status, days in retention.items():
-            if days is not None:
-                bounds = {"status": status, "days": days, "size": BATCH_ROWS}
-                setattr(result, status, connected.in_batches(webhook_events.DELETE_OLD, bounds))
-        if settings.retention_succeeded_days is not None:
-            bounds = {"days": settings.retention_succeeded_days, "size": BATCH_ROWS}
-            result.hooks_dispatched = connected.in_batches(outbox.DELETE_DISPATCHED, bounds)
-        if settings.retention_dead_days is not None:
-            bounds = {"days": settings.retention_dead_days, "size": BATCH_ROWS}
-            result.hooks_dead = connected.in_batches(outbox.DELETE_DEAD, bounds)
-        expired = repair.remove_expired(connected, BATCH_ROWS)
-        result.expired = expired.orphans
-        result.settled = repair.remove_settled(connected, BATCH_ROWS)
-        repair.remove_stray_ids(connected, BATCH_ROWS)
-        result.added = repair.add_missing(connected, BATCH_ROWS)
-        runs.fold(connected)
-        with connected.writing() as tx:
-            runs.add(
-                tx,
-                Run("prune", origin, counts={"expired": expired.orphans, "unmatched": expired.orphans - expired.named}),
-            )
-    telemetry.count_orphans({"expired": result.expired})
-    return result
+    began = time.monotonic()
+    with database.reading() as tx:
+        schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+    work = _Prune(database)
+    work.run()
+    work.note(origin, began)
+    telemetry.count_orphans({"expired": work.result.expired})
+    return work.result
+
+
+class _Prune:
+    """One prune of a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._settings = database.settings
+        self._expired = Expired(0, 0)
+        self._first_error: str | None = None
+        self.result = PruneResult()
+
+    def run(self) -> None:
+        """Take all steps, each on a connection of its own, and count what they did."""
+        for name, step in self._steps():
+            changed = self._take(name, step)
+            if hasattr(self.result, name):
+                setattr(self.result, name, changed)
+
+    def _steps(self) -> Iterator[tuple[str, Step]]:
+        """Yield the steps; one whose name is a field of the result is counted there."""
+        settings = self._settings
+        succeeded, dead, failed = (
+            settings.retention_succeeded_days,
+            settings.retention_dead_days,
+            settings.retention_failed_days,
+        )
+        yield "succeeded", _deleting(webhook_events.DELETE_OLD, succeeded, status="succeeded")
+        yield "dead", _deleting(webhook_events.DELETE_OLD, dead, status="dead")
+        yield "failed", _deleting(webhook_events.DELETE_OLD, failed, status="failed")
+        yield "hooks_dispatched", _deleting(outbox.DELETE_DISPATCHED, succeeded)
+        yield "hooks_dead", _deleting(outbox.DELETE_DEAD, dead)
+        yield "expired", self._expire
+        yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
+        yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
+        yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
+        yield "history", runs.fold
+
+    def _expire(self, connected: Connected) -> int:
+        self._expired = repair.remove_expired(connected, BATCH_ROWS)
+        return self._expired.orphans
+
+    def _take(self, name: str, step: Step) -> int:
+        """Take one step; if it fails, note why and return 0. Only a database that nobody can reach ends the prune."""
+        with self._database.connect() as connected:
+            try:
+                with database_errors():
+                    try:
+                        return step(connected)
+                    except DBAPIError as error:
+                        privileges.require_rights(connected, error)
+                        raise
+            except MailglassReconcileError as error:
+                self._first_error = self._first_error or type(error).__name__
+                self.result.failures[name] = str(error)
+                logger.error("the prune's step %s failed, and the others run: %s", name, error)
+        return 0
+
+    def note(self, origin: Origin, began: float) -> None:
+        """Leave a row in the history of runs; if it cannot be written, that is a failed step as well."""
+        expired = self._expired
+        milliseconds = round((time.monotonic() - began) * 1000)
+        run = Run(
+            "prune",
+            origin,
+            status=self.result.status,
+            counts={
+                "expired": expired.orphans,
+                "unmatched": expired.orphans - expired.named,
+                "duration_ms": milliseconds,
+            },
+            error=self._first_error,
+            age_ms=milliseconds,
+        )
+
+        def add(connected: Connected) -> int:
+            with connected.writing() as tx:
+                return runs.add(tx, run)
+
+        self._take("history", add)
+
+
+def _deleting(statement: str, days: int | None, **more: str) -> Step:
+    """Return the step that deletes, in batches, what is older than *days*; None deletes nothing."""
+
+    def delete(connected: Connected) -> int:
+        if days is None:
+            return 0
+        return connected.in_batches(statement, {"days": days, "size": BATCH_ROWS, **more})
+
+    return delete

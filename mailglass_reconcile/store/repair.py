@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -72,7 +72,8 @@ WITH RECURSIVE tenants (tenant_id) AS (
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
      AND length(tenant_id) <= :max_tenant_length
      AND NOT EXISTS (SELECT FROM {schema}.mailglass_events
-                      WHERE idempotency_key = 'reconciled:' || d.id AND type = 'reconciled' AND tenant_id = d.tenant_id)
+                      WHERE idempotency_key = 'reconciled:' || d.id AND type = 'reconciled'
+                        AND tenant_id IS NOT DISTINCT FROM d.tenant_id OFFSET 0)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
@@ -81,6 +82,7 @@ SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS a
 """
 
 # OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
+# IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap as well.
 _REMOVE_SETTLED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
@@ -91,7 +93,7 @@ WITH page AS MATERIALIZED (
            SELECT p.event_id FROM page AS p
             WHERE EXISTS (SELECT FROM {schema}.mailglass_events
                            WHERE idempotency_key = 'reconciled:' || p.event_id
-                             AND type = 'reconciled' AND tenant_id = p.tenant_id OFFSET 0)
+                             AND type = 'reconciled' AND tenant_id IS NOT DISTINCT FROM p.tenant_id OFFSET 0)
                OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = p.event_id OFFSET 0)))
      FOR UPDATE SKIP LOCKED
 ), removed AS (
@@ -103,31 +105,50 @@ SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
 """
 
 # Mail of other software expires every day, which is normal; an event that names a delivery should have been linked.
+# By arrival, from the place on: what a batch has removed is not passed again by the next.
 _REMOVE_EXPIRED = """
-WITH removed AS (
-DELETE FROM {schema}.mailglass_open_orphans AS o
- USING (SELECT event_id FROM {schema}.mailglass_open_orphans
-         WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
-            OR arrived_at > now()::timestamp + interval '1 day'
-         LIMIT :size FOR UPDATE SKIP LOCKED) AS expired
- WHERE o.event_id = expired.event_id
-RETURNING EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
-                    JOIN {schema}.mailglass_deliveries AS d
-                      ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
-                   WHERE k.event_id = o.event_id) AS named
+WITH page AS MATERIALIZED (
+  SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
+   WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
+     AND arrived_at <= CAST(:until_time AS timestamp)
+   ORDER BY arrived_at, event_id LIMIT :size FOR UPDATE SKIP LOCKED
+), removed AS (
+  DELETE FROM {schema}.mailglass_open_orphans AS o WHERE event_id = ANY (ARRAY(SELECT event_id FROM page))
+  RETURNING EXISTS (SELECT FROM {schema}.mailglass_open_orphan_ids AS k
+                      JOIN {schema}.mailglass_deliveries AS d
+                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                     WHERE k.event_id = o.event_id OFFSET 0) AS named
 )
-SELECT count(*) AS orphans, count(*) FILTER (WHERE named) AS named FROM removed
+SELECT arrived_at::text AS after_time, event_id::text AS after_id,
+       (SELECT count(*) FROM removed) AS orphans, (SELECT count(*) FROM removed WHERE named) AS named
+  FROM page ORDER BY arrived_at DESC, event_id DESC LIMIT 1
 """
 
+# What is older than the maximum age, and what would never expire.
+_EXPIRED_RANGES = """
+SELECT '-infinity' AS after_time, (now()::timestamp - make_interval(mins => :max_age_minutes))::text AS until_time
+ UNION ALL
+SELECT (now()::timestamp + interval '1 day')::text, 'infinity'
+"""
 
 _REMOVE_STRAY_IDS = """
-DELETE FROM {schema}.mailglass_open_orphan_ids AS k
- USING (SELECT DISTINCT event_id FROM {schema}.mailglass_open_orphan_ids AS c
-         WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans AS o WHERE o.event_id = c.event_id)
-         LIMIT :size) AS stray
- WHERE k.event_id = stray.event_id
+WITH page AS MATERIALIZED (
+  SELECT event_id, position FROM {schema}.mailglass_open_orphan_ids
+   WHERE (event_id, position) > (CAST(:after_id AS uuid), CAST(:after_position AS smallint))
+   ORDER BY event_id, position LIMIT :size
+), stray AS MATERIALIZED (
+  SELECT k.event_id, k.position
+    FROM page AS p JOIN {schema}.mailglass_open_orphan_ids AS k USING (event_id, position)
+   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = p.event_id OFFSET 0)
+     FOR UPDATE OF k SKIP LOCKED
+), removed AS (
+  DELETE FROM {schema}.mailglass_open_orphan_ids AS k
+   USING stray AS s WHERE k.event_id = s.event_id AND k.position = s.position
+  RETURNING k.event_id
+)
+SELECT event_id::text AS after_id, position AS after_position, (SELECT count(*) FROM removed) AS removed
+  FROM page ORDER BY event_id DESC, position DESC LIMIT 1
 """
-
 
 _NIL = "00000000-0000-0000-0000-000000000000"
 _START = {"after_tenant": "", "after_time": "-infinity", "after_id": _NIL}
@@ -202,15 +223,23 @@ def _still_open(tx: Transaction, event_ids: Collection[str]) -> int:
 
 def remove_settled(connected: Connected, size: int) -> int:
     """Remove what the ledger holds no open orphan for, *size* open orphans at a time, and return how many rows."""
-    place: dict[str, Any] = {"after_id": _NIL}
-    removed = 0
+    return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": _NIL}))
+
+
+def _pages(
+    connected: Connected, statement: str, size: int, place: Mapping[str, Any], **bounds: Any
+) -> Iterator[dict[str, Any]]:
+    """Run *statement* from *place* on, each *size* rows in a transaction of their own, and yield what it returns.
+
+    It returns the next place, and counts; and nothing at the end.
+    """
     while True:
         with connected.writing() as tx:
-            last = tx.execute(_REMOVE_SETTLED, {**place, "size": size}).mappings().one_or_none()
+            last = tx.execute(statement, {**place, **bounds, "size": size}).mappings().one_or_none()
         if last is None:
-            return removed
-        place = dict(last)
-        removed += place.pop("removed")
+            return
+        yield dict(last)
+        place = {name: last[name] for name in place}
 
 
 class Expired(NamedTuple):
@@ -222,16 +251,17 @@ class Expired(NamedTuple):
 
 def remove_expired(connected: Connected, size: int) -> Expired:
     """Remove, in batches of *size*, what is older than the maximum age, and return how many orphans that were."""
-    bounds = {"size": size, "max_age_minutes": connected.settings.max_age_minutes}
+    with connected.writing() as tx:
+        ranges = tx.execute(_EXPIRED_RANGES, {"max_age_minutes": connected.settings.max_age_minutes}).all()
     total = Expired(0, 0)
-    while True:
-        with connected.writing() as tx:
-            batch = Expired(*tx.execute(_REMOVE_EXPIRED, bounds).one())
-        total = Expired(total.orphans + batch.orphans, total.named + batch.named)
-        if batch.orphans < size:
-            return total
+    for after, until in ranges:
+        place = {"after_time": after, "after_id": _NIL}
+        for page in _pages(connected, _REMOVE_EXPIRED, size, place, until_time=until):
+            total = Expired(total.orphans + page["orphans"], total.named + page["named"])
+    return total
 
 
 def remove_stray_ids(connected: Connected, size: int) -> int:
-    """Remove, in batches, the ids of orphans that are no longer open, and return how many rows."""
-    return connected.in_batches(_REMOVE_STRAY_IDS, {"size": size})
+    """Remove the ids of orphans that are no longer open, *size* ids at a time, and return how many rows."""
+    place = {"after_id": _NIL, "after_position": -1}
+    return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, place))

@@ -221,7 +221,10 @@ def totals(tx: Transaction) -> list[Total]:
     ]
 
 
-def fold(connected: Connected) -> None:
-    """Add up the rows that are older than `RETENTION_DAYS` into one for each kind, origin and status."""
+def fold(connected: Connected) -> int:
+    """Add up the rows older than `RETENTION_DAYS` into one for each kind, origin and status; return how many those are.
+
+    Two prunes at the same time wait for each other, and the second finds nothing.
+    """
     with connected.writing() as tx:
-        tx.execute(_FOLD, {"days": RETENTION_DAYS})
+        return int(tx.execute(_FOLD, {"days": RETENTION_DAYS}).rowcount)

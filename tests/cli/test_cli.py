@@ -140,6 +140,19 @@ def test_prune_prints_what_it_removed_and_mended(cli, db, one_of_two):
     assert json.loads(cli("prune", "--json").stdout)["added"] == 2
 
 
+def test_a_prune_whose_step_fails_exits_with_1_and_prints_the_counts_of_the_others(cli, db, one_of_two):
+    """The reason is one line on standard error, with or without --json."""
+    db.run("DELETE FROM mailglass_open_orphans")
+    db.run("ALTER TABLE mailglass_hook_outbox RENAME COLUMN finished_at TO ended_at")
+    finished = cli("prune", "--json")
+    db.run("ALTER TABLE mailglass_hook_outbox RENAME COLUMN ended_at TO finished_at")
+    printed = json.loads(finished.stdout)
+    assert (finished.returncode, printed["status"], printed["added"]) == (1, "partial", 2)
+    assert set(printed["failures"]) == {"hooks_dispatched", "hooks_dead"}
+    assert len(finished.stderr.splitlines()) == 2
+    assert "the prune's step hooks_dispatched failed, and the others run: the database lacks" in finished.stderr
+
+
 @pytest.mark.slow
 def test_migrate_check_says_whether_it_is_done(cli, db):
     """Exit code 0 where nothing is left to do, 1 otherwise."""

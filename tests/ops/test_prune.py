@@ -23,9 +23,13 @@ SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :st
        now()::timestamp - make_interval(days => :days, mins => :minutes), now()
   FROM generate_series(1, :number)
 """
-NOTHING = dict.fromkeys(
-    ("succeeded", "dead", "failed", "expired", "settled", "added", "hooks_dispatched", "hooks_dead"), 0
-)
+NOTHING = {
+    **dict.fromkeys(
+        ("succeeded", "dead", "failed", "expired", "settled", "added", "hooks_dispatched", "hooks_dead"), 0
+    ),
+    "failures": {},
+    "status": "ok",
+}
 
 
 def webhooks(db, status: str, days: int, minutes: int = 1, number: int = 1) -> None:

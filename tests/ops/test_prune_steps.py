@@ -1,14 +1,20 @@
 """What a prune costs, and that its steps stand by themselves."""
 
 import re
+import uuid
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
 from factories import orphan, postmark
-from mailglass_reconcile.store import repair
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.ops.doctor import ledger
+from mailglass_reconcile.ops.pruner import prune_with
+from mailglass_reconcile.store import engines, repair
+from mailglass_reconcile.store.database import Database
 
 SETTLED = """
 WITH orphans AS (
@@ -23,23 +29,24 @@ SELECT gen_random_uuid(), tenant_id, 'reconciled', now(), 'reconciled:' || id, n
 """
 
 
-def settle(db, number: int) -> None:
+def settle(db, number: int, *, analyze: bool = True) -> None:
     """Insert orphans that were reconciled thirty days ago, without the triggers' work."""
     with db.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.execute(sa.text(SETTLED), {"number": number})
-    db.run("ANALYZE mailglass_events")
+    if analyze:
+        db.run("ANALYZE mailglass_events")
     db.broken.update({"I1", "I2", "I3", "I5"})
 
 
-def buffers(db, act) -> int:
+def buffers(db, act, table="mailglass_events") -> int:
     """Return how many pages the statements of a connection read, from memory or not."""
     total = 0
     with db.database.connect() as connected:
 
         def explain(connection, cursor, statement, parameters, context, many):
             nonlocal total
-            if "mailglass_events" in statement:
+            if f"{table} " in statement or f"{table}\n" in statement:
                 cursor.execute("EXPLAIN (ANALYZE, BUFFERS) " + statement, parameters)
                 plan = "\n".join(row[0] for row in cursor.fetchall())
                 found = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
@@ -79,3 +86,149 @@ def test_an_uncommitted_link_is_not_reported_as_added(db):
                 pass
         assert pruned.result().added == 0
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+STEPS = {
+    "succeeded": "mailglass_webhook_events",
+    "hooks_dispatched": "mailglass_hook_outbox",
+    "expired": "mailglass_open_orphans",
+    "ids": "mailglass_open_orphan_ids",
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_is_reported_and_the_others_run(db, caplog, step):
+    """One line with its name, a row `partial` in the history, and the next prune does the rest."""
+    fill(db, 1)
+    db.run("""CREATE FUNCTION witness.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                RAISE SQLSTATE 'P0001' USING MESSAGE = 'ada@example.com'; END $$""")
+    db.run(f"CREATE TRIGGER refuse BEFORE DELETE ON {STEPS[step]} FOR EACH ROW EXECUTE FUNCTION witness.refuse()")
+    result = mailglass_reconcile.prune()
+    assert list(result.failures) == ([step, "settled"] if step == "expired" else [step])
+    assert result.failures[step] == "the database refused a statement (SQLSTATE P0001)"
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        f"the prune's step {name} failed, and the others run: {result.failures[name]}" for name in result.failures
+    ]
+    assert counted(db) == {name: int(name in {*result.failures}) for name in PENDING}
+    row = db.rows("SELECT status, error FROM mailglass_reconcile_runs WHERE kind = 'prune'")
+    assert [tuple(one) for one in row] == [("partial", "DatabaseRefusedError")]
+    db.run(f"DROP TRIGGER refuse ON {STEPS[step]}")
+    assert mailglass_reconcile.prune().failures == {}
+    assert counted(db) == dict.fromkeys(PENDING, 0)
+
+
+PENDING = {
+    "succeeded": "SELECT count(*) FROM mailglass_webhook_events",
+    "hooks_dispatched": "SELECT count(*) FROM mailglass_hook_outbox",
+    "expired": "SELECT count(*) FROM mailglass_open_orphans WHERE arrived_at < now()::timestamp - interval '8 days'",
+    "settled": "SELECT count(*) FROM mailglass_open_orphans WHERE arrived_at > now()::timestamp - interval '8 days'",
+    "ids": "SELECT count(*) FROM mailglass_open_orphan_ids",
+}
+"""How many rows each step has to remove."""
+
+
+def counted(db) -> dict[str, int]:
+    """Return how many rows each step has to remove."""
+    return {name: db.value(sql) for name, sql in PENDING.items()}
+
+
+def fill(db, number: int) -> None:
+    """Give each step as many rows to remove."""
+    for sql in (
+        """INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
+                                                 raw_payload, received_at, inserted_at, updated_at)
+           SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', 'succeeded', '{}', now(),
+                  now()::timestamp - interval '20 days', now() FROM generate_series(1, :number)""",
+        """INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
+           SELECT gen_random_uuid(), gen_random_uuid(), 'opened', 'dispatched', now(), now(),
+                  now()::timestamp - interval '20 days' FROM generate_series(1, :number)""",
+        """INSERT INTO mailglass_open_orphans
+           SELECT gen_random_uuid(), 'acme', now()::timestamp - make_interval(days => days)
+             FROM generate_series(1, :number), unnest(ARRAY[0, 9]) AS a (days)""",
+        "INSERT INTO mailglass_open_orphan_ids SELECT gen_random_uuid(), 1, 'm-1' FROM generate_series(1, :number)",
+    ):
+        db.run(sql, number=number)
+    db.broken.update({"I13", "I14"})
+
+
+def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
+    """The line has the statement to run."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    fill(db, 1)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role}")
+    try:
+        db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        db.run(f"REVOKE DELETE ON mailglass_hook_outbox FROM {role}")
+        settings = db.settings.model_copy(update={"retention_dead_days": None})
+        acting = engines.create_engine(settings)
+        sa.event.listen(acting, "connect", lambda raw, _: (raw.execute(f"SET ROLE {role}"), raw.commit()))
+        result = prune_with(Database(acting, settings))
+        assert result.failures == {
+            "hooks_dispatched": f"role {role} lacks a right (SQLSTATE 42501):"
+            f" run GRANT DELETE ON public.mailglass_hook_outbox TO {role}"
+        }
+        assert (result.succeeded, result.expired, result.settled, result.status) == (1, 1, 1, "partial")
+    finally:
+        db.run(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
+    """Neither fails, and each row is counted once."""
+    monkeypatch.setattr(pruner, "BATCH_ROWS", 50)
+    fill(db, 2_000)
+    db.run("""INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, linked)
+              SELECT now() - interval '40 days', now() - interval '40 days', 'full', 'beat', 'ok', 1
+                FROM generate_series(1, 500)""")
+    begin = Barrier(2)
+
+    def prune(_: int) -> pruner.PruneResult:
+        begin.wait()
+        return prune_with(db.database)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(prune, range(2)))
+    assert [result.failures for result in results] == [{}, {}]
+    for name in ("succeeded", "hooks_dispatched", "expired", "settled"):
+        assert sum(getattr(result, name) for result in results) == 2_000
+    assert counted(db) == dict.fromkeys(PENDING, 0)
+    assert db.value("SELECT sum(linked) FROM mailglass_reconcile_runs") == 500
+
+
+@pytest.mark.parametrize("table", ["mailglass_open_orphans", "mailglass_open_orphan_ids"])
+def test_a_batch_does_not_pass_again_what_earlier_ones_have_removed(db, table):
+    """While a snapshot keeps the removed rows, twice as many batches read twice as many pages, and not four times."""
+    act = repair.remove_expired if table == "mailglass_open_orphans" else repair.remove_stray_ids
+    read = []
+    for number in (2_000, 4_000):
+        fill(db, number)
+        db.run(f"ANALYZE {table}")
+        with db.engine.connect() as reader:
+            reader.execution_options(isolation_level="REPEATABLE READ").exec_driver_sql(f"SELECT count(*) FROM {table}")  # noqa: S608
+            read.append(buffers(db, lambda connected, _: act(connected, 100), table))
+        db.run(f"TRUNCATE {table}")
+    assert read[1] < 2.6 * read[0]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [repair._ADD_MISSING, repair._REMOVE_SETTLED, repair._REMOVE_STRAY_IDS, ledger._MISSING, ledger._SETTLED],
+    ids=["add missing", "remove settled", "remove stray ids", "doctor: missing", "doctor: settled"],
+)
+def test_each_orphan_is_probed_for_by_key_although_statistics_are_stale(db, statement):
+    """No plan hashes the `reconciled` events, or reads a tenant's whole ledger."""
+    for table in ("mailglass_events", "mailglass_open_orphans", "mailglass_open_orphan_ids"):
+        db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+        db.run(f"ANALYZE {table}")
+    settle(db, 3_000, analyze=False)
+    fill(db, 500)
+    place = {"after_tenant": "", "after_time": "-infinity", "after_id": str(uuid.UUID(int=0)), "after_position": -1}
+    bounds = {"size": 5_000, "max_age_minutes": 10_080, "max_tenant_length": 1_000, "until_time": "infinity"}
+    with db.database.connect() as connected, connected.writing() as tx:
+        parameters = {**place, **bounds, "minutes": 8_640, "percent": 100.0}
+        plan = "\n".join(tx.execute("EXPLAIN " + statement, parameters).scalars())
+    assert "hashed SubPlan" not in plan
+    for line in plan.splitlines():
+        assert "mailglass_events_tenant_recent_idx" not in line
