@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -91,6 +92,7 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     work = _Prune(database)
     work.run()
     work.note(origin, began)
+    work.report()
     telemetry.count_orphans({"expired": work.result.expired})
     return work.result
 
@@ -148,7 +150,6 @@ class _Prune:
             except MailglassReconcileError as error:
                 self._first_error = self._first_error or type(error).__name__
                 self.result.failures[name] = str(error)
-                logger.error("the prune's step %s failed, and the others run: %s", name, error)
         return 0
 
     def note(self, origin: Origin, began: float) -> None:
@@ -173,6 +174,15 @@ class _Prune:
                 return runs.add(tx, run)
 
         self._take("history", add)
+
+    def report(self) -> None:
+        """Log one line for each reason for which steps failed."""
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for name, reason in self.result.failures.items():
+            by_reason[reason].append(name)
+        for reason, names in by_reason.items():
+            steps = "step" if len(names) == 1 else "steps"
+            logger.error("prune: %s %s failed, and the others ran: %s", steps, ", ".join(names), reason)
 
 
 def _deleting(statement: str, days: int | None, **more: str) -> Step:

@@ -149,8 +149,8 @@ def test_a_prune_whose_step_fails_exits_with_1_and_prints_the_counts_of_the_othe
     printed = json.loads(finished.stdout)
     assert (finished.returncode, printed["status"], printed["added"]) == (1, "partial", 2)
     assert set(printed["failures"]) == {"hooks_dispatched", "hooks_dead"}
-    assert len(finished.stderr.splitlines()) == 2
-    assert "the prune's step hooks_dispatched failed, and the others run: the database lacks" in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert "prune: steps hooks_dispatched, hooks_dead failed, and the others ran: the database lacks" in finished.stderr
 
 
 @pytest.mark.slow

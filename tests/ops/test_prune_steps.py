@@ -107,7 +107,8 @@ def test_a_step_that_fails_is_reported_and_the_others_run(db, caplog, step):
     assert list(result.failures) == ([step, "settled"] if step == "expired" else [step])
     assert result.failures[step] == "the database refused a statement (SQLSTATE P0001)"
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
-        f"the prune's step {name} failed, and the others run: {result.failures[name]}" for name in result.failures
+        f"prune: {'steps' if step == 'expired' else 'step'} {', '.join(result.failures)} failed, and the others ran:"
+        f" {result.failures[step]}"
     ]
     assert counted(db) == {name: int(name in {*result.failures}) for name in PENDING}
     row = db.rows("SELECT status, error FROM mailglass_reconcile_runs WHERE kind = 'prune'")

@@ -230,9 +230,14 @@ def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema):
     assert database.values("SELECT to_regclass('public.taken_over')") == [None]
 
 
-@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, mailglass_reconcile.prune])
+def pruned() -> None:
+    """Prune, and raise the reason for which the table of open orphans was not repaired."""
+    raise DatabaseRefusedError(mailglass_reconcile.prune().failures["settled"])
+
+
+@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, pruned])
 def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, work):
-    """Python gets the refusal by name."""
+    """Python gets the refusal by name, and nothing is closed."""
     orphan(db, postmark("m-1"))
     db.run("ALTER TABLE mailglass_open_orphans ENABLE ROW LEVEL SECURITY")
     db.run("CREATE POLICY hiding ON mailglass_open_orphans USING (false)")
@@ -241,3 +246,4 @@ def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, wo
     with pytest.raises(DatabaseRefusedError, match="row level security"):
         work()
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
