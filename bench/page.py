@@ -1,14 +1,23 @@
-"""Where the figures go: `performance/figures.json`, the curves next to it, and the tables in `performance.md`."""
+"""Where figures go: `performance/figures.json` and curves, all rows in `figures.md`, a choice in `performance.md`."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.figures import Figure, Points, number
 
 Parts = dict[str, dict[str, Any]]
+
+ASIDE = re.compile(r": (?:cores in use.*|lateness|early events|events in this run|p95|maximum|WAL)$")
+"""Rows that only `figures.md` has: what says how a run went, or can be read off its neighbours."""
+
+EVERY = """# All figures
+
+Every row that `python -m bench` has measured, with its small print. [Performance](../performance.md) explains them.
+"""
 
 TRIAL = "**Not to be quoted:** some of these figures are of a trial (`--quick`), with small sizes.\n\n"
 
@@ -34,7 +43,6 @@ CHARTS = (
     Chart("history", "history", "A sweep of 2,000 orphans, by history", "reconciled orphans in the ledger", "seconds"),
     Chart("batch", "batch size: links", "A sweep, by batch size", "orphans in a batch", "links a second"),
     Chart("locks", "batch size: ms", "How long a batch holds its rows", "orphans in a batch", "milliseconds"),
-    Chart("outage", "outage: ", "Simulated: an hour without sweeps", "minutes", "backlog, orphans", "linear"),
 )
 
 
@@ -45,7 +53,7 @@ def read(docs: Path) -> Parts:
 
 
 def write(docs: Path, parts: Parts, *, draws: bool = True) -> None:
-    """Write the figures of *parts*, their curves, and their tables between the markers of `performance.md`."""
+    """Write the figures of *parts*, their curves, all rows as `figures.md`, and the tables of `performance.md`."""
     directory = docs / "performance"
     directory.mkdir(exist_ok=True)
     (directory / "figures.json").write_text(as_lines(parts))
@@ -58,6 +66,8 @@ def write(docs: Path, parts: Parts, *, draws: bool = True) -> None:
         if marker:
             text = head + marker + table(part) + _images(part) + rest[rest.index("<!-- end -->") :]
     page.write_text(text)
+    every = "".join(f"\n## {name}\n\n{table(part, whole=True)}" for name, part in parts.items())
+    (directory / "figures.md").write_text(EVERY + every)
 
 
 def as_lines(parts: Parts) -> str:
@@ -76,24 +86,29 @@ def _compact(points: Points) -> str:
     return json.dumps([[float(f"{value:.4g}") for value in point] for point in points], separators=(",", ":"))
 
 
-def table(part: dict[str, Any]) -> str:
-    """Return the figures of a part as a Markdown table, after a line with how they were measured."""
+def table(part: dict[str, Any], *, whole: bool = False) -> str:
+    """Return the figures of a part as a Markdown table, after a line with how they were measured.
+
+    Args:
+        part: As `read` returns it.
+        whole: All rows with their small print, instead of those that a reader of `performance.md` looks for.
+    """
     rows = [Figure(**each) for each in part["figures"]]
+    rows = [row for row in rows if whole or row.target is not None or not ASIDE.search(row.name)]
+    names = {row.name: f"{row.name}<br><sub>{row.note}</sub>" if whole and row.note else row.name for row in rows}
     head = f"{TRIAL * ('--quick' in part['command'])}`{part['command']}`, {part['date']}, {part['machine']}\n\n"
     if any(row.by_hand for row in rows):
-        lines = [f"| {_name(r)} | {_ours(r)} | {r.by_hand} | {_ratio(r)} | {r.wanted} | {_bold(r)} |\n" for r in rows]
+        lines = [
+            f"| {names[r.name]} | {_ours(r)} | {r.by_hand} | {_ratio(r)} | {r.wanted} | {_bold(r)} |\n" for r in rows
+        ]
         return head + "| | ours | by hand | ratio | target | |\n|---|---|---|---|---|---|\n" + "".join(lines)
-    lines = [f"| {_name(r)} | {number(r.value)} {r.unit} | {r.wanted} | {_bold(r)} |\n" for r in rows]
+    lines = [f"| {names[r.name]} | {number(r.value)} {r.unit} | {r.wanted} | {_bold(r)} |\n" for r in rows]
     return head + "| | measured | target | |\n|---|---|---|---|\n" + "".join(lines)
 
 
 def _images(part: dict[str, Any]) -> str:
     shown = [chart for chart in CHARTS if any(name.startswith(chart.prefix) for name in part["curves"])]
     return "".join(f"\n![{chart.title}](performance/{chart.file}.svg)\n" for chart in shown)
-
-
-def _name(row: Figure) -> str:
-    return f"{row.name}<br><sub>{row.note}</sub>" if row.note else row.name
 
 
 def _ours(row: Figure) -> str:

@@ -149,9 +149,11 @@ def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str)
     """Run a command that does not end until it has done its work, end it with SIGTERM, and return what it printed."""
     port = free_port()
     script = re.sub(r"reconcile (serve|receive)", rf"reconcile \1 --port {port}", text)
+    log = Path(tempfile.mkstemp()[1])
     process = subprocess.Popen(
-        ["bash", "-c", script], env=terminal, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+        ["bash", "-c", script],
+        env=terminal, stdout=subprocess.PIPE, stderr=log.open("w"), text=True, start_new_session=True,
+    )  # fmt: skip
     try:
         with redis.Redis.from_url(redis_url) as client:
             if re.search(" serve| receive", text):
@@ -165,8 +167,7 @@ def endless(text: str, _page: str, db, terminal: dict[str, str], redis_url: str)
                 raced(db, age=300)
                 assert mailglass_reconcile.reconcile().linked
             else:
-                folder = Path(text.split("--schedule ")[1]).parent
-                wait_until(lambda: list(folder.glob("beat*")), PATIENCE)
+                wait_until(lambda: "beat: Starting" in log.read_text(), PATIENCE)
                 return ""
         for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             if one.name() not in ("bash", "jq"):
