@@ -21,7 +21,7 @@ COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 
-MOST_WORDS = 31_000
+MOST_WORDS = 26_500
 """In all pages of docs/ without the tables that the benchmark writes; the aim is 24,000."""
 
 
