@@ -23,6 +23,12 @@ from mailglass_reconcile.errors import MailglassReconcileError
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
+# Reads from a pipe that ends with this process, however that ends; then it stops the program and deletes the folder.
+KEEPER = """
+read _; kill "-$1" "$2" 2>/dev/null; tries=0
+while kill -0 "$2" 2>/dev/null && [ "$tries" -lt 50 ]; do tries=$((tries + 1)); sleep 0.1; done
+rm -rf -- "$3"
+"""
 LONGEST_PATH = 60  # a socket's whole path has at most 107 bytes on Linux, and 103 on macOS
 
 
@@ -35,6 +41,7 @@ class Process:
         self.directory = Path(tempfile.mkdtemp(prefix="mailglass-", dir=_place(user)))
         self._name, self._ending = name, ending
         self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
         if user:
             shutil.chown(self.directory, user)
 
@@ -66,6 +73,13 @@ class Process:
     def launch(self, *command: str, environment: dict[str, str] | None = None) -> None:
         """Start the program; the arguments are those of `run`."""
         self._process = self.run(*command, environment=environment)
+        self._keeper = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            ["/bin/sh", "-c", KEEPER, "keeper", str(int(self._ending)), str(self._process.pid), str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def require(self) -> None:
         """Continue if the program is running.
@@ -97,13 +111,16 @@ class Process:
         """Send the signal, wait, and kill what is left of the program's process group."""
         if self._process is None:
             return
+        if self._keeper is not None:
+            self._keeper.kill()
+            self._keeper.communicate()
         self._process.send_signal(self._ending)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._process = None
+        self._process = self._keeper = None
 
     def close(self) -> None:
         """Stop for good, and delete the folder."""

@@ -154,11 +154,12 @@ def test_a_postgres_stopped_at_once_starts_again_with_what_had_committed():
         ("sys.stdin.read()", signal.SIGINT, -signal.SIGINT),
         ("sys.stdin.read()", signal.SIGTERM, 128 + signal.SIGTERM),
         pytest.param("sys.stdin.read()", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.slow),
+        ("sys.stdin.read()", signal.SIGKILL, -signal.SIGKILL),
     ],
-    ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP"],
+    ids=["end", "exception", "exit", "Ctrl-C", "SIGTERM", "SIGHUP", "SIGKILL"],
 )
 def test_the_servers_stop_on_every_way_out(then, number, code):
-    """No process and no file is left: not at the end, nor after an exception, Ctrl-C, SIGTERM or SIGHUP."""
+    """No process and no file is left: not at the end, nor after an exception or a signal, SIGKILL included."""
     directory = Path(tempfile.mkdtemp(prefix="mgout-"))
     directory.chmod(0o755)
     with subprocess.Popen(
@@ -176,11 +177,14 @@ def test_the_servers_stop_on_every_way_out(then, number, code):
             assert len({one.name() for one in family}) >= 2
             os.killpg(process.pid, number)
         assert process.wait(30) == code
-    wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])
+    wait_until(lambda: nothing_is_left(directory))
     directory.rmdir()
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM])
+SLOWLY = [pytest.param(number, marks=pytest.mark.slow) for number in (None, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *SLOWLY])
 def test_a_parallel_test_run_leaves_nothing(number):
     """Each worker stops its own servers: at the end, and on a signal to the process that runs the workers."""
     with tempfile.TemporaryDirectory(prefix="mgrun-") as name:
@@ -209,9 +213,10 @@ def test_a_parallel_test_run_leaves_nothing(number):
                 wait_until(lambda: len(list(directory.glob("mailglass-*/data"))) == 2, 60)
                 process.send_signal(number)
             assert (process.wait(60) == 0) == (number is None)
-        wait_until(lambda: not [one for one in psutil.process_iter(["cwd"]) if _in(one, directory)])
-        assert not list(directory.glob("mailglass-*"))
+        wait_until(lambda: nothing_is_left(directory))
 
 
-def _in(process: psutil.Process, directory: Path) -> bool:
-    return (process.info["cwd"] or "").startswith(str(directory))
+def nothing_is_left(directory: Path) -> bool:
+    """Whether no process works in the folder of a server in *directory*, and none of them is there."""
+    working = [one for one in psutil.process_iter(["cwd"]) if (one.info["cwd"] or "").startswith(str(directory))]
+    return not working and not list(directory.glob("mailglass-*"))
