@@ -59,6 +59,17 @@ def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
 
 
 @pytest.mark.guard
+def test_autogenerate_does_not_propose_to_drop_the_tables_that_migrate_made(db):
+    """An adopter without Mailglass has a table of its own in its metadata, and none of `mailglass_…`."""
+    own = sa.MetaData()
+    sa.Table("orders", own, sa.Column("id", sa.Integer, primary_key=True))
+    options = {"include_object": mailglass_reconcile.include_object}
+    with db.engine.connect() as connection:
+        proposed = compare_metadata(MigrationContext.configure(connection, opts=options), own)
+    assert [(change[0], change[1].name) for change in proposed] == [("add_table", "orders")]
+
+
+@pytest.mark.guard
 def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
     """A new dict each time, with an expiry, and a queue where one is asked for."""
     first, second = mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.make_beat_schedule(queue="mail")

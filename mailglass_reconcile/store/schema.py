@@ -132,6 +132,8 @@ MISSING, INVALID = "is missing", "is invalid"
 """The faults of an index."""
 
 OUR_OBJECTS = frozenset({*TABLES, *INDEXES, VERSION_TABLE})
+MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailglass_webhook_events"})
+"""What `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
 
 
 class Ledgers(NamedTuple):
@@ -225,7 +227,9 @@ def outdated(version: str | None) -> str:
 
 
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
-    """Alembic's `include_object` for an adopter's `env.py`: keep autogenerate from dropping what is ours.
+    """Keep Alembic's autogenerate from dropping our tables: pass it as `include_object` in your `env.py`.
+
+    Our tables and indexes are left out, and so are Mailglass's tables that your metadata does not have.
 
     Args:
         item: The schema object.
@@ -236,4 +240,6 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
     """
     if not reflected or compare_to is not None:
         return True
+    if type_ == "table":
+        return name not in OUR_OBJECTS | MAILGLASS_TABLES
     return name not in OUR_OBJECTS and getattr(getattr(item, "table", None), "name", None) not in OUR_OBJECTS
