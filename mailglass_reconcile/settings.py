@@ -25,6 +25,8 @@ def _known_types(value: str | None) -> str | None:
 
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
 """Days, or `infinity` (None in Python): nothing is deleted."""
+SilenceHours = Annotated[float | None, Field(gt=0, le=8_760, allow_inf_nan=False), BeforeValidator(_infinity_is_none)]
+"""Hours, or `infinity` (None in Python): nobody is told."""
 
 
 class Settings(BaseSettings):
@@ -47,6 +49,8 @@ class Settings(BaseSettings):
         grace_seconds: Age in seconds after arrival before an orphan is looked at.
         max_age_minutes: Age in minutes after which an orphan is expired.
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
+        silence_hours: Hours after which a delivery without a report, and a provider without webhooks, count as silent;
+            None does not look for them.
         sweep_seconds: A sweep's deadline in seconds; what is left is the next sweep's.
         retention_succeeded_days: Days that succeeded raw webhooks are kept.
         retention_dead_days: Days that dead raw webhooks are kept.
@@ -71,6 +75,7 @@ class Settings(BaseSettings):
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
     batch_size: int = Field(default=2_000, ge=1, le=100_000)
     sweep_seconds: float = Field(default=240, gt=0, le=86_400)
+    silence_hours: SilenceHours = 24
     retention_succeeded_days: RetentionDays = 14
     retention_dead_days: RetentionDays = 90
     retention_failed_days: RetentionDays = None

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from mailglass_reconcile.errors import hint
-from mailglass_reconcile.ops import handlers
+from mailglass_reconcile.ops import handlers, silence
 from mailglass_reconcile.ops.handlers import Problem
 from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
-from mailglass_reconcile.store import handled, outbox, schema
+from mailglass_reconcile.store import handled, outbox, reports, schema
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.reports import Reports
 
 LATELY_DAYS = 7
 """As long as an orphan of a wrong tenant stays open: links of that time are what their number is compared with."""
@@ -66,7 +67,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
 
 
 class Facts(NamedTuple):
-    """What three queries say: the schema, the last full sweep that succeeded, the last one, and the outbox."""
+    """What a few queries say: the schema, the last full sweeps, the outbox, and the reports of providers."""
 
     now: str
     version: str | None
@@ -82,6 +83,8 @@ class Facts(NamedTuple):
     hooks_dead: int
     hooks_overdue_seconds: float
     handlers: list[Problem]
+    reports: list[Reports]
+    silence_hours: float | None
 
 
 def last_sweeps(tx: Transaction) -> sa.Row[Any]:
@@ -90,7 +93,7 @@ def last_sweeps(tx: Transaction) -> sa.Row[Any]:
 
 
 def facts(tx: Transaction) -> Facts:
-    """Return the facts, by three queries whose cost does not depend on what is open."""
+    """Return the facts, by a few queries whose cost does not depend on what is open."""
     row, waiting = last_sweeps(tx), outbox.facts(tx)
     return Facts(
         row.now,
@@ -107,6 +110,8 @@ def facts(tx: Transaction) -> Facts:
         waiting.dead,
         max(0.0, waiting.overdue_seconds),
         handlers.problems(waiting, handled.left_out(tx)),
+        reports.missing(tx),
+        tx.settings.silence_hours,
     )
 
 
@@ -151,6 +156,7 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
         )
     found += [f"{problem.sentence}: {problem.remedy}" for problem in known.handlers if problem.grave]
     of_last = _of_the_last(known.last, allowed) if known.last else []
+    found += silence.problems(known.reports, known.silence_hours)
     found += [*_without_ids(known.groups or []), *of_last]
     return [hint(problem) for problem in found]
 

@@ -1,4 +1,4 @@
-"""What `/metrics` says: totals of the history of runs, and facts of the moment, by five statements that cost little."""
+"""What `/metrics` says: totals of the history of runs, and facts of the moment, by statements that cost little."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mailglass_reconcile.ops import health
+from mailglass_reconcile.ops.silence import Silence, by_label
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Database, array_literal
@@ -66,6 +67,7 @@ class Measures:
         hooks_dead: Events of which a handler has failed for the last time.
         hooks_overdue_seconds: For how long the first of those that wait has been due.
         lately: What has arrived, and what deliveries have heard.
+        silence: What deliveries lack, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """
 
@@ -79,6 +81,7 @@ class Measures:
     hooks_dead: int
     hooks_overdue_seconds: float
     lately: Lately
+    silence: dict[str, Silence]
     unlinked_tenants: int
 
 
@@ -115,6 +118,7 @@ def measure(database: Database) -> Measures:
         known.hooks_dead,
         known.hooks_overdue_seconds,
         lately,
+        by_label(known.reports),
         unlinked,
     )
 

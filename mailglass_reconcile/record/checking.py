@@ -18,11 +18,11 @@ from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.rules import addresses, providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
+from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
 from mailglass_reconcile.rules.wording import did_you_mean
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
-STREAMS = ("transactional", "operational", "bulk")
 
 
 def known_type(field: str, value: object) -> str:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+STREAMS = ("transactional", "operational", "bulk")
+"""Kinds of mail; every delivery is of one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:

@@ -120,6 +120,12 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     yield _single("recent_deliveries", help_, known.lately.deliveries)
     help_ = "Those of them on which a provider has reported"
     yield _single("recent_deliveries_reported", help_, known.lately.reported)
+    help_ = "Deliveries without a report, of those looked at that should have one by now"
+    lacking = {provider: one.without_report for provider, one in known.silence.items()}
+    yield _gauge("deliveries_without_report", help_, ("provider",), _keyed(lacking), prefix="mailglass_")
+    help_ = "For how long no webhook has come although mail goes out; 0 if some come, or none ever did"
+    silent = {provider: one.seconds for provider, one in known.silence.items()}
+    yield _gauge("silent_seconds", help_, ("provider",), _keyed(silent))
     yield _single("triggers_present", "Whether the triggers on mailglass_events are there and enabled", known.triggers)
     hooks = {"waiting": known.hooks_waiting, "dead": known.hooks_dead}
     help_ = "Events that wait for their handlers, and those of which one has failed for the last time"
@@ -142,9 +148,13 @@ def _counter(
 
 
 def _gauge(
-    name: str, help_: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+    name: str,
+    help_: str,
+    labels: tuple[str, ...],
+    values: Iterable[tuple[tuple[str, ...], float]],
+    prefix: str = PREFIX,
 ) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(PREFIX + name, help_, labels=labels)
+    family = GaugeMetricFamily(prefix + name, help_, labels=labels)
     for key, value in values:
         family.add_metric(key, value)
     return family

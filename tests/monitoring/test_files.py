@@ -24,7 +24,7 @@ def expressions():
 @pytest.mark.slow
 def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
     """And what a scrape has is described."""
-    there = {metrics.PREFIX + name for name, _ in scraping.scrape(db)}
+    there = {name if name.startswith("mailglass_") else metrics.PREFIX + name for name, _ in scraping.scrape(db)}
     used = {name for expression in expressions() for name in NAME.findall(expression)}
     assert used - there == set()
     described = set(re.findall(r"^\| `(\w+)` \|", (MONITORING.parent / "monitoring.md").read_text(), re.MULTILINE))

@@ -27,7 +27,7 @@ OF_THE_DATABASE = (
     "database server encoding time_zone schema disk rights creators triggers indexes open_set other_reconciler"
 )
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
-OF_THE_TRAFFIC = "deliveries sweeps beat prune handlers linking tenants key_rules"
+OF_THE_TRAFFIC = "deliveries sweeps beat prune handlers linking tenants key_rules reports"
 CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_TRAFFIC} redis redis_rights lock_rights celery"
 
 

@@ -110,13 +110,13 @@ def test_tenants_with_a_backlog_and_no_link_are_counted(db):
         [
             delivery_row("m-1", tenant_id="well", last_event_type="delivered", last_event_at="now"),
             delivery_row("m-2", tenant_id="ill", last_event_type="delivered", last_event_at=now),
-            delivery_row("m-3", tenant_id="silent", last_event_type="dispatched", last_event_at="now"),
+            delivery_row("m-3", tenant_id="quiet", last_event_type="dispatched", last_event_at="now"),
         ],
-        [orphan_row(postmark("foreign"), tenant_id=name) for name in ("well", "ill", "silent")],
+        [orphan_row(postmark("foreign"), tenant_id=name) for name in ("well", "ill", "quiet")],
     )
     reconcile()
     assert value(scrape(db), "tenants_without_links") == 2
-    assert b"silent" not in metrics.scrape(db.database)
+    assert b"quiet" not in metrics.scrape(db.database)
 
 
 @pytest.mark.slow
@@ -170,9 +170,9 @@ def test_the_address_answers_although_the_database_is_away(db):
 
 @pytest.mark.slow
 def test_a_database_that_does_not_answer_is_down_within_two_seconds(db):
-    """One that takes the connection and is silent, and one that holds a lock."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        settings = Settings(database_url=f"postgresql://a@127.0.0.1:{silent.getsockname()[1]}/x")
+    """One that takes the connection and is quiet, and one that holds a lock."""
+    with socket.create_server(("127.0.0.1", 0)) as quiet:
+        settings = Settings(database_url=f"postgresql://a@127.0.0.1:{quiet.getsockname()[1]}/x")
         began = time.monotonic()
         assert parsed(metrics.scrape(Database(engines.create_engine(settings), settings))) == {("up", ()): 0}
         assert time.monotonic() - began < metrics.SECONDS + 1
@@ -209,7 +209,7 @@ def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(
         db.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement)
     )
     assert value(scrape(db), "recent_deliveries") == measures.SAMPLE
-    assert len(statements) == 8
+    assert len(statements) == 9
     assert few < _buffers(db) < 600
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id NOT IN (SELECT id FROM mailglass_events)")
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops.doctor import backlog, configuration, database, history, ledger, redis, rights, schema
+from mailglass_reconcile.ops.doctor import (
+    backlog,
+    configuration,
+    database,
+    history,
+    ledger,
+    redis,
+    reports,
+    rights,
+    schema,
+)
 from mailglass_reconcile.ops.doctor.finding import ERROR, Check, Finding, attempt, error, ok, side_by_side, warning
 
 OF_THE_SERVER = (("server", database.server), ("schema", schema.revision))
@@ -24,6 +34,7 @@ OF_THE_TABLES = (
     ("handlers", history.handlers),
     ("linking", backlog.linking),
     ("tenants", backlog.webhooks),
+    ("reports", reports.missing),
 )
 """What is asked of Postgres; each has the name of the check that is blamed if it fails itself."""
 

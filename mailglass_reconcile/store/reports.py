@@ -1,0 +1,176 @@
+"""Deliveries that no provider has reported on: a bounded sample, by indexes that Mailglass's tables have themselves.
+
+Ids of deliveries do not say when they were made (Mailglass 2.x makes UUIDv4), so the sample is taken tenant by tenant,
+by `last_event_at`: of a delivery without a report, that is when it was dispatched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
+from mailglass_reconcile.rules.events import STREAMS
+from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.ledger import first_uuid7
+
+TENANTS = 15
+"""The first tenants, and as many of those of the newest events."""
+NEWEST_EVENTS = 300
+OF_TENANT = 100
+"""Deliveries of each tenant that should have a report by now."""
+REPORTED = 20
+"""Of each tenant and stream, how many of the newest that are final are looked at for the last report."""
+NEWEST_ORPHANS = 200
+DAYS = 7
+"""Deliveries that were dispatched longer before are not looked at."""
+
+# Mailglass counts opens and clicks itself: they show that the mail came, and not that webhooks come.
+_SEEN = """
+-- The first tenants, each by one probe of an index, and some that have events now.
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
+           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+), chosen AS MATERIALIZED (
+  (SELECT tenant_id FROM tenants WHERE tenant_id IS NOT NULL LIMIT :tenants)
+   UNION
+  (SELECT DISTINCT e.tenant_id
+     FROM (SELECT tenant_id FROM {schema}.mailglass_events
+            WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid)
+            ORDER BY id DESC LIMIT :newest_events) AS e
+    LIMIT :tenants)
+-- Of each tenant, what should have a report by now, and where the last reports are.
+), seen AS (
+  SELECT d.*, d.last_event_type = ANY (CAST(:reports AS text[])) AS reported
+    FROM chosen AS t
+   CROSS JOIN LATERAL (
+          (SELECT provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
+                  dispatched_at <= now()::timestamp - make_interval(secs => :seconds) AS due
+             FROM {schema}.mailglass_deliveries
+            WHERE tenant_id = t.tenant_id
+              AND last_event_at <= now()::timestamp - make_interval(secs => :seconds)
+              AND last_event_at > now()::timestamp - make_interval(secs => :seconds, days => :days)
+            ORDER BY last_event_at DESC LIMIT :of_tenant)
+           UNION ALL
+          (SELECT provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
+                  false
+             FROM {schema}.mailglass_deliveries
+            WHERE tenant_id = t.tenant_id ORDER BY last_event_at DESC LIMIT :reported)
+           UNION ALL
+          SELECT f.*
+            FROM unnest(CAST(:streams AS text[])) AS s (stream)
+           CROSS JOIN LATERAL (
+                   SELECT provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at,
+                          complained_at, false
+                     FROM {schema}.mailglass_deliveries
+                    WHERE tenant_id = t.tenant_id AND stream = s.stream AND terminal = true
+                    ORDER BY last_event_at DESC LIMIT :reported) AS f) AS d
+)
+SELECT left(provider, 512), count(*) FILTER (WHERE due) AS deliveries,
+       count(*) FILTER (WHERE due AND NOT reported) AS without_report,
+       extract(epoch FROM now()::timestamp - max(dispatched_at) FILTER (WHERE due AND NOT reported))::float8,
+       extract(epoch FROM now()::timestamp - max(
+         greatest(delivered_at, bounced_at, complained_at,
+                  CASE WHEN reported AND last_event_type NOT IN ('opened', 'clicked', 'unsubscribed')
+                       THEN last_event_at END)))::float8,
+       NULL::float8
+  FROM seen GROUP BY left(provider, 512)
+ UNION ALL
+SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arrived_at))::float8
+  FROM (SELECT left(provider, 512) AS provider, arrived_at FROM {schema}.mailglass_open_orphans
+         ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
+ GROUP BY provider
+"""
+
+
+class Reports(NamedTuple):
+    """What is known of one provider's deliveries, or of all that name no provider.
+
+    Attributes:
+        provider: Its canonical name; None for the deliveries without one.
+        deliveries: Those looked at that were dispatched longer ago than the silence that is allowed.
+        without_report: Those of them on which nobody has reported.
+        reported_seconds: How long ago the last report was; None if there never was one, as far as looked at.
+        silent_seconds: For how long nothing has come although mail that was sent since should have a report; None if
+            that is not so.
+    """
+
+    provider: str | None
+    deliveries: int
+    without_report: int
+    reported_seconds: float | None
+    silent_seconds: float | None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether reports came, and come no longer."""
+        return self.silent_seconds is not None and self.reported_seconds is not None
+
+
+def missing(tx: Transaction) -> list[Reports]:
+    """Return the state of each provider's reports, the one with most deliveries first; nothing if nobody wants it.
+
+    How long a silence may be is `MAILGLASS_SILENCE_HOURS`. An orphan counts as a webhook: it is open for other reasons.
+    """
+    hours = tx.settings.silence_hours
+    if hours is None:
+        return []
+    parameters = {
+        "seconds": hours * 3_600,
+        "days": DAYS,
+        "tenants": TENANTS,
+        "after_id": first_uuid7(hours * 3_600 + DAYS * 86_400),
+        "until_id": first_uuid7(-60),
+        "newest_events": NEWEST_EVENTS,
+        "of_tenant": OF_TENANT,
+        "reported": REPORTED,
+        "streams": array_literal(STREAMS),
+        "reports": array_literal(PROVIDER_TYPES),
+        "newest_orphans": NEWEST_ORPHANS,
+    }
+    return _merged(_Row(*row) for row in tx.execute(_SEEN, parameters).all())
+
+
+class _Row(NamedTuple):
+    provider: str | None
+    deliveries: int
+    without_report: int
+    unreported_seconds: float | None
+    reported_seconds: float | None
+    arrived_seconds: float | None
+
+
+def _merged(rows: Iterable[_Row]) -> list[Reports]:
+    """Add up the rows of one provider, whose name may be spelled in several ways."""
+    by_name: dict[str | None, list[_Row]] = {}
+    for row in rows:
+        by_name.setdefault(providers.canonical(row.provider) if row.provider else None, []).append(row)
+    found = []
+    for name, of_name in by_name.items():
+        # Whose webhook an orphan without keys was is not known, and what a delivery without a provider waits for.
+        heard = [row for other, those in by_name.items() if None in (name, other) or other == name for row in those]
+        unreported = _least(row.unreported_seconds for row in of_name)
+        reported = _least(row.reported_seconds for row in of_name)
+        arrived = _least(row.arrived_seconds for row in heard)
+        last = min(reported, arrived)
+        deliveries = sum(row.deliveries for row in of_name)
+        if deliveries or math.isfinite(reported):
+            found.append(
+                Reports(
+                    name,
+                    deliveries,
+                    sum(row.without_report for row in of_name),
+                    reported if math.isfinite(reported) else None,
+                    last if unreported < last else None,
+                )
+            )
+    return sorted(found, key=lambda one: -one.deliveries)
+
+
+def _least(seconds: Iterable[float | None]) -> float:
+    return min((max(0.0, one) for one in seconds if one is not None), default=math.inf)
