@@ -16,7 +16,7 @@ OWN_PROGRAM = (sys.executable, "-P", "-m", "mailglass_reconcile")
 _SUBCOMMANDS = {
     "demo": "Watch orphans being linked on servers of its own; needs the extra `demo`.",
     "dispatch": "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.",
-    "doctor": "Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.",
+    "doctor": "Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.",
     "explain": "Say why one event is linked or not, and what would have to be different.",
     "follow": "Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C.",
     "link": "Link one event to the delivery that you choose; only their tenant must be the same.",

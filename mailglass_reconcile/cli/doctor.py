@@ -1,4 +1,4 @@
-"""The subcommand that looks at the whole installation: `doctor`."""
+"""The subcommand that checks an installation: `doctor`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the list `findings`.")
-@click.option("--repair", is_flag=True, help="Make the table of open orphans equal the ledger first; reads all of it.")
+@click.option(
+    "--repair", is_flag=True, help="Repair the table of open orphans first; reads all orphans up to the maximum age."
+)
 def doctor(as_json: bool, repair: bool) -> None:
-    """Check the whole installation: Postgres, Redis, Celery, settings, and what the newest rows say.
+    """Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.
 
     Each finding is ok, a warning or an error, with its cause and a step that fixes it. The exit code is 1 if there is
     an error. Run it with the environment of the worker. If the Celery app is your own, name its module in

@@ -1,4 +1,4 @@
-"""The dispatcher: it runs each handler once for each event of the outbox.
+"""The dispatcher: it calls each handler for each event of the outbox, until the handler has succeeded.
 
 An attempt is counted and committed first. Then, in one transaction of the application's own connection, handlers run,
 each under a savepoint in which the row notes that it is done. What is new is tried in batches; if a batch cannot be

@@ -12,6 +12,7 @@ import pytest
 
 import commands
 import mailglass_reconcile
+from faults.breaks import BREAKS
 from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
@@ -67,6 +68,21 @@ def test_every_public_name_is_in_the_reference():
     assert sorted(named) == sorted(name for name in mailglass_reconcile.__all__ if name != "__version__")
     received = re.findall(r"^::: mailglass_reconcile\.webhooks\.(\w+)$", (DOCS / "api.md").read_text(), re.M)
     assert sorted(received) == sorted(webhooks.__all__)
+
+
+def test_every_check_of_the_doctor_is_in_the_table():
+    """Under the name that a finding has."""
+    named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", (DOCS / "doctor.md").read_text(), re.M))))
+    checks = set()
+    for path in (pages.ROOT / "mailglass_reconcile/ops/doctor").glob("*.py"):
+        checks |= set(re.findall(r"\b(?:ok|warning|error|attempt)\(\s*\"(\w+)\"", path.read_text()))
+    assert len(checks) > 20
+    assert checks - named == set()
+
+
+def test_the_page_says_in_how_many_ways_the_package_is_broken_on_purpose():
+    """As many as there are."""
+    assert f"{len(BREAKS)} deliberate breaks" in (DOCS / "guarantees.md").read_text()
 
 
 def test_every_schema_of_the_json_output_is_in_the_table():

@@ -1,4 +1,4 @@
-"""What the shop does when an event reaches its delivery; each handler runs once for each event.
+"""What the shop does when an event reaches its delivery; what a handler writes happens once per event.
 
 A handler runs on Django's connection in `atomic()`. What it writes by a model is committed together with the note that
 it has run, so it happens exactly once. Everything else, such as a task, happens at least once.

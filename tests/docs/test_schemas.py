@@ -1,0 +1,76 @@
+"""The JSON schemas of docs/ have every field and every word that the commands print."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pages
+import pytest
+
+from mailglass_reconcile import PruneResult, SweepResult
+from mailglass_reconcile.hooks.dispatcher import DispatchResult
+from mailglass_reconcile.ops.doctor.finding import Finding
+from mailglass_reconcile.ops.explanation import Explanation
+from mailglass_reconcile.ops.orphans import Listed
+from mailglass_reconcile.ops.status import Status
+from mailglass_reconcile.rules import states
+from mailglass_reconcile.store import runs
+
+SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (pages.ROOT / "docs/schemas").glob("*.json")}
+OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attached has none
+
+ADDED = {"explain": {"delivery"}, "prune": {"status"}}
+"""What a command adds to the fields of its result."""
+RESULTS = {
+    "explain": Explanation, "orphans": Listed, "prune": PruneResult, "status": Status, "sweep": SweepResult,
+}  # fmt: skip
+
+WORDS = {
+    "kind": {*runs.KINDS}, "origin": {*get_args(runs.Origin)}, "verdict": {*states.VERDICTS, None},
+    ("explain", "state"): {*states.EVENT_STATES}, ("orphans", "state"): {*states.OPEN_STATES},
+    ("status", "state"): {*states.OPEN_STATES} - {"expired"}, ("status", "status"): {*states.RUN_STATUSES},
+    ("sweep", "status"): {*get_args(states.SweepStatus)}, ("doctor", "status"): {*get_args(states.FindingStatus)},
+}  # fmt: skip
+
+
+def objects(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object that a schema describes field by field."""
+    if isinstance(schema, dict):
+        if "required" in schema and "properties" in schema:
+            yield schema
+        schema = list(schema.values())
+    for each in schema if isinstance(schema, list) else []:
+        yield from objects(each)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_every_field_of_a_schema_is_required(name):
+    """Fields are only added, so a program may rely on each."""
+    for each in objects(SCHEMAS[name]):
+        assert set(each["properties"]) - OPTIONAL == set(each["required"])
+
+
+@pytest.mark.parametrize("name", sorted(RESULTS))
+def test_a_schema_has_the_fields_of_the_result(name):
+    """No more and no fewer, at its top."""
+    fields = {field.name for field in dataclasses.fields(RESULTS[name])} | ADDED.get(name, set())
+    assert set(SCHEMAS[name]["properties"]) == fields
+
+
+def test_the_schemas_of_findings_and_counts_have_their_fields():
+    """Those of the doctor and of the dispatch."""
+    findings = SCHEMAS["doctor"]["properties"]["findings"]["items"]
+    assert set(findings["properties"]) == set(Finding._fields)
+    counts = SCHEMAS["dispatch"]["oneOf"][0]["properties"]
+    assert set(counts) == {field.name for field in dataclasses.fields(DispatchResult)}
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_a_schema_has_every_word_that_a_field_may_hold(name):
+    """Kinds and origins of runs, states and statuses, as the code defines them."""
+    for each in objects(SCHEMAS[name]):
+        for field, described in each["properties"].items():
+            words = WORDS.get((name, field)) or WORDS.get(field)
+            if words and "enum" in described:
+                assert set(described["enum"]) == words, field
