@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.pubsub import Missed, Update, events_channel
     from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, broadcast
     from mailglass_reconcile.record.by_hand import link
+    from mailglass_reconcile.record.erasing import Erased, erase
     from mailglass_reconcile.record.events import append
     from mailglass_reconcile.record.sends import Sent, record_send
     from mailglass_reconcile.record.webhooks import record_webhook
@@ -43,6 +44,7 @@ __all__ = [
     "DatabaseRefusedError",
     "DatabaseUnavailableError",
     "DeliveryEvent",
+    "Erased",
     "InvalidEventError",
     "LedgerImmutableError",
     "MailglassReconcileError",
@@ -66,6 +68,7 @@ __all__ = [
     "broadcast",
     "configure",
     "dispatch",
+    "erase",
     "events_channel",
     "find_orphans",
     "include_object",
@@ -93,6 +96,7 @@ _MODULES = {
     "mailglass_reconcile.pubsub": "Missed Update events_channel",
     "mailglass_reconcile.record.after_commit": "Recorded RecordedDelivery broadcast",
     "mailglass_reconcile.record.by_hand": "link",
+    "mailglass_reconcile.record.erasing": "Erased erase",
     "mailglass_reconcile.record.events": "append",
     "mailglass_reconcile.record.sends": "Sent record_send",
     "mailglass_reconcile.record.webhooks": "record_webhook",

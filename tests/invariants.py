@@ -233,7 +233,9 @@ def check_monotone(state: _State) -> None:
             assert after["terminal"] or not before["terminal"], f"delivery {id_}"
             for name in oracle.EARLIEST:
                 assert before[name] is None or after[name] <= before[name], f"delivery {id_}: {name}"
-            moved = any(before[name] != after[name] for name in oracle.PROJECTED)
+            erased = before["recipient"] != after["recipient"]
+            assert not erased or after["recipient"].endswith("@erased.invalid"), f"delivery {id_}"
+            moved = erased or any(before[name] != after[name] for name in oracle.PROJECTED)
             version = before["lock_version"]
             assert after["lock_version"] == (version if not moved else 1 if version == 2**31 - 1 else version + 1)
             assert moved, f"delivery {id_} was written for nothing"

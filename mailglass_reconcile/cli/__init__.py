@@ -17,6 +17,7 @@ _SUBCOMMANDS = {
     "demo": "Watch orphans being linked on servers of its own; needs the extra `demo`.",
     "dispatch": "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.",
     "doctor": "Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.",
+    "erase": "Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.",
     "explain": "Say why one event is linked or not, and what would have to be different.",
     "follow": "Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C.",
     "link": "Link one event to the delivery that you choose; only their tenant must be the same.",

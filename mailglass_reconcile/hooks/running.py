@@ -14,6 +14,7 @@ from uuid import UUID
 from mailglass_reconcile.hooks.connections import Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import is_erased
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.settings import Settings
@@ -78,7 +79,7 @@ def _event(row: Held) -> DeliveryEvent:
         delivery_id=UUID(row.delivery_id),
         provider=providers.canonical(row.provider) if row.provider else None,
         message_id=row.message_id,
-        recipient=row.recipient,
+        recipient=None if row.recipient and is_erased(row.recipient) else row.recipient,
         reject_reason=row.reject_reason,
         attempt=row.attempts,
     )

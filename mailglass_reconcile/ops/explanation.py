@@ -13,10 +13,10 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import keys, providers, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.rules.matching import Candidate
+from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate
 from mailglass_reconcile.rules.states import EventState, Verdict
 from mailglass_reconcile.rules.wording import shown_tenant
-from mailglass_reconcile.store import ledger, open_orphans, runs
+from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
@@ -159,7 +159,9 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
         (wanted,) = judge.current_keys(tx, orphans)
         decision = judge.decide(tx, row.id, row.tenant_id, wanted)
-    return _of_open(row, read, decision)
+        mismatch = decision.state == RECIPIENT_MISMATCH
+        erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
+    return _of_open(row, read, decision, erased=erased)
 
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
@@ -223,13 +225,13 @@ def _without_address(text: str | None) -> str | None:
     return None if text is None or holds_address(text) else text
 
 
-def _of_open(row: sa.Row[Any], read: Origins, decision: Decision) -> Explanation:
+def _of_open(row: sa.Row[Any], read: Origins, decision: Decision, *, erased: bool) -> Explanation:
     wanted = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
     return Explanation(
         row.id,
         state,
-        states.why(state, provider=wanted.provider, recipient_lost=wanted.lost),
+        states.why(state, provider=wanted.provider, recipient_lost=wanted.lost, recipient_erased=erased),
         row.tenant_id,
         decision.delivery_id,
         wanted.candidate_ids,
@@ -243,7 +245,7 @@ def _of_open(row: sa.Row[Any], read: Origins, decision: Decision) -> Explanation
         recipient_known=wanted.recipient is not None,
         recipient_checked=False if decision.delivery_id and not wanted.recipient and not row.recorded else None,
         verdict=decision.state,
-        remedy=states.remedy(state, decision.state, recipient_lost=wanted.lost),
+        remedy=states.remedy(state, decision.state, recipient_lost=wanted.lost, recipient_erased=erased),
         eligible_at=None if row.expired else utc(row.eligible),
         expires_at=utc(row.expires),
         refused=row.refused or 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from urllib.parse import unquote
 
 _IN_BRACKETS = re.compile(r"<([^<>]*)>\Z")
 _BREAKS = re.compile(r"[\t-\r\x1c-\x1f\x85]")
@@ -17,6 +18,10 @@ _LOOKALIKES = "\u037e\u1fef\u212a"
 # An ASCII address whole; of one with another domain, or with an A-label in it, the local part; of others nothing.
 INDEXED = "^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?"
 """What the index has of an address without white space: a regular expression that Python and Postgres read alike."""
+
+
+ERASED_DOMAIN = "erased.invalid"
+"""Of the recipients that stand where an address was erased; no mail can be sent to it (RFC 2606)."""
 
 
 def bare(recipient: str) -> str:
@@ -42,6 +47,26 @@ def address(recipient: str) -> str:
 def holds_address(text: str) -> bool:
     """Whether *text* looks like an e-mail address, or holds one."""
     return _ADDRESS.search(text) is not None
+
+
+def is_erased(recipient: str) -> bool:
+    """Whether a delivery's recipient stands where an address was erased."""
+    return recipient.endswith(f"@{ERASED_DOMAIN}")
+
+
+def mentions(text: str, compared: str) -> bool:
+    """Whether *text* holds the address that compares as *compared*, in any spelling, percent-encoded too."""
+    local, _, domain = compared.rpartition("@")
+    spellings = {compared, f"{local}@{_u_label(domain)}"}
+    pattern = "|".join(re.escape(_lower(one)) for one in spellings)
+    found = re.compile(rf"(?<![\w.+-])(?:{pattern})(?![\w-]|\.\w)")
+    return any(found.search(_lower(one)) for one in (text, unquote(text)))
+
+
+def rough_part(compared: str) -> str:
+    """Return what every spelling of an address has in lower case, encoded or not: a part of what is before its `@`."""
+    runs = re.findall("[a-z0-9]+", compared.rpartition("@")[0])
+    return max(runs, key=len, default="")
 
 
 def index_key(compared: str) -> str:
@@ -80,3 +105,14 @@ def _a_label(domain: str) -> str:
     except UnicodeError:
         return lowered
     return encoded if "xn--" in encoded else lowered
+
+
+def _u_label(domain: str) -> str:
+    if "xn--" not in domain:
+        return domain
+    import idna  # noqa: PLC0415 - as above
+
+    try:
+        return idna.decode(domain)
+    except UnicodeError:
+        return domain

@@ -50,7 +50,8 @@ class DeliveryEvent:
         delivery_id: Its delivery.
         provider: The provider's canonical name, if known.
         message_id: The provider's id of the message, as the delivery has it.
-        recipient: The delivery's address, read now and stored nowhere else; None if the delivery is gone.
+        recipient: The delivery's address, read now and stored nowhere else; None if the delivery is gone or
+            the address was erased.
         reject_reason: Why a message was rejected or bounced, if known.
         attempt: 1 for the first.
     """

@@ -125,9 +125,14 @@ _SYNTHETIC = (
     " (mailglass-synthetic-…)"
 )
 _RECIPIENT_LOST = (
-    "the event was about one recipient, whose address is no longer known, so no delivery is chosen: an address is kept"
-    " only while its orphan is open"
+    "the event was about one recipient, whose address is no longer known, so no delivery is chosen: it was erased, or"
+    " lost because an address is kept only while its orphan is open"
 )
+_RECIPIENT_ERASED = (
+    "only deliveries to other recipients have the id; the recipient of at least one was erased, and this event may be"
+    " about that person"
+)
+_REMEDY_RECIPIENT_ERASED = f"nothing, if it is about a person who was erased; otherwise, {_BY_HAND}"
 NOT_CHECKED = "not checked: it could not be read, so the message id alone decides"
 """Of the recipient of an event that is linked all the same."""
 _REMEDY_RECIPIENT_LOST = f"no sweep will link it; check the deliveries listed, and {_BY_HAND}"
@@ -138,31 +143,45 @@ def short_words(state: str) -> str:
     return MEANINGS[state].short if state in MEANINGS else state
 
 
-def why(state: EventState, *, provider: str | None = None, recipient_lost: bool = False) -> str:
+def why(
+    state: EventState, *, provider: str | None = None, recipient_lost: bool = False, recipient_erased: bool = False
+) -> str:
     """Return why an event is in *state*.
 
     Args:
         state: The event's state.
         provider: The event's provider.
         recipient_lost: Whether the event was about one recipient whose address is no longer known.
+        recipient_erased: Whether the recipient of a delivery with the id was erased.
     """
     if state == "ambiguous" and recipient_lost:
         return _RECIPIENT_LOST
+    if state == "recipient_mismatch" and recipient_erased:
+        return _RECIPIENT_ERASED
     if state == "unmatched" and provider in SYNTHETIC_IDS:
         return f"{MEANINGS[state].sentence}; {_SYNTHETIC}"
     return MEANINGS[state].sentence
 
 
-def remedy(state: EventState, verdict: EventState | None = None, *, recipient_lost: bool = False) -> str | None:
+def remedy(
+    state: EventState,
+    verdict: EventState | None = None,
+    *,
+    recipient_lost: bool = False,
+    recipient_erased: bool = False,
+) -> str | None:
     """Return what has to change so that an event can be linked; None if nothing has to.
 
     Args:
         state: The event's state.
         verdict: What a sweep would find if it looked now, whatever the event's age; *state* if not given.
         recipient_lost: Whether the event was about one recipient whose address is no longer known.
+        recipient_erased: Whether the recipient of a delivery with the id was erased.
     """
     found = verdict or state
     needed = _REMEDY_RECIPIENT_LOST if found == "ambiguous" and recipient_lost else MEANINGS[found].remedy
+    if found == "recipient_mismatch" and recipient_erased:
+        needed = _REMEDY_RECIPIENT_ERASED
     if state == "expired" and found != "expired":
         needed = "; in addition, ".join(filter(None, (MEANINGS["expired"].remedy, needed)))
     return None if needed is None else hint(needed)

@@ -77,6 +77,18 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
 """.replace("{recipient_key}", schema.RECIPIENT_KEY)
 
 
+_SOME_ERASED = """
+SELECT EXISTS (
+         SELECT FROM unnest(CAST(:ids AS text[])) AS c (id)
+          CROSS JOIN LATERAL (
+                  SELECT FROM {schema}.mailglass_deliveries
+                   WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0)
+                     AND hashtextextended(tenant_id, 0) = hashtextextended(:tenant_id, 0)
+                     AND provider_message_id = c.id AND tenant_id = :tenant_id
+                     AND right(recipient, length(:erased)) = :erased LIMIT 1) AS d)
+"""
+
+
 class Question(NamedTuple):
     """What one event asks of a wide id; `recipient` is an address as it is compared."""
 
@@ -89,6 +101,12 @@ class Question(NamedTuple):
     def key(self) -> str | None:
         """The recipient's key in our index, which may be that of other addresses too."""
         return None if self.recipient is None else addresses.index_key(self.recipient)
+
+
+def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
+    """Whether the recipient of one of the tenant's deliveries with these ids was erased."""
+    parameters = {"ids": array_literal(ids), "tenant_id": tenant_id, "erased": f"@{addresses.ERASED_DOMAIN}"}
+    return bool(tx.execute(_SOME_ERASED, parameters).scalar_one())
 
 
 def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Candidate]:

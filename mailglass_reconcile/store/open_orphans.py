@@ -105,10 +105,13 @@ SELECT o.event_id::text, o.rule IS NOT NULL AS keyed,
    FOR UPDATE OF o SKIP LOCKED
 """
 
+# What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
 _STORE_KEYS = """
 UPDATE {schema}.mailglass_open_orphans AS o
-   SET provider = k.provider, recipient = coalesce(o.recipient, k.recipient), rule = k.rule,
-       ids = cardinality(string_to_array(k.ids, E'\\x1f')), recipient_lost = o.recipient IS NULL AND k.lost
+   SET provider = k.provider, rule = k.rule,
+       recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
+       recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
+       ids = cardinality(string_to_array(k.ids, E'\\x1f'))
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
               CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
        AS k (event_id, provider, recipient, rule, ids, lost)

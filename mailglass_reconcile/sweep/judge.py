@@ -179,6 +179,8 @@ def _computed(tx: Transaction, orphans: Sequence[Open]) -> dict[str, Keys]:
         if orphan.keys.recipient and orphan.event_id in computed:  # its writer left it there; then nothing is lost
             its = computed[orphan.event_id]
             computed[orphan.event_id] = its._replace(recipient=orphan.keys.recipient, lost=False)
+        elif orphan.keys.lost and orphan.event_id in computed:  # it may have been erased
+            computed[orphan.event_id] = computed[orphan.event_id]._replace(recipient=None, lost=True)
     return computed
 
 

@@ -26,6 +26,7 @@ from mailglass_reconcile.store.migration import runner
 
 PLACE = "/admin/mailglass_reconcile"
 EVENTS = sa.text("SELECT id FROM mailglass_events")
+FOR_ANN = "SELECT count(*) FROM mailglass_deliveries WHERE lower(recipient) = lower(:ann)"
 ROWS = 250_000
 """Of each kind; a scan of any table would read twice what is allowed, or more."""
 FILL = """
@@ -144,6 +145,43 @@ def test_nothing_can_be_added_changed_or_deleted(db, site, rows):
             assert site.post(f"{PLACE}/{model}/{page}/", {"type": "delivered"}).status_code == 403
         assert site.get(f"{PLACE}/{model}/add/").status_code == 403
     assert db.rows("SELECT d, e FROM mailglass_deliveries AS d, mailglass_events AS e") == before
+
+
+def only_looking(get_response):
+    """Be the middleware that says who asks: somebody who may see deliveries and nothing else."""
+
+    def respond(request):
+        request.user = get_user_model()(pk=2, username="eve", is_staff=True)
+        request.user._perm_cache = {"mailglass_reconcile.view_delivery"}
+        return get_response(request)
+
+    return respond
+
+
+def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows):
+    """After a question that names the address; for anybody else there is no such action."""
+    other = factories.delivery(
+        db, recipient=ANN.upper(), tenant_id=db.value("SELECT tenant_id FROM mailglass_deliveries")
+    )
+    form = {"action": "erase_recipients", "_selected_action": str(rows["delivery"])}
+    place = f"{PLACE}/delivery/"
+    cookies = "django.contrib.messages.storage.cookie.CookieStorage"
+    by = "django.contrib.messages.middleware.MessageMiddleware"
+    with override_settings(MIDDLEWARE=[f"{__name__}.only_looking", by], MESSAGE_STORAGE=cookies):
+        eve = Client()
+        eve.post(place, {**form, "confirmed": "yes"})
+        assert "erase_recipients" not in eve.get(place).content.decode()
+    assert db.value(FOR_ANN, ann=ANN) == 2
+    with override_settings(MIDDLEWARE=[f"{__name__}.as_superuser", by], MESSAGE_STORAGE=cookies):
+        site = Client()
+        assert "erase_recipients" in site.get(place).content.decode()
+        assert ANN in text_of(site.post(place, form))
+        assert db.value(FOR_ANN, ann=ANN) == 2
+        done = text_of(site.post(place, {**form, "confirmed": "yes"}, follow=True))
+        assert "Erased an address from 2 deliveries" in done
+        assert "Not reached: metadata" in done
+        assert site.post(f"{place}{other}/delete/").status_code == 403
+    assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient LIKE '%@erased.invalid'") == 2
 
 
 def test_a_model_refuses_to_write(db, rows):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailglass_reconcile.rules.addresses import address, bare, index_key, is_exact
+from mailglass_reconcile.rules.addresses import address, bare, index_key, is_exact, mentions, rough_part
 from spellings import DIFFERENT, SAME
 
 
@@ -53,3 +53,27 @@ def test_the_key_of_an_ascii_address_is_the_address(recipient, key, exact):
     """Of others it is what all their spellings share."""
     assert index_key(address(recipient)) == key
     assert is_exact(key) is exact
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ('{"to": "Ada Lovelace <ADA@Bücher.example>"}', True),
+        ("mailto:ada@xn--bcher-kva.example.", True),
+        ("https://example.com/?e=ada%40b%C3%BCcher.example&x=1", True),
+        ("jada@bücher.example", False),
+        ("ada@bücher.example.org", False),
+        ("ada+1@bücher.example, x-ada@bücher.example, ada@bücher.example-2", False),
+        ("", False),
+    ],
+)
+def test_a_text_names_an_address_in_any_spelling_and_no_longer_one(text, there):
+    """However long the text around it is."""
+    for spelling in ("ada@bücher.example", "ADA@XN--bcher-kva.example"):
+        assert mentions(text, address(spelling)) is there
+
+
+def test_the_rough_part_of_an_address_is_in_every_spelling():
+    """Letters and digits of ASCII in lower case, which no encoding changes."""
+    found = [rough_part(address(one)) for one in ("Ada.Lovelace+1@Example.com", "é.x@bücher.example", "é@x.org")]
+    assert found == ["lovelace", "x", ""]

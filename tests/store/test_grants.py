@@ -17,8 +17,10 @@ from catalog import installation, live
 from factories import delivery, orphan, postmark
 from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+from mailglass_reconcile.record import erasing
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app
 from web.browsing import TOKEN, Visitor
 
@@ -107,6 +109,35 @@ def test_a_recorder_records_sends(db, acting):
         recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
     assert [one.linked for one in recorded] == [1, 0, 0]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_an_eraser_erases(db, acting):
+    """From deliveries, open orphans and raw webhooks; and it may not read the ledger, or change a delivery's tenant."""
+    delivery(db, recipient="ada@example.com")
+    event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1",
+                         recipient="ada@example.com")  # fmt: skip
+    with db.engine.begin() as connection:
+        record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+    db.run("""INSERT INTO mailglass_webhook_events
+                     (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload, received_at,
+                      inserted_at, updated_at)
+              VALUES (gen_random_uuid(), 'acme', 'postmark', '1', 'Open', 'succeeded', '{"to": "ada@example.com"}',
+                      now(), now(), now())""")
+    settings = acting("mailglass_eraser")
+    wanted = erasing.check("Ada@Example.com")
+    done = erasing.erase_with(Database(engines.create_engine(settings), settings), wanted)
+    assert (done.deliveries, done.open_orphans, done.webhook_events) == (1, 1, 1)
+    for statement in (
+        "SELECT metadata FROM mailglass_deliveries",
+        "SELECT FROM mailglass_events",
+        "UPDATE mailglass_deliveries SET tenant_id = 'x'",
+        "DELETE FROM mailglass_webhook_events",
+    ):
+        with (
+            pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+            engines.create_engine(settings).begin() as connection,
+        ):
+            connection.exec_driver_sql(statement)
 
 
 def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(hooked, acting):

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 import mailglass_reconcile
 from mailglass_reconcile import (
     DeliveryEvent,
+    Erased,
     Missed,
     Orphan,
     PruneResult,
@@ -33,6 +34,7 @@ from mailglass_reconcile import (
     broadcast,
     configure,
     dispatch,
+    erase,
     events_channel,
     find_orphans,
     key_rule,
@@ -111,6 +113,12 @@ def linking_by_hand(connection: sa.Connection, event: UUID, delivery: UUID) -> N
     """A reason must be given; an actor may be."""
     assert_type(link(connection, event, delivery, reason="ticket 4711", actor="ada"), Recorded)
     link(connection, event, delivery)  # type: ignore[call-arg] # pyright: ignore
+
+
+def erasing(session: Session) -> None:
+    """By keyword only: a tenant and an address are both strings."""
+    assert_type(erase(session, recipient="ada@example.com", tenant_id="acme"), Erased)
+    erase(session, "ada@example.com")  # type: ignore[misc] # pyright: ignore
 
 
 async def asynchronously(session: AsyncSession) -> None:

@@ -1,4 +1,7 @@
-"""Deliveries with their events, the ledger, and open orphans, read-only; lists and searches go by indexes only."""
+"""Deliveries with their events, the ledger, and open orphans; lists and searches go by indexes only.
+
+Nothing can be changed, but that a person can be erased.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.paginator import Paginator
 from django.db import connections, models
 from django.db.models.functions import Cast, Substr
+from django.template.response import TemplateResponse
 from django.utils.formats import localize
 from django.utils.timezone import template_localtime
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored, UTCDateTimeField
+from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.record.erasing import erase
+from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store.database import in_schema
 
 LIMIT = 1_000
@@ -75,6 +82,9 @@ WITH found AS (
 SELECT event_id FROM found LIMIT %(limit)s
 """
 
+MOST_ERASED = 100
+"""Deliveries whose recipients are erased by one action."""
+
 INLINE_EVENTS = 200
 """Events that a delivery shows at most, the latest: a robot may open a mail ten thousand times."""
 
@@ -109,7 +119,7 @@ class ReadOnly:
 class LookingAdmin(ReadOnly, admin.ModelAdmin):
     """A list of the newest, and a search for what is named exactly."""
 
-    actions = None
+    actions: Any = None
     list_per_page = 50
     list_max_show_all = 0
     paginator = ShortPaginator
@@ -189,6 +199,42 @@ class DeliveryAdmin(LookingAdmin):
     search_help_text = "A recipient's address, a provider's message id, or a delivery's id, exactly."
     found_by = DELIVERIES
     inlines = (EventInline,)
+    actions = ("erase_recipients",)
+
+    def has_erase_permission(self, request: Any) -> bool:
+        """Whether the user may erase a person: with the permission to delete deliveries, which allows nothing else."""
+        return bool(request.user.has_perm("mailglass_reconcile.delete_delivery"))
+
+    @admin.action(description="Erase the recipients of selected deliveries", permissions=["erase"])
+    def erase_recipients(self, request: Any, queryset: Any) -> Any:
+        """Ask, and then erase each recipient from the rows of its tenant."""
+        selected = list(queryset.values_list("pk", "tenant_id", "recipient")[: MOST_ERASED + 1])
+        people = sorted({(tenant, to) for _, tenant, to in selected if not addresses.is_erased(to)})
+        if len(selected) > MOST_ERASED:
+            self.message_user(request, f"Select at most {MOST_ERASED} deliveries.", messages.ERROR)
+        elif not request.POST.get("confirmed"):
+            context = {
+                **self.admin_site.each_context(request),
+                "title": "Erase recipients",
+                "people": people,
+                "selected": [pk for pk, _, _ in selected],
+            }
+            return TemplateResponse(request, "admin/mailglass_reconcile/erase.html", context)
+        else:
+            self._erase(request, people)
+        return None
+
+    def _erase(self, request: Any, people: list[tuple[str, str]]) -> None:
+        for tenant, recipient in people:
+            try:
+                with database.connection() as lent:
+                    erased = erase(lent, recipient=recipient, tenant_id=tenant)
+            except MailglassReconcileError as error:
+                self.message_user(request, f"An address was not erased: {error}.", messages.ERROR)
+                continue
+            self.message_user(request, f"Erased an address from {erased.rows}.", messages.SUCCESS)
+            for place in erased.not_reached:
+                self.message_user(request, f"Not reached: {place}.", messages.WARNING)
 
 
 @admin.register(Event)

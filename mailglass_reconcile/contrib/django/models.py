@@ -139,7 +139,7 @@ class Delivery(models.Model):
 
         managed = False
         db_table = database.table("mailglass_deliveries")
-        default_permissions = ("view",)
+        default_permissions = ("view", "delete")  # the latter is for erasing a person
         verbose_name_plural = "deliveries"
 
     def __str__(self) -> str:

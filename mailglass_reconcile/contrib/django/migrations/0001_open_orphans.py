@@ -18,7 +18,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             "Delivery",
             [("id", models.UUIDField(primary_key=True, serialize=False))],
-            {**VIEW_ONLY, "db_table": database.table("mailglass_deliveries"), "verbose_name_plural": "deliveries"},
+            {
+                "managed": False,
+                "default_permissions": ("view", "delete"),
+                "db_table": database.table("mailglass_deliveries"),
+                "verbose_name_plural": "deliveries",
+            },
         ),
         migrations.CreateModel(
             "Event",

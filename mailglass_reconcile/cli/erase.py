@@ -1,0 +1,55 @@
+"""The subcommand `erase`: one person's address leaves our tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import print_json, wrapped
+from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.record import erasing
+from mailglass_reconcile.record.erasing import Erased
+
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile erase ada@example.com --dry-run
+  mailglass-reconcile erase ada@example.com --tenant acme --yes --json | jq .not_reached
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("address")
+@click.option("--tenant", metavar="ID", help="Erase it from this tenant's rows only.")
+@click.option("--dry-run", is_flag=True, help="Count the rows; write nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.
+
+    It counts the rows first, and asks. The events in the ledger stay; they hold no address, unless your application put
+    one there. On tables that Mailglass made, only open orphans are emptied.
+    """
+    try:
+        wanted = erasing.check(address, tenant)
+    except InvalidEventError as error:
+        raise click.UsageError(str(error)) from None
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise click.UsageError("there is no terminal to ask: give --yes, or --dry-run to count the rows")
+    database = runtime.database()
+    if not (yes or dry_run):
+        found = erasing.erase_with(database, wanted, dry_run=True)
+        click.confirm(f"erase the address from {found.rows}? This cannot be undone", abort=True, err=True)
+    erased = erasing.erase_with(database, wanted, dry_run=dry_run)
+    if as_json:
+        print_json(erased.as_dict())
+    else:
+        click.echo("\n".join(_lines(erased, dry_run=dry_run)))
+
+
+def _lines(erased: Erased, *, dry_run: bool) -> Iterator[str]:
+    yield f"{'would erase' if dry_run else 'erased'} the address from {erased.rows}"
+    for place in erased.not_reached:
+        yield wrapped(place, "  ", "not reached: ")

@@ -1,0 +1,193 @@
+"""Erasing a person: an address leaves the deliveries, open orphans and raw webhooks, in any spelling.
+
+The ledger is append-only and stays as it is; our writers put no address there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from mailglass_reconcile import projector, runtime
+from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.record import checking
+from mailglass_reconcile.rules import addresses
+from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.store import personal_data, schema
+from mailglass_reconcile.store.database import Database, Transaction, borrowed
+from mailglass_reconcile.store.personal_data import FIRST, Person
+
+BATCH_ROWS = 1_000
+BATCH_WEBHOOKS = 50
+"""Fewer, because each may have megabytes."""
+
+GIVEN = "metadata that your application gave to append, to record_webhook, or to record_send for other recipients"
+MAILGLASS_S = (
+    "Mailglass's own tables (mailglass_deliveries, mailglass_webhook_events, mailglass_suppressions, and what Mailglass"
+    " wrote to mailglass_events): erase the address there as Mailglass provides for it"
+)
+
+Begin = Callable[[], AbstractContextManager[Transaction]]
+"""Begins the transaction of one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What `erase` has removed an address from.
+
+    Attributes:
+        deliveries: How many deliveries now have a random recipient at `erased.invalid` and empty metadata.
+        open_orphans: How many open orphans have no recipient any more.
+        webhook_events: How many raw webhooks were emptied.
+        not_reached: Where the address may still be, each in words.
+    """
+
+    deliveries: int
+    open_orphans: int
+    webhook_events: int
+    not_reached: tuple[str, ...]
+
+    @property
+    def rows(self) -> str:
+        """What it was erased from, for a person."""
+        deliveries = counted(self.deliveries, "delivery", "deliveries")
+        orphans = counted(self.open_orphans, "open orphan")
+        return f"{deliveries}, {orphans} and {counted(self.webhook_events, 'raw webhook')}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as `erase --json` prints them."""
+        return asdict(self)
+
+
+class Wanted(NamedTuple):
+    """A checked address, as it is compared, and the tenant; None is all."""
+
+    address: str
+    tenant_id: str | None
+
+    @property
+    def person(self) -> Person:
+        """By what the rows are found."""
+        return Person(addresses.index_key(self.address), addresses.rough_part(self.address), self.tenant_id)
+
+    def is_recipient(self, _tx: Transaction, row: tuple[str, str]) -> bool:
+        """Whether a row's recipient is the address."""
+        return addresses.address(row[1]) == self.address
+
+    def is_named(self, tx: Transaction, row: tuple[str]) -> bool:
+        """Whether a raw webhook holds the address."""
+        return addresses.mentions(personal_data.webhook_text(tx, row[0]), self.address)
+
+
+def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str | None = None) -> Erased:
+    """Erase a person: remove an address, in any spelling, from our tables; the append-only ledger never had it.
+
+    The deliveries stay, with a random recipient at `erased.invalid` and empty metadata. Events that arrive for the
+    address later stay `recipient_mismatch`, or `ambiguous` if they were open. On tables that Mailglass made, only open
+    orphans are emptied. It takes less than a second for each million deliveries.
+
+    Args:
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
+            even after an error.
+        recipient: The address, with or without a display name.
+        tenant_id: In this tenant's rows only; None is all tenants.
+
+    Returns:
+        How many rows it was removed from, and where it may still be.
+
+    Raises:
+        InvalidEventError: *recipient* is no e-mail address, or *tenant_id* cannot be used.
+        ConfigurationError: *connection* is in autocommit mode.
+        MailglassReconcileError: The database refused; nothing was erased, and the caller's own work is untouched.
+        TypeError: *connection* is something else.
+    """
+    wanted = check(recipient, tenant_id)
+    with borrowed(connection, runtime.get_settings()) as tx:
+        return _erase(lambda: nullcontext(tx), wanted)
+
+
+def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> Erased:
+    """Erase in batches, each a transaction of its own, or count with *dry_run*; a second call does what is left.
+
+    Raises:
+        SchemaOutdatedError: The database is not migrated; nothing was erased.
+        MailglassReconcileError: The database refused, or cannot be reached; earlier batches stay erased.
+    """
+    with database.connect() as connected:
+        with connected.reading() as tx:
+            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+        return _erase(connected.reading if dry_run else connected.writing, wanted, dry_run=dry_run)
+
+
+def check(recipient: object, tenant_id: object = None) -> Wanted:
+    """Check what `erase` is given.
+
+    Raises:
+        InvalidEventError: Something cannot be used; the message does not repeat the address.
+    """
+    given = checking.recipient("recipient", recipient) or ""
+    if not addresses.holds_address(given) or addresses.is_erased(given):
+        raise InvalidEventError("recipient must be an e-mail address, such as ada@example.com")
+    return Wanted(addresses.address(given), None if tenant_id is None else checking.name("tenant_id", tenant_id))
+
+
+def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
+    each = partial(_each, begin, dry_run=dry_run)
+    person, size = wanted.person, BATCH_ROWS
+    with begin() as tx:
+        is_mailglass_s = schema.ledgers(tx).here
+    orphans = each(
+        lambda tx, after: personal_data.open_orphans(tx, person, after, size),
+        wanted.is_recipient,
+        personal_data.erase_open_orphans,
+        size,
+    )
+    if is_mailglass_s:
+        return Erased(0, orphans, 0, (GIVEN, MAILGLASS_S))
+    deliveries = each(
+        lambda tx, after: personal_data.deliveries(tx, person, after, size),
+        wanted.is_recipient,
+        _erase_deliveries,
+        size,
+    )
+    webhooks = each(
+        lambda tx, after: [(id_,) for id_ in personal_data.webhook_events(tx, person, after, BATCH_WEBHOOKS)],
+        wanted.is_named,
+        personal_data.erase_webhook_events,
+        BATCH_WEBHOOKS,
+    )
+    return Erased(deliveries, orphans, webhooks, (GIVEN,))
+
+
+def _erase_deliveries(tx: Transaction, ids: Sequence[str]) -> None:
+    """Lock in the order of ids first, as all writers do."""
+    personal_data.erase_deliveries(tx, projector.lock(tx, ids))
+
+
+def _each(
+    begin: Begin,
+    read: Callable[[Transaction, str], Sequence[tuple[str, ...]]],
+    is_meant: Callable[[Transaction, Any], bool],
+    erase_rows: Callable[[Transaction, Sequence[str]], None],
+    size: int,
+    *,
+    dry_run: bool,
+) -> int:
+    """Read page after page of rows, whose ids come first, and erase those that are meant; return how many."""
+    erased, after = 0, FIRST
+    while True:
+        with begin() as tx:
+            page = read(tx, after)
+            meant = [row[0] for row in page if is_meant(tx, row)]
+            if meant and not dry_run:
+                erase_rows(tx, meant)
+        erased += len(meant)
+        if len(page) < size:
+            return erased
+        after = page[-1][0]

@@ -1,0 +1,234 @@
+"""Erasing a person: no table has the address any more, in whatever spelling, and nobody else's rows change."""
+
+import json
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+import commands
+import factories
+import mailglass_reconcile
+from handling import make_due
+from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
+from mailglass_reconcile.ops import explanation
+from mailglass_reconcile.record import erasing
+from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store.database import borrowed
+from record.recording import event, record
+
+ADA = "ada@bücher.example"
+SPELLINGS = (
+    "ada@bücher.example",
+    "ADA@BÜCHER.example",
+    "Ada <ada@xn--bcher-kva.example>",
+    " Ada@XN--BCHER-KVA.example ",
+)
+OTHERS = ("jada@bücher.example", "ada@bucher.example", "ada@xn--bcher-kva.example.org", "ada+1@bücher.example")
+RECIPIENTS = "SELECT recipient FROM mailglass_deliveries ORDER BY recipient"
+RAW = sa.text("""
+INSERT INTO mailglass_webhook_events
+       (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload, received_at, inserted_at,
+        updated_at)
+VALUES (:id, :tenant_id, 'postmark', :event_id, 'Delivery', 'succeeded', CAST(:payload AS jsonb), now(), now(), now())
+""")
+
+
+def erased(db, recipient=ADA, **more):
+    """Erase a person in a transaction of its own."""
+    with db.engine.begin() as connection:
+        return erase(connection, recipient=recipient, **more)
+
+
+def raw(db, payload, tenant_id=factories.TENANT, event_id=None):
+    """Insert a raw webhook, and return its id."""
+    id_ = factories.new_id()
+    row = {"id": id_, "tenant_id": tenant_id, "payload": json.dumps(payload), "event_id": event_id or id_}
+    with db.engine.begin() as connection:
+        connection.execute(RAW, row)
+    return id_
+
+
+def everything(db):
+    """Return every column of every row of every table of ours, as text."""
+    tables = db.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+    return "\n".join(
+        text
+        for (name,) in tables
+        for (text,) in db.rows(f"SELECT t::text FROM public.{name} AS t")  # noqa: S608
+    )
+
+
+def test_a_dump_holds_the_address_no_more(hooked):
+    """Of an installation that recorded everything with our writers, and whose metadata holds no address."""
+    mailglass_reconcile.on_event("bounced", name="handler")(lambda _connection, _event: None)
+    sends = [Sent(recipient="Ada <Ada@Example.com>", message_id=id_) for id_ in ("m-1", "m-2")]
+    with hooked.engine.begin() as connection:
+        record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sends, metadata={"order": 1})
+        record(connection, event("m-1", "bounced", recipient="ada@example.com"), provider="postmark")
+        record(connection, event("nobody's", recipient="ADA@example.com", provider_event_id="2"), provider="postmark")
+        record(connection, event("m-3", recipient="bob@example.com", provider_event_id="3"), provider="postmark")
+    raw(hooked, {"Recipient": "Ada@Example.com"})
+    mailglass_reconcile.reconcile()
+    assert everything(hooked).lower().count("ada@example.com") == 4
+    done = erased(hooked, "ada@example.com")
+    assert (done.deliveries, done.open_orphans, done.webhook_events) == (2, 1, 1)
+    assert [place[:8] for place in done.not_reached] == ["metadata"]
+    left = everything(hooked).lower()
+    assert "ada" not in left
+    assert "bob@example.com" in left
+
+
+def test_every_spelling_is_erased_and_nobody_else(db):
+    """International domains in both forms; each delivery gets a random recipient of its own, and empty metadata."""
+    for number, recipient in enumerate([*SPELLINGS, *OTHERS]):
+        factories.delivery(db, None if number % 2 else f"m-{number}", recipient=recipient)
+    db.run("""UPDATE mailglass_deliveries SET metadata = '{"to": "me"}', last_error = '{"to": "me"}'""")
+    for spelling in (ADA, "Ada <ADA@xn--bcher-kva.example>"):
+        done = erased(db, spelling)
+        assert done.deliveries == (len(SPELLINGS) if spelling == ADA else 0)
+    rows = db.rows("SELECT recipient, recipient_domain, metadata, last_error FROM mailglass_deliveries")
+    gone = [row for row in rows if row.recipient not in OTHERS]
+    assert len({row.recipient for row in gone}) == len(SPELLINGS)
+    assert {row.recipient.partition("@")[2] for row in gone} == {"erased.invalid"}
+    assert {(row.recipient_domain, str(row.metadata), row.last_error) for row in gone} == {
+        ("erased.invalid", "{}", None)
+    }
+    assert {str(row.metadata) for row in rows if row.recipient in OTHERS} == {"{'to': 'me'}"}
+
+
+def test_one_tenant_alone_can_be_meant(db):
+    """The other tenant's delivery, orphan and raw webhook stay."""
+    for tenant in (factories.TENANT, "other"):
+        factories.delivery(db, recipient=ADA, tenant_id=tenant)
+        with db.engine.begin() as connection:
+            record(connection, event(recipient=ADA), tenant_id=tenant)
+        raw(db, {"to": ADA}, tenant)
+    assert erased(db, tenant_id="other") == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
+    assert everything(db).count(ADA) == 2
+    assert everything(db).count("ada@xn--bcher-kva.example") == 1
+    assert erased(db) == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
+
+
+def test_a_raw_webhook_that_names_the_person_is_emptied(db):
+    """Wherever it does, percent-encoded too; the row stays with its status."""
+    named = [
+        raw(db, {"events": [{"to": "x"}, {"link": "https://example.com/?e=Ada%40b%C3%BCcher.example"}]}),
+        raw(db, {"to": ["<ADA@xn--bcher-kva.example>"]}),
+        raw(db, {}, event_id="0001:ada@bücher.example"),
+    ]
+    others = [raw(db, {"to": other}) for other in OTHERS]
+    assert erased(db).webhook_events == len(named)
+    rows = db.rows("SELECT id::text AS id, raw_payload, status, provider_event_id FROM mailglass_webhook_events")
+    assert {row.id for row in rows if not row.raw_payload} == set(named)
+    assert {row.id for row in rows if row.raw_payload} == set(others)
+    assert {row.status for row in rows} == {"succeeded"}
+    assert not [row for row in rows if "@" in row.provider_event_id]
+
+
+def test_later_events_stay_open_and_explain_says_why(db):
+    """They are another recipient's now; what was open before is about somebody whom nobody knows."""
+    factories.delivery(db, "m-1", recipient=ADA)
+    with db.engine.begin() as connection:
+        (before,) = record(connection, event("m-2", recipient=ADA))
+    erased(db)
+    with db.engine.begin() as connection:
+        (later,) = record(connection, event("m-1", recipient=ADA, provider_event_id="2"))
+    factories.delivery(db, "m-2", recipient=ADA)
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    for _ in range(2):
+        result = mailglass_reconcile.reconcile()
+        assert (result.linked, result.recipient_mismatch, result.ambiguous) == (0, 1, 1)
+        commands.inside("rekey")
+    found = explanation.explain(db.database, later.event_id)
+    assert (found.state, "was erased" in found.sentence) == ("recipient_mismatch", True)
+    assert "nothing, if it is about a person who was erased" in found.remedy
+    found = explanation.explain(db.database, before.event_id)
+    assert (found.state, "it was erased" in found.sentence) == ("ambiguous", True)
+
+
+def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
+    """The keys of an open orphan are stored some time after they were read."""
+    with db.engine.begin() as connection:
+        (recorded,) = record(connection, event("m-1", recipient=ADA))
+    with db.engine.begin() as connection, borrowed(connection, db.settings) as tx:
+        (read,) = open_orphans.read(tx, [str(recorded.event_id)])
+    erased(db)
+    assert read.keys.recipient
+    with db.engine.begin() as connection, borrowed(connection, db.settings) as tx:
+        connection.exec_driver_sql("DELETE FROM public.mailglass_open_orphan_ids")
+        open_orphans.store_keys(tx, {str(recorded.event_id): read.keys})
+    assert db.rows("SELECT recipient, recipient_lost FROM mailglass_open_orphans") == [(None, True)]
+
+
+def test_a_handler_that_runs_later_gets_no_recipient(hooked):
+    """Not an address at erased.invalid, to which it might write."""
+    heard = []
+    mailglass_reconcile.on_event("bounced", name="heard")(lambda _, event: heard.append(event.recipient))
+    factories.delivery(hooked, "m-1", recipient=ADA)
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "bounced", recipient=ADA))
+    erased(hooked)
+    make_due(hooked)
+    mailglass_reconcile.dispatch()
+    assert heard == [None]
+
+
+def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
+    """The result says what is left to Mailglass."""
+    db.run("CREATE TABLE mailglass_suppressions (id uuid)")
+    factories.delivery(db, recipient=ADA)
+    raw(db, {"to": ADA})
+    with db.engine.begin() as connection:
+        record(connection, event(recipient=ADA))
+    assert erased(db) == erasing.Erased(0, 1, 0, (erasing.GIVEN, erasing.MAILGLASS_S))
+    assert everything(db).count(ADA) == 2
+
+
+def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
+    """A rollback brings everything back; no error repeats what it was given."""
+    factories.delivery(db, recipient=ADA)
+    with db.engine.connect() as connection:
+        assert erase(connection, recipient=ADA).deliveries == 1
+        connection.rollback()
+    assert db.value(RECIPIENTS) == ADA
+    for recipient in ("", "canary", "canary@", "canary@erased.invalid", None):
+        with db.engine.begin() as connection, pytest.raises(InvalidEventError) as refused:
+            erase(connection, recipient=recipient)
+        assert "canary" not in str(refused.value)
+    with db.engine.begin() as connection, pytest.raises(InvalidEventError, match="tenant_id must be"):
+        erase(connection, recipient=ADA, tenant_id=" ")
+
+
+@pytest.mark.slow
+def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
+    """Each in a transaction of its own, by the command; while somebody holds a row, the earlier ones are done."""
+    monkeypatch.setattr(erasing, "BATCH_ROWS", 2)
+    monkeypatch.setattr(erasing, "BATCH_WEBHOOKS", 2)
+    factories.insert(db, [factories.delivery_row(recipient=ADA) for _ in range(5)])
+    for _ in range(3):
+        raw(db, {"to": ADA})
+    last = str(db.value("SELECT id FROM mailglass_deliveries ORDER BY id DESC LIMIT 1"))
+    wanted = erasing.check(ADA)
+    with db.engine.begin() as holder:
+        holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": uuid.UUID(last)})
+        with pytest.raises(mailglass_reconcile.DatabaseRefusedError):
+            erasing.erase_with(db.database, wanted)
+        assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == 1
+    done = erasing.erase_with(db.database, wanted)
+    assert (done.deliveries, done.webhook_events) == (1, 3)
+
+
+def test_the_command_counts_asks_and_erases(db):
+    """Without a terminal it asks for --yes; no output repeats the address."""
+    factories.delivery(db, recipient="ada@example.com")
+    dry = commands.inside("erase", "ada@example.com", "--dry-run")
+    assert dry.output.splitlines()[0] == "would erase the address from 1 delivery, 0 open orphans and 0 raw webhooks"
+    refused = commands.inside("erase", "ada@example.com")
+    assert (refused.exit_code, "--yes" in refused.output) == (2, True)
+    assert commands.inside("erase", "ada").exit_code == 2
+    assert db.value(RECIPIENTS) == "ada@example.com"
+    done = commands.inside("erase", "Ada@Example.com", "--yes", "--json")
+    assert commands.conforming("erase", done.output)[0]["deliveries"] == 1
+    assert not [one for one in (dry, refused, done) if "ada@" in one.output.lower()]
+    assert db.value(RECIPIENTS).endswith("@erased.invalid")
