@@ -158,7 +158,6 @@ class Follower:
         elif result.published and self._redis_lost:
             self._tell_of_return("Redis is back: broadcasts are published again")
             self._redis_lost = False
-            self._publisher = Publisher(runtime.get_redis())
 
     def _tell_of_return(self, line: str) -> None:
         logger.warning(line)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from uuid import UUID
 
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli import INTERRUPTED
 from mailglass_reconcile.cli.texts import print_json, reader_may_leave
 from mailglass_reconcile.pubsub import Missed, Subscription, Update
 from mailglass_reconcile.rules.wording import printable
@@ -30,14 +32,32 @@ def listen(tenant: str | None, delivery: UUID | None, as_json: bool) -> None:
 
     If Redis goes away, it says so on standard error and connects again; what is published meanwhile is missed.
     """
-    signal.signal(signal.SIGTERM, _leave)
-    try:
-        with runtime.subscribe(tenant, delivery) as subscription, reader_may_leave():
-            if sys.stderr.isatty():
-                click.echo("listening; press Ctrl-C to stop", err=True)
-            _print(subscription, as_json=as_json)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    _on_signal(lambda number: sys.exit(_code(number)))
+    ended_by: list[int] = []
+    with runtime.subscribe(tenant, delivery) as subscription, reader_may_leave():
+
+        def end(number: int) -> None:
+            ended_by.append(number)
+            subscription.close()  # the iteration ends after the line that is being printed
+            _on_signal(lambda number: sys.exit(_code(number)))  # a second signal does not wait for it
+
+        _on_signal(end)
+        if sys.stderr.isatty():
+            click.echo("listening; press Ctrl-C to stop", err=True)
+        _print(subscription, as_json=as_json)
+    sys.exit(_code(ended_by[0]))
+
+
+def _on_signal(act: Callable[[int], object]) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        act(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _code(number: int) -> int:
+    return INTERRUPTED if number == signal.SIGINT else 0
 
 
 def _print(subscription: Subscription, *, as_json: bool) -> None:
@@ -64,7 +84,3 @@ def _line(update: Update) -> str:
 
 def _gap(missed: Missed) -> str:
     return f"-- connected again; broadcasts from {missed.since:%H:%M:%S} to {missed.until:%H:%M:%S} UTC may be missing"
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)

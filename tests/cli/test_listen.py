@@ -1,9 +1,12 @@
 """`mailglass-reconcile listen` as a process: what it prints, and how it ends."""
 
+import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +32,7 @@ def start(db, redis_url) -> Iterator[Start]:
     def begin(*arguments: str, redis_url: str = redis_url, **options: object) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "mailglass_reconcile", "listen", *arguments],
-            env=db.environment(redis_url),
+            env={**db.environment(redis_url), "PYTHONUNBUFFERED": ""},  # Python itself cuts lines without a buffer
             stdout=options.get("stdout", subprocess.PIPE),
             stderr=subprocess.PIPE,
             text=True,
@@ -98,6 +101,24 @@ def test_a_signal_ends_it_quietly(start, number, code):
     process.send_signal(number)
     assert process.communicate(timeout=10) == ("", "")
     assert process.returncode == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_in_the_middle_of_a_line_does_not_cut_it(start, redis_url, number, code):
+    """A pipe holds 64 kB; whoever parses the lines gets a whole last one."""
+    process = start("--json")
+    message = json.dumps({"meta": {"event_id": "x"}, "text": "x" * 500_000})
+    with redis.Redis.from_url(redis_url) as client:
+        client.publish("mailglass:events:acme", message)
+    wait_until(lambda: _waiting_in(process.stdout) >= 65_536)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=10)
+    assert (output, errors) == (f'{{"channel": "mailglass:events:acme", "message": {message}}}\n', "")
+    assert process.returncode == code
+
+
+def _waiting_in(pipe) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_reader_that_leaves_ends_it_quietly(db, start):
