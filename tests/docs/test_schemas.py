@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pages
 import pytest
 
-from mailglass_reconcile import PruneResult, SweepResult
+from mailglass_reconcile import Erased, PruneResult, SweepResult
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
 from mailglass_reconcile.ops.doctor.finding import Finding
 from mailglass_reconcile.ops.explanation import Explanation
@@ -23,7 +23,8 @@ OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attach
 ADDED = {"explain": {"delivery"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
 RESULTS = {
-    "explain": Explanation, "orphans": Listed, "prune": PruneResult, "status": Status, "sweep": SweepResult,
+    "erase": Erased, "explain": Explanation, "orphans": Listed, "prune": PruneResult, "status": Status,
+    "sweep": SweepResult,
 }  # fmt: skip
 
 WORDS = {

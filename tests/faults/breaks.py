@@ -29,6 +29,17 @@ BREAKS = (
         "faults/test_secrets.py::test_a_recording_that_the_database_refuses_says_nothing_of_them",
     ),
     Break(
+        "a sweep writes a recipient back that was erased meanwhile",
+        (
+            (
+                "mailglass_reconcile/store/open_orphans.py",
+                "recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,",
+                "recipient = coalesce(o.recipient, k.recipient),",
+            ),
+        ),
+        "record/test_erasing.py::test_a_sweep_that_has_read_the_address_before_does_not_write_it_back",
+    ),
+    Break(
         "a link is appended without ON CONFLICT",
         (
             (

@@ -23,7 +23,7 @@ import sweeping
 from conftest import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, states
-from mailglass_reconcile import DeliveryEvent, on_event
+from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
@@ -63,6 +63,7 @@ _LINKS = """
 SELECT metadata ->> 'reconciled_from_event_id' AS orphan, delivery_id::text AS delivery FROM mailglass_events
  WHERE type = 'reconciled' AND metadata ? 'reconciled_provider'
 """
+_RECIPIENTS = "SELECT event_id::text AS id, tenant_id, recipient, recipient_lost FROM mailglass_open_orphans"
 _FRESH = """
 SELECT o.event_id::text AS id
   FROM mailglass_open_orphans AS o,
@@ -189,6 +190,7 @@ class Schedule(RuleBasedStateMachine):
             "provider": "postmark",
             "candidate_ids": [id_],
             "recipient": recipient,
+            "in_ledger": more.get("recipient"),
             "recipient_known": "recipient_known" in more,
             "type": kind,
         }
@@ -250,6 +252,7 @@ class Schedule(RuleBasedStateMachine):
                     "provider": "postmark",
                     "candidate_ids": [id_],
                     "recipient": None,
+                    "in_ledger": None,
                     "recipient_known": False,
                     "type": row["type"],
                 }
@@ -280,8 +283,8 @@ class Schedule(RuleBasedStateMachine):
         assert not self.db.rows("SELECT FROM mailglass_open_orphans UNION ALL SELECT FROM mailglass_open_orphan_ids")
         self.mend()
         for id_ in self._open():
-            if self.orphans[id_]["recipient_known"]:
-                self.orphans[id_] |= {"recipient": None, "recipient_lost": True}
+            known = self.orphans[id_]["recipient_known"]
+            self.orphans[id_] |= {"recipient": self.orphans[id_]["in_ledger"], "recipient_lost": known}
 
     @rule(number=st.integers(0, 20), off=st.booleans())
     def another_reconciler(self, number: int, off: bool) -> None:
@@ -300,6 +303,45 @@ class Schedule(RuleBasedStateMachine):
             self.unnoticed.add(orphan)
         else:
             self.settled.add(orphan)
+
+    @rule(number=st.integers(0, 20), other=st.integers(0, 20))
+    def link_by_hand(self, number: int, other: int) -> None:
+        """A person links an open orphan to any delivery of its tenant; one that is linked is refused."""
+        open_ = self._open()
+        orphan = open_[number % len(open_)] if open_ else None
+        own = [d["id"] for d in self.deliveries if orphan and d["tenant_id"] == self.orphans[orphan]["tenant_id"]]
+        if not orphan or not own:
+            return
+        delivery = own[other % len(own)]
+        try:
+            with self.db.engine.begin() as connection:
+                link(connection, orphan, delivery, reason="drawn by lot")
+        except InvalidEventError:
+            assert orphan in self.unnoticed
+        else:
+            assert orphan not in self.unnoticed
+            self.links[orphan] = delivery
+
+    @rule(recipient=ADDRESSES, tenant=st.sampled_from([None, None, "a"]))
+    def erase_a_person(self, recipient: str, tenant: str | None) -> None:
+        """The deliveries are somebody else's from now on; open orphans about the person are about nobody."""
+        one = oracle.one_address(recipient)
+        with self.db.engine.begin() as connection:
+            done = erase(connection, recipient=recipient, tenant_id=tenant)
+        meant = [
+            d for d in self.deliveries if tenant in (None, d["tenant_id"]) and oracle.one_address(d["recipient"]) == one
+        ]
+        assert done.deliveries == len(meant)
+        now = {row.id: row.row["recipient"] for row in self.db.rows(_DELIVERIES)}
+        for delivery in meant:
+            delivery["recipient"] = now[delivery["id"]]
+            assert delivery["recipient"].endswith("@erased.invalid")
+        for row in self.db.rows(_RECIPIENTS):
+            if row.recipient_lost:
+                self.orphans[row.id] |= {"recipient": None, "recipient_lost": True}
+            assert (
+                tenant not in (None, row.tenant_id) or row.recipient is None or oracle.one_address(row.recipient) != one
+            )
 
     def _open(self) -> list[str]:
         gone = self.settled | self.unseen | self.links.keys()
