@@ -24,8 +24,6 @@ from mailglass_reconcile.store.database import Database, Transaction, borrowed
 from mailglass_reconcile.store.personal_data import FIRST, Person
 
 BATCH_ROWS = 1_000
-BATCH_WEBHOOKS = 50
-"""Fewer, because each may have megabytes."""
 
 GIVEN = "metadata that your application gave to append, to record_webhook, or to record_send for other recipients"
 MAILGLASS_S = (
@@ -80,9 +78,9 @@ class Wanted(NamedTuple):
         """Whether a row's recipient is the address."""
         return addresses.address(row[1]) == self.address
 
-    def is_named(self, tx: Transaction, row: tuple[str]) -> bool:
-        """Whether a raw webhook holds the address."""
-        return addresses.mentions(personal_data.webhook_text(tx, row[0]), self.address)
+    def is_named(self, tx: Transaction, row: tuple[str, bool]) -> bool:
+        """Whether a raw webhook holds the address; one at a time is read, because each may have megabytes."""
+        return row[1] and addresses.mentions(personal_data.webhook_text(tx, row[0]), self.address)
 
 
 def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str | None = None) -> Erased:
@@ -138,30 +136,14 @@ def check(recipient: object, tenant_id: object = None) -> Wanted:
 
 
 def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
-    each = partial(_each, begin, dry_run=dry_run)
-    person, size = wanted.person, BATCH_ROWS
+    each = partial(_each, begin, wanted.person, dry_run=dry_run)
     with begin() as tx:
         is_mailglass_s = schema.ledgers(tx).here
-    orphans = each(
-        lambda tx, after: personal_data.open_orphans(tx, person, after, size),
-        wanted.is_recipient,
-        personal_data.erase_open_orphans,
-        size,
-    )
+    orphans = each(personal_data.open_orphans, wanted.is_recipient, personal_data.erase_open_orphans)
     if is_mailglass_s:
         return Erased(0, orphans, 0, (GIVEN, MAILGLASS_S))
-    deliveries = each(
-        lambda tx, after: personal_data.deliveries(tx, person, after, size),
-        wanted.is_recipient,
-        _erase_deliveries,
-        size,
-    )
-    webhooks = each(
-        lambda tx, after: [(id_,) for id_ in personal_data.webhook_events(tx, person, after, BATCH_WEBHOOKS)],
-        wanted.is_named,
-        personal_data.erase_webhook_events,
-        BATCH_WEBHOOKS,
-    )
+    deliveries = each(personal_data.deliveries, wanted.is_recipient, _erase_deliveries)
+    webhooks = each(personal_data.webhook_events, wanted.is_named, personal_data.erase_webhook_events)
     return Erased(deliveries, orphans, webhooks, (GIVEN,))
 
 
@@ -172,10 +154,10 @@ def _erase_deliveries(tx: Transaction, ids: Sequence[str]) -> None:
 
 def _each(
     begin: Begin,
-    read: Callable[[Transaction, str], Sequence[tuple[str, ...]]],
+    person: Person,
+    read: Callable[[Transaction, Person, str, int], Sequence[tuple[str, Any]]],
     is_meant: Callable[[Transaction, Any], bool],
     erase_rows: Callable[[Transaction, Sequence[str]], None],
-    size: int,
     *,
     dry_run: bool,
 ) -> int:
@@ -183,11 +165,11 @@ def _each(
     erased, after = 0, FIRST
     while True:
         with begin() as tx:
-            page = read(tx, after)
+            page = read(tx, person, after, BATCH_ROWS)
             meant = [row[0] for row in page if is_meant(tx, row)]
             if meant and not dry_run:
                 erase_rows(tx, meant)
         erased += len(meant)
-        if len(page) < size:
+        if len(page) < BATCH_ROWS:
             return erased
         after = page[-1][0]

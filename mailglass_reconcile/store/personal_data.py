@@ -42,11 +42,12 @@ UPDATE {schema}.mailglass_open_orphans SET recipient = NULL, recipient_lost = tr
  WHERE event_id = ANY (CAST(:ids AS uuid[]))
 """
 
-# The lower case of ASCII only, whatever the database's locale; the part that is looked for has nothing else.
+# Every row is returned, so that no statement reads more than a page, however few name anybody. The lower case of ASCII
+# only, whatever the database's locale: the part that is looked for has nothing else.
 _WEBHOOK_EVENTS = """
-SELECT id::text FROM {schema}.mailglass_webhook_events
+SELECT id::text, strpos(lower((raw_payload::text || provider_event_id) COLLATE "C"), :part) > 0
+  FROM {schema}.mailglass_webhook_events
  WHERE id > CAST(:after AS uuid) AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
-   AND strpos(lower((raw_payload::text || provider_event_id) COLLATE "C"), :part) > 0
  ORDER BY id LIMIT :size
 """
 
@@ -98,10 +99,10 @@ def erase_open_orphans(tx: Transaction, ids: Collection[str]) -> None:
     tx.execute(_ERASE_OPEN_ORPHANS, {"ids": array_literal(ids)})
 
 
-def webhook_events(tx: Transaction, person: Person, after: str, size: int) -> list[str]:
-    """Return the ids of the next raw webhooks that may name the person."""
+def webhook_events(tx: Transaction, person: Person, after: str, size: int) -> list[tuple[str, bool]]:
+    """Return the ids of the next raw webhooks, and whether each may name the person."""
     parameters = {"part": person.part, "tenant_id": person.tenant_id, "after": after, "size": size}
-    return list(tx.execute(_WEBHOOK_EVENTS, parameters).scalars())
+    return [(id_, may) for id_, may in tx.execute(_WEBHOOK_EVENTS, parameters).all()]
 
 
 def webhook_text(tx: Transaction, id_: str) -> str:

@@ -24,7 +24,9 @@ from mailglass_reconcile import (
     Sent,
     append,
     attempt_link,
+    erase,
     find_orphans,
+    link,
     projector,
     record_send,
 )
@@ -127,6 +129,20 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
     assert db.rows("SELECT type FROM mailglass_hook_outbox ORDER BY type") == [("bounced",), ("delivered",)]
     db.broken.add("I2")  # one event was projected that is not in the ledger
+
+
+def test_an_event_is_linked_by_hand_and_a_person_erased(db, driver):
+    """Texts reach the ledger as they were given; the address of another driver's row is found."""
+    to, orphan = factories.delivery(db, "m-1", recipient="ada@bücher.example"), factories.orphan(db, {})
+
+    def work(connection):
+        assert str(link(connection, orphan, to, reason=HARD, actor="Zoë").delivery_id) == to
+        done = [erase(connection, recipient="Ada@XN--bcher-kva.example", tenant_id=one) for one in ("other", None)]
+        assert [each.deliveries for each in done] == [0, 1]
+
+    driver.run(work)
+    assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'reconciled'")["reason"] == HARD
+    assert db.value("SELECT recipient FROM mailglass_deliveries").endswith("@erased.invalid")
 
 
 def test_an_error_of_ours_leaves_the_callers_rows_and_settings(db, driver):

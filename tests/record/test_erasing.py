@@ -1,6 +1,10 @@
 """Erasing a person: no table has the address any more, in whatever spelling, and nobody else's rows change."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -204,7 +208,6 @@ def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
 def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
     """Each in a transaction of its own, by the command; while somebody holds a row, the earlier ones are done."""
     monkeypatch.setattr(erasing, "BATCH_ROWS", 2)
-    monkeypatch.setattr(erasing, "BATCH_WEBHOOKS", 2)
     factories.insert(db, [factories.delivery_row(recipient=ADA) for _ in range(5)])
     for _ in range(3):
         raw(db, {"to": ADA})
@@ -219,8 +222,8 @@ def test_rows_are_erased_in_batches_in_the_order_of_their_ids(db, monkeypatch):
     assert (done.deliveries, done.webhook_events) == (1, 3)
 
 
-def test_the_command_counts_asks_and_erases(db):
-    """Without a terminal it asks for --yes; no output repeats the address."""
+def test_the_command_counts_and_erases(db):
+    """Without a terminal it wants --yes; no output repeats the address."""
     factories.delivery(db, recipient="ada@example.com")
     dry = commands.inside("erase", "ada@example.com", "--dry-run")
     assert dry.output.splitlines()[0] == "would erase the address from 1 delivery, 0 open orphans and 0 raw webhooks"
@@ -232,3 +235,23 @@ def test_the_command_counts_asks_and_erases(db):
     assert commands.conforming("erase", done.output)[0]["deliveries"] == 1
     assert not [one for one in (dry, refused, done) if "ada@" in one.output.lower()]
     assert db.value(RECIPIENTS).endswith("@erased.invalid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 130, 1), ("y", 0, 0)])
+def test_at_a_terminal_the_command_asks(db, answer, code, left):
+    """After it has counted; `n` erases nothing."""
+    factories.delivery(db, recipient=ADA)
+    main, other = pty.openpty()
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "mailglass_reconcile", "erase", ADA],
+        env=db.environment(db.settings.redis_url.get_secret_value()),
+        stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.write(main, f"{answer}\n".encode())
+    _, said = asking.communicate(timeout=60)
+    os.close(main)
+    os.close(other)
+    assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in said
+    assert asking.returncode == code
+    assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
