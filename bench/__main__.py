@@ -34,7 +34,7 @@ PARTS = {
     "inserts": "what other writers pay for our trigger and indexes",
     "curves": "how a sweep grows",
     "handlers": "how fast handlers run",
-    "pages": "status, orphans, explain and the page beside a million open orphans",
+    "pages": "status, orphans, explain and the page next to a million open orphans",
     "outage": "on paper: an hour without sweeps; needs figures of latency, backlog and inserts",
     "large": "ten million open orphans and fifty million rows in the ledger; only if named",
 }

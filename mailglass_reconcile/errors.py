@@ -89,7 +89,7 @@ class LedgerImmutableError(MailglassReconcileError):
 
 
 class InvalidEventError(MailglassReconcileError, ValueError):
-    """An event handed to the writer cannot be recorded; nothing was written."""
+    """An event passed to a writer cannot be recorded; nothing was written."""
 
 
 class InvalidWebhookError(MailglassReconcileError, ValueError):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import wording
+
 ROOT = Path(__file__).parent.parent
 READ = ("*.md", "docs/**/*.md", "docs/*.py", "*.py", "alembic/**/*.py", "bench/**/*.py")
 READ += ("examples/**/*.py", "examples/**/*.md", "mailglass_reconcile/**/*.py", "mailglass_reconcile/**/*.html")
@@ -41,6 +43,29 @@ NOT_SO = {
 }
 """Patterns, and what to write instead."""
 
+HABITS = {
+    r"\bbeside\b(?!-)": "with, next to",
+    r"\bstand-?by\b": "a replica",
+    r"(?<!never) \b(?:a|the|no|any|each) text\b(?! of)|\btexts\b": "a string",
+    r"\bat once\b": "immediately; at the same time; together",
+    r"\b(?:of ours|of yours|theirs)\b": "our, your, their, before the noun",
+    r"\bof (?:which|whom)\b": "a sentence of its own",
+    r"\balso if\b": "even if",
+    r"\b(?:told|hears?|heard)\b": "shown, notified, received: a machine is not told",
+    r"\bwho (?:asks|shows|may look)\b": "users, anyone with",
+    r"\bcannot be asked\b|\bask again\b": "cannot be queried; run it again",
+    r"\bbecame of\b": "the result",
+    r"\bbroke off\b": "failed",
+    r"(?<!row )\b(?:is|are) (?:not )?there\b": "exists",
+    r"\btakes? (?:\w+ )?out\b": "remove",
+    r"\bwhole installation\b": "what it is, by name",
+    r"\blapses?\b": "expires",
+    r"\bhands? (?:over|on)\b|\bhanded\b": "pass",
+    r"(?:^|\. )What(?:ever)? (?:was|writes|cannot)\b": "a noun as subject",
+    r"\bgoes without\b|\bgoes with --\w": "cannot be combined; needs",
+}
+"""Habits, and what to write instead."""
+
 
 def text_of(path: Path) -> str:
     """Return what a person reads of a file: of a page, without the names of tests and code."""
@@ -61,6 +86,26 @@ def test_nobody_reads_a_word_that_we_no_longer_use(pattern):
         for hit in wrong.finditer(text)
     ]
     assert not found, f"write: {NOT_SO[pattern]}\n" + "\n".join(found)
+
+
+@pytest.fixture(scope="module")
+def read() -> list[tuple[str, str]]:
+    """What people read who use the package, each with its place, as one line."""
+    texts = [*wording.messages(), *wording.descriptions(), *wording.pages()]
+    assert len(texts) > 800
+    return [(place, re.sub(r"\s*\n[\s#>|]*", " ", text)) for place, text in texts]
+
+
+@pytest.mark.parametrize("pattern", HABITS, ids=list(HABITS.values()))
+def test_what_users_read_has_none_of_these_habits(pattern, read):
+    """In comments and docstrings of inner functions they may stand."""
+    wrong = re.compile(pattern, re.IGNORECASE)
+    found = [
+        f"{place}: …{text[max(0, hit.start() - 40) : hit.end() + 30]}…"
+        for place, text in read
+        for hit in wrong.finditer(text)
+    ]
+    assert not found, f"write: {HABITS[pattern]}\n" + "\n".join(found)
 
 
 def test_a_page_of_each_kind_is_read():

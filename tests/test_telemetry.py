@@ -128,7 +128,7 @@ def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, obs
         db.run("DROP FUNCTION refuse CASCADE")
     assert [(one["status"], one["error.type"]) for one in observed.ours()] == [("failed", "DatabaseUnavailableError")]
     lines = [r.message for r in caplog.records if "broke off" in r.message or "swept" in r.message]
-    assert [line[:20] for line in lines] == ["the sweep broke off:"]
+    assert [line[:20] for line in lines] == ["the sweep failed:"]
 
 
 @pytest.mark.slow

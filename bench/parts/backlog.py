@@ -105,4 +105,4 @@ def _fresh(machine: Machine, part: Part) -> None:
     load = Load("fresh", machine.scaled(FRESH_EVENTS), FRESH_RATE, "fresh")
     outcome = trial(machine, "backlog", FOLLOW, load, lambda url: machine.sweeps(url, *_ranges(url, 2)))
     note = f"{FRESH_RATE} events/s while two processes link {machine.scaled(ORPHANS):,} orphans"
-    part.add("fresh events beside a backlog, with follow: p99", outcome.percentile(99) * 1000, "ms", 1_500, note=note)
+    part.add("fresh events next to a backlog, with follow: p99", outcome.percentile(99) * 1000, "ms", 1_500, note=note)

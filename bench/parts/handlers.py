@@ -53,15 +53,15 @@ def measure(machine: Machine) -> Part:
         ("one", "outbox", "nothing", 1),
         ("two", "outbox", "nothing", 2),
         ("writing", "outbox", "writing", 1),
-        ("beside", "many", "nothing", 1),
+        ("next to", "many", "nothing", 1),
     ):
         runs = [_run(machine.copy(template), handler, processes, events) for _ in range(machine.rounds)]
         of[name] = [statistics.median(each) for each in zip(*runs, strict=True)]
     part.add("a handler that does nothing", of["one"][0], "events/s", 1_000, least=True)
     part.add("a handler that inserts a row", of["writing"][0], "events/s")
     part.add("two dispatchers / one", of["two"][0] / of["one"][0], "", 2, least=True)
-    name = f"CPU beside none / beside {machine.scaled(BEFORE):,} dispatched events"
-    part.add(name, of["one"][1] / of["beside"][1], "", 0.8, least=True)
+    name = f"CPU next to none / next to {machine.scaled(BEFORE):,} dispatched events"
+    part.add(name, of["one"][1] / of["next to"][1], "", 0.8, least=True)
     machine.drop("outbox", "many")
     return part
 

@@ -47,7 +47,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     is_flag=False,
     flag_value=ALL,
     metavar="[EVENT_ID]",
-    help="Let all dead events, or one, be tried again by the next dispatch.",
+    help="Try all dead events, or one, again in the next dispatch.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--on-request", is_flag=True, hidden=True)

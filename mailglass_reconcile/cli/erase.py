@@ -37,7 +37,7 @@ def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: b
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run or sys.stdin.isatty()):
-        raise click.UsageError("there is no terminal to ask: give --yes, or --dry-run to count the rows")
+        raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to count the rows")
     database = runtime.database()
     if not (yes or dry_run):
         found = erasing.erase_with(database, wanted, dry_run=True)

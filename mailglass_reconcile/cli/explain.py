@@ -31,7 +31,7 @@ Examples:
 @click.option("--message-id", metavar="ID", help="Instead: the events of this message, at most 40.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event.")
 def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
-    """Say why one event is linked or not, and what would have to be different.
+    """Show why one event is linked or not, and what must change.
 
     It begins with the state of the event's delivery. Of a delivery or a message, the linked events come first.
     """
@@ -129,7 +129,7 @@ def _ids(found: Explanation) -> Iterator[str]:
     yield ""
     yield "ids tried, in this order:"
     for one in found.tried:
-        place = one["read_from"] or "several places at once, or as its writer knew it"
+        place = one["read_from"] or "several places, or as its writer knew it"
         yield wrapped(one["id"], "  ")
         yield wrapped(f"from {place}; {_named(one['deliveries'])}", "    ")
         for named in found.named:

@@ -57,7 +57,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sweep that did something.")
 @click.pass_obj
 def follow(program: Sequence[str] | None, interval: float, tenant: str | None, as_json: bool) -> None:
-    """Link orphans as soon as their delivery is there, until SIGTERM or Ctrl-C.
+    """Link orphans as soon as their delivery exists, until SIGTERM or Ctrl-C.
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """

@@ -28,9 +28,9 @@ Examples:
 @click.option("--delivery", type=click.UUID, metavar="ID", help="Of this delivery only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per broadcast: channel, message.")
 def listen(tenant: str | None, delivery: UUID | None, as_json: bool) -> None:
-    """Print the broadcasts as they come, each event once, until you press Ctrl-C.
+    """Print broadcasts as they are published, each event once, until you press Ctrl-C.
 
-    If Redis goes away, it says so on standard error and connects again; what is published meanwhile is missed.
+    If Redis is lost, a line on standard error says so, and it connects again. What is published meanwhile is missed.
     """
     _on_signal(lambda number: sys.exit(_code(number)))
     ended_by: list[int] = []

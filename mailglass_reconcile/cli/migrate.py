@@ -22,19 +22,19 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
 @click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
-@click.option("--remove", is_flag=True, help="Take out all that is ours; Mailglass's tables stay.")
-@click.option("--yes", is_flag=True, help="With --remove: do not ask.")
+@click.option("--remove", is_flag=True, help="Remove our tables, indexes and triggers; Mailglass's tables stay.")
+@click.option("--yes", is_flag=True, help="With --remove: do not ask for confirmation.")
 @click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
 def migrate(plan: bool, check: bool, remove: bool, yes: bool, guard_truncate: bool) -> None:
     """Bring the database to this version's schema, while Mailglass continues to write."""
     if plan + check + remove > 1:
         raise click.UsageError("--plan, --check and --remove exclude each other")
     if guard_truncate and (check or remove):
-        raise click.UsageError("--guard-truncate goes with a migration or its --plan only")
+        raise click.UsageError("--guard-truncate can only be used with a migration or its --plan")
     if yes and not remove:
-        raise click.UsageError("--yes goes with --remove only")
+        raise click.UsageError("--yes can only be used with --remove")
     if remove and not (yes or sys.stdin.isatty()):
-        raise click.UsageError("there is no terminal to ask: give --yes")
+        raise click.UsageError("no terminal to confirm on: pass --yes")
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
 
     engine, settings = runtime.get_engine(), runtime.get_settings()
@@ -48,7 +48,7 @@ def migrate(plan: bool, check: bool, remove: bool, yes: bool, guard_truncate: bo
         for line in runner.losses(engine, settings):
             click.echo(line)
         if not yes:
-            click.confirm("take out all that is ours?", abort=True, err=True)
+            click.confirm("remove our tables, indexes and triggers?", abort=True, err=True)
         runner.remove(engine, settings, click.echo)
     else:
         runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

@@ -41,7 +41,7 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
     If there are more, standard error says how to get the next page.
     """
     if expired and filters["state"] not in (None, EXPIRED):
-        raise click.UsageError("--expired goes without --state")
+        raise click.UsageError("--expired and --state cannot be combined")
     wanted = Filters(**{**filters, "state": EXPIRED if expired else filters["state"]})
     if newest_first and wanted.state == EXPIRED:
         raise click.UsageError("expired orphans come by tenant and time: leave out --newest-first")

@@ -13,7 +13,7 @@ BATCH_ROWS = 5_000
 
 @click.command(epilog="Example: mailglass-reconcile rekey")
 def rekey() -> None:
-    """Let the next sweep compute the keys of all open orphans again, after a key rule was corrected.
+    """Make the next sweep compute the keys of all open orphans again, after a key rule was corrected.
 
     No recipient is forgotten. The sweep's process loads your rules, which MAILGLASS_IMPORTS names there.
     """

@@ -24,7 +24,7 @@ Examples:
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, metavar="PORT")
 def serve(host: str, port: int) -> None:
-    """Show in a browser how linking is going; the page only reads. Needs the extra `web`.
+    """Show in a browser how linking is going; nothing can be changed there. Needs the extra `web`.
 
     Anyone with the token MAILGLASS_WEB_TOKEN can see the page. If it is not set, a token is made and printed, and only
     an address of this machine is allowed as --host.

@@ -24,7 +24,7 @@ WATCH_SECONDS = 2.0
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile status
-  mailglass-reconcile status --check --max-lag 30m || echo "somebody has to act"
+  mailglass-reconcile status --check --max-lag 30m || echo "look at doctor"
   mailglass-reconcile status --json | jq .problems
 """
 
@@ -44,7 +44,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: float, as_json: bool) -> None:
-    """Say how linking is going: open orphans by state, the last runs, and what is wrong.
+    """Show how linking is going: open orphans by state, the last runs, and what is wrong.
 
     Open orphans are shown as the last full sweep left them; --live counts them now.
     """

@@ -53,26 +53,26 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Link at most N orphans.")
-@click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, in its grace or not.")
+@click.option("--event", type=click.UUID, metavar="EVENT_ID", help="Link this event only, even in its grace period.")
 @click.option("--delivery", type=click.UUID, metavar="ID", help="Link what belongs to this delivery only.")
 @click.option("--provider", metavar="NAME", help="Link events of this provider only, in any spelling.")
 @click.option("--since", type=Duration(), metavar="AGE", help="Link only what is at most this old: 90s, 5m, 2h, 6d.")
 @click.option("--until", type=Duration(), metavar="AGE", help="Link only what is at least this old.")
-@click.option("--include-expired", is_flag=True, help="Link what is older than the maximum age as well.")
-@click.option("--yes", is_flag=True, help="Do not ask before what you point at is linked.")
+@click.option("--include-expired", is_flag=True, help="Also link what is older than the maximum age.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Say what would be linked and why the rest would not; write nothing.")
 @click.option("--verbose", is_flag=True, help="With --dry-run: list each event and the delivery it would get.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; with --verbose, a line before it per link."
 )
 def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
-    """Link every open orphan whose delivery is there.
+    """Link every open orphan whose delivery exists.
 
     With --event, --delivery, --provider, --since, --until or --include-expired it counts first what it would link, at
     most 10,000 events or --limit, and asks.
     """
     if options["verbose"] and not options["dry_run"]:
-        raise click.UsageError("--verbose goes with --dry-run")
+        raise click.UsageError("--verbose needs --dry-run")
     pointed = any(options[name] for name in POINTING)
     result = _point(tenant, limit or MOST, **options) if pointed else _sweep(tenant, limit, **options)
     click.echo(json.dumps(result.as_dict()) if options["as_json"] else _in_words(result, pointed=pointed))
@@ -138,7 +138,7 @@ def _point(
     filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
     target = Target(filters, event, delivery, include_expired)
     if not (yes or dry_run or sys.stdin.isatty()):
-        raise click.UsageError("there is no terminal to ask: give --yes, or --dry-run to see what would be linked")
+        raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
     database = runtime.database()
     try:
         found = targets.find(database, target, min(limit, MOST))

@@ -31,7 +31,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     description, MTA response, user agent or click URL.
 
     Args:
-        event: What the `tracking` signal hands over.
+        event: The `event` that the `tracking` signal passes.
         esp_name: The provider, as the signal names it.
     """
     provider = providers.canonical(esp_name)
@@ -48,13 +48,13 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
 
 
 def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
-    """Return what a provider has answered to a send, for each recipient, as `record_send` takes it.
+    """Return the result of a send for each recipient, as `record_send` takes it.
 
     A recipient without a message id is left out, unless it was refused or has failed: no event could ever name it.
 
     Args:
-        message: What the `post_send` signal hands over; it is not read.
-        status: `message.anymail_status`, or what the signal hands over.
+        message: The `message` that the `post_send` signal passes; it is not read.
+        status: `message.anymail_status`, or the `status` that the signal passes.
     """
     return [
         Sent(recipient=recipient, message_id=one.message_id, type=_sent_type(one))

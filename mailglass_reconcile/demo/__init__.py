@@ -40,7 +40,7 @@ def main() -> int:
 def _play() -> bool:
     """Play the three acts, and return whether every promise was kept."""
     say("You send an e-mail in a transaction, and the provider's webhook is faster than")
-    say("your COMMIT. Watch what goes wrong, and how it is put right.\n")
+    say("your COMMIT. Watch what goes wrong, and how it is corrected.\n")
     tell("demo", "starting PostgreSQL and Valkey, for this run only")
     with servers.postgres() as database_url, servers.redis() as redis_url, closing(Receiver) as receiver:
         check()

@@ -12,7 +12,7 @@ from mailglass_reconcile.demo.stage import LAST_EVENTS, ROWS, Stage, say
 
 REASONS = {
     "unmatched": "no row has the id: not our mail, or rolled back",
-    "ambiguous": "two rows have the id, and nothing tells which",
+    "ambiguous": "two rows have the id, and nothing shows which one",
     "unmatchable": "a relay's suffix is no id",
     "tenant_mismatch": "the row with the id is another tenant's",
 }
@@ -45,7 +45,7 @@ def write(stage: Stage) -> bool:
         "each delivery shows what its latest event says": stage.read(LAST_EVENTS) == last,
         "what is open is open for the right reason": states == {m.name: m.state for m in mails if m.state},
         "no row of an orphan has changed, compared by MD5": stage.read(ROWS) == stage.rows,
-        "a last sweep found nothing to link, and told nobody": not (stage.last.linked or stage.last.published),
+        "a last sweep found nothing to link, and broadcast nothing": not (stage.last.linked or stage.last.published),
     }
     for state, number in sorted(Counter(states.values()).items()):
         say(f"{'':10}{number} {state:<16} {REASONS.get(state, '')}")

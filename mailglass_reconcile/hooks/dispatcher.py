@@ -73,7 +73,7 @@ class DispatchResult:
 def dispatch() -> DispatchResult:
     """Run the handlers of this process on every event that is due, and return the counts.
 
-    Any number of dispatchers may run at once. Events of a type without a handler here are left alone.
+    Any number of dispatchers may run at the same time. Events of a type without a handler here are left alone.
 
     Raises:
         MailglassReconcileError: A setting, the connection, a right or the schema is wrong. A handler's error is none

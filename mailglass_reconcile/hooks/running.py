@@ -67,7 +67,7 @@ def _require_finished(returned: Any) -> None:
     if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
         if inspect.iscoroutine(returned):
             returned.close()
-        raise TypeError("the handler returned a coroutine or generator, which nobody runs")
+        raise TypeError("the handler returned a coroutine or generator, which is never run")
 
 
 def _event(row: Held) -> DeliveryEvent:

@@ -61,7 +61,7 @@ def problems(facts: Facts, left_out: list[str]) -> list[Problem]:
             Problem(
                 True,
                 f"events of types with a handler ({', '.join(left_out)}) were recorded or linked in the last hour"
-                " without being handed to it",
+                " without an outbox row",
                 "in every process that records or sweeps, name the handlers' module in MAILGLASS_IMPORTS, or set"
                 f" MAILGLASS_HOOK_TYPES={','.join(left_out)}",
             )

@@ -147,7 +147,7 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
         )
     if known.lag_seconds > max_lag_seconds:
         found.append(
-            f"an orphan has been open for {age(known.lag_seconds)} although its delivery is there: {_ASK_DOCTOR}"
+            f"an orphan has been open for {age(known.lag_seconds)} although its delivery exists: {_ASK_DOCTOR}"
         )
     if (known.unpruned_seconds or 0) > PRUNE_LATE_SECONDS:
         found.append(
@@ -184,7 +184,7 @@ def _without_ids(groups: list[dict[str, Any]]) -> list[str]:
 def _of_the_last(last: dict[str, Any], allowed: float) -> list[str]:
     found = []
     if last["status"] == "failed":
-        found.append(f"the last full sweep failed ({last['error'] or 'it broke off'}): {_ASK_DOCTOR}")
+        found.append(f"the last full sweep failed ({last['error'] or 'it failed'}): {_ASK_DOCTOR}")
     if (last["uncovered_seconds"] or 0.0) > allowed:
         found.append(
             f"full sweeps have not looked at everything for {age(last['uncovered_seconds'])}: each ends at its deadline"

@@ -61,8 +61,8 @@ class Measures:
         last_success: When a run of each kind last ended well; of full sweeps, one over all tenants.
         counted_at: When a full sweep last counted what is open, or None.
         states: Eligible open orphans at that time, by state.
-        linkable_since: Since when an orphan has been open although its delivery is there, or None.
-        triggers: Whether the triggers on the ledger are there and enabled.
+        linkable_since: Since when an orphan has been open although its delivery exists, or None.
+        triggers: Whether the triggers on the ledger exist and are enabled.
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events of which a handler has failed for the last time.
         hooks_overdue_seconds: For how long the first of those that wait has been due.

@@ -289,9 +289,9 @@ class Orphan:
         event_id: Its id in the ledger.
         tenant_id: Its tenant.
         arrived_at: When the ledger took it, in UTC.
-        provider: Its provider, or None if it names none that can be used.
+        provider: Its provider, or None without a usable one.
         candidate_ids: The message ids under which its delivery may be stored, in order.
-        recipient: Whom it is about, if known.
+        recipient: The recipient it is about, if known.
         recipient_lost: Whether it had a recipient that is no longer known; then it stays ambiguous.
     """
 

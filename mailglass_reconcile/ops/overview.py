@@ -105,7 +105,7 @@ class Overview:
         groups: The same by `state`, `tenant_id`, `provider`: `orphans`, the largest first. Small ones are added up
             under the tenant None.
         waiting: Orphans in their grace now.
-        lag_seconds: For how long the oldest one has been open although its delivery is there; 0 if none is.
+        lag_seconds: For how long the oldest one has been open although its delivery exists; 0 if none is.
         last_success: When a run of each kind last ended well.
         problems: What is wrong, a sentence for each.
         runs: The last runs.

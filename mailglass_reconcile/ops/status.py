@@ -37,7 +37,7 @@ class Status:
         open: `eligible` and `waiting` together.
         eligible: Open orphans at `as_of` that a sweep looks at.
         waiting: Open orphans that are in their grace now.
-        lag_seconds: For how long the oldest one has been open although its delivery is there; 0 if none is.
+        lag_seconds: For how long the oldest one has been open although its delivery exists; 0 if none is.
         as_of: When the eligible ones were counted, in ISO 8601: at the end of the last full sweep, or now.
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
         last_success: When a run of each kind last ended well, in ISO 8601.

@@ -76,7 +76,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of an event.
+    """The result for one event.
 
     Attributes:
         event_id: Its id, or None if it was recorded before.

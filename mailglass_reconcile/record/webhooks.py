@@ -54,7 +54,7 @@ def record_webhook(
     events: Iterable[WebhookEvent],
     strict: bool = False,
 ) -> list[Recorded]:
-    """Record a webhook's events: each is attached to its delivery, or kept as an orphan until the delivery is there.
+    """Record a webhook's events: each is attached to its delivery, or kept as an orphan until the delivery exists.
 
     Deliveries are found by the sweep's rule, and brought up to date. An event that the provider repeats is recorded
     once. After your commit, the attached events are broadcast, and orphans whose delivery was stored at the same time
@@ -69,7 +69,7 @@ def record_webhook(
         strict: Leave out of the ledger every string in metadata that looks like an e-mail address.
 
     Returns:
-        What became of each, in the same order.
+        The result for each, in the same order.
 
     Raises:
         InvalidEventError: An event, the tenant or the provider cannot be recorded; nothing was written.

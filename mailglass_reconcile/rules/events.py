@@ -21,8 +21,8 @@ class WebhookEvent:
         occurred_at: When the provider says it happened, with a time zone.
         provider_event_id: The provider's id of this event, or of the webhook that carried it.
         message_id: The provider's id of the message, as the webhook has it.
-        recipient: Whom it is about, if known, with or without a display name. It tells deliveries of one message
-            apart and is not put into the ledger.
+        recipient: The address it is about, if known, with or without a display name. It distinguishes deliveries
+            of one message and is not put into the ledger.
         reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
         metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out; everything
             else is stored as given, and can never be erased.

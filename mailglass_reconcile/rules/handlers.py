@@ -34,9 +34,9 @@ _registered: dict[str, Registered] = {}
 def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     """Register the decorated function as a handler of events.
 
-    It is called as `handler(connection, event)`, once for each event of these types that reaches a delivery. What it
-    does through *connection* is committed together with the note that it did it, so it must not commit. If it raises,
-    it is tried again later.
+    It is called as `handler(connection, event)` for each event of these types that reaches a delivery, until it has
+    succeeded. What it writes through *connection* is committed together with the note that it has succeeded, so it
+    must not commit. If it raises, it is tried again later.
 
     A process that sweeps or records, but does not import this module, has to name the types in `MAILGLASS_HOOK_TYPES`.
 

@@ -29,7 +29,7 @@ Outcome = Literal[
     "skipped",
     "failed",
 ]
-"""What became of each orphan that a sweep scanned; `skipped` is the sum of its three reasons."""
+"""The result for each orphan that a sweep scanned; `skipped` is the sum of its three reasons."""
 
 SweepStatus = Literal["ok", "partial", "failed"]
 RunStatus = Literal[SweepStatus, "duplicate"]
@@ -85,7 +85,7 @@ MEANINGS: Mapping[str, Meaning] = {
         "only another tenant's deliveries have the id; if the event's tenant is `default`, Mailglass may lack"
         " resolve_webhook_tenant",
         "event and delivery need the same tenant: make the webhook find its tenant (in Mailglass,"
-        " resolve_webhook_tenant); events that are already stored keep theirs",
+        " resolve_webhook_tenant); stored events keep their tenant",
     ),
     "recipient_mismatch": Meaning(
         "another recipient's",

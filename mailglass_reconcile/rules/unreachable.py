@@ -55,7 +55,7 @@ _CAUSES = (
     ),
     _cause(
         "pg_hba.conf (entry|rejects)",
-        "the server lets nobody in from this machine as this user, or not without TLS",
+        "the server accepts no connection from this machine as this user, or not without TLS",
         "add a line to its pg_hba.conf, or sslmode=require to {setting}",
     ),
     _cause(

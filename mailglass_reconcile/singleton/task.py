@@ -72,7 +72,7 @@ class SweepTask(Singleton):
         if any(not isinstance(given[name], str | None) for name in texts) or any(
             not isinstance(given[name], int | None) or isinstance(given[name], bool) for name in numbers
         ):
-            raise TypeError("tenant_id, after and until must be texts, limit and fan_out integers, or None")
+            raise TypeError("tenant_id, after and until must be strings, limit and fan_out integers, or None")
         return given
 
     def apply_async(

@@ -276,7 +276,7 @@ def not_reconciled(tx: Transaction, event_ids: Collection[str]) -> set[str]:
 
 
 def present(tx: Transaction, event_id: str) -> bool:
-    """Whether the ledger holds this event: what became of a COMMIT whose answer was lost."""
+    """Whether the ledger holds this event: to find the result of a COMMIT whose answer was lost."""
     return bool(tx.execute(_PRESENT, {"id": event_id}).scalar_one())
 
 

@@ -145,7 +145,7 @@ class Run:
         status: `ok`, `partial`, `failed`, or `duplicate` if another run was on its way.
         counts: Orphans and messages by name, and `duration_ms`; what is not there is 0.
         remaining: Eligible orphans still open afterwards, or None if they were not counted.
-        linkable_since: When the oldest orphan that is open although its delivery is there became linkable, or None.
+        linkable_since: When the oldest orphan that is open although its delivery exists became linkable, or None.
         open_groups: The open orphans by state, tenant and provider; a group may be there several times.
         position: Where a full sweep stopped that could not finish; None if it covered its window.
         ranges: Into how many ranges a full sweep was cut; None if it was not.

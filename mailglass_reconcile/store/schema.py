@@ -162,7 +162,7 @@ def without_ledger(tx: Transaction) -> str | None:
         )
     return (
         f"schema {tx.schema} has our tables but no mailglass_events: Mailglass was rolled back, or its tables were"
-        " dropped. Run Mailglass's own migrations, then `mailglass-reconcile migrate`; or take ours out with"
+        " dropped. Run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
         " `mailglass-reconcile migrate --remove`"
     )
 

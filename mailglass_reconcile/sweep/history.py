@@ -126,7 +126,7 @@ def _report(run: Run, span: telemetry.Span) -> None:
     telemetry.describe(span, attributes, run.error if run.status == "failed" else None)
     telemetry.count_orphans({state: run.counts[state] for state in OUTCOMES})
     telemetry.count_sweep(run.status, run.counts["duration_ms"])
-    # A sweep that did something, or could not do all; why it broke off has a line of its own.
+    # A sweep that did something, or could not do all; why it failed has a line of its own.
     if run.counts["linked"] or run.counts["failed"] or run.status == "partial":
         logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
 

@@ -29,7 +29,7 @@ DOUBT_SECONDS = 5
 
 @dataclass(slots=True)
 class Batch:
-    """What became of a batch's orphans; those that are nowhere here were not reached in time.
+    """The result for a batch's orphans; those that are missing here were not reached in time.
 
     `settled` ones were open although the ledger had their `reconciled` event; `held` ones another session has.
     """

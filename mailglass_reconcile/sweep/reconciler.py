@@ -353,7 +353,7 @@ class Sweep:
         if self._window is None:
             raise cause from None
         self.result.status = "failed"
-        logger.error("the sweep broke off: %s", cause)
+        logger.error("the sweep failed: %s", cause)
 
     def _cause(self, connected: Connected, error: DBAPIError) -> MailglassReconcileError | None:
         if sqlstate(error) == QUERY_CANCELED and self._window and time.monotonic() >= self._deadline - 1.0:
@@ -477,16 +477,16 @@ def prepare_recent(
 
 
 def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
-    """Link every eligible orphan whose delivery is there, and broadcast each link; return the counts.
+    """Link every eligible orphan whose delivery exists, and broadcast each link; return the counts.
 
-    Takes no lock: any number of sweeps may run at once, in any number of processes.
+    Takes no lock: any number of sweeps may run at the same time, in any number of processes.
 
     Args:
         tenant_id: Sweep this tenant's orphans only; None is all tenants.
         limit: Link at most this many; the rest stays open.
 
     Returns:
-        The counts. A sweep that broke off half-way says so in its `status`.
+        The counts. If the sweep failed half-way, its `status` is `failed`.
 
     Raises:
         MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.

@@ -37,15 +37,15 @@ class SweepResult:
         skipped: The sum of the three causes that follow.
         skipped_limit: They match, but the sweep had reached its limit.
         skipped_deadline: The sweep ended before it had looked at them or linked them.
-        skipped_held: Another session holds them or has settled them.
+        skipped_held: Another session holds them or has closed them.
         failed: The database refused to read or link them; they stay open.
         remaining: Eligible and still open afterwards; None if it could not be counted.
         published: Messages that Redis took; two per link.
         publish_failed: Messages that it did not.
-        duration_ms: Milliseconds from beginning to end.
+        duration_ms: Milliseconds from start to end.
         dry_run: Whether nothing was written.
         tenant_id: The tenant that was swept, or None for all.
-        status: `ok`; `partial` if the deadline passed or some failed; `failed` if the sweep broke off.
+        status: `ok`; `partial` if the deadline passed or some failed; `failed` if the sweep failed.
     """
 
     scanned: int = 0
@@ -79,7 +79,7 @@ class SweepResult:
             setattr(self, state, getattr(self, state) + orphans)
 
     def add(self, batch: Batch, told: Published) -> None:
-        """Add what became of a batch, and of its messages."""
+        """Add the result for a batch, and for its messages."""
         self.linked += len(batch.linked)
         self.linked_unchecked += sum(not one.checked for one in batch.linked)
         self.failed += len(batch.failed)

@@ -53,7 +53,7 @@ class Cache:
             if kept is not None and (not kept[1] or kept[1][0] > time.monotonic()):
                 return kept[0]
             if self._under_way >= UNDER_WAY:
-                raise BusyError("too many pages are asked for at once: try again in a moment")
+                raise BusyError("too many requests at the same time: try again in a moment")
             self._under_way += 1
             answer: Future[T] = Future()
             answer.set_running_or_notify_cancel()

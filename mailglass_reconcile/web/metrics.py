@@ -61,7 +61,7 @@ class _Scraped(Collector):
         self._known = known
 
     def collect(self) -> Iterator[Metric]:
-        up = "Whether the database could be read; if not, no other metric is there"
+        up = "Whether the database could be read; if not, there is no other metric"
         yield GaugeMetricFamily(PREFIX + "up", up, float(self._known is not None))
         if self._known is not None:
             yield from _history(self._known)
@@ -107,11 +107,11 @@ def _backlog(known: Measures) -> Iterator[Metric]:
     yield _gauge("open_orphans", "Open orphans by state, as the last full sweep left them", ("state",), _keyed(states))
     help_ = "When a full sweep last counted the open orphans"
     yield _single("open_orphans_counted_timestamp_seconds", help_, known.counted_at)
-    help_ = "Since when an orphan is open although its delivery is there; NaN if none is"
+    help_ = "Since when an orphan is open although its delivery exists; NaN if none is"
     yield _single("linkable_since_timestamp_seconds", help_, known.linkable_since)
     help_ = "When the newest of the open orphans arrived; NaN if none is open"
     yield _single("newest_open_orphan_timestamp_seconds", help_, known.lately.last_orphan)
-    help_ = "Tenants with open orphans of which no delivery has heard from its provider for 24 hours"
+    help_ = "Tenants with open orphans and, for 24 hours, no delivery with a provider's report"
     yield _single("tenants_without_links", help_, known.unlinked_tenants)
 
 
@@ -126,9 +126,9 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     help_ = "For how long no webhook has come although mail goes out; 0 if some come, or none ever did"
     silent = {provider: one.seconds for provider, one in known.silence.items()}
     yield _gauge("silent_seconds", help_, ("provider",), _keyed(silent))
-    yield _single("triggers_present", "Whether the triggers on mailglass_events are there and enabled", known.triggers)
+    yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
     hooks = {"waiting": known.hooks_waiting, "dead": known.hooks_dead}
-    help_ = "Events that wait for their handlers, and those of which one has failed for the last time"
+    help_ = "Events that wait for their handlers, and events with a handler that has failed for the last time"
     yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
     help_ = "For how long the first event that waits for handlers has been due"
     yield _single("handler_overdue_seconds", help_, known.hooks_overdue_seconds)

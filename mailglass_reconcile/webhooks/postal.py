@@ -24,7 +24,7 @@ def elements(request: Request) -> list[Any]:
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; what became of inbound mail gives none."""
+    """Read one event; one about inbound mail gives none."""
     told = wire.as_object(element, "the event")
     payload = wire.as_object(told.get("payload", {}), "payload")
     message = payload.get("message") or payload.get("original_message")

@@ -45,7 +45,7 @@ def receive(
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
 
     Returns:
-        What became of each event, in their order; nothing if the webhook holds none.
+        The result for each event, in their order; empty if the webhook has none.
 
     Raises:
         SignatureError: It does not come from the provider.

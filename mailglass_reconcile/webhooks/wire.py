@@ -134,7 +134,7 @@ def event(
         at: When it happened, with a time zone; None is now.
         id: The provider's id of the event, if it has one.
         message_id: The id of the message, a text, an integer or None.
-        recipient: Whom it is about, a text or None.
+        recipient: The recipient, a string or None.
         reason: Why a message was rejected or bounced; one that is not known becomes `other`.
         tags: The message's tags.
 
@@ -142,9 +142,9 @@ def event(
         InvalidWebhookError: The message's id or the recipient is of another kind.
     """
     if isinstance(message_id, bool) or not isinstance(message_id, str | int | None):
-        raise InvalidWebhookError("the message's id is neither a text nor a number")
+        raise InvalidWebhookError("the message's id is neither a string nor a number")
     if not isinstance(recipient, str | None):
-        raise InvalidWebhookError("the recipient is not a text")
+        raise InvalidWebhookError("the recipient is not a string")
     return WebhookEvent(
         type=type if type in TYPES else "unknown",
         occurred_at=at or dt.datetime.now(dt.UTC),

@@ -144,7 +144,7 @@ def test_what_can_be_linked_and_stays_open_is_unhealthy(db):
     db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
     reconcile(limit=1)
     found = check(db.database)
-    assert ["although its delivery is there" in problem for problem in found] == [True]
+    assert ["although its delivery exists" in problem for problem in found] == [True]
     reconcile()
     assert check(db.database) == []
 
@@ -230,7 +230,7 @@ def test_ranges_of_a_fan_out_are_one_row_of_their_sweep(db):
     [problem] = check(db.database)
     assert "DatabaseRefusedError" in problem
     fan_out({"counts": {"scanned": 30, "linked": 30}, "linkable_since": "2020-01-01"})
-    assert ["although its delivery is there" in problem for problem in check(db.database)] == [True]
+    assert ["although its delivery exists" in problem for problem in check(db.database)] == [True]
     assert [run["linked"] for run in status(db.database).last_runs] == [30, 20, 20]
 
 

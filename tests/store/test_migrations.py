@@ -351,7 +351,7 @@ def test_remove_takes_out_what_is_ours_and_nothing_else(empty_database_url, empt
     database.remove()
     assert database.objects() == objects
     assert database.rows() == rows
-    assert database.remove()[1:] == ["nothing to do: there is nothing of ours"]
+    assert database.remove()[1:] == ["nothing to do: there is nothing to remove"]
 
 
 @pytest.mark.parametrize(

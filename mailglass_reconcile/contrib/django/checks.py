@@ -29,7 +29,7 @@ NO_ANYMAIL = Warning(
 )
 OTHER_IDS = Warning(
     "SENDGRID_GENERATE_MESSAGE_ID is off, so SendGrid's events name other ids than those of their sends.",
-    hint="Take it out of ANYMAIL: it is on by default.",
+    hint="Remove it from ANYMAIL: it is on by default.",
     id="mailglass_reconcile.W002",
 )
 NO_SWEEPS = Warning(

@@ -38,7 +38,7 @@ def without_migrations(*, using: str, **_others: Any) -> None:
 
 
 def remove(_apps: Any, schema_editor: Any) -> None:
-    """Take out all that is ours; Mailglass's tables stay as they are, with every row.
+    """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row.
 
     Raises:
         CommandError: It cannot be done, for the reason that the message gives.

@@ -173,7 +173,7 @@ def tenant_function() -> Callable[[Any], str] | None:
         found = import_string(given) if isinstance(given, str) else given
     except ImportError:
         raise ConfigurationError(
-            f"MAILGLASS_TENANT: cannot import {given}, and a text with a dot must name a function"
+            f"MAILGLASS_TENANT: cannot import {given}, and a string with a dot must name a function"
         ) from None
     if not callable(found):
         raise ConfigurationError("MAILGLASS_TENANT must be a tenant's id, a function, or a function's dotted name")

@@ -61,7 +61,7 @@ class Sample:
 
 
 def linking(tx: Transaction) -> Iterator[Finding]:
-    """Check that no orphan has waited for long although its delivery is there: that sweeps run and link."""
+    """Check that no orphan has waited for long although its delivery exists: that sweeps run and link."""
     sample = Sample(tx, runtime.get_settings().grace_seconds + LATE_SECONDS)
     ids = [one.verdict.delivery_id for one in sample.of("matched")]
     late = tx.execute(_THERE_BEFORE, {"ids": ids, "seconds": LATE_SECONDS}).scalar_one()
@@ -130,7 +130,7 @@ def _of_provider(provider: str | None, events: int, unusable: int) -> Finding | 
         step = "give provider in the metadata, or to record_webhook()"
         return warning("key_rules", those, step) if unusable else None
     if hint := providers.mistyped(provider):
-        step = "correct the name where your webhooks are recorded; stored events keep theirs"
+        step = "correct the name where your webhooks are recorded; stored events keep their name"
         return warning("key_rules", f"{hint} ({counted(events, 'newest open orphan')})", step)
     if unusable < events:
         return None

@@ -86,7 +86,7 @@ def server(tx: Transaction) -> Iterator[Finding]:
         yield error("server", f"PostgreSQL {row.version} is too old", "use PostgreSQL 15 or later")
     elif row.standby:
         yield error(
-            "server", "this server is a stand-by, which takes no writes", "let MAILGLASS_DATABASE_URL name the primary"
+            "server", "this server is a replica, which takes no writes", "set MAILGLASS_DATABASE_URL to the primary"
         )
     elif row.read_only:
         yield error(

@@ -56,12 +56,12 @@ def attempt(check: str, look: Check) -> Iterator[Finding]:
     try:
         yield from look()
     except MailglassReconcileError as fault:
-        yield error(check, f"this could not be checked: {fault}", "fix the other findings first, then ask again")
+        yield error(check, f"this could not be checked: {fault}", "fix the other findings, then run the doctor again")
     except Exception as fault:  # one check that fails must not hide the others
         yield error(
             check,
             f"this could not be checked: {type(fault).__name__}",
-            "fix the other findings first, then ask again; if it stays, report it with the version",
+            "fix the other findings, then run the doctor again; if it stays, report it with the version",
         )
 
 
@@ -98,5 +98,5 @@ def _late(name: str, seconds: float) -> Finding:
     return error(
         name,
         f"these checks did not end within {seconds:g} s: the server hangs, is overloaded, or is slow to reach",
-        "look at the server's log and load, then ask again",
+        "look at the server's log and load, then run the doctor again",
     )

@@ -21,7 +21,7 @@ SELECT min(extract(epoch FROM now()::timestamp - b.finished_at))::float8
 """
 
 START_BEAT = "start beat (`celery -A mailglass_reconcile beat`, or that of your own app), or run sweeps from cron"
-NEVER = "beat has never asked for a sweep"
+NEVER = "beat has never started a sweep"
 ALONE = "sweeps run without Celery"
 
 
@@ -37,8 +37,8 @@ def sweeps(tx: Transaction) -> Iterator[Finding]:
     if row.status == "failed":
         yield error(
             "sweeps",
-            f"the last full sweep failed {age(row.last_age)} ago ({shown(row.error or 'it broke off')})",
-            "run `mailglass-reconcile sweep`: it says what is in its way",
+            f"the last full sweep failed {age(row.last_age)} ago ({shown(row.error or 'it failed')})",
+            "run `mailglass-reconcile sweep`: it names the reason",
         )
     elif row.success_age is None:
         yield warning("sweeps", "no full sweep has run yet", f"run `mailglass-reconcile sweep`, then {START_BEAT}")
@@ -63,7 +63,7 @@ def _beat(beat_age: float | None, origin: str | None) -> Finding:
             return warning("beat", NEVER, START_BEAT)
         alone = "the last one was a call of the task" if origin == "call" else f"{ALONE}, by {origin}"
         return ok("beat", f"{NEVER}; {alone}")
-    asked = f"beat asked for a sweep {age(beat_age)} ago"
+    asked = f"beat started a sweep {age(beat_age)} ago"
     if beat_age <= LATE_SECONDS:
         return ok("beat", asked)
     if origin is None:

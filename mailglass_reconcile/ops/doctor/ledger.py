@@ -166,7 +166,7 @@ def other_reconciler(tx: Transaction) -> Iterator[Finding]:
             "other_reconciler",
             f"{row.foreign_links:,} of the {counted(row.links, 'newest `reconciled` event')} of the last"
             f" {RECENT_HOURS} hours {verb(row.foreign_links)} another program's: Mailglass's own reconciler still runs."
-            " Both at once do no harm",
+            " Running both does no harm",
             "take the line of Mailglass.Webhook.Reconciler out of Oban's crontab",
         )
     else:

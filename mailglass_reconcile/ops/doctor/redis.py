@@ -14,7 +14,7 @@ from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.rules.wording import shown
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, UNKNOWN, Holder, holder_of, key_of
 
-LOST = "links are made, but nobody is told about them"
+LOST = "links are made, but not broadcast"
 
 # A replica takes PUBLISH and tells nobody. For a user who may not ask for the role, the lock's check reports it.
 _ROLE = """
@@ -174,7 +174,7 @@ def lock(before: Holder | None, known_tasks: Collection[str], queued: int | None
     """
     now = holder()
     if now is None:
-        yield ok("lock", "nobody has the lock of full sweeps")
+        yield ok("lock", "the lock of full sweeps is free")
         return
     left = now.seconds_left
     heal = f"redis-cli DEL {key_of(None)} (on the Redis of the lock)"
@@ -182,7 +182,7 @@ def lock(before: Holder | None, known_tasks: Collection[str], queued: int | None
         span = "without expiry" if left is None else f"for {left:.0f} s more"
         yield warning(
             "lock",
-            f"the lock of full sweeps is held {span} by something that is no sweep of ours",
+            f"the lock of full sweeps is held {span} by something other than our sweeps",
             f"nothing: the next sweep takes it over; or {heal}",
         )
         return
@@ -197,7 +197,7 @@ def lock(before: Holder | None, known_tasks: Collection[str], queued: int | None
             "lock",
             f"{held}; no worker that answers knows this task: perhaps its worker was killed."
             " Sweeps that are asked for until then are duplicates of it",
-            f"nothing: it lapses by itself; or at once {heal}",
+            f"nothing: it expires by itself; or now {heal}",
         )
     else:
         yield ok("lock", held)

@@ -35,9 +35,9 @@ def rights(tx: Transaction) -> Iterator[Finding]:
 
 
 def others(tx: Transaction) -> Iterator[Finding]:
-    """Check that nobody else may create objects in the schemas that are searched: a function in place of another."""
+    """Check that no other role may create objects in the schemas that are searched: a function in place of another."""
     for sentence in (found := privileges.warnings(tx)):
         message, _, rest = sentence.partition(": REVOKE ")
         yield warning("creators", message, f"REVOKE {rest}")
     if not found:
-        yield ok("creators", f"nobody else may create objects in schema {tx.schema} or on this role's search_path")
+        yield ok("creators", f"no other role may create objects in schema {tx.schema} or on this role's search_path")

@@ -73,7 +73,7 @@ def triggers(tx: Transaction) -> Iterator[Finding]:
             f"run `{MIGRATE}`; it also adds the orphans that were missed",
         )
     else:
-        yield ok("triggers", "both triggers on mailglass_events are at work")
+        yield ok("triggers", "both triggers on mailglass_events are enabled")
     if not state.made_by_mailglass(tx):
         for name, fault in schema.trigger_faults(tx, [schema.GUARD]).items():
             yield warning("triggers", f"trigger {name} {fault}: TRUNCATE would empty the ledger", f"run `{MIGRATE}`")
@@ -98,4 +98,4 @@ def indexes(tx: Transaction) -> Iterator[Finding]:
             "run Mailglass's own migrations; on tables that `migrate` made, make the index as"
             " alembic/versions/0001_open_orphans.py does, or REINDEX it if it is invalid",
         )
-    yield from found or [ok("indexes", "all indexes that sweeps need are there and valid")]
+    yield from found or [ok("indexes", "all indexes that sweeps need exist and are valid")]

@@ -108,12 +108,12 @@ def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
             "worker",
             f"no Celery worker answers within {sum(ANSWER_SECONDS):g} s, but the lock says that task"
             f" {shown(before.task_id)} is sweeping: a worker with the pool `solo` answers only when it is done",
-            f"ask again in a minute; if none answers then, {_start(app)}",
+            f"run the doctor again in a minute; if none answers then, {_start(app)}",
         )
     return error(
         "worker",
         f"no Celery worker of the app {shown(app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s:"
-        " sweeps that beat asks for do not run",
+        " sweeps that beat starts do not run",
         _start(app) + (f"; {ELSEWHERE}" if _is_bundled(app) else ""),
     )
 

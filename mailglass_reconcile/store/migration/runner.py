@@ -118,7 +118,7 @@ def losses(engine: sa.Engine, settings: Settings) -> list[str]:
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
-    """Take out all that is ours; Mailglass's tables stay as they are, with every row.
+    """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
@@ -129,7 +129,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
             state.refuse_others(tx)
             ours = state.has_anything(tx)
         if not ours:
-            tell("nothing to do: there is nothing of ours")
+            tell("nothing to do: there is nothing to remove")
             return
         _refuse_unknown(engine, settings)
         steps = Steps(engine, settings, tell)
@@ -137,7 +137,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
             command.stamp(config, "head")  # an interrupted migration has not recorded it
             command.downgrade(config, "base")
             steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
-        tell("done: nothing of ours is left")
+        tell("done: our tables, indexes and triggers are removed")
 
 
 def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[str]) -> None:
@@ -148,8 +148,8 @@ def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[
     """
     if len(places) > 1:
         raise DatabaseRefusedError(
-            f"nothing was changed: schemas {', '.join(places)} all have tables of ours and no mailglass_events:"
-            " take out those that are not needed with `mailglass-reconcile migrate --remove`"
+            f"nothing was changed: schemas {', '.join(places)} all have our tables and no mailglass_events:"
+            " remove those that are not needed with `mailglass-reconcile migrate --remove`"
         )
     [place] = places
     with Database(engine, settings).reading() as tx:

@@ -199,7 +199,7 @@ class Steps:
         with connect(self._engine) as connection:
             added = repair.add_missing(Connected(connection, self._settings), FILL_ORPHANS)
             settled = repair.remove_settled(Connected(connection, self._settings), FILL_ORPHANS)
-        self._tell(f"{added} open orphans were added, {settled} settled ones removed")
+        self._tell(f"{added} open orphans were added, {settled} closed ones removed")
 
     def _title(self, title: str) -> None:
         self.before_each()
