@@ -35,13 +35,15 @@ app.conf.beat_schedule |= mailglass_reconcile.make_beat_schedule(
 if "WORKER_SENTINEL" in os.environ:
     port, where = int(os.environ["WORKER_SENTINEL"]), urlsplit(redis_url)
     by_sentinel = f"sentinel://:{where.password}@127.0.0.1:{port}{where.path}"
+    closed = {"password": where.password}
     app.conf.update(
         broker_url=by_sentinel,
-        broker_transport_options={"master_name": "mymaster"},
+        broker_transport_options={"master_name": "mymaster", "sentinel_kwargs": closed},
         result_backend=by_sentinel,
-        result_backend_transport_options={"master_name": "mymaster"},
+        result_backend_transport_options={"master_name": "mymaster", "sentinel_kwargs": closed},
     )
-    master = Sentinel([("127.0.0.1", port)]).master_for("mymaster", db=int(where.path[1:]), password=where.password)
+    known = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed)
+    master = known.master_for("mymaster", db=int(where.path[1:]), password=where.password)
     mailglass_reconcile.configure(redis=master)
 
 if "WORKER_POOLED" in os.environ:

@@ -1,7 +1,6 @@
 """The Django app in requests, threads and event loops: a webhook's events are recorded together, before its answer."""
 
 import asyncio
-import threading
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context

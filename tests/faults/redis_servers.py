@@ -29,7 +29,7 @@ needs_debians_redis = pytest.mark.skipif(
 
 
 PASSWORD = secrets.token_hex(16)
-"""Of every server here but Sentinel, whose clients get none: it neither holds data nor writes files."""
+"""Of every server here."""
 
 
 @contextmanager
@@ -40,7 +40,9 @@ def server(program: str, *lines: str, port: int | None = None, tls: Path | None 
         listening = [f"port {port}"] if tls is None else ["port 0", f"tls-port {port}", *CERTIFIED]
         for name in CERTIFICATES if tls else ():
             process.write(name, (tls / name).read_text())
-        closed = [f"requirepass {PASSWORD}", f"masterauth {PASSWORD}", 'save ""'] if program == "redis-server" else []
+        closed = [f"requirepass {PASSWORD}"]
+        if program == "redis-server":
+            closed += [f"masterauth {PASSWORD}", 'save ""']
         process.write("conf", "\n".join(["bind 127.0.0.1", "dir .", *closed, *listening, *lines]) + "\n")
         process.launch(shutil.which(program), "conf")
         process.until(lambda: listens(port))
@@ -94,7 +96,7 @@ def sentinel() -> Iterator[Deployment]:
     ):
         with local(replica) as client:
             wait_until(lambda: client.info("replication")["master_link_status"] == "up")
-        with redis.Redis(port=watching) as client:
+        with local(watching) as client:
             wait_until(lambda: client.execute_command("SENTINEL", "REPLICAS", "mymaster"))
         yield Deployment(master, replica, watching)
 

@@ -89,7 +89,15 @@ def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog)
 
 def master_for(deployment: Deployment) -> redis.Redis:
     """Return the client that an application has from Sentinel."""
-    return Sentinel([("127.0.0.1", deployment.sentinel)]).master_for("mymaster", password=PASSWORD)
+    known = Sentinel([("127.0.0.1", deployment.sentinel)], sentinel_kwargs={"password": PASSWORD})
+    return known.master_for("mymaster", password=PASSWORD)
+
+
+def test_nobody_without_the_password_gets_into_a_server_of_the_tests(deployment: Deployment) -> None:
+    """A Sentinel runs scripts and writes its configuration for whoever may command it."""
+    for port in deployment:
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
 
 
 def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deployment: Deployment) -> None:
@@ -178,9 +186,8 @@ def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) 
         known = f"sentinel auth-pass mymaster {PASSWORD}"
         with server("redis-sentinel", "tls-replication yes", watched, known, tls=certified) as port:
             tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
-            client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=tls).master_for(
-                "mymaster", password=PASSWORD, **tls
-            )
+            closed = {"password": PASSWORD, **tls}
+            client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed).master_for("mymaster", **closed)
             assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import raw_webhooks
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
@@ -66,6 +67,20 @@ def test_a_sweeper_sweeps_and_prunes(db, acting):
     acting("mailglass_sweeper")
     assert mailglass_reconcile.reconcile().linked == 1
     assert mailglass_reconcile.prune().expired == 1
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_id(db, acting, granted):
+    """The right that the page names beside Mailglass: a bounce of the Cc is not the To's."""
+    raw = raw_webhooks.payload("postmark", "bounced") | {"Email": "cc@example.com"}
+    raw_webhooks.store(db, "postmark", raw, [{"provider_event_id": "b", "message_id": raw["MessageID"]}], raw_id="b")
+    delivery(db, raw["MessageID"], recipient="to@example.com")
+    role = make_url(acting("mailglass_sweeper").database_url.get_secret_value()).username
+    if granted:
+        right, table = re.search(r"grant the sweeper `(SELECT [^`]+)` on `(\w+)`", " ".join(GRANTS.split())).groups()
+        db.run(f"GRANT {right} ON {table} TO {role}")
+    result = mailglass_reconcile.reconcile()
+    assert (result.linked, result.recipient_mismatch, result.linked_unchecked) == ((0, 1, 0) if granted else (1, 0, 1))
 
 
 def test_a_sweeper_links_by_hand(db, acting):
