@@ -265,6 +265,7 @@ def _warn_of_the_database() -> None:
         with database_errors(), connect(runtime.get_engine()) as connection:
             try:
                 with Connected(connection, runtime.get_settings()).reading() as tx:
+                    schema.require_ledger(tx)
                     schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
             finally:
                 connection.invalidate()  # a fork would share what an application's pool kept open

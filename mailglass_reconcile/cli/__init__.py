@@ -33,6 +33,9 @@ _SUBCOMMANDS = {
 }
 """Each is in the module of its name; the first sentence of its help stands here, so that `--help` loads none."""
 
+_LOOKS_ITSELF = frozenset({"demo", "doctor", "listen", "migrate"})
+"""These have a database of their own, or none, or say more of the schema."""
+
 
 class Subcommands(click.Group):
     """Subcommands that are loaded when they are needed: their libraries take half a second."""
@@ -46,6 +49,8 @@ class Subcommands(click.Group):
         if cmd_name not in _SUBCOMMANDS:
             return None
         loaded: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        if ctx is not None and cmd_name not in _LOOKS_ITSELF:
+            import_module(f"{__name__}.opening").look_first(ctx)
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

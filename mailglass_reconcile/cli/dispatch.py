@@ -15,6 +15,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.cli.texts import console, table
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.hooks import dispatcher
@@ -65,6 +66,7 @@ def dispatch(lists: bool, retry: UUID | str | None, as_json: bool, on_request: b
     elif retry is not None:
         _retry(retry, as_json)
     else:
+        look_now()
         _dispatch(as_json)
 
 

@@ -16,6 +16,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, OWN_PROGRAM, dispatch
+from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -61,6 +62,7 @@ def follow(program: Sequence[str] | None, interval: float, tenant: str | None, a
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """
+    look_now()
     sys.exit(Follower(interval, tenant, as_json, program or OWN_PROGRAM).run())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.webhooks import app
 
@@ -30,5 +31,6 @@ def receive(host: str, port: int) -> None:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
     except ImportError:
         raise ConfigurationError("receive needs more packages: pip install 'mailglass-reconcile[webhooks]'") from None
+    look_now()
     runtime.load_imports()
     server.run(app.webhook_app(), host, port)

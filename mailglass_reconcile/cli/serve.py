@@ -9,6 +9,7 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.wording import printable
 
@@ -42,7 +43,7 @@ def serve(host: str, port: int) -> None:
             err=True,
         )
         sys.exit(2)
-    runtime.database()
+    look_now()
     runtime.load_imports(to_read=True)
     if token is None:
         token = secrets.token_urlsafe(24)

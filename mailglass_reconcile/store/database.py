@@ -229,10 +229,17 @@ class Connected:
 class Database:
     """One installation's database: an engine, and the settings that name schema, ages and limits."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
-        """Use *engine* on the tables that *settings* name; nothing connects yet."""
+    def __init__(self, engine: sa.Engine, settings: Settings, first: Callable[[Connected], None] | None = None) -> None:
+        """Use *engine* on the tables that *settings* name; nothing connects yet.
+
+        Args:
+            engine: Gives the connections.
+            settings: Name schema, ages and limits.
+            first: Called with the first connection.
+        """
         self.engine = engine
         self.settings = settings
+        self._first = first
 
     @contextmanager
     def connect(self) -> Iterator[Connected]:
@@ -242,7 +249,11 @@ class Database:
             MailglassReconcileError: The database cannot be reached, or refused a statement of the block.
         """
         with database_errors(), engines.connect(self.engine) as connection:
-            yield Connected(connection, self.settings)
+            connected = Connected(connection, self.settings)
+            if self._first is not None:
+                self._first(connected)
+                self._first = None
+            yield connected
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, SchemaOutdatedError
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store.database import Transaction, array_literal
 
@@ -165,6 +165,24 @@ def without_ledger(tx: Transaction) -> str | None:
         " dropped. Run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
         " `mailglass-reconcile migrate --remove`"
     )
+
+
+def require_ledger(tx: Transaction) -> None:
+    """Refuse a schema without a ledger if it is known where the ledger is, or that Mailglass was rolled back.
+
+    Raises:
+        ConfigurationError: Another schema has one; the message says what to set.
+        DatabaseRefusedError: Our tables are there without Mailglass's.
+    """
+    stopped = without_ledger(tx)
+    if stopped:
+        raise DatabaseRefusedError(stopped)
+    here, others = ledgers(tx)
+    if here is None and others:
+        raise ConfigurationError(
+            f"schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"
+            f" set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
+        )
 
 
 def second_set(tx: Transaction) -> str | None:
