@@ -74,23 +74,30 @@ SELECT current_setting('work_mem') AS work_mem,
        set_config('enable_parallel_hash', 'off', true)
 """
 
-# Planning again at each call would cost more than executing, where the driver prepares statements. The caller's own
-# values come back as one statement that restores them. Without parameters, so that the savepoint
-# travels with it. The settings are made before the savepoint, because a rollback to it must not undo them halfway.
-_BORROW = """
-SELECT (SELECT 'SELECT ' || string_agg(format('set_config(%L, %L, true)', name, current_setting(name)), ', ')
-          FROM unnest(ARRAY['client_encoding', 'TimeZone', 'DateStyle', 'row_security', 'array_nulls',
-                            'enable_seqscan', 'enable_hashjoin', 'enable_mergejoin', 'enable_bitmapscan',
-                            'plan_cache_mode', 'jit', 'search_path']
-                     ) AS s (name)) AS restore,
-       set_config('client_encoding', 'UTF8', true), set_config('TimeZone', 'UTC', true),
-       set_config('DateStyle', 'ISO, YMD', true), set_config('row_security', 'off', true),
-       set_config('array_nulls', 'on', true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
-       set_config('enable_bitmapscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
-       set_config('jit', 'off', true),
-       set_config('search_path', 'pg_catalog, pg_temp', true)
-"""
+_SCOPE = {
+    "client_encoding": "UTF8",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "row_security": "off",
+    "array_nulls": "on",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    # Planning again at each call would cost more than executing, where the driver prepares statements.
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "search_path": "pg_catalog, pg_temp",
+}
+
+# The caller's own values come back as one statement that restores them; Postgres computes it before it makes ours. One
+# column, because the driver describes each; without parameters, so that the savepoint travels with it. The settings are
+# made before the savepoint, because a rollback to it must not undo them halfway.
+_BORROW = "SELECT concat('SELECT {saved}') || left(concat({made}), 0)"
+_BORROW = _BORROW.replace(
+    "{saved}",
+    ", ".join(f"set_config(''{name}'', ', quote_literal(current_setting('{name}')), ', true)" for name in _SCOPE),
+).replace("{made}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SCOPE.items()))
 _SAVEPOINT = "SAVEPOINT mailglass_reconcile"
 _RELEASE = "RELEASE SAVEPOINT mailglass_reconcile"
 _UNDO = "ROLLBACK TO SAVEPOINT mailglass_reconcile"
