@@ -17,7 +17,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from mailglass_reconcile.pubsub import Message, Published, Publisher
+from mailglass_reconcile.pubsub import Message, Published, Publisher, flush
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.reconciler import Step, Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -64,6 +64,7 @@ class Witness:
 
     def messages(self) -> list[tuple[str, dict[str, Any]]]:
         """Return `(channel, payload)` of every message that has been published so far and not been returned yet."""
+        flush()  # a writer does not wait for its broadcasts
         mark = uuid.uuid4().hex
         self._client.publish(f"mailglass:events:{mark}", mark)
         found = []

@@ -9,7 +9,7 @@ from mailglass_reconcile.pubsub.client import (
     server_of,
     within,
 )
-from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher
+from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher, flush
 from mailglass_reconcile.pubsub.subscriber import AsyncSubscription, Missed, Subscription, Update
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "create_client",
     "events_channel",
     "fail_fast_client",
+    "flush",
     "reason",
     "server_of",
     "within",

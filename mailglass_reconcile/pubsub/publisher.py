@@ -82,7 +82,7 @@ class Published(NamedTuple):
 
 
 class Publisher:
-    """Publishes the messages of one sweep or of one call; making one costs nothing.
+    """Publishes the messages of one sweep, or of one call, which does not wait for it; making one costs nothing.
 
     A sweep waits a second in all for a Redis that does not answer. One that answers, but slowly, may take a tenth of
     the sweep's time. After a failure, nothing in this process asks that server again for five seconds.
@@ -106,7 +106,7 @@ class Publisher:
         return outcome
 
     def publish_soon(self, messages: Sequence[Message]) -> None:
-        """Publish *messages* without waiting for it, as an event loop needs it; what does not fit is dropped.
+        """Publish *messages* without waiting for it, as after an application's commit; what does not fit is dropped.
 
         At the end of the process they have a second to leave.
         """
@@ -289,11 +289,12 @@ def _reset() -> None:
         outbox.reset()
 
 
-def _flush() -> None:
+def flush() -> None:
+    """Wait, a second at most, until what `publish_soon` has taken in this process is published or has failed."""
     until = time.monotonic() + TIMEOUT_SECONDS
     for outbox in list(_outboxes.values()):
         outbox.flush(max(0.0, until - time.monotonic()))
 
 
 os.register_at_fork(after_in_child=_reset)
-atexit.register(_flush)
+atexit.register(flush)

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 from uuid import UUID
@@ -57,8 +57,10 @@ class Place(NamedTuple):
 def place_of(engine: sa.Engine | None) -> Place:
     """Return an engine's pool, or that of the settings: the question needs no BEGIN and COMMIT, two round trips."""
 
-    def ask() -> AbstractContextManager[sa.Connection]:
-        return (engine or runtime.get_engine()).execution_options(isolation_level="AUTOCOMMIT").connect()
+    @contextmanager
+    def ask() -> Iterator[sa.Connection]:
+        with (engine or runtime.get_engine()).connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def begin() -> AbstractContextManager[sa.Connection]:
         return (engine or runtime.get_engine()).begin()
@@ -121,8 +123,8 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     It broadcasts what was attached or linked. Then it looks once more for events that overlapping transactions could
     not see, on a connection of the same engine, links them, and broadcasts these links, too.
 
-    A Redis that does not answer is not waited for again and again, and raises nothing. If the database does not answer,
-    it raises nothing either, and the next sweep links. Do not call it with a Session, which does this by itself.
+    It does not wait for Redis, and raises nothing if Redis is down. If the database does not answer, it raises nothing
+    either, and the next sweep links. Do not call it with a Session, which does this by itself.
 
     Args:
         recorded: What `record_webhook` or `record_send` returned.
@@ -135,12 +137,8 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     finish(done, place_of(engine))
 
 
-def finish(
-    recorded: Sequence[Recorded | RecordedDelivery],
-    place: Place,
-    publish: Callable[[Sequence[Message]], object] | None = None,
-) -> None:
-    """Do what `broadcast` does, on connections of *place*, and with *publish* in place of the publisher's.
+def finish(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> None:
+    """Do what `broadcast` does, on connections of *place*.
 
     Raises:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
@@ -149,17 +147,13 @@ def finish(
     linked = look_again([each.look for each in recorded if each.look], place)
     messages += projector.broadcast(linked, list)
     if messages:
-        (publish or Publisher(runtime.get_redis()).publish)(messages)
+        Publisher(runtime.get_redis()).publish_soon(messages)
 
 
-def finish_quietly(
-    recorded: Sequence[Recorded | RecordedDelivery],
-    place: Place,
-    publish: Callable[[Sequence[Message]], object] | None = None,
-) -> None:
+def finish_quietly(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> None:
     """Do what `finish` does, and log what it raises: for callbacks after a commit, such as Django's `on_commit`."""
     try:
-        finish(recorded, place, publish)
+        finish(recorded, place)
     except ConfigurationError as error:
         logger.error("events are recorded, but their broadcasts are lost: %s", error)
 
@@ -253,9 +247,6 @@ def _after_commit(session: Session, recorded: Sequence[Recorded | RecordedDelive
     if pending is None or pending.connection is not connection:
         pending = session.info[_KEY] = _Pending(connection)
     pending.recorded.extend(recorded)
-    if not sa.event.contains(session, "after_commit", _committed):
-        sa.event.listen(session, "after_commit", _committed)
-        sa.event.listen(session, "after_transaction_end", _ended)
 
 
 class _Pending:
@@ -283,6 +274,8 @@ class _Pending:
             del self.recorded[self._marks.get(name, 0) :]
 
 
+# For every session of the process: listening to one after the other costs as much as a statement.
+@sa.event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
     pending = session.info.get(_KEY)
     # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
@@ -291,13 +284,14 @@ def _committed(session: Session) -> None:
 
 
 # Not in `_committed`: the session's connection is back in its pool only now, and the pool may have no other.
+@sa.event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
     pending = session.info.pop(_KEY, None) if transaction.parent is None else None
     if pending is None:
         return
     pending.end()
     if pending.committed and pending.recorded:
-        finish_quietly(pending.recorded, place_of(pending.engine), _publish_soon if _in_event_loop() else None)
+        finish_quietly(pending.recorded, place_of(pending.engine))
 
 
 def _in_event_loop() -> bool:
@@ -306,7 +300,3 @@ def _in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _publish_soon(messages: Sequence[Message]) -> None:
-    Publisher(runtime.get_redis()).publish_soon(messages)

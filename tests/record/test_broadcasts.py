@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 import factories
 import mailglass_reconcile
 from conftest import wait_until
+from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS
 from record.recording import event, messages, record
 
 
@@ -122,7 +123,7 @@ def test_a_session_inside_a_transaction_of_the_callers_does_not_speak_too_early(
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0", "nonsense://"])
-def test_a_redis_that_does_not_answer_costs_a_commit_a_second_and_no_error(db, deliveries, url, caplog):
+def test_a_redis_that_does_not_answer_costs_a_commit_neither_time_nor_an_error(db, deliveries, url, caplog):
     """The commit has happened; the message is lost, and the log says so."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -132,9 +133,9 @@ def test_a_redis_that_does_not_answer_costs_a_commit_a_second_and_no_error(db, d
             record(session, event("m-1"))
             began = time.monotonic()
             session.commit()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < TIMEOUT_SECONDS
+        wait_until(lambda: "MAILGLASS_REDIS_URL" in caplog.text)
     assert db.value("SELECT count(*) FROM mailglass_events") == 1
-    assert "MAILGLASS_REDIS_URL" in caplog.text
 
 
 ASYNCHRONOUS = pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
