@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from mailglass_reconcile.errors import hint
 from mailglass_reconcile.ops import handlers, silence
 from mailglass_reconcile.ops.handlers import Problem
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
 from mailglass_reconcile.store import handled, outbox, reports, schema
@@ -177,7 +178,7 @@ def _without_ids(groups: list[dict[str, Any]]) -> list[str]:
         f"none of the {number:,} open orphans of the provider {shown(provider)} has an id that can be used, as if its"
         f" key rule were missing: {_ASK_DOCTOR}"
         for provider, number in unusable.items()
-        if number == open_ones[provider] and number >= UNUSABLE_ORPHANS
+        if number == open_ones[provider] and number >= UNUSABLE_ORPHANS and not providers.may_lack_id(provider)
     ]
 
 

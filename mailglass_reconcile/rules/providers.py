@@ -150,6 +150,24 @@ def warn_if_mistyped(provider: str) -> None:
         logger.warning("%s", sentence)
 
 
+_WITHOUT_ID: Mapping[str, frozenset[str]] = {
+    "sendgrid": frozenset({"bounced", "rejected"}),  # asynchronous bounces; some drops
+    "mandrill": frozenset(),  # changes of its lists are `unknown`
+}
+
+
+def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
+    """Whether events of a provider may have no id at all, by its documentation: those of this type; with None, some.
+
+    An adopter's rule is expected to find one.
+    """
+    name = canonical(provider or "")
+    types = None if "own" in rule_of(name).mark.rpartition("/")[2] else _WITHOUT_ID.get(name)
+    if type_ is None:
+        return types is not None
+    return type_ == "unknown" or (types is not None and type_ in types)
+
+
 def stored_under(provider: str) -> str:
     """Return the key of an event's metadata under which our writers store the message id: one that the rule reads."""
     flat = (path.partition("/")[2] for path in rule_of(provider).reads if path.startswith("metadata/"))

@@ -13,7 +13,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
 from mailglass_reconcile.schedule import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store import ledger, open_orphans
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.sweep.judge import Judged, judge
 
@@ -98,7 +98,7 @@ def webhooks(tx: Transaction) -> Iterator[Finding]:
         )
     else:
         yield ok("tenants", f"of {counted(len(sample.found), 'newest open orphan')}, none is of a wrong tenant")
-    yield from _rules(sample)
+    yield from _rules(sample, _with_id(tx, sample.found))
 
 
 def _newest(some: Sequence[Judged], sample: Sample) -> str:
@@ -111,12 +111,24 @@ def _linked_since(tx: Transaction, arrived_at: str) -> bool:
     return bool(tx.execute(_LINKED_SINCE, {"time": arrived_at}).scalar_one())
 
 
-def _rules(sample: Sample) -> Iterator[Finding]:
+def _with_id(tx: Transaction, found: Sequence[Judged]) -> Sequence[Judged]:
+    """Return those of *found* that should have an id; SendGrid's asynchronous bounces, for one, never have."""
+    types = ledger.types_of(tx, [one.orphan.event_id for one in found if not one.keys.candidate_ids])
+    return [
+        one
+        for one in found
+        if one.keys.candidate_ids
+        or not providers.may_lack_id(one.keys.provider, types.get(one.orphan.event_id, "unknown"))
+    ]
+
+
+def _rules(sample: Sample, examined: Sequence[Judged]) -> Iterator[Finding]:
     faults = [
         error("key_rules", sentence, "correct the rule, then run `mailglass-reconcile rekey`")
         for sentence in sample.failures
     ]
-    all_, unusable = (Counter(one.keys.provider for one in found) for found in (sample.found, sample.of("unmatchable")))
+    all_ = Counter(one.keys.provider for one in examined)
+    unusable = Counter(one.keys.provider for one in examined if one.verdict.state == "unmatchable")
     faults += [
         found for provider, events in all_.items() if (found := _of_provider(provider, events, unusable[provider]))
     ]
