@@ -147,7 +147,7 @@ def test_a_database_that_is_a_stand_by(redis_url):
         (server.directory / "data" / "standby.signal").touch()
         server.start()
         found = of("server")
-        assert (found.status, "stand-by" in found.message, "primary" in found.remedy) == (ERROR, True, True)
+        assert (found.status, "replica" in found.message, "primary" in found.remedy) == (ERROR, True, True)
         with runtime.get_engine().connect() as connection:
             connection.exec_driver_sql("SELECT pg_promote()")
         assert of("server").status == OK

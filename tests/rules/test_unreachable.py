@@ -84,7 +84,7 @@ def told(url: str) -> str:
         ({"user": "asked", "password": "canary-password-wrong"}, "the user or the password was refused"),
         ({"user": "asked", "password": ""}, "the user or the password was refused"),
         ({"user": "unknown"}, "the user or the password was refused"),
-        ({"user": "refused"}, "lets nobody in from this machine as this user"),
+        ({"user": "refused"}, "accepts no connection from this machine as this user"),
         ({"user": "limited"}, "has no connection left"),
         ({"user": "kept_out", "database": "private"}, "may not connect to this database"),
         ({"database": "absent"}, "there is no such database"),
