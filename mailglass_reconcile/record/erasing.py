@@ -23,7 +23,7 @@ from mailglass_reconcile.store import personal_data, schema
 from mailglass_reconcile.store.database import Database, Transaction, borrowed
 from mailglass_reconcile.store.personal_data import FIRST, Person
 
-BATCH_ROWS = 1_000
+BATCH_ROWS = 5_000
 
 GIVEN = "metadata that your application gave to append, to record_webhook, or to record_send for other recipients"
 MAILGLASS_S = (

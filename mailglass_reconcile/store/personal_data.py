@@ -14,11 +14,15 @@ from mailglass_reconcile.store.database import Transaction, array_literal
 
 FIRST = "00000000-0000-0000-0000-000000000000"
 
+# First all that our index has of the key, then their order: otherwise the planner walks the primary key, and computes
+# a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
 _DELIVERIES = """
-SELECT id::text, recipient FROM {schema}.mailglass_deliveries
- WHERE {recipient_key} = hashtextextended(:key, 0) AND id > CAST(:after AS uuid)
-   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
- ORDER BY id LIMIT :size
+WITH found AS MATERIALIZED (
+  SELECT id, recipient FROM {schema}.mailglass_deliveries
+   WHERE {recipient_key} = hashtextextended(:key, 0) AND id > CAST(:after AS uuid)
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))
+)
+SELECT f.id::text, f.recipient FROM found AS f ORDER BY f.id LIMIT :size
 """.replace("{recipient_key}", schema.RECIPIENT_KEY)
 
 # The version moves, so that an application with optimistic locks does not write back what it read before.
@@ -31,10 +35,10 @@ UPDATE {schema}.mailglass_deliveries
 """
 
 _OPEN_ORPHANS = """
-SELECT event_id::text, recipient FROM {schema}.mailglass_open_orphans
- WHERE recipient IS NOT NULL AND {recipient_key} = hashtextextended(:key, 0) AND event_id > CAST(:after AS uuid)
+SELECT o.event_id::text, recipient FROM {schema}.mailglass_open_orphans AS o
+ WHERE recipient IS NOT NULL AND {recipient_key} = hashtextextended(:key, 0) AND o.event_id > CAST(:after AS uuid)
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
- ORDER BY event_id LIMIT :size
+ ORDER BY o.event_id LIMIT :size
 """.replace("{recipient_key}", schema.RECIPIENT_KEY)
 
 _ERASE_OPEN_ORPHANS = """
@@ -45,10 +49,10 @@ UPDATE {schema}.mailglass_open_orphans SET recipient = NULL, recipient_lost = tr
 # Every row is returned, so that no statement reads more than a page, however few name anybody. The lower case of ASCII
 # only, whatever the database's locale: the part that is looked for has nothing else.
 _WEBHOOK_EVENTS = """
-SELECT id::text, strpos(lower((raw_payload::text || provider_event_id) COLLATE "C"), :part) > 0
-  FROM {schema}.mailglass_webhook_events
- WHERE id > CAST(:after AS uuid) AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
- ORDER BY id LIMIT :size
+SELECT w.id::text, strpos(lower((raw_payload::text || provider_event_id) COLLATE "C"), :part) > 0
+  FROM {schema}.mailglass_webhook_events AS w
+ WHERE w.id > CAST(:after AS uuid) AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = CAST(:tenant_id AS text))
+ ORDER BY w.id LIMIT :size
 """
 
 _WEBHOOK_EVENT = """

@@ -17,7 +17,7 @@ from handling import make_due
 from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store import open_orphans, personal_data
 from mailglass_reconcile.store.database import borrowed
 from record.recording import event, record
 
@@ -255,3 +255,26 @@ def test_at_a_terminal_the_command_asks(db, answer, code, left):
     assert "erase the address from 1 delivery, 0 open orphans and 0 raw webhooks? This cannot be undone" in said
     assert asking.returncode == code
     assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient = :r", r=ADA) == left
+
+
+@pytest.mark.parametrize("tenant_id", [None, "tenant-7"])
+def test_the_deliveries_are_found_by_our_index(db, tenant_id):
+    """Nothing else serves an address in any spelling; a pass over the table would compute a key for each row."""
+    db.broken.update(("I2", "I7"))
+    db.run("""INSERT INTO mailglass_deliveries
+                     (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
+                      last_event_type, last_event_at, inserted_at, updated_at)
+              SELECT md5('d' || n)::uuid, 'tenant-' || n % 50, 'python', 'bulk', 'r' || n || '@example.org',
+                     'example.org', 'postmark', 'm-' || n, 'dispatched', now(), now(), now()
+                FROM generate_series(1, 10000) AS n""")
+    person = erasing.check("R7@example.org", tenant_id).person
+    for _ in range(2):
+        for begin in (db.database.reading, db.database.writing):
+            with begin() as tx:
+                found = personal_data.deliveries(tx, person, personal_data.FIRST, 10)
+                assert [recipient for _, recipient in found] == ["r7@example.org"]
+                given = {"key": person.key, "tenant_id": tenant_id, "after": personal_data.FIRST, "size": 10}
+                plan = "\n".join(tx.execute(f"EXPLAIN {personal_data._DELIVERIES}", given).scalars())
+            assert "mailglass_deliveries_reconcile_idx" in plan, plan
+        with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE mailglass_deliveries")
