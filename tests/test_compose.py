@@ -84,6 +84,15 @@ def megabytes(limit: str) -> int:
     return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]
 
 
+def test_the_runbook_runs_commands_in_services_that_pass_their_password():
+    """By an entry point, which `docker compose run` keeps, that reads the secret and then executes the command."""
+    services = COMPOSE["services"]
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    named = set(re.findall(r"docker compose run --rm --no-deps (\w+) mailglass-reconcile", runbook))
+    assert named == {"worker", "migrate"}
+    assert all('PGPASSWORD="$$(cat "$$0")"' in str(services[name]["entrypoint"]) for name in named)
+
+
 def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
     """Two networks; that of Redis has no way out, that of the database only because of the page's port."""
     networks = {name: service["networks"] for name, service in COMPOSE["services"].items()}

@@ -158,7 +158,7 @@ def _list_dead(as_json: bool) -> None:
         click.echo(json.dumps({"dead": found}))
         return
     if not found:
-        click.echo("no event is dead")
+        click.echo("there are no dead events")
         return
     rows = [{**row, "done": ", ".join(row["done"]) or "-"} for row in found]
     columns = ("event_id", "type", "delivery_id", "attempts", "error", "done", "finished_at")
