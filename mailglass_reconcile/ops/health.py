@@ -13,7 +13,7 @@ from mailglass_reconcile.ops.handlers import Problem
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.wording import age, counted, shown
 from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
-from mailglass_reconcile.store import handled, outbox, reports, schema
+from mailglass_reconcile.store import handled, ledger, outbox, reports, schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.reports import Reports
 
@@ -21,6 +21,8 @@ LATELY_DAYS = 7
 """As long as an orphan of a wrong tenant stays open: links of that time are what their number is compared with."""
 UNUSABLE_ORPHANS = 10
 """Fewer without a usable id may be single events that something is wrong with."""
+ASTRAY_ORPHANS = 3
+"""Fewer of another tenant may be single events that somebody sent to the wrong place."""
 
 # The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
 _FACTS = """
@@ -35,9 +37,9 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
        last.scanned, last.linked, last.unmatched, last.unmatchable, last.tenant_mismatch, last.failed, last.published,
        last.publish_failed,
-       CASE WHEN last.tenant_mismatch > 0
+       CASE WHEN last.tenant_mismatch >= :astray
             THEN (SELECT coalesce(sum(linked), 0)::bigint FROM {schema}.mailglass_reconcile_runs
-                   WHERE finished_at > now()::timestamp - make_interval(days => :lately_days)) END AS linked_lately,
+                   WHERE finished_at > now()::timestamp - make_interval(days => :lately_days)) END AS swept_lately,
        pruned.finished_at IS NOT NULL AS pruned,
        extract(epoch FROM now()::timestamp
                         - coalesce(pruned.finished_at, first.started_at))::float8 AS unpruned_seconds,
@@ -90,12 +92,16 @@ class Facts(NamedTuple):
 
 def last_sweeps(tx: Transaction) -> sa.Row[Any]:
     """Return what the history knows of the last full sweeps: one query, whose cost does not depend on what is open."""
-    return tx.execute(_FACTS, {"events": tx.name_of("mailglass_events"), "lately_days": LATELY_DAYS}).one()
+    bounds = {"events": tx.name_of("mailglass_events"), "astray": ASTRAY_ORPHANS, "lately_days": LATELY_DAYS}
+    return tx.execute(_FACTS, bounds).one()
 
 
 def facts(tx: Transaction) -> Facts:
     """Return the facts, by a few queries whose cost does not depend on what is open."""
     row, waiting = last_sweeps(tx), outbox.facts(tx)
+    last = None if row.status is None else dict(row._mapping)
+    if last is not None and row.swept_lately is not None:  # sweeps count their own links; our writers link most
+        last["linked_lately"] = max(row.swept_lately, ledger.newest_links(tx, LATELY_DAYS * 86_400))
     return Facts(
         row.now,
         row.version,
@@ -104,7 +110,7 @@ def facts(tx: Transaction) -> Facts:
         max(0.0, row.lag_seconds or 0.0),
         row.counted_at,
         None if row.groups is None else _added_up(row.groups),
-        None if row.status is None else dict(row._mapping),
+        last,
         row.unpruned_seconds,
         row.last_success,
         waiting.waiting,
@@ -195,7 +201,8 @@ def _of_the_last(last: dict[str, Any], allowed: float) -> list[str]:
         refused = counted(last["failed"], "link")
         found.append(f"the database refused all that the last full sweep tried, {refused}: {_ASK_DOCTOR}")
     matching = last["scanned"] - last["unmatched"] - last["unmatchable"]
-    if last["tenant_mismatch"] > (last["linked_lately"] or 0) and last["tenant_mismatch"] * 2 >= matching:
+    lately = last.get("linked_lately")  # only looked for if there are several
+    if lately is not None and last["tenant_mismatch"] > lately and last["tenant_mismatch"] * 2 >= matching:
         astray = counted(last["tenant_mismatch"], "orphan matches", "orphans match")
         found.append(
             f"{astray} another tenant's deliveries only and are not linked, more than were linked within"

@@ -163,6 +163,19 @@ def test_all_webhooks_under_another_tenant(db: Database) -> None:
     assert of("tenants").status == WARNING
 
 
+def test_a_stray_event_of_another_tenant_is_no_error_and_several_are_not_where_webhooks_are_attached(
+    db: Database,
+) -> None:
+    """Where our writers link what they record, sweeps link nothing."""
+    delivery(db, "m-1", tenant_id="acme")
+    for expected in (WARNING, WARNING, ERROR):
+        orphan(db, postmark("m-1"), tenant_id="default")
+        assert of("tenants").status == expected
+    with db.engine.begin() as connection:
+        record(connection, event())
+    assert of("tenants").status == WARNING
+
+
 @pytest.mark.guard
 def test_a_thousand_events_of_other_software_are_no_fault(db: Database) -> None:
     """Mail that somebody else sends through the same account never matches, before and after a sweep."""

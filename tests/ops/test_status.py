@@ -7,10 +7,11 @@ import sys
 import jsonschema
 import pytest
 
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.store import runs
+from record.recording import event, record
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
 COUNT = {"type": "integer", "minimum": 0}
@@ -170,6 +171,18 @@ def test_webhooks_that_all_carry_another_tenant_are_unhealthy(db):
     )
     reconcile()
     assert ["another tenant" in problem for problem in check(db.database)] == [True]
+
+
+def test_stray_events_of_another_tenant_are_healthy_and_so_are_several_where_webhooks_are_attached(db):
+    """Where our writers link what they record, sweeps link nothing."""
+    delivery(db, "m-1")
+    for number in range(1, 4):
+        orphan(db, postmark("m-1"), tenant_id="default")
+        assert reconcile().tenant_mismatch == number
+        assert ["another tenant" in problem for problem in check(db.database)] == [True] * (number == 3)
+    with db.engine.begin() as connection:
+        record(connection, *(event(provider_event_id=f"e-{n}") for n in range(4)))
+    assert check(db.database) == []
 
 
 @pytest.mark.slow

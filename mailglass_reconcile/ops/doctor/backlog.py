@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
@@ -34,9 +35,10 @@ SELECT count(*) FROM unnest(CAST(:ids AS uuid[])) AS d (id)
        < now() - make_interval(secs => :seconds)
 """
 
-_LINKED_SINCE = """
+_SINCE = """
 SELECT EXISTS (SELECT FROM {schema}.mailglass_reconcile_runs
-                WHERE started_at > CAST(:time AS timestamp) AND linked > 0)
+                WHERE started_at > CAST(:time AS timestamp) AND linked > 0) AS swept,
+       extract(epoch FROM now()::timestamp - CAST(:time AS timestamp))::float8 AS seconds
 """
 
 
@@ -81,7 +83,8 @@ def webhooks(tx: Transaction) -> Iterator[Finding]:
     """Check the tenants of the newest open orphans, and that a key rule knows their ids."""
     sample = Sample(tx, 0)
     astray = sample.of("tenant_mismatch")
-    if astray and not sample.of("matched") and not _linked_since(tx, max(one.orphan.arrived_at for one in astray)):
+    newest = max((one.orphan.arrived_at for one in astray), default="")
+    if len(astray) >= health.ASTRAY_ORPHANS and not sample.of("matched") and not _linked_since(tx, newest):
         tenants = sorted({one.orphan.tenant_id for one in astray})
         yield error(
             "tenants",
@@ -107,8 +110,9 @@ def _newest(some: Sequence[Judged], sample: Sample) -> str:
 
 
 def _linked_since(tx: Transaction, arrived_at: str) -> bool:
-    """Whether a run that began later has linked anything."""
-    return bool(tx.execute(_LINKED_SINCE, {"time": arrived_at}).scalar_one())
+    """Whether a run that began later has linked anything, or a webhook that came later."""
+    since = tx.execute(_SINCE, {"time": arrived_at}).one()
+    return bool(since.swept or ledger.newest_links(tx, since.seconds))
 
 
 def _with_id(tx: Transaction, found: Sequence[Judged]) -> Sequence[Judged]:
