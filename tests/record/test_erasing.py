@@ -151,6 +151,32 @@ def test_later_events_stay_open_and_explain_says_why(db):
     assert (found.state, "it was erased" in found.sentence) == ("ambiguous", True)
 
 
+def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
+    """Of a campaign's id only the few that decide are read; that one was erased is asked for by itself."""
+    others = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(12)]
+    factories.insert(db, [*others, factories.delivery_row("wide", recipient=ADA)])
+    for erases in (False, True):
+        if erases:
+            assert erased(db).deliveries == 1
+        with db.engine.begin() as connection:
+            (later,) = record(connection, event("wide", recipient=ADA if erases else "eve@example.com",
+                                                provider_event_id=str(erases)))  # fmt: skip
+        found = explanation.explain(db.database, later.event_id)
+        assert (found.verdict, "nothing, if it is about" in found.remedy) == ("recipient_mismatch", erases)
+
+
+def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(db):
+    """Its key in the ledger is a digest, so it is known, and its delivery stays as it is."""
+    for again in (False, True):
+        with db.engine.begin() as connection:
+            sent = [Sent(recipient=ADA, message_id="m-1")]
+            (recorded,) = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+        assert erased(db).deliveries == int(not again)
+    assert db.rows("SELECT id, recipient LIKE '%@erased.invalid' FROM mailglass_deliveries") == [
+        (recorded.delivery_id, True)
+    ]
+
+
 def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     """The keys of an open orphan are stored some time after they were read."""
     with db.engine.begin() as connection:
