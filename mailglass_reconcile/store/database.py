@@ -120,12 +120,13 @@ class Transaction:
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement; `{schema}` in it stands for the quoted schema, `:name` for a parameter."""
-        return self.connection.execute(_text(statement, self.schema, self._texts(parameters or {})), parameters)
+        given = dict(parameters or {})
+        if self._infers_types:  # a statement as the driver takes it costs a quarter less
+            return self.connection.exec_driver_sql(_as_driver_takes_it(statement, self.schema), given)
+        return self.connection.execute(_text(statement, self.schema, self._texts(given)), given)
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
-        if self._infers_types:
-            return ()
         return tuple(name for name, value in parameters.items() if isinstance(value, str))
 
     def name_of(self, relation: str) -> str:
@@ -154,6 +155,14 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
     # A colon in the schema's name is not a parameter.
     clause = sa.text(in_schema(statement, schema.replace(":", "\\:")))
     return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
+
+
+@lru_cache(maxsize=512)
+def _as_driver_takes_it(statement: str, schema: str) -> str:
+    return str(_text(statement, schema, ()).compile(dialect=_PYFORMAT))
+
+
+_PYFORMAT = sa.make_url("postgresql+psycopg://").get_dialect()()
 
 
 class Connected:
