@@ -31,6 +31,11 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
        -- Of a full sweep only: who else may create objects here, and where the last one stopped.
        CASE WHEN :full THEN ({creators}) END AS creators,
        CASE WHEN :full THEN ({position}) END AS position,
+       -- TRUNCATE takes all events at once: that of the oldest open orphan stands for the others.
+       :full AND EXISTS (SELECT FROM (SELECT event_id FROM {schema}.mailglass_open_orphans
+                                       ORDER BY arrived_at, event_id LIMIT 1) AS oldest
+                          WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events
+                                             WHERE id = oldest.event_id OFFSET 0)) AS emptied,
        CASE WHEN :counted AND cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
             THEN (SELECT count(*)
                     FROM (SELECT FROM {schema}.mailglass_open_orphans
@@ -214,8 +219,8 @@ class Survey(NamedTuple):
     """What a sweep sees when it begins: its ranges of arrival, and the state of the schema.
 
     `creators` may put objects into the schema, and `position` is where the last full sweep stopped; both are None
-    unless a full sweep begins. `few` is how many are open in its one range, at most `FEW`; None if there are several
-    ranges, or the table is small.
+    unless a full sweep begins. `emptied`: the event of the oldest open orphan is gone. `few` is how many are open in
+    its one range, at most `FEW`; None if there are several ranges, or the table is small.
     """
 
     afters: list[str]
@@ -226,6 +231,7 @@ class Survey(NamedTuple):
     indexed: bool
     creators: list[str] | None
     position: dict[str, Any] | None
+    emptied: bool
     few: int | None
 
     def whole(self, tenant_id: str | None) -> Slice:

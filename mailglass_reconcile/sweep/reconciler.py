@@ -29,7 +29,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.rules.wording import counted
-from mailglass_reconcile.store import ledger, open_orphans, privileges, windows
+from mailglass_reconcile.store import ledger, open_orphans, privileges, repair, windows
 from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Place
 from mailglass_reconcile.store.runs import Kind, Origin, Run
@@ -200,6 +200,13 @@ class Sweep:
             )
             return
         packed: bytes | None = self._retried(lambda: self._open(connected))
+        if self._window and self._window.survey and self._window.survey.emptied and not self.result.dry_run:
+            removed = repair.remove_settled(connected, self.database.settings.batch_size)
+            repair.remove_stray_ids(connected, self.database.settings.batch_size)
+            logger.warning(
+                "mailglass_events was emptied: %s closed", counted(removed, "open orphan was", "open orphans were")
+            )
+            packed = self._retried(lambda: self._open(connected))
         while self._parts:
             if packed is None:
                 packed = self._retried(lambda: self._pass(connected))

@@ -3,13 +3,17 @@
 import pytest
 from test_migrations import ORPHAN, new_id, sweep, with_history
 
+import factories
 from catalog import Installation, installation, live
+from mailglass_reconcile import reconcile
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
+from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.doctor import schema as checks
 from mailglass_reconcile.ops.doctor.finding import Finding
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.sweep.reconciler import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +108,27 @@ def test_a_mailglass_that_was_rolled_back_comes_back_first(empty_database_url):
     database.migrate()
     assert database.is_current()
     assert database.open_set() == set()
+
+
+def test_orphans_whose_events_are_gone_are_closed_by_the_next_sweep(beside, caplog):
+    """Mailglass's tests truncate the ledger; what matches is closed, like the rest; a new event is linked."""
+    factories.delivery(beside, "m-1")
+    for id_ in ("m-1", "m-2", "m-3"):
+        factories.orphan(beside, factories.postmark(id_), age_seconds=900)
+    assert prepare(dry_run=True).run().linked == 1
+    reconcile(limit=1)
+    factories.orphan(beside, factories.postmark("m-1"), age_seconds=900)
+    beside.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
+    beside.run("TRUNCATE mailglass_events")
+    beside.broken.update({"I1", "I2", "I3", "I4"})
+    factories.orphan(beside, factories.postmark("m-1"), age_seconds=800)
+    assert prepare(dry_run=True).run().scanned == 4
+    result = reconcile()
+    assert (result.scanned, result.linked, result.skipped, result.status) == (1, 1, 0, "ok")
+    assert "mailglass_events was emptied: 3 open orphans were closed" in caplog.text
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+    assert status.check(beside.database) == []
 
 
 def test_tables_of_ours_beside_mailglass_s_are_warned_of(empty_database_url):
