@@ -11,6 +11,8 @@ from bench.figures import Figure, Points, number
 
 Parts = dict[str, dict[str, Any]]
 
+FEW_POINTS = 20
+
 ASIDE = re.compile(r": (?:cores in use.*|lateness|early events|events in this run|p95|maximum|WAL)$")
 """Rows that only `figures.md` has: what says how a run went, or can be read off its neighbours."""
 
@@ -23,24 +25,54 @@ TRIAL = "**Not to be quoted:** some of these figures are of a trial (`--quick`),
 
 
 class Chart(NamedTuple):
-    """One picture: the curves whose names begin with `prefix`."""
+    """One picture: the curves whose names begin with `prefix`; `scale` is that of both axes, or of x and y.
+
+    With `bars`, each point is a bar. With `shares` too, points are milliseconds and the percentage that took longer,
+    and the bars are the median and the 99th percentile of each curve.
+    """
 
     file: str
     prefix: str
     title: str
     x: str
     y: str
-    scale: str = "log"
+    scale: str = "log log"
+    bars: bool = False
+    shares: bool = False
 
 
 CHARTS = (
-    Chart("latency", "latency: ", "From the later commit to the subscriber", "milliseconds", "% that took longer"),
-    Chart("processes", "processes", "A backlog, by worker processes", "processes", "links a second", "linear"),
+    Chart(
+        "latency",
+        "latency: ",
+        "From the later commit to the subscriber",
+        "",
+        "milliseconds",
+        "linear log",
+        bars=True,
+        shares=True,
+    ),
+    Chart(
+        "processes",
+        "processes",
+        "A backlog, by worker processes",
+        "processes",
+        "links a second",
+        "linear linear",
+        bars=True,
+    ),
     Chart("open", "open orphans", "A sweep, by open orphans", "open orphans, all linked", "seconds"),
     Chart("never", "never matching", "A sweep, by orphans that never match", "open orphans, none linked", "seconds"),
-    Chart("stuck", "stuck: ", "A sweep, by orphans that cannot be linked", "open orphans", "seconds", "linear"),
+    Chart("stuck", "stuck: ", "A sweep, by orphans that cannot be linked", "open orphans", "seconds", "linear linear"),
     Chart("large", "large: ", "A large database", "open orphans, five times as many rows in the ledger", "seconds"),
-    Chart("history", "history", "A sweep of 2,000 orphans, by history", "reconciled orphans in the ledger", "seconds"),
+    Chart(
+        "history",
+        "history",
+        "A sweep of 2,000 orphans, by history",
+        "reconciled orphans in the ledger",
+        "seconds",
+        "log linear",
+    ),
     Chart("batch", "batch size: links", "A sweep, by batch size", "orphans in a batch", "links a second"),
     Chart("locks", "batch size: ms", "How long a batch holds its rows", "orphans in a batch", "milliseconds"),
 )
@@ -135,16 +167,37 @@ def _draw(curves: dict[str, Points], directory: Path) -> None:
             continue
         canvas = Canvas(figsize=(6, 3.2), layout="constrained", facecolor="white")
         axes = canvas.subplots()
-        for name, points in shown.items():
-            marker = "o" if len(points) < 20 else None
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=name.partition(": ")[2] or name)
-        axes.set(xscale=chart.scale, yscale=chart.scale, title=chart.title, xlabel=chart.x, ylabel=chart.y)
-        if chart.scale == "linear":
-            axes.set_ylim(bottom=0)
-        for axis in (axes.xaxis, axes.yaxis):
+        xscale, yscale = chart.scale.split()
+        axes.set(xscale=xscale, yscale=yscale, title=chart.title, xlabel=chart.x, ylabel=chart.y)
+        (_draw_bars if chart.bars else _draw_lines)(axes, chart, shown)
+        if yscale == "linear":
+            axes.set_ylim(0, 1.1 * max(y for points in shown.values() for _, y in points))
+        for axis in (axes.yaxis,) if chart.bars else (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, position: f"{value:,g}")
             axis.set_minor_formatter(lambda value, position: "")
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, axis="y" if chart.bars else "both")
+        axes.set_axisbelow(True)
         if len(shown) > 1:
             axes.legend(frameon=False)
         canvas.savefig(directory / f"{chart.file}.svg", format="svg", metadata={"Date": None})
+
+
+def _draw_lines(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
+    for name, points in shown.items():
+        marker = "o" if len(points) < FEW_POINTS else None
+        label = name.removeprefix(chart.prefix) or name
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
+
+
+def _draw_bars(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
+    if not chart.shares:
+        (points,) = shown.values()
+        found = axes.bar([f"{x:g}" for x, _ in points], [y for _, y in points], width=0.6)
+        axes.bar_label(found, fmt="{:,.0f}")
+        return
+    names = [name.removeprefix(chart.prefix).replace(", ", ",\n") for name in shown]
+    for offset, longer, label in ((-0.2, 50, "median"), (0.2, 1, "99 %")):
+        values = [next(x for x, share in points if share <= longer) for points in shown.values()]
+        found = axes.bar([place + offset for place in range(len(names))], values, width=0.38, label=label)
+        axes.bar_label(found, fmt=number, fontsize=7)
+    axes.set_xticks(range(len(names)), names)
