@@ -160,6 +160,23 @@ def test_webhooks_that_all_carry_another_tenant_are_a_mismatch(db, timeline):
     timeline.fires("NothingLinks", "TenantMismatch")
 
 
+def test_stray_events_of_another_tenant_fire_nothing_where_webhooks_are_attached(db, timeline):
+    """Where our writers link what they record, sweeps link nothing; and one or two events are nobody's tenant."""
+    insert(db, [], [orphan_row(postmark("m-0-0"), tenant_id="default") for _ in range(2)])
+    for number in range(6):
+        insert(db, [delivery_of(db, f"m-{number}-{n}", 30, last_event_type="delivered") for n in range(number and 2)])
+        assert reconcile().linked == 0
+        if number == 0:
+            insert(db, [delivery_of(db, "m-0-0", 30)])
+        timeline.scrape()
+    timeline.fires()
+    insert(db, [], [orphan_row(postmark("m-0-0"), tenant_id="default") for _ in range(3)])
+    for _ in range(4):
+        reconcile()
+        timeline.scrape()
+    timeline.fires()
+
+
 def test_a_redis_that_takes_no_broadcasts_fails_publishing(db, timeline):
     """Links are made."""
     healthy(db, timeline)
