@@ -18,11 +18,13 @@ from mailglass_reconcile.store.database import Transaction, array_literal
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
 
-# OFFSET 0, so that each row is probed for.
+# OFFSET 0, so that each row is probed for; one without keys has no ids.
 _READ = """
 SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.provider,
-       ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
-              WHERE i.event_id = o.event_id ORDER BY i.position) AS ids, o.recipient, o.rule, o.recipient_lost
+       CASE WHEN o.ids > 0
+            THEN ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+                        WHERE i.event_id = o.event_id ORDER BY i.position) END AS ids,
+       o.recipient, o.rule, o.recipient_lost
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
  CROSS JOIN LATERAL (SELECT * FROM {schema}.mailglass_open_orphans WHERE event_id = k.id OFFSET 0) AS o
 """
@@ -175,7 +177,7 @@ def read(tx: Transaction, event_ids: Iterable[str]) -> list[Open]:
     """Return those of *event_ids* that are open, in about their order; their keys as stored, current or not."""
     rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
     return [
-        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids), recipient, rule, lost))
+        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rule, lost))
         for event_id, tenant_id, arrived_at, refused, provider, ids, recipient, rule, lost in rows.all()
     ]
 
