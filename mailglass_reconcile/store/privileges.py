@@ -19,7 +19,7 @@ SWEEPER = (
     (
         "mailglass_deliveries",
         "SELECT",
-        f"id tenant_id recipient provider provider_message_id {_STATE} lock_version updated_at inserted_at",
+        f"id tenant_id stream recipient provider provider_message_id {_STATE} lock_version updated_at inserted_at",
     ),
     ("mailglass_deliveries", "UPDATE", f"{_STATE} lock_version updated_at"),
     ("mailglass_open_orphans", "SELECT", ""),
