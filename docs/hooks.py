@@ -1,4 +1,4 @@
-"""What the site has beyond the files of docs/: the README as first page, the changelog, the help of each command."""
+"""What the site has beyond the files of docs/: the README as first page, and the changelog."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import click
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from mailglass_reconcile.cli import command
-
 ROOT = Path(__file__).parents[1]
 GENERATED = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
-HERE = "<!-- help of each subcommand: the site's build puts it here -->"
-WIDTH = 100
 LOADED = re.compile(r"""<(?:script|img|iframe|link rel="stylesheet")[^>]* (?:src|href)="(?:https?:)?//[^"]*""")
 
 
@@ -26,22 +21,6 @@ def on_files(files: Files, config: Any) -> Files:
         text = (ROOT / file).read_text().replace("](docs/", "](")
         files.append(File.generated(config, page, content=text))
     return files
-
-
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Put the help of each subcommand where the page says so."""
-    return markdown.replace(HERE, helps()) if HERE in markdown else markdown
-
-
-def helps() -> str:
-    """Return what `--help` prints for each subcommand, as sections of a page."""
-    parts = []
-    for name in command.list_commands(click.Context(command)):
-        one = command.get_command(None, name)
-        context = click.Context(one, info_name=f"mailglass-reconcile {name}", max_content_width=WIDTH)
-        context.terminal_width = WIDTH
-        parts.append(f"## {name}\n\n```text\n{one.get_help(context)}\n```\n")
-    return "\n".join(parts)
 
 
 def addressed(rules: str, address: str) -> str:
