@@ -9,6 +9,7 @@ from machine import Machine
 
 import catalog
 import factories
+import shapes
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.servers import free_port
@@ -140,7 +141,9 @@ def without_ids(printed: str) -> str:
 
 def test_with_mailglass(machine, empty_database_url, redis_url, tmp_path):
     """Twelve orphans: ten by the first sweep, the rest by the second; then the worker starts."""
-    mailglass = catalog.live(empty_database_url)
+    catalog.live(empty_database_url, "mailglass", "2.x")
+    settings = shapes.settings_of(empty_database_url, "2.x")
+    mailglass = catalog.Installation(settings, engines.create_engine(settings))
     ids = [factories.new_id() for _ in range(12)]
     deliveries = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
     factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(one)) for one in ids])
@@ -149,6 +152,10 @@ def test_with_mailglass(machine, empty_database_url, redis_url, tmp_path):
     lines, worker = pasted(block)
     printed = machine.paste(lines, **servers)
     assert [int(number) for number in re.findall(r"linked (\d+) of", printed)] == [10, 2]
-    assert {state(empty_database_url, f"{one}@example.com") for one in ids} == {"delivered"}
-    with machine.running(worker, until=" ready.", **servers):
+    seen = settings.database_url.get_secret_value()
+    assert {state(seen, f"{one}@example.com") for one in ids} == {"delivered"}
+    chosen = next(line for line in lines.splitlines() if line.startswith("export "))
+    with machine.running(
+        worker.replace("celery", f"env {chosen.partition(' ')[2]} celery", 1), until=" ready.", **servers
+    ):
         pass

@@ -31,6 +31,7 @@ ELSEWHERE = {
 """Blocks that another test runs."""
 
 NOT_RUN = {
+    ("beside-mailglass.md", "it needs Elixir and a Phoenix application"),
     ("django.md", "the README's quickstart runs these lines"),
     ("django.md", "it needs a project with Postmark that is running"),
     ("handlers.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
