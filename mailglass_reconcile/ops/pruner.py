@@ -19,6 +19,7 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.store import outbox, privileges, repair, runs, schema, webhook_events
 from mailglass_reconcile.store.database import Connected, Database
+from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
 
@@ -80,7 +81,8 @@ def prune() -> PruneResult:
 def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     """Delete what is old, repair the table of open orphans, and return the counts; each batch is a transaction.
 
-    A retention of `infinity` sends no DELETE.
+    A retention of `infinity` sends no DELETE. On tables that Mailglass made, which deletes raw webhooks itself, those
+    of a status are left alone unless its retention is set.
 
     Raises:
         SchemaOutdatedError: The database is not migrated; nothing was deleted.
@@ -89,7 +91,8 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     began = time.monotonic()
     with database.reading() as tx:
         schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
-    work = _Prune(database)
+        theirs = state.made_by_mailglass(tx)
+    work = _Prune(database, theirs=theirs)
     work.run()
     work.note(origin, began)
     work.report()
@@ -100,7 +103,8 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
 class _Prune:
     """One prune of a database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, theirs: bool) -> None:
+        self._theirs = theirs
         self._database = database
         self._settings = database.settings
         self._expired = Expired(0, 0)
@@ -122,9 +126,9 @@ class _Prune:
             settings.retention_dead_days,
             settings.retention_failed_days,
         )
-        yield "succeeded", _deleting(webhook_events.DELETE_OLD, succeeded, status="succeeded")
-        yield "dead", _deleting(webhook_events.DELETE_OLD, dead, status="dead")
-        yield "failed", _deleting(webhook_events.DELETE_OLD, failed, status="failed")
+        for status, days in (("succeeded", succeeded), ("dead", dead), ("failed", failed)):
+            kept = self._theirs and f"retention_{status}_days" not in settings.model_fields_set
+            yield status, _deleting(webhook_events.DELETE_OLD, None if kept else days, status=status)
         yield "hooks_dispatched", _deleting(outbox.DELETE_DISPATCHED, succeeded)
         yield "hooks_dead", _deleting(outbox.DELETE_DEAD, dead)
         yield "expired", self._expire

@@ -189,3 +189,15 @@ def test_a_database_that_is_not_migrated_is_not_pruned(empty_database_url, state
     with recorded(engine) as statements, pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
         pruner.prune_with(database.Database(engine, settings))
     assert not [sql for sql in statements if "DELETE" in sql]
+
+
+def test_raw_webhooks_of_mailglass_s_tables_are_kept_unless_a_retention_is_set(beside):
+    """It deletes them itself; each status stands alone, in the environment and in Python. Its outbox rows are ours."""
+    beside.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
+    for status in ("succeeded", "dead", "failed"):
+        webhooks(beside, status, days=400)
+    assert mailglass_reconcile.prune().as_dict() == NOTHING
+    settings = beside.settings.model_copy(update={"retention_dead_days": 90})
+    mailglass_reconcile.configure(engine=beside.engine, settings=settings)
+    assert mailglass_reconcile.prune().dead == 1
+    assert kept(beside) == {"succeeded": 1, "failed": 1}
