@@ -25,12 +25,16 @@ ASTRAY_ORPHANS = 3
 """Fewer of another tenant may be single events that somebody sent to the wrong place."""
 
 # The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
+# What it left although it could be linked is late until sweeps of some tenants or events have linked as many.
 _FACTS = """
 SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        ({triggers}) AS triggers,
        extract(epoch FROM now()::timestamp - ok.finished_at)::float8 AS success_age, ok.origin AS success_origin,
-       extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 AS lag_seconds,
+       CASE WHEN greatest(1, ok.skipped + ok.failed)
+                 > (SELECT coalesce(sum(linked), 0) FROM {schema}.mailglass_reconcile_runs
+                     WHERE id > ok.id AND (kind = 'targeted' OR kind = 'full' AND tenant_id IS NOT NULL))
+            THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END AS lag_seconds,
        to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
        last.status, last.error, last.ranges, last.ranges_done,
        extract(epoch FROM now()::timestamp - CAST(last.position ->> 'since' AS timestamp))::float8 AS uncovered_seconds,
@@ -48,6 +52,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
          CROSS JOIN LATERAL (
                  SELECT to_json(finished_at) #>> '{}' || 'Z' AS at FROM {schema}.mailglass_reconcile_runs
                   WHERE kind = k.kind AND status IN ('ok', 'partial') AND ranges_done >= coalesce(ranges, 0)
+                    AND (kind <> 'full' OR tenant_id IS NULL)
                   ORDER BY id DESC LIMIT 1) AS s) AS last_success
   FROM (SELECT) AS one
   LEFT JOIN LATERAL (

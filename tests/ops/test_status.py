@@ -7,9 +7,12 @@ import sys
 import jsonschema
 import pytest
 
-from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
+from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
+from mailglass_reconcile.ops import targets
+from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.status import check, status
+from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.store import runs
 from record.recording import event, record
 
@@ -148,6 +151,31 @@ def test_what_can_be_linked_and_stays_open_is_unhealthy(db):
     assert ["although its delivery exists" in problem for problem in found] == [True]
     reconcile()
     assert check(db.database) == []
+
+
+@pytest.mark.parametrize("way", ["targeted", "of its tenant"])
+def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
+    """An operator has linked it by a sweep of that event, or of its tenant; one of the two is not enough."""
+    rows = [orphan_row(postmark(f"m-{n}"), age_seconds=9_000) for n in range(3)]
+    insert(db, [delivery_row(f"m-{n}") for n in range(3)], rows)
+    db.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
+    assert reconcile(limit=1).skipped == 2
+    for expected in ([True], []):
+        if way == "targeted":
+            found = targets.find(db.database, Target(Filters(tenant_id=TENANT)), 1)
+            assert targets.link(db.database, found).linked == 1
+        else:
+            assert reconcile(TENANT, limit=1).linked == 1
+        assert ["although its delivery exists" in problem for problem in check(db.database)] == expected
+    assert status(db.database).lag_seconds == 0
+
+
+def test_a_sweep_of_one_tenant_is_not_the_last_full_sweep(db):
+    """It was shown as that, beside a sentence that none had succeeded for longer."""
+    reconcile()
+    before = status(db.database).last_success["full"]
+    reconcile(TENANT)
+    assert status(db.database).last_success["full"] == before
 
 
 def test_a_sweep_of_which_the_database_refused_every_link_is_unhealthy(db):
