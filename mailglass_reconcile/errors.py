@@ -59,6 +59,9 @@ def hint(text: str) -> str:
 class MailglassReconcileError(Exception):
     """Base class of this package's errors."""
 
+    exit_code = 1
+    """What a command exits with because of it."""
+
     def __str__(self) -> str:
         """Return the message, with the command as it is called here."""
         return hint(super().__str__())
@@ -66,6 +69,12 @@ class MailglassReconcileError(Exception):
 
 class ConfigurationError(MailglassReconcileError):
     """A setting is missing or cannot be used; the message names it."""
+
+
+class InvalidSettingError(ConfigurationError):
+    """The value of a setting cannot be used, by itself or beside another one; commands exit with 2."""
+
+    exit_code = 2
 
 
 class DatabaseUnavailableError(MailglassReconcileError):

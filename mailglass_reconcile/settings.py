@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import InvalidSettingError
 from mailglass_reconcile.rules import event_types
 
 ENV_PREFIX = "MAILGLASS_"
@@ -55,6 +63,9 @@ class Settings(BaseSettings):
         retention_succeeded_days: Days that succeeded raw webhooks are kept.
         retention_dead_days: Days that dead raw webhooks are kept.
         retention_failed_days: Days that failed raw webhooks are kept.
+        retention_events_days: Days that events are kept, on tables that `migrate` made; at least a day more than the
+            maximum age.
+        retention_deliveries_days: Days that deliveries are kept whose events are gone; at least as many.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
@@ -79,17 +90,39 @@ class Settings(BaseSettings):
     retention_succeeded_days: RetentionDays = 14
     retention_dead_days: RetentionDays = 90
     retention_failed_days: RetentionDays = None
+    retention_events_days: RetentionDays = None
+    retention_deliveries_days: RetentionDays = None
+
+    @field_validator("retention_events_days")
+    @classmethod
+    def _outlasts_the_maximum_age(cls, days: int | None, known: ValidationInfo) -> int | None:
+        least = 1 + -(-known.data.get("max_age_minutes", 0) // 1_440)
+        if days is not None and days < least:
+            raise ValueError(f"give at least {least} days, a day more than MAILGLASS_MAX_AGE_MINUTES, or infinity")
+        return days
+
+    @field_validator("retention_deliveries_days")
+    @classmethod
+    def _outlasts_the_events(cls, days: int | None, known: ValidationInfo) -> int | None:
+        if days is None or "retention_events_days" not in known.data:  # what is wrong with that one is said already
+            return days
+        events: int | None = known.data["retention_events_days"]
+        if events is None:
+            raise ValueError("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
+        if days < events:
+            raise ValueError(f"give at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS, or infinity")
+        return days
 
     def __init__(self, **values: Any) -> None:
         """Read the environment; *values* given by name win.
 
         Raises:
-            ConfigurationError: A value cannot be used; the message names each such setting, never its value.
+            InvalidSettingError: A value cannot be used; the message names each such setting, never its value.
         """
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_in_words(error)) from None
+            raise InvalidSettingError(_in_words(error)) from None
 
 
 def _in_words(error: ValidationError) -> str:

@@ -58,6 +58,7 @@ OURS = (
     "prune_idx",
     "deliveries_reconcile_idx",
     "no_truncate",
+    "mailglass_prune_",
 )
 """Words that tell what is ours in a line of the catalog from what is Mailglass's."""
 

@@ -33,6 +33,19 @@ SELECT e.id::text, e.tenant_id, e.delivery_id::text, e.type, to_json(e.occurred_
        CASE WHEN e.type = 'reconciled' THEN e.metadata ->> 'reconciled_from_event_id' END AS reconciled_from
   FROM mailglass_events AS e
 """
+_PRUNED_EVENTS = """
+SELECT e.id::text, e.tenant_id, e.delivery_id::text, e.type, to_json(e.occurred_at) #>> '{}' AS occurred_at,
+       e.idempotency_key, e.needs_reconciliation, to_json(e.inserted_at) #>> '{}' AS inserted_at, p.text,
+       CASE WHEN e.type = 'reconciled' THEN e.metadata ->> 'reconciled_from_event_id' END AS reconciled_from,
+       p.xact::text
+  FROM witness.pruned AS p, jsonb_populate_record(NULL::mailglass_events, p.row) AS e
+ WHERE p.relation = 'mailglass_events'
+"""
+_PRUNED_DELIVERIES = """
+SELECT d.id::text, d.tenant_id, d.recipient, d.provider, d.provider_message_id
+  FROM witness.pruned AS p, jsonb_populate_record(NULL::mailglass_deliveries, p.row) AS d
+ WHERE p.relation = 'mailglass_deliveries'
+"""
 _WITNESSED = "SELECT id::text, text, ours, utc, local FROM witness.events"
 _VERSIONS = "SELECT id::text, version, ours FROM witness.deliveries ORDER BY n"
 _DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message_id FROM mailglass_deliveries"
@@ -105,9 +118,12 @@ class _State:
     """The tables as they are now, and what the witness saw."""
 
     def __init__(self, db: Any) -> None:
-        self.events = {row["id"]: row for row in _all(db, _EVENTS)}
+        self.pruned = {row["id"]: row for row in _all(db, _PRUNED_EVENTS)}
+        """Copies of what retention has deleted; `events` and `deliveries` have them too."""
+        self.live = {row["id"]: row for row in _all(db, _EVENTS)}
+        self.events = {**self.pruned, **self.live}
         self.witnessed = {row["id"]: row for row in _all(db, _WITNESSED)}
-        self.deliveries = {row["id"]: row for row in _all(db, _DELIVERIES)}
+        self.deliveries = {row["id"]: row for row in [*_all(db, _PRUNED_DELIVERIES), *_all(db, _DELIVERIES)]}
         self.versions = defaultdict(list)
         for row in _all(db, _VERSIONS):
             times = {k: oracle.moment(row["version"][k]) for k in (*oracle.EARLIEST, "last_event_at", "updated_at")}
@@ -163,10 +179,17 @@ def _report(state: _State, event_id: str) -> tuple[str, datetime, datetime]:
 
 
 def check_ledger(state: _State) -> None:
-    """I3: orphan rows, and all others, are byte for byte what they were; the ledger never shrinks."""
+    """I3: orphan rows, and all others, are byte for byte what they were; the ledger never shrinks, but by retention.
+
+    What retention deletes goes together: an orphan with its `reconciled` event.
+    """
     for id_, seen in state.witnessed.items():
         assert id_ in state.events, f"event {id_} is gone"
         assert state.events[id_]["text"] == seen["text"], f"event {id_} has changed"
+    assert not set(state.pruned) & set(state.live), "a deleted event has come back"
+    for link in state.links:
+        its = (link["id"], link["reconciled_from"])
+        assert len({state.pruned.get(id_, {}).get("xact") for id_ in its}) == 1, f"half of link {link['id']} is gone"
 
 
 def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str]) -> None:
@@ -311,7 +334,8 @@ def check_handlers(db: Any, state: _State) -> None:
         assert len(set(row["done"])) == len(row["done"]), row
         assert row["attempts"] <= MOST_ATTEMPTS, row
         assert row["state"] != "dispatched" or row["error"] is None, row
-    assert not [id_ for id_ in given if state.events[id_]["type"] in db.hooked and id_ not in rows]
+    missing = [id_ for id_ in given if state.events[id_]["type"] in db.hooked and id_ not in rows]
+    assert not set(missing) - set(state.pruned)
     effects = {(row["handler"], row["id"]): row["n"] for row in _all(db, _EFFECTS)}
     leaving = {handler for handler, _ in effects}
     noted = {(handler, id_) for id_, row in rows.items() for handler in row["done"] if handler in leaving}

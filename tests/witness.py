@@ -26,6 +26,7 @@ _WITNESS = """
 CREATE SCHEMA witness;
 CREATE TABLE witness.events (id uuid, text text, ours boolean, utc timestamp, local timestamp);
 CREATE TABLE witness.deliveries (n bigint GENERATED ALWAYS AS IDENTITY, id uuid, version jsonb, ours boolean);
+CREATE TABLE witness.pruned (relation text, id uuid, row jsonb, text text, xact xid8);
 CREATE TABLE witness.effects (handler text, event_id uuid);
 CREATE FUNCTION witness.event() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
   INSERT INTO witness.events
@@ -38,6 +39,15 @@ CREATE FUNCTION witness.delivery() RETURNS trigger LANGUAGE plpgsql SECURITY DEF
   VALUES (NEW.id, to_jsonb(NEW) - 'metadata', right(current_setting('search_path'), 7) = 'pg_temp');
   RETURN NULL;
 END $$;
+CREATE FUNCTION witness.pruned() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+  IF right(current_setting('search_path'), 7) = 'pg_temp' THEN
+    INSERT INTO witness.pruned
+    VALUES (TG_TABLE_NAME, OLD.id, to_jsonb(OLD), md5(to_jsonb(OLD)::text), pg_current_xact_id());
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER witness_pruned AFTER DELETE ON mailglass_events FOR EACH ROW EXECUTE FUNCTION witness.pruned();
+CREATE TRIGGER witness_pruned AFTER DELETE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION witness.pruned();
 CREATE TRIGGER witness AFTER INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION witness.event();
 CREATE TRIGGER witness AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION witness.delivery();
 ALTER TABLE mailglass_events ENABLE ALWAYS TRIGGER witness;

@@ -1,5 +1,7 @@
 """The open orphans and the triggers that keep them; the handlers' outbox; Mailglass's tables, if there are none."""
 
+from pathlib import Path
+
 from alembic import context
 
 from mailglass_reconcile.store import schema
@@ -66,12 +68,7 @@ CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (te
 CREATE INDEX mailglass_events_needs_reconcile_idx
   ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
 
-CREATE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-  RAISE SQLSTATE '45A01'
-    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
-END;
-$$;
+{immutability}
 CREATE TRIGGER mailglass_events_immutable_trigger
   BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
   FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
@@ -95,6 +92,18 @@ CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
 CREATE INDEX mailglass_webhook_events_tenant_status_idx
   ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
 """
+
+IMMUTABILITY = """
+CREATE OR REPLACE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE SQLSTATE '45A01'
+    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
+END;
+$$;
+"""
+"""Without retention, as Mailglass has it."""
+
+RETENTION = (Path(__file__).parent / "0001_retention.sql").read_text()
 
 OPEN_SET = """
 CREATE TABLE {schema}.mailglass_open_orphans (
@@ -149,6 +158,8 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   published          bigint NOT NULL DEFAULT 0,
   publish_failed     bigint NOT NULL DEFAULT 0,
   expired            bigint NOT NULL DEFAULT 0,
+  events             bigint NOT NULL DEFAULT 0,
+  deliveries         bigint NOT NULL DEFAULT 0,
   duration_ms        bigint NOT NULL DEFAULT 0,
   remaining          bigint,
   linkable_since     timestamp,
@@ -258,6 +269,11 @@ DROP FUNCTION IF EXISTS {schema}.mailglass_open_orphans_remove() CASCADE;
 
 DROP_GUARD = "DROP FUNCTION IF EXISTS {schema}.mailglass_events_no_truncate() CASCADE;"
 
+DROP_RETENTION = """
+DROP FUNCTION IF EXISTS {schema}.mailglass_prune_events(integer, integer, text, timestamp, bigint);
+DROP FUNCTION IF EXISTS {schema}.mailglass_prune_deliveries(integer, integer, text, timestamp, bigint);
+"""
+
 DROP_OPEN_SET = """
 DROP TABLE IF EXISTS {schema}.mailglass_open_orphan_ids;
 DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
@@ -289,7 +305,7 @@ def upgrade() -> None:
         steps.run(
             "creating Mailglass's tables (none found);"
             " if Mailglass itself will use this database, run its migrations first",
-            MAILGLASS_TABLES,
+            MAILGLASS_TABLES.replace("{immutability}", IMMUTABILITY.strip()),
         )
     steps.create_table(
         "mailglass_open_orphans",
@@ -303,7 +319,8 @@ def upgrade() -> None:
         columns=(
             "started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
             " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed"
-            " expired duration_ms remaining linkable_since open_groups handled_types position ranges ranges_done"
+            " expired events deliveries duration_ms remaining linkable_since open_groups handled_types position ranges"
+            " ranges_done"
         ),
     )
     steps.create_table(
@@ -317,6 +334,8 @@ def upgrade() -> None:
         replacing=DROP_TRIGGERS,
         names=("mailglass_open_orphans_add", "mailglass_open_orphans_remove"),
     )
+    if preflight.made_here(attributes["engine"], attributes["settings"]):
+        steps.run("let the prune delete old events", RETENTION)
     if attributes["guard"]:
         steps.create_functions(
             "guard mailglass_events against TRUNCATE",
@@ -330,8 +349,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    steps: Steps = context.config.attributes["steps"]
+    attributes = context.config.attributes
+    steps: Steps = attributes["steps"]
     steps.run("take the triggers off mailglass_events", DROP_TRIGGERS + DROP_GUARD)
+    if preflight.made_here(attributes["engine"], attributes["settings"]):
+        steps.run("let nobody delete events any more", DROP_RETENTION + IMMUTABILITY)
     steps.drop_index("mailglass_deliveries_reconcile_idx")
     steps.drop_index("mailglass_webhook_events_prune_idx")
     steps.run("drop the open orphans", DROP_OPEN_SET)

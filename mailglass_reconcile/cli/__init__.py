@@ -109,5 +109,5 @@ def main(
         if not isinstance(error, MailglassReconcileError):
             raise
         click.echo(f"{name}: {printable(str(error))}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

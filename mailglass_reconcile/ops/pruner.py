@@ -1,4 +1,4 @@
-"""The daily prune: raw webhooks by status and age; the table of open orphans is repaired from the ledger.
+"""The daily prune: raw webhooks by status and age, events and deliveries by age; the open orphans are repaired.
 
 Its steps are independent: one that fails is reported, and the others run.
 """
@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.rules.states import RunStatus
-from mailglass_reconcile.store import outbox, privileges, repair, runs, schema, webhook_events
+from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema, webhook_events
 from mailglass_reconcile.store.database import Connected, Database
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.repair import Expired
@@ -26,6 +26,8 @@ from mailglass_reconcile.store.runs import Origin, Run
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 5_000
+RETENTION_ROWS = 1_000
+"""Events that one transaction looks at; it deletes all that their deliveries have besides."""
 
 Step = Callable[[Connected], int]
 """One step of a prune; it commits its batches itself, and returns how many rows it removed or repaired."""
@@ -44,6 +46,8 @@ class PruneResult:
         added: Orphans of the ledger that were missing and are open now.
         hooks_dispatched: Rows of the handlers' outbox deleted whose handlers were all done.
         hooks_dead: Rows of the handlers' outbox deleted that were dead; those that wait are kept.
+        events: Events deleted from the ledger because of `retention_events_days`.
+        deliveries: Deliveries deleted because of `retention_deliveries_days`.
         failures: The steps that failed, by name, each with the reason; all other steps ran.
     """
 
@@ -55,6 +59,8 @@ class PruneResult:
     added: int = 0
     hooks_dispatched: int = 0
     hooks_dead: int = 0
+    events: int = 0
+    deliveries: int = 0
     failures: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -116,7 +122,7 @@ class _Prune:
         for name, step in self._steps():
             changed = self._take(name, step)
             if hasattr(self.result, name):
-                setattr(self.result, name, changed)
+                setattr(self.result, name, getattr(self.result, name) + changed)
 
     def _steps(self) -> Iterator[tuple[str, Step]]:
         """Yield the steps; one whose name is a field of the result is counted there."""
@@ -135,11 +141,26 @@ class _Prune:
         yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)
         yield "added", lambda connected: repair.add_missing(connected, BATCH_ROWS)
+        yield "events", self._delete_events
+        yield "deliveries", self._delete_deliveries
         yield "history", runs.fold
 
     def _expire(self, connected: Connected) -> int:
         self._expired = repair.remove_expired(connected, BATCH_ROWS)
         return self._expired.orphans
+
+    def _delete_events(self, connected: Connected) -> int:
+        # Counted as they go: what is committed counts even if a later batch fails.
+        if (days := self._settings.retention_events_days) is not None:
+            for deleted in retention.events(connected, days, RETENTION_ROWS):
+                self.result.events += deleted
+        return 0
+
+    def _delete_deliveries(self, connected: Connected) -> int:
+        if (days := self._settings.retention_deliveries_days) is not None:
+            for deleted in retention.deliveries(connected, days, BATCH_ROWS):
+                self.result.deliveries += deleted
+        return 0
 
     def _take(self, name: str, step: Step) -> int:
         """Take one step; if it fails, note why and return 0. Only a database that nobody can reach ends the prune."""
@@ -167,6 +188,8 @@ class _Prune:
             counts={
                 "expired": expired.orphans,
                 "unmatched": expired.orphans - expired.named,
+                "events": self.result.events,
+                "deliveries": self.result.deliveries,
                 "duration_ms": milliseconds,
             },
             error=self._first_error,

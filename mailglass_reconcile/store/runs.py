@@ -17,17 +17,22 @@ Origin = Literal["beat", "call", "command", "python", "follow"]
 RETENTION_DAYS = 30
 """Older rows are added up into one per kind, origin and status, so that totals never shrink."""
 
-COUNTS = ("scanned", *states.OUTCOMES, "linked_unchecked", "published", "publish_failed", "expired", "duration_ms")
+_OF_A_PRUNE = ("expired", "events", "deliveries")
+COUNTS = (
+    *("scanned", *states.OUTCOMES, "linked_unchecked", "published", "publish_failed"),
+    *(*_OF_A_PRUNE, "duration_ms"),
+)
 
 _ADD = """
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
        (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, linked_unchecked,
         unmatched, unmatchable, ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published,
-        publish_failed, expired, duration_ms, remaining, linkable_since, open_groups, handled_types, position, ranges)
+        publish_failed, expired, events, deliveries, duration_ms, remaining, linkable_since, open_groups, handled_types,
+        position, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
         :status, :error, :runs, :scanned, :linked, :linked_unchecked, :unmatched, :unmatchable, :ambiguous,
         :tenant_mismatch, :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired,
-        :duration_ms, :remaining,
+        :events, :deliveries, :duration_ms, :remaining,
         CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types, CAST(:position AS jsonb),
         :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
@@ -84,11 +89,11 @@ WITH old AS (
 INSERT INTO {schema}.mailglass_reconcile_runs
        (started_at, finished_at, kind, origin, status, runs, scanned, linked, linked_unchecked, unmatched, unmatchable,
         ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
-        duration_ms)
+        events, deliveries, duration_ms)
 SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), sum(scanned), sum(linked),
        sum(linked_unchecked), sum(unmatched), sum(unmatchable), sum(ambiguous), sum(tenant_mismatch),
        sum(recipient_mismatch), sum(skipped), sum(failed),
-       sum(published), sum(publish_failed), sum(expired), sum(duration_ms)
+       sum(published), sum(publish_failed), sum(expired), sum(events), sum(deliveries), sum(duration_ms)
   FROM old GROUP BY kind, origin, status
 """
 
@@ -110,6 +115,7 @@ SELECT kind, status, sum(runs)::bigint AS runs, sum(linked)::bigint AS linked,
        sum(tenant_mismatch)::bigint AS tenant_mismatch, sum(recipient_mismatch)::bigint AS recipient_mismatch,
        sum(skipped)::bigint AS skipped, sum(failed)::bigint AS failed, sum(published)::bigint AS published,
        sum(publish_failed)::bigint AS publish_failed, sum(expired)::bigint AS expired,
+       sum(events)::bigint AS events, sum(deliveries)::bigint AS deliveries,
        sum(duration_ms)::bigint AS duration_ms
   FROM {schema}.mailglass_reconcile_runs GROUP BY kind, status
 """
@@ -178,7 +184,7 @@ def add(tx: Transaction, run: Run) -> int:
         "kind": run.kind,
         "origin": run.origin,
         "tenant_id": run.tenant_id,
-        "expired": run.counts.get("expired", 0),
+        **{name: run.counts.get(name, 0) for name in _OF_A_PRUNE},
         "runs": run.runs,
         "age_ms": run.age_ms,
         "handled_types": ",".join(run.handled_types) or None,
@@ -195,7 +201,7 @@ def add_range(tx: Transaction, run_id: int, run: Run) -> None:
 
 def _parameters(run: Run) -> dict[str, Any]:
     return {
-        **{name: run.counts.get(name, 0) for name in COUNTS if name != "expired"},
+        **{name: run.counts.get(name, 0) for name in COUNTS if name not in _OF_A_PRUNE},
         "status": run.status,
         "error": run.error,
         "remaining": run.remaining,

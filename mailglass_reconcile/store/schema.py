@@ -75,6 +75,9 @@ TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE, and its function; not every installation has it."""
 
+RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
+"""The functions that delete what is old; only on tables that `migrate` made."""
+
 UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_events": "idempotency_key"}
 """Mailglass's unique indexes that appending and recording rely on: table, and columns with blanks between."""
 

@@ -545,7 +545,9 @@ class Schedule(RuleBasedStateMachine):
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
                 for table in ("events", "deliveries", "open_orphans", "open_orphan_ids", "hook_outbox"):
                     connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - five fixed names
-                connection.exec_driver_sql("TRUNCATE witness.events, witness.deliveries, witness.effects")
+                connection.exec_driver_sql(
+                    "TRUNCATE witness.events, witness.deliveries, witness.effects, witness.pruned"
+                )
 
 
 def test_any_schedule_ends_as_if_there_had_been_no_race(hooked: Database, record_property: Record) -> None:

@@ -79,6 +79,12 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
     return False
 
 
+def made_here(engine: sa.Engine, settings: Settings) -> bool:
+    """Whether Mailglass's tables are `migrate`'s own, and not made by Mailglass."""
+    with Database(engine, settings).reading() as tx:
+        return not schema.ledgers(tx).here
+
+
 def _refuse_second_set(tx: Transaction) -> None:
     others = schema.ledgers(tx).others
     if others:

@@ -154,7 +154,7 @@ def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[
     [place] = places
     with Database(engine, settings).reading() as tx:
         tables = state.tables_in(tx, place)
-    functions = [in_schema(f"{{schema}}.{name}()", place) for name in (*schema.TRIGGERS, schema.GUARD)]
+    functions = [in_schema(f"{{schema}}.{name}", place) for name in (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION)]
     dropped = [f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in functions]
     moved = [f"ALTER TABLE {table} SET SCHEMA {{schema}};" for table in tables]
     steps.run(

@@ -45,6 +45,11 @@ SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespac
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r' ORDER BY 1
 """
 
+_RETENTION = """
+SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+ WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS text[]))
+"""
+
 _MADE_BY_MAILGLASS = "SELECT to_regclass(:suppressions) IS NOT NULL"
 
 # An index belongs to the owner of its table, so an index of ours on Mailglass's tables is theirs.
@@ -87,8 +92,14 @@ def has_anything(tx: Transaction) -> bool:
 
 
 def is_complete(tx: Transaction, *, guard: bool) -> bool:
-    """Whether the revision, our tables, triggers and indexes are there; also the guard, if it is wanted."""
+    """Whether the revision, our tables, triggers and indexes are there; also the guard, if it is wanted.
+
+    On tables that `migrate` made, also the functions of retention.
+    """
     if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
+        return False
+    wanted = {"schema": tx.schema, "functions": list(schema.RETENTION)}
+    if not made_by_mailglass(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
     return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx) and version(tx) == schema.VERSION
@@ -154,5 +165,5 @@ def _names(tx: Transaction) -> dict[str, Any]:
         "tables": [*schema.TABLES, schema.VERSION_TABLE],
         "table_indexes": [name for name, index in schema.INDEXES.items() if index.table in schema.TABLES],
         "indexes": [name for name, index in schema.INDEXES.items() if index.table not in schema.TABLES],
-        "functions": [*schema.TRIGGERS, schema.GUARD],
+        "functions": [*schema.TRIGGERS, schema.GUARD, *schema.RETENTION],
     }
