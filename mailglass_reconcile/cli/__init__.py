@@ -24,7 +24,7 @@ _SUBCOMMANDS = {
     "listen": "Print broadcasts as they are published, each event once, until you press Ctrl-C.",
     "migrate": "Bring the database to this version's schema, while Mailglass continues to write.",
     "orphans": "List open orphans, with the state that the next sweep would give each.",
-    "prune": "Delete old raw webhooks, and repair the table of open orphans from the ledger.",
+    "prune": "Delete what is older than its retention, and repair the table of open orphans from the ledger.",
     "receive": "Receive providers' webhooks and record them. Needs the extra `webhooks`.",
     "rekey": "Make the next sweep compute the keys of all open orphans again, after a key rule was corrected.",
     "serve": "Show in a browser how linking is going; nothing can be changed there. Needs the extra `web`.",

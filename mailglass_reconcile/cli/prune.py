@@ -9,6 +9,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.rules.wording import counted
 
 EXAMPLES = """\b
 Example:
@@ -19,7 +20,7 @@ Example:
 @click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def prune(as_json: bool) -> None:
-    """Delete old raw webhooks, and repair the table of open orphans from the ledger.
+    """Delete what is older than its retention, and repair the table of open orphans from the ledger.
 
     If a step fails, it is one line on standard error, all other steps run, and the exit code is 1.
     """
@@ -36,5 +37,7 @@ def _print(result: pruner.PruneResult) -> None:
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
         f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
         f"deleted events of handlers: {result.hooks_dispatched:,} dispatched,"
-        f" {result.hooks_dead:,} dead or never handled"
+        f" {result.hooks_dead:,} dead or never handled\n"
+        f"deleted from the ledger: {counted(result.events, 'event')};"
+        f" {counted(result.deliveries, 'delivery', 'deliveries')}"
     )

@@ -27,7 +27,7 @@ _ENDED = (*_REFUSED, "failed")
 def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """Return a tracking event of Anymail as `record_webhook` takes it; a retry of the webhook gives the same id.
 
-    Of the rest that Anymail knows, only tags are kept, because the ledger can never be erased: not its metadata,
+    Of the rest that Anymail knows, only tags are kept, because no event can be erased by itself: not its metadata,
     description, MTA response, user agent or click URL.
 
     Args:

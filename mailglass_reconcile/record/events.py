@@ -44,7 +44,7 @@ def append(
         idempotency_key: A key under which it is appended once, of 1 to 512 characters; it must not begin with
             `reconciled:`, `webhook:` or `send:`.
         reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
-        metadata: What else to keep, as JSON. It is stored as given, addresses included, and can never be erased.
+        metadata: What else to keep, as JSON. It is stored as given, addresses included, and stays as long as the event.
         needs_reconciliation: True for an orphan: sweeps will look for its delivery.
 
     Returns:

@@ -25,7 +25,7 @@ class WebhookEvent:
             of one message and is not put into the ledger.
         reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
         metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out; everything
-            else is stored as given, and can never be erased.
+            else is stored as given, and stays as long as the event.
     """
 
     type: str

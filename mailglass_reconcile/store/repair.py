@@ -136,14 +136,12 @@ WITH page AS MATERIALIZED (
   SELECT event_id, position FROM {schema}.mailglass_open_orphan_ids
    WHERE (event_id, position) > (CAST(:after_id AS uuid), CAST(:after_position AS smallint))
    ORDER BY event_id, position LIMIT :size
-), stray AS MATERIALIZED (
-  SELECT k.event_id, k.position
-    FROM page AS p JOIN {schema}.mailglass_open_orphan_ids AS k USING (event_id, position)
-   WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = p.event_id OFFSET 0)
-     FOR UPDATE OF k SKIP LOCKED
+-- In their order: of two prunes, one waits for the other.
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphan_ids AS k
-   USING stray AS s WHERE k.event_id = s.event_id AND k.position = s.position
+   USING page AS p
+   WHERE k.event_id = p.event_id AND k.position = p.position
+     AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = p.event_id OFFSET 0)
   RETURNING k.event_id
 )
 SELECT event_id::text AS after_id, position AS after_position, (SELECT count(*) FROM removed) AS removed

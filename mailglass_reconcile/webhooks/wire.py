@@ -173,7 +173,7 @@ def digest(payload: object) -> str:
 
 
 def metadata(tags: object) -> dict[str, Any]:
-    """Return what is kept of an event in the ledger, which can never be erased: tags, but none with an address."""
+    """Return what the ledger keeps of an event, which nobody can erase by itself: tags, but none with an address."""
     listed: Sequence[object] = [tags] if isinstance(tags, str) else tags if isinstance(tags, list | tuple) else ()
     kept = [tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)][:MAX_TAGS]
     return {"tags": kept} if kept else {}

@@ -28,7 +28,10 @@ from web.browsing import TOKEN, Visitor
 pytestmark = pytest.mark.slow
 
 GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
-BLOCKS = {re.search(r"TO (\w+);", sql)[1]: sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)}
+BLOCKS: dict[str, str] = {}
+for _sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL):
+    _role = re.search(r"TO (\w+);", _sql)[1]
+    BLOCKS[_role] = BLOCKS.get(_role, "") + _sql
 
 
 @pytest.fixture
@@ -93,6 +96,22 @@ def test_a_sweeper_links_by_hand(db, acting):
         with engines.create_engine(settings).begin() as connection:
             mailglass_reconcile.link(connection, event, to, reason="ticket 4711")
     assert db.appended() == 2
+
+
+def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
+    """Without the right to call them it hears which one it lacks; and no role may delete by itself."""
+    orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
+    function = "public.mailglass_prune_events(integer, integer, text, timestamp, bigint)"
+    settings = acting("mailglass_sweeper", retention_events_days=30, retention_deliveries_days=30)
+    assert mailglass_reconcile.prune().failures == {}
+    assert db.value("SELECT count(*) FROM mailglass_events") == 0
+    role = settings.database_url.get_secret_value().split("//")[1].split(":")[0]
+    db.run(f"REVOKE EXECUTE ON FUNCTION {function} FROM {role}")
+    failures = mailglass_reconcile.prune().failures
+    quoted = function.replace("public", '"public"')
+    assert failures == {
+        "events": f"role {role} lacks a right (SQLSTATE 42501): run GRANT EXECUTE ON FUNCTION {quoted} TO {role}"
+    }
 
 
 @pytest.mark.guard
