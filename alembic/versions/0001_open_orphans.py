@@ -68,7 +68,20 @@ CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (te
 CREATE INDEX mailglass_events_needs_reconcile_idx
   ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
 
-{immutability}
+-- The functions of retention run as the owner, with a setting that ends with them. By this function `migrate` also
+-- knows that it made the tables.
+CREATE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF TG_OP = 'DELETE' AND current_setting('mailglass_reconcile.retention', true) = 'on' THEN
+    IF current_user = (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = TG_RELID) THEN
+      RETURN OLD;
+    END IF;
+  END IF;
+  RAISE SQLSTATE '45A01'
+    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
+END;
+$$;
 CREATE TRIGGER mailglass_events_immutable_trigger
   BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
   FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
@@ -92,16 +105,6 @@ CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
 CREATE INDEX mailglass_webhook_events_tenant_status_idx
   ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
 """
-
-IMMUTABILITY = """
-CREATE OR REPLACE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-  RAISE SQLSTATE '45A01'
-    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
-END;
-$$;
-"""
-"""Without retention, as Mailglass has it."""
 
 RETENTION = (Path(__file__).parent / "0001_retention.sql").read_text()
 
@@ -305,8 +308,10 @@ def upgrade() -> None:
         steps.run(
             "creating Mailglass's tables (none found);"
             " if Mailglass itself will use this database, run its migrations first",
-            MAILGLASS_TABLES.replace("{immutability}", IMMUTABILITY.strip()),
+            MAILGLASS_TABLES + RETENTION,
         )
+    elif preflight.made_here(attributes["engine"], attributes["settings"]):
+        steps.run("let the prune delete old events", RETENTION)
     steps.create_table(
         "mailglass_open_orphans",
         OPEN_SET,
@@ -334,8 +339,6 @@ def upgrade() -> None:
         replacing=DROP_TRIGGERS,
         names=("mailglass_open_orphans_add", "mailglass_open_orphans_remove"),
     )
-    if preflight.made_here(attributes["engine"], attributes["settings"]):
-        steps.run("let the prune delete old events", RETENTION)
     if attributes["guard"]:
         steps.create_functions(
             "guard mailglass_events against TRUNCATE",
@@ -349,11 +352,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    attributes = context.config.attributes
-    steps: Steps = attributes["steps"]
+    steps: Steps = context.config.attributes["steps"]
     steps.run("take the triggers off mailglass_events", DROP_TRIGGERS + DROP_GUARD)
-    if preflight.made_here(attributes["engine"], attributes["settings"]):
-        steps.run("let nobody delete events any more", DROP_RETENTION + IMMUTABILITY)
+    steps.run("drop the functions of retention", DROP_RETENTION)
     steps.drop_index("mailglass_deliveries_reconcile_idx")
     steps.drop_index("mailglass_webhook_events_prune_idx")
     steps.run("drop the open orphans", DROP_OPEN_SET)

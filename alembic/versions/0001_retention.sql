@@ -1,18 +1,5 @@
 -- Retention: the only way to delete from the ledger, and only on tables that `migrate` made. CREATE OR REPLACE keeps
--- the grants. Both functions are one batch of a walk, by tenant and time; the caller commits it and hands its place on.
-
-CREATE OR REPLACE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  -- The functions below run as the owner, with a setting that ends with them.
-  IF TG_OP = 'DELETE' AND current_setting('mailglass_reconcile.retention', true) = 'on'
-     AND current_user = (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = TG_RELID) THEN
-    RETURN OLD;
-  END IF;
-  RAISE SQLSTATE '45A01'
-    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
-END;
-$$;
+-- the grants. Each function is one batch of a walk, by tenant and time; the caller commits it and hands its place on.
 
 -- Deletes events that are older than so many days: of each delivery all, with the orphans linked to it, or none; and
 -- orphans that have expired. An event that a handler waits for or has given up on keeps its delivery's events.

@@ -35,8 +35,8 @@ SELECT after_tenant, after_time::text AS after_time, passed, deleted
 
 def unusable(tx: Transaction, name: str = EVENTS) -> str | None:
     """Return why this role cannot delete old rows by the function *name*, and what to do, or None if it can."""
-    if schema.ledgers(tx).here:
-        return f"Mailglass made the tables of schema {tx.schema}, and its events are never deleted: unset {SETTINGS}"
+    if not schema.made_here(tx):
+        return f"`migrate` did not make the tables of schema {tx.schema}, so their events are never deleted: unset {SETTINGS}"
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:
         return f"schema {tx.schema} has no function {name}: run `mailglass-reconcile migrate`"

@@ -98,6 +98,13 @@ SELECT EXISTS (SELECT FROM pg_class AS o JOIN pg_class AS v ON v.relowner = o.re
                   AND (o.relkind, v.relkind) = ('r', 'r'))
 """
 
+# By what refuses a DELETE: only ours lets retention pass.
+_MADE_HERE = """
+SELECT EXISTS (SELECT FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+                WHERE t.tgrelid = to_regclass(:events) AND t.tgname = 'mailglass_events_immutable_trigger'
+                  AND p.prosrc LIKE '%mailglass_reconcile.retention%')
+"""
+
 TRIGGERS_ENABLED = """
 SELECT count(*) = 2 FROM pg_trigger AS t
  WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
@@ -205,6 +212,11 @@ def second_set(tx: Transaction) -> str | None:
             f" set it to {tx.schema}, or to the schema that is meant"
         )
     return None
+
+
+def made_here(tx: Transaction) -> bool:
+    """Whether `migrate` made the ledger: only there may events be deleted."""
+    return bool(tx.execute(_MADE_HERE, {"events": tx.name_of("mailglass_events")}).scalar_one())
 
 
 def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:

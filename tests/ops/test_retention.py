@@ -215,9 +215,10 @@ def test_the_function_refuses_to_delete_what_is_younger_than_two_days(db):
             db.rows(f"SELECT * FROM mailglass_prune_{name}(1, 10, '', '-infinity', 0)")  # noqa: S608
 
 
-def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url):
+@pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
+def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url, shape):
     """The other steps run, and the command exits with 1."""
-    database = live(empty_database_url, shape="2.x")
+    database = live(empty_database_url, shape=shape)
     database.migrate()
     database.run("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
                     VALUES (gen_random_uuid(), 'acme', 'opened', now(), true, now() - interval '40 days')""")
@@ -234,8 +235,8 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
     assert (done.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
     assert set(printed["failures"]) == {"events", "deliveries"}
     assert done.stderr == (
-        "ERROR: prune: steps events, deliveries failed, and the others ran: Mailglass made the tables of schema public,"
-        " and its events are never deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
+        "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
+        " public, so their events are never deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
         " MAILGLASS_RETENTION_DELIVERIES_DAYS\n"
     )
     assert database.values("SELECT count(*) FROM mailglass_events") == [1]

@@ -80,9 +80,9 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
 
 
 def made_here(engine: sa.Engine, settings: Settings) -> bool:
-    """Whether Mailglass's tables are `migrate`'s own, and not made by Mailglass."""
+    """Whether `migrate` made Mailglass's tables, so that retention works there."""
     with Database(engine, settings).reading() as tx:
-        return not schema.ledgers(tx).here
+        return schema.made_here(tx)
 
 
 def _refuse_second_set(tx: Transaction) -> None:

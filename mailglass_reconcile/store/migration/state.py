@@ -99,7 +99,7 @@ def is_complete(tx: Transaction, *, guard: bool) -> bool:
     if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
         return False
     wanted = {"schema": tx.schema, "functions": list(schema.RETENTION)}
-    if not made_by_mailglass(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
+    if schema.made_here(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
     return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx) and version(tx) == schema.VERSION
