@@ -36,7 +36,7 @@ SELECT after_tenant, after_time::text AS after_time, passed, deleted
 def unusable(tx: Transaction, name: str = EVENTS) -> str | None:
     """Return why this role cannot delete old rows by the function *name*, and what to do, or None if it can."""
     if not schema.made_here(tx):
-        return f"`migrate` did not make the tables of schema {tx.schema}, so their events are never deleted: unset {SETTINGS}"
+        return f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted: unset {SETTINGS}"
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:
         return f"schema {tx.schema} has no function {name}: run `mailglass-reconcile migrate`"

@@ -236,7 +236,7 @@ def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url
     assert set(printed["failures"]) == {"events", "deliveries"}
     assert done.stderr == (
         "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
-        " public, so their events are never deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
+        " public, so no event is deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
         " MAILGLASS_RETENTION_DELIVERIES_DAYS\n"
     )
     assert database.values("SELECT count(*) FROM mailglass_events") == [1]
