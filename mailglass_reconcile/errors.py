@@ -19,6 +19,7 @@ INSUFFICIENT_PRIVILEGE = "42501"
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
 DISK_FULL = "53100"
+DEPENDENT_OBJECTS = "2BP01"
 
 CONTENTION_SQLSTATES = frozenset({"40001", "40P01"})
 """A serialization failure, a deadlock: the same transaction may succeed a moment later."""
@@ -156,6 +157,9 @@ _REFUSALS = {
         " see docs/grants.md"
     ),
     QUERY_CANCELED: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
+    DEPENDENT_OBJECTS: (
+        "another object depends on what is to be dropped (SQLSTATE 2BP01): drop that first, then run the command again"
+    ),
     DISK_FULL: "the disk of the database is full (SQLSTATE 53100): make room there",
 }
 

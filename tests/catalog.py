@@ -109,10 +109,10 @@ class Installation:
         runner.migrate(self.engine, self.settings, tell or told.append, **options)
         return told
 
-    def remove(self) -> list[str]:
+    def remove(self, **options: Any) -> list[str]:
         """Take out what is ours, and return what was told."""
         told: list[str] = []
-        runner.remove(self.engine, self.settings, told.append)
+        runner.remove(self.engine, self.settings, told.append, **options)
         return told
 
     def prune(self) -> PruneResult:

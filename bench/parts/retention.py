@@ -1,4 +1,4 @@
-"""Retention: nine tenths of a ledger are deleted while an application writes; started by hand for the largest."""
+"""Retention: nine tenths of a ledger are deleted while an application writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.machine import Machine, vacuum
 from mailglass_reconcile import Sent, Settings, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.store import engines
 
-EVENTS = (1_000_000, 3_000_000, 10_000_000)
+EVENTS = (300_000, 1_000_000, 3_000_000)
 OF_EACH = 3
 """Events of each delivery: the send, an orphan, and its `reconciled` event."""
 DAYS = 30

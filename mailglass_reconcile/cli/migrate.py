@@ -16,6 +16,7 @@ Examples:
   mailglass-reconcile migrate
   mailglass-reconcile migrate --check || echo "run migrate first"
   mailglass-reconcile migrate --remove
+  mailglass-reconcile migrate --remove --tables
 """
 
 
@@ -23,16 +24,17 @@ Examples:
 @click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
 @click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
 @click.option("--remove", is_flag=True, help="Remove our tables, indexes and triggers; Mailglass's tables stay.")
+@click.option("--tables", is_flag=True, help="With --remove: drop deliveries and events too, if `migrate` made them.")
 @click.option("--yes", is_flag=True, help="With --remove: do not ask for confirmation.")
 @click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
-def migrate(plan: bool, check: bool, remove: bool, yes: bool, guard_truncate: bool) -> None:
+def migrate(plan: bool, check: bool, remove: bool, tables: bool, yes: bool, guard_truncate: bool) -> None:
     """Bring the database to this version's schema, while Mailglass continues to write."""
     if plan + check + remove > 1:
         raise click.UsageError("--plan, --check and --remove exclude each other")
     if guard_truncate and (check or remove):
         raise click.UsageError("--guard-truncate can only be used with a migration or its --plan")
-    if yes and not remove:
-        raise click.UsageError("--yes can only be used with --remove")
+    if (yes or tables) and not remove:
+        raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
     if remove and not (yes or sys.stdin.isatty()):
         raise click.UsageError("no terminal to confirm on: pass --yes")
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - costs every command a fifth of its start
@@ -45,10 +47,13 @@ def migrate(plan: bool, check: bool, remove: bool, yes: bool, guard_truncate: bo
         )
         sys.exit(0 if current else 1)
     if remove:
-        for line in runner.losses(engine, settings):
+        for line in runner.losses(engine, settings, tables=tables):
             click.echo(line)
         if not yes:
-            click.confirm("remove our tables, indexes and triggers?", abort=True, err=True)
-        runner.remove(engine, settings, click.echo)
+            more = (
+                "drop deliveries and events with every row?" if tables else "remove our tables, indexes and triggers?"
+            )
+            click.confirm(more, abort=True, err=True)
+        runner.remove(engine, settings, click.echo, tables=tables)
     else:
         runner.migrate(engine, settings, click.echo, plan=plan, guard_truncate=guard_truncate)

@@ -1,5 +1,7 @@
 """`migrate --remove` tells what is lost before it asks; and what belongs to somebody else stays."""
 
+import csv
+import re
 import subprocess
 import sys
 import uuid
@@ -9,7 +11,7 @@ import pytest
 from sqlalchemy.engine import make_url
 from test_migrations import with_history
 
-from catalog import installation, live
+from catalog import client, installation, live, url_of
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store.migration import runner
 
@@ -19,7 +21,7 @@ COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
 
 
 def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
-    """Tables that `migrate` made stay with their recipients, and the statement that drops them is given."""
+    """Tables that `migrate` made stay with their recipients, and the command that drops them is given."""
     database = installation(empty_database_url)
     database.migrate()
     with_history(database)
@@ -35,8 +37,78 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
     assert "recipients included" in stays
     database.remove()
     assert database.values("SELECT count(*) FROM mailglass_deliveries") == [1]
-    database.run(stays[stays.index("DROP TABLE") :])
-    assert not any("mailglass" in line for line in database.objects() if not line.startswith("schema"))
+    assert stays.endswith("`mailglass-reconcile migrate --remove --tables`")
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_url, first):
+    """Together with ours, or when ours have gone before; nothing of either is left, and they can be made again."""
+    database = installation(empty_database_url)
+    before = database.objects()
+    database.migrate()
+    with_history(database)
+    if first:
+        database.remove()
+    assert runner.losses(database.engine, database.settings, tables=True)[-1].startswith("dropped for good: ")
+    database.remove(tables=True)
+    assert database.objects() == before
+    database.migrate()
+    assert database.is_current()
+
+
+@pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
+def test_mailglass_s_own_tables_are_never_dropped(empty_database_url, shape):
+    """Nothing is changed, before anybody is asked."""
+    database = live(empty_database_url, shape=shape)
+    database.migrate()
+    before = database.objects()
+    with pytest.raises(DatabaseRefusedError, match="nothing was changed: `migrate` did not make the tables"):
+        runner.losses(database.engine, database.settings, tables=True)
+    with pytest.raises(DatabaseRefusedError, match="nothing was changed"):
+        database.remove(tables=True)
+    assert database.objects() == before
+
+
+def test_what_an_application_has_built_on_the_tables_stops_their_removal(empty_database_url):
+    """A view, for example; once it is dropped, the same command does the rest."""
+    database = installation(empty_database_url)
+    database.migrate()
+    database.run("CREATE VIEW mine AS SELECT id FROM mailglass_deliveries")
+    with pytest.raises(DatabaseRefusedError, match="another object depends on what is to be dropped"):
+        database.remove(tables=True)
+    database.run("DROP VIEW mine")
+    database.remove(tables=True)
+    assert not any("mailglass" in line for line in database.objects())
+
+
+def test_tables_that_are_kept_get_their_retention_again(empty_database_url):
+    """Removing ours takes the functions along; migrating brings them back."""
+    database = installation(empty_database_url)
+    database.migrate()
+    functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'mailglass_prune_%'"
+    assert database.values(functions) == [2]
+    database.remove()
+    assert database.values(functions) == [0]
+    database.migrate()
+    assert database.values(functions) == [2]
+    database.run("DROP FUNCTION mailglass_prune_events")
+    assert not database.is_current()
+
+
+def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_path):
+    """With psql, as it is written there, and read back into the same tables elsewhere."""
+    database = installation(empty_database_url)
+    database.migrate()
+    with_history(database)
+    page = (Path(__file__).parent.parent.parent / "docs" / "leaving.md").read_text()
+    commands = re.findall(r'^\$ psql "\$MAILGLASS_DATABASE_URL" -c "(.*)"$', page, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        psql = [client("psql", database), "--no-psqlrc", url_of(database), "-c", command]
+        subprocess.run(psql, cwd=tmp_path, check=True, capture_output=True)
+    for name in ("deliveries", "events"):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == len(database.rows()[f"mailglass_{name}"]) > 0
 
 
 def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url):
@@ -59,6 +131,9 @@ def test_the_command_asks_before_it_removes(empty_database_url):
     assert database.is_current()
     done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
     assert "pending: 0 open orphans" in done.stdout
+    alone = [COMMAND, "migrate", "--tables"]
+    wrong = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
     assert not database.is_current()
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from mailglass_reconcile.rules.wording import counted
-from mailglass_reconcile.store.database import Transaction, in_schema
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.migration import state
 
 MAILGLASS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events")
+
+DROP_TABLES = """
+DROP TABLE {schema}.mailglass_deliveries, {schema}.mailglass_events, {schema}.mailglass_webhook_events;
+DROP FUNCTION IF EXISTS {schema}.mailglass_raise_immutability();
+"""
+"""Without CASCADE: what an application has built on them stops it."""
 
 _OPEN = "SELECT count(*) AS orphans, count(recipient) AS recipients FROM {schema}.mailglass_open_orphans"
 _OUTBOX = """
@@ -16,8 +22,11 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WH
 _RUNS = "SELECT count(*) FROM {schema}.mailglass_reconcile_runs"
 
 
-def losses(tx: Transaction) -> list[str]:
-    """Return a line each for what is pending, what a removal loses, and what it leaves behind."""
+def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
+    """Return a line each for what is pending, what a removal loses, and what it leaves behind.
+
+    With *tables*, it leaves nothing.
+    """
     there = set(state.tables_in(tx, tx.schema))
 
     def has(table: str) -> bool:
@@ -32,12 +41,13 @@ def losses(tx: Transaction) -> list[str]:
         f"lost: recipients of {counted(recipients, 'open orphan')}, which the ledger does not have;"
         f" a history of {counted(runs, 'run')}; every GRANT on our tables",
     ]
-    tables = ", ".join(tx.name_of(name) for name in MAILGLASS)
+    names = ", ".join(tx.name_of(name) for name in MAILGLASS)
+    if tables:
+        return [*lines, f"dropped for good: {names}, with every row"]
     if state.made_by_mailglass(tx):
-        return [*lines, f"stays: Mailglass's tables with every row ({tables})"]
-    function = in_schema("{schema}.mailglass_raise_immutability()", tx.schema)
+        return [*lines, f"stays: Mailglass's tables with every row ({names})"]
     return [
         *lines,
-        f"stays: {tables}, with every row, recipients included. To drop them too, for good:"
-        f" DROP TABLE {tables}; DROP FUNCTION {function}",
+        f"stays: {names}, with every row, recipients included."
+        " To drop them too, for good: `mailglass-reconcile migrate --remove --tables`",
     ]

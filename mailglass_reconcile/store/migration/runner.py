@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
+from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import privileges, schema
-from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, in_schema
+from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction, in_schema
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import contents, state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
@@ -106,21 +106,31 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
         return state.is_complete(tx, guard=not state.made_by_mailglass(tx))
 
 
-def losses(engine: sa.Engine, settings: Settings) -> list[str]:
+def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
     """Return a line each for what is pending, what `remove` takes away for good, and what it leaves.
 
     Raises:
+        DatabaseRefusedError: *tables* are to be dropped, and `migrate` did not make them.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database_errors(), Database(engine, settings).reading() as tx:
         state.refuse_others(tx)
-        return contents.losses(tx)
+        if tables:
+            _refuse_to_drop(tx)
+        return [hint(line) for line in contents.losses(tx, tables=tables)]
 
 
-def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
+def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, tables: bool = False) -> None:
     """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row.
 
+    Args:
+        engine: Of a role that owns the tables.
+        settings: Whose schema it is.
+        tell: Gets a line for each step.
+        tables: Drop those of Mailglass's tables too that `migrate` made, with every row.
+
     Raises:
+        DatabaseRefusedError: *tables* are to be dropped, and `migrate` did not make them; nothing was changed.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database_errors(), one_at_a_time(engine, settings):
@@ -128,16 +138,29 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -
         with Database(engine, settings).reading() as tx:
             state.refuse_others(tx)
             ours = state.has_anything(tx)
-        if not ours:
+            if tables:
+                _refuse_to_drop(tx)
+        if not (ours or tables):
             tell("nothing to do: there is nothing to remove")
             return
         _refuse_unknown(engine, settings)
         steps = Steps(engine, settings, tell)
-        with _alembic(engine, settings, steps, guard=False) as config:
-            command.stamp(config, "head")  # an interrupted migration has not recorded it
-            command.downgrade(config, "base")
-            steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
+        if ours:
+            with _alembic(engine, settings, steps, guard=False) as config:
+                command.stamp(config, "head")  # an interrupted migration has not recorded it
+                command.downgrade(config, "base")
+                steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
+        if tables:
+            steps.run("drop deliveries, events and raw webhooks", contents.DROP_TABLES)
         tell("done: our tables, indexes and triggers are removed")
+
+
+def _refuse_to_drop(tx: Transaction) -> None:
+    if not schema.made_here(tx):
+        raise DatabaseRefusedError(
+            f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
+            " Run it without --tables, which leaves them"
+        )
 
 
 def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[str]) -> None:
