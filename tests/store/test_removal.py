@@ -59,7 +59,7 @@ def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_
 @pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
 def test_mailglass_s_own_tables_are_never_dropped(empty_database_url, shape):
     """Nothing is changed, before anybody is asked."""
-    database = live(empty_database_url, shape=shape)
+    database = live(empty_database_url, "mailglass", shape)
     database.migrate()
     before = database.objects()
     with pytest.raises(DatabaseRefusedError, match="nothing was changed: `migrate` did not make the tables"):
@@ -127,7 +127,7 @@ def test_the_command_asks_before_it_removes(empty_database_url):
     refused = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    assert (refused.returncode, "give --yes" in refused.stderr) == (2, True)
+    assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
     done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
     assert "pending: 0 open orphans" in done.stdout
