@@ -72,8 +72,8 @@ class ConfigurationError(MailglassReconcileError):
     """A setting is missing or cannot be used; the message names it."""
 
 
-class InvalidSettingError(ConfigurationError):
-    """The value of a setting cannot be used, by itself or beside another one; commands exit with 2."""
+class ContradictionError(ConfigurationError):
+    """Settings contradict each other; commands exit with 2, as for wrong usage."""
 
     exit_code = 2
 

@@ -13,9 +13,10 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mailglass_reconcile.errors import InvalidSettingError
+from mailglass_reconcile.errors import ConfigurationError, ContradictionError
 from mailglass_reconcile.rules import event_types
 
 ENV_PREFIX = "MAILGLASS_"
@@ -29,6 +30,13 @@ def _known_types(value: str | None) -> str | None:
     if value is not None:
         event_types.chosen(value)
     return value
+
+
+_CONTRADICTION = "contradiction"
+
+
+def _contradiction(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError(_CONTRADICTION, "{sentence}", {"sentence": sentence})
 
 
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
@@ -98,7 +106,7 @@ class Settings(BaseSettings):
     def _outlasts_the_maximum_age(cls, days: int | None, known: ValidationInfo) -> int | None:
         least = 1 + -(-known.data.get("max_age_minutes", 0) // 1_440)
         if days is not None and days < least:
-            raise ValueError(f"give at least {least} days, a day more than MAILGLASS_MAX_AGE_MINUTES, or infinity")
+            raise _contradiction(f"give at least {least} days, a day more than MAILGLASS_MAX_AGE_MINUTES, or infinity")
         return days
 
     @field_validator("retention_deliveries_days")
@@ -108,21 +116,22 @@ class Settings(BaseSettings):
             return days
         events: int | None = known.data["retention_events_days"]
         if events is None:
-            raise ValueError("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
+            raise _contradiction("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
         if days < events:
-            raise ValueError(f"give at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS, or infinity")
+            raise _contradiction(f"give at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS, or infinity")
         return days
 
     def __init__(self, **values: Any) -> None:
         """Read the environment; *values* given by name win.
 
         Raises:
-            InvalidSettingError: A value cannot be used; the message names each such setting, never its value.
+            ConfigurationError: A value cannot be used; the message names each such setting, never its value.
         """
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise InvalidSettingError(_in_words(error)) from None
+            contradicts = any(fault["type"] == _CONTRADICTION for fault in error.errors(include_context=False))
+            raise (ContradictionError if contradicts else ConfigurationError)(_in_words(error)) from None
 
 
 def _in_words(error: ValidationError) -> str:

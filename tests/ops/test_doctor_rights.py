@@ -99,3 +99,14 @@ def test_others_who_may_create_objects_in_the_schema(db):
     assert (found.status, "PUBLIC" in found.message) == (WARNING, True)
     heal(db, found.remedy)
     assert of("creators").status == OK
+
+
+def test_a_retention_that_the_role_may_not_apply(db, role):
+    """The right to call the function is named, and its grant."""
+    settings = mailglass_reconcile.runtime.get_settings().model_copy(update={"retention_events_days": 30})
+    mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
+    found = of("rights")
+    assert found.status == ERROR
+    assert found.message.startswith("the prune cannot delete old events: role ")
+    heal(db, found.remedy)
+    assert of("rights").status == OK

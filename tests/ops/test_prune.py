@@ -25,7 +25,19 @@ SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :st
 """
 NOTHING = {
     **dict.fromkeys(
-        ("succeeded", "dead", "failed", "expired", "settled", "added", "hooks_dispatched", "hooks_dead"), 0
+        (
+            "succeeded",
+            "dead",
+            "failed",
+            "expired",
+            "settled",
+            "added",
+            "hooks_dispatched",
+            "hooks_dead",
+            "events",
+            "deliveries",
+        ),
+        0,
     ),
     "failures": {},
     "status": "ok",

@@ -24,7 +24,12 @@ from mailglass_reconcile.ops.doctor import (
 from mailglass_reconcile.ops.doctor.finding import ERROR, Check, Finding, attempt, error, ok, side_by_side, warning
 
 OF_THE_SERVER = (("server", database.server), ("schema", schema.revision))
-OF_THE_ROLE = (("disk", database.disk), ("rights", rights.rights), ("creators", rights.others))
+OF_THE_ROLE = (
+    ("disk", database.disk),
+    ("rights", rights.rights),
+    ("rights", rights.retention),
+    ("creators", rights.others),
+)
 OF_THE_TABLES = (
     ("triggers", schema.triggers),
     ("indexes", schema.indexes),

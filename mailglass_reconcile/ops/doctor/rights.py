@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.store import privileges
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.retention import unusable
 
 
 def rights(tx: Transaction) -> Iterator[Finding]:
@@ -32,6 +33,13 @@ def rights(tx: Transaction) -> Iterator[Finding]:
             " so Postgres refuses every sweep",
             f"ALTER ROLE {lacks.role} BYPASSRLS",
         )
+
+
+def retention(tx: Transaction) -> Iterator[Finding]:
+    """Check that this role may delete old events, if a retention is set."""
+    if tx.settings.retention_events_days is not None and (reason := unusable(tx)):
+        sentence, _, step = reason.rpartition(": ")
+        yield error("rights", f"the prune cannot delete old events: {sentence}", step.replace("run GRANT", "GRANT"))
 
 
 def others(tx: Transaction) -> Iterator[Finding]:
