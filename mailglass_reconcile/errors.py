@@ -158,7 +158,7 @@ _REFUSALS = {
     ),
     QUERY_CANCELED: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
     DEPENDENT_OBJECTS: (
-        "another object depends on what is to be dropped (SQLSTATE 2BP01): drop that first, then run the command again"
+        "another object depends on one of these (SQLSTATE 2BP01): drop it first, then run the command again"
     ),
     DISK_FULL: "the disk of the database is full (SQLSTATE 53100): make room there",
 }

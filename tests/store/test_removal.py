@@ -74,7 +74,7 @@ def test_what_an_application_has_built_on_the_tables_stops_their_removal(empty_d
     database = installation(empty_database_url)
     database.migrate()
     database.run("CREATE VIEW mine AS SELECT id FROM mailglass_deliveries")
-    with pytest.raises(DatabaseRefusedError, match="another object depends on what is to be dropped"):
+    with pytest.raises(DatabaseRefusedError, match="another object depends on one of these"):
         database.remove(tables=True)
     database.run("DROP VIEW mine")
     database.remove(tables=True)

@@ -110,7 +110,7 @@ def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> li
     """Return a line each for what is pending, what `remove` takes away for good, and what it leaves.
 
     Raises:
-        DatabaseRefusedError: *tables* are to be dropped, and `migrate` did not make them.
+        DatabaseRefusedError: *tables* is True, and `migrate` did not make them.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database_errors(), Database(engine, settings).reading() as tx:
@@ -130,7 +130,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
         tables: Drop those of Mailglass's tables too that `migrate` made, with every row.
 
     Raises:
-        DatabaseRefusedError: *tables* are to be dropped, and `migrate` did not make them; nothing was changed.
+        DatabaseRefusedError: *tables* is True, and `migrate` did not make them; nothing was changed.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database_errors(), one_at_a_time(engine, settings):
