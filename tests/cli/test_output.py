@@ -26,7 +26,7 @@ def test_a_verbose_dry_run_lists_each_event_and_its_delivery_and_writes_nothing(
     said = commands.inside("sweep", "--dry-run", "--verbose").stdout.splitlines()
     assert sorted(said[:2]) == sorted(f"{event} -> {delivery}" for event, delivery in pairs.items())
     assert said[2].startswith("would link 2 of 3 open orphans")
-    assert len(commands.inside("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 4
+    assert len(commands.inside("sweep", "--dry-run", "--verbose", "--limit", "1").stdout.splitlines()) == 5
     assert db.appended() == 0
     assert commands.inside("sweep", "--verbose").exit_code == 2
 

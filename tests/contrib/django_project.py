@@ -13,6 +13,7 @@ from anymail.signals import post_send, tracking
 from django.apps import apps
 from django.conf import settings
 from django.core.management import call_command
+from django.core.signals import setting_changed
 from django.db import connections
 from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
@@ -53,6 +54,7 @@ def leave_the_app() -> None:
     """Undo what our app has done since it was loaded."""
     from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - it needs the settings
 
+    setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
     post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
     tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
     settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != MIDDLEWARE]
