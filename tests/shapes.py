@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 import invariants
 import mailglass_reconcile
 import witness as watching
-from catalog import SHAPES, live
+from catalog import SHAPES, Installation, live
 from conftest import Database
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -47,6 +47,12 @@ def mailglass_templates(
 def shape(request: pytest.FixtureRequest) -> str:
     """A version of Mailglass."""
     return str(request.param)
+
+
+@pytest.fixture
+def unmigrated(empty_database_url: str, shape: str) -> Installation:
+    """A database of each version in which only Mailglass has made its tables."""
+    return live(empty_database_url, SCHEMAS[shape], shape)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from test_migrations import ORPHAN
 from test_open_set import database, insert, new_id  # noqa: F401 - a fixture
 
-from catalog import Installation, live
+from catalog import Installation
 from mailglass_reconcile.store.ledger import uuid7
 
 pytestmark = pytest.mark.slow
@@ -72,9 +72,9 @@ def test_an_old_row_of_the_open_set_that_would_never_expire_is_pruned(database, 
 
 @pytest.mark.parametrize("hours", [-8, 0, 9, 14])
 @pytest.mark.parametrize("how", ["fill", "repair"])
-def test_an_orphan_that_the_trigger_did_not_see_arrived_when_its_uuid_was_made(empty_database_url, how, hours):
+def test_an_orphan_that_the_trigger_did_not_see_arrived_when_its_uuid_was_made(unmigrated, how, hours):
     """Its `inserted_at` is the local time of a session west or east of UTC."""
-    database = live(empty_database_url)  # noqa: F811
+    database = unmigrated  # noqa: F811
     fresh, expired = uuid7_of(3 * 3600), uuid7_of(7 * 86_400 + 600)
     if how == "repair":
         database.migrate()

@@ -12,6 +12,7 @@ from catalog import installation, live
 from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.migration import runner
+from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
 
@@ -47,10 +48,11 @@ def test_the_default_schema_needs_no_setting_if_the_ledger_is_there(empty_databa
     assert database.is_current()
 
 
-def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(empty_database_url, redis_url):
+def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(empty_database_url, redis_url, shape):
     """Its own test suite wipes the ledger; the guard that was asked for stays, and goes with the rest."""
-    database = live(empty_database_url)
-    database.run(SUPPRESSIONS)
+    database = live(empty_database_url, SCHEMAS[shape], shape)
+    if shape == "0.1.1":
+        database.run(SUPPRESSIONS)
     with_history(database)
     before = database.objects()
     database.migrate()
@@ -59,12 +61,13 @@ def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(em
     assert before <= database.objects()
     database.run("TRUNCATE mailglass_events")
     environment = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": redis_url}
+    environment["MAILGLASS_DATABASE_SCHEMA"] = SCHEMAS[shape]
     for _ in range(2):
         subprocess.run([COMMAND, "migrate", "--guard-truncate"], env=environment, check=True, capture_output=True)
     database.migrate()
     assert database.is_current()
     with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
-        connection.execute(sa.text("TRUNCATE mailglass_events"))
+        connection.execute(sa.text(f"TRUNCATE {SCHEMAS[shape]}.mailglass_events"))
     database.remove()
     assert database.objects() == before
 

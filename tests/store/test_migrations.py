@@ -125,9 +125,9 @@ def test_what_is_ours_is_four_tables_three_triggers_three_functions_two_indexes_
 
 
 @pytest.mark.guard
-def test_a_live_database_keeps_every_object_and_row(empty_database_url):
+def test_a_live_database_keeps_every_object_and_row(unmigrated):
     """Mailglass's tables are as before, with every row."""
-    database = live(empty_database_url)
+    database = unmigrated
     with_history(database)
     objects, rows = database.objects(), database.rows()
     database.migrate()
@@ -135,9 +135,9 @@ def test_a_live_database_keeps_every_object_and_row(empty_database_url):
     assert database.rows() == rows
 
 
-def test_the_open_set_is_filled_with_what_is_open_within_the_maximum_age(empty_database_url):
+def test_the_open_set_is_filled_with_what_is_open_within_the_maximum_age(unmigrated):
     """Neither reconciled nor expired orphans enter it, and a missing delivery status does not matter."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.run(
         "ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error"
     )
@@ -155,9 +155,9 @@ def test_the_open_set_is_filled_with_what_is_open_within_the_maximum_age(empty_d
     assert database.open_set() == {still_open}
 
 
-def test_more_orphans_than_a_batch_are_all_filled_in(empty_database_url):
+def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
     """The pages of the fill meet without a gap, also where many rows share one moment."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.run(
         """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
            SELECT gen_random_uuid(), 't' || n % 3, 'opened', now(), true, (now() AT TIME ZONE 'UTC')
@@ -232,9 +232,9 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(empty_database
 
 
 @pytest.mark.guard
-def test_migrating_twice_changes_nothing_the_second_time(empty_database_url):
+def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
     """It says that there is nothing to do."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.migrate()
     before = database.objects()
     assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001"]
@@ -346,9 +346,9 @@ def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(empty
 
 @pytest.mark.guard
 @pytest.mark.parametrize("empty_first", [True, False])
-def test_remove_takes_out_what_is_ours_and_nothing_else(empty_database_url, empty_first):
+def test_remove_takes_out_what_is_ours_and_nothing_else(unmigrated, empty_first):
     """The catalog and the rows are as before, and a second removal finds nothing."""
-    database = live(empty_database_url)
+    database = unmigrated
     if not empty_first:
         with_history(database)
     objects, rows = database.objects(), database.rows()
