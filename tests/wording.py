@@ -59,5 +59,4 @@ def descriptions() -> Iterator[tuple[str, str]]:
 def pages() -> Iterator[tuple[str, str]]:
     """Yield the templates of the page in the browser, and the pages of Markdown without code."""
     for path in sorted([*PACKAGE.rglob("*.html"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]):
-        if path.stem != "beside-mailglass":  # written again soon
-            yield str(path.relative_to(ROOT)), re.sub(r"`[^`\n]*`", "`code`", path.read_text())
+        yield str(path.relative_to(ROOT)), re.sub(r"`[^`\n]*`", "`code`", path.read_text())

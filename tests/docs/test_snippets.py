@@ -25,6 +25,7 @@ ELSEWHERE = {
     ("fastapi.md", "python"): "examples/test_fastapi_example.py: its lines stand in the example (test_pages.py)",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("grants.md", "sql"): "store/test_grants.py",
+    ("leaving.md", "sql"): "store/test_removal.py",
     ("sweeps.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
@@ -35,6 +36,8 @@ NOT_RUN = {
     ("django.md", "the README's quickstart runs these lines"),
     ("django.md", "it needs a project with Postmark that is running"),
     ("handlers.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
+    ("leaving.md", "a test runs them with a psql of its own"),
+    ("leaving.md", "it asks"),
     ("performance.md", "it takes an hour"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
