@@ -3,6 +3,8 @@
 tests/ops/test_planted_faults.py plants others, in a system with a worker and a beat.
 """
 
+import datetime as dt
+
 import pytest
 from pydantic import SecretStr
 
@@ -126,6 +128,20 @@ def test_an_outdated_schema_lets_no_sweep_begin(db, timeline):
     timeline.hold(minutes=16)
     timeline.fires("NoSuccess")
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=schema.VERSION)
+
+
+def test_webhooks_that_have_stopped_although_mail_goes_out_are_silence(db, timeline):
+    """Reports came, and then no more; a provider that never had one fires nothing."""
+    hours = {"reported": 50, "sent": 40}
+    at = {name: str(dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(hours=n)) for name, n in hours.items()}
+    sent = {"dispatched_at": at["sent"], "last_event_at": at["sent"]}
+    insert(db, [delivery_row("never", provider="postmark", **sent), delivery_row("stopped", **sent)])
+    for before in (True, False):
+        for _ in range(4):
+            reconcile()
+            timeline.scrape()
+        timeline.fires(*([] if before else ["Silent"]))
+        insert(db, [delivery_row("old", last_event_type="delivered", last_event_at=at["reported"])])
 
 
 def test_a_key_rule_that_is_missing_means_that_nothing_links(db, timeline):
