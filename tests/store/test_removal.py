@@ -8,11 +8,12 @@ import uuid
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from test_migrations import with_history
 
 from catalog import client, installation, live, url_of
-from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
 from mailglass_reconcile.store.migration import runner
 
 pytestmark = pytest.mark.slow
@@ -109,6 +110,22 @@ def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_p
     for name in ("deliveries", "events"):
         with (tmp_path / f"{name}.csv").open(newline="") as file:
             assert len(list(csv.DictReader(file))) == len(database.rows()[f"mailglass_{name}"]) > 0
+
+
+def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_database_url):
+    """Not before it: removing our tables leaves the ledger append-only."""
+    database = installation(empty_database_url)
+    database.migrate()
+    with_history(database)
+    database.remove()
+    page = (Path(__file__).parent.parent.parent / "docs" / "leaving.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", page, re.S)
+    change = sa.text("UPDATE mailglass_events SET type = 'unknown'")
+    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+        connection.execute(change)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text(block))
+        assert connection.execute(change).rowcount
 
 
 def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url):
