@@ -394,6 +394,14 @@ def test_a_session_broadcasts_by_itself_when_it_has_committed(db, end):
     assert messages(db) == []
 
 
+def test_what_is_open_for_others_of_the_id_takes_no_place_of_what_is_for_its_recipients(db):
+    """At most so many are looked at; the recipients come first, or those of others would fill that number."""
+    webhook_in(db, *(event(recipient=f"u{n}@example.com", provider_event_id=f"{n:02}") for n in range(30)))
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 10}))
+    recorded = sent_in(db, *(one(f"u{n}@example.com") for n in range(20, 30)))
+    assert [each.linked for each in recorded] == [1] * 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
