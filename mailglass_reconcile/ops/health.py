@@ -91,6 +91,7 @@ class Facts(NamedTuple):
     hooks_dead: int
     hooks_overdue_seconds: float
     handlers: list[Problem]
+    left_out: list[str]
     reports: list[Reports]
     silence_hours: float | None
 
@@ -103,7 +104,7 @@ def last_sweeps(tx: Transaction) -> sa.Row[Any]:
 
 def facts(tx: Transaction) -> Facts:
     """Return the facts, by a few queries whose cost does not depend on what is open."""
-    row, waiting = last_sweeps(tx), outbox.facts(tx)
+    row, waiting, left_out = last_sweeps(tx), outbox.facts(tx), handled.left_out(tx)
     last = None if row.status is None else dict(row._mapping)
     if last is not None and row.swept_lately is not None:  # sweeps count their own links; our writers link most
         last["linked_lately"] = max(row.swept_lately, ledger.newest_links(tx, LATELY_DAYS * 86_400))
@@ -121,7 +122,8 @@ def facts(tx: Transaction) -> Facts:
         waiting.waiting,
         waiting.dead,
         max(0.0, waiting.overdue_seconds),
-        handlers.problems(waiting, handled.left_out(tx)),
+        handlers.problems(waiting, left_out),
+        left_out,
         reports.missing(tx),
         tx.settings.silence_hours,
     )

@@ -66,6 +66,7 @@ class Measures:
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events of which a handler has failed for the last time.
         hooks_overdue_seconds: For how long the first of those that wait has been due.
+        hooks_left_out: How many types of events were recorded or linked without their handlers in the last hour.
         lately: What has arrived, and what deliveries have heard.
         silence: What deliveries lack, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
@@ -80,6 +81,7 @@ class Measures:
     hooks_waiting: int
     hooks_dead: int
     hooks_overdue_seconds: float
+    hooks_left_out: int
     lately: Lately
     silence: dict[str, Silence]
     unlinked_tenants: int
@@ -117,6 +119,7 @@ def measure(database: Database) -> Measures:
         known.hooks_waiting,
         known.hooks_dead,
         known.hooks_overdue_seconds,
+        len(known.left_out),
         lately,
         by_label(known.reports),
         unlinked,

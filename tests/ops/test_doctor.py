@@ -20,6 +20,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.store import handled, schema
 from record.recording import event, record
+from scraping import scrape, value
 
 pytestmark = pytest.mark.slow
 
@@ -416,6 +417,8 @@ def test_types_with_a_handler_that_a_process_does_not_hand_on(db: Database, capl
     found = of("handlers")
     assert (found.status, "(bounced)" in found.message) == (ERROR, True)
     assert "MAILGLASS_HOOK_TYPES=bounced" in found.remedy
+    assert ["(bounced)" in problem for problem in check(db.database)] == [False, True]
+    assert value(scrape(db), "handler_types_left_out") == 1
     assert caplog.text == ""
     for number in ("2", "3"):
         handled._LeftOut.next_look = 0.0
