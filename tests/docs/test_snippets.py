@@ -12,6 +12,7 @@ from typing import NamedTuple
 import click
 import pages
 import pytest
+import sqlalchemy as sa
 import yaml
 
 import commands
@@ -26,6 +27,7 @@ ELSEWHERE = {
     ("testing.md", "python"): "testing/test_plugin.py",
     ("grants.md", "sql"): "store/test_grants.py",
     ("leaving.md", "sql"): "store/test_removal.py",
+    ("performance.md", "sql"): "by the test of settings of tables, below",
     ("sweeps.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
 }
@@ -238,6 +240,13 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, db, redis_url, tmp
         cwd=tmp_path, env=given, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_settings_of_tables_for_autovacuum_are_accepted(db):
+    """As the page on sizing writes them."""
+    [block] = [block for block in ALL if (block.page, block.language) == ("performance.md", "sql")]
+    with db.engine.begin() as connection:
+        connection.execute(sa.text(block.text))
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "json"], ids=lambda one: one.page)
