@@ -18,6 +18,28 @@ class Break(NamedTuple):
 
 BREAKS = (
     Break(
+        "the note of a recipient that was not checked stays on our writers' events",
+        (
+            (
+                "mailglass_reconcile/store/ledger.py",
+                "WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'",
+                "WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata",
+            ),
+        ),
+        "store/test_raw_webhooks.py::test_events_of_our_writers_carry_no_such_note",
+    ),
+    Break(
+        "a webhook that is an orphan does not end a silence",
+        (
+            (
+                "mailglass_reconcile/store/reports.py",
+                "        last = min(reported, arrived)\n",
+                "        last = reported\n",
+            ),
+        ),
+        "ops/test_missing_reports.py::test_webhooks_that_have_stopped_are_found_everywhere",
+    ),
+    Break(
         "an error quotes the database's own words",
         (
             (
