@@ -23,7 +23,7 @@ COMMAND = Path(sys.executable).with_name("mailglass-reconcile")
 HEADINGS = re.compile(r"^#+ (.*)$", re.M)
 
 
-MOST_WORDS = 23_500
+MOST_WORDS = 23_600
 """In all pages of docs/ without the tables that the benchmark writes."""
 
 
