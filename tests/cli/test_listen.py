@@ -63,8 +63,7 @@ def link(db, tenant: str = factories.TENANT) -> str:
     return delivery
 
 
-@pytest.mark.guard
-@pytest.mark.parametrize("tenant", [None, "acme"])
+@pytest.mark.parametrize("tenant", [pytest.param(None, marks=pytest.mark.guard), "acme"])
 def test_each_event_is_one_line_of_json_at_once(db, start, tenant):
     """Flushed as it comes, of the tenant that was asked for or of all, once although it has two channels."""
     process = start("--json", *(["--tenant", tenant] if tenant else []))

@@ -87,7 +87,10 @@ SELECT md5('wide' || n)::uuid, 'acme', 'News', 'bulk', 'User ' || n || ' <U' || 
        'campaign', 'dispatched', '2026-01-01', '2026-01-01', '2026-01-01' FROM generate_series(1, 20000) AS n;
 """
 
-STATISTICS = ["fresh", "of an empty database", "from before the campaign"]
+STATISTICS = [
+    "fresh",
+    *(pytest.param(stale, marks=pytest.mark.slow) for stale in ("of an empty database", "from before the campaign")),
+]
 
 
 @pytest.fixture(scope="module", params=STATISTICS)

@@ -92,6 +92,7 @@ def test_any_json_is_read_or_refused(provider, body, headers):
     read(provider, one.body, one.headers)
 
 
+@pytest.mark.slow
 @EVERY_PROVIDER
 @PATIENT
 @given(body=st.binary(max_size=200), headers=HEADERS)
