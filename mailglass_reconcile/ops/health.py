@@ -89,6 +89,7 @@ class Facts(NamedTuple):
     last_success: dict[str, str]
     hooks_waiting: int
     hooks_dead: int
+    hooks_failing: int
     hooks_overdue_seconds: float
     handlers: list[Problem]
     left_out: list[str]
@@ -121,6 +122,7 @@ def facts(tx: Transaction) -> Facts:
         row.last_success,
         waiting.waiting,
         waiting.dead,
+        waiting.failing,
         max(0.0, waiting.overdue_seconds),
         handlers.problems(waiting, left_out),
         left_out,
@@ -168,7 +170,7 @@ def problems(known: Facts, max_lag_seconds: float) -> list[str]:
             f"nothing was pruned for {age(known.unpruned_seconds or 0)}, so tables grow and expired orphans stay open:"
             " run `mailglass-reconcile prune`, daily"
         )
-    found += [f"{problem.sentence}: {problem.remedy}" for problem in known.handlers if problem.grave]
+    found += [f"{problem.sentence}: {problem.remedy}" for problem in known.handlers]
     of_last = _of_the_last(known.last, allowed) if known.last else []
     found += silence.problems(known.reports, known.silence_hours)
     found += [*_without_ids(known.groups or []), *of_last]

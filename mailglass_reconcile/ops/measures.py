@@ -65,6 +65,7 @@ class Measures:
         triggers: Whether the triggers on the ledger exist and are enabled.
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events of which a handler has failed for the last time.
+        hooks_failing: Those of them that wait whose handlers have failed three times or more.
         hooks_overdue_seconds: For how long the first of those that wait has been due.
         hooks_left_out: How many types of events were recorded or linked without their handlers in the last hour.
         lately: What has arrived, and what deliveries have heard.
@@ -80,6 +81,7 @@ class Measures:
     triggers: bool
     hooks_waiting: int
     hooks_dead: int
+    hooks_failing: int
     hooks_overdue_seconds: float
     hooks_left_out: int
     lately: Lately
@@ -118,6 +120,7 @@ def measure(database: Database) -> Measures:
         known.triggers,
         known.hooks_waiting,
         known.hooks_dead,
+        known.hooks_failing,
         known.hooks_overdue_seconds,
         len(known.left_out),
         lately,

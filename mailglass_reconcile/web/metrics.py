@@ -127,8 +127,8 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     silent = {provider: one.seconds for provider, one in known.silence.items()}
     yield _gauge("silent_seconds", help_, ("provider",), _keyed(silent))
     yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
-    hooks = {"waiting": known.hooks_waiting, "dead": known.hooks_dead}
-    help_ = "Events that wait for their handlers, and events with a handler that has failed for the last time"
+    hooks = {"waiting": known.hooks_waiting, "failing": known.hooks_failing, "dead": known.hooks_dead}
+    help_ = "Events that wait for their handlers, those that failed three times, those that are dead"
     yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
     help_ = "For how long the first event that waits for handlers has been due"
     yield _single("handler_overdue_seconds", help_, known.hooks_overdue_seconds)

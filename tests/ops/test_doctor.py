@@ -394,6 +394,8 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     db.run(WAITING, attempts=3, due=-60)
     found = of("handlers")
     assert (found.status, "1 event has failed 3 times" in found.message) == (WARNING, True)
+    assert ["1 event has failed 3 times" in problem for problem in check(db.database)] == [False, True]
+    assert value(scrape(db), "handler_events", state="failing") == 1
     db.run("DELETE FROM mailglass_hook_outbox")
     registry._registered.clear()
 
