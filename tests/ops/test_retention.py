@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -291,3 +292,53 @@ def test_settings_that_make_no_sense_are_refused(monkeypatch, given, wrong):
     else:
         with pytest.raises(ConfigurationError, match=wrong):
             Settings()
+
+
+FILLED = """
+WITH sent AS (
+  INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, last_event_type,
+                                    last_event_at, inserted_at, updated_at)
+  SELECT gen_random_uuid(), 'tenant ' || n % 3, 'Mail', 'bulk', 'a@example.com', 'example.com', 'opened', t.at, t.at,
+         t.at
+    FROM generate_series(1, :number) AS n,
+         LATERAL (SELECT now()::timestamp - interval '40 days' - make_interval(secs => n) AS at) AS t
+  RETURNING id, tenant_id, inserted_at
+)
+INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, inserted_at)
+SELECT gen_random_uuid(), tenant_id, id, 'opened', inserted_at, inserted_at FROM sent, generate_series(1, 2)
+"""
+
+
+def test_the_cost_of_deleting_is_linear(db, monkeypatch):
+    """While a snapshot keeps what is deleted, twice as many rows read twice as many pages, and not four times."""
+    monkeypatch.setattr(pruner, "RETENTION_ROWS", 100)
+    read = []
+    for number in (1_500, 3_000):
+        db.run(FILLED, number=number)
+        db.run("ANALYZE mailglass_events")
+        with db.engine.connect() as reader:
+            reader.execution_options(isolation_level="REPEATABLE READ").exec_driver_sql("SELECT FROM mailglass_events")
+            read.append(buffers(db))
+        assert db.value("SELECT count(*) FROM mailglass_events") == 0
+    assert read[1] < 2.6 * read[0]
+
+
+def buffers(db) -> int:
+    """Prune, and return how many pages the function has read, from memory or not."""
+    total = 0
+
+    def explain(connection, cursor, statement, parameters, context, many):
+        nonlocal total
+        if 'FROM "public".mailglass_prune_events' in statement:
+            cursor.execute("SAVEPOINT explained")
+            cursor.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) " + statement, parameters)
+            plan = "\n".join(row[0] for row in cursor.fetchall())
+            found = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
+            total += sum(int(number or 0) for number in found.groups())
+            cursor.execute("ROLLBACK TO explained")
+        return statement, parameters
+
+    sa.event.listen(db.engine, "before_cursor_execute", explain, retval=True)
+    assert prune(db).failures == {}
+    sa.event.remove(db.engine, "before_cursor_execute", explain)
+    return total
