@@ -17,7 +17,7 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
-from mailglass_reconcile.rules.wording import counted, shown_tenant
+from mailglass_reconcile.rules.humanize import counted, shown_tenant
 from mailglass_reconcile.schedule import (
     DISPATCH_EXPIRES_SECONDS,
     DISPATCH_TASK,
@@ -84,7 +84,7 @@ def reconcile(
         ValueError: *limit* or *fan_out* is below 1.
         MailglassReconcileError: Nothing was swept.
     """
-    with _told_in_a_line(SWEEP_TASK):
+    with _faults_on_one_line(SWEEP_TASK):
         self.generate_lock(self.name, (tenant_id, limit, fan_out, after, until))
         with self.held() as hold:
             if hold.duplicate_of is not None:
@@ -125,7 +125,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         ValueError: *interval* is out of bounds.
         MailglassReconcileError: Nothing was swept.
     """
-    with _told_in_a_line(RECENT_TASK, once=True):
+    with _faults_on_one_line(RECENT_TASK, once=True):
         sweep = reconciler.prepare_recent(interval, tenant_id, origin=_origin())
         with _ended_by_soft_limit(sweep):
             sweep.run()
@@ -135,14 +135,14 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
 @shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
 def prune() -> dict[str, Any]:
     """Delete old raw webhooks, and repair the table of open orphans; return the fields of `PruneResult`."""
-    with _told_in_a_line(PRUNE_TASK):
+    with _faults_on_one_line(PRUNE_TASK):
         return pruner.prune_with(runtime.database(), _origin()).as_dict()
 
 
 @shared_task(name=DISPATCH_TASK, throws=(MailglassReconcileError,))
 def dispatch() -> dict[str, int]:
     """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`."""
-    with _told_in_a_line(DISPATCH_TASK):
+    with _faults_on_one_line(DISPATCH_TASK):
         return dispatcher.dispatch_within(DISPATCH_SECONDS, _origin()).as_dict()
 
 
@@ -183,7 +183,7 @@ _last_faults: dict[str, str] = {}
 
 
 @contextmanager
-def _told_in_a_line(task_name: str, *, once: bool = False) -> Iterator[None]:
+def _faults_on_one_line(task_name: str, *, once: bool = False) -> Iterator[None]:
     """Log an error of ours as one line if Celery will not: it logs what a task `throws` at the level INFO.
 
     With *once*, an error that lasts is logged once by each process.

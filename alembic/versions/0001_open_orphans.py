@@ -249,7 +249,7 @@ CREATE TRIGGER mailglass_open_orphans_add AFTER INSERT ON {schema}.mailglass_eve
   EXECUTE FUNCTION {schema}.mailglass_open_orphans_add();
 CREATE TRIGGER mailglass_open_orphans_remove AFTER INSERT ON {schema}.mailglass_events FOR EACH ROW
   WHEN (NEW.type = 'reconciled'
-        AND current_setting('mailglass_reconcile.removes_itself', true) IS DISTINCT FROM 'on'
+        AND current_setting('mailglass_reconcile.closes_orphans', true) IS DISTINCT FROM 'on'
         AND NEW.idempotency_key COLLATE "C"
             ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$')
   EXECUTE FUNCTION {schema}.mailglass_open_orphans_remove();

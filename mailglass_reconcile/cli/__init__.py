@@ -104,7 +104,7 @@ def main(
         sys.exit(INTERRUPTED)
     except Exception as error:
         from mailglass_reconcile.errors import MailglassReconcileError  # noqa: PLC0415 - see Subcommands
-        from mailglass_reconcile.rules.wording import printable  # noqa: PLC0415
+        from mailglass_reconcile.rules.humanize import printable  # noqa: PLC0415
 
         if not isinstance(error, MailglassReconcileError):
             raise

@@ -20,7 +20,7 @@ from mailglass_reconcile.cli.texts import console, table
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.wording import counted, took
+from mailglass_reconcile.rules.humanize import counted, took
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import doctor as doctors
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
-from mailglass_reconcile.rules.wording import printable
+from mailglass_reconcile.rules.humanize import printable
 
 COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red"}
 

@@ -14,8 +14,8 @@ from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.messages import DeliveryState
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.rules.states import NOT_CHECKED
-from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.store.database import Database
 
 EXAMPLES = """\b

@@ -24,7 +24,7 @@ from mailglass_reconcile.errors import (
     SchemaOutdatedError,
 )
 from mailglass_reconcile.pubsub import Publisher
-from mailglass_reconcile.rules.wording import counted, took
+from mailglass_reconcile.rules.humanize import counted, took
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep import reconciler, window

@@ -14,7 +14,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED
 from mailglass_reconcile.cli.texts import print_json, reader_may_leave
 from mailglass_reconcile.pubsub import Missed, Subscription, Update
-from mailglass_reconcile.rules.wording import printable
+from mailglass_reconcile.rules.humanize import printable
 
 EXAMPLES = """\b
 Examples:

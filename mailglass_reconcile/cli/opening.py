@@ -8,7 +8,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DatabaseUnavailableError
-from mailglass_reconcile.rules.wording import printable
+from mailglass_reconcile.rules.humanize import printable
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected
 

@@ -11,8 +11,8 @@ from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_m
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed
 from mailglass_reconcile.rules import event_types, providers
+from mailglass_reconcile.rules.humanize import age
 from mailglass_reconcile.rules.states import OPEN_STATES
-from mailglass_reconcile.rules.wording import age
 
 EXAMPLES = """\b
 Examples:

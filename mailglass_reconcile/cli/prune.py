@@ -9,7 +9,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.rules.humanize import counted
 
 EXAMPLES = """\b
 Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import open_orphans, schema
 
 BATCH_ROWS = 5_000

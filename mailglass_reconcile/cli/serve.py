@@ -11,7 +11,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.wording import printable
+from mailglass_reconcile.rules.humanize import printable
 
 EXAMPLES = """\b
 Examples:

@@ -16,7 +16,7 @@ from mailglass_reconcile.cli.texts import Duration, console, moment, print_json,
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops.status import Status
-from mailglass_reconcile.rules.wording import age, counted, printable
+from mailglass_reconcile.rules.humanize import age, counted, printable
 from mailglass_reconcile.schedule import LATE_SECONDS
 
 WATCH_SECONDS = 2.0

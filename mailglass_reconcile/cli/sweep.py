@@ -22,8 +22,8 @@ from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targets, tenants
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targets import MOST, Target
+from mailglass_reconcile.rules.humanize import counted, shown, took
 from mailglass_reconcile.rules.states import MEANINGS, Outcome, Skipped
-from mailglass_reconcile.rules.wording import counted, shown, took
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining

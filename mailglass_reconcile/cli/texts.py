@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mailglass_reconcile.rules.wording import age, printable, seconds_of
+from mailglass_reconcile.rules.humanize import age, printable, seconds_of
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4

@@ -75,8 +75,8 @@ def _aware(timestamp: dt.datetime | None) -> dt.datetime | None:
 
 def _id(event: AnymailTrackingEvent) -> str:
     """Return the provider's id of the event, or a digest of what it has sent, which does not change over retries."""
-    told = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
-    return wire.event_id(event.event_id, told)
+    payload = event.esp_event or [event.event_type, event.message_id, event.recipient, event.timestamp]
+    return wire.event_id(event.event_id, payload)
 
 
 def _mailgun_id(event: AnymailTrackingEvent) -> str:
@@ -91,10 +91,10 @@ def _ses_id(event: AnymailTrackingEvent) -> str:
 
 def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
     """Anymail takes the first of several recipients of Resend, and the address that bounced behind a forward of SES."""
-    told = event.esp_event or {}
-    if provider == "resend" and told.get("data"):
-        return resend.recipient(told["data"])
-    named: list[str] = ses.recipients(told) if provider == "ses" else []
+    payload = event.esp_event or {}
+    if provider == "resend" and payload.get("data"):
+        return resend.recipient(payload["data"])
+    named: list[str] = ses.recipients(payload) if provider == "ses" else []
     return named[0] if len(named) == 1 else event.recipient
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mailglass_reconcile import Sent, SweepResult, reconcile, record_send, runtime
 from mailglass_reconcile.demo.plot import Mail
-from mailglass_reconcile.rules.wording import printable
+from mailglass_reconcile.rules.humanize import printable
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
 
 LINE_SECONDS = 0.1

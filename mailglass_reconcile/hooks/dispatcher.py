@@ -23,7 +23,7 @@ from mailglass_reconcile.hooks import connections, running
 from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.handlers import Registered
-from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines, outbox, runs
 from mailglass_reconcile.store.database import Database, Transaction, borrowed
@@ -187,7 +187,7 @@ class _Dispatcher:
             except Exception as raised:
                 if not (ran or connections.is_contention(raised)):
                     raise
-                error = error or running.told(handler, claim.event_id, claim.attempts, raised)
+                error = error or running.log_error(handler, claim.event_id, claim.attempts, raised)
             attempt = _after(attempt, handler, error)
         self._count([attempt], self._own(begin, lambda tx: outbox.settle(tx, [attempt])))
 

@@ -48,11 +48,11 @@ def run(work: Work, settings: Settings, handler: Registered, row: Held) -> str |
     except Exception as error:  # an application's handler may fail in any way, which costs that handler only
         if work.ours.closed or work.ours.invalidated:
             raise
-        return told(handler, row.event_id, row.attempts, error)
+        return log_error(handler, row.event_id, row.attempts, error)
     return None
 
 
-def told(handler: Registered, event_id: str, attempt: int, error: Exception) -> str:
+def log_error(handler: Registered, event_id: str, attempt: int, error: Exception) -> str:
     """Log a handler's error by its class and place, because its words may hold an address; return the class."""
     name = type(error).__name__[: registry.MAX_NAME]
     frames = traceback.extract_tb(error.__traceback__)

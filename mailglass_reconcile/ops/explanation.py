@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import keys, providers, states
 from mailglass_reconcile.rules.addresses import address, holds_address
+from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate
 from mailglass_reconcile.rules.states import EventState, Verdict
-from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import NO_KEYS

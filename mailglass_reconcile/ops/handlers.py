@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mailglass_reconcile.rules.wording import age, counted
+from mailglass_reconcile.rules.humanize import age, counted
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.outbox import Facts

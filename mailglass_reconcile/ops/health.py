@@ -11,7 +11,7 @@ from mailglass_reconcile.errors import hint
 from mailglass_reconcile.ops import handlers, silence
 from mailglass_reconcile.ops.handlers import Problem
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.wording import age, counted, shown
+from mailglass_reconcile.rules.humanize import age, counted, shown
 from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
 from mailglass_reconcile.store import handled, ledger, outbox, reports, schema
 from mailglass_reconcile.store.database import Transaction

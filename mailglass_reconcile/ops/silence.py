@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.wording import age, share, shown, verb
+from mailglass_reconcile.rules.humanize import age, share, shown, verb
 from mailglass_reconcile.store.reports import Reports
 
 REMEDY = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mailglass_reconcile.rules import wording
-from mailglass_reconcile.rules.wording import shown_tenant
+from mailglass_reconcile.rules import humanize
+from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database
 
@@ -48,6 +48,6 @@ def nearest(database: Database, tenant_id: str) -> str | None:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
-    meant = wording.nearest(tenant_id, known)
+    meant = humanize.nearest(tenant_id, known)
     hint = f"; did you mean {shown_tenant(meant)!r}?" if meant else ""
     return f"no event or delivery has tenant {shown_tenant(tenant_id)!r}{hint}"

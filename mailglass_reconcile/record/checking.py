@@ -19,8 +19,8 @@ from mailglass_reconcile.rules import addresses, providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import STREAMS
+from mailglass_reconcile.rules.humanize import did_you_mean
 from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
-from mailglass_reconcile.rules.wording import did_you_mean
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
 

@@ -18,7 +18,7 @@ from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import checking
 from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import personal_data, schema
 from mailglass_reconcile.store.database import Database, Transaction, borrowed
 from mailglass_reconcile.store.personal_data import FIRST, Person

@@ -162,14 +162,14 @@ def _recorded(
     checked: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
-    told: dict[str, list[Message]] = defaultdict(list)
+    messages: dict[str, list[Message]] = defaultdict(list)
     for message in projector.broadcast(linked, list):
-        told[message[1]].append(message)
+        messages[message[1]].append(message)
     recorded = []
     for send, id_ in zip(checked, delivery_ids, strict=True):
         look = Look(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
         # A recipient that was given twice is broadcast once.
-        recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(told.pop(id_, ())), look))
+        recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(messages.pop(id_, ())), look))
     return recorded
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mailglass_reconcile.rules.wording import did_you_mean, shown
+from mailglass_reconcile.rules.humanize import did_you_mean, shown
 
 OWN_TYPES = ("unknown", "queued", "sent", "dispatched")
 """What our own side reports: below everything that a provider reports."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.event_types import ALL, TYPES, chosen
 from mailglass_reconcile.rules.events import DeliveryEvent
-from mailglass_reconcile.rules.wording import did_you_mean
+from mailglass_reconcile.rules.humanize import did_you_mean
 
 Handler = Callable[[Any, DeliveryEvent], object]
 H = TypeVar("H", bound=Handler)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mailglass_reconcile.rules import wording
+from mailglass_reconcile.rules import humanize
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +138,8 @@ def known() -> list[str]:
 def mistyped(provider: str) -> str | None:
     """Return a sentence if no rule has *provider*'s name, and one has a similar name; None otherwise."""
     name, names = canonical(provider), {*known(), *_SPELLINGS}
-    meant = None if name in names else wording.did_you_mean(name, names)
-    return f"no rule knows {wording.shown(name)}{meant}" if meant else None
+    meant = None if name in names else humanize.did_you_mean(name, names)
+    return f"no rule knows {humanize.shown(name)}{meant}" if meant else None
 
 
 @lru_cache(maxsize=4096)

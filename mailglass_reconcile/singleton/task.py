@@ -94,17 +94,17 @@ class SweepTask(Singleton):
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         if options.get("expires") is None:  # a schedule that is kept in a database drops our entry's own
             options["expires"] = SWEEP_INTERVAL_SECONDS
-        asked = task_id or uuid()
-        holder = task_of(self.singleton_backend.reserve(key, asked))
-        if holder != asked:
+        requested = task_id or uuid()
+        holder = task_of(self.singleton_backend.reserve(key, requested))
+        if holder != requested:
             if task_id is None or self._raise_on_duplicate:
                 return self.on_duplicate(holder)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         options["headers"] = {**(options.get("headers") or {}), RESERVED_HEADER: True}
         try:
-            return Task.apply_async(self, args, kwargs, task_id=asked, **options)
+            return Task.apply_async(self, args, kwargs, task_id=requested, **options)
         except BaseException:
-            self.singleton_backend.release(key, asked)
+            self.singleton_backend.release(key, requested)
             raise
 
     @contextmanager

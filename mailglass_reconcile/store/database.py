@@ -54,7 +54,7 @@ SELECT set_config('client_encoding', 'UTF8', true),
        set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', :sorts, true),
        set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true),
-       set_config('mailglass_reconcile.removes_itself', :links, true),
+       set_config('mailglass_reconcile.closes_orphans', :links, true),
        CASE WHEN :links = 'on' THEN pg_current_xact_id()::text END AS xact_id
 """
 

@@ -137,19 +137,19 @@ def _of_shared_keys(
     tx: Transaction, questions: Sequence[Question], numbers: Sequence[int]
 ) -> list[tuple[int, Candidate]]:
     """Answer the questions whose keys others may share; each key is read once, however many questions have it."""
-    asked: dict[tuple[str, str, str | None], dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
+    positions: dict[tuple[str, str, str | None], dict[str | None, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number in numbers:
         question = questions[number]
-        asked[question.candidate_id, question.tenant_id, question.key][question.recipient].append(number)
+        positions[question.candidate_id, question.tenant_id, question.key][question.recipient].append(number)
     rows = tx.execute(
         _OF_SHARED_KEYS,
         {
-            "ids": array_literal(id_ for id_, _, _ in asked),
-            "tenants": array_literal(tenant_id for _, tenant_id, _ in asked),
-            "keys": array_literal(key for _, _, key in asked),
+            "ids": array_literal(id_ for id_, _, _ in positions),
+            "tenants": array_literal(tenant_id for _, tenant_id, _ in positions),
+            "keys": array_literal(key for _, _, key in positions),
         },
     )
-    by_recipient = list(asked.values())
+    by_recipient = list(positions.values())
     found: dict[int, list[Candidate]] = defaultdict(list)
     for place, *delivery in rows:
         named = Candidate(*delivery)

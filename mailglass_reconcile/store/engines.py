@@ -112,10 +112,10 @@ def server_of(engine: sa.Engine) -> Server:
         found: Server = known()
         return found
     url = engine.url
-    asked = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
-    host = asked.get("host") or url.host or asked.get("hostaddr") or os.environ.get("PGHOST")
-    port = asked.get("port") or url.port or os.environ.get("PGPORT") or 5432
-    database = url.database or asked.get("dbname") or os.environ.get("PGDATABASE")
+    options = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    host = options.get("host") or url.host or options.get("hostaddr") or os.environ.get("PGHOST")
+    port = options.get("port") or url.port or os.environ.get("PGPORT") or 5432
+    database = url.database or options.get("dbname") or os.environ.get("PGDATABASE")
     return Server("Postgres", unreachable.place(host, port, database), "MAILGLASS_DATABASE_URL")
 
 

@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import translated
+from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.rules.matching import UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.rules.wording import shown_tenant
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run

@@ -27,8 +27,8 @@ from mailglass_reconcile.errors import (
     translated,
 )
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.rules.wording import counted
 from mailglass_reconcile.store import ledger, open_orphans, privileges, repair, windows
 from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Place

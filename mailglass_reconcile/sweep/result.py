@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from mailglass_reconcile.pubsub import Published
-from mailglass_reconcile.rules import states, wording
+from mailglass_reconcile.rules import humanize, states
 from mailglass_reconcile.rules.states import SweepStatus
 from mailglass_reconcile.sweep.link import Batch
 
@@ -18,7 +18,7 @@ def remaining(orphans: int | None) -> str:
     """Return how many orphans a sweep has left; None if they could not be counted."""
     if orphans is None:
         return "what remains could not be counted"
-    return wording.counted(orphans, "eligible orphan remains", "eligible orphans remain")
+    return humanize.counted(orphans, "eligible orphan remains", "eligible orphans remain")
 
 
 @dataclass(slots=True)
@@ -78,14 +78,14 @@ class SweepResult:
         for state, orphans in found.items():
             setattr(self, state, getattr(self, state) + orphans)
 
-    def add(self, batch: Batch, told: Published) -> None:
+    def add(self, batch: Batch, published: Published) -> None:
         """Add the result for a batch, and for its messages."""
         self.linked += len(batch.linked)
         self.linked_unchecked += sum(not one.checked for one in batch.linked)
         self.failed += len(batch.failed)
         self.skipped_held += batch.held + batch.settled
-        self.published += told.published
-        self.publish_failed += told.failed
+        self.published += published.published
+        self.publish_failed += published.failed
 
     def settle(self, eligible: int, *, complete: bool) -> None:
         """Give every eligible orphan that has no state yet the one that remains.
@@ -111,9 +111,9 @@ def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: in
     """Return a sweep as one line of a log."""
     whose = "all tenants" if tenant_id is None else f"tenant '{tenant_id}'"
     rest = [f"{counts[state]:,} {state}" for state in states.OUTCOMES if state != "linked" and counts[state]]
-    rest += [f"{wording.counted(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
+    rest += [f"{humanize.counted(counts['publish_failed'], 'broadcast')} not sent"] if counts["publish_failed"] else []
     rest += [] if status == "ok" else [f"{status}, {remaining(left)}"]
-    scanned, took = wording.counted(counts["scanned"], "open orphan"), wording.took(counts["duration_ms"])
+    scanned, took = humanize.counted(counts["scanned"], "open orphan"), humanize.took(counts["duration_ms"])
     return "; ".join([f"swept {whose}: linked {counts['linked']:,} of {scanned} in {took}", *rest])
 
 
@@ -121,14 +121,14 @@ def mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
     lines = []
     if result.tenant_mismatch:
-        those = wording.counted(result.tenant_mismatch, "orphan matches", "orphans match")
-        was = wording.verb(result.tenant_mismatch, "was", "were")
+        those = humanize.counted(result.tenant_mismatch, "orphan matches", "orphans match")
+        was = humanize.verb(result.tenant_mismatch, "was", "were")
         lines.append(
             f"{those} only another tenant's deliveries and {was} not linked; if the tenant of your events is `default`,"
             " perhaps Mailglass lacks resolve_webhook_tenant"
         )
     if result.recipient_mismatch:
-        those = wording.counted(result.recipient_mismatch, "orphan matches", "orphans match")
-        was = wording.verb(result.recipient_mismatch, "was", "were")
+        those = humanize.counted(result.recipient_mismatch, "orphan matches", "orphans match")
+        was = humanize.verb(result.recipient_mismatch, "was", "were")
         lines.append(f"{those} only another recipient's deliveries and {was} not linked")
     return lines

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError, hint
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.wording import shown_tenant
+from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place

@@ -8,8 +8,8 @@ from uuid import UUID
 from starlette.datastructures import QueryParams
 
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters
+from mailglass_reconcile.rules.humanize import seconds_of
 from mailglass_reconcile.rules.states import OPEN_STATES
-from mailglass_reconcile.rules.wording import seconds_of
 
 HOURS = {6: "6 hours", 24: "24 hours", 168: "7 days"}
 FIELDS = ("state", "tenant", "provider", "type", "older", "newer", "message_id")

@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from mailglass_reconcile.rules.humanize import counted, shown, took
 from mailglass_reconcile.rules.states import short_words
-from mailglass_reconcile.rules.wording import counted, shown, took
 
 SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"

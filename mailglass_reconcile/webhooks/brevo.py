@@ -44,17 +44,17 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; of its times, only `ts_epoch`, in milliseconds, is in UTC."""
-    told = wire.as_object(element, "the event")
-    type_, reason = _TYPES.get(str(told.get("event")), ("unknown", None))
+    payload = wire.as_object(element, "the event")
+    type_, reason = _TYPES.get(str(payload.get("event")), ("unknown", None))
     yield wire.event(
-        told,
+        payload,
         type=type_,
-        at=wire.epoch(told.get("ts_epoch"), per_second=1_000),
+        at=wire.epoch(payload.get("ts_epoch"), per_second=1_000),
         id=None,
-        message_id=told.get("message-id"),
-        recipient=told.get("email"),
+        message_id=payload.get("message-id"),
+        recipient=payload.get("email"),
         reason=reason,
-        tags=told["tags"] if "tags" in told else told.get("tag"),
+        tags=payload["tags"] if "tags" in payload else payload.get("tag"),
     )
 
 

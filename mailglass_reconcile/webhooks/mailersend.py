@@ -38,8 +38,8 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one activity; the request around it is dated at each attempt."""
-    told = wire.as_object(element, "the event")
-    data = wire.as_object(told.get("data", {}), "data")
+    payload = wire.as_object(element, "the event")
+    data = wire.as_object(payload.get("data", {}), "data")
     yield wire.event(
         data,
         type=_TYPES.get(str(data.get("type")), "unknown"),

@@ -49,18 +49,18 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event. A greylisted message is tried again, unless the bounce is a hard one."""
-    told = wire.as_object(element, "the event")
-    later = told.get("error") == "greylisted" and not told.get("hard_bounce", False)
-    id_ = told.get("MessageID")
+    payload = wire.as_object(element, "the event")
+    later = payload.get("error") == "greylisted" and not payload.get("hard_bounce", False)
+    id_ = payload.get("MessageID")
     yield wire.event(
-        told,
-        type="deferred" if later else _TYPES.get(str(told.get("event")), "unknown"),
-        at=wire.epoch(told.get("time")),
+        payload,
+        type="deferred" if later else _TYPES.get(str(payload.get("event")), "unknown"),
+        at=wire.epoch(payload.get("time")),
         id=None,
         message_id=str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else id_,
-        recipient=told.get("email"),
-        reason=_REASONS.get(str(told["error"]), "other") if "error" in told else None,
-        tags=told.get("customcampaign"),
+        recipient=payload.get("email"),
+        reason=_REASONS.get(str(payload["error"]), "other") if "error" in payload else None,
+        tags=payload.get("customcampaign"),
     )
 
 

@@ -41,20 +41,20 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; inbound mail gives none."""
-    told = wire.as_object(element, "the event")
-    kind = str(told.get("event"))
+    payload = wire.as_object(element, "the event")
+    kind = str(payload.get("event"))
     if kind.startswith("inbound"):
         return
     type_, reason = _TYPES.get(kind, ("unknown", None))
     yield wire.event(
-        told,
+        payload,
         type=type_,
-        at=wire.epoch(told.get("timestamp")),
-        id=told.get("event_id"),
-        message_id=told.get("message_id"),
-        recipient=told.get("email"),
+        at=wire.epoch(payload.get("timestamp")),
+        id=payload.get("event_id"),
+        message_id=payload.get("message_id"),
+        recipient=payload.get("email"),
         reason=reason,
-        tags=told.get("category"),
+        tags=payload.get("category"),
     )
 
 

@@ -40,18 +40,18 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; inbound mail gives none. Changes of the rejection list are `unknown`."""
-    told = wire.as_object(element, "the event")
-    kind = told.get("event", told.get("type"))
+    payload = wire.as_object(element, "the event")
+    kind = payload.get("event", payload.get("type"))
     if kind == "inbound":
         return
     yield wire.event(
-        told,
+        payload,
         type=_TYPES.get(str(kind), "unknown"),
-        at=wire.epoch(told.get("ts")),
+        at=wire.epoch(payload.get("ts")),
         id=None,
-        message_id=told.get("_id"),
-        recipient=dug(told, "msg", "email") or dug(told, "reject", "email"),
-        tags=dug(told, "msg", "tags"),
+        message_id=payload.get("_id"),
+        recipient=dug(payload, "msg", "email") or dug(payload, "reject", "email"),
+        tags=dug(payload, "msg", "tags"),
     )
 
 

@@ -25,19 +25,19 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; one about inbound mail gives none."""
-    told = wire.as_object(element, "the event")
-    payload = wire.as_object(told.get("payload", {}), "payload")
+    webhook = wire.as_object(element, "the event")
+    payload = wire.as_object(webhook.get("payload", {}), "payload")
     message = payload.get("message") or payload.get("original_message")
     if dug(message, "direction") == "incoming":
         return
     type_ = _type(payload)
     to = dug(message, "to")
-    at = wire.epoch(told.get("timestamp"))
+    at = wire.epoch(webhook.get("timestamp"))
     yield wire.event(
-        told,
+        webhook,
         type=type_,
         at=at and at.replace(microsecond=0),
-        id=told.get("uuid"),
+        id=webhook.get("uuid"),
         message_id=dug(message, "id"),
         recipient=bare(to) if isinstance(to, str) else to,
         reason="bounced" if type_ == "bounced" else None,

@@ -57,33 +57,33 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; inbound mail gives none."""
-    told = wire.as_object(element, "the event")
-    record = told.get("RecordType")
-    if record == "Inbound" or (record is None and "FromFull" in told):
+    payload = wire.as_object(element, "the event")
+    record = payload.get("RecordType")
+    if record == "Inbound" or (record is None and "FromFull" in payload):
         return
-    type_, reason = _type(told, _TYPES.get(str(record), "unknown"))
+    type_, reason = _type(payload, _TYPES.get(str(record), "unknown"))
     yield wire.event(
-        told,
+        payload,
         type=type_,
-        at=wire.iso(next((told[name] for name in _TIMES if name in told), None)),
-        id=told.get("ID"),
-        message_id=dug(told, "Metadata", "anymail_id") or told.get("MessageID"),
-        recipient=told.get("Email", told.get("Recipient")),
+        at=wire.iso(next((payload[name] for name in _TIMES if name in payload), None)),
+        id=payload.get("ID"),
+        message_id=dug(payload, "Metadata", "anymail_id") or payload.get("MessageID"),
+        recipient=payload.get("Email", payload.get("Recipient")),
         reason=reason,
-        tags=told.get("Tag"),
+        tags=payload.get("Tag"),
     )
 
 
 _TIMES = ("DeliveredAt", "BouncedAt", "ReceivedAt", "ChangedAt")
 
 
-def _type(told: dict[str, Any], type_: str) -> tuple[str, str | None]:
+def _type(payload: dict[str, Any], type_: str) -> tuple[str, str | None]:
     if type_ in ("bounced", "complained"):
-        return _DETAILS.get(str(told.get("Type")), (type_, None))
+        return _DETAILS.get(str(payload.get("Type")), (type_, None))
     if type_ == "unsubscribed":
-        if not told.get("SuppressSending", True):
+        if not payload.get("SuppressSending", True):
             return _DETAILS["Subscribe"]
-        return _DETAILS.get(str(told.get("SuppressionReason")), (type_, None))
+        return _DETAILS.get(str(payload.get("SuppressionReason")), (type_, None))
     return type_, None
 
 

@@ -34,12 +34,12 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; its id is the one that Svix gives to it, the same at each attempt."""
-    told = wire.as_object(element, "the event")
-    data = told.get("data")
+    payload = wire.as_object(element, "the event")
+    data = payload.get("data")
     yield wire.event(
-        told,
-        type=_TYPES.get(str(told.get("type")), "unknown"),
-        at=wire.iso(told.get("created_at")),
+        payload,
+        type=_TYPES.get(str(payload.get("type")), "unknown"),
+        at=wire.iso(payload.get("created_at")),
         id=request.headers.get("svix-id") or request.headers.get("webhook-id"),
         message_id=dug(data, "email_id"),
         recipient=recipient(data if isinstance(data, dict) else {}),

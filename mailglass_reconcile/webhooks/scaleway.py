@@ -48,15 +48,15 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; `email_spam` is a message that a filter refused, not a complaint."""
-    told = wire.as_object(element, "the message")
-    type_, reason = _TYPES.get(str(told.get("type")), ("unknown", None))
+    payload = wire.as_object(element, "the message")
+    type_, reason = _TYPES.get(str(payload.get("type")), ("unknown", None))
     yield wire.event(
-        told,
+        payload,
         type=type_,
-        at=wire.iso(told.get("created_at")),
-        id=told.get("id"),
-        message_id=told.get("email_id"),
-        recipient=told.get("email_to"),
+        at=wire.iso(payload.get("created_at")),
+        id=payload.get("id"),
+        message_id=payload.get("email_id"),
+        recipient=payload.get("email_to"),
         reason=reason,
     )
 

@@ -51,34 +51,34 @@ def elements(request: Request) -> list[Any]:
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event of the batch."""
-    told = wire.as_object(element, "the event")
-    kind = told.get("event")
+    payload = wire.as_object(element, "the event")
+    kind = payload.get("event")
     yield wire.event(
-        told,
+        payload,
         type=_TYPES.get(kind, "unknown") if isinstance(kind, str) else "unknown",
-        at=wire.epoch(told.get("timestamp")),
-        id=told.get("sg_event_id"),
-        message_id=_message_id(told),
-        recipient=told.get("email"),
-        reason=_reason(told) if kind == "dropped" else None,
-        tags=told.get("category"),
+        at=wire.epoch(payload.get("timestamp")),
+        id=payload.get("sg_event_id"),
+        message_id=_message_id(payload),
+        recipient=payload.get("email"),
+        reason=_reason(payload) if kind == "dropped" else None,
+        tags=payload.get("category"),
     )
 
 
-def _message_id(told: dict[str, Any]) -> object:
+def _message_id(payload: dict[str, Any]) -> object:
     """Return Anymail's id, or the send's: `X-Message-Id`, which most events have with a relay's suffix."""
-    if told.get("anymail_id"):
-        return told["anymail_id"]
-    id_ = told.get("sg_message_id")
+    if payload.get("anymail_id"):
+        return payload["anymail_id"]
+    id_ = payload.get("sg_message_id")
     if isinstance(id_, str) and id_:
         return next(iter(providers.sendgrid(id_)), None) or id_
-    header = told.get("smtp-id")
+    header = payload.get("smtp-id")
     own = _OWN_HEADER.fullmatch(header) if isinstance(header, str) else None
     return own[1] if own else header
 
 
-def _reason(told: dict[str, Any]) -> str:
-    return _REASONS.get(str(told.get("type", told.get("reason", ""))).lower(), "other")
+def _reason(payload: dict[str, Any]) -> str:
+    return _REASONS.get(str(payload.get("type", payload.get("reason", ""))).lower(), "other")
 
 
 def verify(request: Request, secret: str, now: float) -> None:

@@ -53,22 +53,22 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     text = notification.get("Message")
     if not isinstance(text, str):
         raise InvalidWebhookError("the notification has no message")
-    told = wire.as_object(wire.from_json(text), "the message")
-    kind = told.get("eventType", told.get("notificationType"))
+    payload = wire.as_object(wire.from_json(text), "the message")
+    kind = payload.get("eventType", payload.get("notificationType"))
     if kind == "Received":
         return
     type_, reason = _TYPES.get(str(kind), ("unknown", None))
-    named = recipients(told)
+    named = recipients(payload)
     for recipient in named or [None]:
         yield wire.event(
-            told,
+            payload,
             type=type_,
             at=wire.iso(notification.get("Timestamp")),
-            id=event_id(wire.event_id(notification.get("MessageId"), told), named, recipient),
-            message_id=dug(told, "mail", "messageId"),
+            id=event_id(wire.event_id(notification.get("MessageId"), payload), named, recipient),
+            message_id=dug(payload, "mail", "messageId"),
             recipient=recipient,
             reason=reason,
-            tags=_tags(dug(told, "mail", "headers")),
+            tags=_tags(dug(payload, "mail", "headers")),
         )
 
 
@@ -85,20 +85,22 @@ def event_id(notification_id: str, named: Iterable[Any], recipient: str | None) 
     return f"{notification_id}/{places.index(wanted) if wanted in places else 0}"
 
 
-def recipients(told: Mapping[str, Any]) -> list[Any]:
+def recipients(payload: Mapping[str, Any]) -> list[Any]:
     """Return whom an event is about: those that bounced, complained or got the message, or all that it was sent to.
 
     If the message went to one address, its bounce is about that, even if a server that forwarded it names another.
     """
-    kind = told.get("eventType", told.get("notificationType"))
+    kind = payload.get("eventType", payload.get("notificationType"))
     if kind == "Bounce":
-        sent_to = _listed(dug(told, "mail", "destination"))
+        sent_to = _listed(dug(payload, "mail", "destination"))
         if len(sent_to) == 1:
             return sent_to
-        return [dug(one, "emailAddress") for one in _listed(dug(told, "bounce", "bouncedRecipients"))]
+        return [dug(one, "emailAddress") for one in _listed(dug(payload, "bounce", "bouncedRecipients"))]
     if kind == "Complaint":
-        return [dug(one, "emailAddress") for one in _listed(dug(told, "complaint", "complainedRecipients"))]
-    return _listed(dug(told, "delivery", "recipients") if kind == "Delivery" else dug(told, "mail", "destination"))
+        return [dug(one, "emailAddress") for one in _listed(dug(payload, "complaint", "complainedRecipients"))]
+    return _listed(
+        dug(payload, "delivery", "recipients") if kind == "Delivery" else dug(payload, "mail", "destination")
+    )
 
 
 def _listed(value: object) -> list[Any]:

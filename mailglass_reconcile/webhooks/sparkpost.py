@@ -62,18 +62,18 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         return
     if len(msys) > 1:
         raise InvalidWebhookError("msys has several classes of events")
-    told = wire.as_object(next(iter(msys.values())), "the event")
-    bounce = str(told["bounce_class"]) if "bounce_class" in told else None
-    type_ = _TYPES.get(str(told.get("type")), "unknown")
+    payload = wire.as_object(next(iter(msys.values())), "the event")
+    bounce = str(payload["bounce_class"]) if "bounce_class" in payload else None
+    type_ = _TYPES.get(str(payload.get("type")), "unknown")
     yield wire.event(
         element,
         type=_TYPES_OF_BOUNCES.get(bounce or "", type_),
-        at=wire.epoch(told.get("timestamp")),
-        id=told.get("event_id"),
-        message_id=told.get("transmission_id"),
-        recipient=told.get("raw_rcpt_to"),
+        at=wire.epoch(payload.get("timestamp")),
+        id=payload.get("event_id"),
+        message_id=payload.get("transmission_id"),
+        recipient=payload.get("raw_rcpt_to"),
         reason=_REASONS.get(bounce, "other") if bounce is not None else None,
-        tags=told.get("campaign_id"),
+        tags=payload.get("campaign_id"),
     )
 
 

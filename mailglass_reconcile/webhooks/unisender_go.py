@@ -57,22 +57,22 @@ def elements(request: Request) -> list[Any]:
     if "events_by_user" not in body:
         return [body] if body.get("event_name") == _OF_MESSAGES else []
     users = wire.as_list(body["events_by_user"], "events_by_user")
-    told = [event for user in users for event in wire.as_list(dug(user, "events"), "events")]
-    return [dug(event, "event_data") for event in told if dug(event, "event_name") == _OF_MESSAGES]
+    payload = [event for user in users for event in wire.as_list(dug(user, "events"), "events")]
+    return [dug(event, "event_data") for event in payload if dug(event, "event_name") == _OF_MESSAGES]
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; its time is in UTC without saying so."""
-    told = wire.as_object(element, "the event")
-    status = dug(told, "delivery_info", "delivery_status")
+    payload = wire.as_object(element, "the event")
+    status = dug(payload, "delivery_info", "delivery_status")
     failed = isinstance(status, str) and status.startswith("err")
     yield wire.event(
-        told,
-        type=_TYPES.get(str(told.get("status")), "unknown"),
-        at=wire.iso(told.get("event_time")),
+        payload,
+        type=_TYPES.get(str(payload.get("status")), "unknown"),
+        at=wire.iso(payload.get("event_time")),
         id=None,
-        message_id=dug(told, "metadata", "anymail_id") or told.get("job_id"),
-        recipient=told.get("email"),
+        message_id=dug(payload, "metadata", "anymail_id") or payload.get("job_id"),
+        recipient=payload.get("email"),
         reason=_REASONS.get(str(status), "other") if failed else None,
     )
 

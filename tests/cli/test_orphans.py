@@ -7,7 +7,7 @@ import pytest
 import commands
 import factories
 from mailglass_reconcile.cli.texts import Duration
-from mailglass_reconcile.rules.wording import age
+from mailglass_reconcile.rules.humanize import age
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 import commands
 import factories
 from mailglass_reconcile.cli.sweep import summary
-from mailglass_reconcile.rules.wording import age, counted, share, took
+from mailglass_reconcile.rules.humanize import age, counted, share, took
 from mailglass_reconcile.sweep.result import SweepResult
 
 

@@ -73,7 +73,7 @@ def test_an_uncommitted_link_is_not_reported_as_added(db):
     db.broken.update({"I1", "I2", "I3", "I5"})
     with ThreadPoolExecutor(1) as pool:
         with db.engine.begin() as connection:
-            connection.exec_driver_sql("SET LOCAL mailglass_reconcile.removes_itself = 'on'")
+            connection.exec_driver_sql("SET LOCAL mailglass_reconcile.closes_orphans = 'on'")
             connection.exec_driver_sql("DELETE FROM mailglass_open_orphans")
             connection.execute(
                 sa.text("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, idempotency_key)

@@ -116,7 +116,7 @@ class ReadOnly:
         return False
 
 
-class LookingAdmin(ReadOnly, admin.ModelAdmin):
+class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
     """A list of the newest, and a search for what is named exactly."""
 
     actions: Any = None
@@ -191,7 +191,7 @@ def _delivery_id(request: Any) -> UUID | None:
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(LookingAdmin):
+class DeliveryAdmin(LargeTableAdmin):
     """The newest deliveries."""
 
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "provider", "tenant_id", "mailable")
@@ -238,7 +238,7 @@ class DeliveryAdmin(LookingAdmin):
 
 
 @admin.register(Event)
-class EventAdmin(LookingAdmin):
+class EventAdmin(LargeTableAdmin):
     """The newest events."""
 
     list_display = ("id", "type", "occurred_at", "delivery_id", "tenant_id", "needs_reconciliation")
@@ -251,7 +251,7 @@ class EventAdmin(LookingAdmin):
 
 
 @admin.register(OpenOrphan)
-class OpenOrphanAdmin(LookingAdmin):
+class OpenOrphanAdmin(LargeTableAdmin):
     """What arrived last and has no delivery yet."""
 
     list_display = ("event_id", "arrived_at", "provider", "recipient", "tenant_id", "refused")

@@ -28,7 +28,7 @@ from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.wording import shown
+from mailglass_reconcile.rules.humanize import shown
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +181,12 @@ def tenant_function() -> Callable[[Any], str] | None:
     return wanted
 
 
-def tenant_of(told: Any) -> str:
+def tenant_of(given: Any) -> str:
     """Return the tenant of a message or a tracking event: the default one, with a log line, if the setting fails."""
     try:
         function = tenant_function()
         if function is not None:
-            return checking.name("MAILGLASS_TENANT: what it returns", function(told))
+            return checking.name("MAILGLASS_TENANT: what it returns", function(given))
         if fixed_tenant() is not None:
             return checking.name("MAILGLASS_TENANT", fixed_tenant())
     except Exception as error:  # an application's function may fail in any way

@@ -12,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.wording import age, counted, share, shown, verb
+from mailglass_reconcile.rules.humanize import age, counted, share, shown, verb
 from mailglass_reconcile.schedule import LATE_SECONDS, SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.store import ledger, open_orphans
 from mailglass_reconcile.store.database import Transaction

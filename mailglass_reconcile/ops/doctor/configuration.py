@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.rules.wording import nearest, shown
+from mailglass_reconcile.rules.humanize import nearest, shown
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 OF_TESTS = f"{ENV_PREFIX}TEST_"

@@ -18,7 +18,7 @@ from mailglass_reconcile.store.engines import server_of
 STATEMENT_TIMEOUT_MS = 2_000
 OLDEST_SERVER = 150_000
 
-Look = Callable[[Transaction], Iterable[Finding]]
+DatabaseCheck = Callable[[Transaction], Iterable[Finding]]
 
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
@@ -43,17 +43,17 @@ _UTC = frozenset(
 )
 
 
-def each(connected: Connected, checks: Iterable[tuple[str, Look]]) -> Iterator[Finding]:
+def each(connected: Connected, checks: Iterable[tuple[str, DatabaseCheck]]) -> Iterator[Finding]:
     """Yield what the checks find; one that fails is a finding, and after a lost connection none is tried."""
 
-    def look_at(look: Look) -> list[Finding]:
+    def run(check: DatabaseCheck) -> list[Finding]:
         with database_errors(), connected.reading(STATEMENT_TIMEOUT_MS) as tx:
-            return list(look(tx))
+            return list(check(tx))
 
-    for name, look in checks:
+    for name, check in checks:
         if connected.connection.invalidated or connected.connection.closed:
             return
-        yield from attempt(name, partial(look_at, look))
+        yield from attempt(name, partial(run, check))
 
 
 @contextmanager

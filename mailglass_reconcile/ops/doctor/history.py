@@ -8,7 +8,7 @@ from mailglass_reconcile.ops import health
 from mailglass_reconcile.ops.doctor.finding import OK, Finding, error, ok, warning
 from mailglass_reconcile.ops.handlers import problems
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.wording import age, counted, shown
+from mailglass_reconcile.rules.humanize import age, counted, shown
 from mailglass_reconcile.schedule import LATE_SECONDS, PRUNE_LATE_SECONDS
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.rules.wording import counted, share, verb
+from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.ledger import first_uuid7

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.ops.doctor.finding import Finding, ok, warning
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.wording import counted, share, verb
+from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.ledger import first_uuid7
 from mailglass_reconcile.store.listing import NO_KEYS

@@ -10,8 +10,8 @@ from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.pubsub import TIMEOUT_SECONDS, events_channel, within
 from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.humanize import shown
 from mailglass_reconcile.rules.unreachable import Server
-from mailglass_reconcile.rules.wording import shown
 from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, UNKNOWN, Holder, holder_of, key_of
 
 LOST = "links are made, but not broadcast"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mailglass_reconcile.ops import silence
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.rules.wording import age, shown
+from mailglass_reconcile.rules.humanize import age, shown
 from mailglass_reconcile.store import reports
 from mailglass_reconcile.store.database import Transaction
 

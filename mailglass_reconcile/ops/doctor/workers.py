@@ -14,8 +14,8 @@ from mailglass_reconcile.ops.doctor import redis
 from mailglass_reconcile.ops.doctor.finding import Finding, attempt, error, ok, warning
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.rules.unreachable import Server
-from mailglass_reconcile.rules.wording import counted, shown
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
 from mailglass_reconcile.singleton.lock import Holder
 
@@ -89,11 +89,11 @@ def _ask(app: Celery, connection: Connection) -> Workers:
     answering = _inspect(app, connection, soon).ping() or _inspect(app, connection, later).ping() or {}
     if not answering:
         return Workers({}, {}, frozenset())
-    asked = _inspect(app, connection, soon, destination=list(answering), limit=len(answering))
-    taken = [one for reply in ((asked.active() or {}), (asked.reserved() or {})) for one in reply.values()]
+    inspection = _inspect(app, connection, soon, destination=list(answering), limit=len(answering))
+    taken = [one for reply in ((inspection.active() or {}), (inspection.reserved() or {})) for one in reply.values()]
     ids = frozenset(request["id"] for requests in taken for request in requests)
-    queues = asked.active_queues() or {}
-    return Workers({name: queues.get(name) or [] for name in answering}, asked.registered() or {}, ids)
+    queues = inspection.active_queues() or {}
+    return Workers({name: queues.get(name) or [] for name in answering}, inspection.registered() or {}, ids)
 
 
 def _inspect(app: Celery, connection: Connection, seconds: float, **options: Any) -> Any:

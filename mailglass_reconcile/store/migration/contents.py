@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mailglass_reconcile.rules.wording import counted
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.migration import state
 
