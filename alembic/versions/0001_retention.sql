@@ -7,7 +7,7 @@ CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_events(
     days integer, size integer, INOUT after_tenant text, INOUT after_time timestamp, INOUT passed bigint,
     OUT deleted bigint)
   LANGUAGE plpgsql SECURITY DEFINER
-  SET search_path = pg_catalog, pg_temp SET mailglass_reconcile.retention = 'on' SET row_security = off SET jit = off
+  SET search_path = pg_catalog, pg_temp SET row_security = off SET jit = off
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_bitmapscan = off AS $$
 DECLARE
   bound CONSTANT timestamp := (now() AT TIME ZONE 'UTC') - make_interval(days => days);
@@ -75,6 +75,8 @@ BEGIN
    WHERE (SELECT true FROM {schema}.mailglass_events AS e
            WHERE e.delivery_id = w.id AND e.inserted_at >= bound ORDER BY e.occurred_at DESC LIMIT 1) IS NULL;
 
+  -- Not in the function's definition, where only a superuser may give a value to a setting that no extension has.
+  PERFORM set_config('mailglass_reconcile.retention', 'on', true);
   WITH attached AS MATERIALIZED (
     SELECT w.id AS owner, e.id, e.tenant_id,
            CASE WHEN e.type = 'reconciled' AND e.idempotency_key COLLATE "C"
@@ -104,6 +106,7 @@ BEGIN
     RETURNING id
   )
   SELECT count(*) INTO deleted FROM removed;
+  PERFORM set_config('mailglass_reconcile.retention', 'off', true);
 
   -- The next place: the last time of this page, after what stays of it.
   IF coalesce(cardinality(ids), 0) < size THEN

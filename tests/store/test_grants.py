@@ -22,6 +22,7 @@ from mailglass_reconcile.record import erasing
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
 from web.browsing import TOKEN, Visitor
 
@@ -259,6 +260,24 @@ def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_
         assert owned.is_current()
         owned.remove()
         assert owned.objects() == before
+    finally:
+        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin):
+    """Without Mailglass: its tables too, and the functions of the retention."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
+    settings = Settings(database_url=url.render_as_string(hide_password=False))
+    told: list[str] = []
+    try:
+        runner.migrate(engines.create_engine(settings), settings, told.append)
+        assert told[-1].startswith("done: revision")
     finally:
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
         with admin.connect() as connection:
