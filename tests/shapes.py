@@ -27,7 +27,7 @@ def settings_of(url: str, shape: str, **more: object) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def mailglass_template(
+def template_of(
     make_database: Callable[..., str], drop_database: Callable[[str], None]
 ) -> Iterator[Callable[[str], str]]:
     """Returns the name of a migrated database of a version, to copy."""
@@ -65,7 +65,7 @@ def unmigrated(empty_database_url: str, shape: str) -> Installation:
 @pytest.fixture
 def beside(
     shape: str,
-    mailglass_template: Callable[[str], str],
+    template_of: Callable[[str], str],
     make_database: Callable[..., str],
     drop_database: Callable[[str], None],
     redis_url: str,
@@ -73,7 +73,7 @@ def beside(
 ) -> Iterator[Database]:
     """A migrated database of each version, configured to be used, whose invariants are checked at the end."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    settings = settings_of(make_database(name, mailglass_template(shape)), shape, redis_url=redis_url)
+    settings = settings_of(make_database(name, template_of(shape)), shape, redis_url=redis_url)
     url = settings.database_url.get_secret_value()
     engine = engines.create_engine(settings)
     monkeypatch.setenv("MAILGLASS_DATABASE_URL", url)
