@@ -49,9 +49,16 @@ class Subcommands(click.Group):
         if cmd_name not in _SUBCOMMANDS:
             return None
         loaded: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
-        if ctx is not None and cmd_name not in _LOOKS_ITSELF:
-            import_module(f"{__name__}.opening").look_first(ctx)
         return loaded
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand that is about to run; its first connection looks whether the schema is right."""
+        found = super().resolve_command(ctx, args)
+        if found[0] not in _LOOKS_ITSELF:
+            import_module(f"{__name__}.opening").look_first(ctx)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of subcommands."""

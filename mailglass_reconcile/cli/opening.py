@@ -10,7 +10,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.rules.humanize import printable
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Connected
+from mailglass_reconcile.store.database import Connected, with_retries
 
 
 def look_first(ctx: click.Context) -> None:
@@ -32,8 +32,12 @@ def _look(connected: Connected) -> None:
         ConfigurationError: The tables are in another schema.
         DatabaseRefusedError: Mailglass was rolled back.
     """
-    with connected.reading() as tx:
-        schema.require_ledger(tx)
-        second = schema.second_set(tx)
+
+    def read() -> str | None:
+        with connected.reading() as tx:
+            schema.require_ledger(tx)
+            return schema.second_set(tx)
+
+    second = with_retries(read)
     if second:
         click.echo(f"mailglass-reconcile: warning: {printable(second)}", err=True)
