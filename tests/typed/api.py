@@ -118,7 +118,7 @@ def linking_by_hand(connection: sa.Connection, event: UUID, delivery: UUID) -> N
 def erasing(session: Session) -> None:
     """By keyword only: a tenant and an address are both strings."""
     assert_type(erase(session, recipient="ada@example.com", tenant_id="acme"), Erased)
-    erase(session, "ada@example.com")  # type: ignore[misc] # pyright: ignore
+    erase(session, "ada@example.com")  # type: ignore[call-arg] # pyright: ignore
 
 
 async def asynchronously(session: AsyncSession) -> None:
