@@ -210,7 +210,7 @@ class _Outbox:
         return entry
 
     def flush(self, seconds: float) -> None:
-        """Wait until what waits now is published or has failed, at most so many *seconds*."""
+        """Wait until what waits or is on its way now is published or has failed, at most so many *seconds*."""
         if self._waiting:
             try:
                 self.put(()).result(seconds)
@@ -228,8 +228,6 @@ class _Outbox:
 
     def publish(self, entries: Sequence[_Entry]) -> None:
         """Publish *entries* in one call, except those that nobody waits for any more; runs in the thread."""
-        with self._lock:
-            self._waiting -= sum(entry.links for entry in entries)
         current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
         began, failing = time.monotonic(), self._breaker.failing
         try:
@@ -246,6 +244,9 @@ class _Outbox:
                 entry.set_result(time.monotonic() - began)
             if failing:  # the next failure is news
                 self._warned_at = -WARN_SECONDS
+        finally:  # not before: a process must not end while the thread holds a lock of the client
+            with self._lock:
+                self._waiting -= sum(entry.links for entry in entries)
 
     def _eval(self, lines: str) -> None:
         try:
