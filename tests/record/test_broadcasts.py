@@ -141,16 +141,17 @@ def test_a_redis_that_does_not_answer_costs_a_commit_neither_time_nor_an_error(d
 
 
 RECORDS_AND_ENDS = """
-import datetime as dt, sqlalchemy as sa
+import datetime as dt, sys, sqlalchemy as sa
 from sqlalchemy.orm import Session
-from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook, runtime
+from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+engine = sa.create_engine(sys.argv[1])
 event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-9")
 sent = Sent(recipient="ada@example.com", message_id="m-9")
 for record in (
     lambda session: record_webhook(session, provider="postmark", events=[event]),
     lambda session: record_send(session, provider="postmark", sent=[sent]),
 ):
-    with Session(runtime.get_engine()) as session:
+    with Session(engine) as session:
         record(session)
         session.commit()
 """
@@ -158,7 +159,8 @@ for record in (
 
 def test_a_script_that_records_and_ends_does_end_and_its_broadcasts_leave(db, redis_url):
     """A thread that is stopped while it holds a lock of redis-py would keep the process for ever."""
-    subprocess.run([sys.executable, "-c", RECORDS_AND_ENDS], env=db.environment(redis_url), check=True, timeout=30)
+    url = make_url(db.url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+    subprocess.run([sys.executable, "-c", RECORDS_AND_ENDS, url], env=db.environment(redis_url), check=True, timeout=30)
     assert len(db.witness.messages()) == 2
 
 
