@@ -99,6 +99,9 @@ def _fail_fast_pool(theirs: Any) -> redis.ConnectionPool:
         return SentinelConnectionPool(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
     pool: redis.ConnectionPool = copy.copy(theirs)
     pool.connection_kwargs = settings
+    # Newer releases of redis-py do not make the locks anew. At the end of the process the application's client takes
+    # its own, and would wait for ever for a thread of ours that was stopped while it held it.
+    pool._lock, pool._fork_lock = threading.RLock(), threading.RLock()
     pool.reset()
     return pool
 

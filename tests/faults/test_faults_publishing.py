@@ -29,7 +29,15 @@ from faults.redis_servers import silent, slow
 from faults.test_faults_connection import raced
 from faults.test_faults_redis import Valkey
 from mailglass_reconcile import runtime
-from mailglass_reconcile.pubsub import CHUNK_LINKS, Message, Published, Publisher, breaker, events_channel
+from mailglass_reconcile.pubsub import (
+    CHUNK_LINKS,
+    Message,
+    Published,
+    Publisher,
+    breaker,
+    events_channel,
+    fail_fast_client,
+)
 from mailglass_reconcile.pubsub import publisher as publisher_module
 from mailglass_reconcile.pubsub.publisher import MOST_WAITING
 from mailglass_reconcile.testing.servers import free_port
@@ -242,6 +250,17 @@ def test_what_is_published_soon_leaves_before_the_process_ends(valkey: Valkey) -
     with subscribed(valkey) as count:
         subprocess.run([sys.executable, "-c", PUBLISHES_SOON, valkey.url], check=True, timeout=60)
         assert count() == 2
+
+
+def test_a_publisher_that_stops_in_the_middle_does_not_hold_up_the_applications_client(valkey: Valkey) -> None:
+    """As the end of a process stops its thread, when the application's client is closed."""
+    client = redis.Redis.from_url(valkey.url)
+    assert client.ping()
+    with fail_fast_client(client).connection_pool._lock:
+        closing = threading.Thread(target=client.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        assert not closing.is_alive()
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
