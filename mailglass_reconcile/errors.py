@@ -60,6 +60,9 @@ def hint(text: str) -> str:
 class MailglassReconcileError(Exception):
     """Base class of this package's errors."""
 
+    passes = False
+    """Whether the database may take the same work when it is tried again."""
+
     exit_code = 1
     """What a command exits with because of it."""
 
@@ -136,6 +139,12 @@ def is_of_data(error: DBAPIError) -> bool:
 
 def translated(error: DBAPIError) -> MailglassReconcileError:
     """Return this package's error for *error*, without any value that a row or a URL holds."""
+    made = _made_of(error)
+    made.passes = is_passing(error)
+    return made
+
+
+def _made_of(error: DBAPIError) -> MailglassReconcileError:
     state = sqlstate(error)
     if state == LEDGER_IMMUTABLE:
         return LedgerImmutableError("mailglass_events is append-only: UPDATE, DELETE and TRUNCATE are refused")

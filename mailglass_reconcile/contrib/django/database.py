@@ -24,6 +24,7 @@ from mailglass_reconcile.errors import (
     ConfigurationError,
     DatabaseRefusedError,
     DatabaseUnavailableError,
+    MailglassReconcileError,
     is_passing,
 )
 from mailglass_reconcile.hooks import connections as handlers
@@ -112,6 +113,8 @@ def _read_committed(djangos: Any) -> Iterator[None]:
 
 def _is_passing(error: BaseException) -> bool:
     """Whether *error*, ours, SQLAlchemy's or Django's, is a lost connection or a conflict with another transaction."""
+    if isinstance(error, MailglassReconcileError) and error.passes:
+        return True
     for one in (error, error.__context__):
         if isinstance(one, sa.exc.DBAPIError):
             return is_passing(one)
