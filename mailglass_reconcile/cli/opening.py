@@ -35,8 +35,7 @@ def _look(connected: Connected) -> None:
 
     def read() -> str | None:
         with connected.reading() as tx:
-            schema.require_ledger(tx)
-            return schema.second_set(tx)
+            return schema.second_set(tx, schema.require_ledger(tx))
 
     second = with_retries(read)
     if second:

@@ -159,9 +159,9 @@ def ledgers(tx: Transaction) -> Ledgers:
     return Ledgers(found.pop(tx.schema, None), found)
 
 
-def without_ledger(tx: Transaction) -> str | None:
+def without_ledger(tx: Transaction, found: Ledgers) -> str | None:
     """Return what is wrong and what to do if our tables are there without Mailglass's, or None."""
-    here, others = ledgers(tx)
+    here, others = found
     names = {"open_orphans": tx.name_of("mailglass_open_orphans"), "version": tx.name_of(VERSION_TABLE)}
     if here is not None or not tx.execute(_HAS_OURS, names).scalar_one():
         return None
@@ -177,27 +177,32 @@ def without_ledger(tx: Transaction) -> str | None:
     )
 
 
-def require_ledger(tx: Transaction) -> None:
+def require_ledger(tx: Transaction) -> Ledgers:
     """Refuse a schema without a ledger if it is known where the ledger is, or that Mailglass was rolled back.
+
+    Returns:
+        What `ledgers` found.
 
     Raises:
         ConfigurationError: Another schema has one; the message says what to set.
         DatabaseRefusedError: Our tables are there without Mailglass's.
     """
-    stopped = without_ledger(tx)
+    found = ledgers(tx)
+    stopped = without_ledger(tx, found)
     if stopped:
         raise DatabaseRefusedError(stopped)
-    here, others = ledgers(tx)
+    here, others = found
     if here is None and others:
         raise ConfigurationError(
             f"schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"
             f" set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
         )
+    return found
 
 
-def second_set(tx: Transaction) -> str | None:
+def second_set(tx: Transaction, found: Ledgers) -> str | None:
     """Return a warning if another schema has a ledger that may be the one that is meant, or None."""
-    here, others = ledgers(tx)
+    here, others = found
     if here is None or not others:
         return None
     real = [name for name, mailglass_s in others.items() if mailglass_s and not here]

@@ -35,12 +35,13 @@ def revision(tx: Transaction) -> Iterator[Finding]:
             f"set MAILGLASS_DATABASE_SCHEMA{f' to {row.elsewhere}' if row.elsewhere else ''}, or create the schema",
         )
         return
-    version, stopped = state.version(tx), schema.without_ledger(tx)
+    version, found = state.version(tx), schema.ledgers(tx)
+    stopped = schema.without_ledger(tx, found)
     if stopped:
         message, _, step = stopped.partition(": ")
         yield error("schema", message, step)
     elif version == schema.VERSION:
-        second = schema.second_set(tx)
+        second = schema.second_set(tx, found)
         if second:
             message, _, step = second.partition(": ")
             yield warning("schema", message, step)

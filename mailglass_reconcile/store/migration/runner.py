@@ -66,8 +66,9 @@ def migrate(
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
-            warnings = [*privileges.warnings(tx), *filter(None, [schema.second_set(tx)])]
-            stopped, moved_from = schema.without_ledger(tx), state.moved_from(tx)
+            found = schema.ledgers(tx)
+            warnings = [*privileges.warnings(tx), *filter(None, [schema.second_set(tx, found)])]
+            stopped, moved_from = schema.without_ledger(tx, found), state.moved_from(tx)
         for warning in warnings:
             say(f"warning: {warning}")
         if stopped:
@@ -100,7 +101,7 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with Database(engine, settings).reading() as tx:
-        stopped = schema.without_ledger(tx)
+        stopped = schema.without_ledger(tx, schema.ledgers(tx))
         if stopped:
             raise DatabaseRefusedError(stopped)
         return state.is_complete(tx, guard=not state.made_by_mailglass(tx))
