@@ -266,7 +266,7 @@ def _warn_of_the_database() -> None:
             try:
                 with Connected(connection, runtime.get_settings()).reading() as tx:
                     schema.require_ledger(tx)
-                    schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+                    schema.require_migrated(tx)
             finally:
                 connection.invalidate()  # a fork would share what an application's pool kept open
     except MailglassReconcileError as error:

@@ -19,6 +19,6 @@ def rekey() -> None:
     """
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
-            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+            schema.require_migrated(tx)
         forgotten = connected.in_batches(open_orphans.FORGET_KEYS, {"size": BATCH_ROWS})
     click.echo(f"the next sweep computes the keys of {counted(forgotten, 'open orphan')}")

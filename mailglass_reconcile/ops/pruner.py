@@ -96,7 +96,7 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     """
     began = time.monotonic()
     with database.reading() as tx:
-        schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+        schema.require_migrated(tx)
         theirs = state.made_by_mailglass(tx)
     work = _Prune(database, theirs=theirs)
     work.run()

@@ -107,7 +107,7 @@ def link_with(database: Database, wanted: Request) -> Recorded:
     runtime.load_imports()
     with database.connect() as connected:
         with connected.reading() as tx:
-            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+            schema.require_migrated(tx)
         with connected.writing() as tx:
             linked = _link(tx, wanted)
     recorded = _recorded(linked)

@@ -20,8 +20,9 @@ from mailglass_reconcile.record import checking
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import personal_data, schema
-from mailglass_reconcile.store.database import Database, Transaction, borrowed
-from mailglass_reconcile.store.personal_data import FIRST, Person
+from mailglass_reconcile.store.database import NIL, Database, Transaction, borrowed
+from mailglass_reconcile.store.migration import state
+from mailglass_reconcile.store.personal_data import Person
 
 BATCH_ROWS = 5_000
 
@@ -119,7 +120,7 @@ def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> 
     """
     with database.connect() as connected:
         with connected.reading() as tx:
-            schema.require_current(tx.execute(schema.READ_VERSION).scalar_one())
+            schema.require_migrated(tx)
         return _erase(connected.reading if dry_run else connected.writing, wanted, dry_run=dry_run)
 
 
@@ -138,7 +139,7 @@ def check(recipient: object, tenant_id: object = None) -> Wanted:
 def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
     each = partial(_each, begin, wanted.person, dry_run=dry_run)
     with begin() as tx:
-        is_mailglass_s = schema.ledgers(tx).here
+        is_mailglass_s = state.made_by_mailglass(tx)
     orphans = each(personal_data.open_orphans, wanted.is_recipient, personal_data.erase_open_orphans)
     if is_mailglass_s:
         return Erased(0, orphans, 0, (GIVEN, MAILGLASS_S))
@@ -162,7 +163,7 @@ def _each(
     dry_run: bool,
 ) -> int:
     """Read page after page of rows, whose ids come first, and erase those that are meant; return how many."""
-    erased, after = 0, FIRST
+    erased, after = 0, NIL
     while True:
         with begin() as tx:
             page = read(tx, person, after, BATCH_ROWS)

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+NIL = "00000000-0000-0000-0000-000000000000"
+"""The nil UUID (RFC 9562), which comes before every id."""
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.1
 SNAPSHOT = "REPEATABLE READ"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 from mailglass_reconcile.store.open_orphans import Open, Place
 
 _BOUNDS = """
@@ -173,7 +173,7 @@ class LedgerPlace(NamedTuple):
     event_id: str
 
 
-FIRST_OF_LEDGER = LedgerPlace("", "-infinity", "00000000-0000-0000-0000-000000000000")
+FIRST_OF_LEDGER = LedgerPlace("", "-infinity", NIL)
 
 
 class ExpiredEntry(NamedTuple):

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -150,7 +150,7 @@ class Place(NamedTuple):
     event_id: str
 
 
-FIRST = Place("-infinity", "00000000-0000-0000-0000-000000000000")
+FIRST = Place("-infinity", NIL)
 LAST = Place("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
 
 

@@ -12,8 +12,6 @@ from mailglass_reconcile.rules.addresses import ERASED_DOMAIN
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-FIRST = "00000000-0000-0000-0000-000000000000"
-
 # First all that our index has of the key, then their order: otherwise the planner walks the primary key, and computes
 # a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
 _DELIVERIES = """

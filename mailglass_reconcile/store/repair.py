@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import ledger, open_orphans
-from mailglass_reconcile.store.database import Connected, Transaction, in_schema
+from mailglass_reconcile.store.database import NIL, Connected, Transaction, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 # One probe of the index for each tenant, however many orphans it has had.
@@ -148,8 +148,7 @@ SELECT event_id::text AS after_id, position AS after_position, (SELECT count(*) 
   FROM page ORDER BY event_id DESC, position DESC LIMIT 1
 """
 
-_NIL = "00000000-0000-0000-0000-000000000000"
-_START = {"after_tenant": "", "after_time": "-infinity", "after_id": _NIL}
+_START = {"after_tenant": "", "after_time": "-infinity", "after_id": NIL}
 
 _SCRIPT = """
 BEGIN;
@@ -221,7 +220,7 @@ def _still_open(tx: Transaction, event_ids: Collection[str]) -> int:
 
 def remove_settled(connected: Connected, size: int) -> int:
     """Remove what the ledger holds no open orphan for, *size* open orphans at a time, and return how many rows."""
-    return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": _NIL}))
+    return sum(page["removed"] for page in _pages(connected, _REMOVE_SETTLED, size, {"after_id": NIL}))
 
 
 def _pages(
@@ -253,7 +252,7 @@ def remove_expired(connected: Connected, size: int) -> Expired:
         ranges = tx.execute(_EXPIRED_RANGES, {"max_age_minutes": connected.settings.max_age_minutes}).all()
     total = Expired(0, 0)
     for after, until in ranges:
-        place = {"after_time": after, "after_id": _NIL}
+        place = {"after_time": after, "after_id": NIL}
         for page in _pages(connected, _REMOVE_EXPIRED, size, place, until_time=until):
             total = Expired(total.orphans + page["orphans"], total.named + page["named"])
     return total
@@ -261,5 +260,5 @@ def remove_expired(connected: Connected, size: int) -> Expired:
 
 def remove_stray_ids(connected: Connected, size: int) -> int:
     """Remove the ids of orphans that are no longer open, *size* ids at a time, and return how many rows."""
-    place = {"after_id": _NIL, "after_position": -1}
+    place = {"after_id": NIL, "after_position": -1}
     return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, place))

@@ -248,6 +248,15 @@ def index_faults(tx: Transaction) -> dict[str, str]:
     return {name: INVALID if invalid else MISSING for name, invalid in rows.all()}
 
 
+def require_migrated(tx: Transaction) -> None:
+    """Refuse a database that is not at `VERSION`.
+
+    Raises:
+        SchemaOutdatedError: Saying what to run.
+    """
+    require_current(tx.execute(READ_VERSION).scalar_one())
+
+
 def require_current(version: str | None) -> None:
     """Refuse a database that is not at `VERSION`.
 

@@ -18,7 +18,7 @@ from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.store import open_orphans, personal_data
-from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.store.database import NIL, borrowed
 from record.recording import event, record
 
 ADA = "ada@bücher.example"
@@ -297,9 +297,9 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
     for _ in range(2):
         for begin in (db.database.reading, db.database.writing):
             with begin() as tx:
-                found = personal_data.deliveries(tx, person, personal_data.FIRST, 10)
+                found = personal_data.deliveries(tx, person, NIL, 10)
                 assert [recipient for _, recipient in found] == ["r7@example.org"]
-                given = {"key": person.key, "tenant_id": tenant_id, "after": personal_data.FIRST, "size": 10}
+                given = {"key": person.key, "tenant_id": tenant_id, "after": NIL, "size": 10}
                 plan = "\n".join(tx.execute(f"EXPLAIN {personal_data._DELIVERIES}", given).scalars())
             assert "mailglass_deliveries_reconcile_idx" in plan, plan
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
