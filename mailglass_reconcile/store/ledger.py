@@ -240,20 +240,24 @@ NEWEST_EVENTS = 5_000
 _NEWEST_LINKS = """
 SELECT count(*)
   FROM (SELECT type, delivery_id, idempotency_key FROM {schema}.mailglass_events
-         WHERE id BETWEEN CAST(:since_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :size) AS e
+         WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :size) AS e
  WHERE e.type = 'reconciled' OR e.delivery_id IS NOT NULL AND e.idempotency_key LIKE 'webhook:%'
 """
 
 
 def newest_links(tx: Transaction, seconds: float) -> int:
     """Return how many of the newest 5,000 events, of the last so many *seconds*, have linked or attached something."""
-    bounds = {"since_id": first_uuid7(seconds), "until_id": first_uuid7(-60), "size": NEWEST_EVENTS}
-    return int(tx.execute(_NEWEST_LINKS, bounds).scalar_one())
+    return int(tx.execute(_NEWEST_LINKS, {**ids_of_last(seconds), "size": NEWEST_EVENTS}).scalar_one())
 
 
 def first_uuid7(seconds_ago: float) -> str:
     """Return the lowest UUIDv7 of a time, by this machine's clock."""
     return f"{max(0, int((time.time() - seconds_ago) * 1000)):012x}{'0' * 20}"
+
+
+def ids_of_last(seconds: float) -> dict[str, str]:
+    """Return the bounds of the UUIDv7s of so many *seconds*, and of a minute to come, because clocks differ."""
+    return {"after_id": first_uuid7(seconds), "until_id": first_uuid7(-60)}
 
 
 def link(

@@ -14,7 +14,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.ledger import first_uuid7
+from mailglass_reconcile.store.ledger import ids_of_last
 
 TENANTS = 15
 """The first tenants, and as many of those of the newest events."""
@@ -124,8 +124,7 @@ def missing(tx: Transaction) -> list[Reports]:
         "seconds": hours * 3_600,
         "days": DAYS,
         "tenants": TENANTS,
-        "after_id": first_uuid7(hours * 3_600 + DAYS * 86_400),
-        "until_id": first_uuid7(-60),
+        **ids_of_last(hours * 3_600 + DAYS * 86_400),
         "newest_events": NEWEST_EVENTS,
         "of_tenant": OF_TENANT,
         "reported": REPORTED,

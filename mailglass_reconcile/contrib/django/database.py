@@ -113,15 +113,14 @@ def _read_committed(djangos: Any) -> Iterator[None]:
 
 def _is_passing(error: BaseException) -> bool:
     """Whether *error*, ours, SQLAlchemy's or Django's, is a lost connection or a conflict with another transaction."""
-    if isinstance(error, MailglassReconcileError) and error.passes:
-        return True
-    for one in (error, error.__context__):
-        if isinstance(one, sa.exc.DBAPIError):
-            return is_passing(one)
-        if isinstance(one, Error):
-            state = getattr(one.__cause__, "sqlstate", None)
-            lost = isinstance(one, OperationalError | InterfaceError) and (state is None or state[:2] in ("08", "57"))
-            return lost or state in CONTENTION_SQLSTATES | OUTAGE_SQLSTATES
+    if isinstance(error, MailglassReconcileError):
+        return error.passes
+    if isinstance(error, sa.exc.DBAPIError):
+        return is_passing(error)
+    if isinstance(error, Error):
+        state = getattr(error.__cause__, "sqlstate", None)
+        lost = isinstance(error, OperationalError | InterfaceError) and (state is None or state[:2] in ("08", "57"))
+        return lost or state in CONTENTION_SQLSTATES | OUTAGE_SQLSTATES
     return False
 
 

@@ -17,7 +17,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
-from mailglass_reconcile.store.ledger import first_uuid7
+from mailglass_reconcile.store.ledger import ids_of_last
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100
@@ -153,8 +153,7 @@ def _sample(tx: Transaction, statement: str, table: str, pages: int, **more: int
 def other_reconciler(tx: Transaction) -> Iterator[Finding]:
     """Say if Mailglass's own reconciler still runs: its events happen at another moment than they are inserted."""
     bounds = {
-        "after_id": first_uuid7(RECENT_HOURS * 3_600),
-        "until_id": first_uuid7(-60),
+        **ids_of_last(RECENT_HOURS * 3_600),
         "size": NEWEST_ROWS,
         "hours": RECENT_HOURS,
         "tenants": TENANTS,

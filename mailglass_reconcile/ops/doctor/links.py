@@ -10,7 +10,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, ok, warning
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.ledger import first_uuid7
+from mailglass_reconcile.store.ledger import ids_of_last
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.sweep.judge import judge
@@ -41,8 +41,7 @@ SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text 
 def links(tx: Transaction) -> Iterator[Finding]:
     """Compare the newest links with the rule: whose tenant or, where it can be read, whose recipient is another one."""
     bounds = {
-        "after_id": first_uuid7(DAYS * 86_400),
-        "until_id": first_uuid7(-60),
+        **ids_of_last(DAYS * 86_400),
         "events": NEWEST_EVENTS,
         "links": NEWEST_LINKS,
     }
