@@ -13,6 +13,7 @@ from typing import TypeVar
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.deliveries import NEXT_VERSION
 from mailglass_reconcile.store.ledger import LinkedEvent
 
 Outcome = TypeVar("Outcome")
@@ -59,7 +60,7 @@ UPDATE {schema}.mailglass_deliveries AS d
        last_event_at = CASE WHEN p.pointer THEN p.last_event_at ELSE d.last_event_at END,
        terminal = p.terminal, dispatched_at = p.dispatched_at, delivered_at = p.delivered_at,
        bounced_at = p.bounced_at, complained_at = p.complained_at, suppressed_at = p.suppressed_at,
-       lock_version = CASE WHEN d.lock_version = 2147483647 THEN 1 ELSE d.lock_version + 1 END,
+       {next_version},
        updated_at = now()::timestamp
   FROM projected AS p
  WHERE d.id = p.id
@@ -67,7 +68,7 @@ UPDATE {schema}.mailglass_deliveries AS d
         OR (d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at, d.complained_at, d.suppressed_at)
            IS DISTINCT FROM
            (p.terminal, p.dispatched_at, p.delivered_at, p.bounced_at, p.complained_at, p.suppressed_at))
-"""
+""".replace("{next_version}", NEXT_VERSION)
 
 _LOCK = """
 SELECT id::text FROM {schema}.mailglass_deliveries

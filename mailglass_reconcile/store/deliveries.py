@@ -89,6 +89,10 @@ SELECT EXISTS (
 """
 
 
+NEXT_VERSION = "lock_version = CASE WHEN d.lock_version = 2147483647 THEN 1 ELSE d.lock_version + 1 END"
+"""What an UPDATE of deliveries, called `d`, does for applications with optimistic locks."""
+
+
 class Question(NamedTuple):
     """What one event asks of a wide id; `recipient` is an address as it is compared."""
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.addresses import ERASED_DOMAIN
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.deliveries import NEXT_VERSION
 
 # First all that our index has of the key, then their order: otherwise the planner walks the primary key, and computes
 # a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
@@ -25,12 +26,11 @@ SELECT f.id::text, f.recipient FROM found AS f ORDER BY f.id LIMIT :size
 
 # The version moves, so that an application with optimistic locks does not write back what it read before.
 _ERASE_DELIVERIES = """
-UPDATE {schema}.mailglass_deliveries
+UPDATE {schema}.mailglass_deliveries AS d
    SET recipient = gen_random_uuid()::text || '@' || :domain, recipient_domain = :domain, metadata = '{}',
-       last_error = NULL, updated_at = now()::timestamp,
-       lock_version = CASE WHEN lock_version = 2147483647 THEN 1 ELSE lock_version + 1 END
+       last_error = NULL, updated_at = now()::timestamp, {next_version}
  WHERE id = ANY (CAST(:ids AS uuid[]))
-"""
+""".replace("{next_version}", NEXT_VERSION)
 
 _OPEN_ORPHANS = """
 SELECT o.event_id::text, recipient FROM {schema}.mailglass_open_orphans AS o
