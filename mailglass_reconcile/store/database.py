@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -161,10 +161,12 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
 
 @lru_cache(maxsize=512)
 def _as_driver_takes_it(statement: str, schema: str) -> str:
-    return str(_text(statement, schema, ()).compile(dialect=_PYFORMAT))
+    return str(_text(statement, schema, ()).compile(dialect=_psycopg()))
 
 
-_PYFORMAT = sa.make_url("postgresql+psycopg://").get_dialect()()
+@cache
+def _psycopg() -> sa.Dialect:
+    return sa.make_url("postgresql+psycopg://").get_dialect()()
 
 
 class Connected:
