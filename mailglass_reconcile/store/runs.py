@@ -18,10 +18,7 @@ RETENTION_DAYS = 30
 """Older rows are added up into one per kind, origin and status, so that totals never shrink."""
 
 _OF_A_PRUNE = ("expired", "events", "deliveries")
-COUNTS = (
-    *("scanned", *states.OUTCOMES, "linked_unchecked", "published", "publish_failed"),
-    *(*_OF_A_PRUNE, "duration_ms"),
-)
+COUNTS = ("scanned", *states.OUTCOMES, "linked_unchecked", "published", "publish_failed", *_OF_A_PRUNE, "duration_ms")
 
 _ADD = """
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
