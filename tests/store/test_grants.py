@@ -61,6 +61,15 @@ def acting(db, admin, redis_url) -> Iterator:
             connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
+def refused(settings, statement):
+    """Fail unless Postgres refuses a role the statement for want of a right."""
+    with (
+        pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+        engines.create_engine(settings).begin() as connection,
+    ):
+        connection.exec_driver_sql(statement)
+
+
 @pytest.mark.guard
 def test_a_sweeper_sweeps_and_prunes(db, acting):
     """It links, stores keys, and mends the open set."""
@@ -168,11 +177,7 @@ def test_an_eraser_erases(db, acting):
         "UPDATE mailglass_deliveries SET tenant_id = 'x'",
         "DELETE FROM mailglass_webhook_events",
     ):
-        with (
-            pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
-            engines.create_engine(settings).begin() as connection,
-        ):
-            connection.exec_driver_sql(statement)
+        refused(settings, statement)
 
 
 def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(hooked, acting):
@@ -295,11 +300,7 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
         "UPDATE mailglass_deliveries SET recipient = 'x'",
         "SELECT raw_payload FROM mailglass_webhook_events",
     ):
-        with (
-            pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
-            engines.create_engine(settings).begin() as connection,
-        ):
-            connection.exec_driver_sql(statement)
+        refused(settings, statement)
 
 
 @pytest.mark.guard
