@@ -73,7 +73,7 @@ CHARTS = (
         "seconds",
         "log linear",
     ),
-    Chart("retention", "retention", "Retention", "events, of which nine tenths are deleted", "seconds"),
+    Chart("retention", "retention", "Retention", "events; nine tenths are deleted", "seconds"),
     Chart("batch", "batch size: links", "A sweep, by batch size", "orphans in a batch", "links a second"),
     Chart("locks", "batch size: ms", "How long a batch holds its rows", "orphans in a batch", "milliseconds"),
 )

@@ -200,7 +200,7 @@ def _without_ids(groups: list[dict[str, Any]]) -> list[str]:
 def _of_the_last(last: dict[str, Any], allowed: float) -> list[str]:
     found = []
     if last["status"] == "failed":
-        found.append(f"the last full sweep failed ({last['error'] or 'it failed'}): {_ASK_DOCTOR}")
+        found.append(f"the last full sweep failed ({last['error'] or 'no error was noted'}): {_ASK_DOCTOR}")
     if (last["uncovered_seconds"] or 0.0) > allowed:
         found.append(
             f"full sweeps have not looked at everything for {age(last['uncovered_seconds'])}: each ends at its deadline"

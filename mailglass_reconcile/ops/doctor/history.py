@@ -37,7 +37,7 @@ def sweeps(tx: Transaction) -> Iterator[Finding]:
     if row.status == "failed":
         yield error(
             "sweeps",
-            f"the last full sweep failed {age(row.last_age)} ago ({shown(row.error or 'it failed')})",
+            f"the last full sweep failed {age(row.last_age)} ago ({shown(row.error or 'no error was noted')})",
             "run `mailglass-reconcile sweep`: it names the reason",
         )
     elif row.success_age is None:
