@@ -23,23 +23,14 @@ from mailglass_reconcile.ops import targets, tenants
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targets import MOST, Target
 from mailglass_reconcile.rules.humanize import counted, shown, took
-from mailglass_reconcile.rules.states import MEANINGS, Outcome, Skipped
+from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
 
 POINTING = ("event", "delivery", "provider", "since", "until", "include_expired")
 
-WHY_OPEN: tuple[Outcome | Skipped, ...] = (
-    "unmatched",
-    "unmatchable",
-    "ambiguous",
-    "tenant_mismatch",
-    "recipient_mismatch",
-    "skipped_deadline",
-    "skipped_held",
-    "failed",
-)
+WHY_OPEN = tuple(state for state in (*OUTCOMES, *SKIPPED) if state not in ("linked", "skipped", "skipped_limit"))
 
 EXAMPLES = """\b
 Examples:

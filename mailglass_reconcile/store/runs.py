@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,56 +18,55 @@ Origin = Literal["beat", "call", "command", "python", "follow"]
 RETENTION_DAYS = 30
 """Older rows are added up into one per kind, origin and status, so that totals never shrink."""
 
-_OF_A_PRUNE = ("expired", "events", "deliveries")
-COUNTS = ("scanned", *states.OUTCOMES, "linked_unchecked", "published", "publish_failed", *_OF_A_PRUNE, "duration_ms")
+COUNTS = (
+    "scanned",
+    *states.OUTCOMES,
+    "linked_unchecked",
+    "published",
+    "publish_failed",
+    "expired",
+    "events",
+    "deliveries",
+    "duration_ms",
+)
+"""The columns that add up; the statements are written from this list."""
 
-_ADD = """
+
+def _for_each_count(statement: str) -> str:
+    """Return *statement* with what stands in brackets written out for each of `COUNTS`, in place of `#`."""
+    return re.sub(r"\[(.*#.*)\]", lambda form: ", ".join(form[1].replace("#", name) for name in COUNTS), statement)
+
+
+_ADD = _for_each_count("""
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
-       (started_at, finished_at, kind, origin, tenant_id, status, error, runs, scanned, linked, linked_unchecked,
-        unmatched, unmatchable, ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published,
-        publish_failed, expired, events, deliveries, duration_ms, remaining, linkable_since, open_groups, handled_types,
-        position, ranges)
+       (started_at, finished_at, kind, origin, tenant_id, status, error, runs, [#],
+        remaining, linkable_since, open_groups, handled_types, position, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
-        :status, :error, :runs, :scanned, :linked, :linked_unchecked, :unmatched, :unmatchable, :ambiguous,
-        :tenant_mismatch, :recipient_mismatch, :skipped, :failed, :published, :publish_failed, :expired,
-        :events, :deliveries, :duration_ms, :remaining,
-        CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types, CAST(:position AS jsonb),
-        :ranges)
+        :status, :error, :runs, [:#],
+        :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types,
+        CAST(:position AS jsonb), :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
                  date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
           WHERE kind IN ('recent', 'dispatch')
     DO UPDATE
    SET finished_at = excluded.finished_at, error = excluded.error, runs = r.runs + excluded.runs,
-       scanned = r.scanned + excluded.scanned, linked = r.linked + excluded.linked,
-       linked_unchecked = r.linked_unchecked + excluded.linked_unchecked,
-       unmatched = r.unmatched + excluded.unmatched, unmatchable = r.unmatchable + excluded.unmatchable,
-       ambiguous = r.ambiguous + excluded.ambiguous, tenant_mismatch = r.tenant_mismatch + excluded.tenant_mismatch,
-       recipient_mismatch = r.recipient_mismatch + excluded.recipient_mismatch,
-       skipped = r.skipped + excluded.skipped, failed = r.failed + excluded.failed,
-       published = r.published + excluded.published, publish_failed = r.publish_failed + excluded.publish_failed,
-       duration_ms = r.duration_ms + excluded.duration_ms, remaining = excluded.remaining,
-       linkable_since = excluded.linkable_since
+       [# = r.# + excluded.#],
+       remaining = excluded.remaining, linkable_since = excluded.linkable_since
 RETURNING id
-"""
+""")
 
 # A range adds its counts to the sweep that was cut; that one is over when all of its ranges have done so.
-_ADD_RANGE = """
+_ADD_RANGE = _for_each_count("""
 UPDATE {schema}.mailglass_reconcile_runs
    SET finished_at = now()::timestamp, ranges_done = ranges_done + 1, error = coalesce(:error, error),
        status = CASE WHEN 'failed' IN (status, :status) THEN 'failed' WHEN 'partial' IN (status, :status) THEN 'partial'
                      ELSE status END,
-       scanned = scanned + :scanned, linked = linked + :linked,
-       linked_unchecked = linked_unchecked + :linked_unchecked, unmatched = unmatched + :unmatched,
-       unmatchable = unmatchable + :unmatchable, ambiguous = ambiguous + :ambiguous,
-       tenant_mismatch = tenant_mismatch + :tenant_mismatch,
-       recipient_mismatch = recipient_mismatch + :recipient_mismatch, skipped = skipped + :skipped,
-       failed = failed + :failed, published = published + :published,
-       publish_failed = publish_failed + :publish_failed, duration_ms = duration_ms + :duration_ms,
+       [# = # + :#],
        remaining = coalesce(remaining, 0) + coalesce(:remaining, 0),
        linkable_since = least(linkable_since, CAST(:linkable_since AS timestamp)),
        open_groups = coalesce(open_groups, '[]') || coalesce(CAST(:open_groups AS jsonb), '[]')
  WHERE id = :id
-"""
+""")
 
 # Where the last full sweep with this tenant argument stopped; NULL if it covered its window. One that failed before it
 # had a window counted nothing.
@@ -78,21 +78,16 @@ SELECT position FROM {schema}.mailglass_reconcile_runs
 """
 
 # One statement deletes and adds: a total is never counted twice, and never missing.
-_FOLD = """
+_FOLD = _for_each_count("""
 WITH old AS (
   DELETE FROM {schema}.mailglass_reconcile_runs
    WHERE finished_at < now()::timestamp - make_interval(days => :days) RETURNING *
 )
 INSERT INTO {schema}.mailglass_reconcile_runs
-       (started_at, finished_at, kind, origin, status, runs, scanned, linked, linked_unchecked, unmatched, unmatchable,
-        ambiguous, tenant_mismatch, recipient_mismatch, skipped, failed, published, publish_failed, expired,
-        events, deliveries, duration_ms)
-SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), sum(scanned), sum(linked),
-       sum(linked_unchecked), sum(unmatched), sum(unmatchable), sum(ambiguous), sum(tenant_mismatch),
-       sum(recipient_mismatch), sum(skipped), sum(failed),
-       sum(published), sum(publish_failed), sum(expired), sum(events), sum(deliveries), sum(duration_ms)
+       (started_at, finished_at, kind, origin, status, runs, [#])
+SELECT min(started_at), max(finished_at), kind, origin, status, sum(runs), [sum(#)]
   FROM old GROUP BY kind, origin, status
-"""
+""")
 
 # Thirty days of them at most: a pass over the table costs a few milliseconds.
 _AT = """
@@ -105,24 +100,16 @@ SELECT kind, origin, to_json(started_at) #>> '{}' AS started_at
 
 
 # As above; rows that the prune has added up are among them.
-_TOTALS = """
-SELECT kind, status, sum(runs)::bigint AS runs, sum(linked)::bigint AS linked,
-       sum(linked_unchecked)::bigint AS linked_unchecked, sum(unmatched)::bigint AS unmatched,
-       sum(unmatchable)::bigint AS unmatchable, sum(ambiguous)::bigint AS ambiguous,
-       sum(tenant_mismatch)::bigint AS tenant_mismatch, sum(recipient_mismatch)::bigint AS recipient_mismatch,
-       sum(skipped)::bigint AS skipped, sum(failed)::bigint AS failed, sum(published)::bigint AS published,
-       sum(publish_failed)::bigint AS publish_failed, sum(expired)::bigint AS expired,
-       sum(events)::bigint AS events, sum(deliveries)::bigint AS deliveries,
-       sum(duration_ms)::bigint AS duration_ms
+_TOTALS = _for_each_count("""
+SELECT kind, status, sum(runs)::bigint AS runs, [sum(#)::bigint AS #]
   FROM {schema}.mailglass_reconcile_runs GROUP BY kind, status
-"""
-
+""")
 
 _OF_A_TOTAL = ("kind", "status")
 
 
 class Total(NamedTuple):
-    """All runs of one kind that ended in one way, since the history began; `counts` has `runs` and most of `COUNTS`."""
+    """All runs of one kind that ended in one way, since the history began; `counts` has `runs` and `COUNTS`."""
 
     kind: str
     status: str
@@ -181,7 +168,6 @@ def add(tx: Transaction, run: Run) -> int:
         "kind": run.kind,
         "origin": run.origin,
         "tenant_id": run.tenant_id,
-        **{name: run.counts.get(name, 0) for name in _OF_A_PRUNE},
         "runs": run.runs,
         "age_ms": run.age_ms,
         "handled_types": ",".join(run.handled_types) or None,
@@ -198,7 +184,7 @@ def add_range(tx: Transaction, run_id: int, run: Run) -> None:
 
 def _parameters(run: Run) -> dict[str, Any]:
     return {
-        **{name: run.counts.get(name, 0) for name in COUNTS if name not in _OF_A_PRUNE},
+        **{name: run.counts.get(name, 0) for name in COUNTS},
         "status": run.status,
         "error": run.error,
         "remaining": run.remaining,
