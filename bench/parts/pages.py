@@ -54,7 +54,7 @@ def measure(machine: Machine) -> Part:
     part, url = Part(), machine.copy("migrated", "pages")
     opened = machine.scaled(OPEN)
     fill(url, deliveries=machine.scaled(100_000))
-    fill_reconciled(url, machine.scaled(RECONCILED), days=8, below="tenant-5")
+    fill_reconciled(url, machine.scaled(RECONCILED), days=8, aged=5)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(A_WEEK)
     fill(url, messages=opened // 2, **NOBODYS)
