@@ -13,7 +13,7 @@ from typing import TypeVar
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.deliveries import NEXT_VERSION
+from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
 from mailglass_reconcile.store.ledger import LinkedEvent
 
 Outcome = TypeVar("Outcome")
@@ -23,9 +23,7 @@ TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "s
 _PROJECT = """
 WITH report AS (
   SELECT r.delivery_id, r.type, array_position(CAST(:standing AS text[]), r.type) AS standing,
-         CASE WHEN r.occurred_at < '2000-01-01' THEN r.arrived_at
-              WHEN r.occurred_at - interval '5 minutes' > r.arrived_at THEN r.arrived_at
-              ELSE r.occurred_at END AS occurred_at
+         {credible} AS occurred_at
     FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
                 CAST(:arrived_at AS timestamp[])) AS r (delivery_id, type, occurred_at, arrived_at)
    WHERE r.type = ANY (CAST(:standing AS text[]))
@@ -68,7 +66,7 @@ UPDATE {schema}.mailglass_deliveries AS d
         OR (d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at, d.complained_at, d.suppressed_at)
            IS DISTINCT FROM
            (p.terminal, p.dispatched_at, p.delivered_at, p.bounced_at, p.complained_at, p.suppressed_at))
-""".replace("{next_version}", NEXT_VERSION)
+""".replace("{next_version}", NEXT_VERSION).replace("{credible}", CREDIBLE)
 
 _LOCK = """
 SELECT id::text FROM {schema}.mailglass_deliveries

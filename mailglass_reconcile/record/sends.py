@@ -51,13 +51,12 @@ class Sent:
 
 
 class NewSend(NamedTuple):
-    """A delivery and its first event; the delivery's id is in both. `now` if the send gives no time of its own."""
+    """A delivery and its first event; the delivery's id is in both."""
 
     entry: Entry
     delivery_id: str
     recipient: str
     message_id: str | None
-    now: bool
 
     @property
     def identity(self) -> str:
@@ -112,14 +111,20 @@ def record_send(
     )
     checked = check(campaign.tenant_id, campaign.spellings[0], sent)
     with borrowed(connection, settings) as tx:
-        delivery_ids, reports = _store(tx, campaign, checked)
-        pairs, notes = _match(tx, checked, set(delivery_ids))
+        delivery_ids, reports, may_be_open = _store(tx, campaign, checked)
+        pairs, notes = _match(tx, checked, set(delivery_ids)) if may_be_open else ([], {})
         linked = link_in(tx, pairs, reports, notes)
     return after_commit.returned(connection, _recorded(checked, delivery_ids, linked))
 
 
-def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> tuple[list[str], list[LinkedEvent]]:
-    """Store the sends that are new; return the delivery of each, and what of the new ones must still be projected."""
+def _store(
+    tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]
+) -> tuple[list[str], list[LinkedEvent], bool]:
+    """Store the sends that are new.
+
+    Returns:
+        The delivery of each, what of the new ones handlers run on, and whether events may be open for one of the ids.
+    """
     first = {send.identity: send for send in reversed(checked)}
     recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
     rows = [
@@ -129,27 +134,25 @@ def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> t
             d.recipient,
             d.message_id,
             shared=recipients[d.message_id] > 1,
-            now=d.now and d.entry.type not in tx.hook_types,
             terminal=d.entry.type in projector.TERMINAL_TYPES,
         )
         for d in first.values()
     ]
-    known = sends.store(tx, campaign, rows) if rows else {}
-    delivery_ids = {identity: known.get(identity) or send.delivery_id for identity, send in first.items()}
+    if not rows:
+        return [], [], False
+    known, may_be_open = sends.store(tx, campaign, rows)
     reports = [
         LinkedEvent(None, e.id, row.delivery_id, e.tenant_id, e.type, e.occurred_at, arrived_at=projector.NOW)
         for row in rows
         for e in [row.entry]
-        if (e.idempotency_key or e.id) not in known and not row.now
+        if e.type in tx.hook_types and (e.idempotency_key or e.id) not in known
     ]
-    return [delivery_ids[send.identity] for send in checked], reports
+    return [known.get(send.identity) or first[send.identity].delivery_id for send in checked], reports, may_be_open
 
 
 def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> tuple[Pairs, Notes]:
     """Return what is open for the checked' message ids and belongs to one of our deliveries, by the sweep's rule."""
     ids = {send.message_id: None for send in checked if send.message_id is not None}
-    if not ids:
-        return [], {}
     # Another recipient's can only belong to another's delivery.
     recipients = {address(send.recipient) for send in checked}
     found = open_orphans.with_message_ids(tx, checked[0].entry.tenant_id, ids, recipients)
@@ -196,19 +199,18 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
     if recipient is None:
         raise InvalidEventError(f"{at}.recipient must be an address")
     delivery_id = ledger.uuid7()
-    now = one.occurred_at is None
     entry = Entry(
         id=ledger.uuid7(),
         tenant_id=tenant_id,
         delivery_id=delivery_id,
         type=kind,
-        occurred_at=checking.utc(f"{at}.occurred_at", dt.datetime.now(dt.UTC) if now else one.occurred_at),
+        occurred_at=projector.NOW if one.occurred_at is None else checking.utc(f"{at}.occurred_at", one.occurred_at),
         idempotency_key=_key(tenant_id, provider, message_id, recipient),
         reject_reason=None,
         metadata={"provider": provider, providers.stored_under(provider): message_id},
         needs_reconciliation=False,
     )
-    return NewSend(entry, delivery_id, recipient, message_id, now)
+    return NewSend(entry, delivery_id, recipient, message_id)
 
 
 def _key(tenant_id: str, provider: str, message_id: str | None, recipient: str) -> str | None:

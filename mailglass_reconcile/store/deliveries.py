@@ -89,6 +89,12 @@ SELECT EXISTS (
 """
 
 
+CREDIBLE = """
+         CASE WHEN r.occurred_at < '2000-01-01' THEN r.arrived_at
+              WHEN r.occurred_at - interval '5 minutes' > r.arrived_at THEN r.arrived_at
+              ELSE r.occurred_at END"""
+"""When what is reported, called `r`, counts as having occurred: its arrival, if its own time cannot be right."""
+
 NEXT_VERSION = "lock_version = CASE WHEN d.lock_version = 2147483647 THEN 1 ELSE d.lock_version + 1 END"
 """What an UPDATE of deliveries, called `d`, does for applications with optimistic locks."""
 

@@ -46,12 +46,17 @@ SELECT DISTINCT i.event_id::text
  LIMIT :size
 """
 
-# Asked on a caller's connection as it is, without our scope. A range of one value, because its first row in an index's
-# order is cheap for every planner; any row of a value seems to be close by in the table if most rows have the same one.
+# A range of one value, because its first row in an index's order is cheap for every planner; any row of a value seems
+# to be close by in the table if most rows have the same one.
+MAY_BE_OPEN = """
+       (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids
+         WHERE candidate_id >= s.message_id AND candidate_id <= s.message_id ORDER BY candidate_id LIMIT 1) IS NOT NULL
+"""
+"""Whether anything may be open for a row's `s.message_id`, as a part of the statements that ask it."""
+
+# Asked on a caller's connection as it is, without our scope.
 _MAY_MATCH = """
-SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS c (id)
-                WHERE (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids
-                        WHERE candidate_id >= c.id AND candidate_id <= c.id ORDER BY candidate_id LIMIT 1) IS NOT NULL)
+SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS s (message_id) WHERE {may_be_open})
     OR EXISTS (SELECT FROM unnest(CAST(:event_ids AS uuid[])) AS e (id)
                 CROSS JOIN LATERAL (SELECT hashtextextended(candidate_id, 0) AS hash
                                       FROM {schema}.mailglass_open_orphan_ids WHERE event_id = e.id OFFSET 0) AS k
@@ -59,7 +64,7 @@ SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS c (id)
                         WHERE hashtextextended(provider_message_id, 0) >= k.hash
                           AND hashtextextended(provider_message_id, 0) <= k.hash
                         ORDER BY hashtextextended(provider_message_id, 0) LIMIT 1) IS NOT NULL)
-"""
+""".replace("{may_be_open}", MAY_BE_OPEN)
 
 # What an orphan waits for since when: its grace, or its delivery if that came later.
 _LINKABLE_SINCE = """

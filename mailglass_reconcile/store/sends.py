@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.deliveries import CREDIBLE
 from mailglass_reconcile.store.ledger import Entry
+from mailglass_reconcile.store.open_orphans import MAY_BE_OPEN
 
 # One row per provider and id is what a unique index allows; deliveries of an id that has several recipients have no
-# provider. Sorted, so that two transactions wait for each other one way only. A send that happens now is stored as
-# projecting its event would leave it; of another one, type and time are below all that is projected. IN as a value and
-# a scalar subquery, because the planner makes a join of an EXISTS, with whatever its statistics advise; num_nulls,
-# because another index serves IS NULL and would read every delivery of the id. `status`, `idempotency_key` and
-# `last_error` are left out: not every Mailglass has them.
+# provider. Sorted, so that two transactions wait for each other one way only. A delivery is stored as projecting its
+# event would leave it. IN as a value and a scalar subquery, because the planner makes a join of an EXISTS, with what
+# its statistics advise; num_nulls, because another index serves IS NULL and would read every delivery of the id.
+# `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
 _STORE = """
 WITH sent AS MATERIALIZED (
-  SELECT *
+  SELECT s.*, {credible} AS reported_at
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
                 CAST(:occurred_at AS timestamp[]), CAST(:keys AS text[]), CAST(:entries AS jsonb[]),
                 CAST(:recipients AS text[]), CAST(:domains AS text[]), CAST(:message_ids AS text[]),
-                CAST(:shared AS boolean[]), CAST(:now AS boolean[]), CAST(:terminal AS boolean[]))
-         AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared, now,
-               terminal)
+                CAST(:shared AS boolean[]), CAST(:terminal AS boolean[]))
+         AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared, terminal)
+   CROSS JOIN LATERAL (SELECT s.occurred_at, now()::timestamp AS arrived_at) AS r
+-- Once per key; what is left out was recorded before.
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
          (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
-  SELECT event_id, :tenant_id, delivery_id, type, CASE WHEN now THEN now()::timestamp ELSE occurred_at END, key, entry,
-         false, now()::timestamp
+  SELECT event_id, :tenant_id, delivery_id, type, occurred_at, key, entry, false, now()::timestamp
     FROM sent ORDER BY key COLLATE "C"
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id
+-- With the provider that its delivery gets, which is none if another delivery may carry the id already.
 ), new AS MATERIALIZED (
   SELECT s.*,
          CASE WHEN s.shared
@@ -46,8 +48,7 @@ WITH sent AS MATERIALIZED (
          (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
           last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
   SELECT delivery_id, :tenant_id, :mailable, :stream, recipient, domain, provider, message_id,
-         CASE WHEN now THEN type ELSE 'queued' END, CASE WHEN now THEN now()::timestamp ELSE '2000-01-01' END,
-         CASE WHEN now AND type = 'dispatched' THEN now()::timestamp END, now AND terminal,
+         type, reported_at, CASE WHEN type = 'dispatched' THEN reported_at END, terminal,
          CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
     FROM new WHERE provider IS NOT NULL ORDER BY message_id COLLATE "C"
       ON CONFLICT (provider, provider_message_id) WHERE provider_message_id IS NOT NULL DO NOTHING
@@ -57,17 +58,20 @@ WITH sent AS MATERIALIZED (
          (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
           last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
   SELECT delivery_id, :tenant_id, :mailable, :stream, recipient, domain, message_id,
-         CASE WHEN now THEN type ELSE 'queued' END, CASE WHEN now THEN now()::timestamp ELSE '2000-01-01' END,
-         CASE WHEN now AND type = 'dispatched' THEN now()::timestamp END, now AND terminal,
+         type, reported_at, CASE WHEN type = 'dispatched' THEN reported_at END, terminal,
          CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
     FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
 )
-SELECT s.key, k.delivery_id::text
+-- The deliveries of what was recorded before.
+SELECT s.key, k.delivery_id::text, false AS open
   FROM sent AS s
   LEFT JOIN LATERAL (SELECT e.delivery_id FROM {schema}.mailglass_events AS e
                       WHERE e.idempotency_key = s.key OFFSET 0) AS k ON true
  WHERE s.event_id NOT IN (SELECT id FROM appended)
-"""
+ UNION ALL
+-- One row more if something may be open for one of the message ids.
+SELECT NULL, NULL, true WHERE EXISTS (SELECT FROM sent AS s WHERE {may_be_open})
+""".replace("{credible}", CREDIBLE).replace("{may_be_open}", MAY_BE_OPEN)
 
 # For what another transaction committed while the statement above waited for it.
 _DELIVERIES_OF_KEYS = """
@@ -90,8 +94,7 @@ class Campaign(NamedTuple):
 class New(NamedTuple):
     """A delivery to be stored, and its first event, which names it.
 
-    `shared` if its message id has other recipients in the same call; `now` if it is stored as projecting its first
-    event would leave it, and is not projected again; `terminal` if that event's type is.
+    `shared` if its message id has other recipients in the same call; `terminal` if its event's type is.
     """
 
     entry: Entry
@@ -99,15 +102,18 @@ class New(NamedTuple):
     recipient: str
     message_id: str | None
     shared: bool
-    now: bool
     terminal: bool
 
 
-def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str, str | None]:
-    """Store what is new of *sent*; return the delivery of each other one, by the idempotency key of its event.
+class Stored(NamedTuple):
+    """What storing found: the deliveries of what was recorded before, by key; and whether events may wait for one."""
 
-    What happened to the new deliveries must be projected in the same transaction, except the first event of `now`.
-    """
+    known: Mapping[str, str]
+    may_be_open: bool
+
+
+def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
+    """Store what is new of *sent*, each delivery with the projection of its event."""
     parameters = {
         "tenant_id": campaign.tenant_id,
         "mailable": campaign.mailable,
@@ -125,11 +131,11 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> dict[str,
         "domains": array_literal(one.recipient.rpartition("@")[2].lower() for one in sent),
         "message_ids": array_literal(one.message_id for one in sent),
         "shared": array_literal(str(one.shared) for one in sent),
-        "now": array_literal(str(one.now) for one in sent),
         "terminal": array_literal(str(one.terminal) for one in sent),
     }
-    known: dict[str, str | None] = dict(map(tuple, tx.execute(_STORE, parameters)))
+    rows = tx.execute(_STORE, parameters).all()
+    known = {row.key: row.delivery_id for row in rows if not row.open}
     unseen = [key for key, delivery_id in known.items() if delivery_id is None]
     if unseen:
         known |= dict(map(tuple, tx.execute(_DELIVERIES_OF_KEYS, {"keys": array_literal(unseen)})))
-    return known
+    return Stored(known, any(row.open for row in rows))
