@@ -135,8 +135,10 @@ def _point(
         found = targets.find(database, target, min(limit, MOST))
         if verbose:
             _show([(one.event_id, one.delivery_id or "") for one in found], as_json=as_json)
-        if dry_run or not found:
-            return SweepResult(scanned=len(found), linked=len(found), dry_run=dry_run, tenant_id=tenant)
+        if not found:
+            return SweepResult(dry_run=dry_run, tenant_id=tenant)
+        if dry_run:
+            return targets.would_link(database, found, tenant)
         if not yes:
             click.confirm(f"link {len(found):,} {'event' if len(found) == 1 else 'events'}?", abort=True, err=True)
             found = targets.find(database, target, len(found))  # what was found may have changed meanwhile

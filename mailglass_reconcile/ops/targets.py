@@ -11,8 +11,11 @@ from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, Listed, page
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import open_orphans
+from mailglass_reconcile.store import ledger, open_orphans
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.listing import NO_KEYS
+from mailglass_reconcile.store.open_orphans import Open
+from mailglass_reconcile.sweep.judge import judge, unchecked
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -85,6 +88,22 @@ def _of_delivery(database: Database, delivery_id: UUID, filters: Filters) -> Fil
     if row is None or row.provider_message_id is None:
         raise LookupError(f"there is no delivery {delivery_id}" if row is None else f"delivery {delivery_id} has no id")
     return replace(filters, tenant_id=row.tenant_id, message_id=row.provider_message_id)
+
+
+def would_link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:
+    """Return the counts that `link` would have, and write nothing.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    with database.reading() as tx:
+        its = {one.event_id: one for one in open_orphans.read(tx, [one.event_id for one in found])}
+        unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}
+        by_id_alone = unchecked(judge(tx, list((unread | its).values())))
+        number = ledger.of_other_writers(tx, by_id_alone) if by_id_alone else 0
+    result = SweepResult(linked=len(found), linked_unchecked=number, dry_run=True, tenant_id=tenant_id)
+    result.settle(len(found), complete=True)
+    return result
 
 
 def link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:

@@ -69,6 +69,8 @@ def test_what_has_expired_is_linked_if_it_is_asked_for(db):
     db.run("DELETE FROM mailglass_open_orphans")
     refused = commands.tried(db, "sweep", "--event", old, "--yes")
     assert (refused.returncode, "expired" in refused.stderr) == (1, True)
+    [counts] = commands.conforming("sweep", commands.inside("sweep", "--include-expired", "--dry-run", "--json").stdout)
+    assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
     commands.run(db, "sweep", "--include-expired", "--yes")
     assert linked(db) == {old}
     assert lost not in linked(db)
