@@ -246,10 +246,10 @@ def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | Non
 
 def _judged(tx: Transaction, entries: list[Entry]) -> list[Listed]:
     known = {one.event_id: one for one in entries}
-    types = ledger.types_of(tx, known)
+    types = ledger.types_of(tx, known)  # one whose event is gone has none
     return [
         _listed(one, types, WAITING if entry.waiting else one.verdict.state, entry.at)
-        for one in judge.judge(tx, open_orphans.read(tx, known))
+        for one in judge.judge(tx, open_orphans.read(tx, [one for one in known if one in types]))
         for entry in [known[one.orphan.event_id]]
     ]
 
@@ -331,7 +331,8 @@ def find_orphans(
         eligible = (survey.afters[0], survey.untils[-1])
         within = listing.bounds(tx, eligible, waiting=False, older=None, newer=None)
         entries = listing.next_open(tx, wanted, within, FIRST, limit, newest_first=False)
-        found = open_orphans.read(tx, [one.event_id for one in entries])
+        types = ledger.types_of(tx, [one.event_id for one in entries])  # one whose event is gone has none
+        found = open_orphans.read(tx, [one.event_id for one in entries if one.event_id in types])
         return [_orphan(one, its) for one, its in zip(found, judge.current_keys(tx, found), strict=True)]
 
 

@@ -156,7 +156,10 @@ def _link(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) 
         if linked:
             projector.project(tx, linked)
         doubtful.xact_id = tx.xact_id or ""
-        doubtful.linked, doubtful.taken, doubtful.claimed = linked, taken, len(linked) + len(known)
+        doubtful.linked, doubtful.taken = linked, taken
+        left = {event_id for event_id, _ in pairs}.difference((one.event_id for one in linked), known)
+        gone = open_orphans.close_gone(tx, left) if left else 0
+        doubtful.claimed = len(linked) + len(known) + gone
     for event_id in taken:
         logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
 

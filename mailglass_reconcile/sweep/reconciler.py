@@ -262,6 +262,8 @@ class Sweep:
 
     def _judged(self, connected: Connected, ids: Sequence[str]) -> list[Judged]:
         with connected.reading(self._left_ms()) as tx:
+            if self._window and self._window.survey and self._window.survey.emptied:  # a dry run closes nothing
+                ids = list(ledger.types_of(tx, ids))
             return judge(tx, open_orphans.read(tx, ids))
 
     def _count(self, found: Slice) -> None:

@@ -1,15 +1,21 @@
 """Mailglass rolled back, moved to another schema and back, or beside tables that we made."""
 
+from uuid import UUID
+
 import pytest
 from test_migrations import ORPHAN, new_id, sweep, with_history
 
 import factories
 from catalog import Installation, installation, live
-from mailglass_reconcile import reconcile
+from mailglass_reconcile import find_orphans, reconcile, reconcile_recent
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
-from mailglass_reconcile.ops import status
+from mailglass_reconcile.ops import orphans, status, targets
+from mailglass_reconcile.ops.doctor import backlog
 from mailglass_reconcile.ops.doctor import schema as checks
 from mailglass_reconcile.ops.doctor.finding import Finding
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.ops.orphans import Filters
+from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
@@ -129,6 +135,49 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_next_sweep(beside, capl
     assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
     assert status.check(beside.database) == []
+
+
+def emptied(database, *ages: float) -> list[str]:
+    """Leave open orphans of these ages in seconds, whose keys are stored and name a delivery, and no ledger."""
+    ids = [factories.orphan(database, factories.postmark("m-1"), age_seconds=age) for age in ages]
+    reconcile_recent(60)
+    reconcile()
+    factories.delivery(database, "m-1")
+    database.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
+    database.run("TRUNCATE mailglass_events")
+    database.broken.update({"I2", "I3", "I13"})
+    assert database.value("SELECT count(*) FROM mailglass_open_orphan_ids") == len(ids)
+    return ids
+
+
+def test_an_orphan_whose_event_is_gone_is_linkable_for_nobody_who_looks(beside):
+    """Lists, a dry run, what is counted now, explain, a sweep of some events, and doctor; nothing is changed."""
+    [gone] = emptied(beside, 3_600)
+    kept = factories.orphan(beside, factories.postmark("m-1"), age_seconds=1_800)
+    assert [one.event_id for one in orphans.page(beside.database, Filters()).orphans] == [kept]
+    assert [one.event_id for one in targets.find(beside.database, Target(), 10)] == [kept]
+    with beside.engine.begin() as connection:
+        assert [str(one.event_id) for one in find_orphans(connection)] == [kept]
+    dry = prepare(dry_run=True).run()
+    assert (dry.scanned, dry.linked, dry.skipped_held) == (2, 1, 1)
+    counted = status.status(beside.database, count_now=True)
+    assert {group["state"]: group["orphans"] for group in counted.groups}["matched"] == 1
+    assert explain(beside.database, UUID(gone)).state == "unknown"
+    beside.run("UPDATE mailglass_deliveries SET id = '01900000-0000-7000-8000-000000000000'")  # there for long
+    with beside.database.reading() as tx:
+        [late] = backlog.linking(tx)
+    assert "1 of 1 open orphan " in late.message
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 2
+
+
+@pytest.mark.parametrize("kind", ["recent", "range"])
+def test_each_sweep_closes_what_it_looks_at_if_the_events_are_gone(beside, kind):
+    """With the ids; only the full sweep looks at all of them."""
+    emptied(beside, *{"recent": [0.5, 1.0], "range": [3_600, 3_700]}[kind])
+    result = reconcile_recent(60) if kind == "recent" else prepare(bounds=("2000-01-01", None)).run()
+    assert (result.scanned, result.linked, result.skipped_held) == (2, 0, 2)
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
 
 
 def test_tables_of_ours_beside_mailglass_s_are_warned_of(empty_database_url):

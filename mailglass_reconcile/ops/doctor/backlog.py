@@ -21,10 +21,13 @@ from mailglass_reconcile.sweep.judge import Judged, judge
 NEWEST_ORPHANS = 300
 
 _NEWEST_ORPHANS = """
-SELECT event_id::text FROM {schema}.mailglass_open_orphans AS o
- WHERE arrived_at <= now()::timestamp - make_interval(secs => :older_than)
-   AND arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
- ORDER BY o.arrived_at DESC, o.event_id DESC LIMIT :size
+SELECT n.event_id::text
+  FROM (SELECT event_id FROM {schema}.mailglass_open_orphans
+         WHERE arrived_at <= now()::timestamp - make_interval(secs => :older_than)
+           AND arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS n
+ -- Not if the ledger was emptied.
+ WHERE (SELECT e.id FROM {schema}.mailglass_events AS e WHERE e.id = n.event_id) IS NOT NULL
 """
 
 # A delivery with another id than a UUIDv7 does not say since when it is there.
