@@ -37,7 +37,7 @@ PARTS = {
     "pages": "status, orphans, explain and the page next to a million open orphans",
     "outage": "on paper: an hour without sweeps; needs figures of latency, backlog and inserts",
     "large": "ten million open orphans and fifty million rows in the ledger; only if named",
-    "retention": "nine tenths of three million events are deleted while an application writes; only if named",
+    "retention": "nine tenths of up to ten million events are deleted while an application writes; only if named",
     "sizing": "disk, WAL and vacuum of a million messages a day, measured at a tenth",
 }
 

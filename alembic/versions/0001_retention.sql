@@ -68,7 +68,12 @@ BEGIN
    WHERE o.id = ANY (held)
       OR NOT EXISTS (SELECT FROM {schema}.mailglass_deliveries AS d WHERE d.id = o.id OFFSET 0);
 
-  -- A statement of its own, which sees what was committed before the lock was there. The newest event comes first, so
+  -- Whoever links an expired orphan holds this lock: while somebody does, such orphans are left to the next prune.
+  IF loose IS NOT NULL AND NOT pg_try_advisory_xact_lock(hashtext('mailglass_reconcile expired')) THEN
+    loose := NULL;
+  END IF;
+
+  -- A statement of its own, which sees what was committed before the locks were there. The newest event comes first, so
   -- that a delivery with many costs one probe if it stays.
   SELECT array_agg(w.id) INTO whole
     FROM unnest(whole) AS w (id)

@@ -17,31 +17,39 @@ from bench.machine import Machine, vacuum
 from mailglass_reconcile import Sent, Settings, WebhookEvent, record_send, record_webhook
 from mailglass_reconcile.store import engines
 
-EVENTS = (300_000, 1_000_000, 3_000_000)
+EVENTS = (300_000, 1_000_000, 3_000_000, 10_000_000)
 OF_EACH = 3
 """Events of each delivery: the send, an orphan, and its `reconciled` event."""
 DAYS = 30
 
+# As our writers make ids: with random ones, each row of a large ledger would read pages of its own.
+_UUID7 = """
+CREATE FUNCTION pg_temp.uuid7(name text, at timestamp) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+  SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7' || right(md5(name), 19))::uuid
+$$
+"""
 _DELIVERIES = """
 INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
        last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
-SELECT md5('d' || i)::uuid, 'tenant-' || i %% 10, 'Mail', 'transactional', 'u' || i || '@example.com', 'example.com',
-       md5('m' || i)::uuid::text, 'delivered', t.at, t.at, t.at, t.at
+SELECT pg_temp.uuid7('d' || i, t.at), 'tenant-' || i %% 10, 'Mail', 'transactional', 'u' || i || '@example.com',
+       'example.com', md5('m' || i)::uuid::text, 'delivered', t.at, t.at, t.at, t.at
   FROM generate_series(1, %(deliveries)s) AS i, LATERAL ({at}) AS t (at)
 """
 _EVENTS = """
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata,
                               needs_reconciliation, inserted_at)
-SELECT CASE k WHEN 1 THEN md5('e' || i)::uuid ELSE gen_random_uuid() END, 'tenant-' || i %% 10,
-       CASE WHEN k <> 1 THEN md5('d' || i)::uuid END, (ARRAY['dispatched', 'delivered', 'reconciled'])[k + 1], t.at,
-       CASE k WHEN 0 THEN 'send:' || i WHEN 1 THEN 'webhook:' || i ELSE 'reconciled:' || md5('e' || i)::uuid END,
+SELECT pg_temp.uuid7(CASE k WHEN 1 THEN 'e' ELSE k || ':' END || i, t.at), 'tenant-' || i %% 10,
+       CASE WHEN k <> 1 THEN pg_temp.uuid7('d' || i, t.at) END,
+       (ARRAY['dispatched', 'delivered', 'reconciled'])[k + 1], t.at,
+       CASE k WHEN 0 THEN 'send:' || i WHEN 1 THEN 'webhook:' || i
+              ELSE 'reconciled:' || pg_temp.uuid7('e' || i, t.at) END,
        jsonb_build_object('provider', 'postmark', 'provider_event_id', 'x' || i, 'message_id', md5('m' || i)::uuid),
        k = 1, t.at
   FROM generate_series(1, %(deliveries)s) AS i, generate_series(0, 2) AS k, LATERAL ({at}) AS t (at)
 """
-_SPREAD = "SELECT now()::timestamp - interval '300 days' * (1 - i::float8 / %(deliveries)s)"
+_SPREAD = "SELECT %(now)s - interval '300 days' * (1 - i::float8 / %(deliveries)s)"
 """A tenth is younger than thirty days."""
-_TIED = "SELECT now()::timestamp - CASE WHEN i %% 10 = 0 THEN interval '1 day' ELSE interval '40 days' END"
+_TIED = "SELECT %(now)s - CASE WHEN i %% 10 = 0 THEN interval '1 day' ELSE interval '40 days' END"
 """All in two transactions."""
 
 
@@ -81,8 +89,10 @@ def _fill(url: str, deliveries: int, at: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
         cursor.execute("SET session_replication_role = replica")
+        cursor.execute(_UUID7)
+        given = {"deliveries": deliveries, "now": dt.datetime.now(dt.UTC).replace(tzinfo=None)}
         for statement in (_DELIVERIES, _EVENTS):
-            cursor.execute(statement.replace("{at}", at), {"deliveries": deliveries})
+            cursor.execute(statement.replace("{at}", at), given)
     vacuum(url)
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import DatabaseRefusedError, InvalidEventError
+from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.store import ledger, open_orphans, schema
@@ -24,13 +24,15 @@ LINKED_BY = "hand"
 _FACTS = """
 SELECT e.id IS NOT NULL AS has_event, e.needs_reconciliation AND e.delivery_id IS NULL AS is_orphan,
        length(e.tenant_id) AS tenant_length, r.id IS NOT NULL AS is_linked, d.id IS NOT NULL AS has_delivery,
-       d.tenant_id IS NOT DISTINCT FROM e.tenant_id AS is_own
+       d.tenant_id IS NOT DISTINCT FROM e.tenant_id AS is_own, o.event_id IS NOT NULL AS is_open,
+       upper(current_setting('transaction_isolation')) AS isolation
   FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:delivery_id AS uuid) AS delivery_id) AS k
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.event_id
   LEFT JOIN {schema}.mailglass_events AS r
     ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
    AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = k.delivery_id
+  LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
 """
 
 
@@ -71,7 +73,8 @@ def link(
     Raises:
         InvalidEventError: There is no such event or delivery, they are of different tenants, the event is linked or no
             orphan, or *reason* or *actor* cannot be kept; nothing was written.
-        ConfigurationError: *connection* is in autocommit mode.
+        ConfigurationError: *connection* is in autocommit mode, or the event has expired and the transaction is not READ
+            COMMITTED.
         MailglassReconcileError: The database refused, or another session holds the event or the delivery; nothing was
             written, and the caller's own work is untouched.
         TypeError: *connection* is something else.
@@ -124,20 +127,20 @@ def _user() -> str:
 
 def _link(tx: Transaction, wanted: Request) -> LinkedEvent:
     """Check what is there, open the orphan again if it has expired, and link it as a sweep does."""
-    _require_linkable(tx, wanted)
-    open_orphans.reopen(tx, [wanted.event_id])
+    if not _is_open(tx, wanted):
+        open_orphans.reopen(tx, [wanted.event_id])
     notes = {"linked_by": LINKED_BY, "linked_by_actor": wanted.actor, "reason": wanted.reason}
     pairs = [(wanted.event_id, wanted.delivery_id)]
     linked = [one for one in ledger.link(tx, pairs, {wanted.event_id: notes}) if one.reconciled_id]
     if not linked:
-        raise DatabaseRefusedError(
-            f"another session holds event {wanted.event_id} or its delivery, or has just linked it: try again"
-        )
+        _is_open(tx, wanted)  # it may be gone, or linked, by now
+        raise DatabaseRefusedError(f"another session holds event {wanted.event_id} or its delivery: try again")
     projector.project(tx, linked)
     return linked[0]
 
 
-def _require_linkable(tx: Transaction, wanted: Request) -> None:
+def _is_open(tx: Transaction, wanted: Request) -> bool:
+    """Require that the event can be linked to the delivery, and return whether it is open, and not expired."""
     event, delivery = f"event {wanted.event_id}", f"delivery {wanted.delivery_id}"
     row = tx.execute(_FACTS, {"event_id": wanted.event_id, "delivery_id": wanted.delivery_id}).one()
     if not row.has_event:
@@ -152,6 +155,11 @@ def _require_linkable(tx: Transaction, wanted: Request) -> None:
         raise InvalidEventError(f"{event} and {delivery} are of different tenants")
     if row.tenant_length > MAX_TENANT_LENGTH:
         raise InvalidEventError(f"the tenant id of {event} has more than {MAX_TENANT_LENGTH:,} characters")
+    if not row.is_open and row.isolation != "READ COMMITTED":
+        raise ConfigurationError(
+            f"{event} has expired: link it in a READ COMMITTED transaction, not in a {row.isolation} one"
+        )
+    return bool(row.is_open)
 
 
 def _recorded(linked: LinkedEvent) -> Recorded:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import checking
-from mailglass_reconcile.store import ledger
+from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.store.ledger import Entry
 
@@ -40,7 +40,7 @@ def append(
         tenant_id: The tenant.
         type: One of the known types, as in `WebhookEvent`.
         occurred_at: When it happened, with a time zone.
-        delivery_id: Its delivery, if known.
+        delivery_id: Its delivery, if known, of the same tenant.
         idempotency_key: A key under which it is appended once, of 1 to 512 characters; it must not begin with
             `reconciled:`, `webhook:` or `send:`.
         reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
@@ -67,6 +67,8 @@ def append(
         needs_reconciliation=needs_reconciliation,
     )
     with borrowed(connection, runtime.get_settings()) as tx:
+        if entry.delivery_id is not None and not deliveries.hold(tx, entry.tenant_id, entry.delivery_id):
+            raise InvalidEventError(f"there is no delivery {entry.delivery_id} of this tenant")
         inserted = ledger.append(tx, [entry])
     return UUID(entry.id) if inserted else None
 

@@ -76,6 +76,11 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
             AND provider_message_id = q.id AND tenant_id = q.tenant_id) AS d
 """.replace("{recipient_key}", schema.RECIPIENT_KEY)
 
+# Against retention, which deletes deliveries without events: sweeps and other writers are not held up.
+_HOLD = """
+SELECT true FROM {schema}.mailglass_deliveries
+ WHERE id = CAST(:id AS uuid) AND tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text) FOR KEY SHARE
+"""
 
 _SOME_ERASED = """
 SELECT EXISTS (
@@ -111,6 +116,11 @@ class Question(NamedTuple):
     def key(self) -> str | None:
         """The recipient's key in our index, which may be that of other addresses too."""
         return None if self.recipient is None else addresses.index_key(self.recipient)
+
+
+def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
+    """Keep a delivery of the tenant from being deleted until the transaction ends; False if there is none."""
+    return tx.execute(_HOLD, {"id": id_, "tenant_id": tenant_id}).scalar_one_or_none() is not None
 
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:

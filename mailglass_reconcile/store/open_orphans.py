@@ -79,6 +79,10 @@ _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST
 
 _FORGET_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 
+# Retention deletes expired orphans only while nobody holds it; it is asked for by itself, so that the next statement
+# sees what a batch has deleted meanwhile. No row is locked, because the ledger's rows are nobody's to update.
+_HOLD_EXPIRED = "SELECT pg_advisory_xact_lock_shared(hashtext('mailglass_reconcile expired'))"
+
 # Only for a moment: the prune removes again what is not linked then.
 _REOPEN = """
 INSERT INTO {schema}.mailglass_open_orphans (event_id, tenant_id, arrived_at)
@@ -262,7 +266,11 @@ def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
 
 
 def reopen(tx: Transaction, event_ids: Collection[str]) -> None:
-    """Put expired orphans back that nothing has reconciled, so that a batch can claim them."""
+    """Put expired orphans back that nothing has reconciled, so that a batch can claim them; retention waits for it.
+
+    The transaction must be READ COMMITTED: another one may have a snapshot in which a deleted orphan is still there.
+    """
+    tx.execute(_HOLD_EXPIRED)
     tx.execute(_REOPEN, {"event_ids": array_literal(event_ids), "max_tenant_length": MAX_TENANT_LENGTH})
 
 
