@@ -1,7 +1,7 @@
 """The design's rules in plain Python, read from the design and not from the package: how a test knows better."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -119,3 +119,23 @@ def _choose(orphan: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> tupl
     if len(addressed) > 1 and wanted is not None:
         addressed = [d for d in addressed if d["provider"] is not None]
     return ("matched", addressed[0]["id"]) if len(addressed) == 1 else ("ambiguous", None)
+
+
+def retired(
+    events: Mapping[str, Mapping[str, Any]], kept: Collection[str], open_: Collection[str]
+) -> list[frozenset[str]]:
+    """Return what retention deletes of a ledger, and what of it goes together.
+
+    Args:
+        events: The ledger's rows by id, with `is_orphan`.
+        kept: The events that are too young, or that a handler still needs.
+        open_: The orphans that are open.
+    """
+    links = {row["idempotency_key"]: row for row in events.values() if row["type"] == "reconciled"}
+    together: dict[str, set[str]] = {}
+    for id_, row in events.items():
+        link = links.get(f"reconciled:{id_}") if row["is_orphan"] else None
+        owner = (link or row)["delivery_id"]
+        if owner or (row["is_orphan"] and id_ not in open_):
+            together.setdefault(owner or id_, set()).add(id_)
+    return [frozenset(ids) for ids in together.values() if not ids & set(kept)]

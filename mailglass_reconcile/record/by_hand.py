@@ -64,7 +64,7 @@ def link(
             even after an error.
         event_id: The event: an orphan that nothing has linked.
         delivery_id: Its delivery.
-        reason: Why, in 1 to 512 characters without an e-mail address; the ledger keeps it forever.
+        reason: Why, in 1 to 512 characters without an e-mail address; the ledger keeps it.
         actor: Who decided it, without an e-mail address; None is the operating system's user.
 
     Returns:

@@ -5,7 +5,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 from unittest import mock
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 import factories
+import invariants
 import mailglass_reconcile
 import oracle
 import sweeping
@@ -25,13 +26,14 @@ from faults.runs import FULL
 from handling import leave_effect, make_due, states
 from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event
 from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.rules import keys
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.store import deliveries, ledger, open_orphans
+from mailglass_reconcile.store import deliveries, ledger, open_orphans, retention
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.sweep import reconciler
@@ -72,6 +74,27 @@ SELECT o.event_id::text AS id
  WHERE (o.arrived_at, o.event_id) > (CAST(r.position #>> '{covered,0}' AS timestamp),
                                      CAST(r.position #>> '{covered,1}' AS uuid))
 """
+_LEDGER = """
+SELECT id::text, delivery_id::text, type, idempotency_key, needs_reconciliation AND delivery_id IS NULL AS is_orphan
+  FROM mailglass_events
+"""
+_NEEDED = "SELECT event_id::text FROM mailglass_hook_outbox WHERE state <> 'dispatched'"
+_OPEN = "SELECT event_id::text FROM mailglass_open_orphans"
+_AGE = """
+WITH events AS (
+  UPDATE mailglass_events SET inserted_at = inserted_at - interval '40 days' WHERE id = ANY (CAST(:ids AS uuid[]))
+), orphans AS (
+  UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '40 days'
+   WHERE event_id = ANY (CAST(:ids AS uuid[]))
+)
+UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '40 days' WHERE id = ANY (CAST(:ids AS uuid[]))
+"""
+_OLD_DELIVERIES = """
+SELECT id::text FROM mailglass_deliveries AS d
+ WHERE greatest(inserted_at, last_event_at) < now()::timestamp - interval '30 days'
+   AND NOT EXISTS (SELECT FROM mailglass_events AS e WHERE e.delivery_id = d.id)
+"""
+_PRUNED = "SELECT id::text, row FROM witness.pruned WHERE relation = 'mailglass_deliveries'"
 _ARRIVED = """
 SELECT to_json(inserted_at) #>> '{}' AS at, to_json(occurred_at) #>> '{}' AS occurred
   FROM mailglass_events WHERE id = CAST(:id AS uuid)
@@ -145,6 +168,12 @@ class Schedule(RuleBasedStateMachine):
         """Settled by another writer while the triggers were off."""
         self.unseen: set[str] = set()
         """Inserted while the triggers were off."""
+        self.aged: set[str] = set()
+        """Events that have got old."""
+        self.arrived: dict[str, tuple[str, datetime, datetime]] = {}
+        """Of those the type and the times, as they were when they were linked."""
+        self.retired: list[dict[str, Any]] = []
+        """Deliveries that retention has deleted."""
         self.late: list[tuple[sa.Connection, dict[str, Any]]] = []
         self.told: Counter[str] = Counter()
 
@@ -343,6 +372,72 @@ class Schedule(RuleBasedStateMachine):
                 tenant not in (None, row.tenant_id) or row.recipient is None or oracle.one_address(row.recipient) != one
             )
 
+    @rule(share=st.integers(2, 4), start=st.integers(0, 5), size=SIZES, dies_at=st.sampled_from([None, None, 0, 1]))
+    def retire(self, share: int, start: int, size: int, dies_at: int | None) -> None:
+        """Some of what there is gets old, and retention deletes it; its process may die between two batches."""
+        self._age(share, start)
+        before, open_ = self._ledger(), self._ids(_OPEN)
+        kept = (before.keys() - self.aged) | self._ids(_NEEDED)
+        if dies_at is not None:
+            with contextlib.suppress(_CrashError), self.db.database.connect() as connected:
+                for number, _ in enumerate(retention.events(connected, 30, size)):
+                    if number == dies_at:
+                        raise _CrashError
+            gone = before.keys() - self._ledger().keys()
+            whole = [its for its in oracle.retired(before, kept, open_) if its & gone]
+            assert gone == frozenset().union(*whole), "of each delivery all, or none"
+        with mock.patch.object(pruner, "RETENTION_ROWS", size):
+            days = {"retention_events_days": 30, "retention_deliveries_days": 30}
+            result = prune_with(Handle(self.db.engine, self.db.settings.model_copy(update=days)))
+        assert not result.failures
+        gone = before.keys() - self._ledger().keys()
+        assert gone == frozenset().union(*oracle.retired(before, kept, []))
+        assert not self._ids(_OLD_DELIVERIES), "deliveries follow"
+        invariants.check_open_set(self.db)
+        self._retired(gone)
+
+    def _age(self, share: int, start: int) -> None:
+        """Let some deliveries get old with their events, now and then all but one of them; and some other orphans."""
+        ledger_ = self._ledger()
+        owners = {row["idempotency_key"]: row["delivery_id"] for row in ledger_.values() if row["type"] == "reconciled"}
+        chosen, its = set(), dict.fromkeys((d["id"] for d in self.deliveries), ())
+        for id_, row in ledger_.items():
+            owner = row["delivery_id"] or owners.get(f"reconciled:{id_}")
+            its[owner or id_] = (*its.get(owner or id_, ()), id_)
+        for number, (owner, ids) in enumerate(its.items(), start):
+            if number % share == 0:
+                chosen |= {owner, *(sorted(ids)[1:] if number % 5 == 0 and len(ids) > 1 else ids)}
+        chosen -= self.aged
+        for id_ in chosen & self.orphans.keys():
+            self.arrived[id_] = self._report(id_)
+        self.aged |= chosen
+        with self.db.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            connection.execute(sa.text(_AGE), {"ids": list(chosen)})
+
+    def _retired(self, gone: Collection[str]) -> None:
+        """Take over what a prune with a retention has deleted and repaired."""
+        self.settled |= self.unnoticed | (gone & self.orphans.keys()) - self.links.keys()
+        self.unnoticed.clear()
+        self.unseen.clear()
+        left = self._ids("SELECT id::text FROM mailglass_deliveries")
+        self.retired += [delivery for delivery in self.deliveries if delivery["id"] not in left]
+        assert {delivery["id"] for delivery in self.retired} <= self.aged
+        self.deliveries = [delivery for delivery in self.deliveries if delivery["id"] in left]
+
+    def _ledger(self) -> dict[str, dict[str, Any]]:
+        return {row.id: dict(row._mapping) for row in self.db.rows(_LEDGER)}
+
+    def _ids(self, sql: str) -> set[str]:
+        return {row[0] for row in self.db.rows(sql)}
+
+    def _report(self, orphan: str) -> tuple[str, datetime, datetime]:
+        """Return an orphan's type, and its times as they were before it got old."""
+        if orphan in self.arrived:
+            return self.arrived[orphan]
+        row = self.db.rows(_ARRIVED, id=orphan)[0]
+        return self.orphans[orphan]["type"], oracle.moment(row.occurred), oracle.moment(row.at)
+
     def _open(self) -> list[str]:
         gone = self.settled | self.unseen | self.links.keys()
         return [orphan for orphan in self.orphans if orphan not in gone]
@@ -526,13 +621,12 @@ class Schedule(RuleBasedStateMachine):
             self.mend()
             self.sweep(5, None, None)
             self._dispatch_all()
-            reports: dict[str, list[Any]] = {delivery["id"]: [] for delivery in self.deliveries}
+            sent = [*self.deliveries, *self.retired]
+            reports: dict[str, list[Any]] = {delivery["id"]: [] for delivery in sent}
             for orphan, delivery in self.links.items():
-                row = self.db.rows(_ARRIVED, id=orphan)[0]
-                report = (self.orphans[orphan]["type"], oracle.moment(row.occurred), oracle.moment(row.at))
-                reports[delivery].append(report)
-            now = {row.id: row.row for row in self.db.rows(_DELIVERIES)}
-            for delivery in self.deliveries:
+                reports[delivery].append(self._report(orphan))
+            now = {row.id: row.row for row in [*self.db.rows(_DELIVERIES), *self.db.rows(_PRUNED)]}
+            for delivery in sent:
                 random.Random(len(reports)).shuffle(reports[delivery["id"]])
                 found = now[delivery["id"]]
                 times = {k: oracle.moment(found[k]) for k in (*oracle.EARLIEST, "last_event_at")}
