@@ -103,17 +103,19 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
  WHERE o.event_id = held.event_id
 """
 
-# An orphan without its event (the ledger was emptied) is settled as well. Its event is looked up in a scalar subquery,
-# because for a large slice the planner turns an EXISTS into one pass over the ledger's whole primary key.
-_HOLD = """
-SELECT o.event_id::text, o.rule IS NOT NULL AS keyed,
-       EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                WHERE r.idempotency_key = 'reconciled:' || o.event_id
-                  AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id)
-         OR (SELECT e.id FROM {schema}.mailglass_events AS e WHERE e.id = o.event_id) IS NULL AS settled
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
-  JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
-   FOR UPDATE OF o SKIP LOCKED
+# What an outdated rule has left. Whatever another session has rewritten meanwhile is left alone, because this
+# statement would not see its new ids.
+_FORGET_OUTDATED = """
+WITH outdated AS MATERIALIZED (
+  SELECT o.event_id
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:rules AS text[])) AS k (event_id, rule)
+    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id AND o.rule = k.rule
+     FOR UPDATE OF o SKIP LOCKED
+), forgotten AS (
+  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
+)
+UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL
+ WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
 """
 
 _CLOSE_GONE = """
@@ -130,24 +132,40 @@ WITH gone AS MATERIALIZED (
 DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT event_id FROM gone))
 """
 
-# What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
 _STORE_KEYS = """
-UPDATE {schema}.mailglass_open_orphans AS o
-   SET provider = k.provider, rule = k.rule,
-       recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
-       recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
-       ids = cardinality(string_to_array(k.ids, E'\\x1f'))
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
-              CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
-       AS k (event_id, provider, recipient, rule, ids, lost)
- WHERE o.event_id = k.event_id
-"""
-
-_STORE_IDS = """
-INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
-SELECT k.event_id, c.position, c.id
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:ids AS text[])) AS k (event_id, ids)
- CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
+-- What nobody else holds and has no keys; of two sessions, the later one finds the other's keys and does nothing.
+WITH held AS MATERIALIZED (
+  SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                       WHERE r.idempotency_key = 'reconciled:' || o.event_id
+                         AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id) AS settled
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
+                CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
+         AS k (event_id, provider, recipient, rule, ids, lost)
+    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
+   WHERE o.rule IS NULL
+     FOR UPDATE OF o SKIP LOCKED
+-- Its `reconciled` event was there before it.
+), closed AS (
+  DELETE FROM {schema}.mailglass_open_orphans
+   WHERE event_id = ANY (ARRAY(SELECT event_id FROM held WHERE settled))
+-- What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
+), stored AS (
+  UPDATE {schema}.mailglass_open_orphans AS o
+     SET provider = k.provider, rule = k.rule,
+         recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
+         recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
+         ids = cardinality(string_to_array(k.ids, E'\\x1f'))
+    FROM held AS k
+   WHERE o.event_id = k.event_id AND NOT k.settled
+  RETURNING o.event_id, k.ids
+-- In their order, which spares the index random pages.
+), named AS (
+  INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
+  SELECT k.event_id, c.position, c.id
+    FROM stored AS k CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
+   ORDER BY c.id
+)
+SELECT event_id::text FROM held WHERE settled
 """
 
 # Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
@@ -274,20 +292,21 @@ def reopen(tx: Transaction, event_ids: Collection[str]) -> None:
     tx.execute(_REOPEN, {"event_ids": array_literal(event_ids), "max_tenant_length": MAX_TENANT_LENGTH})
 
 
-def store_keys(tx: Transaction, computed: Mapping[str, Keys]) -> Collection[str]:
+def store_keys(tx: Transaction, computed: Mapping[str, Keys], outdated: Mapping[str, str] | None = None) -> list[str]:
     """Store keys with the orphans that are still open, and return the ids of those that turned out to be settled.
 
-    An orphan whose `reconciled` event was there before it is closed here. One that another session holds is left alone.
+    An orphan whose `reconciled` event was there before it is closed here. One that another session holds, or has stored
+    keys with, is left alone.
+
+    Args:
+        tx: A transaction that may write.
+        computed: Keys by the orphan's id.
+        outdated: The rule whose keys an orphan had until now, by its id.
     """
-    held = tx.execute(_HOLD, {"event_ids": array_literal(computed)}).all()
-    settled = [row.event_id for row in held if row.settled]
-    close(tx, settled, [row.event_id for row in held if row.keyed])
-    known = {row.event_id: computed[row.event_id] for row in held if not row.settled}
-    if known:
-        parameters = key_parameters(known)
-        tx.execute(_STORE_KEYS, parameters)
-        tx.execute(_STORE_IDS, {name: parameters[name] for name in ("event_ids", "ids")})
-    return settled
+    if outdated:
+        rules = {"event_ids": array_literal(outdated), "rules": array_literal(outdated.values())}
+        tx.execute(_FORGET_OUTDATED, rules)
+    return list(tx.execute(_STORE_KEYS, key_parameters(computed)).scalars())
 
 
 def key_parameters(known: Mapping[str, Keys]) -> dict[str, str]:

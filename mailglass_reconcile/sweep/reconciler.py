@@ -311,7 +311,9 @@ class Sweep:
         """Store the keys of what stays open, so that no later sweep computes them again."""
         new = {one.orphan.event_id: one.keys for one in left if one.has_new_keys}
         if new:
-            settled = set(self._write(connected, lambda tx: open_orphans.store_keys(tx, new)))
+            before = {one.orphan.event_id: one.orphan.keys.rule for one in left if one.orphan.event_id in new}
+            outdated = {event_id: rule for event_id, rule in before.items() if rule}
+            settled = set(self._write(connected, lambda tx: open_orphans.store_keys(tx, new, outdated)))
             # They were judged, but another session has closed them.
             gone = Counter(one.verdict.state for one in left if one.orphan.event_id in settled)
             self.result.count({state: -number for state, number in gone.items() if state != MATCHED})

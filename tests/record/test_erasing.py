@@ -186,8 +186,8 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     erased(db)
     assert read.keys.recipient
     with db.engine.begin() as connection, borrowed(connection, db.settings) as tx:
-        connection.exec_driver_sql("DELETE FROM public.mailglass_open_orphan_ids")
-        open_orphans.store_keys(tx, {str(recorded.event_id): read.keys})
+        id_ = str(recorded.event_id)
+        assert open_orphans.store_keys(tx, {id_: read.keys}, {id_: read.keys.rule}) == []
     assert db.rows("SELECT recipient, recipient_lost FROM mailglass_open_orphans") == [(None, True)]
 
 
