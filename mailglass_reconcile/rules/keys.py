@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import providers
@@ -81,7 +82,7 @@ def keys_of(values: Values) -> Keys:
     if provider is None:
         return Keys(None, (), recipient, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
     rule = providers.rule_of(provider)
-    texts = [text_of(value) for value in values.ids]
+    texts = [text_of(value) if value else None for value in values.ids]
     common, own = len(COMMON_READS), len(COMMON_READS) + len(rule.reads)
     try:
         found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
@@ -89,7 +90,7 @@ def keys_of(values: Values) -> Keys:
         reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
         failure = f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
         return Keys(provider, (), recipient, None, lost, failure)
-    spelled = dict.fromkeys(spelling for text in found if text for spelling in expand(text))
+    spelled = dict.fromkeys(chain.from_iterable(expand(text) for text in dict.fromkeys(found) if text))
     return Keys(provider, tuple(filter(is_usable, spelled)), recipient, rule.mark, lost)
 
 
@@ -170,10 +171,12 @@ def is_usable(text: str) -> bool:
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-def expand(text: str) -> Iterator[str]:
-    """Yield the spellings of one id, as written first: UUIDs in both cases, with and without angle brackets."""
-    bare = text[1:-1] if text.startswith("<") and text.endswith(">") else text
-    cases = (bare, bare.lower(), bare.upper()) if _UUID.fullmatch(bare) else (bare,)
-    bracketed = tuple(f"<{case}>" for case in cases) if bare != text or "@" in bare else ()
-    yield from cases if bare == text else bracketed
-    yield from bracketed if bare == text else cases
+def expand(text: str) -> tuple[str, ...]:
+    """Return the spellings of one id, as written first: UUIDs in both cases, with and without angle brackets."""
+    is_bracketed = text.startswith("<") and text.endswith(">")
+    bare = text[1:-1] if is_bracketed else text
+    cases = (bare, bare.lower(), bare.upper()) if len(bare) == 36 and _UUID.fullmatch(bare) else (bare,)
+    if not is_bracketed and "@" not in bare:
+        return cases
+    bracketed = tuple(f"<{case}>" for case in cases)
+    return (*bracketed, *cases) if is_bracketed else (*cases, *bracketed)

@@ -56,7 +56,10 @@ def decide(tenant_id: str, wanted: Keys, named: Mapping[str, Sequence[Candidate]
         return Verdict(UNMATCHABLE)
     others = False
     for candidate_id in wanted.candidate_ids:
-        fitting = [one for one in named.get(candidate_id, ()) if one.has_provider(wanted.provider)]
+        found = named.get(candidate_id)
+        if not found:
+            continue
+        fitting = [one for one in found if one.has_provider(wanted.provider)]
         own = [one for one in fitting if one.tenant_id == tenant_id]
         if own:
             return _choose(wanted, own)

@@ -143,6 +143,11 @@ def in_schema(sql: str, schema: str) -> str:
 
 def array_literal(texts: Iterable[str | None]) -> str:
     """Return a Postgres array as one string, which the driver passes on as it is; it converts lists slowly."""
+    texts = list(texts)
+    if texts and None not in texts:
+        joined = '","'.join(texts)  # type: ignore[arg-type]
+        if "\\" not in joined and joined.count('"') == 2 * (len(texts) - 1):
+            return f'{{"{joined}"}}'
     return "{" + ",".join("NULL" if text is None else _quoted(text) for text in texts) + "}"
 
 

@@ -174,7 +174,8 @@ def _computed(tx: Transaction, orphans: Sequence[Open]) -> dict[str, Keys]:
         if provider is not None:
             ids = ledger.at_paths(tx, [values.event_id for values in of_provider], keys.reads_of(provider))
         for values in of_provider:
-            computed[values.event_id] = keys.keys_of(values._replace(ids=ids.get(values.event_id, [])))
+            values.ids.extend(ids.get(values.event_id, ()))
+            computed[values.event_id] = keys.keys_of(values)
     for orphan in orphans:
         if orphan.keys.recipient and orphan.event_id in computed:  # its writer left it there; then nothing is lost
             its = computed[orphan.event_id]
@@ -205,8 +206,9 @@ def _look_up(tx: Transaction, events: Iterable[tuple[str, Keys]]) -> _LookedUp:
     for delivery in deliveries.of_ids(tx, ids) if ids else ():
         narrow[delivery.candidate_id].append(delivery)
     wide_ids = frozenset(id_ for id_, found in narrow.items() if len(found) > FEW)
-    wide: dict[Question, dict[str, Candidate]] = {q: {} for event in events for q in _questions(*event, wide_ids)}
-    if wide:
+    wide: dict[Question, dict[str, Candidate]] = {}
+    if wide_ids:
+        wide = {q: {} for event in events for q in _questions(*event, wide_ids)}
         questions = list(wide)
         for number, delivery in deliveries.of_wide_ids(tx, questions):
             wide[questions[number]][delivery.delivery_id] = delivery
