@@ -1,8 +1,6 @@
-"""Retention while others write, in two prunes at once, and in a process that is killed: per delivery all or none."""
+"""Retention while others write, in two prunes at once, and against each writer: per delivery all or none."""
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,15 +21,6 @@ SELECT e.delivery_id::text AS id, count(*) FILTER (WHERE e.inserted_at < now()::
        count(*) FILTER (WHERE e.inserted_at > now()::timestamp - interval '30 days') AS young
   FROM mailglass_events AS e WHERE e.delivery_id IS NOT NULL GROUP BY 1
 """
-KILLED = """
-import mailglass_reconcile
-from faults.sweeper import die_at
-from mailglass_reconcile.ops import pruner
-pruner.RETENTION_ROWS = pruner.BATCH_ROWS = 4
-die_at({number})
-print(mailglass_reconcile.prune().as_dict())
-"""
-
 WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 LEDGER = "SELECT type FROM mailglass_events ORDER BY type"
 
@@ -87,25 +76,6 @@ def test_two_prunes_while_webhooks_come(db, monkeypatch):
     gone = len(known) - db.value("SELECT count(*) FROM mailglass_deliveries")
     assert sum(one.deliveries for one in deleted) == gone
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == gone
-
-
-@pytest.mark.slow
-def test_a_prune_that_is_killed_leaves_nothing_half_done(db, redis_url):
-    """At many places, until one ends by itself; the next prune does the rest."""
-    known = fill(db, 12)
-    variables = {"PYTHONPATH": "tests", "MAILGLASS_RETENTION_EVENTS_DAYS": "30"}
-    environment = {**db.environment(redis_url), **variables, "MAILGLASS_RETENTION_DELIVERIES_DAYS": "30"}
-    kills = 0
-    for number in range(60, 1_000, 11):
-        script = KILLED.format(number=number)
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
-        check(db, known)
-        if done.returncode == 0:
-            break
-        assert done.returncode == -9, done.stderr
-        kills += 1
-    assert kills >= 3
-    assert not db.rows("SELECT FROM mailglass_events UNION ALL SELECT FROM mailglass_deliveries")
 
 
 def test_a_batch_whose_connection_is_lost_is_undone_and_done_again(db):

@@ -1,0 +1,21 @@
+"""A process that prunes by a retention (`prune`) or erases a person (`erase ADDRESS`), in batches of two rows.
+
+Settings come from the environment. With `RETIRER_DIES_AT=N` the process kills itself at the N-th of its fail points.
+"""
+
+import os
+import sys
+
+import mailglass_reconcile
+from faults.sweeper import die_at
+from mailglass_reconcile import runtime
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.record import erasing
+
+if __name__ == "__main__":
+    pruner.RETENTION_ROWS = pruner.BATCH_ROWS = erasing.BATCH_ROWS = 2
+    die_at(int(os.environ.get("RETIRER_DIES_AT", "0")))
+    if sys.argv[1] == "prune":
+        mailglass_reconcile.prune()
+    else:
+        erasing.erase_with(runtime.database(), erasing.check(sys.argv[2]))

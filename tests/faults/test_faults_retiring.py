@@ -1,0 +1,154 @@
+"""A prune or an erasure that is killed in the middle leaves no delivery half done; the next one does the rest."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+import factories
+from conftest import Database, wait_until
+from faults.runs import FULL
+from faults.test_faults_crash import killed, may_trace
+from ops.aging import prune
+from ops.test_retention_races import check, fill
+from record.test_erasing import erased, raw
+
+pytestmark = pytest.mark.slow
+
+Record = Callable[[str, object], None]
+ADA = "ada@example.com"
+ROWS = 5
+RETENTION = {f"MAILGLASS_RETENTION_{name}_DAYS": "30" for name in ("EVENTS", "DELIVERIES")}
+
+_LEFT = "SELECT (SELECT count(*) FROM mailglass_events) + (SELECT count(*) FROM mailglass_deliveries)"
+_NAMED = """
+SELECT (SELECT count(*) FROM mailglass_deliveries WHERE recipient = :address)
+       + (SELECT count(*) FROM mailglass_open_orphans WHERE recipient = :address)
+       + (SELECT count(*) FROM mailglass_webhook_events WHERE raw_payload::text LIKE '%' || :address || '%')
+"""
+_HALF_ERASED = """
+SELECT FROM mailglass_deliveries
+ WHERE (recipient = :address) <> (recipient_domain = 'example.com') OR (recipient = :address) <> (metadata <> '{}')
+"""
+_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+class Prune:
+    """Old deliveries with their events, which a retention deletes."""
+
+    arguments = ("prune",)
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self.known = fill(db, ROWS)
+        self.rows = self.left
+
+    @property
+    def left(self) -> int:
+        """How many rows a prune would still delete."""
+        return int(self.db.value(_LEFT))
+
+    def check(self) -> None:
+        """Require that of each delivery all events are there, or none."""
+        check(self.db, self.known)
+
+    def finish(self) -> None:
+        """Prune once more, to the end."""
+        assert prune(self.db, 30, 30).failures == {}
+
+
+class Erase:
+    """A person's deliveries, open orphans and raw webhooks."""
+
+    arguments = ("erase", ADA)
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        rows = [factories.delivery_row(recipient=ADA, recipient_domain="example.com") for _ in range(ROWS)]
+        factories.insert(db, rows)
+        db.run("""UPDATE mailglass_deliveries SET metadata = '{"order": 1}' WHERE recipient = :address""", address=ADA)
+        for _ in range(ROWS):
+            raw(db, {"to": ADA})
+        self.rows = self.left
+
+    @property
+    def left(self) -> int:
+        """How many rows still have the address."""
+        return int(self.db.value(_NAMED, address=ADA))
+
+    def check(self) -> None:
+        """Require that each delivery is erased in all its columns, or in none."""
+        assert not self.db.rows(_HALF_ERASED, address=ADA)
+
+    def finish(self) -> None:
+        """Erase once more, to the end."""
+        erased(self.db, ADA)
+
+
+def retired(work: Prune | Erase, redis_url: str, *before: str, dies_at: int = 0) -> bool:
+    """Do the work in a process of its own, under the command *before*; return whether it was killed."""
+    environment = {**work.db.environment(redis_url), **RETENTION, "PYTHONPATH": "tests"}
+    return killed(
+        subprocess.run(
+            [*before, sys.executable, "-m", "faults.retirer", *work.arguments],
+            env={**environment, "RETIRER_DIES_AT": str(dies_at)},
+            capture_output=True, timeout=60, check=False,
+        )
+    )  # fmt: skip
+
+
+def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool], numbers: Iterable[int]) -> int:
+    """Let the work be killed at each of *numbers*, and finish it each time; return how often it was in the middle."""
+    middle = 0
+    for number in numbers:
+        work = begin(db)
+        hit = run(work, number)
+        wait_until(lambda: db.value(_OTHERS) == 0)
+        work.check()
+        middle += 0 < work.left < work.rows
+        work.finish()
+        assert work.left == 0
+        if not hit:
+            break
+    assert middle, "never killed in the middle"
+    return middle
+
+
+def sockets(work: Prune | Erase, redis_url: str, call: str, log: Path) -> Iterator[int]:
+    """Return which of the *call*s to try: all since the first that has to do with a server, or six of them."""
+    assert not retired(work, redis_url, "strace", "-f", "-qq", "-y", "-e", f"trace={call}", "-o", str(log))
+    lines = log.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines, 1) if "socket:[" in line)
+    step = 1 if FULL else max(1, (len(lines) - first) // 7)
+    return iter(range(first if FULL else first + step, len(lines), step))
+
+
+@pytest.mark.skipif(not may_trace(), reason="strace is missing or may not trace")
+@pytest.mark.parametrize("call", ["sendto", "recvfrom"])
+@pytest.mark.parametrize("begin", [Prune, Erase])
+def test_what_is_killed_at_a_call_to_the_server_is_finished_by_the_next(
+    db: Database, redis_url: str, begin: type[Prune | Erase], call: str, tmp_path: Path, record_property: Record
+) -> None:
+    """Before a statement is sent, and while its answer is waited for."""
+
+    def run(work: Prune | Erase, number: int) -> bool:
+        inject = f"inject={call}:signal=KILL:when={number}"
+        return retired(work, redis_url, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+
+    middle = finished(db, begin, run, sockets(begin(db), redis_url, call, tmp_path / "log"))
+    record_property("fault", (f"{begin.__name__.lower()} killed at {call}", middle))
+
+
+@pytest.mark.parametrize("begin", [Prune, Erase])
+def test_what_is_killed_at_a_fail_point_is_finished_by_the_next(
+    db: Database, redis_url: str, begin: type[Prune | Erase], record_property: Record
+) -> None:
+    """Around statements and COMMITs, until it ends by itself; where nothing may be traced, too."""
+
+    def run(work: Prune | Erase, number: int) -> bool:
+        return retired(work, redis_url, dies_at=number)
+
+    middle = finished(db, begin, run, range(1, 1_000, 1 if FULL else 23))
+    record_property("fault", (f"{begin.__name__.lower()} killed at a fail point", middle))
