@@ -38,7 +38,7 @@ def observe(**unused: object) -> None:
     CeleryInstrumentor().instrument()
 
     def flush(**unused: object) -> None:
-        tracers.force_flush()
         meters.force_flush()
+        tracers.force_flush()  # the last, so that who waits for a task's span finds everything
 
     task_postrun.connect(flush, weak=False)

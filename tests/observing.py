@@ -65,9 +65,15 @@ def exported(folder: Path, what: str) -> list[dict[str, Any]]:
     """Return what the processes of `observed_worker` have exported: their `spans`, or the last `metrics` of each."""
     found: list[dict[str, Any]] = []
     for file in folder.glob(f"{what}.*"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        whole = file.read_text().rpartition("\n")[0]  # the last line may still be on its way
+        lines = [json.loads(line) for line in whole.splitlines()]
         found += lines if what == "spans" else lines[-1:]
     return found
+
+
+def tasks(folder: Path) -> set[str]:
+    """Return the ids of the spans of the tasks that have ended and been exported."""
+    return {one["context"]["span_id"] for one in exported(folder, "spans") if one["name"].startswith("run/")}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from installation import PATIENCE
 from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
-from observing import exported, values
+from observing import exported, tasks, values
 
 AWAY = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
 
@@ -152,13 +152,12 @@ def test_each_process_of_a_worker_reports_its_own_counts_once(site):
         for _ in range(4):
             site.add(3)
             site.result(site.send())
-        wait_until(lambda: _linked(folder) >= 12, PATIENCE)
+        wait_until(lambda: _linked(folder) >= 12 and len(tasks(folder)) >= 4, PATIENCE)
     assert _linked(folder) == 12
     spans = exported(folder, "spans")
-    tasks = {span["context"]["span_id"] for span in spans if span["name"].startswith("run/")}
     ours = [span for span in spans if span["name"] == "mailglass_reconcile.sweep"]
     assert len(ours) == 4
-    assert {span["parent_id"] for span in ours} == tasks
+    assert {span["parent_id"] for span in ours} == tasks(folder)
 
 
 def _linked(folder):
