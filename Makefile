@@ -11,6 +11,8 @@ WORKERS ?= $(if $(MAILGLASS_TEST_REDIS_URL),0,$(shell echo $$(($$(getconf _NPROC
 MEMORY := $(shell df -k /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 {print $$6}')
 ROOMY := $(shell awk '$$2 == "$(MEMORY)" && $$4 !~ /noexec/ {print $$2; exit}' /proc/mounts 2>/dev/null)
 TMPDIR ?= $(ROOMY)
+# Workers and the many Pythons that tests start load what another one has compiled already.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 CHECK = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed, and $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.13")'
