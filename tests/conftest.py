@@ -57,14 +57,16 @@ class Database:
 
     @contextmanager
     def on_one_connection(self) -> Iterator["Database"]:
-        """Yield the same database, which reads through one connection instead of many."""
+        """Yield the same database, which reads through one connection instead of many, each statement by itself."""
         with self.engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("SET TimeZone = 'UTC'")
             yield replace(self, connection=connection)
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
-        with self.connection.begin() if self.connection else self.engine.begin() as scope:
-            connection = self.connection or scope
+        if self.connection:
+            return self.connection.execute(sa.text(sql), parameters).all()
+        with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             return connection.execute(sa.text(sql), parameters).all()
 

@@ -37,9 +37,9 @@ class Databases:
         """Use the server of *url*; nothing connects yet."""
         self._url = make_url(url)
         self.engine = sa.create_engine(
-            self._url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+            self._url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", pool_pre_ping=True
         )
-        """In autocommit mode, on the database that the server's URL names."""
+        """In autocommit mode, on the database that the server's URL names; it keeps its connection."""
 
     def create(self, name: str, template: str = "template0") -> str:
         """Create a database, as a copy of *template*, and return its URL."""
