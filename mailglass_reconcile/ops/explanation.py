@@ -16,7 +16,7 @@ from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate
 from mailglass_reconcile.rules.states import EventState, Verdict
-from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs
+from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs, schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
@@ -42,11 +42,11 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, 
        a.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace
   FROM {schema}.mailglass_events AS e
   LEFT JOIN {schema}.mailglass_events AS r
-    ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled' AND r.tenant_id = e.tenant_id
+    ON {links}
   LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = e.id
  CROSS JOIN LATERAL (SELECT coalesce(o.arrived_at, e.inserted_at) AS arrived_at) AS a
  WHERE e.id = CAST(:event_id AS uuid)
-"""
+""".replace("{links}", schema.links("e.id", "e.tenant_id"))
 
 
 @dataclass(frozen=True, slots=True)

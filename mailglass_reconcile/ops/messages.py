@@ -8,6 +8,7 @@ from uuid import UUID
 
 from mailglass_reconcile.ops.orphans import Filters, page
 from mailglass_reconcile.rules.keys import spellings_of
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, array_literal
 
 EVENTS = 20
@@ -16,13 +17,12 @@ TIMEOUT_MS = 24_000
 
 # A `reconciled` event stands for the orphan that it links.
 _OF_DELIVERIES = """
-SELECT CASE WHEN e.type = 'reconciled' AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-            THEN substr(e.idempotency_key, 12) ELSE e.id::text END
+SELECT coalesce({linked}, e.id)::text
   FROM unnest(CAST(:ids AS uuid[])) AS d (id)
  CROSS JOIN LATERAL (SELECT id, type, idempotency_key FROM {schema}.mailglass_events
                       WHERE delivery_id = d.id ORDER BY occurred_at LIMIT :events) AS e
  LIMIT :events
-"""
+""".replace("{linked}", schema.linked_by("e"))
 
 _DELIVERIES = """
 SELECT d.id::text

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
 
 EVENTS = 200
@@ -31,12 +32,10 @@ SELECT coalesce(o.id, e.id)::text AS event_id, left(coalesce(o.type, e.type), 10
   FROM (SELECT * FROM {schema}.mailglass_events
          WHERE delivery_id = CAST(:delivery_id AS uuid) ORDER BY delivery_id DESC, occurred_at DESC LIMIT :size) AS e
   LEFT JOIN {schema}.mailglass_events AS o
-    ON o.id = CASE WHEN e.type = 'reconciled'
-                        AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-                   THEN CAST(substr(e.idempotency_key, 12) AS uuid) END
+    ON o.id = {linked}
    AND o.tenant_id = e.tenant_id
  ORDER BY coalesce(o.occurred_at, e.occurred_at), coalesce(o.id, e.id)
-"""
+""".replace("{linked}", schema.linked_by("e"))
 
 
 @dataclass(frozen=True, slots=True)

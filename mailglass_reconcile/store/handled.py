@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 
 from mailglass_reconcile.rules.event_types import NONE
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.ledger import first_uuid7
 
@@ -45,16 +46,14 @@ WITH handled AS (
   SELECT o.id, o.type, r.inserted_at
     FROM recent AS r
     JOIN {schema}.mailglass_events AS o
-      ON o.id = CASE WHEN r.type = 'reconciled'
-                          AND r.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-                     THEN CAST(substr(r.idempotency_key, 12) AS uuid) END
+      ON o.id = {linked}
 )
 SELECT a.type
   FROM attached AS a
   JOIN handled AS h ON h.type = a.type AND a.inserted_at > h.since
  WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_hook_outbox AS x WHERE x.event_id = a.id)
  GROUP BY a.type ORDER BY count(*) DESC, a.type
-"""
+""".replace("{linked}", schema.linked_by("r"))
 
 
 def warn_of_left_out(tx: Transaction, types: Collection[str]) -> None:

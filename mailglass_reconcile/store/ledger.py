@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.keys import Keys, Values
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 # One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
@@ -80,9 +81,8 @@ SELECT e.id::text
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
  WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE r.idempotency_key = 'reconciled:' || e.id
-                      AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
-"""
+                    WHERE {links})
+""".replace("{links}", schema.links("e.id", "e.tenant_id"))
 
 # In the order of the keys: two webhooks that share several, in whatever order, then wait for each other one way only.
 _APPEND = """

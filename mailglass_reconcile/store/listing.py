@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 from mailglass_reconcile.store.open_orphans import Open, Place
 
@@ -103,8 +104,7 @@ WITH RECURSIVE tenants AS (
 )
 SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at, to_json(e.inserted_at) #>> '{}' AS at,
        EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                WHERE r.idempotency_key = 'reconciled:' || e.id
-                  AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id) AS settled
+                WHERE {links}) AS settled
   FROM tenants AS t
  CROSS JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_events
@@ -118,7 +118,7 @@ SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at, t
             AND inserted_at > now()::timestamp - make_interval(secs => coalesce(CAST(:newer AS float8), 3e9))
           ORDER BY inserted_at, id LIMIT :size) AS e
  LIMIT :size
-"""
+""".replace("{links}", schema.links("e.id", "e.tenant_id"))
 
 NO_KEYS = Keys(None, (), None)
 

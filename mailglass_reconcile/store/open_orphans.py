@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
@@ -91,10 +92,9 @@ SELECT e.id, e.tenant_id, least(e.inserted_at, now()::timestamp)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
  WHERE e.needs_reconciliation AND e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE r.idempotency_key = 'reconciled:' || e.id
-                      AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
+                    WHERE {links})
     ON CONFLICT DO NOTHING
-"""
+""".replace("{links}", schema.links("e.id", "e.tenant_id"))
 
 _REFUSE = """
 UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 32767)
@@ -136,8 +136,7 @@ _STORE_KEYS = """
 -- What nobody else holds and has no keys; of two sessions, the later one finds the other's keys and does nothing.
 WITH held AS MATERIALIZED (
   SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                       WHERE r.idempotency_key = 'reconciled:' || o.event_id
-                         AND r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id) AS settled
+                       WHERE {links}) AS settled
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
                 CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
          AS k (event_id, provider, recipient, rule, ids, lost)
@@ -166,7 +165,7 @@ WITH held AS MATERIALIZED (
    ORDER BY c.id
 )
 SELECT event_id::text FROM held WHERE settled
-"""
+""".replace("{links}", schema.links("o.event_id", "o.tenant_id"))
 
 # Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
 FORGET_KEYS = """

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger, open_orphans
+from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.database import NIL, Connected, Transaction, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
@@ -71,18 +71,15 @@ WITH RECURSIVE tenants (tenant_id) AS (
   SELECT id, tenant_id, arrived_at FROM dated AS d
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
      AND length(tenant_id) <= :max_tenant_length
-     AND NOT EXISTS (SELECT FROM {schema}.mailglass_events
-                      WHERE idempotency_key = 'reconciled:' || d.id AND type = 'reconciled'
-                        AND tenant_id IS NOT DISTINCT FROM d.tenant_id OFFSET 0)
+     AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        ARRAY(SELECT event_id::text FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
-"""
+""".replace("{links}", schema.links("d.id", "d.tenant_id"))
 
 # OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
-# IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap as well.
 _REMOVE_SETTLED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
@@ -91,9 +88,7 @@ WITH page AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphans
    WHERE event_id = ANY (ARRAY(
            SELECT p.event_id FROM page AS p
-            WHERE EXISTS (SELECT FROM {schema}.mailglass_events
-                           WHERE idempotency_key = 'reconciled:' || p.event_id
-                             AND type = 'reconciled' AND tenant_id IS NOT DISTINCT FROM p.tenant_id OFFSET 0)
+            WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
                OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = p.event_id OFFSET 0)))
      FOR UPDATE SKIP LOCKED
 ), removed AS (
@@ -102,7 +97,7 @@ WITH page AS MATERIALIZED (
 )
 SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
   FROM page ORDER BY event_id DESC LIMIT 1
-"""
+""".replace("{links}", schema.links("p.event_id", "p.tenant_id"))
 
 # Mail of other software expires every day, which is normal; an event that names a delivery should have been linked.
 # By arrival, from the place on: what a batch has removed is not passed again by the next.

@@ -219,6 +219,26 @@ def second_set(tx: Transaction, found: Ledgers) -> str | None:
     return None
 
 
+def links(event_id: str, tenant_id: str) -> str:
+    """Return the condition under which an event `r` has linked an orphan, given as SQL names its id and its tenant.
+
+    IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
+    """
+    return (
+        f"r.idempotency_key = 'reconciled:' || {event_id} AND r.type = 'reconciled'"
+        f" AND r.tenant_id IS NOT DISTINCT FROM {tenant_id}"
+    )
+
+
+def linked_by(event: str) -> str:
+    """Return the expression for the id of the orphan that *event*, a name in SQL, has linked; NULL if it is no link."""
+    return (
+        f"CASE WHEN {event}.type = 'reconciled'"
+        f" AND {event}.idempotency_key ~ '^reconciled:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$'"
+        f" THEN CAST(substr({event}.idempotency_key, 12) AS uuid) END"
+    )
+
+
 def made_here(tx: Transaction) -> bool:
     """Whether `migrate` made the ledger: only there may events be deleted."""
     return bool(tx.execute(_MADE_HERE, {"events": tx.name_of("mailglass_events")}).scalar_one())

@@ -194,8 +194,9 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/store/repair.py",
-                "AND type = 'reconciled' AND tenant_id IS NOT DISTINCT FROM p.tenant_id OFFSET 0)\n",
-                ")\n",
+                "            WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)\n",
+                "            WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r"
+                " WHERE r.idempotency_key = 'reconciled:' || p.event_id)\n",
             ),
         ),
         "store/test_arrival.py::test_a_forged_reconciled_event_closes_no_orphan",
