@@ -407,9 +407,8 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/sweep/link.py",
-                "        doubtful.linked, doubtful.taken, doubtful.claimed = linked, taken, len(linked) + len(known)\n",
-                "        doubtful.linked, doubtful.taken, doubtful.claimed = linked, taken, len(linked) + "
-                "len(known)\n"
+                "        doubtful.claimed = len(linked) + len(known) + gone\n",
+                "        doubtful.claimed = len(linked) + len(known) + gone\n"
                 "        projector.early = projector.broadcast(linked, projector.publish)\n",
             ),
             (
