@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from mailglass_reconcile.errors import ConfigurationError, database_errors, is_passing, sqlstate
+from mailglass_reconcile.errors import (
+    UNDEFINED_TABLE,
+    ConfigurationError,
+    MailglassReconcileError,
+    SchemaOutdatedError,
+    database_errors,
+    is_passing,
+    sqlstate,
+)
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -271,6 +279,7 @@ class Database:
         """Open a connection for the block.
 
         Raises:
+            ConfigurationError: The tables are in another schema; the message says what to set.
             MailglassReconcileError: The database cannot be reached, or refused a statement of the block.
         """
         with database_errors(), engines.connect(self.engine) as connection:
@@ -278,7 +287,13 @@ class Database:
             if self._first is not None:
                 self._first(connected)
                 self._first = None
-            yield connected
+            try:
+                yield connected
+            except Exception as error:
+                if _lacks_tables(error):
+                    with suppress(SQLAlchemyError), connected.reading() as tx:
+                        _look_elsewhere(tx)
+                raise
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
@@ -312,7 +327,8 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         settings: Name the tables.
 
     Raises:
-        ConfigurationError: The connection is in autocommit mode, or psycopg2's own text encoding is not UTF8.
+        ConfigurationError: The connection is in autocommit mode, psycopg2's own text encoding is not UTF8, or the
+            tables are in another schema; the message says what to set.
         MailglassReconcileError: The database refused.
         TypeError: *given* is something else.
     """
@@ -322,11 +338,31 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         restore = _enter(connection)
         try:
             yield Transaction(connection, settings)
-        except BaseException:
+        except BaseException as error:
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
-                _leave(connection, _UNDO, _RELEASE, restore)
+                try:
+                    if _lacks_tables(error):
+                        _leave(connection, _UNDO)
+                        _look_elsewhere(Transaction(connection, settings))
+                finally:
+                    _leave(connection, _UNDO, _RELEASE, restore)
             raise
         _leave(connection, _RELEASE, restore)
+
+
+def _lacks_tables(error: BaseException) -> bool:
+    missing = isinstance(error, DBAPIError) and sqlstate(error) == UNDEFINED_TABLE
+    return missing or isinstance(error, SchemaOutdatedError)
+
+
+def _look_elsewhere(tx: Transaction) -> None:
+    """Raise the error that names the schema that has the tables, if another one has."""
+    from mailglass_reconcile.store import schema  # noqa: PLC0415 - it needs this module
+
+    try:
+        schema.require_ledger(tx)
+    except MailglassReconcileError as error:
+        raise error from None
 
 
 def _require_usable(driver: Any) -> None:

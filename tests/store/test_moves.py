@@ -1,13 +1,26 @@
 """Mailglass rolled back, moved to another schema and back, or beside tables that we made."""
 
-from uuid import UUID
+import datetime as dt
+from uuid import UUID, uuid4
 
 import pytest
 from test_migrations import ORPHAN, new_id, sweep, with_history
 
 import factories
+import mailglass_reconcile
 from catalog import Installation, installation, live
-from mailglass_reconcile import find_orphans, reconcile, reconcile_recent
+from mailglass_reconcile import (
+    Sent,
+    WebhookEvent,
+    append,
+    erase,
+    find_orphans,
+    link,
+    reconcile,
+    reconcile_recent,
+    record_send,
+    record_webhook,
+)
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
 from mailglass_reconcile.ops import orphans, status, targets
 from mailglass_reconcile.ops.doctor import backlog
@@ -20,6 +33,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import prepare
+from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +108,40 @@ def test_a_setting_that_still_names_the_old_schema_is_named(empty_database_url):
         assert "set MAILGLASS_DATABASE_SCHEMA to mailglass" in str(refused.value)
     found = finding(old)
     assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in found.remedy
+
+
+def opened() -> WebhookEvent:
+    """Return an event of now."""
+    return WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
+
+
+CALLS = {
+    "record_webhook": lambda it: record_webhook(it, provider="postmark", events=[opened()]),
+    "record_send": lambda it: record_send(it, provider="postmark", sent=[Sent(recipient="a@b.cz", message_id="m-1")]),
+    "append": lambda it: append(it, tenant_id="acme", type="opened", occurred_at=dt.datetime.now(dt.UTC)),
+    "erase": lambda it: erase(it, recipient="a@b.cz"),
+    "link": lambda it: link(it, uuid4(), uuid4(), reason="ticket 4711"),
+    "find_orphans": find_orphans,
+    "reconcile": lambda it: reconcile(),
+    "reconcile_recent": lambda it: reconcile_recent(1.0),
+}
+
+
+def test_a_python_call_names_the_schema_that_has_the_tables(unmigrated, shape):
+    """Each of them; a caller's transaction continues, with the caller's own settings."""
+    wrong = unmigrated.settings.model_copy(update={"database_schema": "nowhere"})
+    mailglass_reconcile.configure(engine=unmigrated.engine, settings=wrong)
+    try:
+        for name, call in CALLS.items():
+            with unmigrated.engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL search_path = mine")
+                with pytest.raises(ConfigurationError) as refused:
+                    call(connection)
+                assert f"set MAILGLASS_DATABASE_SCHEMA to {SCHEMAS[shape]}" in str(refused.value), name
+                assert "migrate" not in str(refused.value), name
+                assert connection.exec_driver_sql("SHOW search_path").scalar_one() == "mine", name
+    finally:
+        mailglass_reconcile.configure()
 
 
 def test_a_mailglass_that_was_rolled_back_comes_back_first(empty_database_url):
