@@ -48,6 +48,7 @@ class Status:
         triggers: Whether the triggers that keep the table of open orphans are at work.
         healthy: Whether nobody has to act.
         problems: Why not: a sentence for each, with what to do.
+        warnings: What may be meant otherwise, such as another schema with a ledger.
     """
 
     open: int
@@ -64,6 +65,7 @@ class Status:
     triggers: bool
     healthy: bool
     problems: list[str]
+    warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `status --json` prints them."""
@@ -125,6 +127,7 @@ def status(
         schema.require_current(facts.version)
         in_grace = windows.waiting(tx, tenant_id)
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
+        second = schema.second_set(tx, schema.ledgers(tx))
     if count_now or facts.groups is None or facts.counted_at is None:
         as_of, groups = facts.now, open_groups(database, tenant_id)
     else:
@@ -146,4 +149,5 @@ def status(
         triggers=facts.triggers,
         healthy=not problems,
         problems=problems,
+        warnings=[second] if second else [],
     )
