@@ -24,16 +24,18 @@ import redis
 import yaml
 from sqlalchemy.engine import make_url
 
-from catalog import client, installation
+from catalog import client, installation, live, url_of
 from conftest import wait_until
 from faults.redis_servers import needs_debians_redis
 from installation import PATIENCE, end
 from mailglass_reconcile.testing.servers import free_port
+from store.test_migrations import DELIVERY, ORPHAN
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SCHEMA = "${MAILGLASS_DATABASE_SCHEMA:-public}"
 OURS = ("migrate", "worker", "beat", "receive", "web")
 ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader")
 
@@ -136,22 +138,31 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
     }
     assert "environment" not in services["beat"]
     for service in services.values():
-        for value in service.get("environment", {}).values():
-            assert "$" not in value
+        given = service.get("environment", {})
+        assert given.get("MAILGLASS_DATABASE_SCHEMA", SCHEMA) == SCHEMA
+        assert ("MAILGLASS_DATABASE_SCHEMA" in given) == ("MAILGLASS_DATABASE_URL" in given)
+        for value in given.values():
+            assert "$" not in value.replace(SCHEMA, "")
             assert urlsplit(value).password is None
             assert urlsplit(value).username in {None, *ROLES}
 
 
 def test_sweeper_recorder_and_reader_get_the_grants_of_the_document():
-    """Word for word, but for the schema, which its owner grants."""
+    """Word for word, but for the schema, which its owner grants; and with Mailglass the right that its text names."""
     documented = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/grants.md").read_text(), re.DOTALL)
     granted = ""
     for role in ROLES[1:]:
         blocks = "".join(block for block in documented if f"TO {role};" in block)
         schema, rest = blocks.split("\n", 1)
         granted += rest
-        assert schema in COMPOSE["configs"]["roles"]["content"]
-    assert COMPOSE["configs"]["grants"]["content"] == granted
+        assert schema in COMPOSE["configs"]["roles"]["content"].replace(':"schema"', "public")
+    content = COMPOSE["configs"]["grants"]["content"]
+    of_mailglass = re.search(r"^SELECT .* \\gset\n\\if .*\n(GRANT SELECT .*\n.*;)\n\\else\n", content, re.M)
+    assert of_mailglass[1].replace("\n  ", "").removesuffix(" TO mailglass_sweeper;") == (
+        "GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)"
+        " ON mailglass_webhook_events"
+    )
+    assert content.replace(of_mailglass[0], "").replace("\\endif\n", "") == granted
 
 
 def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
@@ -188,8 +199,8 @@ def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
 class Surroundings:
     """What the services have around them here: their environment, secrets and roles, in places of a test's own."""
 
-    def __init__(self, database_url: str, directory: Path) -> None:
-        self.url, self.directory = database_url, directory
+    def __init__(self, database_url: str, directory: Path, schema: str) -> None:
+        self.url, self.directory, self.schema = database_url, directory, schema
         self.suffix = uuid.uuid4().hex[:12]
         self.port, self.receiver_port, self.redis_port = (str(free_port()) for _ in range(3))
         for name in COMPOSE["secrets"]:
@@ -197,7 +208,8 @@ class Surroundings:
         (directory / "webhooks").write_text(f"postmark=me:{self.suffix}\n")
 
     def here(self, text: str) -> str:
-        """Put the places of this test into a text of the compose file."""
+        """Put the places of this test into a text of the compose file, as Compose puts in what `.env` says."""
+        text = text.replace(SCHEMA, self.schema)
         text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
         text = text.replace("8081", self.receiver_port)
         text = text.replace("8080", self.port).replace("redis:6379", f"127.0.0.1:{self.redis_port}")
@@ -220,6 +232,7 @@ class Surroundings:
             places["MAILGLASS_DATABASE_URL"] = (
                 make_url(self.url).set(username=user).render_as_string(hide_password=False)
             )
+            places["MAILGLASS_DATABASE_SCHEMA"] = self.here(given["MAILGLASS_DATABASE_SCHEMA"])
         if "MAILGLASS_WEBHOOK_SECRETS" in given:
             places["MAILGLASS_WEBHOOK_SECRETS"] = self.here(given["MAILGLASS_WEBHOOK_SECRETS"])
         return places
@@ -229,11 +242,39 @@ class Surroundings:
         service = COMPOSE["services"][name]
         return [self.here(part) for part in [*service.get("entrypoint", []), *service["command"]]]
 
+    @property
+    def owner(self) -> str:
+        """The URL of the owner of the tables."""
+        return self.environment("migrate")["MAILGLASS_DATABASE_URL"]
+
+    def run(self, name: str, command: list[str]) -> str:
+        """Run a command in the environment of a service to its good end, and return what it printed."""
+        done = subprocess.run(command, env=self.environment(name), check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def grant(self) -> None:
+        """Run what the service `grants` runs."""
+        script = self.directory / "grants.sql"
+        script.write_text(self.here(COMPOSE["configs"]["grants"]["content"]))
+        _psql, *options, url = COMPOSE["services"]["grants"]["command"]
+        assert url.endswith(f"?options=-csearch_path%3D{SCHEMA}")
+        owned = installation(self.owner)
+        place = make_url(url_of(owned)).update_query_dict({"options": f"-csearch_path={self.schema}"})
+        given = [one.replace("/grants.sql", str(script)) for one in options]
+        self.run("migrate", [client("psql", owned), *given, place.render_as_string(hide_password=False)])
+
 
 @pytest.fixture
-def surroundings(empty_database_url, tmp_path) -> Iterator[Surroundings]:
+def schema() -> str:
+    """The schema of an application without Mailglass: nobody sets the variable."""
+    return "public"
+
+
+@pytest.fixture
+def surroundings(empty_database_url, tmp_path, schema) -> Iterator[Surroundings]:
     """Roles as the first start of Postgres makes them, by the file's own script."""
-    made = Surroundings(empty_database_url, tmp_path)
+    made = Surroundings(empty_database_url, tmp_path, schema)
     script = made.here(COMPOSE["configs"]["roles"]["content"])
     subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
     yield made
@@ -266,8 +307,7 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
 
     migrated = start("migrate", tmp_path / "migrate.log")
     assert migrated.wait(PATIENCE) == 0, (tmp_path / "migrate.log").read_text()
-    owned = installation(surroundings.environment("migrate")["MAILGLASS_DATABASE_URL"])
-    owned.run(surroundings.here(COMPOSE["configs"]["grants"]["content"]))
+    surroundings.grant()
     assert not healthy("beat")
     assert not healthy("redis")
     begun = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting"}
@@ -309,6 +349,21 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
             assert process.wait(PATIENCE) == 0
         assert not healthy("beat")
         assert not healthy("worker")
+
+
+@pytest.mark.parametrize("schema", ["mailglass", "public"])
+def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(surroundings, schema):
+    """Its migrations run as the owner; `.env` names the schema, which was `public` before 2.0."""
+    theirs = live(surroundings.owner, schema, {"mailglass": "2.x", "public": "0.1.1"}[schema])
+    theirs.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
+    theirs.run(DELIVERY)
+    theirs.run(ORPHAN.format(id=uuid.uuid4(), age="5 minutes"))
+    assert "Mailglass's tables" not in surroundings.run("migrate", surroundings.command("migrate"))
+    surroundings.grant()
+    swept = surroundings.run("worker", ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP])
+    assert json.loads(swept)["linked"] == 1
+    read = "SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT')"
+    assert theirs.values(read, role=surroundings.here("mailglass_sweeper")) == [True]
 
 
 SWEEP = [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"]
