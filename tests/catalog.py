@@ -46,7 +46,8 @@ SELECT format('trigger %s enabled %s', pg_get_triggerdef(t.oid), t.tgenabled)
   FROM relation AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
  UNION ALL
 SELECT format('function %s %s acl %s', p.proname, pg_get_functiondef(p.oid), p.proacl)
-  FROM pg_proc AS p WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema)
+  FROM pg_proc AS p
+ WHERE p.prokind <> 'a' AND p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = :schema)
  UNION ALL
 SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname !~ '^pg_'
 """)

@@ -10,7 +10,7 @@ from sqlalchemy.engine import make_url
 import invariants
 import mailglass_reconcile
 import witness as watching
-from catalog import Installation, live
+from catalog import Installation, installation, live
 from conftest import Database
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -19,33 +19,62 @@ from mailglass_reconcile.store.migration import runner
 SCHEMAS = {"0.1.1": "public", "2.x": "mailglass"}
 
 
+_SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
+
+
+def made(url: str, shape: str, schema: str | None = None) -> Installation:
+    """Return a schema, that of the version unless given, in which Mailglass has made its tables.
+
+    Statements of a test see it first. What 0.1.1 has beside the tables that the schema file makes tells whose they are.
+    """
+    schema = schema or SCHEMAS[shape]
+    database = installation(_seeing(url, schema), schema)
+    live(url, schema, shape)
+    if shape == "0.1.1":
+        database.run(_SUPPRESSIONS)
+    return database
+
+
+def roll_back(database: Installation) -> None:
+    """Take Mailglass's tables away, as its own migrations do."""
+    database.run("""
+        DROP TABLE mailglass_webhook_events, mailglass_events, mailglass_deliveries, mailglass_suppressions;
+        DROP FUNCTION mailglass_raise_immutability();
+        DROP FUNCTION IF EXISTS mailglass_webhook_signed_body_immutable()""")
+
+
+def _seeing(url: str, schema: str) -> str:
+    """Return the URL of a database of which statements see a schema first."""
+    seen = make_url(url).update_query_dict({"options": f"-csearch_path={schema},public"})
+    return seen.render_as_string(hide_password=False)
+
+
 def settings_of(url: str, shape: str, **more: object) -> Settings:
     """Return the settings of a database; statements of a test see its schema first, so that they need not name it."""
-    seen = make_url(url).update_query_dict({"options": f"-csearch_path={SCHEMAS[shape]},public"})
-    text = seen.render_as_string(hide_password=False)
-    return Settings(database_url=text, database_schema=SCHEMAS[shape], **more)
+    return Settings(database_url=_seeing(url, SCHEMAS[shape]), database_schema=SCHEMAS[shape], **more)
 
 
 @pytest.fixture(scope="session")
 def template_of(
     make_database: Callable[..., str], drop_database: Callable[[str], None]
-) -> Iterator[Callable[[str], str]]:
-    """Returns the name of a migrated database of a version, to copy."""
+) -> Iterator[Callable[..., str]]:
+    """Returns the name of a migrated database of a version, to copy; unless told otherwise, with a witness."""
 
     @cache
-    def made(shape: str) -> str:
+    def migrated(shape: str, *, witnessed: bool = True) -> str:
         name = f"mgtest_{uuid.uuid4().hex[:12]}"
         names.append(name)
         url = make_database(name)
-        live(url, SCHEMAS[shape], shape)
+        made(url, shape)
         settings = settings_of(url, shape)
         engine = engines.create_engine(settings)
         runner.migrate(engine, settings, lambda line: None)
-        watching.install(engine)
+        if witnessed:
+            watching.install(engine)
         return name
 
     names: list[str] = []
-    yield made
+    yield migrated
     for name in names:
         drop_database(name)
 
@@ -59,13 +88,13 @@ def shape(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def unmigrated(empty_database_url: str, shape: str) -> Installation:
     """A database of each version in which only Mailglass has made its tables."""
-    return live(empty_database_url, SCHEMAS[shape], shape)
+    return made(empty_database_url, shape)
 
 
 @pytest.fixture
 def beside(
     shape: str,
-    template_of: Callable[[str], str],
+    template_of: Callable[..., str],
     make_database: Callable[..., str],
     drop_database: Callable[[str], None],
     redis_url: str,
@@ -81,9 +110,9 @@ def beside(
     monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
     mailglass_reconcile.configure(engine=engine, settings=settings)
     with watching.watched(engine, redis_url) as witness:
-        made = Database(url, settings, engine, witness)
-        yield made
-        with made.on_one_connection() as judged:
-            invariants.check(judged, witness, holding=invariants.ALL - made.broken)
+        used = Database(url, settings, engine, witness)
+        yield used
+        with used.on_one_connection() as judged:
+            invariants.check(judged, witness, holding=invariants.ALL - used.broken)
     mailglass_reconcile.configure()
     drop_database(name)

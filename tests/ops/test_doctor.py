@@ -138,29 +138,29 @@ def test_events_without_a_provider_or_without_an_id(db: Database) -> None:
     assert "postmark" in " ".join(one.message for one in said)
 
 
-def test_events_that_never_have_an_id_are_no_fault(db: Database) -> None:
+def test_events_that_never_have_an_id_are_no_fault(beside: Database) -> None:
     """SendGrid's asynchronous bounces, and changes of Mandrill's lists; a delivered one without an id is."""
     for _ in range(12):
-        orphan(db, factories.sendgrid(None), type="bounced")
-        orphan(db, {"provider": "mandrill"}, type="unknown")
+        orphan(beside, factories.sendgrid(None), type="bounced")
+        orphan(beside, {"provider": "mandrill"}, type="unknown")
     mailglass_reconcile.reconcile()
     assert of("key_rules").status == OK
-    assert not [problem for problem in check(db.database) if "id that can be used" in problem]
-    orphan(db, factories.sendgrid(None), type="delivered")
+    assert not [problem for problem in check(beside.database) if "id that can be used" in problem]
+    orphan(beside, factories.sendgrid(None), type="delivered")
     found = of("key_rules")
     assert (found.status, "sendgrid" in found.message) == (WARNING, True)
 
 
-def test_all_webhooks_under_another_tenant(db: Database) -> None:
+def test_all_webhooks_under_another_tenant(beside: Database) -> None:
     """As where Mailglass lacks resolve_webhook_tenant; once one comes with the right tenant, it is an error no more."""
     for number in range(3):
-        delivery(db, f"m-{number}", tenant_id="acme")
-        orphan(db, postmark(f"m-{number}"), tenant_id="default")
+        delivery(beside, f"m-{number}", tenant_id="acme")
+        orphan(beside, postmark(f"m-{number}"), tenant_id="default")
     found = of("tenants")
     assert (found.status, "the tenant default" in found.message) == (ERROR, True)
     assert "resolve_webhook_tenant" in found.remedy
-    delivery(db, "m-9", tenant_id="acme")
-    orphan(db, postmark("m-9"), tenant_id="acme")
+    delivery(beside, "m-9", tenant_id="acme")
+    orphan(beside, postmark("m-9"), tenant_id="acme")
     assert of("tenants").status == WARNING
 
 
@@ -255,35 +255,35 @@ def test_a_unique_index_of_mailglass_that_is_missing(db: Database) -> None:
     assert of("indexes").status == OK
 
 
-def test_mailglass_s_own_reconciler_that_still_runs(db: Database) -> None:
+def test_mailglass_s_own_reconciler_that_still_runs(beside: Database) -> None:
     """Its events are told from ours by the moment at which they happen; both at once are no error."""
     for message in ("one", "two"):
-        delivery(db, message)
-    orphan(db, postmark("one"))
+        delivery(beside, message)
+    orphan(beside, postmark("one"))
     mailglass_reconcile.reconcile()
     assert of("other_reconciler").status == OK
-    event_id = orphan(db, postmark("two"))
-    its = db.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
-    factories.insert(db, events=[factories.reconciled_row(event_id, its)])
+    event_id = orphan(beside, postmark("two"))
+    its = beside.value("SELECT id::text FROM mailglass_deliveries WHERE provider_message_id = 'two'")
+    factories.insert(beside, events=[factories.reconciled_row(event_id, its)])
     found = of("other_reconciler")
     assert (found.status, "1 of the 2 newest" in found.message, "Oban" in found.remedy) == (WARNING, True, True)
 
 
-def test_deliveries_whose_ids_no_event_will_name(db: Database) -> None:
+def test_deliveries_whose_ids_no_event_will_name(beside: Database) -> None:
     """Ids that Mailglass made up, and none at all; the share without a provider is said, and is no fault."""
-    delivery(db, "mailglass-synthetic-1")
-    delivery(db, "m-1", provider="postmark")
+    delivery(beside, "mailglass-synthetic-1")
+    delivery(beside, "m-1", provider="postmark")
     said = {one.check: one for one in report()}
     assert "50 % of 2 deliveries" in said["deliveries"].message
     assert (said["delivery_ids"].status, "1 of 2" in said["delivery_ids"].message) == (WARNING, True)
-    db.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
+    beside.run("UPDATE mailglass_deliveries SET provider_message_id = NULL")
     assert of("delivery_ids").status == ERROR
 
 
-def test_sessions_that_are_not_in_utc(db: Database) -> None:
+def test_sessions_that_are_not_in_utc(beside: Database) -> None:
     """Shown only: arrival is a UUIDv7's own time, or what our trigger makes of the column's default."""
-    name = db.value("SELECT current_database()::text")
-    db.run(f"ALTER DATABASE \"{name}\" SET timezone = 'Europe/Berlin'")
+    name = beside.value("SELECT current_database()::text")
+    beside.run(f"ALTER DATABASE \"{name}\" SET timezone = 'Europe/Berlin'")
     found = of("time_zone")
     assert (found.status, "Europe/Berlin" in found.message) == (OK, True)
 

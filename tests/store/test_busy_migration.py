@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from test_migrations import ORPHAN, WEBHOOK, new_id, with_history, write_until
+from test_migrations import DELIVERY, ORPHAN, new_id, with_history, write_until
 
-from catalog import Installation, installation, live
+from catalog import Installation, installation
 from conftest import wait_until
 from faults import servers
 from mailglass_reconcile.store.migration import steps
+from shapes import SCHEMAS, made
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
 def slow_vacuum() -> Iterator[Installation]:
     """A Mailglass on a server of the test's own, whose autovacuum of the ledger takes minutes."""
     with servers.postgres() as server:
-        database = live(server.url)
+        database = made(server.url, "2.x")
         with_history(database)
         database.run(
             """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata)
@@ -63,15 +64,15 @@ def test_a_migration_gets_past_an_autovacuum_and_no_writer_fails(slow_vacuum, mo
     "timeout",
     ["transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout", "statement_timeout"],
 )
-def test_a_session_timeout_of_the_database_does_not_fail_a_migration(empty_database_url, timeout):
+def test_a_session_timeout_of_the_database_does_not_fail_a_migration(unmigrated, shape, timeout):
     """The sessions that wait while the others work are left alone."""
-    database = live(empty_database_url)
+    database = unmigrated
     with_history(database)
     if not database.values("SELECT 1 FROM pg_settings WHERE name = :name", name=timeout):
         pytest.skip(f"this server has no {timeout}")
     name = database.engine.url.database
     database.run(f"ALTER DATABASE {name} SET {timeout} = '300ms'")
-    other = installation(database.settings.database_url.get_secret_value())
+    other = installation(database.settings.database_url.get_secret_value(), SCHEMAS[shape])
 
     def tell(line: str) -> None:
         if not line.startswith("fill"):
@@ -85,9 +86,9 @@ def test_a_session_timeout_of_the_database_does_not_fail_a_migration(empty_datab
     assert other.is_current()
 
 
-def test_an_index_is_built_although_the_role_has_short_timeouts(empty_database_url):
+def test_an_index_is_built_although_the_role_has_short_timeouts(unmigrated):
     """It waits for a writer for as long as that takes, beyond the lock and statement timeouts of the role."""
-    database = live(empty_database_url)
+    database = unmigrated
     name = database.engine.url.database
     for timeout in ("lock_timeout", "statement_timeout"):
         database.run(f"ALTER DATABASE {name} SET {timeout} = '200ms'")
@@ -96,7 +97,7 @@ def test_an_index_is_built_although_the_role_has_short_timeouts(empty_database_u
         " AND wait_event_type = 'Lock' AND datname = current_database() AND now() - query_start > interval '500 ms'"
     )
     with ThreadPoolExecutor() as pool:
-        with database.writing(WEBHOOK):
+        with database.writing(DELIVERY):
             running = pool.submit(database.migrate)
             wait_until(lambda: running.done() or database.values(building))
         running.result(60)
@@ -110,9 +111,9 @@ VALUES (gen_random_uuid(), 'acme', {delivery}, '{type}', now(), '{key}', {orphan
 
 
 @pytest.mark.parametrize("kind", ["orphan", "reconciled"])
-def test_writers_in_serializable_fail_for_nothing_of_ours(empty_database_url, kind):
+def test_writers_in_serializable_fail_for_nothing_of_ours(unmigrated, kind):
     """Pairs of transactions that insert in turn all commit, as they do without our triggers."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.migrate()
     url = database.settings.database_url.get_secret_value()
     orphans = [new_id() for _ in range(400)]

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 import mailglass_reconcile
-from catalog import installation, live
+from catalog import installation
 from factories import delivery, orphan, postmark
 from handling import leaving
 from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
@@ -24,6 +24,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.web import create_app
+from shapes import made
 from web.browsing import TOKEN, Visitor
 
 pytestmark = pytest.mark.slow
@@ -36,25 +37,41 @@ for _sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL):
 
 
 @pytest.fixture
-def acting(db, admin, redis_url) -> Iterator:
+def acting(db, admin) -> Iterator:
     """Grant to a new role what the document grants to one, and return settings that connect as it."""
-    made: list[str] = []
+    yield from acting_in(db, admin)
+
+
+@pytest.fixture
+def acting_beside(beside, admin) -> Iterator:
+    """The same in each version of Mailglass's schema."""
+    yield from acting_in(beside, admin)
+
+
+def acting_in(db, admin) -> Iterator:
+    """Yield what makes a role, and drop the roles in the end."""
+    roles: list[str] = []
+    schema = db.settings.database_schema
 
     def act(documented: str, **more: object) -> Settings:
         role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-        made.append(role)
+        roles.append(role)
         with admin.connect() as connection:
             connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
         with db.engine.begin() as connection:
-            connection.exec_driver_sql(BLOCKS[documented].replace(documented, role))
-        url = make_url(db.url).set(username=role, password="secret")  # noqa: S106
-        settings = Settings(database_url=url.render_as_string(hide_password=False), redis_url=redis_url, **more)
+            sql = BLOCKS[documented].replace("ON SCHEMA public", f"ON SCHEMA {schema}").replace(documented, role)
+            if db.value("SELECT to_regproc('mailglass_prune_events') IS NULL"):  # as on Mailglass's own tables
+                sql = re.sub(r"GRANT EXECUTE ON FUNCTION .*?;", "", sql, flags=re.DOTALL)
+            connection.exec_driver_sql(sql)
+        url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
+        redis_url = db.settings.redis_url.get_secret_value()
+        settings = Settings(database_url=url, database_schema=schema, redis_url=redis_url, **more)
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         return settings
 
     yield act
     mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-    for role in made:
+    for role in roles:
         with db.engine.begin() as connection:
             connection.exec_driver_sql(f"DROP OWNED BY {role}")
         with admin.connect() as connection:
@@ -122,6 +139,31 @@ def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     assert failures == {
         "events": f"role {role} lacks a right (SQLSTATE 42501): run GRANT EXECUTE ON FUNCTION {quoted} TO {role}"
     }
+
+
+def test_with_mailglass_each_role_does_its_work_in_its_schema(beside, acting_beside):
+    """A writer inserts, a sweeper sweeps, prunes and links by hand, an eraser erases, a reader looks."""
+    insert = "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)"
+    with engines.create_engine(acting_beside("mailglass_writer")).begin() as connection:
+        connection.exec_driver_sql(f"{insert} VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)")
+    to, by_hand = delivery(beside, "m-1"), orphan(beside, {})
+    orphan(beside, postmark("m-1"))
+    orphan(beside, postmark("m-3"), age_seconds=8 * 86_400)
+    sweeper = acting_beside("mailglass_sweeper")
+    assert mailglass_reconcile.reconcile().linked == 1
+    pruned = mailglass_reconcile.prune()
+    assert (pruned.expired, pruned.failures) == (1, {})
+    with engines.create_engine(sweeper).begin() as connection:
+        mailglass_reconcile.link(connection, by_hand, to, reason="ticket 4711")
+    refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
+    eraser = acting_beside("mailglass_eraser")
+    wanted = erasing.check("somebody@example.com")
+    assert erasing.erase_with(Database(engines.create_engine(eraser), eraser), wanted).deliveries == 0
+    acting_beside("mailglass_reader", web_token=TOKEN)
+    visitor = Visitor(create_app())
+    assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
+    for path in ("/", "/orphans", f"/deliveries/{to}", f"/events/{by_hand}"):
+        assert visitor.get(path).status_code == 200, path
 
 
 @pytest.mark.guard
@@ -251,14 +293,16 @@ def test_a_reader_serves_every_page(db, acting):
         assert visitor.get(path).status_code in (200, 303), path
 
 
-def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin):
+def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin, shape):
     """Also takes out again what is ours."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
-    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    name = make_url(empty_database_url).database
+    rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+    installation(empty_database_url).run(rights)
     url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
-    owned = live(url.render_as_string(hide_password=False))
+    owned = made(url.render_as_string(hide_password=False), shape)
     try:
         before = owned.objects()
         owned.migrate()

@@ -33,11 +33,18 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import prepare
-from shapes import SCHEMAS
+from shapes import SCHEMAS, made, roll_back
 
 pytestmark = pytest.mark.slow
 
 THEIRS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events", "mailglass_suppressions")
+
+
+FUNCTIONS = """
+SELECT p.proname FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+ WHERE n.nspname = :schema
+   AND p.proname IN ('mailglass_raise_immutability', 'mailglass_webhook_signed_body_immutable')
+"""
 
 
 def move(url: str, there: str, here: str) -> None:
@@ -46,7 +53,8 @@ def move(url: str, there: str, here: str) -> None:
     database.run(f'CREATE SCHEMA IF NOT EXISTS "{here}"')
     for table in THEIRS:
         database.run(f'ALTER TABLE "{there}".{table} SET SCHEMA "{here}"')
-    database.run(f'ALTER FUNCTION "{there}".mailglass_raise_immutability() SET SCHEMA "{here}"')
+    for function in database.values(FUNCTIONS, schema=there):
+        database.run(f'ALTER FUNCTION "{there}".{function}() SET SCHEMA "{here}"')
 
 
 def finding(database: Installation) -> Finding:
@@ -56,17 +64,12 @@ def finding(database: Installation) -> Finding:
     return found
 
 
-def with_suppressions(url: str) -> Installation:
-    """Return a database that Mailglass 0.1.1 has made."""
-    database = live(url)
-    database.run("CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)")
-    return database
-
-
 @pytest.mark.parametrize("plan", [False, True])
-def test_our_tables_follow_mailglass_s_to_another_schema_and_back(empty_database_url, redis_url, plan):
+def test_our_tables_follow_mailglass_s_to_another_schema_and_back(
+    unmigrated, shape, empty_database_url, redis_url, plan
+):
     """With open orphans, history and waiting events; what came meanwhile is there too, and nothing stays behind."""
-    old = with_suppressions(empty_database_url)
+    old = unmigrated
     still_open, *_ = with_history(old)
     old.migrate()
     empty = {line for line in old.objects() if line.startswith("schema")}
@@ -75,7 +78,7 @@ def test_our_tables_follow_mailglass_s_to_another_schema_and_back(empty_database
         VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now());
         INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
         VALUES (now(), now(), 'full', 'x', 'ok')""")
-    places = ["public", "mail glass"]
+    places = [SCHEMAS[shape], "mail glass"]
     for there, here in (places, places[::-1]):
         move(empty_database_url, there, here)
         new, meanwhile = installation(empty_database_url, here), new_id()
@@ -97,17 +100,18 @@ def test_our_tables_follow_mailglass_s_to_another_schema_and_back(empty_database
     assert sweep(new, redis_url) > 1
 
 
-def test_a_setting_that_still_names_the_old_schema_is_named(empty_database_url):
+def test_a_setting_that_still_names_the_old_schema_is_named(unmigrated, shape, empty_database_url):
     """Nobody is told to migrate there: that would make a second set of tables."""
-    old = with_suppressions(empty_database_url)
+    old = unmigrated
     old.migrate()
-    move(empty_database_url, "public", "mailglass")
+    there = {"0.1.1": "mailglass", "2.x": "public"}[shape]
+    move(empty_database_url, SCHEMAS[shape], there)
     for work in (old.migrate, old.is_current):
         with pytest.raises(DatabaseRefusedError) as refused:
             work()
-        assert "set MAILGLASS_DATABASE_SCHEMA to mailglass" in str(refused.value)
+        assert f"set MAILGLASS_DATABASE_SCHEMA to {there}" in str(refused.value)
     found = finding(old)
-    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in found.remedy
+    assert f"MAILGLASS_DATABASE_SCHEMA to {there}" in found.remedy
 
 
 def opened() -> WebhookEvent:
@@ -144,13 +148,12 @@ def test_a_python_call_names_the_schema_that_has_the_tables(unmigrated, shape):
         mailglass_reconcile.configure()
 
 
-def test_a_mailglass_that_was_rolled_back_comes_back_first(empty_database_url):
+def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, empty_database_url):
     """`migrate` makes no tables in its place; once they are there again, all is mended."""
-    database = live(empty_database_url)
+    database = unmigrated
     with_history(database)
     database.migrate()
-    database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events")
-    database.run("DROP FUNCTION mailglass_raise_immutability()")
+    roll_back(database)
     before = database.objects()
     for work in (database.migrate, lambda: database.migrate(plan=True), database.is_current):
         with pytest.raises(DatabaseRefusedError, match=r"Mailglass was rolled back.* Run Mailglass's own migrations"):
@@ -158,7 +161,7 @@ def test_a_mailglass_that_was_rolled_back_comes_back_first(empty_database_url):
     assert database.objects() == before
     found = finding(database)
     assert "Run Mailglass's own migrations" in found.remedy
-    live(empty_database_url)
+    made(empty_database_url, shape)
     database.migrate()
     assert database.is_current()
     assert database.open_set() == set()

@@ -14,6 +14,8 @@ from test_migrations import DELIVERY, ORPHAN, RECONCILED
 import factories
 import mailglass_reconcile
 from catalog import Installation, client, installation, live, url_of
+from mailglass_reconcile.store.engines import create_engine
+from shapes import settings_of
 
 INSERT = """
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, needs_reconciliation
@@ -45,10 +47,11 @@ def insert(connection: sa.Connection, inserted_at: str | None = None, **columns:
 
 
 @pytest.fixture
-def database(make_database, drop_database, template) -> Iterator[Installation]:
-    """A migrated database of the test's own."""
+def database(make_database, drop_database, template_of, shape) -> Iterator[Installation]:
+    """A migrated database of the test's own, of each version."""
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    yield installation(make_database(name, template))
+    settings = settings_of(make_database(name, template_of(shape, witnessed=False)), shape)
+    yield Installation(settings, create_engine(settings))
     drop_database(name)
 
 
@@ -99,10 +102,10 @@ def test_an_orphan_s_own_key_does_not_settle_it(database):
     assert is_open(database, own)
 
 
-def test_a_tenant_that_is_too_long_is_refused_by_mailglass_s_index_and_not_by_ours(empty_database_url):
+def test_a_tenant_that_is_too_long_is_refused_by_mailglass_s_index_and_not_by_ours(unmigrated):
     """Text of one megabyte that compresses well fares as without us; so does the longest that is taken."""
     outcomes: list[str] = []
-    database = live(empty_database_url)
+    database = unmigrated
     for _ in range(2):
         for tenant in ("x" * 1_000_000, "x" * 200_000, "".join(uuid.uuid4().hex for _ in range(80))):
             try:
@@ -221,7 +224,8 @@ def acting_as(database: Installation, role: str) -> Iterator[sa.Connection]:
 @pytest.fixture
 def writer(database, role) -> Iterator[str]:
     """A role with rights on the ledger alone."""
-    database.run(f"GRANT SELECT, INSERT ON mailglass_events TO {role}; GRANT USAGE ON SCHEMA public TO {role}")
+    schema = database.settings.database_schema
+    database.run(f"GRANT SELECT, INSERT ON mailglass_events TO {role}; GRANT USAGE ON SCHEMA {schema} TO {role}")
     yield role
     database.run(f"DROP OWNED BY {role}")
 
@@ -241,22 +245,25 @@ def test_a_writer_with_rights_on_the_ledger_alone_inserts_orphans_and_reconciled
 def test_a_writer_s_own_tables_and_functions_do_not_lead_the_triggers_astray(database, writer, where):
     """Neither in the temporary schema nor in one of the writer's own that comes first on its path."""
     database.run(f"CREATE SCHEMA theirs; GRANT ALL ON SCHEMA theirs TO {writer}")
+    schema = database.settings.database_schema
     with acting_as(database, writer) as connection:
-        connection.exec_driver_sql("SET search_path = pg_temp, theirs, public")
+        connection.exec_driver_sql(f"SET search_path = pg_temp, theirs, {schema}")
         connection.exec_driver_sql(f"""
-            CREATE TABLE {where}.mailglass_open_orphans (LIKE public.mailglass_events);
+            CREATE TABLE {where}.mailglass_open_orphans (LIKE {schema}.mailglass_events);
             CREATE FUNCTION {where}.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT 'infinity'::timestamptz $$;
             CREATE FUNCTION {where}.substr(text, integer) RETURNS text LANGUAGE plpgsql AS
               $$ BEGIN RAISE 'led astray'; END $$;
             CREATE FUNCTION {where}.mailglass_open_orphans_add() RETURNS trigger LANGUAGE plpgsql AS
               $$ BEGIN RAISE 'led astray'; END $$;
         """)
-        connection.exec_driver_sql("SET search_path = theirs, public, pg_temp, pg_catalog")
-        values = ORPHAN.replace("mailglass_events", "public.mailglass_events")
+        connection.exec_driver_sql(f"SET search_path = theirs, {schema}, pg_temp, pg_catalog")
+        values = ORPHAN.replace("mailglass_events", f"{schema}.mailglass_events")
         orphan, settled = new_id(), new_id()
         connection.exec_driver_sql(values.format(id=orphan, age="1 minute"))
         connection.exec_driver_sql(values.format(id=settled, age="1 minute"))
-        connection.exec_driver_sql(RECONCILED.replace("mailglass_events", "public.mailglass_events").format(id=settled))
+        connection.exec_driver_sql(
+            RECONCILED.replace("mailglass_events", f"{schema}.mailglass_events").format(id=settled)
+        )
         connection.commit()
     assert database.open_set() == {orphan}
 
@@ -295,12 +302,12 @@ def run(*command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schema", ["public", "Mail Glass"])
+@pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("Mail Glass", "2.x")])
 def test_a_dump_and_its_restore_bring_everything_back(
-    empty_database_url, make_database, drop_database, tmp_path, schema
+    empty_database_url, make_database, drop_database, tmp_path, schema, shape
 ):
     """Objects, rows, the open set and working triggers."""
-    database = live(empty_database_url, schema)
+    database = live(empty_database_url, schema, shape)
     database.migrate()
     first = new_id()
     database.run(ORPHAN.format(id=first, age="1 minute"))
@@ -324,7 +331,7 @@ def test_a_dump_and_its_restore_bring_everything_back(
 
 
 def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
-    database, make_database, drop_database, template, tmp_path
+    database, make_database, drop_database, template_of, shape, tmp_path
 ):
     """Orphans that the triggers did not see come into the open set, those reconciled leave it."""
     still_open, settled = new_id(), new_id()
@@ -335,7 +342,8 @@ def test_a_restore_of_data_alone_without_triggers_is_mended_by_the_prune(
     tables = ["--table=mailglass_events", "--table=mailglass_deliveries", "--table=mailglass_webhook_events"]
     run(client("pg_dump", database), "--format=custom", *tables, f"--file={dump}", f"--dbname={url_of(database)}")
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    restored = installation(make_database(name, template))
+    settings = settings_of(make_database(name, template_of(shape, witnessed=False)), shape)
+    restored = Installation(settings, create_engine(settings))
     try:
         restored.run(f"INSERT INTO mailglass_open_orphans VALUES ('{settled}', 'acme', now())")  # noqa: S608
         command = [client("pg_restore", database), "--data-only", "--disable-triggers", "--exit-on-error"]

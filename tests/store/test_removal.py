@@ -15,6 +15,7 @@ from test_migrations import with_history
 from catalog import client, installation, live, url_of
 from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
 from mailglass_reconcile.store.migration import runner
+from shapes import SCHEMAS
 
 pytestmark = pytest.mark.slow
 
@@ -135,11 +136,11 @@ def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url)
     assert not any("DROP" in line for line in runner.losses(database.engine, database.settings))
 
 
-def test_the_command_asks_before_it_removes(empty_database_url):
+def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_url):
     """Without a terminal it needs --yes; what is lost is on its output."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.migrate()
-    environment = {"MAILGLASS_DATABASE_URL": empty_database_url}
+    environment = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": SCHEMAS[shape]}
     command = [COMMAND, "migrate", "--remove"]
     refused = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -154,26 +155,28 @@ def test_the_command_asks_before_it_removes(empty_database_url):
     assert not database.is_current()
 
 
-def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(empty_database_url):
+def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape):
     """Nor built upon: it lacks our columns."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.run("CREATE TABLE mailglass_hook_outbox (note text); INSERT INTO mailglass_hook_outbox VALUES ('mine')")
     before = database.objects()
     for work in (database.migrate, database.remove):
-        with pytest.raises(DatabaseRefusedError, match="mailglass_hook_outbox of schema public is not ours"):
+        with pytest.raises(DatabaseRefusedError, match=f"mailglass_hook_outbox of schema {SCHEMAS[shape]} is not ours"):
             work()
     assert database.objects() == before
 
 
-def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_database_url, admin):
+def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_database_url, shape, admin):
     """A deployment that migrates as one role each time and as another one by hand."""
     role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
-    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    name = make_url(empty_database_url).database
+    rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+    installation(empty_database_url).run(rights)
     url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
     try:
-        owned = live(url)
+        owned = live(url, "public", shape)
         owned.migrate()
         other = installation(empty_database_url)
         before = other.objects()

@@ -60,12 +60,12 @@ def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("named", SQUATS)
-@pytest.mark.parametrize("mailglass", [True, False])
+@pytest.mark.parametrize("mailglass", ["0.1.1", "2.x", None])
 def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
     empty_database_url, squatter, named, mailglass
 ):
     """Neither migrating nor removing runs the squatter's code or changes anything."""
-    database = (live if mailglass else installation)(empty_database_url)
+    database = live(empty_database_url, "public", mailglass) if mailglass else installation(empty_database_url)
     database.run(f"SET ROLE {squatter}; {SQUATS[named]}")
     before = database.objects()
     for work in (database.migrate, database.remove):
@@ -77,9 +77,9 @@ def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
     assert database.objects() == before
 
 
-def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, squatter):
+def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, shape, squatter):
     """One that bears the name of ours, on the ledger."""
-    database = live(empty_database_url)
+    database = live(empty_database_url, "public", shape)
     database.run(f"""
         GRANT TRIGGER ON mailglass_events TO {squatter}; SET ROLE {squatter};
         CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
@@ -89,9 +89,9 @@ def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, squ
 
 
 @pytest.mark.guard
-def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(empty_database_url):
+def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(unmigrated):
     """It keeps its rows; one that lacks a column is refused by its name."""
-    database = live(empty_database_url)
+    database = unmigrated
     database.migrate()
     database.run("DELETE FROM mailglass_reconcile_version; COMMENT ON TABLE mailglass_open_orphans IS 'the same table'")
     database.migrate()
@@ -101,9 +101,11 @@ def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(empty_database
         database.migrate()
 
 
-def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_the_sweep(empty_database_url, squatter):
+def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_the_sweep(
+    empty_database_url, shape, squatter
+):
     """The owners of schema and tables are not; once the right is revoked nobody is."""
-    database = live(empty_database_url)
+    database = live(empty_database_url, "public", shape)
     expected = f"{squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
 
     def warning() -> str | None:
@@ -120,16 +122,16 @@ def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_
 
 def test_whoever_else_may_create_in_a_schema_on_the_path_is_named(empty_database_url, squatter):
     """As anybody may in `public` up to PostgreSQL 14, where the tables are in another one."""
-    database = live(empty_database_url, "mail")
+    database = live(empty_database_url, "mailglass", "2.x")
     line = f"warning: {squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
     assert line in database.migrate()
     database.run(f"REVOKE CREATE ON SCHEMA public FROM {squatter}")
     assert not any("may create" in line for line in database.migrate())
 
 
-def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, squatter, monkeypatch):
+def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, squatter, monkeypatch):
     """Any role may take it: process, role and application are in the one line."""
-    database: Installation = live(empty_database_url)
+    database: Installation = live(empty_database_url, "public", shape)
     monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0)
     url = database.engine.url.set(username=squatter).update_query_dict({"application_name": "a joker"})
     engine = sa.create_engine(url, poolclass=sa.NullPool)
@@ -212,10 +214,10 @@ ON_THE_PATH = {
 
 
 @pytest.mark.parametrize("trap", ON_THE_PATH)
-@pytest.mark.parametrize("schema", ["public", "mail"])
-def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema):
+@pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("mailglass", "2.x")])
+def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema, shape):
     """Neither in the schema of the tables nor in another one on the role's path; nor does removing, nor a plan."""
-    database = live(empty_database_url, schema)
+    database = live(empty_database_url, schema, shape)
     database.run(DELIVERY)
     database.run(ON_THE_PATH[trap])
     script = "\n".join(database.migrate(plan=True))
