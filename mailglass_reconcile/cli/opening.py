@@ -9,7 +9,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import DatabaseUnavailableError
 from mailglass_reconcile.rules.humanize import printable
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import elsewhere
 from mailglass_reconcile.store.database import Connected, with_retries
 
 
@@ -35,7 +35,7 @@ def _look(connected: Connected) -> None:
 
     def read() -> str | None:
         with connected.reading() as tx:
-            return schema.second_set(tx, schema.require_ledger(tx))
+            return elsewhere.second_set(tx, elsewhere.require_ledger(tx))
 
     second = with_retries(read)
     if second:

@@ -8,7 +8,7 @@ from typing import Any
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.schedule import LATE_SECONDS
-from mailglass_reconcile.store import schema, windows
+from mailglass_reconcile.store import elsewhere, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.sweep.reconciler import open_groups
 
@@ -127,7 +127,7 @@ def status(
         schema.require_current(facts.version)
         in_grace = windows.waiting(tx, tenant_id)
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
-        second = schema.second_set(tx, schema.ledgers(tx))
+        second = elsewhere.second_set(tx, elsewhere.ledgers(tx))
     if count_now or facts.groups is None or facts.counted_at is None:
         as_of, groups = facts.now, open_groups(database, tenant_id)
     else:

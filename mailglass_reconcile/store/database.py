@@ -29,7 +29,7 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines
+from mailglass_reconcile.store import elsewhere, engines
 from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
@@ -357,10 +357,8 @@ def _lacks_tables(error: BaseException) -> bool:
 
 def _look_elsewhere(tx: Transaction) -> None:
     """Raise the error that names the schema that has the tables, if another one has."""
-    from mailglass_reconcile.store import schema  # noqa: PLC0415 - it needs this module
-
     try:
-        schema.require_ledger(tx)
+        elsewhere.require_ledger(tx)
     except MailglassReconcileError as error:
         raise error from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import elsewhere, schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.migration import preflight, state
 
@@ -35,13 +35,13 @@ def revision(tx: Transaction) -> Iterator[Finding]:
             f"set MAILGLASS_DATABASE_SCHEMA{f' to {row.elsewhere}' if row.elsewhere else ''}, or create the schema",
         )
         return
-    version, found = state.version(tx), schema.ledgers(tx)
-    stopped = schema.without_ledger(tx, found)
+    version, found = state.version(tx), elsewhere.ledgers(tx)
+    stopped = elsewhere.without_ledger(tx, found)
     if stopped:
         message, _, step = stopped.partition(": ")
         yield error("schema", message, step)
     elif version == schema.VERSION:
-        second = schema.second_set(tx, found)
+        second = elsewhere.second_set(tx, found)
         if second:
             message, _, step = second.partition(": ")
             yield warning("schema", message, step)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import elsewhere, schema
 from mailglass_reconcile.store.database import Database, Transaction
 
 _ENCODING = "SELECT current_setting('server_encoding')"
@@ -86,7 +86,7 @@ def made_here(engine: sa.Engine, settings: Settings) -> bool:
 
 
 def _refuse_second_set(tx: Transaction) -> None:
-    others = schema.ledgers(tx).others
+    others = elsewhere.ledgers(tx).others
     if others:
         raise ConfigurationError(
             f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"

@@ -19,7 +19,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import privileges, schema
+from mailglass_reconcile.store import elsewhere, privileges, schema
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction, in_schema
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import contents, state
@@ -66,9 +66,9 @@ def migrate(
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
-            found = schema.ledgers(tx)
-            warnings = [*privileges.warnings(tx), *filter(None, [schema.second_set(tx, found)])]
-            stopped, moved_from = schema.without_ledger(tx, found), state.moved_from(tx)
+            found = elsewhere.ledgers(tx)
+            warnings = [*privileges.warnings(tx), *filter(None, [elsewhere.second_set(tx, found)])]
+            stopped, moved_from = elsewhere.without_ledger(tx, found), state.moved_from(tx)
         for warning in warnings:
             say(f"warning: {warning}")
         if stopped:
@@ -101,7 +101,7 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with Database(engine, settings).reading() as tx:
-        stopped = schema.without_ledger(tx, schema.ledgers(tx))
+        stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
         if stopped:
             raise DatabaseRefusedError(stopped)
         return state.is_complete(tx, guard=not state.made_by_mailglass(tx))
