@@ -13,15 +13,15 @@ from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.deliveries import NEXT_VERSION
 
-# First all that our index has of the key, then their order: otherwise the planner walks the primary key, and computes
-# a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
+# First all that our index has of the key, then page and order: otherwise the planner walks the primary key, and
+# computes a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
 _DELIVERIES = """
 WITH found AS MATERIALIZED (
   SELECT id, recipient FROM {schema}.mailglass_deliveries
-   WHERE {recipient_key} = hashtextextended(:key, 0) AND id > CAST(:after AS uuid)
+   WHERE {recipient_key} = hashtextextended(:key, 0)
      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM CAST(:tenant_id AS text))
 )
-SELECT f.id::text, f.recipient FROM found AS f ORDER BY f.id LIMIT :size
+SELECT f.id::text, f.recipient FROM found AS f WHERE f.id > CAST(:after AS uuid) ORDER BY f.id LIMIT :size
 """.replace("{recipient_key}", schema.RECIPIENT_KEY)
 
 # The version moves, so that an application with optimistic locks does not write back what it read before.

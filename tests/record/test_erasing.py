@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import uuid
@@ -18,7 +19,7 @@ from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.store import open_orphans, personal_data
-from mailglass_reconcile.store.database import NIL, borrowed
+from mailglass_reconcile.store.database import NIL, borrowed, in_schema
 from record.recording import event, record
 
 ADA = "ada@bücher.example"
@@ -290,8 +291,9 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
     db.run("""INSERT INTO mailglass_deliveries
                      (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
                       last_event_type, last_event_at, inserted_at, updated_at)
-              SELECT md5('d' || n)::uuid, 'tenant-' || n % 50, 'python', 'bulk', 'r' || n || '@example.org',
-                     'example.org', 'postmark', 'm-' || n, 'dispatched', now(), now(), now()
+              SELECT ('019f0000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'tenant-' || n % 50,
+                     'python', 'bulk', 'r' || n || '@example.org', 'example.org', 'postmark', 'm-' || n,
+                     'dispatched', now(), now(), now()
                 FROM generate_series(1, 10000) AS n""")
     person = erasing.check("R7@example.org", tenant_id).person
     for _ in range(2):
@@ -299,8 +301,15 @@ def test_the_deliveries_are_found_by_our_index(db, tenant_id):
             with begin() as tx:
                 found = personal_data.deliveries(tx, person, NIL, 10)
                 assert [recipient for _, recipient in found] == ["r7@example.org"]
-                given = {"key": person.key, "tenant_id": tenant_id, "after": NIL, "size": 10}
-                plan = "\n".join(tx.execute(f"EXPLAIN {personal_data._DELIVERIES}", given).scalars())
+                # As a caller's transaction plans it: for any parameters.
+                tx.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+                statement = in_schema(personal_data._DELIVERIES, tx.schema)
+                for number, name in enumerate(("key", "tenant_id", "after", "size"), 1):
+                    statement = re.sub(rf"(?<!:):{name}\b", f"${number}", statement)
+                tx.execute(f"PREPARE erasing AS {statement}")
+                probe = f"EXPLAIN EXECUTE erasing ('{person.key}', '{tenant_id}', '{NIL}', 10)"
+                plan = "\n".join(tx.execute(probe.replace("'None'", "NULL"), {}).scalars())
+                tx.execute("DEALLOCATE erasing")
             assert "mailglass_deliveries_reconcile_idx" in plan, plan
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE mailglass_deliveries")
