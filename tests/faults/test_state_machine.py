@@ -372,10 +372,10 @@ class Schedule(RuleBasedStateMachine):
                 tenant not in (None, row.tenant_id) or row.recipient is None or oracle.one_address(row.recipient) != one
             )
 
-    @rule(share=st.integers(2, 4), start=st.integers(0, 5), size=SIZES, dies_at=st.sampled_from([None, None, 0, 1]))
-    def retire(self, share: int, start: int, size: int, dies_at: int | None) -> None:
+    @rule(share=st.integers(1, 3), spares=st.booleans(), size=SIZES, dies_at=st.sampled_from([None, None, 0, 1]))
+    def retire(self, share: int, spares: bool, size: int, dies_at: int | None) -> None:
         """Some of what there is gets old, and retention deletes it; its process may die between two batches."""
-        self._age(share, start)
+        self._age(share, spares)
         before, open_ = self._ledger(), self._ids(_OPEN)
         kept = (before.keys() - self.aged) | self._ids(_NEEDED)
         if dies_at is not None:
@@ -396,17 +396,16 @@ class Schedule(RuleBasedStateMachine):
         invariants.check_open_set(self.db)
         self._retired(gone)
 
-    def _age(self, share: int, start: int) -> None:
-        """Let some deliveries get old with their events, now and then all but one of them; and some other orphans."""
+    def _age(self, share: int, spares: bool) -> None:
+        """Let some deliveries get old with their events, or with all of them but one; and some other orphans."""
         ledger_ = self._ledger()
         owners = {row["idempotency_key"]: row["delivery_id"] for row in ledger_.values() if row["type"] == "reconciled"}
         chosen, its = set(), dict.fromkeys((d["id"] for d in self.deliveries), ())
         for id_, row in ledger_.items():
             owner = row["delivery_id"] or owners.get(f"reconciled:{id_}")
             its[owner or id_] = (*its.get(owner or id_, ()), id_)
-        for number, (owner, ids) in enumerate(its.items(), start):
-            if number % share == 0:
-                chosen |= {owner, *(sorted(ids)[1:] if number % 5 == 0 and len(ids) > 1 else ids)}
+        for owner, ids in [*its.items()][::share]:
+            chosen |= {owner, *(ids[1:] if spares and len(ids) > 1 else ids)}
         chosen -= self.aged
         for id_ in chosen & self.orphans.keys():
             self.arrived[id_] = self._report(id_)
@@ -422,7 +421,9 @@ class Schedule(RuleBasedStateMachine):
         self.unseen.clear()
         left = self._ids("SELECT id::text FROM mailglass_deliveries")
         self.retired += [delivery for delivery in self.deliveries if delivery["id"] not in left]
-        assert {delivery["id"] for delivery in self.retired} <= self.aged
+        deleted = {delivery["id"] for delivery in self.retired}
+        assert deleted <= self.aged
+        assert not deleted & {row["delivery_id"] for row in self._ledger().values()}
         self.deliveries = [delivery for delivery in self.deliveries if delivery["id"] in left]
 
     def _ledger(self) -> dict[str, dict[str, Any]]:
