@@ -102,11 +102,13 @@ def test_others_who_may_create_objects_in_the_schema(db):
 
 
 def test_a_retention_that_the_role_may_not_apply(db, role):
-    """The right to call the function is named, and its grant."""
-    settings = mailglass_reconcile.runtime.get_settings().model_copy(update={"retention_events_days": 30})
+    """The right to call each function is named, and its grant."""
+    days = {"retention_events_days": 30, "retention_deliveries_days": 30}
+    settings = mailglass_reconcile.runtime.get_settings().model_copy(update=days)
     mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
-    found = of("rights")
-    assert found.status == ERROR
-    assert found.message.startswith("the prune cannot delete old events: role ")
-    heal(db, found.remedy)
+    for rows in ("events", "deliveries"):
+        found = of("rights")
+        assert found.status == ERROR
+        assert found.message.startswith(f"the prune cannot delete old {rows}: role ")
+        heal(db, found.remedy)
     assert of("rights").status == OK

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.store import privileges
 from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.retention import unusable
+from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
 
 
 def rights(tx: Transaction) -> Iterator[Finding]:
@@ -36,10 +36,13 @@ def rights(tx: Transaction) -> Iterator[Finding]:
 
 
 def retention(tx: Transaction) -> Iterator[Finding]:
-    """Check that this role may delete old events, if a retention is set."""
-    if tx.settings.retention_events_days is not None and (reason := unusable(tx)):
-        sentence, _, step = reason.rpartition(": ")
-        yield error("rights", f"the prune cannot delete old events: {sentence}", step.replace("run GRANT", "GRANT"))
+    """Check that this role may delete old events and deliveries, if a retention is set; the first reason is enough."""
+    functions = {EVENTS: tx.settings.retention_events_days, DELIVERIES: tx.settings.retention_deliveries_days}
+    for (function, days), rows in zip(functions.items(), ("events", "deliveries"), strict=True):
+        if days is not None and (reason := unusable(tx, function)):
+            sentence, _, step = reason.rpartition(": ")
+            yield error("rights", f"the prune cannot delete old {rows}: {sentence}", step.replace("run GRANT", "GRANT"))
+            return
 
 
 def others(tx: Transaction) -> Iterator[Finding]:
