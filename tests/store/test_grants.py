@@ -17,7 +17,7 @@ import mailglass_reconcile
 from catalog import installation
 from factories import delivery, orphan, postmark
 from handling import leaving
-from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -185,7 +185,7 @@ def test_a_recorder_records_webhooks(db, acting, message_id):
 
 
 def test_a_recorder_records_sends(db, acting):
-    """New ones, known ones, and what is open for them."""
+    """New ones, known ones, what is open for them, and an event that it appends."""
     settings = acting("mailglass_recorder")
     opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
     sent = [Sent(recipient="ada@example.com", message_id="m-1"), Sent(recipient="bob@example.com", message_id="m-2")]
@@ -193,6 +193,8 @@ def test_a_recorder_records_sends(db, acting):
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
         recorded = record_send(connection, tenant_id="acme", provider="postmark", sent=sent[:1])
         recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
+        earlier = {"type": "queued", "occurred_at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC)}
+        assert append(connection, tenant_id="acme", delivery_id=recorded[2].delivery_id, **earlier)
     assert [one.linked for one in recorded] == [1, 0, 0]
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
