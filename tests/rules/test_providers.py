@@ -193,6 +193,10 @@ NOT_LINKED = {
         Case("<1@email.example.com>", {"provider": "resend", "data": {"message_id": "<1@email.example.com>"}}),
         "unmatchable",
     ),
+    "resend's header where Mailglass stores the id": (
+        Case("<1@email.example.com>", {"provider": "resend", "message_id": "<1@email.example.com>"}),
+        "unmatchable",
+    ),
     "resend's header beside its id": (
         Case(
             "<1@email.example.com>",
