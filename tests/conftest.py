@@ -1,5 +1,6 @@
 """Real servers for the session, and a database of its own for each test that commits."""
 
+import gc
 import math
 import os
 import time
@@ -32,6 +33,11 @@ pytest_plugins = [
 ]
 
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and the tests, which stay until the end, out of each later garbage collection."""
+    gc.freeze()
 
 
 @dataclass(frozen=True)
