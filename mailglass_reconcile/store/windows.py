@@ -121,7 +121,7 @@ SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea))
          LIMIT :size) AS o
 """
 
-# Both tables once, joined by hashing.
+# Both tables once, compared by hashing: a join would make a row of each orphan with each delivery of a wide id.
 _IDS_BY_SCANS = """
 SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at, o.event_id)
   FROM (SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
@@ -141,9 +141,8 @@ SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at
            AND (refused > 0) = :refused AND ids > 0
            AND rule <> ALL (CAST(:outdated AS text[]))
            AND NOT (rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
-           AND event_id IN (SELECT k.event_id
-                              FROM {schema}.mailglass_open_orphan_ids AS k
-                              JOIN {schema}.mailglass_deliveries AS d ON d.provider_message_id = k.candidate_id)
+           AND event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                             WHERE candidate_id IN (SELECT provider_message_id FROM {schema}.mailglass_deliveries))
          ORDER BY arrived_at, event_id LIMIT :size) AS o
 """
 

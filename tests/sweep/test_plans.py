@@ -175,7 +175,7 @@ def events(pairs) -> list[str]:
 class Plan:
     """Plans that have run: indexes used, kinds of node, tables scanned whole and how often, and the rows read.
 
-    Those that were read in Postgres's catalog are counted by themselves.
+    Those that were read in Postgres's catalog are counted by themselves. `most` rows were made by one node.
     """
 
     def __init__(self) -> None:
@@ -184,10 +184,12 @@ class Plan:
         self.whole: Counter[str] = Counter()
         self.read = 0
         self.catalog = 0
+        self.most = 0
 
     def add(self, node: dict[str, Any]) -> None:
         """Take in a node and those below it."""
         self.kinds[node["Node Type"]] += 1
+        self.most = max(self.most, round(node["Actual Rows"] * node["Actual Loops"]))
         of_catalog = node.get("Relation Name", node.get("Index Name", "")).startswith("pg_")
         if "Index Name" in node and not of_catalog:
             self.indexes.add(node["Index Name"])
@@ -664,3 +666,15 @@ def test_of_a_million_open_orphans_a_writer_reads_only_those_of_its_ids(make_dat
                     assert plan.read == 0
     finally:
         drop_database(name)
+
+
+def test_a_wide_id_makes_no_row_of_each_orphan_with_each_delivery(untouched, whole):
+    """2,000 orphans of the campaign, and its 20,000 deliveries: 40 million."""
+    with untouched.connection.begin_nested() as savepoint:
+        untouched.connection.exec_driver_sql(
+            "UPDATE mailglass_open_orphan_ids SET candidate_id = 'campaign' WHERE position = 2 AND event_id = ANY"
+            " (ARRAY(SELECT md5('event' || n)::uuid FROM generate_series(30001, 32000) AS n))"
+        )
+        plan = plan_of(untouched, lambda: windows.ids_to_judge(untouched, whole, OUTDATED, ROWS))
+        savepoint.rollback()
+    assert plan.most <= 2 * KEYED + ROWS + WIDE
