@@ -11,62 +11,98 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
-from mailglass_reconcile.store.ledger import LinkedEvent
+from mailglass_reconcile.store.ledger import APPEND_WEBHOOK, Entry, LinkedEvent
 
 Outcome = TypeVar("Outcome")
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
-_PROJECT = """
-WITH report AS (
-  SELECT r.delivery_id, r.type, array_position(CAST(:standing AS text[]), r.type) AS standing,
-         {credible} AS occurred_at
-    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
-                CAST(:arrived_at AS timestamp[])) AS r (delivery_id, type, occurred_at, arrived_at)
-   WHERE r.type = ANY (CAST(:standing AS text[]))
+# What is reported of each delivery, in one row; `newer` than what its row points to.
+_SUMMARY = """
 ), summary AS (
   SELECT delivery_id,
-         (array_agg(standing ORDER BY standing > :own DESC, occurred_at DESC, standing DESC))[1] AS standing,
-         (array_agg(occurred_at ORDER BY standing > :own DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
+         (array_agg(standing ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS standing,
+         (array_agg(occurred_at ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
          min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
          min(occurred_at) FILTER (WHERE type = 'delivered') AS delivered_at,
          min(occurred_at) FILTER (WHERE type = 'bounced') AS bounced_at,
          min(occurred_at) FILTER (WHERE type = 'complained') AS complained_at,
          min(occurred_at) FILTER (WHERE type = 'suppressed') AS suppressed_at,
-         bool_or(type = ANY (CAST(:terminal AS text[]))) AS terminal
+         bool_or(terminal) AS terminal
     FROM report GROUP BY delivery_id
-), projected AS (
-  SELECT d.id, (CAST(:standing AS text[]))[s.standing] AS last_event_type, s.occurred_at AS last_event_at,
-         (s.standing > :own, s.occurred_at, s.standing)
-           > (held.standing > :own, d.last_event_at, held.standing) AS pointer,
-         d.terminal OR s.terminal AS terminal,
-         least(d.dispatched_at, s.dispatched_at) AS dispatched_at,
-         least(d.delivered_at, s.delivered_at) AS delivered_at,
-         least(d.bounced_at, s.bounced_at) AS bounced_at,
-         least(d.complained_at, s.complained_at) AS complained_at,
-         least(d.suppressed_at, s.suppressed_at) AS suppressed_at
-    FROM summary AS s
-    JOIN {schema}.mailglass_deliveries AS d ON d.id = s.delivery_id
-   CROSS JOIN LATERAL (
-           SELECT coalesce(array_position(CAST(:standing AS text[]), d.last_event_type), 0) AS standing) AS held
-)
+), compared AS (
+  SELECT s.*, (s.standing > {own}, s.occurred_at, s.standing)
+                > (h.standing > {own}, h.last_event_at, h.standing) AS newer
+    FROM summary AS s JOIN {held} AS h ON h.id = s.delivery_id
+""".replace("{own}", str(len(OWN_TYPES)))
+
+_UPDATE = """
 UPDATE {schema}.mailglass_deliveries AS d
-   SET last_event_type = CASE WHEN p.pointer THEN p.last_event_type ELSE d.last_event_type END,
-       last_event_at = CASE WHEN p.pointer THEN p.last_event_at ELSE d.last_event_at END,
-       terminal = p.terminal, dispatched_at = p.dispatched_at, delivered_at = p.delivered_at,
-       bounced_at = p.bounced_at, complained_at = p.complained_at, suppressed_at = p.suppressed_at,
+   SET last_event_type = CASE WHEN c.newer THEN (CAST(:standing AS text[]))[c.standing] ELSE d.last_event_type END,
+       last_event_at = CASE WHEN c.newer THEN c.occurred_at ELSE d.last_event_at END,
+       terminal = d.terminal OR c.terminal,
+       dispatched_at = least(d.dispatched_at, c.dispatched_at),
+       delivered_at = least(d.delivered_at, c.delivered_at),
+       bounced_at = least(d.bounced_at, c.bounced_at),
+       complained_at = least(d.complained_at, c.complained_at),
+       suppressed_at = least(d.suppressed_at, c.suppressed_at),
        {next_version},
        updated_at = now()::timestamp
-  FROM projected AS p
- WHERE d.id = p.id
-   AND (p.pointer
+  FROM compared AS c
+ WHERE d.id = c.delivery_id
+   AND (c.newer
         OR (d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at, d.complained_at, d.suppressed_at)
            IS DISTINCT FROM
-           (p.terminal, p.dispatched_at, p.delivered_at, p.bounced_at, p.complained_at, p.suppressed_at))
-""".replace("{next_version}", NEXT_VERSION).replace("{credible}", CREDIBLE)
+           (d.terminal OR c.terminal, least(d.dispatched_at, c.dispatched_at), least(d.delivered_at, c.delivered_at),
+            least(d.bounced_at, c.bounced_at), least(d.complained_at, c.complained_at),
+            least(d.suppressed_at, c.suppressed_at)))
+""".replace("{next_version}", NEXT_VERSION)
+
+_REPORT = """
+  SELECT delivery_id, type, standing, terminal,{credible} AS occurred_at
+""".replace("{credible}", CREDIBLE)
+
+_HELD = """
+         (SELECT id, last_event_at, coalesce(array_position(CAST(:standing AS text[]), last_event_type), 0) AS standing
+            FROM {schema}.mailglass_deliveries)"""
+_OF_PARAMETERS = """
+    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
+                CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]), CAST(:terminal AS boolean[]))
+         AS r (delivery_id, type, occurred_at, arrived_at, standing, terminal)
+   WHERE r.standing IS NOT NULL
+"""
+_PROJECT = "".join(
+    (
+        *("WITH report AS (", _REPORT, _OF_PARAMETERS),
+        _SUMMARY.replace("{held}", _HELD),
+        *(")", _UPDATE),
+    )
+)
+
+# What was attached now, and its delivery: `locked` has its row as another transaction committed it last, which this
+# statement's snapshot may not have.
+_OF_APPENDED = """
+    FROM (SELECT *, now()::timestamp AS arrived_at FROM n
+           WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE) AS r
+"""
+_RETURN_APPENDED = """
+)
+SELECT id::text, delivery_id::text FROM appended
+"""
+_APPEND = APPEND_WEBHOOK + _RETURN_APPENDED
+"""For a webhook whose deliveries are all unknown."""
+_APPEND_AND_PROJECT = "".join(
+    (
+        *(APPEND_WEBHOOK, "), report AS (", _REPORT, _OF_APPENDED),
+        _SUMMARY.replace("{held}", "locked"),
+        *("), projected AS (", _UPDATE, _RETURN_APPENDED),
+    )
+)
+"""Both in one round trip."""
 
 _LOCK = """
 SELECT id::text FROM {schema}.mailglass_deliveries
@@ -84,16 +120,62 @@ def lock(tx: Transaction, delivery_ids: Collection[str]) -> set[str]:
     return set(tx.execute(_LOCK, {"delivery_ids": array_literal(delivery_ids)}).scalars())
 
 
+def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Keys]) -> dict[str, LinkedEvent | None]:
+    """Append a webhook's events, attached or as orphans, and project those that are attached.
+
+    Args:
+        tx: The transaction.
+        entries: Each with its delivery, or None for an orphan.
+        known: The keys of each, to be stored with the orphans.
+
+    Returns:
+        What is new, by id: with its delivery, or None for an orphan.
+    """
+    events = [
+        {
+            **entry._asdict(),
+            **its._asdict(),
+            "ids": its.candidate_ids,
+            "standing": _STANDING.get(entry.type),
+            "terminal": entry.type in TERMINAL_TYPES,
+        }
+        for entry, its in zip(entries, known, strict=True)
+    ]
+    statement = _APPEND_AND_PROJECT if any(entry.delivery_id for entry in entries) else _APPEND
+    rows = tx.execute(statement, {"events": json.dumps(events), "standing": _STANDINGS})
+    delivery_ids: dict[str, str | None] = dict(map(tuple, rows))
+    recorded = {e.id: _attached(e, delivery_ids[e.id]) for e in entries if e.id in delivery_ids}
+    _hand_over(tx, [event for event in recorded.values() if event])
+    return recorded
+
+
+def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
+    if delivery_id is None:
+        return None
+    return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, arrived_at=NOW)
+
+
 def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
     """Bring deliveries up to date with *events*, and return how many rows changed.
 
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
-    and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing. What handlers
-    run on is put into their outbox here, because everything that reaches a delivery comes this way.
+    and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing.
     """
-    outbox.add(tx, [event for event in events if event.type in tx.hook_types])
-    handled.warn_of_left_out(tx, {event.type for event in events} - tx.hook_types)
+    _hand_over(tx, events)
     return tx.execute(_PROJECT, parameters(events)).rowcount
+
+
+def _hand_over(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
+    """Put into the handlers' outbox what they run on; everything that reaches a delivery comes this way."""
+    wanted = [event for event in events if event.type in tx.hook_types]
+    if wanted:
+        outbox.add(tx, wanted)
+    if len(wanted) < len(events):
+        handled.warn_of_left_out(tx, {event.type for event in events} - tx.hook_types)
+
+
+_STANDING = {type_: place for place, type_ in enumerate((*OWN_TYPES, *PROVIDER_TYPES), 1)}
+_STANDINGS = array_literal(_STANDING)
 
 
 def parameters(events: Sequence[LinkedEvent]) -> dict[str, object]:
@@ -103,9 +185,9 @@ def parameters(events: Sequence[LinkedEvent]) -> dict[str, object]:
         "types": array_literal(event.type for event in events),
         "occurred_at": array_literal(event.occurred_at for event in events),
         "arrived_at": array_literal(event.arrived_at for event in events),
-        "standing": [*OWN_TYPES, *PROVIDER_TYPES],
-        "own": len(OWN_TYPES),
-        "terminal": list(TERMINAL_TYPES),
+        "standings": array_literal(str(place) if (place := _STANDING.get(e.type)) else None for e in events),
+        "terminal": array_literal(str(event.type in TERMINAL_TYPES) for event in events),
+        "standing": _STANDINGS,
     }
 
 

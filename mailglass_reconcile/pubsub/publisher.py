@@ -43,6 +43,9 @@ CHUNK_LINKS = 500
 MOST_WAITING = 10_000
 """Links that `publish_soon` keeps in memory for a server, some megabytes; what does not fit is dropped."""
 
+GATHER_SECONDS = 0.005
+"""What callers publish within this time, who do not wait for it, goes out in one call."""
+
 WARN_SECONDS = 60.0
 """A server that is down is logged so often at most."""
 
@@ -143,8 +146,9 @@ def _chunks(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 class _Entry(Future[float]):
     """Some links that wait for being published; the result is how many seconds the call took."""
 
-    def __init__(self, chunk: Sequence[Message]) -> None:
+    def __init__(self, chunk: Sequence[Message], soon: bool) -> None:
         super().__init__()
+        self.soon = soon
         self.links = len(chunk)
         self.lines = _lines(chunk)
 
@@ -199,7 +203,7 @@ class _Outbox:
             OSError: Too many wait, the server has failed a moment ago, or there is no thread.
         """
         self._breaker.require()
-        entry = _Entry(chunk)
+        entry = _Entry(chunk, soon=most is not None)
         with self._lock:
             if most is not None and self._waiting + entry.links > most:
                 raise BlockingIOError("too many broadcasts are waiting")
@@ -269,6 +273,8 @@ def _publish(waiting: SimpleQueue[tuple[_Outbox, _Entry] | None]) -> None:
     """Publish what is put into the queue until None is, as much in one call as has come together."""
     while (first := waiting.get()) is not None:
         outbox, entries = first[0], [first[1]]
+        if entries[0].soon:
+            time.sleep(GATHER_SECONDS)
         try:
             while sum(entry.links for entry in entries) < CHUNK_LINKS:
                 entries.append(waiting.get_nowait()[1])  # type: ignore[index] # None is last, when nothing waits

@@ -88,35 +88,26 @@ def record_webhook(
     return after_commit.returned(connection, [outcomes.get(one.entry.id, REPEATED) for one in checked])
 
 
-def _record(tx: Transaction, checked: Sequence[NewEvent]) -> dict[str, str | None]:
-    """Append events with the deliveries that the rule finds, and project them; return each new one's delivery."""
+def _record(tx: Transaction, checked: Sequence[NewEvent]) -> dict[str, LinkedEvent | None]:
+    """Append events with the deliveries that the rule finds; return the new ones by id, those attached as links."""
+    keys = [one.keys for one in checked]
     verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in checked])
     entries = [
         one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(checked, verdicts, strict=True)
     ]
-    recorded = ledger.append_webhook(tx, entries, {one.entry.id: one.keys for one in checked})
-    attached = [_linked(one, delivery_id) for one in entries if (delivery_id := recorded.get(one.id))]
-    if attached:
-        projector.project(tx, attached)
-    return recorded
+    return projector.append_webhook(tx, entries, keys)
 
 
-def _linked(entry: Entry, delivery_id: str) -> LinkedEvent:
-    return LinkedEvent(
-        None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, arrived_at=projector.NOW
-    )
-
-
-def _outcome(event: NewEvent, recorded: Mapping[str, str | None]) -> Recorded:
+def _outcome(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Recorded:
     entry = event.entry
     if entry.id not in recorded:
         return REPEATED
-    delivery_id = recorded[entry.id]
-    if delivery_id is None:
+    attached = recorded[entry.id]
+    if attached is None:
         look = Look(entry.tenant_id, event_ids=(entry.id,)) if event.keys.candidate_ids else None
         return Recorded(UUID(entry.id), None, look=look)
-    (message,) = projector.broadcast([_linked(entry, delivery_id)], list)
-    return Recorded(UUID(entry.id), UUID(delivery_id), (message,))
+    (message,) = projector.broadcast([attached], list)
+    return Recorded(UUID(entry.id), UUID(attached.delivery_id), (message,))
 
 
 def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:

@@ -174,7 +174,9 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
 
 @lru_cache(maxsize=512)
 def _as_driver_takes_it(statement: str, schema: str) -> str:
-    return str(_text(statement, schema, ()).compile(dialect=_psycopg()))
+    """Return it compiled, without comments and indentation: psycopg reads a text of 4,096 characters or more anew."""
+    text = str(_text(statement, schema, ()).compile(dialect=_psycopg()))
+    return "\n".join(line for each in text.split("\n") if (line := each.strip()) and not line.startswith("--"))
 
 
 @cache

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.rules.keys import Keys, Values
+from mailglass_reconcile.rules.keys import Values
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
@@ -99,46 +99,44 @@ SELECT n.*, now()::timestamp
 RETURNING id::text
 """
 
-# The trigger of the ledger finds the orphans' rows there already, with what their writer knows: keys and recipients.
-_APPEND_WEBHOOK = """
-WITH n AS MATERIALIZED (
-  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:tenant_ids AS text[]), CAST(:delivery_ids AS uuid[]),
-                       CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]), CAST(:idempotency_keys AS text[]),
-                       CAST(:reject_reasons AS text[]), CAST(:metadata AS jsonb[]), CAST(:providers AS text[]),
-                       CAST(:recipients AS text[]), CAST(:rules AS text[]), CAST(:candidates AS text[]),
-                       CAST(:lost AS boolean[]))
-                AS n (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
-                      provider, recipient, rule, ids, lost)
+# The trigger of the ledger finds the orphans' rows there already, with what their writer knows: keys and recipients. IN
+# as a value, because a join of two lists costs their product.
+APPEND_WEBHOOK = """
+WITH n AS (
+  SELECT * FROM json_to_recordset(CAST(:events AS json))
+                AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp, idempotency_key text,
+                      reject_reason text, metadata jsonb, provider text, recipient text, rule text, ids text[],
+                      lost bool, standing int, terminal bool)
 -- In id order: two transactions wait for each other one way only. A delivery that is gone by now leaves an orphan.
-), locked AS MATERIALIZED (
-  SELECT id FROM {schema}.mailglass_deliveries
-   WHERE id = ANY (ARRAY(SELECT delivery_id FROM n WHERE delivery_id IS NOT NULL)) ORDER BY id FOR NO KEY UPDATE
+), locked AS (
+  SELECT id, last_event_at, coalesce(array_position(CAST(:standing AS text[]), last_event_type), 0) AS standing
+    FROM {schema}.mailglass_deliveries
+   WHERE id = ANY (ARRAY(SELECT delivery_id FROM n)) ORDER BY id FOR NO KEY UPDATE
 -- In the order of the keys, for the same reason.
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
          (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
           needs_reconciliation, inserted_at)
-  SELECT n.id, n.tenant_id, d.id, n.type, n.occurred_at, n.idempotency_key, n.reject_reason, n.metadata, d.id IS NULL,
+  SELECT id, tenant_id, held, type, occurred_at, idempotency_key, reject_reason, metadata, held IS NULL,
          now()::timestamp
-    FROM n LEFT JOIN locked AS d ON d.id = n.delivery_id
-   ORDER BY n.idempotency_key COLLATE "C"
+    FROM (SELECT *, CASE WHEN delivery_id IN (SELECT id FROM locked) THEN delivery_id END AS held FROM n) AS n
+   ORDER BY idempotency_key COLLATE "C"
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id, delivery_id
-), orphans AS MATERIALIZED (
-  SELECT n.* FROM n JOIN appended AS a ON a.id = n.id WHERE a.delivery_id IS NULL
+), orphans AS (
+  SELECT * FROM n WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NULL)) IS TRUE
 ), opened AS (
   INSERT INTO {schema}.mailglass_open_orphans
          (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost)
   SELECT id, tenant_id, now()::timestamp, provider, recipient, rule,
-         CASE WHEN rule IS NOT NULL THEN cardinality(string_to_array(ids, E'\\x1f')) END, recipient IS NULL AND lost
+         CASE WHEN rule IS NOT NULL THEN cardinality(ids) END, recipient IS NULL AND lost
     FROM orphans
 ), named AS (
   INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
   SELECT o.id, c.position, c.id
-    FROM orphans AS o CROSS JOIN LATERAL unnest(string_to_array(o.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
-)
-SELECT id::text, delivery_id::text FROM appended
+    FROM orphans AS o CROSS JOIN LATERAL unnest(o.ids) WITH ORDINALITY AS c (id, position)
 """
+"""The beginning of the statement that appends a webhook's events, attached or as orphans, and projects `appended`."""
 
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
 
@@ -303,27 +301,6 @@ def present(tx: Transaction, event_id: str) -> bool:
 def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:
     """Append *entries*, and return the ids of those that are new; the others' idempotency keys were there already."""
     return set(tx.execute(_APPEND, entry_parameters(entries)).scalars()) if entries else set()
-
-
-def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Mapping[str, Keys]) -> dict[str, str | None]:
-    """Append a webhook's events, attached or as orphans; return the delivery of each new one, None for an orphan.
-
-    Args:
-        tx: The transaction.
-        entries: Each with its delivery, or None for an orphan.
-        known: The keys of all of them, by id, to be stored with the orphans.
-    """
-    keys = [known[entry.id] for entry in entries]
-    parameters = entry_parameters(entries)
-    del parameters["needs_reconciliation"]
-    parameters |= {
-        "providers": array_literal(its.provider for its in keys),
-        "recipients": array_literal(its.recipient for its in keys),
-        "rules": array_literal(its.rule for its in keys),
-        "candidates": array_literal("\x1f".join(its.candidate_ids) for its in keys),
-        "lost": array_literal(str(its.lost) for its in keys),
-    }
-    return dict(map(tuple, tx.execute(_APPEND_WEBHOOK, parameters)))
 
 
 def entry_parameters(entries: Sequence[Entry]) -> dict[str, Any]:

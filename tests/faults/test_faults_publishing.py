@@ -226,6 +226,18 @@ def test_what_is_published_soon_is_published_and_counted(valkey: Valkey, observe
     wait_until(lambda: observed.counts("messages") == {"published": 12 * CHUNK_LINKS + 2})
 
 
+def test_what_several_callers_publish_within_a_moment_is_one_call(valkey: Valkey, monkeypatch) -> None:
+    """As the requests of a busy process do; a sweep, which waits, does not gather."""
+    monkeypatch.setattr(publisher_module, "GATHER_SECONDS", 0.5)
+    client = redis.Redis.from_url(valkey.url)
+    with subscribed(valkey) as count:
+        for _ in range(10):
+            Publisher(client).publish_soon(messages(1))
+        publisher_module.flush()
+        assert count() == 20
+    assert client.info("commandstats")["cmdstat_eval"]["calls"] == 1
+
+
 def test_what_is_published_soon_waits_for_nothing_and_drops_what_does_not_fit(observed: Observed) -> None:
     """Redis never answers: the caller goes on immediately, and every message is counted in the end."""
     with silent() as (port, accepted):
