@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.rules.keys import Keys
@@ -131,22 +131,21 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Ke
     Returns:
         What is new, by id: with its delivery, or None for an orphan.
     """
-    events = [
-        {
-            **entry._asdict(),
-            **its._asdict(),
-            "ids": its.candidate_ids,
-            "standing": _STANDING.get(entry.type),
-            "terminal": entry.type in TERMINAL_TYPES,
-        }
-        for entry, its in zip(entries, known, strict=True)
-    ]
+    events = list(map(_as_json, entries, known))
     statement = _APPEND_AND_PROJECT if any(entry.delivery_id for entry in entries) else _APPEND
     rows = tx.execute(statement, {"events": json.dumps(events), "standing": _STANDINGS})
     delivery_ids: dict[str, str | None] = dict(map(tuple, rows))
-    recorded = {e.id: _attached(e, delivery_ids[e.id]) for e in entries if e.id in delivery_ids}
-    _hand_over(tx, [event for event in recorded.values() if event])
+    recorded = {}
+    for entry in entries:
+        if entry.id in delivery_ids:
+            recorded[entry.id] = _attached(entry, delivery_ids[entry.id])
+    _hand_over(tx, list(filter(None, recorded.values())))
     return recorded
+
+
+def _as_json(entry: Entry, keys: Keys) -> dict[str, Any]:
+    standing, terminal = _STANDING.get(entry.type), entry.type in TERMINAL_TYPES
+    return entry._asdict() | keys._asdict() | {"ids": keys.candidate_ids, "standing": standing, "terminal": terminal}
 
 
 def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
@@ -218,6 +217,11 @@ def _zulu(time: str) -> str:
     return f"{time}Z" if time[-1].isdigit() else time
 
 
+def message(event: LinkedEvent) -> tuple[str, str, str]:
+    """Return what is published of a committed event: `(tenant id, delivery id, payload)`."""
+    return event.tenant_id, event.delivery_id, payload(event)
+
+
 def broadcast(events: Sequence[LinkedEvent], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:
-    """Publish committed *events*: hand *publish* a `(tenant id, delivery id, payload)` for each, in order."""
-    return publish([(event.tenant_id, event.delivery_id, payload(event)) for event in events])
+    """Publish committed *events*: hand *publish* the `message` of each, in order."""
+    return publish([message(event) for event in events])

@@ -16,16 +16,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 from uuid import UUID
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.hooks import connections, running
-from mailglass_reconcile.hooks.connections import Begin, EndedError, Work
+from mailglass_reconcile.errors import translated
+from mailglass_reconcile.hooks import running
+from mailglass_reconcile.hooks.running import Begin, EndedError, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, outbox, runs
+from mailglass_reconcile.store import outbox, runs
 from mailglass_reconcile.store.database import Database, Transaction, borrowed
 from mailglass_reconcile.store.outbox import Attempt, Claim, Held, Settled
 from mailglass_reconcile.store.runs import Origin, Run
@@ -91,9 +95,11 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with database_errors(), connections.connected() as begin:
+            with running.connected() as begin:
                 dispatcher.run(begin, types.copy())
                 _note(begin, dispatcher.result, types, origin)
+        except DBAPIError as error:
+            raise translated(error) from None
         finally:
             telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result
@@ -142,7 +148,7 @@ class _Dispatcher:
             with begin() as work:
                 settled = self._batch(work, claims, ran)
         except Exception as error:
-            if not (ran or connections.is_contention(error)):
+            if not (ran or running.is_contention(error)):
                 raise
             batch = counted(len(claims), "event")
             logger.warning("a batch of %s is tried one by one after %s", batch, type(error).__name__)
@@ -185,14 +191,16 @@ class _Dispatcher:
                     ran = True
                     error = running.run(work, self._settings, handler, held[0])
             except Exception as raised:
-                if not (ran or connections.is_contention(raised)):
+                if not (ran or running.is_contention(raised)):
                     raise
                 error = error or running.log_error(handler, claim.event_id, claim.attempts, raised)
             attempt = _after(attempt, handler, error)
         self._count([attempt], self._own(begin, lambda tx: outbox.settle(tx, [attempt])))
 
     def _count(self, attempts: Sequence[Attempt], settled: Mapping[str, Settled]) -> None:
-        for attempt in (attempt for attempt in attempts if attempt.event_id in settled):
+        for attempt in attempts:
+            if attempt.event_id not in settled:
+                continue
             state, done = settled[attempt.event_id]
             undone = [name for name in attempt.ran if name not in done]
             for name in undone:
@@ -230,7 +238,7 @@ class _Dispatcher:
                     with borrowed(work.ours, self._settings) as tx:
                         return action(tx)
             except Exception as error:
-                if pause is None or nested or not connections.is_contention(error):
+                if pause is None or nested or not running.is_contention(error):
                     raise
                 contended = True
                 time.sleep(pause * (1 + random.random()))  # noqa: S311 - not a secret
@@ -243,15 +251,15 @@ def _after(attempt: Attempt, handler: Registered, error: str | None) -> Attempt:
     return attempt._replace(failed=(*attempt.failed, handler.name), error=error)
 
 
-_noted_at: dict[tuple[str, ...], float] = {}
-"""When this process last left a row in the history of runs, by database and types."""
+_noted_at: WeakKeyDictionary[sa.Engine, dict[tuple[str, ...], float]] = WeakKeyDictionary()
+"""When this process last left a row in the history of runs, by engine, and by origin and types."""
 
 
 def _note(begin: Begin, result: DispatchResult, types: Sequence[str], origin: Origin) -> None:
     """Leave in the history of runs which types have handlers here; an idle dispatcher does so once a minute."""
-    key = (engines.database_of(runtime.get_engine()), origin, *types)
+    noted_at, key = _noted_at.setdefault(runtime.get_engine(), {}), (origin, *types)
     idle = not (result.handled or result.failed)
-    if idle and time.monotonic() - _noted_at.get(key, -IDLE_SECONDS) < IDLE_SECONDS:
+    if idle and time.monotonic() - noted_at.get(key, -IDLE_SECONDS) < IDLE_SECONDS:
         return
     run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms}, handled_types=tuple(types))
     try:
@@ -260,7 +268,7 @@ def _note(begin: Begin, result: DispatchResult, types: Sequence[str], origin: Or
     except Exception as error:  # SQLAlchemy's or a framework's; the handlers have run
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)
         return
-    _noted_at[key] = time.monotonic()
+    noted_at[key] = time.monotonic()
 
 
 def dead_events(database: Database) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""Running one handler on one event, under a savepoint; a handler may fail in any way, which costs that handler only."""
+"""Where handlers run, and how one runs on one event: it may fail in any way, which costs that handler only.
+
+They work on the application's own connection, with its own settings. By default it is one of this process's engine. A
+framework with connections of its own, such as Django, puts them in its place with `use`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,17 @@ import inspect
 import logging
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from mailglass_reconcile.hooks.connections import Work
+import sqlalchemy as sa
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import CONTENTION_SQLSTATES
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import is_erased
@@ -26,6 +36,123 @@ logger = logging.getLogger(__name__)
 
 HANDLER_SECONDS = 30
 """What one statement of a handler, and a handler in all, may take."""
+
+
+class Work(NamedTuple):
+    """A transaction that handlers work in.
+
+    `connection` is what a handler is given, `ours` the same connection for our own statements. `savepoint` begins a
+    savepoint, which is rolled back if its block raises, and raises `RolledBackError` if the block has undone it.
+    `nested` says that the transaction is part of the caller's, who gets its settings back.
+    """
+
+    ours: sa.Connection
+    connection: Any
+    savepoint: Callable[[], AbstractContextManager[Any]]
+    nested: bool = False
+
+
+Begin = Callable[[], AbstractContextManager[Work]]
+"""Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
+
+Connected = Callable[[], AbstractContextManager[Begin]]
+"""Opens what one dispatcher works on, and closes it."""
+
+
+class CommittedError(Exception):
+    """A handler wanted to commit."""
+
+
+class EndedError(Exception):
+    """A handler has ended the transaction that it ran in."""
+
+
+class RolledBackError(Exception):
+    """A handler, or what it called, has rolled its own work back and did not raise."""
+
+
+@contextmanager
+def of_engine() -> Iterator[Begin]:
+    """Work on one connection of this process's engine."""
+    engine = _OfEngine(runtime.get_engine())
+    try:
+        yield engine.begin
+    finally:
+        engine.close()
+
+
+class _OfEngine:
+    """A connection that is kept from one transaction to the next, but not after one that has failed."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+        self._handlers_at_work = False
+
+    @contextmanager
+    def begin(self) -> Iterator[Work]:
+        connection = self._connected()
+        try:
+            with connection.begin() as transaction:
+                self._handlers_at_work = True
+                yield Work(connection, connection, partial(_savepoint, connection))
+                self._handlers_at_work = False
+                if connection.closed or not transaction.is_active:
+                    raise EndedError
+        except BaseException:
+            self._drop(connection)
+            raise
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _drop(self, connection: sa.Connection) -> None:
+        """Do not use a connection again after a failure: a handler may have done anything to it."""
+        with suppress(sa.exc.SQLAlchemyError):  # a handler may have closed it
+            connection.invalidate()
+        self._handlers_at_work = False
+        self.close()
+
+    def _connected(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            sa.event.listen(self._connection, "commit", self._refuse)
+        return self._connection
+
+    def _refuse(self, _connection: sa.Connection) -> None:
+        if self._handlers_at_work:
+            raise CommittedError("a handler must not commit: what it did is committed with the note that it did it")
+
+
+@contextmanager
+def _savepoint(connection: sa.Connection) -> Iterator[None]:
+    with connection.begin_nested() as savepoint:
+        yield
+        if connection.closed or not savepoint.is_active:
+            raise RolledBackError
+
+
+def is_contention(error: BaseException) -> bool:
+    """Whether *error*, ours, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
+    raised = [one for one in (error, error.__context__) if one is not None]  # ours replaces the driver's
+    causes = [getattr(one, "orig", None) or one.__cause__ or one for one in raised]
+    return any(getattr(cause, "sqlstate", None) in CONTENTION_SQLSTATES for cause in causes)
+
+
+class _Used:
+    connected: Connected = staticmethod(of_engine)
+
+
+def use(connected_: Connected | None) -> None:
+    """Let handlers work on what *connected_* opens from now on, in this process; None is the engine's connections."""
+    _Used.connected = staticmethod(connected_ or of_engine)
+
+
+def connected() -> AbstractContextManager[Begin]:
+    """Open what a dispatcher works on."""
+    return _Used.connected()
 
 
 def missing(row: Held) -> list[Registered]:

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -148,15 +148,19 @@ class _Entry(Future[float]):
 
     def __init__(self, chunk: Sequence[Message], soon: bool) -> None:
         super().__init__()
+        self.chunk = chunk
         self.soon = soon
-        self.links = len(chunk)
-        self.lines = _lines(chunk)
 
 
-def _lines(chunk: Sequence[Message]) -> str:
-    """Return *chunk* as one argument, three lines a link: none of the three can hold the end of a line."""
-    channels = {tenant_id: events_channel(tenant_id) for tenant_id, _, _ in chunk}
-    return "".join(f"{channels[tenant_id]}\n{delivery_id}\n{payload}\n" for tenant_id, delivery_id, payload in chunk)
+def _lines(messages: Iterable[Message]) -> str:
+    """Return *messages* as one argument, three lines a link: none of the three can hold the end of a line."""
+    channels: dict[str, str] = {}
+    lines = []
+    for tenant_id, delivery_id, payload in messages:
+        if tenant_id not in channels:
+            channels[tenant_id] = events_channel(tenant_id)
+        lines.append(f"{channels[tenant_id]}\n{delivery_id}\n{payload}\n")
+    return "".join(lines)
 
 
 def _count(number: int, entry: Future[float]) -> None:
@@ -202,14 +206,15 @@ class _Outbox:
         Raises:
             OSError: Too many wait, the server has failed a moment ago, or there is no thread.
         """
-        self._breaker.require()
+        if self._breaker.failures:
+            self._breaker.require()
         entry = _Entry(chunk, soon=most is not None)
         with self._lock:
-            if most is not None and self._waiting + entry.links > most:
+            if most is not None and self._waiting + len(entry.chunk) > most:
                 raise BlockingIOError("too many broadcasts are waiting")
             if self._thread is None:
                 self._thread = self._start()
-            self._waiting += entry.links
+            self._waiting += len(entry.chunk)
             self._entries.put((self, entry))
         return entry
 
@@ -233,9 +238,9 @@ class _Outbox:
     def publish(self, entries: Sequence[_Entry]) -> None:
         """Publish *entries* in one call, except those that nobody waits for any more; runs in the thread."""
         current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
-        began, failing = time.monotonic(), self._breaker.failing
+        began, failing = time.monotonic(), self._breaker.failures > 0
         try:
-            if lines := "".join(entry.lines for entry in current):
+            if lines := _lines(message for entry in current for message in entry.chunk):
                 with self._breaker.call():
                     self._eval(lines)
         except BaseException as error:  # raised where somebody waits
@@ -250,7 +255,7 @@ class _Outbox:
                 self._warned_at = -WARN_SECONDS
         finally:  # not before: a process must not end while the thread holds a lock of the client
             with self._lock:
-                self._waiting -= sum(entry.links for entry in entries)
+                self._waiting -= sum(len(entry.chunk) for entry in entries)
 
     def _eval(self, lines: str) -> None:
         try:
@@ -265,18 +270,19 @@ class _Outbox:
         """Log once in a while that broadcasts are lost, and why."""
         if time.monotonic() - self._warned_at >= WARN_SECONDS:
             self._warned_at = time.monotonic()
-            words = "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost"
-            logger.warning(words, cause)
+            text = "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost"
+            logger.warning(text, cause)
 
 
 def _publish(waiting: SimpleQueue[tuple[_Outbox, _Entry] | None]) -> None:
     """Publish what is put into the queue until None is, as much in one call as has come together."""
+    gathering = threading.Event()  # which nothing sets
     while (first := waiting.get()) is not None:
         outbox, entries = first[0], [first[1]]
         if entries[0].soon:
-            time.sleep(GATHER_SECONDS)
+            gathering.wait(GATHER_SECONDS)
         try:
-            while sum(entry.links for entry in entries) < CHUNK_LINKS:
+            while sum(len(entry.chunk) for entry in entries) < CHUNK_LINKS:
                 entries.append(waiting.get_nowait()[1])  # type: ignore[index] # None is last, when nothing waits
         except Empty:
             pass

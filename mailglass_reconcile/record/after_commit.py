@@ -68,7 +68,7 @@ def place_of(engine: sa.Engine | None) -> Place:
     return Place(ask, begin)
 
 
-class Look(NamedTuple):
+class Recheck(NamedTuple):
     """What to look for once more after the commit: open events for message ids, and open events themselves."""
 
     tenant_id: str
@@ -84,14 +84,14 @@ class Recorded:
         event_id: Its id, or None if it was recorded before.
         delivery_id: Its delivery, or None if it is an orphan.
         messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
-        look: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
+        recheck: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
         engine: Where it will look.
     """
 
     event_id: UUID | None
     delivery_id: UUID | None
     messages: tuple[Message, ...] = field(default=(), repr=False)
-    look: Look | None = field(default=None, repr=False)
+    recheck: Recheck | None = field(default=None, repr=False)
     engine: sa.Engine | None = field(default=None, repr=False, compare=False)
 
 
@@ -103,14 +103,14 @@ class RecordedDelivery:
         delivery_id: Its id.
         linked: How many events that came before it were linked to it now.
         messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
-        look: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
+        recheck: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
         engine: Where it will look.
     """
 
     delivery_id: UUID
     linked: int
     messages: tuple[Message, ...] = field(default=(), repr=False)
-    look: Look | None = field(default=None, repr=False)
+    recheck: Recheck | None = field(default=None, repr=False)
     engine: sa.Engine | None = field(default=None, repr=False, compare=False)
 
 
@@ -133,8 +133,11 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
     done = list(recorded)
-    engine = next((each.engine for each in done if each.engine), None)
-    finish(done, place_of(engine))
+    finish(done, place_of(_engine_of(done)))
+
+
+def _engine_of(recorded: Sequence[Recorded | RecordedDelivery]) -> sa.Engine | None:
+    return next((each.engine for each in recorded if each.engine), None)
 
 
 def finish(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> None:
@@ -143,9 +146,14 @@ def finish(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> Non
     Raises:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
-    messages = [message for each in recorded for message in each.messages]
-    linked = look_again([each.look for each in recorded if each.look], place)
-    messages += projector.broadcast(linked, list)
+    messages: list[Message] = []
+    rechecks = []
+    for each in recorded:
+        messages += each.messages
+        if each.recheck:
+            rechecks.append(each.recheck)
+    if rechecks:
+        messages += projector.broadcast(look_again(rechecks, place), list)
     if messages:
         Publisher(runtime.get_redis()).publish_soon(messages)
 
@@ -158,20 +166,17 @@ def finish_quietly(recorded: Sequence[Recorded | RecordedDelivery], place: Place
         logger.error("events are recorded, but their broadcasts are lost: %s", error)
 
 
-def look_again(looks: Iterable[Look], place: Place) -> list[LinkedEvent]:
-    """Link what is open for *looks*, and return the links; call it after the commit.
+def look_again(rechecks: Sequence[Recheck], place: Place) -> list[LinkedEvent]:
+    """Link what is open for *rechecks*, and return the links; call it after the commit.
 
     What another session holds is tried again for a second. A fault of the database costs a line in the log: the next
     sweep links what was not linked.
     """
     linked: list[LinkedEvent] = []
-    wanted = list(looks)
-    if not wanted:
-        return linked
     settings, deadline = runtime.get_settings(), time.monotonic() + SECONDS
     try:
-        for look in _in_batches(wanted, settings.batch_size):
-            _link(place, settings, look, deadline, linked)
+        for recheck in _in_batches(rechecks, settings.batch_size):
+            _link(place, settings, recheck, deadline, linked)
     except (MailglassReconcileError, SQLAlchemyError, OSError) as error:
         shown = translated(error) if isinstance(error, DBAPIError) else error
         reason = shown if isinstance(shown, MailglassReconcileError) else type(shown).__name__
@@ -179,23 +184,23 @@ def look_again(looks: Iterable[Look], place: Place) -> list[LinkedEvent]:
     return linked
 
 
-def _in_batches(looks: Sequence[Look], size: int) -> Iterator[Look]:
-    """Yield one look for each tenant, or more if it names more than *size* ids."""
-    for tenant_id in dict.fromkeys(look.tenant_id for look in looks):
-        of_tenant = [look for look in looks if look.tenant_id == tenant_id]
-        message_ids = tuple(dict.fromkeys(id_ for look in of_tenant for id_ in look.message_ids))
-        event_ids = tuple(dict.fromkeys(id_ for look in of_tenant for id_ in look.event_ids))
+def _in_batches(rechecks: Sequence[Recheck], size: int) -> Iterator[Recheck]:
+    """Yield one for each tenant, or more if it names more than *size* ids."""
+    for tenant_id in dict.fromkeys(one.tenant_id for one in rechecks):
+        of_tenant = [one for one in rechecks if one.tenant_id == tenant_id]
+        message_ids = tuple(dict.fromkeys(id_ for one in of_tenant for id_ in one.message_ids))
+        event_ids = tuple(dict.fromkeys(id_ for one in of_tenant for id_ in one.event_ids))
         for start in range(0, max(len(message_ids), len(event_ids)), size):
-            yield Look(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
+            yield Recheck(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
 
 
-def _link(place: Place, settings: Settings, look: Look, deadline: float, linked: list[LinkedEvent]) -> None:
+def _link(place: Place, settings: Settings, recheck: Recheck, deadline: float, linked: list[LinkedEvent]) -> None:
     for _ in range(ROUNDS):
         with place.ask() as connection:
-            if not open_orphans.may_match(connection, settings, look.message_ids, look.event_ids):
+            if not open_orphans.may_match(connection, settings, recheck.message_ids, recheck.event_ids):
                 return
         with place.begin() as connection, borrowed(connection, settings) as tx:
-            pairs, notes, more = _matching(tx, look)
+            pairs, notes, more = _matching(tx, recheck)
             done = link_in(tx, pairs, notes=notes)
         linked += done
         held = len(done) < len(pairs)
@@ -216,10 +221,10 @@ def _paused(connection: sa.Connection) -> bool:
     return True
 
 
-def _matching(tx: Transaction, look: Look) -> tuple[Pairs, Notes, bool]:
-    """Return what is open for a look and matches, with its notes, and whether there may be more."""
-    found = open_orphans.with_message_ids(tx, look.tenant_id, look.message_ids) if look.message_ids else []
-    ids = dict.fromkeys([*found, *look.event_ids])
+def _matching(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
+    """Return what is open for a recheck and matches, with its notes, and whether there may be more."""
+    found = open_orphans.with_message_ids(tx, recheck.tenant_id, recheck.message_ids) if recheck.message_ids else []
+    ids = dict.fromkeys([*found, *recheck.event_ids])
     orphans = [one for one in open_orphans.read(tx, ids) if one.keys.is_current and not one.refused]
     judged = judge(tx, orphans)
     pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in judged if one.verdict.delivery_id]
@@ -231,12 +236,12 @@ _KEY = "mailglass_reconcile.pending"
 
 def returned(given: object, recorded: list[Done]) -> list[Done]:
     """Return what a writer did; if a Session was *given*, its step after the commit is left to that, and taken out."""
+    if isinstance(given, sa.Connection):
+        return [replace(each, engine=given.engine) if each.recheck else each for each in recorded]
     session = session_of(given)
-    if session is None:
-        engine = given.engine if isinstance(given, sa.Connection) else None
-        return [replace(each, engine=engine) if each.look else each for each in recorded]
-    _after_commit(session, [each for each in recorded if each.messages or each.look])
-    return [replace(each, messages=(), look=None) for each in recorded]
+    if session is not None:
+        _after_commit(session, [each for each in recorded if each.messages or each.recheck])
+    return [replace(each, messages=(), recheck=None) for each in recorded]
 
 
 def _after_commit(session: Session, recorded: Sequence[Recorded | RecordedDelivery]) -> None:

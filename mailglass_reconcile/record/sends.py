@@ -22,7 +22,7 @@ from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.pubsub import Message
 from mailglass_reconcile.record import after_commit, checking
-from mailglass_reconcile.record.after_commit import Look, RecordedDelivery
+from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.store import ledger, open_orphans, sends
@@ -170,9 +170,9 @@ def _recorded(
         messages[message[1]].append(message)
     recorded = []
     for send, id_ in zip(checked, delivery_ids, strict=True):
-        look = Look(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
+        recheck = Recheck(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
         # A recipient that was given twice is broadcast once.
-        recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(messages.pop(id_, ())), look))
+        recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(messages.pop(id_, ())), recheck))
     return recorded
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
-from mailglass_reconcile.record.after_commit import Look, Recorded
+from mailglass_reconcile.record.after_commit import Recheck, Recorded
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -81,33 +81,35 @@ def record_webhook(
     settings = runtime.get_settings()
     tenant = checking.name("tenant_id", settings.tenant if tenant_id is None else tenant_id)
     checked = check(tenant, provider, events, strict)
-    new = list({one.entry.idempotency_key: one for one in reversed(checked)}.values())[::-1]
     with borrowed(connection, settings) as tx:
-        recorded = _record(tx, new) if new else {}
-    outcomes = {one.entry.id: _outcome(one, recorded) for one in new}
-    return after_commit.returned(connection, [outcomes.get(one.entry.id, REPEATED) for one in checked])
+        recorded = _record(tx, checked)
+    return after_commit.returned(connection, recorded)
 
 
-def _record(tx: Transaction, checked: Sequence[NewEvent]) -> dict[str, LinkedEvent | None]:
-    """Append events with the deliveries that the rule finds; return the new ones by id, those attached as links."""
-    keys = [one.keys for one in checked]
-    verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in checked])
-    entries = [
-        one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(checked, verdicts, strict=True)
-    ]
-    return projector.append_webhook(tx, entries, keys)
+def _record(tx: Transaction, checked: Sequence[NewEvent]) -> list[Recorded]:
+    """Append what is new, each with the delivery that the rule finds, and return the result for each of *checked*."""
+    first: dict[str | None, NewEvent] = {}
+    for one in checked:
+        first.setdefault(one.entry.idempotency_key, one)
+    if not first:
+        return []
+    new = list(first.values())
+    verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in new])
+    entries = [one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(new, verdicts, strict=True)]
+    recorded = projector.append_webhook(tx, entries, [one.keys for one in new])
+    return [_result(one, recorded) for one in checked]
 
 
-def _outcome(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Recorded:
-    entry = event.entry
-    if entry.id not in recorded:
+def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Recorded:
+    id_ = event.entry.id
+    if id_ not in recorded:
         return REPEATED
-    attached = recorded[entry.id]
-    if attached is None:
-        look = Look(entry.tenant_id, event_ids=(entry.id,)) if event.keys.candidate_ids else None
-        return Recorded(UUID(entry.id), None, look=look)
-    (message,) = projector.broadcast([attached], list)
-    return Recorded(UUID(entry.id), UUID(attached.delivery_id), (message,))
+    attached = recorded[id_]
+    if attached:
+        return Recorded(UUID(id_), UUID(attached.delivery_id), (projector.message(attached),))
+    return Recorded(
+        UUID(id_), None, recheck=Recheck(event.entry.tenant_id, event_ids=(id_,)) if event.keys.candidate_ids else None
+    )
 
 
 def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
@@ -154,11 +156,11 @@ def _checked(
 ) -> NewEvent:
     message_id = checking.message_id(f"{at}.message_id", event.message_id)
     given = checking.metadata(f"{at}.metadata", event.metadata)
-    recipient = checking.recipient(f"{at}.recipient", event.recipient) or _recipient_in(given)
+    kept, recipient = _split(given)
+    recipient = checking.recipient(f"{at}.recipient", event.recipient) or recipient
     own = {"provider_event_id": checking.storable(checking.plain(event.provider_event_id).strip())[:MAX_ID_LENGTH]}
-    kept = {name: value for name, value in given.items() if _bare(name) not in RESERVED}
     metadata: dict[str, Any] = {
-        **(checking.without_addresses({**kept, **own}) if strict else {**kept, **own}),
+        **(checking.without_addresses(kept | own) if strict else kept | own),
         "provider": provider,
         providers.stored_under(provider): message_id,
         **({"recipient_known": True} if recipient else {}),
@@ -178,11 +180,17 @@ def _checked(
     return NewEvent(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
 
 
-def _bare(name: str) -> str:
-    return name.strip().lower()
-
-
-def _recipient_in(metadata: Mapping[str, Any]) -> str | None:
-    """Return the address that the caller left in *metadata*, as a sweep would read it."""
-    by_name = {_bare(name): value for name, value in metadata.items() if isinstance(value, str)}
-    return next(filter(None, (checking.recipient(name, by_name.get(name)) for name in ADDRESS_KEYS)), None)
+def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return what is kept of a caller's metadata, and the address in it, as a sweep would read it."""
+    kept, reserved = {}, {}
+    for name, value in given.items():
+        bare = name.strip().lower()
+        if bare not in RESERVED:
+            kept[name] = value
+        elif isinstance(value, str):
+            reserved[bare] = value
+    for name in ADDRESS_KEYS:
+        recipient = checking.recipient(name, reserved.get(name))
+        if recipient:
+            return kept, recipient
+    return kept, None

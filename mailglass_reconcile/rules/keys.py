@@ -75,33 +75,40 @@ def keys_of(values: Values) -> Keys:
     An event without a provider has no usable id, and neither has one whose provider's rule fails. The `failure` of the
     latter is the same sentence for every event.
     """
-    named = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
-    recipient = address(named) if named else None
-    lost = values.recipient_known and recipient is None
-    provider = provider_of(values)
+    recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
+    return _keys(
+        provider_of(values),
+        recipient,
+        [text_of(value) if value else None for value in values.ids],
+        values.recipient_known,
+    )
+
+
+def keys_of_metadata(metadata: Mapping[str, Any]) -> Keys:
+    """Compute the keys of an event with this metadata, as a sweep computes them from the ledger's row."""
+    name = _text(metadata.get("provider"), numbers=False)
+    provider = providers.canonical(name) if name else None
+    recipient = _text(metadata.get("recipient"), numbers=False) or _text(metadata.get("email"), numbers=False)
+    texts = [_text(_at(metadata, path)) for path in reads_of(provider)] if provider else []
+    return _keys(provider, recipient, texts, metadata.get("recipient_known") is True)
+
+
+def _keys(provider: str | None, recipient: str | None, texts: list[str | None], recipient_known: bool) -> Keys:
+    """Compute keys of usable texts; *texts* are those at the paths of `reads_of`."""
+    compared = address(recipient) if recipient else None
+    lost = recipient_known and compared is None
     if provider is None:
-        return Keys(None, (), recipient, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
+        return Keys(None, (), compared, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
     rule = providers.rule_of(provider)
-    texts = [text_of(value) if value else None for value in values.ids]
     common, own = len(COMMON_READS), len(COMMON_READS) + len(rule.reads)
     try:
         found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
         failure = f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
-        return Keys(provider, (), recipient, None, lost, failure)
+        return Keys(provider, (), compared, None, lost, failure)
     spelled = dict.fromkeys(chain.from_iterable(expand(text) for text in dict.fromkeys(found) if text))
-    return Keys(provider, tuple(filter(is_usable, spelled)), recipient, rule.mark, lost)
-
-
-def keys_of_metadata(metadata: Mapping[str, Any]) -> Keys:
-    """Compute the keys of an event with this metadata, as a sweep computes them from the ledger's row."""
-    provider, recipient, email = (_typed(metadata.get(name)) for name in ("provider", "recipient", "email"))
-    values = Values("", provider, recipient, email, [])
-    known = provider_of(values)
-    paths = reads_of(known) if known else ()
-    ids = [_typed(_at(metadata, path)) for path in paths]
-    return keys_of(values._replace(ids=ids, recipient_known=metadata.get("recipient_known") is True))
+    return Keys(provider, tuple(filter(is_usable, spelled)), compared, rule.mark, lost)
 
 
 def _at(metadata: Mapping[str, Any], path: str) -> Any:
@@ -112,11 +119,13 @@ def _at(metadata: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _typed(value: Any) -> str | None:
-    """Return a JSON value as the ledger's statements do: its type and its text."""
+def _text(value: Any, *, numbers: bool = True) -> str | None:
+    """Return the usable text of a JSON value, as `text_of` does."""
     if isinstance(value, str):
-        return f"string:{value}"
-    return f"number:{value}" if isinstance(value, int) and not isinstance(value, bool) else None
+        text = value.strip()
+        return text if is_usable(text) else None
+    is_number = numbers and isinstance(value, int) and not isinstance(value, bool)
+    return text_of(f"number:{value}") if is_number else None
 
 
 class _RuleError(Exception):

@@ -44,26 +44,30 @@ class Verdict(NamedTuple):
     delivery_id: str | None = None
 
 
-def decide(tenant_id: str, wanted: Keys, named: Mapping[str, Sequence[Candidate]]) -> Verdict:
+def decide(tenant_id: str, wanted: Keys, found: Mapping[str, Sequence[Candidate]]) -> Verdict:
     """Return the verdict on an event.
 
     Args:
         tenant_id: The event's tenant.
         wanted: Its keys.
-        named: The deliveries that carry its candidate ids, by id; of an id that names many, those that decide.
+        found: The deliveries that carry its candidate ids, by id; of an id that names many, those that decide.
     """
     if not wanted.candidate_ids:
         return Verdict(UNMATCHABLE)
     others = False
     for candidate_id in wanted.candidate_ids:
-        found = named.get(candidate_id)
-        if not found:
+        carrying = found.get(candidate_id)
+        if not carrying:
             continue
-        fitting = [one for one in found if one.has_provider(wanted.provider)]
-        own = [one for one in fitting if one.tenant_id == tenant_id]
+        own = []
+        for one in carrying:
+            if one.has_provider(wanted.provider):
+                if one.tenant_id == tenant_id:
+                    own.append(one)
+                else:
+                    others = True
         if own:
             return _choose(wanted, own)
-        others = others or bool(fitting)
     return Verdict(TENANT_MISMATCH if others else UNMATCHED)
 
 

@@ -26,6 +26,7 @@ from mailglass_reconcile.errors import (
     database_errors,
     is_passing,
     sqlstate,
+    translated,
 )
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
@@ -174,7 +175,7 @@ def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
 
 @lru_cache(maxsize=512)
 def _as_driver_takes_it(statement: str, schema: str) -> str:
-    """Return it compiled, without comments and indentation: psycopg reads a text of 4,096 characters or more anew."""
+    """Return it compiled, and short: psycopg parses a text of more than 4,096 characters each time that it is sent."""
     text = str(_text(statement, schema, ()).compile(dialect=_psycopg()))
     return "\n".join(line for each in text.split("\n") if (line := each.strip()) and not line.startswith("--"))
 
@@ -334,8 +335,8 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         MailglassReconcileError: The database refused.
         TypeError: *given* is something else.
     """
-    with database_errors():
-        connection = engines.connection_of(given)
+    try:
+        connection = given if isinstance(given, sa.Connection) else engines.connection_of(given)
         _require_usable(connection.connection.dbapi_connection)
         restore = _enter(connection)
         try:
@@ -350,6 +351,8 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
                     _leave(connection, _UNDO, _RELEASE, restore)
             raise
         _leave(connection, _RELEASE, restore)
+    except DBAPIError as error:  # without the chain, which holds values
+        raise translated(error) from None
 
 
 def _lacks_tables(error: BaseException) -> bool:

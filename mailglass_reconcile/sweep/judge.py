@@ -199,19 +199,24 @@ class _LookedUp(NamedTuple):
         return {**self.narrow, **{q.candidate_id: self.wide[q] for q in _questions(tenant_id, wanted, self.wide_ids)}}
 
 
-def _look_up(tx: Transaction, events: Iterable[tuple[str, Keys]]) -> _LookedUp:
-    events = list(events)
+def _look_up(tx: Transaction, events: Sequence[tuple[str, Keys]]) -> _LookedUp:
     narrow: dict[str, list[Candidate]] = defaultdict(list)
-    ids = {id_ for _, its in events for id_ in its.candidate_ids}
+    ids: set[str] = set()
+    for _, its in events:
+        ids.update(its.candidate_ids)
     for delivery in deliveries.of_ids(tx, ids) if ids else ():
         narrow[delivery.candidate_id].append(delivery)
     wide_ids = frozenset(id_ for id_, found in narrow.items() if len(found) > FEW)
-    wide: dict[Question, dict[str, Candidate]] = {}
-    if wide_ids:
-        wide = {q: {} for event in events for q in _questions(*event, wide_ids)}
-        questions = list(wide)
-        for number, delivery in deliveries.of_wide_ids(tx, questions):
-            wide[questions[number]][delivery.delivery_id] = delivery
+    return _with_wide_ids(tx, events, narrow, wide_ids) if wide_ids else _LookedUp(narrow, wide_ids, {})
+
+
+def _with_wide_ids(
+    tx: Transaction, events: Sequence[tuple[str, Keys]], narrow: dict[str, list[Candidate]], wide_ids: frozenset[str]
+) -> _LookedUp:
+    wide: dict[Question, dict[str, Candidate]] = {q: {} for event in events for q in _questions(*event, wide_ids)}
+    questions = list(wide)
+    for number, delivery in deliveries.of_wide_ids(tx, questions):
+        wide[questions[number]][delivery.delivery_id] = delivery
     return _LookedUp(narrow, wide_ids, {question: tuple(found.values()) for question, found in wide.items()})
 
 

@@ -19,7 +19,7 @@ from django.test import Client, override_settings
 from sqlalchemy.engine import make_url
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.hooks import connections as handlers
+from mailglass_reconcile.hooks import running as handlers
 
 MIDDLEWARE = "mailglass_reconcile.contrib.django.middleware.WebhookMiddleware"
 

@@ -27,8 +27,8 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     is_passing,
 )
-from mailglass_reconcile.hooks import connections as handlers
-from mailglass_reconcile.hooks.connections import Begin, EndedError, RolledBackError, Work
+from mailglass_reconcile.hooks import running as handlers
+from mailglass_reconcile.hooks.running import Begin, EndedError, RolledBackError, Work
 from mailglass_reconcile.record.after_commit import Place, finish_quietly
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
@@ -138,7 +138,7 @@ class _Finish(list[Any]):
 
 def after_commit(recorded: Sequence[Any]) -> None:
     """Broadcast *recorded* and look once more for its ids when Django has committed: once for a whole transaction."""
-    done = [one for one in recorded if one.messages or one.look]
+    done = [one for one in recorded if one.messages or one.recheck]
     djangos = wrapper(alias())
     if not done or not (djangos.in_atomic_block or djangos.get_autocommit()):
         return  # in a transaction that the application ends by hand, nobody says when: a sweep looks again
