@@ -143,6 +143,7 @@ def test_the_trigger_of_an_orphan_does_not_read_the_ledger(database):  # noqa: F
     [body] = database.values("SELECT prosrc FROM pg_proc WHERE proname = 'mailglass_open_orphans_add'")
     assert "mailglass_events" not in body
     database.run(f"CREATE ROLE {name}; GRANT INSERT ON mailglass_events TO {name}")
+    database.run(f"GRANT USAGE ON SCHEMA {database.settings.database_schema} TO {name}")
     try:
         with database.engine.begin() as connection:
             connection.exec_driver_sql(f"SET LOCAL ROLE {name}")
