@@ -2,11 +2,15 @@
 
 import json
 import logging
+import uuid
 
 import pytest
+import sqlalchemy as sa
 
 import factories
+import mailglass_reconcile
 from mailglass_reconcile import reconcile
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 
 
@@ -38,3 +42,31 @@ def test_a_tenant_that_nothing_can_have_is_swept_and_finds_nothing(db, tenant):
     factories.orphan(db, factories.postmark("m"))
     result = reconciler.prepare(tenant).run()
     assert (result.status, result.scanned, result.remaining) == ("ok", 0, 0)
+
+
+def test_a_missing_right_ends_a_sweep_with_one_line_that_has_the_grant(db, admin, caplog):
+    """It is not bad data: no orphan is tried by itself or marked as refused."""
+    numbers = [str(n) for n in range(20)]
+    factories.insert(
+        db, map(factories.delivery_row, numbers), [factories.orphan_row(factories.postmark(n)) for n in numbers]
+    )
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role}")
+    try:
+        db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        db.run(f"REVOKE INSERT ON mailglass_events FROM {role}")
+        acting = engines.create_engine(db.settings)
+        sa.event.listen(acting, "connect", lambda raw, _: (raw.execute(f"SET ROLE {role}"), raw.commit()))
+        mailglass_reconcile.configure(engine=acting, settings=db.settings)
+        with caplog.at_level(logging.ERROR, "mailglass_reconcile"):
+            result = reconcile()
+    finally:
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+        db.run(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+    assert (result.status, result.linked, result.failed) == ("failed", 0, 0)
+    (line,) = [record.message for record in caplog.records]
+    assert line.endswith(f"run GRANT INSERT ON public.mailglass_events TO {role}")
+    assert db.value("SELECT max(refused) FROM mailglass_open_orphans") == 0
