@@ -43,6 +43,7 @@ def store(
     named: bool = True,
     kept: bool = True,
     ago: float = 300.0,
+    at: float | None = None,
     status: str = "succeeded",
     tenant_id: str = factories.TENANT,
     raw_tenant_id: str | None = None,
@@ -59,12 +60,13 @@ def store(
         named: Whether the events name it, as they do since 1.0.
         kept: Whether the raw webhook is still there.
         ago: When it came, in seconds.
+        at: The same as a time, for two that came at one moment.
         status: The raw webhook's.
         tenant_id: The tenant of both.
         raw_tenant_id: Another one for the raw webhook.
         kind: The type of the events.
     """
-    at = time.time() - ago
+    at = at or time.time() - ago
     webhook = uuid7(at - 0.004)
     if kept:
         body = {"_batch": raw} if isinstance(raw, list) else raw

@@ -1,6 +1,7 @@
 """Mailglass's ledger names no recipient: it is read from the raw webhook, of each provider that names one."""
 
 import datetime as dt
+import time
 from uuid import UUID
 
 import pytest
@@ -250,8 +251,9 @@ def test_a_batch_of_0_1_1_is_found_in_every_state(beside, status):
 def test_two_batches_of_one_moment_that_hold_the_event_decide_nothing(beside):
     """Only if exactly one fits."""
     raw, events, message_id, _ = sendgrid(CC)
-    raw_webhooks.store(beside, "sendgrid", raw, events, named=False, ago=300.0)
-    raw_webhooks.store(beside, "sendgrid", raw, [], named=False, ago=300.0, raw_id="again")
+    at = time.time() - 300
+    raw_webhooks.store(beside, "sendgrid", raw, events, named=False, at=at)
+    raw_webhooks.store(beside, "sendgrid", raw, [], named=False, at=at, raw_id="again")
     factories.delivery(beside, message_id, recipient=TO)
     assert reconcile().linked == 1
 
