@@ -1,5 +1,6 @@
 """Nothing starves: what is new comes first, and what a deadline has cut off is looked at by the next full sweep."""
 
+import re
 from typing import Any
 
 import pytest
@@ -110,3 +111,13 @@ def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
         result = reconciler.prepare().run()
     assert (result.status, result.linked, result.skipped_deadline) == ("partial", 1, 2)
     assert db.value(LAST.format("error")) is None
+
+
+def test_a_position_is_written_alike_whatever_the_database_s_datestyle(db, hurry):
+    """As days and months in another order it would be compared, and read again, as another time."""
+    db.run(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET DateStyle = ''SQL, DMY''', current_database()); END $$",
+    )
+    fill(db, 6, 4)
+    assert [hurry().linked for _ in range(3)] == [0, 0, 1]
+    assert re.match(r"\d{4}-\d\d-\d\d ", db.value(LAST.format("position #>> '{covered,0}'")))
