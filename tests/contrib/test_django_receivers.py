@@ -18,7 +18,7 @@ from django.test import Client, override_settings
 from pydantic import SecretStr
 
 import mailglass_reconcile
-from mailglass_reconcile import SchemaOutdatedError, Sent, record_send
+from mailglass_reconcile import DatabaseRefusedError, Sent, record_send
 from mailglass_reconcile.contrib.django import connection, receivers
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.pubsub import flush
@@ -112,7 +112,7 @@ def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_w
     requests = message.requests(*STORY)
     db.broken.add("I3")
     db.run(HIDE)
-    with pytest.raises(SchemaOutdatedError):
+    with pytest.raises(DatabaseRefusedError, match="but no mailglass_events"):
         post(requests)
     client = Client(raise_request_exception=False, headers={"authorization": "Basic dXNlcjpwYXNzd29yZA=="})
     assert [client.post(**request).status_code for request in requests] == [500]
