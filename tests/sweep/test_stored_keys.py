@@ -62,6 +62,15 @@ def test_a_later_version_of_a_rule_computes_stored_keys_again(db):
     assert reconcile().linked == 1
 
 
+def test_orphans_whose_rule_was_added_are_counted_once(db):
+    """Their stored keys say that they have no usable id; they are judged again."""
+    insert(db, [], [orphan_row({"provider": "acme", "number": n}) for n in range(12)])
+    assert reconcile().unmatchable == 12
+    acme(1)
+    result = reconcile()
+    assert (result.scanned, result.unmatched, result.unmatchable) == (12, 12, 0)
+
+
 def test_a_rule_that_failed_stores_nothing_and_is_asked_again(db, caplog):
     """One line in the log says which rule, and of how many orphans."""
 
