@@ -452,8 +452,8 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/rules/matching.py",
-                "[one for one in fitting if one.tenant_id == tenant_id]",
-                "fitting",
+                "if one.tenant_id == tenant_id:",
+                "if True:",
             ),
             (
                 "mailglass_reconcile/store/ledger.py",
@@ -524,7 +524,7 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/store/ledger.py",
-                '\n   ORDER BY n.idempotency_key COLLATE "C"\n',
+                '\n   ORDER BY idempotency_key COLLATE "C"\n',
                 "\n",
             ),
         ),
