@@ -89,8 +89,8 @@ def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     if not runner.is_current(db.engine, db.settings) or db.value(_SCHEMA) != db.settings.database_schema:
         return
     checks: dict[str, Callable[[], None]] = {
-        "I11": lambda: check_counts(witness.results),
-        "I12": lambda: check_statuses(witness.results),
+        "I11": lambda: check_counts(witness.results()),
+        "I12": lambda: check_statuses([result for result, _ in witness.results()]),
         "I13": lambda: check_open_set(db),
         "I6": lambda: check_nothing_is_left(db),
     }
@@ -264,9 +264,10 @@ def check_monotone(state: _State) -> None:
             assert moved, f"delivery {id_} was written for nothing"
 
 
-def check_counts(results: Sequence[SweepResult]) -> None:
-    """I11: counts add up to `scanned`."""
-    for result in results:
+def check_counts(results: Sequence[tuple[SweepResult, int | None]]) -> None:
+    """I11: counts add up to `scanned`, which is what was eligible: each orphan is counted once."""
+    for result, eligible in results:
+        assert eligible is None or result.scanned == eligible, result
         assert result.scanned == sum(getattr(result, state) for state in OUTCOMES), result
         assert min(getattr(result, state) for state in OUTCOMES) >= 0, result
         if not result.dry_run and result.status == "ok":

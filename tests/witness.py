@@ -62,7 +62,7 @@ class Witness:
 
     def __init__(self, pubsub: redis.client.PubSub, client: redis.Redis) -> None:
         """Watch the channels of a confirmed subscriber."""
-        self.results: list[SweepResult] = []
+        self.sweeps: list[Sweep] = []
         self.early: list[str] = []
         """Ids of events that were told of before they had committed."""
         self.log: list[str] = []
@@ -71,6 +71,10 @@ class Witness:
         """Processes that were there before the test."""
         self._pubsub = pubsub
         self._client = client
+
+    def results(self) -> list[tuple[SweepResult, int | None]]:
+        """Return what each sweep counted, and how many orphans were eligible; None if it did not come so far."""
+        return [(sweep.result, sweep.eligible) for sweep in self.sweeps]
 
     def messages(self) -> list[tuple[str, dict[str, Any]]]:
         """Return `(channel, payload)` of every message that has been published so far and not been returned yet."""
@@ -105,7 +109,7 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
         steps = Sweep.steps
 
         def observed(sweep: Sweep, on: AbstractContextManager[Connected] | None = None) -> Iterator[Step]:
-            witness.results.append(sweep.result)
+            witness.sweeps.append(sweep)
             return steps(sweep, on)
 
         publish, publish_soon = Publisher.publish, Publisher.publish_soon

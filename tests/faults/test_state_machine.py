@@ -665,5 +665,5 @@ def test_any_schedule_ends_as_if_there_had_been_no_race(hooked: Database, record
             print_blob=True,
         ),
     )
-    db.witness.results.clear()
+    db.witness.sweeps.clear()
     record_property("fault", ("schedules of the state machine", bound.begun))
