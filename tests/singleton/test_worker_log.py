@@ -16,6 +16,7 @@ from mailglass_reconcile.sweep import history
 from mailglass_reconcile.sweep.result import SweepResult
 
 UNMIGRATED = {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}
+REMEDY = "set MAILGLASS_DATABASE_SCHEMA to public"
 UNCONFIGURED = {"MAILGLASS_DATABASE_URL": ""}
 AWAY = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
 
@@ -23,6 +24,11 @@ AWAY = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
 def lines_with(site: Site, words: str) -> list[str]:
     """Return the log's lines that have these words."""
     return [line for line in site.log.read_text().splitlines() if words in line]
+
+
+def said_of(site: Site, name: str) -> list[str]:
+    """Return the log's lines that say of a task what is wrong with the schema."""
+    return [line for line in lines_with(site, REMEDY) if name in line]
 
 
 @pytest.mark.slow
@@ -34,18 +40,17 @@ def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
         states = [site.client.AsyncResult(one) for one in asked]
         for state in states:
             state.get(timeout=PATIENCE, interval=0.05, propagate=False)
-        wait_until(lambda: len(lines_with(site, "mailglass-reconcile migrate")) == 2)
+        wait_until(lambda: all(said_of(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))
     assert [state.state for state in states] == ["FAILURE"] * 2
     assert site.said("Traceback") == site.said("unexpected") == 0
-    for name in (SWEEP_TASK, PRUNE_TASK):
-        assert len([line for line in lines_with(site, "mailglass-reconcile migrate") if name in line]) == 1
+    assert [len(said_of(site, name)) for name in (SWEEP_TASK, PRUNE_TASK)] == [1, 1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        (UNMIGRATED, "set MAILGLASS_DATABASE_SCHEMA to public"),
+        (UNMIGRATED, REMEDY),
         (UNCONFIGURED, "MAILGLASS_DATABASE_URL is not set"),
         (AWAY, "127.0.0.1, port 1, database app: nothing listens there"),
         ({}, None),
