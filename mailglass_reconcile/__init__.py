@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.schedule import BeatEntry, make_beat_schedule
     from mailglass_reconcile.settings import Settings
     from mailglass_reconcile.store.schema import include_object
-    from mailglass_reconcile.sweep.reconciler import reconcile, reconcile_recent
+    from mailglass_reconcile.sweep.recent import reconcile_recent
+    from mailglass_reconcile.sweep.reconciler import reconcile
     from mailglass_reconcile.sweep.result import SweepResult
 
     beat_schedule: dict[str, BeatEntry]
@@ -107,7 +108,8 @@ _MODULES = {
     "mailglass_reconcile.schedule": "make_beat_schedule",
     "mailglass_reconcile.settings": "Settings",
     "mailglass_reconcile.store.schema": "include_object",
-    "mailglass_reconcile.sweep.reconciler": "reconcile reconcile_recent",
+    "mailglass_reconcile.sweep.recent": "reconcile_recent",
+    "mailglass_reconcile.sweep.reconciler": "reconcile",
     "mailglass_reconcile.sweep.result": "SweepResult",
 }
 """The module of each public name, as for type checkers above; loading all of them takes half a second."""

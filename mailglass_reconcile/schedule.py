@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from mailglass_reconcile.errors import hint
 from mailglass_reconcile.runtime import available
-from mailglass_reconcile.sweep.window import require_interval
+from mailglass_reconcile.sweep.recent import require_interval
 
 if TYPE_CHECKING:
     from celery.schedules import BaseSchedule

@@ -31,7 +31,7 @@ from mailglass_reconcile.store import elsewhere, schema
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
-from mailglass_reconcile.sweep import history, reconciler, window
+from mailglass_reconcile.sweep import history, recent, reconciler, window
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -126,7 +126,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         MailglassReconcileError: Nothing was swept.
     """
     with _faults_on_one_line(RECENT_TASK, once=True):
-        sweep = reconciler.prepare_recent(interval, tenant_id, origin=_origin())
+        sweep = recent.prepare(interval, tenant_id, origin=_origin())
         with _ended_by_soft_limit(sweep):
             sweep.run()
         return _reported(sweep.result)

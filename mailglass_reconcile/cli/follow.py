@@ -27,7 +27,7 @@ from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.humanize import counted, took
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Connected
-from mailglass_reconcile.sweep import reconciler, window
+from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
 
@@ -48,7 +48,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option(
     "--interval",
-    type=click.FloatRange(0, window.MAX_INTERVAL_SECONDS, min_open=True),
+    type=click.FloatRange(0, recent.MAX_INTERVAL_SECONDS, min_open=True),
     default=0.1,
     show_default=True,
     metavar="SECONDS",
@@ -148,9 +148,7 @@ class Follower:
         if self._connected is None:
             self._connected = Connected(engines.connect(self._database.engine), self._database.settings)
         self._publisher.next_sweep()
-        self._sweep = reconciler.prepare_recent(
-            self._interval, self._tenant_id, publisher=self._publisher, origin="follow"
-        )
+        self._sweep = recent.prepare(self._interval, self._tenant_id, publisher=self._publisher, origin="follow")
         return self._sweep.run_on(self._connected)
 
     def _tell_of_redis(self, result: SweepResult) -> None:

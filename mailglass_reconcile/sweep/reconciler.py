@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,8 @@ class Sweep:
         dry_run: bool = False,
         bounds: tuple[str | None, str | None] = (None, None),
         event_ids: Sequence[str] | None = None,
-        recent: float | None = None,
+        ages: Sequence[tuple[float, float]] | None = None,
+        seconds: float = math.inf,
         range_of: int | None = None,
         origin: Origin = "python",
     ) -> None:
@@ -91,8 +93,8 @@ class Sweep:
             dry_run: Judge in read-only transactions; write and publish nothing.
             bounds: Sweep only what arrived after the first time and until the second, in UTC.
             event_ids: Sweep these orphans only, even in their grace.
-            recent: Seconds between recent sweeps, if this is one: it looks at what is new or due again, within the
-                interval or two seconds, and logs nothing that the full sweep reports anyway.
+            ages: What a recent sweep looks at, as `open_window` takes it: it logs nothing that the full sweep reports.
+            seconds: End after so long, if the setting's deadline is not earlier.
             range_of: The run of the sweep that was cut, if this one is a range of it.
             origin: Who asked for it, for the history of runs.
         """
@@ -105,12 +107,10 @@ class Sweep:
         self._limit = limit
         self._bounds = bounds
         self._event_ids = event_ids
-        self._recent = recent
+        self._ages = ages
         self._range_of = range_of
         self._origin: Origin = origin
-        seconds = database.settings.sweep_seconds
-        seconds = seconds if recent is None else min(seconds, window.seconds_for(recent))
-        self._deadline = time.monotonic() + seconds
+        self._deadline = time.monotonic() + min(seconds, database.settings.sweep_seconds)
         self._window: Window | None = None
         self.open_groups: OpenGroups | None = None
         """What stays open, by state, tenant and provider; None if it is not counted."""
@@ -221,8 +221,8 @@ class Sweep:
         """Survey the window, and return the ids of its first part, of the same snapshot."""
         with connected.reading(self._left_ms()) as tx:
             full = self._kind == "full"
-            opened = window.open_window(tx, self.result.tenant_id, self._bounds, self._recent, full=full)
-            if self._window is None and opened.survey and self._recent is None:
+            opened = window.open_window(tx, self.result.tenant_id, self._bounds, self._ages, full=full)
+            if self._window is None and opened.survey and self._ages is None:
                 _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
             self._window, self._parts = opened, deque(opened.parts)
             self.open_groups = OpenGroups(opened) if self._kind == "full" or self._range_of else None
@@ -347,7 +347,7 @@ class Sweep:
 
     def _retried(self, action: Callable[[], T]) -> T:
         """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
-        return with_retries(action) if self._recent is None else action()
+        return with_retries(action) if self._ages is None else action()
 
     def _expired(self) -> bool:
         return time.monotonic() >= self._deadline
@@ -382,7 +382,7 @@ class Sweep:
         self.result.unmatchable += self._window.unmatchable
         self.result.settle(self._window.eligible, complete=self._complete)
         self.result.remaining = max(0, self._window.eligible - self._closed)
-        if self._recent is None:
+        if self._ages is None:
             for failure, orphans in self._failures.items():
                 logger.error("%s (%s)", failure, counted(orphans, "orphan"))
             for line in mismatches(self.result):
@@ -462,31 +462,6 @@ def prepare(
     )
 
 
-def prepare_recent(
-    interval: float,
-    tenant_id: str | None = None,
-    *,
-    publisher: Publisher | None = None,
-    origin: Origin = "python",
-) -> Sweep:
-    """Return a recent sweep, not yet begun; `reconcile_recent` describes it.
-
-    Args:
-        interval: Seconds between two recent sweeps.
-        tenant_id: As for `reconcile_recent`.
-        publisher: One of this process's Redis if None.
-        origin: Who asked for it, for the history of runs.
-
-    Raises:
-        ConfigurationError: A setting is missing or cannot be used.
-        ValueError: *interval* is out of bounds.
-    """
-    window.require_interval(interval)
-    runtime.load_imports()
-    publisher = publisher or Publisher(runtime.get_redis())
-    return Sweep(runtime.database(), publisher, kind="recent", tenant_id=tenant_id, recent=interval, origin=origin)
-
-
 def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
     """Link every eligible orphan whose delivery exists, and broadcast each link; return the counts.
 
@@ -504,27 +479,6 @@ def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepRe
         ValueError: *limit* is below 1.
     """
     return prepare(tenant_id, limit).run()
-
-
-def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> SweepResult:
-    """Link what arrived lately, even in its grace period, and broadcast each link; return the counts.
-
-    Call it once per *interval*. It looks at the orphans that arrived during the last two seconds, or three intervals
-    if that is longer, and at those that have just become 4, 8, … 256 seconds old. If a call
-    comes late or not at all, its orphans wait for the next power of two, or for the full sweep.
-
-    Args:
-        interval: Seconds between two calls, above 0 and at most 60.
-        tenant_id: Sweep this tenant's orphans only; None is all tenants.
-
-    Returns:
-        The counts of what was looked at. After two seconds, or the interval if that is longer, it ends as `partial`.
-
-    Raises:
-        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
-        ValueError: *interval* is out of bounds.
-    """
-    return prepare_recent(interval, tenant_id).run()
 
 
 def open_groups(database: Database, tenant_id: str | None = None) -> list[dict[str, Any]]:

@@ -20,15 +20,6 @@ from mailglass_reconcile.store.database import Database, Transaction, with_retri
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.windows import Group, Outdated, Range, Slice, Survey
 
-LOOK_BACK_SECONDS = 2.0
-"""A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
-DUE_AGES = (4, 8, 16, 32, 64, 128, 256)
-"""Seconds after its arrival at which a recent sweep looks at an orphan again: at 256, full sweeps have taken over."""
-DUE_TICKS = 2
-"""So that a tick may come a whole interval late, and nothing that became due meanwhile is missed."""
-AHEAD_SECONDS = 300.0
-"""How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
-MAX_INTERVAL_SECONDS = 60
 MOST_RANGES = 100
 """A backlog that would need more gets larger ones."""
 
@@ -107,7 +98,7 @@ def open_window(
     tx: Transaction,
     tenant_id: str | None = None,
     bounds: tuple[str | None, str | None] = (None, None),
-    recent: float | None = None,
+    ages: Sequence[tuple[float, float]] | None = None,
     full: bool = False,
 ) -> Window:
     """Return what a sweep will look at.
@@ -116,13 +107,12 @@ def open_window(
         tx: A reading transaction.
         tenant_id: Of this tenant only; None is all tenants.
         bounds: Of what arrived after the first time and until the second only; both as Postgres writes them.
-        recent: Seconds between recent sweeps: what is new or due again, even in its grace; None: what is eligible.
+        ages: Of these ages only, even in their grace, as `windows.survey` takes them; None is what is eligible.
         full: Whether a full sweep begins, which continues where the last one stopped if that did not finish.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    ages = None if recent is None else due_ages(recent)
     seen = windows.survey(
         tx,
         ages=ages,
@@ -183,39 +173,6 @@ def next_position(swept: Window, survey: Survey, part: Part, reached: Place | No
     if part.which == "fresh":
         return Position(reached or part.slice.after, before.resume if before else None, since)
     return Position(swept.whole.until, reached or part.slice.after, since)
-
-
-def due_ages(interval: float) -> list[tuple[float, float]]:
-    """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
-
-    They are disjoint, and the oldest comes first.
-
-    Args:
-        interval: Seconds between recent sweeps.
-    """
-    ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
-    for age in DUE_AGES:
-        older, younger = ranges[-1]
-        if age <= older:
-            ranges[-1] = (max(older, age + DUE_TICKS * interval), younger)
-        else:
-            ranges.append((age + DUE_TICKS * interval, age))
-    return ranges[::-1]
-
-
-def seconds_for(interval: float) -> float:
-    """Return how long a recent sweep may take: a burst is left to the next ones, and to the full sweep."""
-    return max(LOOK_BACK_SECONDS, interval)
-
-
-def require_interval(interval: float) -> None:
-    """Refuse an interval, in seconds, that no recent sweep can have.
-
-    Raises:
-        ValueError: It is not above 0, or above 60.
-    """
-    if not 0 < interval <= MAX_INTERVAL_SECONDS:
-        raise ValueError(f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")
 
 
 def cut(database: Database, tenant_id: str | None, size: int) -> tuple[int, list[Range]]:

@@ -37,6 +37,7 @@ from mailglass_reconcile.store import deliveries, ledger, open_orphans, retentio
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.recent import due_ages
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -472,7 +473,8 @@ class Schedule(RuleBasedStateMachine):
         open_ = [o for o in self._open() if tenant in (None, self.orphans[o]["tenant_id"])]
         unnoticed = self.unnoticed & set(open_)
         mouth = _Mouth()
-        result = self._sweep(mouth, size, tenant_id=tenant, recent=recent).run()
+        ages = None if recent is None else due_ages(recent)
+        result = self._sweep(mouth, size, tenant_id=tenant, ages=ages).run()
         self._notice()
         closed = unnoticed - self.unnoticed
         wanted = Counter(self._expected(orphan)[0] for orphan in open_ if orphan not in closed)

@@ -8,7 +8,7 @@ import pytest
 import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile.ops.status import check
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -68,7 +68,7 @@ def test_only_full_sweeps_with_the_same_tenant_argument_read_and_move_the_positi
     after = db.value("SELECT (min(arrived_at) - interval '1 second')::text FROM mailglass_open_orphans")
     oldest = db.value("SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at LIMIT 1")
     targeted = Sweep(db.database, None, kind="targeted", event_ids=[oldest])
-    seen = [hurry("acme"), hurry(bounds=(after, None)), targeted.run(), reconciler.prepare_recent(1.0).run()]
+    seen = [hurry("acme"), hurry(bounds=(after, None)), targeted.run(), recent.prepare(1.0).run()]
     assert [result.linked for result in seen] == [0, 0, 0, 0]
     assert db.value(LAST.format("position")) == kept
     assert hurry().linked == 1

@@ -14,7 +14,7 @@ from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, reconcile_recent
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.sweep import history, window
+from mailglass_reconcile.sweep import history, recent
 from mailglass_reconcile.sweep.result import SweepResult
 
 
@@ -37,7 +37,7 @@ def test_what_is_new_or_has_just_reached_a_power_of_two_is_linked_and_the_rest_i
 @pytest.mark.parametrize("interval", [0.01, 0.1, 1, 1.9, 3, 10, 60])
 def test_the_ranges_of_age_are_disjoint_and_look_at_each_orphan_again_at_every_power_of_two(interval):
     """Whichever the interval; ticks may come a whole interval late."""
-    ranges = window.due_ages(interval)
+    ranges = recent.due_ages(interval)
     assert all(older > younger for older, younger in ranges)
     assert all(younger > older for (_, younger), (older, _) in pairwise(ranges))
     for age in (4, 8, 16, 32, 64, 128, 256):
@@ -50,9 +50,9 @@ def test_what_missed_ticks_would_have_looked_at_is_looked_at_at_the_next_power_o
     ticks = [float(second) for second in range(400) if not 30 <= second < 40]
     for born in (tenth / 10 for tenth in range(391)):
         ages = [tick - born for tick in ticks if tick >= born]
-        looks = [age for age in ages if any(younger <= age < older for older, younger in window.due_ages(1.0))]
+        looks = [age for age in ages if any(younger <= age < older for older, younger in recent.due_ages(1.0))]
         missed_until = 40 - born
-        next_power = next((age for age in window.DUE_AGES if age >= missed_until), None)
+        next_power = next((age for age in recent.DUE_AGES if age >= missed_until), None)
         if born < 40 and next_power:
             assert any(missed_until <= age <= next_power + 1 for age in looks)
         if born >= 40 or next_power is None:

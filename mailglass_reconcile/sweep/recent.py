@@ -1,0 +1,101 @@
+"""The recent sweep: what is new, and what is due again."""
+
+from __future__ import annotations
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.store.runs import Origin
+from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep.result import SweepResult
+
+LOOK_BACK_SECONDS = 2.0
+"""A recent sweep looks at what arrived during the last two seconds, or three ticks if that is longer."""
+DUE_AGES = (4, 8, 16, 32, 64, 128, 256)
+"""Seconds after its arrival at which a recent sweep looks at an orphan again: at 256, full sweeps have taken over."""
+DUE_TICKS = 2
+"""So that a tick may come a whole interval late, and nothing that became due meanwhile is missed."""
+AHEAD_SECONDS = 300.0
+"""How far ahead of the database's clock an arrival may be: the trigger's own tolerance."""
+MAX_INTERVAL_SECONDS = 60
+
+
+def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> SweepResult:
+    """Link what arrived lately, even in its grace period, and broadcast each link; return the counts.
+
+    Call it once per *interval*. It looks at the orphans that arrived during the last two seconds, or three intervals
+    if that is longer, and at those that have just become 4, 8, … 256 seconds old. If a call
+    comes late or not at all, its orphans wait for the next power of two, or for the full sweep.
+
+    Args:
+        interval: Seconds between two calls, above 0 and at most 60.
+        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+
+    Returns:
+        The counts of what was looked at. After two seconds, or the interval if that is longer, it ends as `partial`.
+
+    Raises:
+        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
+        ValueError: *interval* is out of bounds.
+    """
+    return prepare(interval, tenant_id).run()
+
+
+def prepare(
+    interval: float,
+    tenant_id: str | None = None,
+    *,
+    publisher: Publisher | None = None,
+    origin: Origin = "python",
+) -> Sweep:
+    """Return a recent sweep, not yet begun; `reconcile_recent` describes it.
+
+    Args:
+        interval: Seconds between two recent sweeps.
+        tenant_id: As for `reconcile_recent`.
+        publisher: One of this process's Redis if None.
+        origin: Who asked for it, for the history of runs.
+
+    Raises:
+        ConfigurationError: A setting is missing or cannot be used.
+        ValueError: *interval* is out of bounds.
+    """
+    require_interval(interval)
+    runtime.load_imports()
+    return Sweep(
+        runtime.database(),
+        publisher or Publisher(runtime.get_redis()),
+        kind="recent",
+        tenant_id=tenant_id,
+        ages=due_ages(interval),
+        # A burst is left to the next ones, and to the full sweep.
+        seconds=max(LOOK_BACK_SECONDS, interval),
+        origin=origin,
+    )
+
+
+def due_ages(interval: float) -> list[tuple[float, float]]:
+    """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
+
+    They are disjoint, and the oldest comes first.
+
+    Args:
+        interval: Seconds between recent sweeps.
+    """
+    ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
+    for age in DUE_AGES:
+        older, younger = ranges[-1]
+        if age <= older:
+            ranges[-1] = (max(older, age + DUE_TICKS * interval), younger)
+        else:
+            ranges.append((age + DUE_TICKS * interval, age))
+    return ranges[::-1]
+
+
+def require_interval(interval: float) -> None:
+    """Refuse an interval, in seconds, that no recent sweep can have.
+
+    Raises:
+        ValueError: It is not above 0, or above 60.
+    """
+    if not 0 < interval <= MAX_INTERVAL_SECONDS:
+        raise ValueError(f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")
