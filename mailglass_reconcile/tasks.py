@@ -31,7 +31,7 @@ from mailglass_reconcile.store import elsewhere, schema
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
-from mailglass_reconcile.sweep import history, recent, reconciler, window
+from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -93,7 +93,7 @@ def reconcile(
                 _note(Run(kind, _origin(), shown_tenant(tenant_id), "duplicate"))
                 return {"status": "duplicate", "of": hold.duplicate_of}
             if fan_out is not None and hold.key is not None and (limit, after, until) == (None, None, None):
-                eligible, parts = window.cut(runtime.database(), tenant_id, fan_out)
+                eligible, parts = ranges.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
                     calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
                     # Before its ranges run, which add their counts to this row.
