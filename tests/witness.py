@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.pubsub import Message, Published, Publisher, flush
 from mailglass_reconcile.store.database import Connected
-from mailglass_reconcile.sweep.reconciler import Step, Sweep
+from mailglass_reconcile.sweep.link import Pairs
+from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
 
 _WITNESS = """
@@ -108,7 +109,7 @@ def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
         witness = Witness(pubsub, client)
         steps = Sweep.steps
 
-        def observed(sweep: Sweep, on: AbstractContextManager[Connected] | None = None) -> Iterator[Step]:
+        def observed(sweep: Sweep, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
             witness.sweeps.append(sweep)
             return steps(sweep, on)
 

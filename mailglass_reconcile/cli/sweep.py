@@ -79,10 +79,10 @@ def _sweep(
 ) -> SweepResult:
     sweep = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
     with _progress(wanted=not (as_json or verbose)) as tell, _ended_by_ctrl_c(sweep):
-        for step in sweep.steps():
+        for pairs in sweep.steps():
             tell(sweep)
             if verbose:
-                _show(step.pairs, as_json=as_json)
+                _show(pairs, as_json=as_json)
     return sweep.result
 
 

@@ -6,17 +6,28 @@ last, so that it holds nothing up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import UUID
 
-from mailglass_reconcile.errors import SchemaOutdatedError, hint
+from sqlalchemy.exc import DBAPIError
+
+from mailglass_reconcile.errors import SchemaOutdatedError, hint, is_of_data, sqlstate
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import shown_tenant
-from mailglass_reconcile.store import windows
-from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.rules.humanize import counted, shown_tenant
+from mailglass_reconcile.store import ledger, open_orphans, privileges, repair, windows
+from mailglass_reconcile.store.database import Connected, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.windows import Group, Outdated, Slice, Survey
+from mailglass_reconcile.sweep.judge import Judged, judge
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Position(NamedTuple):
@@ -77,6 +88,11 @@ class Window:
     groups: list[Group]
     outdated: Outdated
     parts: list[Part] = field(default_factory=list)
+
+    @property
+    def emptied(self) -> bool:
+        """Whether somebody has emptied the ledger."""
+        return self.survey is not None and self.survey.emptied
 
     @property
     def eligible(self) -> int:
@@ -154,17 +170,165 @@ def of_events(orphans: int) -> Window:
     return Window(None, Slice(FIRST, LAST, ()), None, [group], Outdated((), "", ()))
 
 
-def next_position(swept: Window, survey: Survey, part: Part, reached: Place | None) -> Position:
-    """Return where the next full sweep continues.
+class Found(NamedTuple):
+    """Some orphans that were judged; how many were closed by then; and those that cannot be read."""
 
-    Args:
-        swept: The window of a sweep that has stopped.
-        survey: What it saw when it began.
-        part: The part in which it stopped, fresh or rest.
-        reached: The last place that it looked at there, or None.
-    """
-    before = swept.position
-    since = before.since if before else survey.now
-    if part.which == "fresh":
-        return Position(reached or part.slice.after, before.resume if before else None, since)
-    return Position(swept.whole.until, reached or part.slice.after, since)
+    judged: list[Judged]
+    closed: int
+    unreadable: list[str]
+
+
+class Look:
+    """What one sweep reads, slice by slice, until its deadline: each slice in a snapshot of its own."""
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        full: bool,
+        writes: bool,
+        tenant_id: str | None,
+        bounds: tuple[str | None, str | None],
+        ages: Sequence[tuple[float, float]] | None,
+        event_ids: Sequence[str] | None,
+    ) -> None:
+        """Look for so many seconds, at given events only or at what `open_window` describes.
+
+        Args:
+            seconds: From now on.
+            full: As for `open_window`, and so on.
+            writes: Whether what an emptied ledger has left may be removed.
+            tenant_id: Of this tenant only.
+            bounds: Of a range of arrival only.
+            ages: Of these ages only. Then nothing is tried again: the next recent sweep is soon enough.
+            event_ids: These orphans, even in their grace.
+        """
+        self.deadline = time.monotonic() + seconds
+        """On this process's own clock."""
+        self.window: Window | None = None
+        """None before it is known."""
+        self.complete = False
+        """Whether everything was looked at."""
+        self.recent = ages is not None
+        self._full = full
+        self._writes = writes
+        self._tenant_id = tenant_id
+        self._bounds = bounds
+        self._ages = ages
+        self._event_ids = event_ids
+        self._parts: deque[Part] = deque()
+        self._reached: Place | None = None
+
+    def ids(self, connected: Connected, size: int) -> Iterator[Sequence[str]]:
+        """Yield the ids of what to judge, *size* at a time, part by part of the window."""
+        if self._event_ids is not None:
+            self.window = of_events(len(self._event_ids))
+            yield from (self._event_ids[n : n + size] for n in range(0, len(self._event_ids), size))
+            return
+        packed: bytes | None = self._retried(lambda: self._open(connected))
+        if self.window and self.window.emptied and self._writes:
+            removed = repair.remove_settled(connected, connected.settings.batch_size)
+            repair.remove_stray_ids(connected, connected.settings.batch_size)
+            logger.warning(
+                "mailglass_events was emptied: %s closed", counted(removed, "open orphan was", "open orphans were")
+            )
+            packed = self._retried(lambda: self._open(connected))
+        while self._parts:
+            if packed is None:
+                packed = self._retried(lambda: self._pass(connected))
+            self._reached = None
+            yield from windows.unpacked(packed, size)
+            part = self._parts.popleft()
+            if len(packed) == 16 * windows.MOST_IDS and self._reached:
+                self._parts.appendleft(part.after(self._reached))
+            packed = None
+
+    def _open(self, connected: Connected) -> bytes:
+        """Survey the window, and return the ids of its first part, of the same snapshot."""
+        with connected.reading(self.left_ms()) as tx:
+            opened = open_window(tx, self._tenant_id, self._bounds, self._ages, full=self._full)
+            if self.window is None and opened.survey and not self.recent:
+                _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
+            self.window, self._parts = opened, deque(opened.parts)
+            return self._ids_of_part(tx)
+
+    def _pass(self, connected: Connected) -> bytes:
+        with connected.reading(self.left_ms()) as tx:
+            return self._ids_of_part(tx)
+
+    def _ids_of_part(self, tx: Transaction) -> bytes:
+        if not self._parts or self.window is None:
+            return b""
+        return windows.ids_to_judge(tx, self._parts[0].slice, self.window.outdated, self._parts[0].orphans)
+
+    def judge(self, connected: Connected, ids: Sequence[str]) -> Found:
+        """Judge orphans in one snapshot. If a row cannot be read, they are halved until that row stands alone."""
+        found = Found([], 0, [])
+        waiting = [ids]
+        while waiting and not (found.judged and time.monotonic() >= self.deadline):
+            part = waiting.pop()
+            try:
+                judged = self._retried(lambda part=part: self._judged(connected, part))  # type: ignore[misc]
+                found.judged.extend(judged)
+                found = found._replace(closed=found.closed + len(part) - len(judged))
+            except DBAPIError as error:
+                privileges.require_rights(connected, error)
+                if not is_of_data(error):
+                    raise
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    waiting += [part[middle:], part[:middle]]
+                else:
+                    event_id = str(UUID(part[0]))
+                    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
+                    found.unreadable.append(event_id)
+        if found.judged:
+            self._reached = found.judged[-1].orphan.place
+        return found
+
+    def _judged(self, connected: Connected, ids: Sequence[str]) -> list[Judged]:
+        with connected.reading(self.left_ms()) as tx:
+            if self.window and self.window.emptied:  # a dry run closes nothing
+                ids = list(ledger.types_of(tx, ids))
+            return judge(tx, open_orphans.read(tx, ids))
+
+    def _retried(self, action: Callable[[], T]) -> T:
+        """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
+        return action() if self.recent else with_retries(action)
+
+    def left_ms(self) -> int:
+        """Return how many milliseconds a statement may take: those that are left, or a second."""
+        return max(1_000, int((self.deadline - time.monotonic()) * 1000))
+
+    @property
+    def unseen(self) -> Slice | None:
+        """What is new and was not looked at, if anything."""
+        if self.complete or not self._parts or self._parts[0].which != "fresh":
+            return None
+        return (self._parts[0] if self._reached is None else self._parts[0].after(self._reached)).slice
+
+    @property
+    def next_position(self) -> Position | None:
+        """Where the next full sweep continues; None if this one has looked at everything."""
+        if not self._full or self.complete or self.window is None or self.window.survey is None:
+            return None
+        if not self._parts or self._parts[0].which == "refused":
+            return None
+        before, stopped_at = self.window.position, self._reached or self._parts[0].slice.after
+        since = before.since if before else self.window.survey.now
+        if self._parts[0].which == "fresh":
+            return Position(stopped_at, before.resume if before else None, since)
+        return Position(self.window.whole.until, stopped_at, since)
+
+
+def _warn(warning: str | None, *, triggers: bool) -> None:
+    """Log what an operator should know of the schema before anything is swept."""
+    if warning:
+        logger.warning("%s", warning)
+    if not triggers:
+        logger.warning(
+            hint(
+                "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
+                " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
+            )
+        )
