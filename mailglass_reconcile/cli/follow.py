@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 
 import click
@@ -149,7 +150,7 @@ class Follower:
             self._connected = Connected(engines.connect(self._database.engine), self._database.settings)
         self._publisher.next_sweep()
         self._sweep = recent.prepare(self._interval, self._tenant_id, publisher=self._publisher, origin="follow")
-        return self._sweep.run_on(self._connected)
+        return self._sweep.run(nullcontext(self._connected))
 
     def _tell_of_redis(self, result: SweepResult) -> None:
         """Say when Redis is back; that it was lost, the publisher has said."""

@@ -129,7 +129,10 @@ def status(
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
         second = elsewhere.second_set(tx, elsewhere.ledgers(tx))
     if count_now or facts.groups is None or facts.counted_at is None:
-        as_of, groups = facts.now, _open_groups(database, tenant_id)
+        # What a sweep would find, without linking anything.
+        sweep = Sweep(database, None, tenant_id=tenant_id, dry_run=True)
+        sweep.run()
+        as_of, groups = facts.now, sweep.account.open_groups.as_groups() if sweep.account.open_groups else []
     else:
         as_of, groups = facts.counted_at, [g for g in facts.groups if tenant_id in (None, g["tenant_id"])]
     eligible = sum(group["orphans"] for group in groups)
@@ -151,10 +154,3 @@ def status(
         problems=problems,
         warnings=[second] if second else [],
     )
-
-
-def _open_groups(database: Database, tenant_id: str | None) -> list[dict[str, Any]]:
-    """Count the eligible orphans now: what a sweep would find, without linking anything."""
-    sweep = Sweep(database, None, tenant_id=tenant_id, dry_run=True)
-    sweep.run()
-    return sweep.account.open_groups.as_groups() if sweep.account.open_groups else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -125,4 +126,4 @@ def link(database: Database, found: Sequence[Listed], tenant_id: str | None = No
         if expired:
             with connected.writing() as tx:
                 open_orphans.reopen(tx, expired)
-        return sweep.run_on(connected)
+        return sweep.run(nullcontext(connected))

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -31,7 +32,6 @@ from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import privileges, runs, windows
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
-from mailglass_reconcile.store.windows import Slice
 from mailglass_reconcile.sweep.judge import Judged
 from mailglass_reconcile.sweep.result import SweepResult, line, mismatches
 from mailglass_reconcile.sweep.window import Found, Look, Window
@@ -140,39 +140,39 @@ def _report(run: Run, span: telemetry.Span) -> None:
         logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
 
 
+@dataclass(slots=True)
 class Account:
-    """What a sweep will leave behind, gathered while it runs: counts, what stays open, the lag, and what ended it."""
+    """What a sweep will leave behind, gathered while it runs: counts, what stays open, the lag, and what ended it.
 
-    def __init__(
-        self, result: SweepResult, look: Look, kind: runs.Kind, origin: runs.Origin, range_of: int | None
-    ) -> None:
-        """Begin with nothing; `Sweep` describes the arguments."""
-        self.kind: runs.Kind = kind
-        self.closed = 0
-        """Orphans that are open no longer."""
-        self.error: BaseException | None = None
-        """What ended the sweep before its end."""
-        self._result = result
-        self._look = look
-        self._origin: runs.Origin = origin
-        self._range_of = range_of
-        self._open_groups: OpenGroups | None = None
-        self._linkable_since: str | None = None
-        self._failures: Counter[str] = Counter()
+    Attributes:
+        closed: How many orphans are open no longer.
+        error: What ended the sweep before its end.
+    """
+
+    result: SweepResult
+    look: Look
+    kind: runs.Kind
+    origin: runs.Origin
+    range_of: int | None
+    closed: int = 0
+    error: BaseException | None = None
+    _open_groups: OpenGroups | None = None
+    _linkable_since: str | None = None
+    _failures: Counter[str] = field(default_factory=Counter)
 
     @property
     def open_groups(self) -> OpenGroups | None:
         """What stays open, by state, tenant and provider; None if it is not counted."""
-        window = self._look.window
-        if self._open_groups is None and window and window.survey and (self.kind == "full" or self._range_of):
+        window = self.look.window
+        if self._open_groups is None and window and window.survey and (self.kind == "full" or self.range_of):
             self._open_groups = OpenGroups(window)
         return self._open_groups
 
     def count(self, found: Found) -> None:
         """Count a slice by its verdicts."""
-        self._result.count(Counter(one.verdict.state for one in found.judged if one.verdict.state != MATCHED))
-        self._result.failed += len(found.unreadable)
-        self._result.skipped_held += found.closed
+        self.result.count(Counter(one.verdict.state for one in found.judged if one.verdict.state != MATCHED))
+        self.result.failed += len(found.unreadable)
+        self.result.skipped_held += found.closed
         self.closed += found.closed
         self._failures.update(one.keys.failure for one in found.judged if one.keys.failure)
 
@@ -186,64 +186,54 @@ class Account:
         Raises:
             MailglassReconcileError: It ended before anything was swept.
         """
-        cause = error if isinstance(error, DatabaseRefusedError) else self._cause(connected, error)
-        if cause is None:
-            return
-        self.error = cause
-        if self._look.window is None:
+        if isinstance(error, DBAPIError):
+            if sqlstate(error) == QUERY_CANCELED and self.look.window and time.monotonic() >= self.look.deadline - 1.0:
+                return
+            try:
+                privileges.require_rights(connected, error)
+            except DatabaseRefusedError as missing:
+                error = missing
+        self.error = cause = translated(error) if isinstance(error, DBAPIError) else error
+        if self.look.window is None:
             raise cause from None
-        self._result.status = "failed"
+        self.result.status = "failed"
         logger.error("the sweep failed: %s", cause)
-
-    def _cause(self, connected: Connected, error: DBAPIError) -> MailglassReconcileError | None:
-        if sqlstate(error) == QUERY_CANCELED and self._look.window and time.monotonic() >= self._look.deadline - 1.0:
-            return None
-        try:
-            privileges.require_rights(connected, error)
-        except DatabaseRefusedError as missing:
-            return missing
-        return translated(error)
 
     def settle(self) -> None:
         """Give every eligible orphan a state, and log what an operator should know."""
-        window = self._look.window
+        window = self.look.window
         if window is None:
             return
-        self._result.unmatchable += window.unmatchable
-        self._result.settle(window.eligible, complete=self._look.complete)
-        self._result.remaining = max(0, window.eligible - self.closed)
-        if not self._look.recent:
+        self.result.unmatchable += window.unmatchable
+        self.result.settle(window.eligible, complete=self.look.complete)
+        self.result.remaining = max(0, window.eligible - self.closed)
+        if self.look.ages is None:
             for failure, orphans in self._failures.items():
                 logger.error("%s (%s)", failure, counted(orphans, "orphan"))
-            for mismatch in mismatches(self._result):
+            for mismatch in mismatches(self.result):
                 logger.warning("%s", mismatch)
 
     def leave(self, connected: Connected) -> None:
         """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
-        nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and self._look.window is None
-        if self._result.dry_run or nowhere:
+        nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and self.look.window is None
+        if self.result.dry_run or nowhere:
             return
-        if self._look.unseen is not None:
-            self._note_unseen(connected, self._look.unseen)
+        if not self.look.complete and (unseen := self.look.unseen) is not None:  # it counts towards the lag
+            try:
+                with connected.reading(TIMEOUT_MS) as tx:
+                    self.note_lag(windows.first_eligible(tx, unseen))
+            except (DBAPIError, MailglassReconcileError) as fault:
+                logger.debug("cannot read since when orphans wait: %s", type(fault).__name__)
         run = self.as_run()
         run.open_groups = None if self.open_groups is None else self.open_groups.as_groups()
-        position = self._look.next_position
-        run.position = None if position is None else position.as_json()
-        note(connected, run, range_of=self._range_of)
-
-    def _note_unseen(self, connected: Connected, unseen: Slice) -> None:
-        """Count what was never looked at towards the lag."""
-        try:
-            with connected.reading(TIMEOUT_MS) as tx:
-                self.note_lag(windows.first_eligible(tx, unseen))
-        except (DBAPIError, MailglassReconcileError) as error:
-            logger.debug("cannot read since when orphans wait: %s", type(error).__name__)
+        run.position = None if self.look.complete else self.look.next_position
+        note(connected, run, range_of=self.range_of)
 
     def as_run(self, error: BaseException | None = None) -> Run:
         """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
-        run = run_of(self._result, self.kind, self._origin, error or self.error)
+        run = run_of(self.result, self.kind, self.origin, error or self.error)
         run.linkable_since = self._linkable_since
-        if self._look.window is None:
+        if self.look.window is None:
             run.remaining = None
         return run
 

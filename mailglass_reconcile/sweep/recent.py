@@ -41,11 +41,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> Swe
 
 
 def prepare(
-    interval: float,
-    tenant_id: str | None = None,
-    *,
-    publisher: Publisher | None = None,
-    origin: Origin = "python",
+    interval: float, tenant_id: str | None = None, *, publisher: Publisher | None = None, origin: Origin = "python"
 ) -> Sweep:
     """Return a recent sweep, not yet begun; `reconcile_recent` describes it.
 
@@ -61,15 +57,10 @@ def prepare(
     """
     require_interval(interval)
     runtime.load_imports()
+    publisher = publisher or Publisher(runtime.get_redis())
+    database, seconds = runtime.database(), max(LOOK_BACK_SECONDS, interval)  # a burst is left to the next ones
     return Sweep(
-        runtime.database(),
-        publisher or Publisher(runtime.get_redis()),
-        kind="recent",
-        tenant_id=tenant_id,
-        ages=due_ages(interval),
-        # A burst is left to the next ones, and to the full sweep.
-        seconds=max(LOOK_BACK_SECONDS, interval),
-        origin=origin,
+        database, publisher, kind="recent", tenant_id=tenant_id, ages=due_ages(interval), seconds=seconds, origin=origin
     )
 
 

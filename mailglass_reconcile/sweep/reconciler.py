@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import time
 from collections import Counter
@@ -15,9 +14,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import (
-    DatabaseRefusedError,
-)
+from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import ledger, open_orphans
@@ -31,8 +28,6 @@ from mailglass_reconcile.sweep.result import SweepResult
 from mailglass_reconcile.sweep.window import Look
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 SLICE_ORPHANS = 10_000
 """Orphans whose keys and verdicts are in memory at once: about 10 MB."""
@@ -79,39 +74,25 @@ class Sweep:
         """Whether a batch is between its claim and its count: only then it is unknown what was committed."""
         self._publisher = publisher
         self._limit = limit
-        self._look = Look(
-            min(seconds, database.settings.sweep_seconds),
-            full=kind == "full",
-            writes=not dry_run,
-            tenant_id=tenant_id,
-            bounds=bounds,
-            ages=ages,
-            event_ids=event_ids,
-        )
+        deadline = time.monotonic() + min(seconds, database.settings.sweep_seconds)
+        self._look = Look(deadline, not dry_run, tenant_id, bounds, ages, kind == "full", event_ids)
         self.account = Account(self.result, self._look, kind, origin, range_of)
 
-    def run(self) -> SweepResult:
+    def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
+
+        Args:
+            on: Gives a connection without a transaction; None opens one.
 
         Raises:
             MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
-        for _ in self.steps():
-            pass
-        return self.result
-
-    def run_on(self, connected: Connected) -> SweepResult:
-        """Sweep as `run` does, on an open connection without a transaction, which stays open."""
-        for _ in self.steps(nullcontext(connected)):
+        for _ in self.steps(on):
             pass
         return self.result
 
     def steps(self, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
-        """Sweep as `run` does, and yield the pairs of orphan and delivery after each batch; in a dry run, each slice.
-
-        Args:
-            on: Gives the connection; None opens one.
-        """
+        """Sweep as `run` does, and yield each batch's pairs of orphan and delivery; in a dry run, each slice's."""
         began = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
@@ -300,11 +281,10 @@ def _collector_resting() -> Iterator[None]:
 
     It would walk through them, and all that the process holds, again and again: a third of a sweep's time in Python.
     """
-    if not gc.isenabled():
-        yield
-        return
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -43,13 +43,9 @@ class Position(NamedTuple):
     resume: Place | None
     since: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as the run history keeps it."""
-        return {"covered": self.covered, "resume": self.resume, "since": self.since}
-
     @classmethod
     def of_json(cls, kept: dict[str, Any] | None) -> Position | None:
-        """Return what `as_json` made, or None."""
+        """Return what the run history has kept, or None."""
         if kept is None:
             return None
         resume = kept.get("resume")
@@ -80,6 +76,7 @@ class Window:
         groups: How many orphans are open in it, by rule, tenant and provider.
         outdated: Which stored keys must be computed again.
         parts: What must be looked at, in order.
+        emptied: Whether somebody has emptied the ledger.
     """
 
     survey: Survey | None
@@ -87,12 +84,8 @@ class Window:
     position: Position | None
     groups: list[Group]
     outdated: Outdated
-    parts: list[Part] = field(default_factory=list)
-
-    @property
-    def emptied(self) -> bool:
-        """Whether somebody has emptied the ledger."""
-        return self.survey is not None and self.survey.emptied
+    parts: Sequence[Part] = ()
+    emptied: bool = False
 
     @property
     def eligible(self) -> int:
@@ -124,30 +117,19 @@ def open_window(
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    seen = windows.survey(
-        tx,
-        ages=ages,
-        after=bounds[0],
-        until=bounds[1],
-        full=full,
-        counted=True,
-        tenant_id=shown_tenant(tenant_id),
-    )
+    after, until = bounds
+    shown = shown_tenant(tenant_id)
+    seen = windows.survey(tx, ages=ages, after=after, until=until, full=full, counted=True, tenant_id=shown)
     if not seen.indexed:
-        raise SchemaOutdatedError(
-            hint(
-                "the index mailglass_deliveries_reconcile_idx is missing or incomplete: "
-                "run `mailglass-reconcile migrate`"
-            )
-        )
+        missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
+        raise SchemaOutdatedError(hint(f"{missing}: run `mailglass-reconcile migrate`"))
     whole = seen.whole(tenant_id)
     of_any = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
     position = Position.of_json(seen.position)
     groups = windows.groups(tx, whole, of_any, position.covered if position else FIRST, seen.few)
     marks = {group.rule for group in groups if group.rule and providers.is_outdated(group.rule)}
-    window = Window(seen, whole, position, groups, of_any._replace(marks=marks))
-    window.parts = [part for part in _parts(whole, groups, position) if part.orphans]
-    return window
+    parts = [part for part in _parts(whole, groups, position) if part.orphans]
+    return Window(seen, whole, position, groups, of_any._replace(marks=marks), parts, seen.emptied)
 
 
 def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> list[Part]:
@@ -178,64 +160,47 @@ class Found(NamedTuple):
     unreadable: list[str]
 
 
+@dataclass(slots=True)
 class Look:
-    """What one sweep reads, slice by slice, until its deadline: each slice in a snapshot of its own."""
+    """What one sweep reads, slice by slice, until its deadline: each slice in a snapshot of its own.
 
-    def __init__(
-        self,
-        seconds: float,
-        *,
-        full: bool,
-        writes: bool,
-        tenant_id: str | None,
-        bounds: tuple[str | None, str | None],
-        ages: Sequence[tuple[float, float]] | None,
-        event_ids: Sequence[str] | None,
-    ) -> None:
-        """Look for so many seconds, at given events only or at what `open_window` describes.
+    Attributes:
+        deadline: When it ends, on this process's monotonic clock.
+        writes: Whether what an emptied ledger has left behind is removed.
+        tenant_id: As for `open_window`; so are `bounds`, `ages` and `full`.
+        event_ids: These orphans only, even in their grace.
+        window: What is eligible; None before it is known.
+        complete: Whether everything was looked at.
+    """
 
-        Args:
-            seconds: From now on.
-            full: As for `open_window`, and so on.
-            writes: Whether what an emptied ledger has left may be removed.
-            tenant_id: Of this tenant only.
-            bounds: Of a range of arrival only.
-            ages: Of these ages only. Then nothing is tried again: the next recent sweep is soon enough.
-            event_ids: These orphans, even in their grace.
-        """
-        self.deadline = time.monotonic() + seconds
-        """On this process's own clock."""
-        self.window: Window | None = None
-        """None before it is known."""
-        self.complete = False
-        """Whether everything was looked at."""
-        self.recent = ages is not None
-        self._full = full
-        self._writes = writes
-        self._tenant_id = tenant_id
-        self._bounds = bounds
-        self._ages = ages
-        self._event_ids = event_ids
-        self._parts: deque[Part] = deque()
-        self._reached: Place | None = None
+    deadline: float
+    writes: bool
+    tenant_id: str | None
+    bounds: tuple[str | None, str | None]
+    ages: Sequence[tuple[float, float]] | None
+    full: bool
+    event_ids: Sequence[str] | None
+    window: Window | None = None
+    complete: bool = False
+    _parts: deque[Part] = field(default_factory=deque)
+    _reached: Place | None = None
 
     def ids(self, connected: Connected, size: int) -> Iterator[Sequence[str]]:
         """Yield the ids of what to judge, *size* at a time, part by part of the window."""
-        if self._event_ids is not None:
-            self.window = of_events(len(self._event_ids))
-            yield from (self._event_ids[n : n + size] for n in range(0, len(self._event_ids), size))
+        if self.event_ids is not None:
+            self.window = of_events(len(self.event_ids))
+            yield from (self.event_ids[n : n + size] for n in range(0, len(self.event_ids), size))
             return
-        packed: bytes | None = self._retried(lambda: self._open(connected))
-        if self.window and self.window.emptied and self._writes:
+        packed: bytes | None = self._retried(lambda: self._next_ids(connected, first=True))
+        if self.window and self.window.emptied and self.writes:
             removed = repair.remove_settled(connected, connected.settings.batch_size)
             repair.remove_stray_ids(connected, connected.settings.batch_size)
-            logger.warning(
-                "mailglass_events was emptied: %s closed", counted(removed, "open orphan was", "open orphans were")
-            )
-            packed = self._retried(lambda: self._open(connected))
+            closed = counted(removed, "open orphan was", "open orphans were")
+            logger.warning("mailglass_events was emptied: %s closed", closed)
+            packed = self._retried(lambda: self._next_ids(connected, first=True))
         while self._parts:
             if packed is None:
-                packed = self._retried(lambda: self._pass(connected))
+                packed = self._retried(lambda: self._next_ids(connected))
             self._reached = None
             yield from windows.unpacked(packed, size)
             part = self._parts.popleft()
@@ -243,23 +208,17 @@ class Look:
                 self._parts.appendleft(part.after(self._reached))
             packed = None
 
-    def _open(self, connected: Connected) -> bytes:
-        """Survey the window, and return the ids of its first part, of the same snapshot."""
+    def _next_ids(self, connected: Connected, *, first: bool = False) -> bytes:
+        """Return the ids of the next part; with *first*, survey the window before, in the same snapshot."""
         with connected.reading(self.left_ms()) as tx:
-            opened = open_window(tx, self._tenant_id, self._bounds, self._ages, full=self._full)
-            if self.window is None and opened.survey and not self.recent:
-                _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
-            self.window, self._parts = opened, deque(opened.parts)
-            return self._ids_of_part(tx)
-
-    def _pass(self, connected: Connected) -> bytes:
-        with connected.reading(self.left_ms()) as tx:
-            return self._ids_of_part(tx)
-
-    def _ids_of_part(self, tx: Transaction) -> bytes:
-        if not self._parts or self.window is None:
-            return b""
-        return windows.ids_to_judge(tx, self._parts[0].slice, self.window.outdated, self._parts[0].orphans)
+            if first:
+                opened = open_window(tx, self.tenant_id, self.bounds, self.ages, full=self.full)
+                if self.window is None and opened.survey and self.ages is None:
+                    _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
+                self.window, self._parts = opened, deque(opened.parts)
+            if not self._parts or self.window is None:
+                return b""
+            return windows.ids_to_judge(tx, self._parts[0].slice, self.window.outdated, self._parts[0].orphans)
 
     def judge(self, connected: Connected, ids: Sequence[str]) -> Found:
         """Judge orphans in one snapshot. If a row cannot be read, they are halved until that row stands alone."""
@@ -294,7 +253,7 @@ class Look:
 
     def _retried(self, action: Callable[[], T]) -> T:
         """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
-        return action() if self.recent else with_retries(action)
+        return with_retries(action) if self.ages is None else action()
 
     def left_ms(self) -> int:
         """Return how many milliseconds a statement may take: those that are left, or a second."""
@@ -303,22 +262,22 @@ class Look:
     @property
     def unseen(self) -> Slice | None:
         """What is new and was not looked at, if anything."""
-        if self.complete or not self._parts or self._parts[0].which != "fresh":
+        if not self._parts or self._parts[0].which != "fresh":
             return None
         return (self._parts[0] if self._reached is None else self._parts[0].after(self._reached)).slice
 
     @property
-    def next_position(self) -> Position | None:
-        """Where the next full sweep continues; None if this one has looked at everything."""
-        if not self._full or self.complete or self.window is None or self.window.survey is None:
+    def next_position(self) -> dict[str, Any] | None:
+        """Where the next full sweep continues if this one is not complete; None if at the beginning."""
+        if not self.full or self.window is None or self.window.survey is None:
             return None
         if not self._parts or self._parts[0].which == "refused":
             return None
         before, stopped_at = self.window.position, self._reached or self._parts[0].slice.after
         since = before.since if before else self.window.survey.now
         if self._parts[0].which == "fresh":
-            return Position(stopped_at, before.resume if before else None, since)
-        return Position(self.window.whole.until, stopped_at, since)
+            return Position(stopped_at, before.resume if before else None, since)._asdict()
+        return Position(self.window.whole.until, stopped_at, since)._asdict()
 
 
 def _warn(warning: str | None, *, triggers: bool) -> None:
@@ -326,9 +285,5 @@ def _warn(warning: str | None, *, triggers: bool) -> None:
     if warning:
         logger.warning("%s", warning)
     if not triggers:
-        logger.warning(
-            hint(
-                "the triggers on mailglass_events are missing or disabled, so new orphans are not seen: run"
-                " `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"
-            )
-        )
+        found = "the triggers on mailglass_events are missing or disabled, so new orphans are not seen"
+        logger.warning(hint(f"{found}: run `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"))
