@@ -2,7 +2,7 @@
 
 Followed: https://mailchimp.com/developer/transactional/docs/webhooks/ and
 https://mailchimp.com/developer/transactional/guides/track-respond-activity-webhooks/#authenticating-webhook-requests.
-Not documented: what `bounce_description` may hold, so there is no reject reason.
+Not documented: an id of the event; what `bounce_description` may hold, so there is no reject reason.
 """
 
 from __future__ import annotations

@@ -52,13 +52,25 @@ _MD5 = re.compile("[0-9a-fA-F]{32}")
 
 
 def elements(request: Request) -> list[Any]:
-    """Return the events about messages, of all users; the others, such as `transactional_spam_block`, give none."""
+    """Return the events about messages, of all users, and what is no event.
+
+    The others, such as `transactional_spam_block`, give none.
+    """
     body = request.object()
     if "events_by_user" not in body:
         return [body] if body.get("event_name") == _OF_MESSAGES else []
     users = wire.as_list(body["events_by_user"], "events_by_user")
-    payload = [event for user in users for event in wire.as_list(dug(user, "events"), "events")]
-    return [dug(event, "event_data") for event in payload if dug(event, "event_name") == _OF_MESSAGES]
+    payload = [event for user in users for event in _events_of(user)]
+    return [
+        dug(event, "event_data")
+        for event in payload
+        if not isinstance(event, dict) or event.get("event_name") == _OF_MESSAGES
+    ]
+
+
+def _events_of(user: object) -> list[Any]:
+    events = dug(user, "events")
+    return events if isinstance(events, list) else [None]
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
