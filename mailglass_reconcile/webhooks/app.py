@@ -15,12 +15,14 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import (
+    ConfigurationError,
     InvalidEventError,
     InvalidWebhookError,
     MailglassReconcileError,
     SignatureError,
     database_errors,
 )
+from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.after_commit import Recorded, finish_quietly, place_of
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.store.engines import connect
@@ -171,12 +173,19 @@ class Receiver:
         events = verified(found, request, self._secrets.of(provider))
         recorded = []
         if events:
-            tenant = self._tenant(scope["path"]) if callable(self._tenant) else self._tenant
+            tenant = self._tenant_of(scope["path"])
             with connect(self._engine) as connection, database_errors(), connection.begin():
                 recorded = record_webhook(connection, tenant_id=tenant, provider=provider, events=events)
         if hasattr(found, "accepted"):
             found.accepted(request, dt.datetime.now(dt.UTC).timestamp())
         return recorded
+
+    def _tenant_of(self, path: str) -> str | None:
+        tenant = self._tenant(path) if callable(self._tenant) else self._tenant
+        try:
+            return None if tenant is None else checking.name("tenant_id", tenant)
+        except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
+            raise ConfigurationError(str(error)) from None
 
 
 def _request(scope: Scope, body: bytes, base: str | None) -> Request:
@@ -194,7 +203,7 @@ def _request(scope: Scope, body: bytes, base: str | None) -> Request:
 async def _body(scope: Scope, receive: Receive) -> bytes | None:
     """Return the body, or a little more than may be read of it; None if the client has gone."""
     announced = dict(scope["headers"]).get(b"content-length", b"")
-    if announced.isdigit() and int(announced) > MAX_BYTES:
+    if announced.isdigit() and int(announced[:20]) > MAX_BYTES:  # Python reads no number of thousands of digits
         return bytes(MAX_BYTES + 1)
     body = bytearray()
     while len(body) <= MAX_BYTES:

@@ -13,7 +13,7 @@ import svix.webhooks
 from anymail_wire import AUTH, KEY
 
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
-from mailglass_reconcile.webhooks import SignatureError, mailgun, registry, ses, sns, verify
+from mailglass_reconcile.webhooks import SignatureError, mailgun, registry, scaleway, ses, sns, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks import senders
 from webhooks.senders import (
@@ -385,17 +385,29 @@ def test_a_certificate_that_cannot_be_fetched_is_no_wrong_signature(monkeypatch,
     assert "c4n4ry" not in str(error.value)
 
 
-def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monkeypatch):
-    """At an address of Amazon's only."""
-    url = "https://sns.eu-central-1.amazonaws.com/?Action=ConfirmSubscription&TopicArn=a&Token=t"
+@pytest.mark.parametrize(
+    ("module", "host"),
+    [(ses, "https://sns.eu-central-1.amazonaws.com"), (scaleway, "https://sns.mnq.fr-par.scaleway.com")],
+    ids=["ses", "scaleway"],
+)
+def test_a_subscription_is_confirmed_by_one_get_and_a_notification_by_none(monkeypatch, module, host):
+    """At an address of the provider's only."""
+    provider = module.__name__.rpartition(".")[2]
+    path = "/?Action=ConfirmSubscription&TopicArn=a&Token=t"
     told = {"Type": "SubscriptionConfirmation", "Message": "m", "Token": "t"}
     fetched = []
     monkeypatch.setattr(sns, "fetch", lambda address: fetched.append(address) or b"")
-    ses.confirm(registry.request_of(notification("ses", {**told, "SubscribeURL": url}).body))
-    ses.confirm(registry.request_of(first("ses").body))
-    with pytest.raises(SignatureError):
-        ses.confirm(registry.request_of(notification("ses", {**told, "SubscribeURL": "https://evil.example/"}).body))
-    assert fetched == [url]
+
+    def confirm(url):
+        module.confirm(registry.request_of(notification(provider, {**told, "SubscribeURL": url}).body))
+
+    confirm(host + path)
+    module.confirm(registry.request_of(first(provider).body))
+    evil = [f"{host}.evil.example{path}", f"{host}@evil.example{path}", f"https://evil.example/{host}{path}", None]
+    for url in [*evil, host.replace("https", "http") + path, f"{host}:8443{path}", "file:///etc/passwd"]:
+        with pytest.raises(SignatureError):
+            confirm(url)
+    assert fetched == [host + path]
 
 
 def test_a_redirect_is_not_followed():

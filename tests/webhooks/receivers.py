@@ -1,0 +1,73 @@
+"""A mounted receiver of all providers, requests that are signed now, and certificates that come from a function."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+
+import mailglass_reconcile
+from mailglass_reconcile.webhooks import mailgun, sns, webhook_app
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from webhooks import senders
+from webhooks.senders import MANDRILL_URL, Posted, documented, posted, secret_of
+
+SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """Certificates come from a function of ours."""
+    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "_certificates", {})
+    monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
+
+
+def now():
+    """Return the time at which a request is signed."""
+    return senders.dt.datetime.now(senders.dt.UTC)
+
+
+def requests_of(provider: str, attempt: int = 0) -> list[Posted]:
+    """Return the requests with all payloads of a provider's documentation, signed now; *attempt* is 1 for a repeat."""
+    return posted(provider, [event.payload for event in documented(provider)], at=now(), attempt=attempt)
+
+
+def first(provider: str) -> Posted:
+    """Return a request with the first payload, signed now."""
+    return posted(provider, [documented(provider)[0].payload], at=now())[0]
+
+
+def mounted(**arguments) -> Starlette:
+    """Return an application that mounts the receiver, as a FastAPI one would."""
+    shop = Starlette()
+    shop.mount("/webhooks", webhook_app(**{"secrets": SECRETS, "url": MANDRILL_URL, **arguments}))
+    return shop
+
+
+def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:
+    """Let *talk* use a client of an ASGI application, and return what it returns."""
+
+    async def run():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            return await talk(client)
+
+    return asyncio.run(run())
+
+
+def post(application, path: str, *some: Posted) -> list[httpx.Response]:
+    """Post requests to an ASGI application, one after the other."""
+
+    async def talk(client):
+        return [await client.post(path, content=one.body, headers=one.headers) for one in some]
+
+    return ask(application, talk)
+
+
+def setting(db, text: str | None) -> None:
+    """Let `MAILGLASS_WEBHOOK_SECRETS` be a text."""
+    settings = db.settings.model_copy(update={"webhook_secrets": SecretStr(text) if text else None})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)

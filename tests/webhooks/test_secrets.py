@@ -1,0 +1,71 @@
+"""Secrets of providers: where they come from, several of one provider, and those that cannot be used."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from anymail_wire import AUTH
+from starlette.applications import Starlette
+
+from mailglass_reconcile import ConfigurationError
+from mailglass_reconcile.webhooks import receive, webhook_app
+from webhooks import senders
+from webhooks.receivers import first, mounted, post, setting
+from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
+
+
+def test_two_secrets_of_a_provider_are_both_accepted(db):
+    """While one replaces the other."""
+    for known in (["user:old", AUTH], [AUTH, "user:old"]):
+        receiver = mounted(secrets={"Postmark": known})
+        assert [answer.status_code for answer in post(receiver, "/webhooks/postmark", first("postmark"))] == [200]
+        setting(db, ",mailgun=k, ".join(f"postmark={one}" for one in known))
+        shop = Starlette()
+        shop.mount("/webhooks", webhook_app())
+        assert [answer.status_code for answer in post(shop, "/webhooks/postmark", first("postmark"))] == [200]
+
+
+def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
+    """So that one may hold a comma."""
+    (tmp_path / "secrets").write_text("mailgun=k\n\npostmark=user:a,b\n")
+    setting(db, f"@{tmp_path / 'secrets'}")
+    one = senders.Posted(b'{"RecordType": "Open", "MessageID": "m"}', {"Authorization": "Basic dXNlcjphLGI="})
+    with db.engine.begin() as connection:
+        assert len(receive(connection, "postmark", one.body, one.headers)) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "MAILGLASS_WEBHOOK_SECRETS is not set"),
+        (" , ", "MAILGLASS_WEBHOOK_SECRETS is not set"),
+        ("c4n4ry", "MAILGLASS_WEBHOOK_SECRETS"),
+        ("postmark=", "empty"),
+        ("postmark=c4n4ry", "USER:PASSWORD"),
+        ("sendgrid=c4n4ry!", "public key"),
+        ("resend=c4n4ry!", "whsec_"),
+        ("pigeon=c4n4ry", "known providers"),
+        ("@/nowhere/c4n4ry", "cannot read its file"),
+    ],
+)
+def test_without_a_secret_that_can_be_used_nothing_is_received(db, value, said):
+    """By the application and by the function; the error repeats nothing of it."""
+    setting(db, value)
+    with pytest.raises(ConfigurationError, match=said) as error:
+        webhook_app()
+    assert "c4n4ry" not in str(error.value)
+    one = first("postmark")
+    with pytest.raises(ConfigurationError), db.engine.begin() as connection:
+        receive(connection, "postmark", one.body, one.headers)
+    with pytest.raises(ConfigurationError):
+        webhook_app(secrets={})
+
+
+def test_the_command_does_not_start_without_a_secret(db, redis_url, tmp_path):
+    """It prints one line and exits with 1."""
+    env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": ""}
+    command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert re.fullmatch(r"mailglass-reconcile: MAILGLASS_WEBHOOK_SECRETS is not set; .*\n", done.stderr)
