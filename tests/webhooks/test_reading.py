@@ -131,7 +131,18 @@ def test_one_bad_part_of_a_batch_does_not_lose_the_others(provider, caplog):
     assert canary not in caplog.text
 
 
-BROKEN = [b"", b"{", b"\xff\xfe\x00", b"null", b"7", b'"c4n4ry"', b"[" * 100_000, b'{"a":' * 100_000, b"[[[[]]]]"]
+BROKEN = [
+    b"",
+    b"{",
+    b"\xff\xfe\x00",
+    b"null",
+    b"7",
+    b'"c4n4ry"',
+    b'["c4n4ry',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"[[[[]]]]",
+]
 
 
 @EVERY_PROVIDER
@@ -352,6 +363,14 @@ def test_an_id_that_looks_like_an_address_is_replaced_by_a_digest():
     ids = [event.provider_event_id for event in parse("sendgrid", json.dumps(told).encode())]
     assert len(set(ids)) == 2
     assert not [id_ for id_ in ids if "@" in id_]
+
+
+def test_a_tag_that_is_an_address_is_left_out():
+    """Nobody could erase it."""
+    told = [
+        {"event": "open", "sg_message_id": "m", "category": ["welcome", "ann@example.org", "Ann <ann@example.org>"]}
+    ]
+    assert parse("sendgrid", json.dumps(told).encode())[0].metadata == {"tags": ["welcome"]}
 
 
 def test_500_events_of_sendgrid_are_read_in_20_ms():

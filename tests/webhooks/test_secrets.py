@@ -62,6 +62,14 @@ def test_without_a_secret_that_can_be_used_nothing_is_received(db, value, said):
         webhook_app(secrets={})
 
 
+def test_receive_needs_a_secret_of_this_provider(db):
+    """Another's is not enough, and that is no wrong signature."""
+    setting(db, "mailgun=k")
+    one = first("postmark")
+    with pytest.raises(ConfigurationError, match="no secret for this provider"), db.engine.begin() as connection:
+        receive(connection, "postmark", one.body, one.headers)
+
+
 def test_the_command_does_not_start_without_a_secret(db, redis_url, tmp_path):
     """It prints one line and exits with 1."""
     env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": ""}
