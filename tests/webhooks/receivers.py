@@ -1,14 +1,18 @@
 """A mounted receiver of all providers, requests that are signed now, and certificates that come from a function."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
+import uvicorn
 from pydantic import SecretStr
 from starlette.applications import Starlette
 
 import mailglass_reconcile
+from conftest import wait_until
 from mailglass_reconcile.webhooks import mailgun, sns, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks import senders
@@ -45,6 +49,20 @@ def mounted(**arguments) -> Starlette:
     shop = Starlette()
     shop.mount("/webhooks", webhook_app(**{"secrets": SECRETS, "url": MANDRILL_URL, **arguments}))
     return shop
+
+
+@contextmanager
+def served(application: Starlette) -> Iterator[str]:
+    """Serve an application over HTTP, on a free port, and yield its address."""
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:

@@ -34,7 +34,7 @@ from mailglass_reconcile.webhooks import (
 from mailglass_reconcile.webhooks.receiving import public_url
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks import senders
-from webhooks.receivers import SECRETS, ask, first, mounted, now, post, requests_of
+from webhooks.receivers import SECRETS, ask, first, mounted, now, post, requests_of, served
 from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
 from webhooks.senders import MANDRILL_URL, documented, notification
 
@@ -151,9 +151,11 @@ def test_every_documented_payload_reaches_its_delivery_by_a_mounted_application(
     receiver = mounted(tenant=lambda path: path.split("/")[2])
     if order == "the send first":
         send_all(db, "acme")
-    for provider in PROVIDERS:
-        answers = post(receiver, f"/webhooks/acme/{provider}", *requests_of(provider))
-        assert {answer.status_code for answer in answers} == {200}, provider
+    with served(receiver) as base, httpx.Client(base_url=base) as client:
+        for provider in PROVIDERS:
+            for one in requests_of(provider):
+                answer = client.post(f"/webhooks/acme/{provider}", content=one.body, headers=one.headers)
+                assert (answer.status_code, answer.text) == (200, "ok\n"), provider
     if order == "the webhook first":
         send_all(db, "acme")
     assert sorted(states(db, "acme"), key=str) == sorted(expected(), key=str)
