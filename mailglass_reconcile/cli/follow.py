@@ -83,6 +83,8 @@ class Follower:
         self._sweep: Sweep | None = None
         self._faults = 0
         """How many ticks in a row have failed."""
+        self._lost = False
+        """Whether the log says that the database is lost, and not yet that it is back."""
         self._redis_lost = False
         self._dispatching = dispatch.DispatchProcess(program)
         self._first = True
@@ -131,14 +133,16 @@ class Follower:
         except MailglassReconcileError as error:
             if self._first or isinstance(error, ConfigurationError | SchemaOutdatedError):
                 raise
-            if not self._faults:
+            if not self._lost:
                 lost = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
                 logger.warning("%s, and will try again until it works: %s", lost, error)
+            self._lost = True
             self._faults += 1
             self._close()
             return
         if self._faults and result.status != "failed":
             self._tell_of_return("the database is back")
+            self._lost = False
         self._faults = self._faults + 1 if result.status == "failed" else 0
         self._tell_of_redis(result)
         self._dispatching.ask(result.linked)
