@@ -34,7 +34,7 @@ from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
 from mailglass_reconcile.sweep.judge import Judged
 from mailglass_reconcile.sweep.result import SweepResult, line, mismatches
-from mailglass_reconcile.sweep.window import Found, Look, Window
+from mailglass_reconcile.sweep.window import Found, Scan, Window
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Account:
     """
 
     result: SweepResult
-    look: Look
+    scan: Scan
     kind: runs.Kind
     origin: runs.Origin
     range_of: int | None
@@ -163,7 +163,7 @@ class Account:
     @property
     def open_groups(self) -> OpenGroups | None:
         """What stays open, by state, tenant and provider; None if it is not counted."""
-        window = self.look.window
+        window = self.scan.window
         if self._open_groups is None and window and window.survey and (self.kind == "full" or self.range_of):
             self._open_groups = OpenGroups(window)
         return self._open_groups
@@ -187,27 +187,27 @@ class Account:
             MailglassReconcileError: It ended before anything was swept.
         """
         if isinstance(error, DBAPIError):
-            if sqlstate(error) == QUERY_CANCELED and self.look.window and time.monotonic() >= self.look.deadline - 1.0:
+            if sqlstate(error) == QUERY_CANCELED and self.scan.window and time.monotonic() >= self.scan.deadline - 1.0:
                 return
             try:
                 privileges.require_rights(connected, error)
             except DatabaseRefusedError as missing:
                 error = missing
         self.error = cause = translated(error) if isinstance(error, DBAPIError) else error
-        if self.look.window is None:
+        if self.scan.window is None:
             raise cause from None
         self.result.status = "failed"
         logger.error("the sweep failed: %s", cause)
 
     def settle(self) -> None:
         """Give every eligible orphan a state, and log what an operator should know."""
-        window = self.look.window
+        window = self.scan.window
         if window is None:
             return
         self.result.unmatchable += window.unmatchable
-        self.result.settle(window.eligible, complete=self.look.complete)
+        self.result.settle(window.eligible, complete=self.scan.complete)
         self.result.remaining = max(0, window.eligible - self.closed)
-        if self.look.ages is None:
+        if self.scan.ages is None:
             for failure, orphans in self._failures.items():
                 logger.error("%s (%s)", failure, counted(orphans, "orphan"))
             for mismatch in mismatches(self.result):
@@ -215,10 +215,10 @@ class Account:
 
     def leave(self, connected: Connected) -> None:
         """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
-        nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and self.look.window is None
+        nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and self.scan.window is None
         if self.result.dry_run or nowhere:
             return
-        if not self.look.complete and (unseen := self.look.unseen) is not None:  # it counts towards the lag
+        if not self.scan.complete and (unseen := self.scan.unseen) is not None:  # it counts towards the lag
             try:
                 with connected.reading(TIMEOUT_MS) as tx:
                     self.note_lag(windows.first_eligible(tx, unseen))
@@ -226,14 +226,14 @@ class Account:
                 logger.debug("cannot read since when orphans wait: %s", type(fault).__name__)
         run = self.as_run()
         run.open_groups = None if self.open_groups is None else self.open_groups.as_groups()
-        run.position = None if self.look.complete else self.look.next_position
+        run.position = None if self.scan.complete else self.scan.next_position
         note(connected, run, range_of=self.range_of)
 
     def as_run(self, error: BaseException | None = None) -> Run:
         """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
         run = run_of(self.result, self.kind, self.origin, error or self.error)
         run.linkable_since = self._linkable_since
-        if self.look.window is None:
+        if self.scan.window is None:
             run.remaining = None
         return run
 

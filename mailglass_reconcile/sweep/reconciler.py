@@ -25,7 +25,7 @@ from mailglass_reconcile.sweep.history import Account
 from mailglass_reconcile.sweep.judge import Judged, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.window import Look
+from mailglass_reconcile.sweep.window import Scan
 
 T = TypeVar("T")
 
@@ -75,8 +75,8 @@ class Sweep:
         self._publisher = publisher
         self._limit = limit
         deadline = time.monotonic() + min(seconds, database.settings.sweep_seconds)
-        self._look = Look(deadline, not dry_run, tenant_id, bounds, ages, kind == "full", event_ids)
-        self.account = Account(self.result, self._look, kind, origin, range_of)
+        self._scan = Scan(deadline, not dry_run, tenant_id, bounds, ages, kind == "full", event_ids)
+        self.account = Account(self.result, self._scan, kind, origin, range_of)
 
     def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -114,17 +114,17 @@ class Sweep:
     @property
     def eligible(self) -> int | None:
         """How many orphans are looked at; None before that is known."""
-        return None if self._look.window is None else self._look.window.eligible
+        return None if self._scan.window is None else self._scan.window.eligible
 
     def stop(self) -> None:
         """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
-        self._look.deadline = time.monotonic()
+        self._scan.deadline = time.monotonic()
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
         """Judge slice by slice, link what matches batch by batch, and keep the keys of what stays open."""
-        for ids in self._look.ids(connected, SLICE_ORPHANS):
+        for ids in self._scan.ids(connected, SLICE_ORPHANS):
             with _collector_resting():
-                found = self._look.judge(connected, ids)
+                found = self._scan.judge(connected, ids)
                 self.account.count(found)
                 linked: set[str] = set()
                 notes = unchecked(found.judged)
@@ -138,7 +138,7 @@ class Sweep:
                     self.account.open_groups.judged(found.judged, linked)
             if self._expired():
                 return
-        self._look.complete = True
+        self._scan.complete = True
 
     def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
         """Yield what to link, batch by batch, as far as the limit and the deadline go."""
@@ -195,7 +195,7 @@ class Sweep:
 
     def _read(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
         def read() -> T:
-            with connected.reading(self._look.left_ms()) as tx:
+            with connected.reading(self._scan.left_ms()) as tx:
                 return action(tx)
 
         return with_retries(read)
@@ -208,7 +208,7 @@ class Sweep:
         return with_retries(write)
 
     def _expired(self) -> bool:
-        return time.monotonic() >= self._look.deadline
+        return time.monotonic() >= self._scan.deadline
 
 
 def prepare(

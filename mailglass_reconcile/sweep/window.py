@@ -161,7 +161,7 @@ class Found(NamedTuple):
 
 
 @dataclass(slots=True)
-class Look:
+class Scan:
     """What one sweep reads, slice by slice, until its deadline: each slice in a snapshot of its own.
 
     Attributes:
