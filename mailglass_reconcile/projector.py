@@ -166,11 +166,8 @@ def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
 
 def _hand_over(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
     """Put into the handlers' outbox what they run on; everything that reaches a delivery comes this way."""
-    wanted = [event for event in events if event.type in tx.hook_types]
-    if wanted:
-        outbox.add(tx, wanted)
-    if len(wanted) < len(events):
-        handled.warn_of_left_out(tx, {event.type for event in events} - tx.hook_types)
+    outbox.add(tx, [event for event in events if event.type in tx.hook_types])
+    handled.warn_of_left_out(tx, {event.type for event in events} - tx.hook_types)
 
 
 _STANDING = {type_: place for place, type_ in enumerate((*OWN_TYPES, *PROVIDER_TYPES), 1)}

@@ -239,10 +239,7 @@ def load_imports(*, to_read: bool = False) -> None:
     Raises:
         ConfigurationError: One cannot be imported; the message names it.
     """
-    imports = get_settings().imports
-    if not imports:
-        return
-    names = [name for name in (part.strip() for part in imports.split(",")) if name]
+    names = [name for name in (part.strip() for part in get_settings().imports.split(",")) if name]
     with nullcontext() if all(name in sys.modules for name in names) else _working_directory_last():
         for name in names:
             try:

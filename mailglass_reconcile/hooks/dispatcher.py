@@ -19,10 +19,9 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import runtime, telemetry
-from mailglass_reconcile.errors import translated
+from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.hooks import running
 from mailglass_reconcile.hooks.running import Begin, EndedError, Work
 from mailglass_reconcile.rules import handlers as registry
@@ -95,11 +94,9 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with running.connected() as begin:
+            with database_errors(), running.connected() as begin:
                 dispatcher.run(begin, types.copy())
                 _note(begin, dispatcher.result, types, origin)
-        except DBAPIError as error:
-            raise translated(error) from None
         finally:
             telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result

@@ -28,9 +28,13 @@ class Breaker:
 
     def __init__(self) -> None:
         """Let calls through."""
-        self.failures = 0
-        """How many of the last calls were not answered."""
+        self._failures = 0
         self._next_at = 0.0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last call was not answered."""
+        return self._failures > 0
 
     def require(self) -> None:
         """Return if a call may be made now.
@@ -38,7 +42,7 @@ class Breaker:
         Raises:
             PausedError: Not yet.
         """
-        if self.failures and time.monotonic() < self._next_at:
+        if self._failures and time.monotonic() < self._next_at:
             raise PausedError("Redis failed a moment ago")
 
     @contextmanager
@@ -50,7 +54,7 @@ class Breaker:
         """
         self.require()
         began = time.monotonic()
-        if self.failures:  # until this call is answered, no other is made
+        if self._failures:  # until this call is answered, no other is made
             self._next_at = began + PAUSE_SECONDS
         try:
             yield
@@ -58,12 +62,12 @@ class Breaker:
             self.fail(time.monotonic() - began)
             raise
         except redis.RedisError:
-            self.failures = 0
+            self._failures = 0
             raise
-        self.failures = 0
+        self._failures = 0
 
     def fail(self, seconds: float) -> None:
         """Note a call that was not answered within so many *seconds*."""
-        pause = 0.05 * (2 ** min(self.failures, 10) - 1) if seconds < QUICK_SECONDS else PAUSE_SECONDS
-        self.failures += 1
+        pause = 0.05 * (2 ** min(self._failures, 10) - 1) if seconds < QUICK_SECONDS else PAUSE_SECONDS
+        self._failures += 1
         self._next_at = time.monotonic() + min(pause, PAUSE_SECONDS)

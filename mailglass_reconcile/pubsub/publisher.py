@@ -206,8 +206,7 @@ class _Outbox:
         Raises:
             OSError: Too many wait, the server has failed a moment ago, or there is no thread.
         """
-        if self._breaker.failures:
-            self._breaker.require()
+        self._breaker.require()
         entry = _Entry(chunk, soon=most is not None)
         with self._lock:
             if most is not None and self._waiting + len(entry.chunk) > most:
@@ -238,7 +237,7 @@ class _Outbox:
     def publish(self, entries: Sequence[_Entry]) -> None:
         """Publish *entries* in one call, except those that nobody waits for any more; runs in the thread."""
         current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
-        began, failing = time.monotonic(), self._breaker.failures > 0
+        began, failing = time.monotonic(), self._breaker.failing
         try:
             if lines := _lines(message for entry in current for message in entry.chunk):
                 with self._breaker.call():

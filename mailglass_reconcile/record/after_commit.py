@@ -133,11 +133,8 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
     done = list(recorded)
-    finish(done, place_of(_engine_of(done)))
-
-
-def _engine_of(recorded: Sequence[Recorded | RecordedDelivery]) -> sa.Engine | None:
-    return next((each.engine for each in recorded if each.engine), None)
+    engine = next((each.engine for each in done if each.engine), None)
+    finish(done, place_of(engine))
 
 
 def finish(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> None:

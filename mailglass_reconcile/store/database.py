@@ -26,7 +26,6 @@ from mailglass_reconcile.errors import (
     database_errors,
     is_passing,
     sqlstate,
-    translated,
 )
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
@@ -335,8 +334,8 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         MailglassReconcileError: The database refused.
         TypeError: *given* is something else.
     """
-    try:
-        connection = given if isinstance(given, sa.Connection) else engines.connection_of(given)
+    with database_errors():
+        connection = engines.connection_of(given)
         _require_usable(connection.connection.dbapi_connection)
         restore = _enter(connection)
         try:
@@ -351,8 +350,6 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
                     _leave(connection, _UNDO, _RELEASE, restore)
             raise
         _leave(connection, _RELEASE, restore)
-    except DBAPIError as error:  # without the chain, which holds values
-        raise translated(error) from None
 
 
 def _lacks_tables(error: BaseException) -> bool:
