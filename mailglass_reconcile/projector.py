@@ -21,8 +21,10 @@ Outcome = TypeVar("Outcome")
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
-# What is reported of each delivery, in one row; `newer` than what its row points to.
-_SUMMARY = """
+_COMPARED = """
+report AS (
+  SELECT delivery_id, type, standing, terminal, {credible} AS occurred_at FROM {reported} AS r
+-- What is reported of each delivery, in one row.
 ), summary AS (
   SELECT delivery_id,
          (array_agg(standing ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS standing,
@@ -34,11 +36,13 @@ _SUMMARY = """
          min(occurred_at) FILTER (WHERE type = 'suppressed') AS suppressed_at,
          bool_or(terminal) AS terminal
     FROM report GROUP BY delivery_id
+-- Whether it is newer than what the delivery's row points to.
 ), compared AS (
   SELECT s.*, (s.standing > {own}, s.occurred_at, s.standing)
                 > (h.standing > {own}, h.last_event_at, h.standing) AS newer
     FROM summary AS s JOIN {held} AS h ON h.id = s.delivery_id
-""".replace("{own}", str(len(OWN_TYPES)))
+)
+""".replace("{credible}", CREDIBLE).replace("{own}", str(len(OWN_TYPES)))
 
 _UPDATE = """
 UPDATE {schema}.mailglass_deliveries AS d
@@ -62,46 +66,30 @@ UPDATE {schema}.mailglass_deliveries AS d
             least(d.suppressed_at, c.suppressed_at)))
 """.replace("{next_version}", NEXT_VERSION)
 
-_REPORT = """
-  SELECT delivery_id, type, standing, terminal,{credible} AS occurred_at
-""".replace("{credible}", CREDIBLE)
-
-_HELD = """
+_PARAMETERS = """
+         (SELECT * FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
+                               CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]),
+                               CAST(:terminal AS boolean[]))
+                         AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
+           WHERE standing IS NOT NULL)"""
+_DELIVERIES = """
          (SELECT id, last_event_at, coalesce(array_position(CAST(:standing AS text[]), last_event_type), 0) AS standing
             FROM {schema}.mailglass_deliveries)"""
-_OF_PARAMETERS = """
-    FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
-                CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]), CAST(:terminal AS boolean[]))
-         AS r (delivery_id, type, occurred_at, arrived_at, standing, terminal)
-   WHERE r.standing IS NOT NULL
-"""
-_PROJECT = "".join(
-    (
-        *("WITH report AS (", _REPORT, _OF_PARAMETERS),
-        _SUMMARY.replace("{held}", _HELD),
-        *(")", _UPDATE),
-    )
-)
 
-# What was attached now, and its delivery: `locked` has its row as another transaction committed it last, which this
-# statement's snapshot may not have.
-_OF_APPENDED = """
-    FROM (SELECT *, now()::timestamp AS arrived_at FROM n
-           WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE) AS r
-"""
-_RETURN_APPENDED = """
-)
-SELECT id::text, delivery_id::text FROM appended
-"""
-_APPEND = APPEND_WEBHOOK + _RETURN_APPENDED
+_PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{held}", _DELIVERIES)
+
+_APPENDED = """
+         (SELECT *, now()::timestamp AS arrived_at FROM n
+           WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE)"""
+_RETURNED = "SELECT id::text, delivery_id::text FROM appended"
+
+_APPEND = f"{APPEND_WEBHOOK} {_RETURNED}"
 """For a webhook whose deliveries are all unknown."""
-_APPEND_AND_PROJECT = "".join(
-    (
-        *(APPEND_WEBHOOK, "), report AS (", _REPORT, _OF_APPENDED),
-        _SUMMARY.replace("{held}", "locked"),
-        *("), projected AS (", _UPDATE, _RETURN_APPENDED),
-    )
-)
+
+# `locked` has a delivery's row as another transaction committed it last, which this statement's snapshot may not have.
+_APPEND_AND_PROJECT = f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace(
+    "{reported}", _APPENDED
+).replace("{held}", "locked")
 """Both in one round trip."""
 
 _LOCK = """

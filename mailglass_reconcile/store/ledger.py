@@ -135,8 +135,9 @@ WITH n AS (
   INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
   SELECT o.id, c.position, c.id
     FROM orphans AS o CROSS JOIN LATERAL unnest(o.ids) WITH ORDINALITY AS c (id, position)
+)
 """
-"""The beginning of the statement that appends a webhook's events, attached or as orphans, and projects `appended`."""
+"""The CTEs that append a webhook's events, attached or as orphans; `appended` is what is new."""
 
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
 
