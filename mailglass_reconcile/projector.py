@@ -7,8 +7,8 @@ a minimum or an OR over the events, and over what the row itself holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.rules.keys import Keys
@@ -16,8 +16,6 @@ from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction, array_literal
 from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
 from mailglass_reconcile.store.ledger import APPEND_WEBHOOK, Entry, LinkedEvent
-
-Outcome = TypeVar("Outcome")
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
@@ -205,8 +203,3 @@ def _zulu(time: str) -> str:
 def message(event: LinkedEvent) -> tuple[str, str, str]:
     """Return what is published of a committed event: `(tenant id, delivery id, payload)`."""
     return event.tenant_id, event.delivery_id, payload(event)
-
-
-def broadcast(events: Sequence[LinkedEvent], publish: Callable[[Sequence[tuple[str, str, str]]], Outcome]) -> Outcome:
-    """Publish committed *events*: hand *publish* the `message` of each, in order."""
-    return publish([message(event) for event in events])

@@ -150,7 +150,7 @@ def finish(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> Non
         if each.recheck:
             rechecks.append(each.recheck)
     if rechecks:
-        messages += projector.broadcast(look_again(rechecks, place), list)
+        messages += map(projector.message, look_again(rechecks, place))
     if messages:
         Publisher(runtime.get_redis()).publish_soon(messages)
 

@@ -162,5 +162,4 @@ def _is_open(tx: Transaction, wanted: Request) -> bool:
 
 
 def _recorded(linked: LinkedEvent) -> Recorded:
-    messages = projector.broadcast([linked], list)
-    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), tuple(messages))
+    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), (projector.message(linked),))

@@ -166,7 +166,7 @@ def _recorded(
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
     messages: dict[str, list[Message]] = defaultdict(list)
-    for message in projector.broadcast(linked, list):
+    for message in map(projector.message, linked):
         messages[message[1]].append(message)
     recorded = []
     for send, id_ in zip(checked, delivery_ids, strict=True):

@@ -164,7 +164,7 @@ class Sweep:
             return set()
         self.in_batch = True
         batch = link_batch(connected, pairs, self._expired, notes)
-        self.result.add(batch, projector.broadcast(batch.linked, self._publisher.publish))
+        self.result.add(batch, self._publisher.publish([projector.message(event) for event in batch.linked]))
         self.account.closed += len(batch.linked) + batch.settled
         self.in_batch = False
         if batch.outage is not None:

@@ -409,7 +409,7 @@ BREAKS = (
                 "mailglass_reconcile/sweep/link.py",
                 "        doubtful.claimed = len(linked) + len(known) + gone\n",
                 "        doubtful.claimed = len(linked) + len(known) + gone\n"
-                "        projector.early = projector.broadcast(linked, projector.publish)\n",
+                "        projector.early = projector.publish([projector.message(event) for event in linked])\n",
             ),
             (
                 "mailglass_reconcile/sweep/reconciler.py",
@@ -418,7 +418,7 @@ BREAKS = (
             ),
             (
                 "mailglass_reconcile/sweep/reconciler.py",
-                "projector.broadcast(batch.linked, self._publisher.publish)",
+                "self._publisher.publish([projector.message(event) for event in batch.linked])",
                 "projector.early",
             ),
         ),
