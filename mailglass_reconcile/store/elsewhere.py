@@ -10,6 +10,9 @@ import sqlalchemy as sa
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
 from mailglass_reconcile.settings import Settings
 
+VERSION_TABLE = "mailglass_reconcile_version"
+"""Alembic's table, which has the revision."""
+
 # Mailglass's own tables are told by one that `migrate` does not make.
 _LEDGERS = """
 SELECT n.nspname::text AS schema,
@@ -55,7 +58,7 @@ def ledgers(tx: Reading) -> Ledgers:
 def without_ledger(tx: Reading, found: Ledgers) -> str | None:
     """Return what is wrong and what to do if our tables are there without Mailglass's, or None."""
     here, others = found
-    names = {"open_orphans": tx.name_of("mailglass_open_orphans"), "version": tx.name_of("mailglass_reconcile_version")}
+    names = {"open_orphans": tx.name_of("mailglass_open_orphans"), "version": tx.name_of(VERSION_TABLE)}
     if here is not None or not tx.execute(_HAS_OURS, names).scalar_one():
         return None
     if others:
