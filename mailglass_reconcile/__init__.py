@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
         SchemaOutdatedError,
     )
     from mailglass_reconcile.hooks.dispatcher import dispatch
-    from mailglass_reconcile.ops.orphans import Orphan, attempt_link, find_orphans
+    from mailglass_reconcile.ops.attempts import Orphan, attempt_link, find_orphans
     from mailglass_reconcile.ops.pruner import PruneResult, prune
     from mailglass_reconcile.pubsub import Missed, Update, events_channel
     from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, broadcast
@@ -92,7 +92,7 @@ _MODULES = {
         " MailglassReconcileError RedisUnavailableError SchemaOutdatedError"
     ),
     "mailglass_reconcile.hooks.dispatcher": "dispatch",
-    "mailglass_reconcile.ops.orphans": "Orphan attempt_link find_orphans",
+    "mailglass_reconcile.ops.attempts": "Orphan attempt_link find_orphans",
     "mailglass_reconcile.ops.pruner": "PruneResult prune",
     "mailglass_reconcile.pubsub": "Missed Update events_channel",
     "mailglass_reconcile.record.after_commit": "Recorded RecordedDelivery broadcast",

@@ -1,27 +1,22 @@
-"""Orphans to look at: pages of them with the state that a sweep would give each, and one by one in Python."""
+"""Orphans to look at: pages of them with the state that a sweep would give each."""
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
-from uuid import UUID
-
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import providers, states
-from mailglass_reconcile.rules.keys import Keys, spellings_of
+from mailglass_reconcile.rules.keys import spellings_of
 from mailglass_reconcile.rules.matching import AMBIGUOUS, MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, UNMATCHABLE
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
-from mailglass_reconcile.store.database import Database, Transaction, borrowed
+from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Entry, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.windows import Survey
 from mailglass_reconcile.sweep import judge
-from mailglass_reconcile.sweep.judge import Decision, Judged
+from mailglass_reconcile.sweep.judge import Judged
 
 P = TypeVar("P", Place, listing.LedgerPlace)
 
@@ -279,87 +274,3 @@ def _known(place: P | None, event_id: str) -> P:
     if place is None:
         raise LookupError(f"the ledger has no event {event_id}")
     return place
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """An open orphan.
-
-    Attributes:
-        event_id: Its id in the ledger.
-        tenant_id: Its tenant.
-        arrived_at: When the ledger took it, in UTC.
-        provider: Its provider, or None without a usable one.
-        candidate_ids: The message ids under which its delivery may be stored, in order.
-        recipient: The recipient it is about, if known.
-        recipient_lost: Whether it had a recipient that is no longer known; then it stays ambiguous.
-    """
-
-    event_id: UUID
-    tenant_id: str
-    arrived_at: dt.datetime
-    provider: str | None
-    candidate_ids: tuple[str, ...]
-    recipient: str | None = field(repr=False)
-    recipient_lost: bool = False
-
-
-def find_orphans(
-    connection: sa.Connection | Session,
-    *,
-    tenant_id: str | None = None,
-    limit: int = 100,
-    max_age_minutes: int = 10_080,
-) -> list[Orphan]:
-    """Return open orphans past the grace and within the maximum age, oldest first; write nothing.
-
-    Args:
-        connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
-        tenant_id: Of this tenant only; None is all tenants.
-        limit: At most this many.
-        max_age_minutes: Minutes after which an orphan is expired.
-
-    Raises:
-        MailglassReconcileError: The database refused.
-        TypeError: *connection* is something else.
-    """
-    runtime.load_imports(to_read=True)
-    settings = runtime.get_settings()
-    wanted = Wanted(tenant_id, None, None, None, naming=False, without_ids=False)
-    with borrowed(connection, settings.model_copy(update={"max_age_minutes": max_age_minutes})) as tx:
-        survey = windows.survey(tx)
-        eligible = (survey.afters[0], survey.untils[-1])
-        within = listing.bounds(tx, eligible, waiting=False, older=None, newer=None)
-        entries = listing.next_open(tx, wanted, within, FIRST, limit, newest_first=False)
-        types = ledger.types_of(tx, [one.event_id for one in entries])  # one whose event is gone has none
-        found = open_orphans.read(tx, [one.event_id for one in entries if one.event_id in types])
-        return [_orphan(one, its) for one, its in zip(found, judge.current_keys(tx, found), strict=True)]
-
-
-def _orphan(one: open_orphans.Open, its: Keys) -> Orphan:
-    return Orphan(
-        UUID(one.event_id),
-        one.tenant_id,
-        dt.datetime.fromisoformat(one.arrived_at).replace(tzinfo=dt.UTC),
-        its.provider,
-        its.candidate_ids,
-        its.recipient,
-        its.lost,
-    )
-
-
-def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decision:
-    """Return what *orphan* would link to, or why it would not; write nothing.
-
-    Args:
-        connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
-        orphan: One that `find_orphans` returned.
-
-    Raises:
-        MailglassReconcileError: The database refused.
-        TypeError: *connection* is something else.
-    """
-    runtime.load_imports(to_read=True)
-    wanted = Keys(orphan.provider, orphan.candidate_ids, orphan.recipient, lost=orphan.recipient_lost)
-    with borrowed(connection, runtime.get_settings()) as tx:
-        return judge.decide(tx, str(orphan.event_id), orphan.tenant_id, wanted)
