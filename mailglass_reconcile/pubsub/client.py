@@ -99,8 +99,8 @@ def _fail_fast_pool(theirs: Any) -> redis.ConnectionPool:
         return SentinelConnectionPool(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
     pool: redis.ConnectionPool = copy.copy(theirs)
     pool.connection_kwargs = settings
-    # Newer releases of redis-py share the locks with the copy. At the end of the process the application's client takes
-    # its own, and would never get one that a thread of ours held when it was stopped.
+    # Newer releases of redis-py share the locks with the copy. The end of the process may stop our thread while it
+    # holds one. The application's client takes the same lock at its own end, and would never get it.
     pool._lock, pool._fork_lock = threading.RLock(), threading.RLock()
     pool.reset()
     return pool

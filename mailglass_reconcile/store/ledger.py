@@ -15,7 +15,7 @@ from mailglass_reconcile.store.database import Transaction, array_literal
 # One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
 # may be infinite.
 _CLAIM_AND_APPEND = """
--- What nobody else holds, with the delivery locked in id order.
+-- Orphans that no other session holds, with the delivery locked in id order.
 WITH claimed AS MATERIALIZED (
   SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
          o.rule IS NOT NULL AS keyed,

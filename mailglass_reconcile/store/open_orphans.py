@@ -80,8 +80,8 @@ _CLOSE = "DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST
 
 _FORGET_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
 
-# Retention deletes expired orphans only while nobody holds it; it is asked for by itself, so that the next statement
-# sees what a batch has deleted meanwhile. No row is locked, because the ledger's rows are nobody's to update.
+# Retention deletes expired orphans only if no session has this lock. It is a statement of its own, so that the next one
+# sees what a batch has deleted. It locks no row, because no role may update rows of the ledger.
 _HOLD_EXPIRED = "SELECT pg_advisory_xact_lock_shared(hashtext('mailglass_reconcile expired'))"
 
 # Only for a moment: the prune removes again what is not linked then.
@@ -103,8 +103,8 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
  WHERE o.event_id = held.event_id
 """
 
-# What an outdated rule has left. Whatever another session has rewritten meanwhile is left alone, because this
-# statement would not see its new ids.
+# Ids that an outdated rule has stored. Those that another session has replaced by then stay: this statement would not
+# see the new ones.
 _FORGET_OUTDATED = """
 WITH outdated AS MATERIALIZED (
   SELECT o.event_id
@@ -133,7 +133,7 @@ DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT e
 """
 
 _STORE_KEYS = """
--- What nobody else holds and has no keys; of two sessions, the later one finds the other's keys and does nothing.
+-- Orphans without keys that no other session holds. Of two sessions, the second one finds keys and does nothing.
 WITH held AS MATERIALIZED (
   SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
                        WHERE {links}) AS settled

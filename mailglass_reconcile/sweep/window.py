@@ -76,7 +76,7 @@ class Window:
         groups: How many orphans are open in it, by rule, tenant and provider.
         outdated: Which stored keys must be computed again.
         parts: What must be looked at, in order.
-        emptied: Whether somebody has emptied the ledger.
+        emptied: Whether the ledger was emptied.
     """
 
     survey: Survey | None

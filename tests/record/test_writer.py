@@ -103,7 +103,7 @@ def test_a_webhook_is_five_statements_at_most_whatever_its_size(db, count):
 
 
 def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(db):
-    """It reads a longer text anew each time, which takes as long as sending it."""
+    """It parses a longer text for each call, which takes as long as sending it."""
     factories.insert(db, deliveries=[factories.delivery_row("m-1")])
     with db.engine.begin() as connection, statements(connection) as sent:
         record(connection, event("m-1"))
