@@ -101,6 +101,16 @@ def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(opt
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
+def test_redis_is_loaded_by_what_connects_to_it():
+    """It takes a tenth of a second of every command and worker, most of which need no Redis."""
+    modules = "record.sends", "record.webhooks", "sweep.reconciler", "cli.status", "cli.migrate", "hooks.dispatcher"
+    names = ", ".join(f"mailglass_reconcile.{name}" for name in modules)
+    loaded = "print('redis' in sys.modules)"
+    code = f"import sys, {names}\n{loaded}\nmailglass_reconcile.runtime.get_redis()\n{loaded}"
+    done = python(code)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["False", "True"], "")
+
+
 def test_the_modules_of_the_public_names_are_those_that_type_checkers_see():
     """A name is loaded from its module on first use; type checkers read ordinary imports."""
     tree = ast.parse(Path(mailglass_reconcile.__file__).read_text())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import redis
+from mailglass_reconcile.pubsub.library import redis
 
 PAUSE_SECONDS = 5.0
 """After a failure, this process leaves the server alone for so long."""

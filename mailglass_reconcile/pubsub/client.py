@@ -10,17 +10,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import redis
-import redis.asyncio
 from pydantic import SecretStr
-from redis.asyncio import sentinel as asyncio_sentinel
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError
-from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.pubsub.library import redis
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 
@@ -59,16 +52,20 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
             text,
             socket_connect_timeout=TIMEOUT_SECONDS / 2,
             socket_timeout=TIMEOUT_SECONDS / 2,
-            retry=Retry(NoBackoff(), 0),
+            retry=_never_again(),
         )
     except (ValueError, TypeError):
         raise ConfigurationError(f"{setting} cannot be used: it should look like redis://host:6379/0") from None
 
 
+def _never_again() -> redis.retry.Retry:
+    return redis.retry.Retry(redis.backoff.NoBackoff(), 0)
+
+
 def server_of(client: redis.Redis, setting: str) -> Server:
     """Return where *client* leads to, without user and password; *setting* is the one that names it."""
     pool: Any = getattr(client, "connection_pool", None)
-    if isinstance(pool, SentinelConnectionPool):
+    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
         return Server("Redis", unreachable.place(f"the master {pool.service_name} of a Sentinel"), setting)
     return Server("Redis", unreachable.redis_place(getattr(pool, "connection_kwargs", {})), setting)
 
@@ -88,15 +85,16 @@ def fail_fast_client(client: redis.Redis) -> redis.Redis:
 def _fail_fast_pool(theirs: Any) -> redis.ConnectionPool:
     # What redis-py puts there for notifications of maintenance belongs to the other pool.
     settings = {k: v for k, v in theirs.connection_kwargs.items() if not k.startswith(("maint_", "connection_pool"))}
-    settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
+    settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "retry": _never_again(), "retry_on_timeout": False}
     if not issubclass(theirs.connection_class, redis.UnixDomainSocketConnection):
         settings["socket_connect_timeout"] = TIMEOUT_SECONDS / 2
-    if isinstance(theirs, SentinelConnectionPool):
+    if isinstance(theirs, redis.sentinel.SentinelConnectionPool):
         settings |= {"connection_class": theirs.connection_class}
         settings |= {"is_master": theirs.is_master, "check_connection": theirs.check_connection}
-        manager: Sentinel = copy.copy(theirs.sentinel_manager)
+        manager: redis.sentinel.Sentinel = copy.copy(theirs.sentinel_manager)
         manager.sentinels = [fail_fast_client(each) for each in theirs.sentinel_manager.sentinels]
-        return SentinelConnectionPool(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
+        kind = redis.sentinel.SentinelConnectionPool
+        return kind(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
     pool: redis.ConnectionPool = copy.copy(theirs)
     pool.connection_kwargs = settings
     # Newer releases of redis-py share the locks with the copy. The end of the process may stop our thread while it
@@ -115,16 +113,17 @@ def async_client(client: redis.Redis) -> redis.asyncio.Redis:
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(f"subscribe_async cannot use a {type(client).__name__}: configure a redis.Redis")
     theirs: Any = client.connection_pool
-    if not isinstance(theirs, SentinelConnectionPool):
+    if not isinstance(theirs, redis.sentinel.SentinelConnectionPool):
         kind = _asyncio_class(theirs.connection_class)
         pool = redis.asyncio.ConnectionPool(connection_class=kind, **_asyncio_settings(kind, theirs.connection_kwargs))
         return redis.asyncio.Redis(connection_pool=pool)
     over_tls = issubclass(theirs.connection_class, redis.SSLConnection)
-    kind = asyncio_sentinel.SentinelManagedSSLConnection if over_tls else asyncio_sentinel.SentinelManagedConnection
+    sentinel = redis.asyncio.sentinel
+    kind = sentinel.SentinelManagedSSLConnection if over_tls else sentinel.SentinelManagedConnection
     fewest = theirs.sentinel_manager.min_other_sentinels
-    manager = asyncio_sentinel.Sentinel([], min_other_sentinels=fewest)  # type: ignore[no-untyped-call]
+    manager = sentinel.Sentinel([], min_other_sentinels=fewest)  # type: ignore[no-untyped-call]
     manager.sentinels = [async_client(each) for each in theirs.sentinel_manager.sentinels]
-    found = asyncio_sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+    found = sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
         theirs.service_name,
         manager,
         connection_class=kind,
@@ -147,7 +146,7 @@ def _asyncio_settings(kind: type, theirs: dict[str, Any]) -> dict[str, Any]:
     carried = {name: value for name, value in theirs.items() if name in _PLACE_AND_USER or name.startswith("ssl_")}
     settings = {name: value for name, value in carried.items() if name in accepted}
     settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "socket_connect_timeout": TIMEOUT_SECONDS / 2}
-    return settings | {"retry": AsyncRetry(NoBackoff(), 0)}
+    return settings | {"retry": redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0)}
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
@@ -179,5 +178,5 @@ def within(seconds: float, call: Callable[[], Answer]) -> Answer:
 
 def reason(error: BaseException, needed: str) -> str:
     """Return in a few words why Redis did not do it: the class of *error*, and *needed* if a right is missing."""
-    denied = isinstance(error, NoPermissionError) or any(words in str(error) for words in _DENIED)
+    denied = isinstance(error, redis.exceptions.NoPermissionError) or any(words in str(error) for words in _DENIED)
     return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"

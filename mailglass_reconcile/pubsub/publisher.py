@@ -21,13 +21,11 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, finalize
 
-import redis
-from redis.exceptions import RedisError
-
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.pubsub.breaker import Breaker, PausedError
 from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS, fail_fast_client, reason
+from mailglass_reconcile.pubsub.library import redis
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +123,7 @@ class Publisher:
         began = time.monotonic()
         try:
             seconds = self._outbox.send(chunk, TIMEOUT_SECONDS - self._waited)
-        except (RedisError, OSError):
+        except (redis.RedisError, OSError):
             self._waited += time.monotonic() - began
             return False
         if seconds > HEALTHY_SECONDS:
@@ -222,7 +220,7 @@ class _Outbox:
         if self._waiting:
             try:
                 self.put(()).result(seconds)
-            except (RedisError, OSError):
+            except (redis.RedisError, OSError):
                 return
 
     def _start(self) -> threading.Thread:
@@ -259,7 +257,7 @@ class _Outbox:
     def _eval(self, lines: str) -> None:
         try:
             self._client.eval(self._script, 0, lines)
-        except RedisError as error:
+        except redis.RedisError as error:
             if not str(error).startswith("NOINFO"):  # which comes before anything is published
                 raise
             self._script = _PUBLISH_IF_WRITABLE

@@ -19,12 +19,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
-import redis
-from redis.exceptions import NoPermissionError, RedisError
-
 from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, events_channel
 from mailglass_reconcile.pubsub.client import async_client, fail_fast_client, server_of
+from mailglass_reconcile.pubsub.library import redis
 from mailglass_reconcile.rules import unreachable
 
 T = TypeVar("T")
@@ -74,7 +72,8 @@ class _LostError(Exception):
     """The server does not answer, or redis-py has silently connected again."""
 
 
-_FAULTS = (RedisError, OSError, _LostError)
+def _faults() -> tuple[type[Exception], ...]:
+    return redis.RedisError, OSError, _LostError
 
 
 class _Feed(ABC):
@@ -109,7 +108,7 @@ class _Feed(ABC):
         """
         try:
             await self._subscribe()
-        except _FAULTS as error:
+        except _faults() as error:
             await self._disconnect()
             raise RedisUnavailableError(self._refusal(error)) from None
 
@@ -120,7 +119,7 @@ class _Feed(ABC):
                 return await self._recover()
             try:
                 message = await self._receive()
-            except _FAULTS as error:
+            except _faults() as error:
                 self._note_loss(error)
                 continue
             if message and (update := self._update_of(message)):
@@ -165,7 +164,7 @@ class _Feed(ABC):
             await self._disconnect()
             try:
                 await self._subscribe()
-            except _FAULTS:
+            except _faults():
                 await self._pause(pause)
                 pause = min(2 * pause, RECONNECT_SECONDS[1])
             else:
@@ -177,7 +176,7 @@ class _Feed(ABC):
         await _done(self._pubsub.aclose() if hasattr(self._pubsub, "aclose") else self._pubsub.close())
 
     def _refusal(self, error: Exception) -> str:
-        if isinstance(error, NoPermissionError):
+        if isinstance(error, redis.exceptions.NoPermissionError):
             return f"cannot listen to Redis at {self._server.place}: the user of {self._server.setting} needs {RIGHTS}"
         return unreachable.sentence(error, self._server)
 
