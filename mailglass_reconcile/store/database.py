@@ -76,12 +76,12 @@ SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in pro
 
 # A hash that parallel workers share lies in /dev/shm, of which a container has 64 MB.
 _CHOOSE_PATH = """
-SELECT current_setting('work_mem') AS work_mem,
+SELECT current_setting('work_mem') AS memory, current_setting('parallel_tuple_cost') AS per_row,
        set_config('enable_seqscan', :scans, true), set_config('enable_hashjoin', :scans, true),
        set_config('enable_sort', :scans, true), set_config('enable_indexscan', :probes, true),
        set_config('enable_indexonlyscan', :probes, true),
        set_config('enable_nestloop', :probes, true), set_config('work_mem', :memory, true),
-       set_config('enable_parallel_hash', 'off', true)
+       set_config('parallel_tuple_cost', :per_row, true), set_config('enable_parallel_hash', 'off', true)
 """
 
 _SCOPE = {
@@ -404,10 +404,14 @@ def in_progress(tx: Transaction, xact_id: str) -> bool:
 
 @contextmanager
 def by_scans(tx: Transaction) -> Iterator[None]:
-    """Let the statements of the block read whole tables and join them by hashing, with the memory for it."""
-    before = tx.execute(_CHOOSE_PATH, {"scans": "on", "probes": "off", "memory": "64MB"}).one().work_mem
+    """Let the statements of the block read whole tables and join them by hashing, with the memory for it.
+
+    Workers cost little per row: the planner expects far more rows than name anything.
+    """
+    scans = {"scans": "on", "probes": "off", "memory": "64MB", "per_row": "0.001"}
+    before = tx.execute(_CHOOSE_PATH, scans).one()
     yield
-    tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before})
+    tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before.memory, "per_row": before.per_row})
 
 
 def with_retries(action: Callable[[], T]) -> T:

@@ -121,15 +121,20 @@ SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea))
          LIMIT :size) AS o
 """
 
-# Both tables once, compared by hashing: a join would make a row of each orphan with each delivery of a wide id.
+# Each table once, compared by hashing: a join would make a row of each orphan with each delivery of a wide id.
 _IDS_BY_SCANS = """
+-- Materialized, so that parallel workers share this pass over the ids; as a part of the query each would do it whole.
+WITH named AS MATERIALIZED (
+  SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+   WHERE candidate_id IN (SELECT provider_message_id FROM {schema}.mailglass_deliveries)
+)
 SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at, o.event_id)
   FROM (SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
          WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
            AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
            AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-           AND (refused > 0) = :refused
+           AND (refused > 0) = :refused AND :computes
            AND (rule IS NULL OR rule = ANY (CAST(:outdated AS text[]))
                 OR rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
          UNION ALL
@@ -141,8 +146,7 @@ SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at
            AND (refused > 0) = :refused AND ids > 0
            AND rule <> ALL (CAST(:outdated AS text[]))
            AND NOT (rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
-           AND event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                             WHERE candidate_id IN (SELECT provider_message_id FROM {schema}.mailglass_deliveries))
+           AND event_id IN (SELECT event_id FROM named)
          ORDER BY arrived_at, event_id LIMIT :size) AS o
 """
 
@@ -241,16 +245,18 @@ class Survey(NamedTuple):
 
 class Outdated(NamedTuple):
     """Which stored keys must be computed again: those with one of `marks`, and those of the rule `any_rule`, which
-    serves every provider without a rule, if their provider is among `known`, which have one."""
+    serves every provider without a rule, if their provider is among `known`, which have one. `computes` is false if all
+    orphans have current keys: then nothing is searched for those without."""
 
     marks: Collection[str]
     any_rule: str
     known: Collection[str]
+    computes: bool = True
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters of the statements that distinguish current keys from outdated ones."""
         marks, known = array_literal(self.marks), array_literal(self.known)
-        return {"outdated": marks, "any_rule": self.any_rule, "known": known}
+        return {"outdated": marks, "any_rule": self.any_rule, "known": known, "computes": self.computes}
 
 
 class Group(NamedTuple):

@@ -128,8 +128,9 @@ def open_window(
     position = Position.of_json(seen.position)
     groups = windows.groups(tx, whole, of_any, position.covered if position else FIRST, seen.few)
     marks = {group.rule for group in groups if group.rule and providers.is_outdated(group.rule)}
+    computes = any(group.rule is None or group.rule in marks or group.superseded for group in groups)
     parts = [part for part in _parts(whole, groups, position) if part.orphans]
-    return Window(seen, whole, position, groups, of_any._replace(marks=marks), parts, seen.emptied)
+    return Window(seen, whole, position, groups, of_any._replace(marks=marks, computes=computes), parts, seen.emptied)
 
 
 def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> list[Part]:

@@ -364,6 +364,13 @@ def test_orphans_that_name_a_delivery_are_found_by_reading_the_tables_once(readi
     assert plan.read <= 2 * ROWS + 2 * KEYED + ROWS + WIDE
 
 
+def test_where_all_keys_are_current_orphans_are_read_once(reading, whole):
+    """Nothing is searched for rows without keys if the sweep has counted none."""
+    plan = plan_of(reading, lambda: windows.ids_to_judge(reading, whole, OUTDATED._replace(computes=False), ROWS))
+    assert "Hash Join" in plan.kinds
+    assert plan.whole["mailglass_open_orphans"] == 1
+
+
 def test_after_scans_statements_probe_again(reading, whole):
     """The way that was chosen for one statement is not kept."""
     with by_scans(reading):
