@@ -116,6 +116,27 @@ def test_a_linked_event_names_when_it_was_linked_to_what_and_by_which_event(db):
     assert before < dt.datetime.fromisoformat(found.linked_at) <= dt.datetime.now(dt.UTC)
 
 
+def test_runs_that_were_folded_into_the_totals_are_not_named(db):
+    """Their row spans months, in which one of many linked it."""
+    db.broken.add("I3")  # the ledger's row is moved into the past
+    factories.delivery(db, "x")
+    event = factories.orphan(db, factories.postmark("x"))
+    mailglass_reconcile.reconcile()
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(
+            "UPDATE mailglass_events SET inserted_at = now() - interval '60 days' WHERE type = 'reconciled'"
+        )
+        connection.exec_driver_sql("""
+            WITH moved AS (UPDATE mailglass_reconcile_runs SET started_at = now() - interval '100 days',
+                                  finished_at = now() - interval '99 days' RETURNING kind, origin, status)
+            INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
+            SELECT now() - interval '40 days', now() - interval '39 days', kind, origin, status FROM moved""")
+    mailglass_reconcile.prune()
+    assert db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE linked > 0") == 1
+    assert of(db, event).linked_during == ()
+
+
 def test_the_runs_of_a_tenant_whose_id_looks_like_anothers_are_not_named(db):
     """The history keeps a line break as `\\n`, and a backslash doubled."""
     events = {}
