@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import mailgun, resend, ses, wire
+from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.providers import mailgun, resend, ses
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus

@@ -7,31 +7,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Protocol, cast
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import providers as modules
 from mailglass_reconcile.webhooks.wire import Request
 
 logger = logging.getLogger(__name__)
 
-PROVIDERS = (
-    "brevo",
-    "mailersend",
-    "mailgun",
-    "mailjet",
-    "mailtrap",
-    "mandrill",
-    "postal",
-    "postmark",
-    "resend",
-    "scaleway",
-    "sendgrid",
-    "ses",
-    "sparkpost",
-    "unisender_go",
-)
+PROVIDERS = tuple(sorted(found.name for found in iter_modules(modules.__path__)))
 """Canonical names, which are those of the modules."""
 
 
@@ -157,4 +144,4 @@ def module(provider: str) -> Provider:
     """
     if not is_known(provider):
         raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {', '.join(PROVIDERS)}")
-    return cast("Provider", import_module(f"mailglass_reconcile.webhooks.{name(provider)}"))
+    return cast("Provider", import_module(f"{modules.__name__}.{name(provider)}"))

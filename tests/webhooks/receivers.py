@@ -13,7 +13,8 @@ from starlette.applications import Starlette
 
 import mailglass_reconcile
 from conftest import wait_until
-from mailglass_reconcile.webhooks import mailgun, sns, webhook_app
+from mailglass_reconcile.webhooks import sns, webhook_app
+from mailglass_reconcile.webhooks.providers import mailgun
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks import senders
 from webhooks.senders import MANDRILL_URL, Posted, documented, posted, secret_of

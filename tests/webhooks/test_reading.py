@@ -157,7 +157,7 @@ def test_a_body_that_cannot_be_read_is_refused_without_its_words(provider, body)
 @EVERY_PROVIDER
 def test_every_provider_names_the_pages_that_were_followed(provider):
     """In its module, and beside the payloads."""
-    assert "\nFollowed: https://" in str(import_module(f"mailglass_reconcile.webhooks.{provider}").__doc__)
+    assert "\nFollowed: https://" in str(import_module(f"mailglass_reconcile.webhooks.providers.{provider}").__doc__)
     assert json.loads((PAYLOADS / f"{provider}.json").read_text())["source"].startswith("https://")
 
 

@@ -1,0 +1,1 @@
+"""One module per provider, by its canonical name: verifying and reading its webhooks."""
