@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -349,7 +350,8 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
                 finally:
                     _leave(connection, _UNDO, _RELEASE, restore)
             raise
-        _leave(connection, _RELEASE, restore)
+        if not engines.ends_with_the_block(connection):
+            _leave(connection, _RELEASE, restore)
 
 
 def _lacks_tables(error: BaseException) -> bool:
@@ -380,21 +382,57 @@ def _require_usable(driver: Any) -> None:
 
 def _enter(connection: sa.Connection) -> str:
     """Make our settings and a savepoint, and return the statement that restores the caller's settings."""
-    first, *others = _trips(connection, _BORROW, _SAVEPOINT)
-    restore: str = connection.exec_driver_sql(first, execution_options=_PLAIN).one()[0]
-    for statement in others:
-        connection.exec_driver_sql(statement, execution_options=_PLAIN)
+    if _takes_scripts(connection):
+        return str(_directly(connection, f"{_BORROW}; {_SAVEPOINT}")[0])
+    restore: str = connection.exec_driver_sql(_BORROW, execution_options=_PLAIN).one()[0]
+    connection.exec_driver_sql(_SAVEPOINT, execution_options=_PLAIN)
     return restore
 
 
 def _leave(connection: sa.Connection, *statements: str) -> None:
-    for statement in _trips(connection, *statements):
+    if _takes_scripts(connection):
+        _directly(connection, "; ".join(statements))
+        return
+    if connection.dialect.driver == "asyncpg":
+        # It takes several statements at once, too, but returns no rows. Of a failure SQLAlchemy says which it is.
+        with suppress(Exception):
+            adapted: Any = connection.connection.dbapi_connection
+            adapted.run_async(lambda driver: driver.execute("; ".join(statements)))
+            return
+    for statement in statements:
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
 
 
-def _trips(connection: sa.Connection, *statements: str) -> tuple[str, ...]:
-    """Return what to send, one after the other: psycopg takes several statements without parameters at once."""
-    return ("; ".join(statements),) if connection.dialect.driver == "psycopg" else statements
+def _takes_scripts(connection: sa.Connection) -> bool:
+    """Whether the driver takes several statements at once; SQLAlchemy must know of their transaction already."""
+    return _is_psycopg(connection) and connection.in_transaction()
+
+
+def _is_psycopg(connection: sa.Connection) -> bool:
+    return connection.dialect.driver == "psycopg" and not connection.dialect.is_async
+
+
+def answer(connection: sa.Connection, settings: Settings, question: str, parameters: Mapping[str, Any]) -> Any:
+    """Return the one value of a SELECT on a connection as it is, without this package's scope."""
+    if _is_psycopg(connection):
+        return _directly(connection, _as_driver_takes_it(question, settings.database_schema), parameters)[0]
+    return Transaction(connection, settings).execute(question, parameters).scalar_one()
+
+
+def _directly(connection: sa.Connection, text: str, parameters: Mapping[str, Any] | None = None) -> Any:
+    """Execute *text* past SQLAlchemy, whose own work costs as much; return the first row of its first statement."""
+    driver: Any = connection.connection.dbapi_connection
+    try:
+        with driver.cursor() as cursor:
+            cursor.execute(text, parameters)
+            return cursor.fetchone() if cursor.description else None
+    except psycopg.Error as error:
+        if driver.closed:
+            with suppress(DBAPIError):  # SQLAlchemy notices the loss: its pool has others of that server
+                connection.exec_driver_sql("SELECT 1")
+        raise DBAPIError.instance(
+            text, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=bool(driver.closed)
+        ) from None
 
 
 def in_progress(tx: Transaction, xact_id: str) -> bool:

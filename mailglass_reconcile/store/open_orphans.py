@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import database, schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
@@ -250,7 +250,7 @@ def may_match(
 ) -> bool:
     """Whether anything may be open for *message_ids*, or stored for the ids of the open *event_ids*; one round trip."""
     parameters = {"message_ids": array_literal(message_ids), "event_ids": array_literal(event_ids)}
-    return bool(Transaction(connection, settings).execute(_MAY_MATCH, parameters).scalar_one())
+    return bool(database.answer(connection, settings, _MAY_MATCH, parameters))
 
 
 def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | None:

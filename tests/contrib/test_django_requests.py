@@ -18,7 +18,7 @@ from django.db import connections, transaction
 from django.test import AsyncClient, Client, override_settings
 
 from conftest import wait_until
-from mailglass_reconcile.contrib.django import database
+from record.recording import noting
 
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
@@ -179,25 +179,44 @@ def sessions(db):
         return cursor.fetchone()
 
 
-def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db):
+def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db, monkeypatch):
     """Not for each send, and not for what was rolled back."""
-    asked = []
-    sa.event.listen(database._lending("default"), "before_cursor_execute", lambda *event: asked.append(event[2]))
+    sent = []
+    djangos.ensure_connection()
+    driver = djangos.connection
+    monkeypatch.setattr(driver, "cursor_factory", noting(driver.cursor_factory, sent))
     before = sessions(db)
     with transaction.atomic():
         for number in range(1, 4):
             with transaction.atomic():
                 Message.accepted(POSTMARK, number, [ANN])
                 transaction.set_rollback(number == 3)
-        written = len(asked)
-    assert len(asked) - written == 1, "one question for all"
+        written = len(sent)
+    assert [one.split(" FROM")[0] for one in sent[written:]] == ["SELECT EXISTS (SELECT"], "one question for all"
     with transaction.atomic():
         Message.accepted(POSTMARK, 4, [ANN])
         transaction.set_rollback(True)
-        written = len(asked)
-    assert len(asked) == written
+        written = len(sent)
+    assert len(sent) == written
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 2
     assert sessions(db) == before
+
+
+def test_a_call_is_six_round_trips_at_most_with_begin_and_commit(db, tmp_path):
+    """Nothing is given back to a transaction that ends, and the look after the commit needs none of its own."""
+    sent, early = Message.accepted(POSTMARK, 1, [ANN]), Message.of(POSTMARK, accepted_of(2))
+    calls = {
+        "a send": (lambda: Message.accepted(POSTMARK, 3, [ANN]), 5),
+        "an event": (lambda: over_wsgi(sent.requests(*STORY[:1])[0]), 5),
+        "an early event": (lambda: over_wsgi(early.requests(*STORY[:1])[0]), 6),
+    }
+    djangos.ensure_connection()
+    for name, (call, most) in calls.items():
+        with (tmp_path / name).open("wb") as trace:
+            djangos.connection.pgconn.trace(trace.fileno())
+            call()
+            djangos.connection.pgconn.untrace()
+        assert (tmp_path / name).read_text(errors="replace").count("ReadyForQuery") == most, name
 
 
 CONTENDED = (

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
 import sqlalchemy as sa
 
 import factories
@@ -35,13 +36,40 @@ def messages(db):
 
 
 @contextmanager
-def statements(connection) -> Iterator[list[str]]:
-    """Write down the statements that a connection sends."""
+def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
+    """Write down the statements that a connection, or an engine, sends; with psycopg, those past SQLAlchemy as well."""
     sent: list[str] = []
 
     def note(_connection, _cursor, statement, *_others):
         sent.append(statement)
 
-    sa.event.listen(connection, "before_cursor_execute", note)
-    yield sent
-    sa.event.remove(connection, "before_cursor_execute", note)
+    if given.dialect.driver != "psycopg" or given.dialect.is_async:
+        sa.event.listen(given, "before_cursor_execute", note)
+        yield sent
+        sa.event.remove(given, "before_cursor_execute", note)
+        return
+
+    def watch(driver, *_others):
+        driver.cursor_factory = noting(psycopg.Cursor, sent)
+
+    if isinstance(given, sa.Connection):
+        driver = given.connection.dbapi_connection
+        before = driver.cursor_factory
+        watch(driver)
+        yield sent
+        driver.cursor_factory = before
+    else:
+        sa.event.listen(given, "checkout", watch)
+        yield sent
+        sa.event.remove(given, "checkout", watch)
+
+
+def noting(kind: type[psycopg.Cursor], sent: list[str]) -> type[psycopg.Cursor]:
+    """Return a kind of cursor that writes down what it executes."""
+
+    class Noting(kind):
+        def execute(self, query, *arguments, **options):
+            sent.append(query)
+            return super().execute(query, *arguments, **options)
+
+    return Noting

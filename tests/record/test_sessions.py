@@ -6,7 +6,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import factories
-from mailglass_reconcile import ConfigurationError, InvalidEventError, MailglassReconcileError, append, find_orphans
+from mailglass_reconcile import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidEventError,
+    MailglassReconcileError,
+    append,
+    find_orphans,
+)
 from record.recording import LEDGER, NOW, event, record
 
 SETTINGS = ("search_path", "TimeZone", "row_security", "client_encoding", "array_nulls")
@@ -133,3 +140,19 @@ def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
     assert recorded.event_id is not None
     assert recorded.delivery_id is None
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+
+
+def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
+    """Its next call opens a new one."""
+    engine = sa.create_engine(sa.make_url(db.url).set(drivername="postgresql+psycopg"), pool_size=2)
+    with engine.connect() as one, engine.connect() as other:
+        pids = [each.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() for each in (one, other)]
+    for pid in pids:
+        db.run("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)
+    with Session(engine) as session, pytest.raises(DatabaseUnavailableError):
+        record(session, event())
+    with Session(engine) as session:
+        record(session, event())
+        session.commit()
+    engine.dispose()
+    assert db.value(LEDGER) == 1

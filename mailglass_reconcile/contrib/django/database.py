@@ -90,7 +90,7 @@ def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
                 with connection() as lent:
                     return action(lent)
             with _read_committed(djangos), connection() as lent:
-                return action(lent)
+                return action(engines.ending_with_the_block(lent))
         except Exception as error:
             if pause is None or nested or not _is_passing(error):
                 raise
@@ -124,6 +124,19 @@ def _is_passing(error: BaseException) -> bool:
     return False
 
 
+@contextmanager
+def _asking() -> Iterator[sa.Connection]:
+    """Lend Django's connection for one question: in autocommit it needs no BEGIN and COMMIT, two round trips."""
+    djangos = wrapper(alias())
+    if djangos.in_atomic_block or not djangos.get_autocommit():
+        with connection() as lent:
+            yield lent
+    else:
+        djangos.ensure_connection()
+        with _lending(alias()).connect() as lent:
+            yield lent
+
+
 class _Finish(list[Any]):
     """The step after one commit, for all that the transaction has recorded."""
 
@@ -131,7 +144,7 @@ class _Finish(list[Any]):
         """Take it; it raises nothing."""
         done, self[:] = self.copy(), []
         try:
-            finish_quietly(done, Place(connection, connection))
+            finish_quietly(done, Place(_asking, connection))
         except Error as error:
             logger.warning("the next sweep links what came at the same time: %s", type(error).__name__)
 
