@@ -73,7 +73,9 @@ SELECT md5(%(seed)s || 'ce' || i)::uuid, 'tenant-1', 'delivered', now() - interv
 
 RECONCILED = """
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, inserted_at)
-SELECT gen_random_uuid(), tenant_id, gen_random_uuid(), 'reconciled', now(), 'reconciled:' || id, inserted_at
+SELECT CASE %(layout)s WHEN 'in order' THEN overlay(id::text PLACING '8000' FROM 20 FOR 4)::uuid
+                        ELSE gen_random_uuid() END,
+       tenant_id, gen_random_uuid(), 'reconciled', now(), 'reconciled:' || id, inserted_at
   FROM mailglass_events WHERE needs_reconciliation
 """
 
@@ -141,7 +143,7 @@ def fill_campaign(url: str, deliveries: int, orphans: int, *, one_id: bool) -> N
     vacuum(url)
 
 
-def fill_reconciled(url: str, orphans: int, *, days: int = 0, aged: int = 10) -> None:
+def fill_reconciled(url: str, orphans: int, *, days: int = 0, aged: int = 10, layout: Layout = "spread") -> None:
     """Insert orphans that are reconciled already, with the triggers off, because they would cancel each other out.
 
     Args:
@@ -149,8 +151,9 @@ def fill_reconciled(url: str, orphans: int, *, days: int = 0, aged: int = 10) ->
         orphans: How many, each with its `reconciled` event.
         days: How much longer ago the orphans of some tenants arrived.
         aged: How many of the ten tenants those are.
+        layout: How the orphans lie.
     """
-    values = {"messages": orphans // 2, "kind": "r", "tenants": "tenant", "ids": 0, "padding": 0, "layout": "spread"}
+    values = {"messages": orphans // 2, "kind": "r", "tenants": "tenant", "ids": 0, "padding": 0, "layout": layout}
     values |= {"days": days, "aged": aged}
     with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
@@ -160,7 +163,7 @@ def fill_reconciled(url: str, orphans: int, *, days: int = 0, aged: int = 10) ->
         for _, name in indexes:  # an index that is built at the end costs a fraction of one that grows
             cursor.execute(f"DROP INDEX {name}")
         cursor.execute(ORPHANS, {**values, "seed": SEED})
-        cursor.execute(RECONCILED)
+        cursor.execute(RECONCILED, values)
         for definition, _ in indexes:
             cursor.execute(definition)
     vacuum(url)

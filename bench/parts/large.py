@@ -28,8 +28,8 @@ def measure(machine: Machine) -> Part:
     part = Part()
     for opened in map(machine.scaled, OPEN):
         url = machine.copy("migrated", "large")
-        fill_reconciled(url, OTHERS * opened // 2, days=8, aged=5)
-        fill(url, deliveries=opened // 10, messages=opened // 2, **NOBODYS)
+        fill_reconciled(url, OTHERS * opened // 2, days=8, aged=5, layout="in order")
+        fill(url, deliveries=opened // 10, messages=opened // 2, layout="in order", **NOBODYS)
         note = f"{_rows(url):,} rows in the ledger"
 
         def add(name: str, taken: float, note: str = note, opened: int = opened) -> None:
