@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import MappingProxyType
@@ -239,7 +239,11 @@ def load_imports(*, to_read: bool = False) -> None:
     Raises:
         ConfigurationError: One cannot be imported; the message names it.
     """
-    names = [name for name in (part.strip() for part in get_settings().imports.split(",")) if name]
+    if imports := get_settings().imports:
+        _load([name for part in imports.split(",") if (name := part.strip())], to_read=to_read)
+
+
+def _load(names: Sequence[str], *, to_read: bool) -> None:
     with nullcontext() if all(name in sys.modules for name in names) else _working_directory_last():
         for name in names:
             try:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -31,6 +31,7 @@ from mailglass_reconcile.store import elsewhere, schema
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
+from mailglass_reconcile.store.windows import Range
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -40,7 +41,7 @@ try:
     from celery import current_task, shared_task
     from celery.signals import celeryd_after_setup, worker_process_init
 
-    from mailglass_reconcile.singleton.task import SweepTask
+    from mailglass_reconcile.singleton.task import Hold, SweepTask
 except ModuleNotFoundError as error:
     warn_without_celery()
     raise ImportError(
@@ -85,26 +86,16 @@ def reconcile(
         MailglassReconcileError: Nothing was swept.
     """
     with _faults_on_one_line(SWEEP_TASK):
-        self.generate_lock(self.name, (tenant_id, limit, fan_out, after, until))
+        self.arguments((tenant_id, limit, fan_out, after, until))
+        bounds = (after, until)
         with self.held() as hold:
             if hold.duplicate_of is not None:
-                telemetry.count_sweep("duplicate")
-                kind: Kind = "full" if (after, until) == (None, None) else "range"
-                _note(Run(kind, _origin(), shown_tenant(tenant_id), "duplicate"))
-                return {"status": "duplicate", "of": hold.duplicate_of}
-            if fan_out is not None and hold.key is not None and (limit, after, until) == (None, None, None):
+                return _duplicate(hold.duplicate_of, "full" if bounds == (None, None) else "range", tenant_id)
+            if fan_out is not None and hold.key is not None and (limit, *bounds) == (None, None, None):
                 eligible, parts = ranges.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
-                    calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
-                    # Before its ranges run, which add their counts to this row.
-                    run_id = _note(Run("full", _origin(), shown_tenant(tenant_id), remaining=0, ranges=len(parts)))
-                    tasks = self.send_ranges(hold, calls, run_id)
-                    ranges_sent = counted(len(tasks), "range")
-                    logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), ranges_sent)
-                    return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
-            sweep = reconciler.prepare(
-                tenant_id, limit, bounds=(after, until), range_of=self.range_of_run, origin=_origin()
-            )
+                    return _send(hold, tenant_id, eligible, parts)
+            sweep = reconciler.prepare(tenant_id, limit, bounds=bounds, range_of=self.range_of_run, origin=_origin())
             with _ended_by_soft_limit(sweep):
                 sweep.run()
         return _reported(sweep.result)
@@ -162,6 +153,23 @@ def _reported(result: SweepResult) -> dict[str, Any]:
     return {**result.as_dict(), "tenant_id": shown_tenant(result.tenant_id)}
 
 
+def _duplicate(of: str, kind: Kind, tenant_id: str | None) -> dict[str, Any]:
+    """Report a sweep that another task makes already, and return its result."""
+    telemetry.count_sweep("duplicate")
+    _note(Run(kind, _origin(), shown_tenant(tenant_id), "duplicate"))
+    return {"status": "duplicate", "of": of}
+
+
+def _send(hold: Hold, tenant_id: str | None, eligible: int, parts: Sequence[Range]) -> dict[str, Any]:
+    """Send a task for each range of a full sweep, and return its result."""
+    calls = [{"tenant_id": tenant_id, "after": part.after, "until": part.until} for part in parts]
+    # Before its ranges run, which add their counts to this row.
+    run_id = _note(Run("full", _origin(), shown_tenant(tenant_id), remaining=0, ranges=len(parts)))
+    tasks = reconcile.send_ranges(hold, calls, run_id)
+    logger.info("cut %s into %s, a task for each", counted(eligible, "open orphan"), counted(len(tasks), "range"))
+    return {"status": "fanned_out", "eligible": eligible, "tasks": tasks}
+
+
 def _origin() -> Origin:
     """Return who asked for the running task: beat, as its entries say, or somebody else."""
     headers = (current_task.request.headers if current_task else None) or {}  # none if it is called as a function
@@ -207,12 +215,14 @@ class _SoftLimit(KeyboardInterrupt):
     """
 
 
-@contextmanager
-def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
+def _ended_by_soft_limit(sweep: Sweep) -> AbstractContextManager[None]:
     """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
-    if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has soft limits
-        yield
-        return
+    has_limits = signal.getsignal(SIG_SOFT_TIMEOUT) is soft_timeout_sighandler  # only prefork has
+    return _with_soft_limit(sweep) if has_limits else nullcontext()
+
+
+@contextmanager
+def _with_soft_limit(sweep: Sweep) -> Iterator[None]:
     reached = False
 
     def end(number: int, frame: FrameType | None) -> None:

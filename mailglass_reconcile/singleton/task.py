@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 from celery import Task, group
@@ -22,9 +22,10 @@ RESERVED_HEADER = "mailglass_reserved"
 RANGE_OF_HEADER = "mailglass_range_of"
 """On a message of a fan-out's range: the run that holds the lock of the sweep that was cut."""
 
-
 RUN_HEADER = "mailglass_run"
 """On the same message: the row of that sweep in the run history."""
+NUMBERS = ("limit", "fan_out")
+"""The arguments of a sweep that are integers; the others are strings."""
 
 
 class Hold(NamedTuple):
@@ -59,21 +60,24 @@ class SweepTask(Singleton):
         Raises:
             TypeError: The arguments are not the task's, or not of its types.
         """
-        given = self._given(task_args, task_kwargs)
+        given = self.arguments(task_args, task_kwargs)
         which = key_of(given["tenant_id"])
         between = (given["after"], given["until"])
         return which if between == (None, None) else f"{which}:range:{digest(str(between))}"
 
-    def _given(self, task_args: Any, task_kwargs: Any) -> dict[str, Any]:
+    def arguments(self, task_args: Any, task_kwargs: Any = None) -> dict[str, Any]:
+        """Return the run's arguments by name.
+
+        Raises:
+            TypeError: As in `generate_lock`.
+        """
         bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
         bound.apply_defaults()
-        given: dict[str, Any] = bound.arguments
-        texts, numbers = ("tenant_id", "after", "until"), ("limit", "fan_out")
-        if any(not isinstance(given[name], str | None) for name in texts) or any(
-            not isinstance(given[name], int | None) or isinstance(given[name], bool) for name in numbers
-        ):
-            raise TypeError("tenant_id, after and until must be strings, limit and fan_out integers, or None")
-        return given
+        for name, value in bound.arguments.items():
+            expected = int | None if name in NUMBERS else str | None
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise TypeError("tenant_id, after and until must be strings, limit and fan_out integers, or None")
+        return bound.arguments
 
     def apply_async(
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
@@ -107,8 +111,7 @@ class SweepTask(Singleton):
             self.singleton_backend.release(key, requested)
             raise
 
-    @contextmanager
-    def held(self) -> Iterator[Hold]:
+    def held(self) -> AbstractContextManager[Hold]:
         """Hold the lock while the block runs, or yield whose duplicate this run is; eager mode needs no lock.
 
         A range of a fan-out holds its own lock and, together with the other ranges, that of the sweep that was cut.
@@ -116,14 +119,15 @@ class SweepTask(Singleton):
         Raises:
             TypeError: As in `generate_lock`.
         """
-        if self.request.is_eager or self.request.id is None:
-            yield Hold()
-            return
+        return nullcontext(Hold()) if self.request.is_eager or self.request.id is None else self._held()
+
+    @contextmanager
+    def _held(self) -> Iterator[Hold]:
         headers = self.request.headers or {}
         key, run = self.generate_lock(self.name, self.request.args, self.request.kwargs), new_run(self.request.id)
         wanted = [(key, run, bool(headers.get(RESERVED_HEADER)))]
         if isinstance(whole := headers.get(RANGE_OF_HEADER), str):
-            tenant_id = self._given(self.request.args, self.request.kwargs)["tenant_id"]
+            tenant_id = self.arguments(self.request.args, self.request.kwargs)["tenant_id"]
             wanted.append((key_of(tenant_id), whole, True))
         backend = self.singleton_backend
         with ExitStack() as kept:
