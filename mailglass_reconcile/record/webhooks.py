@@ -27,7 +27,7 @@ from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, Keys, keys_of_metadata
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
-from mailglass_reconcile.sweep.judge import match
+from mailglass_reconcile.sweep.judge import Event, match
 
 ADDRESS_KEYS = ("recipient", "email")
 """Top-level names under which providers put the recipient's address, in any case."""
@@ -94,7 +94,7 @@ def _record(tx: Transaction, checked: Sequence[NewEvent]) -> list[Recorded]:
     if not first:
         return []
     new = list(first.values())
-    verdicts = match(tx, [(one.entry.tenant_id, one.keys) for one in new])
+    verdicts = match(tx, [Event(one.entry.id, one.entry.tenant_id, one.keys) for one in new])
     entries = [one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(new, verdicts, strict=True)]
     recorded = projector.append_webhook(tx, entries, [one.keys for one in new])
     return [_result(one, recorded) for one in checked]

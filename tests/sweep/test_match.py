@@ -48,7 +48,7 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     with engines.connect(db.engine) as connection, connection.begin() as transaction:
         tx = Transaction(connection, db.settings)
         factories.insert_on(connection, rows)
-        found = judge.match(tx, [(tenant, known), ("b", known)])
+        found = judge.match(tx, [judge.Event("", tenant, known), judge.Event("", "b", known)])
         decision = judge.decide(tx, factories.new_id(), tenant, known)
         transaction.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}
