@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,6 +175,11 @@ class Account:
         self.result.skipped_held += found.closed
         self.closed += found.closed
         self._failures.update(one.keys.failure for one in found.judged if one.keys.failure)
+
+    def judged(self, found: Sequence[Judged], closed: Collection[str]) -> None:
+        """Correct the count of what stays open by verdicts; those in *closed* are open no longer."""
+        if self.open_groups is not None:
+            self.open_groups.judged(found, closed)
 
     def note_lag(self, since: str | None) -> None:
         """Note since when an orphan that stays open could have been linked."""

@@ -6,8 +6,9 @@ import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TypeVar
 
@@ -33,50 +34,54 @@ SLICE_ORPHANS = 10_000
 """Orphans whose keys and verdicts are in memory at once: about 10 MB."""
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Sweep:
-    """One run over open orphans; `result` has the counts so far at any moment."""
+    """One run over open orphans, which has not begun yet, and connects only when it runs.
 
-    def __init__(
-        self,
-        database: Database,
-        publisher: Publisher | None,
-        *,
-        kind: Kind = "full",
-        tenant_id: str | None = None,
-        limit: int | None = None,
-        dry_run: bool = False,
-        bounds: tuple[str | None, str | None] = (None, None),
-        event_ids: Sequence[str] | None = None,
-        ages: Sequence[tuple[float, float]] | None = None,
-        seconds: float = math.inf,
-        range_of: int | None = None,
-        origin: Origin = "python",
-    ) -> None:
-        """Prepare a sweep; nothing connects yet.
+    Attributes:
+        database: Where, with grace, maximum age, batch size and deadline.
+        publisher: Gets a message for both channels of each committed link; a dry run needs none.
+        kind: What kind of run it is.
+        tenant_id: Sweep this tenant's orphans only.
+        limit: Link at most this many.
+        dry_run: Judge in read-only transactions; write and publish nothing.
+        bounds: Sweep only what arrived after the first time and until the second, in UTC.
+        event_ids: Sweep these orphans only, even in their grace.
+        ages: What a recent sweep looks at, as `open_window` takes it: it logs nothing that the full sweep reports.
+        seconds: End after so long, if the setting's deadline is not earlier.
+        range_of: The run of the sweep that was cut, if this one is a range of it.
+        origin: Who asked for it, for the history of runs.
+        result: The counts so far, at any moment.
+        account: What it leaves behind.
+        in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
+    """
 
-        Args:
-            database: Where, with grace, maximum age, batch size and deadline.
-            publisher: Gets a message for both channels of each committed link; a dry run needs none.
-            kind: What kind of run it is.
-            tenant_id: Sweep this tenant's orphans only.
-            limit: Link at most this many.
-            dry_run: Judge in read-only transactions; write and publish nothing.
-            bounds: Sweep only what arrived after the first time and until the second, in UTC.
-            event_ids: Sweep these orphans only, even in their grace.
-            ages: What a recent sweep looks at, as `open_window` takes it: it logs nothing that the full sweep reports.
-            seconds: End after so long, if the setting's deadline is not earlier.
-            range_of: The run of the sweep that was cut, if this one is a range of it.
-            origin: Who asked for it, for the history of runs.
-        """
-        self.database = database
-        self.result = SweepResult(tenant_id=tenant_id, dry_run=dry_run)
-        self.in_batch = False
-        """Whether a batch is between its claim and its count: only then it is unknown what was committed."""
-        self._publisher = publisher
-        self._limit = limit
-        deadline = time.monotonic() + min(seconds, database.settings.sweep_seconds)
-        self._scan = Scan(deadline, not dry_run, tenant_id, bounds, ages, kind == "full", event_ids)
-        self.account = Account(self.result, self._scan, kind, origin, range_of)
+    database: Database = field(kw_only=False)
+    publisher: Publisher | None = field(kw_only=False)
+    kind: Kind = "full"
+    tenant_id: str | None = None
+    limit: int | None = None
+    dry_run: bool = False
+    bounds: tuple[str | None, str | None] = (None, None)
+    event_ids: Sequence[str] | None = None
+    ages: Sequence[tuple[float, float]] | None = None
+    seconds: float = math.inf
+    range_of: int | None = None
+    origin: Origin = "python"
+    result: SweepResult = field(init=False)
+    account: Account = field(init=False)
+    in_batch: bool = field(init=False, default=False)
+    _scan: Scan = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin to count: the deadline and the duration are those of this moment."""
+        deadline, is_full = (
+            time.monotonic() + min(self.seconds, self.database.settings.sweep_seconds),
+            self.kind == "full",
+        )
+        self._scan = Scan(deadline, not self.dry_run, self.tenant_id, self.bounds, self.ages, is_full, self.event_ids)
+        self.result = SweepResult(tenant_id=self.tenant_id, dry_run=self.dry_run)
+        self.account = Account(self.result, self._scan, self.kind, self.origin, self.range_of)
 
     def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -96,7 +101,7 @@ class Sweep:
         began = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
-            nullcontext() if self.result.dry_run else history.reported(self.account.kind, self.account.as_run),
+            nullcontext() if self.dry_run else history.reported(self.account.kind, self.account.as_run),
             on or self.database.connect() as connected,
         ):
             try:
@@ -131,11 +136,10 @@ class Sweep:
                 for batch in self._batches(found.judged):
                     linked |= self._link(connected, batch, notes)
                     yield batch
-                if not self.result.dry_run:
+                if not self.dry_run:
                     self._refuse(connected, found.unreadable)
-                    self._keep(connected, [one for one in found.judged if one.orphan.event_id not in linked])
-                if self.account.open_groups is not None:
-                    self.account.open_groups.judged(found.judged, linked)
+                    self._keep(connected, found.judged, linked)
+                self.account.judged(found.judged, linked)
             if self._expired():
                 return
         self._scan.complete = True
@@ -143,9 +147,9 @@ class Sweep:
     def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
         """Yield what to link, batch by batch, as far as the limit and the deadline go."""
         pairs = _by_delivery(judged)
-        allowed = len(pairs) if self._limit is None else min(len(pairs), self._limit - self.result.linked)
+        allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.result.linked)
         self.result.skipped_limit += len(pairs) - allowed
-        if self.result.dry_run:
+        if self.dry_run:
             self.result.linked += allowed
             yield pairs[:allowed]
             return
@@ -157,14 +161,11 @@ class Sweep:
 
     def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
         """Link a batch, publish what was committed, and return the linked orphans' ids."""
-        if self.result.dry_run or self._publisher is None:
-            by_id = [event_id for event_id, _ in pairs if event_id in notes]
-            if by_id:
-                self.result.linked_unchecked += self._read(connected, lambda tx: ledger.of_other_writers(tx, by_id))
-            return set()
+        if self.dry_run or self.publisher is None:
+            return self._only_count(connected, pairs, notes)
         self.in_batch = True
         batch = link_batch(connected, pairs, self._expired, notes)
-        self.result.add(batch, self._publisher.publish([projector.message(event) for event in batch.linked]))
+        self.result.add(batch, self.publisher.publish([projector.message(event) for event in batch.linked]))
         self.account.closed += len(batch.linked) + batch.settled
         self.in_batch = False
         if batch.outage is not None:
@@ -172,21 +173,34 @@ class Sweep:
         self._refuse(connected, batch.failed)
         return {event.event_id for event in batch.linked}
 
-    def _keep(self, connected: Connected, left: Sequence[Judged]) -> None:
-        """Store the keys of what stays open, so that no later sweep computes them again."""
-        new = {one.orphan.event_id: one.keys for one in left if one.has_new_keys}
-        if new:
-            before = {one.orphan.event_id: one.orphan.keys.rule for one in left if one.orphan.event_id in new}
-            outdated = {event_id: rule for event_id, rule in before.items() if rule}
-            settled = set(self._write(connected, lambda tx: open_orphans.store_keys(tx, new, outdated)))
-            # They were judged, but another session has closed them.
-            gone = Counter(one.verdict.state for one in left if one.orphan.event_id in settled)
-            self.result.count({state: -number for state, number in gone.items() if state != MATCHED})
-            self.result.skipped_held += sum(number for state, number in gone.items() if state != MATCHED)
-            self.account.closed += len(settled)
+    def _only_count(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
+        """Count what of a batch would be linked by the message id alone, and link nothing."""
+        by_id = [event_id for event_id, _ in pairs if event_id in notes]
+        if by_id:
+            self.result.linked_unchecked += self._read(connected, lambda tx: ledger.of_other_writers(tx, by_id))
+        return set()
+
+    def _keep(self, connected: Connected, judged: Sequence[Judged], linked: set[str]) -> None:
+        """Of what stays open, store the keys that are new, and note since when it could have been linked."""
+        left = [one for one in judged if one.orphan.event_id not in linked]
+        if left:
+            self._store_keys(connected, {one.orphan.event_id: one for one in left if one.has_new_keys})
         pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in left if one.verdict.delivery_id]
         if pairs:
             self.account.note_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
+
+    def _store_keys(self, connected: Connected, new: Mapping[str, Judged]) -> None:
+        """Store keys by orphan, so that no later sweep computes them again."""
+        if not new:
+            return
+        computed = {event_id: one.keys for event_id, one in new.items()}
+        outdated = {event_id: rule for event_id, one in new.items() if (rule := one.orphan.keys.rule)}
+        settled = set(self._write(connected, lambda tx: open_orphans.store_keys(tx, computed, outdated)))
+        # They were judged, but another session has closed them.
+        gone = Counter(state for event_id in settled if (state := new[event_id].verdict.state) != MATCHED)
+        self.result.count({state: -number for state, number in gone.items()})
+        self.result.skipped_held += gone.total()
+        self.account.closed += len(settled)
 
     def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:
         """Let later sweeps look last at orphans that the database refuses."""
@@ -221,8 +235,6 @@ def prepare(
     origin: Origin = "python",
 ) -> Sweep:
     """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis.
-
-    `reconcile` and `Sweep` describe the arguments.
 
     Raises:
         ConfigurationError: A setting is missing or cannot be used.

@@ -414,11 +414,11 @@ BREAKS = (
             (
                 "mailglass_reconcile/sweep/reconciler.py",
                 "        batch = link_batch(",
-                "        projector.publish = projector.early = self._publisher.publish\n        batch = link_batch(",
+                "        projector.publish = projector.early = self.publisher.publish\n        batch = link_batch(",
             ),
             (
                 "mailglass_reconcile/sweep/reconciler.py",
-                "self._publisher.publish([projector.message(event) for event in batch.linked])",
+                "self.publisher.publish([projector.message(event) for event in batch.linked])",
                 "projector.early",
             ),
         ),
