@@ -32,6 +32,9 @@ COUNTS = (
 """The columns that add up; the statements are written from this list."""
 
 
+_NOTHING = dict.fromkeys(COUNTS, 0)
+
+
 def _for_each_count(statement: str) -> str:
     """Return *statement* with what stands in brackets written out for each of `COUNTS`, in place of `#`."""
     return re.sub(r"\[(.*#.*)\]", lambda form: ", ".join(form[1].replace("#", name) for name in COUNTS), statement)
@@ -186,7 +189,8 @@ def add_range(tx: Transaction, run_id: int, run: Run) -> None:
 
 def _parameters(run: Run) -> dict[str, Any]:
     return {
-        **{name: run.counts.get(name, 0) for name in COUNTS},
+        **_NOTHING,
+        **run.counts,
         "status": run.status,
         "error": run.error,
         "remaining": run.remaining,

@@ -28,7 +28,6 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.rules.humanize import counted, shown_tenant
 from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE, UNMATCHED
-from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import privileges, runs, windows
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
@@ -51,23 +50,19 @@ OTHERS: Owner = (None, None)
 
 def run_of(result: SweepResult, kind: runs.Kind, origin: runs.Origin, error: BaseException | None = None) -> Run:
     """Return a sweep as the history has it; *error* is what ended it before its end, if anything did."""
-    counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
-    run = Run(
-        kind, origin, shown_tenant(result.tenant_id), result.status, counts, result.remaining, age_ms=result.duration_ms
-    )
+    run = Run(kind, origin, shown_tenant(result.tenant_id), result.status, remaining=result.remaining)
     if error is not None:
         run.status = "failed" if isinstance(error, Exception) else "partial"
         run.error = type(error).__name__
+    run.age_ms = result.duration_ms
+    run.counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
     return run
 
 
 def note(connected: Connected, run: Run, *, range_of: int | None = None) -> int | None:
-    """Add a run to the history, and return its id. Recent ones that did nothing wait for one that did, or some seconds.
+    """Add a run to the history, or to *range_of* the sweep that was cut, and return its id.
 
-    Args:
-        connected: A connection without a transaction.
-        run: The run.
-        range_of: The run of the sweep that was cut, if this one is a range of it.
+    Recent ones that did nothing wait for one that did, or some seconds.
     """
     if run.kind == "recent" and run.status == "ok" and not _is_due(run):
         return None
@@ -99,13 +94,9 @@ def _is_due(run: Run) -> bool:
 
 @contextmanager
 def reported(kind: runs.Kind, as_run: Callable[[BaseException | None], Run]) -> Iterator[None]:
-    """Report the sweep that the block makes, however it ends, to OpenTelemetry and the log.
+    """Report the sweep that the block makes to OpenTelemetry and the log; *as_run* gets the error that ended it.
 
     Of recent sweeps there may be ten a second: only one that linked or failed is reported, when that is known.
-
-    Args:
-        kind: What kind of sweep it is.
-        as_run: Returns the sweep as the history has it, given the error that ended it, if one did.
     """
     began, error = time.time_ns(), None
     with nullcontext() if kind == "recent" else telemetry.span("sweep") as span:
@@ -133,10 +124,11 @@ def _report(run: Run, span: telemetry.Span) -> None:
         "kind": run.kind,
     }
     telemetry.describe(span, attributes, run.error if run.status == "failed" else None)
-    telemetry.count_orphans({state: run.counts[state] for state in OUTCOMES})
+    telemetry.count_orphans(run.counts)
     telemetry.count_sweep(run.status, run.counts["duration_ms"])
     # A sweep that did something, or could not do all; why it failed has a line of its own.
-    if run.counts["linked"] or run.counts["failed"] or run.status == "partial":
+    notable = run.counts["linked"] or run.counts["failed"] or run.status == "partial"
+    if notable and logger.isEnabledFor(logging.INFO):
         logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
 
 
@@ -170,10 +162,10 @@ class Account:
 
     def count(self, found: Found) -> None:
         """Count a slice by its verdicts."""
-        self.result.count(Counter(one.verdict.state for one in found.judged if one.verdict.state != MATCHED))
         self.result.failed += len(found.unreadable)
         self.result.skipped_held += found.closed
         self.closed += found.closed
+        self.result.count(Counter(one.verdict.state for one in found.judged if one.verdict.state != MATCHED))
         self._failures.update(one.keys.failure for one in found.judged if one.keys.failure)
 
     def judged(self, found: Sequence[Judged], closed: Collection[str]) -> None:
@@ -223,16 +215,22 @@ class Account:
         nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and self.scan.window is None
         if self.result.dry_run or nowhere:
             return
-        if not self.scan.complete and (unseen := self.scan.unseen) is not None:  # it counts towards the lag
-            try:
-                with connected.reading(TIMEOUT_MS) as tx:
-                    self.note_lag(windows.first_eligible(tx, unseen))
-            except (DBAPIError, MailglassReconcileError) as fault:
-                logger.debug("cannot read since when orphans wait: %s", type(fault).__name__)
+        if not self.scan.complete:
+            self._note_unseen(connected)
         run = self.as_run()
         run.open_groups = None if self.open_groups is None else self.open_groups.as_groups()
         run.position = None if self.scan.complete else self.scan.next_position
         note(connected, run, range_of=self.range_of)
+
+    def _note_unseen(self, connected: Connected) -> None:
+        """Let what is new and was not looked at count towards the lag."""
+        unseen = self.scan.unseen
+        try:
+            if unseen is not None:
+                with connected.reading(TIMEOUT_MS) as tx:
+                    self.note_lag(windows.first_eligible(tx, unseen))
+        except (DBAPIError, MailglassReconcileError) as fault:
+            logger.debug("cannot read since when orphans wait: %s", type(fault).__name__)
 
     def as_run(self, error: BaseException | None = None) -> Run:
         """Return the sweep as the history has it, ended by *error* or by what broke it off before."""

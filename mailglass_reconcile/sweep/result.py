@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 
 from mailglass_reconcile.pubsub import Published
 from mailglass_reconcile.rules import humanize, states
@@ -81,30 +82,31 @@ class SweepResult:
     def add(self, batch: Batch, published: Published) -> None:
         """Add the result for a batch, and for its messages."""
         self.linked += len(batch.linked)
-        self.linked_unchecked += sum(not one.checked for one in batch.linked)
         self.failed += len(batch.failed)
         self.skipped_held += batch.held + batch.settled
         self.published += published.published
         self.publish_failed += published.failed
+        self.linked_unchecked += sum(not one.checked for one in batch.linked)
 
     def settle(self, eligible: int, *, complete: bool) -> None:
-        """Give every eligible orphan that has no state yet the one that remains.
+        """Give every *eligible* orphan that has no state yet the one that remains.
 
-        Args:
-            eligible: Open orphans of the window when the sweep began.
-            complete: Whether all that names a delivery was judged; then the others match nothing. If not, some of them
-                were not looked at.
+        If all that names a delivery was judged, the others match nothing; if not, some of them were not looked at.
         """
-        self.skipped = sum(getattr(self, state) for state in states.SKIPPED)
-        rest = max(0, eligible - sum(getattr(self, state) for state in states.OUTCOMES))  # some may have come in since
+        self.skipped = sum(_skipped(self))
+        rest = max(0, eligible - sum(_outcomes(self)))  # some may have come in since
         if complete:
             self.unmatched += rest
         else:
             self.skipped_deadline += rest
             self.skipped += rest
-        self.scanned = sum(getattr(self, state) for state in states.OUTCOMES)
+        self.scanned = sum(_outcomes(self))
         if self.status == "ok" and (self.failed or not complete):
             self.status = "partial"
+
+
+_outcomes = attrgetter(*states.OUTCOMES)
+_skipped = attrgetter(*states.SKIPPED)
 
 
 def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: int | None) -> str:
@@ -117,18 +119,17 @@ def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: in
     return "; ".join([f"swept {whose}: linked {counts['linked']:,} of {scanned} in {took}", *rest])
 
 
+_TENANT_HINT = "; if the tenant of your events is `default`, perhaps Mailglass lacks resolve_webhook_tenant"
+
+
 def mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
-    lines = []
-    if result.tenant_mismatch:
-        those = humanize.counted(result.tenant_mismatch, "orphan matches", "orphans match")
-        was = humanize.verb(result.tenant_mismatch, "was", "were")
-        lines.append(
-            f"{those} only another tenant's deliveries and {was} not linked; if the tenant of your events is `default`,"
-            " perhaps Mailglass lacks resolve_webhook_tenant"
+    return [
+        f"{humanize.counted(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
+        f" {humanize.verb(number, 'was', 'were')} not linked{hint}"
+        for number, whose, hint in (
+            (result.tenant_mismatch, "tenant's", _TENANT_HINT),
+            (result.recipient_mismatch, "recipient's", ""),
         )
-    if result.recipient_mismatch:
-        those = humanize.counted(result.recipient_mismatch, "orphan matches", "orphans match")
-        was = humanize.verb(result.recipient_mismatch, "was", "were")
-        lines.append(f"{those} only another recipient's deliveries and {was} not linked")
-    return lines
+        if number
+    ]
