@@ -7,15 +7,22 @@ a minimum or an OR over the events, and over what the row itself holds.
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.rules.event_types import NONE, OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.rules.keys import Keys
 from mailglass_reconcile.store import handled, outbox
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal, columns
 from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
 from mailglass_reconcile.store.ledger import APPEND_WEBHOOK, Entry, LinkedEvent
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 600.0
+"""How often a process looks, at most, whether other processes handle what it does not hand over."""
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
@@ -146,31 +153,55 @@ def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
     and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing.
     """
+    if not events:
+        return 0
     _hand_over(tx, events)
-    return tx.execute(_PROJECT, parameters(events)).rowcount
+    return tx.execute(_PROJECT, _parameters(events)).rowcount
 
 
 def _hand_over(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
     """Put into the handlers' outbox what they run on; everything that reaches a delivery comes this way."""
-    outbox.add(tx, [event for event in events if event.type in tx.hook_types])
-    handled.warn_of_left_out(tx, {event.type for event in events} - tx.hook_types)
+    if wanted := [event for event in events if event.type in tx.hook_types]:
+        outbox.add(tx, wanted)
+    has_rest = len(wanted) < len(events) and tx.settings.hook_types != NONE
+    if has_rest and time.monotonic() >= _LeftOut.next_look:
+        _warn_of_left_out(tx)
+
+
+class _LeftOut:
+    next_look = 0.0
+    named: set[str] = set()  # noqa: RUF012 - one per process
+
+
+def _warn_of_left_out(tx: Transaction) -> None:
+    """Log, once per process, which types have a handler elsewhere although this process does not hand them over."""
+    _LeftOut.next_look = time.monotonic() + LOOK_SECONDS
+    left_out = sorted(handled.types(tx) - tx.hook_types - _LeftOut.named)
+    if left_out:
+        _LeftOut.named |= set(left_out)
+        logger.warning(
+            "another process has handlers of %s, but this one does not hand such events to them: name their module in"
+            " MAILGLASS_IMPORTS, or the types in MAILGLASS_HOOK_TYPES",
+            ", ".join(left_out),
+        )
 
 
 _STANDING = {type_: place for place, type_ in enumerate((*OWN_TYPES, *PROVIDER_TYPES), 1)}
 _STANDINGS = array_literal(_STANDING)
 
 
-def parameters(events: Sequence[LinkedEvent]) -> dict[str, object]:
+def _parameters(events: Sequence[LinkedEvent]) -> dict[str, object]:
     """Return *events* as the parameters of a statement that projects them."""
-    return {
-        "delivery_ids": array_literal(event.delivery_id for event in events),
-        "types": array_literal(event.type for event in events),
-        "occurred_at": array_literal(event.occurred_at for event in events),
-        "arrived_at": array_literal(event.arrived_at for event in events),
-        "standings": array_literal(str(place) if (place := _STANDING.get(e.type)) else None for e in events),
-        "terminal": array_literal(str(event.type in TERMINAL_TYPES) for event in events),
-        "standing": _STANDINGS,
-    }
+    return {**columns(_COLUMNS, map(_row, events)), "standing": _STANDINGS}
+
+
+_COLUMNS = ("delivery_ids", "types", "occurred_at", "arrived_at", "standings", "terminal")
+
+
+def _row(event: LinkedEvent) -> tuple[str | None, ...]:
+    standing = str(_STANDING[event.type]) if event.type in _STANDING else None
+    terminal = str(event.type in TERMINAL_TYPES)
+    return event.delivery_id, event.type, event.occurred_at, event.arrived_at, standing, terminal
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 import invariants
 import mailglass_reconcile
 import witness as watching
+from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, handled
+from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.testing.databases import Database as Migrated
 from mailglass_reconcile.testing.databases import Databases
@@ -156,7 +157,7 @@ def db(mailglass_database: Migrated, redis_url: str) -> Iterator[Database]:
     engine, settings = mailglass_database.engine, mailglass_database.settings
     mailglass_reconcile.configure(engine=engine, settings=settings)
     with watching.watched(engine, redis_url) as witness:
-        handled._LeftOut.next_look = math.inf  # it would cost statements, which some tests count
+        projector._LeftOut.next_look = math.inf  # it would cost statements, which some tests count
         made = Database(mailglass_database.url, settings, engine, witness)
         yield made
         with made.on_one_connection() as judged:

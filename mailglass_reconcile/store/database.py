@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, lru_cache
 from typing import Any, TypeVar
@@ -158,6 +158,11 @@ def array_literal(texts: Iterable[str | None]) -> str:
         if "\\" not in joined and joined.count('"') == 2 * (len(texts) - 1):
             return f'{{"{joined}"}}'
     return "{" + ",".join("NULL" if text is None else _quoted(text) for text in texts) + "}"
+
+
+def columns(names: Sequence[str], rows: Iterable[Sequence[str | None]]) -> dict[str, str]:
+    """Return *rows*, at least one, as parameters: under each of *names* an array of one column."""
+    return dict(zip(names, map(array_literal, zip(*rows, strict=True)), strict=True))
 
 
 def _quoted(text: str) -> str:

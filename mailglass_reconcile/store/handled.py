@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Collection
-
-from mailglass_reconcile.rules.event_types import NONE
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.ledger import first_uuid7
 
-logger = logging.getLogger(__name__)
-
 LOOKED_AT = 5_000
-LOOK_SECONDS = 600.0
 
 _MAY_READ = "SELECT coalesce(has_table_privilege(to_regclass(:table), 'SELECT'), false)"
 
@@ -56,26 +48,9 @@ SELECT a.type
 """.replace("{linked}", schema.linked_by("r"))
 
 
-def warn_of_left_out(tx: Transaction, types: Collection[str]) -> None:
-    """Log, once per process, if events of *types* that it does not add have a handler elsewhere; look rarely."""
-    if not types or tx.settings.hook_types == NONE or time.monotonic() < _LeftOut.next_look:
-        return
-    _LeftOut.next_look = time.monotonic() + LOOK_SECONDS
-    if not may_read(tx, "mailglass_reconcile_runs"):
-        return
-    left_out = sorted(set(tx.execute(_HANDLED).scalars()) - tx.hook_types - _LeftOut.named)
-    if left_out:
-        _LeftOut.named |= set(left_out)
-        logger.warning(
-            "another process has handlers of %s, but this one does not hand such events to them: name their module in"
-            " MAILGLASS_IMPORTS, or the types in MAILGLASS_HOOK_TYPES",
-            ", ".join(left_out),
-        )
-
-
-class _LeftOut:
-    next_look = 0.0
-    named: set[str] = set()  # noqa: RUF012 - one per process
+def types(tx: Transaction) -> set[str]:
+    """Return the types that have had a handler in some process during the last day, as far as this role may know."""
+    return set(tx.execute(_HANDLED).scalars()) if may_read(tx, "mailglass_reconcile_runs") else set()
 
 
 def may_read(tx: Transaction, table: str) -> bool:

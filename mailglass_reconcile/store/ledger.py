@@ -6,11 +6,12 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.keys import Values
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal, columns
 
 # One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
 # may be infinite.
@@ -266,22 +267,13 @@ def link(
 
     Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
-    and stay open here.
-
-    Args:
-        tx: The transaction that links them.
-        pairs: Each orphan's id and the id of its delivery.
-        notes: What else the appended event's metadata says, by orphan id. `UNCHECKED` is left out for events that our
-            writers recorded.
+    and stay open here. *notes* are more metadata of the appended event, by orphan id; `UNCHECKED` is left out for
+    events that our writers recorded.
     """
-    parameters = {
-        "ids": array_literal(uuid7() for _ in pairs),
-        "event_ids": array_literal(event_id for event_id, _ in pairs),
-        "delivery_ids": array_literal(delivery_id for _, delivery_id in pairs),
-        "metadata": array_literal(json.dumps((notes or {}).get(event_id, {})) for event_id, _ in pairs),
-    }
     statement = _LINK_AND_CLOSE if tx.xact_id else _LINK  # only `linking` keeps the trigger from closing
-    return [LinkedEvent(*row) for row in tx.execute(statement, parameters).all()]
+    rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
+    parameters = columns(("ids", "event_ids", "delivery_ids", "metadata"), rows)
+    return list(map(LinkedEvent._make, tx.execute(statement, parameters)))
 
 
 def of_other_writers(tx: Transaction, event_ids: Collection[str]) -> int:
@@ -334,14 +326,17 @@ def values_of(tx: Transaction, event_ids: Iterable[str]) -> list[Values]:
 def at_paths(tx: Transaction, event_ids: Iterable[str], paths: Sequence[str]) -> dict[str, list[str | None]]:
     """Return, for each event, the JSON values at *paths*, each as its type and no more than 513 characters.
 
-    Args:
-        tx: A transaction.
-        event_ids: The events.
-        paths: At most `PATHS` paths `metadata/…` or `normalized_payload/…`.
+    The paths are at most `PATHS`, and `metadata/…` or `normalized_payload/…`.
     """
-    parameters: dict[str, object] = {"event_ids": array_literal(event_ids)}
+    parameters = {"event_ids": array_literal(event_ids), **_path_parameters(tuple(paths))}
+    return {id_: values[: len(paths)] for id_, *values in tx.execute(_AT_PATHS, parameters).all()}
+
+
+@lru_cache(maxsize=512)
+def _path_parameters(paths: tuple[str, ...]) -> dict[str, str | None]:
+    parameters: dict[str, str | None] = {}
     for number in range(PATHS):
         column, *path = paths[number].split("/") if number < len(paths) else ("",)
         parameters[f"m{number}"] = array_literal(path) if column == "metadata" else None
         parameters[f"n{number}"] = array_literal(path) if column == "normalized_payload" else None
-    return {id_: values[: len(paths)] for id_, *values in tx.execute(_AT_PATHS, parameters).all()}
+    return parameters

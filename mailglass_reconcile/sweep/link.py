@@ -41,6 +41,16 @@ class Batch:
     outage: DBAPIError | None = None
     """A passing fault that did not pass, and ended the batch: what is in the lists was done before."""
 
+    def add(self, pairs: int, done: _Attempt) -> None:
+        """Add what a transaction on so many *pairs* has committed."""
+        self.linked += done.linked
+        self.settled += done.claimed - len(done.linked) - len(done.taken)
+        self.held += pairs - done.claimed
+        self.failed += done.taken
+        for event_id in done.taken:
+            logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
+        telemetry.note_lags(event.lag_seconds for event in done.linked)
+
 
 @dataclass(slots=True)
 class _Attempt:
@@ -60,44 +70,38 @@ def link_batch(connected: Connected, pairs: Pairs, expired: Callable[[], bool], 
     """Link what can be linked of *pairs*, each link committed whole or not at all.
 
     A batch that fails on its data is halved until the culprit stands alone, which is reported and left open. A
-    lost connection, a deadlock and the like are tried again, a bounded number of times.
-
-    Args:
-        connected: A connection without a transaction.
-        pairs: `(orphan id, delivery id)`, as the judge found them.
-        expired: Whether the sweep's deadline has passed; checked before each transaction.
-        notes: For the metadata of the appended events.
+    lost connection, a deadlock and the like are tried again, a bounded number of times. No transaction begins after
+    the sweep has *expired*.
 
     Raises:
         DatabaseRefusedError: This role lacks a right; the message has the GRANT.
     """
     batch = Batch()
     waiting = [list(pairs)]
-    while waiting and not expired():
+    while waiting and not batch.outage and not expired():
         part = waiting.pop()
-        doubtful = _Attempt()
         try:
-            done = with_retries(partial(_attempt, connected, part, notes or {}, doubtful))
+            batch.add(len(part), with_retries(partial(_attempt, connected, part, notes or {}, _Attempt())))
         except DBAPIError as error:
-            if is_outage(error):
-                batch.outage = error
-                return batch
-            privileges.require_rights(connected, error)
-            if len(part) > 1:
-                middle = len(part) // 2
-                waiting += [part[middle:], part[:middle]]
-            elif sqlstate(error) == LOCK_NOT_AVAILABLE:
-                batch.held += 1
-            else:
-                batch.failed.append(part[0][0])
-                logger.error("orphan %s cannot be linked (SQLSTATE %s); it stays open", part[0][0], sqlstate(error))
-        else:
-            batch.linked += done.linked
-            telemetry.note_lags(event.lag_seconds for event in done.linked)
-            batch.failed += done.taken
-            batch.settled += done.claimed - len(done.linked) - len(done.taken)
-            batch.held += len(part) - done.claimed
+            waiting += _after_failure(connected, batch, part, error)
     return batch
+
+
+def _after_failure(connected: Connected, batch: Batch, part: Pairs, error: DBAPIError) -> list[list[tuple[str, str]]]:
+    """Note why *part* could not be linked, or return its halves."""
+    if is_outage(error):
+        batch.outage = error
+        return []
+    privileges.require_rights(connected, error)
+    if len(part) > 1:
+        middle = len(part) // 2
+        return [list(part[middle:]), list(part[:middle])]
+    if sqlstate(error) == LOCK_NOT_AVAILABLE:
+        batch.held += 1
+        return []
+    batch.failed.append(part[0][0])
+    logger.error("orphan %s cannot be linked (SQLSTATE %s); it stays open", part[0][0], sqlstate(error))
+    return []
 
 
 def link_in(
@@ -151,17 +155,25 @@ def _link(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) 
     doubtful.linked, doubtful.taken, doubtful.claimed = [], [], 0
     with connected.linking() as tx:
         linked, known = _linked(tx, pairs, notes)
-        taken = sorted(ledger.not_reconciled(tx, known)) if known else []
-        open_orphans.close(tx, [one for one in known if one not in taken], [])
+        taken = _close_reconciled(tx, known) if known else []
         if linked:
             projector.project(tx, linked)
-        doubtful.xact_id = tx.xact_id or ""
-        doubtful.linked, doubtful.taken = linked, taken
-        left = {event_id for event_id, _ in pairs}.difference((one.event_id for one in linked), known)
-        gone = open_orphans.close_gone(tx, left) if left else 0
-        doubtful.claimed = len(linked) + len(known) + gone
-    for event_id in taken:
-        logger.error("orphan %s cannot be linked: another kind of event holds its key; it stays open", event_id)
+        doubtful.linked, doubtful.taken, doubtful.xact_id = linked, taken, tx.xact_id or ""
+        doubtful.claimed = len(linked) + len(known)
+        if doubtful.claimed < len(pairs):
+            doubtful.claimed += _close_gone(tx, pairs, linked, known)
+
+
+def _close_reconciled(tx: Transaction, known: Sequence[str]) -> list[str]:
+    """Close those that were linked before although they were open; return the others, whose key another event holds."""
+    taken = ledger.not_reconciled(tx, known)
+    open_orphans.close(tx, [one for one in known if one not in taken], [])
+    return sorted(taken)
+
+
+def _close_gone(tx: Transaction, pairs: Pairs, linked: Sequence[LinkedEvent], known: Sequence[str]) -> int:
+    """Close those that could not be claimed because their event is gone; return how many that were."""
+    return open_orphans.close_gone(tx, {id_ for id_, _ in pairs}.difference((one.event_id for one in linked), known))
 
 
 def _linked(tx: Transaction, pairs: Pairs, notes: Notes) -> tuple[list[LinkedEvent], list[str]]:

@@ -407,8 +407,8 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/sweep/link.py",
-                "        doubtful.claimed = len(linked) + len(known) + gone\n",
-                "        doubtful.claimed = len(linked) + len(known) + gone\n"
+                "        doubtful.claimed = len(linked) + len(known)\n",
+                "        doubtful.claimed = len(linked) + len(known)\n"
                 "        projector.early = projector.publish([projector.message(event) for event in linked])\n",
             ),
             (

@@ -11,14 +11,14 @@ import invariants
 import mailglass_reconcile
 from conftest import Database
 from factories import delivery, orphan, postmark
-from mailglass_reconcile import key_rule, on_event
+from mailglass_reconcile import key_rule, on_event, projector
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
 from mailglass_reconcile.ops.status import check
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.store import handled, schema
+from mailglass_reconcile.store import schema
 from record.recording import event, record
 from scraping import scrape, value
 
@@ -423,11 +423,11 @@ def test_types_with_a_handler_that_a_process_does_not_hand_on(db: Database, capl
     assert value(scrape(db), "handler_types_left_out") == 1
     assert caplog.text == ""
     for number in ("2", "3"):
-        handled._LeftOut.next_look = 0.0
+        projector._LeftOut.next_look = 0.0
         with db.engine.begin() as connection:
             record(connection, event("m-1", "opened", provider_event_id=number))
     assert caplog.text.count("another process has handlers of bounced, complained") == 1
-    handled._LeftOut.named.clear()
+    projector._LeftOut.named.clear()
 
 
 def test_a_linked_event_with_a_handler_that_a_sweep_does_not_hand_on(db: Database) -> None:

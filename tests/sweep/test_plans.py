@@ -21,7 +21,6 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import (
     deliveries,
     engines,
-    handled,
     ledger,
     listing,
     open_orphans,
@@ -500,7 +499,7 @@ def test_a_link_is_claimed_appended_and_closed_by_primary_keys(tx, pairs):
 
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs, monkeypatch):
     """Once to decide and once to write."""
-    monkeypatch.setattr(handled._LeftOut, "next_look", math.inf)
+    monkeypatch.setattr(projector._LeftOut, "next_look", math.inf)
     at = "2026-01-02T03:04:05"
     linked = [LinkedEvent(None, event, delivery, "acme", "delivered", at, at) for event, delivery in pairs]
     plan = probing(tx, lambda: projector.project(tx, linked))
@@ -585,7 +584,7 @@ def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_
 
 def test_a_webhooks_events_are_appended_with_two_probes_for_each_delivery(application, pairs, monkeypatch):
     """Half of them are attached, each to a delivery that is locked and updated; all else is only added to."""
-    monkeypatch.setattr(handled._LeftOut, "next_look", math.inf)
+    monkeypatch.setattr(projector._LeftOut, "next_look", math.inf)
     entries = []
     for number, (_, delivery) in enumerate(pairs):
         id_ = factories.new_id()
