@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mailglass_reconcile.rules.event_types import NONE, OWN_TYPES, PROVIDER_TYPES
-from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION

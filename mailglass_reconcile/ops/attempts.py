@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.store.listing import Wanted

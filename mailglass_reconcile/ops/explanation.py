@@ -10,11 +10,10 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.rules import keys, providers, states
+from mailglass_reconcile.rules import matching, providers, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.humanize import shown_tenant
-from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate
+from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate, Keys
 from mailglass_reconcile.rules.states import EventState, Verdict
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs, schema
 from mailglass_reconcile.store.database import Database, Transaction
@@ -167,17 +166,17 @@ def explain(database: Database, event_id: UUID) -> Explanation:
 def _origins(tx: Transaction, event_id: str) -> Origins:
     """Read the places again, and let the rule make ids of each value alone."""
     values = ledger.values_of(tx, [event_id])[0]
-    provider = keys.provider_of(values)
+    provider = matching.provider_of(values)
     if provider is None:
         return Origins(None, None, (), {})
     rule = providers.rule_of(provider)
-    paths = keys.reads_of(provider)
+    paths = matching.reads_of(provider)
     found = ledger.at_paths(tx, [event_id], paths)[event_id]
     places: dict[str, str] = {}
     for number, (path, value) in enumerate(zip(paths, found, strict=True)):
         if value is not None:
             alone = [value if other == number else None for other in range(len(paths))]
-            for id_ in keys.keys_of(values._replace(ids=alone)).candidate_ids:
+            for id_ in matching.keys_of(values._replace(ids=alone)).candidate_ids:
                 places.setdefault(id_, path)
     held = tuple((path, value and value.partition(":")[0]) for path, value in zip(paths, found, strict=True))
     return Origins(provider, rule.mark, held, places)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.ops.orphans import Filters, page
-from mailglass_reconcile.rules.keys import spellings_of
+from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, array_literal
 

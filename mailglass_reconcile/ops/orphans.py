@@ -8,8 +8,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import providers, states
-from mailglass_reconcile.rules.keys import spellings_of
-from mailglass_reconcile.rules.matching import AMBIGUOUS, MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, UNMATCHABLE
+from mailglass_reconcile.rules.matching import (
+    AMBIGUOUS,
+    MATCHED,
+    RECIPIENT_MISMATCH,
+    TENANT_MISMATCH,
+    UNMATCHABLE,
+    spellings_of,
+)
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Entry, Wanted

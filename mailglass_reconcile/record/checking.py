@@ -20,7 +20,7 @@ from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.rules.humanize import did_you_mean
-from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, is_usable
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, is_usable
 
 SENT_TYPES = ("dispatched", "failed", "rejected")
 

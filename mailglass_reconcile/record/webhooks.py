@@ -23,7 +23,7 @@ from mailglass_reconcile.record.after_commit import Recheck, Recorded
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.keys import MAX_ID_LENGTH, Keys, keys_of_metadata
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Keys, keys_of_metadata
 from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.database import Transaction, borrowed
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent

@@ -1,19 +1,22 @@
-"""The rule: which delivery an event belongs to, or why none; sweeps and single decisions use the same function.
+"""Matching: under which ids the delivery of an event may be stored, and which of the deliveries that are is its own.
 
-The first candidate id that names a delivery of the event's own tenant, with the event's provider or none, decides. If
-the event knows a recipient, only that recipient's deliveries remain; if several do, only those with the event's
-provider. Then it must be exactly one.
+A provider's rule says which ids an event names; `expand` adds the spellings in which one id is written. Then the
+matching rule decides, for sweeps and single events alike: the first candidate id that names a delivery of the event's
+own tenant, with the event's provider or none, decides. If the event knows a recipient, only that recipient's deliveries
+remain; if several do, only those with the event's provider. Then it must be exactly one.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
-from mailglass_reconcile.rules import states
+from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.keys import Keys
-from mailglass_reconcile.rules.providers import canonical
+from mailglass_reconcile.rules.providers import KeyRule, canonical
 
 MATCHED: Final = "matched"
 UNMATCHED: Final = "unmatched"
@@ -21,6 +24,181 @@ UNMATCHABLE: Final = "unmatchable"
 AMBIGUOUS: Final = "ambiguous"
 TENANT_MISMATCH: Final = "tenant_mismatch"
 RECIPIENT_MISMATCH: Final = "recipient_mismatch"
+
+MAX_ID_LENGTH = 512
+MAX_IDS = 32
+"""Ids that a rule may return; each is tried in up to six spellings."""
+COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
+"""Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
+
+
+class Keys(NamedTuple):
+    """What an orphan is matched by: its provider, its candidate ids in order, its recipient if known.
+
+    `rule` is the mark of the rule that made them; None if they were not computed yet, or if the rule failed for the
+    reason `failure`, and nothing may be stored. `lost`: the event had a recipient that is no longer known.
+    """
+
+    provider: str | None
+    candidate_ids: tuple[str, ...]
+    recipient: str | None
+    rule: str | None = None
+    lost: bool = False
+    failure: str | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this process would compute the same: no rule of higher rank was registered since."""
+        if self.rule is None:
+            return False
+        of_any = self.rule.startswith(f"{providers.ANY_PROVIDER}/")
+        superseded = of_any and self.provider is not None and self.provider in providers.rules()
+        return not superseded and not providers.is_outdated(self.rule)
+
+
+class Values(NamedTuple):
+    """JSON values of one event that its keys are computed from, each as `type:text`, None or empty if absent."""
+
+    event_id: str
+    provider: str | None
+    recipient: str | None
+    email: str | None
+    ids: list[str | None]
+    recipient_known: bool = False
+
+
+def reads_of(provider: str) -> tuple[str, ...]:
+    """Return the paths that `keys_of` needs the values of, for the canonical name of a provider."""
+    rule, own = providers.rule_of(provider), f"metadata/{providers.stored_under(provider)}"
+    return (*COMMON_READS, *rule.reads, *(() if own in rule.reads else (own,)))
+
+
+def provider_of(values: Values) -> str | None:
+    """Return the canonical name of an event's provider, or None if it names none that can be used."""
+    provider = text_of(values.provider, numbers=False)
+    return providers.canonical(provider) if provider else None
+
+
+def keys_of(values: Values) -> Keys:
+    """Compute an event's keys; its `ids` are the values at the paths that `reads_of` gives for its provider.
+
+    An event without a provider has no usable id, and neither has one whose provider's rule fails. The `failure` of the
+    latter is the same sentence for every event.
+    """
+    recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
+    return _keys(
+        provider_of(values),
+        recipient,
+        [text_of(value) if value else None for value in values.ids],
+        values.recipient_known,
+    )
+
+
+def keys_of_metadata(metadata: Mapping[str, Any]) -> Keys:
+    """Compute the keys of an event with this metadata, as a sweep computes them from the ledger's row."""
+    name = _text(metadata.get("provider"), numbers=False)
+    provider = providers.canonical(name) if name else None
+    recipient = _text(metadata.get("recipient"), numbers=False) or _text(metadata.get("email"), numbers=False)
+    texts = [_text(_at(metadata, path)) for path in reads_of(provider)] if provider else []
+    return _keys(provider, recipient, texts, metadata.get("recipient_known") is True)
+
+
+def _keys(provider: str | None, recipient: str | None, texts: list[str | None], recipient_known: bool) -> Keys:
+    """Compute keys of usable texts; *texts* are those at the paths of `reads_of`."""
+    compared = address(recipient) if recipient else None
+    lost = recipient_known and compared is None
+    if provider is None:
+        return Keys(None, (), compared, providers.rule_of(providers.ANY_PROVIDER).mark, lost)
+    rule = providers.rule_of(provider)
+    common, own = len(COMMON_READS), len(COMMON_READS) + len(rule.reads)
+    try:
+        found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
+    except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
+        reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
+        failure = f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
+        return Keys(provider, (), compared, None, lost, failure)
+    spelled = dict.fromkeys(chain.from_iterable(expand(text) for text in dict.fromkeys(found) if text))
+    return Keys(provider, tuple(filter(is_usable, spelled)), compared, rule.mark, lost)
+
+
+def _at(metadata: Mapping[str, Any], path: str) -> Any:
+    column, *names = path.split("/")
+    value: Any = metadata if column == "metadata" else None
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _text(value: Any, *, numbers: bool = True) -> str | None:
+    """Return the usable text of a JSON value, as `text_of` does."""
+    if isinstance(value, str):
+        text = value.strip()
+        return text if is_usable(text) else None
+    is_number = numbers and isinstance(value, int) and not isinstance(value, bool)
+    return text_of(f"number:{value}") if is_number else None
+
+
+class _RuleError(Exception):
+    """A rule returned something else than ids; the message says what."""
+
+
+def _ids_of(rule: KeyRule, texts: list[str | None]) -> list[str | None]:
+    answer = rule.candidates(*texts)
+    if answer is None or isinstance(answer, str | bytes):
+        raise _RuleError(f"returned {type(answer).__name__} instead of a list of ids")
+    ids: list[str | None] = []
+    for id_ in answer:
+        if id_ is not None and not isinstance(id_, str):
+            raise _RuleError(f"returned an id of type {type(id_).__name__} instead of a string")
+        if len(ids) == MAX_IDS:
+            raise _RuleError(f"returned more than {MAX_IDS} ids")
+        ids.append(id_)
+    return ids
+
+
+def spellings_of(message_id: str) -> frozenset[str]:
+    """Return the candidate ids that some provider's rule makes of a message id, or of what its webhook calls so."""
+    found: set[str] = set()
+    for provider in providers.rules():
+        values = Values("", f"string:{provider}", None, None, [f"string:{message_id}"] * len(reads_of(provider)))
+        found.update(keys_of(values).candidate_ids)
+    return frozenset(found)
+
+
+def text_of(value: str | None, *, numbers: bool = True) -> str | None:
+    """Return the usable text of a JSON value given as `type:text`, trimmed, or None.
+
+    A text of 1 to 512 characters without control characters is usable, and, unless *numbers* is false, an
+    integer as its digits.
+    """
+    if not value:
+        return None
+    kind, _, text = value.partition(":")
+    text = text.strip()
+    if kind == "number":
+        return text if numbers and is_usable(text) and text.isdecimal() else None
+    return text if kind == "string" and is_usable(text) else None
+
+
+def is_usable(text: str) -> bool:
+    """Whether *text* can be an id: 1 to 512 characters, none of them a control character."""
+    if not 0 < len(text) <= MAX_ID_LENGTH:
+        return False
+    return text.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def expand(text: str) -> tuple[str, ...]:
+    """Return the spellings of one id, as written first: UUIDs in both cases, with and without angle brackets."""
+    is_bracketed = text.startswith("<") and text.endswith(">")
+    bare = text[1:-1] if is_bracketed else text
+    cases = (bare, bare.lower(), bare.upper()) if len(bare) == 36 and _UUID.fullmatch(bare) else (bare,)
+    if not is_bracketed and "@" not in bare:
+        return cases
+    bracketed = tuple(f"<{case}>" for case in cases)
+    return (*bracketed, *cases) if is_bracketed else (*cases, *bracketed)
 
 
 class Candidate(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.rules.keys import Values
+from mailglass_reconcile.rules.matching import Values
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 

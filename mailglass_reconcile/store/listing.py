@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 from mailglass_reconcile.store.open_orphans import Open, Place

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal

@@ -9,10 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.rules import keys, matching, providers, recipients, states
+from mailglass_reconcile.rules import matching, providers, recipients, states
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.keys import Keys, Values
-from mailglass_reconcile.rules.matching import Candidate, Verdict
+from mailglass_reconcile.rules.matching import Candidate, Keys, Values, Verdict
 from mailglass_reconcile.store import deliveries, ledger, webhook_events
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
@@ -137,7 +136,7 @@ def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
     found: dict[str, str | None] = {}
     reported: dict[str, list[Reported]] = defaultdict(list)
     for event_id, values in ledger.at_paths(tx, by_id, _REPORTED).items():
-        provider_event_id, webhook_event_id, notification_id = map(keys.text_of, values)
+        provider_event_id, webhook_event_id, notification_id = map(matching.text_of, values)
         provider, tenant_id = by_id[event_id].keys.provider, by_id[event_id].tenant_id
         if provider_event_id is None or provider is None:
             continue
@@ -148,7 +147,9 @@ def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
     if reported and webhook_events.may_be_read(tx):
         for provider, of_provider in reported.items():
             found |= webhook_events.recipients(tx, provider, recipients.READERS[provider], of_provider)
-    return {id_: address(usable) for id_, text in found.items() if text and (usable := keys.text_of(f"string:{text}"))}
+    return {
+        id_: address(usable) for id_, text in found.items() if text and (usable := matching.text_of(f"string:{text}"))
+    }
 
 
 _REPORTED = ("metadata/provider_event_id", "metadata/webhook_event_id", "metadata/sns_message_id")
@@ -158,13 +159,13 @@ def _computed(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
     """Compute keys by event from the ledger, and from the recipients that writers left with the open orphan."""
     by_provider: dict[str | None, dict[str, Values]] = defaultdict(dict)
     for values in ledger.values_of(tx, outdated):
-        by_provider[keys.provider_of(values)][values.event_id] = values
+        by_provider[matching.provider_of(values)][values.event_id] = values
     computed: dict[str, Keys] = {}
     for provider, of_provider in by_provider.items():
-        ids = ledger.at_paths(tx, of_provider, keys.reads_of(provider)) if provider else {}
+        ids = ledger.at_paths(tx, of_provider, matching.reads_of(provider)) if provider else {}
         for event_id, values in of_provider.items():
             values.ids.extend(ids.get(event_id, ()))
-            computed[event_id] = _with_what_is_stored(keys.keys_of(values), outdated[event_id])
+            computed[event_id] = _with_what_is_stored(matching.keys_of(values), outdated[event_id])
     return computed
 
 

@@ -29,7 +29,7 @@ from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published
-from mailglass_reconcile.rules import keys
+from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.states import OUTCOMES
@@ -256,7 +256,7 @@ class Schedule(RuleBasedStateMachine):
         row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
         with self.db.engine.begin() as connection:
             factories.insert_on(connection, events=[row])
-            known = keys.keys_of_metadata(json.loads(row["metadata"]))
+            known = matching.keys_of_metadata(json.loads(row["metadata"]))
             with borrowed(connection, self.db.settings) as tx:
                 open_orphans.store_keys(tx, {row["id"]: known._replace(recipient=address(recipient), lost=False)})
 

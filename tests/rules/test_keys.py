@@ -2,20 +2,20 @@
 
 import pytest
 
-from mailglass_reconcile.rules import keys, providers
-from mailglass_reconcile.rules.keys import Values
+from mailglass_reconcile.rules import matching, providers
+from mailglass_reconcile.rules.matching import Values
 
 GUID = "883953f4-6105-42a2-a16a-77a8eac79483"
 
 
 def candidates(provider, *, recipient=None, email=None, **values):
     """Return an event's keys, its rule's own values given by path with `/` and `-` written as `__` and `_`."""
-    paths = keys.reads_of(providers.canonical(provider))
+    paths = matching.reads_of(providers.canonical(provider))
     known = {path.replace("/", "__").replace("-", "_"): path for path in paths}
     assert set(values) <= set(known)
     given = {known[name]: value for name, value in values.items()}
     ids = [given.get(path, "") for path in paths]
-    return keys.keys_of(Values("event", f"string:{provider}", recipient, email, ids))
+    return matching.keys_of(Values("event", f"string:{provider}", recipient, email, ids))
 
 
 REAL_SENDGRID_IDS = [
@@ -123,7 +123,7 @@ def test_provider_message_id_is_tried_before_a_providers_own_name():
 def test_an_event_without_a_provider_has_no_key(provider):
     """Whatever else it holds."""
     values = Values("event", provider, None, None, ["string:one"] * 3)
-    assert keys.keys_of(values).candidate_ids == ()
+    assert matching.keys_of(values).candidate_ids == ()
 
 
 def test_a_providers_name_is_compared_without_regard_to_case():
@@ -162,8 +162,8 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
         """Join two values."""
         return [f"{a}-{c}", None, ""]
 
-    assert keys.reads_of("acme mail") == (
-        *keys.COMMON_READS,
+    assert matching.reads_of("acme mail") == (
+        *matching.COMMON_READS,
         "metadata/a/b",
         "normalized_payload/c",
         "metadata/message_id",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import factories
 import oracle
 from conftest import Database
-from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.sweep import judge

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.keys import Keys
+from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.rules.recipients import READERS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import (
