@@ -86,12 +86,7 @@ def keys_of(values: Values) -> Keys:
     latter is the same sentence for every event.
     """
     recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
-    return _keys(
-        provider_of(values),
-        recipient,
-        [text_of(value) if value else None for value in values.ids],
-        values.recipient_known,
-    )
+    return _keys(provider_of(values), recipient, list(map(text_of, values.ids)), values.recipient_known)
 
 
 def keys_of_metadata(metadata: Mapping[str, Any]) -> Keys:
@@ -114,11 +109,14 @@ def _keys(provider: str | None, recipient: str | None, texts: list[str | None], 
     try:
         found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
-        reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
-        failure = f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
-        return Keys(provider, (), compared, None, lost, failure)
-    spelled = dict.fromkeys(chain.from_iterable(expand(text) for text in dict.fromkeys(found) if text))
+        return Keys(provider, (), compared, None, lost, _failure(rule, error))
+    spelled = dict.fromkeys(chain.from_iterable(map(expand, filter(None, dict.fromkeys(found)))))
     return Keys(provider, tuple(filter(is_usable, spelled)), compared, rule.mark, lost)
+
+
+def _failure(rule: KeyRule, error: Exception) -> str:
+    reason = str(error) if isinstance(error, _RuleError) else f"failed with {type(error).__name__}"
+    return f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
 
 
 def _at(metadata: Mapping[str, Any], path: str) -> Any:
@@ -223,12 +221,9 @@ class Verdict(NamedTuple):
 
 
 def decide(tenant_id: str, wanted: Keys, found: Mapping[str, Sequence[Candidate]]) -> Verdict:
-    """Return the verdict on an event.
+    """Return the verdict on an event of a tenant with the keys *wanted*.
 
-    Args:
-        tenant_id: The event's tenant.
-        wanted: Its keys.
-        found: The deliveries that carry its candidate ids, by id; of an id that names many, those that decide.
+    *found* are the deliveries that carry its candidate ids, by id; of an id that names many, those that decide.
     """
     if not wanted.candidate_ids:
         return Verdict(UNMATCHABLE)
