@@ -11,6 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -44,10 +46,8 @@ class Position(NamedTuple):
     since: str
 
     @classmethod
-    def of_json(cls, kept: dict[str, Any] | None) -> Position | None:
-        """Return what the run history has kept, or None."""
-        if kept is None:
-            return None
+    def of_json(cls, kept: dict[str, Any]) -> Position:
+        """Return what the run history has kept."""
         resume = kept.get("resume")
         return cls(Place(*kept["covered"]), Place(*resume) if resume else None, kept["since"])
 
@@ -105,46 +105,52 @@ def open_window(
     ages: Sequence[tuple[float, float]] | None = None,
     full: bool = False,
 ) -> Window:
-    """Return what a sweep will look at.
+    """Return what a sweep will look at, of one tenant or, with None, of all.
 
-    Args:
-        tx: A reading transaction.
-        tenant_id: Of this tenant only; None is all tenants.
-        bounds: Of what arrived after the first time and until the second only; both as Postgres writes them.
-        ages: Of these ages only, even in their grace, as `windows.survey` takes them; None is what is eligible.
-        full: Whether a full sweep begins, which continues where the last one stopped if that did not finish.
+    That is what is eligible; with *bounds*, of what arrived after the first time and until the second only, both as
+    Postgres writes them; or with *ages*, as `windows.survey` takes them, what is of these ages, even in its grace.
+    A *full* sweep continues where the last one stopped if that did not finish.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    after, until = bounds
-    shown = shown_tenant(tenant_id)
+    shown, (after, until) = tenant_id and shown_tenant(tenant_id), bounds
     seen = windows.survey(tx, ages=ages, after=after, until=until, full=full, counted=True, tenant_id=shown)
     if not seen.indexed:
         missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
-        raise SchemaOutdatedError(hint(f"{missing}: run `mailglass-reconcile migrate`"))
-    whole = seen.whole(tenant_id)
-    of_any = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
-    position = Position.of_json(seen.position)
-    groups = windows.groups(tx, whole, of_any, position.covered if position else FIRST, seen.few)
+        raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
+    whole, position = seen.whole(tenant_id), Position.of_json(seen.position) if seen.position else None
+    groups = windows.groups(tx, whole, _outdated(), position.covered if position else FIRST, seen.few)
+    return Window(seen, whole, position, groups, _outdated(groups), _parts(whole, groups, position), seen.emptied)
+
+
+def _outdated(groups: Sequence[Group] = ()) -> Outdated:
+    """Return which of the keys that *groups* have this process would compute again."""
     marks = {group.rule for group in groups if group.rule and providers.is_outdated(group.rule)}
-    computes = any(group.rule is None or group.rule in marks or group.superseded for group in groups)
-    parts = [part for part in _parts(whole, groups, position) if part.orphans]
-    return Window(seen, whole, position, groups, of_any._replace(marks=marks, computes=computes), parts, seen.emptied)
+    computes = bool(marks) or any(group.rule is None or group.superseded for group in groups)
+    return Outdated(marks, providers.rule_of(providers.ANY_PROVIDER).mark, providers.known(), computes)
 
 
 def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> list[Part]:
-    usual = [group for group in groups if not group.refused]
-    orphans, fresh = sum(group.orphans for group in usual), sum(group.fresh for group in usual)
-    refused = Part(replace(whole, refused=True), "refused", sum(g.orphans for g in groups if g.refused))
-    if position is None:
-        return [Part(whole, "fresh", orphans), refused]
+    orphans = fresh = refused = 0
+    for group in groups:
+        if group.refused:
+            refused += group.orphans
+        else:
+            orphans, fresh = orphans + group.orphans, fresh + group.fresh
+    parts = [Part(whole, "fresh", orphans)] if position is None else _resumed(whole, position, orphans, fresh)
+    parts.append(Part(replace(whole, refused=True), "refused", refused))
+    return list(filter(attrgetter("orphans"), parts))
+
+
+def _resumed(whole: Slice, position: Position, orphans: int, fresh: int) -> list[Part]:
+    """Return the parts of a window of which earlier sweeps have covered some."""
     parts = [Part(replace(whole, after=position.covered), "fresh", fresh)]
     resume = position.resume or whole.after
     parts += [Part(replace(whole, after=resume, until=position.covered), "rest", orphans - fresh)]
     if position.resume:
         parts += [Part(replace(whole, until=position.resume), "rest", orphans - fresh)]
-    return [*parts, refused]
+    return parts
 
 
 def of_events(orphans: int) -> Window:
@@ -153,12 +159,13 @@ def of_events(orphans: int) -> Window:
     return Window(None, Slice(FIRST, LAST, ()), None, [group], Outdated((), "", ()))
 
 
-class Found(NamedTuple):
+@dataclass(slots=True)
+class Found:
     """Some orphans that were judged; how many were closed by then; and those that cannot be read."""
 
-    judged: list[Judged]
-    closed: int
-    unreadable: list[str]
+    judged: list[Judged] = field(default_factory=list)
+    closed: int = 0
+    unreadable: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -194,10 +201,7 @@ class Scan:
             return
         packed: bytes | None = self._retried(lambda: self._next_ids(connected, first=True))
         if self.window and self.window.emptied and self.writes:
-            removed = repair.remove_settled(connected, connected.settings.batch_size)
-            repair.remove_stray_ids(connected, connected.settings.batch_size)
-            closed = counted(removed, "open orphan was", "open orphans were")
-            logger.warning("mailglass_events was emptied: %s closed", closed)
+            _close_emptied(connected)
             packed = self._retried(lambda: self._next_ids(connected, first=True))
         while self._parts:
             if packed is None:
@@ -215,7 +219,7 @@ class Scan:
             if first:
                 opened = open_window(tx, self.tenant_id, self.bounds, self.ages, full=self.full)
                 if self.window is None and opened.survey and self.ages is None:
-                    _warn(privileges.warning(opened.survey.creators, tx.schema), triggers=opened.survey.triggers)
+                    _warn(opened.survey, tx.schema)
                 self.window, self._parts = opened, deque(opened.parts)
             if not self._parts or self.window is None:
                 return b""
@@ -223,25 +227,17 @@ class Scan:
 
     def judge(self, connected: Connected, ids: Sequence[str]) -> Found:
         """Judge orphans in one snapshot. If a row cannot be read, they are halved until that row stands alone."""
-        found = Found([], 0, [])
+        found = Found()
         waiting = [ids]
         while waiting and not (found.judged and time.monotonic() >= self.deadline):
             part = waiting.pop()
             try:
-                judged = self._retried(lambda part=part: self._judged(connected, part))  # type: ignore[misc]
-                found.judged.extend(judged)
-                found = found._replace(closed=found.closed + len(part) - len(judged))
+                judged = self._retried(partial(self._judged, connected, part))
             except DBAPIError as error:
-                privileges.require_rights(connected, error)
-                if not is_of_data(error):
-                    raise
-                if len(part) > 1:
-                    middle = len(part) // 2
-                    waiting += [part[middle:], part[:middle]]
-                else:
-                    event_id = str(UUID(part[0]))
-                    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
-                    found.unreadable.append(event_id)
+                waiting += _after_failure(connected, found, part, error)
+            else:
+                found.judged.extend(judged)
+                found.closed += len(part) - len(judged)
         if found.judged:
             self._reached = found.judged[-1].orphan.place
         return found
@@ -281,10 +277,32 @@ class Scan:
         return Position(self.window.whole.until, stopped_at, since)._asdict()
 
 
-def _warn(warning: str | None, *, triggers: bool) -> None:
+def _after_failure(connected: Connected, found: Found, part: Sequence[str], error: DBAPIError) -> list[Sequence[str]]:
+    """Return the halves of what cannot be read, or note the row that stands alone."""
+    privileges.require_rights(connected, error)
+    if not is_of_data(error):
+        raise error
+    if len(part) > 1:
+        middle = len(part) // 2
+        return [part[middle:], part[:middle]]
+    event_id = str(UUID(part[0]))
+    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
+    found.unreadable.append(event_id)
+    return []
+
+
+def _close_emptied(connected: Connected) -> None:
+    """Close what an emptied ledger has left behind."""
+    removed = repair.remove_settled(connected, connected.settings.batch_size)
+    repair.remove_stray_ids(connected, connected.settings.batch_size)
+    closed = counted(removed, "open orphan was", "open orphans were")
+    logger.warning("mailglass_events was emptied: %s closed", closed)
+
+
+def _warn(survey: Survey, schema: str) -> None:
     """Log what an operator should know of the schema before anything is swept."""
-    if warning:
-        logger.warning("%s", warning)
-    if not triggers:
+    if survey.creators:
+        logger.warning("%s", privileges.warning(survey.creators, schema))
+    if not survey.triggers:
         found = "the triggers on mailglass_events are missing or disabled, so new orphans are not seen"
         logger.warning(hint(f"{found}: run `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"))
