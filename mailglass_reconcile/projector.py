@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import Any
 
 from mailglass_reconcile.rules.event_types import NONE, OWN_TYPES, PROVIDER_TYPES
@@ -114,18 +115,13 @@ def lock(tx: Transaction, delivery_ids: Collection[str]) -> set[str]:
 
 
 def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Keys]) -> dict[str, LinkedEvent | None]:
-    """Append a webhook's events, attached or as orphans, and project those that are attached.
+    """Append a webhook's events, each with its delivery or as an orphan, and project those that are attached.
 
-    Args:
-        tx: The transaction.
-        entries: Each with its delivery, or None for an orphan.
-        known: The keys of each, to be stored with the orphans.
-
-    Returns:
-        What is new, by id: with its delivery, or None for an orphan.
+    Orphans are stored with the keys that are *known* of them. What is new is returned by id: with its delivery, or
+    None for an orphan.
     """
     events = list(map(_as_json, entries, known))
-    statement = _APPEND_AND_PROJECT if any(entry.delivery_id for entry in entries) else _APPEND
+    statement = _APPEND_AND_PROJECT if any(map(attrgetter("delivery_id"), entries)) else _APPEND
     rows = tx.execute(statement, {"events": json.dumps(events), "standing": _STANDINGS})
     delivery_ids: dict[str, str | None] = dict(map(tuple, rows))
     recorded = {}

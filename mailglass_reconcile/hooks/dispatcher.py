@@ -163,11 +163,11 @@ class _Dispatcher:
                 ran.append(Attempt(row.event_id, row.attempts, ()))
                 for handler in running.missing(row):
                     ran[-1] = _after(ran[-1], handler, running.run(work, self._settings, handler, row))
-            left = [Claim(row.event_id, row.attempts, row.type, False) for row in held[len(ran) :]]
+            left = held[len(ran) :]
             self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
             with borrowed(work.ours, self._settings) as tx:
                 outbox.give_back(tx, left)
-                settled = outbox.settle(tx, ran, held[0].xact_id if held else None)
+                settled = outbox.settle(tx, ran, held[0].xact_id) if ran else {}
         if len(settled) < len(ran):
             raise EndedError
         return settled
@@ -199,7 +199,7 @@ class _Dispatcher:
             if attempt.event_id not in settled:
                 continue
             state, done = settled[attempt.event_id]
-            undone = [name for name in attempt.ran if name not in done]
+            undone = sorted(set(attempt.ran).difference(done))
             for name in undone:
                 logger.warning("handler %s failed on event %s: its work was rolled back", name, attempt.event_id)
             self.result.handled += len(attempt.ran) - len(undone)

@@ -24,7 +24,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import CONTENTION_SQLSTATES
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import is_erased
+from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.settings import Settings
@@ -206,7 +206,7 @@ def _event(row: Held) -> DeliveryEvent:
         delivery_id=UUID(row.delivery_id),
         provider=providers.canonical(row.provider) if row.provider else None,
         message_id=row.message_id,
-        recipient=None if row.recipient and is_erased(row.recipient) else row.recipient,
+        recipient=None if row.recipient and row.recipient.endswith(ERASED) else row.recipient,
         reject_reason=row.reject_reason,
         attempt=row.attempts,
     )

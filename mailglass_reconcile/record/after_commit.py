@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -133,7 +134,7 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
         ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
     """
     done = list(recorded)
-    engine = next((each.engine for each in done if each.engine), None)
+    engine = next(filter(None, map(attrgetter("engine"), done)), None)
     finish(done, place_of(engine))
 
 
@@ -234,11 +235,15 @@ _KEY = "mailglass_reconcile.pending"
 def returned(given: object, recorded: list[Done]) -> list[Done]:
     """Return what a writer did; if a Session was *given*, its step after the commit is left to that, and taken out."""
     if isinstance(given, sa.Connection):
-        return [replace(each, engine=given.engine) if each.recheck else each for each in recorded]
+        return _with_engine(given.engine, recorded)
     session = session_of(given)
     if session is not None:
         _after_commit(session, [each for each in recorded if each.messages or each.recheck])
     return [replace(each, messages=(), recheck=None) for each in recorded]
+
+
+def _with_engine(engine: sa.Engine, recorded: list[Done]) -> list[Done]:
+    return [replace(each, engine=engine) if each.recheck else each for each in recorded]
 
 
 def _after_commit(session: Session, recorded: Sequence[Recorded | RecordedDelivery]) -> None:

@@ -135,7 +135,7 @@ def recipient(field: str, value: object) -> str | None:
     """Return the address of a recipient, without a display name, or None if it is empty."""
     if not isinstance(value, str | None):
         raise InvalidEventError(f"{field} must be a string or None")
-    return addresses.bare(storable(value or ""))[:MAX_ID_LENGTH] or None
+    return addresses.bare(storable(value))[:MAX_ID_LENGTH] or None if value else None
 
 
 MAX_TEXT = 4_096

@@ -140,12 +140,7 @@ def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
 def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind: str, number: int) -> str:
     """Return the key under which an event is recorded once: a digest, which names nobody.
 
-    Args:
-        tenant_id: The tenant.
-        provider: The provider's canonical name.
-        provider_event_id: The provider's id of the event.
-        kind: The event's type.
-        number: Which of the different events of one call that share this id and type it is, from 0.
+    Several different events of one call may share id and type: *number* says, from 0, which of them it is.
     """
     identity = json.dumps([tenant_id, provider, provider_event_id, kind, number])
     return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"

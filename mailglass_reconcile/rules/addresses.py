@@ -22,6 +22,8 @@ INDEXED = "^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?"
 
 ERASED_DOMAIN = "erased.invalid"
 """Of the recipients that stand where an address was erased; no mail can be sent to it (RFC 2606)."""
+ERASED = f"@{ERASED_DOMAIN}"
+"""The end of each of them."""
 
 
 def bare(recipient: str) -> str:
@@ -47,11 +49,6 @@ def address(recipient: str) -> str:
 def holds_address(text: str) -> bool:
     """Whether *text* looks like an e-mail address, or holds one."""
     return _ADDRESS.search(text) is not None
-
-
-def is_erased(recipient: str) -> bool:
-    """Whether a delivery's recipient stands where an address was erased."""
-    return recipient.endswith(f"@{ERASED_DOMAIN}")
 
 
 def mentions(text: str, compared: str) -> bool:

@@ -341,7 +341,7 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         TypeError: *given* is something else.
     """
     with database_errors():
-        connection = engines.connection_of(given)
+        connection = given if isinstance(given, sa.Connection) else engines.connection_of_session(given)
         _require_usable(connection.connection.dbapi_connection)
         restore = _enter(connection)
         try:

@@ -125,7 +125,7 @@ def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
     """Whether the recipient of one of the tenant's deliveries with these ids was erased."""
-    parameters = {"ids": array_literal(ids), "tenant_id": tenant_id, "erased": f"@{addresses.ERASED_DOMAIN}"}
+    parameters = {"ids": array_literal(ids), "tenant_id": tenant_id, "erased": addresses.ERASED}
     return bool(tx.execute(_SOME_ERASED, parameters).scalar_one())
 
 

@@ -139,15 +139,13 @@ def database_of(engine: sa.Engine) -> str:
     return repr([url.host, url.port, url.database, *(url.query.get(name) for name in ("host", "port", "dbname"))])
 
 
-def connection_of(given: object) -> sa.Connection:
-    """Return the connection of a SQLAlchemy Connection or Session, in its own transaction.
+def connection_of_session(given: object) -> sa.Connection:
+    """Return the connection of a SQLAlchemy Session, in its own transaction.
 
     Raises:
         DatabaseUnavailableError: The Session had no connection yet, and none can be made.
         TypeError: It is something else.
     """
-    if isinstance(given, sa.Connection):
-        return given
     session = session_of(given)
     if session is not None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Transaction, array_literal, columns
 from mailglass_reconcile.store.ledger import LinkedEvent
 
 DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
@@ -162,6 +162,10 @@ UPDATE {schema}.mailglass_hook_outbox AS o
 """
 
 
+_ATTEMPTS = {"most": MOST_ATTEMPTS, "delays": array_literal(map(str, DELAYS_SECONDS))}
+_CLAIMED = {"last": LAST_SECONDS, "unfinished": UNFINISHED}
+
+
 class Facts(NamedTuple):
     """How many rows wait and are dead, by how long the first is overdue, and how many have failed several times."""
 
@@ -215,17 +219,9 @@ class Settled(NamedTuple):
 
 
 def add(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
-    """Give events to handlers; nothing is sent if there are none, and an event is added once."""
-    if not events:
-        return
-    tx.execute(
-        _ADD,
-        {
-            "event_ids": array_literal(event.event_id for event in events),
-            "delivery_ids": array_literal(event.delivery_id for event in events),
-            "types": array_literal(event.type for event in events),
-        },
-    )
+    """Give events, at least one, to handlers; an event is added once."""
+    rows = [(event.event_id, event.delivery_id, event.type) for event in events]
+    tx.execute(_ADD, columns(("event_ids", "delivery_ids", "types"), rows))
 
 
 def facts(tx: Transaction) -> Facts:
@@ -240,24 +236,13 @@ def dead(tx: Transaction, size: int) -> list[dict[str, Any]]:
 
 def claim(tx: Transaction, types: Collection[str], size: int, *, tried: bool) -> list[Claim]:
     """Count an attempt of at most *size* rows of *types* that are due; of those that were *tried* before, or not."""
-    rows = tx.execute(
-        _CLAIM,
-        {
-            "types": array_literal(types),
-            "tried": int(tried),
-            "size": size,
-            "most": MOST_ATTEMPTS,
-            "delays": array_literal(map(str, DELAYS_SECONDS)),
-            "last": LAST_SECONDS,
-            "unfinished": UNFINISHED,
-        },
-    )
-    return [Claim(*row) for row in rows.all()]
+    parameters = {"types": array_literal(types), "tried": int(tried), "size": size, **_CLAIMED, **_ATTEMPTS}
+    return list(map(Claim._make, tx.execute(_CLAIM, parameters)))
 
 
 def lock(tx: Transaction, claims: Sequence[Claim]) -> list[Held]:
     """Lock claimed rows that are still this claim's."""
-    return [Held(*row) for row in tx.execute(_LOCK, _of(claims)).all()]
+    return list(map(Held._make, tx.execute(_LOCK, _of(claims))))
 
 
 def limit(tx: Transaction, milliseconds: int) -> dict[str, str]:
@@ -278,35 +263,25 @@ def note(tx: Transaction, event_id: str, handler: str) -> None:
 
 
 def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, Settled]:
-    """Note how attempts ended, and return each row that is changed, by its event: none, in another transaction.
+    """Note how attempts, at least one, ended, and return each row that is changed, by its event.
 
-    Args:
-        tx: The transaction.
-        attempts: What has been tried.
-        xact_id: The transaction that it has been tried in, if it must be this one.
+    None is if *xact_id*, the transaction that they have been made in, is not this one.
     """
-    parameters = {
-        "event_ids": array_literal(one.event_id for one in attempts),
-        "attempts": array_literal(str(one.attempts) for one in attempts),
-        "ran": array_literal(array_literal(one.ran) for one in attempts),
-        "failed": array_literal(array_literal(one.failed) for one in attempts),
-        "errors": array_literal(one.error for one in attempts),
-        "rolled_back": ROLLED_BACK,
-        "most": MOST_ATTEMPTS,
-        "delays": array_literal(map(str, DELAYS_SECONDS)),
-        "xact_id": xact_id,
-    }
-    return {row.event_id: Settled(row.state, row.done) for row in tx.execute(_SETTLE, parameters)}
+    names = ("event_ids", "attempts", "ran", "failed", "errors")
+    parameters = columns(names, map(_settled, attempts)) | _ATTEMPTS
+    parameters |= {"rolled_back": ROLLED_BACK, "xact_id": xact_id}
+    return {event_id: Settled(state, done) for event_id, state, done in tx.execute(_SETTLE, parameters)}
 
 
-def give_back(tx: Transaction, claims: Sequence[Claim]) -> None:
+def _settled(one: Attempt) -> tuple[str | None, ...]:
+    return one.event_id, str(one.attempts), array_literal(one.ran), array_literal(one.failed), one.error
+
+
+def give_back(tx: Transaction, claims: Sequence[Held]) -> None:
     """Take back the attempt of claimed rows that were not tried."""
     if claims:
         tx.execute(_GIVE_BACK, _of(claims))
 
 
-def _of(claims: Sequence[Claim]) -> dict[str, str]:
-    return {
-        "event_ids": array_literal(claim.event_id for claim in claims),
-        "attempts": array_literal(str(claim.attempts) for claim in claims),
-    }
+def _of(claims: Sequence[Claim] | Sequence[Held]) -> dict[str, str]:
+    return columns(("event_ids", "attempts"), [(claim.event_id, str(claim.attempts)) for claim in claims])
