@@ -150,7 +150,7 @@ def ask_for_dispatch(result: SweepResult) -> None:
 def _reported(result: SweepResult) -> dict[str, Any]:
     """Ask for the handlers of what a sweep linked, and return its counts as a task's result."""
     ask_for_dispatch(result)
-    return {**result.as_dict(), "tenant_id": shown_tenant(result.tenant_id)}
+    return {**result.as_dict(), "tenant_id": result.shown_tenant}
 
 
 def _duplicate(of: str, kind: Kind, tenant_id: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -26,7 +27,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
     translated,
 )
-from mailglass_reconcile.rules.humanize import counted, shown_tenant
+from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.store import privileges, runs, windows
 from mailglass_reconcile.store.database import Connected
@@ -50,7 +51,7 @@ OTHERS: Owner = (None, None)
 
 def run_of(result: SweepResult, kind: runs.Kind, origin: runs.Origin, error: BaseException | None = None) -> Run:
     """Return a sweep as the history has it; *error* is what ended it before its end, if anything did."""
-    run = Run(kind, origin, shown_tenant(result.tenant_id), result.status, remaining=result.remaining)
+    run = Run(kind, origin, result.shown_tenant, result.status, remaining=result.remaining)
     if error is not None:
         run.status = "failed" if isinstance(error, Exception) else "partial"
         run.error = type(error).__name__
@@ -165,8 +166,10 @@ class Account:
         self.result.failed += len(found.unreadable)
         self.result.skipped_held += found.closed
         self.closed += found.closed
-        self.result.count(Counter(one.verdict.state for one in found.judged if one.verdict.state != MATCHED))
-        self._failures.update(one.keys.failure for one in found.judged if one.keys.failure)
+        states = Counter(map(attrgetter("verdict.state"), found.judged))
+        del states[MATCHED]
+        self.result.count(states)
+        self._failures.update(filter(None, map(attrgetter("keys.failure"), found.judged)))
 
     def judged(self, found: Sequence[Judged], closed: Collection[str]) -> None:
         """Correct the count of what stays open by verdicts; those in *closed* are open no longer."""

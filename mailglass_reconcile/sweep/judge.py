@@ -6,7 +6,9 @@ A sweep, the writers, lists, `explain`, `attempt_link` and the doctor all call i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import matching, providers, recipients, states
@@ -104,7 +106,7 @@ def _judged(tx: Transaction, events: Sequence[Event]) -> list[tuple[Keys, Verdic
     named = _recipients(tx, unknown) if unknown else {}
     if named:
         events, verdicts = _judged_again(tx, events, verdicts, named, found)
-    return [(event.keys, verdict) for event, verdict in zip(events, verdicts, strict=True)]
+    return list(zip(map(attrgetter("keys"), events), verdicts, strict=True))
 
 
 def _is_unknown(event: Event, verdict: Verdict) -> bool:
@@ -147,9 +149,11 @@ def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
     if reported and webhook_events.may_be_read(tx):
         for provider, of_provider in reported.items():
             found |= webhook_events.recipients(tx, provider, recipients.READERS[provider], of_provider)
-    return {
-        id_: address(usable) for id_, text in found.items() if text and (usable := matching.text_of(f"string:{text}"))
-    }
+    return _usable(found)
+
+
+def _usable(found: Mapping[str, str | None]) -> dict[str, str]:
+    return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(f"string:{text}"))}
 
 
 _REPORTED = ("metadata/provider_event_id", "metadata/webhook_event_id", "metadata/sns_message_id")
@@ -179,7 +183,7 @@ class _LookedUp(NamedTuple):
     """Deliveries by candidate id; those of ids that name many, by question."""
 
     narrow: Mapping[str, Sequence[Candidate]]
-    wide_ids: frozenset[str]
+    wide_ids: Set[str]
     wide: Mapping[Question, Sequence[Candidate]]
 
     def verdict(self, event: Event) -> Verdict:
@@ -195,17 +199,17 @@ class _LookedUp(NamedTuple):
 
 def _look_up(tx: Transaction, events: Sequence[Event]) -> _LookedUp:
     narrow: dict[str, list[Candidate]] = defaultdict(list)
-    ids: set[str] = set()
-    for event in events:
-        ids.update(event.keys.candidate_ids)
+    ids = set(chain.from_iterable(map(attrgetter("keys.candidate_ids"), events)))
+    wide_ids = set()
     for delivery in deliveries.of_ids(tx, ids) if ids else ():
         narrow[delivery.candidate_id].append(delivery)
-    wide_ids = frozenset(id_ for id_, found in narrow.items() if len(found) > FEW)
+        if len(narrow[delivery.candidate_id]) > FEW:
+            wide_ids.add(delivery.candidate_id)
     return _with_wide_ids(tx, events, narrow, wide_ids) if wide_ids else _LookedUp(narrow, wide_ids, {})
 
 
 def _with_wide_ids(
-    tx: Transaction, events: Sequence[Event], narrow: dict[str, list[Candidate]], wide_ids: frozenset[str]
+    tx: Transaction, events: Sequence[Event], narrow: dict[str, list[Candidate]], wide_ids: Set[str]
 ) -> _LookedUp:
     wide: dict[Question, dict[str, Candidate]] = {q: {} for event in events for q in _questions(event, wide_ids)}
     questions = list(wide)
@@ -214,7 +218,7 @@ def _with_wide_ids(
     return _LookedUp(narrow, wide_ids, {question: tuple(found.values()) for question, found in wide.items()})
 
 
-def _questions(event: Event, wide_ids: frozenset[str]) -> list[Question]:
+def _questions(event: Event, wide_ids: Set[str]) -> list[Question]:
     its = event.keys
     if wide_ids.isdisjoint(its.candidate_ids):
         return []

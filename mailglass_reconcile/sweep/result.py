@@ -74,6 +74,11 @@ class SweepResult:
         """Return the fields by name, as `sweep --json` prints them and the task returns them."""
         return asdict(self)
 
+    @property
+    def shown_tenant(self) -> str | None:
+        """The tenant argument as logs, results and the history show it."""
+        return None if self.tenant_id is None else humanize.shown_tenant(self.tenant_id)
+
     def count(self, found: Mapping[str, int]) -> None:
         """Add orphans by state."""
         for state, orphans in found.items():
@@ -86,7 +91,7 @@ class SweepResult:
         self.skipped_held += batch.held + batch.settled
         self.published += published.published
         self.publish_failed += published.failed
-        self.linked_unchecked += sum(not one.checked for one in batch.linked)
+        self.linked_unchecked += len(batch.linked) - sum(map(attrgetter("checked"), batch.linked))
 
     def settle(self, eligible: int, *, complete: bool) -> None:
         """Give every *eligible* orphan that has no state yet the one that remains.
@@ -124,12 +129,10 @@ _TENANT_HINT = "; if the tenant of your events is `default`, perhaps Mailglass l
 
 def mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
-    return [
-        f"{humanize.counted(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
-        f" {humanize.verb(number, 'was', 'were')} not linked{hint}"
-        for number, whose, hint in (
-            (result.tenant_mismatch, "tenant's", _TENANT_HINT),
-            (result.recipient_mismatch, "recipient's", ""),
-        )
-        if number
-    ]
+    found = ((result.tenant_mismatch, "tenant's", _TENANT_HINT), (result.recipient_mismatch, "recipient's", ""))
+    return [_mismatch(*each) for each in found if each[0]]
+
+
+def _mismatch(number: int, whose: str, hint: str) -> str:
+    those = humanize.counted(number, "orphan matches", "orphans match")
+    return f"{those} only another {whose} deliveries and {humanize.verb(number, 'was', 'were')} not linked{hint}"

@@ -418,7 +418,7 @@ BREAKS = (
             ),
             (
                 "mailglass_reconcile/sweep/reconciler.py",
-                "self.publisher.publish([projector.message(event) for event in batch.linked])",
+                "self.publisher.publish(list(map(projector.message, batch.linked)))",
                 "projector.early",
             ),
         ),
