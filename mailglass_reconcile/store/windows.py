@@ -7,11 +7,13 @@ each, so that one pass over the tables serves a whole sweep.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.store import deliveries, privileges, runs, schema
-from mailglass_reconcile.store.database import Transaction, array_literal, by_scans
+from mailglass_reconcile.store.database import Transaction, array_literal, by_scans, columns
 from mailglass_reconcile.store.open_orphans import LAST, Place
 
 MOST_IDS = 500_000
@@ -211,8 +213,7 @@ class Slice:
             "until_event": self.until.event_id,
             "window_after": self.ranges[0].after,
             "window_until": self.ranges[-1].until,
-            "afters": array_literal(one.after for one in self.ranges),
-            "untils": array_literal(one.until for one in self.ranges),
+            **columns(("afters", "untils"), self.ranges),
             "tenant_id": self.tenant_id,
             "refused": self.refused,
         }
@@ -281,36 +282,32 @@ def survey(
     tx: Transaction,
     *,
     ages: Sequence[tuple[float, float]] | None = None,
-    after: str | None = None,
-    until: str | None = None,
+    bounds: tuple[str | None, str | None] = (None, None),
     full: bool = False,
     counted: bool = False,
     tenant_id: str | None = None,
 ) -> Survey:
-    """Return the window of a sweep by the database's clock, cut to what arrived after and until a time.
+    """Return the window of a sweep by the database's clock, cut to what arrived after and until the times of *bounds*.
 
-    Args:
-        tx: A transaction.
-        ages: Ranges of age in seconds, each its older and its younger end, disjoint, the oldest first; None is what
-            is past the grace.
-        after: A time as Postgres writes it, or None.
-        until: Another.
-        full: Whether a full sweep begins.
-        counted: Whether to count, up to `FEW`, what is in one window of a large table.
-        tenant_id: Its tenant argument, as the history of runs shows it.
+    *ages* are ranges of age in seconds, each its older and its younger end, disjoint, the oldest first; None is what is
+    past the grace. A *full* sweep is one of this tenant argument, as the history of runs shows it. If *counted*, what
+    is in one window of a large table is counted, up to `FEW`.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
     settings = tx.settings
-    wanted = [(settings.max_age_minutes * 60, settings.grace_seconds)] if ages is None else ages
+    eligible = ((settings.max_age_minutes * 60, settings.grace_seconds),)
+    oldest, youngest = zip(*(eligible if ages is None else ages), strict=True)
     parameters = {
-        **privileges.names_of(tx),
+        "schema": tx.schema,
+        "events": tx.name_of("mailglass_events"),
+        "open_orphans": tx.name_of("mailglass_open_orphans"),
         "index": tx.name_of(deliveries.INDEX),
-        "after": after,
-        "until": until,
-        "oldest": array_literal(str(older) for older, _ in wanted),
-        "youngest": array_literal(str(younger) for _, younger in wanted),
+        "after": bounds[0],
+        "until": bounds[1],
+        "oldest": array_literal(map(str, oldest)),
+        "youngest": array_literal(map(str, youngest)),
         "max_age_minutes": settings.max_age_minutes,
         "full": full,
         "counted": counted,
@@ -318,56 +315,45 @@ def survey(
         "few": FEW,
         "small": SMALL_BYTES,
     }
-    found = Survey(*tx.execute(_SURVEY, parameters).one())
-    schema.require_current(found.version)
+    found = Survey._make(tx.execute(_SURVEY, parameters).one())
+    if found.version != schema.VERSION:
+        raise SchemaOutdatedError(schema.outdated(found.version))
     return found
 
 
 def groups(tx: Transaction, whole: Slice, outdated: Outdated, covered: Place, few: int | None) -> list[Group]:
     """Return how many orphans of *whole*, refused or not, are open, by the mark of their keys, tenant and provider.
 
-    Args:
-        tx: A reading transaction.
-        whole: A whole window.
-        outdated: The rule for any provider, and the providers that have one of their own.
-        covered: Orphans after this place count as fresh.
-        few: As the survey has it.
+    Those after *covered* count as fresh; *few* is as the survey has it.
     """
     if not is_possible(whole.tenant_id):
         return []
-    parameters = {
-        **whole.parameters(),
-        **outdated.parameters(),
-        "fresh_time": covered.arrived_at,
-        "fresh_event": covered.event_id,
-    }
-    if few == FEW:
-        with by_scans(tx):
-            return [Group(*row) for row in tx.execute(_GROUPS_OF_MANY, parameters).all()]
-    return [Group(*row) for row in tx.execute(_GROUPS, parameters).all()]
+    parameters = {**whole.parameters(), **outdated.parameters()}
+    parameters |= {"fresh_time": covered.arrived_at, "fresh_event": covered.event_id}
+    statement, path = (_GROUPS_OF_MANY, by_scans(tx)) if few == FEW else (_GROUPS, nullcontext())
+    with path:
+        return list(map(Group._make, tx.execute(statement, parameters)))
 
 
 def ids_to_judge(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int) -> bytes:
     """Return the ids of those orphans of *piece* that a sweep must judge, 16 bytes each, in order of arrival.
 
     That is those whose keys are missing or outdated, and those that name a delivery, of any tenant; at most `MOST_IDS`.
-    The path is chosen from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes.
-
-    Args:
-        tx: A reading transaction.
-        piece: A part of a window.
-        outdated: Which keys count as missing.
-        orphans: About how many are open in *piece*.
+    About so many *orphans* are open in *piece*.
     """
     parameters = {**piece.parameters(), **outdated.parameters(), "size": MOST_IDS}
-    names = {name: tx.name_of(f"mailglass_{name}") for name in ("open_orphans", "deliveries")}
     # Each range would read the tables again.
-    if len(piece.ranges) == 1 and orphans > FEW // 10:
-        pages = int(tx.execute(_PAGES, {**names, "ids": tx.name_of("mailglass_open_orphan_ids")}).scalar_one())
-        if orphans * PROBE_US > orphans * SCAN_US + pages * PAGE_US:
-            with by_scans(tx):
-                return bytes(tx.execute(_IDS_BY_SCANS, parameters).scalar_one() or b"")
+    if len(piece.ranges) == 1 and orphans > FEW // 10 and _scans_cost_less(tx, orphans):
+        with by_scans(tx):
+            return bytes(tx.execute(_IDS_BY_SCANS, parameters).scalar_one() or b"")
     return bytes(tx.execute(_IDS_BY_PROBES, parameters).scalar_one() or b"")
+
+
+def _scans_cost_less(tx: Transaction, orphans: int) -> bool:
+    """Choose the path from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes."""
+    names = {name: tx.name_of(f"mailglass_{name}") for name in ("open_orphans", "deliveries")}
+    pages = int(tx.execute(_PAGES, {**names, "ids": tx.name_of("mailglass_open_orphan_ids")}).scalar_one())
+    return orphans * PROBE_US > orphans * SCAN_US + pages * PAGE_US
 
 
 def unpacked(packed: bytes, size: int) -> Iterator[list[str]]:

@@ -114,8 +114,8 @@ def open_window(
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    shown, (after, until) = tenant_id and shown_tenant(tenant_id), bounds
-    seen = windows.survey(tx, ages=ages, after=after, until=until, full=full, counted=True, tenant_id=shown)
+    shown = tenant_id and shown_tenant(tenant_id)
+    seen = windows.survey(tx, ages=ages, bounds=bounds, full=full, counted=True, tenant_id=shown)
     if not seen.indexed:
         missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
         raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
