@@ -6,7 +6,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.humanize import counted
-from mailglass_reconcile.store import open_orphans, schema
+from mailglass_reconcile.store import schema, stored_keys
 
 BATCH_ROWS = 5_000
 
@@ -20,5 +20,5 @@ def rekey() -> None:
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
-        forgotten = connected.in_batches(open_orphans.FORGET_KEYS, {"size": BATCH_ROWS})
+        forgotten = connected.in_batches(stored_keys.FORGET, {"size": BATCH_ROWS})
     click.echo(f"the next sweep computes the keys of {counted(forgotten, 'open orphan')}")

@@ -19,7 +19,7 @@ from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import ledger, open_orphans
+from mailglass_reconcile.store import ledger, open_orphans, stored_keys
 from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
 from mailglass_reconcile.store.runs import Kind, Origin
 from mailglass_reconcile.sweep import history
@@ -196,7 +196,7 @@ class Sweep:
             return
         computed = {event_id: one.keys for event_id, one in new.items()}
         outdated = {event_id: rule for event_id, one in new.items() if (rule := one.orphan.keys.rule)}
-        settled = set(self._write(connected, lambda tx: open_orphans.store_keys(tx, computed, outdated)))
+        settled = set(self._write(connected, lambda tx: stored_keys.store(tx, computed, outdated)))
         # They were judged, but another session has closed them.
         gone = Counter(state for event_id in settled if (state := new[event_id].verdict.state) != MATCHED)
         self.result.count({state: -number for state, number in gone.items()})

@@ -54,7 +54,7 @@ BREAKS = (
         "a sweep writes a recipient back that was erased meanwhile",
         (
             (
-                "mailglass_reconcile/store/open_orphans.py",
+                "mailglass_reconcile/store/stored_keys.py",
                 "recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,",
                 "recipient = coalesce(o.recipient, k.recipient),",
             ),

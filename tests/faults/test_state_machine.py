@@ -33,7 +33,7 @@ from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.store import deliveries, ledger, open_orphans, retention
+from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
 from mailglass_reconcile.store.database import Database as Handle
 from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.sweep import reconciler
@@ -258,7 +258,7 @@ class Schedule(RuleBasedStateMachine):
             factories.insert_on(connection, events=[row])
             known = matching.keys_of_metadata(json.loads(row["metadata"]))
             with borrowed(connection, self.db.settings) as tx:
-                open_orphans.store_keys(tx, {row["id"]: known._replace(recipient=address(recipient), lost=False)})
+                stored_keys.store(tx, {row["id"]: known._replace(recipient=address(recipient), lost=False)})
 
     @rule(tenant=TENANTS, id_=IDS, kind=TYPES, at=TIMES)
     def record_and_commit_late(self, tenant: str, id_: str, kind: str, at: str) -> None:

@@ -18,7 +18,7 @@ from handling import make_due
 from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
-from mailglass_reconcile.store import open_orphans, personal_data
+from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
 from mailglass_reconcile.store.database import NIL, borrowed, in_schema
 from record.recording import event, record
 
@@ -193,7 +193,7 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     assert read.keys.recipient
     with db.engine.begin() as connection, borrowed(connection, db.settings) as tx:
         id_ = str(recorded.event_id)
-        assert open_orphans.store_keys(tx, {id_: read.keys}, {id_: read.keys.rule}) == []
+        assert stored_keys.store(tx, {id_: read.keys}, {id_: read.keys.rule}) == []
     assert db.rows("SELECT recipient, recipient_lost FROM mailglass_open_orphans") == [(None, True)]
 
 

@@ -25,6 +25,7 @@ from mailglass_reconcile.store import (
     listing,
     open_orphans,
     sends,
+    stored_keys,
     webhook_events,
     windows,
 )
@@ -425,7 +426,7 @@ def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, even
 def test_keys_are_stored_by_primary_keys(writing, others):
     """Their old ids removed; then held, looked for in the ledger, and stored."""
     computed = {event: Keys("postmark", ("one", "two"), None, MARK) for event in others}
-    plan = probing(writing, lambda: open_orphans.store_keys(writing, computed, dict.fromkeys(others, MARK)))
+    plan = probing(writing, lambda: stored_keys.store(writing, computed, dict.fromkeys(others, MARK)))
     assert plan.indexes == {
         "mailglass_open_orphans_pkey",
         "mailglass_events_idempotency_key_idx",
@@ -438,7 +439,7 @@ def test_keys_of_a_slice_are_stored_without_reading_the_ledger_whole(writing):
     """One event and one probe for each of a fifth of all orphans."""
     sql = "SELECT md5('event' || n)::uuid::text FROM generate_series(40001, 50000) AS n"
     computed = {id_: Keys("postmark", (), None, MARK) for id_ in writing.execute(sql).scalars()}
-    plan = probing(writing, lambda: open_orphans.store_keys(writing, computed))
+    plan = probing(writing, lambda: stored_keys.store(writing, computed))
     assert plan.read <= 3 * len(computed)
 
 

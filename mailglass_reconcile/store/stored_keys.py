@@ -1,0 +1,103 @@
+"""The keys that are stored with open orphans, so that no later sweep computes them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mailglass_reconcile.rules.matching import Keys
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import Transaction, array_literal
+
+# Ids that an outdated rule has stored. Those that another session has replaced by then stay: this statement would not
+# see the new ones.
+_FORGET_OUTDATED = """
+WITH outdated AS MATERIALIZED (
+  SELECT o.event_id
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:rules AS text[])) AS k (event_id, rule)
+    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id AND o.rule = k.rule
+     FOR UPDATE OF o SKIP LOCKED
+), forgotten AS (
+  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
+)
+UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL
+ WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
+"""
+
+_STORE = """
+-- Orphans without keys that no other session holds. Of two sessions, the second one finds keys and does nothing.
+WITH held AS MATERIALIZED (
+  SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                       WHERE {links}) AS settled
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
+                CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
+         AS k (event_id, provider, recipient, rule, ids, lost)
+    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
+   WHERE o.rule IS NULL
+     FOR UPDATE OF o SKIP LOCKED
+-- Its `reconciled` event was there before it.
+), closed AS (
+  DELETE FROM {schema}.mailglass_open_orphans
+   WHERE event_id = ANY (ARRAY(SELECT event_id FROM held WHERE settled))
+-- What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
+), stored AS (
+  UPDATE {schema}.mailglass_open_orphans AS o
+     SET provider = k.provider, rule = k.rule,
+         recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
+         recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
+         ids = cardinality(string_to_array(k.ids, E'\\x1f'))
+    FROM held AS k
+   WHERE o.event_id = k.event_id AND NOT k.settled
+  RETURNING o.event_id, k.ids
+-- In their order, which spares the index random pages.
+), named AS (
+  INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
+  SELECT k.event_id, c.position, c.id
+    FROM stored AS k CROSS JOIN LATERAL unnest(string_to_array(k.ids, E'\\x1f')) WITH ORDINALITY AS c (id, position)
+   ORDER BY c.id
+)
+SELECT event_id::text FROM held WHERE settled
+""".replace("{links}", schema.links("o.event_id", "o.tenant_id"))
+
+# Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
+FORGET = """
+WITH forgotten AS (
+  UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL
+   WHERE event_id = ANY (ARRAY(
+           SELECT event_id FROM {schema}.mailglass_open_orphans
+            WHERE rule IS NOT NULL LIMIT :size FOR UPDATE SKIP LOCKED))
+  RETURNING event_id
+), ids AS (
+  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id IN (SELECT event_id FROM forgotten)
+)
+SELECT event_id FROM forgotten
+"""
+"""For `in_batches`."""
+
+
+def store(tx: Transaction, computed: Mapping[str, Keys], outdated: Mapping[str, str] | None = None) -> list[str]:
+    """Store keys with the orphans that are still open, and return the ids of those that turned out to be settled.
+
+    An orphan whose `reconciled` event was there before it is closed here. One that another session holds, or has stored
+    keys with, is left alone.
+
+    Args:
+        tx: A transaction that may write.
+        computed: Keys by the orphan's id.
+        outdated: The rule whose keys an orphan had until now, by its id.
+    """
+    if outdated:
+        rules = {"event_ids": array_literal(outdated), "rules": array_literal(outdated.values())}
+        tx.execute(_FORGET_OUTDATED, rules)
+    return list(tx.execute(_STORE, _parameters(computed)).scalars())
+
+
+def _parameters(known: Mapping[str, Keys]) -> dict[str, str]:
+    """Return keys by event id as the parameters of a statement that stores them."""
+    return {
+        "event_ids": array_literal(known),
+        "providers": array_literal(keys.provider for keys in known.values()),
+        "recipients": array_literal(keys.recipient for keys in known.values()),
+        "rules": array_literal(keys.rule for keys in known.values()),
+        "ids": array_literal("\x1f".join(keys.candidate_ids) for keys in known.values()),
+        "lost": array_literal(str(keys.lost) for keys in known.values()),
+    }
