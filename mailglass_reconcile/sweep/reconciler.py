@@ -76,11 +76,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Begin to count: the deadline and the duration are those of this moment."""
-        deadline, is_full = (
-            time.monotonic() + min(self.seconds, self.database.settings.sweep_seconds),
-            self.kind == "full",
-        )
-        self._scan = Scan(deadline, not self.dry_run, self.tenant_id, self.bounds, self.ages, is_full, self.event_ids)
+        deadline = time.monotonic() + min(self.seconds, self.database.settings.sweep_seconds)
+        full = self.kind == "full"
+        self._scan = Scan(deadline, not self.dry_run, self.tenant_id, self.bounds, self.ages, full, self.event_ids)
         self.result = SweepResult(tenant_id=self.tenant_id, dry_run=self.dry_run)
         self.account = Account(self.result, self._scan, self.kind, self.origin, self.range_of)
 
