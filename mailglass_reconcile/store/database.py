@@ -113,6 +113,7 @@ _SAVEPOINT = "SAVEPOINT mailglass_reconcile"
 _RELEASE = "RELEASE SAVEPOINT mailglass_reconcile"
 _UNDO = "ROLLBACK TO SAVEPOINT mailglass_reconcile"
 _PLAIN = {"no_parameters": True}
+_ENDS = "mailglass_reconcile.ends"
 
 
 class Transaction:
@@ -324,6 +325,11 @@ class Database:
             yield tx
 
 
+def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
+    """Note that the transaction on *connection* is for one call of ours, and is committed or rolled back after it."""
+    return connection.execution_options(**{_ENDS: True})
+
+
 @contextmanager
 def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
     """Use a caller's transaction in this package's scope, under a savepoint, and restore its settings at the end.
@@ -355,7 +361,7 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
                 finally:
                     _leave(connection, _UNDO, _RELEASE, restore)
             raise
-        if not engines.ends_with_the_block(connection):
+        if not connection.get_execution_options().get(_ENDS):
             _leave(connection, _RELEASE, restore)
 
 

@@ -28,7 +28,6 @@ CONNECT_TIMEOUT_SECONDS = 5
 ISOLATION = "READ COMMITTED"
 
 _SERVER = "mailglass_reconcile.server"
-_ENDS = "mailglass_reconcile.ends"
 
 
 def database_url(settings: Settings) -> URL:
@@ -104,16 +103,6 @@ def connect(engine: sa.Engine) -> sa.Connection:
             return engine.connect().execution_options(isolation_level=ISOLATION)
         except DBAPIError as error:
             raise DatabaseUnavailableError(unreachable.sentence(error, server_of(engine))) from None
-
-
-def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
-    """Note that the transaction on *connection* is for one call of ours, and is committed or rolled back after it."""
-    return connection.execution_options(**{_ENDS: True})
-
-
-def ends_with_the_block(connection: sa.Connection) -> bool:
-    """Whether nothing follows in the transaction, so that a caller's settings need not be restored."""
-    return bool(connection.get_execution_options().get(_ENDS))
 
 
 def server_of(engine: sa.Engine) -> Server:

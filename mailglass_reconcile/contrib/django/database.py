@@ -33,6 +33,7 @@ from mailglass_reconcile.record.after_commit import Place, finish_quietly
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import ending_with_the_block
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
                 with connection() as lent:
                     return action(lent)
             with _read_committed(djangos), connection() as lent:
-                return action(engines.ending_with_the_block(lent))
+                return action(ending_with_the_block(lent))
         except Exception as error:
             if pause is None or nested or not _is_passing(error):
                 raise
