@@ -137,7 +137,8 @@ def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> 
         if group.refused:
             refused += group.orphans
         else:
-            orphans, fresh = orphans + group.orphans, fresh + group.fresh
+            orphans += group.orphans
+            fresh += group.fresh
     parts = [Part(whole, "fresh", orphans)] if position is None else _resumed(whole, position, orphans, fresh)
     parts.append(Part(replace(whole, refused=True), "refused", refused))
     return list(filter(attrgetter("orphans"), parts))
