@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -216,14 +217,17 @@ def plan_of(tx: Transaction, call: Callable[[], object]) -> Plan:
     """Return the plan of all statements that a call sends; what it did is undone."""
     sent = []
 
-    def note(connection, cursor, statement, parameters, context, executemany):
-        sent.append((statement, parameters))
+    class Noting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+            sent.append((query, params))
+            return super().execute(query, params, **options)
 
     connection = tx.connection
+    driver: Any = connection.connection.dbapi_connection
     with connection.begin_nested() as savepoint:
-        sa.event.listen(connection, "before_cursor_execute", note)
+        driver.cursor_factory = Noting
         call()
-        sa.event.remove(connection, "before_cursor_execute", note)
+        driver.cursor_factory = psycopg.Cursor
         savepoint.rollback()
     plan = Plan()
     with connection.begin_nested() as savepoint:
