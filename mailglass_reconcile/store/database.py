@@ -356,13 +356,13 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
                 try:
                     if _lacks_tables(error):
-                        _leave(connection, _UNDO)
+                        _send(connection, _UNDO)
                         _look_elsewhere(Transaction(connection, settings))
                 finally:
-                    _leave(connection, _UNDO, _RELEASE, restore)
+                    _send(connection, _UNDO, _RELEASE, restore)
             raise
         if not connection.get_execution_options().get(_ENDS):
-            _leave(connection, _RELEASE, restore)
+            _send(connection, _RELEASE, restore)
 
 
 def _lacks_tables(error: BaseException) -> bool:
@@ -393,15 +393,18 @@ def _require_usable(driver: Any) -> None:
 
 def _enter(connection: sa.Connection) -> str:
     """Make our settings and a savepoint, and return the statement that restores the caller's settings."""
-    if _takes_scripts(connection):
+    if _goes_directly(connection):
         return str(_directly(connection, f"{_BORROW}; {_SAVEPOINT}")[0])
-    restore: str = connection.exec_driver_sql(_BORROW, execution_options=_PLAIN).one()[0]
-    connection.exec_driver_sql(_SAVEPOINT, execution_options=_PLAIN)
+    first, *others = _trips(connection, _BORROW, _SAVEPOINT)
+    restore: str = connection.exec_driver_sql(first, execution_options=_PLAIN).one()[0]
+    if others:
+        _send(connection, *others)
     return restore
 
 
-def _leave(connection: sa.Connection, *statements: str) -> None:
-    if _takes_scripts(connection):
+def _send(connection: sa.Connection, *statements: str) -> None:
+    """Execute statements without parameters or results."""
+    if _goes_directly(connection):
         _directly(connection, "; ".join(statements))
         return
     if connection.dialect.driver == "asyncpg":
@@ -410,12 +413,17 @@ def _leave(connection: sa.Connection, *statements: str) -> None:
             adapted: Any = connection.connection.dbapi_connection
             adapted.run_async(lambda driver: driver.execute("; ".join(statements)))
             return
-    for statement in statements:
+    for statement in _trips(connection, *statements):
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
 
 
-def _takes_scripts(connection: sa.Connection) -> bool:
-    """Whether the driver takes several statements at once; SQLAlchemy must know of their transaction already."""
+def _trips(connection: sa.Connection, *statements: str) -> tuple[str, ...]:
+    """Return what to send, one after the other: psycopg takes several statements without parameters at once."""
+    return ("; ".join(statements),) if connection.dialect.driver == "psycopg" else statements
+
+
+def _goes_directly(connection: sa.Connection) -> bool:
+    """Whether the driver is psycopg's synchronous one, and SQLAlchemy knows of the transaction already."""
     return _is_psycopg(connection) and connection.in_transaction()
 
 
@@ -435,7 +443,8 @@ def _directly(connection: sa.Connection, text: str, parameters: Mapping[str, Any
     driver: Any = connection.connection.dbapi_connection
     try:
         with driver.cursor() as cursor:
-            cursor.execute(text, parameters)
+            # Several statements cannot be prepared together, even if the application prepares each at its first use.
+            cursor.execute(text, parameters, prepare=None if parameters else False)
             return cursor.fetchone() if cursor.description else None
     except psycopg.Error as error:
         if driver.closed:

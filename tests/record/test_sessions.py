@@ -156,3 +156,16 @@ def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
         session.commit()
     engine.dispose()
     assert db.value(LEDGER) == 1
+
+
+@pytest.mark.parametrize("threshold", [None, 0, 5])
+def test_the_application_decides_when_its_connection_prepares_statements(db, threshold):
+    """Several statements that travel together are never prepared, which Postgres would refuse."""
+    url = sa.make_url(db.url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args={"prepare_threshold": threshold})
+    with engine.begin() as connection:
+        for number in range(7):
+            record(connection, event(f"m-{number}", provider_event_id=str(number)))
+        prepared = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one()
+    engine.dispose()
+    assert (prepared > 0, db.value(LEDGER)) == (threshold is not None, 7)
