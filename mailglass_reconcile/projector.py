@@ -133,8 +133,16 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Ke
 
 
 def _as_json(entry: Entry, keys: Keys) -> dict[str, Any]:
-    standing, terminal = _STANDING.get(entry.type), entry.type in TERMINAL_TYPES
-    return entry._asdict() | keys._asdict() | {"ids": keys.candidate_ids, "standing": standing, "terminal": terminal}
+    return {
+        **entry._asdict(),
+        "provider": keys.provider,
+        "recipient": keys.recipient,
+        "rule": keys.rule,
+        "ids": keys.candidate_ids,
+        "lost": keys.lost,
+        "standing": _STANDING.get(entry.type),
+        "terminal": entry.type in TERMINAL_TYPES,
+    }
 
 
 def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:

@@ -144,11 +144,14 @@ MAX_METADATA_BYTES = 65_536
 MAX_DEPTH = 32
 MAX_NUMBER_BITS = 1_024
 
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def storable(text: str) -> str:
     """Return *text* with U+FFFD for what Postgres cannot store: NUL and halves of surrogate pairs."""
+    if text.isascii() and "\x00" not in text:  # nearly all, at a fifth of the cost
+        return text
     return _NOT_STORABLE.sub("\ufffd", text)
 
 
@@ -161,7 +164,7 @@ def metadata(field: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidEventError(f"{field} must be a mapping")
     kept: dict[str, Any] = _json(field, value, 0)
-    if len(json.dumps(kept, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+    if len(_as_json(kept).encode()) > MAX_METADATA_BYTES:
         raise InvalidEventError(f"{field} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; keep only what you need")
     return kept
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -69,8 +70,13 @@ class Values(NamedTuple):
 
 def reads_of(provider: str) -> tuple[str, ...]:
     """Return the paths that `keys_of` needs the values of, for the canonical name of a provider."""
-    rule, own = providers.rule_of(provider), f"metadata/{providers.stored_under(provider)}"
-    return (*COMMON_READS, *rule.reads, *(() if own in rule.reads else (own,)))
+    return _with_own(providers.rule_of(provider).reads, providers.stored_under(provider))
+
+
+@lru_cache(maxsize=256)
+def _with_own(reads: tuple[str, ...], key: str) -> tuple[str, ...]:
+    own = f"metadata/{key}"
+    return (*COMMON_READS, *reads, *(() if own in reads else (own,)))
 
 
 def provider_of(values: Values) -> str | None:
@@ -120,11 +126,16 @@ def _failure(rule: KeyRule, error: Exception) -> str:
 
 
 def _at(metadata: Mapping[str, Any], path: str) -> Any:
-    column, *names = path.split("/")
+    column, *names = _steps(path)
     value: Any = metadata if column == "metadata" else None
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+@lru_cache(maxsize=1024)
+def _steps(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/"))
 
 
 def _text(value: Any, *, numbers: bool = True) -> str | None:

@@ -170,7 +170,12 @@ def may_lack_id(provider: str | None, type_: str | None = None) -> bool:
 
 def stored_under(provider: str) -> str:
     """Return the key of an event's metadata under which our writers store the message id: one that the rule reads."""
-    flat = (path.partition("/")[2] for path in rule_of(provider).reads if path.startswith("metadata/"))
+    return _first_flat(rule_of(provider).reads)
+
+
+@lru_cache(maxsize=256)
+def _first_flat(reads: tuple[str, ...]) -> str:
+    flat = (path.partition("/")[2] for path in reads if path.startswith("metadata/"))
     return next((key for key in flat if "/" not in key), "message_id")
 
 
