@@ -13,7 +13,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 
 import mailglass_reconcile
@@ -36,8 +38,18 @@ def die_at(number: int) -> None:
         fail_point()
         return outcome
 
-    for event in ("before_cursor_execute", "after_cursor_execute", "commit"):
-        sa.event.listen(sa.Engine, event, fail_point)
+    class Failing(psycopg.Cursor[Any]):
+        def execute(self, *arguments: Any, **options: Any) -> Any:
+            fail_point()
+            done = super().execute(*arguments, **options)
+            fail_point()
+            return done
+
+    def connected(driver: Any, _record: object) -> None:
+        driver.cursor_factory = Failing
+
+    sa.event.listen(sa.Engine, "connect", connected)
+    sa.event.listen(sa.Engine, "commit", fail_point)
     Publisher.publish = published  # type: ignore[method-assign]
 
 
