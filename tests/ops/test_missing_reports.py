@@ -18,6 +18,12 @@ from scraping import scrape, value
 
 SILENT = "no webhook"
 
+COPIES = """
+INSERT INTO mailglass_deliveries
+SELECT copy.* FROM mailglass_deliveries AS d, generate_series(2, 300) AS n,
+       jsonb_populate_record(d, jsonb_build_object('id', md5(concat(d.id, n)))) AS copy
+"""
+
 
 def sent(hours_ago, number=1, **columns):
     """Return deliveries that were dispatched some hours ago, without a report."""
@@ -130,8 +136,9 @@ def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
 
 def test_the_sample_costs_the_same_however_many_rows_there_are(beside):
     """A hundred tenants with three hundred deliveries each: no table is read whole."""
-    rows = [row for n in range(100) for row in sent(40, 300, tenant_id=f"t-{n}")]
-    insert(beside, [{**row, "message_id": None} for row in rows])
+    beside.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
+    insert(beside, [{**sent(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
+    beside.run(COPIES)
     beside.run("ANALYZE")
     plans = []
 
