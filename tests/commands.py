@@ -13,6 +13,7 @@ import click
 import click.testing
 import jsonschema
 
+import forking
 from mailglass_reconcile.cli import command
 
 SUBCOMMANDS = {name: command.get_command(None, name) for name in command.list_commands(click.Context(command))}
@@ -29,14 +30,7 @@ def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedPro
 def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did, whatever that is."""
     redis_url = db.settings.redis_url.get_secret_value()
-    return subprocess.run(
-        [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", *arguments],
-        env={**db.environment(redis_url), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forking.run({**db.environment(redis_url), **environment}, *arguments)
 
 
 def on_a_terminal(db: Any, *arguments: str) -> str:

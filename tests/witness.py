@@ -10,6 +10,8 @@ import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +19,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+import forking
 from mailglass_reconcile.pubsub import Message, Published, Publisher, flush
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.link import Pairs
@@ -98,11 +101,17 @@ def install(engine: sa.Engine) -> None:
         connection.exec_driver_sql(_WITNESS)
 
 
+@cache
+def _client(redis_url: str) -> redis.Redis:
+    """Return this process's own: a new one reads the library's metadata for each of its connections."""
+    return redis.Redis.from_url(redis_url)
+
+
 @contextmanager
 def watched(engine: sa.Engine, redis_url: str) -> Iterator[Witness]:
     """Write down the sweeps of this process, and all messages."""
-    client = redis.Redis.from_url(redis_url)
-    with client, client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
+    client = _client(redis_url)
+    with client.pubsub() as pubsub, pytest.MonkeyPatch.context() as patch:
         pubsub.psubscribe("mailglass:events:*")
         while (pubsub.get_message(timeout=5) or {})["type"] != "psubscribe":
             pass
@@ -152,8 +161,26 @@ def _logged(lines: list[str]) -> Iterator[None]:
 def running() -> dict[int, str]:
     """Return the processes that this one has started and that still run, except servers: their name by their id."""
     found: dict[int, str] = {}
-    for child in psutil.Process().children(recursive=True):
+    parents = [psutil.Process()]
+    while parents:
+        for child in _children(parents.pop()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE and not child.name().startswith(("postgres", "valkey")):
+                    if child.pid not in forking.helpers:
+                        found[child.pid] = child.name()
+                    parents.append(child)
+    return found
+
+
+def _children(parent: psutil.Process) -> list[psutil.Process]:
+    """Return the processes that one has started; Linux lists them, where psutil reads all processes of the machine."""
+    threads = Path(f"/proc/{parent.pid}/task")
+    if not (threads / str(parent.pid) / "children").exists():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() != psutil.STATUS_ZOMBIE and not child.name().startswith(("postgres", "valkey")):
-                found[child.pid] = child.name()
+            return list(parent.children())
+        return []
+    found = []
+    for listed in threads.glob("*/children"):
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            found += [psutil.Process(int(pid)) for pid in listed.read_text().split()]
     return found

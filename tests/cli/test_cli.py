@@ -2,10 +2,11 @@
 
 import json
 import subprocess
-import sys
 import uuid
 
 import pytest
+
+import forking
 
 ORPHAN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
@@ -26,9 +27,7 @@ def cli(db, redis_url):
     """Run `mailglass-reconcile` with the test's database, and return the finished process."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from mailglass_reconcile.cli import main; main()", *arguments]
-        variables = {**db.environment(redis_url), **environment}
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+        return forking.run({**db.environment(redis_url), **environment}, *arguments)
 
     return run
 

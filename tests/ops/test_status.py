@@ -7,6 +7,7 @@ import sys
 import jsonschema
 import pytest
 
+import forking
 from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targets
@@ -59,14 +60,7 @@ def command(db, redis_url):
     """Run `mailglass-reconcile` on the test's database, and return the finished process."""
 
     def run(*arguments, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "mailglass_reconcile", *arguments],
-            env={**db.environment(redis_url), **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return forking.run({**db.environment(redis_url), **environment}, *arguments)
 
     return run
 

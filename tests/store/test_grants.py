@@ -2,8 +2,6 @@
 
 import datetime as dt
 import re
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import raw_webhooks
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+import forking
 import mailglass_reconcile
 from catalog import installation
 from factories import delivery, orphan, postmark
@@ -262,14 +261,7 @@ def test_a_reader_looks(db, acting, redis_url, command):
     """The commands that change nothing end well."""
     orphan(db, postmark("m-1"))
     url = acting("mailglass_reader").database_url.get_secret_value()
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "mailglass-reconcile"), *command.split()],
-        env={**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forking.run({**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url}, *command.split())
     assert done.returncode == 0, done.stderr
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 from test_migrations import DELIVERY
 
+import forking
 import mailglass_reconcile
 from catalog import Installation, client, installation, live, url_of
 from factories import delivery, orphan, postmark
@@ -168,7 +169,7 @@ def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_chang
     db.run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     db.run(f"CREATE POLICY hiding ON {table} USING (tenant_id = 'nobody')")
     environment = {**db.environment(redis_url), "MAILGLASS_DATABASE_URL": sweeper}
-    done = subprocess.run([COMMAND, command, "--json"], env=environment, capture_output=True, text=True, check=False)
+    done = forking.run(environment, command, "--json")
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if "42501" in line]
     assert "row level security" in line
