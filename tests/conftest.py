@@ -33,6 +33,10 @@ pytest_plugins = [
     "django_project",
 ]
 
+OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
 
@@ -86,6 +90,17 @@ class Database:
         with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             connection.execute(sa.text(sql), parameters)
+
+    def by_default(self, setting: str, value: str | None) -> None:
+        """Give the database a default of its own for a setting, or none; sessions that begin later have it."""
+        change = f"RESET {setting}" if value is None else f"SET {setting} = '{value}'"
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("SET default_transaction_read_only = off")
+            connection.exec_driver_sql(f'ALTER DATABASE "{self.engine.url.database}" {change}')
+
+    def wait_until_alone(self) -> None:
+        """Wait until nobody else has a connection: a session reports what it cost at its end."""
+        wait_until(lambda: self.value(OTHERS) == 0)
 
     def appended(self) -> int:
         """Return how many `reconciled` events the ledger holds, whoever appended them."""

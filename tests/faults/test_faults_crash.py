@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mailglass_reconcile
-from conftest import Database, wait_until
+from conftest import Database
 from faults.runs import FULL
 from faults.test_faults_connection import raced
 
@@ -29,8 +29,6 @@ Not ioctl: of a server it is called by the thread that publishes alone, where th
 """
 SELECTION = {"sendto": (12, 17, 18, 24), "poll": (20,), "recvfrom": (22, 26)}
 """A few places within the batches, for `make test`."""
-
-_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
 @cache
@@ -78,7 +76,7 @@ def mended(db: Database, sweep: Callable[[int], bool], numbers: Iterable[int]) -
         before = db.appended()
         raced(db, ORPHANS)
         hit = sweep(number)
-        wait_until(lambda: db.value(_OTHERS) == 0)
+        db.wait_until_alone()
         result = mailglass_reconcile.reconcile()
         assert result.status == "ok"
         assert db.appended() == before + ORPHANS

@@ -27,8 +27,6 @@ ORPHANS = 3
 AHEAD = -240
 """An arrival so far ahead of the database's clock that every recent sweep of the next minutes looks at it."""
 
-_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-
 
 def test_follow_killed_at_any_fail_point_is_made_good_by_the_next_tick(
     db: Database, redis_url: str, record_property: Record
@@ -42,7 +40,7 @@ def test_follow_killed_at_any_fail_point_is_made_good_by_the_next_tick(
         environment = {**db.environment(redis_url), **more, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
         with following(environment, program="faults.sweeper") as killed:
             assert killed.ends() == -9
-        wait_until(lambda: db.value(_OTHERS) == 0)
+        db.wait_until_alone()
         kills += 1
         result = mailglass_reconcile.reconcile_recent()
         assert result.status == "ok"

@@ -11,7 +11,7 @@ import pytest
 
 import factories
 import mailglass_reconcile
-from conftest import Database, wait_until
+from conftest import Database
 from faults.runs import FULL
 from handling import effects, make_due, states
 from mailglass_reconcile.hooks import dispatcher
@@ -22,8 +22,6 @@ Record = Callable[[str, object], None]
 EVENTS = 1_000 if FULL else 100
 KILLS = 6
 """How many times handlers kill their process, on average."""
-
-_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
 def linked(db: Database, number: int) -> None:
@@ -98,7 +96,7 @@ def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
                 make_due(hooked)
             hit = begin(number)() == -9
             kills += hit
-            wait_until(lambda: hooked.value(_OTHERS) == 0)
+            hooked.wait_until_alone()
             while states(hooked) != {"dispatched": total}:
                 make_due(hooked)
                 assert begin(0)() == 0

@@ -265,7 +265,7 @@ def _write_backwards(db: Database, isolation: str, failures: list[str | None]) -
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 def test_a_server_whose_default_is_a_stricter_isolation_changes_nothing(db: Database, isolation: str) -> None:
     """Every transaction says its own."""
-    setting(db, "default_transaction_isolation", isolation)
+    db.by_default("default_transaction_isolation", isolation)
     raced(db, 10)
     assert sweep(db).linked == 10
 
@@ -273,24 +273,12 @@ def test_a_server_whose_default_is_a_stricter_isolation_changes_nothing(db: Data
 def test_a_fail_over_to_read_only_and_back_needs_no_restart(db: Database) -> None:
     """While it lasts a sweep fails and says so; the same engine goes on afterwards."""
     raced(db, 6)
-    setting(db, "default_transaction_read_only", "on")
+    db.by_default("default_transaction_read_only", "on")
     result = sweep(db)
     assert (result.status, result.linked, result.skipped) == ("failed", 0, 6)
-    with db.engine.connect() as connection:
-        connection.exec_driver_sql("SET default_transaction_read_only = off")
-        connection.commit()
-        name = connection.exec_driver_sql("SELECT quote_ident(current_database())").scalar_one()
-        connection.exec_driver_sql(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-        connection.commit()
+    db.by_default("default_transaction_read_only", None)
     result = sweep(db)
     assert (result.status, result.linked) == ("ok", 6)
-
-
-def setting(db: Database, name: str, value: str) -> None:
-    """Give the database a default of its own for new sessions."""
-    with db.engine.begin() as connection:
-        quoted = connection.exec_driver_sql("SELECT quote_ident(current_database())").scalar_one()
-        connection.exec_driver_sql(f"ALTER DATABASE {quoted} SET {name} = '{value}'")
 
 
 def test_an_orphan_whose_transaction_stays_open_longer_than_the_grace_is_linked_when_it_commits(db: Database) -> None:

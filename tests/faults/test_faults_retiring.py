@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import factories
-from conftest import Database, wait_until
+from conftest import Database
 from faults.runs import FULL
 from faults.test_faults_crash import killed, may_trace
 from ops.aging import prune
@@ -32,7 +32,6 @@ _HALF_ERASED = """
 SELECT FROM mailglass_deliveries
  WHERE (recipient = :address) <> (recipient_domain = 'example.com') OR (recipient = :address) <> (metadata <> '{}')
 """
-_OTHERS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
 class Prune:
@@ -105,7 +104,7 @@ def finished(db: Database, begin: type[Prune | Erase], run: Callable[..., bool],
     for number in numbers:
         work = begin(db)
         hit = run(work, number)
-        wait_until(lambda: db.value(_OTHERS) == 0)
+        db.wait_until_alone()
         work.check()
         middle += 0 < work.left < work.rows
         work.finish()

@@ -654,8 +654,7 @@ def test_any_schedule_ends_as_if_there_had_been_no_race(hooked: Database, record
     on_event("*", name="fickle")(_fickle)
     db.run("ALTER TABLE mailglass_events DISABLE TRIGGER witness")
     db.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
-    name = sa.make_url(db.url).database
-    db.run(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    db.by_default("synchronous_commit", "off")
     bound = type("Bound", (Schedule,), {"db": db, "begun": 0})
     run_state_machine_as_test(
         bound,

@@ -237,7 +237,7 @@ def test_dispatchers_in_serializable_transactions_run_every_handler(hooked):
     """As the database's default: four at once contend for the rows, and none raises."""
     linked(hooked, 20)
     told = leaving("effect")
-    hooked.run(f"ALTER DATABASE {sa.make_url(hooked.url).database} SET default_transaction_isolation = 'serializable'")
+    hooked.by_default("default_transaction_isolation", "serializable")
     with ThreadPoolExecutor(4) as pool:
         done = [one.result() for one in [pool.submit(dispatch) for _ in range(4)]]
     while states(hooked) != {"dispatched": 20}:

@@ -127,13 +127,10 @@ def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
 
 def test_a_database_that_takes_no_writes(db):
     """As one whose role is read-only by default; the remedy is a statement."""
-    name = db.value("SELECT current_database()::text")
-    db.run(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    db.by_default("default_transaction_read_only", "on")
     found = of("server")
     assert (found.status, "default_transaction_read_only" in found.message) == (ERROR, True)
-    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("SET default_transaction_read_only = off")
-        connection.exec_driver_sql(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    db.by_default("default_transaction_read_only", None)
     assert of("server").status == OK
 
 

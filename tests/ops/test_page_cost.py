@@ -6,7 +6,6 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
-from conftest import wait_until
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.messages import events_of
@@ -31,10 +30,6 @@ SELECT gen_random_uuid(), 'acme', 'News', 'bulk', 'u' || n || '@example.com', 'e
        'dispatched', now(), now(), now()
   FROM generate_series(1, :deliveries) AS n
 """
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity
- WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-"""
 TOUCHED = """
 SELECT sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::bigint
   FROM pg_statio_user_tables WHERE schemaname = 'public'
@@ -46,12 +41,12 @@ def cost(db, call):
     """Return the pages touched and the statements sent by a call."""
     sent = []
     sa.event.listen(db.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
-    wait_until(lambda: db.value(OTHERS) == 0)
+    db.wait_until_alone()
     before = db.value(TOUCHED)
     sent.clear()
     call()
     statements = len(sent)
-    wait_until(lambda: db.value(OTHERS) == 0)
+    db.wait_until_alone()
     return db.value(TOUCHED) - before, statements
 
 

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 import mailglass_reconcile
-from conftest import wait_until
 from factories import delivery_row, insert, insert_on, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import reconcile, runtime
 from mailglass_reconcile.pubsub.publisher import Publisher
@@ -134,6 +133,7 @@ def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
 
     other = threading.Thread(target=other_reconciler)
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    db.wait_until_alone()
     before = db.value(deadlocks)
     other.start()
     results = [reconcile()]
@@ -142,6 +142,7 @@ def test_sweeps_and_another_reconciler_never_deadlock(db, seed):
     other.join()
     results.append(reconcile())
     assert failures == []
+    db.wait_until_alone()
     assert db.value(deadlocks) == before
     assert {result.status for result in results} == {"ok"}
     assert sum(result.linked for result in results) > 0
@@ -189,7 +190,5 @@ def test_nothing_is_left_behind(db):
     """No connection, no idle transaction, no lock, once sweeps are over (I10)."""
     insert(db, *rows_of(10))
     reconcile()
-    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    others += " AND backend_type = 'client backend'"
-    wait_until(lambda: db.value(others) == 0)
+    db.wait_until_alone()
     assert db.value(WAITING) == 0

@@ -9,15 +9,10 @@ import factories
 import invariants
 import mailglass_reconcile
 import sweeping
-from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.sweep import reconciler
 
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity
- WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-"""
 TOUCHED = """
 SELECT (SELECT sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read + idx_blks_hit, 0))::bigint
           FROM pg_statio_user_tables WHERE schemaname = 'public') AS pages,
@@ -32,7 +27,7 @@ IN_THE_HISTORY = 1
 
 def touched(db):
     """Return pages touched, rows read and rows written so far; a session reports them at its end."""
-    wait_until(lambda: db.value(OTHERS) == 0)
+    db.wait_until_alone()
     return db.rows(TOUCHED)[0]
 
 

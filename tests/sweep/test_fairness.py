@@ -115,9 +115,7 @@ def test_a_deadline_within_a_statement_makes_a_sweep_partial(db, monkeypatch):
 
 def test_a_position_is_written_alike_whatever_the_database_s_datestyle(db, hurry):
     """As days and months in another order it would be compared, and read again, as another time."""
-    db.run(
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET DateStyle = ''SQL, DMY''', current_database()); END $$",
-    )
+    db.by_default("DateStyle", "SQL, DMY")
     fill(db, 6, 4)
     assert [hurry().linked for _ in range(3)] == [0, 0, 1]
     assert re.match(r"\d{4}-\d\d-\d\d ", db.value(LAST.format("position #>> '{covered,0}'")))

@@ -249,12 +249,10 @@ def test_the_grace_holds_to_the_second_in_sessions_of_any_time_zone(db):
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_the_grace_holds_on_a_server_of_any_time_zone(db, admin, zone, monkeypatch):
+def test_the_grace_holds_on_a_server_of_any_time_zone(db, zone, monkeypatch):
     """The database's own default; explicit times are read as UTC there too."""
     monkeypatch.delenv("PGTZ", raising=False)
-    name = db.value("SELECT current_database()")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"""ALTER DATABASE "{name}" SET timezone = '{zone}'""")
+    db.by_default("timezone", zone)
     with db.engine.begin() as connection:
         assert connection.exec_driver_sql("SHOW TimeZone").scalar_one() == zone
         factories.insert_on(
