@@ -265,7 +265,7 @@ def note(tx: Transaction, event_id: str, handler: str) -> None:
 def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, Settled]:
     """Note how attempts, at least one, ended, and return each row that is changed, by its event.
 
-    None is if *xact_id*, the transaction that they have been made in, is not this one.
+    Nothing is changed if *xact_id* is given and is not the id of the current transaction.
     """
     names = ("event_ids", "attempts", "ran", "failed", "errors")
     parameters = columns(names, map(_settled, attempts)) | _ATTEMPTS
