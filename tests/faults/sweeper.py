@@ -26,7 +26,7 @@ from mailglass_reconcile.pubsub import Message, Published, Publisher
 def die_at(number: int) -> None:
     """Let this process be killed at the *number*-th of its fail points, from 1."""
     passed = count(1)
-    publish = Publisher.publish
+    publish, execute = Publisher.publish, psycopg.Cursor.execute
 
     def fail_point(*unused: object) -> None:
         if next(passed) == number:
@@ -38,17 +38,13 @@ def die_at(number: int) -> None:
         fail_point()
         return outcome
 
-    class Failing(psycopg.Cursor[Any]):
-        def execute(self, *arguments: Any, **options: Any) -> Any:
-            fail_point()
-            done = super().execute(*arguments, **options)
-            fail_point()
-            return done
+    def executed(cursor: psycopg.Cursor[Any], *arguments: Any, **options: Any) -> Any:
+        fail_point()
+        done = execute(cursor, *arguments, **options)
+        fail_point()
+        return done
 
-    def connected(driver: Any, _record: object) -> None:
-        driver.cursor_factory = Failing
-
-    sa.event.listen(sa.Engine, "connect", connected)
+    psycopg.Cursor.execute = executed  # type: ignore[method-assign]
     sa.event.listen(sa.Engine, "commit", fail_point)
     Publisher.publish = published  # type: ignore[method-assign]
 
