@@ -145,6 +145,10 @@ class Transaction:
         """Return a table's or an index's quoted name with its schema, for `to_regclass`."""
         return in_schema(f"{{schema}}.{relation}", self.schema)
 
+    def names_of(self, *tables: str) -> dict[str, str]:
+        """Return what `name_of` gives for each of *tables*, which are named without `mailglass_`."""
+        return {table: self.name_of(f"mailglass_{table}") for table in tables}
+
 
 def in_schema(sql: str, schema: str) -> str:
     """Put the quoted *schema* into *sql* in place of `{schema}`."""

@@ -88,11 +88,7 @@ def creators(tx: Transaction) -> list[str] | None:
 
 def names_of(tx: Transaction) -> dict[str, str]:
     """Return the parameters of `CREATORS`."""
-    return {
-        "schema": tx.schema,
-        "events": tx.name_of("mailglass_events"),
-        "open_orphans": tx.name_of("mailglass_open_orphans"),
-    }
+    return {"schema": tx.schema, **tx.names_of("events", "open_orphans")}
 
 
 # The role's own path, which a transaction of ours does not have, is asked for and put back in one statement.

@@ -154,7 +154,7 @@ SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at
 
 # What one pass over the tables would read.
 _PAGES = """
-SELECT (pg_relation_size(to_regclass(:open_orphans)) + pg_relation_size(to_regclass(:ids))
+SELECT (pg_relation_size(to_regclass(:open_orphans)) + pg_relation_size(to_regclass(:open_orphan_ids))
         + coalesce(nullif((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(to_regclass(:deliveries))), 0),
                    pg_relation_size(to_regclass(:deliveries)))) / current_setting('block_size')::bigint
 """
@@ -301,8 +301,7 @@ def survey(
     oldest, youngest = zip(*(eligible if ages is None else ages), strict=True)
     parameters = {
         "schema": tx.schema,
-        "events": tx.name_of("mailglass_events"),
-        "open_orphans": tx.name_of("mailglass_open_orphans"),
+        **tx.names_of("events", "open_orphans"),
         "index": tx.name_of(deliveries.INDEX),
         "after": bounds[0],
         "until": bounds[1],
@@ -351,8 +350,7 @@ def ids_to_judge(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int
 
 def _scans_cost_less(tx: Transaction, orphans: int) -> bool:
     """Choose the path from the tables' sizes: statistics may be stale, and then a planner's guess costs minutes."""
-    names = {name: tx.name_of(f"mailglass_{name}") for name in ("open_orphans", "deliveries")}
-    pages = int(tx.execute(_PAGES, {**names, "ids": tx.name_of("mailglass_open_orphan_ids")}).scalar_one())
+    pages = int(tx.execute(_PAGES, tx.names_of("open_orphans", "open_orphan_ids", "deliveries")).scalar_one())
     return orphans * PROBE_US > orphans * SCAN_US + pages * PAGE_US
 
 
