@@ -99,7 +99,7 @@ class Database:
             connection.exec_driver_sql(f'ALTER DATABASE "{self.engine.url.database}" {change}')
 
     def wait_until_alone(self) -> None:
-        """Wait until nobody else has a connection: a session reports what it cost at its end."""
+        """Wait until every other session has ended: only then its cost is in the statistics."""
         wait_until(lambda: self.value(OTHERS) == 0)
 
     def appended(self) -> int:

@@ -330,7 +330,7 @@ class Database:
 
 
 def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
-    """Note that the transaction on *connection* is for one call of ours, and is committed or rolled back after it."""
+    """Mark a transaction that serves one call of this package and ends right after it."""
     return connection.execution_options(**{_ENDS: True})
 
 

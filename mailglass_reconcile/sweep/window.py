@@ -145,7 +145,7 @@ def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> 
 
 
 def _resumed(whole: Slice, position: Position, orphans: int, fresh: int) -> list[Part]:
-    """Return the parts of a window of which earlier sweeps have covered some."""
+    """Return the parts of a window that earlier sweeps have covered in part."""
     parts = [Part(replace(whole, after=position.covered), "fresh", fresh)]
     resume = position.resume or whole.after
     parts += [Part(replace(whole, after=resume, until=position.covered), "rest", orphans - fresh)]
