@@ -7,6 +7,7 @@ import sys
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
 from conftest import wait_until
 from faults import servers
@@ -31,8 +32,10 @@ def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_e
             wait_until(lambda: first.linked() == number, 1)  # noqa: B023
         new_pairs(db, 1, age_seconds=3)  # as if ticks had been missed
         wait_until(lambda: first.linked() == 5, 3)
-        with following(environment_of(db), "--tenant", "nobody", "--interval", "0.05") as second:
-            wait_until(lambda: db.value(CONNECTIONS) == 2)
+        named = make_url(db.url).update_query_dict({"application_name": "second"}).render_as_string(hide_password=False)
+        options = ("--tenant", "nobody", "--interval", "0.05")
+        with following(environment_of(db, MAILGLASS_DATABASE_URL=named), *options) as second:
+            wait_until(lambda: db.value(f"{CONNECTIONS} AND application_name = 'second'"))  # the first dispatches, too
             assert second.ends(signal.SIGINT) == 130
         assert (second.swept, second.said) == ([], [])
     assert all(one["status"] == "ok" and one["linked"] for one in first.swept)
