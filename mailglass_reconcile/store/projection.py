@@ -1,0 +1,78 @@
+"""What reports do to the columns of their deliveries, as SQL."""
+
+from __future__ import annotations
+
+from mailglass_reconcile.rules.event_types import OWN_TYPES
+from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
+from mailglass_reconcile.store.ledger import APPEND_WEBHOOK
+
+_COMPARED = """
+report AS (
+  SELECT delivery_id, type, standing, terminal, {credible} AS occurred_at FROM {reported} AS r
+-- What is reported of each delivery, in one row.
+), summary AS (
+  SELECT delivery_id,
+         (array_agg(standing ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS standing,
+         (array_agg(occurred_at ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
+         min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
+         min(occurred_at) FILTER (WHERE type = 'delivered') AS delivered_at,
+         min(occurred_at) FILTER (WHERE type = 'bounced') AS bounced_at,
+         min(occurred_at) FILTER (WHERE type = 'complained') AS complained_at,
+         min(occurred_at) FILTER (WHERE type = 'suppressed') AS suppressed_at,
+         bool_or(terminal) AS terminal
+    FROM report GROUP BY delivery_id
+-- Whether it is newer than what the delivery's row points to.
+), compared AS (
+  SELECT s.*, (s.standing > {own}, s.occurred_at, s.standing)
+                > (h.standing > {own}, h.last_event_at, h.standing) AS newer
+    FROM summary AS s JOIN {held} AS h ON h.id = s.delivery_id
+)
+""".replace("{credible}", CREDIBLE).replace("{own}", str(len(OWN_TYPES)))
+
+_UPDATE = """
+UPDATE {schema}.mailglass_deliveries AS d
+   SET last_event_type = CASE WHEN c.newer THEN (CAST(:standing AS text[]))[c.standing] ELSE d.last_event_type END,
+       last_event_at = CASE WHEN c.newer THEN c.occurred_at ELSE d.last_event_at END,
+       terminal = d.terminal OR c.terminal,
+       dispatched_at = least(d.dispatched_at, c.dispatched_at),
+       delivered_at = least(d.delivered_at, c.delivered_at),
+       bounced_at = least(d.bounced_at, c.bounced_at),
+       complained_at = least(d.complained_at, c.complained_at),
+       suppressed_at = least(d.suppressed_at, c.suppressed_at),
+       {next_version},
+       updated_at = now()::timestamp
+  FROM compared AS c
+ WHERE d.id = c.delivery_id
+   AND (c.newer
+        OR (d.terminal, d.dispatched_at, d.delivered_at, d.bounced_at, d.complained_at, d.suppressed_at)
+           IS DISTINCT FROM
+           (d.terminal OR c.terminal, least(d.dispatched_at, c.dispatched_at), least(d.delivered_at, c.delivered_at),
+            least(d.bounced_at, c.bounced_at), least(d.complained_at, c.complained_at),
+            least(d.suppressed_at, c.suppressed_at)))
+""".replace("{next_version}", NEXT_VERSION)
+
+_PARAMETERS = """
+         (SELECT * FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
+                               CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]),
+                               CAST(:terminal AS boolean[]))
+                         AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
+           WHERE standing IS NOT NULL)"""
+_DELIVERIES = """
+         (SELECT id, last_event_at, coalesce(array_position(CAST(:standing AS text[]), last_event_type), 0) AS standing
+            FROM {schema}.mailglass_deliveries)"""
+
+PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{held}", _DELIVERIES)
+
+_APPENDED = """
+         (SELECT *, now()::timestamp AS arrived_at FROM n
+           WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE)"""
+_RETURNED = "SELECT id::text, delivery_id::text FROM appended"
+
+APPEND = f"{APPEND_WEBHOOK} {_RETURNED}"
+"""For a webhook whose deliveries are all unknown."""
+
+# `locked` has a delivery's row as another transaction committed it last, which this statement's snapshot may not have.
+APPEND_AND_PROJECT = f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace(
+    "{reported}", _APPENDED
+).replace("{held}", "locked")
+"""Both in one round trip."""
