@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 LEDGER_IMMUTABLE = "45A01"
 UNDEFINED_TABLE = "42P01"
 UNDEFINED_COLUMN = "42703"
+UNDEFINED_FUNCTION = "42883"
+UNDEFINED_SCHEMA = "3F000"
 INSUFFICIENT_PRIVILEGE = "42501"
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
@@ -148,9 +150,9 @@ def _made_of(error: DBAPIError) -> MailglassReconcileError:
     state = sqlstate(error)
     if state == LEDGER_IMMUTABLE:
         return LedgerImmutableError("mailglass_events is append-only: UPDATE, DELETE and TRUNCATE are refused")
-    if state in (UNDEFINED_TABLE, UNDEFINED_COLUMN):
+    if state in (UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_FUNCTION, UNDEFINED_SCHEMA):
         return SchemaOutdatedError(
-            "the database lacks a table or column that this version needs: run `mailglass-reconcile migrate`"
+            "the database lacks a table, column or function that this version needs: run `mailglass-reconcile migrate`"
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
     if state in _REFUSALS:

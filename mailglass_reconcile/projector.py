@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from mailglass_reconcile.rules.event_types import NONE, OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.rules.event_types import NONE
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import handled, outbox, projection
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
@@ -49,9 +49,11 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Ke
     None for an orphan.
     """
     events = list(map(_as_json, entries, known))
-    statement = projection.APPEND_AND_PROJECT if any(map(attrgetter("delivery_id"), entries)) else projection.APPEND
-    rows = tx.execute(statement, {"events": json.dumps(events), "standing": _STANDINGS})
-    delivery_ids: dict[str, str | None] = dict(map(tuple, rows))
+    attached = {entry.type for entry in entries if entry.delivery_id}
+    _look_for_left_out(tx, attached)
+    statement = projection.APPEND_AND_PROJECT if attached else projection.APPEND
+    is_last = tx.hook_types.isdisjoint(attached)
+    delivery_ids = dict(tx.call(statement, {"events": json.dumps(events)}, last=is_last))
     recorded = {}
     for entry in entries:
         if entry.id in delivery_ids:
@@ -68,7 +70,7 @@ def _as_json(entry: Entry, keys: Keys) -> dict[str, Any]:
         "rule": keys.rule,
         "ids": keys.candidate_ids,
         "lost": keys.lost,
-        "standing": _STANDING.get(entry.type),
+        "standing": projection.STANDING.get(entry.type),
         "terminal": entry.type in TERMINAL_TYPES,
     }
 
@@ -87,6 +89,7 @@ def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
     """
     if not events:
         return 0
+    _look_for_left_out(tx, map(attrgetter("type"), events))
     _hand_over(tx, events)
     return tx.execute(projection.PROJECT, _parameters(events)).rowcount
 
@@ -95,9 +98,6 @@ def _hand_over(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
     """Put into the handlers' outbox what they run on; everything that reaches a delivery comes this way."""
     if wanted := [event for event in events if event.type in tx.hook_types]:
         outbox.add(tx, wanted)
-    has_rest = len(wanted) < len(events) and tx.settings.hook_types != NONE
-    if has_rest and time.monotonic() >= _LeftOut.next_look:
-        _warn_of_left_out(tx)
 
 
 class _LeftOut:
@@ -105,8 +105,10 @@ class _LeftOut:
     named: set[str] = set()  # noqa: RUF012 - one per process
 
 
-def _warn_of_left_out(tx: Transaction) -> None:
+def _look_for_left_out(tx: Transaction, types: Iterable[str]) -> None:
     """Log, once per process, which types have a handler elsewhere although this process does not hand them over."""
+    if time.monotonic() < _LeftOut.next_look or tx.settings.hook_types == NONE or tx.hook_types.issuperset(types):
+        return
     _LeftOut.next_look = time.monotonic() + LOOK_SECONDS
     left_out = sorted(handled.types(tx) - tx.hook_types - _LeftOut.named)
     if left_out:
@@ -118,20 +120,16 @@ def _warn_of_left_out(tx: Transaction) -> None:
         )
 
 
-_STANDING = {type_: place for place, type_ in enumerate((*OWN_TYPES, *PROVIDER_TYPES), 1)}
-_STANDINGS = array_literal(_STANDING)
-
-
-def _parameters(events: Sequence[LinkedEvent]) -> dict[str, object]:
+def _parameters(events: Sequence[LinkedEvent]) -> dict[str, str]:
     """Return *events* as the parameters of a statement that projects them."""
-    return {**columns(_COLUMNS, map(_row, events)), "standing": _STANDINGS}
+    return columns(_COLUMNS, map(_row, events))
 
 
 _COLUMNS = ("delivery_ids", "types", "occurred_at", "arrived_at", "standings", "terminal")
 
 
 def _row(event: LinkedEvent) -> tuple[str | None, ...]:
-    standing = str(_STANDING[event.type]) if event.type in _STANDING else None
+    standing = str(projection.STANDING[event.type]) if event.type in projection.STANDING else None
     terminal = str(event.type in TERMINAL_TYPES)
     return event.delivery_id, event.type, event.occurred_at, event.arrived_at, standing, terminal
 

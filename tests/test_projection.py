@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import factories
 import oracle
 from mailglass_reconcile import projector
+from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.ledger import LinkedEvent
@@ -213,6 +214,6 @@ def test_one_batch_moves_the_version_once(connection):
 
 def test_every_known_type_is_ranked_as_the_design_says(connection):
     """Our own side below the providers' reports, each once."""
-    assert sorted(projector.OWN_TYPES) == sorted(oracle.OWN_SIDE)
-    assert list(projector.PROVIDER_TYPES) == oracle.PROVIDER_SIDE
+    assert sorted(event_types.OWN_TYPES) == sorted(oracle.OWN_SIDE)
+    assert list(event_types.PROVIDER_TYPES) == oracle.PROVIDER_SIDE
     assert set(projector.TERMINAL_TYPES) == oracle.FINAL

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alembic import context
 
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import functions, schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
@@ -346,6 +346,7 @@ def upgrade() -> None:
             replacing=DROP_GUARD,
             names=("mailglass_events_no_truncate",),
         )
+    steps.run("keep the statements of single calls as functions", functions.creating())
     steps.create_index("mailglass_deliveries_reconcile_idx")
     steps.create_index("mailglass_webhook_events_prune_idx")
     steps.fill_open_set()
@@ -355,6 +356,7 @@ def downgrade() -> None:
     steps: Steps = context.config.attributes["steps"]
     steps.run("take the triggers off mailglass_events", DROP_TRIGGERS + DROP_GUARD)
     steps.run("drop the functions of retention", DROP_RETENTION)
+    steps.run("drop the statements that are kept as functions", functions.dropping())
     steps.drop_index("mailglass_deliveries_reconcile_idx")
     steps.drop_index("mailglass_webhook_events_prune_idx")
     steps.run("drop the open orphans", DROP_OPEN_SET)

@@ -140,7 +140,8 @@ def _store(
     ]
     if not rows:
         return [], [], False
-    known, may_be_open = sends.store(tx, campaign, rows)
+    has_reports = any(row.entry.type in tx.hook_types for row in rows)
+    known, may_be_open = sends.store(tx, campaign, rows, last=not has_reports)
     reports = [
         LinkedEvent(None, e.id, row.delivery_id, e.tenant_id, e.type, e.occurred_at, arrived_at=projector.NOW)
         for row in rows

@@ -9,17 +9,20 @@ stale, and then its guess costs minutes. Where one pass over a table is cheaper,
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile.errors import (
+    UNDEFINED_FUNCTION,
+    UNDEFINED_SCHEMA,
     UNDEFINED_TABLE,
     ConfigurationError,
     MailglassReconcileError,
@@ -85,8 +88,8 @@ SELECT current_setting('work_mem') AS memory, current_setting('parallel_tuple_co
        set_config('parallel_tuple_cost', :per_row, true), set_config('enable_parallel_hash', 'off', true)
 """
 
-_SCOPE = {
-    "client_encoding": "UTF8",
+SCOPE = {
+    "search_path": "pg_catalog, pg_temp",
     "TimeZone": "UTC",
     "DateStyle": "ISO, YMD",
     "row_security": "off",
@@ -95,25 +98,46 @@ _SCOPE = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_bitmapscan": "off",
-    # Planning again at each call would cost more than executing, where the driver prepares statements.
+    # Planning again at each call would cost more than executing, where a plan is kept.
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
-    "search_path": "pg_catalog, pg_temp",
 }
+"""The settings under which statements run in a caller's transaction."""
 
 # The caller's own values come back as one statement that restores them; Postgres computes it before it makes ours. One
-# column, because the driver describes each; without parameters, so that the savepoint travels with it. The settings are
-# made before the savepoint, because a rollback to it must not undo them halfway.
+# column, because the driver describes each; without parameters, so that the savepoint travels with it.
+_BORROWED = {"client_encoding": "UTF8", **SCOPE}
 _BORROW = "SELECT concat('SELECT {saved}') || left(concat({made}), 0)"
 _BORROW = _BORROW.replace(
     "{saved}",
-    ", ".join(f"set_config(''{name}'', ', quote_literal(current_setting('{name}')), ', true)" for name in _SCOPE),
-).replace("{made}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _SCOPE.items()))
-_SAVEPOINT = "SAVEPOINT mailglass_reconcile"
-_RELEASE = "RELEASE SAVEPOINT mailglass_reconcile"
-_UNDO = "ROLLBACK TO SAVEPOINT mailglass_reconcile"
+    ", ".join(f"set_config(''{name}'', ', quote_literal(current_setting('{name}')), ', true)" for name in _BORROWED),
+).replace("{made}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _BORROWED.items()))
+OUR_SAVEPOINT = "mailglass_reconcile"
+_SAVEPOINT = f"SAVEPOINT {OUR_SAVEPOINT}"
+_RELEASE = f"RELEASE SAVEPOINT {OUR_SAVEPOINT}"
+_UNDO = f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}"
 _PLAIN = {"no_parameters": True}
 _ENDS = "mailglass_reconcile.ends"
+
+PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
+"""A parameter in a statement."""
+
+
+class Kept(NamedTuple):
+    """A statement that the database keeps as a function, with `SCOPE`: its plan stays with the session.
+
+    A caller's transaction calls the function; ours, which have their own settings, execute the text. All parameters
+    are texts. `columns` are what it returns: names and types, as SQL writes them.
+    """
+
+    name: str
+    columns: str
+    text: str
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Their names, in the order of the function's arguments."""
+        return tuple(dict.fromkeys(PARAMETER.findall(self.text)))
 
 
 class Transaction:
@@ -136,6 +160,16 @@ class Transaction:
         if self._infers_types:  # a statement as the driver takes it costs a quarter less
             return self.connection.exec_driver_sql(_as_driver_takes_it(statement, self.schema), given)
         return self.connection.execute(_text(statement, self.schema, self._texts(given)), given)
+
+    def call(self, kept: Kept, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
+        """Return the rows of a statement that the database keeps.
+
+        Args:
+            kept: The statement.
+            parameters: Its parameters.
+            last: No other statement of the block follows, which saves a round trip.
+        """
+        return self.execute(kept.text, parameters).all()
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the parameters that must be declared as text: drivers other than psycopg need their types."""
@@ -174,6 +208,13 @@ def _quoted(text: str) -> str:
     if "\\" in text or '"' in text:
         text = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
+
+
+@cache
+def _call_of(kept: Kept) -> str:
+    """Return the statement that calls the function."""
+    arguments = ", ".join(f"CAST(:{name} AS pg_catalog.text)" for name in kept.parameters)
+    return f"SELECT * FROM {{schema}}.{kept.name}({arguments})"  # noqa: S608 - names of this package
 
 
 @lru_cache(maxsize=512)
@@ -334,6 +375,64 @@ def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
     return connection.execution_options(**{_ENDS: True})
 
 
+class Borrowed(Transaction):
+    """A caller's transaction: a savepoint comes with the first statement, and our settings if one needs them."""
+
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        """Use *connection*, which is in a transaction, on the tables that *settings* name."""
+        super().__init__(connection, settings)
+        self._is_open = False
+        self._restore = ""
+        self._needs_settings = not _is_utf8(connection)
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
+        """Run one statement under our settings, as `Transaction.execute`."""
+        if not self._restore:
+            self._make_settings()
+        return super().execute(statement, parameters)
+
+    def call(self, kept: Kept, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
+        """Call the function, which has our settings by itself; on psycopg the savepoint travels with it."""
+        if self._needs_settings and not self._restore:
+            self._make_settings()
+        before = () if self._is_open else (_SAVEPOINT,)
+        self._is_open = True
+        if _goes_directly(self.connection):
+            after = (_RELEASE,) if last and not self._restore and not self._ends else ()
+            text = "; ".join((*before, _as_driver_takes_it(_call_of(kept), self.schema), *after))
+            rows = _directly(self.connection, text, parameters)
+            self._is_open = not after
+            return rows
+        if before:
+            _send(self.connection, *before)
+        return super().execute(_call_of(kept), parameters).all()
+
+    def undo(self) -> None:
+        """Undo what the block did, and the settings with it."""
+        if self._is_open:
+            _send(self.connection, _UNDO)
+            self._restore = ""
+
+    def leave(self) -> None:
+        """End the savepoint, and restore the caller's settings."""
+        if self._is_open and not self._ends:
+            _send(self.connection, _RELEASE, *filter(None, [self._restore]))
+        self._is_open = False
+
+    @property
+    def _ends(self) -> bool:
+        return bool(self.connection.get_execution_options().get(_ENDS))
+
+    def _make_settings(self) -> None:
+        before = () if self._is_open else (_SAVEPOINT,)
+        self._is_open = True
+        if _goes_directly(self.connection):
+            self._restore = _directly(self.connection, "; ".join((*before, _BORROW)))[0][0]
+            return
+        _send(self.connection, *before)
+        self._restore = self.connection.exec_driver_sql(_BORROW, execution_options=_PLAIN).one()[0]
+
+
 @contextmanager
 def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
     """Use a caller's transaction in this package's scope, under a savepoint, and restore its settings at the end.
@@ -353,24 +452,28 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
     with database_errors():
         connection = given if isinstance(given, sa.Connection) else engines.connection_of_session(given)
         _require_usable(connection.connection.dbapi_connection)
-        restore = _enter(connection)
+        tx = Borrowed(connection, settings)
         try:
-            yield Transaction(connection, settings)
+            yield tx
         except BaseException as error:
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
                 try:
+                    tx.undo()
                     if _lacks_tables(error):
-                        _send(connection, _UNDO)
-                        _look_elsewhere(Transaction(connection, settings))
+                        _look_elsewhere(tx)
                 finally:
-                    _send(connection, _UNDO, _RELEASE, restore)
+                    tx.undo()
+                    tx.leave()
             raise
-        if not connection.get_execution_options().get(_ENDS):
-            _send(connection, _RELEASE, restore)
+        tx.leave()
 
 
 def _lacks_tables(error: BaseException) -> bool:
-    missing = isinstance(error, DBAPIError) and sqlstate(error) == UNDEFINED_TABLE
+    missing = isinstance(error, DBAPIError) and sqlstate(error) in (
+        UNDEFINED_TABLE,
+        UNDEFINED_FUNCTION,
+        UNDEFINED_SCHEMA,
+    )
     return missing or isinstance(error, SchemaOutdatedError)
 
 
@@ -395,35 +498,21 @@ def _require_usable(driver: Any) -> None:
         )
 
 
-def _enter(connection: sa.Connection) -> str:
-    """Make our settings and a savepoint, and return the statement that restores the caller's settings."""
-    if _goes_directly(connection):
-        return str(_directly(connection, f"{_BORROW}; {_SAVEPOINT}")[0])
-    first, *others = _trips(connection, _BORROW, _SAVEPOINT)
-    restore: str = connection.exec_driver_sql(first, execution_options=_PLAIN).one()[0]
-    if others:
-        _send(connection, *others)
-    return restore
-
-
 def _send(connection: sa.Connection, *statements: str) -> None:
-    """Execute statements without parameters or results."""
+    """Execute statements without parameters or results; psycopg and asyncpg take several at once."""
+    text = "; ".join(statements)
     if _goes_directly(connection):
-        _directly(connection, "; ".join(statements))
+        _directly(connection, text)
         return
-    if connection.dialect.driver == "asyncpg":
-        # It takes several statements at once, too, but returns no rows. Of a failure SQLAlchemy says which it is.
-        with suppress(Exception):
+    driver: Any = connection.connection.driver_connection
+    # SQLAlchemy begins asyncpg's transaction with the first statement that it sends itself.
+    if connection.dialect.driver == "asyncpg" and driver.is_in_transaction():
+        with suppress(Exception):  # of a failure SQLAlchemy says which it is
             adapted: Any = connection.connection.dbapi_connection
-            adapted.run_async(lambda driver: driver.execute("; ".join(statements)))
+            adapted.run_async(lambda driver: driver.execute(text))
             return
-    for statement in _trips(connection, *statements):
+    for statement in (text,) if connection.dialect.driver == "psycopg" else statements:
         connection.exec_driver_sql(statement, execution_options=_PLAIN)
-
-
-def _trips(connection: sa.Connection, *statements: str) -> tuple[str, ...]:
-    """Return what to send, one after the other: psycopg takes several statements without parameters at once."""
-    return ("; ".join(statements),) if connection.dialect.driver == "psycopg" else statements
 
 
 def _goes_directly(connection: sa.Connection) -> bool:
@@ -435,21 +524,38 @@ def _is_psycopg(connection: sa.Connection) -> bool:
     return connection.dialect.driver == "psycopg" and not connection.dialect.is_async
 
 
-def answer(connection: sa.Connection, settings: Settings, question: str, parameters: Mapping[str, Any]) -> Any:
-    """Return the one value of a SELECT on a connection as it is, without this package's scope."""
+def _is_utf8(connection: sa.Connection) -> bool:
+    """Whether every text can be sent and received, whatever it holds."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.driver == "psycopg":
+        return all(driver.info.parameter_status(f"{side}_encoding") == "UTF8" for side in ("client", "server"))
+    if connection.dialect.driver == "asyncpg":
+        return bool(driver.get_settings().client_encoding == "UTF8")
+    return True  # psycopg2: `_require_usable` has looked
+
+
+def answer(connection: sa.Connection, settings: Settings, kept: Kept, parameters: Mapping[str, str]) -> Any:
+    """Return the one value of a statement that the database keeps, on a connection as it is."""
     if _is_psycopg(connection):
-        return _directly(connection, _as_driver_takes_it(question, settings.database_schema), parameters)[0]
-    return Transaction(connection, settings).execute(question, parameters).scalar_one()
+        return _directly(connection, _as_driver_takes_it(_call_of(kept), settings.database_schema), parameters)[0][0]
+    return Transaction(connection, settings).execute(_call_of(kept), parameters).scalar_one()
 
 
-def _directly(connection: sa.Connection, text: str, parameters: Mapping[str, Any] | None = None) -> Any:
-    """Execute *text* past SQLAlchemy, whose own work costs as much; return the first row of its first statement."""
+def _directly(
+    connection: sa.Connection, text: str, parameters: Mapping[str, str | None] | None = None
+) -> list[tuple[Any, ...]]:
+    """Execute *text* past SQLAlchemy, whose own work costs as much; return the rows of the statement that has some."""
     driver: Any = connection.connection.dbapi_connection
+    rows: list[tuple[Any, ...]] = []
     try:
-        with driver.cursor() as cursor:
-            # Several statements cannot be prepared together, even if the application prepares each at its first use.
-            cursor.execute(text, parameters, prepare=None if parameters else False)
-            return cursor.fetchone() if cursor.description else None
+        # The parameters become part of the text, because only a text without any may be several statements.
+        with psycopg.ClientCursor(driver) as cursor:
+            cursor.execute(text, parameters)
+            while True:
+                if cursor.pgresult and cursor.pgresult.nfields:
+                    rows = cursor.fetchall()
+                if not cursor.nextset():
+                    return rows
     except psycopg.Error as error:
         if driver.closed:
             with suppress(DBAPIError):  # SQLAlchemy notices the loss: its pool has others of that server

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.matching import Candidate
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Kept, Transaction, array_literal
 
 INDEX = "mailglass_deliveries_reconcile_idx"
 
@@ -17,15 +17,19 @@ FEW = 10
 """An id of at most this many deliveries is read whole; of a wider one, only what an event asks for."""
 
 # An id is looked up by its hash, because no value is too long for that; the id itself then decides.
-_OF_IDS = """
-SELECT c.id, d.delivery_id::text, d.tenant_id, d.provider, d.recipient
+OF_IDS = Kept(
+    "mailglass_reconcile_deliveries_of_ids",
+    "candidate_id text, delivery_id text, tenant_id text, provider text, recipient text",
+    """
+SELECT c.id, d.delivery_id::text, d.tenant_id::text, d.provider::text, d.recipient
   FROM unnest(CAST(:ids AS text[])) AS c (id)
  CROSS JOIN LATERAL (
          SELECT id AS delivery_id, tenant_id, provider, left(recipient, 1000) AS recipient
            FROM {schema}.mailglass_deliveries
           WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0) AND provider_message_id = c.id
-          LIMIT :few + 1) AS d
-"""
+          LIMIT {most}) AS d
+""".replace("{most}", str(FEW + 1)),
+)
 
 # The recipient's own; those of the event's provider; those without a provider; and one of an earlier and of a later
 # tenant, by the order of their hashes. Of one provider, one id names at most one delivery (a unique index guarantees
@@ -131,8 +135,7 @@ def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
 
 def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Candidate]:
     """Return the deliveries that carry one of *ids*, at most `FEW` and one of each."""
-    rows = tx.execute(_OF_IDS, {"ids": array_literal(ids), "few": FEW})
-    return [Candidate(*row) for row in rows.all()]
+    return list(map(Candidate._make, tx.call(OF_IDS, {"ids": array_literal(ids)})))
 
 
 def of_wide_ids(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Candidate]]:

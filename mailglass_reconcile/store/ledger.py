@@ -110,7 +110,7 @@ WITH n AS (
                       lost bool, standing int, terminal bool)
 -- In id order: two transactions wait for each other one way only. A delivery that is gone by now leaves an orphan.
 ), locked AS (
-  SELECT id, last_event_at, coalesce(array_position(CAST(:standing AS text[]), last_event_type), 0) AS standing
+  SELECT id, last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS standing
     FROM {schema}.mailglass_deliveries
    WHERE id = ANY (ARRAY(SELECT delivery_id FROM n)) ORDER BY id FOR NO KEY UPDATE
 -- In the order of the keys, for the same reason.

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, schema
-from mailglass_reconcile.store.database import NIL, Transaction, array_literal
+from mailglass_reconcile.store.database import NIL, Kept, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -55,8 +55,10 @@ MAY_BE_OPEN = """
 """
 """Whether anything may be open for a row's `s.message_id`, as a part of the statements that ask it."""
 
-# Asked on a caller's connection as it is, without our scope.
-_MAY_MATCH = """
+MAY_MATCH = Kept(
+    "mailglass_reconcile_may_match",
+    "found boolean",
+    """
 SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS s (message_id) WHERE {may_be_open})
     OR EXISTS (SELECT FROM unnest(CAST(:event_ids AS uuid[])) AS e (id)
                 CROSS JOIN LATERAL (SELECT hashtextextended(candidate_id, 0) AS hash
@@ -65,7 +67,8 @@ SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS s (message_id
                         WHERE hashtextextended(provider_message_id, 0) >= k.hash
                           AND hashtextextended(provider_message_id, 0) <= k.hash
                         ORDER BY hashtextextended(provider_message_id, 0) LIMIT 1) IS NOT NULL)
-""".replace("{may_be_open}", MAY_BE_OPEN)
+""".replace("{may_be_open}", MAY_BE_OPEN),
+)
 
 # What an orphan waits for since when: its grace, or its delivery if that came later.
 _LINKABLE_SINCE = """
@@ -185,7 +188,7 @@ def may_match(
 ) -> bool:
     """Whether anything may be open for *message_ids*, or stored for the ids of the open *event_ids*; one round trip."""
     parameters = {"message_ids": array_literal(message_ids), "event_ids": array_literal(event_ids)}
-    return bool(database.answer(connection, settings, _MAY_MATCH, parameters))
+    return bool(database.answer(connection, settings, MAY_MATCH, parameters))
 
 
 def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | None:

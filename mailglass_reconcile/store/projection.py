@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from mailglass_reconcile.rules.event_types import OWN_TYPES
+from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
+from mailglass_reconcile.store.database import Kept, array_literal
 from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
 from mailglass_reconcile.store.ledger import APPEND_WEBHOOK
+
+STANDING = {type_: place for place, type_ in enumerate((*OWN_TYPES, *PROVIDER_TYPES), 1)}
+"""The types that move a delivery's state, from the least to the most that they say of it."""
+
+_STANDINGS = f"CAST('{array_literal(STANDING)}' AS text[])"
 
 _COMPARED = """
 report AS (
@@ -31,7 +37,7 @@ report AS (
 
 _UPDATE = """
 UPDATE {schema}.mailglass_deliveries AS d
-   SET last_event_type = CASE WHEN c.newer THEN (CAST(:standing AS text[]))[c.standing] ELSE d.last_event_type END,
+   SET last_event_type = CASE WHEN c.newer THEN ({standings})[c.standing] ELSE d.last_event_type END,
        last_event_at = CASE WHEN c.newer THEN c.occurred_at ELSE d.last_event_at END,
        terminal = d.terminal OR c.terminal,
        dispatched_at = least(d.dispatched_at, c.dispatched_at),
@@ -58,21 +64,30 @@ _PARAMETERS = """
                          AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
            WHERE standing IS NOT NULL)"""
 _DELIVERIES = """
-         (SELECT id, last_event_at, coalesce(array_position(CAST(:standing AS text[]), last_event_type), 0) AS standing
+         (SELECT id, last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS standing
             FROM {schema}.mailglass_deliveries)"""
 
 PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{held}", _DELIVERIES)
+PROJECT = PROJECT.replace("{standings}", _STANDINGS)
 
 _APPENDED = """
          (SELECT *, now()::timestamp AS arrived_at FROM n
            WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE)"""
 _RETURNED = "SELECT id::text, delivery_id::text FROM appended"
 
-APPEND = f"{APPEND_WEBHOOK} {_RETURNED}"
+_COLUMNS = "event_id text, delivery_id text"
+
+APPEND = Kept(
+    "mailglass_reconcile_append", _COLUMNS, f"{APPEND_WEBHOOK} {_RETURNED}".replace("{standings}", _STANDINGS)
+)
 """For a webhook whose deliveries are all unknown."""
 
 # `locked` has a delivery's row as another transaction committed it last, which this statement's snapshot may not have.
-APPEND_AND_PROJECT = f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace(
-    "{reported}", _APPENDED
-).replace("{held}", "locked")
+APPEND_AND_PROJECT = Kept(
+    "mailglass_reconcile_append_and_project",
+    _COLUMNS,
+    f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace("{reported}", _APPENDED)
+    .replace("{held}", "locked")
+    .replace("{standings}", _STANDINGS),
+)
 """Both in one round trip."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.store.database import Transaction, array_literal
+from mailglass_reconcile.store.database import Kept, Transaction, array_literal
 from mailglass_reconcile.store.deliveries import CREDIBLE
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.open_orphans import MAY_BE_OPEN
@@ -16,7 +16,10 @@ from mailglass_reconcile.store.open_orphans import MAY_BE_OPEN
 # event would leave it. IN as a value and a scalar subquery, because the planner makes a join of an EXISTS, with what
 # its statistics advise; num_nulls, because another index serves IS NULL and would read every delivery of the id.
 # `status`, `idempotency_key` and `last_error` are left out: not every Mailglass has them.
-_STORE = """
+STORE = Kept(
+    "mailglass_reconcile_store_sends",
+    "key text, delivery_id text, open boolean",
+    """
 WITH sent AS MATERIALIZED (
   SELECT s.*, {credible} AS reported_at
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
@@ -25,12 +28,15 @@ WITH sent AS MATERIALIZED (
                 CAST(:shared AS boolean[]), CAST(:terminal AS boolean[]))
          AS s (event_id, delivery_id, type, occurred_at, key, entry, recipient, domain, message_id, shared, terminal)
    CROSS JOIN LATERAL (SELECT s.occurred_at, now()::timestamp AS arrived_at) AS r
+-- Whether something may be open for one of the message ids; then nothing is stored, unless it is wanted anyway.
+), waiting AS MATERIALIZED (
+  SELECT EXISTS (SELECT FROM sent AS s WHERE {may_be_open}) AS any_open
 -- Once per key; what is left out was recorded before.
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
          (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
   SELECT event_id, :tenant_id, delivery_id, type, occurred_at, key, entry, false, now()::timestamp
-    FROM sent ORDER BY key COLLATE "C"
+    FROM sent WHERE CAST(:anyway AS boolean) OR NOT (SELECT any_open FROM waiting) ORDER BY key COLLATE "C"
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id
 -- With the provider that its delivery gets, which is none if another delivery may carry the id already.
@@ -69,9 +75,9 @@ SELECT s.key, k.delivery_id::text, false AS open
                       WHERE e.idempotency_key = s.key OFFSET 0) AS k ON true
  WHERE s.event_id NOT IN (SELECT id FROM appended)
  UNION ALL
--- One row more if something may be open for one of the message ids.
-SELECT NULL, NULL, true WHERE EXISTS (SELECT FROM sent AS s WHERE {may_be_open})
-""".replace("{credible}", CREDIBLE).replace("{may_be_open}", MAY_BE_OPEN)
+SELECT NULL, NULL, true FROM waiting WHERE any_open
+""".replace("{credible}", CREDIBLE).replace("{may_be_open}", MAY_BE_OPEN),
+)
 
 # For what another transaction committed while the statement above waited for it.
 _DELIVERIES_OF_KEYS = """
@@ -112,8 +118,15 @@ class Stored(NamedTuple):
     may_be_open: bool
 
 
-def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
-    """Store what is new of *sent*, each delivery with the projection of its event."""
+def store(tx: Transaction, campaign: Campaign, sent: Sequence[New], *, last: bool) -> Stored:
+    """Store what is new of *sent*, each delivery with the projection of its event.
+
+    Args:
+        tx: The transaction.
+        campaign: What the deliveries have in common.
+        sent: What is stored.
+        last: Nothing follows in the block if no event waits for one of the deliveries.
+    """
     parameters = {
         "tenant_id": campaign.tenant_id,
         "mailable": campaign.mailable,
@@ -132,10 +145,14 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
         "message_ids": array_literal(one.message_id for one in sent),
         "shared": array_literal(str(one.shared) for one in sent),
         "terminal": array_literal(str(one.terminal) for one in sent),
+        "anyway": str(not last),
     }
-    rows = tx.execute(_STORE, parameters).all()
-    known = {row.key: row.delivery_id for row in rows if not row.open}
+    rows = tx.call(STORE, parameters, last=last)
+    may_be_open = any(is_open for _, _, is_open in rows)
+    if may_be_open and last:
+        rows = tx.call(STORE, {**parameters, "anyway": "true"})
+    known = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
     unseen = [key for key, delivery_id in known.items() if delivery_id is None]
     if unseen:
         known |= dict(map(tuple, tx.execute(_DELIVERIES_OF_KEYS, {"keys": array_literal(unseen)})))
-    return Stored(known, any(row.open for row in rows))
+    return Stored(known, may_be_open)

@@ -198,24 +198,6 @@ def test_the_tables_may_be_in_another_database_than_the_applications(app, monkey
         assert mailglass_reconcile.reconcile().status == "ok"
 
 
-PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%mailglass_deliveries%'"
-
-
-@pytest.mark.parametrize(("options", "count"), [({}, 0), ({"prepare_threshold": 0}, 1)])
-def test_our_statements_are_prepared_where_the_project_says_so(db, monkeypatch, options, count):
-    """Which Django's cursors never do; PgBouncer may keep none, so it is not the default."""
-    monkeypatch.setitem(djangos.settings_dict, "OPTIONS", options)
-    djangos.close()
-    for number in range(7):
-        with connection() as lent:
-            send(lent, f"m-{number}")
-    with djangos.cursor() as cursor:
-        cursor.execute(PREPARED)
-        assert cursor.fetchone() == (count,)
-    djangos.close()
-    assert rows(db) == (7, None)
-
-
 def test_our_own_connections_have_the_role_and_the_options_of_djangos(monkeypatch):
     """`assume_role`, and what libpq is told; but neither Django's cursors nor prepared statements."""
     options = {"assume_role": "pg_monitor", "application_name": "shop"}

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 import anymail_wire
+import psycopg
 import pytest
 import sqlalchemy as sa
 from anymail.signals import tracking
@@ -185,6 +186,7 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db, monkeypa
     djangos.ensure_connection()
     driver = djangos.connection
     monkeypatch.setattr(driver, "cursor_factory", noting(driver.cursor_factory, sent))
+    monkeypatch.setattr(psycopg, "ClientCursor", noting(psycopg.ClientCursor, sent))
     before = sessions(db)
     with transaction.atomic():
         for number in range(1, 4):
@@ -192,7 +194,8 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db, monkeypa
                 Message.accepted(POSTMARK, number, [ANN])
                 transaction.set_rollback(number == 3)
         written = len(sent)
-    assert [one.split(" FROM")[0] for one in sent[written:]] == ["SELECT EXISTS (SELECT"], "one question for all"
+    (question,) = sent[written:]
+    assert "may_match" in question, "one for all"
     with transaction.atomic():
         Message.accepted(POSTMARK, 4, [ANN])
         transaction.set_rollback(True)
@@ -202,13 +205,13 @@ def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db, monkeypa
     assert sessions(db) == before
 
 
-def test_a_call_is_six_round_trips_at_most_with_begin_and_commit(db, tmp_path):
+def test_a_call_is_five_round_trips_at_most_with_begin_and_commit(db, tmp_path):
     """Nothing is given back to a transaction that ends, and the look after the commit needs none of its own."""
     sent, early = Message.accepted(POSTMARK, 1, [ANN]), Message.of(POSTMARK, accepted_of(2))
     calls = {
-        "a send": (lambda: Message.accepted(POSTMARK, 3, [ANN]), 5),
-        "an event": (lambda: over_wsgi(sent.requests(*STORY[:1])[0]), 5),
-        "an early event": (lambda: over_wsgi(early.requests(*STORY[:1])[0]), 6),
+        "a send": (lambda: Message.accepted(POSTMARK, 3, [ANN]), 4),
+        "an event": (lambda: over_wsgi(sent.requests(*STORY[:1])[0]), 4),
+        "an early event": (lambda: over_wsgi(early.requests(*STORY[:1])[0]), 5),
     }
     djangos.ensure_connection()
     for name, (call, most) in calls.items():

@@ -148,7 +148,7 @@ def test_each_database_has_a_lock_of_its_own(empty):
     [
         (["migrate", "--check"], 1, "not migrated: run `manage.py mailglass migrate`"),
         (["sweep", "--nonsense"], 2, "No such option"),
-        (["sweep"], 1, "manage.py mailglass: the database lacks a table or column"),
+        (["sweep"], 1, "manage.py mailglass: the database lacks a table, column or function"),
         (["status", "--check"], 1, "run `manage.py mailglass migrate`"),
         (["help"], 0, "Usage: manage.py mailglass"),
         ([], 0, "explain"),

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import psycopg
 import sqlalchemy as sa
@@ -49,19 +50,29 @@ def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
         sa.event.remove(given, "before_cursor_execute", note)
         return
 
+    watched = []
+
+    class Directly(psycopg.ClientCursor):
+        def execute(self, query, *arguments, **options):
+            if self.connection in watched:
+                sent.append(query)
+            return super().execute(query, *arguments, **options)
+
     def watch(driver, *_others):
+        watched.append(driver)
         driver.cursor_factory = noting(psycopg.Cursor, sent)
 
-    if isinstance(given, sa.Connection):
-        driver = given.connection.dbapi_connection
-        before = driver.cursor_factory
-        watch(driver)
-        yield sent
-        driver.cursor_factory = before
-    else:
-        sa.event.listen(given, "checkout", watch)
-        yield sent
-        sa.event.remove(given, "checkout", watch)
+    with mock.patch.object(psycopg, "ClientCursor", Directly):
+        if isinstance(given, sa.Connection):
+            driver = given.connection.dbapi_connection
+            before = driver.cursor_factory
+            watch(driver)
+            yield sent
+            driver.cursor_factory = before
+        else:
+            sa.event.listen(given, "checkout", watch)
+            yield sent
+            sa.event.remove(given, "checkout", watch)
 
 
 def noting(kind: type[psycopg.Cursor], sent: list[str]) -> type[psycopg.Cursor]:

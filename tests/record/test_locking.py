@@ -7,8 +7,8 @@ import sqlalchemy as sa
 
 import factories
 from conftest import wait_until
-from mailglass_reconcile import projector
 from mailglass_reconcile.record.webhooks import idempotency_key
+from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from record.recording import LEDGER, event, record
 
 WAITING = """
@@ -89,6 +89,6 @@ def test_events_of_one_delivery_move_its_version_once(db):
     """A webhook is projected in one statement, and the row's version says so."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
-        record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in projector.PROVIDER_TYPES))
+        record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in PROVIDER_TYPES))
     row = db.rows("SELECT last_event_type, lock_version FROM mailglass_deliveries")[0]
     assert tuple(row) == ("complained", 2)

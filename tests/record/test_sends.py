@@ -420,8 +420,8 @@ def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
 
 
 @pytest.mark.parametrize("count", [1, 500])
-def test_a_send_is_eleven_statements_at_most_whatever_its_size(db, count):
-    """Three; seven more if events are open for it, eight for an id of many deliveries.
+def test_a_send_is_one_round_trip_whatever_its_size(db, count):
+    """Eleven if events are open for it, twelve for an id of many deliveries.
 
     All that is sent counts: savepoints, and the settings of the transaction, which are taken and given back with them.
     """
@@ -430,7 +430,7 @@ def test_a_send_is_eleven_statements_at_most_whatever_its_size(db, count):
     open_ = [event("wide", recipient=f"u{n}@example.com", provider_event_id=str(n)) for n in range(count)]
     webhook_in(db, *open_)
     many = count > 10
-    for sent, expected in ((now, 3), (now, 3), (new, 3), (new, 3), (wide, 10 + many), (wide, 3)):
+    for sent, expected in ((now, 1), (now, 1), (new, 1), (new, 1), (wide, 11 + many), (wide, 1)):
         with db.engine.begin() as connection, statements(connection) as seen:
             send(connection, *sent)
         assert len(seen) == expected

@@ -11,13 +11,18 @@ from mailglass_reconcile import (
     DatabaseUnavailableError,
     InvalidEventError,
     MailglassReconcileError,
+    Sent,
     append,
     find_orphans,
+    record_send,
 )
 from record.recording import LEDGER, NOW, event, record
 
 SETTINGS = ("search_path", "TimeZone", "row_security", "client_encoding", "array_nulls")
 OWN = ("pg_temp, public", "Asia/Kathmandu", "on", "LATIN1", "off")
+OF_UTF8 = (*OWN[:3], "UTF8", OWN[4])
+"""Under these, a call makes no settings: its functions have theirs."""
+TWO = pytest.mark.parametrize("own", [OWN, OF_UTF8])
 
 
 def append_one(connection):
@@ -28,9 +33,9 @@ def append_one(connection):
 WRITERS = pytest.mark.parametrize("write", [record, append_one])
 
 
-def take(connection):
+def take(connection, own=OWN):
     """Give a transaction settings of its own."""
-    for name, value in zip(SETTINGS, OWN, strict=True):
+    for name, value in zip(SETTINGS, own, strict=True):
         connection.exec_driver_sql(f"SET LOCAL {name} = {value if ',' in value else repr(value)}")
 
 
@@ -39,15 +44,21 @@ def settings_of(connection):
     return tuple(connection.exec_driver_sql(f"SELECT current_setting('{name}')").scalar_one() for name in SETTINGS)
 
 
-def test_settings_are_the_callers_again_when_all_went_well(db):
-    """Of either writer, with an orphan and with a delivery that is there."""
+@TWO
+def test_settings_are_the_callers_again_when_all_went_well(db, own):
+    """Of every writer, with an orphan and with a delivery that is there; and the ledger's times are in UTC."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
-        take(connection)
-        append_one(connection)
+        take(connection, own)
         record(connection, event("m-1"), event("m-2"))
+        one = Sent(recipient="zoë@example.com", message_id="m-3")
+        record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+        append_one(connection)
         find_orphans(connection)
-        assert settings_of(connection) == OWN
+        assert settings_of(connection) == own
+    assert db.value("SELECT recipient FROM mailglass_deliveries WHERE provider_message_id = 'm-3'") == "zoë@example.com"
+    offset = "SELECT max(abs(extract(epoch FROM inserted_at - now() AT TIME ZONE 'UTC'))) FROM mailglass_events"
+    assert db.value(offset) < 600
 
 
 NAIVE = NOW.replace(tzinfo=None)
@@ -70,16 +81,17 @@ def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
         assert settings_of(connection) == OWN
 
 
-def test_an_error_of_the_database_costs_our_savepoint_only(db):
+@TWO
+def test_an_error_of_the_database_costs_our_savepoint_only(db, own):
     """The caller's own writes stay, its settings too; no half of a webhook; and no value of a row is quoted."""
     db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
     delivery = factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
-        take(connection)
+        take(connection, own)
         connection.exec_driver_sql("UPDATE mailglass_deliveries SET stream = 'bulk'")
         with pytest.raises(MailglassReconcileError, match="23514") as caught:
             record(connection, event(recipient="ada@example.com"), event("m-1", "clicked"))
-        assert settings_of(connection) == OWN
+        assert settings_of(connection) == own
     assert "ada@" not in repr(caught.value)
     assert db.value(LEDGER) == 0
     assert db.rows("SELECT id::text, stream, lock_version FROM mailglass_deliveries") == [(delivery, "bulk", 1)]
@@ -126,16 +138,18 @@ def test_a_webhook_without_events_writes_nothing(db):
         assert record(connection) == []
 
 
-def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db):
+def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch):
     """Between the decision and the lock another session deletes it."""
     factories.delivery(db, "m-1")
 
-    def then_delete(_connection, _cursor, statement, *_others):
-        if "mailglass_deliveries" in statement and "INSERT" not in statement:
-            db.run("DELETE FROM mailglass_deliveries")
+    class ThenDelete(psycopg.ClientCursor):
+        def execute(self, query, *arguments, **options):
+            super().execute(query, *arguments, **options)
+            if "deliveries_of_ids" in query:
+                db.run("DELETE FROM mailglass_deliveries")
 
+    monkeypatch.setattr(psycopg, "ClientCursor", ThenDelete)
     with db.engine.begin() as connection:
-        sa.event.listen(connection, "after_cursor_execute", then_delete)
         (recorded,) = record(connection, event("m-1"))
     assert recorded.event_id is not None
     assert recorded.delivery_id is None
@@ -160,12 +174,14 @@ def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
 
 @pytest.mark.parametrize("threshold", [None, 0, 5])
 def test_the_application_decides_when_its_connection_prepares_statements(db, threshold):
-    """Several statements that travel together are never prepared, which Postgres would refuse."""
+    """Those of our functions are never prepared, because a savepoint travels with them; the others are."""
     url = sa.make_url(db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"prepare_threshold": threshold})
     with engine.begin() as connection:
         for number in range(7):
             record(connection, event(f"m-{number}", provider_event_id=str(number)))
+            one = Sent(recipient="ada@example.com", message_id=f"m-{number}")
+            record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
         prepared = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one()
     engine.dispose()
-    assert (prepared > 0, db.value(LEDGER)) == (threshold is not None, 7)
+    assert (prepared > 0, db.value(LEDGER)) == (threshold is not None, 21)

@@ -215,11 +215,6 @@ class _Lent:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._djangos, name)
 
-    def cursor(self, *given: Any, **options: Any) -> Any:
-        """Return Django's own cursor, or, if `prepare_threshold` is set, one that prepares, as Django's does not."""
-        prepares = self._djangos.prepare_threshold is not None and not given
-        return psycopg.Cursor(self._djangos, **options) if prepares else self._djangos.cursor(*given, **options)
-
     def commit(self) -> None:
         """Do nothing: Django commits."""
 

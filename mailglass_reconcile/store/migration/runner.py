@@ -19,7 +19,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import elsewhere, privileges, schema
+from mailglass_reconcile.store import elsewhere, functions, privileges, schema
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction, in_schema
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import contents, state
@@ -178,8 +178,8 @@ def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[
     [place] = places
     with Database(engine, settings).reading() as tx:
         tables = state.tables_in(tx, place)
-    functions = [in_schema(f"{{schema}}.{name}", place) for name in (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION)]
-    dropped = [f"DROP FUNCTION IF EXISTS {name} CASCADE;" for name in functions]
+    names = (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *functions.NAMES)
+    dropped = [f"DROP FUNCTION IF EXISTS {in_schema(f'{{schema}}.{name}', place)} CASCADE;" for name in names]
     moved = [f"ALTER TABLE {table} SET SCHEMA {{schema}};" for table in tables]
     steps.run(
         f"move our tables here from schema {json.dumps(place, ensure_ascii=False)}", "\n".join([*dropped, *moved])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import functions, schema
 from mailglass_reconcile.store.database import Transaction
 
 # An ordinary table: reading a view would run its maker's code.
@@ -102,6 +102,8 @@ def is_complete(tx: Transaction, *, guard: bool) -> bool:
     if schema.made_here(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
+    if functions.faults(tx):
+        return False
     return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx) and version(tx) == schema.VERSION
 
 
@@ -165,5 +167,5 @@ def _names(tx: Transaction) -> dict[str, Any]:
         "tables": [*schema.TABLES, schema.VERSION_TABLE],
         "table_indexes": [name for name, index in schema.INDEXES.items() if index.table in schema.TABLES],
         "indexes": [name for name, index in schema.INDEXES.items() if index.table not in schema.TABLES],
-        "functions": [*schema.TRIGGERS, schema.GUARD, *schema.RETENTION],
+        "functions": [*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *functions.NAMES],
     }
