@@ -30,7 +30,7 @@ from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileErr
 from mailglass_reconcile.pubsub import Message, Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.database import OUR_SAVEPOINT, Transaction, borrowed
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.judge import judge, unchecked
@@ -274,6 +274,8 @@ class _Pending:
     # By the statement, because the event `savepoint` does not name the savepoint.
     def _watch(self, _connection: sa.Connection, _cursor: object, statement: str, *_others: object) -> None:
         kind, _, name = statement.partition("SAVEPOINT ")
+        if name.startswith(OUR_SAVEPOINT):
+            return
         if kind == "":
             self._marks[name] = len(self.recorded)
         elif kind == "ROLLBACK TO ":

@@ -21,6 +21,7 @@ from mailglass_reconcile import (
     ConfigurationError,
     DatabaseUnavailableError,
     MailglassReconcileError,
+    SchemaOutdatedError,
     Sent,
     append,
     attempt_link,
@@ -217,6 +218,38 @@ def test_a_session_broadcasts_once_it_has_committed(db, driver):
     told = []
     wait_until(lambda: told.extend(db.witness.messages()) or len(told) == 2)
     assert {(m["delivery_id"], m["event_type"]) for _, m in told} == {(delivery, "delivered")}
+
+
+def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver):
+    """Only what the caller's own savepoint held goes with it."""
+    delivery = factories.delivery(db, "m-1")
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
+
+    def work(session):
+        record(session, event("m-1"))
+        with pytest.raises(MailglassReconcileError, match="23514"):
+            record(session, event("m-1", "clicked"))
+
+    driver.run_session(work)
+    told = []
+    wait_until(lambda: told.extend(db.witness.messages()) or told)
+    assert {m["delivery_id"] for _, m in told} == {delivery}
+
+
+def test_a_call_without_its_function_says_what_to_run_and_leaves_the_callers_rows(db, driver):
+    """As when a process is newer than the schema."""
+    db.run("DROP FUNCTION mailglass_reconcile_deliveries_of_ids; DROP FUNCTION mailglass_reconcile_store_sends")
+    db.run("CREATE TABLE own (id int)")
+
+    def work(connection):
+        connection.exec_driver_sql("INSERT INTO public.own VALUES (1)")
+        with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
+            record(connection, event("m-1"))
+        with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
+            send(connection, Sent(recipient="a@example.com", message_id="m-1"))
+
+    driver.run(work)
+    assert (db.value("SELECT count(*) FROM own"), db.value(LEDGER)) == (1, 0)
 
 
 def test_an_autocommit_connection_is_refused_on_every_driver(db, driver):
