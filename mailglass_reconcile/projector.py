@@ -49,7 +49,7 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Ke
     None for an orphan.
     """
     events = list(map(_as_json, entries, known))
-    attached = {entry.type for entry in entries if entry.delivery_id}
+    attached = set(map(attrgetter("type"), filter(attrgetter("delivery_id"), entries)))
     _look_for_left_out(tx, attached)
     statement = projection.APPEND_AND_PROJECT if attached else projection.APPEND
     is_last = tx.hook_types.isdisjoint(attached)
@@ -106,9 +106,13 @@ class _LeftOut:
 
 
 def _look_for_left_out(tx: Transaction, types: Iterable[str]) -> None:
+    is_due = tx.settings.hook_types != NONE and time.monotonic() >= _LeftOut.next_look
+    if is_due and not tx.hook_types.issuperset(types):
+        _warn_of_left_out(tx)
+
+
+def _warn_of_left_out(tx: Transaction) -> None:
     """Log, once per process, which types have a handler elsewhere although this process does not hand them over."""
-    if time.monotonic() < _LeftOut.next_look or tx.settings.hook_types == NONE or tx.hook_types.issuperset(types):
-        return
     _LeftOut.next_look = time.monotonic() + LOOK_SECONDS
     left_out = sorted(handled.types(tx) - tx.hook_types - _LeftOut.named)
     if left_out:

@@ -528,7 +528,8 @@ def _is_utf8(connection: sa.Connection) -> bool:
     """Whether every text can be sent and received, whatever it holds."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.driver == "psycopg":
-        return all(driver.info.parameter_status(f"{side}_encoding") == "UTF8" for side in ("client", "server"))
+        status = driver.info.parameter_status
+        return bool(status("client_encoding") == status("server_encoding") == "UTF8")
     if connection.dialect.driver == "asyncpg":
         return bool(driver.get_settings().client_encoding == "UTF8")
     return True  # psycopg2: `_require_usable` has looked
@@ -557,12 +558,14 @@ def _directly(
                 if not cursor.nextset():
                     return rows
     except psycopg.Error as error:
-        if driver.closed:
-            with suppress(DBAPIError):  # SQLAlchemy notices the loss: its pool has others of that server
-                connection.exec_driver_sql("SELECT 1")
-        raise DBAPIError.instance(
-            text, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=bool(driver.closed)
-        ) from None
+        raise _as_sqlalchemys(connection, text, error, is_lost=bool(driver.closed)) from None
+
+
+def _as_sqlalchemys(connection: sa.Connection, text: str, error: psycopg.Error, *, is_lost: bool) -> BaseException:
+    if is_lost:
+        with suppress(DBAPIError):  # SQLAlchemy notices the loss: its pool has others of that server
+            connection.exec_driver_sql("SELECT 1")
+    return DBAPIError.instance(text, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=is_lost)
 
 
 def in_progress(tx: Transaction, xact_id: str) -> bool:
