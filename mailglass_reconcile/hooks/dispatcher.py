@@ -29,7 +29,8 @@ from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, runs
-from mailglass_reconcile.store.database import Database, Transaction, borrowed
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.outbox import Attempt, Claim, Held, Settled
 from mailglass_reconcile.store.runs import Origin, Run
 

@@ -30,7 +30,8 @@ from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileErr
 from mailglass_reconcile.pubsub import Message, Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.database import OUR_SAVEPOINT, Transaction, borrowed
+from mailglass_reconcile.store.borrowing import OUR_SAVEPOINT, borrowed
+from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.sweep.judge import judge, unchecked

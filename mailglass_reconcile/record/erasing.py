@@ -20,7 +20,8 @@ from mailglass_reconcile.record import checking
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import personal_data, schema
-from mailglass_reconcile.store.database import NIL, Database, Transaction, borrowed
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.personal_data import Person
 

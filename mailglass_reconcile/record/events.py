@@ -14,7 +14,8 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import checking
 from mailglass_reconcile.store import deliveries, ledger
-from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.ledger import Entry
 
 RESERVED_KEYS = ("reconciled:", "webhook:", "send:")
@@ -56,7 +57,7 @@ def append(
         TypeError: *connection* is something else.
     """
     entry = Entry(
-        id=ledger.uuid7(),
+        id=uuid7(),
         tenant_id=checking.name("tenant_id", tenant_id),
         delivery_id=_delivery_id(delivery_id),
         type=checking.known_type("type", type),

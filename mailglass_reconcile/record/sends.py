@@ -25,8 +25,9 @@ from mailglass_reconcile.record import after_commit, checking
 from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.store import ledger, open_orphans, sends
-from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store import open_orphans, sends
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep.judge import judge, unchecked
@@ -199,9 +200,9 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
     recipient = checking.recipient(f"{at}.recipient", one.recipient)
     if recipient is None:
         raise InvalidEventError(f"{at}.recipient must be an address")
-    delivery_id = ledger.uuid7()
+    delivery_id = uuid7()
     entry = Entry(
-        id=ledger.uuid7(),
+        id=uuid7(),
         tenant_id=tenant_id,
         delivery_id=delivery_id,
         type=kind,

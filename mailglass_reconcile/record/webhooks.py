@@ -24,8 +24,8 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Keys, keys_of_metadata
-from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.database import Transaction, borrowed
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.sweep.judge import Event, match
 
@@ -161,7 +161,7 @@ def _checked(
         **({"recipient_known": True} if recipient else {}),
     }
     entry = Entry(
-        id=ledger.uuid7(),
+        id=uuid7(),
         tenant_id=tenant_id,
         delivery_id=None,
         type=kind,

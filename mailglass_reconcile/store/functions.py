@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from mailglass_reconcile.store import deliveries, open_orphans, projection, sends
-from mailglass_reconcile.store.database import PARAMETER, SCOPE, Kept, Transaction, array_literal
+from mailglass_reconcile.store.borrowing import SCOPE
+from mailglass_reconcile.store.database import PARAMETER, Kept, Transaction, array_literal
 
 KEPT = (deliveries.OF_IDS, projection.APPEND, projection.APPEND_AND_PROJECT, sends.STORE, open_orphans.MAY_MATCH)
 NAMES = tuple(kept.name for kept in KEPT)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.ledger import first_uuid7
+from mailglass_reconcile.store.database import Transaction, first_uuid7
 
 LOOKED_AT = 5_000
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Values
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, array_literal, columns
+from mailglass_reconcile.store.database import Transaction, array_literal, columns, ids_of_last, uuid7
 
 # One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
 # may be infinite.
@@ -227,14 +225,6 @@ class LinkedEvent(NamedTuple):
     checked: bool = True
 
 
-def uuid7() -> str:
-    """Return a new UUID of version 7 (RFC 9562), as Mailglass makes its ids: it sorts by its millisecond."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 NEWEST_EVENTS = 5_000
 
 _NEWEST_LINKS = """
@@ -248,16 +238,6 @@ SELECT count(*)
 def newest_links(tx: Transaction, seconds: float) -> int:
     """Return how many of the newest 5,000 events, of the last so many *seconds*, have linked or attached something."""
     return int(tx.execute(_NEWEST_LINKS, {**ids_of_last(seconds), "size": NEWEST_EVENTS}).scalar_one())
-
-
-def first_uuid7(seconds_ago: float) -> str:
-    """Return the lowest UUIDv7 of a time, by this machine's clock."""
-    return f"{max(0, int((time.time() - seconds_ago) * 1000)):012x}{'0' * 20}"
-
-
-def ids_of_last(seconds: float) -> dict[str, str]:
-    """Return the bounds of the UUIDv7s of so many *seconds*, and of a minute to come, because clocks differ."""
-    return {"after_id": first_uuid7(seconds), "until_id": first_uuid7(-60)}
 
 
 def link(

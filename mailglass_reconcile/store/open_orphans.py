@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, schema
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.borrowing import answer
 from mailglass_reconcile.store.database import NIL, Kept, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
@@ -188,7 +189,7 @@ def may_match(
 ) -> bool:
     """Whether anything may be open for *message_ids*, or stored for the ids of the open *event_ids*; one round trip."""
     parameters = {"message_ids": array_literal(message_ids), "event_ids": array_literal(event_ids)}
-    return bool(database.answer(connection, settings, MAY_MATCH, parameters))
+    return bool(answer(connection, settings, MAY_MATCH, parameters))
 
 
 def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | None:

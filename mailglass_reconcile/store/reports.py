@@ -13,8 +13,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
-from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.ledger import ids_of_last
+from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
 
 TENANTS = 15
 """The first tenants, and as many of those of the newest events."""

@@ -34,8 +34,8 @@ from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
+from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Database as Handle
-from mailglass_reconcile.store.database import borrowed
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.recent import due_ages
 from mailglass_reconcile.sweep.reconciler import Sweep

@@ -31,7 +31,7 @@ from mailglass_reconcile import (
     projector,
     record_send,
 )
-from mailglass_reconcile.store.database import borrowed
+from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.ledger import LinkedEvent
 from record.recording import LEDGER, NOW, event, record
 from record.test_sessions import OWN, settings_of, take

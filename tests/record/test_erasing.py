@@ -19,7 +19,8 @@ from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
-from mailglass_reconcile.store.database import NIL, borrowed, in_schema
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import NIL, in_schema
 from record.recording import event, record
 
 ADA = "ada@bücher.example"

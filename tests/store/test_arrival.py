@@ -8,7 +8,7 @@ from test_migrations import ORPHAN
 from test_open_set import database, insert, new_id  # noqa: F401 - a fixture
 
 from catalog import Installation
-from mailglass_reconcile.store.ledger import uuid7
+from mailglass_reconcile.store.database import uuid7
 
 pytestmark = pytest.mark.slow
 

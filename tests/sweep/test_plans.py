@@ -31,7 +31,8 @@ from mailglass_reconcile.store import (
     webhook_events,
     windows,
 )
-from mailglass_reconcile.store.database import Database, Transaction, borrowed, by_scans
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import Database, Transaction, by_scans, uuid7
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, Wanted
@@ -545,7 +546,7 @@ def test_looking_for_reconciled_events_goes_by_their_key(tx, events):
 
 def test_looking_for_a_committed_event_is_one_probe(writing):
     """After a COMMIT whose answer was lost."""
-    plan = probing(writing, lambda: ledger.present(writing, ledger.uuid7()))
+    plan = probing(writing, lambda: ledger.present(writing, uuid7()))
     assert plan.indexes == {"mailglass_events_pkey"}
     assert plan.read == 0
 

@@ -33,7 +33,7 @@ from mailglass_reconcile.record.after_commit import Place, finish_quietly
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import ending_with_the_block
+from mailglass_reconcile.store.borrowing import ending_with_the_block
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
 from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store import repair, schema
-from mailglass_reconcile.store.database import Connected, Transaction
-from mailglass_reconcile.store.ledger import ids_of_last
+from mailglass_reconcile.store.database import Connected, Transaction, ids_of_last
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 LEDGER_PAGES, OPEN_PAGES = 400, 100

@@ -10,8 +10,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding, ok, warning
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction
-from mailglass_reconcile.store.ledger import ids_of_last
+from mailglass_reconcile.store.database import Transaction, ids_of_last
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.sweep.judge import judge
