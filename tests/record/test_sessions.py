@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import factories
+import mailglass_reconcile
 from mailglass_reconcile import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -51,12 +52,12 @@ def test_settings_are_the_callers_again_when_all_went_well(db, own):
     with db.engine.begin() as connection:
         take(connection, own)
         record(connection, event("m-1"), event("m-2"))
-        one = Sent(recipient="zoë@example.com", message_id="m-3")
+        one = Sent(recipient="żoë@example.com", message_id="m-3")
         record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
         append_one(connection)
         find_orphans(connection)
         assert settings_of(connection) == own
-    assert db.value("SELECT recipient FROM mailglass_deliveries WHERE provider_message_id = 'm-3'") == "zoë@example.com"
+    assert db.value("SELECT recipient FROM mailglass_deliveries WHERE provider_message_id = 'm-3'") == "żoë@example.com"
     offset = "SELECT max(abs(extract(epoch FROM inserted_at - now() AT TIME ZONE 'UTC'))) FROM mailglass_events"
     assert db.value(offset) < 600
 
@@ -95,6 +96,27 @@ def test_an_error_of_the_database_costs_our_savepoint_only(db, own):
     assert "ada@" not in repr(caught.value)
     assert db.value(LEDGER) == 0
     assert db.rows("SELECT id::text, stream, lock_version FROM mailglass_deliveries") == [(delivery, "bulk", 1)]
+
+
+ONE = Sent(recipient="ada@example.com", message_id="m-2")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: record(connection, event("m-1")),
+        lambda connection: record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[ONE]),
+    ],
+)
+def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
+    """The savepoint lasts until then, though the ledger has taken the event."""
+    db.run("ALTER TABLE mailglass_hook_outbox ADD CONSTRAINT odd CHECK (type = '')")
+    factories.delivery(db, "m-1")
+    settings = db.settings.model_copy(update={"hook_types": "delivered,dispatched"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    with db.engine.begin() as connection, pytest.raises(MailglassReconcileError, match="23514"):
+        write(connection)
+    assert db.value(LEDGER) == 0
 
 
 @WRITERS
