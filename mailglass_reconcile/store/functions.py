@@ -22,7 +22,13 @@ BEGIN
 RETURN QUERY{body};
 END
 $mailglass_reconcile$;
-GRANT EXECUTE ON FUNCTION {schema}.{name}({arguments}) TO PUBLIC;
+DO $$
+BEGIN
+  IF NOT has_function_privilege('public', $name${schema}.{name}({arguments})$name$, 'EXECUTE') THEN
+    GRANT EXECUTE ON FUNCTION {schema}.{name}({arguments}) TO PUBLIC;
+  END IF;
+END
+$$;
 """
 
 _FAULTS = """

@@ -124,6 +124,13 @@ def test_a_password_can_be_chosen():
         assert client.ping()
 
 
+def test_a_server_is_gone_when_its_block_ends():
+    """Not only when its process does."""
+    with servers.redis() as url:
+        assert servers.listens(make_url(url).port)
+    assert not servers.listens(make_url(url).port)
+
+
 @pytest.mark.parametrize("start", [servers.postgres, servers.redis])
 def test_a_missing_wheel_is_named_with_what_installs_it(start, monkeypatch):
     """One of the two extras that have it."""
