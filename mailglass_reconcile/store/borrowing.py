@@ -48,12 +48,16 @@ OUR_SAVEPOINT = "mailglass_reconcile"
 _SAVEPOINT = f"SAVEPOINT {OUR_SAVEPOINT}"
 _RELEASE = f"RELEASE SAVEPOINT {OUR_SAVEPOINT}"
 _UNDO = f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}"
+_COMMIT = "COMMIT"
 _PLAIN = {"no_parameters": True}
 _ENDS = "mailglass_reconcile.ends"
 
 
 def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
-    """Mark a transaction that serves one call of this package and ends right after it."""
+    """Mark a transaction that serves one call of this package and ends right after it.
+
+    The call may end it itself, with its last statement. What the driver commits then is none, and costs no round trip.
+    """
     return connection.execution_options(**{_ENDS: True})
 
 
@@ -80,7 +84,7 @@ class Borrowed(Transaction):
         before = () if self._is_open else (_SAVEPOINT,)
         self._is_open = True
         if _goes_directly(self.connection):
-            after = (_RELEASE,) if last and not self._restore and not self._ends else ()
+            after = (_COMMIT if self._ends else _RELEASE,) if last and not self._restore else ()
             text = "; ".join((*before, as_driver_takes_it(_call_of(kept), self.schema), *after))
             rows = _directly(self.connection, text, parameters)
             self._is_open = not after
