@@ -275,7 +275,7 @@ class _Pending:
     # By the statement, because the event `savepoint` does not name the savepoint.
     def _watch(self, _connection: sa.Connection, _cursor: object, statement: str, *_others: object) -> None:
         kind, _, name = statement.partition("SAVEPOINT ")
-        if name.startswith(OUR_SAVEPOINT):
+        if name == OUR_SAVEPOINT:
             return
         if kind == "":
             self._marks[name] = len(self.recorded)

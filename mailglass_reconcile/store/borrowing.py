@@ -56,7 +56,7 @@ _ENDS = "mailglass_reconcile.ends"
 def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
     """Mark a transaction that serves one call of this package and ends right after it.
 
-    The call may end it itself, with its last statement. What the driver commits then is none, and costs no round trip.
+    The call may end it itself, with its last statement: the driver then has nothing to commit, and saves a round trip.
     """
     return connection.execution_options(**{_ENDS: True})
 
@@ -81,16 +81,13 @@ class Borrowed(Transaction):
         """Call the function, which has our settings by itself; on psycopg the savepoint travels with it."""
         if self._needs_settings and not self._restore:
             self._make_settings()
-        before = () if self._is_open else (_SAVEPOINT,)
-        self._is_open = True
+        before = self._begin()
         if _goes_directly(self.connection):
             after = (_COMMIT if self._ends else _RELEASE,) if last and not self._restore else ()
             text = "; ".join((*before, as_driver_takes_it(_call_of(kept), self.schema), *after))
             rows = _directly(self.connection, text, parameters)
             self._is_open = not after
             return rows
-        if before:
-            _send(self.connection, *before)
         return super().execute(_call_of(kept), parameters).all()
 
     def undo(self) -> None:
@@ -109,13 +106,20 @@ class Borrowed(Transaction):
     def _ends(self) -> bool:
         return bool(self.connection.get_execution_options().get(_ENDS))
 
-    def _make_settings(self) -> None:
+    def _begin(self) -> tuple[str, ...]:
+        """Return the savepoint, if it is still to come, for the next statement to bring along; or send it by itself."""
         before = () if self._is_open else (_SAVEPOINT,)
         self._is_open = True
+        if before and not _goes_directly(self.connection):
+            _send(self.connection, *before)
+            return ()
+        return before
+
+    def _make_settings(self) -> None:
+        before = self._begin()
         if _goes_directly(self.connection):
             self._restore = _directly(self.connection, "; ".join((*before, _BORROW)))[0][0]
             return
-        _send(self.connection, *before)
         self._restore = self.connection.exec_driver_sql(_BORROW, execution_options=_PLAIN).one()[0]
 
 
@@ -201,7 +205,7 @@ def _is_psycopg(connection: sa.Connection) -> bool:
 
 
 def _is_utf8(connection: sa.Connection) -> bool:
-    """Whether every text can be sent and received, whatever it holds."""
+    """Whether connection and server are UTF8, so that any text can pass."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.driver == "psycopg":
         status = driver.info.parameter_status
