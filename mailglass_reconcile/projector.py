@@ -91,7 +91,7 @@ def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
         return 0
     _look_for_left_out(tx, map(attrgetter("type"), events))
     _hand_over(tx, events)
-    return tx.execute(projection.PROJECT, _parameters(events)).rowcount
+    return tx.execute(projection.PROJECT, columns(_COLUMNS, map(_row, events))).rowcount
 
 
 def _hand_over(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
@@ -122,11 +122,6 @@ def _warn_of_left_out(tx: Transaction) -> None:
             " MAILGLASS_IMPORTS, or the types in MAILGLASS_HOOK_TYPES",
             ", ".join(left_out),
         )
-
-
-def _parameters(events: Sequence[LinkedEvent]) -> dict[str, str]:
-    """Return *events* as the parameters of a statement that projects them."""
-    return columns(_COLUMNS, map(_row, events))
 
 
 _COLUMNS = ("delivery_ids", "types", "occurred_at", "arrived_at", "standings", "terminal")

@@ -50,19 +50,10 @@ def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
         sa.event.remove(given, "before_cursor_execute", note)
         return
 
-    watched = []
-
-    class Directly(psycopg.ClientCursor):
-        def execute(self, query, *arguments, **options):
-            if self.connection in watched:
-                sent.append(query)
-            return super().execute(query, *arguments, **options)
-
     def watch(driver, *_others):
-        watched.append(driver)
         driver.cursor_factory = noting(psycopg.Cursor, sent)
 
-    with mock.patch.object(psycopg, "ClientCursor", Directly):
+    with mock.patch.object(psycopg, "ClientCursor", noting(psycopg.ClientCursor, sent)):
         if isinstance(given, sa.Connection):
             driver = given.connection.dbapi_connection
             before = driver.cursor_factory

@@ -102,9 +102,8 @@ def is_complete(tx: Transaction, *, guard: bool) -> bool:
     if schema.made_here(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
-    if functions.faults(tx):
-        return False
-    return not schema.trigger_faults(tx, triggers) and not schema.index_faults(tx) and version(tx) == schema.VERSION
+    faults = functions.faults(tx) or schema.trigger_faults(tx, triggers) or schema.index_faults(tx)
+    return not faults and version(tx) == schema.VERSION
 
 
 def made_by_mailglass(tx: Transaction) -> bool:
