@@ -485,6 +485,8 @@ def test_the_cost_does_not_grow_with_the_tables(db: Database) -> None:
         return int(db.value(BLOCKS)) - before
 
     db.broken.update(invariants.ALL)  # its judge would compare each event with each delivery
+    for table in ("events", "deliveries", "open_orphans", "open_orphan_ids"):
+        db.run(f"ALTER TABLE mailglass_{table} SET (autovacuum_enabled = off)")  # after a vacuum, a scan reads less
     read = []
     for first, last in ((1, 20_000), (20_001, 80_000)):
         for statement in (EVENTS, DELIVERIES):
