@@ -49,9 +49,9 @@ WITH claimed AS MATERIALIZED (
   RETURNING id
 """
 _CLOSE = """
--- What was appended is open no longer, and its ids are of no use.
+-- What was appended is open no longer, and its ids are of no use. IN as a value, or the lists are joined pair by pair.
 ), linked AS MATERIALIZED (
-  SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)
+  SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE
 ), closed AS (
   DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked))
 ), forgotten AS (
@@ -99,18 +99,20 @@ RETURNING id::text
 """
 
 # The trigger of the ledger finds the orphans' rows there already, with what their writer knows: keys and recipients. IN
-# as a value, because a join of two lists costs their product.
+# as a value, or the lists are joined pair by pair.
 APPEND_WEBHOOK = """
-WITH n AS (
-  SELECT * FROM json_to_recordset(CAST(:events AS json))
-                AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp, idempotency_key text,
-                      reject_reason text, metadata jsonb, provider text, recipient text, rule text, ids text[],
-                      lost bool, standing int, terminal bool)
--- In id order: two transactions wait for each other one way only. A delivery that is gone by now leaves an orphan.
-), locked AS (
-  SELECT id, last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS standing
-    FROM {schema}.mailglass_deliveries
-   WHERE id = ANY (ARRAY(SELECT delivery_id FROM n)) ORDER BY id FOR NO KEY UPDATE
+-- Each event, and its delivery as another transaction committed it last, which this statement's snapshot may not have.
+-- In the order of the deliveries: two transactions wait for each other one way only. One that is gone leaves an orphan.
+WITH n AS MATERIALIZED (
+  SELECT n.*, d.*
+    FROM (SELECT * FROM json_to_recordset(CAST(:events AS json))
+                        AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp,
+                              idempotency_key text, reject_reason text, metadata jsonb, provider text, recipient text,
+                              rule text, ids text[], lost bool, standing int, terminal bool)
+           ORDER BY delivery_id) AS n
+    LEFT JOIN LATERAL (
+           SELECT id AS held, last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS held_standing
+             FROM {schema}.mailglass_deliveries WHERE id = n.delivery_id FOR NO KEY UPDATE) AS d ON true
 -- In the order of the keys, for the same reason.
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
@@ -118,8 +120,7 @@ WITH n AS (
           needs_reconciliation, inserted_at)
   SELECT id, tenant_id, held, type, occurred_at, idempotency_key, reject_reason, metadata, held IS NULL,
          now()::timestamp
-    FROM (SELECT *, CASE WHEN delivery_id IN (SELECT id FROM locked) THEN delivery_id END AS held FROM n) AS n
-   ORDER BY idempotency_key COLLATE "C"
+    FROM n ORDER BY idempotency_key COLLATE "C"
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id, delivery_id
 ), orphans AS (

@@ -14,10 +14,11 @@ _STANDINGS = f"CAST('{array_literal(STANDING)}' AS text[])"
 
 _COMPARED = """
 report AS (
-  SELECT delivery_id, type, standing, terminal, {credible} AS occurred_at FROM {reported} AS r
+  SELECT delivery_id, type, standing, terminal, last_event_at, held_standing, {credible} AS occurred_at
+    FROM {reported} AS r
 -- What is reported of each delivery, in one row.
 ), summary AS (
-  SELECT delivery_id,
+  SELECT delivery_id, last_event_at, held_standing,
          (array_agg(standing ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS standing,
          (array_agg(occurred_at ORDER BY standing > {own} DESC, occurred_at DESC, standing DESC))[1] AS occurred_at,
          min(occurred_at) FILTER (WHERE type = 'dispatched') AS dispatched_at,
@@ -26,12 +27,12 @@ report AS (
          min(occurred_at) FILTER (WHERE type = 'complained') AS complained_at,
          min(occurred_at) FILTER (WHERE type = 'suppressed') AS suppressed_at,
          bool_or(terminal) AS terminal
-    FROM report GROUP BY delivery_id
+    FROM report GROUP BY delivery_id, last_event_at, held_standing
 -- Whether it is newer than what the delivery's row points to.
 ), compared AS (
-  SELECT s.*, (s.standing > {own}, s.occurred_at, s.standing)
-                > (h.standing > {own}, h.last_event_at, h.standing) AS newer
-    FROM summary AS s JOIN {held} AS h ON h.id = s.delivery_id
+  SELECT *, (standing > {own}, occurred_at, standing)
+              > (held_standing > {own}, last_event_at, held_standing) AS newer
+    FROM summary
 )
 """.replace("{credible}", CREDIBLE).replace("{own}", str(len(OWN_TYPES)))
 
@@ -58,17 +59,16 @@ UPDATE {schema}.mailglass_deliveries AS d
 """.replace("{next_version}", NEXT_VERSION)
 
 _PARAMETERS = """
-         (SELECT * FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
-                               CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]),
-                               CAST(:terminal AS boolean[]))
-                         AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
+         (SELECT *
+            FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
+                        CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]), CAST(:terminal AS boolean[]))
+                 AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
+           CROSS JOIN LATERAL (
+                  SELECT last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS held_standing
+                    FROM {schema}.mailglass_deliveries WHERE id = p.delivery_id) AS d
            WHERE standing IS NOT NULL)"""
-_DELIVERIES = """
-         (SELECT id, last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS standing
-            FROM {schema}.mailglass_deliveries)"""
 
-PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{held}", _DELIVERIES)
-PROJECT = PROJECT.replace("{standings}", _STANDINGS)
+PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{standings}", _STANDINGS)
 
 _APPENDED = """
          (SELECT *, now()::timestamp AS arrived_at FROM n
@@ -82,12 +82,11 @@ APPEND = Kept(
 )
 """For a webhook whose deliveries are all unknown."""
 
-# `locked` has a delivery's row as another transaction committed it last, which this statement's snapshot may not have.
 APPEND_AND_PROJECT = Kept(
     "mailglass_reconcile_append_and_project",
     _COLUMNS,
-    f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace("{reported}", _APPENDED)
-    .replace("{held}", "locked")
-    .replace("{standings}", _STANDINGS),
+    f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace("{reported}", _APPENDED).replace(
+        "{standings}", _STANDINGS
+    ),
 )
 """Both in one round trip."""

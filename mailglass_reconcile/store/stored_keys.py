@@ -14,8 +14,8 @@ _FORGET_OUTDATED = """
 WITH outdated AS MATERIALIZED (
   SELECT o.event_id
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:rules AS text[])) AS k (event_id, rule)
-    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id AND o.rule = k.rule
-     FOR UPDATE OF o SKIP LOCKED
+   CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
+                        WHERE event_id = k.event_id AND rule = k.rule FOR UPDATE SKIP LOCKED) AS o
 ), forgotten AS (
   DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
 )
@@ -24,16 +24,16 @@ UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL
 """
 
 _STORE = """
--- Orphans without keys that no other session holds. Of two sessions, the second one finds keys and does nothing.
+-- Orphans without keys that no other session holds. Of two sessions, the second one finds keys and does nothing. Each
+-- is looked up by its id: with statistics from a time when all had keys, a join would begin at `rule IS NULL`.
 WITH held AS MATERIALIZED (
   SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
                        WHERE {links}) AS settled
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
                 CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
          AS k (event_id, provider, recipient, rule, ids, lost)
-    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
-   WHERE o.rule IS NULL
-     FOR UPDATE OF o SKIP LOCKED
+   CROSS JOIN LATERAL (SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
+                        WHERE event_id = k.event_id AND rule IS NULL FOR UPDATE SKIP LOCKED) AS o
 -- Its `reconciled` event was there before it.
 ), closed AS (
   DELETE FROM {schema}.mailglass_open_orphans
@@ -67,7 +67,7 @@ WITH forgotten AS (
             WHERE rule IS NOT NULL LIMIT :size FOR UPDATE SKIP LOCKED))
   RETURNING event_id
 ), ids AS (
-  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id IN (SELECT event_id FROM forgotten)
+  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM forgotten))
 )
 SELECT event_id FROM forgotten
 """

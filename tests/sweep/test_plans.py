@@ -90,9 +90,10 @@ SELECT md5('wide' || n)::uuid, 'acme', 'News', 'bulk', 'User ' || n || ' <U' || 
        'campaign', 'dispatched', '2026-01-01', '2026-01-01', '2026-01-01' FROM generate_series(1, 20000) AS n;
 """
 
+STALE = ("of an empty database", "from before the campaign", "from when all had keys")
 STATISTICS = [
     "fresh",
-    *(pytest.param(stale, marks=pytest.mark.slow) for stale in ("of an empty database", "from before the campaign")),
+    *(pytest.param(stale, marks=pytest.mark.slow) for stale in STALE),
 ]
 
 
@@ -109,6 +110,10 @@ def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.E
         connection.exec_driver_sql(LOAD)
         if request.param == "from before the campaign":
             connection.exec_driver_sql("ANALYZE")
+        if request.param == "from when all had keys":
+            connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = %s WHERE rule IS NULL", (MARK,))
+            connection.exec_driver_sql("ANALYZE")
+            connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = NULL WHERE ids IS NULL")
         connection.exec_driver_sql(CAMPAIGN)
         if request.param == "fresh":
             connection.exec_driver_sql("ANALYZE")
@@ -185,7 +190,8 @@ def others(tx) -> list[str]:
 class Plan:
     """Plans that have run: indexes used, kinds of node, tables scanned whole and how often, and the rows read.
 
-    Those that were read in Postgres's catalog are counted by themselves. `most` rows were made by one node.
+    A pair that a join compared in vain counts as a row. Those that were read in Postgres's catalog are counted by
+    themselves. `most` rows were made by one node.
     """
 
     def __init__(self) -> None:
@@ -212,6 +218,7 @@ class Plan:
             rows = round(seen * node["Actual Loops"])
             self.catalog += rows if of_catalog else 0
             self.read += 0 if of_catalog else rows
+        self.read += round(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
         for child in node.get("Plans", ()):
             self.add(child)
 
