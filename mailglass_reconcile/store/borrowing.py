@@ -18,27 +18,22 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from mailglass_reconcile.errors import ConfigurationError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import Kept, Transaction, as_driver_takes_it, lacks_tables, look_elsewhere
+from mailglass_reconcile.store.database import (
+    SCOPE,
+    Kept,
+    Transaction,
+    as_driver_takes_it,
+    lacks_tables,
+    look_elsewhere,
+)
 
-SCOPE = {
-    "search_path": "pg_catalog, pg_temp",
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "row_security": "off",
-    "array_nulls": "on",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_bitmapscan": "off",
-    # Planning again at each call would cost more than executing, where a plan is kept.
-    "plan_cache_mode": "force_generic_plan",
-    "jit": "off",
-}
-"""The settings under which statements run in a caller's transaction."""
+# Planning again at each call would cost more than executing, where a plan is kept.
+CALL_SCOPE = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
+"""The settings under which statements run in a caller's transaction, and the functions that the database keeps."""
 
 # The caller's own values come back as one statement that restores them; Postgres computes it before it makes ours. One
 # column, because the driver describes each; without parameters, so that the savepoint travels with it.
-_BORROWED = {"client_encoding": "UTF8", **SCOPE}
+_BORROWED = {"client_encoding": "UTF8", **CALL_SCOPE}
 _BORROW = "SELECT concat('SELECT {saved}') || left(concat({made}), 0)"
 _BORROW = _BORROW.replace(
     "{saved}",

@@ -50,26 +50,30 @@ LINK_LOCK_TIMEOUT_MS = 100
 """Below Postgres's deadlock_timeout of one second: a batch gives way long before it could be in a deadlock."""
 LINK_STATEMENT_TIMEOUT_MS = 30_000
 
+SCOPE = {
+    "search_path": "pg_catalog, pg_temp",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "row_security": "off",
+    "array_nulls": "on",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+}
+"""The settings under which every statement runs, in our transactions and in a caller's."""
+
 _SET_SCOPE = """
-SELECT set_config('client_encoding', 'UTF8', true),
-       set_config('search_path', 'pg_catalog, pg_temp', true),
-       set_config('TimeZone', 'UTC', true),
-       set_config('DateStyle', 'ISO, YMD', true),
-       set_config('row_security', 'off', true),
-       set_config('array_nulls', 'on', true),
+SELECT set_config('client_encoding', 'UTF8', true), {scope},
        set_config('lock_timeout', :lock_timeout, true),
        set_config('statement_timeout', :statement_timeout, true),
        set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
-       set_config('jit', 'off', true),
-       set_config('enable_seqscan', 'off', true),
-       set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true),
-       set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', :sorts, true),
        set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true),
        set_config('mailglass_reconcile.closes_orphans', :links, true),
        CASE WHEN :links = 'on' THEN pg_current_xact_id()::text END AS xact_id
-"""
+""".replace("{scope}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in SCOPE.items()))
 
 # After a fail-over to another server an id may lie in the future, and pg_xact_status refuses it.
 _IN_PROGRESS = """
@@ -92,7 +96,7 @@ PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 
 
 class Kept(NamedTuple):
-    """A statement that the database keeps as a function, with `SCOPE`: its plan stays with the session.
+    """A statement that the database keeps as a function, with its settings: its plan stays with the session.
 
     A caller's transaction calls the function; ours, which have their own settings, execute the text. All parameters
     are texts. `columns` are what it returns: names and types, as SQL writes them.

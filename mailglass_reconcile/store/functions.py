@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from mailglass_reconcile.store import deliveries, open_orphans, projection, sends
-from mailglass_reconcile.store.borrowing import SCOPE
+from mailglass_reconcile.store.borrowing import CALL_SCOPE
 from mailglass_reconcile.store.database import PARAMETER, Kept, Transaction, array_literal
 
 KEPT = (deliveries.OF_IDS, projection.APPEND, projection.APPEND_AND_PROJECT, sends.STORE, open_orphans.MAY_MATCH)
@@ -55,7 +55,7 @@ def _creating(kept: Kept) -> str:
         "name": kept.name,
         "arguments": ", ".join("text" for _ in kept.parameters),
         "columns": kept.columns,
-        "settings": "\n".join(f"  SET {name} = {value}" for name, value in SCOPE.items()),
+        "settings": "\n".join(f"  SET {name} = {value}" for name, value in CALL_SCOPE.items()),
         "digest": _digest(kept),
         "body": PARAMETER.sub(lambda found: f"${kept.parameters.index(found[1]) + 1}", kept.text),
     }
@@ -66,7 +66,7 @@ def _creating(kept: Kept) -> str:
 
 
 def _digest(kept: Kept) -> str:
-    return hashlib.sha256(repr((kept, SCOPE, _CREATE)).encode()).hexdigest()
+    return hashlib.sha256(repr((kept, CALL_SCOPE, _CREATE)).encode()).hexdigest()
 
 
 def faults(tx: Transaction) -> dict[str, str]:
