@@ -98,6 +98,10 @@ UPDATE {schema}.mailglass_hook_outbox AS o
 RETURNING o.event_id::text, o.attempts, o.type, o.state = 'dead' AS dead
 """
 
+# CASE, which the planner cannot estimate: with statistics from a time when nothing waited, `state = 'waiting'` looks
+# like one row, and each batch would begin with all that wait.
+_IS_CLAIMED = "CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END"
+
 # A claim that somebody else has made since has another number of attempts. A time that Python cannot hold is replaced.
 # Waits: another dispatcher's claim may hold the row for the moment in which it finds it taken, and skipping it would
 # cost the event an attempt, and seconds.
@@ -111,12 +115,12 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
                 d.provider) AS provider,
        d.provider_message_id AS message_id, d.recipient, pg_current_xact_id()::text AS xact_id
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
-  JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id AND o.attempts = c.attempts
+  JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = o.delivery_id
- WHERE o.state = 'waiting'
+ WHERE {is_claimed}
    FOR UPDATE OF o
-"""
+""".replace("{is_claimed}", _IS_CLAIMED)
 
 # Not the connection's own, if those are stricter; older servers have no limit for a whole transaction.
 _LIMIT = """
@@ -138,28 +142,28 @@ UPDATE {schema}.mailglass_hook_outbox
 _SETTLE = """
 UPDATE {schema}.mailglass_hook_outbox AS o
    SET done = ARRAY(SELECT d.name FROM unnest(o.done) WITH ORDINALITY AS d (name, place)
-                     WHERE d.name <> ALL (CAST(s.failed AS text[])) ORDER BY d.place),
-       error = coalesce(s.error, CASE WHEN NOT o.done @> CAST(s.ran AS text[]) THEN :rolled_back END),
-       state = CASE WHEN s.error IS NULL AND o.done @> CAST(s.ran AS text[]) THEN 'dispatched'
+                     WHERE d.name <> ALL (CAST(c.failed AS text[])) ORDER BY d.place),
+       error = coalesce(c.error, CASE WHEN NOT o.done @> CAST(c.ran AS text[]) THEN :rolled_back END),
+       state = CASE WHEN c.error IS NULL AND o.done @> CAST(c.ran AS text[]) THEN 'dispatched'
                     WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
-       finished_at = CASE WHEN s.error IS NULL AND o.done @> CAST(s.ran AS text[]) OR o.attempts >= :most
+       finished_at = CASE WHEN c.error IS NULL AND o.done @> CAST(c.ran AS text[]) OR o.attempts >= :most
                           THEN clock_timestamp()::timestamp END,
        next_at = CASE WHEN o.attempts >= :most THEN o.next_at
                       ELSE clock_timestamp()::timestamp
                            + make_interval(secs => (CAST(:delays AS float8[]))[o.attempts] * (1 + random() / 4)) END
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:ran AS text[]), CAST(:failed AS text[]),
-              CAST(:errors AS text[])) AS s (event_id, attempts, ran, failed, error)
- WHERE o.event_id = s.event_id AND o.attempts = s.attempts AND o.state = 'waiting'
+              CAST(:errors AS text[])) AS c (event_id, attempts, ran, failed, error)
+ WHERE o.event_id = c.event_id AND {is_claimed}
    AND (CAST(:xact_id AS text) IS NULL OR pg_current_xact_id()::text = :xact_id)
 RETURNING o.event_id::text, o.state, o.done
-"""
+""".replace("{is_claimed}", _IS_CLAIMED)
 
 _GIVE_BACK = """
 UPDATE {schema}.mailglass_hook_outbox AS o
    SET attempts = o.attempts - 1, error = NULL, next_at = clock_timestamp()::timestamp
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
- WHERE o.event_id = c.event_id AND o.attempts = c.attempts AND o.state = 'waiting'
-"""
+ WHERE o.event_id = c.event_id AND {is_claimed}
+""".replace("{is_claimed}", _IS_CLAIMED)
 
 
 _ATTEMPTS = {"most": MOST_ATTEMPTS, "delays": array_literal(map(str, DELAYS_SECONDS))}

@@ -551,6 +551,17 @@ BREAKS = (
         "sweep/test_plans.py::test_a_link_is_claimed_appended_and_closed_by_primary_keys",
     ),
     Break(
+        "each batch of a dispatcher begins with all events that wait",
+        (
+            (
+                "mailglass_reconcile/store/outbox.py",
+                "CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END",
+                "o.state = 'waiting' AND o.attempts = c.attempts",
+            ),
+        ),
+        "sweep/test_plans.py::test_claimed_events_are_locked_by_primary_keys",
+    ),
+    Break(
         "asyncpg does not learn that strings are text",
         (
             (

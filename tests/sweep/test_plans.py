@@ -26,6 +26,7 @@ from mailglass_reconcile.store import (
     ledger,
     listing,
     open_orphans,
+    outbox,
     sends,
     stored_keys,
     webhook_events,
@@ -50,13 +51,15 @@ TABLES = (
     "mailglass_webhook_events",
     "mailglass_open_orphans",
     "mailglass_open_orphan_ids",
+    "mailglass_hook_outbox",
 )
 KEYED = 40_000
 MARK = providers.rule_of("postmark").mark
 OUTDATED = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
 ARRIVAL = "mailglass_open_orphans_arrival_idx"
 
-# The newest 10,000 orphans have no keys; every other one has two ids, of which the second names a delivery.
+# The newest 10,000 orphans have no keys; every other one has two ids, of which the second names a delivery. Those
+# 10,000 wait for a handler, too.
 LOAD = """
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL session_replication_role = replica;
@@ -80,6 +83,10 @@ SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs =>
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, p, CASE p WHEN 1 THEN 'other-' || n ELSE 'message-' || n END
   FROM generate_series(1, 40000) AS n, generate_series(1, 2) AS p;
+INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
+SELECT md5('event' || n)::uuid, md5('delivery' || n)::uuid, 'delivered',
+       CASE WHEN n <= 40000 THEN 'dispatched' ELSE 'waiting' END, 1, now()::timestamp, now()::timestamp,
+       CASE WHEN n <= 40000 THEN now()::timestamp END FROM generate_series(1, 50000) AS n;
 """.replace("{mark}", MARK)
 
 
@@ -90,7 +97,7 @@ SELECT md5('wide' || n)::uuid, 'acme', 'News', 'bulk', 'User ' || n || ' <U' || 
        'campaign', 'dispatched', '2026-01-01', '2026-01-01', '2026-01-01' FROM generate_series(1, 20000) AS n;
 """
 
-STALE = ("of an empty database", "from before the campaign", "from when all had keys")
+STALE = ("of an empty database", "from before the campaign", "from a quiet time")
 STATISTICS = [
     "fresh",
     *(pytest.param(stale, marks=pytest.mark.slow) for stale in STALE),
@@ -110,10 +117,12 @@ def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.E
         connection.exec_driver_sql(LOAD)
         if request.param == "from before the campaign":
             connection.exec_driver_sql("ANALYZE")
-        if request.param == "from when all had keys":
+        if request.param == "from a quiet time":  # all had keys, and no handler had to wait
             connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = %s WHERE rule IS NULL", (MARK,))
+            connection.exec_driver_sql("UPDATE mailglass_hook_outbox SET state = 'dispatched' WHERE state = 'waiting'")
             connection.exec_driver_sql("ANALYZE")
             connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = NULL WHERE ids IS NULL")
+            connection.exec_driver_sql("UPDATE mailglass_hook_outbox SET state = 'waiting' WHERE finished_at IS NULL")
         connection.exec_driver_sql(CAMPAIGN)
         if request.param == "fresh":
             connection.exec_driver_sql("ANALYZE")
@@ -542,6 +551,35 @@ def test_refusing_goes_by_primary_key(writing, others):
     plan = probing(writing, lambda: open_orphans.refuse(writing, others))
     assert plan.indexes == {"mailglass_open_orphans_pkey"}
     assert plan.read <= 2 * SIZE
+
+
+@pytest.fixture
+def claims(tx) -> list[outbox.Claim]:
+    """100 events that a dispatcher has claimed, of 10,000 that wait."""
+    sql = "SELECT md5('event' || n)::uuid::text FROM generate_series(40050, 50000, 100) AS n"
+    return [outbox.Claim(event, 1, "delivered", False) for event in tx.execute(sql).scalars()]
+
+
+def test_claimed_events_are_locked_by_primary_keys(writing, claims):
+    """However many others wait for their handlers."""
+    held: list[outbox.Held] = []
+    plan = probing(writing, lambda: held.extend(outbox.lock(writing, claims)))
+    assert len(held) == len(claims)
+    assert plan.indexes == {"mailglass_hook_outbox_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
+    assert plan.read <= 3 * len(claims)
+
+
+@pytest.mark.parametrize("scope", ["writing", "untouched"])
+def test_attempts_are_settled_without_reading_all_that_wait(request, claims, scope):
+    """In the handlers' own transaction, too, where the planner may do what it likes."""
+    tx = request.getfixturevalue(scope)
+    attempts = [outbox.Attempt(claim.event_id, claim.attempts, ()) for claim in claims]
+    plan = plan_of(tx, lambda: outbox.settle(tx, attempts))
+    assert plan.indexes == {"mailglass_hook_outbox_pkey"}
+    assert plan.read <= len(claims)
+    plan = plan_of(tx, lambda: outbox.give_back(tx, outbox.lock(tx, claims)))
+    assert "mailglass_hook_outbox_due_idx" not in plan.indexes
+    assert plan.read <= 4 * len(claims)
 
 
 def test_looking_for_reconciled_events_goes_by_their_key(tx, events):
