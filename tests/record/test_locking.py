@@ -1,5 +1,6 @@
-"""Webhooks recorded at the same time: one order of locks, so that nobody deadlocks."""
+"""Webhooks recorded at the same time: one order of locks, so that nobody deadlocks, and no older state comes back."""
 
+import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -9,7 +10,9 @@ import factories
 from conftest import wait_until
 from mailglass_reconcile.record.webhooks import idempotency_key
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
-from record.recording import LEDGER, event, record
+from record.recording import LEDGER, NOW, event, record
+
+EARLIER = NOW - dt.timedelta(hours=1)
 
 WAITING = """
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
@@ -83,6 +86,32 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
         assert db.value(free) == 1
         holder.rollback()
         assert len(waiting.result(timeout=30)[0]) == 2
+
+
+def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(db):
+    """It waits for it, and an older report moves nothing, also if a webhook brings two of them."""
+    factories.delivery(db, "m-1")
+    with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
+        record(holder, event("m-1", "clicked", provider_event_id="new"))
+        older = [event("m-1", "opened", provider_event_id=id_, occurred_at=EARLIER) for id_ in ("one", "two")]
+        waiting = threads.submit(recorded_together, db, older)
+        wait_until(lambda: db.value(WAITING) == 1)
+        holder.commit()
+        assert all(each.delivery_id for each in waiting.result(timeout=30)[0])
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "clicked"
+
+
+def test_an_event_whose_delivery_is_deleted_meanwhile_is_kept_as_an_orphan(db):
+    """It waits for the transaction that deletes."""
+    factories.delivery(db, "m-1")
+    with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
+        holder.execute(sa.text("DELETE FROM mailglass_deliveries"))
+        waiting = threads.submit(recorded_together, db, [event("m-1")])
+        wait_until(lambda: db.value(WAITING) == 1)
+        holder.commit()
+        ((recorded,),) = waiting.result(timeout=30)
+    assert (recorded.event_id is None, recorded.delivery_id) == (False, None)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
 
 
 def test_events_of_one_delivery_move_its_version_once(db):
