@@ -98,6 +98,9 @@ SELECT n.*, now()::timestamp
 RETURNING id::text
 """
 
+HELD_STATE = "last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS held_standing"
+"""What a delivery's row has of its state, for an event to be compared with."""
+
 # The trigger of the ledger finds the orphans' rows there already, with what their writer knows: keys and recipients. IN
 # as a value, or the lists are joined pair by pair.
 APPEND_WEBHOOK = """
@@ -111,8 +114,8 @@ WITH n AS MATERIALIZED (
                               rule text, ids text[], lost bool, standing int, terminal bool)
            ORDER BY delivery_id) AS n
     LEFT JOIN LATERAL (
-           SELECT id AS held, last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS held_standing
-             FROM {schema}.mailglass_deliveries WHERE id = n.delivery_id FOR NO KEY UPDATE) AS d ON true
+           SELECT id AS held, {held_state} FROM {schema}.mailglass_deliveries
+            WHERE id = n.delivery_id FOR NO KEY UPDATE) AS d ON true
 -- In the order of the keys, for the same reason.
 ), appended AS (
   INSERT INTO {schema}.mailglass_events
@@ -136,7 +139,7 @@ WITH n AS MATERIALIZED (
   SELECT o.id, c.position, c.id
     FROM orphans AS o CROSS JOIN LATERAL unnest(o.ids) WITH ORDINALITY AS c (id, position)
 )
-"""
+""".replace("{held_state}", HELD_STATE)
 """The CTEs that append a webhook's events, attached or as orphans; `appended` is what is new."""
 
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"

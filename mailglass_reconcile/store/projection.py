@@ -5,7 +5,7 @@ from __future__ import annotations
 from mailglass_reconcile.rules.event_types import OWN_TYPES, PROVIDER_TYPES
 from mailglass_reconcile.store.database import Kept, array_literal
 from mailglass_reconcile.store.deliveries import CREDIBLE, NEXT_VERSION
-from mailglass_reconcile.store.ledger import APPEND_WEBHOOK
+from mailglass_reconcile.store.ledger import APPEND_WEBHOOK, HELD_STATE
 
 STANDING = {type_: place for place, type_ in enumerate((*OWN_TYPES, *PROVIDER_TYPES), 1)}
 """The types that move a delivery's state, from the least to the most that they say of it."""
@@ -63,10 +63,8 @@ _PARAMETERS = """
             FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
                         CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]), CAST(:terminal AS boolean[]))
                  AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
-           CROSS JOIN LATERAL (
-                  SELECT last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS held_standing
-                    FROM {schema}.mailglass_deliveries WHERE id = p.delivery_id) AS d
-           WHERE standing IS NOT NULL)"""
+           CROSS JOIN LATERAL (SELECT {held_state} FROM {schema}.mailglass_deliveries WHERE id = p.delivery_id) AS d
+           WHERE standing IS NOT NULL)""".replace("{held_state}", HELD_STATE)
 
 PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{standings}", _STANDINGS)
 
