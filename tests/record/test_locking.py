@@ -1,4 +1,4 @@
-"""Webhooks recorded at the same time: one order of locks, so that nobody deadlocks, and no older state comes back."""
+"""Webhooks recorded at the same time: all lock in one order, so there is no deadlock, and no older state comes back."""
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +89,7 @@ def test_deliveries_are_locked_in_the_order_of_their_ids(db):
 
 
 def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(db):
-    """It waits for it, and an older report moves nothing, also if a webhook brings two of them."""
+    """The webhook waits, and an older report moves nothing, even if it brings two."""
     factories.delivery(db, "m-1")
     with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
         record(holder, event("m-1", "clicked", provider_event_id="new"))

@@ -58,8 +58,7 @@ MARK = providers.rule_of("postmark").mark
 OUTDATED = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
 ARRIVAL = "mailglass_open_orphans_arrival_idx"
 
-# The newest 10,000 orphans have no keys; every other one has two ids, of which the second names a delivery. Those
-# 10,000 wait for a handler, too.
+# The newest 10,000 orphans have no keys and wait for a handler. All others have two ids; the second names a delivery.
 LOAD = """
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL session_replication_role = replica;
