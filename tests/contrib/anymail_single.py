@@ -270,8 +270,15 @@ def mailersend(kind: str, message_id: str, to: str, n: int) -> Payload:
             "message": {"id": message_id},
             "recipient": {"email": to},
         },
-        "morph": {"object": "recipient_bounce", "reason": f"no {to}", "url": URL, "ip": PRIVATE},
+        "morph": {"object": _MORPHS.get(kind, kind), "reason": f"no {to}", "url": URL, "ip": PRIVATE},
     }
+
+
+_MORPHS = {
+    "soft_bounced": "recipient_bounce",
+    "hard_bounced": "recipient_bounce",
+    "unsubscribed": "recipient_unsubscribe",
+}
 
 
 def mailersend_request(payloads: Sequence[Payload], attempt: int = 0) -> Payload:

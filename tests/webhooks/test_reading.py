@@ -107,7 +107,7 @@ def test_an_unknown_type_is_recorded_as_unknown(provider):
     if provider == "postal":
         del payload["payload"]["status"]
     elif provider == "mailersend":
-        payload["data"]["type"] = "newer"
+        payload["type"] = "activity.newer"
     else:
         for name in {"event", "eventType", "notificationType", "RecordType", "type", "status"} & telling.keys():
             telling[name] = "newer"

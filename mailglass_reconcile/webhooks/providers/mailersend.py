@@ -1,7 +1,10 @@
 """MailerSend: one activity a request; an HMAC over the body.
 
-Followed: https://developers.mailersend.com/api/v1/webhooks.html (events, payloads, the signature, and the ping
-`webhook.test`, signed with a secret that is the same for everybody). Not documented: all values of `morph.object`.
+Followed: https://developers.mailersend.com/api/v1/account/webhooks.html (events, the payloads of version 2, the
+signature, and the ping `webhook.test`, signed with a secret that is the same for everybody) and
+https://developers.mailersend.com/api/v1/webhooks.html (version 1). In webhooks of version 2, the documentation has the
+recipient in `data.email`; captured ones have it in `data.recipient`
+(https://github.com/anymail/django-anymail/blob/main/tests/test_mailersend_webhooks.py).
 """
 
 from __future__ import annotations
@@ -18,16 +21,28 @@ TEST_SECRET = "test_Am3L1GuOIc4blLUuHqAPxxwkZaJyEk8G"  # noqa: S105 - public: Ma
 """Signs nothing but the ping that MailerSend sends before it saves a webhook."""
 
 _TYPES = {
-    "clicked": "clicked",
-    "delivered": "delivered",
-    "hard_bounced": "bounced",
-    "opened": "opened",
-    "sent": "sent",
-    "soft_bounced": "bounced",
-    "spam_complaint": "complained",
-    "unsubscribed": "unsubscribed",
+    "activity.clicked": "clicked",
+    "activity.clicked_unique": "clicked",
+    "activity.deferred": "deferred",
+    "activity.delivered": "delivered",
+    "activity.hard_bounced": "bounced",
+    "activity.opened": "opened",
+    "activity.opened_unique": "opened",
+    "activity.sent": "sent",
+    "activity.soft_bounced": "bounced",
+    "activity.spam_complaint": "complained",
+    "activity.suppressed": "suppressed",
+    "activity.unsubscribed": "unsubscribed",
 }
-_REASONS = {"recipient_bounce": "bounced", "recipient_unsubscribe": "unsubscribed", "spam_complaint": "spam"}
+"""By the type of the request: in version 2, that of its `data` may be another, such as `opened` of `opened_unique`."""
+
+_REASONS = {
+    "activity.hard_bounced": "bounced",
+    "activity.soft_bounced": "bounced",
+    "activity.spam_complaint": "spam",
+    "activity.suppressed": "other",
+    "activity.unsubscribed": "unsubscribed",
+}
 
 
 def elements(request: Request) -> list[Any]:
@@ -37,19 +52,26 @@ def elements(request: Request) -> list[Any]:
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one activity; the request around it is dated at each attempt."""
+    """Read one activity of version 1, which has objects within its data, or of version 2, whose data is flat."""
     payload = wire.as_object(element, "the event")
     data = wire.as_object(payload.get("data", {}), "data")
+    email = data.get("email")
+    kind = str(payload.get("type"))
     yield wire.event(
         data,
-        type=_TYPES.get(str(data.get("type")), "unknown"),
-        at=wire.iso(data.get("created_at")),
+        type=_TYPES.get(kind, "unknown"),
+        # Version 1 dates the request around the activity at each attempt.
+        at=wire.iso(data.get("created_at", payload.get("created_at"))),
         id=data.get("id"),
-        message_id=dug(data, "email", "message", "id"),
-        recipient=dug(data, "email", "recipient", "email"),
-        reason=_REASONS.get(str(dug(data, "morph", "object"))),
-        tags=dug(data, "email", "tags"),
+        message_id=dug(email, "message", "id") or data.get("message_id"),
+        recipient=dug(email, "recipient", "email") or data.get("recipient", _text(email)),
+        reason=_REASONS.get(kind),
+        tags=data.get("tags", dug(email, "tags")),
     )
+
+
+def _text(email: object) -> str | None:
+    return email if isinstance(email, str) else None
 
 
 def verify(request: Request, secret: str, now: float) -> None:
