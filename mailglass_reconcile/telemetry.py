@@ -53,6 +53,7 @@ class _Instruments(NamedTuple):
     orphans: metrics.Counter
     sweeps: metrics.Counter
     messages: metrics.Counter
+    format_warnings: metrics.Counter
     duration: metrics.Histogram
     lag: metrics.Histogram
 
@@ -71,6 +72,9 @@ def _instruments() -> _Instruments:
         ),
         sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by how they ended"),
         messages=meter.create_counter(f"{NAME}.messages", "{message}", "Messages that Redis took, and that it did not"),
+        format_warnings=meter.create_counter(
+            f"{NAME}.webhook_format_warnings", "{event}", "Webhook events of a known type without an id and a recipient"
+        ),
         duration=meter.create_histogram(
             f"{NAME}.sweep.duration",
             "s",
@@ -139,6 +143,16 @@ def count_sweep(status: str, duration_ms: int | None = None) -> None:
     _count("sweeps", {status: 1})
     if duration_ms is not None:
         _instruments().duration.record(duration_ms / 1000)
+
+
+def count_format_warning(provider: str, type_: str) -> None:
+    """Count an event whose provider seems to have changed its format.
+
+    Args:
+        provider: The provider's canonical name.
+        type_: The event's type, one of our names.
+    """
+    _instruments().format_warnings.add(1, {"provider": provider, "type": type_})
 
 
 def note_lags(seconds: Iterable[float]) -> None:

@@ -53,6 +53,13 @@ def test_a_sweep_counts_orphans_messages_itself_and_its_lag(db, observed):
     assert {metric["unit"] for metric in observed.metrics().values()} == {"s", "{orphan}", "{message}", "{sweep}"}
 
 
+def test_an_event_whose_format_must_have_changed_is_counted_by_provider_and_type(observed):
+    """An alert uses it."""
+    telemetry.count_format_warning("mailersend", "delivered")
+    (point,) = observed.metrics()["mailglass_reconcile.webhook_format_warnings"]["data"]["data_points"]
+    assert (point["value"], point["attributes"]) == (1, {"provider": "mailersend", "type": "delivered"})
+
+
 @pytest.mark.slow
 def test_what_the_prune_removes_is_counted_as_expired(db, observed):
     """Nobody will link it any more."""

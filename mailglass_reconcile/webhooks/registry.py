@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import formats
 from mailglass_reconcile.webhooks import providers as modules
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -24,6 +25,8 @@ PROVIDERS = tuple(sorted(found.name for found in iter_modules(modules.__path__))
 
 class Provider(Protocol):
     """What a provider's module has; `confirm` and `accepted` only if its webhooks need them."""
+
+    __name__: str
 
     def elements(self, request: Request) -> Iterable[object]:
         """Return the parts of a request that are read one by one; raise `InvalidWebhookError` if it has none."""
@@ -40,8 +43,9 @@ def parse(
 ) -> list[WebhookEvent]:
     """Read a provider's webhook: what `record_webhook` takes. Nothing is verified or stored.
 
-    The types, times, recipients and reject reasons are those of django-anymail. Inbound mail, pings and what else names
-    neither a message nor a recipient give no event. If parts of a batch cannot be read, the others are returned, and
+    The types, times, recipients and reject reasons are those of django-anymail. Inbound mail, pings and events of the
+    account give no event; an event of a known type that names neither a message nor a recipient gives none and logs a
+    warning, once a minute for each provider and type, because the provider must have changed its format. If parts of a batch cannot be read, the others are returned, and
     one line of the log says how many were left out and why.
 
     Args:
@@ -71,7 +75,7 @@ def read(found: Provider, request: Request) -> list[WebhookEvent]:
         except Exception as error:  # anything can be in there: it costs this part, not the batch
             bad[str(error) if isinstance(error, InvalidWebhookError) else type(error).__name__] += 1
         else:
-            events += (one for one in made if one.message_id is not None or one.recipient is not None)
+            events += (one for one in made if formats.names_a_message(found.__name__.rpartition(".")[2], one))
     if bad:
         why = ", ".join(f"{reason} ({count})" for reason, count in bad.items())
         if bad.total() == len(parts):

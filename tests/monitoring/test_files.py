@@ -11,6 +11,8 @@ from monitoring.timeline import MONITORING, RULES, needs_promtool, promtool, rul
 
 NAME = re.compile(rf"\b{metrics.PREFIX}\w+")
 RUNBOOK = (MONITORING.parent / "runbook.md").read_text()
+OF_RECEIVERS = {"mailglass_reconcile_webhook_format_warnings_total"}
+"""As OpenTelemetry's exporter for Prometheus names it: the page does not receive webhooks."""
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 
 
@@ -26,7 +28,7 @@ def test_every_metric_in_a_rule_or_a_panel_is_in_a_scrape_and_in_the_table(db):
     """And what a scrape has is described."""
     there = {name if name.startswith("mailglass_") else metrics.PREFIX + name for name, _ in scraping.scrape(db)}
     used = {name for expression in expressions() for name in NAME.findall(expression)}
-    assert used - there == set()
+    assert used - there == OF_RECEIVERS
     described = set(re.findall(r"^\| `(\w+)` \|", (MONITORING.parent / "monitoring.md").read_text(), re.MULTILINE))
     assert described == there
 

@@ -1,0 +1,59 @@
+"""Formats that have changed: an event of a known type, with neither an id nor a recipient, is warned of and counted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from mailglass_reconcile import telemetry
+from mailglass_reconcile.rules.events import WebhookEvent
+
+logger = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 60.0
+"""Between two warnings of the same provider and type."""
+
+_lock = threading.Lock()
+_counts: Counter[tuple[str, str]] = Counter()
+_next: dict[tuple[str, str], float] = {}
+
+
+def names_a_message(provider: str, event: WebhookEvent) -> bool:
+    """Whether a delivery can be found for an event: if not, and its type is known, the format must have changed.
+
+    Pings and events of the account have no known type, so they cause no warning.
+
+    Args:
+        provider: The provider's canonical name.
+        event: What its reader, or Anymail's, has made.
+    """
+    if event.message_id is not None or event.recipient is not None:
+        return True
+    if event.type != "unknown":
+        _warn(provider, event.type)
+    return False
+
+
+def counts() -> Mapping[tuple[str, str], int]:
+    """Return how many such events this process has had, by provider and type."""
+    with _lock:
+        return dict(_counts)
+
+
+def _warn(provider: str, type_: str) -> None:
+    telemetry.count_format_warning(provider, type_)
+    key, now = (provider, type_), time.monotonic()
+    with _lock:
+        _counts[key] += 1
+        if now < _next.get(key, now):
+            return
+        _next[key] = now + PAUSE_SECONDS
+    logger.warning(
+        "a %s event of %s has neither a message id nor a recipient: its format may have changed, and such events are"
+        " not linked; look for a newer version of mailglass-reconcile",
+        type_,
+        provider,
+    )

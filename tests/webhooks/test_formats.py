@@ -1,0 +1,58 @@
+"""A provider that changes its format is noticed: an event of a known type, without an id and a recipient."""
+
+import json
+import logging
+
+import pytest
+
+from mailglass_reconcile.webhooks import formats, parse
+
+CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "ann@example.org"}}).encode()
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    """As in a process that has warned of nothing yet."""
+    monkeypatch.setattr(formats, "_next", {})
+    monkeypatch.setattr(formats, "_counts", formats.Counter())
+
+
+def warnings(caplog):
+    """Return the lines of warnings."""
+    return [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+
+
+def test_an_event_of_a_known_type_with_neither_is_a_warning_that_names_provider_and_type(caplog):
+    """And nobody's address."""
+    assert parse("MailerSend", CHANGED) == []
+    (line,) = warnings(caplog)
+    assert line.startswith("a delivered event of mailersend has neither a message id nor a recipient")
+    assert "ann" not in line
+
+
+def test_it_is_one_warning_a_minute_for_each_provider_and_type_and_each_event_counts(caplog, monkeypatch):
+    """A batch of a thousand is one line."""
+    now = 100.0
+    monkeypatch.setattr(formats.time, "monotonic", lambda: now)
+    batch = json.dumps([{"event": kind, "timestamp": 1} for kind in ("delivered", "delivered", "open")]).encode()
+    for at, logged in ((100.0, 2), (159.0, 2), (160.0, 4)):
+        now = at
+        parse("sendgrid", batch)
+        assert len(warnings(caplog)) == logged
+    assert formats.counts() == {("sendgrid", "delivered"): 6, ("sendgrid", "opened"): 3}
+
+
+@pytest.mark.parametrize(
+    ("provider", "body"),
+    [
+        ("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}'),
+        ("mailersend", b'{"type": "maintenance.start", "data": {"id": "7"}}'),
+        ("resend", b'{"type": "domain.created", "data": {"id": "d"}}'),
+        ("postal", b'{"event": "DomainDNSError", "uuid": "u", "payload": {"domain": "example.com"}}'),
+    ],
+)
+def test_pings_and_events_of_the_account_stay_silent(provider, body, caplog):
+    """Their types are not ours."""
+    assert parse(provider, body) == []
+    assert not warnings(caplog)
+    assert not formats.counts()
