@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks import formats, registry, wire
 from mailglass_reconcile.webhooks.providers import mailgun, resend, ses
+from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
     from anymail.message import AnymailRecipientStatus, AnymailStatus
@@ -28,15 +30,17 @@ _ENDED = (*_REFUSED, "failed")
 def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """Return a tracking event of Anymail as `record_webhook` takes it; a retry of the webhook gives the same id.
 
-    Of the rest that Anymail knows, only tags are kept, because no event can be erased by itself: not its metadata,
-    description, MTA response, user agent or click URL.
+    Where Anymail does not find the message's id, its recipient or its type, the provider's own payload is read, as
+    `parse` does: Anymail may not know the newest format, and SendGrid's events name no id of Anymail's if the message
+    was not sent through it. Of the rest that Anymail knows, only tags are kept, because no event can be erased by
+    itself: not its metadata, description, MTA response, user agent or click URL.
 
     Args:
         event: The `event` that the `tracking` signal passes.
         esp_name: The provider, as the signal names it.
     """
     provider = providers.canonical(esp_name)
-    return wire.event(
+    made = wire.event(
         event.esp_event,
         type=event.event_type,
         at=_aware(event.timestamp),
@@ -46,6 +50,26 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
         reason=event.reject_reason,
         tags=event.tags,
     )
+    if _parts_read(made) < 3:
+        own = _own_reading(provider, event.esp_event)
+        if own is not None and _parts_read(own) > _parts_read(made):
+            made = replace(own, provider_event_id=made.provider_event_id)
+    formats.names_a_message(provider, made)
+    return made
+
+
+def _parts_read(event: WebhookEvent) -> int:
+    """Return how many of message id, recipient and type are known."""
+    return (event.message_id is not None) + (event.recipient is not None) + (event.type != "unknown")
+
+
+def _own_reading(provider: str, payload: object) -> WebhookEvent | None:
+    """Return the event that our reader reads from the payload, or None if it cannot."""
+    try:
+        (event,) = registry.module(provider).events(payload, Request(b"", {}))
+    except Exception:  # Anymail passes another part of the request on, or the payload has several events
+        return None
+    return event
 
 
 def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:

@@ -52,8 +52,8 @@ def _warn(provider: str, type_: str) -> None:
             return
         _next[key] = now + PAUSE_SECONDS
     logger.warning(
-        "a %s event of %s has neither a message id nor a recipient: its format may have changed, and such events are"
+        "an event of %s (%s) has neither a message id nor a recipient: its format may have changed, and such events are"
         " not linked; look for a newer version of mailglass-reconcile",
-        type_,
         provider,
+        type_,
     )

@@ -45,8 +45,8 @@ def parse(
 
     The types, times, recipients and reject reasons are those of django-anymail. Inbound mail, pings and events of the
     account give no event; an event of a known type that names neither a message nor a recipient gives none and logs a
-    warning, once a minute for each provider and type, because the provider must have changed its format. If parts of a batch cannot be read, the others are returned, and
-    one line of the log says how many were left out and why.
+    warning, once a minute for each provider and type, because the provider must have changed its format. If parts of a
+    batch cannot be read, the others are returned, and one line of the log says how many were left out and why.
 
     Args:
         provider: The provider's name in any known spelling, such as `Amazon SES`.

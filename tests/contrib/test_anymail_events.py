@@ -24,6 +24,8 @@ from anymail_wire import BEGIN, PRIVATE
 
 from mailglass_reconcile.contrib.anymail import webhook_event
 from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.webhooks import formats
+from webhooks.senders import documented, signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 
@@ -237,3 +239,37 @@ def test_a_time_without_a_zone_is_taken_as_utc():
 def test_tags_are_kept_unless_they_look_like_an_address(given, kept):
     """SendGrid's `category` may be a text, Postal's a list of None."""
     assert webhook_event(bare(tags=given), "SendGrid").metadata.get("tags") == kept
+
+
+def test_an_event_of_mailersends_webhooks_2_is_read_although_anymail_finds_neither_id_nor_recipient(post):
+    """Anymail 15.2 reads version 1 only."""
+    told = next(one.payload for one in documented("mailersend") if "message_id" in one.payload["data"])
+    request = signed("mailersend", json.dumps(told).encode())
+    ((event, esp_name),) = post([request.for_anymail(MAILERSEND.path)])
+    assert (event.message_id, event.recipient) == (None, None)
+    made = webhook_event(event, esp_name)
+    assert (made.message_id, made.recipient) == (told["data"]["message_id"], told["data"]["recipient"])
+    assert made.occurred_at.isoformat() == "2026-09-12T18:42:10+00:00"
+    assert made.provider_event_id == told["data"]["id"]
+
+
+def test_an_event_of_sendgrid_that_was_not_sent_through_anymail_has_the_id_of_the_send(post):
+    """Anymail's own id is not in it, only `sg_message_id`."""
+    told = {
+        "email": ANN,
+        "timestamp": BEGIN,
+        "event": "delivered",
+        "sg_event_id": "ev-1",
+        "sg_message_id": "14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0",
+    }
+    ((event, esp_name),) = post(SENDGRID.requests([told]))
+    assert event.message_id is None
+    made = webhook_event(event, esp_name)
+    assert (made.type, made.message_id, made.recipient) == ("delivered", "14c5d75ce93.dfd.64b469", ANN)
+
+
+def test_an_event_in_which_nothing_finds_its_delivery_is_warned_of(caplog, monkeypatch):
+    """As in our own receiver: the format must have changed."""
+    monkeypatch.setattr(formats, "_next", {})
+    webhook_event(bare(message_id=None, recipient=None), "Postmark")
+    assert "an event of postmark (opened) has neither a message id nor a recipient" in caplog.text

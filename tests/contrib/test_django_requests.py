@@ -1,6 +1,7 @@
 """The Django app in requests, threads and event loops: a webhook's events are recorded together, before its answer."""
 
 import asyncio
+import json
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -11,8 +12,9 @@ import pytest
 import sqlalchemy as sa
 from anymail.signals import tracking
 from anymail_answers import accepted
-from anymail_payloads import POSTMARK, SENDGRID
+from anymail_payloads import MAILERSEND, POSTMARK, SENDGRID
 from anymail_stories import ANN, BOB, STORY, Message
+from anymail_wire import as_json
 from asgiref.sync import sync_to_async
 from django.db import connection as djangos
 from django.db import connections, transaction
@@ -20,6 +22,7 @@ from django.test import AsyncClient, Client, override_settings
 
 from conftest import wait_until
 from record.recording import noting
+from webhooks import senders
 
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
@@ -272,3 +275,53 @@ def test_the_first_send_after_a_restart_of_the_database_is_recorded(db):
     assert djangos.connection is not None
     Message.accepted(POSTMARK, 2, [ANN, BOB])
     assert db.value("SELECT count(*) FROM mailglass_deliveries") == 3
+
+
+UNREADABLE = {
+    "type": "activity.delivered",
+    "created_at": "2025-08-05T21:23:56.000000Z",
+    "data": {"id": "6892766a5b66e2daf3dc9155", "message_id": "m-1", "type": "delivered", "email": ANN},
+}
+"""https://developers.mailersend.com/api/v1/account/webhooks.html#payload-example: Anymail 15.2 fails at it."""
+
+
+def unreadable(**changes):
+    """Return a request that Anymail verifies and fails to read, as the answering functions take it."""
+    return {
+        **senders.signed("mailersend", json.dumps(UNREADABLE).encode()).for_anymail(MAILERSEND.path),
+        **changes,
+    }
+
+
+def test_a_webhook_that_anymail_verifies_and_fails_to_read_is_recorded_by_our_own_reader(db, answer, caplog):
+    """There is no signal of it; a line says so."""
+    assert answer(unreadable()) == 200
+    assert db.rows("SELECT type, metadata->>'message_id' FROM mailglass_events") == [("delivered", "m-1")]
+    assert "a webhook of MailerSend was recorded although this version of Anymail cannot read it" in caplog.text
+    assert ANN not in caplog.text
+
+
+def test_what_anymail_does_not_verify_is_not_read(db, answer):
+    """However its check of the signature ends."""
+    assert answer(unreadable(headers={"Signature": "0" * 64})) == 400
+    mailgun = {"signature": ["a list, at which Anymail's check stumbles"], "event-data": {"event": "delivered"}}
+    mailgun["event-data"] |= {"recipient": ANN, "message": {"headers": {"message-id": "m-1"}}}
+    assert answer({**as_json(mailgun), "path": "/mailgun/tracking/"}) == 500
+    assert db.value(LEDGER) == 0
+
+
+def test_a_receiver_of_the_application_that_fails_is_still_an_error(db, answer):
+    """Anymail has read the request: the provider sends it again, as before."""
+
+    def fails(**_others):
+        raise KeyError(ANN)
+
+    message = Message.accepted(SENDGRID, 1)
+    (request,) = message.requests(*STORY)
+    tracking.connect(fails)
+    try:
+        assert answer(request) == 500
+    finally:
+        tracking.disconnect(fails)
+    assert answer(request) == 200
+    assert db.value(LEDGER) == 2 + len(STORY)

@@ -26,7 +26,7 @@ def test_an_event_of_a_known_type_with_neither_is_a_warning_that_names_provider_
     """And nobody's address."""
     assert parse("MailerSend", CHANGED) == []
     (line,) = warnings(caplog)
-    assert line.startswith("a delivered event of mailersend has neither a message id nor a recipient")
+    assert line.startswith("an event of mailersend (delivered) has neither a message id nor a recipient")
     assert "ann" not in line
 
 

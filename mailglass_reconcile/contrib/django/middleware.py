@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from anymail.exceptions import AnymailError
 from anymail.webhooks.base import AnymailCoreWebhookView
 from django.conf import settings
 from django.db import connections, transaction
+from django.http import HttpResponse
 from django.utils.deprecation import MiddlewareMixin
 
 from mailglass_reconcile.contrib.django import receivers
@@ -34,9 +36,30 @@ class WebhookMiddleware(MiddlewareMixin):
 
         def recording() -> Any:
             with receivers.together():
-                return view(request, *arguments, **keywords)
+                try:
+                    return view(request, *arguments, **keywords)
+                except AnymailError:  # the signature is not right, or the address is that of another webhook
+                    raise
+                except Exception:
+                    if _recorded_without_anymail(view, request):
+                        return HttpResponse()
+                    raise
 
         return _in_transactions(recording, getattr(view, "_non_atomic_requests", ()))()
+
+
+def _recorded_without_anymail(view: Any, request: Any) -> bool:
+    """Record a request that is signed and that Anymail fails to read, and return whether it was one."""
+    found = view.view_class(**view.view_initkwargs)
+    try:
+        found.run_validators(request)
+    except Exception:  # a validator may fail on what a stranger has sent
+        return False
+    try:
+        found.parse_events(request)
+    except Exception:  # a fault of the reading can be anything
+        return receivers.record_what_anymail_cannot_read(found.esp_name, request.body, request.headers)
+    return False
 
 
 def _in_transactions(action: Callable[[], Any], without: Any) -> Callable[[], Any]:

@@ -8,7 +8,7 @@ import os
 import threading
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from anymail.signals import post_send, tracking
+from anymail.signals import AnymailTrackingEvent, post_send, tracking
 from django.conf import settings
 from django.utils.module_loading import import_string
 
@@ -29,6 +29,7 @@ from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import shown
+from mailglass_reconcile.webhooks import registry
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,46 @@ def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
     except Exception as error:  # a payload that Anymail reads and we do not
         logger.error("an event of %s was skipped: %s", esp_name, _reason(error))
         return
-    tenant, batch = tenant_of(event), _batch.get()
+    _take(tenant_of(event), esp_name, made)
+
+
+def record_what_anymail_cannot_read(esp_name: str, body: bytes, headers: Mapping[str, str]) -> bool:
+    """Record the events of a webhook that Anymail has verified, but fails to read, and return whether there are any.
+
+    Its other receivers get no signal for them.
+    """
+    try:
+        events = registry.parse(esp_name, body, headers)
+    except MailglassReconcileError:  # we cannot read it either
+        return False
+    for made in events:
+        _take(tenant_of(_as_anymails(made)), esp_name, made)
+    if events:
+        logger.warning(
+            "a webhook of %s was recorded although this version of Anymail cannot read it: upgrade Anymail, because its"
+            " other receivers have no signal of it",
+            esp_name,
+        )
+    return bool(events)
+
+
+def _as_anymails(event: WebhookEvent) -> AnymailTrackingEvent:
+    """Return an event as an application's function for the tenant takes it."""
+    return AnymailTrackingEvent(
+        event_type=event.type,
+        timestamp=event.occurred_at,
+        event_id=event.provider_event_id,
+        message_id=event.message_id,
+        recipient=event.recipient,
+        reject_reason=event.reject_reason,
+        tags=event.metadata.get("tags", []),
+        metadata={},
+    )
+
+
+def _take(tenant: str, esp_name: str, made: WebhookEvent) -> None:
+    """Record an event, at the end of its request if there is one."""
+    batch = _batch.get()
     # A thread that has copied the context may go on after the request has ended.
     if batch is not None and batch.thread == threading.get_ident():
         batch[tenant, esp_name].append(made)
