@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 STREAMS = ("transactional", "operational", "bulk")
 """Kinds of mail; every delivery is of one."""
+
+Bounce = Literal["hard", "soft"]
+"""Whether an address will never take mail (`hard`), or did not take this message now (`soft`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,11 @@ class WebhookEvent:
         recipient: The address it is about, if known, with or without a display name. It distinguishes deliveries
             of one message and is not put into the ledger.
         reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
+        bounce: `hard` if the address will never take mail, `soft` if it did not take this message; None if the
+            provider does not say.
+        smtp_status: The SMTP reply and the enhanced status code, digits only, such as `550 5.1.1`.
+        smtp_message_id: The Message-ID header, or another id that the provider's SMTP server gave the message: the
+            last id that its delivery is looked for by.
         metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out; everything
             else is stored as given, and stays as long as the event.
     """
@@ -34,6 +42,9 @@ class WebhookEvent:
     message_id: str | int | None
     recipient: str | None = field(default=None, repr=False)
     reject_reason: str | None = None
+    bounce: Bounce | None = None
+    smtp_status: str | None = None
+    smtp_message_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -124,6 +124,9 @@ def event(
     message_id: object,
     recipient: object,
     reason: str | None = None,
+    bounce: Bounce | None = None,
+    smtp: object = None,
+    smtp_message_id: object = None,
     tags: object = (),
 ) -> WebhookEvent:
     """Return one event that `record_webhook` accepts.
@@ -136,6 +139,9 @@ def event(
         message_id: The id of the message, a text, an integer or None.
         recipient: The recipient, a string or None.
         reason: Why a message was rejected or bounced; one that is not known becomes `other`.
+        bounce: Whether a bounce is hard or soft, if the payload says so.
+        smtp: The reply of the recipient's server, as text: only the digits of its codes are kept.
+        smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.
         tags: The message's tags.
 
     Raises:
@@ -152,8 +158,28 @@ def event(
         message_id=None if message_id == "" else message_id,
         recipient=recipient or None,
         reject_reason=reason if reason is None or reason in REJECT_REASONS else "other",
+        bounce=bounce,
+        smtp_status=smtp_status(smtp),
+        smtp_message_id=smtp_message_id if isinstance(smtp_message_id, str) and smtp_message_id.strip() else None,
         metadata=metadata(tags),
     )
+
+
+def smtp_status(reply: object) -> str | None:
+    """Return the codes at the beginning of an SMTP reply, such as `550 5.1.1`, or None if it begins with none.
+
+    Its text is not kept, because it may hold addresses.
+    """
+    found = (
+        _SMTP_STATUS.match(str(reply)[:100]) if isinstance(reply, str | int) and not isinstance(reply, bool) else None
+    )
+    return " ".join(filter(None, found.groups())) or None if found else None
+
+
+_SMTP_STATUS = re.compile(
+    r"[^\w]*(?:smtp;\s*)?([2-5]\d\d(?![\d.]))?[\s-]*#?([245]\.\d{1,3}\.\d{1,3}(?![\d.]))?", re.IGNORECASE
+)
+"""A reply code (RFC 5321, 4.2) and an enhanced status code (RFC 3463, 2), each optional."""
 
 
 def event_id(given: object, payload: object) -> str:
