@@ -177,9 +177,13 @@ def smtp_status(reply: object) -> str | None:
 
 
 _SMTP_STATUS = re.compile(
-    r"[^\w]*(?:smtp;\s*)?([2-5]\d\d(?![\d.]))?[\s-]*#?([245]\.\d{1,3}\.\d{1,3}(?![\d.]))?", re.IGNORECASE
+    r"[^\w]*(?:smtp;\s*)?([2-5]\d\d(?!\.?\d))?(?:[\s-]+\1(?!\.?\d))?[\s-]*#?([245]\.\d{1,3}\.\d{1,3}(?!\.?\d))?",
+    re.IGNORECASE,
 )
-"""A reply code (RFC 5321, 4.2) and an enhanced status code (RFC 3463, 2), each optional."""
+"""A reply code (RFC 5321, 4.2) and an enhanced status code (RFC 3463, 2), each optional.
+
+Several providers send the code by itself and again at the beginning of the text.
+"""
 
 
 def event_id(given: object, payload: object) -> str:
