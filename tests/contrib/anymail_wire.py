@@ -5,7 +5,7 @@ import hmac
 import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -46,7 +46,10 @@ def settings() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Provider:
-    """A provider's webhook; `kinds` are its own names for events, with the type that each is recorded as."""
+    """A provider's webhook; `kinds` are its own names for events, with the type that each is recorded as.
+
+    `differs` has, by kind, the fields of Anymail's `WebhookEvent` that our own reader reads otherwise on purpose.
+    """
 
     esp_name: str
     path: str
@@ -54,6 +57,7 @@ class Provider:
     event: Callable[..., Payload]
     request: Callable[[Sequence[Payload]], Payload]
     batches: bool = False
+    differs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def requests(self, payloads: Sequence[Payload]) -> list[Payload]:
         """Return what is posted for some events, as arguments of Django's test client: one request, or one for each."""

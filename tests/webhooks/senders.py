@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -30,11 +31,15 @@ Payload = dict[str, Any]
 
 
 class Event(NamedTuple):
-    """A payload of a provider's documentation, and what it is read as."""
+    """A payload of a provider's documentation, what it is read as, and what Anymail reads otherwise.
+
+    `anymail` has the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
+    """
 
     type: str
     reason: str | None
     payload: Payload
+    anymail: Mapping[str, Any] = MappingProxyType({})
 
 
 class Posted(NamedTuple):

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import logging
 import time
+from dataclasses import replace
 from importlib import import_module
 from urllib.parse import urlencode
 
@@ -60,15 +61,22 @@ def test_every_documented_event_is_read(provider, event):
 
 @pytest.mark.parametrize("provider", [provider for provider in PROVIDERS if provider != "scaleway"])
 def test_anymail_reads_the_same(provider, post):
-    """Type, time, recipient, reason and tags; and the same events, so a team that changes records none twice."""
-    payloads = [event.payload for event in documented(provider)]
+    """Type, time, recipient, reason and tags; and the same events, so a team that changes records none twice.
+
+    Where they differ on purpose, the payload says what Anymail reads.
+    """
+    events = documented(provider)
+    payloads = [event.payload for event in events]
     theirs = [
         webhook_event(*heard)
         for one in posted(provider, payloads)
         for heard in post([one.for_anymail(ANYMAIL_PATHS[provider])])
     ]
     ours = read(provider, *payloads)
-    assert [said(event) for event in ours] == [said(event) for event in theirs]
+    assert [said(replace(one, **event.anymail)) for one, event in zip(ours, events, strict=True)] == list(
+        map(said, theirs)
+    )
+    assert all(replace(one, **event.anymail) != one for one, event in zip(ours, events, strict=True) if event.anymail)
     assert [event.provider_event_id for event in ours] == [event.provider_event_id for event in theirs]
     if provider != "sendgrid":  # Anymail needs an id of its own there
         assert [event.message_id for event in ours] == [event.message_id for event in theirs]
@@ -76,14 +84,20 @@ def test_anymail_reads_the_same(provider, post):
 
 @pytest.mark.parametrize("provider", ANYMAIL, ids=lambda provider: provider.esp_name)
 def test_anymail_reads_the_same_of_every_kind_that_it_knows(provider, post):
-    """With its own id, which it adds to SendGrid's and Unisender Go's messages."""
+    """With its own id, which it adds to SendGrid's and Unisender Go's messages.
+
+    Where they differ on purpose, the provider says what Anymail reads.
+    """
     told = [provider.event(kind, message_id(provider), "Ann@example.org", n) for n, kind in enumerate(provider.kinds)]
-    for request in provider.requests(told):
+    requests = provider.requests(told)
+    by_request = [list(provider.kinds)] if provider.batches else [[kind] for kind in provider.kinds]
+    for request, kinds in zip(requests, by_request, strict=True):
         theirs = [webhook_event(*heard) for heard in post([request])]
         headers, body = request.get("headers", {}), request["data"]
         if isinstance(body, dict):
             body = urlencode(body)
         ours = parse(provider.esp_name, body.encode(), headers, content_type=request.get("content_type"))
+        ours = [replace(e, **provider.differs.get(kind, {})) for e, kind in zip(ours, kinds, strict=True)]
         assert [(said(e), e.message_id, e.provider_event_id) for e in ours] == [
             (said(e), e.message_id, e.provider_event_id) for e in theirs
         ]
