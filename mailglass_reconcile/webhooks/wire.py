@@ -209,6 +209,17 @@ def metadata(tags: object) -> dict[str, Any]:
     return {"tags": kept} if kept else {}
 
 
+def named_tags(tags: object) -> list[str]:
+    """Return tags that have names, an object of texts or of lists of texts, as `name:value`."""
+    each = tags.items() if isinstance(tags, dict) else ()
+    return [
+        f"{name}:{value}"
+        for name, values in each
+        for value in (values if isinstance(values, list) else [values])
+        if isinstance(value, str)
+    ]
+
+
 def epoch(number: object, per_second: int = 1) -> dt.datetime | None:
     """Return the time of seconds since 1970 (or parts of them), a number or its text, or None if it is no time."""
     try:

@@ -1,8 +1,10 @@
 """Resend: one event a request; signed as Standard Webhooks, by Svix.
 
-Followed: https://resend.com/docs/webhooks/event-types, https://resend.com/docs/webhooks/verify-webhooks-requests and
-https://docs.svix.com/receiving/verifying-payloads/how-manual. Not documented: which of several recipients an event is
-about; all reasons for a bounce.
+Followed: https://resend.com/docs/webhooks/event-types, https://resend.com/docs/dashboard/emails/email-bounces (types of
+bounces, which are those of Amazon SES), https://resend.com/docs/webhooks/verify-webhooks-requests,
+https://docs.svix.com/receiving/verifying-payloads/how-manual, and for the events' fields
+https://github.com/resend/resend-node/blob/canary/src/webhooks/interfaces/webhook-event.interface.ts. Not documented:
+which of several recipients an event is about.
 """
 
 from __future__ import annotations
@@ -11,19 +13,27 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
 _TYPES = {
-    "email.bounced": "bounced",
     "email.clicked": "clicked",
     "email.complained": "complained",
     "email.delivered": "delivered",
     "email.delivery_delayed": "deferred",
+    "email.failed": "failed",
     "email.opened": "opened",
+    "email.scheduled": "queued",
     "email.sent": "sent",
 }
+_BOUNCES: dict[str, tuple[str, Bounce | None]] = {
+    "Permanent": ("bounced", "hard"),
+    "Transient": ("other", "soft"),
+    "Undetermined": ("other", None),
+}
+_SUPPRESSED = {"Suppressed": "bounced", "OnAccountSuppressionList": "other"}
+"""Why Resend did not send at all: the first list is of addresses that have bounced, the second does not say."""
 
 
 def elements(request: Request) -> list[Any]:
@@ -36,16 +46,42 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; its id is the one that Svix gives to it, the same at each attempt."""
     payload = wire.as_object(element, "the event")
     data = payload.get("data")
+    type_, reason, bounce_ = _verdict(payload)
     yield wire.event(
         payload,
-        type=_TYPES.get(str(payload.get("type")), "unknown"),
+        type=type_,
         at=wire.iso(payload.get("created_at")),
         id=request.headers.get("svix-id") or request.headers.get("webhook-id"),
         message_id=dug(data, "email_id"),
         recipient=recipient(data if isinstance(data, dict) else {}),
-        reason=_reason(dug(data, "bounce", "message")),
-        tags=_tags(dug(data, "headers")),
+        reason=reason,
+        bounce=bounce_,
+        smtp_message_id=smtp_message_id(payload),
+        tags=_tags(data),
     )
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by its type."""
+    return _verdict(payload)[2]
+
+
+def _verdict(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None]:
+    """Return an event's type, why it bounced, and whether that is hard or soft."""
+    kind, data = str(payload.get("type")), payload.get("data")
+    if kind == "email.suppressed":
+        return "suppressed", _SUPPRESSED.get(str(dug(data, "suppressed", "type")), "other"), None
+    if kind != "email.bounced":
+        return _TYPES.get(kind, "unknown"), None, None
+    told = dug(data, "bounce")
+    if str(dug(told, "subType")) in _SUPPRESSED:
+        return "suppressed", _SUPPRESSED[str(dug(told, "subType"))], None
+    return "bounced", *_BOUNCES.get(str(dug(told, "type")), (_in_words(dug(told, "message")), None))
+
+
+def smtp_message_id(payload: Mapping[str, Any]) -> object:
+    """Return the Message-ID header, which is all that an application knows of a message that it sent over SMTP."""
+    return dug(payload, "data", "message_id")
 
 
 def recipient(data: Mapping[str, Any]) -> str | None:
@@ -58,24 +94,25 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value] if isinstance(value, str) and value else []
 
 
-def _reason(message: object) -> str | None:
-    """Tell the reason from the words for a person; there is nothing else."""
+def _in_words(message: object) -> str | None:
+    """Return the reason for a bounce without a type, as in older webhooks, which have only words for a person."""
     if message is None:
         return None
     text = str(message)
     return "blocked" if "suppressed sending" in text else "bounced" if "bounce message" in text else "other"
 
 
-def _tags(headers: object) -> object:
-    """Return the tags of the header `X-Tags`, where Anymail puts them."""
-    found: object = ()
-    for header in _listed(headers):
+def _tags(data: object) -> list[Any]:
+    """Return the tags: Resend's have names, and Anymail puts its own into the header `X-Tags`."""
+    found: list[Any] = []
+    for header in _listed(dug(data, "headers")):
         if str(dug(header, "name")).lower() == "x-tags" and isinstance(dug(header, "value"), str):
             try:
-                found = wire.from_json(header["value"])
+                given = wire.from_json(header["value"])
             except ValueError:
                 continue
-    return found
+            found = given if isinstance(given, list) else [given]
+    return [*found, *wire.named_tags(dug(data, "tags"))]
 
 
 def verify(request: Request, secret: str, now: float) -> None:

@@ -1,0 +1,94 @@
+"""Resend's webhooks, as documented."""
+
+import json
+
+import pytest
+
+from mailglass_reconcile.webhooks import parse
+from webhooks.senders import documented
+
+BOUNCED = next(e.payload for e in documented("resend") if "bounce" in e.payload["data"])
+
+
+def read(payload):
+    """Return the only event of a payload."""
+    (event,) = parse("resend", json.dumps(payload).encode())
+    return event
+
+
+def of(kind, **data):
+    """Return an event of a kind, with more data."""
+    return read({**BOUNCED, "type": kind, "data": {**BOUNCED["data"], **data}})
+
+
+@pytest.mark.parametrize(
+    ("type_", "subtype", "read_as"),
+    [
+        ("Permanent", "General", ("bounced", "bounced", "hard")),
+        ("Permanent", "NoEmail", ("bounced", "bounced", "hard")),
+        ("Transient", "General", ("bounced", "other", "soft")),
+        ("Transient", "MailboxFull", ("bounced", "other", "soft")),
+        ("Transient", "MessageTooLarge", ("bounced", "other", "soft")),
+        ("Transient", "ContentRejected", ("bounced", "other", "soft")),
+        ("Transient", "AttachmentRejected", ("bounced", "other", "soft")),
+        ("Undetermined", "Undetermined", ("bounced", "other", None)),
+        ("Permanent", "Suppressed", ("suppressed", "bounced", None)),
+        ("Permanent", "OnAccountSuppressionList", ("suppressed", "other", None)),
+    ],
+)
+@pytest.mark.parametrize(
+    "message", ["The recipient mailbox does not exist", "The provider sent a general bounce message."]
+)
+def test_the_type_of_a_bounce_decides_whatever_its_words_are(type_, subtype, read_as, message):
+    """https://resend.com/docs/dashboard/emails/email-bounces; the first message is of a captured payload.
+
+    github.com/stechstudio/laravel-postmaster, tests/fixtures/resend/bounced.json. Of what is suppressed, nothing was
+    sent.
+    """
+    event = of("email.bounced", bounce={"type": type_, "subType": subtype, "message": message})
+    assert (event.type, event.reject_reason, event.bounce) == read_as
+
+
+def test_an_older_bounce_without_a_type_has_the_reason_of_its_words():
+    """As Anymail reads it: github.com/anymail/django-anymail, tests/test_resend_webhooks.py."""
+    event = of("email.bounced", bounce={"message": "The recipient's email provider sent a hard bounce message."})
+    assert (event.type, event.reject_reason, event.bounce) == ("bounced", "bounced", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "read_as"),
+    [
+        ("email.failed", {"failed": {"reason": "reached_daily_quota"}}, ("failed", None)),
+        ("email.scheduled", {}, ("queued", None)),
+        (
+            "email.suppressed",
+            {"suppressed": {"type": "OnAccountSuppressionList", "message": "…"}},
+            ("suppressed", "other"),
+        ),
+        ("email.suppressed", {"suppressed": {"type": "Suppressed", "message": "…"}}, ("suppressed", "bounced")),
+        ("email.suppressed", {}, ("suppressed", "other")),
+    ],
+)
+def test_what_resend_did_not_send_or_not_yet_is_read(kind, data, read_as):
+    """github.com/resend/resend-node, src/webhooks/interfaces/webhook-event.interface.ts."""
+    event = of(kind, **data)
+    assert (event.type, event.reject_reason, event.bounce) == (*read_as, None)
+
+
+def test_tags_are_kept_with_their_names_next_to_those_of_anymail():
+    """https://resend.com/docs/webhooks/event-types; the header is Anymail's."""
+    tags = {"category": "confirm_email", "user": "ann@example.org", "count": 1}
+    headers = [{"name": "X-Tags", "value": '["welcome"]'}]
+    assert of("email.sent", tags=tags).metadata == {"tags": ["category:confirm_email"]}
+    assert of("email.sent", tags=tags, headers=headers).metadata == {"tags": ["welcome", "category:confirm_email"]}
+    assert of("email.sent", tags=None).metadata == {}
+
+
+def test_the_message_id_header_is_the_id_over_smtp():
+    """https://resend.com/docs/webhooks/event-types: `email_id` is the id of the API, `message_id` the header."""
+    event = of("email.sent")
+    assert (event.message_id, event.smtp_message_id) == (
+        "56761188-7520-42d8-8898-ff6fc54ce618",
+        "<111-222-333@email.example.com>",
+    )
+    assert of("email.sent", message_id=None).smtp_message_id is None
