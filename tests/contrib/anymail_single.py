@@ -211,6 +211,7 @@ BREVO = Provider(
     },
     brevo,
     only,
+    differs={"soft_bounce": {"reject_reason": "bounced"}, "invalid_email": {"type": "bounced"}},
 )
 
 

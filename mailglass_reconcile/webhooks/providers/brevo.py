@@ -1,15 +1,18 @@
 """Brevo: one event a request; HTTP basic authentication, because Brevo signs nothing.
 
-Followed: https://developers.brevo.com/docs/transactional-webhooks and
-https://developers.brevo.com/docs/username-and-password-authentication. Not documented: an id of the event.
+Followed: https://developers.brevo.com/docs/transactional-webhooks, https://developers.brevo.com/docs/marketing-webhooks
+(`list_addition` and `unsubscribe`) and https://developers.brevo.com/docs/username-and-password-authentication. Not
+documented: an id of the event. The documentation's examples have events without `ts_epoch`, and some that have it in
+seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime as dt
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -21,17 +24,21 @@ _TYPES: dict[str, tuple[str, str | None]] = {
     "delivered": ("delivered", None),
     "error": ("failed", None),
     "hard_bounce": ("bounced", "bounced"),
-    "invalid_email": ("bounced", "invalid"),
+    "invalid_email": ("rejected", "invalid"),
     "list_addition": ("subscribed", None),
     "opened": ("opened", None),
     "proxy_open": ("opened", None),
     "request": ("queued", None),
-    "soft_bounce": ("bounced", "bounced"),
+    "soft_bounce": ("bounced", "other"),
     "spam": ("complained", "spam"),
     "unique_opened": ("opened", None),
     "unique_proxy_open": ("opened", None),
     "unsubscribe": ("unsubscribed", None),
+    "unsubscribed": ("unsubscribed", None),
 }
+_BOUNCES: dict[str, Bounce] = {"hard_bounce": "hard", "soft_bounce": "soft"}
+_FIRST_YEAR = 2012
+"""Brevo's first; `ts_epoch` in seconds, read as milliseconds, is a time of January 1970."""
 
 
 def elements(request: Request) -> list[Any]:
@@ -43,19 +50,40 @@ def elements(request: Request) -> list[Any]:
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event; of its times, only `ts_epoch`, in milliseconds, is in UTC."""
+    """Read one event."""
     payload = wire.as_object(element, "the event")
     type_, reason = _TYPES.get(str(payload.get("event")), ("unknown", None))
     yield wire.event(
         payload,
         type=type_,
-        at=wire.epoch(payload.get("ts_epoch"), per_second=1_000),
+        at=_at(payload),
         id=None,
         message_id=payload.get("message-id"),
         recipient=payload.get("email"),
         reason=reason,
+        bounce=bounce(payload),
+        smtp=smtp(payload),
         tags=payload["tags"] if "tags" in payload else payload.get("tag"),
     )
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by the event's name."""
+    return _BOUNCES.get(str(payload.get("event")))
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied, or another reason in words."""
+    return payload.get("reason")
+
+
+def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
+    """Return the time: `ts_epoch`, in milliseconds or in seconds, or else `ts_event`; `date` is in another zone."""
+    told = payload.get("ts_epoch")
+    at = wire.epoch(told, per_second=1_000)
+    if at is not None and at.year < _FIRST_YEAR:
+        at = wire.epoch(told)
+    return at or wire.epoch(payload.get("ts_event"))
 
 
 def verify(request: Request, secret: str, now: float) -> None:

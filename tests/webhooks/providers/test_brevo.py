@@ -1,0 +1,95 @@
+"""Brevo's webhooks, as captured and as documented."""
+
+import datetime as dt
+import json
+
+import pytest
+
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.webhooks import parse
+
+EVENT = {
+    "event": "delivered",
+    "email": "ann@example.org",
+    "id": 814119,
+    "message-id": "<202305311328.81899448177@smtp-relay.mailin.fr>",
+    "date": "2023-05-31 15:52:01",
+    "ts": 1685541121,
+    "ts_event": 1685541121,
+    "ts_epoch": 1685541121606,
+}
+"""Its ids and times are of a captured payload: github.com/symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures."""
+
+
+def read(**fields):
+    """Return the only event of a payload."""
+    (event,) = parse("brevo", json.dumps({**EVENT, **fields}).encode())
+    return event
+
+
+def test_an_unsubscription_is_called_unsubscribed():
+    """Captured: symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures/unsubscribed.json.
+
+    Marketing webhooks call it `unsubscribe`: https://developers.brevo.com/docs/marketing-webhooks.
+    """
+    event = read(event="unsubscribed", is_returnpath=True, tags=["tag1", "tag2"], tag='["tag1","tag2"]')
+    assert (event.type, event.reject_reason) == ("unsubscribed", None)
+    assert event.metadata == {"tags": ["tag1", "tag2"]}
+    assert read(event="unsubscribe").type == "unsubscribed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "read_as"),
+    [
+        ("hard_bounce", ("bounced", "bounced", "hard")),
+        ("soft_bounce", ("bounced", "other", "soft")),
+        ("invalid_email", ("rejected", "invalid", None)),
+        ("deferred", ("deferred", None, None)),
+        ("blocked", ("rejected", "blocked", None)),
+    ],
+)
+def test_the_name_of_an_event_says_whether_a_bounce_is_hard_or_soft(kind, read_as):
+    """https://developers.brevo.com/docs/transactional-webhooks: to an invalid address, nothing was sent."""
+    event = read(event=kind, reason="server is down")
+    assert (event.type, event.reject_reason, event.bounce) == read_as
+    assert event.smtp_status is None
+
+
+def test_the_codes_of_the_servers_reply_are_kept():
+    """Captured: symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures/hard_bounce.json, shortened."""
+    reason = "550-5.1.1 The email account that you tried to reach does not exist.\n   550 5.1.1 g14-20020a5d - gsmtp"
+    assert read(event="hard_bounce", reason=reason).smtp_status == "550 5.1.1"
+
+
+@pytest.mark.parametrize(
+    ("times", "at"),
+    [
+        ({}, dt.datetime(2023, 5, 31, 13, 52, 1, 606_000, tzinfo=dt.UTC)),
+        # soft_bounce.json of the same folder, which is the example of https://developers.brevo.com/docs/transactional-webhooks
+        (
+            {"ts": 1604933619, "ts_event": 1604933654, "ts_epoch": None},
+            dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC),
+        ),
+        # invalid_email.json, as above: `ts_epoch` in seconds
+        ({"ts_event": 1604933654, "ts_epoch": 1604933623}, dt.datetime(2020, 11, 9, 14, 53, 43, tzinfo=dt.UTC)),
+        ({"ts_event": "1604933654", "ts_epoch": "now"}, dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC)),
+    ],
+)
+def test_the_time_is_read_with_and_without_milliseconds(times, at):
+    """And from `ts_event`, which is in UTC as well, if `ts_epoch` is missing."""
+    assert read(**times).occurred_at == at
+
+
+def test_an_event_without_any_of_its_times_happened_now():
+    """It is not lost for that."""
+    now = read(ts_event=None, ts_epoch=None).occurred_at
+    assert dt.datetime.now(dt.UTC) - now < dt.timedelta(minutes=1)
+
+
+def test_an_addition_to_a_list_has_no_id_and_is_no_fault():
+    """https://developers.brevo.com/docs/marketing-webhooks."""
+    body = json.dumps({"event": "list_addition", "email": "ann@example.org", "list_id": [1]}).encode()
+    (event,) = parse("brevo", body)
+    assert (event.type, event.message_id) == ("subscribed", None)
+    assert providers.may_lack_id("brevo", event.type)
+    assert not providers.may_lack_id("brevo", "delivered")
