@@ -341,4 +341,5 @@ POSTAL = Provider(
     },
     postal,
     postal_request,
+    differs={"Loaded": {"type": "unknown"}},
 )

@@ -1,20 +1,24 @@
 """Postal: one event a request; an RSA signature over the body.
 
-Followed: https://docs.postalserver.io/developer/webhooks. Types are Anymail's, which reports an open (`MessageLoaded`)
-as `unknown`.
+Followed: https://docs.postalserver.io/developer/webhooks, and for what a `HardFail` and a `Held` are about
+https://github.com/postalserver/postal/blob/main/app/senders/smtp_sender.rb and
+https://github.com/postalserver/postal/blob/main/app/lib/message_dequeuer/outgoing_message_processor.rb.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
 _STATUSES = {"HardFail": "failed", "Held": "queued", "Sent": "delivered", "SoftFail": "deferred"}
+_PERMANENT = re.compile(r"\s*5\d\d\b")
+_SUPPRESSED = re.compile(r"Recipient .* is on the suppression list(?: \(reason: (.*)\))?", re.DOTALL)
 
 
 def elements(request: Request) -> list[Any]:
@@ -26,11 +30,11 @@ def elements(request: Request) -> list[Any]:
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; one about inbound mail gives none."""
     webhook = wire.as_object(element, "the event")
-    payload = wire.as_object(webhook.get("payload", {}), "payload")
-    message = payload.get("message") or payload.get("original_message")
+    wire.as_object(webhook.get("payload", {}), "payload")
+    message = _message(webhook)
     if dug(message, "direction") == "incoming":
         return
-    type_ = _type(payload)
+    type_, reason = _type(webhook)
     to = dug(message, "to")
     at = wire.epoch(webhook.get("timestamp"))
     yield wire.event(
@@ -40,15 +44,47 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         id=webhook.get("uuid"),
         message_id=dug(message, "id"),
         recipient=bare(to) if isinstance(to, str) else to,
-        reason="bounced" if type_ == "bounced" else None,
+        reason=reason,
+        bounce=bounce(webhook),
+        smtp=smtp(webhook),
+        smtp_message_id=smtp_message_id(webhook),
         tags=dug(message, "tag"),
     )
 
 
-def _type(payload: dict[str, Any]) -> str:
-    if "status" in payload:
-        return _STATUSES.get(str(payload["status"]), "unknown")
-    return "bounced" if "bounce" in payload else "clicked" if "url" in payload else "unknown"
+def _type(webhook: Mapping[str, Any]) -> tuple[str, str | None]:
+    payload = webhook.get("payload")
+    status = dug(payload, "status")
+    if status is not None:
+        held = _SUPPRESSED.match(str(dug(payload, "details"))) if status == "Held" else None
+        if held:
+            return "suppressed", "bounced" if "fails" in (held[1] or "") else "other"
+        return ("bounced", "bounced") if bounce(webhook) else (_STATUSES.get(str(status), "unknown"), None)
+    if dug(payload, "bounce") is not None:
+        return "bounced", "bounced"
+    if dug(payload, "url") is not None:
+        return "clicked", None
+    return "opened" if webhook.get("event") == "MessageLoaded" else "unknown", None
+
+
+def bounce(webhook: Mapping[str, Any]) -> Bounce | None:
+    """Return `hard` if the recipient's server refused the message for good: other failures are Postal's own."""
+    payload = webhook.get("payload")
+    return "hard" if dug(payload, "status") == "HardFail" and _PERMANENT.match(str(smtp(webhook))) else None
+
+
+def smtp(webhook: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied."""
+    return dug(webhook, "payload", "output")
+
+
+def smtp_message_id(webhook: Mapping[str, Any]) -> object:
+    """Return the Message-ID header, without angle brackets, which is all that is known of a message sent over SMTP."""
+    return dug(_message(webhook), "message_id")
+
+
+def _message(webhook: Mapping[str, Any]) -> object:
+    return dug(webhook, "payload", "message") or dug(webhook, "payload", "original_message")
 
 
 def verify(request: Request, secret: str, now: float) -> None:
