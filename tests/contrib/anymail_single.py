@@ -308,7 +308,7 @@ MAILERSEND = Provider(
 
 
 def postal(kind: str, message_id: int, to: str, n: int) -> Payload:
-    """One event: a delivery's status, a bounce, or a click; Anymail does not know Postal's opens."""
+    """One event: a delivery's status, a bounce, a click, or an open, which Anymail does not know."""
     message = {"id": message_id, "direction": "outgoing", "to": to, "from": "shop@example.com", "tag": "welcome"}
     of_kind: dict[str, Payload] = {
         "Bounce": {"original_message": message, "bounce": {"id": 7, "direction": "incoming", "to": "b@example.com"}},
@@ -337,9 +337,8 @@ POSTAL = Provider(
         "Held": "queued",
         "Bounce": "bounced",
         "LinkClicked": "clicked",
-        "Loaded": "unknown",
+        "Loaded": "opened",
     },
     postal,
     postal_request,
-    differs={"Loaded": {"type": "unknown"}},
 )
