@@ -304,6 +304,7 @@ MAILERSEND = Provider(
     },
     mailersend,
     mailersend_request,
+    differs={"soft_bounced": {"reject_reason": "bounced"}},
 )
 
 

@@ -9,11 +9,11 @@ recipient in `data.email`; captured ones have it in `data.recipient`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
@@ -38,11 +38,14 @@ _TYPES = {
 
 _REASONS = {
     "activity.hard_bounced": "bounced",
-    "activity.soft_bounced": "bounced",
+    "activity.soft_bounced": "other",
     "activity.spam_complaint": "spam",
-    "activity.suppressed": "other",
     "activity.unsubscribed": "unsubscribed",
 }
+_SUPPRESSED = {"bounce": "bounced", "spam": "spam", "unsubscribe": "unsubscribed", "block": "blocked"}
+"""Words of MailerSend's suppression lists (blocklist, hard bounces, spam complaints, unsubscribes, on hold)."""
+
+_BOUNCES: dict[str, Bounce] = {"activity.hard_bounced": "hard", "activity.soft_bounced": "soft"}
 
 
 def elements(request: Request) -> list[Any]:
@@ -65,9 +68,28 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         id=data.get("id"),
         message_id=dug(email, "message", "id") or data.get("message_id"),
         recipient=dug(email, "recipient", "email") or data.get("recipient", _text(email)),
-        reason=_REASONS.get(kind),
+        reason=_suppressed(data) if kind == "activity.suppressed" else _REASONS.get(kind),
+        bounce=bounce(payload),
+        smtp=smtp(payload),
         tags=data.get("tags", dug(email, "tags")),
     )
+
+
+def _suppressed(data: dict[str, Any]) -> str:
+    named = str(dug(data, "meta", "suppression_reason"))
+    return next((reason for word, reason in _SUPPRESSED.items() if word in named), "other")
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by the event's type."""
+    return _BOUNCES.get(str(payload.get("type")))
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return the code of the server's reply, and its text if that begins with codes, too; version 1 has words only."""
+    meta = dug(payload, "data", "meta")
+    reason = dug(meta, "bounce_reason") or dug(payload, "data", "morph", "reason")
+    return " ".join(str(one) for one in (dug(meta, "bounce_code"), reason) if isinstance(one, str | int))
 
 
 def _text(email: object) -> str | None:

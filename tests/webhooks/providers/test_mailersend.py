@@ -48,3 +48,51 @@ def test_version_1_dates_an_event_by_the_activity_not_by_the_attempt():
     """https://developers.mailersend.com/api/v1/webhooks.html: the request around it is dated at each attempt."""
     first = documented("mailersend")[0].payload
     assert read({**first, "created_at": "2026-01-01T00:00:00Z"}) == read(first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "meta", "read_as"),
+    [
+        ("hard_bounced", {"bounce_reason": "No such host", "bounce_code": 550}, ("bounced", "bounced", "hard", "550")),
+        ("soft_bounced", {"bounce_reason": "Mailbox full", "bounce_code": 452}, ("bounced", "other", "soft", "452")),
+        (
+            "soft_bounced",
+            {"bounce_reason": "452 4.2.2 full", "bounce_code": 452},
+            ("bounced", "other", "soft", "452 4.2.2"),
+        ),
+        ("soft_bounced", [], ("bounced", "other", "soft", None)),
+        ("deferred", [], ("deferred", None, None, None)),
+    ],
+)
+def test_the_type_says_whether_a_bounce_is_hard_or_soft(kind, meta, read_as):
+    """https://developers.mailersend.com/api/v1/account/webhooks.html#payload-example; an empty meta is a list."""
+    event = read({**SENT, "type": f"activity.{kind}", "data": {**SENT["data"], "type": kind, "meta": meta}})
+    assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == read_as
+
+
+def test_version_1_has_hard_and_soft_bounces_too():
+    """https://developers.mailersend.com/api/v1/webhooks.html."""
+    told = {e.payload["type"]: e.payload for e in documented("mailersend") if "morph" in e.payload["data"]}
+    read_as = [(event.reject_reason, event.bounce) for event in map(read, told.values()) if event.type == "bounced"]
+    assert read_as == [("other", "soft"), ("bounced", "hard")]
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ("on_hold", "other"),
+        ("hard_bounce", "bounced"),
+        ("spam_complaint", "spam"),
+        ("unsubscribed", "unsubscribed"),
+        ("blocklisted", "blocked"),
+        (None, "other"),
+    ],
+)
+def test_what_is_suppressed_has_the_reason_that_it_names(named, reason):
+    """`on_hold` is of https://developers.mailersend.com/api/v1/account/webhooks.html; the others are names of its lists.
+
+    https://developers.mailersend.com/api/v1/recipients.html.
+    """
+    data = {**SENT["data"], "type": "suppressed", "meta": {"suppression_reason": named}}
+    event = read({**SENT, "type": "activity.suppressed", "data": data})
+    assert (event.type, event.reject_reason, event.bounce) == ("suppressed", reason, None)
