@@ -165,6 +165,11 @@ def event(
     )
 
 
+def with_code(code: object, text: object) -> str:
+    """Return the reply of a server whose code has a field of its own; its text may begin with codes, too."""
+    return " ".join(str(one) for one in (code, text) if isinstance(one, str | int) and not isinstance(one, bool))
+
+
 def smtp_status(reply: object) -> str | None:
     """Return the codes at the beginning of an SMTP reply, such as `550 5.1.1`, or None if it begins with none.
 

@@ -86,10 +86,9 @@ def bounce(payload: Mapping[str, Any]) -> Bounce | None:
 
 
 def smtp(payload: Mapping[str, Any]) -> object:
-    """Return the code of the server's reply, and its text if that begins with codes, too; version 1 has words only."""
+    """Return the code of the server's reply and its text; version 1 has words only."""
     meta = dug(payload, "data", "meta")
-    reason = dug(meta, "bounce_reason") or dug(payload, "data", "morph", "reason")
-    return " ".join(str(one) for one in (dug(meta, "bounce_code"), reason) if isinstance(one, str | int))
+    return wire.with_code(dug(meta, "bounce_code"), dug(meta, "bounce_reason"))
 
 
 def _text(email: object) -> str | None:

@@ -6,11 +6,11 @@ https://docs.mailtrap.io/email-api-smtp/analytics/statuses-and-events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -25,6 +25,7 @@ _TYPES: dict[str, tuple[str, str | None]] = {
     "suspension": ("deferred", "other"),
     "unsubscribe": ("unsubscribed", "unsubscribed"),
 }
+_BOUNCES: dict[str, Bounce] = {"bounce": "hard", "soft bounce": "soft"}
 
 
 def elements(request: Request) -> list[Any]:
@@ -54,8 +55,20 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         message_id=payload.get("message_id"),
         recipient=payload.get("email"),
         reason=reason,
+        bounce=bounce(payload),
+        smtp=smtp(payload),
         tags=payload.get("category"),
     )
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by the event's name."""
+    return _BOUNCES.get(str(payload.get("event")))
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return the code of the server's reply and its text, which have fields of their own."""
+    return wire.with_code(payload.get("response_code"), payload.get("response"))
 
 
 def verify(request: Request, secret: str, now: float) -> None:

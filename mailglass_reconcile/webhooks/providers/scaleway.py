@@ -3,17 +3,18 @@
 Followed: https://www.scaleway.com/en/docs/transactional-email/reference-content/webhook-events-payloads/ and
 https://www.scaleway.com/en/docs/topics-and-events/reference-content/verifying-webhooks/. Anymail does not read these
 webhooks. Not documented: what is signed, which is taken to be what SNS signs, because Topics and Events is compatible
-with it; and whether a mailbox that is not found was refused by the server or by Scaleway.
+with it; and whether a mailbox that is not found was refused by the server or by Scaleway. What it drops has
+hard-bounced, what it defers has soft-bounced, by the same page.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import sns, wire
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request
@@ -34,6 +35,7 @@ _TYPES: dict[str, tuple[str, str | None]] = {
     "email_queued": ("queued", None),
     "email_spam": ("rejected", "spam"),
 }
+_BOUNCES: dict[str, Bounce] = {"email_deferred": "soft", "email_dropped": "hard", "email_mailbox_not_found": "hard"}
 
 
 def elements(request: Request) -> list[Any]:
@@ -58,7 +60,19 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         message_id=payload.get("email_id"),
         recipient=payload.get("email_to"),
         reason=reason,
+        bounce=bounce(payload),
+        smtp=smtp(payload),
     )
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by the event's type."""
+    return _BOUNCES.get(str(payload.get("type")))
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return the code of the server's reply and its text, which have fields of their own."""
+    return wire.with_code(payload.get("email_response_code"), payload.get("email_response_message"))
 
 
 def verify(request: Request, secret: str, now: float) -> None:

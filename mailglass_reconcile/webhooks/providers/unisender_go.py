@@ -1,18 +1,18 @@
 """Unisender Go: batches, or one event if "use single event" is on; an MD5 of the body with the API key in it.
 
-Followed: https://godocs.unisender.ru/web-api-ref#callback-format. Not documented: an id of the event (the header `ID`
-is another one at each attempt).
+Followed: https://godocs.unisender.ru/web-api-ref#callback-format and https://godocs.unisender.ru/email-statuses. Not
+documented: an id of the event (the header `ID` is another one at each attempt).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
@@ -46,6 +46,15 @@ _REASONS = {
     "err_user_unknown": "bounced",
     "err_will_retry": None,
 }
+
+_ADDRESS = (
+    "err_domain_inactive",
+    "err_mailbox_discarded",
+    "err_unreachable",
+    "err_user_inactive",
+    "err_user_unknown",
+)
+"""Causes of a hard bounce that lie in the address; any other lies in this message, or in the moment."""
 
 _OF_MESSAGES = "transactional_email_status"
 _MD5 = re.compile("[0-9a-fA-F]{32}")
@@ -86,7 +95,22 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         message_id=dug(payload, "metadata", "anymail_id") or payload.get("job_id"),
         recipient=payload.get("email"),
         reason=_REASONS.get(str(status), "other") if failed else None,
+        bounce=bounce(payload),
+        smtp=smtp(payload),
     )
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one: `hard_bounced` says only that Unisender Go does not try again."""
+    if payload.get("status") not in ("hard_bounced", "soft_bounced"):
+        return None
+    told = dug(payload, "delivery_info", "delivery_status")
+    return "hard" if payload["status"] == "hard_bounced" and told in _ADDRESS else "soft"
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied."""
+    return dug(payload, "delivery_info", "destination_response")
 
 
 def verify(request: Request, secret: str, now: float) -> None:
