@@ -78,12 +78,10 @@ def smtp(payload: Mapping[str, Any]) -> object:
 
 
 def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
-    """Return the time: `ts_epoch`, in milliseconds or in seconds, or else `ts_event`; `date` is in another zone."""
+    """Return the time: `ts_epoch`, if it is in milliseconds, or else `ts_event`; `date` is in another zone."""
     told = payload.get("ts_epoch")
     at = wire.epoch(told, per_second=1_000)
-    if at is not None and at.year < _FIRST_YEAR:
-        at = wire.epoch(told)
-    return at or wire.epoch(payload.get("ts_event"))
+    return at if at is not None and at.year >= _FIRST_YEAR else wire.epoch(payload.get("ts_event")) or wire.epoch(told)
 
 
 def verify(request: Request, secret: str, now: float) -> None:

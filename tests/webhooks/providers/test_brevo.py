@@ -70,8 +70,9 @@ def test_the_codes_of_the_servers_reply_are_kept():
             {"ts": 1604933619, "ts_event": 1604933654, "ts_epoch": None},
             dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC),
         ),
-        # invalid_email.json, as above: `ts_epoch` in seconds
-        ({"ts_event": 1604933654, "ts_epoch": 1604933623}, dt.datetime(2020, 11, 9, 14, 53, 43, tzinfo=dt.UTC)),
+        # invalid_email.json, as above: `ts_epoch` in seconds, which is not the event's time
+        ({"ts_event": 1604933654, "ts_epoch": 1604933623}, dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC)),
+        ({"ts_event": None, "ts_epoch": 1604933623}, dt.datetime(2020, 11, 9, 14, 53, 43, tzinfo=dt.UTC)),
         ({"ts_event": "1604933654", "ts_epoch": "now"}, dt.datetime(2020, 11, 9, 14, 54, 14, tzinfo=dt.UTC)),
     ],
 )
