@@ -18,7 +18,7 @@ EVENT = {
     "ts_event": 1685541121,
     "ts_epoch": 1685541121606,
 }
-"""Its ids and times are of a captured payload: github.com/symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures."""
+"""Ids and times are of a captured payload: github.com/symfony/symfony, Mailer/Bridge/Brevo/Tests/Webhook/Fixtures."""
 
 
 def read(**fields):

@@ -89,9 +89,9 @@ def test_version_1_has_hard_and_soft_bounces_too():
     ],
 )
 def test_what_is_suppressed_has_the_reason_that_it_names(named, reason):
-    """`on_hold` is of https://developers.mailersend.com/api/v1/account/webhooks.html; the others are names of its lists.
+    """`on_hold` is of https://developers.mailersend.com/api/v1/account/webhooks.html.
 
-    https://developers.mailersend.com/api/v1/recipients.html.
+    The others are names of its lists: https://developers.mailersend.com/api/v1/recipients.html.
     """
     data = {**SENT["data"], "type": "suppressed", "meta": {"suppression_reason": named}}
     event = read({**SENT, "type": "activity.suppressed", "data": data})
