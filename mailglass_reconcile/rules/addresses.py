@@ -48,7 +48,7 @@ def address(recipient: str) -> str:
 
 def holds_address(text: str) -> bool:
     """Whether *text* looks like an e-mail address, or holds one."""
-    return _ADDRESS.search(text) is not None
+    return ("@" in text or "%40" in text) and _ADDRESS.search(text) is not None
 
 
 def mentions(text: str, compared: str) -> bool:

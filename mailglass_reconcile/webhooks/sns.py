@@ -70,6 +70,11 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(_NoRedirects)
 
 
+def is_message(body: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is a notification."""
+    return str(body.get("Type")) in _SIGNED
+
+
 def message(request: Request) -> dict[str, Any]:
     """Return a request's notification.
 
@@ -77,7 +82,7 @@ def message(request: Request) -> dict[str, Any]:
         InvalidWebhookError: It is none.
     """
     body = request.object()
-    if body.get("Type") not in _SIGNED:
+    if not is_message(body):
         raise InvalidWebhookError("the body is no notification of SNS; turn off raw message delivery")
     return body
 

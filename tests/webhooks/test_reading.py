@@ -145,6 +145,16 @@ def test_one_bad_part_of_a_batch_does_not_lose_the_others(provider, caplog):
     assert canary not in caplog.text
 
 
+@EVERY_PROVIDER
+def test_a_byte_that_is_no_text_costs_nothing(provider):
+    """Some field of a message may hold one; the signature is over the bytes as they came."""
+    one = posted(provider, [documented(provider)[0].payload])[0]
+    (before,) = parse(provider, one.body, one.headers)
+    for brace, more in ((b"{", b'{"name": "caf\xe9\xff", '), (b"%7B", b"%7B%22name%22%3A+%22caf%E9%FF%22%2C+")):
+        (after,) = parse(provider, one.body.replace(brace, more, 1), one.headers)
+        assert (after.type, after.message_id, after.recipient) == (before.type, before.message_id, before.recipient)
+
+
 BROKEN = [
     b"",
     b"{",
@@ -166,6 +176,14 @@ def test_a_body_that_cannot_be_read_is_refused_without_its_words(provider, body)
     with pytest.raises(InvalidWebhookError) as error:
         parse(provider, body, {"Content-Type": "application/json"})
     assert "c4n4ry" not in f"{error.value} {error.value.__cause__}"
+
+
+@pytest.mark.parametrize("provider", ["scaleway", "ses"])
+def test_a_notification_of_no_type_is_refused(provider):
+    """Whatever stands there."""
+    for type_ in ([], {}, None, 7, "Other"):
+        with pytest.raises(InvalidWebhookError):
+            parse(provider, json.dumps({"Type": type_, "Message": "{}"}).encode())
 
 
 @EVERY_PROVIDER
