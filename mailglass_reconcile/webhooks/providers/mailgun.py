@@ -2,9 +2,12 @@
 
 Followed: https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads,
 https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/securing-webhooks (the signature, and that it may
-arrive late), https://help.mailgun.com/hc/en-us/articles/202236504-Webhooks (it tries again for eight hours) and
+arrive late), https://help.mailgun.com/hc/en-us/articles/202236504-Webhooks (it tries again for eight hours),
+https://documentation.mailgun.com/docs/mailgun/user-manual/tracking-messages/tracking-messages (opens by machines) and
 https://help.mailgun.com/hc/en-us/articles/14048832145051-Legacy-Webhooks. Not documented: whether a repeated webhook
-keeps its token, and the values of `reason`.
+keeps its token, and the values of `reason`: `suppress-…` are in
+https://documentation.mailgun.com/en/latest/api-stats.html, `old` in
+https://feedback.mailgun.com/forums/914635-general-feedback/suggestions/37219720.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import bare
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
@@ -43,7 +46,11 @@ _LEGACY_TYPES = {
     "opened": "opened",
     "unsubscribed": "unsubscribed",
 }
-_REASONS = {"bounce": "bounced", "suppress-bounce": "bounced"}
+_SUPPRESSED = {"suppress-bounce": "bounced", "suppress-complaint": "spam", "suppress-unsubscribe": "unsubscribed"}
+"""Reasons of a failure that is none of delivery: Mailgun did not send, because the address is on one of its lists."""
+_TOO_OLD = "old"
+"""The reason of the last failure, after eight hours; its severity was `temporary` once."""
+_REASONS = {"bounce": "bounced", _TOO_OLD: "timed_out", **_SUPPRESSED}
 _LEGACY_REASONS = {"499": "timed_out", "605": "bounced", "607": "spam"}
 
 
@@ -71,11 +78,9 @@ def _is_json(request: Request) -> bool:
 
 
 def _event(data: dict[str, Any]) -> WebhookEvent:
-    kind = data.get("event")
-    type_ = _TYPES.get(kind, "unknown") if isinstance(kind, str) else "unknown"
-    if type_ == "bounced" and data.get("severity") == "temporary":
-        type_ = "deferred"
+    type_ = _type(data)
     reason = _REASONS.get(str(data["reason"]), "other") if "reason" in data else None
+    whole = {"event-data": data}
     return wire.event(
         data,
         type=type_,
@@ -84,8 +89,43 @@ def _event(data: dict[str, Any]) -> WebhookEvent:
         message_id=_bracketed(dug(data, "message", "headers", "message-id")),
         recipient=data.get("recipient") or (_addressee(data) if type_ == "rejected" else None),
         reason=reason or ("other" if type_ == "rejected" else None),
+        bounce=bounce(whole),
+        smtp=smtp(whole),
         tags=data.get("tags"),
+        kept=kept(whole),
     )
+
+
+def _type(data: Mapping[str, Any]) -> str:
+    type_ = _TYPES.get(str(data.get("event")), "unknown")
+    if type_ != "bounced":
+        return type_
+    if str(data.get("reason")) in _SUPPRESSED:
+        return "suppressed"
+    return "deferred" if data.get("severity") == "temporary" and data.get("reason") != _TOO_OLD else type_
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one, given the whole of a webhook: those of legacy webhooks are hard."""
+    data = payload.get("event-data")
+    if not isinstance(data, dict):
+        return "hard" if payload.get("event") == "bounced" else None
+    if _type(data) != "bounced":
+        return None
+    return "soft" if data.get("reason") == _TOO_OLD else "hard"
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied, given the whole of a webhook; codes from 600 are Mailgun's own."""
+    status = dug(payload.get("event-data"), "delivery-status")
+    if not isinstance(status, dict):
+        return payload.get("code")
+    return wire.with_code(status.get("code"), status.get("enhanced-code") or status.get("message"))
+
+
+def kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
+    """Return whether a machine opened or clicked, given the whole of a webhook."""
+    return wire.MACHINE if dug(payload.get("event-data"), "client-info", "bot") else None
 
 
 def event_id(data: Mapping[str, Any]) -> str | None:
@@ -118,6 +158,8 @@ def _legacy(fields: Sequence[tuple[str, str]]) -> WebhookEvent:
         message_id=_bracketed(first.get("Message-Id") or first.get("message-id")),
         recipient=first.get("recipient"),
         reason=_legacy_reason(first.get("code")),
+        bounce=bounce(first),
+        smtp=smtp(first),
         tags=_all(fields, "tag") or _all(fields, "X-Mailgun-Tag"),
     )
 

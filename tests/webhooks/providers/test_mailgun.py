@@ -1,0 +1,115 @@
+"""Mailgun's events, as documented: https://documentation.mailgun.com/docs/mailgun/user-manual/webhooks/webhook-payloads."""
+
+import copy
+import json
+from urllib.parse import urlencode
+
+import pytest
+
+from mailglass_reconcile.webhooks import parse
+from mailglass_reconcile.webhooks.providers import mailgun
+from webhooks.senders import documented
+
+FAILED = next(e.payload for e in documented("mailgun") if e.payload.get("reason") == "suppress-bounce")
+OPENED = next(e.payload for e in documented("mailgun") if e.payload["event"] == "opened")
+
+
+def read(payload, **told):
+    """Return the only event of a webhook."""
+    (event,) = parse("mailgun", json.dumps({"event-data": copy.deepcopy(payload) | told}).encode())
+    return event
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "expected"),
+    [
+        ("suppress-bounce", 605, ("suppressed", "bounced", None)),
+        ("suppress-unsubscribe", 606, ("suppressed", "unsubscribed", None)),
+        ("suppress-complaint", 607, ("suppressed", "spam", None)),
+        ("bounce", 550, ("bounced", "bounced", "hard")),
+        ("generic", 550, ("bounced", "other", "hard")),
+        ("old", 602, ("bounced", "timed_out", "soft")),
+    ],
+)
+def test_the_reason_of_a_failure_says_whether_mailgun_has_sent_at_all(reason, code, expected):
+    """The reasons of suppressions: https://documentation.mailgun.com/en/latest/api-stats.html; 605 is documented.
+
+    github.com/mailgun/documentation, source/api-events.rst; 602 is "too old", after eight hours.
+    """
+    event = read(FAILED, reason=reason, **{"delivery-status": {"code": code, "message": ""}})
+    assert (event.type, event.reject_reason, event.bounce) == expected
+    assert event.smtp_status == ("550" if code == 550 else None)  # codes from 600 are Mailgun's own
+
+
+def test_the_last_failure_is_final_though_its_severity_is_temporary():
+    """https://feedback.mailgun.com/forums/914635-general-feedback/suggestions/37219720."""
+    event = read(FAILED, severity="temporary", reason="old")
+    assert (event.type, event.reject_reason, event.bounce) == ("bounced", "timed_out", "soft")
+    event = read(FAILED, severity="temporary", reason="generic")
+    assert (event.type, event.reject_reason, event.bounce) == ("deferred", "other", None)
+
+
+@pytest.mark.parametrize(
+    ("status", "codes"),
+    [
+        (
+            {"code": 550, "message": "smtp; 550-5.1.1 The account does not exist.", "enhanced-code": "5.1.1"},
+            "550 5.1.1",
+        ),
+        ({"code": 451, "message": "4.7.652 The mail server has exceeded", "enhanced-code": "4.7.652"}, "451 4.7.652"),
+        ({"code": 550, "message": "No Such User Here", "enhanced-code": ""}, "550"),
+        ({"code": 550, "message": "5.1.1 no ann@example.org"}, "550 5.1.1"),
+        ({"code": 250, "message": "OK"}, "250"),
+        ({"code": 605, "message": ""}, None),
+        (None, None),
+    ],
+)
+def test_the_codes_of_the_servers_reply_are_kept(status, codes):
+    """The page's delayed bounce, temporary failure and delivery; the third is captured by Symfony's mailer."""
+    assert read(FAILED, **{"delivery-status": status}).smtp_status == codes
+
+
+@pytest.mark.parametrize("event", ["opened", "clicked"])
+@pytest.mark.parametrize(("bot", "kept"), [("apple", {"machine": True}), ("generic", {"machine": True}), ("", {})])
+def test_an_open_or_click_by_a_machine_says_so(event, bot, kept):
+    """https://documentation.mailgun.com/docs/mailgun/user-manual/tracking-messages/tracking-messages: `bot`."""
+    made = read(OPENED, event=event, **{"client-info": {"client-name": "unknown", "bot": bot}})
+    assert (made.type, made.metadata) == (event, kept)
+
+
+def test_a_bounce_of_legacy_webhooks_is_a_hard_one():
+    """https://help.mailgun.com/hc/en-us/articles/14048832145051-Legacy-Webhooks: "Hard Bounces Payload"."""
+    form = {"event": "bounced", "recipient": "ann@example.org", "Message-Id": "<m@example.com>", "code": "550"}
+    (event,) = parse("mailgun", urlencode(form).encode(), content_type="application/x-www-form-urlencoded")
+    assert (event.type, event.bounce, event.smtp_status) == ("bounced", "hard", "550")
+    assert mailgun.bounce({**form, "event": "dropped"}) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"event": "accepted", "timestamp": 1707402341.91242, "method": "HTTP"}, "queued"),
+        ({"event": "delivered", "timestamp": 1521472262.000002, "delivery-status": {"code": 250}}, "delivered"),
+        ({"event": "clicked", "timestamp": 1521243339.873676}, "clicked"),
+        ({"event": "opened", "timestamp": 1521243339.873676}, "opened"),
+        ({"event": "unsubscribed", "timestamp": 1521243339.873676}, "unsubscribed"),
+        ({"event": "complained", "timestamp": 1521233123.501324}, "complained"),
+        ({"event": "failed", "severity": "permanent", "reason": "bounce", "timestamp": 1521233195.375624}, "bounced"),
+        (
+            {"event": "failed", "severity": "permanent", "reason": "suppress-bounce", "timestamp": 1521233195.375624},
+            "suppressed",
+        ),
+        ({"event": "failed", "severity": "temporary", "reason": "generic", "timestamp": 1521472262.908181}, "deferred"),
+    ],
+)
+def test_what_symfony_has_captured_is_read(told, expected):
+    """github.com/symfony/symfony, Mailer/Bridge/Mailgun/Tests/Webhook/Fixtures."""
+    id_ = "20130503182626.18666.16540@app.symfony.com"
+    event = read(
+        {"id": "CPgfbmQMTCKtHW6uIWtuVe", "recipient": "alice@example.com", "tags": ["my_tag_1", "my_tag_2"]},
+        message={"headers": {"message-id": id_}},
+        **told,
+    )
+    assert (event.type, event.message_id, event.recipient) == (expected, f"<{id_}>", "alice@example.com")
+    assert event.occurred_at.timestamp() == pytest.approx(told["timestamp"], abs=1e-5)
+    assert event.metadata == {"tags": ["my_tag_1", "my_tag_2"]}
