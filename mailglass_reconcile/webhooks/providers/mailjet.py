@@ -1,14 +1,16 @@
 """Mailjet: batches, or one event if "group events" is off; HTTP basic authentication, because Mailjet signs nothing.
 
-Followed: https://dev.mailjet.com/email/guides/webhooks/. Not documented: an id of the event.
+Followed: https://dev.mailjet.com/email/guides/webhooks/. Not documented: an id of the event. Not as documented: `error`
+may be empty, with the reason in `error_related_to`
+(https://github.com/symfony/symfony/blob/7.2/src/Symfony/Component/Mailer/Bridge/Mailjet/Tests/Webhook/Fixtures).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -38,6 +40,11 @@ _REASONS = {
     "spam reporter": "spam",
     "typofix": "invalid",
     "user unknown": "bounced",
+    # what an error is related to
+    "domain": "bounced",
+    "mailjet": "blocked",
+    "recipient": "bounced",
+    "spam": "spam",
 }
 
 
@@ -48,20 +55,50 @@ def elements(request: Request) -> list[Any]:
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event. A greylisted message is tried again, unless the bounce is a hard one."""
+    """Read one event."""
     payload = wire.as_object(element, "the event")
-    later = payload.get("error") == "greylisted" and not payload.get("hard_bounce", False)
     id_ = payload.get("MessageID")
     yield wire.event(
         payload,
-        type="deferred" if later else _TYPES.get(str(payload.get("event")), "unknown"),
+        type="deferred" if _is_tried_again(payload) else _TYPES.get(str(payload.get("event")), "unknown"),
         at=wire.epoch(payload.get("time")),
         id=None,
         message_id=str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else id_,
         recipient=payload.get("email"),
-        reason=_REASONS.get(str(payload["error"]), "other") if "error" in payload else None,
+        reason=_reason(payload),
+        bounce=bounce(payload),
+        smtp=smtp(payload),
+        smtp_message_id=smtp_message_id(payload),
         tags=payload.get("customcampaign"),
     )
+
+
+def _is_tried_again(payload: Mapping[str, Any]) -> bool:
+    """Whether a message was greylisted, unless the bounce is a hard one."""
+    return payload.get("error") == "greylisted" and not payload.get("hard_bounce", False)
+
+
+def _reason(payload: Mapping[str, Any]) -> str | None:
+    if "error" not in payload:
+        return None
+    return _REASONS.get(str(payload["error"] or payload.get("error_related_to")), "other")
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by `hard_bounce`."""
+    if payload.get("event") != "bounce" or _is_tried_again(payload) or not isinstance(payload.get("hard_bounce"), bool):
+        return None
+    return "hard" if payload["hard_bounce"] else "soft"
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied; of a message that it took, after the word `sent`."""
+    return wire.reply(str(payload.get("smtp_reply", "")).removeprefix("sent "), payload.get("comment"))
+
+
+def smtp_message_id(payload: Mapping[str, Any]) -> object:
+    """Return the GUID, which Mailjet's SMTP server answers with, and its API as `MessageUUID`."""
+    return payload.get("Message_GUID")
 
 
 def verify(request: Request, secret: str, now: float) -> None:

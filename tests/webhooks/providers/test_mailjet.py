@@ -1,0 +1,125 @@
+"""Mailjet's events, as documented: https://dev.mailjet.com/email/guides/webhooks/."""
+
+import json
+
+import pytest
+
+from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.webhooks import parse
+
+GUID = "1ab23cd4-e567-8901-2345-6789f0gh1i2j"
+BOUNCE = {
+    "event": "bounce",
+    "time": 1430812195,
+    "MessageID": 13792286917004336,
+    "Message_GUID": GUID,
+    "email": "bounce@mailjet.com",
+    "customcampaign": "",
+    "blocked": False,
+    "hard_bounce": True,
+    "error_related_to": "recipient",
+    "error": "user unknown",
+    "comment": "Host or domain name not found.",
+}
+
+
+def read(**told):
+    """Return the only event of a request."""
+    (event,) = parse("mailjet", json.dumps([BOUNCE | told]).encode())
+    return event
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, ("bounced", "bounced", "hard")),
+        ({"hard_bounce": False, "error": "quota exceeded"}, ("bounced", "bounced", "soft")),
+        ({"hard_bounce": False, "error": "connection issue"}, ("bounced", "other", "soft")),
+        ({"hard_bounce": False, "error": "greylisted"}, ("deferred", "other", None)),
+        ({"hard_bounce": True, "error": "greylisted"}, ("bounced", "other", "hard")),
+        ({"event": "blocked", "error": "preblocked"}, ("rejected", "blocked", None)),
+    ],
+)
+def test_hard_bounce_says_whether_a_bounce_is_hard(told, expected):
+    """`hard_bounce` is "true if error was permanent"; the errors are those of the page's table."""
+    event = read(**told)
+    assert (event.type, event.reject_reason, event.bounce) == expected
+
+
+@pytest.mark.parametrize(
+    ("related", "reason"),
+    [
+        ("policy issue", "blocked"),
+        ("spam", "spam"),
+        ("mailjet", "blocked"),
+        ("recipient", "bounced"),
+        ("domain", "bounced"),
+        ("content", "other"),
+        ("system", "other"),
+        ("", "other"),
+        (None, "other"),
+    ],
+)
+def test_an_empty_error_leaves_the_reason_to_what_it_is_related_to(related, reason):
+    """Captured: github.com/symfony/symfony, Mailer/Bridge/Mailjet/Tests/Webhook/Fixtures/bounce.json, the first.
+
+    The others are the values of `error_related_to` in the page's table.
+    """
+    assert read(error="", error_related_to=related).reject_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ({"event": "sent", "smtp_reply": "sent (250 2.0.0 OK 1433333948 fa5si8.199 - gsmtp)"}, "250 2.0.0"),
+        ({"event": "sent", "smtp_reply": "250 2.0.0 OK  1685518742 k22-2.181 - gsmtp"}, "250 2.0.0"),
+        ({"comment": "421 4.7.0 [TSS04] Messages from 192.0.2.7 temporarily deferred"}, "421 4.7.0"),
+        ({}, None),
+        ({"comment": None, "smtp_reply": 7}, None),
+    ],
+)
+def test_the_codes_of_the_servers_reply_are_kept(told, status):
+    """The page's `smtp_reply`, and those that Symfony's mailer has captured; `comment` is "the raw SMTP error code"."""
+    assert read(**told).smtp_status == status
+
+
+def test_a_message_sent_over_smtp_is_found_by_its_guid():
+    """`Message_GUID` "equals the value of MessageUUID returned after the message is sent"."""
+    event = read()
+    assert (event.message_id, event.smtp_message_id) == ("13792286917004336", GUID)
+    check("acme", "mailjet", [event], strict=False)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"event": "sent", "time": 1685518742, "MessageID": 92042317804662640}, ("delivered", None, None)),
+        ({"event": "open", "time": 1685519055, "MessageID": 102175416994919440}, ("opened", None, None)),
+        ({"event": "click", "time": 1685519224, "MessageID": 93449692684977140}, ("clicked", None, None)),
+        ({"event": "spam", "time": 1430812195, "MessageID": 13792286917004336}, ("complained", None, None)),
+        ({"event": "unsub", "time": 1433334941, "MessageID": 20547674933128000}, ("unsubscribed", None, None)),
+        (
+            {"event": "blocked", "time": 1430812195, "error_related_to": "mailjet", "error": "preblocked"},
+            ("rejected", "blocked", None),
+        ),
+        (
+            {
+                "event": "bounce",
+                "time": 1685525050,
+                "MessageID": 104427216766056450,
+                "hard_bounce": False,
+                "error_related_to": "policy issue",
+                "error": "",
+            },
+            ("bounced", "blocked", "soft"),
+        ),
+    ],
+)
+def test_what_symfony_has_captured_is_read(told, expected):
+    """github.com/symfony/symfony, Mailer/Bridge/Mailjet/Tests/Webhook/Fixtures."""
+    of_a_bounce = ("error", "error_related_to", "hard_bounce", "blocked", "comment")
+    common = {name: value for name, value in BOUNCE.items() if name not in of_a_bounce}
+    (event,) = parse("mailjet", json.dumps(common | told).encode())
+    assert (event.type, event.reject_reason, event.bounce) == expected
+    assert (event.message_id, event.recipient) == (str((common | told)["MessageID"]), "bounce@mailjet.com")
+    assert event.occurred_at.timestamp() == told["time"]
