@@ -1,21 +1,24 @@
 """SparkPost: batches; HTTP basic authentication, because SparkPost signs nothing.
 
-Followed: https://developers.sparkpost.com/api/webhooks/, https://support.sparkpost.com/docs/tech-resources/webhook-event-reference
-and https://support.sparkpost.com/docs/deliverability/bounce-classification-codes.
+Followed: https://developers.sparkpost.com/api/webhooks/, https://support.sparkpost.com/docs/tech-resources/webhook-event-reference,
+https://support.sparkpost.com/docs/deliverability/bounce-classification-codes and
+https://support.sparkpost.com/docs/tech-resources/open-pixel-location. Not documented: an id that a sender over SMTP
+could know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Request, dug
 
 _TYPES = {
     "amp_click": "clicked",
+    "amp_initial_open": "opened",
     "amp_open": "opened",
     "bounce": "bounced",
     "click": "clicked",
@@ -23,6 +26,7 @@ _TYPES = {
     "delivery": "delivered",
     "generation_failure": "failed",
     "generation_rejection": "rejected",
+    "initial_open": "opened",
     "injection": "queued",
     "link_unsubscribe": "unsubscribed",
     "list_unsubscribe": "unsubscribed",
@@ -31,16 +35,24 @@ _TYPES = {
     "policy_rejection": "rejected",
     "spam_complaint": "complained",
 }
-"""The first open of a message comes as `initial_open` and as `open`; only the latter counts."""
+"""The pixel of an `initial_open` is at the top of the message, that of an `open` at its end, which may be cut off."""
 
+_SOFT = ("20", "21", "22", "23", "40", "70")
+_BLOCKED = ("50", "51", "52", "53", "54")
 _REASONS = {
-    **dict.fromkeys(("20", "21", "22", "23", "30", "40", "70"), "bounced"),
+    **dict.fromkeys(_SOFT, "other"),
     **dict.fromkeys(("25", "50", "54"), "blocked"),
     **dict.fromkeys(("51", "52"), "spam"),
     "10": "invalid",
     "24": "timed_out",
+    "30": "bounced",
     "90": "unsubscribed",
 }
+_BOUNCES: dict[str, Bounce] = {
+    **dict.fromkeys((*_SOFT, "24", *_BLOCKED), "soft"),
+    **dict.fromkeys(("10", "25", "30"), "hard"),
+}
+"""The categories Soft and Block, usually temporary; and Hard and Admin, for which SparkPost suppresses an address."""
 _TYPES_OF_BOUNCES = {
     "60": "autoresponded",
     "80": "subscribed",
@@ -48,6 +60,8 @@ _TYPES_OF_BOUNCES = {
     "100": "autoresponded",
 }
 """Bounces that are something else."""
+
+_INBOUND = ("relay_message", "relay_event")
 
 
 def elements(request: Request) -> list[Any]:
@@ -58,23 +72,44 @@ def elements(request: Request) -> list[Any]:
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; a ping (an empty one) and inbound mail give none."""
     msys = wire.as_object(wire.as_object(element, "the event").get("msys"), "msys")
-    if not msys or "relay_message" in msys:
+    if not msys or any(name in msys for name in _INBOUND):
         return
     if len(msys) > 1:
         raise InvalidWebhookError("msys has several classes of events")
     payload = wire.as_object(next(iter(msys.values())), "the event")
-    bounce = str(payload["bounce_class"]) if "bounce_class" in payload else None
+    class_ = str(payload["bounce_class"]) if "bounce_class" in payload else None
     type_ = _TYPES.get(str(payload.get("type")), "unknown")
     yield wire.event(
         element,
-        type=_TYPES_OF_BOUNCES.get(bounce or "", type_),
+        type=_TYPES_OF_BOUNCES.get(class_ or "", type_),
         at=wire.epoch(payload.get("timestamp")),
         id=payload.get("event_id"),
         message_id=payload.get("transmission_id"),
         recipient=payload.get("raw_rcpt_to"),
-        reason=_REASONS.get(bounce, "other") if bounce is not None else None,
+        reason=_REASONS.get(class_, "other") if class_ is not None else None,
+        bounce=bounce(wire.as_object(element, "the event")),
+        smtp=smtp(wire.as_object(element, "the event")),
         tags=payload.get("campaign_id"),
     )
+
+
+def _told(element: Mapping[str, Any]) -> object:
+    """Return what an event says, without the classes around it."""
+    classes = dug(element, "msys")
+    return next(iter(classes.values()), None) if isinstance(classes, dict) else None
+
+
+def bounce(element: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by its class."""
+    told = _told(element)
+    is_bounce = dug(told, "type") in ("bounce", "out_of_band")
+    return _BOUNCES.get(str(dug(told, "bounce_class"))) if is_bounce else None
+
+
+def smtp(element: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied."""
+    told = _told(element)
+    return wire.reply(dug(told, "raw_reason"), dug(told, "reason"), dug(told, "error_code"))
 
 
 def verify(request: Request, secret: str, now: float) -> None:
