@@ -153,6 +153,7 @@ def warn_if_mistyped(provider: str) -> None:
 _WITHOUT_ID: Mapping[str, frozenset[str]] = {
     "sendgrid": frozenset({"bounced", "rejected"}),  # asynchronous bounces; some drops
     "mandrill": frozenset(),  # changes of its lists are `unknown`
+    "postmark": frozenset({"subscribed", "unsubscribed"}),  # by the account's owner or Postmark
     "brevo": frozenset({"subscribed"}),  # additions to a list
     "scaleway": frozenset({"rejected"}),  # what its blocklist stops, which is no message yet
 }

@@ -1,15 +1,16 @@
 """Postmark: one event a request; HTTP basic authentication, because Postmark signs nothing.
 
 Followed: https://postmarkapp.com/developer/webhooks/webhooks-overview and its pages for each `RecordType`, and
-https://postmarkapp.com/developer/api/bounce-api#bounce-types. Not documented: an id of events that are no bounces.
+https://postmarkapp.com/developer/api/bounce-api#bounce-types. Not documented: an id of events that are no bounces; what
+`Details` may hold, which in practice begins with the server's reply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
@@ -38,7 +39,7 @@ _DETAILS: dict[str, tuple[str, str | None]] = {
     "SMTPApiError": ("failed", None),
     "SoftBounce": ("bounced", "bounced"),
     "SpamComplaint": ("complained", "spam"),
-    "SpamNotification": ("complained", "spam"),
+    "SpamNotification": ("bounced", "spam"),
     "Subscribe": ("subscribed", None),
     "TemplateRenderingFailed": ("failed", None),
     "Transient": ("deferred", None),
@@ -48,6 +49,14 @@ _DETAILS: dict[str, tuple[str, str | None]] = {
     "VirusNotification": ("bounced", "other"),
 }
 """Types of bounces and reasons of suppressions, with ours, and why the message was refused."""
+
+_BOUNCES: dict[str, Bounce] = {
+    "HardBounce": "hard",
+    "SoftBounce": "soft",
+    "SpamNotification": "soft",
+    "VirusNotification": "soft",
+}
+"""Those of type `bounced`: a filter's verdict is about the message, not about the address."""
 
 
 def elements(request: Request) -> list[Any]:
@@ -70,6 +79,8 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         message_id=dug(payload, "Metadata", "anymail_id") or payload.get("MessageID"),
         recipient=payload.get("Email", payload.get("Recipient")),
         reason=reason,
+        bounce=bounce(payload),
+        smtp=smtp(payload),
         tags=payload.get("Tag"),
     )
 
@@ -85,6 +96,18 @@ def _type(payload: dict[str, Any], type_: str) -> tuple[str, str | None]:
             return _DETAILS["Subscribe"]
         return _DETAILS.get(str(payload.get("SuppressionReason")), (type_, None))
     return type_, None
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by its type; a suppression has its reason."""
+    if payload.get("SuppressSending") is False:
+        return None
+    return _BOUNCES.get(str(payload.get("Type", payload.get("SuppressionReason"))))
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied."""
+    return payload.get("Details")
 
 
 def verify(request: Request, secret: str, now: float) -> None:
