@@ -2,24 +2,27 @@
 
 Followed: https://mailchimp.com/developer/transactional/docs/webhooks/ and
 https://mailchimp.com/developer/transactional/guides/track-respond-activity-webhooks/#authenticating-webhook-requests.
-Not documented: an id of the event; what `bounce_description` may hold, so there is no reject reason.
+Not documented: an id of the event; an id that a sender over SMTP could know; why a message was rejected; that events
+may have their `_id` in `msg` only
+(https://github.com/symfony/symfony/blob/7.2/src/Symfony/Component/Mailer/Bridge/Mailchimp/Tests/Webhook/Fixtures).
 """
 
 from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
 _TYPES = {
     "click": "clicked",
     "deferral": "deferred",
+    "delivered": "delivered",
     "hard_bounce": "bounced",
     "open": "opened",
     "reject": "rejected",
@@ -28,6 +31,7 @@ _TYPES = {
     "spam": "complained",
     "unsub": "unsubscribed",
 }
+_BOUNCES: dict[str, tuple[str, Bounce]] = {"hard_bounce": ("bounced", "hard"), "soft_bounce": ("other", "soft")}
 
 
 def elements(request: Request) -> list[Any]:
@@ -41,18 +45,33 @@ def elements(request: Request) -> list[Any]:
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; inbound mail gives none. Changes of the rejection list are `unknown`."""
     payload = wire.as_object(element, "the event")
-    kind = payload.get("event", payload.get("type"))
+    kind = str(payload.get("event", payload.get("type")))
     if kind == "inbound":
         return
     yield wire.event(
         payload,
-        type=_TYPES.get(str(kind), "unknown"),
+        type=_TYPES.get(kind, "unknown"),
         at=wire.epoch(payload.get("ts")),
         id=None,
-        message_id=payload.get("_id"),
+        message_id=payload.get("_id") or dug(payload, "msg", "_id"),
         recipient=dug(payload, "msg", "email") or dug(payload, "reject", "email"),
+        reason=_BOUNCES.get(kind, (None, None))[0],
+        bounce=bounce(payload),
+        smtp=smtp(payload),
         tags=dug(payload, "msg", "tags"),
     )
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by the event's name."""
+    return _BOUNCES.get(str(payload.get("event")), (None, None))[1]
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied, or replied last."""
+    attempts = dug(payload, "msg", "smtp_events")
+    last = dug(attempts[-1], "diag") if isinstance(attempts, list) and attempts else None
+    return wire.reply(dug(payload, "msg", "diag"), last)
 
 
 def verify(request: Request, secret: str, now: float) -> None:

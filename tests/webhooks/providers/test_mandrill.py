@@ -1,0 +1,88 @@
+"""Mandrill's events, as documented: https://mailchimp.com/developer/transactional/docs/webhooks/."""
+
+import json
+from urllib.parse import urlencode
+
+import pytest
+
+from mailglass_reconcile.webhooks import parse
+from webhooks.senders import documented
+
+EVENTS = {e.payload["event"]: e.payload for e in documented("mandrill") if "event" in e.payload}
+FORM = "application/x-www-form-urlencoded"
+
+
+def read(*payloads):
+    """Return the events of a batch."""
+    return parse("mandrill", urlencode({"mandrill_events": json.dumps(payloads)}).encode(), content_type=FORM)
+
+
+def test_a_delivery_is_read():
+    """The page: "Delivered: message has received a response from the recipient's mail server".
+
+    Sent since June 2026: github.com/tutorcruncher/morpheus/pull/501.
+    """
+    (event,) = read({**EVENTS["send"], "event": "delivered"})
+    assert (event.type, event.reject_reason, event.bounce) == ("delivered", None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("hard_bounce", ("bounced", "bounced", "hard")),
+        ("soft_bounce", ("bounced", "other", "soft")),
+        ("reject", ("rejected", None, None)),
+        ("deferral", ("deferred", None, None)),
+    ],
+)
+def test_the_name_of_a_bounce_says_whether_it_is_hard(kind, expected):
+    """The page's examples."""
+    (event,) = read(EVENTS[kind])
+    assert (event.type, event.reject_reason, event.bounce) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("hard_bounce", "550 5.1.1"), ("soft_bounce", "552 5.2.2"), ("deferral", "451 4.3.5"), ("send", None)],
+)
+def test_the_codes_of_the_servers_reply_are_kept(kind, status):
+    """The page's `diag` of a bounce, and of each attempt in `smtp_events`."""
+    (event,) = read(EVENTS[kind])
+    assert event.smtp_status == status
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("send", "sent"),
+        ("deferral", "deferred"),
+        ("delivered", "delivered"),
+        ("hard_bounce", "bounced"),
+        ("soft_bounce", "bounced"),
+        ("reject", "rejected"),
+        ("open", "opened"),
+        ("click", "clicked"),
+        ("spam", "complained"),
+        ("unsub", "unsubscribed"),
+    ],
+)
+def test_what_symfony_has_captured_is_read(kind, expected):
+    """github.com/symfony/symfony, Mailer/Bridge/Mailchimp/Tests/Webhook/Fixtures: the id is in `msg` only."""
+    (event,) = read(
+        {
+            "ts": 1365109999,
+            "event": kind,
+            "msg": {
+                "ts": 1365109999,
+                "email": "foo@example.com",
+                "tags": ["my_tag_1", "my_tag_2"],
+                "smtp_events": None,
+                "_id": "7761630",
+                "diag": None,
+                "bounce_description": None,
+            },
+        }
+    )
+    assert (event.type, event.message_id, event.recipient) == (expected, "7761630", "foo@example.com")
+    assert event.occurred_at.timestamp() == 1365109999
+    assert event.metadata == {"tags": ["my_tag_1", "my_tag_2"]}
