@@ -50,6 +50,7 @@ SENDGRID = Provider(
     sendgrid,
     as_json,
     batches=True,
+    differs={"bounce": {"reject_reason": None}},
 )
 
 
@@ -97,6 +98,7 @@ SPARKPOST = Provider(
     sparkpost,
     as_json,
     batches=True,
+    differs={"message_event/delay/21": {"reject_reason": "bounced"}},
 )
 
 
@@ -186,6 +188,7 @@ MANDRILL = Provider(
     mandrill,
     mandrill_request,
     batches=True,
+    differs={"hard_bounce": {"reject_reason": None}, "soft_bounce": {"reject_reason": None}},
 )
 
 

@@ -3,17 +3,20 @@
 Followed: https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event and
 https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/getting-started-event-webhook-security-features.
 Not documented: whether a repeated webhook gets a new signature, so a signature may be of any age.
+
+Types of bounces and reasons of drops are those of the first page. `smtp-id` is the Message-ID header: of a message sent
+over SMTP it is the sender's own, of others SendGrid's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -37,8 +40,14 @@ _REASONS = {
     "bounced address": "bounced",
     "expired": "timed_out",
     "invalid": "invalid",
+    "spam content": "spam",
+    "spam content (if spam checker app is enabled)": "spam",
+    "spam reporting address": "spam",
     "unsubscribed address": "unsubscribed",
 }
+"""Types of bounces, and why a message was dropped."""
+
+_BOUNCES: dict[str, Bounce] = {"blocked": "soft", "bounce": "hard", "expired": "soft"}
 
 _OWN_HEADER = re.compile(r"<([^<>@]+)@[^<>@]*ismtpd[^<>@]*>")
 """The `Message-ID` that SendGrid makes: the id of the send, and one of its hosts."""
@@ -60,12 +69,16 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         id=payload.get("sg_event_id"),
         message_id=_message_id(payload),
         recipient=payload.get("email"),
-        reason=_reason(payload) if kind == "dropped" else None,
+        reason=_reason(payload),
+        bounce=bounce(payload),
+        smtp=smtp(payload),
+        smtp_message_id=smtp_message_id(payload),
         tags=payload.get("category"),
+        kept=kept(payload),
     )
 
 
-def _message_id(payload: dict[str, Any]) -> object:
+def _message_id(payload: Mapping[str, Any]) -> object:
     """Return Anymail's id, or the send's: `X-Message-Id`, which most events have with a relay's suffix."""
     if payload.get("anymail_id"):
         return payload["anymail_id"]
@@ -77,8 +90,35 @@ def _message_id(payload: dict[str, Any]) -> object:
     return own[1] if own else header
 
 
-def _reason(payload: dict[str, Any]) -> str:
-    return _REASONS.get(str(payload.get("type", payload.get("reason", ""))).lower(), "other")
+def _reason(payload: Mapping[str, Any]) -> str | None:
+    kind = payload.get("event")
+    if kind not in ("bounce", "dropped"):
+        return None
+    told = payload.get("type", payload.get("reason", "") if kind == "dropped" else kind)
+    return _REASONS.get(str(told).lower(), "other")
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by its type."""
+    return _BOUNCES.get(str(payload.get("type"))) if payload.get("event") == "bounce" else None
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied; the reason of a drop is SendGrid's own."""
+    if "response" in payload:
+        return payload["response"]
+    return wire.reply(payload.get("reason"), payload.get("status")) if payload.get("event") == "bounce" else None
+
+
+def smtp_message_id(payload: Mapping[str, Any]) -> str | None:
+    """Return the Message-ID header, unless SendGrid made it."""
+    header = payload.get("smtp-id")
+    return header if isinstance(header, str) and "ismtpd" not in header else None
+
+
+def kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
+    """Return whether a machine opened the message."""
+    return wire.MACHINE if payload.get("sg_machine_open") is True else None
 
 
 def verify(request: Request, secret: str, now: float) -> None:
