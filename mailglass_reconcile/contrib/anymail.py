@@ -9,13 +9,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, registry, wire
-from mailglass_reconcile.webhooks.providers import mailgun, resend, ses
+from mailglass_reconcile.webhooks.providers import mailgun, resend, sendgrid, ses
 from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
         recipient=_recipient(event, provider),
         reason=event.reject_reason,
         tags=event.tags,
+        kept=_KEPT[provider](event.esp_event or {}) if provider in _KEPT else None,
     )
     if _parts_read(made) < 3:
         own = _own_reading(provider, event.esp_event)
@@ -111,7 +112,7 @@ def _mailgun_id(event: AnymailTrackingEvent) -> str:
 
 def _ses_id(event: AnymailTrackingEvent) -> str:
     """A notification of SNS has one id for all of its recipients."""
-    return ses.event_id(_id(event), ses.recipients(event.esp_event or {}), event.recipient)
+    return ses.event_id(event.esp_event or {}, event.recipient, _id(event))
 
 
 def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
@@ -124,3 +125,10 @@ def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
 
 
 _IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {"mailgun": _mailgun_id, "ses": _ses_id}
+
+_KEPT: Mapping[str, Callable[[Any], Mapping[str, Any] | None]] = {
+    "mailgun": mailgun.kept,
+    "sendgrid": sendgrid.kept,
+    "ses": ses.kept,
+}
+"""What else a provider's events keep in their metadata."""

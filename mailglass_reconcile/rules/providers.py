@@ -236,13 +236,18 @@ def message_id(*spelled: str | None) -> Iterable[str | None]:
     return spelled
 
 
-@_built_in("ses", reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id"))
-def amazon_ses(*spelled: str | None) -> Iterable[str | None]:
-    """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`."""
-    for text in spelled:
-        if text is not None:
-            local, _, domain = text.strip("<>").partition("@")
-            yield local if domain.endswith("amazonses.com") else text
+@_built_in(
+    "ses", reads=("metadata/mail/messageId", "metadata/messageId", "metadata/message_id", "metadata/region"), version=2
+)
+def amazon_ses(mail: str | None, id_: str | None, other: str | None, region: str | None) -> Iterable[str | None]:
+    """The inner `mail.messageId`; as an e-mail header it is `<id@….amazonses.com>`, under the region's domain."""
+    for text in filter(None, (mail, id_, other)):
+        local, _, domain = text.strip("<>").partition("@")
+        if domain.endswith("amazonses.com"):
+            yield local
+        yield text
+        if region and not domain:
+            yield f"{text}@{'email' if region == 'us-east-1' else region}.amazonses.com"
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)

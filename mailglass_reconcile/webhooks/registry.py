@@ -43,7 +43,7 @@ def parse(
 ) -> list[WebhookEvent]:
     """Read a provider's webhook: what `record_webhook` takes. Nothing is verified or stored.
 
-    The types, times, recipients and reject reasons are those of django-anymail. Inbound mail, pings and events of the
+    Types and reject reasons have django-anymail's names. Inbound mail, pings and events of the
     account give no event; an event of a known type that names neither a message nor a recipient gives none and logs a
     warning, once a minute for each provider and type, because the provider must have changed its format. If parts of a
     batch cannot be read, the others are returned, and one line of the log says how many were left out and why.
@@ -55,7 +55,8 @@ def parse(
         content_type: The body's type, if it is not among the headers.
 
     Returns:
-        The events, in their order; their metadata holds nothing but tags.
+        The events, in their order; their metadata holds nothing but tags, the region of SES, and whether a machine
+        opened the message.
 
     Raises:
         InvalidWebhookError: The body, or every part of it, cannot be read; the message repeats nothing of it.

@@ -69,7 +69,7 @@ def ses(kind: str, message_id: str, to: str | Sequence[str], n: int) -> Payload:
     mail = {
         "messageId": message_id,
         "destination": named,
-        "timestamp": iso(0),
+        "timestamp": iso(n),
         "headers": [{"name": "X-Tag", "value": "welcome"}, {"name": "X-Metadata", "value": json.dumps({"who": bare})}],
     }
     seen = {"timestamp": iso(n), "ipAddress": PRIVATE, "userAgent": PRIVATE}
@@ -90,7 +90,9 @@ def ses(kind: str, message_id: str, to: str | Sequence[str], n: int) -> Payload:
         "Open": {"open": seen},
         "Click": {"click": {**seen, "link": URL}},
         "Rendering Failure": {"failure": {"errorMessage": f"no attribute for {bare[0]}", "templateName": "t"}},
-        "DeliveryDelay": {"deliveryDelay": {"delayedRecipients": [{"emailAddress": one} for one in bare]}},
+        "DeliveryDelay": {
+            "deliveryDelay": {"delayedRecipients": [{"emailAddress": one} for one in bare], "timestamp": iso(n)}
+        },
     }
     return {"eventType": kind, "mail": mail, "at": iso(n), **more[kind]}
 
@@ -116,7 +118,7 @@ SES = Provider(
         "Open": "opened",
         "Click": "clicked",
         "Rendering Failure": "failed",
-        "DeliveryDelay": "unknown",
+        "DeliveryDelay": "deferred",
     },
     ses,
     sns,

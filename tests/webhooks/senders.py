@@ -57,7 +57,10 @@ class Posted(NamedTuple):
 @cache
 def documented(provider: str) -> list[Event]:
     """Return the payloads of a provider's documentation."""
-    return [Event(**one) for one in json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]]
+    events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
+    for at in (one["anymail"] for one in events if "occurred_at" in one.get("anymail", {})):
+        at["occurred_at"] = dt.datetime.fromisoformat(at["occurred_at"])
+    return [Event(**one) for one in events]
 
 
 @cache

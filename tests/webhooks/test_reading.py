@@ -54,7 +54,7 @@ def test_every_documented_event_is_read(provider, event):
     assert (made.type, made.reject_reason) == (event.type, event.reason)
     assert made.occurred_at.utcoffset() == dt.timedelta(0)
     assert made.message_id is not None or made.recipient is not None
-    assert set(made.metadata) <= {"tags"}
+    assert set(made.metadata) <= {"tags", "region"}
     (recorded,) = check("acme", provider, [made], strict=False)
     assert "@" not in str(recorded.entry.metadata["provider_event_id"]) + recorded.entry.idempotency_key
 
@@ -251,15 +251,15 @@ def test_a_topic_that_amazon_has_validated_gives_no_event():
 
 
 def test_a_notification_about_three_recipients_is_three_events():
-    """They share the notification's id, and differ by their place in it."""
+    """They share the bounce's id, and differ by their place in it."""
     payload = json.loads(json.dumps(documented("ses")[0].payload))
     addresses = [f"{name}@example.org" for name in ("a", "b", "c")]
     payload["bounce"]["bouncedRecipients"] = [{"emailAddress": address} for address in addresses]
     payload["mail"]["destination"] = addresses
     made = read("ses", payload)
     assert [event.recipient for event in made] == ["a@example.org", "b@example.org", "c@example.org"]
-    notifications, places = zip(*(event.provider_event_id.split("/") for event in made), strict=True)
-    assert (len(set(notifications)), places) == (1, ("0", "1", "2"))
+    bounces, places = zip(*(event.provider_event_id.split("/") for event in made), strict=True)
+    assert (set(bounces), places) == ({payload["bounce"]["feedbackId"]}, ("0", "1", "2"))
 
 
 def test_a_bounce_of_ses_belongs_to_the_only_address_that_its_message_went_to():
@@ -336,6 +336,8 @@ def test_mailguns_legacy_form_is_read(multipart, post):
         message_id="<m@example.com>",
         recipient="ann@example.org",
         reject_reason="bounced",
+        bounce="hard",
+        smtp_status="5.1.1",
         metadata={"tags": ["welcome"]},
     )
 

@@ -1,8 +1,10 @@
-"""Amazon SES: events and notifications through SNS, one for several recipients; what SNS signs.
+"""Amazon SES: events and notifications, one for several recipients, through SNS, which signs them, or without it.
 
-Followed: https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html and
-https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html. Types and times are Anymail's: the time is that of
-SNS, and `DeliveryDelay` and `Subscription` are `unknown`. Not documented: which of several recipients has opened.
+Followed: https://docs.aws.amazon.com/ses/latest/dg/event-publishing-retrieving-sns-contents.html,
+https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html (types of bounces, and that a complaint names all
+recipients at the domain that it came from) and
+https://docs.aws.amazon.com/ses/latest/dg/monitoring-eventbridge.html (the event is the `detail`). Not documented: which
+of several recipients has opened.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mailglass_reconcile.errors import InvalidWebhookError
+from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import sns, wire
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request, dug
@@ -27,93 +29,230 @@ SERVICE = Service(
     re.compile(rf"{_HOST}/\S*"),
 )
 
-_TYPES: dict[str, tuple[str, str | None]] = {
-    "Bounce": ("bounced", "bounced"),
-    "Click": ("clicked", None),
-    "Complaint": ("complained", "spam"),
-    "Delivery": ("delivered", None),
-    "Open": ("opened", None),
-    "Reject": ("rejected", "blocked"),
-    "Rendering Failure": ("failed", None),
-    "Send": ("sent", None),
+_KINDS: dict[str, tuple[str, str | None, str]] = {
+    "Bounce": ("bounced", "bounced", "bounce"),
+    "Click": ("clicked", None, "click"),
+    "Complaint": ("complained", "spam", "complaint"),
+    "Delivery": ("delivered", None, "delivery"),
+    "DeliveryDelay": ("deferred", None, "deliveryDelay"),
+    "Open": ("opened", None, "open"),
+    "Reject": ("rejected", "blocked", "mail"),
+    "Rendering Failure": ("failed", None, "mail"),
+    "Send": ("sent", None, "mail"),
+    "Subscription": ("unsubscribed", None, "subscription"),
+}
+"""Type, reason, and the object that says when it happened: three have no other than the message's."""
+
+_BOUNCES: dict[str, tuple[str, Bounce | None]] = {
+    "Permanent": ("bounced", "hard"),
+    "Transient": ("other", "soft"),
+    "Undetermined": ("other", None),
+}
+"""Reasons and kinds of bounces. A `Transient` one may be an automatic answer, such as of somebody on holiday."""
+
+_SUPPRESSED = ("Suppressed", "OnAccountSuppressionList")
+"""Subtypes of a bounce or complaint that is none: SES did not send, because the address is on its list or yours."""
+
+_RECIPIENTS = {
+    "Bounce": ("bounce", "bouncedRecipients"),
+    "Complaint": ("complaint", "complainedRecipients"),
+    "Delivery": ("delivery", "recipients"),
+    "DeliveryDelay": ("deliveryDelay", "delayedRecipients"),
 }
 
 _READY = "Successfully validated SNS topic for Amazon SES event publishing."
 
 
 def elements(request: Request) -> list[Any]:
-    """Return the request's only notification; those about the subscription itself give none."""
-    body = sns.message(request)
-    return [body] if body["Type"] == "Notification" and body.get("Message") != _READY else []
+    """Return the request's only event, with or without SNS's notification around it.
+
+    Notifications about the subscription itself give none.
+    """
+    body = request.object()
+    if sns.is_message(body):
+        return [body] if body["Type"] == "Notification" and body.get("Message") != _READY else []
+    if not isinstance(_inner(body).get("mail"), dict):
+        raise InvalidWebhookError("the body is neither a notification of SNS nor an event of SES")
+    return [body]
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one notification: an event for each of its recipients; inbound mail gives none."""
-    notification = wire.as_object(element, "the notification")
-    text = notification.get("Message")
-    if not isinstance(text, str):
-        raise InvalidWebhookError("the notification has no message")
-    payload = wire.as_object(wire.from_json(text), "the message")
-    kind = payload.get("eventType", payload.get("notificationType"))
-    if kind == "Received":
+    """Read one event: one for each of its recipients; inbound mail gives none."""
+    outer = wire.as_object(element, "the notification")
+    notified = sns.is_message(outer)
+    payload = _inner(_message(outer) if notified else outer)
+    if _kind(payload) == "Received":
         return
-    type_, reason = _TYPES.get(str(kind), ("unknown", None))
-    named = recipients(payload)
+    type_, reason, where = _read(payload)
+    at = wire.iso(dug(payload, where, "timestamp")) or wire.iso(outer.get("Timestamp") if notified else None)
+    notification_id = wire.event_id(outer.get("MessageId"), payload) if notified else None
+    named: list[str | None] = [*recipients(payload)]
     for recipient in named or [None]:
         yield wire.event(
             payload,
             type=type_,
-            at=wire.iso(notification.get("Timestamp")),
-            id=event_id(wire.event_id(notification.get("MessageId"), payload), named, recipient),
+            at=at,
+            id=event_id(payload, recipient, notification_id),
             message_id=dug(payload, "mail", "messageId"),
             recipient=recipient,
             reason=reason,
-            tags=_tags(dug(payload, "mail", "headers")),
+            bounce=bounce(payload),
+            smtp=smtp(payload, recipient),
+            smtp_message_id=smtp_message_id(payload),
+            tags=_tags(payload),
+            kept=kept(payload, outer.get("TopicArn")),
         )
 
 
-def event_id(notification_id: str, named: Iterable[Any], recipient: str | None) -> str:
-    """Return an event's id: the notification's, and the recipient's place in it, because it may be about several.
+def _inner(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the event itself: EventBridge puts it into its own."""
+    detail = body.get("detail")
+    return detail if "detail-type" in body and isinstance(detail, dict) else body
+
+
+def _message(notification: Mapping[str, Any]) -> dict[str, Any]:
+    text = notification.get("Message")
+    if not isinstance(text, str):
+        raise InvalidWebhookError("the notification has no message")
+    return wire.as_object(wire.from_json(text), "the message")
+
+
+def _kind(payload: Mapping[str, Any]) -> str:
+    return str(payload.get("eventType", payload.get("notificationType")))
+
+
+def _read(payload: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    """Return the type, the reason, and the object that says when it happened."""
+    kind = _kind(payload)
+    type_, reason, where = _KINDS.get(kind, ("unknown", None, ""))
+    if _is_suppressed(payload):
+        type_ = "suppressed"
+    elif kind == "Bounce":
+        reason = _BOUNCES.get(str(dug(payload, "bounce", "bounceType")), (reason, None))[0]
+    elif kind == "Complaint" and dug(payload, "complaint", "complaintFeedbackType") == "not-spam":
+        type_, reason = "unknown", None
+    elif kind == "Subscription" and not _has_left(dug(payload, "subscription")):
+        type_ = "subscribed"
+    return type_, reason, where
+
+
+def _is_suppressed(payload: Mapping[str, Any]) -> bool:
+    return (
+        dug(payload, "bounce", "bounceSubType") in _SUPPRESSED
+        or dug(payload, "complaint", "complaintSubType") in _SUPPRESSED
+    )
+
+
+def _has_left(subscription: object) -> bool:
+    """Whether somebody has unsubscribed from all topics, or from one."""
+    before, now = dug(subscription, "oldTopicPreferences"), dug(subscription, "newTopicPreferences")
+    return dug(now, "unsubscribeAll") is True or bool(_left(now) - _left(before))
+
+
+def _left(preferences: object) -> set[str]:
+    topics = _listed(dug(preferences, "topicSubscriptionStatus"))
+    return {str(dug(one, "topicName")) for one in topics if dug(one, "subscriptionStatus") == "OptOut"}
+
+
+def bounce(payload: Mapping[str, Any]) -> Bounce | None:
+    """Tell a hard bounce from a soft one by its type; what SES did not send is none."""
+    if _kind(payload) != "Bounce" or _is_suppressed(payload):
+        return None
+    return _BOUNCES.get(str(dug(payload, "bounce", "bounceType")), (None, None))[1]
+
+
+def smtp(payload: Mapping[str, Any], recipient: str | None = None) -> object:
+    """Return what the server of a recipient replied, or of the only one."""
+    kind = _kind(payload)
+    if kind == "Delivery":
+        return dug(payload, "delivery", "smtpResponse")
+    told = _listed(dug(payload, *_RECIPIENTS[kind])) if kind in ("Bounce", "DeliveryDelay") else []
+    if len(told) > 1:
+        wanted = address(recipient or "")
+        told = [one for one in told if wanted and address(str(dug(one, "emailAddress"))) == wanted]
+    return wire.reply(*(dug(one, name) for one in told[:1] for name in ("diagnosticCode", "status")))
+
+
+def smtp_message_id(payload: Mapping[str, Any]) -> str | None:
+    """Return the message's own Message-ID header, which SES replaces, so that no server but this one has seen it."""
+    headers = _listed(dug(payload, "mail", "headers"))
+    own = next((dug(one, "value") for one in headers if str(dug(one, "name")).lower() == "message-id"), None)
+    id_ = own or dug(payload, "mail", "commonHeaders", "messageId")
+    if not isinstance(id_, str) or id_.strip(" <>").endswith("amazonses.com"):
+        return None
+    return id_.strip() if id_.strip() != dug(payload, "mail", "messageId") else None
+
+
+def kept(payload: Mapping[str, Any], topic: object = None) -> dict[str, str]:
+    """Return the region, which is in the domain of the id that recipients see: that of the sender or the topic."""
+    arns = (dug(payload, "mail", "sourceArn"), topic)
+    found = next(filter(None, (_REGION.match(arn) for arn in arns if isinstance(arn, str))), None)
+    return {"region": found[1]} if found else {}
+
+
+_REGION = re.compile(r"arn:[a-z-]+:s[en]s:([a-z0-9-]{1,32}):")
+
+
+def event_id(payload: Mapping[str, Any], recipient: str | None, notification_id: str | None) -> str:
+    """Return an event's id, and the recipient's place in it, because it may be about several.
+
+    A bounce or complaint has an id of its own, the same in each topic that it comes through. Other events have that of
+    SNS's notification, and without one their message, type and time.
 
     Args:
-        notification_id: SNS's id of the notification.
-        named: The recipients that the notification names, as `recipients` returns them.
-        recipient: The event's own.
+        payload: The event of SES.
+        recipient: Whom this one is about, one of `recipients`.
+        notification_id: SNS's id of the notification, if there is one.
     """
-    places = [address(one) if isinstance(one, str) else one for one in named]
+    where = _KINDS.get(_kind(payload), ("", None, ""))[2]
+    id_ = dug(payload, where, "feedbackId") or notification_id
+    message_id, at = dug(payload, "mail", "messageId"), dug(payload, where, "timestamp")
+    if not id_ and message_id and at:
+        id_ = f"{message_id}/{_kind(payload)}/{at}"
+    places = [address(one) for one in recipients(payload)]
     wanted = address(recipient or "")
-    return f"{notification_id}/{places.index(wanted) if wanted in places else 0}"
+    return f"{wire.event_id(id_, payload)}/{places.index(wanted) if wanted in places else 0}"
 
 
-def recipients(payload: Mapping[str, Any]) -> list[Any]:
-    """Return whom an event is about: those that bounced, complained or got the message, or all that it was sent to.
+def recipients(payload: Mapping[str, Any]) -> list[str]:
+    """Return whom an event is about: those that bounced, waited, complained or got the message, or all of them.
 
     If the message went to one address, its bounce is about that, even if a server that forwarded it names another.
     """
-    kind = payload.get("eventType", payload.get("notificationType"))
-    if kind == "Bounce":
-        sent_to = _listed(dug(payload, "mail", "destination"))
-        if len(sent_to) == 1:
-            return sent_to
-        return [dug(one, "emailAddress") for one in _listed(dug(payload, "bounce", "bouncedRecipients"))]
-    if kind == "Complaint":
-        return [dug(one, "emailAddress") for one in _listed(dug(payload, "complaint", "complainedRecipients"))]
-    return _listed(
-        dug(payload, "delivery", "recipients") if kind == "Delivery" else dug(payload, "mail", "destination")
-    )
+    kind = _kind(payload)
+    sent_to = _listed(dug(payload, "mail", "destination"))
+    named = _listed(dug(payload, *_RECIPIENTS[kind])) if kind in _RECIPIENTS else sent_to
+    if kind == "Bounce" and len(sent_to) == 1:
+        named = sent_to
+    each = [dug(one, "emailAddress") if isinstance(one, dict) else one for one in named]
+    return [one for one in each if isinstance(one, str)]
 
 
 def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _tags(headers: object) -> list[Any]:
-    """Return the tags of the header `X-Tag`, where Anymail puts them."""
-    return [dug(one, "value") for one in _listed(headers) if str(dug(one, "name")).lower() == "x-tag"]
+def _tags(payload: Mapping[str, Any]) -> list[Any]:
+    """Return the message's tags but those of SES, and those of the header `X-Tag`, where Anymail puts them."""
+    headers = _listed(dug(payload, "mail", "headers"))
+    named = wire.named_tags(dug(payload, "mail", "tags"))
+    return [
+        *(dug(one, "value") for one in headers if str(dug(one, "name")).lower() == "x-tag"),
+        *(tag for tag in named if not tag.startswith("ses:")),
+    ]
 
 
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the signature of SNS; *secret* is the topic's ARN."""
+    try:
+        bare = not sns.is_message(request.object())
+    except InvalidWebhookError as error:
+        raise SignatureError(str(error)) from None
+    if bare:
+        raise SignatureError(
+            "the event is not in a notification of SNS, so nothing signs it: turn off raw message delivery; events of "
+            "a queue, EventBridge or Firehose are read by parse alone"
+        )
     sns.verify(request, secret, SERVICE)
 
 
