@@ -155,10 +155,20 @@ postal = Wrapped({{"data": {{"messages": {{to: {{"id": 12345}}}}}}}})
 postmark, resend, sparkpost = Client({{"MessageID": "m-1"}}), Client({{"id": "m-1"}}), Client({{"id": "m-1"}})
 scaleway = Client(types.SimpleNamespace(emails=[types.SimpleNamespace(id="m-1")]))
 unisender_go = Wrapped({{"job_id": "m-1"}})
+delivered = '{{"eventType": "Delivery", "mail": {{"messageId": "m-1", "destination": ["ada@example.com"]}}, ' \\
+            '"delivery": {{"timestamp": "2026-03-01T12:00:00Z", "recipients": ["ada@example.com"]}}}}'
+queued, deleted = [{{"Body": delivered, "ReceiptHandle": "r-1"}}], []
+sqs = types.SimpleNamespace(
+    receive_message=lambda QueueUrl, WaitTimeSeconds: {{"Messages": queued}},
+    delete_message=lambda QueueUrl, ReceiptHandle: deleted.append(ReceiptHandle),
+)
 """,
         """
 assert mounted == ["/webhooks"] and recorded
+consume("https://sqs.eu-west-1.amazonaws.com/123456789012/mail")
+assert deleted == ["r-1"]
 with engine.connect() as connection:
+    assert connection.execute(text("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'")).scalar_one() == 1
     assert connection.execute(text("SELECT count(*) FROM mailglass_deliveries")).scalar_one() == 14
     assert connection.execute(text("SELECT count(*) FROM mailglass_open_orphans")).scalar_one() == 0
 """,

@@ -86,7 +86,7 @@ def _reason(payload: Mapping[str, Any]) -> str | None:
 
 def bounce(payload: Mapping[str, Any]) -> Bounce | None:
     """Tell a hard bounce from a soft one by `hard_bounce`."""
-    if payload.get("event") != "bounce" or _is_tried_again(payload) or not isinstance(payload.get("hard_bounce"), bool):
+    if payload.get("event") != "bounce" or not isinstance(payload.get("hard_bounce"), bool):
         return None
     return "hard" if payload["hard_bounce"] else "soft"
 

@@ -35,7 +35,7 @@ def read(**told):
         ({}, ("bounced", "bounced", "hard")),
         ({"hard_bounce": False, "error": "quota exceeded"}, ("bounced", "bounced", "soft")),
         ({"hard_bounce": False, "error": "connection issue"}, ("bounced", "other", "soft")),
-        ({"hard_bounce": False, "error": "greylisted"}, ("deferred", "other", None)),
+        ({"hard_bounce": False, "error": "greylisted"}, ("deferred", "other", "soft")),
         ({"hard_bounce": True, "error": "greylisted"}, ("bounced", "other", "hard")),
         ({"event": "blocked", "error": "preblocked"}, ("rejected", "blocked", None)),
     ],
