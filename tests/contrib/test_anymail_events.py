@@ -84,6 +84,29 @@ def test_a_retry_holds_the_same_events_in_whatever_order(events_of, provider):
     assert ids(events_of(provider, *told)) == ids(events_of(provider, *reversed(told)))[::-1]
 
 
+@pytest.mark.parametrize(
+    ("provider", "kind", "told", "kept"),
+    [
+        (SENDGRID, "open", {"sg_machine_open": True}, {"tags": ["welcome"], "machine": True}),
+        (MAILGUN, "opened", {"client-info": {"bot": "apple"}}, {"tags": ["welcome"], "machine": True}),
+        (MAILGUN, "opened", {"client-info": {"bot": ""}}, {"tags": ["welcome"]}),
+    ],
+    ids=["SendGrid", "Mailgun", "a person"],
+)
+def test_an_open_by_a_machine_says_so(events_of, provider, kind, told, kept):
+    """As our own readers do."""
+    (event,) = events_of(provider, payload(provider, kind) | told)
+    assert event.metadata == kept
+
+
+def test_a_bounce_of_ses_through_two_topics_is_one_event(events_of):
+    """It has an id of its own, the same in both notifications."""
+    told = payload(SES, "Bounce")
+    told["bounce"]["feedbackId"] = "01000157c44f053b-61b59c11-9236-11e6-8f96-7be8aexample-000000"
+    again = told | {"at": payload(SES, "Bounce", n=5)["at"]}
+    assert ids(events_of(SES, told)) == ids(events_of(SES, again)) == [f"{told['bounce']['feedbackId']}/0"]
+
+
 def test_a_signature_made_anew_is_still_the_same_event_of_mailgun(post):
     """Anymail's id is the signature's token, which belongs to the request: so it is not used."""
     told = payload(MAILGUN, "opened")

@@ -174,7 +174,7 @@ def smtp(payload: Mapping[str, Any], recipient: str | None = None) -> object:
 
 
 def smtp_message_id(payload: Mapping[str, Any]) -> str | None:
-    """Return the message's own Message-ID header, which SES replaces, so that no server but this one has seen it."""
+    """Return the Message-ID header as it was sent, all that an application knows over SMTP; SES replaces it."""
     headers = _listed(dug(payload, "mail", "headers"))
     own = next((dug(one, "value") for one in headers if str(dug(one, "name")).lower() == "message-id"), None)
     id_ = own or dug(payload, "mail", "commonHeaders", "messageId")
