@@ -31,6 +31,8 @@ MAX_IDS = 32
 """Ids that a rule may return; each is tried in up to six spellings."""
 COMMON_READS = ("metadata/provider_message_id", "normalized_payload/provider_message_id")
 """Read for every provider, first: Mailglass's own reconciler and other writers know the id by this name."""
+SMTP_MESSAGE_ID = "smtp_message_id"
+"""The key of metadata that is read for every provider, last: what a message sent over SMTP is recorded under."""
 
 
 class Keys(NamedTuple):
@@ -75,8 +77,8 @@ def reads_of(provider: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def _with_own(reads: tuple[str, ...], key: str) -> tuple[str, ...]:
-    own = f"metadata/{key}"
-    return (*COMMON_READS, *reads, *(() if own in reads else (own,)))
+    last = (f"metadata/{key}", f"metadata/{SMTP_MESSAGE_ID}")
+    return (*COMMON_READS, *reads, *(path for path in last if path not in reads))
 
 
 def provider_of(values: Values) -> str | None:

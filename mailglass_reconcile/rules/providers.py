@@ -21,7 +21,7 @@ ANY_PROVIDER = "*"
 
 MAX_READS = 8
 
-GENERATION = 1
+GENERATION = 2
 """Raised if every rule's keys change, such as by another way to expand an id: all stored keys are computed again."""
 
 Rule = Callable[..., Iterable[str | None]]
@@ -95,8 +95,8 @@ def is_outdated(mark: str) -> bool:
     return stored is not None and made is not None and _rank(made) > _rank(stored)
 
 
-def _rank(mark: re.Match[str]) -> tuple[int, bool, int]:
-    return int(mark[2]), mark[3] is not None, int(mark[4])
+def _rank(mark: re.Match[str]) -> tuple[bool, int, int]:
+    return mark[3] is not None, int(mark[2]), int(mark[4])
 
 
 _SPELLINGS = {

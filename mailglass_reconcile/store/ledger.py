@@ -173,7 +173,8 @@ SELECT e.id::text,
        jsonb_typeof(v7) || ':' || left(btrim(v7 #>> '{}', E' \\t\\r\\n'), 513),
        jsonb_typeof(v8) || ':' || left(btrim(v8 #>> '{}', E' \\t\\r\\n'), 513),
        jsonb_typeof(v9) || ':' || left(btrim(v9 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v10) || ':' || left(btrim(v10 #>> '{}', E' \\t\\r\\n'), 513)
+       jsonb_typeof(v10) || ':' || left(btrim(v10 #>> '{}', E' \\t\\r\\n'), 513),
+       jsonb_typeof(v11) || ':' || left(btrim(v11 #>> '{}', E' \\t\\r\\n'), 513)
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
  CROSS JOIN LATERAL (
@@ -187,10 +188,11 @@ SELECT e.id::text,
                 coalesce(e.metadata #> CAST(:m7 AS text[]), e.normalized_payload #> CAST(:n7 AS text[])) AS v7,
                 coalesce(e.metadata #> CAST(:m8 AS text[]), e.normalized_payload #> CAST(:n8 AS text[])) AS v8,
                 coalesce(e.metadata #> CAST(:m9 AS text[]), e.normalized_payload #> CAST(:n9 AS text[])) AS v9,
-                coalesce(e.metadata #> CAST(:m10 AS text[]), e.normalized_payload #> CAST(:n10 AS text[])) AS v10) AS v
+                coalesce(e.metadata #> CAST(:m10 AS text[]), e.normalized_payload #> CAST(:n10 AS text[])) AS v10,
+                coalesce(e.metadata #> CAST(:m11 AS text[]), e.normalized_payload #> CAST(:n11 AS text[])) AS v11) AS v
 """
 
-PATHS = 11
+PATHS = 12
 
 UNCHECKED: Mapping[str, Any] = {"recipient_checked": False}
 """A note for `link`: the event's recipient is not known, so the message id alone decided."""

@@ -84,7 +84,7 @@ def test_a_person_reads_where_the_ids_come_from_and_what_has_to_change(db):
         "type       delivered",
         "tenant     acme",
         "provider   postmark",
-        "places read for an id (rule postmark/1.1):",
+        "places read for an id (rule postmark/2.1):",
         "  metadata/message_id: string",
         "  metadata/MessageID: nothing",
         "from metadata/message_id; names 1 delivery:",

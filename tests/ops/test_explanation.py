@@ -28,11 +28,12 @@ def test_every_id_names_the_place_that_it_was_read_from(db):
         if swept:
             mailglass_reconcile.reconcile()
         found = of(db, event)
-        assert (found.provider, found.rule) == ("sendgrid", "sendgrid/1.1")
+        assert (found.provider, found.rule) == ("sendgrid", "sendgrid/2.1")
         assert [(read["path"], read["holds"]) for read in found.reads] == [
             ("metadata/provider_message_id", "string"),
             ("normalized_payload/provider_message_id", "array"),
             ("metadata/sg_message_id", "string"),
+            ("metadata/smtp_message_id", None),
         ]
         assert [(one["id"], one["read_from"]) for one in found.tried] == [
             ("a@b", "metadata/provider_message_id"),

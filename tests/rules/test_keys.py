@@ -167,6 +167,7 @@ def test_an_adopters_rule_is_used_for_its_provider_alone():
         "metadata/a/b",
         "normalized_payload/c",
         "metadata/message_id",
+        "metadata/smtp_message_id",
     )
     assert candidates("ACME", metadata__a__b="string:x", normalized_payload__c="number:7").candidate_ids == ("x-7",)
     assert candidates("other", metadata__message_id="string:x").candidate_ids == ("x",)
@@ -186,7 +187,7 @@ def test_an_adopters_rule_that_fails_costs_that_event_only(answer):
 
     found = candidates("acme", metadata__a="string:secret")
     assert (found.candidate_ids, found.rule) == ((), None)
-    assert found.failure.startswith("the key rule acme/1.own1 ")
+    assert found.failure.startswith("the key rule acme/2.own1 ")
     assert "secret" not in found.failure
 
 

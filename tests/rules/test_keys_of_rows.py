@@ -50,6 +50,17 @@ def test_an_id_may_be_nested_and_is_looked_for_in_its_own_column(rules):
     assert matching.keys_of_metadata(nested | {"a": "b"}).candidate_ids == ()
 
 
+@pytest.mark.parametrize("provider", [*providers.known(), "other", "acme"])
+def test_the_id_over_smtp_is_the_last_candidate_of_every_provider(rules, provider):
+    """With and without angle brackets, after the provider's own id; an adopter's rule need not read it."""
+    providers.key_rule("acme", reads=("metadata/number",))(lambda number: [number])
+    own = matching.keys_of_metadata({"provider": provider, providers.stored_under(provider): "7"}).candidate_ids
+    both = {"provider": provider, providers.stored_under(provider): "7", "smtp_message_id": "<a@b.example>"}
+    assert matching.keys_of_metadata(both).candidate_ids == (*own, "<a@b.example>", "a@b.example")
+    alone = matching.keys_of_metadata({"provider": provider, "smtp_message_id": "a@eu-west-1.amazonses.com"})
+    assert alone.candidate_ids == ("a@eu-west-1.amazonses.com", "<a@eu-west-1.amazonses.com>")
+
+
 def test_a_colon_is_part_of_an_id():
     """The type of a value ends at the first one."""
     assert matching.text_of("string:a:b") == "a:b"
@@ -85,7 +96,7 @@ def test_a_rule_that_fails_leaves_provider_and_recipient_and_its_reason(rules, a
             raise answer
         return answer
 
-    failure = f"the key rule acme/1.own3 {reason}{ENDING}"
+    failure = f"the key rule acme/2.own3 {reason}{ENDING}"
     metadata = {"provider": "acme", "email": "ada@example.com"}
     assert matching.keys_of_metadata(metadata) == Keys("acme", (), "ada@example.com", None, False, failure)
     lost = matching.keys_of_metadata({"provider": "acme", "recipient_known": True})

@@ -51,10 +51,10 @@ def test_an_earlier_version_leaves_what_a_later_one_has_stored_until_rekey(db, o
     reconcile()
     know(version=1)
     reconcile()
-    assert db.value(KEYS) == "acme/1.own2"
+    assert db.value(KEYS) == "acme/2.own2"
     commands.inside("rekey")
     reconcile()
-    assert db.value(KEYS) == "acme/1.own1"
+    assert db.value(KEYS) == "acme/2.own1"
 
 
 def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
@@ -62,7 +62,7 @@ def test_a_process_without_the_rule_leaves_its_keys_alone(db, orphan):
     know()
     reconcile()
     before = db.rows(KEYS), db.rows(IDS)
-    assert before == ([("acme/1.own1", 1, "acme")], [(["r-1"],)])
+    assert before == ([("acme/2.own1", 1, "acme")], [(["r-1"],)])
     commands.run(db, "sweep")
     assert (db.rows(KEYS), db.rows(IDS)) == before
     factories.delivery(db, "r-1")
@@ -92,7 +92,7 @@ def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog)
         return answer
 
     assert reconcile().unmatchable == 2
-    assert len([record for record in caplog.records if "acme/1.own1" in record.message]) == 1
+    assert len([record for record in caplog.records if "acme/2.own1" in record.message]) == 1
     assert db.rows("SELECT DISTINCT rule FROM mailglass_open_orphans") == [(None,)]
     know()
     factories.delivery(db, "r-1")

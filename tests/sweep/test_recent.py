@@ -147,7 +147,7 @@ SET LOCAL session_replication_role = replica;
 SET LOCAL TimeZone = 'UTC';
 INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
 SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - interval '10 minutes' - make_interval(secs => n * 0.5),
-       'postmark', 'postmark/1.1', 1 FROM generate_series(1, {rows}) AS n;
+       'postmark', 'postmark/2.1', 1 FROM generate_series(1, {rows}) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, 1, 'never-' || n FROM generate_series(1, {rows}) AS n;
 """

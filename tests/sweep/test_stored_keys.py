@@ -53,6 +53,34 @@ def test_keys_of_a_rule_are_not_overwritten_by_a_process_that_lacks_it(db):
     assert reconcile().linked == 1
 
 
+def test_keys_of_an_adopters_rule_outrank_a_built_in_one_of_a_later_release(db):
+    """A release that computes all keys again leaves those of a rule that this process lacks."""
+    builtin = providers.rule_of("postmark")
+    key_rule("postmark", reads=("metadata/number",))(lambda number: [number])
+    insert(db, [], [orphan_row({"provider": "postmark", "number": 7})])
+    assert reconcile().unmatched == 1
+    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/1.own1'")
+    providers._rules["postmark"] = builtin
+    factories.delivery(db, "7")
+    assert reconcile().linked == 1
+
+
+def test_keys_from_before_the_id_over_smtp_was_read_are_computed_again(db):
+    """All stored keys are of an earlier generation, an adopter's too."""
+    acme(1)
+    orphans = [
+        orphan_row({"provider": provider, "number": 7, "message_id": "7", "smtp_message_id": f"<{provider}@x.example>"})
+        for provider in ("acme", "postal")
+    ]
+    insert(db, [], orphans)
+    assert reconcile().unmatched == 2
+    db.run("UPDATE mailglass_open_orphans SET rule = replace(rule, '/2.', '/1.'), ids = 1")
+    db.run("DELETE FROM mailglass_open_orphan_ids WHERE position > 1")
+    for provider in ("acme", "postal"):
+        factories.delivery(db, f"{provider}@x.example", provider=provider)
+    assert reconcile().linked == 2
+
+
 def test_a_later_version_of_a_rule_computes_stored_keys_again(db):
     """The first version was wrong."""
     acme(1, suffix="-wrong")
