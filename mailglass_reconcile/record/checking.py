@@ -15,10 +15,10 @@ from typing import Any
 from uuid import UUID
 
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.rules import addresses, providers
+from mailglass_reconcile.rules import addresses, providers, smtp
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
-from mailglass_reconcile.rules.events import STREAMS
+from mailglass_reconcile.rules.events import BOUNCES, STREAMS
 from mailglass_reconcile.rules.humanize import did_you_mean
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, is_usable
 
@@ -33,6 +33,18 @@ def known_type(field: str, value: object) -> str:
 def reject_reason(field: str, value: object) -> str | None:
     """Return *value* if it is None or a known reason."""
     return None if value is None else _known(field, value, "reason", REJECT_REASONS)
+
+
+def bounce(field: str, value: object) -> str | None:
+    """Return *value* if it is None or a kind of bounce."""
+    return None if value is None else _known(field, value, "bounce", BOUNCES)
+
+
+def smtp_status(field: str, value: object) -> str | None:
+    """Return the codes of an SMTP reply; its text is not recorded."""
+    if not isinstance(value, str | None):
+        raise InvalidEventError(f"{field} must be a string or None")
+    return smtp.smtp_status(value)
 
 
 def _known(field: str, value: object, noun: str, known: Collection[str]) -> str:

@@ -23,7 +23,8 @@ from mailglass_reconcile.record.after_commit import Recheck, Recorded
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, Keys, keys_of_metadata
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Keys, keys_of_metadata
+from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
@@ -34,6 +35,11 @@ ADDRESS_KEYS = ("recipient", "email")
 
 RESERVED = (*ADDRESS_KEYS, "recipient_known", "provider_message_id")
 """Top-level names of metadata that sweeps read: a caller's own values under them are left out."""
+
+BOUNCE = "bounce"
+SMTP_STATUS = "smtp_status"
+FIELDS = (BOUNCE, SMTP_STATUS)
+"""Names in metadata that count as the event's fields, and are checked like them."""
 
 REPEATED = Recorded(None, None)
 """What becomes of an event that was recorded before."""
@@ -158,6 +164,7 @@ def _checked(
         **(checking.without_addresses(kept | own) if strict else kept | own),
         "provider": provider,
         providers.stored_under(provider): message_id,
+        **_of_smtp(at, event, given),
         **({"recipient_known": True} if recipient else {}),
     }
     entry = Entry(
@@ -175,12 +182,28 @@ def _checked(
     return NewEvent(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
 
 
+def _of_smtp(at: str, event: WebhookEvent, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return how a message bounced, the codes of SMTP and its id over SMTP; fields come before the caller's metadata.
+
+    Raises:
+        InvalidEventError: A field cannot be recorded, or `bounce` in the metadata is no kind of bounce.
+    """
+    bounce = checking.bounce(f"{at}.metadata['bounce']", given.get(BOUNCE))
+    status = smtp_status(given.get(SMTP_STATUS))
+    told = {
+        BOUNCE: checking.bounce(f"{at}.bounce", event.bounce) or bounce,
+        SMTP_STATUS: checking.smtp_status(f"{at}.smtp_status", event.smtp_status) or status,
+        SMTP_MESSAGE_ID: checking.message_id(f"{at}.smtp_message_id", event.smtp_message_id),
+    }
+    return {name: value for name, value in told.items() if value}
+
+
 def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Return what is kept of a caller's metadata, and the address in it, as a sweep would read it."""
     kept, reserved = {}, {}
     for name, value in given.items():
         bare = name.strip().lower()
-        if bare not in RESERVED:
+        if bare not in RESERVED and name not in FIELDS:
             kept[name] = value
         elif isinstance(value, str):
             reserved[bare] = value

@@ -13,6 +13,7 @@ STREAMS = ("transactional", "operational", "bulk")
 
 Bounce = Literal["hard", "soft"]
 """Whether an address will never take mail (`hard`), or did not take this message now (`soft`)."""
+BOUNCES: tuple[Bounce, ...] = ("hard", "soft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +30,13 @@ class WebhookEvent:
         reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
         bounce: `hard` if the address will never take mail, `soft` if it did not take this message; None if the
             provider does not say.
-        smtp_status: The SMTP reply and the enhanced status code, digits only, such as `550 5.1.1`.
+        smtp_status: The codes of the SMTP reply, such as `550 5.1.1`. Of a longer text only the codes at its beginning
+            are recorded, because the rest may hold an address.
         smtp_message_id: The Message-ID header, or another id that the provider's SMTP server gave the message: the
             last id that its delivery is looked for by.
-        metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out; everything
-            else is stored as given, and stays as long as the event.
+        metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out, `bounce` and
+            `smtp_status` count as the fields where those are None; everything else is stored as given, and stays as
+            long as the event.
     """
 
     type: str

@@ -23,6 +23,7 @@ from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, 
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.event_types import REJECT_REASONS, TYPES
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
+from mailglass_reconcile.rules.smtp import smtp_status
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -183,27 +184,6 @@ def with_code(code: object, text: object) -> str:
 def reply(*texts: object) -> object:
     """Return the first of some texts that begins with the codes of an SMTP reply, or None."""
     return next((text for text in texts if smtp_status(text)), None)
-
-
-def smtp_status(reply: object) -> str | None:
-    """Return the codes at the beginning of an SMTP reply, such as `550 5.1.1`, or None if it begins with none.
-
-    Its text is not kept, because it may hold addresses.
-    """
-    found = (
-        _SMTP_STATUS.match(str(reply)[:100]) if isinstance(reply, str | int) and not isinstance(reply, bool) else None
-    )
-    return " ".join(filter(None, found.groups())) or None if found else None
-
-
-_SMTP_STATUS = re.compile(
-    r"[^\w]*(?:smtp;\s*)?([2-5]\d\d(?!\.?\d))?(?:[\s-]+\1(?!\.?\d))?[\s-]*#?([245]\.\d{1,3}\.\d{1,3}(?!\.?\d))?",
-    re.IGNORECASE,
-)
-"""A reply code (RFC 5321, 4.2) and an enhanced status code (RFC 3463, 2), each optional.
-
-Several providers send the code by itself and again at the beginning of the text.
-"""
 
 
 def event_id(given: object, payload: object) -> str:

@@ -81,6 +81,30 @@ def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
     assert db.value(OPEN) == (0 if linked else 2)
 
 
+@pytest.mark.parametrize("webhook_first", [True, False])
+@pytest.mark.parametrize("sent", ["<7@eu-west-1.amazonses.com>", "7@eu-west-1.amazonses.com"])
+@pytest.mark.parametrize("provider", ["ses", "postal", "acme-mail"])
+def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(db, provider, sent, webhook_first):
+    """In either order, recorded with or without angle brackets; the event's own id matches nothing."""
+    delivered = event("7", recipient=ADA, smtp_message_id="<7@eu-west-1.amazonses.com>")
+    if webhook_first:
+        webhook_in(db, delivered, provider=provider)
+    sent_in(db, one(message_id=sent), provider=provider)
+    if not webhook_first:
+        webhook_in(db, delivered, provider=provider)
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+    assert db.value(OPEN) == 0
+
+
+def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(db):
+    """The first candidate that names any decides, as ever."""
+    sent_in(db, one(message_id="7"), provider="postal")
+    sent_in(db, one(message_id="<a@b.example>"), provider="postal")
+    (recorded,) = webhook_in(db, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
+    named = db.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
+    assert named == "7"
+
+
 def test_all_that_is_open_is_linked_whatever_its_grace(db):
     """Each message id in all its spellings; what belongs to nobody here stays open."""
     message = str(uuid.uuid4())
