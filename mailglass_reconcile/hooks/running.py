@@ -27,6 +27,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
+from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Transaction
@@ -208,5 +209,7 @@ def _event(row: Held) -> DeliveryEvent:
         message_id=row.message_id,
         recipient=None if row.recipient and row.recipient.endswith(ERASED) else row.recipient,
         reject_reason=row.reject_reason,
+        bounce=row.bounce,
+        smtp_status=smtp_status(row.smtp_status),
         attempt=row.attempts,
     )

@@ -67,6 +67,9 @@ class DeliveryEvent:
         recipient: The delivery's address, read now and stored nowhere else; None if the delivery is gone or
             the address was erased.
         reject_reason: Why a message was rejected or bounced, if known.
+        bounce: `hard` if the address will never take mail: suppress it. `soft` if it did not take this message, as when
+            its mailbox is full or its owner on holiday. None if the provider does not say.
+        smtp_status: The codes of the SMTP reply, digits only, such as `550 5.1.1`, if known.
         attempt: 1 for the first.
     """
 
@@ -79,4 +82,6 @@ class DeliveryEvent:
     message_id: str | None
     recipient: str | None = field(repr=False)
     reject_reason: str | None
+    bounce: Bounce | None = None
+    smtp_status: str | None = None
     attempt: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 from mailglass_reconcile.store.ledger import LinkedEvent
 
@@ -113,7 +114,9 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
                 CASE jsonb_typeof(e.normalized_payload -> 'provider')
                      WHEN 'string' THEN e.normalized_payload ->> 'provider' END,
                 d.provider) AS provider,
-       d.provider_message_id AS message_id, d.recipient, pg_current_xact_id()::text AS xact_id
+       d.provider_message_id AS message_id, d.recipient,
+       CASE WHEN e.metadata ->> 'bounce' IN ('hard', 'soft') THEN e.metadata ->> 'bounce' END AS bounce,
+       left(e.metadata ->> 'smtp_status', 100) AS smtp_status, pg_current_xact_id()::text AS xact_id
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
   JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
@@ -202,6 +205,8 @@ class Held(NamedTuple):
     provider: str | None
     message_id: str | None
     recipient: str | None
+    bounce: Bounce | None
+    smtp_status: str | None
     xact_id: str
 
 

@@ -92,17 +92,22 @@ assert engine.connect().execute(delivered).scalar_one() == 1
 assert Delivery.objects.filter(provider_message_id="m-1").count() == 1
 assert tenant_of(types.SimpleNamespace(metadata={"tenant": "acme"})) == "acme"
 assert tenant_of(types.SimpleNamespace()) == tenant_of(types.SimpleNamespace(metadata=None)) == "default"
-suppress(None, types.SimpleNamespace(recipient="bob@example.com"))
-assert Suppressed.objects.filter(email="bob@example.com").exists()
+for type_, bounce, suppressed in (
+    ("bounced", "soft", False), ("bounced", None, False), ("bounced", "hard", True), ("complained", None, True)
+):
+    suppress(None, types.SimpleNamespace(recipient="bob@example.com", type=type_, bounce=bounce))
+    assert Suppressed.objects.filter(email="bob@example.com").exists() is suppressed
+    Suppressed.objects.all().delete()
 assert {"own", "mailglass-reconcile"} <= set(CELERY_BEAT_SCHEDULE) and len(INSTALLED_APPS) == 2
 """,
     ),
     "handlers.md": Frame(
         f"""{ENGINE}
-import types, uuid
-from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
-update_crm = types.SimpleNamespace(apply_async=lambda *arguments, **options: sent.append(options))
-sent = []
+import types
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, dispatch, record_send, record_webhook
+send_report = lambda event: None
+update_crm = types.SimpleNamespace(apply_async=lambda *arguments, **options: called.append(options))
+called = []
 with engine.begin() as connection:
     connection.execute(text("CREATE TABLE suppressed (address text PRIMARY KEY, reason text)"))
 def refresh_all():
@@ -119,13 +124,22 @@ refreshed = []
 """,
         """
 assert len(refreshed) == 1
-event = types.SimpleNamespace(recipient="a@example.com", reject_reason="bounced", delivery_id=1, event_id=uuid.uuid4())
+kinds = {"hard": "bounced", "soft": "bounced", None: "bounced", "spam": "complained"}
+called.clear()
 with engine.begin() as connection:
-    suppress(connection, event)
-    suppress(connection, event)
-    assert connection.execute(text("SELECT count(*) FROM suppressed")).scalar_one() == 1
-call_the_crm(None, event)
-assert sent == [{"task_id": str(event.event_id), "retry": False}]
+    sends = [Sent(recipient=f"{kind}@b.example", message_id=f"m-{kind}") for kind in kinds]
+    record_send(connection, tenant_id="acme", provider="ses", sent=sends)
+    recorded = record_webhook(connection, tenant_id="acme", provider="ses", events=[
+        WebhookEvent(type=type_, occurred_at=dt.datetime.now(dt.UTC), provider_event_id=f"{kind}-{number}",
+                     message_id=f"m-{kind}", bounce=kind if kind in ("hard", "soft") else None)
+        for kind, type_ in kinds.items() for number in range(2)
+    ])
+assert dispatch().failed == 0
+with engine.begin() as connection:
+    suppressed = connection.execute(text("SELECT address FROM suppressed ORDER BY address")).scalars().all()
+assert suppressed == ["hard@b.example", "spam@b.example"]
+assert {one["task_id"] for one in called} == {str(one.event_id) for one in recorded[:6]}
+assert not any(one["retry"] for one in called)
 """,
     ),
     "providers.md": Frame(

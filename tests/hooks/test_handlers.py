@@ -85,6 +85,45 @@ def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(hooked):
     assert {(one.provider, one.message_id, one.recipient) for one in told} == {("postmark", "m-1", "ada@example.com")}
 
 
+@pytest.mark.parametrize("webhook_first", [True, False])
+def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(hooked, webhook_first):
+    """Of an event that is linked later as of one that is attached."""
+    told = leaving("audit", "bounced")
+    with hooked.engine.begin() as connection:
+        if not webhook_first:
+            factories.insert_on(connection, deliveries=[factories.delivery_row("m-1")])
+        record(
+            connection,
+            event("m-1", "bounced", provider_event_id="1", bounce="hard", smtp_status="550 5.1.1"),
+            event("m-1", "bounced", provider_event_id="2", bounce="soft"),
+            event("m-1", "bounced", provider_event_id="3"),
+        )
+    if webhook_first:
+        factories.delivery(hooked, "m-1")
+        hooked.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+        assert mailglass_reconcile.reconcile().linked == 3
+    assert dispatch().handled == 3
+    said = {(one.bounce, one.smtp_status) for one in told}
+    assert said == {("hard", "550 5.1.1"), ("soft", None), (None, None)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status"),
+    [
+        ({"bounce": {"bounceType": "Permanent"}, "smtp_status": "550 <ada@example.com>: unknown"}, "550"),
+        ({"bounce": "Permanent", "smtp_status": {"code": 550}}, None),
+    ],
+)
+def test_what_another_writer_has_stored_under_these_names_is_not_passed_on(hooked, metadata, status):
+    """Such as a provider's whole payload: a handler gets one of the two words, and digits."""
+    told = leaving("audit", "bounced")
+    factories.delivery(hooked, "m-1")
+    factories.orphan(hooked, factories.postmark("m-1", **metadata), type="bounced")
+    assert mailglass_reconcile.reconcile().linked == 1
+    assert dispatch().handled == 1
+    assert [(one.bounce, one.smtp_status) for one in told] == [(None, status)]
+
+
 def test_a_handler_works_with_the_connection_s_own_settings(hooked):
     """Its search path and time zone, not ours, and a limit for its statements."""
     url = sa.make_url(hooked.url).set(drivername="postgresql+psycopg")

@@ -18,8 +18,8 @@ from shop.models import Suppressed
 
 @on_event("bounced", "complained")
 def suppress(_connection: object, event: DeliveryEvent) -> None:
-    """Write down that an address gets no more messages."""
-    if event.recipient:
+    """Write down that an address gets no more messages; a soft bounce, as of a full mailbox, does not count."""
+    if event.recipient and (event.type == "complained" or event.bounce == "hard"):
         Suppressed.objects.get_or_create(email=event.recipient.lower())
 
 
