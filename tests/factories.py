@@ -22,13 +22,13 @@ VALUES (CAST(:id AS uuid), :tenant_id, 'Welcome', 'transactional', :recipient, '
 
 _EVENT = sa.text("""
 INSERT INTO mailglass_events
-       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, normalized_payload, metadata,
+       (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, normalized_payload, metadata,
         needs_reconciliation, inserted_at)
 VALUES (CAST(:id AS uuid), :tenant_id, CAST(:delivery_id AS uuid), :type,
         coalesce(CAST(:occurred_at AS timestamp),
                  (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8) + 30)),
-        :idempotency_key, CAST(:normalized_payload AS jsonb), CAST(:metadata AS jsonb), :needs_reconciliation,
-        (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8)))
+        :idempotency_key, :reject_reason, CAST(:normalized_payload AS jsonb), CAST(:metadata AS jsonb),
+        :needs_reconciliation, (now() AT TIME ZONE 'UTC') - make_interval(secs => CAST(:age_seconds AS float8)))
 """)
 
 
@@ -65,6 +65,7 @@ def orphan_row(metadata: Any, **columns: Any) -> dict[str, Any]:
         "occurred_at": None,
         "age_seconds": 300,
         "idempotency_key": None,
+        "reject_reason": None,
         "normalized_payload": {},
         "needs_reconciliation": True,
         **columns,

@@ -86,6 +86,12 @@ def _lines(found: Explanation) -> Iterator[str]:
         return
     yield ""
     yield _fact("type", found.type or "-")
+    if found.bounce:
+        yield _fact("bounce", found.bounce)
+    if found.reject_reason:
+        yield _fact("reason", found.reject_reason)
+    if found.smtp_status:
+        yield _fact("SMTP", found.smtp_status)
     yield _fact("tenant", found.tenant_id or "-")
     yield _fact("provider", found.provider or "none that can be used")
     if hint := providers.mistyped(found.provider or ""):

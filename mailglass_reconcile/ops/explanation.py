@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules import matching, providers, states
 from mailglass_reconcile.rules.addresses import address, holds_address
+from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate, Keys
+from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, Verdict
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs, schema
 from mailglass_reconcile.store.database import Database, Transaction
@@ -27,7 +29,10 @@ TIMEOUT_MS = 24_000
 
 # Times in ISO 8601 without a zone, which is UTC; infinity stays infinity.
 _LEDGER_ROW = """
-SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type, e.delivery_id::text, e.needs_reconciliation,
+SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type,
+       left(e.reject_reason, 512) AS reject_reason,
+       CASE WHEN e.metadata ->> 'bounce' IN ('hard', 'soft') THEN e.metadata ->> 'bounce' END AS bounce,
+       left(e.metadata ->> 'smtp_status', 100) AS smtp_status, e.delivery_id::text, e.needs_reconciliation,
        r.id::text AS reconciled_by, r.delivery_id::text AS linked_to,
        r.metadata -> 'recipient_checked' = 'false' AS unchecked,
        starts_with(e.idempotency_key, 'webhook:') IS TRUE AS recorded, to_json(r.inserted_at) #>> '{}' AS linked_at,
@@ -62,6 +67,9 @@ class Explanation:
         named: The deliveries that they name; `own` if of the event's tenant, `fitting` if with its provider or none,
             `addressed` if to its recipient or none is known.
         type: The event's type.
+        reject_reason: Why a message was rejected or bounced, if known.
+        bounce: `hard` or `soft`, if its writer said so.
+        smtp_status: The codes of the SMTP reply, such as `550 5.1.1`, if known.
         provider: The event's provider, in its canonical spelling.
         arrived_at: When the ledger took it.
         rule: The provider's rule, `provider/version`.
@@ -93,6 +101,9 @@ class Explanation:
     candidate_ids: tuple[str, ...] = ()
     named: tuple[dict[str, Any], ...] = ()
     type: str | None = None
+    reject_reason: str | None = None
+    bounce: Bounce | None = None
+    smtp_status: str | None = None
     provider: str | None = None
     arrived_at: str | None = None
     rule: str | None = None
@@ -203,7 +214,7 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         _TENANT_TOO_LONG if never else states.why(state),
         row.tenant_id,
         row.linked_to or row.delivery_id,
-        type=row.type,
+        **_reported(row),
         provider=read.provider,
         arrived_at=utc(row.arrived),
         rule=read.rule,
@@ -217,6 +228,16 @@ def _of_settled(row: sa.Row[Any], state: EventState, read: Origins, linking: Seq
         linked_by_actor=_without_address(row.actor) if row.by_hand else None,
         reason=_without_address(row.reason) if row.by_hand else None,
     )
+
+
+def _reported(row: sa.Row[Any]) -> dict[str, Any]:
+    """Return what the event says happened to the message."""
+    return {
+        "type": row.type,
+        "reject_reason": _without_address(row.reject_reason),
+        "bounce": row.bounce,
+        "smtp_status": smtp_status(row.smtp_status),
+    }
 
 
 def _without_address(text: str | None) -> str | None:
@@ -235,7 +256,7 @@ def _of_open(row: sa.Row[Any], read: Origins, decision: Decision, *, erased: boo
         decision.delivery_id,
         wanted.candidate_ids,
         tuple(_named(each, row.tenant_id, wanted) for each in decision.named),
-        type=row.type,
+        **_reported(row),
         provider=wanted.provider,
         arrived_at=utc(row.arrived),
         rule=read.rule,

@@ -3,11 +3,16 @@
 import datetime as dt
 from uuid import UUID
 
+import pytest
+
+import commands
 import factories
 import mailglass_reconcile
 from mailglass_reconcile import key_rule
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.rules import providers
+from record import recording
+from web.browsing import Visitor, app
 
 WEEK = 7 * 86_400
 
@@ -15,6 +20,32 @@ WEEK = 7 * 86_400
 def of(db, event_id):
     """Explain an event."""
     return explain(db.database, UUID(event_id))
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_why_a_mail_bounced_is_shown(db, attached):
+    """By the command and on the page, of an event that is attached as of an orphan."""
+    if attached:
+        factories.delivery(db, "m-1")
+    bounced = recording.event("m-1", "bounced", reject_reason="invalid", bounce="hard", smtp_status="550 5.1.1")
+    with db.engine.begin() as connection:
+        (recorded,) = recording.record(connection, bounced)
+    found = explain(db.database, recorded.event_id)
+    assert (found.reject_reason, found.bounce, found.smtp_status) == ("invalid", "hard", "550 5.1.1")
+    said = commands.inside("explain", str(recorded.event_id)).stdout
+    assert "type       bounced\nbounce     hard\nreason     invalid\nSMTP       550 5.1.1\n" in said
+    page = Visitor(app(db)).get(f"/events/{recorded.event_id}").text
+    for name, value in (("Bounce", "hard"), ("Reason", "invalid"), ("SMTP", "550 5.1.1")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+
+
+def test_what_another_writer_has_stored_of_a_bounce_shows_no_address(db):
+    """Its reason and its reply may hold anything."""
+    metadata = factories.postmark("m-1", bounce={"email": "ada@example.com"}, smtp_status="550 <ada@example.com>")
+    id_ = factories.orphan(db, metadata, type="bounced", reject_reason="ada@example.com")
+    found = of(db, id_)
+    assert (found.reject_reason, found.bounce, found.smtp_status) == (None, None, "550")
+    assert "\nreason" not in commands.inside("explain", id_).stdout
 
 
 def test_every_id_names_the_place_that_it_was_read_from(db):
