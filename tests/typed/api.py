@@ -99,7 +99,16 @@ def recording(connection: sa.Connection, session: Session) -> None:
     assert_type(deliveries, list[RecordedDelivery])
     assert_type(deliveries[0].delivery_id, UUID)
     now = dt.datetime.now(dt.UTC)
-    event = WebhookEvent(type="delivered", provider_event_id="e1", message_id="m1", occurred_at=now)
+    event = WebhookEvent(
+        type="bounced",
+        provider_event_id="e1",
+        message_id="m1",
+        occurred_at=now,
+        bounce="hard",
+        smtp_status="550 5.1.1",
+        smtp_message_id="<m1@mail.example.com>",
+    )
+    assert_type(event.bounce, Literal["hard", "soft"] | None)
     recorded = record_webhook(session, provider="postmark", events=[event])
     assert_type(recorded, list[Recorded])
     assert_type(recorded[0].delivery_id, UUID | None)
@@ -143,6 +152,8 @@ def looking(connection: sa.Connection) -> str | None:
 def suppress(connection: Any, event: DeliveryEvent) -> None:
     """A decorated handler keeps its own type."""
     assert_type(event.recipient, str | None)
+    assert_type(event.bounce, Literal["hard", "soft"] | None)
+    assert_type(event.smtp_status, str | None)
     assert_type(event.event_id, UUID)
 
 
