@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mailglass_reconcile.record.sends import Sent
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, registry, wire
-from mailglass_reconcile.webhooks.providers import mailgun, resend, sendgrid, ses
+from mailglass_reconcile.webhooks.providers import mailgun, resend, ses
 from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
@@ -30,17 +31,34 @@ _ENDED = (*_REFUSED, "failed")
 def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """Return a tracking event of Anymail as `record_webhook` takes it; a retry of the webhook gives the same id.
 
-    Where Anymail does not find the message's id, its recipient or its type, the provider's own payload is read, as
-    `parse` does: Anymail may not know the newest format, and SendGrid's events name no id of Anymail's if the message
-    was not sent through it. Of the rest that Anymail knows, only tags are kept, because no event can be erased by
-    itself: not its metadata, description, MTA response, user agent or click URL.
+    The provider's own payload, `event.esp_event`, is read as `parse` reads it, so the type, the reason, a bounce's kind
+    and the codes of SMTP are the same with and without Anymail. What Anymail has read counts where that is not
+    possible, and always for the message's id, because the send was recorded under Anymail's. Of the rest that Anymail
+    knows, only tags are kept, because no event can be erased by itself: not its metadata, description, MTA response,
+    user agent or click URL.
 
     Args:
         event: The `event` that the `tracking` signal passes.
         esp_name: The provider, as the signal names it.
     """
     provider = providers.canonical(esp_name)
-    made = wire.event(
+    began = dt.datetime.now(dt.UTC)
+    made = _as_anymail_reads(event, provider)
+    own = _as_parse_reads(event, provider)
+    if own is not None:
+        made = replace(
+            own,
+            provider_event_id=made.provider_event_id,
+            message_id=own.message_id if made.message_id is None else made.message_id,
+            # An event without a time happens now, but Anymail may know when SNS was notified of it.
+            occurred_at=made.occurred_at if own.occurred_at >= began else own.occurred_at,
+        )
+    formats.names_a_message(provider, made)
+    return made
+
+
+def _as_anymail_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent:
+    return wire.event(
         event.esp_event,
         type=event.event_type,
         at=_aware(event.timestamp),
@@ -49,28 +67,20 @@ def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
         recipient=_recipient(event, provider),
         reason=event.reject_reason,
         tags=event.tags,
-        kept=_KEPT[provider](event.esp_event or {}) if provider in _KEPT else None,
     )
-    if _parts_read(made) < 3:
-        own = _own_reading(provider, event.esp_event)
-        if own is not None and _parts_read(own) > _parts_read(made):
-            made = replace(own, provider_event_id=made.provider_event_id)
-    formats.names_a_message(provider, made)
-    return made
 
 
-def _parts_read(event: WebhookEvent) -> int:
-    """Return how many of message id, recipient and type are known."""
-    return (event.message_id is not None) + (event.recipient is not None) + (event.type != "unknown")
-
-
-def _own_reading(provider: str, payload: object) -> WebhookEvent | None:
-    """Return the event that our reader reads from the payload, or None if it cannot."""
+def _as_parse_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent | None:
+    """Return what our reader makes of the payload for Anymail's recipient, or None if it cannot read it."""
     try:
-        (event,) = registry.module(provider).events(payload, Request(b"", {}))
-    except Exception:  # Anymail passes another part of the request on, or the payload has several events
+        read = list(registry.module(provider).events(event.esp_event, Request(b"", {})))
+    except Exception:  # there is no payload or no reader, or Anymail passes another part of the request on
         return None
-    return event
+    found = [one for one in read if one.message_id is not None or one.recipient is not None]
+    if len(found) > 1:  # Anymail makes one event for each recipient, too
+        wanted = address(event.recipient or "")
+        found = [one for one in found if one.recipient is not None and address(one.recipient) == wanted]
+    return found[0] if found else None
 
 
 def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
@@ -125,10 +135,3 @@ def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
 
 
 _IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {"mailgun": _mailgun_id, "ses": _ses_id}
-
-_KEPT: Mapping[str, Callable[[Any], Mapping[str, Any] | None]] = {
-    "mailgun": mailgun.kept,
-    "sendgrid": sendgrid.kept,
-    "ses": ses.kept,
-}
-"""What else a provider's events keep in their metadata."""

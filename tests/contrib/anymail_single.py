@@ -197,7 +197,7 @@ BREVO = Provider(
         "delivered": "delivered",
         "hard_bounce": "bounced",
         "soft_bounce": "bounced",
-        "invalid_email": "bounced",
+        "invalid_email": "rejected",
         "blocked": "rejected",
         "deferred": "deferred",
         "error": "failed",

@@ -112,7 +112,7 @@ def test_a_thread_that_outlives_its_request_records_what_it_is_told(db):
     over_wsgi(first.requests(*STORY[:1])[0])
     tracking.disconnect(keep)
     context, event, esp_name = held[0]
-    event.message_id, event.esp_event = second.ids[ANN], {"MessageID": second.ids[ANN]}
+    event.message_id, event.esp_event = second.ids[ANN], {**event.esp_event, "MessageID": second.ids[ANN]}
 
     def late():
         context.run(tracking.send, None, event=event, esp_name=esp_name)

@@ -62,10 +62,11 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
     """Every command of the README, in its order, on real servers."""
     run(terminal, "manage.py migrate")
     run(terminal, "createsuperuser")
-    raced = factories.new_id()
-    factories.delivery(db, raced, recipient="bob@example.com")
-    factories.orphan(db, factories.postmark(raced), type="bounced")
-    assert "linked 1 of 1" in run(terminal, "mailglass sweep")
+    for bounce, recipient in (("hard", "bob@example.com"), ("soft", "eve@example.com")):
+        raced = factories.new_id()
+        factories.delivery(db, raced, recipient=recipient)
+        factories.orphan(db, factories.postmark(raced, bounce=bounce), type="bounced")
+    assert "linked 2 of 2" in run(terminal, "mailglass sweep")
     assert db.rows("SELECT email FROM shop_suppressed") == [("bob@example.com",)]
     asked_for_nothing(terminal)
     port = free_port()
@@ -78,7 +79,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
         shown = readme.command("django", "curl", "/orders/1/")
         assert readme.curl(shown.text, base).text == shown.output
         again = readme.curl(told.text, base, placed["message_id"])
-        assert (again.status_code, db.value("SELECT count(*) FROM mailglass_events")) == (200, 4)
+        assert (again.status_code, db.value("SELECT count(*) FROM mailglass_events")) == (200, 6)
         with httpx.Client(base_url=base, follow_redirects=True) as browser:
             log_in(browser)
             assert "ada@example.com" in browser.get("/admin/mailglass_reconcile/delivery/").text
@@ -99,7 +100,7 @@ def test_an_order_is_confirmed_and_its_webhook_changes_its_status(db, terminal, 
             factories.delivery(db, early)
             factories.orphan(db, factories.postmark(early))
             wait_until(lambda: readme.run("django", f'{MANAGE} shell -c "{SOONER}"', terminal).split()[-1] == "1", 60)
-            wait_until(lambda: db.appended() == 2, 60)
+            wait_until(lambda: db.appended() == 3, 60)
     assert "dispatched 0 events" in run(terminal, "mailglass dispatch")
     assert "0 open orphans" in run(terminal, "mailglass status")
 
