@@ -6,8 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -17,11 +16,12 @@ import sqlalchemy as sa
 import invariants
 import mailglass_reconcile
 import witness as watching
+from lending import Lender, Lent
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle
-from mailglass_reconcile.testing.databases import Database as Migrated
+from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.databases import Databases
 
 pytest_plugins = [
@@ -37,6 +37,7 @@ OTHERS = """
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
+SCHEMA = "SELECT current_schema()"
 APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 
 
@@ -58,25 +59,22 @@ class Database:
     hooked: set[str] = field(default_factory=set)
     """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
 
-    connection: sa.Connection | None = field(default=None, repr=False)
-    """One to read through, if there is one."""
+    lent: Lent | None = field(default=None, repr=False)
+    """Which of the databases that are kept it is, if it is one."""
 
     @property
     def database(self) -> Handle:
         """The same as the package uses it."""
         return Handle(self.engine, self.settings)
 
-    @contextmanager
-    def on_one_connection(self) -> Iterator["Database"]:
-        """Yield the same database, which reads through one connection instead of many, each statement by itself."""
-        with self.engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("SET TimeZone = 'UTC'")
-            yield replace(self, connection=connection)
+    def is_current(self) -> bool:
+        """Whether it is as a migration makes it."""
+        if self.lent and self.lent.is_as_made():
+            return True
+        return runner.is_current(self.engine, self.settings) and self.value(SCHEMA) == self.settings.database_schema
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
-        if self.connection:
-            return self.connection.execute(sa.text(sql), parameters).all()
         with self.engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
             return connection.execute(sa.text(sql), parameters).all()
@@ -97,9 +95,11 @@ class Database:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("SET default_transaction_read_only = off")
             connection.exec_driver_sql(f'ALTER DATABASE "{self.engine.url.database}" {change}')
+        self.engine.dispose()
 
     def wait_until_alone(self) -> None:
         """Wait until every other session has ended: only then its cost is in the statistics."""
+        self.engine.dispose()
         wait_until(lambda: self.value(OTHERS) == 0)
 
     def appended(self) -> int:
@@ -158,6 +158,30 @@ def mailglass_template(
     drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def lender(mailglass_databases: Databases, mailglass_template: str, redis_url: str) -> Iterator[Lender]:
+    """Lends one database to one test after the other."""
+    lender = Lender(
+        mailglass_databases, mailglass_template, lambda url: Settings(database_url=url, redis_url=redis_url)
+    )
+    yield lender
+    lender.close()
+
+
+@pytest.fixture
+def mailglass_database(lender: Lender, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lent]:
+    """A migrated database without rows, which the environment names; the test has it for itself.
+
+    It is the plugin's fixture, except that the next test gets the same database if only rows have changed.
+    """
+    with lender.lend() as lent:
+        monkeypatch.setenv("MAILGLASS_DATABASE_URL", lent.url)
+        monkeypatch.setenv("MAILGLASS_REDIS_URL", lent.settings.redis_url.get_secret_value())
+        mailglass_reconcile.configure()
+        yield lent
+        mailglass_reconcile.configure()
+
+
 @pytest.fixture
 def empty_database_url(make_database: Callable[..., str], drop_database: Callable[[str], None]) -> Iterator[str]:
     """The URL of a database without any table."""
@@ -167,16 +191,15 @@ def empty_database_url(make_database: Callable[..., str], drop_database: Callabl
 
 
 @pytest.fixture
-def db(mailglass_database: Migrated, redis_url: str) -> Iterator[Database]:
-    """A migrated database of the test's own, configured to be used, whose invariants are checked at the end."""
+def db(mailglass_database: Lent, redis_url: str) -> Iterator[Database]:
+    """A migrated database for a test that commits, configured to be used, whose invariants are checked at the end."""
     engine, settings = mailglass_database.engine, mailglass_database.settings
     mailglass_reconcile.configure(engine=engine, settings=settings)
     with watching.watched(engine, redis_url) as witness:
         projector._LeftOut.next_look = math.inf  # it would cost statements, which some tests count
-        made = Database(mailglass_database.url, settings, engine, witness)
+        made = Database(mailglass_database.url, settings, engine, witness, lent=mailglass_database)
         yield made
-        with made.on_one_connection() as judged:
-            invariants.check(judged, witness, holding=invariants.ALL - made.broken)
+        invariants.check(made, witness, holding=invariants.ALL - made.broken)
 
 
 @pytest.fixture

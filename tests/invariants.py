@@ -9,13 +9,14 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import redis
+from psycopg.rows import dict_row
 
 import oracle
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
@@ -46,9 +47,9 @@ SELECT d.id::text, d.tenant_id, d.recipient, d.provider, d.provider_message_id
   FROM witness.pruned AS p, jsonb_populate_record(NULL::mailglass_deliveries, p.row) AS d
  WHERE p.relation = 'mailglass_deliveries'
 """
+_DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message_id FROM mailglass_deliveries"
 _WITNESSED = "SELECT id::text, text, ours, utc, local FROM witness.events"
 _VERSIONS = "SELECT id::text, version, ours FROM witness.deliveries ORDER BY n"
-_DELIVERIES = "SELECT id::text, tenant_id, recipient, provider, provider_message_id FROM mailglass_deliveries"
 _OPEN = """
 SELECT event_id::text AS id, tenant_id, arrived_at, provider, recipient, recipient_lost, rule IS NOT NULL AS keyed, ids,
        (SELECT e.metadata -> 'recipient_known' = 'true' AND NOT e.metadata ?| '{recipient,email}'
@@ -67,11 +68,10 @@ SELECT event_id::text AS id, delivery_id::text, type, state, attempts, done, err
 """
 _EFFECTS = "SELECT handler, event_id::text AS id, count(*) AS n FROM witness.effects GROUP BY 1, 2"
 _WINDOW = """
-SELECT now()::timestamp - make_interval(mins => :max_age) AS oldest,
-       now()::timestamp - make_interval(secs => :grace) AS youngest
+SELECT now()::timestamp - make_interval(mins => {max_age}) AS oldest,
+       now()::timestamp - make_interval(secs => {grace}) AS youngest
 """
 
-_SCHEMA = "SELECT current_schema()"
 _LEFT = """
 SELECT pid, state, left(query, 80) AS query FROM pg_stat_activity
  WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -86,16 +86,18 @@ SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database =
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
     _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
-    if not runner.is_current(db.engine, db.settings) or db.value(_SCHEMA) != db.settings.database_schema:
+    if not db.is_current():
         return
+    state = State(db)
     checks: dict[str, Callable[[], None]] = {
         "I11": lambda: check_counts(witness.results()),
         "I12": lambda: check_statuses([result for result, _ in witness.results()]),
-        "I13": lambda: check_open_set(db),
-        "I6": lambda: check_nothing_is_left(db),
+        "I13": lambda: check_open_set(state),
     }
     _each(checks, holding)
-    state = _State(db)
+    if "I6" in holding and state.is_matchable():
+        check_nothing_is_left(db)
+        state = State(db)
     checks = {
         "I1": lambda: check_links(state),
         "I2": lambda: check_projection(state),
@@ -114,18 +116,38 @@ def _each(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> 
             held()
 
 
-class _State:
+class State:
     """The tables as they are now, and what the witness saw."""
 
     def __init__(self, db: Any) -> None:
-        self.pruned = {row["id"]: row for row in _all(db, _PRUNED_EVENTS)}
+        """Read all of it, once."""
+        window = _WINDOW.format(max_age=db.settings.max_age_minutes, grace=db.settings.grace_seconds)
+        with db.engine.connect() as connection:
+            read = _read(
+                connection.connection.driver_connection,
+                {
+                    "pruned": _PRUNED_EVENTS,
+                    "live": _EVENTS,
+                    "witnessed": _WITNESSED,
+                    "pruned_deliveries": _PRUNED_DELIVERIES,
+                    "deliveries": _DELIVERIES,
+                    "versions": _VERSIONS,
+                    "open": _OPEN,
+                    "stray_ids": _STRAY_IDS,
+                    "outbox": _OUTBOX,
+                    "effects": _EFFECTS,
+                    "window": window,
+                },
+            )
+        self.pruned = {row["id"]: row for row in read["pruned"]}
         """Copies of what retention has deleted; `events` and `deliveries` have them too."""
-        self.live = {row["id"]: row for row in _all(db, _EVENTS)}
+        self.live = {row["id"]: row for row in read["live"]}
         self.events = {**self.pruned, **self.live}
-        self.witnessed = {row["id"]: row for row in _all(db, _WITNESSED)}
-        self.deliveries = {row["id"]: row for row in [*_all(db, _PRUNED_DELIVERIES), *_all(db, _DELIVERIES)]}
+        self.witnessed = {row["id"]: row for row in read["witnessed"]}
+        self.deliveries = {row["id"]: row for row in [*read["pruned_deliveries"], *read["deliveries"]]}
+        self.existing = read["deliveries"]
         self.versions = defaultdict(list)
-        for row in _all(db, _VERSIONS):
+        for row in read["versions"]:
             times = {k: oracle.moment(row["version"][k]) for k in (*oracle.EARLIEST, "last_event_at", "updated_at")}
             self.versions[row["id"]].append({**row["version"], **times, "ours": row["ours"]})
         self.links = [
@@ -133,13 +155,43 @@ class _State:
             for event in self.events.values()
             if event["type"] == "reconciled" and self.witnessed.get(event["id"], {"ours": False})["ours"]
         ]
+        self.open = {row["id"]: row for row in read["open"]}
+        self.stray_ids = read["stray_ids"][0]["count"]
+        self.outbox = {row["id"]: row for row in read["outbox"]}
+        self.effects = {(row["handler"], row["id"]): row["n"] for row in read["effects"]}
+        [window] = read["window"]
+        self.oldest = window["oldest"]
+        self.eligible = [row for row in self.open.values() if self.oldest < row["arrived_at"] <= window["youngest"]]
+        """Open orphans that a full sweep looks at."""
+
+    def verdicts(self) -> Counter[str]:
+        """Return how many eligible orphans whose ids are known are in which state, by the plain reading."""
+        return Counter(oracle.match(orphan, self.existing)[0] for orphan in self.eligible if orphan["keyed"])
+
+    def is_matchable(self) -> bool:
+        """Whether an eligible orphan may have a delivery: by the plain reading, or as its ids are not known yet."""
+        unknown = any(not orphan["keyed"] for orphan in self.eligible)
+        named = any(row["provider_message_id"] is not None for row in self.existing)
+        return named and (unknown or self.verdicts()["matched"] > 0)
 
 
-def _all(db: Any, sql: str, **parameters: object) -> list[dict[str, Any]]:
-    return [dict(row._mapping) for row in db.rows(sql, **parameters)]
+def _read(driver: psycopg.Connection, statements: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each of the statements, which are sent together."""
+    with driver.cursor(row_factory=dict_row) as cursor:
+        cursor.execute("; ".join(["SET LOCAL TimeZone = 'UTC'", *statements.values()]))
+        found = {}
+        for name in statements:
+            cursor.nextset()
+            found[name] = cursor.fetchall()
+    driver.rollback()
+    return found
 
 
-def check_links(state: _State) -> None:
+def _all(db: Any, sql: str) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in db.rows(sql)]
+
+
+def check_links(state: State) -> None:
     """I1: at most one `reconciled` event per orphan, its delivery exists, its key is right."""
     of = Counter(event["reconciled_from"] for event in state.events.values() if event["type"] == "reconciled")
     assert not [orphan for orphan, count in of.items() if orphan and count > 1]
@@ -153,7 +205,7 @@ def check_links(state: _State) -> None:
         assert uuid.UUID(link["id"]).version == 7
 
 
-def check_projection(state: _State) -> None:
+def check_projection(state: State) -> None:
     """I2: every delivery equals the fold of what is linked to it over what it was before."""
     reports = defaultdict(list)
     for link in state.links:
@@ -170,7 +222,7 @@ def check_projection(state: _State) -> None:
                 assert now == oracle.fold(before[-1], reports[id_]), f"delivery {id_}"
 
 
-def _report(state: _State, event_id: str) -> tuple[str, datetime, datetime]:
+def _report(state: State, event_id: str) -> tuple[str, datetime, datetime]:
     event, seen = state.events[event_id], state.witnessed.get(event_id)
     arrival = oracle.moment(event["inserted_at"])
     if seen and arrival == seen["local"]:
@@ -178,7 +230,7 @@ def _report(state: _State, event_id: str) -> tuple[str, datetime, datetime]:
     return event["type"], oracle.moment(event["occurred_at"]), arrival
 
 
-def check_ledger(state: _State) -> None:
+def check_ledger(state: State) -> None:
     """I3: orphan rows, and all others, are byte for byte what they were; the ledger never shrinks, but by retention.
 
     What retention deletes goes together: an orphan with its `reconciled` event.
@@ -192,7 +244,7 @@ def check_ledger(state: _State) -> None:
         assert len({state.pruned.get(id_, {}).get("xact") for id_ in its}) == 1, f"half of link {link['id']} is gone"
 
 
-def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str]) -> None:
+def check_messages(state: State, messages: Sequence[tuple[str, Mapping[str, Any]]], early: Sequence[str]) -> None:
     """I4: every message names a committed event; none before its commit; one per channel per link."""
     assert not early, f"told of before their commit: {early}"
     told = defaultdict(list)
@@ -225,7 +277,7 @@ def check_messages(state: _State, messages: Sequence[tuple[str, Mapping[str, Any
             )
 
 
-def check_direct_messages(state: _State, told: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
+def check_direct_messages(state: State, told: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
     """I4, for events that were attached to their delivery at once: under their own type, and without an orphan."""
     for event_id, heard in told.items():
         event = state.events[event_id]
@@ -236,7 +288,7 @@ def check_direct_messages(state: _State, told: Mapping[str, Sequence[tuple[str, 
             assert "reconciled_from_event_id" not in payload["meta"]
 
 
-def check_tenants(state: _State) -> None:
+def check_tenants(state: State) -> None:
     """I5: one tenant throughout: orphan, link, delivery."""
     for link in state.links:
         tenants = {
@@ -247,7 +299,7 @@ def check_tenants(state: _State) -> None:
         assert len(tenants) == 1
 
 
-def check_monotone(state: _State) -> None:
+def check_monotone(state: State) -> None:
     """I7: nothing monotone goes back, and the version moves when, and only when, something else did."""
     for id_, versions in state.versions.items():
         for before, after in pairwise(versions):
@@ -293,42 +345,38 @@ def check_nobody_stays(db: Any, witness: Witness) -> None:
         assert time.monotonic() < deadline, f"left behind: {left}"
 
 
-def check_open_set(db: Any) -> None:
+def check_open_set(state: State) -> None:
     """I13: the open set equals what the ledger says, within the maximum age."""
-    oldest = _all(db, _WINDOW, max_age=db.settings.max_age_minutes, grace=0)[0]["oldest"]
-    events = {row["id"]: row for row in _all(db, _EVENTS)}
     settled = {
-        (event["idempotency_key"], event["tenant_id"]) for event in events.values() if event["type"] == "reconciled"
+        (event["idempotency_key"], event["tenant_id"]) for event in state.live.values() if event["type"] == "reconciled"
     }
-    open_now = {row["id"]: row for row in _all(db, _OPEN)}
     wanted = {
         id_
-        for id_, event in events.items()
+        for id_, event in state.live.items()
         if event["needs_reconciliation"]
         and event["delivery_id"] is None
         and len(event["tenant_id"]) <= 1_000
         and (f"reconciled:{id_}", event["tenant_id"]) not in settled
-        and (oracle.moment(event["inserted_at"]) > oldest or id_ in open_now)
+        and (oracle.moment(event["inserted_at"]) > state.oldest or id_ in state.open)
     }
-    assert set(open_now) == wanted
-    assert all(events[id_]["tenant_id"] == row["tenant_id"] for id_, row in open_now.items())
-    assert all(len(row["candidate_ids"]) == (row["ids"] or 0) for row in open_now.values())
-    assert all(
-        row["recipient"] or row["recipient_lost"] for row in open_now.values() if row["keyed"] and row["flagged"]
-    )
-    assert not [row for row in open_now.values() if row["recipient"] and row["recipient_lost"]]
-    assert all(row["provider"] == oracle.one_name(row["provider"]) for row in open_now.values() if row["provider"])
-    assert db.value(_STRAY_IDS) == 0
+    assert set(state.open) == wanted
+    for id_, row in state.open.items():
+        assert state.live[id_]["tenant_id"] == row["tenant_id"]
+        assert len(row["candidate_ids"]) == (row["ids"] or 0)
+        assert row["recipient"] or row["recipient_lost"] or not (row["keyed"] and row["flagged"])
+        assert not (row["recipient"] and row["recipient_lost"])
+        assert not row["provider"] or row["provider"] == oracle.one_name(row["provider"])
+    assert state.stray_ids == 0
 
 
-def check_handlers(db: Any, state: _State) -> None:
+def check_handlers(db: Any, state: State) -> None:
     """I14: every handler's effect exactly once per event, and the outbox has what reached a delivery, no more."""
     given = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
     for id_, event in state.events.items():
         seen = state.witnessed.get(id_)
         if seen and seen["ours"] and event["type"] != "reconciled" and event["delivery_id"]:
             given[id_] = event["delivery_id"]
-    rows = {row["id"]: row for row in _all(db, _OUTBOX)}
+    rows = state.outbox
     for id_, row in rows.items():
         assert (row["type"], row["delivery_id"]) == (state.events[id_]["type"], given[id_]), f"event {id_}"
         assert (row["finished_at"] is None) == (row["state"] == "waiting"), row
@@ -337,10 +385,9 @@ def check_handlers(db: Any, state: _State) -> None:
         assert row["state"] != "dispatched" or row["error"] is None, row
     missing = [id_ for id_ in given if state.events[id_]["type"] in db.hooked and id_ not in rows]
     assert not set(missing) - set(state.pruned)
-    effects = {(row["handler"], row["id"]): row["n"] for row in _all(db, _EFFECTS)}
-    leaving = {handler for handler, _ in effects}
+    leaving = {handler for handler, _ in state.effects}
     noted = {(handler, id_) for id_, row in rows.items() for handler in row["done"] if handler in leaving}
-    assert effects == dict.fromkeys(noted, 1)
+    assert state.effects == dict.fromkeys(noted, 1)
 
 
 def check_nothing_is_left(db: Any) -> None:
@@ -350,12 +397,7 @@ def check_nothing_is_left(db: Any) -> None:
     with client:
         result = Sweep(Database(db.engine, settings), Publisher(client)).run()
     assert result.skipped == 0, result
-    window = _all(db, _WINDOW, max_age=settings.max_age_minutes, grace=settings.grace_seconds)[0]
-    deliveries = _all(db, _DELIVERIES)
-    counts: Counter[str] = Counter()
-    for orphan in _all(db, _OPEN):
-        if window["oldest"] < orphan["arrived_at"] <= window["youngest"] and orphan["keyed"]:
-            counts[oracle.match(orphan, deliveries)[0]] += 1
+    counts = State(db).verdicts()
     assert counts["matched"] == result.failed, result
     for state in ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"):
         assert counts[state] == getattr(result, state), (state, result)

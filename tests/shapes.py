@@ -112,7 +112,6 @@ def beside(
     with watching.watched(engine, redis_url) as witness:
         used = Database(url, settings, engine, witness)
         yield used
-        with used.on_one_connection() as judged:
-            invariants.check(judged, witness, holding=invariants.ALL - used.broken)
+        invariants.check(used, witness, holding=invariants.ALL - used.broken)
     mailglass_reconcile.configure()
     drop_database(name)

@@ -20,6 +20,7 @@ import redis
 import sqlalchemy as sa
 
 import forking
+import lending
 from mailglass_reconcile.pubsub import Message, Published, Publisher, flush
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.link import Pairs
@@ -99,6 +100,7 @@ def install(engine: sa.Engine) -> None:
     """Let a database, and copies of it, write down what happens to their rows."""
     with engine.begin() as connection:
         connection.exec_driver_sql(_WITNESS)
+    lending.install(engine)
 
 
 @cache

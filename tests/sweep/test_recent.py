@@ -192,9 +192,11 @@ def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent)
 
     sa.event.listen(engine, "connect", explain)
     sa.event.listen(engine, "before_cursor_execute", note)
+    engine.dispose()
     try:
         return sweep(), len(statements), sum(buffers)
     finally:
+        engine.dispose()
         sa.event.remove(engine, "connect", explain)
         sa.event.remove(engine, "before_cursor_execute", note)
 

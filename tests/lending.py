@@ -1,0 +1,169 @@
+"""One database for all tests of a process, one after the other: emptied, or replaced if more than rows has changed.
+
+A connection to it is kept as well, and reset to what it was when it was opened.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.testing.databases import Databases
+
+_CATALOGS = (
+    "pg_attrdef",
+    "pg_cast",
+    "pg_constraint",
+    "pg_default_acl",
+    "pg_event_trigger",
+    "pg_extension",
+    "pg_index",
+    "pg_operator",
+    "pg_policy",
+    "pg_proc",
+    "pg_rewrite",
+    "pg_statistic_ext",
+    "pg_trigger",
+    "pg_attribute WHERE attrelid >= 16384",
+    "pg_description WHERE objoid >= 16384",
+    "pg_namespace WHERE nspname !~ '^pg_(toast_)?temp_'",
+    "pg_database WHERE datname = current_database()",
+    "pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())",
+)
+"""Where a change leaves a row of a later transaction, or one less. TRUNCATE changes `pg_class`, which is read apart."""
+
+# `catalog` is another one when anything but rows has changed; the rows that a migration leaves belong to it, too.
+# `forget` takes away all other rows. A table of more than a page, or with statistics, is then as if it were new; of a
+# smaller one that would cost more than the rest of a short test, because every session plans again. The ledger's guards
+# do not run in a session that replays what another one did.
+_INSTALL = """
+CREATE FUNCTION witness.catalog() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  migrated text;
+  relations text;
+BEGIN
+  EXECUTE (SELECT format('SELECT string_agg(t::text, '';'') FROM %s AS t', oid::regclass)
+             FROM pg_class WHERE relkind = 'r' AND relname = 'mailglass_reconcile_version') INTO migrated;
+  SELECT string_agg(concat_ws(' ', oid, relname, relnamespace, relkind, relowner, relacl, reloptions, relhasrules,
+                              relhastriggers, relrowsecurity, relforcerowsecurity, relpersistence), ';' ORDER BY oid)
+    INTO relations FROM pg_class WHERE oid >= 16384 OR relacl IS NOT NULL;
+  RETURN md5(concat_ws('|', migrated, relations, {changes}));
+END $$;
+CREATE FUNCTION witness.forget() RETURNS void LANGUAGE plpgsql
+  SET session_replication_role = replica SET lock_timeout = '2s' AS $$
+DECLARE
+  used record;
+BEGIN
+  FOR used IN SELECT oid::regclass AS name, reltuples >= 0 AS analyzed, pg_relation_size(oid) AS bytes
+                FROM pg_class WHERE relkind = 'r' AND oid >= 16384 AND relname <> 'mailglass_reconcile_version' LOOP
+    IF used.analyzed OR used.bytes > 8192 THEN
+      EXECUTE format('TRUNCATE %s RESTART IDENTITY', used.name);
+      DELETE FROM pg_statistic WHERE starelid = used.name;
+    ELSIF used.bytes > 0 THEN
+      EXECUTE format('DELETE FROM %s', used.name);
+    END IF;
+  END LOOP;
+  PERFORM pg_stat_reset();
+END $$;
+""".replace(
+    "{changes}",
+    ", ".join(f"(SELECT concat(count(*), ' ', max(xmin::text::bigint)) FROM {one})" for one in _CATALOGS),  # noqa: S608
+)
+
+# What DISCARD ALL does, but for the plans: they cost most of what is saved by keeping a connection.
+_RESET = """
+CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
+DISCARD SEQUENCES; DISCARD TEMP
+"""
+_CATALOG = "SELECT witness.catalog()"
+
+
+def install(engine: sa.Engine) -> None:
+    """Let copies of a database, which has a witness, be lent."""
+    with engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(_INSTALL)
+
+
+@dataclass
+class Lent:
+    """A database as one test has it.
+
+    Attributes:
+        url: Its URL, password included.
+        settings: Its settings.
+        engine: The test's own, with events and options of its own; it keeps one connection between uses.
+        catalog: What the database said of its catalog when it was new.
+    """
+
+    url: str
+    settings: Settings
+    engine: sa.Engine = field(repr=False)
+    catalog: str = ""
+
+    def is_as_made(self) -> bool:
+        """Whether no more than rows has changed since the database was made; resets the session that is kept."""
+        if self.catalog and self._after_reset(_CATALOG) != self.catalog:
+            self.catalog = ""
+        return bool(self.catalog)
+
+    def forget(self) -> bool:
+        """Take away all rows, and return whether that was possible."""
+        return self._after_reset("SELECT witness.forget() IS NULL") is not None
+
+    def _after_reset(self, statement: str) -> Any:
+        """Return the value of a statement in a session that is as if it were new, or None if it is refused."""
+        try:
+            with self.engine.connect() as connection:
+                driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+                driver.cursor_factory = psycopg.Cursor
+                cursor = driver.execute(f"{_RESET}; {statement}")
+                while cursor.nextset():
+                    pass
+                [value] = cursor.fetchone() or (None,)
+                driver.commit()
+        except (SQLAlchemyError, psycopg.Error):  # a lock that was left behind, no such function any more
+            return None
+        return value
+
+
+class Lender:
+    """Lends the copies of a template: the same one again and again, as long as nothing but rows changes."""
+
+    def __init__(self, databases: Databases, template: str, settings_of: Callable[[str], Settings]) -> None:
+        """Copy *template* when a test needs it; *settings_of* gives the settings for a URL."""
+        self._databases, self._template, self._settings_of = databases, template, settings_of
+        self._name = ""
+        self._made: Lent | None = None
+
+    @contextmanager
+    def lend(self) -> Iterator[Lent]:
+        """Yield the database for as long as a block runs, without any row."""
+        made = self._made = self._made or self._make()
+        lent = Lent(made.url, made.settings, made.engine.execution_options(), made.catalog)
+        yield lent
+        if not (lent.is_as_made() and lent.forget()):
+            self.close()
+
+    def close(self) -> None:
+        """Drop the database, if there is one."""
+        if self._made is not None:
+            self._made.engine.dispose()
+            self._databases.drop(self._name)
+            self._made = None
+
+    def _make(self) -> Lent:
+        self._name = f"mgtest_{uuid.uuid4().hex[:12]}"
+        settings = self._settings_of(self._databases.create(self._name, self._template))
+        assert settings.database_url is not None
+        engine = engines.create_engine(settings, pool_size=1)
+        engine.pool._max_overflow = -1  # type: ignore[attr-defined] # others are opened and closed as without a pool
+        with engine.connect() as connection:
+            catalog = connection.exec_driver_sql(_CATALOG).scalar_one()
+        return Lent(settings.database_url.get_secret_value(), settings, engine, catalog)

@@ -1,0 +1,94 @@
+"""The database that tests have one after the other: each finds it as if it were new."""
+
+import pytest
+import sqlalchemy as sa
+
+import factories
+
+CHANGES = [
+    "CREATE TABLE notes (id int)",
+    "ALTER TABLE mailglass_events ADD COLUMN note text",
+    "ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add",
+    "ALTER TABLE mailglass_events ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE mailglass_events SET (fillfactor = 50)",
+    "ALTER TABLE mailglass_events ALTER trace_id SET DEFAULT 'none'",
+    "ALTER TABLE mailglass_events ADD CHECK (type <> 'never')",
+    "DROP INDEX mailglass_deliveries_reconcile_idx",
+    "DROP TABLE mailglass_reconcile_version",
+    "UPDATE mailglass_reconcile_version SET version_num = '0000'",
+    "CREATE OR REPLACE FUNCTION mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+    "REVOKE EXECUTE ON FUNCTION pg_catalog.now() FROM PUBLIC",
+    "REVOKE SELECT ON pg_catalog.pg_database FROM PUBLIC",
+    "GRANT SELECT ON mailglass_events TO pg_monitor",
+    "GRANT SELECT (id) ON mailglass_events TO pg_monitor",
+    "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+    "COMMENT ON TABLE mailglass_events IS 'a note'",
+    "CREATE SCHEMA other",
+    "CREATE RULE quiet AS ON INSERT TO mailglass_events DO INSTEAD NOTHING",
+    "CREATE POLICY everything ON mailglass_events",
+    "CREATE STATISTICS together ON tenant_id, type FROM mailglass_events",
+    "DROP SCHEMA witness CASCADE",
+    "ALTER DATABASE {name} SET work_mem = '1MB'",
+    "ALTER DATABASE {name} CONNECTION LIMIT 90",
+]
+
+
+def run(engine: sa.Engine, sql: str) -> None:
+    """Run a statement in a transaction that is committed."""
+    with engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(sql)
+
+
+@pytest.mark.parametrize("sql", CHANGES, ids=lambda sql: sql[:40])
+def test_a_database_in_which_more_than_rows_has_changed_is_replaced(lender, sql):
+    """Whatever it is: the next test gets another copy of the template."""
+    with lender.lend() as lent:
+        before = lent.url
+        run(lent.engine, sql.format(name=lent.engine.url.database))
+    with lender.lend() as lent:
+        assert lent.url != before
+        assert lent.is_as_made()
+
+
+@pytest.mark.parametrize("orphans", [1, 100], ids=["few", "many"])
+def test_rows_are_gone_and_the_database_is_the_same(lender, orphans):
+    """Of the ledger, too, which refuses to be emptied; statistics go with them."""
+    count = "SELECT (SELECT count(*) FROM mailglass_events) + (SELECT count(*) FROM witness.events)"
+    analyzed = "SELECT count(*) FROM pg_statistic WHERE starelid >= 16384"
+    with lender.lend() as lent:
+        before = lent.url
+        factories.insert(lent, events=[factories.orphan_row(factories.postmark(number)) for number in range(orphans)])
+        run(lent.engine, "ANALYZE mailglass_events" if orphans > 1 else "SELECT 1")
+    with lender.lend() as lent, lent.engine.connect() as connection:
+        assert lent.url == before
+        assert connection.exec_driver_sql(count).scalar_one() == 0
+        assert connection.exec_driver_sql(analyzed).scalar_one() == 0
+
+
+def test_a_session_is_kept_and_has_nothing_of_the_last_test(lender):
+    """Its settings, role, temporary tables and advisory locks end with the test."""
+    state = (
+        "SELECT pg_backend_pid(), current_user = session_user, current_setting('work_mem') = '1MB', to_regclass('t'),"
+        " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+    )
+    with lender.lend() as lent:
+        run(
+            lent.engine, "CREATE TEMP TABLE t (); SET work_mem = '1MB'; SELECT pg_advisory_lock(1); SET ROLE pg_monitor"
+        )
+        with lent.engine.connect() as connection:
+            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    with lender.lend() as lent, lent.engine.connect() as connection:
+        assert connection.exec_driver_sql(state).one() == (pid, True, False, None, 0)
+
+
+def test_a_database_that_somebody_still_uses_is_replaced(lender):
+    """A lock that a test has left behind holds up no other one."""
+    with lender.lend() as lent:
+        before = lent.url
+        factories.delivery(lent)
+        holder = lent.engine.connect()
+        holder.exec_driver_sql("LOCK mailglass_deliveries")
+    with lender.lend() as lent:
+        assert lent.url != before
+    holder.invalidate()
+    holder.close()
