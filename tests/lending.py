@@ -147,9 +147,11 @@ class Lender:
         """Yield the database for as long as a block runs, without any row."""
         made = self._made = self._made or self._make()
         lent = Lent(made.url, made.settings, made.engine.execution_options(), made.catalog)
-        yield lent
-        if not (lent.is_as_made() and lent.forget()):
-            self.close()
+        try:
+            yield lent
+        finally:
+            if not (lent.is_as_made() and lent.forget()):
+                self.close()
 
     def close(self) -> None:
         """Drop the database, if there is one."""

@@ -12,9 +12,11 @@ import mailglass_reconcile
 import witness as watching
 from catalog import Installation, installation, live
 from conftest import Database
+from lending import Lender
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing.databases import Databases
 
 SCHEMAS = {"0.1.1": "public", "2.x": "mailglass"}
 
@@ -91,27 +93,38 @@ def unmigrated(empty_database_url: str, shape: str) -> Installation:
     return made(empty_database_url, shape)
 
 
+@pytest.fixture(scope="session")
+def lender_of(
+    mailglass_databases: Databases, template_of: Callable[..., str], redis_url: str
+) -> Iterator[Callable[[str], Lender]]:
+    """Returns what lends a migrated database of a version to one test after the other."""
+
+    @cache
+    def lending(shape: str) -> Lender:
+        lender = Lender(
+            mailglass_databases, template_of(shape), lambda url: settings_of(url, shape, redis_url=redis_url)
+        )
+        lenders.append(lender)
+        return lender
+
+    lenders: list[Lender] = []
+    yield lending
+    for lender in lenders:
+        lender.close()
+
+
 @pytest.fixture
 def beside(
-    shape: str,
-    template_of: Callable[..., str],
-    make_database: Callable[..., str],
-    drop_database: Callable[[str], None],
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    shape: str, lender_of: Callable[[str], Lender], redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Database]:
     """A migrated database of each version, configured to be used, whose invariants are checked at the end."""
-    name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    settings = settings_of(make_database(name, template_of(shape)), shape, redis_url=redis_url)
-    url = settings.database_url.get_secret_value()
-    engine = engines.create_engine(settings)
-    monkeypatch.setenv("MAILGLASS_DATABASE_URL", url)
-    monkeypatch.setenv("MAILGLASS_DATABASE_SCHEMA", settings.database_schema)
-    monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
-    mailglass_reconcile.configure(engine=engine, settings=settings)
-    with watching.watched(engine, redis_url) as witness:
-        used = Database(url, settings, engine, witness)
-        yield used
-        invariants.check(used, witness, holding=invariants.ALL - used.broken)
-    mailglass_reconcile.configure()
-    drop_database(name)
+    with lender_of(shape).lend() as lent:
+        monkeypatch.setenv("MAILGLASS_DATABASE_URL", lent.url)
+        monkeypatch.setenv("MAILGLASS_DATABASE_SCHEMA", lent.settings.database_schema)
+        monkeypatch.setenv("MAILGLASS_REDIS_URL", redis_url)
+        mailglass_reconcile.configure(engine=lent.engine, settings=lent.settings)
+        with watching.watched(lent.engine, redis_url) as witness:
+            used = Database(lent.url, lent.settings, lent.engine, witness, lent=lent)
+            yield used
+            invariants.check(used, witness, holding=invariants.ALL - used.broken)
+        mailglass_reconcile.configure()
