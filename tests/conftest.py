@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import invariants
 import mailglass_reconcile
 import witness as watching
-from lending import Lender, Lent
+from lending import Lender, Lent, Uncommitted
 from mailglass_reconcile import projector
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -188,6 +188,18 @@ def empty_database_url(make_database: Callable[..., str], drop_database: Callabl
     name = f"mgtest_{uuid.uuid4().hex[:12]}"
     yield make_database(name)
     drop_database(name)
+
+
+@pytest.fixture
+def tx(lender: Lender) -> Iterator[Uncommitted]:
+    """A transaction that is rolled back, on a migrated database without rows, for code that takes a connection.
+
+    It is what a test takes unless it needs a commit, two sessions or a process: those take `db`.
+    """
+    with lender.transaction() as uncommitted:
+        mailglass_reconcile.configure(engine=uncommitted.connection.engine, settings=uncommitted.settings)
+        yield uncommitted
+    mailglass_reconcile.configure()
 
 
 @pytest.fixture

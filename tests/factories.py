@@ -3,9 +3,12 @@
 import json
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import sqlalchemy as sa
+
+from lending import Uncommitted
 
 TENANT = "acme"
 RECIPIENT = "Ada@Example.com"
@@ -78,8 +81,8 @@ def orphan_row(metadata: Any, **columns: Any) -> dict[str, Any]:
 
 
 def insert(db: Any, deliveries: Iterable[Mapping[str, Any]] = (), events: Iterable[Mapping[str, Any]] = ()) -> None:
-    """Insert rows in one transaction, in a session whose time zone is UTC."""
-    with db.engine.begin() as connection:
+    """Insert rows in one transaction, in a session whose time zone is UTC; in that of `tx`, where it is given."""
+    with nullcontext(db.connection) if isinstance(db, Uncommitted) else db.engine.begin() as connection:
         insert_on(connection, deliveries, events)
 
 

@@ -4,13 +4,14 @@ A connection to it is kept as well, and reset to what it was when it was opened.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import SQLAlchemyError
 
 from mailglass_reconcile.settings import Settings
@@ -133,6 +134,28 @@ class Lent:
         return value
 
 
+@dataclass(frozen=True)
+class Uncommitted:
+    """A transaction that is rolled back, on a database without rows: `tx`, which reads like `db`."""
+
+    connection: sa.Connection
+    """What the code under test gets, in its transaction, in UTC."""
+
+    settings: Settings
+
+    def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
+        """Run one statement that returns rows, and return them."""
+        return self.connection.execute(sa.text(sql), parameters).all()
+
+    def value(self, sql: str, **parameters: object) -> Any:
+        """Return the only value of the only row of one statement."""
+        return self.rows(sql, **parameters)[0][0]
+
+    def run(self, sql: str, **parameters: object) -> None:
+        """Run one statement that returns nothing."""
+        self.connection.execute(sa.text(sql), parameters)
+
+
 class Lender:
     """Lends the copies of a template: the same one again and again, as long as nothing but rows changes."""
 
@@ -145,13 +168,29 @@ class Lender:
     @contextmanager
     def lend(self) -> Iterator[Lent]:
         """Yield the database for as long as a block runs, without any row."""
-        made = self._made = self._made or self._make()
-        lent = Lent(made.url, made.settings, made.engine.execution_options(), made.catalog)
+        lent = self._next()
         try:
             yield lent
         finally:
             if not (lent.is_as_made() and lent.forget()):
                 self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Uncommitted]:
+        """Yield a transaction on it, which is rolled back with all that a block has done there."""
+        lent = self._next()
+        with lent.engine.connect() as connection:
+            transaction = connection.begin()
+            connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
+            driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+            try:
+                yield Uncommitted(connection, lent.settings)
+            finally:
+                has_ended = driver.info.transaction_status == TransactionStatus.IDLE
+                transaction.rollback()
+        if has_ended:
+            self.close()
+            raise AssertionError("the test has ended its transaction: it needs the fixture `db`")
 
     def close(self) -> None:
         """Drop the database, if there is one."""
@@ -159,6 +198,11 @@ class Lender:
             self._made.engine.dispose()
             self._databases.drop(self._name)
             self._made = None
+
+    def _next(self) -> Lent:
+        """Return the database with an engine of its own for the next test."""
+        made = self._made = self._made or self._make()
+        return Lent(made.url, made.settings, made.engine.execution_options(), made.catalog)
 
     def _make(self) -> Lent:
         self._name = f"mgtest_{uuid.uuid4().hex[:12]}"

@@ -92,3 +92,33 @@ def test_a_database_that_somebody_still_uses_is_replaced(lender):
         assert lent.url != before
     holder.invalidate()
     holder.close()
+
+
+def test_what_a_rolled_back_test_has_done_is_gone(lender):
+    """Rows, settings and tables: the database is the same, without anything of it."""
+    with lender.transaction() as tx:
+        factories.orphan(tx, factories.postmark("m"))
+        tx.run("CREATE TABLE notes ()")
+        tx.run("SET work_mem = '1MB'")
+        before = tx.value("SELECT current_database()")
+    state = (
+        "SELECT current_database(), (SELECT count(*) FROM mailglass_open_orphans), current_setting('work_mem') = '1MB'"
+    )
+    with lender.lend() as lent, lent.engine.connect() as connection:
+        assert connection.exec_driver_sql(state).one() == (before, 0, False)
+        assert lent.is_as_made()
+
+
+@pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
+def test_a_test_that_ends_its_transaction_fails_and_leaves_nothing_to_the_next_one(lender, end):
+    """It needs a database that is emptied."""
+
+    def test():
+        with lender.transaction() as tx:
+            factories.orphan(tx, factories.postmark("m"))
+            tx.run(end)
+
+    with pytest.raises(AssertionError, match="needs the fixture `db`"):
+        test()
+    with lender.transaction() as tx:
+        assert tx.value("SELECT count(*) FROM mailglass_events") == 0
