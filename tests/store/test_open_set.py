@@ -47,12 +47,10 @@ def insert(connection: sa.Connection, inserted_at: str | None = None, **columns:
 
 
 @pytest.fixture
-def database(make_database, drop_database, template_of, shape) -> Iterator[Installation]:
-    """A migrated database of the test's own, of each version."""
-    name = f"mgtest_{uuid.uuid4().hex[:12]}"
-    settings = settings_of(make_database(name, template_of(shape, witnessed=False)), shape)
-    yield Installation(settings, create_engine(settings))
-    drop_database(name)
+def database(lender_of, shape) -> Iterator[Installation]:
+    """A migrated database without rows, of each version."""
+    with lender_of(shape).lend() as lent:
+        yield Installation(lent.settings, lent.engine)
 
 
 def is_open(database: Installation, event_id: str) -> bool:
@@ -215,6 +213,7 @@ def role(admin: sa.Engine) -> Iterator[str]:
 def acting_as(database: Installation, role: str) -> Iterator[sa.Connection]:
     """A connection whose rights are those of *role*."""
     with database.engine.connect() as connection:
+        connection.detach()  # it is closed at the end, with what it has set
         connection.exec_driver_sql(f"SET ROLE {role}")
         connection.commit()
         yield connection
