@@ -176,21 +176,24 @@ def explain(database: Database, event_id: UUID) -> Explanation:
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
     """Read the places again, and let the rule make ids of each value alone."""
-    values = ledger.values_of(tx, [event_id])[0]
-    provider = matching.provider_of(values)
+    ((_, document),) = ledger.documents(tx, [event_id])
+    provider = document.provider
     if provider is None:
         return Origins(None, None, (), {})
     rule = providers.rule_of(provider)
     paths = matching.reads_of(provider)
-    found = ledger.at_paths(tx, [event_id], paths)[event_id]
     places: dict[str, str] = {}
-    for number, (path, value) in enumerate(zip(paths, found, strict=True)):
-        if value is not None:
-            alone = [value if other == number else None for other in range(len(paths))]
-            for id_ in matching.keys_of(values._replace(ids=alone)).candidate_ids:
-                places.setdefault(id_, path)
-    held = tuple((path, value and value.partition(":")[0]) for path, value in zip(paths, found, strict=True))
+    for path in paths:
+        for id_ in matching.keys_of_one(document, path).candidate_ids:
+            places.setdefault(id_, path)
+    held = tuple((path, _kind_of(document.at(path))) for path in paths)
     return Origins(provider, rule.mark, held, places)
+
+
+def _kind_of(value: Any) -> str | None:
+    """Return what JSON calls the kind of a value, or None if there is none."""
+    kinds = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    return kinds.get(type(value))
 
 
 _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} characters; such events are never linked"

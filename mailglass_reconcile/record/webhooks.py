@@ -23,7 +23,7 @@ from mailglass_reconcile.record.after_commit import Recheck, Recorded
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Keys, keys_of_metadata
+from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Document, Keys, keys_of
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
@@ -178,7 +178,7 @@ def _checked(
         metadata=metadata,
         needs_reconciliation=True,
     )
-    keys = keys_of_metadata(metadata)
+    keys = keys_of(Document(metadata))
     return NewEvent(entry, keys._replace(recipient=address(recipient), lost=False) if recipient else keys)
 
 

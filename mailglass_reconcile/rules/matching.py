@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from mailglass_reconcile.rules import providers, states
@@ -59,15 +60,26 @@ class Keys(NamedTuple):
         return not superseded and not providers.is_outdated(self.rule)
 
 
-class Values(NamedTuple):
-    """JSON values of one event that its keys are computed from, each as `type:text`, None or empty if absent."""
+class Document(NamedTuple):
+    """The two JSON columns of one event that its keys are computed from; empty if they cannot be read."""
 
-    event_id: str
-    provider: str | None
-    recipient: str | None
-    email: str | None
-    ids: list[str | None]
-    recipient_known: bool = False
+    metadata: Mapping[str, Any] = MappingProxyType({})
+    normalized_payload: Mapping[str, Any] = MappingProxyType({})
+
+    def at(self, path: str) -> Any:
+        """Return the value at a path of a rule, such as `metadata/message/id`, or None if there is none."""
+        column, *names = _steps(path)
+        value: Any = self.metadata if column == "metadata" else self.normalized_payload
+        for name in names:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    @property
+    def provider(self) -> str | None:
+        """The canonical name of the event's provider, or None if it names none that can be used."""
+        given = self.metadata.get("provider")
+        name = text_of(self.normalized_payload.get("provider") if given is None else given, numbers=False)
+        return providers.canonical(name) if name else None
 
 
 def reads_of(provider: str) -> tuple[str, ...]:
@@ -81,29 +93,23 @@ def _with_own(reads: tuple[str, ...], key: str) -> tuple[str, ...]:
     return (*COMMON_READS, *reads, *(path for path in last if path not in reads))
 
 
-def provider_of(values: Values) -> str | None:
-    """Return the canonical name of an event's provider, or None if it names none that can be used."""
-    provider = text_of(values.provider, numbers=False)
-    return providers.canonical(provider) if provider else None
-
-
-def keys_of(values: Values) -> Keys:
-    """Compute an event's keys; its `ids` are the values at the paths that `reads_of` gives for its provider.
+def keys_of(document: Document) -> Keys:
+    """Compute an event's keys, the same for its writer and for a sweep that reads its row.
 
     An event without a provider has no usable id, and neither has one whose provider's rule fails. The `failure` of the
     latter is the same sentence for every event.
     """
-    recipient = text_of(values.recipient, numbers=False) or text_of(values.email, numbers=False)
-    return _keys(provider_of(values), recipient, list(map(text_of, values.ids)), values.recipient_known)
-
-
-def keys_of_metadata(metadata: Mapping[str, Any]) -> Keys:
-    """Compute the keys of an event with this metadata, as a sweep computes them from the ledger's row."""
-    name = _text(metadata.get("provider"), numbers=False)
-    provider = providers.canonical(name) if name else None
-    recipient = _text(metadata.get("recipient"), numbers=False) or _text(metadata.get("email"), numbers=False)
-    texts = [_text(_at(metadata, path)) for path in reads_of(provider)] if provider else []
+    metadata, provider = document.metadata, document.provider
+    recipient = text_of(metadata.get("recipient"), numbers=False) or text_of(metadata.get("email"), numbers=False)
+    texts = [text_of(document.at(path)) for path in reads_of(provider)] if provider else []
     return _keys(provider, recipient, texts, metadata.get("recipient_known") is True)
+
+
+def keys_of_one(document: Document, path: str) -> Keys:
+    """Compute the keys that an event would have if its provider's rule found a value at one path only."""
+    provider = document.provider
+    texts = [text_of(document.at(path)) if each == path else None for each in reads_of(provider)] if provider else []
+    return _keys(provider, None, texts, recipient_known=False)
 
 
 def _keys(provider: str | None, recipient: str | None, texts: list[str | None], recipient_known: bool) -> Keys:
@@ -127,26 +133,9 @@ def _failure(rule: KeyRule, error: Exception) -> str:
     return f"the key rule {rule.mark} {reason}; its events stay open until the rule is corrected"
 
 
-def _at(metadata: Mapping[str, Any], path: str) -> Any:
-    column, *names = _steps(path)
-    value: Any = metadata if column == "metadata" else None
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
 @lru_cache(maxsize=1024)
 def _steps(path: str) -> tuple[str, ...]:
     return tuple(path.split("/"))
-
-
-def _text(value: Any, *, numbers: bool = True) -> str | None:
-    """Return the usable text of a JSON value, as `text_of` does."""
-    if isinstance(value, str):
-        text = value.strip()
-        return text if is_usable(text) else None
-    is_number = numbers and isinstance(value, int) and not isinstance(value, bool)
-    return text_of(f"number:{value}") if is_number else None
 
 
 class _RuleError(Exception):
@@ -171,24 +160,26 @@ def spellings_of(message_id: str) -> frozenset[str]:
     """Return the candidate ids that some provider's rule makes of a message id, or of what its webhook calls so."""
     found: set[str] = set()
     for provider in providers.rules():
-        values = Values("", f"string:{provider}", None, None, [f"string:{message_id}"] * len(reads_of(provider)))
-        found.update(keys_of(values).candidate_ids)
+        texts = [text_of(message_id)] * len(reads_of(provider))
+        found.update(_keys(provider, None, texts, recipient_known=False).candidate_ids)
     return frozenset(found)
 
 
-def text_of(value: str | None, *, numbers: bool = True) -> str | None:
-    """Return the usable text of a JSON value given as `type:text`, trimmed, or None.
+def text_of(value: Any, *, numbers: bool = True) -> str | None:
+    """Return the usable text of a JSON value, trimmed, or None.
 
-    A text of 1 to 512 characters without control characters is usable, and, unless *numbers* is false, an
-    integer as its digits.
+    A text of 1 to 512 characters without control characters is usable, and, unless *numbers* is false, a whole number
+    of 0 or more as its digits.
     """
-    if not value:
+    if isinstance(value, str):
+        text = value.strip()
+        return text if is_usable(text) else None
+    if not numbers or not isinstance(value, int) or isinstance(value, bool) or value < 0:
         return None
-    kind, _, text = value.partition(":")
-    text = text.strip()
-    if kind == "number":
-        return text if numbers and is_usable(text) and text.isdecimal() else None
-    return text if kind == "string" and is_usable(text) else None
+    return str(value) if value < _TOO_LONG else None
+
+
+_TOO_LONG: Final = 10**MAX_ID_LENGTH
 
 
 def is_usable(text: str) -> bool:

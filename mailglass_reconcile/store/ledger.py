@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.rules.matching import Values
+from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, columns, ids_of_last, uuid7
 
@@ -149,50 +148,29 @@ SELECT e.id::text, left(e.type, 512)
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id) JOIN {schema}.mailglass_events AS e ON e.id = k.id
 """
 
-_VALUES = """
-SELECT e.id::text, jsonb_typeof(p.provider) || ':' || left(btrim(p.provider #>> '{}'), 513),
-       jsonb_typeof(e.metadata -> 'recipient') || ':' || left(btrim(e.metadata ->> 'recipient'), 513),
-       jsonb_typeof(e.metadata -> 'email') || ':' || left(btrim(e.metadata ->> 'email'), 513),
-       coalesce(e.metadata -> 'recipient_known' = 'true', false)
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
-  JOIN {schema}.mailglass_events AS e ON e.id = k.id
- CROSS JOIN LATERAL (
-         SELECT coalesce(nullif(e.metadata -> 'provider', 'null'), e.normalized_payload -> 'provider') AS provider) AS p
+# The text of a small document that is not compressed is at most about twice as long.
+_DOCUMENTS = """
+-- In the order in which they are wanted, as many as fit into the memory for a slice.
+WITH wanted AS (
+  SELECT k.number, e.id, e.metadata, e.normalized_payload, s.is_small,
+         sum(CASE WHEN s.is_small THEN 4000 ELSE 2 * :most_bytes END) OVER (ORDER BY k.number) AS bytes
+    FROM unnest(CAST(:event_ids AS uuid[])) WITH ORDINALITY AS k (id, number)
+    JOIN {schema}.mailglass_events AS e ON e.id = k.id
+   CROSS JOIN LATERAL (
+           SELECT pg_column_size(e.metadata) + pg_column_size(e.normalized_payload) < 2000
+                  AND num_nonnulls(pg_column_compression(e.metadata), pg_column_compression(e.normalized_payload)) = 0
+                  AS is_small) AS s
+)
+SELECT number, id::text,
+       CASE WHEN is_small OR octet_length(metadata::text) <= :most_bytes THEN metadata::text END,
+       CASE WHEN is_small OR octet_length(normalized_payload::text) <= :most_bytes THEN normalized_payload::text END
+  FROM wanted WHERE bytes <= :slice_bytes ORDER BY number
 """
 
-# One column per path: gathering them into an array costs several times as much.
-_AT_PATHS = """
-SELECT e.id::text,
-       jsonb_typeof(v0) || ':' || left(btrim(v0 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v1) || ':' || left(btrim(v1 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v2) || ':' || left(btrim(v2 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v3) || ':' || left(btrim(v3 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v4) || ':' || left(btrim(v4 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v5) || ':' || left(btrim(v5 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v6) || ':' || left(btrim(v6 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v7) || ':' || left(btrim(v7 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v8) || ':' || left(btrim(v8 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v9) || ':' || left(btrim(v9 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v10) || ':' || left(btrim(v10 #>> '{}', E' \\t\\r\\n'), 513),
-       jsonb_typeof(v11) || ':' || left(btrim(v11 #>> '{}', E' \\t\\r\\n'), 513)
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
-  JOIN {schema}.mailglass_events AS e ON e.id = k.id
- CROSS JOIN LATERAL (
-         SELECT coalesce(e.metadata #> CAST(:m0 AS text[]), e.normalized_payload #> CAST(:n0 AS text[])) AS v0,
-                coalesce(e.metadata #> CAST(:m1 AS text[]), e.normalized_payload #> CAST(:n1 AS text[])) AS v1,
-                coalesce(e.metadata #> CAST(:m2 AS text[]), e.normalized_payload #> CAST(:n2 AS text[])) AS v2,
-                coalesce(e.metadata #> CAST(:m3 AS text[]), e.normalized_payload #> CAST(:n3 AS text[])) AS v3,
-                coalesce(e.metadata #> CAST(:m4 AS text[]), e.normalized_payload #> CAST(:n4 AS text[])) AS v4,
-                coalesce(e.metadata #> CAST(:m5 AS text[]), e.normalized_payload #> CAST(:n5 AS text[])) AS v5,
-                coalesce(e.metadata #> CAST(:m6 AS text[]), e.normalized_payload #> CAST(:n6 AS text[])) AS v6,
-                coalesce(e.metadata #> CAST(:m7 AS text[]), e.normalized_payload #> CAST(:n7 AS text[])) AS v7,
-                coalesce(e.metadata #> CAST(:m8 AS text[]), e.normalized_payload #> CAST(:n8 AS text[])) AS v8,
-                coalesce(e.metadata #> CAST(:m9 AS text[]), e.normalized_payload #> CAST(:n9 AS text[])) AS v9,
-                coalesce(e.metadata #> CAST(:m10 AS text[]), e.normalized_payload #> CAST(:n10 AS text[])) AS v10,
-                coalesce(e.metadata #> CAST(:m11 AS text[]), e.normalized_payload #> CAST(:n11 AS text[])) AS v11) AS v
-"""
-
-PATHS = 12
+DOCUMENT_BYTES = 65_536
+"""A longer text of one of the columns is not read: its event is unmatchable."""
+SLICE_BYTES = 16 * 2**20
+"""Text that is in memory at once."""
 
 UNCHECKED: Mapping[str, Any] = {"recipient_checked": False}
 """A note for `link`: the event's recipient is not known, so the message id alone decided."""
@@ -303,26 +281,34 @@ def types_of(tx: Transaction, event_ids: Iterable[str]) -> dict[str, str]:
     return dict(map(tuple, tx.execute(_TYPES, {"event_ids": array_literal(wanted)}))) if wanted else {}
 
 
-def values_of(tx: Transaction, event_ids: Iterable[str]) -> list[Values]:
-    """Return what names each event's provider and recipient; its `ids` are empty, for `at_paths` to fill."""
-    rows = tx.execute(_VALUES, {"event_ids": array_literal(event_ids)})
-    return [Values(id_, provider, recipient, email, [], known) for id_, provider, recipient, email, known in rows.all()]
+def documents(tx: Transaction, event_ids: Collection[str]) -> Iterator[tuple[str, Document]]:
+    """Yield the id of each event and what its keys are computed from, as many at a time as fit into memory.
 
-
-def at_paths(tx: Transaction, event_ids: Iterable[str], paths: Sequence[str]) -> dict[str, list[str | None]]:
-    """Return, for each event, the JSON values at *paths*, each as its type and no more than 513 characters.
-
-    The paths are at most `PATHS`, and `metadata/…` or `normalized_payload/…`.
+    A document of more than 64 kB of text, or one that Python cannot read, is empty.
     """
-    parameters = {"event_ids": array_literal(event_ids), **_path_parameters(tuple(paths))}
-    return {id_: values[: len(paths)] for id_, *values in tx.execute(_AT_PATHS, parameters).all()}
+    wanted = list(event_ids)
+    while wanted:
+        parameters = {
+            "event_ids": array_literal(wanted),
+            "most_bytes": DOCUMENT_BYTES,
+            "slice_bytes": SLICE_BYTES,
+        }
+        last = len(wanted)
+        for number, event_id, metadata, normalized_payload in tx.execute(_DOCUMENTS, parameters).all():
+            last = number
+            yield event_id, _document(metadata, normalized_payload)
+        wanted = wanted[last:]
 
 
-@lru_cache(maxsize=512)
-def _path_parameters(paths: tuple[str, ...]) -> dict[str, str | None]:
-    parameters: dict[str, str | None] = {}
-    for number in range(PATHS):
-        column, *path = paths[number].split("/") if number < len(paths) else ("",)
-        parameters[f"m{number}"] = array_literal(path) if column == "metadata" else None
-        parameters[f"n{number}"] = array_literal(path) if column == "normalized_payload" else None
-    return parameters
+def _document(metadata: str | None, normalized_payload: str | None) -> Document:
+    try:
+        return Document(_object(metadata), _object(normalized_payload or "{}"))
+    except (ValueError, RecursionError):
+        return Document()
+
+
+def _object(text: str | None) -> Mapping[str, Any]:
+    if text is None:
+        raise ValueError("too long")
+    found = json.loads(text)
+    return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules import matching, providers, recipients, states
 from mailglass_reconcile.rules.addresses import address
-from mailglass_reconcile.rules.matching import Candidate, Keys, Values, Verdict
+from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
 from mailglass_reconcile.store import deliveries, ledger, webhook_events
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
@@ -137,8 +137,9 @@ def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
     """Return the recipients of Mailglass's events that its rows name, in the form in which they are compared."""
     found: dict[str, str | None] = {}
     reported: dict[str, list[Reported]] = defaultdict(list)
-    for event_id, values in ledger.at_paths(tx, by_id, _REPORTED).items():
-        provider_event_id, webhook_event_id, notification_id = map(matching.text_of, values)
+    for event_id, document in ledger.documents(tx, by_id):
+        ids = map(document.metadata.get, _REPORTED)
+        provider_event_id, webhook_event_id, notification_id = map(matching.text_of, ids)
         provider, tenant_id = by_id[event_id].keys.provider, by_id[event_id].tenant_id
         if provider_event_id is None or provider is None:
             continue
@@ -153,24 +154,19 @@ def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
 
 
 def _usable(found: Mapping[str, str | None]) -> dict[str, str]:
-    return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(f"string:{text}"))}
+    return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(text))}
 
 
-_REPORTED = ("metadata/provider_event_id", "metadata/webhook_event_id", "metadata/sns_message_id")
+_REPORTED = ("provider_event_id", "webhook_event_id", "sns_message_id")
+"""Where Mailglass's metadata names the raw webhook."""
 
 
 def _computed(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
     """Compute keys by event from the ledger, and from the recipients that writers left with the open orphan."""
-    by_provider: dict[str | None, dict[str, Values]] = defaultdict(dict)
-    for values in ledger.values_of(tx, outdated):
-        by_provider[matching.provider_of(values)][values.event_id] = values
-    computed: dict[str, Keys] = {}
-    for provider, of_provider in by_provider.items():
-        ids = ledger.at_paths(tx, of_provider, matching.reads_of(provider)) if provider else {}
-        for event_id, values in of_provider.items():
-            values.ids.extend(ids.get(event_id, ()))
-            computed[event_id] = _with_what_is_stored(matching.keys_of(values), outdated[event_id])
-    return computed
+    return {
+        event_id: _with_what_is_stored(matching.keys_of(document), outdated[event_id])
+        for event_id, document in ledger.documents(tx, outdated)
+    }
 
 
 def _with_what_is_stored(computed: Keys, stored: Keys) -> Keys:

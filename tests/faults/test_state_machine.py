@@ -32,6 +32,7 @@ from mailglass_reconcile.pubsub import Message, Published
 from mailglass_reconcile.rules import matching
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.event_types import TYPES as KNOWN_TYPES
+from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.store import deliveries, ledger, retention, stored_keys
 from mailglass_reconcile.store.borrowing import borrowed
@@ -256,7 +257,7 @@ class Schedule(RuleBasedStateMachine):
         row = self._orphan(tenant, id_, kind, at, recipient, recipient_known=True)
         with self.db.engine.begin() as connection:
             factories.insert_on(connection, events=[row])
-            known = matching.keys_of_metadata(json.loads(row["metadata"]))
+            known = matching.keys_of(Document(json.loads(row["metadata"])))
             with borrowed(connection, self.db.settings) as tx:
                 stored_keys.store(tx, {row["id"]: known._replace(recipient=address(recipient), lost=False)})
 

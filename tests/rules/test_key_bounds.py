@@ -3,6 +3,7 @@
 import pytest
 
 from mailglass_reconcile.rules import matching
+from mailglass_reconcile.rules.matching import Document
 
 
 @pytest.mark.parametrize("text", ["\0", "\t", "\n", "\x1b", "\x7f", "\x85", "\x9f", "\ud800"])
@@ -28,5 +29,5 @@ def test_an_id_has_1_to_512_characters(text):
 def test_an_event_without_a_message_id_has_no_candidates_and_keeps_what_else_is_known(message_id):
     """Its provider and its recipient; it is unmatchable, and does not name a delivery called `None`."""
     event = {"provider": "postmark", "message_id": message_id, "recipient": "ada@example.com"}
-    found = matching.keys_of_metadata(event)
+    found = matching.keys_of(Document(event))
     assert (found.provider, tuple(found.candidate_ids), found.recipient) == ("postmark", (), "ada@example.com")

@@ -421,16 +421,9 @@ def test_since_when_they_could_be_linked_is_read_by_primary_keys(reading, pairs)
     assert plan.read <= 2 * SIZE
 
 
-def test_what_names_provider_and_recipient_is_read_by_the_ledgers_primary_key(reading, events):
-    """One row per orphan."""
-    plan = probing(reading, lambda: ledger.values_of(reading, events))
-    assert plan.indexes == {"mailglass_events_pkey"}
-    assert plan.read <= SIZE
-
-
-def test_values_at_paths_are_read_by_the_ledgers_primary_key(reading, events):
-    """One row per orphan, however many paths."""
-    plan = probing(reading, lambda: ledger.at_paths(reading, events, providers.rule_of("mailgun").reads))
+def test_documents_are_read_by_the_ledgers_primary_key(reading, events):
+    """One row per orphan, however many paths its rule reads."""
+    plan = probing(reading, lambda: list(ledger.documents(reading, events)))
     assert plan.indexes == {"mailglass_events_pkey"}
     assert plan.read <= SIZE
 

@@ -4,6 +4,7 @@ import gc
 import json
 import socket
 import threading
+import uuid
 from collections import Counter
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ from factories import delivery_row, insert, orphan_row, postmark, reconciled_row
 from mailglass_reconcile import events_channel, reconcile, runtime
 from mailglass_reconcile.pubsub.publisher import Publisher
 from mailglass_reconcile.store import database as databases
-from mailglass_reconcile.store import engines
+from mailglass_reconcile.store import engines, ledger
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
 
@@ -298,6 +299,7 @@ BAD = {
     "an object for a provider": {"provider": {"name": "postmark"}, "message_id": "one"},
     "a provider of 1 MB": {"provider": "p" * 1_000_000, "message_id": "one"},
     "a lone surrogate's escape": postmark("\\ud800\x02"),
+    "more than 64 kB of text": postmark("one", body="x" * 66_000),
 }
 
 
@@ -310,11 +312,33 @@ def test_bad_input_is_counted_with_its_reason_and_holds_nobody_up(db):
     assert counts(reconcile()) == {"unmatchable": len(BAD)}
 
 
+def test_a_document_that_python_cannot_read_makes_its_event_unmatchable(db):
+    """Postgres stores numbers of any length; the others of its slice are linked."""
+    insert(db, [delivery_row("one")])
+    factories.orphan(db, postmark("one"))
+    row = orphan_row(postmark("one"))
+    insert(db, events=[row | {"metadata": row["metadata"][:-1] + ', "number": 1' + "0" * 5_000 + "}"}])
+    assert counts(reconcile()) == {"linked": 1, "unmatchable": 1}
+
+
+def test_documents_are_read_as_many_at_a_time_as_fit_into_memory(db, monkeypatch):
+    """In any number of statements; none is left out, and one that is gone holds nobody up."""
+    monkeypatch.setattr(ledger, "SLICE_BYTES", 300_000)
+    rows = [orphan_row(postmark(f"m-{n}", body="x" * (3_000 if n % 3 else 10))) for n in range(20)]
+    insert(db, events=rows)
+    wanted = [row["id"] for row in rows]
+    wanted[7:7] = [str(uuid.uuid4())]
+    with db.database.reading() as tx:
+        found = list(ledger.documents(tx, wanted))
+    assert [event_id for event_id, _ in found] == [row["id"] for row in rows]
+    assert [document.metadata["message_id"] for _, document in found] == [f"m-{n}" for n in range(20)]
+
+
 def test_what_surrounds_a_good_id_does_not_matter(db):
-    """A megabyte beside it, a number for it, and blanks around it."""
+    """Much text beside it, a number for it, and blanks around it."""
     insert(db, [delivery_row(name) for name in ("one", "7", "three", "four", "512" + "x" * 509)])
     events = [
-        orphan_row(postmark("one", body="x" * 1_000_000)),
+        orphan_row(postmark("one", body="x" * 60_000)),
         orphan_row(postmark(7)),
         orphan_row(postmark("  three\n")),
         orphan_row({"provider": "postmark"}, normalized_payload={"provider_message_id": "four"}),
