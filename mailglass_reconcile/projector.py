@@ -14,10 +14,10 @@ from operator import attrgetter
 from typing import Any
 
 from mailglass_reconcile.rules.event_types import NONE
-from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import handled, outbox, projection
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.store.stored_keys import Known
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ def lock(tx: Transaction, delivery_ids: Collection[str]) -> set[str]:
     return set(tx.execute(_LOCK, {"delivery_ids": array_literal(delivery_ids)}).scalars())
 
 
-def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Keys]) -> dict[str, LinkedEvent | None]:
+def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:
     """Append a webhook's events, each with its delivery or as an orphan, and project those that are attached.
 
-    Orphans are stored with the keys that are *known* of them. What is new is returned by id: with its delivery, or
-    None for an orphan.
+    Orphans are stored with the keys and states that are *known* of them. What is new is returned by id: with its
+    delivery, or None for an orphan.
     """
     events = list(map(_as_json, entries, known))
     attached = set(map(attrgetter("type"), filter(attrgetter("delivery_id"), entries)))
@@ -62,7 +62,8 @@ def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Ke
     return recorded
 
 
-def _as_json(entry: Entry, keys: Keys) -> dict[str, Any]:
+def _as_json(entry: Entry, known: Known) -> dict[str, Any]:
+    keys = known.keys
     return {
         **entry._asdict(),
         "provider": keys.provider,
@@ -70,6 +71,7 @@ def _as_json(entry: Entry, keys: Keys) -> dict[str, Any]:
         "rule": keys.rule,
         "ids": keys.candidate_ids,
         "lost": keys.lost,
+        "state": known.state,
         "standing": projection.STANDING.get(entry.type),
         "terminal": entry.type in TERMINAL_TYPES,
     }

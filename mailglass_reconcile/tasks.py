@@ -241,7 +241,7 @@ def _with_soft_limit(sweep: Sweep) -> Iterator[None]:
         signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
     if reached:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
-        sweep.result.status = "partial"
+        sweep.tally.complete = False
 
 
 @worker_process_init.connect

@@ -118,6 +118,7 @@ CREATE TABLE {schema}.mailglass_open_orphans (
   recipient_lost boolean NOT NULL DEFAULT false,
   rule           text,
   ids            smallint,
+  state          text,
   refused        smallint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
@@ -168,7 +169,7 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   linkable_since     timestamp,
   open_groups        jsonb,
   handled_types      text,
-  position           jsonb,
+  covered            boolean NOT NULL DEFAULT true,
   ranges             smallint,
   ranges_done        smallint NOT NULL DEFAULT 0,
   CONSTRAINT mailglass_reconcile_runs_kind
@@ -315,7 +316,7 @@ def upgrade() -> None:
     steps.create_table(
         "mailglass_open_orphans",
         OPEN_SET,
-        columns="event_id tenant_id arrived_at provider recipient recipient_lost rule ids refused",
+        columns="event_id tenant_id arrived_at provider recipient recipient_lost rule ids state refused",
     )
     steps.create_table("mailglass_open_orphan_ids", OPEN_SET_IDS, columns="event_id position candidate_id")
     steps.create_table(
@@ -324,7 +325,7 @@ def upgrade() -> None:
         columns=(
             "started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
             " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed"
-            " expired events deliveries duration_ms remaining linkable_since open_groups handled_types position ranges"
+            " expired events deliveries duration_ms remaining linkable_since open_groups handled_types covered ranges"
             " ranges_done"
         ),
     )

@@ -216,7 +216,7 @@ def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
     if not (wanted and console.is_terminal):
         yield lambda sweep: None
         return
-    columns = TextColumn("linking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("sweep", total=None)
-        yield lambda sweep: bar.update(task, total=sweep.eligible, completed=sweep.result.linked)
+        yield lambda sweep: bar.update(task, total=sweep.tally.eligible, completed=sweep.tally.judged)

@@ -37,7 +37,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
             THEN extract(epoch FROM now()::timestamp - ok.linkable_since)::float8 END AS lag_seconds,
        to_json(counted.finished_at) #>> '{}' || 'Z' AS counted_at, counted.open_groups AS groups,
        last.status, last.error, last.ranges, last.ranges_done,
-       extract(epoch FROM now()::timestamp - CAST(last.position ->> 'since' AS timestamp))::float8 AS uncovered_seconds,
+       extract(epoch FROM now()::timestamp - uncovered.since)::float8 AS uncovered_seconds,
        extract(epoch FROM now()::timestamp - last.finished_at)::float8 AS last_age,
        last.scanned, last.linked, last.unmatched, last.unmatchable, last.tenant_mismatch, last.failed, last.published,
        last.publish_failed,
@@ -66,6 +66,12 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND status <> 'duplicate' ORDER BY id DESC LIMIT 1) AS last ON true
+  LEFT JOIN LATERAL (
+         SELECT min(started_at) AS since FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND NOT covered AND remaining IS NOT NULL
+            AND id > coalesce((SELECT id FROM {schema}.mailglass_reconcile_runs
+                                WHERE kind = 'full' AND tenant_id IS NULL AND covered AND status <> 'duplicate'
+                                ORDER BY id DESC LIMIT 1), 0)) AS uncovered ON true
   LEFT JOIN LATERAL (
          SELECT finished_at FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true

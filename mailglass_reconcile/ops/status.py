@@ -10,7 +10,7 @@ from mailglass_reconcile.ops import health
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import elsewhere, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.sweep.reconciler import Sweep
+from mailglass_reconcile.sweep import window
 
 LAST_RUNS = 5
 
@@ -128,13 +128,10 @@ def status(
         in_grace = windows.waiting(tx, tenant_id)
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
         second = elsewhere.second_set(tx, elsewhere.ledgers(tx))
-    if count_now or facts.groups is None or facts.counted_at is None:
-        # What a sweep would find, without linking anything.
-        sweep = Sweep(database, None, tenant_id=tenant_id, dry_run=True)
-        sweep.run()
-        as_of, groups = facts.now, sweep.account.open_groups.as_groups() if sweep.account.open_groups else []
-    else:
-        as_of, groups = facts.counted_at, [g for g in facts.groups if tenant_id in (None, g["tenant_id"])]
+        if count_now or facts.groups is None or facts.counted_at is None:
+            as_of, groups = facts.now, window.as_groups(window.open_window(tx, tenant_id).groups)
+        else:
+            as_of, groups = facts.counted_at, [g for g in facts.groups if tenant_id in (None, g["tenant_id"])]
     eligible = sum(group["orphans"] for group in groups)
     problems = health.problems(facts, max_lag_seconds)
     return Status(

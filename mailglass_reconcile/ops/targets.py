@@ -19,6 +19,7 @@ from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.sweep.judge import judge, unchecked
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.tally import Tally
 
 MOST = 10_000
 
@@ -102,9 +103,12 @@ def would_link(database: Database, found: Sequence[Listed], tenant_id: str | Non
         unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}
         by_id_alone = unchecked(judge(tx, list((unread | its).values())))
         number = ledger.of_other_writers(tx, by_id_alone) if by_id_alone else 0
-    result = SweepResult(linked=len(found), linked_unchecked=number, dry_run=True, tenant_id=tenant_id)
-    result.settle(len(found), complete=True)
-    return result
+    tally = Tally(tenant_id, dry_run=True)
+    tally.begin({None: len(found)})
+    tally.take_up([None] * len(found))
+    tally.would_link(len(found), number)
+    tally.complete = True
+    return tally.result()
 
 
 def link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:

@@ -28,6 +28,7 @@ from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.store.stored_keys import Known
 from mailglass_reconcile.sweep.judge import Event, match
 
 ADDRESS_KEYS = ("recipient", "email")
@@ -102,7 +103,8 @@ def _record(tx: Transaction, checked: Sequence[NewEvent]) -> list[Recorded]:
     new = list(first.values())
     verdicts = match(tx, [Event(one.entry.id, one.entry.tenant_id, one.keys) for one in new])
     entries = [one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(new, verdicts, strict=True)]
-    recorded = projector.append_webhook(tx, entries, [one.keys for one in new])
+    known = [Known(one.keys, verdict.state) for one, verdict in zip(new, verdicts, strict=True)]
+    recorded = projector.append_webhook(tx, entries, known)
     return [_result(one, recorded) for one in checked]
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from mailglass_reconcile.errors import hint
 
 Verdict = Literal["matched", "unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"]
 """What the rule says of an orphan; `matched` is what the next sweep links."""
 
-OpenState = Literal["waiting", Verdict, "expired"]
-"""The state of an orphan that is not linked: `waiting` in its grace period, `expired` after the maximum age."""
+OpenState = Literal["waiting", Verdict, "unseen", "expired"]
+"""The state of an orphan that is not linked: `waiting` in its grace period, `expired` after the maximum age.
+
+The verdicts are stored with it; `unseen` is one past its grace that no sweep has looked at yet.
+"""
+
+UNSEEN: Final = "unseen"
 
 EventState = Literal[OpenState, "linked", "settled", "no_orphan", "missing", "unknown"]
 """What `explain` says of any event."""
@@ -92,6 +97,7 @@ MEANINGS: Mapping[str, Meaning] = {
         "only deliveries to other recipients have the id",
         f"store a delivery to the event's recipient under one of these ids; {_BY_HAND}",
     ),
+    "unseen": Meaning("not looked at yet", "no sweep has looked at it yet; the next full sweep does"),
     "waiting": Meaning(
         "in its grace period", "still in its grace period; the first full sweep after it will look at this event"
     ),

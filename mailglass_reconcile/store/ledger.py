@@ -110,7 +110,8 @@ WITH n AS MATERIALIZED (
     FROM (SELECT * FROM json_to_recordset(CAST(:events AS json))
                         AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp,
                               idempotency_key text, reject_reason text, metadata jsonb, provider text, recipient text,
-                              rule text, ids text[], lost bool, standing int, terminal bool)
+                              rule text, ids text[], lost bool, state text, standing int,
+                              terminal bool)
            ORDER BY delivery_id) AS n
     LEFT JOIN LATERAL (
            SELECT id AS held, {held_state} FROM {schema}.mailglass_deliveries
@@ -129,9 +130,11 @@ WITH n AS MATERIALIZED (
   SELECT * FROM n WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NULL)) IS TRUE
 ), opened AS (
   INSERT INTO {schema}.mailglass_open_orphans
-         (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost)
+         (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost, state)
   SELECT id, tenant_id, now()::timestamp, provider, recipient, rule,
-         CASE WHEN rule IS NOT NULL THEN cardinality(ids) END, recipient IS NULL AND lost
+         CASE WHEN rule IS NOT NULL THEN cardinality(ids) END, recipient IS NULL AND lost,
+         -- Its delivery was there a moment ago.
+         CASE WHEN delivery_id IS NULL THEN state END
     FROM orphans
 ), named AS (
   INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)

@@ -6,7 +6,7 @@ event ids; `read` turns them into rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -22,7 +22,7 @@ MAX_TENANT_LENGTH = 1_000
 
 # OFFSET 0, so that each row is probed for; one without keys has no ids.
 _READ = """
-SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.provider,
+SELECT o.event_id::text, o.tenant_id, o.arrived_at::text, o.refused, o.state, o.provider,
        CASE WHEN o.ids > 0
             THEN ARRAY(SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
                         WHERE i.event_id = o.event_id ORDER BY i.position) END AS ids,
@@ -107,6 +107,17 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
  WHERE o.event_id = held.event_id
 """
 
+# Each is looked up by its id: with statistics from a time when few had a state, a join would begin there. What another
+# session holds keeps its state until the next sweep.
+_STORE_STATES = """
+UPDATE {schema}.mailglass_open_orphans AS o SET state = held.state
+  FROM (SELECT k.event_id, k.state
+          FROM unnest(CAST(:event_ids AS uuid[]), CAST(:states AS text[])) AS k (event_id, state)
+         CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
+                              WHERE event_id = k.event_id FOR UPDATE SKIP LOCKED) AS h) AS held
+ WHERE o.event_id = held.event_id
+"""
+
 _CLOSE_GONE = """
 -- No lock on what is only held.
 WITH gone AS MATERIALIZED (
@@ -137,7 +148,8 @@ class Open(NamedTuple):
     """An open orphan as its own row has it.
 
     Times and ids are strings as Postgres writes them: the ledger may hold times that no Python datetime can. Without
-    stored keys, `keys` has what the event's writer knew.
+    stored keys, `keys` has what the event's writer knew. `state` is what a sweep or the writer has stored; None if
+    nobody has looked yet.
     """
 
     event_id: str
@@ -145,6 +157,7 @@ class Open(NamedTuple):
     arrived_at: str
     refused: int
     keys: Keys
+    state: str | None = None
 
     @property
     def place(self) -> Place:
@@ -156,8 +169,8 @@ def read(tx: Transaction, event_ids: Iterable[str]) -> list[Open]:
     """Return those of *event_ids* that are open, in about their order; their keys as stored, current or not."""
     rows = tx.execute(_READ, {"event_ids": array_literal(event_ids)})
     return [
-        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rule, lost))
-        for event_id, tenant_id, arrived_at, refused, provider, ids, recipient, rule, lost in rows.all()
+        Open(event_id, tenant_id, arrived_at, refused, Keys(provider, tuple(ids or ()), recipient, rule, lost), state)
+        for event_id, tenant_id, arrived_at, refused, state, provider, ids, recipient, rule, lost in rows.all()
     ]
 
 
@@ -219,6 +232,12 @@ def close_gone(tx: Transaction, event_ids: Collection[str]) -> int:
 def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
     """Note that the database refused to read or link orphans: later sweeps look at them last."""
     tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
+
+
+def store_states(tx: Transaction, states: Mapping[str, str]) -> None:
+    """Store the states of orphans, by their ids."""
+    parameters = {"event_ids": array_literal(states), "states": array_literal(states.values())}
+    tx.execute(_STORE_STATES, parameters)
 
 
 def reopen(tx: Transaction, event_ids: Collection[str]) -> None:

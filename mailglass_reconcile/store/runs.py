@@ -43,11 +43,11 @@ def _for_each_count(statement: str) -> str:
 _ADD = _for_each_count("""
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
        (started_at, finished_at, kind, origin, tenant_id, status, error, runs, [#],
-        remaining, linkable_since, open_groups, handled_types, position, ranges)
+        remaining, linkable_since, open_groups, handled_types, covered, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
         :status, :error, :runs, [:#],
         :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types,
-        CAST(:position AS jsonb), :ranges)
+        :covered, :ranges)
     ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
                  date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
           WHERE kind IN ('recent', 'dispatch')
@@ -67,18 +67,10 @@ UPDATE {schema}.mailglass_reconcile_runs
        [# = # + :#],
        remaining = coalesce(remaining, 0) + coalesce(:remaining, 0),
        linkable_since = least(linkable_since, CAST(:linkable_since AS timestamp)),
+       covered = covered AND :covered,
        open_groups = coalesce(open_groups, '[]') || coalesce(CAST(:open_groups AS jsonb), '[]')
  WHERE id = :id
 """)
-
-# Where the last full sweep with this tenant argument stopped; NULL if it covered its window. One that failed before it
-# had a window counted nothing.
-POSITION = """
-SELECT position FROM {schema}.mailglass_reconcile_runs
- WHERE kind = 'full' AND tenant_id IS NOT DISTINCT FROM :tenant_id AND status <> 'duplicate' AND ranges IS NULL
-   AND remaining IS NOT NULL
- ORDER BY id DESC LIMIT 1
-"""
 
 # One statement deletes and adds: a total is never counted twice, and never missing.
 _FOLD = _for_each_count("""
@@ -142,7 +134,7 @@ class Run:
         remaining: Eligible orphans still open afterwards, or None if they were not counted.
         linkable_since: When the oldest orphan that is open although its delivery exists became linkable, or None.
         open_groups: The open orphans by state, tenant and provider; a group may be there several times.
-        position: Where a full sweep stopped that could not finish; None if it covered its window.
+        covered: Whether a sweep looked at everything in its window.
         ranges: Into how many ranges a full sweep was cut; None if it was not.
         handled_types: Of a dispatch: the types of its handlers.
         error: The class of the error that ended it; never its text, which may name people.
@@ -159,7 +151,7 @@ class Run:
     linkable_since: str | None = None
     open_groups: list[dict[str, Any]] | None = None
     handled_types: tuple[str, ...] = ()
-    position: dict[str, Any] | None = None
+    covered: bool = True
     ranges: int | None = None
     error: str | None = None
     runs: int = 1
@@ -176,7 +168,6 @@ def add(tx: Transaction, run: Run) -> int:
         "runs": run.runs,
         "age_ms": run.age_ms,
         "handled_types": ",".join(run.handled_types) or None,
-        "position": None if run.position is None else json.dumps(run.position),
         "ranges": run.ranges,
     }
     return int(tx.execute(_ADD, parameters).scalar_one())
@@ -196,6 +187,7 @@ def _parameters(run: Run) -> dict[str, Any]:
         "remaining": run.remaining,
         "linkable_since": run.linkable_since,
         "open_groups": None if run.open_groups is None else json.dumps(run.open_groups),
+        "covered": run.covered,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import schema
@@ -30,8 +31,8 @@ WITH held AS MATERIALIZED (
   SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
                        WHERE {links}) AS settled
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
-                CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]))
-         AS k (event_id, provider, recipient, rule, ids, lost)
+                CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]), CAST(:states AS text[]))
+         AS k (event_id, provider, recipient, rule, ids, lost, state)
    CROSS JOIN LATERAL (SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
                         WHERE event_id = k.event_id AND rule IS NULL FOR UPDATE SKIP LOCKED) AS o
 -- Its `reconciled` event was there before it.
@@ -41,7 +42,7 @@ WITH held AS MATERIALIZED (
 -- What is lost stays lost: these keys may have been computed from a recipient that was erased meanwhile.
 ), stored AS (
   UPDATE {schema}.mailglass_open_orphans AS o
-     SET provider = k.provider, rule = k.rule,
+     SET provider = k.provider, rule = k.rule, state = k.state,
          recipient = CASE WHEN NOT o.recipient_lost THEN coalesce(o.recipient, k.recipient) END,
          recipient_lost = o.recipient_lost OR (o.recipient IS NULL AND k.lost),
          ids = cardinality(string_to_array(k.ids, E'\\x1f'))
@@ -61,7 +62,7 @@ SELECT event_id::text FROM held WHERE settled
 # Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
 FORGET = """
 WITH forgotten AS (
-  UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL
+  UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL, state = NULL
    WHERE event_id = ANY (ARRAY(
            SELECT event_id FROM {schema}.mailglass_open_orphans
             WHERE rule IS NOT NULL LIMIT :size FOR UPDATE SKIP LOCKED))
@@ -74,15 +75,22 @@ SELECT event_id FROM forgotten
 """For `in_batches`."""
 
 
-def store(tx: Transaction, computed: Mapping[str, Keys], outdated: Mapping[str, str] | None = None) -> list[str]:
-    """Store keys with the orphans that are still open, and return the ids of those that turned out to be settled.
+class Known(NamedTuple):
+    """What is stored with an orphan: its keys, and the state that they have led to."""
+
+    keys: Keys
+    state: str
+
+
+def store(tx: Transaction, computed: Mapping[str, Known], outdated: Mapping[str, str] | None = None) -> list[str]:
+    """Store keys and states with the orphans that are still open, and return the ids of those that were settled.
 
     An orphan whose `reconciled` event was there before it is closed here. One that another session holds, or has stored
     keys with, is left alone.
 
     Args:
         tx: A transaction that may write.
-        computed: Keys by the orphan's id.
+        computed: Keys and state by the orphan's id.
         outdated: The rule whose keys an orphan had until now, by its id.
     """
     if outdated:
@@ -91,13 +99,15 @@ def store(tx: Transaction, computed: Mapping[str, Keys], outdated: Mapping[str, 
     return list(tx.execute(_STORE, _parameters(computed)).scalars())
 
 
-def _parameters(known: Mapping[str, Keys]) -> dict[str, str]:
-    """Return keys by event id as the parameters of a statement that stores them."""
+def _parameters(computed: Mapping[str, Known]) -> dict[str, str]:
+    """Return keys and states by event id as the parameters of a statement that stores them."""
+    keys = [one.keys for one in computed.values()]
     return {
-        "event_ids": array_literal(known),
-        "providers": array_literal(keys.provider for keys in known.values()),
-        "recipients": array_literal(keys.recipient for keys in known.values()),
-        "rules": array_literal(keys.rule for keys in known.values()),
-        "ids": array_literal("\x1f".join(keys.candidate_ids) for keys in known.values()),
-        "lost": array_literal(str(keys.lost) for keys in known.values()),
+        "event_ids": array_literal(computed),
+        "providers": array_literal(one.provider for one in keys),
+        "recipients": array_literal(one.recipient for one in keys),
+        "rules": array_literal(one.rule for one in keys),
+        "ids": array_literal("\x1f".join(one.candidate_ids) for one in keys),
+        "lost": array_literal(str(one.lost) for one in keys),
+        "states": array_literal(one.state for one in computed.values()),
     }

@@ -7,14 +7,13 @@ each, so that one pass over the tables serves a whole sweep.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store import deliveries, privileges, runs, schema
+from mailglass_reconcile.store import deliveries, privileges, schema
 from mailglass_reconcile.store.database import Transaction, array_literal, by_scans, columns
-from mailglass_reconcile.store.open_orphans import LAST, Place
+from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 
 MOST_IDS = 500_000
 """Ids that are in memory at once: 8 MB. What a larger window has beyond them takes another pass."""
@@ -30,14 +29,8 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        ({triggers}) AS triggers,
        coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
-       -- Of a full sweep only: who else may create objects here, and where the last one stopped.
+       -- Of a full sweep only: who else may create objects here.
        CASE WHEN :full THEN ({creators}) END AS creators,
-       CASE WHEN :full THEN ({position}) END AS position,
-       -- TRUNCATE takes all events at once: that of the oldest open orphan stands for the others.
-       :full AND EXISTS (SELECT FROM (SELECT event_id FROM {schema}.mailglass_open_orphans
-                                       ORDER BY arrived_at, event_id LIMIT 1) AS oldest
-                          WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events
-                                             WHERE id = oldest.event_id OFFSET 0)) AS emptied,
        CASE WHEN :counted AND cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
             THEN (SELECT count(*)
                     FROM (SELECT FROM {schema}.mailglass_open_orphans
@@ -54,102 +47,166 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
                              CAST(:until AS timestamp)) AS until_time
                   FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
                ) AS r) AS w
-"""
-_SURVEY = _SURVEY.replace("{triggers}", schema.TRIGGERS_ENABLED)
-_SURVEY = _SURVEY.replace("{creators}", privileges.CREATORS).replace("{position}", runs.POSITION)
+""".replace("{triggers}", schema.TRIGGERS_ENABLED).replace("{creators}", privileges.CREATORS)
 
 # With very many tenants, small groups are added up under no name, so that memory stays bounded.
-_GROUPED = """
-SELECT rule, refused, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
-       place > 500 AS small, sum(orphans)::bigint, sum(unmatchable)::bigint, sum(superseded)::bigint, sum(fresh)::bigint
-  FROM (SELECT o.rule, o.refused > 0 AS refused, o.tenant_id, o.provider, count(*) AS orphans,
-               count(*) FILTER (WHERE o.ids = 0 AND NOT o.superseded) AS unmatchable,
-               count(*) FILTER (WHERE o.superseded) AS superseded,
-               count(*) FILTER (WHERE o.fresh) AS fresh,
+_GROUPS = """
+SELECT rule, refused, state, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
+       place > 500 AS small, sum(orphans)::bigint, sum(superseded)::bigint
+  FROM (SELECT o.rule, o.refused > 0 AS refused, o.state, o.tenant_id, o.provider, count(*) AS orphans,
+               count(*) FILTER (WHERE o.rule = :any_rule AND o.provider = ANY (CAST(:known AS text[]))) AS superseded,
                row_number() OVER (ORDER BY count(*) DESC, o.tenant_id, o.provider) AS place
-          FROM (SELECT rule, refused, ids, provider, tenant_id,
-                       coalesce(rule = :any_rule AND provider = ANY (CAST(:known AS text[])), false) AS superseded,
-                       (arrived_at, event_id) > (CAST(:fresh_time AS timestamp), CAST(:fresh_event AS uuid)) AS fresh
-                  FROM {eligible}) AS o
-         GROUP BY o.rule, o.refused > 0, o.tenant_id, o.provider) AS g
- GROUP BY 1, 2, 3, 4, 5
+          FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+         CROSS JOIN LATERAL (
+                 SELECT * FROM {schema}.mailglass_open_orphans
+                  WHERE (arrived_at, event_id)
+                        > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+                    AND arrived_at <= r.until_time
+                  ORDER BY arrived_at, event_id LIMIT ALL) AS o
+         WHERE CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id
+         GROUP BY o.rule, o.refused > 0, o.state, o.tenant_id, o.provider) AS g
+ GROUP BY 1, 2, 3, 4, 5, 6
 """
-_GROUPS = _GROUPED.replace(
-    "{eligible}",
-    """
-unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
-                 CROSS JOIN LATERAL (
-       SELECT * FROM {schema}.mailglass_open_orphans
-        WHERE (arrived_at, event_id)
-              > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
-          AND arrived_at <= r.until_time
-        ORDER BY arrived_at, event_id LIMIT ALL) AS w
-                 WHERE CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id""",
-)
+
 # Without the index: each row of the table once.
-_GROUPS_OF_MANY = _GROUPED.replace(
-    "{eligible}",
-    """
-{schema}.mailglass_open_orphans
-                 WHERE arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
- AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)""",
+_GROUPS_OF_MANY = """
+SELECT rule, refused, state, CASE WHEN place <= 500 THEN tenant_id END, CASE WHEN place <= 500 THEN provider END,
+       place > 500 AS small, sum(orphans)::bigint, sum(superseded)::bigint
+  FROM (SELECT o.rule, o.refused > 0 AS refused, o.state, o.tenant_id, o.provider, count(*) AS orphans,
+               count(*) FILTER (WHERE o.rule = :any_rule AND o.provider = ANY (CAST(:known AS text[]))) AS superseded,
+               row_number() OVER (ORDER BY count(*) DESC, o.tenant_id, o.provider) AS place
+          FROM {schema}.mailglass_open_orphans AS o
+         WHERE o.arrived_at > CAST(:window_after AS timestamp) AND o.arrived_at <= CAST(:window_until AS timestamp)
+           AND (CAST(:tenant_id AS text) IS NULL OR o.tenant_id = :tenant_id)
+         GROUP BY o.rule, o.refused > 0, o.state, o.tenant_id, o.provider) AS g
+ GROUP BY 1, 2, 3, 4, 5, 6
+"""
+
+# What comes first, the newest first: what nobody has looked at, what matched and was left, and outdated keys.
+_FIRST = """
+WITH first AS MATERIALIZED (
+  SELECT w.arrived_at, w.event_id
+    FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+   CROSS JOIN LATERAL (
+           SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
+            WHERE (arrived_at, event_id) > (r.after_time, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+              AND (arrived_at, event_id) < (CAST(:before_time AS timestamp), CAST(:before_event AS uuid))
+              AND arrived_at <= r.until_time
+              AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+              AND refused = 0
+              AND (state IS NULL OR state = 'matched' OR rule = ANY (CAST(:outdated AS text[]))
+                   OR rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
+            ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS w
+   LIMIT :size
 )
+SELECT string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY arrived_at DESC, event_id DESC),
+       min(arrived_at)::text
+  FROM first
+"""
+
+# The same without the index.
+_FIRST_OF_MANY = """
+WITH first AS MATERIALIZED (
+  SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
+   WHERE (arrived_at, event_id) < (CAST(:before_time AS timestamp), CAST(:before_event AS uuid))
+     AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+     AND refused = 0
+     AND (state IS NULL OR state = 'matched' OR rule = ANY (CAST(:outdated AS text[]))
+          OR rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
+   ORDER BY arrived_at DESC, event_id DESC LIMIT :size
+)
+SELECT string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY arrived_at DESC, event_id DESC),
+       min(arrived_at)::text
+  FROM first
+"""
 
 # Row by row along the index of arrival; each row's ids are probed for. A scalar subquery, because the planner turns an
 # EXISTS into one pass over all ids for a hash table, however small the slice. Ids of which only the hashes are equal do
 # no harm: the judge compares the ids.
-_IDS_BY_PROBES = """
-SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea))
-  FROM (SELECT w.event_id
-          FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
-         CROSS JOIN LATERAL (
-                 SELECT event_id FROM {schema}.mailglass_open_orphans AS c
-                  WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
-                                                  CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
-                                                       ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
-                    AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
-                    AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-                    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-                    AND (refused > 0) = :refused
-                    AND (rule IS NULL OR rule = ANY (CAST(:outdated AS text[]))
-                         OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
-                         OR ids > 0
-                        AND (SELECT true
-                               FROM {schema}.mailglass_open_orphan_ids AS k
-                               JOIN {schema}.mailglass_deliveries AS d
-                                 ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
-                              WHERE k.event_id = c.event_id LIMIT 1))
-                  ORDER BY arrived_at, event_id LIMIT :size) AS w
-         LIMIT :size) AS o
+_RING = """
+WITH ring AS MATERIALIZED (
+  SELECT w.arrived_at, w.event_id
+    FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[])) AS r (after_time, until_time)
+   CROSS JOIN LATERAL (
+           SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans AS c
+            WHERE (arrived_at, event_id) > (greatest(r.after_time, CAST(:after_time AS timestamp)),
+                                            CASE WHEN r.after_time < :after_time THEN CAST(:after_event AS uuid)
+                                                 ELSE 'ffffffff-ffff-ffff-ffff-ffffffffffff' END)
+              AND arrived_at <= least(r.until_time, CAST(:until_time AS timestamp))
+              AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+              AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+              AND refused = 0
+              AND (rule IS NULL OR rule <> ALL (CAST(:outdated AS text[])))
+              AND (rule = :any_rule AND provider = ANY (CAST(:known AS text[]))) IS NOT TRUE
+              AND (state IN ('ambiguous', 'tenant_mismatch', 'recipient_mismatch')
+                   -- Its rule has failed.
+                   OR state = 'unmatchable' AND rule IS NULL
+                   OR state = 'unmatched' AND ids > 0
+                  AND (SELECT true
+                         FROM {schema}.mailglass_open_orphan_ids AS k
+                         JOIN {schema}.mailglass_deliveries AS d
+                           ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
+                        WHERE k.event_id = c.event_id LIMIT 1))
+            ORDER BY arrived_at, event_id LIMIT :size) AS w
+   LIMIT :size
+)
+SELECT string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY arrived_at, event_id) FROM ring
 """
 
 # Each table once, compared by hashing: a join would make a row of each orphan with each delivery of a wide id.
-_IDS_BY_SCANS = """
+_RING_OF_MANY = """
 -- Materialized, so that parallel workers share this pass over the ids; as a part of the query each would do it whole.
 WITH named AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphan_ids
    WHERE candidate_id IN (SELECT provider_message_id FROM {schema}.mailglass_deliveries)
+-- The mismatches and failed rules, and what is named.
+), ring AS MATERIALIZED (
+  SELECT o.arrived_at, o.event_id
+    FROM (SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
+           WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+             AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+             AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
+             AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+             AND refused = 0
+             AND (rule IS NULL OR rule <> ALL (CAST(:outdated AS text[])))
+             AND (rule = :any_rule AND provider = ANY (CAST(:known AS text[]))) IS NOT TRUE
+             AND (state IN ('ambiguous', 'tenant_mismatch', 'recipient_mismatch')
+                  OR state = 'unmatchable' AND rule IS NULL)
+           UNION ALL
+          SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
+           WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
+             AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
+             AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
+             AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+             AND refused = 0
+             AND rule <> ALL (CAST(:outdated AS text[]))
+             AND NOT (rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
+             AND state = 'unmatched' AND ids > 0
+             AND event_id IN (SELECT event_id FROM named)) AS o
+   ORDER BY o.arrived_at, o.event_id LIMIT :size
 )
+SELECT string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY arrived_at, event_id) FROM ring
+"""
+
+# In whatever state: the database has refused to read or to link them before.
+_REFUSED = """
 SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at, o.event_id)
-  FROM (SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-           AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-           AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
+  FROM (SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans AS c
+         WHERE arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
+           AND EXISTS (SELECT FROM unnest(CAST(:afters AS timestamp[]), CAST(:untils AS timestamp[]))
+                                   AS r (after_time, until_time)
+                        WHERE c.arrived_at > r.after_time AND c.arrived_at <= r.until_time)
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-           AND (refused > 0) = :refused AND :computes
-           AND (rule IS NULL OR rule = ANY (CAST(:outdated AS text[]))
-                OR rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
-         UNION ALL
-        SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-           AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
-           AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
-           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-           AND (refused > 0) = :refused AND ids > 0
-           AND rule <> ALL (CAST(:outdated AS text[]))
-           AND NOT (rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
-           AND event_id IN (SELECT event_id FROM named)
+           AND refused > 0
          ORDER BY arrived_at, event_id LIMIT :size) AS o
+"""
+
+# Where a ring of very many begins.
+_ANY_PLACE = """
+SELECT o.arrived_at::text, o.event_id::text FROM {schema}.mailglass_open_orphans AS o
+ WHERE o.arrived_at > CAST(:window_after AS timestamp) AND o.arrived_at <= CAST(:window_until AS timestamp)
+ ORDER BY o.arrived_at, o.event_id OFFSET floor(random() * :orphans) LIMIT 1
 """
 
 # What one pass over the tables would read.
@@ -168,12 +225,12 @@ SELECT arrived_at::text
  WHERE number % :size = 0 AND number < :open ORDER BY number
 """
 
-_FIRST_ELIGIBLE = """
-SELECT (arrived_at + make_interval(secs => :grace_seconds))::text FROM {schema}.mailglass_open_orphans AS o
- WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_event AS uuid))
-   AND arrived_at <= CAST(:until_time AS timestamp)
+# Since when the first of what nobody has looked at, or what matched and was left, has been past its grace.
+_FIRST_UNSEEN = """
+SELECT (min(arrived_at) + make_interval(secs => :grace_seconds))::text FROM {schema}.mailglass_open_orphans
+ WHERE arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
    AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
- ORDER BY o.arrived_at, o.event_id LIMIT 1
+   AND state IS NULL
 """
 
 _WAITING = """
@@ -194,15 +251,13 @@ class Range(NamedTuple):
 class Slice:
     """Open orphans after one place, up to another, of one tenant or, with None, of all.
 
-    `refused` ones, whose link the database has refused before, are looked at by themselves and last. Of those in
-    between, only what arrived in one of `ranges`, which are disjoint and in order.
+    Only what arrived in one of `ranges`, which are disjoint and in order.
     """
 
     after: Place
     until: Place
     ranges: tuple[Range, ...]
     tenant_id: str | None = None
-    refused: bool = False
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters that every statement on a slice has."""
@@ -215,16 +270,14 @@ class Slice:
             "window_until": self.ranges[-1].until,
             **columns(("afters", "untils"), self.ranges),
             "tenant_id": self.tenant_id,
-            "refused": self.refused,
         }
 
 
 class Survey(NamedTuple):
     """What a sweep sees when it begins: its ranges of arrival, and the state of the schema.
 
-    `creators` may put objects into the schema, and `position` is where the last full sweep stopped; both are None
-    unless a full sweep begins. `emptied`: the event of the oldest open orphan is gone. `few` is how many are open in
-    its one range, at most `FEW`; None if there are several ranges, or the table is small.
+    `creators` may put objects into the schema; None unless a full sweep begins. `few` is how many are open in its one
+    range, at most `FEW`; None if there are several ranges, or the table is small.
     """
 
     afters: list[str]
@@ -234,8 +287,6 @@ class Survey(NamedTuple):
     triggers: bool
     indexed: bool
     creators: list[str] | None
-    position: dict[str, Any] | None
-    emptied: bool
     few: int | None
 
     def whole(self, tenant_id: str | None) -> Slice:
@@ -246,36 +297,44 @@ class Survey(NamedTuple):
 
 class Outdated(NamedTuple):
     """Which stored keys must be computed again: those with one of `marks`, and those of the rule `any_rule`, which
-    serves every provider without a rule, if their provider is among `known`, which have one. `computes` is false if all
-    orphans have current keys: then nothing is searched for those without."""
+    serves every provider without a rule, if their provider is among `known`, which have one."""
 
     marks: Collection[str]
     any_rule: str
     known: Collection[str]
-    computes: bool = True
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters of the statements that distinguish current keys from outdated ones."""
         marks, known = array_literal(self.marks), array_literal(self.known)
-        return {"outdated": marks, "any_rule": self.any_rule, "known": known, "computes": self.computes}
+        return {"outdated": marks, "any_rule": self.any_rule, "known": known}
 
 
 class Group(NamedTuple):
-    """Eligible orphans of one tenant and provider whose keys have one mark; None is those without keys.
+    """Eligible orphans of one tenant and provider with one stored state, whose keys have one mark.
 
-    `small` ones are those of many tenants, added up under no name. `superseded` ones have keys of the rule for any
-    provider, although their provider has one of its own. `fresh` ones arrived after what was covered before.
+    A rule of None is those without keys, a state of None what nobody has looked at. `small` ones are those of many
+    tenants, added up under no name. `superseded` ones have keys of the rule for any provider, although their provider
+    has one of its own.
     """
 
     rule: str | None
     refused: bool
+    state: str | None
     tenant_id: str | None
     provider: str | None
     small: bool
     orphans: int
-    unmatchable: int
     superseded: int
-    fresh: int
+
+
+class Ids(NamedTuple):
+    """Ids of orphans, 16 bytes each, in the order in which to judge them; `last` is where the next ones begin.
+
+    `last` is None unless there may be more than these.
+    """
+
+    packed: bytes
+    last: Place | None = None
 
 
 def survey(
@@ -285,13 +344,11 @@ def survey(
     bounds: tuple[str | None, str | None] = (None, None),
     full: bool = False,
     counted: bool = False,
-    tenant_id: str | None = None,
 ) -> Survey:
     """Return the window of a sweep by the database's clock, cut to what arrived after and until the times of *bounds*.
 
     *ages* are ranges of age in seconds, each its older and its younger end, disjoint, the oldest first; None is what is
-    past the grace. A *full* sweep is one of this tenant argument, as the history of runs shows it. If *counted*, what
-    is in one window of a large table is counted, up to `FEW`.
+    past the grace. If *counted*, what is in one window of a large table is counted, up to `FEW`.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
@@ -310,7 +367,6 @@ def survey(
         "max_age_minutes": settings.max_age_minutes,
         "full": full,
         "counted": counted,
-        "tenant_id": tenant_id,
         "few": FEW,
         "small": SMALL_BYTES,
     }
@@ -320,32 +376,62 @@ def survey(
     return found
 
 
-def groups(tx: Transaction, whole: Slice, outdated: Outdated, covered: Place, few: int | None) -> list[Group]:
-    """Return how many orphans of *whole*, refused or not, are open, by the mark of their keys, tenant and provider.
+def groups(tx: Transaction, whole: Slice, outdated: Outdated, few: int | None) -> list[Group]:
+    """Return how many orphans of *whole* are open, by stored state, the mark of their keys, tenant and provider.
 
-    Those after *covered* count as fresh; *few* is as the survey has it.
+    *few* is as the survey has it.
     """
     if not is_possible(whole.tenant_id):
         return []
     parameters = {**whole.parameters(), **outdated.parameters()}
-    parameters |= {"fresh_time": covered.arrived_at, "fresh_event": covered.event_id}
-    statement, path = (_GROUPS_OF_MANY, by_scans(tx)) if few == FEW else (_GROUPS, nullcontext())
-    with path:
-        return list(map(Group._make, tx.execute(statement, parameters)))
+    if few == FEW:
+        with by_scans(tx):
+            return list(map(Group._make, tx.execute(_GROUPS_OF_MANY, parameters)))
+    return list(map(Group._make, tx.execute(_GROUPS, parameters)))
 
 
-def ids_to_judge(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int) -> bytes:
-    """Return the ids of those orphans of *piece* that a sweep must judge, 16 bytes each, in order of arrival.
+def first_ids(tx: Transaction, whole: Slice, outdated: Outdated, before: Place, *, many: bool) -> Ids:
+    """Return what a sweep looks at first, the newest first, before a place in the order of arrival.
 
-    That is those whose keys are missing or outdated, and those that name a delivery, of any tenant; at most `MOST_IDS`.
+    That is what nobody has looked at, what matched and was left, and what has outdated keys.
+    """
+    parameters = {**whole.parameters(), **outdated.parameters(), "size": MOST_IDS}
+    parameters |= {"before_time": before.arrived_at, "before_event": before.event_id}
+    if many:
+        with by_scans(tx):
+            return _ids(*tx.execute(_FIRST_OF_MANY, parameters).one())
+    return _ids(*tx.execute(_FIRST, parameters).one())
+
+
+def ring_ids(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int) -> bytes:
+    """Return what a sweep looks at then, in order of arrival: mismatches, failed rules, and what a delivery may match.
+
     About so many *orphans* are open in *piece*.
     """
     parameters = {**piece.parameters(), **outdated.parameters(), "size": MOST_IDS}
     # Each range would read the tables again.
     if len(piece.ranges) == 1 and orphans > FEW // 10 and _scans_cost_less(tx, orphans):
         with by_scans(tx):
-            return bytes(tx.execute(_IDS_BY_SCANS, parameters).scalar_one() or b"")
-    return bytes(tx.execute(_IDS_BY_PROBES, parameters).scalar_one() or b"")
+            return bytes(tx.execute(_RING_OF_MANY, parameters).scalar_one() or b"")
+    return bytes(tx.execute(_RING, parameters).scalar_one() or b"")
+
+
+def refused_ids(tx: Transaction, whole: Slice) -> bytes:
+    """Return what the database has refused to read or to link before, in order of arrival; at most `MOST_IDS`."""
+    parameters = {**whole.parameters(), "size": MOST_IDS}
+    return bytes(tx.execute(_REFUSED, parameters).scalar_one() or b"")
+
+
+def any_place(tx: Transaction, whole: Slice, orphans: int) -> Place:
+    """Return the place of a random one of the *orphans* open in *whole*."""
+    row = tx.execute(_ANY_PLACE, {**whole.parameters(), "orphans": orphans}).one_or_none()
+    return Place(*row) if row else FIRST
+
+
+def _ids(packed: bytes | None, arrived_at: str | None) -> Ids:
+    packed = bytes(packed or b"")
+    full = len(packed) == 16 * MOST_IDS and arrived_at is not None
+    return Ids(packed, Place(arrived_at or "", packed[-16:].hex()) if full else None)
 
 
 def _scans_cost_less(tx: Transaction, orphans: int) -> bool:
@@ -367,10 +453,10 @@ def cuts(tx: Transaction, whole: Slice, size: int, orphans: int) -> list[str]:
     return list(rows.scalars().all())
 
 
-def first_eligible(tx: Transaction, piece: Slice) -> str | None:
-    """Return when the first orphan of *piece* was past its grace, or None if none is open."""
-    parameters = {**piece.parameters(), "grace_seconds": tx.settings.grace_seconds}
-    since: str | None = tx.execute(_FIRST_ELIGIBLE, parameters).scalar_one_or_none()
+def first_unseen(tx: Transaction, whole: Slice) -> str | None:
+    """Return since when the first orphan of *whole* that nobody has looked at has been past its grace, or None."""
+    parameters = {**whole.parameters(), "grace_seconds": tx.settings.grace_seconds}
+    since: str | None = tx.execute(_FIRST_UNSEEN, parameters).scalar_one()
     return since
 
 

@@ -1,18 +1,15 @@
-"""What a sweep leaves behind: its counts, a row in the run history, its span and metrics, lines in the log.
+"""What a sweep leaves behind: a row in the run history, its span and metrics, lines in the log.
 
-None of it can make a sweep fail: the row has a transaction of its own. It also counts what stays open, by state, tenant
-and provider: what the survey counted, corrected by what was judged since.
+None of it can make a sweep fail: the row has a transaction of its own. It also has what stays open by state, tenant and
+provider, because the states are stored.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -28,13 +25,12 @@ from mailglass_reconcile.errors import (
     translated,
 )
 from mailglass_reconcile.rules.humanize import counted
-from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.store import privileges, runs, windows
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.runs import Run
-from mailglass_reconcile.sweep.judge import Judged
-from mailglass_reconcile.sweep.result import SweepResult, line, mismatches
-from mailglass_reconcile.sweep.window import Found, Scan, Window
+from mailglass_reconcile.sweep import window
+from mailglass_reconcile.sweep.request import Request
+from mailglass_reconcile.sweep.result import line, mismatches
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +40,20 @@ TIMEOUT_MS = 2_000
 
 _held: dict[tuple[str, str | None], tuple[float, Run]] = {}
 
-Owner = tuple[str | None, str | None]
-OTHERS: Owner = (None, None)
-"""The tenants and providers that the survey has added up, because there are very many."""
 
-
-def run_of(result: SweepResult, kind: runs.Kind, origin: runs.Origin, error: BaseException | None = None) -> Run:
-    """Return a sweep as the history has it; *error* is what ended it before its end, if anything did."""
-    run = Run(kind, origin, result.shown_tenant, result.status, remaining=result.remaining)
+def run_of(sweep: Request, error: BaseException | None = None) -> Run:
+    """Return a sweep as the history has it; *error*, or what broke it off before, is what ended it before its end."""
+    result, error = sweep.result, error or sweep.error
+    run = Run(sweep.kind, sweep.origin, result.shown_tenant, result.status, remaining=result.remaining)
     if error is not None:
         run.status = "failed" if isinstance(error, Exception) else "partial"
         run.error = type(error).__name__
     run.age_ms = result.duration_ms
     run.counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
+    run.linkable_since = sweep.linkable_since
+    run.covered = sweep.tally.complete
+    if not sweep.began:
+        run.remaining = None
     return run
 
 
@@ -133,147 +130,60 @@ def _report(run: Run, span: telemetry.Span) -> None:
         logger.info("%s", line(run.tenant_id, run.status, run.counts, run.remaining))
 
 
-@dataclass(slots=True)
-class Account:
-    """What a sweep will leave behind, gathered while it runs: counts, what stays open, the lag, and what ended it.
+def break_off(sweep: Request, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
+    """Note what ended a sweep: the deadline in the middle of a statement, a missing right, or another fault.
 
-    Attributes:
-        closed: How many orphans are open no longer.
-        error: What ended the sweep before its end.
+    Raises:
+        MailglassReconcileError: It ended before anything was swept.
     """
-
-    result: SweepResult
-    scan: Scan
-    kind: runs.Kind
-    origin: runs.Origin
-    range_of: int | None
-    closed: int = 0
-    error: BaseException | None = None
-    _open_groups: OpenGroups | None = None
-    _linkable_since: str | None = None
-    _failures: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def open_groups(self) -> OpenGroups | None:
-        """What stays open, by state, tenant and provider; None if it is not counted."""
-        window = self.scan.window
-        if self._open_groups is None and window and window.survey and (self.kind == "full" or self.range_of):
-            self._open_groups = OpenGroups(window)
-        return self._open_groups
-
-    def count(self, found: Found) -> None:
-        """Count a slice by its verdicts."""
-        self.result.failed += len(found.unreadable)
-        self.result.skipped_held += found.closed
-        self.closed += found.closed
-        states = Counter(map(attrgetter("verdict.state"), found.judged))
-        del states[MATCHED]
-        self.result.count(states)
-        self._failures.update(filter(None, map(attrgetter("keys.failure"), found.judged)))
-
-    def judged(self, found: Sequence[Judged], closed: Collection[str]) -> None:
-        """Correct the count of what stays open by verdicts; those in *closed* are open no longer."""
-        if self.open_groups is not None:
-            self.open_groups.judged(found, closed)
-
-    def note_lag(self, since: str | None) -> None:
-        """Note since when an orphan that stays open could have been linked."""
-        self._linkable_since = min(filter(None, (since, self._linkable_since)), default=None)
-
-    def break_off(self, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
-        """Note what ended the sweep: the deadline in the middle of a statement, a missing right, or another fault.
-
-        Raises:
-            MailglassReconcileError: It ended before anything was swept.
-        """
-        if isinstance(error, DBAPIError):
-            if sqlstate(error) == QUERY_CANCELED and self.scan.window and time.monotonic() >= self.scan.deadline - 1.0:
-                return
-            try:
-                privileges.require_rights(connected, error)
-            except DatabaseRefusedError as missing:
-                error = missing
-        self.error = cause = translated(error) if isinstance(error, DBAPIError) else error
-        if self.scan.window is None:
-            raise cause from None
-        self.result.status = "failed"
-        logger.error("the sweep failed: %s", cause)
-
-    def settle(self) -> None:
-        """Give every eligible orphan a state, and log what an operator should know."""
-        window = self.scan.window
-        if window is None:
+    if isinstance(error, DBAPIError):
+        if sqlstate(error) == QUERY_CANCELED and sweep.began and sweep.is_out_of_time:
             return
-        self.result.unmatchable += window.unmatchable
-        self.result.settle(window.eligible, complete=self.scan.complete)
-        self.result.remaining = max(0, window.eligible - self.closed)
-        if self.scan.ages is None:
-            for failure, orphans in self._failures.items():
-                logger.error("%s (%s)", failure, counted(orphans, "orphan"))
-            for mismatch in mismatches(self.result):
-                logger.warning("%s", mismatch)
-
-    def leave(self, connected: Connected) -> None:
-        """Leave a row in the history of runs; if nothing was swept because the database or the table is down, none."""
-        nowhere = isinstance(self.error, DatabaseUnavailableError | SchemaOutdatedError) and self.scan.window is None
-        if self.result.dry_run or nowhere:
-            return
-        if not self.scan.complete:
-            self._note_unseen(connected)
-        run = self.as_run()
-        run.open_groups = None if self.open_groups is None else self.open_groups.as_groups()
-        run.position = None if self.scan.complete else self.scan.next_position
-        note(connected, run, range_of=self.range_of)
-
-    def _note_unseen(self, connected: Connected) -> None:
-        """Let what is new and was not looked at count towards the lag."""
-        unseen = self.scan.unseen
         try:
-            if unseen is not None:
-                with connected.reading(TIMEOUT_MS) as tx:
-                    self.note_lag(windows.first_eligible(tx, unseen))
-        except (DBAPIError, MailglassReconcileError) as fault:
-            logger.debug("cannot read since when orphans wait: %s", type(fault).__name__)
-
-    def as_run(self, error: BaseException | None = None) -> Run:
-        """Return the sweep as the history has it, ended by *error* or by what broke it off before."""
-        run = run_of(self.result, self.kind, self.origin, error or self.error)
-        run.linkable_since = self._linkable_since
-        if self.scan.window is None:
-            run.remaining = None
-        return run
+            privileges.require_rights(connected, error)
+        except DatabaseRefusedError as missing:
+            error = missing
+    sweep.error = cause = translated(error) if isinstance(error, DBAPIError) else error
+    if not sweep.began:
+        raise cause from None
+    sweep.tally.broke_off = True
+    logger.error("the sweep failed: %s", cause)
 
 
-class OpenGroups:
-    """Counts what stays open; an orphan that nothing else is known about is unmatched."""
+def leave(sweep: Request, connected: Connected) -> None:
+    """Log what an operator should know, and leave a row in the history of runs.
 
-    def __init__(self, window: Window) -> None:
-        """Begin with what the survey found; keys of outdated rules say nothing yet."""
-        self._counts: Counter[tuple[str, Owner]] = Counter()
-        self._named: set[Owner] = set()
-        self._tenants: set[str | None] = set()
-        for group in window.groups:
-            unmatchable = 0 if group.rule in window.outdated.marks else group.unmatchable
-            owner = (group.tenant_id, group.provider)
-            self._counts[UNMATCHED, owner] += group.orphans - unmatchable
-            self._counts[UNMATCHABLE, owner] += unmatchable
-            if not group.small:
-                self._named.add(owner)
-                self._tenants.add(group.tenant_id)
+    If nothing was swept because the database or the table is down, there is no row.
+    """
+    if sweep.began and sweep.ages is None:
+        for failure, orphans in sweep.failures.items():
+            logger.error("%s (%s)", failure, counted(orphans, "orphan"))
+        for mismatch in mismatches(sweep.result):
+            logger.warning("%s", mismatch)
+    nowhere = isinstance(sweep.error, DatabaseUnavailableError | SchemaOutdatedError) and not sweep.began
+    if sweep.dry_run or nowhere:
+        return
+    groups = _look_at_what_stays(sweep, connected) if sweep.window and sweep.ages is None else None
+    run = run_of(sweep)
+    run.open_groups = groups
+    note(connected, run, range_of=sweep.range_of)
 
-    def judged(self, found: Iterable[Judged], closed: Collection[str] = ()) -> None:
-        """Correct the counts by the verdict on each orphan; those in *closed* are open no longer."""
-        for one in found:
-            owner = (one.orphan.tenant_id, one.orphan.keys.provider if one.orphan.keys.rule else None)
-            self._counts[UNMATCHED, owner if owner in self._named else OTHERS] -= 1
-            if one.orphan.event_id not in closed:
-                named = one.orphan.tenant_id in self._tenants
-                self._counts[one.verdict.state, (one.orphan.tenant_id, one.keys.provider) if named else OTHERS] += 1
 
-    def as_groups(self) -> list[dict[str, Any]]:
-        """Return `state`, `tenant_id`, `provider` and `orphans` of each group, the largest first."""
-        return [
-            {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
-            for (state, (tenant_id, provider)), orphans in self._counts.most_common()
-            if orphans > 0
-        ]
+def _look_at_what_stays(sweep: Request, connected: Connected) -> list[dict[str, Any]] | None:
+    """Return what is open by state, tenant and provider; let what nobody has looked at count towards the lag."""
+    seen = sweep.window
+    if seen is None:
+        return None
+    groups = seen.groups
+    if sweep.tally.complete and not sweep.tally.changed:
+        return window.as_groups(groups)
+    try:
+        with connected.reading(TIMEOUT_MS) as tx:
+            if sweep.tally.changed:
+                groups = windows.groups(tx, seen.whole, seen.outdated, seen.survey.few)
+            if not sweep.tally.complete:
+                sweep.note_lag(windows.first_unseen(tx, seen.whole))
+    except (DBAPIError, MailglassReconcileError) as fault:
+        logger.debug("cannot count what stays open: %s", type(fault).__name__)
+        return None
+    return window.as_groups(groups)

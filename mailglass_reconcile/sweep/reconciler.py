@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
-from operator import attrgetter
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -19,15 +16,18 @@ from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import ledger, open_orphans, stored_keys
-from mailglass_reconcile.store.database import Connected, Database, Transaction, with_retries
-from mailglass_reconcile.store.runs import Kind, Origin
-from mailglass_reconcile.sweep import history
-from mailglass_reconcile.sweep.history import Account
+from mailglass_reconcile.store import ledger, open_orphans, stored_keys, windows
+from mailglass_reconcile.store.database import Connected, Transaction, with_retries
+from mailglass_reconcile.store.open_orphans import Place
+from mailglass_reconcile.store.runs import Origin
+from mailglass_reconcile.store.stored_keys import Known
+from mailglass_reconcile.sweep import history, reading, window
 from mailglass_reconcile.sweep.judge import Judged, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_batch
+from mailglass_reconcile.sweep.reading import Found
+from mailglass_reconcile.sweep.request import Request
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.sweep.window import Scan
+from mailglass_reconcile.sweep.window import Part, Window
 
 T = TypeVar("T")
 
@@ -35,52 +35,8 @@ SLICE_ORPHANS = 10_000
 """Orphans whose keys and verdicts are in memory at once: about 10 MB."""
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Sweep:
-    """One run over open orphans, which has not begun yet, and connects only when it runs.
-
-    Attributes:
-        database: Where, with grace, maximum age, batch size and deadline.
-        publisher: Gets a message for both channels of each committed link; a dry run needs none.
-        kind: What kind of run it is.
-        tenant_id: Sweep this tenant's orphans only.
-        limit: Link at most this many.
-        dry_run: Judge in read-only transactions; write and publish nothing.
-        bounds: Sweep only what arrived after the first time and until the second, in UTC.
-        event_ids: Sweep these orphans only, even in their grace.
-        ages: What a recent sweep looks at, as `open_window` takes it: it logs nothing that the full sweep reports.
-        seconds: End after so long, if the setting's deadline is not earlier.
-        range_of: The run of the sweep that was cut, if this one is a range of it.
-        origin: Who asked for it, for the history of runs.
-        result: The counts so far, at any moment.
-        account: What it leaves behind.
-        in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
-    """
-
-    database: Database = field(kw_only=False)
-    publisher: Publisher | None = field(kw_only=False)
-    kind: Kind = "full"
-    tenant_id: str | None = None
-    limit: int | None = None
-    dry_run: bool = False
-    bounds: tuple[str | None, str | None] = (None, None)
-    event_ids: Sequence[str] | None = None
-    ages: Sequence[tuple[float, float]] | None = None
-    seconds: float = math.inf
-    range_of: int | None = None
-    origin: Origin = "python"
-    result: SweepResult = field(init=False)
-    account: Account = field(init=False)
-    in_batch: bool = field(init=False, default=False)
-    _scan: Scan = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Begin to count: the deadline and the duration are those of this moment."""
-        deadline = time.monotonic() + min(self.seconds, self.database.settings.sweep_seconds)
-        full = self.kind == "full"
-        self._scan = Scan(deadline, not self.dry_run, self.tenant_id, self.bounds, self.ages, full, self.event_ids)
-        self.result = SweepResult(tenant_id=self.tenant_id, dry_run=self.dry_run)
-        self.account = Account(self.result, self._scan, self.kind, self.origin, self.range_of)
+class Sweep(Request):
+    """One run over open orphans, which has not begun yet, and connects only when it runs."""
 
     def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
@@ -100,106 +56,141 @@ class Sweep:
         began = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
-            nullcontext() if self.dry_run else history.reported(self.account.kind, self.account.as_run),
+            nullcontext() if self.dry_run else history.reported(self.kind, lambda error: history.run_of(self, error)),
             on or self.database.connect() as connected,
         ):
             try:
                 yield from self._sweep(connected)
             except (DBAPIError, DatabaseRefusedError) as error:
-                self.account.break_off(connected, error)
+                history.break_off(self, connected, error)
             except BaseException as error:
-                self.account.error = error
+                self.error = error
                 raise
             finally:
-                self.account.settle()
-                self.result.duration_ms = round((time.monotonic() - began) * 1000)
-                self.account.leave(connected)
-
-    @property
-    def eligible(self) -> int | None:
-        """How many orphans are looked at; None before that is known."""
-        return None if self._scan.window is None else self._scan.window.eligible
-
-    def stop(self) -> None:
-        """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
-        self._scan.deadline = time.monotonic()
+                self.tally.duration_ms = round((time.monotonic() - began) * 1000)
+                history.leave(self, connected)
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:
-        """Judge slice by slice, link what matches batch by batch, and keep the keys of what stays open."""
-        for ids in self._scan.ids(connected, SLICE_ORPHANS):
-            with _collector_resting():
-                found = self._scan.judge(connected, ids)
-                self.account.count(found)
-                linked: set[str] = set()
-                notes = unchecked(found.judged)
-                for batch in self._batches(found.judged):
-                    linked |= self._link(connected, batch, notes)
-                    yield batch
-                if not self.dry_run:
-                    self._refuse(connected, found.unreadable)
-                    self._keep(connected, found.judged, linked)
-                self.account.judged(found.judged, linked)
-            if self._expired():
+        """Take the census; then judge slice by slice, link what matches, and store what stays open with its state."""
+        complete = True
+        for part in self._opened(connected):
+            self.deadline.begin_part(with_refused_to_come=self._has_refused and not part.refused)
+            for ids in self._slices(connected, part):
+                if self.deadline.is_over:
+                    complete = False
+                    break
+                with _collector_resting():
+                    found = reading.judged(connected, ids, self.deadline, self._retried)
+                    yield from self._take_up(connected, found)
+                complete = complete and not self.deadline.is_over
+        self.tally.complete = complete
+
+    def _opened(self, connected: Connected) -> list[Part]:
+        """Take the census, and return what to judge, in order."""
+        if self.event_ids is not None:
+            self.tally.begin({None: len(self.event_ids)})
+            return [Part(bytes.fromhex("".join(self.event_ids).replace("-", "")))]
+
+        def read() -> tuple[Window, list[Part]]:
+            with connected.reading(self.deadline.left_ms) as tx:
+                full = self.kind == "full"
+                opened = window.open_window(tx, self.tenant_id, self.bounds, self.ages, full=full)
+                return opened, window.parts(tx, opened)
+
+        self.window, parts = self._retried(read)
+        self.tally.begin(self.window.census)
+        if self.ages is None:
+            window.warn(self.window.survey, self.database.settings.database_schema)
+        return parts
+
+    @property
+    def _has_refused(self) -> bool:
+        return self.window is not None and self.window.refused > 0
+
+    def _slices(self, connected: Connected, part: Part) -> Iterator[list[str]]:
+        """Yield the ids of a part, a slice at a time; what did not fit into memory is read after the rest."""
+        while True:
+            yield from windows.unpacked(part.packed, SLICE_ORPHANS)
+            if part.last is None or self.window is None:
                 return
-        self._scan.complete = True
+            part = self._retried(partial(self._next_part, connected, self.window, part.last))
+
+    def _next_part(self, connected: Connected, opened: Window, before: Place) -> Part:
+        with connected.reading(self.deadline.left_ms) as tx:
+            return window.next_part(tx, opened, before)
+
+    def _take_up(self, connected: Connected, found: Found) -> Iterator[Pairs]:
+        """Give each orphan of a slice its outcome; yield the batches that were linked."""
+        self.tally.take_up(one.orphan.state for one in found.judged)
+        self.tally.take_up([None] * (found.closed + len(found.unreadable)))
+        self.tally.was_closed(found.closed)
+        self.tally.cannot_be_read(len(found.unreadable))
+        self.tally.stays_open(one.verdict.state for one in found.judged if one.verdict.state != MATCHED)
+        self.failures.update(one.keys.failure for one in found.judged if one.keys.failure)
+        linked: set[str] = set()
+        notes = unchecked(found.judged)
+        for batch in self._batches(found.judged):
+            linked |= self._link(connected, batch, notes)
+            yield batch
+        if not self.dry_run:
+            self._refuse(connected, found.unreadable)
+            self._keep(connected, [one for one in found.judged if one.orphan.event_id not in linked])
 
     def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
         """Yield what to link, batch by batch, as far as the limit and the deadline go."""
         pairs = _by_delivery(judged)
-        allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.result.linked)
-        self.result.skipped_limit += len(pairs) - allowed
+        allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.tally.linked)
+        self.tally.exceeds_limit(len(pairs) - allowed)
         if self.dry_run:
-            self.result.linked += allowed
             yield pairs[:allowed]
             return
         size = self.database.settings.batch_size
         for start in range(0, allowed, size):
-            if self._expired():
+            if self.deadline.is_over:
                 return
             yield pairs[start : min(start + size, allowed)]
 
     def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
         """Link a batch, publish what was committed, and return the linked orphans' ids."""
         if self.dry_run or self.publisher is None:
-            return self._only_count(connected, pairs, notes)
+            by_id = [event_id for event_id, _ in pairs if event_id in notes]
+            alone = self._read(connected, lambda tx: ledger.of_other_writers(tx, by_id)) if by_id else 0
+            self.tally.would_link(len(pairs), alone)
+            return set()
         self.in_batch = True
-        batch = link_batch(connected, pairs, self._expired, notes)
-        self.result.add(batch, self.publisher.publish(list(map(projector.message, batch.linked))))
-        self.account.closed += len(batch.linked) + batch.settled
+        batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
+        published = self.publisher.publish([projector.message(one) for one in batch.linked])
+        self.tally.links(batch, published)
         self.in_batch = False
         if batch.outage is not None:
             raise batch.outage
         self._refuse(connected, batch.failed)
-        return set(map(attrgetter("event_id"), batch.linked))
+        return {one.event_id for one in batch.linked}
 
-    def _only_count(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
-        """Count what of a batch would be linked by the message id alone, and link nothing."""
-        by_id = [event_id for event_id, _ in pairs if event_id in notes]
-        if by_id:
-            self.result.linked_unchecked += self._read(connected, lambda tx: ledger.of_other_writers(tx, by_id))
-        return set()
-
-    def _keep(self, connected: Connected, judged: Sequence[Judged], linked: set[str]) -> None:
-        """Of what stays open, store the keys that are new, and note since when it could have been linked."""
-        left = [one for one in judged if one.orphan.event_id not in linked]
-        if left:
-            self._store_keys(connected, {one.orphan.event_id: one for one in left if one.has_new_keys})
+    def _keep(self, connected: Connected, left: Sequence[Judged]) -> None:
+        """Of what stays open, store keys and states that are new, and note since when it could have been linked."""
+        new_keys = {one.orphan.event_id: one for one in left if one.has_new_keys}
+        if new_keys:
+            self._store_keys(connected, new_keys)
+        states = {
+            one.orphan.event_id: one.verdict.state
+            for one in left
+            if not one.has_new_keys and one.verdict.state != one.orphan.state
+        }
+        if states:
+            self._write(connected, lambda tx: open_orphans.store_states(tx, states))
+        if new_keys or states:
+            self.tally.stored()
         pairs = [(one.orphan.event_id, one.verdict.delivery_id) for one in left if one.verdict.delivery_id]
         if pairs:
-            self.account.note_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
+            self.note_lag(self._read(connected, lambda tx: open_orphans.linkable_since(tx, pairs)))
 
     def _store_keys(self, connected: Connected, new: Mapping[str, Judged]) -> None:
-        """Store keys by orphan, so that no later sweep computes them again."""
-        if not new:
-            return
-        computed = {event_id: one.keys for event_id, one in new.items()}
+        """Store keys and states by orphan, so that no later sweep computes them again."""
+        computed = {event_id: Known(one.keys, one.verdict.state) for event_id, one in new.items()}
         outdated = {event_id: rule for event_id, one in new.items() if (rule := one.orphan.keys.rule)}
-        settled = set(self._write(connected, lambda tx: stored_keys.store(tx, computed, outdated)))
-        # They were judged, but another session has closed them.
-        gone = Counter(state for event_id in settled if (state := new[event_id].verdict.state) != MATCHED)
-        self.result.count({state: -number for state, number in gone.items()})
-        self.result.skipped_held += gone.total()
-        self.account.closed += len(settled)
+        settled = self._write(connected, lambda tx: stored_keys.store(tx, computed, outdated))
+        self.tally.turned_out_closed(new[event_id].verdict.state for event_id in settled)
 
     def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:
         """Let later sweeps look last at orphans that the database refuses."""
@@ -208,7 +199,7 @@ class Sweep:
 
     def _read(self, connected: Connected, action: Callable[[Transaction], T]) -> T:
         def read() -> T:
-            with connected.reading(self._scan.left_ms()) as tx:
+            with connected.reading(self.deadline.left_ms) as tx:
                 return action(tx)
 
         return with_retries(read)
@@ -220,8 +211,9 @@ class Sweep:
 
         return with_retries(write)
 
-    def _expired(self) -> bool:
-        return time.monotonic() >= self._scan.deadline
+    def _retried(self, action: Callable[[], T]) -> T:
+        """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
+        return with_retries(action) if self.ages is None else action()
 
 
 def prepare(

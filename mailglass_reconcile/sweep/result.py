@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from operator import attrgetter
 
-from mailglass_reconcile.pubsub import Published
 from mailglass_reconcile.rules import humanize, states
 from mailglass_reconcile.rules.states import SweepStatus
-from mailglass_reconcile.sweep.link import Batch
 
 REASONS = ("unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch")
 """Why an orphan stays open although it was looked at; `unmatched` is what is open for no other reason."""
@@ -27,7 +24,7 @@ class SweepResult:
     """The counts of one sweep; `scanned` is the sum of the eight states below it.
 
     Attributes:
-        scanned: Eligible open orphans when the sweep began.
+        scanned: Eligible open orphans when the sweep began, and those that arrived late and were looked at.
         linked: Linked and committed by this sweep (in a dry run: what it would link).
         linked_unchecked: The part of `linked` whose recipient could not be read: the message id alone decided.
         unmatched: No delivery has any of their ids yet.
@@ -78,40 +75,6 @@ class SweepResult:
     def shown_tenant(self) -> str | None:
         """The tenant argument as logs, results and the history show it."""
         return None if self.tenant_id is None else humanize.shown_tenant(self.tenant_id)
-
-    def count(self, found: Mapping[str, int]) -> None:
-        """Add orphans by state."""
-        for state, orphans in found.items():
-            setattr(self, state, getattr(self, state) + orphans)
-
-    def add(self, batch: Batch, published: Published) -> None:
-        """Add the result for a batch, and for its messages."""
-        self.linked += len(batch.linked)
-        self.failed += len(batch.failed)
-        self.skipped_held += batch.held + batch.settled
-        self.published += published.published
-        self.publish_failed += published.failed
-        self.linked_unchecked += len(batch.linked) - sum(map(attrgetter("checked"), batch.linked))
-
-    def settle(self, eligible: int, *, complete: bool) -> None:
-        """Give every *eligible* orphan that has no state yet the one that remains.
-
-        If all that names a delivery was judged, the others match nothing; if not, some of them were not looked at.
-        """
-        self.skipped = sum(_skipped(self))
-        rest = max(0, eligible - sum(_outcomes(self)))  # some may have come in since
-        if complete:
-            self.unmatched += rest
-        else:
-            self.skipped_deadline += rest
-            self.skipped += rest
-        self.scanned = sum(_outcomes(self))
-        if self.status == "ok" and (self.failed or not complete):
-            self.status = "partial"
-
-
-_outcomes = attrgetter(*states.OUTCOMES)
-_skipped = attrgetter(*states.SKIPPED)
 
 
 def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: int | None) -> str:

@@ -1,68 +1,30 @@
 """What one sweep looks at, and in which order.
 
-What is new comes first, then the rest from where the last full sweep stopped; what the database has refused before is
-last, so that it holds nothing up.
+First, the newest first, comes what nobody has looked at, what matched and was left, and what has keys of a lower rank.
+Then comes one ring, entered at a random row: mismatches, failed rules, and what a delivery may match by now. What the
+database has refused before comes last, in the last tenth of the time. Progress is in the rows themselves, so a sweep
+that ends early needs no memory, and nothing starves.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from operator import attrgetter
-from typing import Any, Literal, NamedTuple, TypeVar
-from uuid import UUID
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from sqlalchemy.exc import DBAPIError
-
-from mailglass_reconcile.errors import SchemaOutdatedError, hint, is_of_data, sqlstate
+from mailglass_reconcile.errors import SchemaOutdatedError, hint
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.humanize import counted, shown_tenant
-from mailglass_reconcile.store import ledger, open_orphans, privileges, repair, windows
-from mailglass_reconcile.store.database import Connected, Transaction, with_retries
-from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
+from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE
+from mailglass_reconcile.rules.states import UNSEEN
+from mailglass_reconcile.store import privileges, windows
+from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.open_orphans import LAST, Place
 from mailglass_reconcile.store.windows import Group, Outdated, Slice, Survey
-from mailglass_reconcile.sweep.judge import Judged, judge
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-
-class Position(NamedTuple):
-    """How far full sweeps that could not finish have come.
-
-    Attributes:
-        covered: Everything that arrived until here was looked at since `since`, or will be before that ends.
-        resume: Where to continue in that part; None is its beginning.
-        since: When the first of these sweeps began, in UTC.
-    """
-
-    covered: Place
-    resume: Place | None
-    since: str
-
-    @classmethod
-    def of_json(cls, kept: dict[str, Any]) -> Position:
-        """Return what the run history has kept."""
-        resume = kept.get("resume")
-        return cls(Place(*kept["covered"]), Place(*resume) if resume else None, kept["since"])
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a window: what is `fresh`, the `rest`, or what was `refused`; about how many orphans are open in it."""
-
-    slice: Slice
-    which: Literal["fresh", "rest", "refused"]
-    orphans: int
-
-    def after(self, place: Place) -> Part:
-        """Return what of it comes after a place."""
-        return replace(self, slice=replace(self.slice, after=place))
 
 
 @dataclass(slots=True)
@@ -72,20 +34,14 @@ class Window:
     Attributes:
         survey: That moment, and the state of the schema.
         whole: All of it, as one slice.
-        position: Where the last full sweep stopped, if it did not finish.
-        groups: How many orphans are open in it, by rule, tenant and provider.
+        groups: How many orphans are open in it, by state, rule, tenant and provider.
         outdated: Which stored keys must be computed again.
-        parts: What must be looked at, in order.
-        emptied: Whether the ledger was emptied.
     """
 
-    survey: Survey | None
+    survey: Survey
     whole: Slice
-    position: Position | None
     groups: list[Group]
     outdated: Outdated
-    parts: Sequence[Part] = ()
-    emptied: bool = False
 
     @property
     def eligible(self) -> int:
@@ -93,9 +49,25 @@ class Window:
         return sum(group.orphans for group in self.groups)
 
     @property
-    def unmatchable(self) -> int:
-        """How many of them have current keys without any usable id: they need no look."""
-        return sum(group.unmatchable for group in self.groups if group.rule not in self.outdated.marks)
+    def census(self) -> Counter[str | None]:
+        """How many of them are in each stored state."""
+        found: Counter[str | None] = Counter()
+        for group in self.groups:
+            found[group.state] += group.orphans
+        return found
+
+    @property
+    def refused(self) -> int:
+        """How many of them the database has refused before."""
+        return sum(group.orphans for group in self.groups if group.refused)
+
+
+class Part(NamedTuple):
+    """Ids to judge, 16 bytes each, in order; `last` is as in `windows.Ids`."""
+
+    packed: bytes
+    last: Place | None = None
+    refused: bool = False
 
 
 def open_window(
@@ -109,198 +81,90 @@ def open_window(
 
     That is what is eligible; with *bounds*, of what arrived after the first time and until the second only, both as
     Postgres writes them; or with *ages*, as `windows.survey` takes them, what is of these ages, even in its grace.
-    A *full* sweep continues where the last one stopped if that did not finish.
+    With *full*, what only a full sweep reports is looked for, too.
 
     Raises:
         SchemaOutdatedError: The database lacks what this version needs.
     """
-    shown = tenant_id and shown_tenant(tenant_id)
-    seen = windows.survey(tx, ages=ages, bounds=bounds, full=full, counted=True, tenant_id=shown)
+    seen = windows.survey(tx, ages=ages, bounds=bounds, full=full, counted=True)
     if not seen.indexed:
         missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
         raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
-    whole, position = seen.whole(tenant_id), Position.of_json(seen.position) if seen.position else None
-    groups = windows.groups(tx, whole, _outdated(), position.covered if position else FIRST, seen.few)
-    return Window(seen, whole, position, groups, _outdated(groups), _parts(whole, groups, position), seen.emptied)
+    whole = seen.whole(tenant_id)
+    groups = windows.groups(tx, whole, _outdated(), seen.few)
+    return Window(seen, whole, groups, _outdated(groups))
 
 
 def _outdated(groups: Sequence[Group] = ()) -> Outdated:
     """Return which of the keys that *groups* have this process would compute again."""
     marks = {group.rule for group in groups if group.rule and providers.is_outdated(group.rule)}
-    computes = bool(marks) or any(group.rule is None or group.superseded for group in groups)
-    return Outdated(marks, providers.rule_of(providers.ANY_PROVIDER).mark, providers.known(), computes)
+    return Outdated(marks, providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
 
 
-def _parts(whole: Slice, groups: Sequence[Group], position: Position | None) -> list[Part]:
-    orphans = fresh = refused = 0
-    for group in groups:
-        if group.refused:
-            refused += group.orphans
-        else:
-            orphans += group.orphans
-            fresh += group.fresh
-    parts = [Part(whole, "fresh", orphans)] if position is None else _resumed(whole, position, orphans, fresh)
-    parts.append(Part(replace(whole, refused=True), "refused", refused))
-    return list(filter(attrgetter("orphans"), parts))
+def parts(tx: Transaction, window: Window) -> list[Part]:
+    """Return what to judge, in order; what the census says is empty is not looked for.
 
-
-def _resumed(whole: Slice, position: Position, orphans: int, fresh: int) -> list[Part]:
-    """Return the parts of a window that earlier sweeps have covered in part."""
-    parts = [Part(replace(whole, after=position.covered), "fresh", fresh)]
-    resume = position.resume or whole.after
-    parts += [Part(replace(whole, after=resume, until=position.covered), "rest", orphans - fresh)]
-    if position.resume:
-        parts += [Part(replace(whole, until=position.resume), "rest", orphans - fresh)]
-    return parts
-
-
-def of_events(orphans: int) -> Window:
-    """Return the window of a sweep over given events."""
-    group = Group(None, False, None, None, False, orphans, 0, 0, 0)
-    return Window(None, Slice(FIRST, LAST, ()), None, [group], Outdated((), "", ()))
-
-
-@dataclass(slots=True)
-class Found:
-    """Some orphans that were judged; how many were closed by then; and those that cannot be read."""
-
-    judged: list[Judged] = field(default_factory=list)
-    closed: int = 0
-    unreadable: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Scan:
-    """What one sweep reads, slice by slice, until its deadline: each slice in a snapshot of its own.
-
-    Attributes:
-        deadline: When it ends, on this process's monotonic clock.
-        writes: Whether what an emptied ledger has left behind is removed.
-        tenant_id: As for `open_window`; so are `bounds`, `ages` and `full`.
-        event_ids: These orphans only, even in their grace.
-        window: What is eligible; None before it is known.
-        complete: Whether everything was looked at.
+    All of it must be read in one snapshot, before anything is stored: what comes first has a state afterwards, and
+    would come again in the ring. Of a ring of more than `windows.MOST_IDS`, the rest is left to other sweeps.
     """
-
-    deadline: float
-    writes: bool
-    tenant_id: str | None
-    bounds: tuple[str | None, str | None]
-    ages: Sequence[tuple[float, float]] | None
-    full: bool
-    event_ids: Sequence[str] | None
-    window: Window | None = None
-    complete: bool = False
-    _parts: deque[Part] = field(default_factory=deque)
-    _reached: Place | None = None
-
-    def ids(self, connected: Connected, size: int) -> Iterator[Sequence[str]]:
-        """Yield the ids of what to judge, *size* at a time, part by part of the window."""
-        if self.event_ids is not None:
-            self.window = of_events(len(self.event_ids))
-            yield from (self.event_ids[n : n + size] for n in range(0, len(self.event_ids), size))
-            return
-        packed: bytes | None = self._retried(lambda: self._next_ids(connected, first=True))
-        if self.window and self.window.emptied and self.writes:
-            _close_emptied(connected)
-            packed = self._retried(lambda: self._next_ids(connected, first=True))
-        while self._parts:
-            if packed is None:
-                packed = self._retried(lambda: self._next_ids(connected))
-            self._reached = None
-            yield from windows.unpacked(packed, size)
-            part = self._parts.popleft()
-            if len(packed) == 16 * windows.MOST_IDS and self._reached:
-                self._parts.appendleft(part.after(self._reached))
-            packed = None
-
-    def _next_ids(self, connected: Connected, *, first: bool = False) -> bytes:
-        """Return the ids of the next part; with *first*, survey the window before, in the same snapshot."""
-        with connected.reading(self.left_ms()) as tx:
-            if first:
-                opened = open_window(tx, self.tenant_id, self.bounds, self.ages, full=self.full)
-                if self.window is None and opened.survey and self.ages is None:
-                    _warn(opened.survey, tx.schema)
-                self.window, self._parts = opened, deque(opened.parts)
-            if not self._parts or self.window is None:
-                return b""
-            return windows.ids_to_judge(tx, self._parts[0].slice, self.window.outdated, self._parts[0].orphans)
-
-    def judge(self, connected: Connected, ids: Sequence[str]) -> Found:
-        """Judge orphans in one snapshot. If a row cannot be read, they are halved until that row stands alone."""
-        found = Found()
-        waiting = [ids]
-        while waiting and not (found.judged and time.monotonic() >= self.deadline):
-            part = waiting.pop()
-            try:
-                judged = self._retried(partial(self._judged, connected, part))
-            except DBAPIError as error:
-                waiting += _after_failure(connected, found, part, error)
-            else:
-                found.judged.extend(judged)
-                found.closed += len(part) - len(judged)
-        if found.judged:
-            self._reached = found.judged[-1].orphan.place
-        return found
-
-    def _judged(self, connected: Connected, ids: Sequence[str]) -> list[Judged]:
-        with connected.reading(self.left_ms()) as tx:
-            if self.window and self.window.emptied:  # a dry run closes nothing
-                ids = list(ledger.types_of(tx, ids))
-            return judge(tx, open_orphans.read(tx, ids))
-
-    def _retried(self, action: Callable[[], T]) -> T:
-        """Return what *action* returns; after a recent sweep comes the next one, which is soon enough."""
-        return with_retries(action) if self.ages is None else action()
-
-    def left_ms(self) -> int:
-        """Return how many milliseconds a statement may take: those that are left, or a second."""
-        return max(1_000, int((self.deadline - time.monotonic()) * 1000))
-
-    @property
-    def unseen(self) -> Slice | None:
-        """What is new and was not looked at, if anything."""
-        if not self._parts or self._parts[0].which != "fresh":
-            return None
-        return (self._parts[0] if self._reached is None else self._parts[0].after(self._reached)).slice
-
-    @property
-    def next_position(self) -> dict[str, Any] | None:
-        """Where the next full sweep continues if this one is not complete; None if at the beginning."""
-        if not self.full or self.window is None or self.window.survey is None:
-            return None
-        if not self._parts or self._parts[0].which == "refused":
-            return None
-        before, stopped_at = self.window.position, self._reached or self._parts[0].slice.after
-        since = before.since if before else self.window.survey.now
-        if self._parts[0].which == "fresh":
-            return Position(stopped_at, before.resume if before else None, since)._asdict()
-        return Position(self.window.whole.until, stopped_at, since)._asdict()
+    looked_at = [group for group in window.groups if not group.refused]
+    found = []
+    if any(_comes_first(group, window.outdated) for group in looked_at):
+        found.append(next_part(tx, window, LAST))
+    if any(_is_in_ring(group, window.outdated) for group in looked_at):
+        found.append(_ring(tx, window))
+    if window.refused:
+        found.append(Part(_turned(windows.refused_ids(tx, window.whole)), refused=True))
+    return [part for part in found if part.packed]
 
 
-def _after_failure(connected: Connected, found: Found, part: Sequence[str], error: DBAPIError) -> list[Sequence[str]]:
-    """Return the halves of what cannot be read, or note the row that stands alone."""
-    privileges.require_rights(connected, error)
-    if not is_of_data(error):
-        raise error
-    if len(part) > 1:
-        middle = len(part) // 2
-        return [part[middle:], part[:middle]]
-    event_id = str(UUID(part[0]))
-    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
-    found.unreadable.append(event_id)
-    return []
+def next_part(tx: Transaction, window: Window, before: Place) -> Part:
+    """Return what comes first, before a place in the order of arrival."""
+    many = window.survey.few == windows.FEW
+    return Part(*windows.first_ids(tx, window.whole, window.outdated, before, many=many))
 
 
-def _close_emptied(connected: Connected) -> None:
-    """Close what an emptied ledger has left behind."""
-    removed = repair.remove_settled(connected, connected.settings.batch_size)
-    repair.remove_stray_ids(connected, connected.settings.batch_size)
-    closed = counted(removed, "open orphan was", "open orphans were")
-    logger.warning("mailglass_events was emptied: %s closed", closed)
+def _comes_first(group: Group, outdated: Outdated) -> bool:
+    return group.state in (None, MATCHED) or group.rule in outdated.marks or group.superseded > 0
 
 
-def _warn(survey: Survey, schema: str) -> None:
+def _is_in_ring(group: Group, outdated: Outdated) -> bool:
+    if group.rule in outdated.marks or group.state in (None, MATCHED):
+        return False
+    return group.state != UNMATCHABLE or group.rule is None
+
+
+def _ring(tx: Transaction, window: Window) -> Part:
+    """Return the ring from a random row to the end, and from the beginning to that row."""
+    whole, outdated, eligible = window.whole, window.outdated, window.eligible
+    if eligible <= windows.MOST_IDS:
+        return Part(_turned(windows.ring_ids(tx, whole, outdated, eligible)))
+    start = windows.any_place(tx, whole, eligible)
+    found = windows.ring_ids(tx, replace(whole, after=start), outdated, eligible)
+    if len(found) < 16 * windows.MOST_IDS:
+        found += windows.ring_ids(tx, replace(whole, until=start), outdated, eligible)
+    return Part(found[: 16 * windows.MOST_IDS])
+
+
+def _turned(packed: bytes) -> bytes:
+    """Return ids that begin with a random one of them, and go round."""
+    count = len(packed) // 16
+    turn = 16 * random.randrange(count) if count else 0  # noqa: S311 - fairness, no secret
+    return packed[turn:] + packed[:turn]
+
+
+def as_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return `state`, `tenant_id`, `provider` and `orphans` of what is open, the largest first."""
+    found: Counter[tuple[str, str | None, str | None]] = Counter()
+    for group in groups:
+        found[group.state or UNSEEN, group.tenant_id, group.provider] += group.orphans
+    return [
+        {"state": state, "tenant_id": tenant_id, "provider": provider, "orphans": orphans}
+        for (state, tenant_id, provider), orphans in found.most_common()
+    ]
+
+
+def warn(survey: Survey, schema: str) -> None:
     """Log what an operator should know of the schema before anything is swept."""
     if survey.creators:
         logger.warning("%s", privileges.warning(survey.creators, schema))

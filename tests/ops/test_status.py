@@ -79,7 +79,7 @@ def test_open_orphans_are_shown_as_the_last_full_sweep_left_them_unless_live_is_
     live = status(db.database, count_now=True)
     assert (live.open, live.eligible) == (4, 3)
     assert {(g["state"], g["tenant_id"]): g["orphans"] for g in live.groups} == {
-        ("matched", "acme"): 1,
+        ("unseen", "acme"): 1,
         ("unmatched", "acme"): 1,
         ("unmatched", "b"): 1,
     }

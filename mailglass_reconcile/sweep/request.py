@@ -1,0 +1,96 @@
+"""What one sweep is asked for, until when it works, and what it knows so far."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.runs import Kind, Origin
+from mailglass_reconcile.sweep.deadline import Deadline
+from mailglass_reconcile.sweep.result import SweepResult
+from mailglass_reconcile.sweep.tally import Tally
+from mailglass_reconcile.sweep.window import Window
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """A run over open orphans, which has not begun yet.
+
+    Attributes:
+        database: Where, with grace, maximum age, batch size and deadline.
+        publisher: Gets a message for both channels of each committed link; a dry run needs none.
+        kind: What kind of run it is.
+        tenant_id: Sweep this tenant's orphans only.
+        limit: Link at most this many.
+        dry_run: Judge in read-only transactions; write and publish nothing.
+        bounds: Sweep only what arrived after the first time and until the second, in UTC.
+        event_ids: Sweep these orphans only, even in their grace.
+        ages: What a recent sweep looks at, as `open_window` takes it: it logs nothing that the full sweep reports.
+        seconds: End after so long, if the setting's deadline is not earlier.
+        range_of: The run of the sweep that was cut, if this one is a range of it.
+        origin: Who asked for it, for the history of runs.
+        deadline: Until when it works.
+        tally: Its counts so far.
+        window: What is eligible; None before that is known, and in a sweep of given orphans.
+        in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
+        error: What ended the sweep before its end.
+        linkable_since: Since when the first orphan that stays open could have been linked.
+        failures: How many orphans each failed key rule has left without keys, by its sentence.
+    """
+
+    database: Database = field(kw_only=False)
+    publisher: Publisher | None = field(kw_only=False)
+    kind: Kind = "full"
+    tenant_id: str | None = None
+    limit: int | None = None
+    dry_run: bool = False
+    bounds: tuple[str | None, str | None] = (None, None)
+    event_ids: Sequence[str] | None = None
+    ages: Sequence[tuple[float, float]] | None = None
+    seconds: float = math.inf
+    range_of: int | None = None
+    origin: Origin = "python"
+    tally: Tally = field(init=False)
+    window: Window | None = field(init=False, default=None)
+    in_batch: bool = field(init=False, default=False)
+    error: BaseException | None = field(init=False, default=None)
+    linkable_since: str | None = field(init=False, default=None)
+    failures: Counter[str] = field(init=False, default_factory=Counter)
+    deadline: Deadline = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin to count: the deadline and the duration are those of this moment."""
+        self.deadline = Deadline(min(self.seconds, self.database.settings.sweep_seconds))
+        self.tally = Tally(self.tenant_id, dry_run=self.dry_run)
+
+    @property
+    def result(self) -> SweepResult:
+        """The counts as they are now."""
+        return self.tally.result()
+
+    @property
+    def began(self) -> bool:
+        """Whether it is known what is eligible."""
+        return self.window is not None or self.event_ids is not None
+
+    @property
+    def eligible(self) -> int | None:
+        """How many orphans are looked at; None before that is known."""
+        return self.tally.eligible if self.began else None
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether a statement that was cancelled has met the deadline."""
+        return self.deadline.left_seconds <= 1.0
+
+    def stop(self) -> None:
+        """Let the deadline be now: the running batch ends, and no other begins. Safe in a signal handler."""
+        self.deadline.stop()
+
+    def note_lag(self, since: str | None) -> None:
+        """Note since when an orphan that stays open could have been linked."""
+        self.linkable_since = min(filter(None, (since, self.linkable_since)), default=None)
