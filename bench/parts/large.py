@@ -20,7 +20,7 @@ OPEN = (1_000_000, 3_000_000, 10_000_000)
 OTHERS = 4
 """Rows in the ledger for each open orphan, besides it: orphans and the `reconciled` events that closed them."""
 
-COMMANDS = ("prune", "status", "status --live", "orphans")
+COMMANDS = ("prune", "status", "orphans")
 
 
 def measure(machine: Machine) -> Part:

@@ -70,7 +70,7 @@ def measure(machine: Machine) -> Part:
 def _commands(part: Part, url: str, middle: str, linked: str, message_id: str) -> None:
     """Run commands in this process, and let Postgres explain their statements once."""
     commands = [
-        *("status", "status --check", "status --live", "orphans", "orphans --newest-first"),
+        *("status", "status --check", "orphans", "orphans --newest-first"),
         *(
             f"orphans --after {middle}",
             "orphans --tenant tenant-3",

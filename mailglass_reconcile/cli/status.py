@@ -31,7 +31,6 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--tenant", metavar="ID", help="Show this tenant's open orphans only.")
-@click.option("--live", is_flag=True, help="Count now; with a million open orphans that takes seconds.")
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Print one line; exit with 0 if healthy, with 1 if not.")
 @click.option(
@@ -43,10 +42,10 @@ Examples:
     help="Unhealthy: what can be linked has been open for longer, or no full sweep succeeded within two thirds of it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: float, as_json: bool) -> None:
+def status(tenant: str | None, watch: bool, check: bool, max_lag: float, as_json: bool) -> None:
     """Show how linking is going: open orphans by state, the last runs, and what is wrong.
 
-    Open orphans are shown as the last full sweep left them; --live counts them now.
+    Open orphans are shown as the last full sweep left them. `sweep --dry-run` counts them now.
     """
     if check + watch + as_json > 1:
         raise click.UsageError("--check, --watch and --json exclude each other")
@@ -54,7 +53,7 @@ def status(tenant: str | None, live: bool, watch: bool, check: bool, max_lag: fl
         sys.exit(_check(max_lag))
 
     def look() -> Status:
-        return looking.status(runtime.database(), tenant_id=tenant, count_now=live, max_lag_seconds=max_lag)
+        return looking.status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
 
     screen = console()
     if as_json:

@@ -106,7 +106,6 @@ def status(
     database: Database,
     *,
     tenant_id: str | None = None,
-    count_now: bool = False,
     max_lag_seconds: float = LATE_SECONDS,
 ) -> Status:
     """Return how linking is going, in a read-only transaction.
@@ -114,8 +113,6 @@ def status(
     Args:
         database: The database.
         tenant_id: Show this tenant's open orphans only; None is all tenants.
-        count_now: Count the open orphans now, which takes seconds if a million are open, instead of as the last full
-            sweep left them. If there has been none, they are counted now anyway.
         max_lag_seconds: As for `check`.
 
     Raises:
@@ -128,7 +125,7 @@ def status(
         in_grace = windows.waiting(tx, tenant_id)
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
         second = elsewhere.second_set(tx, elsewhere.ledgers(tx))
-        if count_now or facts.groups is None or facts.counted_at is None:
+        if facts.groups is None or facts.counted_at is None:
             as_of, groups = facts.now, window.as_groups(window.open_window(tx, tenant_id).groups)
         else:
             as_of, groups = facts.counted_at, [g for g in facts.groups if tenant_id in (None, g["tenant_id"])]

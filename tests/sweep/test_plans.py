@@ -39,6 +39,7 @@ from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.sends import Campaign, New
+from mailglass_reconcile.store.stored_keys import Known
 from mailglass_reconcile.store.webhook_events import Reported
 from mailglass_reconcile.store.windows import Outdated, Range, Slice
 
@@ -58,7 +59,8 @@ MARK = providers.rule_of("postmark").mark
 OUTDATED = Outdated((), providers.rule_of(providers.ANY_PROVIDER).mark, providers.known())
 ARRIVAL = "mailglass_open_orphans_arrival_idx"
 
-# The newest 10,000 orphans have no keys and wait for a handler. All others have two ids; the second names a delivery.
+# The newest 10,000 orphans have neither keys nor state, and wait for a handler. All others have two ids, of which the
+# second names a delivery, and matched nothing when a sweep looked at them.
 LOAD = """
 SET LOCAL TimeZone = 'UTC';
 SET LOCAL session_replication_role = replica;
@@ -75,10 +77,10 @@ INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id
                                       received_at, inserted_at, updated_at)
 SELECT md5('raw' || n)::uuid, 'acme', 'postmark', 'Delivery:' || n, 'Delivery', 'succeeded',
        '{"Recipient": "a@example.com"}', '2026-01-02', '2026-01-02', '2026-01-02' FROM generate_series(1, 50000) AS n;
-INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids, state)
 SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs => 100000 - n),
        CASE WHEN n <= 40000 THEN 'postmark' END, CASE WHEN n <= 40000 THEN '{mark}' END,
-       CASE WHEN n <= 40000 THEN 2 END FROM generate_series(1, 50000) AS n;
+       CASE WHEN n <= 40000 THEN 2 END, CASE WHEN n <= 40000 THEN 'unmatched' END FROM generate_series(1, 50000) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, p, CASE p WHEN 1 THEN 'other-' || n ELSE 'message-' || n END
   FROM generate_series(1, 40000) AS n, generate_series(1, 2) AS p;
@@ -117,10 +119,12 @@ def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.E
         if request.param == "from before the campaign":
             connection.exec_driver_sql("ANALYZE")
         if request.param == "from a quiet time":  # all had keys, and no handler had to wait
-            connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = %s WHERE rule IS NULL", (MARK,))
+            connection.exec_driver_sql(
+                "UPDATE mailglass_open_orphans SET rule = %s, state = 'unmatched' WHERE rule IS NULL", (MARK,)
+            )
             connection.exec_driver_sql("UPDATE mailglass_hook_outbox SET state = 'dispatched' WHERE state = 'waiting'")
             connection.exec_driver_sql("ANALYZE")
-            connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = NULL WHERE ids IS NULL")
+            connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = NULL, state = NULL WHERE ids IS NULL")
             connection.exec_driver_sql("UPDATE mailglass_hook_outbox SET state = 'waiting' WHERE finished_at IS NULL")
         connection.exec_driver_sql(CAMPAIGN)
         if request.param == "fresh":
@@ -289,7 +293,7 @@ def test_the_survey_of_a_full_sweep_counts_a_few_along_the_index_of_arrival(read
 def test_the_groups_are_counted_along_the_index_of_arrival(reading, whole, tenant_id):
     """Once along what is eligible."""
     piece = replace(whole, tenant_id=tenant_id)
-    plan = probing(reading, lambda: windows.groups(reading, piece, OUTDATED, FIRST, None))
+    plan = probing(reading, lambda: windows.groups(reading, piece, OUTDATED, None))
     assert plan.indexes == {ARRIVAL}
     assert plan.read == ROWS
 
@@ -297,7 +301,7 @@ def test_the_groups_are_counted_along_the_index_of_arrival(reading, whole, tenan
 def test_the_groups_of_few_orphans_are_counted_without_reading_the_others(reading, whole):
     """What arrived last, of a large table."""
     piece = replace(whole, ranges=(Range(_place(reading, ROWS - SIZE).arrived_at, "infinity"),))
-    plan = probing(reading, lambda: windows.groups(reading, piece, OUTDATED, FIRST, SIZE))
+    plan = probing(reading, lambda: windows.groups(reading, piece, OUTDATED, SIZE))
     assert plan.indexes == {ARRIVAL}
     assert plan.read <= SIZE
 
@@ -306,7 +310,7 @@ def test_the_groups_of_few_orphans_are_counted_without_reading_the_others(readin
 def test_the_groups_of_very_many_are_counted_in_one_pass_over_their_table(reading, whole, tenant_id):
     """In no order."""
     piece = replace(whole, tenant_id=tenant_id)
-    plan = plan_of(reading, lambda: windows.groups(reading, piece, OUTDATED, FIRST, windows.FEW))
+    plan = plan_of(reading, lambda: windows.groups(reading, piece, OUTDATED, windows.FEW))
     assert plan.whole == {"mailglass_open_orphans": 1}
     assert plan.indexes == set()
     assert plan.read == ROWS
@@ -320,12 +324,10 @@ def test_the_edges_of_ranges_are_found_in_one_walk_of_the_index_of_arrival(readi
     assert plan.read <= ROWS
 
 
-def test_the_first_eligible_orphan_is_the_first_of_the_index_of_arrival(reading, whole):
-    """One row, wherever the slice begins."""
-    piece = replace(whole, after=_place(reading, 30_000))
-    plan = probing(reading, lambda: windows.first_eligible(reading, piece))
-    assert plan.indexes == {ARRIVAL}
-    assert plan.read == 1
+def test_what_nobody_has_looked_at_is_found_in_one_pass(reading, whole):
+    """By reading the table, because no index has the state."""
+    plan = plan_of(reading, lambda: windows.first_unseen(reading, whole))
+    assert plan.read <= ROWS
 
 
 def test_orphans_in_their_grace_are_counted_without_reading_the_others(reading):
@@ -352,38 +354,45 @@ def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading,
 PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}
 
 
-def test_orphans_without_keys_are_read_until_there_are_enough(reading, whole, monkeypatch):
-    """In order of arrival, no more rows than asked for, and nothing is probed for."""
+def test_what_comes_first_is_read_until_there_is_enough(reading, whole, monkeypatch):
+    """From the newest on, no more rows than asked for."""
     monkeypatch.setattr(windows, "MOST_IDS", SIZE)
-    piece = replace(whole, after=_place(reading, KEYED + 100))
-    plan = probing(reading, lambda: windows.ids_to_judge(reading, piece, OUTDATED, SIZE))
-    assert plan.indexes == PROBED
-    assert plan.read <= SIZE + 1
+    plan = probing(reading, lambda: windows.first_ids(reading, whole, OUTDATED, LAST, many=False))
+    assert plan.indexes == {ARRIVAL}
+    assert plan.read <= 2 * SIZE + 1, "the rows, and what was found"
 
 
-def test_orphans_that_name_a_delivery_are_probed_for_until_there_are_enough(reading, whole, monkeypatch):
+def test_what_comes_first_of_very_many_is_found_in_one_pass(reading, whole):
+    """Nothing is probed for."""
+    plan = plan_of(reading, lambda: windows.first_ids(reading, whole, OUTDATED, LAST, many=True))
+    assert plan.whole == {"mailglass_open_orphans": 1}
+    assert plan.indexes == set()
+    assert plan.read <= 2 * ROWS
+
+
+def test_the_ring_is_probed_for_until_there_is_enough(reading, whole, monkeypatch):
     """Each orphan, its two ids, and their deliveries."""
     monkeypatch.setattr(windows, "MOST_IDS", SIZE)
-    plan = probing(reading, lambda: windows.ids_to_judge(reading, whole, OUTDATED, SIZE))
+    plan = probing(reading, lambda: windows.ring_ids(reading, whole, OUTDATED, SIZE))
     assert plan.indexes == PROBED
-    assert plan.read <= 4 * SIZE + 10
+    assert plan.read <= 5 * SIZE + 10
 
 
 def test_a_recent_sweep_reads_what_arrived_in_its_ranges(reading, whole):
-    """Nothing between them, in either part of the table."""
+    """Nothing between them."""
     edges = [_place(reading, n).arrived_at for n in (10_000, 10_200, 30_000, 30_300)]
     piece = replace(whole, ranges=(Range(*edges[:2]), Range(*edges[2:])))
-    found = windows.ids_to_judge(reading, piece, OUTDATED, ROWS)
-    plan = probing(reading, lambda: windows.ids_to_judge(reading, piece, OUTDATED, ROWS))
+    found = windows.ring_ids(reading, piece, OUTDATED, ROWS)
+    plan = probing(reading, lambda: windows.ring_ids(reading, piece, OUTDATED, ROWS))
     assert len(found) == 16 * SIZE
     assert plan.indexes == PROBED
-    assert plan.read <= 4 * SIZE + 10
+    assert plan.read <= 5 * SIZE + 10
 
 
-def test_orphans_that_name_a_delivery_are_found_by_reading_the_tables_once(reading, whole, monkeypatch):
-    """If that is cheaper: ids and deliveries are hashed; orphans are read once for keys, and once for deliveries."""
+def test_the_ring_is_found_by_reading_the_tables_once(reading, whole, monkeypatch):
+    """If that is cheaper: ids and deliveries are hashed; orphans are read for their states, and for deliveries."""
     monkeypatch.setattr(windows, "MOST_IDS", SIZE)
-    plan = plan_of(reading, lambda: windows.ids_to_judge(reading, whole, OUTDATED, ROWS))
+    plan = plan_of(reading, lambda: windows.ring_ids(reading, whole, OUTDATED, ROWS))
     assert "Hash Join" in plan.kinds
     assert plan.kinds["Nested Loop"] == 0
     assert plan.whole["mailglass_open_orphans"] == 2
@@ -392,19 +401,18 @@ def test_orphans_that_name_a_delivery_are_found_by_reading_the_tables_once(readi
     assert plan.read <= 2 * ROWS + 2 * KEYED + ROWS + WIDE
 
 
-def test_where_all_keys_are_current_orphans_are_read_once(reading, whole):
-    """Nothing is searched for rows without keys if the sweep has counted none."""
-    plan = plan_of(reading, lambda: windows.ids_to_judge(reading, whole, OUTDATED._replace(computes=False), ROWS))
-    assert "Hash Join" in plan.kinds
-    assert plan.whole["mailglass_open_orphans"] == 1
+def test_refused_ones_are_found_in_one_walk(reading, whole):
+    """Of the index of arrival, or of the table."""
+    plan = plan_of(reading, lambda: windows.refused_ids(reading, whole))
+    assert plan.read <= ROWS + 10
 
 
 def test_after_scans_statements_probe_again(reading, whole):
     """The way that was chosen for one statement is not kept."""
     with by_scans(reading):
         pass
-    windows.ids_to_judge(reading, whole, OUTDATED, ROWS)
-    probing(reading, lambda: windows.ids_to_judge(reading, whole, OUTDATED, SIZE))
+    windows.ring_ids(reading, whole, OUTDATED, ROWS)
+    probing(reading, lambda: windows.ring_ids(reading, whole, OUTDATED, SIZE))
 
 
 def test_orphans_are_read_by_primary_key(reading, events):
@@ -446,7 +454,7 @@ def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, even
 
 def test_keys_are_stored_by_primary_keys(writing, others):
     """Their old ids removed; then held, looked for in the ledger, and stored."""
-    computed = {event: Keys("postmark", ("one", "two"), None, MARK) for event in others}
+    computed = {event: Known(Keys("postmark", ("one", "two"), None, MARK), "unmatched") for event in others}
     plan = probing(writing, lambda: stored_keys.store(writing, computed, dict.fromkeys(others, MARK)))
     assert plan.indexes == {
         "mailglass_open_orphans_pkey",
@@ -459,9 +467,16 @@ def test_keys_are_stored_by_primary_keys(writing, others):
 def test_keys_of_a_slice_are_stored_without_reading_the_ledger_whole(writing):
     """One event and one probe for each of a fifth of all orphans."""
     sql = "SELECT md5('event' || n)::uuid::text FROM generate_series(40001, 50000) AS n"
-    computed = {id_: Keys("postmark", (), None, MARK) for id_ in writing.execute(sql).scalars()}
+    computed = {id_: Known(Keys("postmark", (), None, MARK), "unmatchable") for id_ in writing.execute(sql).scalars()}
     plan = probing(writing, lambda: stored_keys.store(writing, computed))
     assert plan.read <= 3 * len(computed)
+
+
+def test_states_are_stored_by_primary_key(writing, others):
+    """Each row held, and then written."""
+    plan = probing(writing, lambda: open_orphans.store_states(writing, dict.fromkeys(others, "unmatched")))
+    assert plan.indexes == {"mailglass_open_orphans_pkey"}
+    assert plan.read <= 4 * SIZE
 
 
 def test_ids_are_looked_up_by_our_index(reading):
@@ -641,7 +656,7 @@ def test_a_webhooks_events_are_appended_with_two_probes_for_each_delivery(applic
         id_ = factories.new_id()
         attached = delivery if number % 2 else None
         entries.append(Entry(id_, "acme", attached, "opened", "2026-01-02", f"webhook:{id_}", None, {}, True))
-    known = [Keys("postmark", ("one", "two"), None, MARK)] * len(entries)
+    known = [Known(Keys("postmark", ("one", "two"), None, MARK), "unmatched")] * len(entries)
     plan = probing(application, lambda: projector.append_webhook(application, entries, known))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= SIZE
@@ -674,7 +689,7 @@ def _place(tx: Transaction, number: int) -> Place:
 
 MILLION = """
 SET LOCAL session_replication_role = replica;
-INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids)
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids, state)
 SELECT md5('event' || n)::uuid, 'acme', now()::timestamp, 'postmark', '{mark}', 1
   FROM generate_series(1, 1000000) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
@@ -739,6 +754,6 @@ def test_a_wide_id_makes_no_row_of_each_orphan_with_each_delivery(untouched, who
             "UPDATE mailglass_open_orphan_ids SET candidate_id = 'campaign' WHERE position = 2 AND event_id = ANY"
             " (ARRAY(SELECT md5('event' || n)::uuid FROM generate_series(30001, 32000) AS n))"
         )
-        plan = plan_of(untouched, lambda: windows.ids_to_judge(untouched, whole, OUTDATED, ROWS))
+        plan = plan_of(untouched, lambda: windows.ring_ids(untouched, whole, OUTDATED, ROWS))
         savepoint.rollback()
     assert plan.most <= 2 * KEYED + ROWS + WIDE
