@@ -24,7 +24,7 @@ SWEEPER = (
     ("mailglass_deliveries", "UPDATE", f"{_STATE} lock_version updated_at"),
     ("mailglass_open_orphans", "SELECT", ""),
     ("mailglass_open_orphans", "INSERT", "event_id tenant_id arrived_at"),
-    ("mailglass_open_orphans", "UPDATE", "provider recipient recipient_lost rule ids refused"),
+    ("mailglass_open_orphans", "UPDATE", "provider recipient recipient_lost rule ids state refused"),
     ("mailglass_open_orphans", "DELETE", ""),
     ("mailglass_open_orphan_ids", "SELECT", ""),
     ("mailglass_open_orphan_ids", "INSERT", ""),
