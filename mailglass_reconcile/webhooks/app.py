@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -28,23 +30,31 @@ from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks import secrets as keys
-from mailglass_reconcile.webhooks.receiving import public_url, verified
+from mailglass_reconcile.webhooks.bodies import (
+    Bodies,
+    Body,
+    BusyError,
+    GoneError,
+    Receive,
+    TooLargeError,
+    TooSlowError,
+)
+from mailglass_reconcile.webhooks.receiving import check_any, public_url, read_verified
+from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.secrets import Given, Secrets
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Request, Signature
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 5 * 1024 * 1024
-"""A larger body is refused."""
 THREADS = 8
 """Webhooks that are recorded at the same time, each on a connection of its own."""
-MAX_WAITING = 200
-"""Webhooks in hand; further ones are answered with 503."""
 RETRY_AFTER_SECONDS = 30
+DISCARDED_BYTES = 20 * 1024 * 1024
+DISCARDED_SECONDS = 5.0
+"""How much is read of a body that was answered before its end, and how long: a client that sends reads no answer."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Tenant = str | Callable[[str], str | None] | None
 
@@ -63,6 +73,7 @@ class Answer(NamedTuple):
 
 
 _AGAIN = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
+_CLOSE = ((b"connection", b"close"),)
 _BUSY = Answer(503, "try again later", _AGAIN)
 _HERE = Answer(200, "ok")
 _UNKNOWN = Answer(404, "no webhooks of this provider are received here")
@@ -97,26 +108,28 @@ def webhook_app(
 
 
 class Receiver:
-    """The application: requests come in on the event loop, and are recorded in a few threads."""
+    """The application: requests come in on the event loop, and are verified and recorded in a few threads."""
 
     def __init__(self, engine: sa.Engine, secrets: Secrets, tenant: Tenant, base: str | None) -> None:
         """Receive the webhooks of the providers that have *secrets*; nothing connects yet."""
         self._engine, self._secrets, self._tenant, self._base = engine, secrets, tenant, base
+        self._bodies = Bodies()
+        self._verifier = ThreadPoolExecutor(1, thread_name_prefix="mailglass-signatures")
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
-        self._in_hand = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            answer = await self._answer(scope, receive)
-            if answer is not None:
-                await _send(send, answer, with_body=scope["method"] != "HEAD")
-                if answer.recorded:
-                    await self._in_thread(finish_quietly, answer.recorded, place_of(self._engine))
+            arriving = _Arriving(scope, receive)
+            answer = await self._answer(scope, arriving)
+            if not arriving.left:
+                await _send(send, answer, scope, arriving)
+            if answer.recorded:
+                await _in_thread(self._threads, finish_quietly, answer.recorded, place_of(self._engine))
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer | None:
+    async def _answer(self, scope: Scope, receive: _Arriving) -> Answer:
         provider = scope["path"].rstrip("/").rpartition("/")[2]
         if scope["method"] in ("GET", "HEAD"):  # Mandrill and Unisender Go look before they accept an address
             return _HERE if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
@@ -124,61 +137,50 @@ class Receiver:
             return Answer(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
         if not self._secrets.of(provider):
             return _UNKNOWN
-        if self._in_hand >= MAX_WAITING:
-            logger.error("a webhook of %s was not recorded: %d are waiting", registry.name(provider), MAX_WAITING)
-            return _BUSY
-        self._in_hand += 1
         try:
-            return await self._posted(provider, scope, receive)
-        finally:
-            self._in_hand -= 1
+            return Answer(200, "ok", recorded=await self._posted(provider, scope, receive))
+        except Exception as error:
+            return _refusal(registry.name(provider), error)
 
-    async def _posted(self, provider: str, scope: Scope, receive: Receive) -> Answer | None:
-        body = await _body(scope, receive)
-        if body is not None and len(body) > MAX_BYTES:
-            return Answer(413, "the body is too large", ((b"connection", b"close"),))
-        return None if body is None else await self._in_thread(self._received, provider, scope, body)
+    async def _posted(self, provider: str, scope: Scope, receive: _Arriving) -> tuple[Recorded, ...]:
+        """Take a webhook in the order that costs least until its signature is checked, and record it."""
+        found, secrets = registry.module(provider), self._secrets.of(provider)
+        head = _request(scope, b"", self._base)
+        early = found.SIGNATURE is Signature.IN_HEADERS
+        if early:
+            check_any(found, head, secrets)
+        with self._bodies.one_more() as body:
+            most = registry.max_bytes(found, head)
+            if receive.announced > most:
+                raise TooLargeError
+            content = await self._bodies.read(body, receive, most)
+            if not early:
+                await self._verify(found, dataclasses.replace(head, body=content), secrets, body)
+            async with self._bodies.parsing(body):  # again, because what was parsed is not kept while it waits
+                request = dataclasses.replace(head, body=content)
+                return await _in_thread(self._threads, self._recorded, provider, scope["path"], request)
 
-    async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+    async def _verify(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
+        """Check a signature that covers the body or stands in it, one body after the other."""
+        async with self._bodies.verifying(body):
+            if found.SIGNATURE is Signature.OVER_BODY:
+                await _in_thread(self._verifier, check_any, found, request, secrets)
+            else:
+                async with self._bodies.parsing(body):
+                    await _in_thread(self._verifier, check_any, found, request, secrets)
 
-    def _received(self, provider: str, scope: Scope, body: bytes) -> Answer:
-        """Record a webhook, in a thread; never raise."""
-        name = registry.name(provider)
-        try:
-            return Answer(200, "ok", recorded=tuple(self._recorded(provider, scope, body)))
-        except SignatureError as error:
-            logger.warning("a webhook of %s was refused: %s", name, error)
-            return Answer(401, "the signature is not right", ((b"www-authenticate", b'Basic realm="webhooks"'),))
-        except (InvalidWebhookError, InvalidEventError) as error:
-            logger.error("a webhook of %s was refused: %s", name, error)
-            return Answer(400, "the body cannot be read")
-        except MailglassReconcileError as error:
-            logger.error("a webhook of %s was not recorded: %s", name, error)
-            return _BUSY
-        except Exception as error:  # an application's function for the tenant, or a fault of ours
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error(
-                "a webhook of %s was not recorded: %s in %s:%s",
-                name,
-                type(error).__name__,
-                where.filename,
-                where.lineno,
-            )
-            return _BUSY
-
-    def _recorded(self, provider: str, scope: Scope, body: bytes) -> list[Recorded]:
+    def _recorded(self, provider: str, path: str, request: Request) -> tuple[Recorded, ...]:
+        """Read and record a webhook whose signature was checked."""
         found = registry.module(provider)
-        request = _request(scope, body, self._base)
-        events = verified(found, request, self._secrets.of(provider))
-        recorded = []
+        events = read_verified(found, request)
+        recorded: list[Recorded] = []
         if events:
-            tenant = self._tenant_of(scope["path"])
+            tenant = self._tenant_of(path)
             with connect(self._engine) as connection, database_errors(), connection.begin():
                 recorded = record_webhook(connection, tenant_id=tenant, provider=provider, events=events)
         if hasattr(found, "accepted"):
             found.accepted(request, dt.datetime.now(dt.UTC).timestamp())
-        return recorded
+        return tuple(recorded)
 
     def _tenant_of(self, path: str) -> str | None:
         tenant = self._tenant(path) if callable(self._tenant) else self._tenant
@@ -186,6 +188,39 @@ class Receiver:
             return None if tenant is None else checking.name("tenant_id", tenant)
         except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
             raise ConfigurationError(str(error)) from None
+
+
+def _refusal(provider: str, error: Exception) -> Answer:
+    """Return the answer to a webhook that was not recorded; the log has a line."""
+    match error:
+        case SignatureError():
+            logger.warning("a webhook of %s was refused: %s", provider, error)
+            return Answer(401, "the signature is not right", ((b"www-authenticate", b'Basic realm="webhooks"'),))
+        case InvalidWebhookError() | InvalidEventError():
+            logger.error("a webhook of %s was refused: %s", provider, error)
+            return Answer(400, "the body cannot be read")
+        case TooLargeError():
+            logger.error("a webhook of %s was refused: its body is too large", provider)
+            return Answer(413, "the body is too large")
+        case GoneError():
+            return Answer(400, "the client has left")
+        case TooSlowError():
+            logger.warning("a webhook of %s was refused: its body did not arrive in time", provider)
+            return Answer(408, "the body did not arrive in time")
+        case BusyError():
+            logger.error("a webhook of %s was not recorded: too many are in hand", provider)
+        case MailglassReconcileError():
+            logger.error("a webhook of %s was not recorded: %s", provider, error)
+        case _:  # an application's function for the tenant, or a fault of ours
+            where, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
+            logger.error("a webhook of %s was not recorded: %s in %s:%s", provider, kind, where.filename, where.lineno)
+    return _BUSY
+
+
+async def _in_thread(
+    threads: ThreadPoolExecutor, function: Callable[[*Arguments], Result], *arguments: *Arguments
+) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 
 def _request(scope: Scope, body: bytes, base: str | None) -> Request:
@@ -200,27 +235,50 @@ def _request(scope: Scope, body: bytes, base: str | None) -> Request:
     )
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes | None:
-    """Return the body, or a little more than may be read of it; None if the client has gone."""
-    announced = dict(scope["headers"]).get(b"content-length", b"")
-    if announced.isdigit() and int(announced[:20]) > MAX_BYTES:  # Python reads no number of thousands of digits
-        return bytes(MAX_BYTES + 1)
-    body = bytearray()
-    while len(body) <= MAX_BYTES:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            break
-    return bytes(body)
+class _Arriving:
+    """What receives a request's body, and whether it is all there or its client has left."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        self.announced = int(length[:20]) if length.isdigit() else 0  # Python reads no number of thousands of digits
+        self.complete = not (self.announced or b"transfer-encoding" in headers)
+        self.left = False
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.left = message["type"] != "http.request"
+        self.complete = self.left or not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read the rest, within bounds."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DISCARDED_SECONDS):
+                while not self.complete and size < DISCARDED_BYTES:
+                    size += len((await self()).get("body", b""))
 
 
-async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
+async def _send(send: Send, answer: Answer, scope: Scope, arriving: _Arriving) -> None:
+    """Send an answer. If the body is still arriving, the rest of it is discarded before the connection is closed."""
     text = f"{answer.text}\n".encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": answer.status, "headers": [*headers, *answer.headers]})
-    await send({"type": "http.response.body", "body": text if with_body else b""})
+    early = not arriving.complete
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [*headers, *answer.headers, *(_CLOSE if early else ())],
+        }
+    )
+    body = b"" if scope["method"] == "HEAD" else text
+    if early:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await arriving.discard()
+        body = b""
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

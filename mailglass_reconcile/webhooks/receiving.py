@@ -60,28 +60,36 @@ def receive(
         raise ConfigurationError(f"{secrets.SETTING} has no secret for this provider")
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
-    events = verified(found, registry.request_of(body, headers, url=address), known)
+    request = registry.request_of(body, headers, url=address)
+    check_any(found, request, known)
+    events = read_verified(found, request)
     return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=events) if events else []
 
 
-def verified(found: Provider, request: Request, known: Sequence[str]) -> list[WebhookEvent]:
-    """Return the events of a request that was signed with one of the *known* secrets; confirm a subscription.
+def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
+    """Check that a request was signed with one of the *known* secrets.
 
     Raises:
         SignatureError: It was signed with none of them.
-        InvalidWebhookError: It cannot be read.
     """
     now = dt.datetime.now(dt.UTC)
-    refusal: SignatureError | None = None
-    for secret in known:
+    refusal = SignatureError("there is no secret for this provider")
+    for number, secret in enumerate(known):
         try:
             registry.check(found, request, secret, now)
         except SignatureError as error:
-            refusal = refusal or error
+            refusal = refusal if number else error
         else:
-            break
-    else:
-        raise refusal or SignatureError("there is no secret for this provider")
+            return
+    raise refusal
+
+
+def read_verified(found: Provider, request: Request) -> list[WebhookEvent]:
+    """Return the events of a request whose signature was checked; confirm a subscription.
+
+    Raises:
+        InvalidWebhookError: It cannot be read.
+    """
     if hasattr(found, "confirm"):
         found.confirm(request)
     return registry.read(found, request)

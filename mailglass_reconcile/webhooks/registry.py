@@ -15,7 +15,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats
 from mailglass_reconcile.webhooks import providers as modules
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Request, Signature
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,14 @@ PROVIDERS = tuple(sorted(found.name for found in iter_modules(modules.__path__))
 """Canonical names, which are those of the modules."""
 
 
+MAX_BYTES = 5 * 1024 * 1024
+"""A larger body is refused."""
+
+
 class Provider(Protocol):
-    """What a provider's module has; `confirm` and `accepted` only if its webhooks need them."""
+    """What a provider's module has; `max_bytes`, `confirm` and `accepted` only if its webhooks need them."""
+
+    SIGNATURE: Signature
 
     __name__: str
 
@@ -116,7 +122,14 @@ def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> N
     """Verify a request with a provider's module, as `verify` does."""
     if not secret.strip():
         raise ConfigurationError("the secret of a webhook must not be empty")
+    if len(request.body) > max_bytes(found, request):
+        raise InvalidWebhookError("the body is too large")
     found.verify(request, secret.strip(), now.timestamp())
+
+
+def max_bytes(found: Provider, request: Request) -> int:
+    """Return how long the body of a request may be: less if its signature stands in it, and its webhooks are small."""
+    return found.max_bytes(request) if hasattr(found, "max_bytes") else MAX_BYTES
 
 
 def request_of(
@@ -126,7 +139,13 @@ def request_of(
     content_type: str | None = None,
     url: str | None = None,
 ) -> Request:
-    """Return what was received, with the names of headers in lower case."""
+    """Return what was received, with the names of headers in lower case.
+
+    Raises:
+        InvalidWebhookError: The body is larger than 5 MB.
+    """
+    if len(body) > MAX_BYTES:
+        raise InvalidWebhookError("the body is larger than 5 MB")
     lowered = {name.lower(): value for name, value in dict(headers or {}).items()}
     return Request(bytes(body), lowered, content_type or lowered.get("content-type", ""), url)
 

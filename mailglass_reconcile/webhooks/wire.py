@@ -14,9 +14,11 @@ import hmac
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from email import message_from_bytes
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
@@ -36,17 +38,39 @@ MAX_TAG = 255
 """Tags of an event that are kept, and characters of each: together they fit into an event's metadata."""
 
 
-class Request(NamedTuple):
-    """A webhook as it was received; the names of headers are in lower case."""
+class Signature(Enum):
+    """Where the signature of a provider's webhooks is, which decides what strangers can make us do."""
+
+    IN_HEADERS = "a user name and a password: nothing of the body is needed"
+    OVER_BODY = "in a header, over the body: nothing of the body is parsed"
+    IN_BODY = "in the body, which has to be parsed to find it"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A webhook as it was received; the names of headers are in lower case. Its body is parsed once."""
 
     body: bytes
     headers: Mapping[str, str]
     content_type: str = ""
     url: str | None = None
 
+    @cached_property
+    def _json(self) -> Any:
+        return from_json(self.body)
+
+    @cached_property
+    def _form(self) -> list[tuple[str, str]]:
+        try:
+            if self.content_type.lower().startswith("multipart/form-data"):
+                return _parts(self.content_type, self.body)
+            return parse_qsl(self.body.decode(), keep_blank_values=True, max_num_fields=1_000)
+        except ValueError:
+            raise InvalidWebhookError("the body is not a form") from None
+
     def json(self) -> Any:
         """Return the body as JSON."""
-        return from_json(self.body)
+        return self._json
 
     def object(self) -> dict[str, Any]:
         """Return the body, which must be a JSON object."""
@@ -54,12 +78,7 @@ class Request(NamedTuple):
 
     def form(self) -> list[tuple[str, str]]:
         """Return the fields of a form, in their order: URL-encoded or in parts."""
-        try:
-            if self.content_type.lower().startswith("multipart/form-data"):
-                return _parts(self.content_type, self.body)
-            return parse_qsl(self.body.decode(), keep_blank_values=True, max_num_fields=1_000)
-        except ValueError:
-            raise InvalidWebhookError("the body is not a form") from None
+        return self._form
 
     def header(self, name: str) -> str:
         """Return a header that a signature needs.

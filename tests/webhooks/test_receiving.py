@@ -26,6 +26,7 @@ from mailglass_reconcile.webhooks import (
     InvalidWebhookError,
     SignatureError,
     app,
+    bodies,
     parse,
     receive,
     sns,
@@ -216,7 +217,8 @@ def test_a_body_above_5_mb_is_answered_with_413(db, announced):
             yield bytes(1024 * 1024)
 
     async def talk(client):
-        return await client.post("/webhooks/postmark", content=bytes(6 * 1024 * 1024) if announced else chunks())
+        content = bytes(6 * 1024 * 1024) if announced else chunks()
+        return await client.post("/webhooks/postmark", content=content, headers=first("postmark").headers)
 
     assert ask(mounted(), talk).status_code == 413
 
@@ -226,16 +228,20 @@ def test_a_length_of_thousands_of_digits_is_too_large(db):
     sent = []
 
     async def run():
-        headers = [(b"content-length", b"9" * 5_000)]
+        authorized = first("postmark").headers["Authorization"].encode()
+        headers = [(b"authorization", authorized), (b"content-length", b"9" * 5_000)]
         scope = {"type": "http", "method": "POST", "path": "/postmark", "headers": headers, "query_string": b""}
+
+        async def next_():
+            return {"type": "http.request", "body": b"", "more_body": False}
 
         async def note(message):
             sent.append(message.get("status"))
 
-        await webhook_app(secrets=SECRETS)(scope, None, note)
+        await webhook_app(secrets=SECRETS)(scope, next_, note)
 
     asyncio.run(run())
-    assert sent == [413, None]
+    assert sent == [413, None, None]
 
 
 def test_a_database_that_refuses_is_answered_with_503_and_nothing_is_lost(db, caplog):
@@ -404,7 +410,8 @@ def test_a_client_that_leaves_is_not_answered(db):
     sent = []
 
     async def run():
-        scope = {"type": "http", "method": "POST", "path": "/postmark", "headers": [], "query_string": b""}
+        headers = [(b"authorization", first("postmark").headers["Authorization"].encode())]
+        scope = {"type": "http", "method": "POST", "path": "/postmark", "headers": headers, "query_string": b""}
 
         async def leave():
             return {"type": "http.disconnect"}
@@ -437,7 +444,7 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
 
 def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
     """So that a slow database does not fill the memory."""
-    monkeypatch.setattr(app, "MAX_WAITING", 2)
+    monkeypatch.setattr(bodies, "WHOLE", 2)
     receiver, one = mounted(), first("postmark")
 
     async def talk(client):
@@ -446,4 +453,4 @@ def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, capl
 
     with caplog.at_level(logging.ERROR):
         assert ask(receiver, talk) == [200, 200, 503, 503, 503, 503]
-    assert "2 are waiting" in caplog.text
+    assert "too many are in hand" in caplog.text

@@ -16,6 +16,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
+SIGNATURE = wire.Signature.IN_HEADERS
+
 _TYPES: dict[str, tuple[str, str | None]] = {
     "blocked": ("rejected", "blocked"),
     "click": ("clicked", None),

@@ -23,6 +23,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
+SIGNATURE = wire.Signature.IN_BODY
+
 MAX_AGE_SECONDS = 86_400
 """How old a signature may be."""
 MAX_TOKENS = 10_000

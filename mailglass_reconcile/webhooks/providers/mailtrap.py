@@ -14,6 +14,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
+SIGNATURE = wire.Signature.OVER_BODY
+
 _TYPES: dict[str, tuple[str, str | None]] = {
     "bounce": ("bounced", "bounced"),
     "click": ("clicked", None),

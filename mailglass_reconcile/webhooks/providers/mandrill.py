@@ -19,6 +19,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
+SIGNATURE = wire.Signature.IN_BODY
+
 _TYPES = {
     "click": "clicked",
     "deferral": "deferred",

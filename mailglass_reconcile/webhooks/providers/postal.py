@@ -16,6 +16,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
+SIGNATURE = wire.Signature.OVER_BODY
+
 _STATUSES = {"HardFail": "failed", "Held": "queued", "Sent": "delivered", "SoftFail": "deferred"}
 _PERMANENT = re.compile(r"\s*5\d\d\b")
 _SUPPRESSED = re.compile(r"Recipient .* is on the suppression list(?: \(reason: (.*)\))?", re.DOTALL)

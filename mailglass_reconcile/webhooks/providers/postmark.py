@@ -14,6 +14,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
+SIGNATURE = wire.Signature.IN_HEADERS
+
 _TYPES = {
     "Bounce": "bounced",
     "Click": "clicked",

@@ -17,6 +17,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
+SIGNATURE = wire.Signature.OVER_BODY
+
 _TYPES = {
     "email.clicked": "clicked",
     "email.complained": "complained",

@@ -26,6 +26,8 @@ SERVICE = Service(
     tuple(f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")),
 )
 
+SIGNATURE = wire.Signature.IN_BODY
+
 _TYPES: dict[str, tuple[str, str | None]] = {
     "email_blocklisted": ("rejected", "blocked"),
     "email_deferred": ("deferred", None),

@@ -20,6 +20,8 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
 
+SIGNATURE = wire.Signature.OVER_BODY
+
 _TYPES = {
     "bounce": "bounced",
     "click": "clicked",

@@ -29,6 +29,8 @@ SERVICE = Service(
     re.compile(rf"{_HOST}/\S*"),
 )
 
+SIGNATURE = wire.Signature.IN_BODY
+
 _KINDS: dict[str, tuple[str, str | None, str]] = {
     "Bounce": ("bounced", "bounced", "bounce"),
     "Click": ("clicked", None, "click"),
