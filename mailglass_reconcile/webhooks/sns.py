@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 TIMEOUT_SECONDS = 5
+MAX_NOTIFICATION_BYTES = 256 * 1024
 MAX_BYTES = 100_000
 MAX_CERTIFICATES = 32
 
@@ -73,6 +74,11 @@ _opener = urllib.request.build_opener(_NoRedirects)
 def is_message(body: Mapping[str, Any]) -> bool:
     """Whether a JSON object is a notification."""
     return str(body.get("Type")) in _SIGNED
+
+
+def max_bytes(request: Request) -> int:
+    """Return how long a notification may be, which is parsed before its signature is checked."""
+    return MAX_NOTIFICATION_BYTES
 
 
 def message(request: Request) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email import message_from_bytes
 from enum import Enum
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,9 +28,20 @@ from mailglass_reconcile.rules.smtp import smtp_status
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+    from python_multipart.multipart import MultipartCallbacks
 
 FRESH_SECONDS = 300
 """How old a signature may be if the provider signs each attempt for itself."""
+
+MAX_DEPTH = 100
+"""How deeply JSON may be nested."""
+MAX_FIELDS = 1_000
+MAX_ESCAPES = 1_000_000
+"""Fields of a URL-encoded form, and characters that are written as `%` and digits: a sixth of what Mandrill sends."""
+MAX_PARTS = 100
+MAX_PART_HEADERS = 4
+MAX_PART_HEADER = 500
+"""Parts of a form in parts, headers of each, and the length of one."""
 
 MAX_TAGS = 50
 MAX_TAG = 255
@@ -42,7 +52,7 @@ class Signature(Enum):
     """Where the signature of a provider's webhooks is, which decides what strangers can make us do."""
 
     IN_HEADERS = "a user name and a password: nothing of the body is needed"
-    OVER_BODY = "in a header, over the body: nothing of the body is parsed"
+    OVER_BODY = "over the body, which is not parsed to find it"
     IN_BODY = "in the body, which has to be parsed to find it"
 
 
@@ -62,11 +72,17 @@ class Request:
     @cached_property
     def _form(self) -> list[tuple[str, str]]:
         try:
-            if self.content_type.lower().startswith("multipart/form-data"):
+            if self.is_in_parts():
                 return _parts(self.content_type, self.body)
-            return parse_qsl(self.body.decode(), keep_blank_values=True, max_num_fields=1_000)
+            if self.body.count(b"%") > MAX_ESCAPES:
+                raise InvalidWebhookError("the body is not a form")
+            return parse_qsl(self.body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
         except ValueError:
             raise InvalidWebhookError("the body is not a form") from None
+
+    def is_in_parts(self) -> bool:
+        """Whether the body is a form that is not URL-encoded."""
+        return self.content_type.lower().startswith("multipart/form-data")
 
     def json(self) -> Any:
         """Return the body as JSON."""
@@ -93,13 +109,62 @@ class Request:
 
 
 def _parts(content_type: str, body: bytes) -> list[tuple[str, str]]:
-    message = message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
-    fields = []
-    for part in message.walk():
-        name = part.get_param("name", header="content-disposition")
-        if isinstance(name, str) and part.get_filename() is None and not part.is_multipart():
-            fields.append((name, bytes(part.get_payload(decode=True) or b"").decode()))
-    return fields
+    """Return the fields of a form in parts, none of which holds parts itself."""
+    try:
+        from python_multipart.exceptions import FormParserError  # noqa: PLC0415 - an extra
+        from python_multipart.multipart import MultipartParser, parse_options_header  # noqa: PLC0415
+    except ImportError:
+        raise missing() from None
+    options = parse_options_header(content_type)[1] if len(content_type) <= MAX_PART_HEADER else {}
+    line = b"--" + options.get(b"boundary", b"")
+    # The parser is quick but for many boundaries, and for what may follow one and does not.
+    if line == b"--" or body.count(line) > MAX_PARTS + 1 or re.search(re.escape(line) + rb"(?!\r\n|--)", body):
+        raise InvalidWebhookError("the body is not a form")
+    form = _Form()
+    parser = MultipartParser(
+        line[2:], form.callbacks(), max_header_count=MAX_PART_HEADERS, max_header_size=MAX_PART_HEADER
+    )
+    try:
+        parser.write(body)
+        parser.finalize()
+    except FormParserError:
+        raise InvalidWebhookError("the body is not a form") from None
+    headers = [parse_options_header(head.get(b"content-disposition"))[1] for head, _ in form.parts]
+    return [
+        (options[b"name"].decode(), bytes(value).decode())
+        for options, (_, value) in zip(headers, form.parts, strict=True)
+        if b"name" in options and b"filename" not in options
+    ]
+
+
+class _Form:
+    """Collects what the parser of a form finds."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[dict[bytes, bytes], bytearray]] = []
+        self._field = self._value = b""
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": lambda: self.parts.append(({}, bytearray())),
+            "on_header_begin": self._begin,
+            "on_header_field": self._on_field,
+            "on_header_value": self._on_value,
+            "on_header_end": self._end,
+            "on_part_data": lambda data, start, end: self.parts[-1][1].extend(data[start:end]),
+        }
+
+    def _begin(self) -> None:
+        self._field = self._value = b""
+
+    def _on_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end(self) -> None:
+        self.parts[-1][0][self._field.lower()] = self._value
 
 
 def from_json(text: bytes | str) -> Any:
@@ -109,9 +174,23 @@ def from_json(text: bytes | str) -> Any:
         InvalidWebhookError: It is no JSON, or nested too deeply.
     """
     try:
-        return json.loads(text.decode(json.detect_encoding(text), "replace") if isinstance(text, bytes) else text)
+        value = json.loads(text.decode(json.detect_encoding(text), "replace") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError):
         raise InvalidWebhookError("the body is not JSON") from None
+    level = [value] if type(value) in _CONTAINERS else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _CONTAINERS
+        ]
+    if not level:
+        return value
+    raise InvalidWebhookError(f"the body is nested more than {MAX_DEPTH} levels deep")
+
+
+_CONTAINERS = (dict, list)
 
 
 def as_object(value: object, what: str) -> dict[str, Any]:
@@ -344,10 +423,8 @@ def public_key(secret: str) -> PublicKeyTypes:
 
 
 def missing() -> ConfigurationError:
-    """Return the error for a signature that needs `cryptography`."""
-    return ConfigurationError(
-        "this provider's signature needs more packages: pip install 'mailglass-reconcile[webhooks]'"
-    )
+    """Return the error for a signature or a form that needs a package of the extra."""
+    return ConfigurationError("this webhook needs more packages: pip install 'mailglass-reconcile[webhooks]'")
 
 
 def rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> None:

@@ -25,6 +25,9 @@ from mailglass_reconcile.webhooks.wire import Request, dug
 
 SIGNATURE = wire.Signature.IN_BODY
 
+MAX_EVENT_BYTES = 256 * 1024
+MAX_PARTS_BYTES = 1024 * 1024
+"""How long an event may be, which is parsed before its signature is checked, and a legacy one in parts."""
 MAX_AGE_SECONDS = 86_400
 """How old a signature may be."""
 MAX_TOKENS = 10_000
@@ -54,6 +57,11 @@ _TOO_OLD = "old"
 """The reason of the last failure, after eight hours; its severity was `temporary` once."""
 _REASONS = {"bounce": "bounced", _TOO_OLD: "timed_out", **_SUPPRESSED}
 _LEGACY_REASONS = {"499": "timed_out", "605": "bounced", "607": "spam"}
+
+
+def max_bytes(request: Request) -> int:
+    """Return how long the body may be."""
+    return MAX_PARTS_BYTES if request.is_in_parts() else MAX_EVENT_BYTES
 
 
 def elements(request: Request) -> list[Any]:

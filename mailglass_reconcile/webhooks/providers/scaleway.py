@@ -28,6 +28,8 @@ SERVICE = Service(
 
 SIGNATURE = wire.Signature.IN_BODY
 
+max_bytes = sns.max_bytes
+
 _TYPES: dict[str, tuple[str, str | None]] = {
     "email_blocklisted": ("rejected", "blocked"),
     "email_deferred": ("deferred", None),

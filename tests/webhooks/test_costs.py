@@ -1,0 +1,216 @@
+"""What one request costs: bounded before its signature is checked, and linear after it. CPU, not time, is measured."""
+
+import gc
+import hmac
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mailglass_reconcile import WebhookEvent
+from mailglass_reconcile.record.webhooks import check
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify
+from mailglass_reconcile.webhooks.registry import MAX_BYTES
+from webhooks import senders
+from webhooks.senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
+
+KB, MB = 1024, 1024 * 1024
+PARTS = "multipart/form-data; boundary=x"
+FORM = "application/x-www-form-urlencoded"
+HEAD = b'--x\r\nContent-Disposition: form-data; name="event"\r\n\r\n'
+
+
+@pytest.fixture(autouse=True)
+def certificates(monkeypatch):
+    """Certificates come from a function of ours."""
+    monkeypatch.setattr(sns, "fetch", senders.published)
+
+
+def cpu(function: Callable[[], object]) -> float:
+    """Return the least CPU seconds of three calls."""
+    taken = []
+    for _ in range(3):
+        gc.collect()
+        began = time.thread_time()
+        function()
+        taken.append(time.thread_time() - began)
+    return min(taken)
+
+
+def refused(provider: str, body: bytes, content_type: str = "application/json", **headers: str) -> None:
+    """Verify an unsigned request, which must be refused."""
+    sent = {"Content-Type": content_type, **headers}
+    with pytest.raises((SignatureError, InvalidWebhookError)):
+        verify(provider, body, sent, secret=secret_of(provider), url=url_of(provider), now=NOW)
+
+
+def filled(piece: bytes, size: int, before: bytes = b"", after: bytes = b"") -> bytes:
+    """Return a body of *size* bytes at most: a piece again and again."""
+    return before + piece * ((size - len(before) - len(after)) // len(piece)) + after
+
+
+NESTED = b"--y\r\nContent-Type: multipart/mixed; boundary=y\r\n\r\n"
+HEADERS = b"--x\r\n" + b"".join(b"a%d: " % n + b" " * 480 + b"\r\n" for n in range(4)) + b"\r\nv\r\n"
+FORMS = {
+    "many fields": (filled(b"a=1&", 256 * KB), FORM),
+    "many escapes": (filled(b"%41", 256 * KB, b"event="), FORM),
+    "many lines": (filled(b"\r\n", MB, HEAD), PARTS),
+    "many parts": (filled(b"--x\r\n\r\nv\r\n", MB), PARTS),
+    "parts in parts": (filled(NESTED, 400 * KB, b"--x\r\nContent-Type: multipart/mixed; boundary=y\r\n\r\n"), PARTS),
+    "half boundaries": (filled(b"\r\n--xa", MB, HEAD), PARTS),
+    "white space after a boundary": (filled(b" ", MB, HEAD + b"\r\n--x"), PARTS),
+    "lines before the first part": (filled(b"\r\n", MB), PARTS),
+    "lines after the last part": (filled(b"\r\n", MB, HEAD + b"v\r\n--x--"), PARTS),
+    "long headers": (HEADERS * 100, PARTS),
+    "quoted signs": ((HEAD.replace(b"event", b";" * 440) + b"v\r\n") * 100, PARTS),
+    "a long type": (b"", "multipart/form-data; boundary=" + '";' * 30_000),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_an_unsigned_form_costs_mailgun_at_most_100_ms(kind):
+    """The e-mail parser of the standard library took minutes for 400 kB."""
+    body, content_type = FORMS[kind]
+    assert cpu(lambda: refused("mailgun", body, content_type)) < 0.1
+
+
+BODIES = {
+    "empty lists": filled(b"[],", 256 * KB, b'{"a":[', b"0]}"),
+    "cut off": filled(b"[],", 256 * KB, b'{"a":['),
+    "deep": filled(b"[", 256 * KB),
+    "deep and broad": filled(b"[],", 256 * KB, b'{"a":' + b"[" * 90, b"0" + b"]" * 90 + b"}"),
+    "numbers": filled(b"0,", 256 * KB, b'{"a":[', b"0]}"),
+    "texts": filled(b'"",', 256 * KB, b'{"a":[', b"0]}"),
+    "long numbers": filled(b"9" * 4_000 + b",", 256 * KB, b'{"a":[', b"0]}"),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("provider", ["ses", "scaleway", "mailgun"])
+def test_an_unsigned_body_that_has_to_be_parsed_costs_at_most_100_ms(provider, kind):
+    """Of the longest that is parsed."""
+    assert cpu(lambda: refused(provider, BODIES[kind])) < 0.1
+
+
+@pytest.mark.parametrize("provider", ["mailersend", "mailtrap", "resend", "sendgrid", "postal", "unisender_go"])
+def test_an_unsigned_body_whose_signature_is_over_its_bytes_costs_at_most_100_ms(provider):
+    """It is not parsed, although it has every header that a signature needs."""
+    body = filled(b"[],", MAX_BYTES, b'{"auth":"' + b"0" * 32 + b'","a":[', b"0]}")
+    signed = senders.signed(provider, b"{}").headers
+    assert cpu(lambda: refused(provider, body, **{**signed, "Content-Type": "application/json"})) < 0.1
+
+
+def test_the_ping_that_everybody_can_sign_is_parsed_only_if_it_is_as_short_as_one():
+    """MailerSend's documentation has its secret."""
+    from mailglass_reconcile.webhooks.providers import mailersend  # noqa: PLC0415
+
+    body = filled(b"[],", MAX_BYTES, b'{"type":"webhook.test","a":[', b"0]}")
+    short = b'{"type":"webhook.test"}'
+    signatures = [hmac.new(mailersend.TEST_SECRET.encode(), one, "sha256").hexdigest() for one in (short, body)]
+    verify("mailersend", short, {"Signature": signatures[0]}, secret=KEY)
+    assert cpu(lambda: refused("mailersend", body, Signature=signatures[1])) < 0.1
+
+
+@pytest.mark.parametrize("piece", [b"%22", b"%22a", b"%41abc", b"+", b"a", b"\xc3\xa9%41", b"&a=%41"])
+def test_an_unsigned_batch_of_mandrill_costs_at_most_600_ms(piece):
+    """The form is decoded, and its JSON only once the signature is right."""
+    body = filled(piece, MAX_BYTES, b"mandrill_events=")
+    assert cpu(lambda: refused("mandrill", body, FORM, **{"X-Mandrill-Signature": "x"})) < 0.6
+
+
+@pytest.mark.parametrize("provider", registry.PROVIDERS)
+def test_a_body_above_its_providers_limit_is_not_verified(provider):
+    """5 MB, or 256 kB if it has to be parsed and real ones are small, or 1 MB in parts: the caller is told."""
+    small = 256 * KB if provider in ("ses", "scaleway", "mailgun") else MAX_BYTES
+    with pytest.raises(InvalidWebhookError, match="large"):
+        verify(provider, bytes(small + 1), {}, secret=secret_of(provider), url=MANDRILL_URL)
+    with pytest.raises(InvalidWebhookError, match="5 MB"):
+        parse(provider, bytes(MAX_BYTES + 1))
+
+
+def test_a_form_in_parts_may_have_100_parts():
+    """As many fields as a legacy webhook of Mailgun, and a lot of variables of the message."""
+    for count, right in [(99, True), (101, False)]:
+        fields = HEAD + b"delivered\r\n" + HEAD.replace(b"event", b"Message-Id") + b"<a@b>\r\n"
+        body = fields + (HEAD.replace(b"event", b"other") + b"v\r\n") * (count - 2) + b"--x--\r\n"
+        if right:
+            (event,) = parse("mailgun", body.replace(b"other", b"sender"), content_type=PARTS)
+            assert (event.type, event.message_id) == ("delivered", "<a@b>")
+        else:
+            with pytest.raises(InvalidWebhookError):
+                parse("mailgun", body, content_type=PARTS)
+
+
+def test_json_of_101_levels_is_refused_and_of_100_is_read():
+    """What walks through it later must not end in a traceback."""
+    for depth, right in [(98, True), (99, False)]:
+        payload = b'[{"event": "open", "sg_message_id": "a", "deep": ' + b"[" * depth + b"]" * depth + b"}]"
+        if right:
+            assert parse("sendgrid", payload)
+        else:
+            with pytest.raises(InvalidWebhookError, match="100 levels"):
+                parse("sendgrid", payload)
+
+
+# After the signature ----------------------------------------------------------------------------------------------
+
+
+def smtp_id(size: int) -> None:
+    """Read an event of SendGrid whose `smtp-id` is long."""
+    parse("sendgrid", json.dumps([{"event": "bounce", "smtp-id": "<a@" + "ismtpd" * size}]).encode())
+
+
+def recipients(size: int) -> None:
+    """Read a notification of SES about many recipients, with as many headers."""
+    mail = {
+        "messageId": "1",
+        "destination": [f"{n}@example.org" for n in range(size)],
+        "headers": [{"name": "X-Tag", "value": f"{n}"} for n in range(size)],
+    }
+    one = notification("ses", {"Type": "Notification", "Message": json.dumps({"eventType": "Send", "mail": mail})})
+    parse("ses", one.body, one.headers)
+
+
+def one_id(size: int) -> None:
+    """Check many different events under one id."""
+    check("acme", "sendgrid", [event(n) for n in range(size)], strict=False)
+
+
+def event(number: int) -> WebhookEvent:
+    """Return an event that differs from others in its message only."""
+    return WebhookEvent(type="opened", occurred_at=NOW, provider_event_id="one", message_id=str(number))
+
+
+@pytest.mark.parametrize(("work", "size"), [(smtp_id, 1_000), (recipients, 200), (one_id, 200)])
+def test_twice_the_input_costs_twice_the_cpu(work, size):
+    """It was four times as much; what is asserted lies between."""
+    base, double = cpu(lambda: work(4 * size)), cpu(lambda: work(8 * size))
+    assert double < 3 * base, (base, double)
+
+
+def test_different_events_under_one_id_are_all_recorded_and_equal_ones_once():
+    """Numbered in their order, so that a repeated webhook has the same keys."""
+    made = check("acme", "sendgrid", [event(1), event(2), event(1)], strict=False)
+    keys = [one.entry.idempotency_key for one in made]
+    assert keys[0] == keys[2] != keys[1]
+    assert keys == [
+        one.entry.idempotency_key for one in check("acme", "sendgrid", [event(1), event(2), event(1)], False)
+    ]
+
+
+def test_names_of_providers_are_not_kept():
+    """Anybody may put anything into a path; 4,096 names of any length were kept."""
+    import tracemalloc  # noqa: PLC0415 - slows down what runs while it is on
+
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(200):
+            assert not registry.is_known(f"{number}" + "x" * 20_000)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
+    assert providers.canonical(" Amazon SES") == "ses"
