@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -129,7 +130,7 @@ def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
     provider = checking.provider("provider", provider)
     if not isinstance(events, Iterable):
         raise InvalidEventError("events must be a list of WebhookEvent")
-    different: dict[tuple[str, str], list[WebhookEvent]] = defaultdict(list)
+    different: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     checked = []
     for index, event in enumerate(events):
         at = f"events[{index}]"
@@ -137,12 +138,16 @@ def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict:
             raise InvalidEventError(f"{at} must be a WebhookEvent")
         kind = checking.known_type(f"{at}.type", event.type)
         event_id = checking.event_id(f"{at}.provider_event_id", event.provider_event_id)
-        known = different[event_id, kind]
-        if event not in known:
-            known.append(event)
-        key = idempotency_key(tenant_id, provider, event_id, kind, known.index(event))
-        checked.append(_checked(at, event, kind, tenant_id, provider, key, strict))
+        one = _checked(at, event, kind, tenant_id, provider, strict)
+        numbers = different[event_id, kind]
+        number = numbers.setdefault(_identity(event), len(numbers))
+        key = idempotency_key(tenant_id, provider, event_id, kind, number)
+        checked.append(one._replace(entry=one.entry._replace(idempotency_key=key)))
     return checked
+
+
+def _identity(event: WebhookEvent) -> str:
+    return json.dumps([getattr(event, field.name) for field in fields(event)], sort_keys=True, default=str)
 
 
 def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind: str, number: int) -> str:
@@ -154,9 +159,8 @@ def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind:
     return f"webhook:{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def _checked(
-    at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, key: str, strict: bool
-) -> NewEvent:
+def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: str, strict: bool) -> NewEvent:
+    """Return a row for the ledger; its key depends on what else is recorded with it."""
     message_id = checking.message_id(f"{at}.message_id", event.message_id)
     given = checking.metadata(f"{at}.metadata", event.metadata)
     kept, recipient = _split(given)
@@ -175,7 +179,7 @@ def _checked(
         delivery_id=None,
         type=kind,
         occurred_at=checking.utc(f"{at}.occurred_at", event.occurred_at),
-        idempotency_key=key,
+        idempotency_key=None,
         reject_reason=checking.reject_reason(f"{at}.reject_reason", event.reject_reason),
         metadata=metadata,
         needs_reconciliation=True,

@@ -51,8 +51,7 @@ _REASONS = {
 
 _BOUNCES: dict[str, Bounce] = {"blocked": "soft", "bounce": "hard", "expired": "soft"}
 
-_OWN_HEADER = re.compile(r"<([^<>@]+)@[^<>@]*ismtpd[^<>@]*>")
-"""The `Message-ID` that SendGrid makes: the id of the send, and one of its hosts."""
+_MESSAGE_ID = re.compile(r"<([^<>@]+)@([^<>@]*)>")
 
 
 def elements(request: Request) -> list[Any]:
@@ -88,8 +87,9 @@ def _message_id(payload: Mapping[str, Any]) -> object:
     if isinstance(id_, str) and id_:
         return next(iter(providers.sendgrid(id_)), None) or id_
     header = payload.get("smtp-id")
-    own = _OWN_HEADER.fullmatch(header) if isinstance(header, str) else None
-    return own[1] if own else header
+    found = _MESSAGE_ID.fullmatch(header) if isinstance(header, str) else None
+    # SendGrid makes it of the id of the send and the name of one of its hosts.
+    return found[1] if found and "ismtpd" in found[2] else header
 
 
 def _reason(payload: Mapping[str, Any]) -> str | None:

@@ -31,6 +31,8 @@ SERVICE = Service(
 
 SIGNATURE = wire.Signature.IN_BODY
 
+max_bytes = sns.max_bytes
+
 _KINDS: dict[str, tuple[str, str | None, str]] = {
     "Bounce": ("bounced", "bounced", "bounce"),
     "Click": ("clicked", None, "click"),
