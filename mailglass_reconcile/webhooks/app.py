@@ -39,6 +39,7 @@ from mailglass_reconcile.webhooks.bodies import (
     TooLargeError,
     TooSlowError,
 )
+from mailglass_reconcile.webhooks.certificates import WAIT_SECONDS, CertificateNeededError, TooLateError
 from mailglass_reconcile.webhooks.receiving import check_any, public_url, read_verified
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.secrets import Given, Secrets
@@ -154,14 +155,25 @@ class Receiver:
             if receive.announced > most:
                 raise TooLargeError
             content = await self._bodies.read(body, receive, most)
+            request = dataclasses.replace(head, body=content)
             if not early:
-                await self._verify(found, dataclasses.replace(head, body=content), secrets, body)
-            async with self._bodies.parsing(body):  # again, because what was parsed is not kept while it waits
-                request = dataclasses.replace(head, body=content)
+                await self._verify(found, request, secrets, body)
+            async with self._bodies.parsing(body):
                 return await _in_thread(self._threads, self._recorded, provider, scope["path"], request)
 
     async def _verify(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
-        """Check a signature that covers the body or stands in it, one body after the other."""
+        """Check a signature that covers the body or stands in it."""
+        try:
+            await self._verify_now(found, request, secrets, body)
+            return
+        except CertificateNeededError as error:
+            wanted = asyncio.wrap_future(error.wanted())
+        await self._bodies.aside(body, _in_time(wanted))
+        await self._verify_now(found, request, secrets, body)
+
+    async def _verify_now(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
+        """Check a signature, one body after the other; what is parsed for it is not kept."""
+        request = dataclasses.replace(request)
         async with self._bodies.verifying(body):
             if found.SIGNATURE is Signature.OVER_BODY:
                 await _in_thread(self._verifier, check_any, found, request, secrets)
@@ -215,6 +227,13 @@ def _refusal(provider: str, error: Exception) -> Answer:
             where, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
             logger.error("a webhook of %s was not recorded: %s in %s:%s", provider, kind, where.filename, where.lineno)
     return _BUSY
+
+
+async def _in_time(wanted: Awaitable[None]) -> None:
+    try:
+        await asyncio.wait_for(wanted, WAIT_SECONDS)
+    except TimeoutError:
+        raise TooLateError from None
 
 
 async def _in_thread(

@@ -14,6 +14,7 @@ from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import registry, secrets
+from mailglass_reconcile.webhooks.certificates import patiently
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -61,7 +62,7 @@ def receive(
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
     request = registry.request_of(body, headers, url=address)
-    check_any(found, request, known)
+    patiently(check_any, found, request, known)
     events = read_verified(found, request)
     return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=events) if events else []
 
@@ -71,6 +72,7 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
 
     Raises:
         SignatureError: It was signed with none of them.
+        CertificateNeededError: A certificate has to be fetched first.
     """
     now = dt.datetime.now(dt.UTC)
     refusal = SignatureError("there is no secret for this provider")

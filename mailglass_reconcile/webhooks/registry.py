@@ -15,6 +15,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats
 from mailglass_reconcile.webhooks import providers as modules
+from mailglass_reconcile.webhooks.certificates import patiently
 from mailglass_reconcile.webhooks.wire import Request, Signature
 
 logger = logging.getLogger(__name__)
@@ -115,11 +116,16 @@ def verify(
         ConfigurationError: The provider is not known, the secret cannot be used, or a package is missing.
         MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
     """
-    check(module(provider), request_of(body, headers, url=url), secret, now or dt.datetime.now(dt.UTC))
+    request = request_of(body, headers, url=url)
+    patiently(check, module(provider), request, secret, now or dt.datetime.now(dt.UTC))
 
 
 def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:
-    """Verify a request with a provider's module, as `verify` does."""
+    """Verify a request with a provider's module, as `verify` does.
+
+    Raises:
+        CertificateNeededError: The certificate of Amazon SES or Scaleway has to be fetched first.
+    """
     if not secret.strip():
         raise ConfigurationError("the secret of a webhook must not be empty")
     if len(request.body) > max_bytes(found, request):

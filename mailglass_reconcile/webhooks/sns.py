@@ -8,14 +8,15 @@ signature, so it may be of any age.
 from __future__ import annotations
 
 import re
-import threading
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, MailglassReconcileError, SignatureError
 from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks.certificates import Certificates
 from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 5
 MAX_NOTIFICATION_BYTES = 256 * 1024
 MAX_BYTES = 100_000
-MAX_CERTIFICATES = 32
 
 _OF_A_NOTIFICATION = ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type")
 _OF_A_SUBSCRIPTION = ("Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type")
@@ -40,9 +40,10 @@ class Service(NamedTuple):
 
     name: str
     certificates: re.Pattern[str]
+    """Addresses of its certificates, with a group `region`."""
     confirmations: re.Pattern[str]
-    authorities: Sequence[str] = ()
-    """Addresses of the certificates that must have issued the signing one; none if its address is enough."""
+    authority: str = ""
+    """Where the certificates of a region are that must have issued the signing one; empty if its address is enough."""
 
 
 def fetch(url: str) -> bytes:
@@ -101,13 +102,19 @@ def verify(request: Request, secret: str, service: Service) -> None:
         raise SignatureError(str(error)) from None
     if not wire.equal(str(body.get("TopicArn")), secret.strip()):
         raise SignatureError("the notification is of another topic")
-    url, signature = body.get("SigningCertURL"), body.get("Signature")
-    if not isinstance(url, str) or not service.certificates.fullmatch(url):
-        raise SignatureError(f"the certificate is not one of {service.name}'s")
+    url, signature, region = body.get("SigningCertURL"), body.get("Signature"), _region(secret)
+    named = service.certificates.fullmatch(url) if isinstance(url, str) else None
+    if named is None or named["region"] != region:
+        raise SignatureError(f"the certificate is not one of {service.name}'s in the topic's region")
     if not isinstance(signature, str) or body.get("SignatureVersion") not in ("1", "2"):
         raise SignatureError("the notification has no signature")
-    key = _certificate(url, service).public_key()
-    wire.rsa(key, wire.decoded(signature), _signed(body), sha1=body["SignatureVersion"] == "1")
+    given = wire.decoded(signature)
+    key = certificates.get(named[0], partial(_load, named[0], region, service)).public_key()
+    wire.rsa(key, given, _signed(body), sha1=body["SignatureVersion"] == "1")
+
+
+def _region(arn: str) -> str:
+    return arn.split(":", 4)[3] if arn.count(":") >= 4 else ""
 
 
 def _signed(body: Mapping[str, Any]) -> bytes:
@@ -138,15 +145,11 @@ def _fetched(url: str, service: Service) -> bytes:
         raise MailglassReconcileError(f"cannot reach {service.name} ({type(error).__name__}): try again") from None
 
 
-_certificates: dict[str, x509.Certificate] = {}
-_lock = threading.Lock()
+certificates = Certificates()
 
 
-def _certificate(url: str, service: Service) -> x509.Certificate:
-    """Return the certificate at *url*, which is fetched once."""
-    known = _certificates.get(url)
-    if known is not None:
-        return known
+def _load(url: str, region: str, service: Service) -> x509.Certificate:
+    """Fetch a certificate, and check what issued it."""
     try:
         from cryptography import x509  # noqa: PLC0415 - an extra
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415
@@ -154,15 +157,12 @@ def _certificate(url: str, service: Service) -> x509.Certificate:
         raise wire.missing() from None
     try:
         found = x509.load_pem_x509_certificate(_fetched(url, service))
-        issuers = [one for chain in service.authorities for one in _chain(x509, _fetched(chain, service))]
+        authority = service.authority and service.authority.format(region=region)
+        issuers = _chain(x509, _fetched(authority, service)) if authority else []
     except ValueError:
         raise MailglassReconcileError(f"{service.name} gave no certificate: try again") from None
-    if service.authorities and not any(_has_issued(one, found, InvalidSignature) for one in issuers):
+    if authority and not any(_has_issued(one, found, InvalidSignature) for one in issuers):
         raise SignatureError(f"the certificate was not issued by {service.name}")
-    with _lock:
-        _certificates[url] = found
-        while len(_certificates) > MAX_CERTIFICATES:
-            del _certificates[next(iter(_certificates))]
     return found
 
 

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 import mailglass_reconcile
 from conftest import wait_until
 from mailglass_reconcile.webhooks import sns, webhook_app
+from mailglass_reconcile.webhooks.certificates import Certificates
 from mailglass_reconcile.webhooks.providers import mailgun
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks import senders
@@ -26,7 +27,7 @@ SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
 def published(monkeypatch):
     """Certificates come from a function of ours."""
     monkeypatch.setattr(sns, "fetch", senders.published)
-    monkeypatch.setattr(sns, "_certificates", {})
+    monkeypatch.setattr(sns, "certificates", Certificates())
     monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
 
 

@@ -22,7 +22,9 @@ PAYLOADS = Path(__file__).parent / "payloads"
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 ARN = "arn:aws:sns:eu-central-1:123456789012:mail"
 SCALEWAY_ARN = "arn:scw:sns:fr-par:project-8c8bfa06:mail"
-CERTIFICATE_URL = "https://sns.eu-central-1.amazonaws.com/SimpleNotificationService-1.pem"
+CERTIFICATE_URL = (
+    "https://sns.eu-central-1.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"
+)
 SCALEWAY_CERTIFICATE_URL = "https://messaging.s3.fr-par.scw.cloud/fr-par/sns/sns-cert-1.pem"
 SVIX_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of Svix's documentation
 MANDRILL_URL = f"http://{AUTH}@testserver/mandrill/"

@@ -14,12 +14,15 @@ from anymail_wire import AUTH, KEY
 
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.webhooks import SignatureError, registry, sns, verify
+from mailglass_reconcile.webhooks.certificates import Certificates
 from mailglass_reconcile.webhooks.providers import mailgun, scaleway, ses
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from webhooks import senders
 from webhooks.senders import (
     ARN,
+    CERTIFICATE_URL,
     NOW,
+    SCALEWAY_CERTIFICATE_URL,
     SVIX_SECRET,
     Posted,
     documented,
@@ -46,7 +49,7 @@ def published(monkeypatch):
         return senders.published(url)
 
     monkeypatch.setattr(sns, "fetch", fetch)
-    monkeypatch.setattr(sns, "_certificates", {})
+    monkeypatch.setattr(sns, "certificates", Certificates())
     monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
     return asked
 
@@ -317,30 +320,36 @@ def test_every_notification_of_sns_is_verified_with_a_certificate_that_is_fetche
         check(provider, notification(provider, {**told, "Subject": "Häagen"}, version))
     asked = len(published)
     check(provider, notification(provider, told, version))
-    assert len(published) == asked == (1 if provider == "ses" else 3)
+    assert len(published) == asked == (1 if provider == "ses" else 2)
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "http://sns.eu-central-1.amazonaws.com/a.pem",
-        "https://sns.eu-central-1.amazonaws.com.evil.example/a.pem",
-        "https://evil.example/sns.eu-central-1.amazonaws.com/a.pem",
-        "https://sns.eu-central-1.amazonaws.com@evil.example/a.pem",
-        "https://sns.s3.amazonaws.com/a.pem",
-        "https://sns.s3-us-west-2.amazonaws.com/a.pem",
-        "https://sns.eu-central-1.amazonaws.com:8443/a.pem",
-        "https://sns.eu-central-1.amazonaws.com/a.pem?x",
-        "https://sns.eu-central-1.amazonaws.com/a.pem\n",
-        "https://sns.eu-central-1.amazonaws.com/a",
+        CERTIFICATE_URL.replace("https", "http"),
+        CERTIFICATE_URL.replace(".com", ".com.evil.example"),
+        CERTIFICATE_URL.replace("https://", "https://evil.example/"),
+        CERTIFICATE_URL.replace(".com", ".com@evil.example"),
+        CERTIFICATE_URL.replace("eu-central-1", "s3"),
+        CERTIFICATE_URL.replace("eu-central-1", "s3-us-west-2"),
+        CERTIFICATE_URL.replace("eu-central-1", "eu-west-1"),
+        CERTIFICATE_URL.replace(".com", ".com:8443"),
+        CERTIFICATE_URL + "?x",
+        CERTIFICATE_URL + "\n",
+        CERTIFICATE_URL.removesuffix(".pem"),
+        CERTIFICATE_URL.replace("0123", "012g"),
+        CERTIFICATE_URL.replace("0123", "01230"),
+        CERTIFICATE_URL.replace("Simple", "simple"),
+        CERTIFICATE_URL.replace("/Simple", "/folder/Simple"),
+        SCALEWAY_CERTIFICATE_URL,
         "https://messaging.s3.fr-par.scw.cloud/a.pem",
         "file:///etc/passwd.pem",
         7,
         None,
     ],
 )
-def test_a_certificate_comes_from_amazon_only(url, published):
-    """Nothing is asked of another host."""
+def test_a_certificate_comes_from_amazon_only_and_from_the_topics_region(url, published):
+    """Nothing is asked of another host, and only a file whose name is like those of its certificates."""
     told = json.loads(first("ses").body)
     with pytest.raises(SignatureError):
         check("ses", Posted(json.dumps({**told, "SigningCertURL": url}).encode(), {}))
@@ -458,7 +467,7 @@ import sys
 from mailglass_reconcile.webhooks import parse
 parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
 loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.")]
-needed = ["formats", "providers", "providers.postmark", "registry", "wire"]
+needed = ["certificates", "formats", "providers", "providers.postmark", "registry", "wire"]
 assert sorted(loaded) == [f"mailglass_reconcile.webhooks.{name}" for name in needed], loaded
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -21,9 +21,9 @@ from mailglass_reconcile.webhooks.wire import Request
 
 SERVICE = Service(
     "Scaleway",
-    re.compile(r"https://messaging\.s3\.fr-par\.scw\.cloud/[A-Za-z0-9._/-]+\.pem"),
+    re.compile(r"https://messaging\.s3\.fr-par\.scw\.cloud/(?P<region>[a-z0-9-]+)/[A-Za-z0-9._/-]+\.pem"),
     re.compile(r"https://sns\.mnq\.[a-z0-9-]+\.scaleway\.com/\S*"),
-    tuple(f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")),
+    "https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem",
 )
 
 SIGNATURE = wire.Signature.IN_BODY

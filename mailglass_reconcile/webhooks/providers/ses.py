@@ -20,12 +20,12 @@ from mailglass_reconcile.webhooks import sns, wire
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request, dug
 
-_HOST = r"https://sns\.[a-z]{2}(?:-[a-z]+)+-\d{1,2}\.amazonaws\.com"
+_HOST = r"https://sns\.(?P<region>[a-z]{2}(?:-[a-z]+)+-\d{1,2})\.amazonaws\.com"
 """A region such as `us-gov-west-1`; `sns.s3.amazonaws.com` would be anybody's bucket."""
 
 SERVICE = Service(
     "Amazon SNS",
-    re.compile(rf"{_HOST}/[A-Za-z0-9._/-]+\.pem"),
+    re.compile(rf"{_HOST}/SimpleNotificationService-[0-9a-f]{{32}}\.pem"),
     re.compile(rf"{_HOST}/\S*"),
 )
 

@@ -1,0 +1,118 @@
+"""Fetching certificates, which any stranger can ask for: never often, and never at the cost of others."""
+
+import threading
+import time
+from concurrent.futures import wait
+from itertools import pairwise
+
+import pytest
+
+from conftest import wait_until
+from mailglass_reconcile import MailglassReconcileError
+from mailglass_reconcile.webhooks import certificates, sns, verify
+from mailglass_reconcile.webhooks.certificates import CertificateNeededError, Certificates
+from webhooks import senders
+from webhooks.senders import ARN, NOW, Posted, notification
+
+
+def wanted(some: Certificates, name: str, load):
+    """Ask for a certificate that is not known, and return what is done when it is there."""
+    with pytest.raises(CertificateNeededError) as needed:
+        some.get(name, load)
+    return needed.value.wanted()
+
+
+class Fetching:
+    """Counts what is fetched, and lets nothing go on until it may."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.names, self.times, self.at_once, self.most = [], [], 0, 0
+        self.may = threading.Event()
+        self._failure, self._lock = failure, threading.Lock()
+
+    def load(self, name: str):
+        """Return a function that fetches a certificate."""
+
+        def load():
+            with self._lock:
+                self.names.append(name)
+                self.times.append(time.monotonic())
+                self.at_once += 1
+                self.most = max(self.most, self.at_once)
+            assert self.may.wait(20)
+            with self._lock:
+                self.at_once -= 1
+            if self._failure:
+                raise self._failure
+            return name
+
+        return load
+
+
+def test_two_threads_fetch_and_end_when_nothing_waits():
+    """However many certificates are asked for; each is fetched once, however many wait for it."""
+    some, fetching = Certificates(), Fetching()
+    all_ = [wanted(some, f"{n}", fetching.load(f"{n}")) for n in range(10) for _ in range(5)]
+    wait_until(lambda: fetching.at_once == 2)
+    fetching.may.set()
+    assert not wait(all_, timeout=20).not_done
+    assert (fetching.most, sorted(fetching.names)) == (2, [f"{n}" for n in range(10)])
+    assert [some.get(f"{n}", None) for n in range(10)] == [f"{n}" for n in range(10)]
+    wait_until(lambda: not [one for one in threading.enumerate() if one.name == "mailglass-certificates"])
+
+
+def test_after_ten_failures_there_is_a_pause_before_each_try(monkeypatch):
+    """Strangers could name certificates that are not there, one after the other."""
+    monkeypatch.setattr(certificates, "PAUSE_SECONDS", 0.3)
+    some, fetching = Certificates(), Fetching(OSError("not there"))
+    fetching.may.set()
+    for number in range(100):
+        wanted(some, f"{number}", fetching.load(f"{number}"))
+    wait_until(lambda: len(fetching.times) >= 15)
+    slow = fetching.times[12:15]
+    assert all(later - earlier > 0.25 for earlier, later in pairwise(slow))
+    some._waiting.clear()
+
+
+def test_what_is_tried_is_drawn_at_random(monkeypatch):
+    """The first of those that wait could be all of a stranger's."""
+    monkeypatch.setattr(certificates, "FAILURES", 2)
+    orders = set()
+    for _ in range(5):
+        some, fetching = Certificates(), Fetching()
+        all_ = [wanted(some, f"{number}", fetching.load(f"{number}")) for number in range(20)]
+        fetching.may.set()
+        assert not wait(all_, timeout=20).not_done
+        orders.add(tuple(fetching.names[2:]))
+    assert len(orders) > 1
+
+
+def test_who_no_longer_waits_costs_nothing(monkeypatch):
+    """It is forgotten, and not fetched."""
+    some, fetching = Certificates(), Fetching()
+    first = [wanted(some, name, fetching.load(name)) for name in ("a", "b")]
+    wait_until(lambda: fetching.at_once == 2)
+    assert wanted(some, "c", fetching.load("c")).cancel()
+    fetching.may.set()
+    assert not wait(first, timeout=20).not_done
+    wait_until(lambda: not some._threads)
+    assert sorted(fetching.names) == ["a", "b"]
+
+
+def test_a_function_that_waits_for_a_certificate_gives_up_after_five_seconds(monkeypatch):
+    """With a line that names no address; SNS sends the webhook again."""
+    monkeypatch.setattr(certificates, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(sns, "certificates", Certificates())
+    may = threading.Event()
+    monkeypatch.setattr(sns, "fetch", lambda url: may.wait(20) and senders.published(url))
+    one = notification("ses", {"Type": "Notification", "Message": "{}"})
+    with pytest.raises(MailglassReconcileError, match="try again"):
+        check(one)
+    may.set()
+    wait_until(lambda: not sns.certificates._threads)
+    check(one)
+
+
+def check(one: Posted) -> None:
+    """Verify a notification."""
+    verify("ses", one.body, one.headers, secret=ARN, now=NOW)
