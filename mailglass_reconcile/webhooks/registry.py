@@ -29,7 +29,7 @@ MAX_BYTES = 5 * 1024 * 1024
 
 
 class Provider(Protocol):
-    """What a provider's module has; `max_bytes`, `confirm` and `accepted` only if its webhooks need them."""
+    """What a provider's module has; `max_bytes`, `confirm`, `accepted` and `usable` only if it needs them."""
 
     SIGNATURE: Signature
 
@@ -117,20 +117,36 @@ def verify(
         MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
     """
     request = request_of(body, headers, url=url)
+    secret = check_secret(provider, secret)
     patiently(check, module(provider), request, secret, now or dt.datetime.now(dt.UTC))
 
 
 def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:
-    """Verify a request with a provider's module, as `verify` does.
+    """Verify a request with a provider's module, as `verify` does; `check_secret` has checked the secret.
 
     Raises:
         CertificateNeededError: The certificate of Amazon SES or Scaleway has to be fetched first.
     """
-    if not secret.strip():
-        raise ConfigurationError("the secret of a webhook must not be empty")
     if len(request.body) > max_bytes(found, request):
         raise InvalidWebhookError("the body is too large")
-    found.verify(request, secret.strip(), now.timestamp())
+    found.verify(request, secret, now.timestamp())
+
+
+def check_secret(provider: str, secret: object) -> str:
+    """Return a secret of a provider, without white space around it, if requests can be verified with it.
+
+    Raises:
+        ConfigurationError: It is empty or of another kind; the message names the provider and repeats nothing of it.
+    """
+    found = module(provider)
+    try:
+        if not isinstance(secret, str) or not secret.strip():
+            raise ConfigurationError("the secret is empty, or not a string")
+        if hasattr(found, "usable"):
+            found.usable(secret.strip())
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name(provider)}: {error}") from None
+    return secret.strip()
 
 
 def max_bytes(found: Provider, request: Request) -> int:

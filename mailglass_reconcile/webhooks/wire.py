@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
@@ -27,6 +27,7 @@ from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.rules.smtp import smtp_status
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
     from python_multipart.multipart import MultipartCallbacks
 
@@ -46,6 +47,13 @@ MAX_PART_HEADER = 500
 MAX_TAGS = 50
 MAX_TAG = 255
 """Tags of an event that are kept, and characters of each: together they fit into an event's metadata."""
+
+
+class Signed(NamedTuple):
+    """A webhook as a provider sends it."""
+
+    body: bytes
+    headers: Mapping[str, str]
 
 
 class Signature(Enum):
@@ -354,19 +362,60 @@ def require(matches: bool) -> None:
         raise SignatureError("the signature does not match")
 
 
+def as_json(body: bytes, **headers: str) -> Signed:
+    """Return a request with a JSON body; `_` in the name of a header stands for `-`."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Signed(body, {"Content-Type": "application/json", **named})
+
+
+def hex_hmac(text: bytes, secret: str) -> str:
+    """Return the HMAC-SHA256 of a text, in hexadecimal digits."""
+    return hmac.new(secret.encode(), text, "sha256").hexdigest()
+
+
 def hexadecimal(request: Request, header: str, secret: str) -> None:
     """Check a header that holds the HMAC-SHA256 of the body, in hexadecimal digits."""
-    expected = hmac.new(secret.encode(), request.body, "sha256").hexdigest()
-    require(equal(request.header(header).strip().lower(), expected))
+    require(equal(request.header(header).strip().lower(), hex_hmac(request.body, secret)))
+
+
+def credentials(secret: str) -> None:
+    """Check that a secret is `user:password`; one of the two may be empty.
+
+    Raises:
+        ConfigurationError: It is something else, or both are empty.
+    """
+    if ":" not in secret:
+        raise ConfigurationError("the secret must be USER:PASSWORD, as in the address that the provider calls")
+    if secret == ":":  # noqa: S105 - none at all
+        raise ConfigurationError("the user name and the password are empty")
 
 
 def basic(request: Request, secret: str) -> None:
     """Check HTTP basic authentication: *secret* is `user:password`."""
-    if ":" not in secret:
-        raise ConfigurationError("the secret of this provider must be USER:PASSWORD, as in the address it calls")
+    credentials(secret)
     scheme, _, given = request.header("Authorization").partition(" ")
     if scheme.lower() != "basic" or not equal(decoded(given.strip()), secret):
         raise SignatureError("the user name or the password is not right")
+
+
+def signed_basic(body: bytes, secret: str) -> Signed:
+    """Return a request with HTTP basic authentication."""
+    return as_json(body, Authorization=f"Basic {base64.b64encode(secret.encode()).decode()}")
+
+
+def svix_key(secret: str) -> bytes:
+    """Return the key of Standard Webhooks.
+
+    Raises:
+        ConfigurationError: The secret holds none.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise ConfigurationError("the secret must be `whsec_` and base64, as the provider's page shows it")
+    return key
 
 
 def svix(request: Request, secret: str, now: float) -> None:
@@ -374,18 +423,24 @@ def svix(request: Request, secret: str, now: float) -> None:
 
     Followed: https://docs.svix.com/receiving/verifying-payloads/how-manual and https://www.standardwebhooks.com.
     """
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        raise ConfigurationError("the secret of this provider must be `whsec_` and base64, as its page shows it") from (
-            None
-        )
+    key = svix_key(secret)
     prefix = "svix" if "svix-id" in request.headers else "webhook"
     id_, at, given = (request.header(f"{prefix}-{name}") for name in ("id", "timestamp", "signature"))
     fresh(at, now)
-    signed = f"{id_}.{at}.".encode() + request.body
-    expected = "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+    expected = _svix_signature(key, id_, at, request.body)
     require(any(equal(one, expected) for one in given.split(" ")))
+
+
+def signed_svix(body: bytes, secret: str, at: float) -> Signed:
+    """Return a request that Svix signs at a time; a repeated body has the same id."""
+    id_, time = f"msg_{hashlib.sha256(body).hexdigest()[:24]}", str(int(at))
+    made = _svix_signature(svix_key(secret), id_, time, body)
+    return as_json(body, svix_id=id_, svix_timestamp=time, svix_signature=made)
+
+
+def _svix_signature(key: bytes, id_: str, at: str, body: bytes) -> str:
+    made = hmac.digest(key, f"{id_}.{at}.".encode() + body, "sha256")
+    return f"v1,{base64.b64encode(made).decode()}"
 
 
 def fresh(at: str, now: float, seconds: float = FRESH_SECONDS) -> None:
@@ -419,12 +474,26 @@ def public_key(secret: str) -> PublicKeyTypes:
         lines = [line for line in secret.strip().splitlines() if not line.startswith("-----")]
         return load_der_public_key(base64.b64decode("".join(lines), validate=True))
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigurationError("the secret of this provider must be its public key, as its page shows it") from None
+        raise ConfigurationError("the secret must be the provider's public key, as its page shows it") from None
 
 
 def missing() -> ConfigurationError:
     """Return the error for a signature or a form that needs a package of the extra."""
     return ConfigurationError("this webhook needs more packages: pip install 'mailglass-reconcile[webhooks]'")
+
+
+def rsa_key(secret: str) -> RSAPublicKey:
+    """Return a public key of RSA, given as `public_key` takes it.
+
+    Raises:
+        ConfigurationError: It is another one, or none.
+    """
+    key = public_key(secret)
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415 - the key has needed it
+
+    if not isinstance(key, RSAPublicKey):
+        raise ConfigurationError("the secret must be an RSA public key")
+    return key
 
 
 def rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> None:
@@ -435,7 +504,7 @@ def rsa(key: PublicKeyTypes, signature: bytes, signed: bytes, *, sha1: bool) -> 
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415
 
     if not isinstance(key, RSAPublicKey):
-        raise ConfigurationError("the secret of this provider must be an RSA public key")
+        raise SignatureError("the certificate has no RSA key")
     try:
         key.verify(signature, signed, padding.PKCS1v15(), hashes.SHA1() if sha1 else hashes.SHA256())  # noqa: S303
     except InvalidSignature:

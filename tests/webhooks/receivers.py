@@ -36,9 +36,9 @@ def now():
     return senders.dt.datetime.now(senders.dt.UTC)
 
 
-def requests_of(provider: str, attempt: int = 0) -> list[Posted]:
-    """Return the requests with all payloads of a provider's documentation, signed now; *attempt* is 1 for a repeat."""
-    return posted(provider, [event.payload for event in documented(provider)], at=now(), attempt=attempt)
+def requests_of(provider: str) -> list[Posted]:
+    """Return the requests with all payloads of a provider's documentation, signed now."""
+    return posted(provider, [event.payload for event in documented(provider)], at=now())
 
 
 def first(provider: str) -> Posted:

@@ -3,20 +3,20 @@
 import base64
 import datetime as dt
 import hashlib
-import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 from anymail_wire import AUTH, KEY, postal_key
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
+
+from mailglass_reconcile.webhooks import registry
 
 PAYLOADS = Path(__file__).parent / "payloads"
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -129,42 +129,27 @@ def url_of(provider: str) -> str | None:
     return MANDRILL_URL if provider == "mandrill" else None
 
 
-def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW, attempt: int = 0) -> list[Posted]:
+def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) -> list[Posted]:
     """Return the requests that carry some payloads: one, if the provider sends batches.
 
     Args:
         provider: Its canonical name.
         payloads: In the shape of its documentation.
         at: When the requests are sent.
-        attempt: 1 if they are sent once more.
     """
     make, batches = _SENDERS[provider]
     each = [list(payloads)] if batches else [[one] for one in payloads]
-    return [signed(provider, make(some), at, attempt) for some in each]
+    return [signed(provider, make(some), at) for some in each]
 
 
-def signed(provider: str, body: bytes, at: dt.datetime = NOW, attempt: int = 0) -> Posted:
-    """Return a request with a body, signed as the provider does."""
-    content_type = "application/json"
-    headers: Mapping[str, str] = {}
+def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
+    """Return a request with a body, signed as the provider does; by the package itself, if its secret is shared."""
+    found = registry.module(provider)
+    if hasattr(found, "sign"):
+        return Posted(*found.sign(body, secret_of(provider), at.timestamp(), url_of(provider)))
     seconds = str(int(at.timestamp()))
+    headers: Mapping[str, str] = {}
     match provider:
-        case "brevo" | "mailjet" | "postmark" | "sparkpost":
-            headers = {"Authorization": f"Basic {base64.b64encode(AUTH.encode()).decode()}"}
-        case "mailersend":
-            headers = {"Signature": _hex(body)}
-        case "mailtrap":
-            headers = {"Mailtrap-Signature": _hex(body)}
-        case "mailgun":
-            token = f"token-{hashlib.sha256(body).hexdigest()[:20]}-{attempt}"
-            signature = {"timestamp": seconds, "token": token, "signature": _hex((seconds + token).encode())}
-            body = b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}"
-        case "mandrill":
-            content_type = "application/x-www-form-urlencoded"
-            text = MANDRILL_URL + "mandrill_events" + body.decode(errors="replace")
-            digest = hmac.digest(KEY.encode(), text.encode(), "sha1")
-            headers = {"X-Mandrill-Signature": base64.b64encode(digest).decode()}
-            body = urlencode({"mandrill_events": body.decode(errors="replace")}).encode()
         case "postal":
             made = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA256())
             old = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Postal's
@@ -172,12 +157,6 @@ def signed(provider: str, body: bytes, at: dt.datetime = NOW, attempt: int = 0) 
                 "X-Postal-Signature-256": base64.b64encode(made).decode(),
                 "X-Postal-Signature": base64.b64encode(old).decode(),
             }
-        case "resend":
-            id_ = "msg_" + hashlib.sha256(body).hexdigest()[:24]
-            key = base64.b64decode(SVIX_SECRET.removeprefix("whsec_"))
-            made = hmac.digest(key, f"{id_}.{seconds}.".encode() + body, "sha256")
-            signature_ = f"v1,{base64.b64encode(made).decode()}"
-            headers = {"svix-id": id_, "svix-timestamp": seconds, "svix-signature": signature_}
         case "sendgrid":
             made = sendgrid_key().sign(seconds.encode() + body, ec.ECDSA(hashes.SHA256()))
             headers = {
@@ -186,11 +165,7 @@ def signed(provider: str, body: bytes, at: dt.datetime = NOW, attempt: int = 0) 
             }
         case "ses" | "scaleway":
             return notification(provider, {"Type": "Notification", "Message": body.decode(errors="replace")})
-        case "unisender_go":
-            body = body.replace(b'"AUTH"', json.dumps(KEY).encode(), 1)
-            auth = hashlib.md5(body).hexdigest()  # noqa: S324 - Unisender Go's
-            body = body.replace(KEY.encode(), auth.encode())
-    return Posted(body, {"Content-Type": content_type, **headers})
+    return Posted(body, {"Content-Type": "application/json", **headers})
 
 
 def notification(provider: str, told: Payload, version: str = "1") -> Posted:
@@ -205,10 +180,6 @@ def notification(provider: str, told: Payload, version: str = "1") -> Posted:
     body = {**full, "SignatureVersion": version, "Signature": made, "SigningCertURL": url}
     headers = {"x-amz-sns-message-type": full["Type"], "x-amz-sns-message-id": id_}
     return Posted(json.dumps(body).encode(), {"Content-Type": "text/plain; charset=UTF-8", **headers})
-
-
-def _hex(text: bytes) -> str:
-    return hmac.new(KEY.encode(), text, "sha256").hexdigest()
 
 
 def _one(payloads: Sequence[Payload]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Request, Signed
 
 SIGNATURE = wire.Signature.IN_HEADERS
 
@@ -89,3 +89,32 @@ def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the user name and the password."""
     wire.basic(request, secret)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is a user name and a password."""
+    wire.credentials(secret)
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as Brevo sends it."""
+    return wire.signed_basic(body, secret)
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as Brevo writes it."""
+    kinds = {
+        "bounced": "hard_bounce",
+        "clicked": "click",
+        "complained": "spam",
+        "deferred": "deferred",
+        "delivered": "delivered",
+        "failed": "error",
+        "opened": "opened",
+        "queued": "request",
+        "rejected": "blocked",
+        "subscribed": "list_addition",
+        "unsubscribed": "unsubscribe",
+    }
+    common = {"email": recipient, "message-id": message_id, "ts_epoch": int(at.timestamp() * 1_000)}
+    return {type_: {"event": kind, **common} for type_, kind in kinds.items()}

@@ -9,13 +9,14 @@ recipient in `data.email`; captured ones have it in `data.recipient`
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.OVER_BODY
 
@@ -116,3 +117,35 @@ def _is_ping(request: Request) -> bool:
         return bool(dug(request.json(), "type") == "webhook.test")
     except (InvalidWebhookError, SignatureError):
         return False
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as MailerSend sends it."""
+    return wire.as_json(body, Signature=wire.hex_hmac(body, secret))
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as MailerSend writes it."""
+    kinds = {
+        "bounced": "hard_bounced",
+        "clicked": "clicked",
+        "complained": "spam_complaint",
+        "delivered": "delivered",
+        "opened": "opened",
+        "sent": "sent",
+        "unsubscribed": "unsubscribed",
+    }
+    email = {"message": {"id": message_id}, "recipient": {"email": recipient}}
+    return {
+        type_: {
+            "type": f"activity.{kind}",
+            "created_at": at.isoformat(),
+            "data": {
+                "id": wire.digest([type_, message_id, at])[:24],
+                "type": kind,
+                "created_at": at.isoformat(),
+                "email": email,
+            },
+        }
+        for type_, kind in kinds.items()
+    }

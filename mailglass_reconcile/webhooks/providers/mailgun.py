@@ -12,7 +12,9 @@ https://feedback.mailgun.com/forums/914635-general-feedback/suggestions/37219720
 
 from __future__ import annotations
 
-import hmac
+import datetime as dt
+import hashlib
+import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.IN_BODY
 
@@ -200,7 +202,7 @@ def verify(request: Request, secret: str, now: float) -> None:
     A webhook of a subaccount is also signed with the primary account's key.
     """
     found = _signature(request)
-    expected = hmac.new(secret.encode(), f"{found.at}{found.token}".encode(), "sha256").hexdigest()
+    expected = wire.hex_hmac(f"{found.at}{found.token}".encode("utf-8", "replace"), secret)
     wire.require(any(wire.equal(one, expected) for one in found.given))
     wire.fresh(found.at, now, MAX_AGE_SECONDS)
     if _accepted.holds(found.token, now):
@@ -247,3 +249,30 @@ class _Tokens:
 
 
 _accepted = _Tokens()
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with an event, as Mailgun sends it."""
+    time = str(int(at))
+    token = hashlib.sha256(time.encode() + body).hexdigest()[:50]
+    signature = {"timestamp": time, "token": token, "signature": wire.hex_hmac(f"{time}{token}".encode(), secret)}
+    return wire.as_json(b'{"signature": ' + json.dumps(signature).encode() + b', "event-data": ' + body + b"}")
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type an event as Mailgun writes it."""
+    failed = {"event": "failed", "reason": "bounce"}
+    kinds: dict[str, dict[str, Any]] = {
+        "bounced": {**failed, "severity": "permanent", "delivery-status": {"code": 550, "bounce-type": "hard"}},
+        "clicked": {"event": "clicked"},
+        "complained": {"event": "complained"},
+        "deferred": {**failed, "severity": "temporary", "delivery-status": {"code": 450}},
+        "delivered": {"event": "delivered", "delivery-status": {"code": 250}},
+        "opened": {"event": "opened"},
+        "queued": {"event": "accepted"},
+        "rejected": {"event": "rejected", "reject": {"reason": "Sandbox subdomains are for test purposes only"}},
+        "unsubscribed": {"event": "unsubscribed"},
+    }
+    message = {"headers": {"message-id": message_id.strip("<>")}}
+    common = {"timestamp": at.timestamp(), "recipient": recipient, "message": message}
+    return {type_: {**kind, **common, "id": wire.digest([type_, message_id, at])[:22]} for type_, kind in kinds.items()}

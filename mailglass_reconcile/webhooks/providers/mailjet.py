@@ -7,12 +7,13 @@ may be empty, with the reason in `error_related_to`
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Request, Signed
 
 SIGNATURE = wire.Signature.IN_HEADERS
 
@@ -106,3 +107,30 @@ def smtp_message_id(payload: Mapping[str, Any]) -> object:
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the user name and the password."""
     wire.basic(request, secret)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is a user name and a password."""
+    wire.credentials(secret)
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as Mailjet sends it."""
+    return wire.signed_basic(body, secret)
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as Mailjet writes it."""
+    kinds: dict[str, dict[str, Any]] = {
+        "bounced": {"event": "bounce", "hard_bounce": True, "error_related_to": "recipient", "error": "user unknown"},
+        "clicked": {"event": "click"},
+        "complained": {"event": "spam"},
+        "deferred": {"event": "bounce", "hard_bounce": False, "error_related_to": "domain", "error": "greylisted"},
+        "delivered": {"event": "sent"},
+        "opened": {"event": "open"},
+        "rejected": {"event": "blocked", "error_related_to": "mailjet", "error": "preblocked"},
+        "unsubscribed": {"event": "unsub"},
+    }
+    id_ = int(message_id) if message_id.isdecimal() else message_id
+    common = {"time": int(at.timestamp()), "MessageID": id_, "email": recipient}
+    return {type_: [{**kind, **common}] for type_, kind in kinds.items()}

@@ -6,13 +6,14 @@ https://docs.mailtrap.io/email-api-smtp/analytics/statuses-and-events.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request
+from mailglass_reconcile.webhooks.wire import Request, Signed
 
 SIGNATURE = wire.Signature.OVER_BODY
 
@@ -76,3 +77,27 @@ def smtp(payload: Mapping[str, Any]) -> object:
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the header `Mailtrap-Signature`."""
     wire.hexadecimal(request, "Mailtrap-Signature", secret)
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as Mailtrap sends it."""
+    return wire.as_json(body, Mailtrap_Signature=wire.hex_hmac(body, secret))
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as Mailtrap writes it."""
+    kinds: dict[str, dict[str, Any]] = {
+        "bounced": {"event": "bounce", "response_code": 550, "bounce_category": "badmailbox"},
+        "clicked": {"event": "click"},
+        "complained": {"event": "spam"},
+        "deferred": {"event": "soft bounce", "response_code": 452, "bounce_category": "quotaissues"},
+        "delivered": {"event": "delivery"},
+        "opened": {"event": "open"},
+        "rejected": {"event": "reject"},
+        "unsubscribed": {"event": "unsubscribe"},
+    }
+    common = {"timestamp": int(at.timestamp()), "message_id": message_id, "email": recipient}
+    return {
+        type_: {"events": [{**kind, **common, "event_id": wire.digest([type_, message_id, at])[:32]}]}
+        for type_, kind in kinds.items()
+    }

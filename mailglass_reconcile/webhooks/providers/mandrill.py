@@ -10,14 +10,16 @@ may have their `_id` in `msg` only
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.IN_BODY
 
@@ -85,6 +87,35 @@ def verify(request: Request, secret: str, now: float) -> None:
         fields = dict(request.form())
     except InvalidWebhookError:
         raise SignatureError("the signed form cannot be read") from None
-    signed = request.url + "".join(name + fields[name] for name in sorted(fields))
-    expected = base64.b64encode(hmac.digest(secret.encode(), signed.encode("utf-8", "replace"), "sha1"))
-    wire.require(wire.equal(given, expected))
+    wire.require(wire.equal(given, _signature(request.url, fields, secret)))
+
+
+def _signature(url: str, fields: Mapping[str, str], secret: str) -> str:
+    signed = url + "".join(name + fields[name] for name in sorted(fields))
+    return base64.b64encode(hmac.digest(secret.encode(), signed.encode("utf-8", "replace"), "sha1")).decode()
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a batch, as Mandrill sends it to the address *url*."""
+    fields = {"mandrill_events": body.decode(errors="replace")}
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "X-Mandrill-Signature": _signature(url or "", fields, secret),
+    }
+    return Signed(urlencode(fields).encode(), headers)
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a batch as Mandrill writes it."""
+    kinds = {
+        "bounced": "hard_bounce",
+        "clicked": "click",
+        "complained": "spam",
+        "deferred": "deferral",
+        "opened": "open",
+        "rejected": "reject",
+        "sent": "send",
+        "unsubscribed": "unsub",
+    }
+    common = {"_id": message_id, "ts": int(at.timestamp()), "msg": {"_id": message_id, "email": recipient}}
+    return {type_: [{"event": kind, **common}] for type_, kind in kinds.items()}

@@ -91,7 +91,12 @@ def _message(webhook: Mapping[str, Any]) -> object:
 
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the signature with the installation's public key; a Postal before 3 signs with SHA-1 only."""
-    key = wire.public_key(secret)
+    key = wire.rsa_key(secret)
     newer = "x-postal-signature-256" in request.headers
     given = request.header("X-Postal-Signature-256" if newer else "X-Postal-Signature")
     wire.rsa(key, wire.decoded(given), request.body, sha1=not newer)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is a public key of RSA."""
+    wire.rsa_key(secret)

@@ -7,12 +7,13 @@ https://postmarkapp.com/developer/api/bounce-api#bounce-types. Not documented: a
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.IN_HEADERS
 
@@ -115,3 +116,33 @@ def smtp(payload: Mapping[str, Any]) -> object:
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the user name and the password."""
     wire.basic(request, secret)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is a user name and a password."""
+    wire.credentials(secret)
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as Postmark sends it."""
+    return wire.signed_basic(body, secret)
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as Postmark writes it."""
+    time, common = at.isoformat(), {"MessageID": message_id, "MessageStream": "outbound"}
+    bounce = {"RecordType": "Bounce", "Email": recipient, "BouncedAt": time, **common}
+    change = {"RecordType": "SubscriptionChange", "Recipient": recipient, "ChangedAt": time, **common}
+    return {
+        "autoresponded": {**bounce, "Type": "AutoResponder", "TypeCode": 32},
+        "bounced": {**bounce, "Type": "HardBounce", "TypeCode": 1},
+        "clicked": {"RecordType": "Click", "Recipient": recipient, "ReceivedAt": time, **common},
+        "complained": {"RecordType": "SpamComplaint", "Email": recipient, "BouncedAt": time, **common},
+        "deferred": {**bounce, "Type": "Transient", "TypeCode": 2},
+        "delivered": {"RecordType": "Delivery", "Recipient": recipient, "DeliveredAt": time, **common},
+        "failed": {**bounce, "Type": "SMTPApiError", "TypeCode": 100_006},
+        "opened": {"RecordType": "Open", "Recipient": recipient, "ReceivedAt": time, **common},
+        "rejected": {**bounce, "Type": "Blocked", "TypeCode": 100_008},
+        "subscribed": {**change, "SuppressSending": False, "SuppressionReason": None},
+        "unsubscribed": {**change, "SuppressSending": True, "SuppressionReason": "ManualSuppression"},
+    }

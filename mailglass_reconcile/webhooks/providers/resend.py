@@ -9,13 +9,14 @@ which of several recipients an event is about.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.OVER_BODY
 
@@ -120,3 +121,31 @@ def _tags(data: object) -> list[Any]:
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the signature, which is at most five minutes old."""
     wire.svix(request, secret, now)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret holds a key."""
+    wire.svix_key(secret)
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as Resend sends it."""
+    return wire.signed_svix(body, secret, at)
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as Resend writes it."""
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "bounced": ("email.bounced", {"bounce": {"type": "Permanent", "subType": "General", "message": "rejected"}}),
+        "clicked": ("email.clicked", {}),
+        "complained": ("email.complained", {}),
+        "deferred": ("email.delivery_delayed", {}),
+        "delivered": ("email.delivered", {}),
+        "opened": ("email.opened", {}),
+        "sent": ("email.sent", {}),
+    }
+    common = {"email_id": message_id, "to": [recipient] if recipient else []}
+    return {
+        type_: {"type": kind, "created_at": at.isoformat(), "data": {**common, **more}}
+        for type_, (kind, more) in kinds.items()
+    }

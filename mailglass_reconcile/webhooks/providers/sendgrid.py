@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 SIGNATURE = wire.Signature.OVER_BODY
 
@@ -125,16 +128,28 @@ def kept(payload: Mapping[str, Any]) -> Mapping[str, bool] | None:
 
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the signature with the verification key, as the dashboard shows it."""
-    key = wire.public_key(secret)
+    key = _key(secret)
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - an extra, which the key has needed
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA  # noqa: PLC0415
 
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise ConfigurationError("the secret of sendgrid must be the verification key of its page")
     given = request.header("X-Twilio-Email-Event-Webhook-Signature")
     signed = request.header("X-Twilio-Email-Event-Webhook-Timestamp").encode() + request.body
     try:
         key.verify(wire.decoded(given), signed, ECDSA(hashes.SHA256()))
     except InvalidSignature:
         wire.require(False)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is the verification key."""
+    _key(secret)
+
+
+def _key(secret: str) -> EllipticCurvePublicKey:
+    key = wire.public_key(secret)
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey  # noqa: PLC0415 - as above
+
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise ConfigurationError("the secret must be the verification key, as the page of SendGrid shows it")
+    return key

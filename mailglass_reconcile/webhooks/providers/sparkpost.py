@@ -8,13 +8,14 @@ could know.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.IN_HEADERS
 
@@ -117,3 +118,36 @@ def smtp(element: Mapping[str, Any]) -> object:
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the user name and the password."""
     wire.basic(request, secret)
+
+
+def usable(secret: str) -> None:
+    """Raise `ConfigurationError` unless a secret is a user name and a password."""
+    wire.credentials(secret)
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body, as SparkPost sends it."""
+    return wire.signed_basic(body, secret)
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as SparkPost writes it."""
+    kinds: dict[str, tuple[str, dict[str, str]]] = {
+        "autoresponded": ("message_event", {"type": "bounce", "bounce_class": "60"}),
+        "bounced": ("message_event", {"type": "bounce", "bounce_class": "10"}),
+        "clicked": ("track_event", {"type": "click"}),
+        "complained": ("message_event", {"type": "spam_complaint"}),
+        "deferred": ("message_event", {"type": "delay"}),
+        "delivered": ("message_event", {"type": "delivery"}),
+        "failed": ("gen_event", {"type": "generation_failure"}),
+        "opened": ("track_event", {"type": "open"}),
+        "queued": ("message_event", {"type": "injection"}),
+        "rejected": ("message_event", {"type": "policy_rejection"}),
+        "subscribed": ("message_event", {"type": "bounce", "bounce_class": "80"}),
+        "unsubscribed": ("unsubscribe_event", {"type": "list_unsubscribe"}),
+    }
+    common = {"transmission_id": message_id, "raw_rcpt_to": recipient, "timestamp": str(int(at.timestamp()))}
+    return {
+        type_: [{"msys": {kind: {**told, **common, "event_id": wire.digest([type_, message_id, at])[:20]}}}]
+        for type_, (kind, told) in kinds.items()
+    }

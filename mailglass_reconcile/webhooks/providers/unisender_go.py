@@ -6,6 +6,7 @@ documented: an id of the event (the header `ID` is another one at each attempt).
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from mailglass_reconcile.errors import SignatureError
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, dug
+from mailglass_reconcile.webhooks.wire import Request, Signed, dug
 
 SIGNATURE = wire.Signature.OVER_BODY
 
@@ -63,6 +64,8 @@ _OF_MESSAGES = "transactional_email_status"
 _AUTH = re.compile(rb'"auth"\s{0,9}:\s{0,9}"([0-9a-fA-F]{32})"')
 MAX_GIVEN = 4
 """Signatures that are tried: an event's metadata may have a key `auth`, too."""
+_UNSIGNED = "AUTH"
+"""Stands in a body in the place of its signature until it is signed."""
 
 
 def elements(request: Request) -> list[Any]:
@@ -127,4 +130,49 @@ def verify(request: Request, secret: str, now: float) -> None:
 
 
 def _matches(body: bytes, given: bytes, secret: bytes) -> bool:
-    return wire.equal(given.lower(), hashlib.md5(body.replace(given, secret)).hexdigest())  # noqa: S324 - Unisender Go's
+    return wire.equal(given.lower(), _md5(body.replace(given, secret)))
+
+
+def _md5(text: bytes) -> str:
+    return hashlib.md5(text).hexdigest()  # noqa: S324 - Unisender Go's
+
+
+def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
+    """Return a request with a body that has `_UNSIGNED` in the place of its signature, as Unisender Go sends it."""
+
+    def with_auth(text: str) -> bytes:
+        return body.replace(f'"{_UNSIGNED}"'.encode(), f'"{text}"'.encode(), 1)
+
+    return wire.as_json(with_auth(_md5(with_auth(secret))))
+
+
+def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
+    """Return for each type a body as Unisender Go writes it, without its signature."""
+    statuses: dict[str, tuple[str, str]] = {
+        "bounced": ("hard_bounced", "err_user_unknown"),
+        "clicked": ("clicked", "ok"),
+        "complained": ("spam", "ok"),
+        "deferred": ("soft_bounced", "err_mailbox_full"),
+        "delivered": ("delivered", "ok"),
+        "opened": ("opened", "ok"),
+        "sent": ("sent", "ok"),
+        "subscribed": ("subscribed", "ok"),
+        "unsubscribed": ("unsubscribed", "ok"),
+    }
+    common = {"job_id": message_id, "email": recipient, "event_time": f"{at:%Y-%m-%d %H:%M:%S}"}
+    return {
+        type_: {
+            "auth": _UNSIGNED,
+            "events_by_user": [
+                {
+                    "events": [
+                        {
+                            "event_name": _OF_MESSAGES,
+                            "event_data": {**common, "status": status, "delivery_info": {"delivery_status": detail}},
+                        }
+                    ]
+                }
+            ],
+        }
+        for type_, (status, detail) in statuses.items()
+    }

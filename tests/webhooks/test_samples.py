@@ -1,0 +1,56 @@
+"""Samples: what `trigger` sends is read and verified as the provider's own webhooks are."""
+
+import datetime as dt
+
+import pytest
+
+from mailglass_reconcile.webhooks import parse, registry, sending, verify
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from webhooks.senders import documented, secret_of
+
+AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+URL = "https://shop.example/webhooks/it"
+PRIVATE = {"postal", "scaleway", "sendgrid", "ses"}
+SENDERS = [provider for provider in PROVIDERS if provider not in PRIVATE]
+IDS = {"mailgun": "<m-2@shop.example>", "mailjet": "576460752303423489"}
+SAMPLES = [
+    (provider, type_)
+    for provider in SENDERS
+    for type_ in registry.module(provider).samples("m-2", "ada@example.com", AT)
+]
+
+
+def test_only_providers_that_sign_with_a_private_key_have_no_samples():
+    """Nobody else can sign for them."""
+    assert {provider for provider in PROVIDERS if sending.sender(provider) is None} == PRIVATE
+
+
+@pytest.mark.parametrize("recipient", ["ada@example.com", None])
+@pytest.mark.parametrize(("provider", "type_"), SAMPLES)
+def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
+    """Of its type and message, to its recipient, at its time; a bounce is a hard one."""
+    message_id = IDS.get(provider, "m-2")
+    sender = sending.sender(provider)
+    body = sender.samples(message_id, recipient, AT)[type_]
+    one = sending.sample(body, sender, secret_of(provider), AT, URL)
+    verify(provider, one.body, one.headers, secret=secret_of(provider), url=URL, now=AT)
+    (event,) = parse(provider, one.body, one.headers)
+    assert (event.type, str(event.message_id), event.recipient, event.occurred_at) == (type_, message_id, recipient, AT)
+
+
+@pytest.mark.parametrize("provider", SENDERS)
+def test_there_is_a_sample_of_every_type_that_a_provider_documents(provider):
+    """But of those that we do not know."""
+    types = {event.type for event in documented(provider)} - {"unknown"}
+    assert set(sending.sender(provider).samples("m", None, AT)) == types
+
+
+@pytest.mark.parametrize("provider", SENDERS)
+def test_two_samples_are_two_events(provider):
+    """Or the second try would seem to do nothing."""
+    sender, ids = sending.sender(provider), set()
+    for second in (0, 1):
+        at = AT + dt.timedelta(seconds=second)
+        one = sending.sample(sender.samples("m-2", None, at)["opened"], sender, secret_of(provider), at, URL)
+        ids |= {event.provider_event_id for event in parse(provider, one.body, one.headers)}
+    assert len(ids) == 2
