@@ -56,7 +56,9 @@ def receive(
     """
     settings = runtime.get_settings()
     found = registry.module(provider)
-    known = [secret] if secret is not None else secrets.of_setting(settings).of(provider)
+    known = (
+        [registry.check_secret(provider, secret)] if secret is not None else secrets.of_setting(settings).of(provider)
+    )
     if not known:
         raise ConfigurationError(f"{secrets.SETTING} has no secret for this provider")
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None

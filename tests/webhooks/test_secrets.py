@@ -14,6 +14,11 @@ from webhooks import senders
 from webhooks.receivers import first, mounted, post, setting
 from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
 
+KEYS = {
+    "sendgrid=RSA": lambda: f"sendgrid={senders.public(senders.sns_key())}",
+    "postal=EC": lambda: f"postal={senders.public(senders.sendgrid_key())}",
+}
+
 
 def test_two_secrets_of_a_provider_are_both_accepted(db):
     """While one replaces the other."""
@@ -41,25 +46,45 @@ def test_a_file_of_secrets_has_one_on_each_line(db, tmp_path):
         (None, "MAILGLASS_WEBHOOK_SECRETS is not set"),
         (" , ", "MAILGLASS_WEBHOOK_SECRETS is not set"),
         ("c4n4ry", "MAILGLASS_WEBHOOK_SECRETS"),
-        ("postmark=", "empty"),
-        ("postmark=c4n4ry", "USER:PASSWORD"),
-        ("sendgrid=c4n4ry!", "public key"),
-        ("resend=c4n4ry!", "whsec_"),
+        ("postmark=", "postmark: the secret is empty"),
+        ("brevo=:", "brevo: the user name and the password are empty"),
+        ("Postmark=c4n4ry", "postmark: the secret must be USER:PASSWORD"),
+        ("sendgrid=c4n4ry!", "sendgrid: the secret must be the provider's public key"),
+        ("sendgrid=RSA", "sendgrid: the secret must be the verification key"),
+        ("postal=EC", "postal: the secret must be an RSA public key"),
+        ("resend=c4n4ry!", "resend: the secret must be `whsec_`"),
+        ("resend=whsec_", "resend: the secret must be `whsec_`"),
         ("pigeon=c4n4ry", "known providers"),
         ("@/nowhere/c4n4ry", "cannot read its file"),
     ],
 )
 def test_without_a_secret_that_can_be_used_nothing_is_received(db, value, said):
     """By the application and by the function; the error repeats nothing of it."""
+    value = KEYS.get(value, lambda: value)()
     setting(db, value)
     with pytest.raises(ConfigurationError, match=said) as error:
         webhook_app()
     assert "c4n4ry" not in str(error.value)
+    assert "\n" not in str(error.value)
     one = first("postmark")
-    with pytest.raises(ConfigurationError), db.engine.begin() as connection:
+    with pytest.raises(ConfigurationError, match=said), db.engine.begin() as connection:
         receive(connection, "postmark", one.body, one.headers)
-    with pytest.raises(ConfigurationError):
+    provider, equals, secret = (value or "").partition("=")
+    if equals:
+        with pytest.raises(ConfigurationError, match=said):
+            webhook_app(secrets={provider: secret})
+        with pytest.raises(ConfigurationError, match=said), db.engine.begin() as connection:
+            receive(connection, provider, one.body, one.headers, secret=secret)
+
+
+@pytest.mark.parametrize("given", [None, [], [None], ["", "user:password"], b"user:password"])
+def test_a_secret_in_code_that_is_missing_is_refused_by_the_provider_s_name(db, given):
+    """Such as of a variable that is not set; a user without a password is allowed."""
+    with pytest.raises(ConfigurationError, match="postmark: the secret is empty, or not a string"):
+        webhook_app(secrets={"postmark": given})
+    with pytest.raises(ConfigurationError, match="without a provider's secret"):
         webhook_app(secrets={})
+    webhook_app(secrets={"postmark": "user:"})
 
 
 def test_receive_needs_a_secret_of_this_provider(db):
@@ -70,10 +95,14 @@ def test_receive_needs_a_secret_of_this_provider(db):
         receive(connection, "postmark", one.body, one.headers)
 
 
-def test_the_command_does_not_start_without_a_secret(db, redis_url, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("", "MAILGLASS_WEBHOOK_SECRETS is not set; .*"), ("postmark=:", "MAILGLASS_WEBHOOK_SECRETS: postmark: .* empty")],
+)
+def test_the_command_does_not_start_without_a_secret(db, redis_url, value, said):
     """It prints one line and exits with 1."""
-    env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": ""}
+    env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": value}
     command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert re.fullmatch(r"mailglass-reconcile: MAILGLASS_WEBHOOK_SECRETS is not set; .*\n", done.stderr)
+    assert re.fullmatch(rf"mailglass-reconcile: {said}\n", done.stderr)
