@@ -30,10 +30,11 @@ _SUBCOMMANDS = {
     "serve": "Show in a browser how linking is going; nothing can be changed there. Needs the extra `web`.",
     "status": "Show how linking is going: open orphans by state, the last runs, and what is wrong.",
     "sweep": "Link every open orphan whose delivery exists.",
+    "trigger": "Send a sample webhook, signed as the provider signs, to try an installation without its account.",
 }
 """Each is in the module of its name; the first sentence of its help stands here, so that `--help` loads none."""
 
-_LOOKS_ITSELF = frozenset({"demo", "doctor", "listen", "migrate"})
+_LOOKS_ITSELF = frozenset({"demo", "doctor", "listen", "migrate", "trigger"})
 """These have a database of their own, or none, or say more of the schema."""
 
 

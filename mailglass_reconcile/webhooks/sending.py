@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
 from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Protocol, cast
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.wire import Signed
+
+TIMEOUT_SECONDS = 30
+SHOWN_CHARACTERS = 200
 
 
 class Sender(Protocol):
@@ -38,3 +45,38 @@ def sample(body: Any, sender: Sender, secret: str, at: dt.datetime, url: str) ->
         url: The address of the webhook as the receiver sees it, which Mandrill signs.
     """
     return sender.sign(json.dumps(body).encode(), secret, at.timestamp(), url)
+
+
+def post(url: str, signed: Signed) -> tuple[int, str]:
+    """Post a webhook, and return the status of the answer and the beginning of its text.
+
+    Args:
+        url: A whole address, with a user name and a password if the receiver wants them; no redirect is followed.
+        signed: The request.
+
+    Raises:
+        ValueError: *url* is no address of HTTP.
+        MailglassReconcileError: Nothing answers there.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("no address of HTTP")
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    try:
+        connection.request("POST", path, signed.body, {**_credentials(parts), **signed.headers})
+        answer = connection.getresponse()
+        return answer.status, answer.read(SHOWN_CHARACTERS).decode(errors="replace").strip()
+    except (OSError, HTTPException) as error:
+        raise MailglassReconcileError(f"nothing answers at the address of --to ({type(error).__name__})") from None
+    finally:
+        connection.close()
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    """Return the header for a user name and a password in an address, which providers without a signature need not."""
+    if parts.username is None:
+        return {}
+    secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}

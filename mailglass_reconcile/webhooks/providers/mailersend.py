@@ -125,27 +125,24 @@ def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as MailerSend writes it."""
-    kinds = {
-        "bounced": "hard_bounced",
-        "clicked": "clicked",
-        "complained": "spam_complaint",
-        "delivered": "delivered",
-        "opened": "opened",
-        "sent": "sent",
-        "unsubscribed": "unsubscribed",
+    """Return for each type a body as MailerSend writes it, in version 2."""
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "bounced": ("hard_bounced", {"bounce_code": 550, "bounce_type": "hard"}),
+        "clicked": ("clicked", {}),
+        "complained": ("spam_complaint", {}),
+        "deferred": ("deferred", {}),
+        "delivered": ("delivered", {}),
+        "opened": ("opened", {}),
+        "sent": ("sent", {}),
+        "suppressed": ("suppressed", {"suppression_reason": "on_hold"}),
+        "unsubscribed": ("unsubscribed", {}),
     }
-    email = {"message": {"id": message_id}, "recipient": {"email": recipient}}
+    common = {"message_id": message_id, "recipient": recipient}
     return {
         type_: {
             "type": f"activity.{kind}",
             "created_at": at.isoformat(),
-            "data": {
-                "id": wire.digest([type_, message_id, at])[:24],
-                "type": kind,
-                "created_at": at.isoformat(),
-                "email": email,
-            },
+            "data": {"id": wire.digest([type_, message_id, at])[:24], "type": kind, "meta": meta, **common},
         }
-        for type_, kind in kinds.items()
+        for type_, (kind, meta) in kinds.items()
     }

@@ -1,0 +1,64 @@
+"""The subcommand `trigger`: a sample webhook, to try an installation."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.rules.humanize import did_you_mean, printable
+from mailglass_reconcile.webhooks import registry, secrets, sending
+from mailglass_reconcile.webhooks.receiving import public_url
+
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile trigger postmark delivered --message-id m-2 --to http://127.0.0.1:8081/postmark
+  mailglass-reconcile trigger mailgun bounced --message-id '<m-3@example.com>' --recipient ada@example.com \\
+    --to https://your.host/webhooks/mailgun
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("provider", metavar="PROVIDER")
+@click.argument("type_", metavar="TYPE")
+@click.option("--message-id", required=True, metavar="ID", help="The message's id, as your send is recorded with it.")
+@click.option("--to", "url", required=True, metavar="URL", help="The whole address of the webhook.")
+@click.option("--recipient", metavar="ADDRESS", help="Whom the event is about. If left out, it names nobody.")
+def trigger(provider: str, type_: str, message_id: str, url: str, recipient: str | None) -> None:
+    """Send a sample webhook, signed as the provider signs, to try an installation without its account.
+
+    It is signed with the secret of MAILGLASS_WEBHOOK_SECRETS. TYPE is a type of event that the provider can send, such
+    as delivered, opened or bounced. The receiver records it as any other webhook: for good, or as long as you keep
+    events. SendGrid, Postal, Amazon SES and Scaleway sign with a private key, so their webhooks cannot be imitated.
+    """
+    if not registry.is_known(provider):
+        raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}")
+    name, sender = registry.name(provider), sending.sender(provider)
+    if sender is None:
+        raise ConfigurationError(_no_sample(name))
+    at = dt.datetime.now(dt.UTC)
+    samples = sender.samples(message_id, recipient, at)
+    if type_ not in samples:
+        meant = did_you_mean(type_, samples, " ({})")
+        raise click.UsageError(f"{name} sends no such type{meant}; it can send: {', '.join(samples)}")
+    settings = runtime.get_settings()
+    known = secrets.of_setting(settings).of(provider)
+    if not known:
+        raise ConfigurationError(f"{secrets.SETTING} has no secret for {name}")
+    base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
+    signed = sending.sample(samples[type_], sender, known[0], at, public_url(base, name) if base else url)
+    try:
+        status, answer = sending.post(url, signed)
+    except ValueError:
+        raise click.UsageError("--to must be a whole address, such as http://127.0.0.1:8081/postmark") from None
+    if status != 200:
+        raise MailglassReconcileError(f"the receiver answered {status}: {printable(answer)}")
+    click.echo(f"{name}: {type_} for {printable(message_id)} was answered with 200")
+
+
+def _no_sample(provider: str) -> str:
+    if provider in registry.PROVIDERS:
+        return f"{provider} signs with a private key that nobody else has; let it send a test, in its dashboard"
+    return f"{provider} is read by a reader of your own, and there is no sample of its webhooks"

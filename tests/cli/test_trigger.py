@@ -1,0 +1,78 @@
+"""`trigger`: a sample of each provider reaches a receiver over HTTP; what it cannot send, it says in one line."""
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mailglass_reconcile import Sent, broadcast, record_send
+from mailglass_reconcile.cli import command, main
+from webhooks.receivers import SECRETS, mounted, served, setting
+from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
+from webhooks.test_samples import IDS, PRIVATE, SENDERS
+
+TO = "http://127.0.0.1:1/postmark"
+STATE = "SELECT provider_message_id, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"
+
+
+def triggered(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(command, ["trigger", *arguments])
+
+
+def test_a_sample_of_every_provider_reaches_its_delivery(db):
+    """Over HTTP, to an application whose secrets are those of the setting."""
+    setting(db, ",".join(f"{provider}={SECRETS[provider]}" for provider in SENDERS))
+    with served(mounted(url=None)) as base:
+        for provider in SENDERS:
+            message_id = IDS.get(provider, "m-2")
+            with db.engine.begin() as connection:
+                sent = [Sent(recipient="ada@example.com", message_id=message_id)]
+                recorded = record_send(connection, provider=provider, sent=sent)
+            broadcast(recorded)
+            done = triggered(provider, "opened", "--message-id", message_id, "--to", f"{base}/webhooks/{provider}")
+            assert done.output == f"{provider}: opened for {message_id} was answered with 200\n"
+    assert {state for _, state in db.rows(STATE)} == {"opened"}
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == len(SENDERS)
+
+
+def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
+    """As in a real webhook; without one, an id of several deliveries is ambiguous."""
+    setting(db, f"postmark={SECRETS['postmark']}")
+    people = ["ada@example.com", "bob@example.com"]
+    with db.engine.begin() as connection:
+        record_send(connection, provider="postmark", sent=[Sent(recipient=one, message_id="m") for one in people])
+    with served(mounted()) as base:
+        to = ["--to", f"{base.replace('//', '//me:wrong@')}/webhooks/postmark", "--message-id", "m"]
+        assert triggered("Postmark", "delivered", *to, "--recipient", "BOB@example.com").exit_code == 0
+    rows = "SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1"
+    assert [tuple(row) for row in db.rows(rows)] == [(people[0], "dispatched"), (people[1], "delivered")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("pigeon", "delivered"), 2, "no such provider; known providers: brevo,"),
+        (("postmark", "deliverd"), 2, "postmark sends no such type (did you mean delivered?); it can send: auto"),
+        (("resend", "autoresponded"), 2, "resend sends no such type; it can send: "),
+        (("mailgun", "opened"), 1, "MAILGLASS_WEBHOOK_SECRETS has no secret for mailgun"),
+        (("postmark", "opened"), 1, "nothing answers at the address of --to (ConnectionRefusedError)"),
+        (("postmark", "opened", "--to", "localhost:8081/postmark"), 2, "--to must be a whole address"),
+        (("postmark", "opened", "--to", "http://[::1/postmark"), 2, "--to must be a whole address"),
+        *(((one, "opened"), 1, f"{one} signs with a private key that nobody else has") for one in sorted(PRIVATE)),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, said):
+    """With exit code 2 if the command was called in a wrong way, else 1."""
+    setting(db, "postmark=me:secret")
+    with pytest.raises(SystemExit) as left:
+        main(["trigger", *arguments[:2], "--message-id", "m", *(arguments[2:] or ("--to", TO))])
+    *_, line = capsys.readouterr().err.splitlines()
+    assert (left.value.code, said in line) == (code, True), line
+
+
+def test_a_refusal_of_the_receiver_is_told(db, capsys):
+    """Such as that the secrets differ; a redirect is not followed, because it would become a GET."""
+    setting(db, "postmark=me:other")
+    with served(mounted()) as base, pytest.raises(SystemExit) as left:
+        main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: the signature is not right\n"
