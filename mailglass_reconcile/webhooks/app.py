@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime as dt
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -40,7 +39,7 @@ from mailglass_reconcile.webhooks.bodies import (
     TooSlowError,
 )
 from mailglass_reconcile.webhooks.certificates import WAIT_SECONDS, CertificateNeededError, TooLateError
-from mailglass_reconcile.webhooks.receiving import check_any, public_url, read_verified
+from mailglass_reconcile.webhooks.receiving import check_any, claimed, public_url, read_verified
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.secrets import Given, Secrets
 from mailglass_reconcile.webhooks.wire import Request, Signature
@@ -185,14 +184,11 @@ class Receiver:
         """Read and record a webhook whose signature was checked."""
         found = registry.module(provider)
         events = read_verified(found, request)
-        recorded: list[Recorded] = []
-        if events:
-            tenant = self._tenant_of(path)
-            with connect(self._engine) as connection, database_errors(), connection.begin():
-                recorded = record_webhook(connection, tenant_id=tenant, provider=provider, events=events)
-        if hasattr(found, "accepted"):
-            found.accepted(request, dt.datetime.now(dt.UTC).timestamp())
-        return tuple(recorded)
+        if not events:
+            return ()
+        tenant = self._tenant_of(path)
+        with claimed(found, request), connect(self._engine) as connection, database_errors(), connection.begin():
+            return tuple(record_webhook(connection, tenant_id=tenant, provider=provider, events=events))
 
     def _tenant_of(self, path: str) -> str | None:
         tenant = self._tenant(path) if callable(self._tenant) else self._tenant

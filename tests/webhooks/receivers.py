@@ -28,7 +28,7 @@ def published(monkeypatch):
     """Certificates come from a function of ours."""
     monkeypatch.setattr(sns, "fetch", senders.published)
     monkeypatch.setattr(sns, "certificates", Certificates())
-    monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
+    monkeypatch.setattr(mailgun, "_tokens", mailgun.Tokens())
 
 
 def now():

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -50,7 +51,7 @@ def published(monkeypatch):
 
     monkeypatch.setattr(sns, "fetch", fetch)
     monkeypatch.setattr(sns, "certificates", Certificates())
-    monkeypatch.setattr(mailgun, "_accepted", mailgun._Tokens())
+    monkeypatch.setattr(mailgun, "_tokens", mailgun.Tokens())
     return asked
 
 
@@ -237,26 +238,55 @@ def test_svixs_library_makes_what_we_accept():
     verify("resend", body, headers, secret=SVIX_SECRET)
 
 
-def test_a_token_of_mailguns_is_refused_only_after_it_was_accepted_and_for_five_minutes():
-    """A webhook that was answered with an error keeps its token, and is welcome."""
+def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it():
+    """The signature covers only the token: whoever has read one webhook could sign any event for a day."""
     one = first("mailgun")
-    request = registry.request_of(one.body, one.headers)
+    other = Posted(one.body.replace(b'"event"', b'"Event"'), one.headers)
     check("mailgun", one)
-    check("mailgun", one)
-    mailgun.accepted(request, NOW.timestamp())
-    with pytest.raises(SignatureError, match="accepted a moment ago"):
-        check("mailgun", one, now=NOW + dt.timedelta(minutes=4))
-    check("mailgun", one, now=NOW + dt.timedelta(minutes=6))
+    check("mailgun", other)  # nothing was recorded yet
+    with suppress(LookupError), mailgun.claimed(registry.request_of(one.body)):
+        raise LookupError  # nor was it now
+    with mailgun.claimed(registry.request_of(one.body)):
+        with pytest.raises(SignatureError, match="another webhook"):
+            check("mailgun", other)
+        with pytest.raises(SignatureError), mailgun.claimed(registry.request_of(other.body)):
+            pass
+        with suppress(LookupError), mailgun.claimed(registry.request_of(one.body)):
+            raise LookupError
+    check("mailgun", one, now=NOW + dt.timedelta(hours=23))
+    with pytest.raises(SignatureError, match="another webhook"):
+        check("mailgun", other, now=NOW + dt.timedelta(hours=23))
 
 
-def test_mailguns_tokens_are_bounded():
+def test_of_requests_that_come_together_one_body_has_the_token():
+    """Every one of them has been verified already."""
+    tokens, barrier, bodies = mailgun.Tokens(), threading.Barrier(8), []
+
+    def record(body):
+        barrier.wait()
+        with suppress(SignatureError), tokens.claimed("t", body):
+            bodies.append(body)
+
+    threads = [threading.Thread(target=record, args=[b"%d" % (number % 4)]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bodies
+    assert len(set(bodies)) == 1
+
+
+def test_mailguns_tokens_are_bounded(monkeypatch):
     """The oldest is forgotten first."""
-    tokens = mailgun._Tokens()
-    for number in range(mailgun.MAX_TOKENS + 1):
-        tokens.add(str(number), 0)
-    assert not tokens.holds("0", 1)
-    assert tokens.holds("1", 1)
-    assert tokens.holds(str(mailgun.MAX_TOKENS), 1)
+    monkeypatch.setattr(mailgun, "MAX_TOKENS", 3)
+    tokens = mailgun.Tokens()
+    for number in range(4):
+        with tokens.claimed(str(number), b"body"):
+            pass
+    tokens.require("0", b"other")
+    for number in range(1, 4):
+        with pytest.raises(SignatureError):
+            tokens.require(str(number), b"other")
 
 
 def test_mailguns_primary_account_may_verify_its_subaccounts():
@@ -467,7 +497,7 @@ import sys
 from mailglass_reconcile.webhooks import parse
 parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
 loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.")]
-needed = ["certificates", "formats", "providers", "providers.postmark", "registry", "wire"]
+needed = ["certificates", "formats", "providers", "providers.postmark", "reading", "registry", "wire"]
 assert sorted(loaded) == [f"mailglass_reconcile.webhooks.{name}" for name in needed], loaded
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

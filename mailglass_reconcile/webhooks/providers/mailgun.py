@@ -16,7 +16,8 @@ import datetime as dt
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
@@ -32,7 +33,8 @@ MAX_PARTS_BYTES = 1024 * 1024
 """How long an event may be, which is parsed before its signature is checked, and a legacy one in parts."""
 MAX_AGE_SECONDS = 86_400
 """How old a signature may be."""
-MAX_TOKENS = 10_000
+MAX_TOKENS = 100_000
+"""Tokens that are remembered, about 30 MB: more than most receive in a day, and after a day a signature is too old."""
 
 _TYPES = {
     "accepted": "queued",
@@ -197,7 +199,7 @@ class _Signature(NamedTuple):
 
 
 def verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature, its age, and that this process has not accepted its token a moment ago.
+    """Check the signature, its age, and that no other body has come to this process with its token.
 
     A webhook of a subaccount is also signed with the primary account's key.
     """
@@ -205,13 +207,15 @@ def verify(request: Request, secret: str, now: float) -> None:
     expected = wire.hex_hmac(f"{found.at}{found.token}".encode("utf-8", "replace"), secret)
     wire.require(any(wire.equal(one, expected) for one in found.given))
     wire.fresh(found.at, now, MAX_AGE_SECONDS)
-    if _accepted.holds(found.token, now):
-        raise SignatureError("this webhook was accepted a moment ago")
+    _tokens.require(found.token, request.body)
 
 
-def accepted(request: Request, now: float) -> None:
-    """Remember the token of a webhook that was answered with 200."""
-    _accepted.add(_signature(request).token, now)
+def claimed(request: Request) -> AbstractContextManager[None]:
+    """Let the token of a verified request belong to its body while it is recorded, and afterwards if that succeeds.
+
+    The signature covers the token only: with another body, it could be anybody's.
+    """
+    return _tokens.claimed(_signature(request).token, request.body)
 
 
 def _signature(request: Request) -> _Signature:
@@ -229,26 +233,64 @@ def _signature(request: Request) -> _Signature:
     return _Signature(texts["timestamp"], texts["token"], given)
 
 
-class _Tokens:
-    """Tokens of the last minutes, the oldest first."""
+class _Pair:
+    """A body's digest, how many requests with it are under way, and whether one of them was recorded."""
+
+    __slots__ = ("digest", "recorded", "under_way")
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest, self.under_way, self.recorded = digest, 0, False
+
+
+class Tokens:
+    """The body that each token belongs to: the first that came with it. Beyond a bound, the oldest is forgotten."""
 
     def __init__(self) -> None:
-        self._times: dict[str, float] = {}
+        """Know none."""
+        self._pairs: dict[bytes, _Pair] = {}
         self._lock = threading.Lock()
 
-    def holds(self, token: str, now: float) -> bool:
+    def require(self, token: str, body: bytes) -> None:
+        """Raise `SignatureError` if a token belongs to another body."""
         with self._lock:
-            return now - self._times.get(token, float("-inf")) < wire.FRESH_SECONDS
+            self._require(self._pairs.get(_digest(token.encode())), _digest(body))
 
-    def add(self, token: str, now: float) -> None:
+    @contextmanager
+    def claimed(self, token: str, body: bytes) -> Iterator[None]:
+        """Let a token belong to a body for as long as the block runs, and then for good, unless the block raises.
+
+        Raises:
+            SignatureError: It belongs to another one.
+        """
+        key, digest = _digest(token.encode()), _digest(body)
         with self._lock:
-            self._times.pop(token, None)
-            self._times[token] = now
-            while len(self._times) > MAX_TOKENS:
-                del self._times[next(iter(self._times))]
+            pair = self._pairs.get(key)
+            self._require(pair, digest)
+            if pair is None:
+                pair = self._pairs[key] = _Pair(digest)
+                while len(self._pairs) > MAX_TOKENS:
+                    del self._pairs[next(iter(self._pairs))]
+            pair.under_way += 1
+        try:
+            yield
+            pair.recorded = True
+        finally:
+            with self._lock:
+                pair.under_way -= 1
+                if not (pair.recorded or pair.under_way) and self._pairs.get(key) is pair:
+                    del self._pairs[key]
+
+    @staticmethod
+    def _require(pair: _Pair | None, digest: bytes) -> None:
+        if pair is not None and pair.digest != digest:
+            raise SignatureError("its token belongs to another webhook, which came first")
 
 
-_accepted = _Tokens()
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()[:16]
+
+
+_tokens = Tokens()
 
 
 def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
