@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
     from mailglass_reconcile.webhooks.app import webhook_app
+    from mailglass_reconcile.webhooks.readers import webhook_reader
+    from mailglass_reconcile.webhooks.reading import parse, verify
     from mailglass_reconcile.webhooks.receiving import receive
-    from mailglass_reconcile.webhooks.registry import parse, verify
 
-__all__ = ["InvalidWebhookError", "SignatureError", "parse", "receive", "verify", "webhook_app"]
+__all__ = ["InvalidWebhookError", "SignatureError", "parse", "receive", "verify", "webhook_app", "webhook_reader"]
 
 _MODULES = {
     "InvalidWebhookError": "mailglass_reconcile.errors",
     "SignatureError": "mailglass_reconcile.errors",
-    "parse": "mailglass_reconcile.webhooks.registry",
+    "parse": "mailglass_reconcile.webhooks.reading",
     "receive": "mailglass_reconcile.webhooks.receiving",
-    "verify": "mailglass_reconcile.webhooks.registry",
+    "verify": "mailglass_reconcile.webhooks.reading",
     "webhook_app": "mailglass_reconcile.webhooks.app",
+    "webhook_reader": "mailglass_reconcile.webhooks.readers",
 }
 
 if not TYPE_CHECKING:  # a type checker would accept every misspelled name

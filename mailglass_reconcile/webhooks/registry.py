@@ -1,4 +1,4 @@
-"""Providers whose webhooks can be read and verified: one module each, imported when it is first needed."""
+"""Providers whose webhooks can be read: one module each, imported when first needed, and applications' readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats
 from mailglass_reconcile.webhooks import providers as modules
-from mailglass_reconcile.webhooks.certificates import patiently
 from mailglass_reconcile.webhooks.wire import Request, Signature
 
 logger = logging.getLogger(__name__)
@@ -23,13 +22,16 @@ logger = logging.getLogger(__name__)
 PROVIDERS = tuple(sorted(found.name for found in iter_modules(modules.__path__)))
 """Canonical names, which are those of the modules."""
 
+_plugged: dict[str, Provider] = {}
+"""Applications' own readers, by canonical name."""
+
 
 MAX_BYTES = 5 * 1024 * 1024
 """A larger body is refused."""
 
 
 class Provider(Protocol):
-    """What a provider's module has; `max_bytes`, `confirm`, `accepted` and `usable` only if it needs them."""
+    """What a provider's module has; `max_bytes`, `claimed`, `confirm` and `usable` only if it needs them."""
 
     SIGNATURE: Signature
 
@@ -43,33 +45,6 @@ class Provider(Protocol):
 
     def verify(self, request: Request, secret: str, now: float) -> None:
         """Raise `SignatureError` unless the request was made with *secret*."""
-
-
-def parse(
-    provider: str, body: bytes, headers: Mapping[str, str] | None = None, *, content_type: str | None = None
-) -> list[WebhookEvent]:
-    """Read a provider's webhook: what `record_webhook` takes. Nothing is verified or stored.
-
-    Types and reject reasons have django-anymail's names. Inbound mail, pings and events of the
-    account give no event; an event of a known type that names neither a message nor a recipient gives none and logs a
-    warning, once a minute for each provider and type, because the provider must have changed its format. If parts of a
-    batch cannot be read, the others are returned, and one line of the log says how many were left out and why.
-
-    Args:
-        provider: The provider's name in any known spelling, such as `Amazon SES`.
-        body: The request's body.
-        headers: The request's headers, in any case. Resend's events have their id there.
-        content_type: The body's type, if it is not among the headers.
-
-    Returns:
-        The events, in their order; their metadata holds nothing but tags, the region of SES, and whether a machine
-        opened the message.
-
-    Raises:
-        InvalidWebhookError: The body, or every part of it, cannot be read; the message repeats nothing of it.
-        ConfigurationError: The provider is not known.
-    """
-    return read(module(provider), request_of(body, headers, content_type=content_type))
 
 
 def read(found: Provider, request: Request) -> list[WebhookEvent]:
@@ -90,35 +65,6 @@ def read(found: Provider, request: Request) -> list[WebhookEvent]:
             raise InvalidWebhookError(why if len(parts) > 1 else next(iter(bad)))
         logger.error("%d of %d events of a webhook cannot be read and were left out: %s", bad.total(), len(parts), why)
     return events
-
-
-def verify(
-    provider: str,
-    body: bytes,
-    headers: Mapping[str, str],
-    *,
-    secret: str,
-    url: str | None = None,
-    now: dt.datetime | None = None,
-) -> None:
-    """Check that a webhook comes from the provider; return if it does.
-
-    Args:
-        provider: The provider's name in any known spelling.
-        body: The request's body, byte for byte.
-        headers: The request's headers, in any case.
-        secret: What the provider signs with, or the user name and password in its address (`docs/providers.md`).
-        url: The webhook's public address, exactly as it was entered at the provider; only Mandrill's signature has it.
-        now: The time to compare a signature's with; None is now.
-
-    Raises:
-        SignatureError: It does not, or its signature is too old.
-        ConfigurationError: The provider is not known, the secret cannot be used, or a package is missing.
-        MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
-    """
-    request = request_of(body, headers, url=url)
-    secret = check_secret(provider, secret)
-    patiently(check, module(provider), request, secret, now or dt.datetime.now(dt.UTC))
 
 
 def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:
@@ -177,17 +123,24 @@ def name(provider: str) -> str:
     return providers.canonical(provider)
 
 
+def plug(provider: str, reader: Provider) -> None:
+    """Let *reader* read a provider's webhooks; its canonical name is none of `PROVIDERS`."""
+    _plugged[provider] = reader
+
+
 def is_known(provider: str) -> bool:
     """Whether a provider's webhooks can be read."""
-    return name(provider) in PROVIDERS
+    return name(provider) in PROVIDERS or name(provider) in _plugged
 
 
 def module(provider: str) -> Provider:
-    """Return the module of a provider, given in any known spelling.
+    """Return the module of a provider, given in any known spelling, or an application's reader.
 
     Raises:
-        ConfigurationError: It has none.
+        ConfigurationError: There is none.
     """
     if not is_known(provider):
-        raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {', '.join(PROVIDERS)}")
-    return cast("Provider", import_module(f"{modules.__name__}.{name(provider)}"))
+        known = ", ".join([*PROVIDERS, *_plugged])
+        raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {known}")
+    plugged = _plugged.get(name(provider))
+    return plugged or cast("Provider", import_module(f"{modules.__name__}.{name(provider)}"))

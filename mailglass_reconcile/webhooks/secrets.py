@@ -47,7 +47,7 @@ class Shared:
         """
         self._of: dict[str, list[str]] = {}
         for provider, secret in pairs:
-            _load_reader(provider)
+            load_reader(provider)
             usable = registry.check_secret(provider, secret)
             self._of.setdefault(registry.name(provider), []).append(usable)
 
@@ -145,6 +145,12 @@ def of_setting(settings: Settings) -> Shared:
         raise ConfigurationError(f"{SETTING}: {error}") from None
 
 
+def load_reader(provider: str) -> None:
+    """Import the application's modules if one of them may have the reader of this provider."""
+    if not registry.is_known(provider):
+        runtime.load_imports()
+
+
 def _pairs(secrets: OfProviders) -> Iterable[tuple[str, object]]:
     """Yield each provider with each of its secrets; one without any gets None, which cannot be used."""
     return ((provider, secret) for provider, some in secrets.items() for secret in _listed(some) or [None])
@@ -152,12 +158,6 @@ def _pairs(secrets: OfProviders) -> Iterable[tuple[str, object]]:
 
 def _listed(some: object) -> Sequence[object]:
     return some if isinstance(some, list | tuple) else [] if some is None else [some]
-
-
-def _load_reader(provider: str) -> None:
-    """Import the application's modules if one of them may have the reader of this provider."""
-    if not registry.is_known(provider):
-        runtime.load_imports()
 
 
 def _lines(path: str) -> list[str]:

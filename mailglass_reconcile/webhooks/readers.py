@@ -1,0 +1,80 @@
+"""Readers of applications, for providers that this package does not know."""
+
+from __future__ import annotations
+
+import datetime as dt
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks import registry
+from mailglass_reconcile.webhooks.wire import Request, Signature
+
+Read = Callable[[bytes, Mapping[str, str]], Iterable[WebhookEvent]]
+Verify = Callable[..., None]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
+    """Receive the webhooks of a provider that this package does not know, with two functions of yours.
+
+    Call it in a module that `MAILGLASS_IMPORTS` names. `parse`, `verify`, `receive`, `webhook_app` and the command
+    `receive` then serve the provider as any other: with its secret, the same limits and the same answers. If the id of
+    a message is not that of your `record_send`, add a `key_rule`.
+
+    Args:
+        name: The last part of the webhook's address and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
+            letters, digits, `-` and `_`.
+        read: Called as `read(body, headers)` after `verify`: returns a list of `WebhookEvent`, empty for a ping; the
+            names of headers are in lower case. Whatever it raises means that the body cannot be read, which is answered
+            with 400.
+        verify: Called as `verify(body, headers, secret=…, url=…, now=…)`: raises `SignatureError` unless the provider
+            has signed the body with *secret*, and returns None if it has. `url` is the webhook's public address, `now`
+            a `datetime` in UTC. A KeyError, TypeError or ValueError counts as a wrong signature (401); any other
+            error is answered with 503, so that the provider sends the webhook again.
+
+    Raises:
+        ValueError: The name cannot be used, or is that of a provider that this package knows.
+        TypeError: A function is a coroutine function.
+    """
+    canonical = registry.name(name)
+    if not _NAME.fullmatch(canonical):
+        raise ValueError("the name of a reader is 1 to 64 letters, digits, hyphens and underscores")
+    if canonical in registry.PROVIDERS:
+        raise ValueError(f"webhooks of {canonical} are read by this package")
+    for function in (read, verify):
+        if inspect.iscoroutinefunction(function):  # one that is not awaited raises nothing: all would be verified
+            raise TypeError("read and verify are called in a thread: write def, not async def")
+    registry.plug(canonical, _Reader(canonical, read, verify))
+
+
+class _Reader:
+    """An application's two functions, as a provider."""
+
+    SIGNATURE = Signature.IN_BODY
+    """It may be anywhere."""
+
+    def __init__(self, name: str, read: Read, verify: Verify) -> None:
+        self.__name__ = name
+        self._read, self._verify = read, verify
+
+    def elements(self, request: Request) -> Iterable[object]:
+        return [request]
+
+    def events(self, element: object, request: Request) -> Iterable[WebhookEvent]:
+        events = list(self._read(request.body, request.headers))
+        if not all(isinstance(event, WebhookEvent) for event in events):
+            raise InvalidWebhookError("the reader has returned something else than WebhookEvents")
+        return events
+
+    def verify(self, request: Request, secret: str, now: float) -> None:
+        at = dt.datetime.fromtimestamp(now, dt.UTC)
+        try:
+            self._verify(request.body, request.headers, secret=secret, url=request.url, now=at)
+        except InvalidWebhookError as error:
+            raise SignatureError(str(error)) from None
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SignatureError(f"the signature cannot be checked ({type(error).__name__})") from None

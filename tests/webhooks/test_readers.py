@@ -1,0 +1,178 @@
+"""A provider that is read by an application's reader is served as any other."""
+
+import datetime as dt
+import subprocess
+import sys
+from importlib import import_module
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+import mailglass_reconcile
+from mailglass_reconcile import ConfigurationError, Sent, WebhookEvent, broadcast, record_send
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.webhooks import (
+    InvalidWebhookError,
+    SignatureError,
+    parse,
+    receive,
+    registry,
+    verify,
+    webhook_app,
+    webhook_reader,
+)
+from webhooks.receivers import mounted, post, setting
+from webhooks.test_receiving import receiving
+
+STATE = "SELECT last_event_type FROM mailglass_deliveries"
+COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
+
+
+@pytest.fixture
+def carrier(monkeypatch):
+    """The module with the reader, imported for this test; its reader and rule are gone afterwards."""
+    monkeypatch.setattr(registry, "_plugged", dict(registry._plugged))
+    monkeypatch.setattr(providers, "_rules", dict(providers._rules))
+    monkeypatch.delitem(sys.modules, "webhooks.carrier", raising=False)
+    yield import_module("webhooks.carrier")
+    monkeypatch.delitem(sys.modules, "webhooks.carrier", raising=False)
+
+
+def sent(db) -> None:
+    """Record the send that the webhook is about."""
+    with db.engine.begin() as connection:
+        recorded = record_send(
+            connection, provider="carrier", sent=[Sent(recipient="ada@example.com", message_id="r-1")]
+        )
+    broadcast(recorded)
+
+
+def test_it_is_parsed_and_verified(carrier):
+    """By the names of headers in any case, and the provider's in any."""
+    one = carrier.sent()
+    (event,) = parse("Carrier", one.body, one.headers)
+    assert (event.type, event.recipient) == ("delivered", "ada@example.com")
+    verify("carrier", one.body, one.headers, secret=f" {carrier.SECRET} ")
+    wrong = carrier.sent(secret="boo"), carrier.Posted(one.body, {}), carrier.Posted(b"{}", one.headers)  # noqa: S106
+    for each in wrong:
+        with pytest.raises(SignatureError):
+            verify("carrier", each.body, each.headers, secret=carrier.SECRET)
+    with pytest.raises(ConfigurationError, match="carrier: the secret is empty"):
+        verify("carrier", one.body, one.headers, secret="")
+
+
+def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(db, carrier):
+    """With the secret of the setting."""
+    sent(db)
+    setting(db, "carrier=coo")
+    one = carrier.sent()
+    with db.engine.begin() as connection:
+        (recorded,) = receive(connection, "carrier", one.body, one.headers)
+    assert recorded.delivery_id
+    assert db.value(STATE) == "delivered"
+
+
+def test_an_application_answers_it_as_any_other(db, caplog, carrier):
+    """What the reader cannot read is 400, what it cannot check 401, and neither is a traceback."""
+    receiver = mounted(secrets={"carrier": ["old", "coo"]})
+    big = carrier.sent(b"[" + b" " * registry.MAX_BYTES + b"]")
+    requests = {
+        200: [carrier.sent(), carrier.sent()],
+        400: [carrier.sent(b"{"), carrier.sent(b'{"to": 7}'), carrier.sent(**{"X-Carrier-Type": "c4n4ry"})],
+        401: [
+            carrier.sent(secret="boo"),  # noqa: S106
+            carrier.Posted(carrier.BODY, {}),
+            carrier.Posted(carrier.BODY, {"X-Carrier-Signature": b"\xe9"}),
+        ],
+        413: [big],
+    }
+    for status, some in requests.items():
+        answers = post(receiver, "/webhooks/carrier", *some)
+        assert [answer.status_code for answer in answers] == [status] * len(some), status
+    assert db.value(COUNT) == 1
+    assert "c4n4ry" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_reader_that_cannot_reach_what_it_needs_lets_the_provider_repeat(db, carrier):
+    """Such as a certificate; it is no wrong signature."""
+
+    def unreachable(body, headers, *, secret, url, now):
+        raise TimeoutError
+
+    webhook_reader("gull", read=lambda body, headers: [], verify=unreachable)
+    (answer,) = post(mounted(secrets={"gull": "k"}), "/webhooks/gull", carrier.sent())
+    assert answer.status_code == 503
+
+
+@pytest.mark.parametrize("returned", [None, [{"type": "delivered"}], 7])
+def test_what_is_no_event_is_not_recorded(returned, carrier):
+    """A reader with a mistake in it loses no other event, and says where to look."""
+    webhook_reader("gull", read=lambda body, headers: returned, verify=carrier.verify)
+    with pytest.raises(InvalidWebhookError):
+        parse("gull", b"")
+
+
+def test_an_event_that_names_no_message_is_warned_of_by_the_provider_s_name(caplog, carrier):
+    """As for any other provider."""
+    now = dt.datetime.now(dt.UTC)
+    event = WebhookEvent(type="opened", occurred_at=now, provider_event_id=1, message_id=None)
+    webhook_reader("gull-2", read=lambda body, headers: [event], verify=carrier.verify)
+    assert parse("gull-2", b"") == []
+    assert "opened event of gull-2 has neither" in caplog.text
+
+
+def test_a_coroutine_function_is_refused(carrier):
+    """Called without await, it would find every signature right."""
+
+    async def check(body, headers, **more):
+        raise SignatureError
+
+    with pytest.raises(TypeError, match="not async def"):
+        webhook_reader("gull", read=carrier.read, verify=check)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a=b", "a,b", "a b", "é", "x" * 65, "-a", "Amazon SES", "postmark"])
+def test_a_name_that_cannot_be_an_address_or_is_taken_is_refused(name, carrier):
+    """It is the last part of an address, and stands in the setting of secrets."""
+    with pytest.raises(ValueError, match=r"name of a reader|read by this package"):
+        webhook_reader(name, read=carrier.read, verify=carrier.verify)
+
+
+def test_it_is_loaded_through_the_setting_by_the_functions(db, redis_url, tmp_path, carrier):
+    """In a process that imports nothing of it."""
+    one = carrier.sent()
+    script = f"""
+from mailglass_reconcile.webhooks import parse, verify
+assert parse("carrier", {one.body!r})[0].type == "delivered"
+verify("carrier", {one.body!r}, {one.headers!r}, secret="coo")
+"""
+    env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "webhooks.carrier", "PYTHONPATH": "tests"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
+    """If a secret names a provider that is not known yet."""
+    monkeypatch.setattr(registry, "_plugged", {})
+    monkeypatch.delitem(sys.modules, "webhooks.carrier")
+    settings = db.settings.model_copy(
+        update={"imports": "webhooks.carrier", "webhook_secrets": SecretStr("carrier=coo")}
+    )
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    assert [one.status_code for one in post(webhook_app(), "/carrier", carrier.sent())] == [200]
+
+
+@pytest.mark.slow
+def test_the_command_serves_it(db, redis_url, tmp_path, carrier):
+    """Over HTTP, and links by the rule of the same module."""
+    sent(db)
+    one = carrier.sent()
+    with receiving(
+        db, redis_url, tmp_path,
+        MAILGLASS_IMPORTS="webhooks.answering,webhooks.carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
+    ) as (base, log):  # fmt: skip
+        answer = httpx.post(f"{base}/carrier", content=one.body, headers=one.headers)
+        assert answer.status_code == 200, log.read_text()
+    assert db.value(STATE) == "delivered"
