@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.rules.events import WebhookEvent
+from mailglass_reconcile.webhooks.pauses import Pauses
 
 logger = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 60.0
-"""Between two warnings of the same provider and type."""
-
 _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
-_next: dict[tuple[str, str], float] = {}
+_pauses = Pauses()
 
 
 def names_a_message(provider: str, event: WebhookEvent) -> bool:
@@ -45,15 +42,12 @@ def counts() -> Mapping[tuple[str, str], int]:
 
 def _warn(provider: str, type_: str) -> None:
     telemetry.count_format_warning(provider, type_)
-    key, now = (provider, type_), time.monotonic()
     with _lock:
-        _counts[key] += 1
-        if now < _next.get(key, now):
-            return
-        _next[key] = now + PAUSE_SECONDS
-    logger.warning(
-        "an event of %s (%s) has neither a message id nor a recipient: its format may have changed, and such events are"
-        " not linked; look for a newer version of mailglass-reconcile",
-        provider,
-        type_,
-    )
+        _counts[provider, type_] += 1
+    if _pauses.over((provider, type_)):
+        logger.warning(
+            "an event of %s (%s) has neither a message id nor a recipient: its format may have changed, and such events"
+            " are not linked; look for a newer version of mailglass-reconcile",
+            provider,
+            type_,
+        )
