@@ -20,6 +20,7 @@ from mailglass_reconcile.errors import ConfigurationError, ContradictionError
 from mailglass_reconcile.rules import event_types
 
 ENV_PREFIX = "MAILGLASS_"
+TOKEN_CHARACTERS = 16
 
 
 def _infinity_is_none(value: object) -> object:
@@ -132,6 +133,22 @@ class Settings(BaseSettings):
         except ValidationError as error:
             contradicts = any(fault["type"] == _CONTRADICTION for fault in error.errors(include_context=False))
             raise (ContradictionError if contradicts else ConfigurationError)(_in_words(error)) from None
+
+
+def web_token(settings: Settings) -> str | None:
+    """Return the token of the page and of metrics, or None if none is set.
+
+    Raises:
+        ConfigurationError: It is too short.
+    """
+    if settings.web_token is None:
+        return None
+    token = settings.web_token.get_secret_value().strip()
+    if len(token) < TOKEN_CHARACTERS:
+        raise ConfigurationError(
+            f"MAILGLASS_WEB_TOKEN: use at least {TOKEN_CHARACTERS} characters; `openssl rand -hex 24` prints a token"
+        )
+    return token
 
 
 def _in_words(error: ValidationError) -> str:

@@ -17,10 +17,9 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.settings import Settings, web_token
 from mailglass_reconcile.web.rendering import path_below_root, render
 
-TOKEN_CHARACTERS = 16
 COOKIE = "mailglass_web"
 SESSION_SECONDS = 12 * 3_600
 WRONG_TOKEN_SECONDS = 1.0
@@ -45,14 +44,7 @@ def token_of(settings: Settings) -> str | None:
             f"{_REMOVED_SETTING} is no longer supported, because the page is for operators: unset it, and show tenants"
             " their events in your own application"
         )
-    if settings.web_token is None:
-        return None
-    token = settings.web_token.get_secret_value().strip()
-    if len(token) < TOKEN_CHARACTERS:
-        raise ConfigurationError(
-            f"MAILGLASS_WEB_TOKEN: use at least {TOKEN_CHARACTERS} characters; `openssl rand -hex 24` prints a token"
-        )
-    return token
+    return web_token(settings)
 
 
 def session(token: str, issued: int) -> str:

@@ -20,7 +20,7 @@ from anymail.signals import AnymailTrackingEvent, post_send, tracking
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from mailglass_reconcile import runtime
+from mailglass_reconcile import runtime, webhooks
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError
@@ -29,7 +29,6 @@ from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import shown
-from mailglass_reconcile.webhooks import registry
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def record_what_anymail_cannot_read(esp_name: str, body: bytes, headers: Mapping
     Its other receivers get no signal for them.
     """
     try:
-        events = registry.parse(esp_name, body, headers)
+        events = webhooks.parse(esp_name, body, headers)
     except MailglassReconcileError:  # we cannot read it either
         return False
     for made in events:
