@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.settings import web_token
 from mailglass_reconcile.webhooks import app
 
 EXAMPLES = """\b
@@ -25,7 +28,10 @@ def receive(host: str, port: int) -> None:
 
     A provider posts to /PROVIDER, such as /sendgrid; a path before that is free. MAILGLASS_WEBHOOK_SECRETS has what
     each of them signs with, or USER:PASSWORD, and is either a list with commas or @FILE with one on each line. Two
-    secrets of one provider are both accepted. GET /healthz answers as long as the process runs.
+    secrets of one provider are both accepted. Each webhook is one line on standard error.
+
+    GET /healthz answers as long as the process runs. If MAILGLASS_WEB_TOKEN is set, GET /metrics answers with counters
+    for Prometheus to whoever has the token.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra
@@ -33,4 +39,7 @@ def receive(host: str, port: int) -> None:
         raise ConfigurationError("receive needs more packages: pip install 'mailglass-reconcile[webhooks]'") from None
     look_now()
     runtime.load_imports()
-    server.run(app.webhook_app(), host, port)
+    receiver = app.webhook_app()
+    receiver.metrics_token = web_token(runtime.get_settings())
+    logging.getLogger("mailglass_reconcile.webhooks").setLevel(logging.INFO)
+    server.run(receiver, host, port)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import traceback
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,8 +27,10 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.after_commit import Recorded, finish_quietly, place_of
 from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.webhooks import registry
+from mailglass_reconcile.webhooks import metrics, registry
 from mailglass_reconcile.webhooks import secrets as keys
 from mailglass_reconcile.webhooks.bodies import (
     Bodies,
@@ -39,15 +42,18 @@ from mailglass_reconcile.webhooks.bodies import (
     TooSlowError,
 )
 from mailglass_reconcile.webhooks.certificates import WAIT_SECONDS, CertificateNeededError, TooLateError
+from mailglass_reconcile.webhooks.pauses import Pauses
 from mailglass_reconcile.webhooks.receiving import check_any, claimed, public_url, read_verified
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.secrets import Given, Secrets
-from mailglass_reconcile.webhooks.wire import Request, Signature
+from mailglass_reconcile.webhooks.wire import Request, Signature, equal
 
 logger = logging.getLogger(__name__)
 
 THREADS = 8
 """Webhooks that are recorded at the same time, each on a connection of its own."""
+MAX_ASKED = 128
+"""Webhooks whose tenant and secrets are being asked for, in threads of their own; further ones give way."""
 RETRY_AFTER_SECONDS = 30
 DISCARDED_BYTES = 20 * 1024 * 1024
 DISCARDED_SECONDS = 5.0
@@ -70,11 +76,11 @@ class Answer(NamedTuple):
     text: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     recorded: tuple[Recorded, ...] = ()
+    content_type: bytes = b"text/plain; charset=utf-8"
 
 
 _AGAIN = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
 _CLOSE = ((b"connection", b"close"),)
-_BUSY = Answer(503, "try again later", _AGAIN)
 _HERE = Answer(200, "ok")
 _UNKNOWN = Answer(404, "no webhooks of this provider are received here")
 
@@ -86,15 +92,20 @@ def webhook_app(
 
     Mount it, such as `app.mount("/webhooks", webhook_app())`, or serve it by itself (`mailglass-reconcile receive`). It
     answers 401 to a wrong signature, 400 to a body that cannot be read, 413 to one above 5 MB, and 404 for a provider
-    without a secret. If it cannot record, it answers 503, so that the provider sends the webhook again. Each fault is
-    one line in the log.
+    or a tenant without a secret. If it cannot record, it answers 503 (429 to Brevo, which gives up after a 5xx), so
+    that the provider sends the webhook again. Each webhook is one line in the log: at INFO what was recorded, above
+    that what was not.
 
     Args:
         engine: A SQLAlchemy engine on psycopg, best with a pool of eight connections; None is the one of `configure`,
             or a pool on `MAILGLASS_DATABASE_URL`.
         secrets: For each provider what it signs with, `user:password` if it does not sign, or a list of them while one
-            is replaced; None is `MAILGLASS_WEBHOOK_SECRETS`.
-        tenant: The tenant, or a function of the request's whole path that returns it; None is `MAILGLASS_TENANT`.
+            is replaced; None is `MAILGLASS_WEBHOOK_SECRETS`. If tenants have accounts of their own: a mapping of
+            tenants to such mappings, or a function `secrets(provider, tenant)` that returns a secret, several, or None,
+            which is answered with 404. The function is called in a thread, before the signature is checked; if it
+            raises, the answer is 503.
+        tenant: The tenant, or a function of the request's whole path that returns it, or None if there is no such
+            tenant, which is answered with 404; it is called in a thread. None is `MAILGLASS_TENANT`.
         url: The public address of this application, which Mandrill's signature needs behind a proxy; None is
             `MAILGLASS_WEBHOOK_URL`, or else what the request says.
 
@@ -116,6 +127,13 @@ class Receiver:
         self._bodies = Bodies()
         self._verifier = ThreadPoolExecutor(1, thread_name_prefix="mailglass-signatures")
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
+        self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
+        self._asked = 0
+        self._pauses = Pauses()
+        self.results: Counter[tuple[str, str]] = Counter()
+        """Webhooks by provider and by what became of them: received, refused or failed."""
+        self.metrics_token: str | None = None
+        """Who has it may read `/metrics`, which is not there without one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -132,19 +150,38 @@ class Receiver:
     async def _answer(self, scope: Scope, receive: _Arriving) -> Answer:
         provider = scope["path"].rstrip("/").rpartition("/")[2]
         if scope["method"] in ("GET", "HEAD"):  # Mandrill and Unisender Go look before they accept an address
+            if provider == "metrics" and self.metrics_token is not None:
+                return self._metrics(scope, self.metrics_token)
             return _HERE if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
         if scope["method"] != "POST":
             return Answer(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
-        if not self._secrets.of(provider):
+        if not (registry.is_known(provider) and self._secrets.may_have(provider)):
+            self._note_unknown(provider)
             return _UNKNOWN
+        found = registry.module(provider)
         try:
-            return Answer(200, "ok", recorded=await self._posted(provider, scope, receive))
+            recorded = await self._posted(found, provider, scope, receive)
+        except _NotServedError as error:
+            if self._pauses.over((registry.name(provider), str(error))):
+                logger.warning("a webhook of %s was answered with 404: %s", registry.name(provider), error)
+            answer = _UNKNOWN
         except Exception as error:
-            return _refusal(registry.name(provider), error)
+            answer = _refusal(found, registry.name(provider), error)
+        else:
+            logger.info("%s: %s", registry.name(provider), _in_words(recorded))
+            answer = Answer(200, "ok", recorded=recorded)
+        self.results[registry.name(provider), _result(answer)] += 1
+        return answer
 
-    async def _posted(self, provider: str, scope: Scope, receive: _Arriving) -> tuple[Recorded, ...]:
+    def _metrics(self, scope: Scope, token: str) -> Answer:
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not equal(given.strip(), token):
+            return Answer(401, "the token is missing or wrong", ((b"www-authenticate", b'Bearer realm="metrics"'),))
+        return Answer(200, metrics.exposition(self.results), content_type=metrics.CONTENT_TYPE)
+
+    async def _posted(self, found: Provider, provider: str, scope: Scope, receive: _Arriving) -> tuple[Recorded, ...]:
         """Take a webhook in the order that costs least until its signature is checked, and record it."""
-        found, secrets = registry.module(provider), self._secrets.of(provider)
+        tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
         head = _request(scope, b"", self._base)
         early = found.SIGNATURE is Signature.IN_HEADERS
         if early:
@@ -158,7 +195,7 @@ class Receiver:
             if not early:
                 await self._verify(found, request, secrets, body)
             async with self._bodies.parsing(body):
-                return await _in_thread(self._threads, self._recorded, provider, scope["path"], request)
+                return await _in_thread(self._threads, self._recorded, found, provider, scope["path"], tenant, request)
 
     async def _verify(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
         """Check a signature that covers the body or stands in it."""
@@ -180,26 +217,67 @@ class Receiver:
                 async with self._bodies.parsing(body):
                     await _in_thread(self._verifier, check_any, found, request, secrets)
 
-    def _recorded(self, provider: str, path: str, request: Request) -> tuple[Recorded, ...]:
+    async def _tenant_and_secrets(self, provider: str, path: str) -> tuple[str | None, Sequence[str]]:
+        """Return a provider's secrets, and the tenant if they are its own: only then it is needed before the signature.
+
+        The functions of an application may wait for its database, so they get threads that record nothing.
+        """
+        if not self._secrets.of_tenants:
+            return None, self._secrets.of(provider, "")
+        if self._asked >= MAX_ASKED:
+            raise BusyError
+        self._asked += 1
+        try:
+            return await _in_thread(self._askers, self._ask, provider, path)
+        finally:
+            self._asked -= 1
+
+    def _ask(self, provider: str, path: str) -> tuple[str, Sequence[str]]:
+        tenant = self._tenant_of(path)
+        secrets = self._secrets.of(provider, tenant)
+        if not secrets:
+            raise _NotServedError("its tenant has no secret for this provider")
+        return tenant, secrets
+
+    def _recorded(
+        self, found: Provider, provider: str, path: str, tenant: str | None, request: Request
+    ) -> tuple[Recorded, ...]:
         """Read and record a webhook whose signature was checked."""
-        found = registry.module(provider)
         events = read_verified(found, request)
         if not events:
             return ()
-        tenant = self._tenant_of(path)
+        tenant = tenant or self._tenant_of(path)
         with claimed(found, request), connect(self._engine) as connection, database_errors(), connection.begin():
             return tuple(record_webhook(connection, tenant_id=tenant, provider=provider, events=events))
 
-    def _tenant_of(self, path: str) -> str | None:
+    def _tenant_of(self, path: str) -> str:
         tenant = self._tenant(path) if callable(self._tenant) else self._tenant
+        if tenant is None and callable(self._tenant):
+            raise _NotServedError("there is no such tenant")
         try:
-            return None if tenant is None else checking.name("tenant_id", tenant)
+            return checking.name("tenant_id", runtime.get_settings().tenant if tenant is None else tenant)
         except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
             raise ConfigurationError(str(error)) from None
 
+    def _note_unknown(self, provider: str) -> None:
+        """Log that nothing is received for a name, once a minute: strangers may ask for any."""
+        name = registry.name(provider) if registry.is_known(provider) else None
+        if not self._pauses.over(name):
+            return
+        if name is not None:
+            logger.warning("a webhook of %s was answered with 404: it has no secret", name)
+        else:
+            given = "a name that looks like an address" if holds_address(provider) else f"'{shown(provider, 50)}'"
+            logger.warning("a webhook was answered with 404: its address ends with no provider's name, but %s", given)
 
-def _refusal(provider: str, error: Exception) -> Answer:
+
+class _NotServedError(Exception):
+    """There is no such tenant, or no secret of its own."""
+
+
+def _refusal(found: Provider, provider: str, error: Exception) -> Answer:
     """Return the answer to a webhook that was not recorded; the log has a line."""
+    again = registry.busy(found)
     match error:
         case SignatureError():
             logger.warning("a webhook of %s was refused: %s", provider, error)
@@ -214,15 +292,30 @@ def _refusal(provider: str, error: Exception) -> Answer:
             return Answer(400, "the client has left")
         case TooSlowError():
             logger.warning("a webhook of %s was refused: its body did not arrive in time", provider)
-            return Answer(408, "the body did not arrive in time")
+            return Answer(408 if again == 503 else again, "the body did not arrive in time")
         case BusyError():
             logger.error("a webhook of %s was not recorded: too many are in hand", provider)
         case MailglassReconcileError():
             logger.error("a webhook of %s was not recorded: %s", provider, error)
-        case _:  # an application's function for the tenant, or a fault of ours
-            where, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
-            logger.error("a webhook of %s was not recorded: %s in %s:%s", provider, kind, where.filename, where.lineno)
-    return _BUSY
+        case _:  # a function of an application's, or a fault of ours
+            at, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
+            logger.error("a webhook of %s was not recorded: %s in %s:%s", provider, kind, at.filename, at.lineno)
+    return Answer(again, "try again later", _AGAIN)
+
+
+def _in_words(recorded: Sequence[Recorded]) -> str:
+    """Return what became of a webhook's events: how many are attached to a delivery, wait for one, or were repeated."""
+    attached = sum(one.delivery_id is not None for one in recorded)
+    repeated = sum(one.event_id is None for one in recorded)
+    waiting = len(recorded) - attached - repeated
+    named = {"attached": attached, "waiting": waiting, "repeated": repeated}
+    return ", ".join(
+        [counted(len(recorded), "event"), *(f"{number:,} {word}" for word, number in named.items() if number)]
+    )
+
+
+def _result(answer: Answer) -> str:
+    return "received" if answer.status == 200 else "failed" if answer.status in (408, 429, 503) else "refused"
 
 
 async def _in_time(wanted: Awaitable[None]) -> None:
@@ -279,7 +372,7 @@ class _Arriving:
 async def _send(send: Send, answer: Answer, scope: Scope, arriving: _Arriving) -> None:
     """Send an answer. If the body is still arriving, the rest of it is discarded before the connection is closed."""
     text = f"{answer.text}\n".encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
+    headers = [(b"content-type", answer.content_type), (b"content-length", str(len(text)).encode())]
     early = not arriving.complete
     await send(
         {

@@ -31,7 +31,7 @@ MAX_BYTES = 5 * 1024 * 1024
 
 
 class Provider(Protocol):
-    """What a provider's module has; `max_bytes`, `claimed`, `confirm` and `usable` only if it needs them."""
+    """What a provider's module has; `BUSY`, `max_bytes`, `claimed`, `confirm` and `usable` only if it needs them."""
 
     SIGNATURE: Signature
 
@@ -98,6 +98,11 @@ def check_secret(provider: str, secret: object) -> str:
 def max_bytes(found: Provider, request: Request) -> int:
     """Return how long the body of a request may be: less if its signature stands in it, and its webhooks are small."""
     return found.max_bytes(request) if hasattr(found, "max_bytes") else MAX_BYTES
+
+
+def busy(found: Provider) -> int:
+    """Return the status that makes a provider send a webhook again: 503, or 429 if it gives up after a 5xx."""
+    return getattr(found, "BUSY", 503)
 
 
 def request_of(

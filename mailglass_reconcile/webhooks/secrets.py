@@ -117,9 +117,9 @@ def given(secrets: Given | None, settings: Settings) -> Secrets:
         return of_setting(settings)
     if callable(secrets):
         return Asked(secrets)
-    if not secrets:
-        raise ConfigurationError("no webhook can be received without a provider's secret")
     by_tenant = {tenant: one for tenant, one in secrets.items() if isinstance(one, Mapping)}
+    if not any(by_tenant.values()) and len(by_tenant) == len(secrets):
+        raise ConfigurationError("no webhook can be received without a provider's secret")
     if not by_tenant:
         return Shared(_pairs(cast("OfProviders", secrets)))
     if len(by_tenant) < len(secrets):

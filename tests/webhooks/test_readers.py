@@ -120,7 +120,7 @@ def test_an_event_that_names_no_message_is_warned_of_by_the_provider_s_name(capl
     event = WebhookEvent(type="opened", occurred_at=now, provider_event_id=1, message_id=None)
     webhook_reader("gull-2", read=lambda body, headers: [event], verify=carrier.verify)
     assert parse("gull-2", b"") == []
-    assert "opened event of gull-2 has neither" in caplog.text
+    assert "an event of gull-2 (opened) has neither" in caplog.text
 
 
 def test_a_coroutine_function_is_refused(carrier):

@@ -497,7 +497,7 @@ import sys
 from mailglass_reconcile.webhooks import parse
 parse("postmark", b'{"RecordType": "Open", "MessageID": "m"}')
 loaded = [name for name in sys.modules if name.startswith("mailglass_reconcile.webhooks.")]
-needed = ["certificates", "formats", "providers", "providers.postmark", "reading", "registry", "wire"]
+needed = ["certificates", "formats", "pauses", "providers", "providers.postmark", "reading", "registry", "wire"]
 assert sorted(loaded) == [f"mailglass_reconcile.webhooks.{name}" for name in needed], loaded
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

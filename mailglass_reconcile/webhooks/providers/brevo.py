@@ -17,6 +17,8 @@ from mailglass_reconcile.webhooks import wire
 from mailglass_reconcile.webhooks.wire import Request, Signed
 
 SIGNATURE = wire.Signature.IN_HEADERS
+BUSY = 429
+"""Brevo discards an event after any 5xx, and after any 4xx but this one."""
 
 _TYPES: dict[str, tuple[str, str | None]] = {
     "blocked": ("rejected", "blocked"),

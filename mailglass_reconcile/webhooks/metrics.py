@@ -1,0 +1,41 @@
+"""What a receiver has counted, in Prometheus's text format.
+
+The format has few rules (https://prometheus.io/docs/instrumenting/exposition_formats), and the receiver's packages have
+no library for it, so it is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mailglass_reconcile.webhooks import formats
+
+PREFIX = "mailglass_reconcile_"
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+Counts = Mapping[tuple[str, str], int]
+
+
+def exposition(results: Counts) -> str:
+    """Return what this process has counted since it started.
+
+    Args:
+        results: Webhooks, by provider and by what became of them.
+    """
+    warnings = formats.counts()
+    described = "Events of a known type with neither a message id nor a recipient"
+    lines = [
+        *_counter("webhooks", "Webhooks, by what became of them", ("provider", "result"), results),
+        *_counter("webhook_format_warnings", described, ("provider", "type"), warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _counter(name: str, description: str, labels: tuple[str, str], counts: Counts) -> Iterator[str]:
+    """Yield the lines of a counter; its values are names of providers and words of ours, which need no escaping."""
+    full = f"{PREFIX}{name}_total"
+    yield f"# HELP {full} {description}"
+    yield f"# TYPE {full} counter"
+    for values, number in sorted(counts.items()):
+        pairs = ",".join(f'{label}="{value}"' for label, value in zip(labels, values, strict=True))
+        yield f"{full}{{{pairs}}} {number}"

@@ -1,0 +1,125 @@
+"""Tenants with accounts of their own: one tenant's secret opens that tenant's door only."""
+
+import threading
+
+import pytest
+
+from mailglass_reconcile import ConfigurationError
+from mailglass_reconcile.webhooks import pauses, webhook_app
+from webhooks.receivers import SECRETS, first, mounted, post
+from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
+from webhooks.senders import AUTH
+
+RECORDED = "SELECT DISTINCT tenant_id FROM mailglass_events"
+ONE = "/webhooks/acme/postmark"
+
+
+def third(path: str) -> str:
+    """Return the tenant of a path."""
+    return path.split("/")[2]
+
+
+def statuses(receiver, *paths: str, provider: str = "postmark") -> list[int]:
+    """Post the same webhook to some paths, and return what each is answered with."""
+    return [post(receiver, path, first(provider))[0].status_code for path in paths]
+
+
+def known(provider: str, tenant: str) -> str | None:
+    """Return what acme signs with."""
+    return {("postmark", "acme"): AUTH, ("mailgun", "acme"): SECRETS["mailgun"]}.get((provider, tenant))
+
+
+OF_ACME = {"acme": {"Postmark": AUTH, "mailgun": SECRETS["mailgun"]}, "emca": {"postmark": ["emca:old", "emca:new"]}}
+
+
+@pytest.mark.parametrize("secrets", [OF_ACME, known], ids=["a mapping", "a function"])
+def test_a_secret_signs_for_its_own_tenant_only(db, secrets, caplog):
+    """Another tenant's is 401, or 404 if it has none for the provider, or there is no such tenant."""
+    receiver = mounted(secrets=secrets, tenant=third)
+    paths = [ONE, "/webhooks/emca/postmark", "/webhooks/nobody/postmark", "/webhooks/acme/sendgrid"]
+    assert statuses(receiver, *paths) == [200, 401 if secrets is OF_ACME else 404, 404, 404]
+    assert statuses(receiver, "/webhooks/acme/mailgun", "/webhooks/emca/mailgun", provider="mailgun") == [200, 404]
+    assert [tenant for (tenant,) in db.rows(RECORDED)] == ["acme"]
+    assert "Traceback" not in caplog.text
+
+
+def test_both_of_a_tenants_secrets_are_accepted(db):
+    """While one is replaced."""
+    receiver = mounted(secrets={"acme": {"postmark": ["old:one", AUTH]}}, tenant="acme")
+    assert statuses(receiver, "/webhooks/postmark") == [200]
+
+
+def test_without_a_tenant_it_is_that_of_the_setting(db):
+    """As for recording."""
+    assert statuses(mounted(secrets={"default": {"postmark": AUTH}}), "/webhooks/postmark") == [200]
+    assert statuses(mounted(secrets={"acme": {"postmark": AUTH}}), "/webhooks/postmark") == [404]
+
+
+def test_the_function_is_called_in_a_thread_with_the_canonical_name(db):
+    """It may wait for a database, so the event loop must not wait for it."""
+    called = []
+
+    def secrets(provider, tenant):
+        called.append((provider, tenant, threading.current_thread().name))
+        return [AUTH]
+
+    assert statuses(mounted(secrets=secrets, tenant="acme"), "/webhooks/Postmark") == [200]
+    ((provider, tenant, thread),) = called
+    assert (provider, tenant) == ("postmark", "acme")
+    assert thread.startswith("mailglass-tenants")
+
+
+def raises(provider, tenant):
+    """Fail, as a database does."""
+    raise LookupError("c4n4ry")
+
+
+@pytest.mark.parametrize(
+    ("secrets", "status"),
+    [
+        (lambda provider, tenant: None, 404),
+        (lambda provider, tenant: [], 404),
+        (raises, 503),
+        (lambda provider, tenant: "", 503),
+        (lambda provider, tenant: ":", 503),
+        (lambda provider, tenant: "c4n4ry", 503),
+        (lambda provider, tenant: [AUTH, None], 503),
+        (lambda provider, tenant: 7, 503),
+    ],
+)
+def test_what_is_no_secret_lets_the_provider_repeat_unless_there_is_none(db, secrets, status, caplog):
+    """One line in the log, which repeats nothing of it; Brevo gets 429."""
+    receiver = mounted(secrets=secrets, tenant=third)
+    assert statuses(receiver, ONE) == [status]
+    (record,) = caplog.records
+    assert record.levelname == ("WARNING" if status == 404 else "ERROR")
+    assert "postmark" in record.getMessage()
+    assert statuses(receiver, "/webhooks/acme/brevo", provider="brevo") == [404 if status == 404 else 429]
+    assert "c4n4ry" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_path_without_a_tenant_is_answered_with_404_and_logged_once_a_minute(db, caplog, monkeypatch):
+    """The function has returned None: there is no such tenant."""
+    now = 100.0
+    monkeypatch.setattr(pauses.time, "monotonic", lambda: now)
+    for secrets in (SECRETS, OF_ACME):
+        caplog.clear()
+        receiver = mounted(secrets=secrets, tenant=lambda path: third(path) if "acme" in path else None)
+        for at, lines in ((100.0, 1), (159.0, 1), (160.0, 2)):
+            now = at
+            assert statuses(receiver, "/webhooks/x/postmark", "/webhooks/y/postmark") == [404, 404]
+            assert len(caplog.records) == lines
+        assert "no such tenant" in caplog.text
+        assert statuses(receiver, ONE) == [200]
+    assert [tenant for (tenant,) in db.rows(RECORDED)] == ["acme"]
+
+
+def test_secrets_that_cannot_be_used_are_refused_at_the_start_for_each_tenant(db):
+    """As for one of all tenants."""
+    with pytest.raises(ConfigurationError, match="postmark: the user name and the password are empty"):
+        webhook_app(secrets={"acme": {"postmark": ":"}})
+    with pytest.raises(ConfigurationError, match="not of both"):
+        webhook_app(secrets={"acme": {"postmark": AUTH}, "postmark": AUTH})
+    with pytest.raises(ConfigurationError, match="without a provider's secret"):
+        webhook_app(secrets={"acme": {}})
