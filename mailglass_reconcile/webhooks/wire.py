@@ -46,7 +46,8 @@ MAX_PART_HEADER = 500
 
 MAX_TAGS = 50
 MAX_TAG = 255
-"""Tags of an event that are kept, and characters of each: together they fit into an event's metadata."""
+MAX_TAGS_BYTES = 60_000
+"""Tags of an event that are kept, characters of each, and bytes of all as JSON: they fit into an event's metadata."""
 
 
 class Signed(NamedTuple):
@@ -311,8 +312,17 @@ def digest(payload: object) -> str:
 def metadata(tags: object) -> dict[str, Any]:
     """Return what the ledger keeps of an event, which nobody can erase by itself: tags, but none with an address."""
     listed: Sequence[object] = [tags] if isinstance(tags, str) else tags if isinstance(tags, list | tuple) else ()
-    kept = [tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)][:MAX_TAGS]
+    kept: list[str] = []
+    room = MAX_TAGS_BYTES
+    for tag in (tag[:MAX_TAG] for tag in listed if isinstance(tag, str) and tag and not holds_address(tag)):
+        size = len(_as_json(tag).encode("utf-8", "replace"))
+        if size <= room and len(kept) < MAX_TAGS:
+            kept.append(tag)
+            room -= size
     return {"tags": kept} if kept else {}
+
+
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def named_tags(tags: object) -> list[str]:
