@@ -27,8 +27,8 @@ TITLES = {"Args": "Arguments"}
 
 NAMES = {
     "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast",
-    "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.InvalidWebhookError"
-    " webhooks.SignatureError contrib.anymail.webhook_event contrib.anymail.sent",
+    "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
+    " webhooks.InvalidWebhookError webhooks.SignatureError contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
     "Looking, and acting on one event or person": "find_orphans attempt_link Orphan link erase Erased",
     "Handlers": "on_event DeliveryEvent dispatch",

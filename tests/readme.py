@@ -72,6 +72,12 @@ def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
     )
 
 
+def trigger(example: str, type_: str, base: str, message_id: str, env: dict[str, str]) -> None:
+    """Send the sample webhook of a type that a README sends, to the server at *base*; it must be answered with 200."""
+    text = command(example, "trigger", type_).text
+    run(example, re.sub(r"http://localhost:\d+", base, text).replace("MESSAGE_ID", message_id), env)
+
+
 @contextmanager
 def started(example: str, text: str, env: dict[str, str], log: Path, until: str) -> Iterator[None]:
     """Run a command in the example's folder while a block does, from when its log says *until*."""
@@ -89,6 +95,6 @@ def started(example: str, text: str, env: dict[str, str], log: Path, until: str)
 
 def _command(part: str) -> Command:
     text, *lines = part.rstrip("\n").split("\n")
-    while text.count("'") % 2:
+    while text.count("'") % 2 or text.endswith("\\"):
         text += "\n" + lines.pop(0)
     return Command(text, "\n".join(lines))

@@ -34,7 +34,8 @@ def webhook(provider: str) -> str:
 
 @app.errorhandler(MailglassReconcileError)
 def refuse(error: MailglassReconcileError) -> tuple[str, int]:
-    """Answer 401, 400 or 404 to what is wrong, and 503 if the provider should send the webhook again."""
+    """Answer 401, 400 or 404 to what is wrong, and 503 or 429 if the provider should send the webhook again."""
     app.logger.error("not recorded: %s", error)
+    again = 429 if request.path.endswith("/brevo") else 503  # Brevo gives up after a 5xx
     known = {SignatureError: 401, InvalidWebhookError: 400, ConfigurationError: 404}
-    return "not recorded", known.get(type(error), 503)
+    return "not recorded", known.get(type(error), again)

@@ -58,13 +58,19 @@ def read(found: Provider, request: Request) -> list[WebhookEvent]:
         except Exception as error:  # anything can be in there: it costs this part, not the batch
             bad[str(error) if isinstance(error, InvalidWebhookError) else type(error).__name__] += 1
         else:
-            events += (one for one in made if formats.names_a_message(found.__name__.rpartition(".")[2], one))
+            events += (one for one in made if _names_a_message(found, one))
     if bad:
         why = ", ".join(f"{reason} ({count})" for reason, count in bad.items())
         if bad.total() == len(parts):
             raise InvalidWebhookError(why if len(parts) > 1 else next(iter(bad)))
         logger.error("%d of %d events of a webhook cannot be read and were left out: %s", bad.total(), len(parts), why)
     return events
+
+
+def _names_a_message(found: Provider, event: WebhookEvent) -> bool:
+    """Whether a delivery can be found for an event; an application's own rule may read the id from its metadata."""
+    name = found.__name__.rpartition(".")[2]
+    return (name in _plugged and bool(event.metadata)) or formats.names_a_message(name, event)
 
 
 def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:

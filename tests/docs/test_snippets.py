@@ -24,6 +24,7 @@ ELSEWHERE = {
     ("README.md", "console"): "test_quickstarts.py",
     ("README.md", "python"): "test_quickstarts.py",
     ("fastapi.md", "python"): "examples/test_fastapi_example.py: its lines stand in the example (test_pages.py)",
+    ("key-rules.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("grants.md", "sql"): "store/test_grants.py",
     ("leaving.md", "sql"): "store/test_removal.py",
@@ -41,6 +42,7 @@ NOT_RUN = {
     ("leaving.md", "a test runs them with a psql of its own"),
     ("leaving.md", "it asks"),
     ("performance.md", "it takes an hour"),
+    ("providers.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
     ("redis.md", "no such server here; tests/singleton/test_redis_servers.py has one with a CA of its own"),
@@ -62,6 +64,10 @@ import os, datetime as dt, sqlalchemy as sa
 from sqlalchemy import text
 engine = sa.create_engine(os.environ["MAILGLASS_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"))
 """
+ACCOUNTS = (
+    "CREATE TABLE accounts (provider text, tenant text, secret text)",
+    "INSERT INTO accounts VALUES ('postmark', 'acme', 'me:change-me')",
+)
 DJANGO = """
 import datetime as dt, os, types, uuid
 os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
@@ -147,6 +153,9 @@ assert not any(one["retry"] for one in called)
 import types
 os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
 app = types.SimpleNamespace(mount=lambda path, receiver: mounted.append(path))
+with engine.begin() as connection:
+    for statement in {ACCOUNTS}:
+        connection.execute(text(statement))
 mounted, to, domain, message = [], "ada@example.com", "example.com", {{}}
 provider, headers = "postmark", {{"Authorization": "Basic bWU6Y2hhbmdlLW1l"}}
 body = b'{{"RecordType": "Open", "MessageID": "m-1", "Recipient": "ada@example.com"}}'
@@ -178,7 +187,8 @@ sqs = types.SimpleNamespace(
 )
 """,
         """
-assert mounted == ["/webhooks"] and recorded
+assert mounted == ["/webhooks", "/webhooks", "/webhooks/acme", "/webhooks/emca", "/webhooks"] and recorded
+assert secrets("postmark", "acme") == "me:change-me" and secrets("postmark", "emca") is None
 consume("https://sqs.eu-west-1.amazonaws.com/123456789012/mail")
 assert deleted == ["r-1"]
 with engine.connect() as connection:
@@ -186,9 +196,6 @@ with engine.connect() as connection:
     assert connection.execute(text("SELECT count(*) FROM mailglass_deliveries")).scalar_one() == 14
     assert connection.execute(text("SELECT count(*) FROM mailglass_open_orphans")).scalar_one() == 0
 """,
-    ),
-    "key-rules.md": Frame(
-        "", "from mailglass_reconcile.rules import providers\nassert providers.rule_of('acme').candidates('x') == ['x']"
     ),
     "recording.md": Frame(
         f"""{ENGINE}

@@ -29,7 +29,7 @@ def read(body: bytes, headers: Mapping[str, str]) -> list[WebhookEvent]:
         occurred_at=dt.datetime.now(dt.UTC),
         provider_event_id=told["id"],
         message_id=None,
-        recipient=told["to"],
+        recipient=told.get("to"),
         metadata={"letter": told["letter"]},
     )
     return [event]

@@ -73,6 +73,16 @@ def test_it_is_received_in_a_transaction_and_linked_by_a_rule_for_its_nested_id(
     assert db.value(STATE) == "delivered"
 
 
+def test_an_event_whose_id_is_in_its_metadata_only_is_received(db, carrier):
+    """It need not name a recipient: the rule finds its delivery."""
+    sent(db)
+    one = carrier.sent(carrier.BODY.replace(b', "to": "ada@example.com"', b""))
+    with db.engine.begin() as connection:
+        (recorded,) = receive(connection, "carrier", one.body, one.headers, secret=carrier.SECRET)
+    assert recorded.delivery_id
+    assert db.value(STATE) == "delivered"
+
+
 def test_an_application_answers_it_as_any_other(db, caplog, carrier):
     """What the reader cannot read is 400, what it cannot check 401, and neither is a traceback."""
     receiver = mounted(secrets={"carrier": ["old", "coo"]})
