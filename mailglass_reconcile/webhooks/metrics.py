@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from mailglass_reconcile import telemetry
 from mailglass_reconcile.webhooks import formats
 
-PREFIX = "mailglass_reconcile_"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 Counts = Mapping[tuple[str, str], int]
@@ -33,7 +33,7 @@ def exposition(results: Counts) -> str:
 
 def _counter(name: str, description: str, labels: tuple[str, str], counts: Counts) -> Iterator[str]:
     """Yield the lines of a counter; its values are names of providers and words of ours, which need no escaping."""
-    full = f"{PREFIX}{name}_total"
+    full = f"{telemetry.NAME}_{name}_total"
     yield f"# HELP {full} {description}"
     yield f"# TYPE {full} counter"
     for values, number in sorted(counts.items()):
