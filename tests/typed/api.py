@@ -4,7 +4,7 @@ An `ignore` that ignores nothing is an error for both, so each stands for an err
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, assert_type
 from uuid import UUID
 
@@ -49,7 +49,15 @@ from mailglass_reconcile import (
     subscribe,
     subscribe_async,
 )
-from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, receive, verify, webhook_app
+from mailglass_reconcile.webhooks import (
+    InvalidWebhookError,
+    SignatureError,
+    parse,
+    receive,
+    verify,
+    webhook_app,
+    webhook_reader,
+)
 
 assert_type(available(), bool)
 assert_type(mailglass_reconcile.__version__, str)
@@ -190,5 +198,23 @@ def receiving(connection: sa.Connection, session: Session, engine: sa.Engine, he
     webhook_app(engine=engine, secrets={"postmark": "user:password", "mailgun": ["old", "new"]}, tenant="acme")
     webhook_app(tenant=lambda path: path.split("/")[1], url="https://a.example/webhooks")
     webhook_app(secrets="postmark=user:password")  # type: ignore[arg-type] # pyright: ignore
+    webhook_app(secrets={"acme": {"postmark": "user:password"}, "emca": {"mailgun": "k"}})
+    webhook_app(secrets=secret_of, tenant=lambda path: None)
+    webhook_reader("acme", read=read_acme, verify=verify_acme)
+    webhook_reader("acme", read=verify_acme, verify=verify_acme)  # type: ignore[arg-type] # pyright: ignore
     assert_type(SignatureError(), SignatureError)
     assert_type(InvalidWebhookError(), InvalidWebhookError)
+
+
+def secret_of(provider: str, tenant: str) -> str | None:
+    """What a tenant signs with."""
+    return None
+
+
+def read_acme(body: bytes, headers: Mapping[str, str]) -> list[WebhookEvent]:
+    """The events of a provider of an application's own."""
+    return []
+
+
+def verify_acme(body: bytes, headers: Mapping[str, str], *, secret: str, url: str | None, now: dt.datetime) -> None:
+    """Its signature."""

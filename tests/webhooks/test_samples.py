@@ -36,6 +36,7 @@ def test_a_sample_is_verified_and_read_as_one_event(provider, type_, recipient):
     verify(provider, one.body, one.headers, secret=secret_of(provider), url=URL, now=AT)
     (event,) = parse(provider, one.body, one.headers)
     assert (event.type, str(event.message_id), event.recipient, event.occurred_at) == (type_, message_id, recipient, AT)
+    assert (event.bounce == "hard") is (type_ == "bounced")
 
 
 @pytest.mark.parametrize("provider", SENDERS)

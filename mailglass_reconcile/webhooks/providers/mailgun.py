@@ -313,6 +313,7 @@ def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str
         "opened": {"event": "opened"},
         "queued": {"event": "accepted"},
         "rejected": {"event": "rejected", "reject": {"reason": "Sandbox subdomains are for test purposes only"}},
+        "suppressed": {**failed, "severity": "permanent", "reason": "suppress-bounce"},
         "unsubscribed": {"event": "unsubscribed"},
     }
     message = {"headers": {"message-id": message_id.strip("<>")}}

@@ -141,8 +141,14 @@ def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str
         "complained": ("email.complained", {}),
         "deferred": ("email.delivery_delayed", {}),
         "delivered": ("email.delivered", {}),
+        "failed": ("email.failed", {"failed": {"reason": "reached_daily_quota"}}),
         "opened": ("email.opened", {}),
+        "queued": ("email.scheduled", {}),
         "sent": ("email.sent", {}),
+        "suppressed": (
+            "email.suppressed",
+            {"suppressed": {"type": "OnAccountSuppressionList", "message": "suppressed"}},
+        ),
     }
     common = {"email_id": message_id, "to": [recipient] if recipient else []}
     return {
