@@ -31,7 +31,7 @@ def receive(host: str, port: int) -> None:
     secrets of one provider are both accepted. Each webhook is one line on standard error.
 
     GET /healthz answers as long as the process runs. If MAILGLASS_WEB_TOKEN is set, GET /metrics answers with counters
-    for Prometheus to whoever has the token.
+    for Prometheus, for requests with the token.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra

@@ -131,9 +131,9 @@ class Receiver:
         self._asked = 0
         self._pauses = Pauses()
         self.results: Counter[tuple[str, str]] = Counter()
-        """Webhooks by provider and by what became of them: received, refused or failed."""
+        """Webhooks by provider and result: received, refused or failed."""
         self.metrics_token: str | None = None
-        """Who has it may read `/metrics`, which is not there without one."""
+        """Opens `/metrics`; without one, there are no metrics."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -304,7 +304,7 @@ def _refusal(found: Provider, provider: str, error: Exception) -> Answer:
 
 
 def _in_words(recorded: Sequence[Recorded]) -> str:
-    """Return what became of a webhook's events: how many are attached to a delivery, wait for one, or were repeated."""
+    """Return how many of a webhook's events are attached to a delivery, wait for one, or were repeated."""
     attached = sum(one.delivery_id is not None for one in recorded)
     repeated = sum(one.event_id is None for one in recorded)
     waiting = len(recorded) - attached - repeated

@@ -20,12 +20,12 @@ def exposition(results: Counts) -> str:
     """Return what this process has counted since it started.
 
     Args:
-        results: Webhooks, by provider and by what became of them.
+        results: Webhooks, by provider and result.
     """
     warnings = formats.counts()
     described = "Events of a known type with neither a message id nor a recipient"
     lines = [
-        *_counter("webhooks", "Webhooks, by what became of them", ("provider", "result"), results),
+        *_counter("webhooks", "Webhooks, by provider and result", ("provider", "result"), results),
         *_counter("webhook_format_warnings", described, ("provider", "type"), warnings),
     ]
     return "\n".join(lines)

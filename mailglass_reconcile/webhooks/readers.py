@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
-    """Receive the webhooks of a provider that this package does not know, with two functions of yours.
+    """Receive the webhooks of a provider that this package does not know, with two functions.
 
     Call it in a module that `MAILGLASS_IMPORTS` names. `parse`, `verify`, `receive`, `webhook_app` and the command
     `receive` then serve the provider as any other: with its secret, the same limits and the same answers. If the id of

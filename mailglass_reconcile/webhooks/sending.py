@@ -75,7 +75,7 @@ def post(url: str, signed: Signed) -> tuple[int, str]:
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:
-    """Return the header for a user name and a password in an address, which providers without a signature need not."""
+    """Return the header for a user name and a password in an address."""
     if parts.username is None:
         return {}
     secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

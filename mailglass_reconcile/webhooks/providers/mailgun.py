@@ -199,7 +199,7 @@ class _Signature(NamedTuple):
 
 
 def verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature, its age, and that no other body has come to this process with its token.
+    """Check the signature, its age, and that its token does not belong to another body.
 
     A webhook of a subaccount is also signed with the primary account's key.
     """
