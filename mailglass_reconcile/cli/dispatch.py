@@ -79,7 +79,7 @@ def run_for(linked: int) -> None:
     if not (linked and registry.types()):
         return
     try:
-        dispatcher.dispatch()
+        dispatcher.dispatch_within(None, "command")
     except MailglassReconcileError as error:
         logger.warning("handlers did not run, and will at the next dispatch: %s", error)
 
@@ -132,13 +132,13 @@ def _on_request() -> None:
     """Dispatch for each piece of standard input, until it ends."""
     while os.read(sys.stdin.fileno(), 65_536):
         try:
-            dispatcher.dispatch()
+            dispatcher.dispatch_within(None, "command")
         except MailglassReconcileError as error:
             logger.warning("handlers did not run, and will at the next dispatch: %s", error)
 
 
 def _dispatch(as_json: bool) -> None:
-    result = dispatcher.dispatch()
+    result = dispatcher.dispatch_within(None, "command")
     if not registry.types():
         click.echo("no handler is registered: name the modules that register them in MAILGLASS_IMPORTS", err=True)
     if as_json:

@@ -1,9 +1,9 @@
 """The dispatcher: it calls each handler for each event of the outbox, until the handler has succeeded.
 
-An attempt is counted and committed first. Then, in one transaction of the application's own connection, handlers run,
-each under a savepoint in which the row notes that it is done. What is new is tried in batches; if a batch cannot be
-committed, and for what was tried before, each handler of each event gets a transaction of its own, so that one that
-kills its process, or its connection, takes nobody else with it.
+An attempt is counted and committed first. Then each handler of each event runs in a transaction of the application's
+own connection, which holds nothing else: the row notes that the handler is done, the handler runs, COMMIT. What the
+database holds then decides: if the note is not there, whatever undid it undid the handler's work as well, and the
+attempt has failed. So a handler that kills its process, or its connection, takes no other's work with it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -23,24 +23,24 @@ import sqlalchemy as sa
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.hooks import running
-from mailglass_reconcile.hooks.running import Begin, EndedError, Work
+from mailglass_reconcile.hooks.running import Begin, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.handlers import Registered
-from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, runs
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.outbox import Attempt, Claim, Held, Settled
+from mailglass_reconcile.store.outbox import Held, Outcome, Settled
 from mailglass_reconcile.store.runs import Origin, Run
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BATCH_EVENTS = 100
-BATCH_SECONDS = 1.0
-"""After this, a batch commits what it has done and gives back the rest."""
+CLAIMED_EVENTS = 100
+"""How many new events a dispatcher claims at a time, at most."""
+CLAIM_SECONDS = 1.0
+"""After this, a dispatcher gives back what it has claimed and not begun."""
 CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
 LISTED = 1_000
@@ -87,7 +87,7 @@ def dispatch() -> DispatchResult:
 
 
 def dispatch_within(seconds: float | None, origin: Origin = "python") -> DispatchResult:
-    """Dispatch, but begin no other batch after *seconds*; None is no limit. The history of runs keeps the *origin*."""
+    """Dispatch, but claim no more events after *seconds*; None is no limit. The history of runs keeps the *origin*."""
     runtime.load_imports()
     dispatcher = _Dispatcher(runtime.get_settings(), seconds)
     types = sorted(registry.types())
@@ -95,12 +95,32 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
         return dispatcher.result
     with telemetry.span("dispatch") as span:
         try:
-            with database_errors(), running.connected() as begin:
+            with database_errors(), running.connected(own_process=origin != "python") as begin:
                 dispatcher.run(begin, types.copy())
                 _note(begin, dispatcher.result, types, origin)
         finally:
             telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt of an event: which handlers have ended, each with the class of its error, or with None."""
+
+    row: Held
+    handlers: list[Registered]
+    ended: dict[str, str | None] = field(default_factory=dict)
+
+    def undone(self, outcome: Outcome) -> list[str]:
+        """Return the handlers of which nothing is kept."""
+        return [name for name in self.ended if name not in outcome.done]
+
+    def settled(self, outcome: Outcome) -> Settled:
+        """Return how it ended, by what the database holds."""
+        errors = [self.ended[name] for name in self.undone(outcome)]
+        is_done = {one.name for one in self.handlers} <= set(outcome.done)
+        error = None if is_done else (errors or [None])[-1] or outbox.ROLLED_BACK
+        return Settled(self.row.event_id, self.row.attempts, error)
 
 
 class _Dispatcher:
@@ -111,17 +131,18 @@ class _Dispatcher:
         self._settings = settings
         self._began = time.monotonic()
         self._seconds = seconds
-        self._size = BATCH_EVENTS
+        self._size = CLAIMED_EVENTS
 
     def run(self, begin: Begin, types: list[str]) -> None:
         """Dispatch what is due, until nothing is."""
         while not self._expired():
             random.shuffle(types)
             new = self._claim(begin, types, self._size, tried=False)
-            self._together(begin, new)
+            begun = self._try(begin, new)
+            self._size = min(CLAIMED_EVENTS, 2 * self._size) if begun == len(new) else max(1, begun)
+            # One at a time: it may be what has killed its process before.
             tried = self._claim(begin, types, 1, tried=True)
-            for claim in tried:
-                self._alone(begin, claim)
+            self._try(begin, tried)
             if not new and not tried:
                 break
         self.result.duration_ms = round((time.monotonic() - self._began) * 1000)
@@ -129,97 +150,94 @@ class _Dispatcher:
     def _expired(self) -> bool:
         return self._seconds is not None and time.monotonic() - self._began > self._seconds
 
-    def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Claim]:
-        claims = self._own(begin, lambda tx: outbox.claim(tx, types, size, tried=tried))
-        for claim in claims:
-            if claim.dead:
-                self.result.dead += 1
-                logger.error("event %s is dead: its last attempt ended with its process", claim.event_id)
-        return [claim for claim in claims if not claim.dead]
+    def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Held]:
+        def action(tx: Transaction) -> tuple[list[str], list[Held]]:
+            claims = outbox.claim(tx, types, size, tried=tried)
+            return [one.event_id for one in claims if one.dead], outbox.read(
+                tx, [one for one in claims if not one.dead]
+            )
 
-    def _together(self, begin: Begin, claims: Sequence[Claim]) -> None:
-        """Try new events in one transaction; if that fails, each by itself."""
-        if not claims:
-            return
-        ran: list[Attempt] = []
+        dead, held = self._own(begin, action)
+        for event_id in dead:
+            self.result.dead += 1
+            logger.error("event %s is dead: its last attempt ended with its process", event_id)
+        return held
+
+    def _try(self, begin: Begin, rows: Sequence[Held]) -> int:
+        """Run the handlers of claimed events, note how that ended, and return how many were begun in time."""
+        began, attempts = time.monotonic(), list[_Attempt]()
         try:
-            with begin() as work:
-                settled = self._batch(work, claims, ran)
-        except Exception as error:
+            for row in rows:
+                if attempts and time.monotonic() - began > CLAIM_SECONDS:
+                    break
+                attempts.append(_Attempt(row, registry.handlers_of(row.type)))
+                for handler in attempts[-1].handlers:
+                    if handler.name not in row.done:
+                        self._run(begin, attempts[-1], handler)
+        except BaseException:  # also Ctrl-C; the attempt that it ended counts, and is not settled
+            with suppress(Exception):
+                self._settle(begin, attempts[:-1], rows[len(attempts) :])
+            raise
+        self._settle(begin, attempts, rows[len(attempts) :])
+        return len(attempts)
+
+    def _run(self, begin: Begin, attempt: _Attempt, handler: Registered) -> None:
+        """Run one handler for one event in a transaction of its own."""
+        row, others = attempt.row, [one.name for one in attempt.handlers if one.name != handler.name]
+        ran = False
+        try:
+            with begin() as work, self._limited(work) as tx:
+                if not outbox.note(tx, row, handler.name, others):
+                    return
+                ran = True
+                running.call(handler, work.connection, row)
+        except Exception as error:  # an application's handler may fail in any way, which costs that handler only
             if not (ran or running.is_contention(error)):
                 raise
-            batch = counted(len(claims), "event")
-            logger.warning("a batch of %s is tried one by one after %s", batch, type(error).__name__)
-            for claim in claims:
-                self._alone(begin, claim, ran)
+            attempt.ended[handler.name] = running.log_error(handler, row.event_id, row.attempts, error)
         else:
-            self._count(ran, settled)
-
-    def _batch(self, work: Work, claims: Sequence[Claim], ran: list[Attempt]) -> dict[str, Settled]:
-        began = time.monotonic()
-        with self._locked(work, claims) as held:
-            for row in held:
-                if ran and time.monotonic() - began > BATCH_SECONDS:
-                    break
-                ran.append(Attempt(row.event_id, row.attempts, ()))
-                for handler in running.missing(row):
-                    ran[-1] = _after(ran[-1], handler, running.run(work, self._settings, handler, row))
-            left = held[len(ran) :]
-            self._size = max(1, len(ran)) if left else min(BATCH_EVENTS, 2 * self._size)
-            with borrowed(work.ours, self._settings) as tx:
-                outbox.give_back(tx, left)
-                settled = outbox.settle(tx, ran, held[0].xact_id) if ran else {}
-        if len(settled) < len(ran):
-            raise EndedError
-        return settled
-
-    def _alone(self, begin: Begin, claim: Claim, before: Sequence[Attempt] = ()) -> None:
-        """Try one event, each handler in a transaction of its own; *before* is what ran in a batch that has failed."""
-        failed_before = {name for attempt in before if attempt.event_id == claim.event_id for name in attempt.failed}
-        attempt = Attempt(claim.event_id, claim.attempts, ())
-        for handler in registry.handlers_of(claim.type):
-            ran, error = False, None
-            try:
-                with begin() as work, self._locked(work, [claim]) as held:
-                    if not held:
-                        return
-                    # One that is done has committed by itself in the batch; if it failed all the same, it is repeated.
-                    if handler.name in held[0].done and handler.name not in failed_before:
-                        continue
-                    ran = True
-                    error = running.run(work, self._settings, handler, held[0])
-            except Exception as raised:
-                if not (ran or running.is_contention(raised)):
-                    raise
-                error = error or running.log_error(handler, claim.event_id, claim.attempts, raised)
-            attempt = _after(attempt, handler, error)
-        self._count([attempt], self._own(begin, lambda tx: outbox.settle(tx, [attempt])))
-
-    def _count(self, attempts: Sequence[Attempt], settled: Mapping[str, Settled]) -> None:
-        for attempt in attempts:
-            if attempt.event_id not in settled:
-                continue
-            state, done = settled[attempt.event_id]
-            undone = sorted(set(attempt.ran).difference(done))
-            for name in undone:
-                logger.warning("handler %s failed on event %s: its work was rolled back", name, attempt.event_id)
-            self.result.handled += len(attempt.ran) - len(undone)
-            self.result.failed += len(attempt.failed) + len(undone)
-            self.result.dispatched += state == "dispatched"
-            if state == "dead":
-                self.result.dead += 1
-                logger.error("event %s is dead after %d attempts", attempt.event_id, outbox.MOST_ATTEMPTS)
+            attempt.ended[handler.name] = None
 
     @contextmanager
-    def _locked(self, work: Work, claims: Sequence[Claim]) -> Iterator[list[Held]]:
-        """Lock claimed rows and limit what handlers may take, until the end of the transaction or of the block."""
-        with borrowed(work.ours, self._settings) as tx:
-            limits = outbox.limit(tx, round(running.HANDLER_SECONDS * 1000))
-            held = outbox.lock(tx, claims)
-        yield held
+    def _limited(self, work: Work) -> Iterator[Transaction]:
+        """Limit what a handler may take, until the end of the transaction or of the block."""
+        tx = Transaction(work.connection, self._settings)
+        limits = outbox.limit(tx, running.HANDLER_SECONDS)
+        yield tx
         if work.nested:
-            with borrowed(work.ours, self._settings) as tx:
-                outbox.unlimit(tx, limits)
+            outbox.unlimit(tx, limits)
+
+    def _settle(self, begin: Begin, attempts: Sequence[_Attempt], left: Sequence[Held]) -> None:
+        """Give back the claimed events that are *left*; of the others, ask the database how the attempts ended."""
+        if not attempts and not left:
+            return
+
+        def action(tx: Transaction) -> tuple[dict[str, Outcome], dict[str, str]]:
+            outbox.give_back(tx, left)
+            held = outbox.outcomes(tx, [one.row.event_id for one in attempts])
+            ended = [(one, held[one.row.event_id]) for one in attempts if one.row.event_id in held]
+            waiting = [one.settled(outcome) for one, outcome in ended if outcome.state == "waiting"]
+            return held, outbox.settle(tx, waiting)
+
+        held, settled = self._own(begin, action)
+        for attempt in attempts:
+            if outcome := held.get(attempt.row.event_id):
+                self._count(attempt, outcome, settled.get(attempt.row.event_id))
+
+    def _count(self, attempt: _Attempt, outcome: Outcome, settled: str | None) -> None:
+        row, undone = attempt.row, attempt.undone(outcome)
+        for name, error in attempt.ended.items():
+            if name in undone and error is None:
+                logger.warning("handler %s failed on event %s: its work was rolled back", name, row.event_id)
+            elif name not in undone and error is not None:
+                logger.warning("handler %s is done with event %s: its work was committed", name, row.event_id)
+        self.result.handled += len(attempt.ended) - len(undone)
+        self.result.failed += len(undone)
+        state = settled or (outcome.state if outcome.attempts == row.attempts else None)
+        self.result.dispatched += state == "dispatched"
+        if state == "dead":
+            self.result.dead += 1
+            logger.error("event %s is dead after %d attempts", row.event_id, outbox.MOST_ATTEMPTS)
 
     def _own(self, begin: Begin, action: Callable[[Transaction], T]) -> T:
         """Run a transaction without handlers; one that contends with another is tried again, as READ COMMITTED.
@@ -232,8 +250,8 @@ class _Dispatcher:
                 with begin() as work:
                     nested = work.nested
                     if contended:
-                        work.ours.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                    with borrowed(work.ours, self._settings) as tx:
+                        work.connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                    with borrowed(work.connection, self._settings) as tx:
                         return action(tx)
             except Exception as error:
                 if pause is None or nested or not running.is_contention(error):
@@ -241,12 +259,6 @@ class _Dispatcher:
                 contended = True
                 time.sleep(pause * (1 + random.random()))  # noqa: S311 - not a secret
         raise AssertionError("unreachable")
-
-
-def _after(attempt: Attempt, handler: Registered, error: str | None) -> Attempt:
-    if error is None:
-        return attempt._replace(ran=(*attempt.ran, handler.name))
-    return attempt._replace(failed=(*attempt.failed, handler.name), error=error)
 
 
 _noted_at: WeakKeyDictionary[sa.Engine, dict[tuple[str, ...], float]] = WeakKeyDictionary()
@@ -261,7 +273,7 @@ def _note(begin: Begin, result: DispatchResult, types: Sequence[str], origin: Or
         return
     run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms}, handled_types=tuple(types))
     try:
-        with begin() as work, borrowed(work.ours, runtime.get_settings()) as tx:
+        with begin() as work, borrowed(work.connection, runtime.get_settings()) as tx:
             runs.add(tx, run)
     except Exception as error:  # SQLAlchemy's or a framework's; the handlers have run
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)

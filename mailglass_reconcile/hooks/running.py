@@ -1,4 +1,4 @@
-"""Where handlers run, and how one runs on one event: it may fail in any way, which costs that handler only.
+"""Where handlers run, and how one is called: it may fail in any way, which costs that handler only.
 
 They work on the application's own connection, with its own settings. By default it is one of this process's engine. A
 framework with connections of its own, such as Django, puts them in its place with `use`.
@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -28,9 +27,6 @@ from mailglass_reconcile.rules.addresses import ERASED
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox
-from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.outbox import Held
 
 logger = logging.getLogger(__name__)
@@ -40,24 +36,20 @@ HANDLER_SECONDS = 30
 
 
 class Work(NamedTuple):
-    """A transaction that handlers work in.
+    """A transaction that one handler works in, and `connection`, which it is given.
 
-    `connection` is what a handler is given, `ours` the same connection for our own statements. `savepoint` begins a
-    savepoint, which is rolled back if its block raises, and raises `RolledBackError` if the block has undone it.
-    `nested` says that the transaction is part of the caller's, who gets its settings back.
+    `nested` says that it is a savepoint in a transaction of the application, which gets its settings back.
     """
 
-    ours: sa.Connection
-    connection: Any
-    savepoint: Callable[[], AbstractContextManager[Any]]
+    connection: sa.Connection
     nested: bool = False
 
 
 Begin = Callable[[], AbstractContextManager[Work]]
 """Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
 
-Connected = Callable[[], AbstractContextManager[Begin]]
-"""Opens what one dispatcher works on, and closes it."""
+Connected = Callable[[bool], AbstractContextManager[Begin]]
+"""Opens what one dispatcher works on, and closes it; called with whether the dispatcher has this process to itself."""
 
 
 class CommittedError(Exception):
@@ -68,12 +60,8 @@ class EndedError(Exception):
     """A handler has ended the transaction that it ran in."""
 
 
-class RolledBackError(Exception):
-    """A handler, or what it called, has rolled its own work back and did not raise."""
-
-
 @contextmanager
-def of_engine() -> Iterator[Begin]:
+def of_engine(_own_process: bool) -> Iterator[Begin]:
     """Work on one connection of this process's engine."""
     engine = _OfEngine(runtime.get_engine())
     try:
@@ -96,7 +84,7 @@ class _OfEngine:
         try:
             with connection.begin() as transaction:
                 self._handlers_at_work = True
-                yield Work(connection, connection, partial(_savepoint, connection))
+                yield Work(connection)
                 self._handlers_at_work = False
                 if connection.closed or not transaction.is_active:
                     raise EndedError
@@ -127,14 +115,6 @@ class _OfEngine:
             raise CommittedError("a handler must not commit: what it did is committed with the note that it did it")
 
 
-@contextmanager
-def _savepoint(connection: sa.Connection) -> Iterator[None]:
-    with connection.begin_nested() as savepoint:
-        yield
-        if connection.closed or not savepoint.is_active:
-            raise RolledBackError
-
-
 def is_contention(error: BaseException) -> bool:
     """Whether *error*, ours, SQLAlchemy's or a framework's, is a serialization failure or a deadlock."""
     raised = [one for one in (error, error.__context__) if one is not None]  # ours replaces the driver's
@@ -151,33 +131,23 @@ def use(connected_: Connected | None) -> None:
     _Used.connected = staticmethod(connected_ or of_engine)
 
 
-def connected() -> AbstractContextManager[Begin]:
-    """Open what a dispatcher works on."""
-    return _Used.connected()
+def connected(*, own_process: bool) -> AbstractContextManager[Begin]:
+    """Open what a dispatcher works on; *own_process* if it is not an application's code that has called it."""
+    return _Used.connected(own_process)
 
 
-def missing(row: Held) -> list[Registered]:
-    """Return the handlers that are not done with an event yet."""
-    return [one for one in registry.handlers_of(row.type) if one.name not in row.done]
+def call(handler: Registered, connection: sa.Connection, row: Held) -> None:
+    """Call a handler for an event.
 
-
-def run(work: Work, settings: Settings, handler: Registered, row: Held) -> str | None:
-    """Run one handler under a savepoint, and return the class of its error, or None.
-
-    That it is done is noted first, under the same savepoint: whatever undoes its work later undoes the note as well.
+    Raises:
+        TimeoutError: It took too long.
+        TypeError: It returned what has yet to be awaited or iterated.
+        Exception: What it raises itself.
     """
     began = time.monotonic()
-    try:
-        with work.savepoint():
-            outbox.note(Transaction(work.ours, settings), row.event_id, handler.name)
-            _require_finished(handler.function(work.connection, _event(row)))
-            if time.monotonic() - began > HANDLER_SECONDS:
-                raise TimeoutError
-    except Exception as error:  # an application's handler may fail in any way, which costs that handler only
-        if work.ours.closed or work.ours.invalidated:
-            raise
-        return log_error(handler, row.event_id, row.attempts, error)
-    return None
+    _require_finished(handler.function(connection, _event(row)))
+    if time.monotonic() - began > HANDLER_SECONDS:
+        raise TimeoutError
 
 
 def log_error(handler: Registered, event_id: str, attempt: int, error: Exception) -> str:

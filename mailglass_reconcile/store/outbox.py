@@ -1,7 +1,8 @@
 """The handlers' outbox: a row for each event that they run on, written in the transaction that attaches it.
 
 A row is `waiting` until all its handlers are done (`dispatched`) or it has failed for the last time (`dead`). An
-attempt is counted when its row is claimed, so one that ends with its process counts too.
+attempt is counted when its row is claimed, so one that ends with its process counts too. Which handlers are done is
+noted in the transactions in which they run, and nowhere else.
 """
 
 from __future__ import annotations
@@ -104,9 +105,7 @@ RETURNING o.event_id::text, o.attempts, o.type, o.state = 'dead' AS dead
 _IS_CLAIMED = "CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END"
 
 # A claim that somebody else has made since has another number of attempts. A time that Python cannot hold is replaced.
-# Waits: another dispatcher's claim may hold the row for the moment in which it finds it taken, and skipping it would
-# cost the event an attempt, and seconds.
-_LOCK = """
+_READ = """
 SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tenant_id, e.reject_reason,
        CASE WHEN e.occurred_at BETWEEN '0001-01-01' AND '9999-12-31' THEN e.occurred_at
             ELSE o.inserted_at END AS occurred_at,
@@ -116,49 +115,56 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
                 d.provider) AS provider,
        d.provider_message_id AS message_id, d.recipient,
        CASE WHEN e.metadata ->> 'bounce' IN ('hard', 'soft') THEN e.metadata ->> 'bounce' END AS bounce,
-       left(e.metadata ->> 'smtp_status', 100) AS smtp_status, pg_current_xact_id()::text AS xact_id
+       left(e.metadata ->> 'smtp_status', 100) AS smtp_status
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
   JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = o.delivery_id
  WHERE {is_claimed}
-   FOR UPDATE OF o
 """.replace("{is_claimed}", _IS_CLAIMED)
 
-# Not the connection's own, if those are stricter; older servers have no limit for a whole transaction.
+# Limits that are stricter stay, and older servers have none for a whole transaction. This statement and the next two
+# run in the handler's scope and not in ours, so functions are named with their schema.
 _LIMIT = """
-SELECT name, setting, set_config(name, :milliseconds, true) FROM pg_settings
- WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
-   AND (setting::bigint = 0 OR setting::bigint > CAST(:milliseconds AS bigint))
+SELECT l.name, pg_catalog.current_setting(l.name) AS setting, pg_catalog.set_config(l.name, :limit, true)
+  FROM (VALUES ('statement_timeout'), ('idle_in_transaction_session_timeout'), ('transaction_timeout')) AS l (name)
+ WHERE CAST(pg_catalog.current_setting(l.name, true) AS interval)
+       NOT BETWEEN interval '1 microsecond' AND CAST(:limit AS interval)
 """
+_UNLIMIT = "SELECT pg_catalog.set_config(:name, :setting, true)"
 
-# Runs in the handler's scope and not in ours, so functions are named with their schema.
+# Waits for what another transaction does to the row: a dispatcher that finds it taken, or a COMMIT without an answer.
+# If all other handlers of the event are done, the event is.
 _NOTE = """
-UPDATE {schema}.mailglass_hook_outbox
-   SET done = pg_catalog.array_append(pg_catalog.array_remove(done, CAST(:handler AS text)), CAST(:handler AS text))
- WHERE event_id = CAST(:event_id AS uuid)
+UPDATE {schema}.mailglass_hook_outbox AS o
+   SET done = pg_catalog.array_append(o.done, c.handler),
+       state = CASE WHEN o.done OPERATOR(pg_catalog.@>) c.others THEN 'dispatched' ELSE 'waiting' END,
+       error = CASE WHEN o.done OPERATOR(pg_catalog.@>) c.others THEN NULL ELSE o.error END,
+       finished_at = CASE WHEN o.done OPERATOR(pg_catalog.@>) c.others
+                          THEN pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()) END
+  FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:attempts AS integer) AS attempts,
+               CAST(:handler AS text) AS handler, CAST(:others AS text[]) AS others) AS c
+ WHERE o.event_id = c.event_id AND {is_claimed} AND c.handler <> ALL (o.done)
+""".replace("{is_claimed}", _IS_CLAIMED)
+
+# Locks the rows, so it waits for a COMMIT of which nobody knows how it ended.
+_OUTCOMES = """
+SELECT event_id::text, attempts, state, done FROM {schema}.mailglass_hook_outbox
+ WHERE event_id = ANY (CAST(:event_ids AS uuid[])) ORDER BY event_id FOR UPDATE
 """
 
-# A handler that ran without an error and is not noted as done was rolled back: its own work, and its note with it. One
-# that failed although it is noted has committed, and is tried again. In the transaction in which the handlers ran, if
-# one of them may have ended it.
 _SETTLE = """
 UPDATE {schema}.mailglass_hook_outbox AS o
-   SET done = ARRAY(SELECT d.name FROM unnest(o.done) WITH ORDINALITY AS d (name, place)
-                     WHERE d.name <> ALL (CAST(c.failed AS text[])) ORDER BY d.place),
-       error = coalesce(c.error, CASE WHEN NOT o.done @> CAST(c.ran AS text[]) THEN :rolled_back END),
-       state = CASE WHEN c.error IS NULL AND o.done @> CAST(c.ran AS text[]) THEN 'dispatched'
-                    WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
-       finished_at = CASE WHEN c.error IS NULL AND o.done @> CAST(c.ran AS text[]) OR o.attempts >= :most
-                          THEN clock_timestamp()::timestamp END,
+   SET error = c.error,
+       state = CASE WHEN c.error IS NULL THEN 'dispatched' WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
+       finished_at = CASE WHEN c.error IS NULL OR o.attempts >= :most THEN clock_timestamp()::timestamp END,
        next_at = CASE WHEN o.attempts >= :most THEN o.next_at
                       ELSE clock_timestamp()::timestamp
                            + make_interval(secs => (CAST(:delays AS float8[]))[o.attempts] * (1 + random() / 4)) END
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:ran AS text[]), CAST(:failed AS text[]),
-              CAST(:errors AS text[])) AS c (event_id, attempts, ran, failed, error)
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:errors AS text[]))
+       AS c (event_id, attempts, error)
  WHERE o.event_id = c.event_id AND {is_claimed}
-   AND (CAST(:xact_id AS text) IS NULL OR pg_current_xact_id()::text = :xact_id)
-RETURNING o.event_id::text, o.state, o.done
+RETURNING o.event_id::text, o.state
 """.replace("{is_claimed}", _IS_CLAIMED)
 
 _GIVE_BACK = """
@@ -192,7 +198,7 @@ class Claim(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A claimed row, locked, and what its handlers want to know of event and delivery."""
+    """A claimed row, and what its handlers want to know of event and delivery."""
 
     event_id: str
     attempts: int
@@ -207,24 +213,22 @@ class Held(NamedTuple):
     recipient: str | None
     bounce: Bounce | None
     smtp_status: str | None
-    xact_id: str
 
 
-class Attempt(NamedTuple):
-    """How an attempt ended: the handlers that ran without an error, those that failed, and the last error's class."""
+class Outcome(NamedTuple):
+    """What the database holds of a row after an attempt."""
 
-    event_id: str
     attempts: int
-    ran: tuple[str, ...]
-    failed: tuple[str, ...] = ()
-    error: str | None = None
+    state: str
+    done: list[str]
 
 
 class Settled(NamedTuple):
-    """A row after an attempt: its state, and the handlers that are done with its event."""
+    """An attempt that has ended: with the class of an error, or with None if all handlers are done."""
 
-    state: str
-    done: list[str]
+    event_id: str
+    attempts: int
+    error: str | None
 
 
 def add(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
@@ -249,41 +253,52 @@ def claim(tx: Transaction, types: Collection[str], size: int, *, tried: bool) ->
     return list(map(Claim._make, tx.execute(_CLAIM, parameters)))
 
 
-def lock(tx: Transaction, claims: Sequence[Claim]) -> list[Held]:
-    """Lock claimed rows that are still this claim's."""
-    return list(map(Held._make, tx.execute(_LOCK, _of(claims))))
+def read(tx: Transaction, claims: Sequence[Claim]) -> list[Held]:
+    """Return claimed rows that are still this claim's, with what handlers want to know."""
+    return list(map(Held._make, tx.execute(_READ, _of(claims)))) if claims else []
 
 
-def limit(tx: Transaction, milliseconds: int) -> dict[str, str]:
+def limit(tx: Transaction, seconds: float) -> dict[str, str]:
     """Limit what a statement and the transaction may take; return the settings that this changes, as they were."""
-    rows = tx.execute(_LIMIT, {"milliseconds": str(milliseconds)})
+    rows = tx.execute(_LIMIT, {"limit": f"{round(seconds * 1000)}ms"})
     return {row.name: row.setting for row in rows}
 
 
 def unlimit(tx: Transaction, before: Mapping[str, str]) -> None:
     """Give a transaction the limits back that `limit` has returned."""
     for name, setting in before.items():
-        tx.execute("SELECT set_config(:name, :setting, true)", {"name": name, "setting": setting})
+        tx.execute(_UNLIMIT, {"name": name, "setting": setting})
 
 
-def note(tx: Transaction, event_id: str, handler: str) -> None:
-    """Note that a handler is done with an event, which is locked."""
-    tx.execute(_NOTE, {"event_id": event_id, "handler": handler})
+def note(tx: Transaction, row: Held, handler: str, others: Collection[str]) -> bool:
+    """Note that a handler is done with an event, and whether all are, and lock the row.
 
+    Args:
+        tx: The transaction in which the handler runs next.
+        row: The event.
+        handler: The handler's name.
+        others: The names of the other handlers of the event.
 
-def settle(tx: Transaction, attempts: Sequence[Attempt], xact_id: str | None = None) -> dict[str, Settled]:
-    """Note how attempts, at least one, ended, and return each row that is changed, by its event.
-
-    Nothing is changed if *xact_id* is given and is not the id of the current transaction.
+    Returns:
+        False if nothing was noted: another dispatcher has claimed the row since, or the handler is done already.
     """
-    names = ("event_ids", "attempts", "ran", "failed", "errors")
-    parameters = columns(names, map(_settled, attempts)) | _ATTEMPTS
-    parameters |= {"rolled_back": ROLLED_BACK, "xact_id": xact_id}
-    return {event_id: Settled(state, done) for event_id, state, done in tx.execute(_SETTLE, parameters)}
+    parameters = {"event_id": row.event_id, "attempts": row.attempts, "handler": handler}
+    return tx.execute(_NOTE, {**parameters, "others": array_literal(others)}).rowcount == 1
 
 
-def _settled(one: Attempt) -> tuple[str | None, ...]:
-    return one.event_id, str(one.attempts), array_literal(one.ran), array_literal(one.failed), one.error
+def outcomes(tx: Transaction, event_ids: Sequence[str]) -> dict[str, Outcome]:
+    """Lock the rows of events, and return what the database holds of each."""
+    rows = tx.execute(_OUTCOMES, {"event_ids": array_literal(event_ids)})
+    return {row.event_id: Outcome(row.attempts, row.state, row.done) for row in rows}
+
+
+def settle(tx: Transaction, attempts: Sequence[Settled]) -> dict[str, str]:
+    """Note how attempts ended, and return the new state of each row that is still this attempt's, by its event."""
+    if not attempts:
+        return {}
+    rows = [(one.event_id, str(one.attempts), one.error) for one in attempts]
+    found = tx.execute(_SETTLE, {**columns(("event_ids", "attempts", "errors"), rows), **_ATTEMPTS})
+    return {row.event_id: row.state for row in found}
 
 
 def give_back(tx: Transaction, claims: Sequence[Held]) -> None:

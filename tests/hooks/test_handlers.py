@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +18,7 @@ import sqlalchemy.orm
 import factories
 import mailglass_reconcile
 from conftest import wait_until
-from handling import effects, failing, leave_effect, leaving, make_due, states
+from handling import EFFECT, effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.hooks import dispatcher, running
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
@@ -178,8 +179,8 @@ def test_an_event_whose_handler_always_fails_is_dead_in_the_end(hooked):
     assert effects(hooked) == {}
 
 
-def test_a_batch_that_cannot_be_committed_is_tried_one_by_one(hooked):
-    """A constraint that is checked at the COMMIT costs the event that breaks it, and no other."""
+def test_an_event_whose_work_cannot_be_committed_costs_no_other(hooked):
+    """A constraint that is checked at the COMMIT costs the event that breaks it."""
     hooked.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
     first = linked(hooked, 3)
 
@@ -202,13 +203,24 @@ def _swallow(connection):
 
 def _replace(connection):
     connection.exec_driver_sql("ROLLBACK")
-    connection.exec_driver_sql(f"SAVEPOINT {connection.get_nested_transaction()._savepoint}")
+    connection.exec_driver_sql("SELECT 1")
 
 
 def _session(connection):
-    with sa.orm.Session(connection, join_transaction_mode="rollback_only") as session:
+    with sa.orm.Session(connection) as session:
         session.execute(sa.text("SELECT 1"))
         session.rollback()
+
+
+def _failing_session(connection):
+    with suppress(sa.exc.DBAPIError), sa.orm.Session(connection) as session, session.begin():
+        session.execute(sa.text("SELECT 1/0"))
+
+
+def _committing_session(connection):
+    with suppress(running.CommittedError), sa.orm.Session(connection, join_transaction_mode="control_fully") as session:
+        session.execute(sa.text("SELECT 1"))
+        session.commit()
 
 
 def _leave(connection):
@@ -225,11 +237,9 @@ ENDINGS = {
         "SELECT pg_terminate_backend(pg_backend_pid())"
     ),
     "swallows an error": _swallow,
-    "ends its savepoint": lambda connection: connection.get_nested_transaction().rollback(),
-    "rolls back to its savepoint in SQL": lambda connection: connection.exec_driver_sql(
-        f"ROLLBACK TO {connection.get_nested_transaction()._savepoint}"
-    ),
     "rolls back its session": _session,
+    "swallows an error of its session": _failing_session,
+    "lets its session commit": _committing_session,
     "closes the connection": _leave,
 }
 
@@ -253,8 +263,9 @@ def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hook
     assert effects(hooked) == {"effect": 2, "other": 3}
 
 
-def test_a_commit_in_sql_repeats_nobody_else_s_work(hooked, caplog):
-    """It is counted and logged as a failure, and only its own work is done again: it cannot be undone."""
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_what_a_commit_in_sql_has_committed_is_not_repeated(hooked, raises):
+    """It cannot be refused, and takes the note along: the database holds what is done."""
     linked(hooked, 3)
 
     @on_event("bounced", name="effect")
@@ -262,14 +273,68 @@ def test_a_commit_in_sql_repeats_nobody_else_s_work(hooked, caplog):
         leave_effect("effect", connection, event)
         if event.message_id == "m-1":
             connection.exec_driver_sql("COMMIT")
+            if raises:
+                raise ValueError
 
     leaving("other")
-    result = dispatch()
-    assert (result.dispatched, result.failed, states(hooked)) == (2, 1, {"dispatched": 2, "waiting": 1})
-    assert "handler effect failed on event" in caplog.text
-    assert hooked.value("SELECT done FROM mailglass_hook_outbox WHERE state = 'waiting'") == ["other"]
-    assert effects(hooked) == {"effect": 4, "other": 3}
-    hooked.broken.add("I14")
+    assert counts(dispatch()) == (3, 6, 0, 0)
+    assert effects(hooked) == {"effect": 3, "other": 3}
+
+
+def test_what_a_joined_session_has_flushed_stays(hooked):
+    """A Session on the connection joins the handler's transaction, committed by the session or not."""
+    linked(hooked, 3)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        with sa.orm.Session(connection) as session:
+            session.execute(EFFECT, {"handler": "effect", "event_id": event.event_id})
+            session.flush()
+            if event.message_id == "m-1":
+                session.commit()
+
+    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert effects(hooked) == {"effect": 3}
+
+
+def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(hooked):
+    """An INSERT that may fail, in `begin_nested` of a connection or of a session: what is around it is kept."""
+    linked(hooked, 2)
+    hooked.run("CREATE TABLE witness.once (n integer PRIMARY KEY)")
+    hooked.run("INSERT INTO witness.once VALUES (1)")
+    again = sa.text("INSERT INTO witness.once VALUES (1)")
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-0":
+            with suppress(sa.exc.IntegrityError), connection.begin_nested():
+                connection.execute(again)
+        else:
+            with sa.orm.Session(connection) as session, suppress(sa.exc.IntegrityError), session.begin_nested():
+                session.execute(again)
+
+    assert counts(dispatch()) == (2, 2, 0, 0)
+    assert effects(hooked) == {"effect": 2}
+
+
+def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(hooked):
+    """For each event; and one transaction more claims several, one settles them."""
+    linked(hooked, 3)
+    sent, seen = [], []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+
+    @on_event("bounced", name="one")
+    def one(connection, event):
+        assert connection.get_nested_transaction() is None
+        seen.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
+
+    on_event("bounced", name="two")(one)
+    assert dispatch().dispatched == 3
+    assert len(set(seen)) == 6
+    of_handlers = [text for text in sent if "hook_outbox" in text and "SKIP LOCKED" not in text]
+    assert len(of_handlers) == 6 + 2, of_handlers
+    assert not [text for text in sent if "SAVEPOINT" in text]
 
 
 def test_dispatchers_in_serializable_transactions_run_every_handler(hooked):
@@ -450,13 +515,39 @@ def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(
     assert (len(told), len(late)) == (1, 0)
 
 
-def test_a_slow_handler_gives_back_what_it_does_not_get_to(hooked, monkeypatch):
-    """A batch commits after its budget; no attempt is counted for the rest, which the same dispatcher takes next."""
-    monkeypatch.setattr(dispatcher, "BATCH_SECONDS", 0)
+def test_events_that_are_not_begun_within_a_second_are_given_back(hooked, monkeypatch):
+    """No attempt is counted for them, and the same dispatcher takes them next."""
+    monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
     told = leaving("slow")
     linked(hooked, 3)
     assert counts(dispatch()) == (3, 3, 0, 0)
     assert [one.attempt for one in told] == [1, 1, 1]
+
+
+WAITING = "SELECT attempts, error FROM mailglass_hook_outbox WHERE state = 'waiting' ORDER BY attempts"
+
+
+def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(hooked):
+    """What it has done is settled; only the attempt that was interrupted counts."""
+    linked(hooked, 4)
+    called = []
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        called.append(event)
+        if len(called) == 3:
+            raise KeyboardInterrupt
+
+    leaving("other")
+    with pytest.raises(KeyboardInterrupt):
+        dispatch()
+    assert states(hooked) == {"dispatched": 2, "waiting": 2}
+    assert list(map(tuple, hooked.rows(WAITING))) == [(0, None), (1, outbox.UNFINISHED)]
+    assert counts(dispatch()) == (1, 2, 0, 0)
+    make_due(hooked)
+    assert counts(dispatch()) == (1, 2, 0, 0)
+    assert effects(hooked) == {"effect": 4, "other": 4}
 
 
 @pytest.mark.slow
@@ -483,7 +574,7 @@ def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
 
 
 def test_an_attempt_that_ends_with_its_process_counts(hooked):
-    """Nine of them, and the event is dead; the other handlers and the other events of its batch are not hurt."""
+    """Nine of them, and the event is dead; the handlers before it and the other events are not hurt."""
     linked(hooked, 2)
     leaving("before")
 
@@ -505,30 +596,31 @@ def test_an_attempt_that_ends_with_its_process_counts(hooked):
 
 
 def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
-    """A dispatcher that was away for longer than the pause to the next attempt finds nothing to lock or to settle."""
+    """A dispatcher that was away for longer than the pause to the next attempt finds nothing to run or to settle."""
     linked(hooked)
     first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
     with hooked.database.writing() as tx:
-        assert outbox.lock(tx, first) == []
-        assert outbox.settle(tx, [outbox.Attempt(first[0].event_id, first[0].attempts, ("x",))]) == {}
-        assert len(outbox.lock(tx, second)) == 1
+        assert not outbox.note(tx, first, "x", ())
+        assert outbox.settle(tx, [outbox.Settled(first.event_id, first.attempts, None)]) == {}
+        assert outbox.note(tx, second, "x", ())
+        assert not outbox.note(tx, second, "x", ()), "it is done already"
 
 
 def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(hooked):
     """Skipped, the event would cost an attempt and wait seconds for the next one, although nobody has it."""
     linked(hooked)
-    claims = _claimed(hooked, tried=False)
+    claimed = _claimed(hooked, tried=False)
 
-    def lock():
+    def note():
         with hooked.database.writing() as tx:
-            return outbox.lock(tx, claims)
+            return outbox.note(tx, claimed, "x", ["y"])
 
     with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
         other.exec_driver_sql("SELECT FROM mailglass_hook_outbox FOR UPDATE SKIP LOCKED")
-        held = pool.submit(lock)
-        wait_until(lambda: held.done() or hooked.value(WAITING_FOR_A_LOCK))
+        noted = pool.submit(note)
+        wait_until(lambda: noted.done() or hooked.value(WAITING_FOR_A_LOCK))
         looking.rollback()
-        assert [row.event_id for row in held.result(20)] == [claims[0].event_id]
+        assert noted.result(20)
 
 
 WAITING_FOR_A_LOCK = """
@@ -539,7 +631,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wai
 def _claimed(db, *, tried):
     make_due(db)
     with db.database.writing() as tx:
-        return outbox.claim(tx, ["bounced"], 1, tried=tried)
+        return outbox.read(tx, outbox.claim(tx, ["bounced"], 1, tried=tried))[0]
 
 
 def test_a_foreign_reconciled_event_calls_no_handler(hooked):

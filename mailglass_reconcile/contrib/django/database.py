@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from mailglass_reconcile.errors import (
     is_passing,
 )
 from mailglass_reconcile.hooks import running as handlers
-from mailglass_reconcile.hooks.running import Begin, EndedError, RolledBackError, Work
+from mailglass_reconcile.hooks.running import Begin, EndedError, Work
 from mailglass_reconcile.record.after_commit import Place, finish_quietly
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
@@ -273,10 +272,11 @@ def use_djangos_connection() -> None:
 
 
 @contextmanager
-def _connected() -> Iterator[Begin]:
+def _connected(own_process: bool) -> Iterator[Begin]:
     renew_connections()
     try:
-        yield _begin
+        with _committing() if own_process else nullcontext():
+            yield _begin
     except Error as error:
         state = getattr(error.__cause__, "sqlstate", None)
         where = f"DATABASES[{alias()!r}]"
@@ -293,33 +293,33 @@ def renew_connections() -> None:
 
 
 @contextmanager
-def _begin() -> Iterator[Work]:
-    nested = wrapper(alias()).in_atomic_block
-    with connection() as lent:
-        yield Work(lent, lent, partial(_savepoint, lent), nested)
+def _committing() -> Iterator[None]:
+    """Let Django commit for the block although `AUTOCOMMIT` is False: in a process of ours, nobody else would."""
+    djangos = wrapper(alias())
+    given = djangos.settings_dict
+    if given["AUTOCOMMIT"] or djangos.in_atomic_block or _is_in_transaction(djangos):
+        yield
+        return
+    djangos.close()
+    djangos.settings_dict = {**given, "AUTOCOMMIT": True}
+    try:
+        yield
+    finally:
+        djangos.settings_dict = given
+        djangos.close()
+
+
+def _is_in_transaction(djangos: Any) -> bool:
+    driver = djangos.connection
+    return driver is not None and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
 
 
 @contextmanager
-def _savepoint(lent: sa.Connection) -> Iterator[None]:
-    """Run a handler; what Django would roll back without an error is one, and its callbacks cost no other handler's."""
+def _begin() -> Iterator[Work]:
+    """Begin a transaction for one handler; in a transaction of the application, `atomic()` makes it a savepoint."""
     djangos = wrapper(alias())
-    with transaction.atomic(alias()):
-        before = len(djangos.run_on_commit)
-        yield
+    nested = djangos.in_atomic_block or not djangos.get_autocommit()
+    with connection() as lent:
+        yield Work(lent, nested)
         if lent.closed or not lent.in_transaction():
             raise EndedError
-        if transaction.get_rollback(alias()):
-            raise RolledBackError
-        djangos.run_on_commit[before:] = [
-            (savepoints, given if robust else partial(_call, given), robust)
-            for savepoints, given, robust in djangos.run_on_commit[before:]
-        ]
-
-
-def _call(callback: Callable[[], object]) -> None:
-    """Call what a handler gave to `on_commit`; an error would keep Django from calling those of other handlers."""
-    try:
-        callback()
-    except Exception as error:  # an application's callback may fail in any way; its words may hold an address
-        at, name = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
-        logger.error("a callback that a handler gave to on_commit failed: %s in %s:%d", name, at.filename, at.lineno)
