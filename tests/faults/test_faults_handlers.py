@@ -1,20 +1,28 @@
-"""Dispatchers are killed, by their handlers and at each of their fail points: each effect is there exactly once."""
+"""Dispatchers are killed, and lose their connection at each COMMIT: each effect is there exactly once."""
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import pytest
+from django_project import databases_name
+from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
-from conftest import Database
+from conftest import Database, wait_until
+from faults import proxy
+from faults.proxy import Fault
 from faults.runs import FULL
-from handling import effects, make_due, states
+from faults.test_faults_connection import COMMIT
+from handling import effects, leaving, make_due, states
+from mailglass_reconcile import DatabaseUnavailableError, dispatch
 from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.store import engines
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +89,7 @@ def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     record_property("fault", ("dispatchers killed by their handlers", killed))
 
 
-@pytest.mark.parametrize("tried", [False, True], ids=["in a batch", "alone"])
+@pytest.mark.parametrize("tried", [False, True], ids=["new", "tried before"])
 def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
     hooked: Database, redis_url: str, record_property: Record, tried: bool
 ) -> None:
@@ -105,3 +113,109 @@ def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
                 break
     assert kills >= (60 if FULL else 3)
     record_property("fault", ("dispatchers killed at a fail point", kills))
+
+
+Lead = Callable[[str], Any]
+
+
+@pytest.fixture
+def on_engine(hooked: Database) -> Lead:
+    """Let handlers work on an engine that leads to a URL."""
+
+    @contextmanager
+    def lead(url: str) -> Iterator[None]:
+        settings = hooked.settings.model_copy(update={"hook_types": "*", "database_url": SecretStr(url)})
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        yield
+        mailglass_reconcile.configure(engine=hooked.engine, settings=settings)
+
+    return lead
+
+
+@pytest.fixture
+def on_django(hooked: Database, app: Any) -> Lead:
+    """Let handlers work on Django's connection, which leads to a URL."""
+    return databases_name
+
+
+OF_HANDLERS = range(2, 8)
+"""Which COMMITs are of three events' two handlers: the first one is of their claim."""
+PLACES = [pytest.param("on_engine", marks=pytest.mark.guard), "on_django"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
+    hooked: Database, request: pytest.FixtureRequest, place: str, fault: Fault, record_property: Record
+) -> None:
+    """The N-th COMMIT for every N; if only the answer to a handler's was lost, nothing is tried again."""
+    lead, total, raised = request.getfixturevalue(place), 0, []
+    told, others = leaving("effect", "bounced"), leaving("other", "bounced")
+    for number in count(1):
+        linked(hooked, 3)
+        total += 3
+        done = None
+        with proxy.before_postgres(hooked.url) as (through, url), lead(url):
+            through.arm(COMMIT, fault, number)
+            try:
+                done = dispatch()
+            except DatabaseUnavailableError:
+                raised.append(number)
+        hooked.wait_until_alone()
+        if done:
+            undone = fault == "before" and number in OF_HANDLERS
+            assert (done.handled, done.failed, done.dispatched) == (6 - undone, undone, 3 - undone)
+        while states(hooked) != {"dispatched": total}:
+            make_due(hooked)
+            dispatch()
+        assert effects(hooked) == {"effect": total, "other": total}
+        if not through.dropped:
+            break
+    # Claims, and what settles attempts: nothing but the error says that these were lost, and the rows hold the rest.
+    assert raised == [1, 8, 9, 10, 11]
+    assert fault == "before" or len(told) == len(others) == total
+    record_property("fault", (f"a handler's connection lost {fault} COMMIT", number - 1))
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION witness.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM pg_advisory_xact_lock(1);
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON witness.effects DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION witness.slow();
+"""
+WAITING = """
+SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database OR l.database IS NULL
+ WHERE d.datname = current_database() AND NOT l.granted AND l.locktype = :type
+"""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
+    hooked: Database, request: pytest.FixtureRequest, place: str
+) -> None:
+    """The connection is lost in the middle of it: the row's lock says that it is not decided."""
+    told = leaving("effect", "bounced")
+    linked(hooked, 1)
+    with hooked.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(SLOW_COMMIT)
+
+    def dispatched() -> Any:
+        with request.getfixturevalue(place)(url):
+            return dispatch()
+
+    with (
+        proxy.before_postgres(hooked.url) as (through, url),
+        hooked.engine.begin() as holding,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        holding.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        found = pool.submit(dispatched)
+        wait_until(lambda: hooked.value(WAITING, type="advisory"))
+        through.drop()
+        wait_until(lambda: hooked.value(WAITING, type="transactionid"))
+        holding.rollback()
+        result = found.result(20)
+    assert (result.handled, result.failed, len(told)) == (1, 0, 1)
+    assert states(hooked) == {"dispatched": 1}
