@@ -2,7 +2,8 @@
 
 import unittest
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import pytest
 from anymail_payloads import POSTMARK
@@ -14,9 +15,12 @@ from django.db import connections, transaction
 from django.db.utils import IntegrityError, ProgrammingError
 from django.test import TestCase
 from django_project import another_database
+from sqlalchemy.orm import Session
 
+import handling
 from handling import effects, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch, on_event
+from mailglass_reconcile.hooks.dispatcher import dispatch_within
 
 EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
 
@@ -142,7 +146,7 @@ def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
 
 
 def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
-    """`on_commit` of the handlers of one batch: Django stops at the first that raises."""
+    """`on_commit` runs after the handler's own commit: what it raises undoes nothing."""
     told.hooked.clear()
     called = []
 
@@ -155,8 +159,119 @@ def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(to
         careless(name, lambda name=name: transaction.on_commit(lambda: callback(name)))
     result = dispatch()
     assert (result.handled, result.failed, called) == (3, 0, ["first", "bad", "last"])
-    assert "a callback that a handler gave to on_commit failed: ValueError in " in caplog.text
+    assert "handler bad failed on event" in caplog.text
+    assert "its work was committed" in caplog.text
+    assert states(told)["dispatched"] == 1
     assert ANN not in caplog.text
+
+
+@contextmanager
+def _autocommit_off():
+    transaction.set_autocommit(False)
+    yield
+    transaction.set_autocommit(True)
+
+
+@contextmanager
+def _autocommit_off_by_setting():
+    djangos.close()
+    djangos.settings_dict["AUTOCOMMIT"] = False
+    yield
+    djangos.close()
+    djangos.settings_dict["AUTOCOMMIT"] = True
+
+
+MODES = {
+    "autocommit": nullcontext,
+    "atomic()": transaction.atomic,
+    "set_autocommit(False)": _autocommit_off,
+    "AUTOCOMMIT: False": _autocommit_off_by_setting,
+}
+
+
+def _handlers_of_all_kinds():
+    """Register handlers of which some succeed, and others lose their work in some way; return the former's names."""
+
+    def joined(connection, event, *, ends):
+        with Session(connection) as session:
+            session.execute(handling.EFFECT, {"handler": f"session {ends}", "event_id": event.event_id})
+            session.flush()
+            getattr(session, ends)()
+
+    for ends in ("flush", "commit", "rollback"):
+        on_event("delivered", name=f"session {ends}")(partial(joined, ends=ends))
+    careless("catches an error", _catch, "delivered")
+    careless("catches it in atomic()", _catch_in_atomic, "delivered")
+    careless("raises", _raise, "delivered")
+    leaving("given", "delivered")
+    return ["session flush", "session commit", "catches it in atomic()", "given"]
+
+
+def _raise():
+    raise ValueError
+
+
+def _catch_in_atomic():
+    model = apps.get_model("contenttypes", "ContentType")
+    with suppress(IntegrityError), transaction.atomic():
+        model.objects.bulk_create([model(pk=10_000, app_label="shop", model=name) for name in ("a", "b")])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode):
+    """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
+    told.hooked.clear()
+    good = _handlers_of_all_kinds()
+    with MODES[mode]():
+        result = dispatch()
+        with djangos.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout'), current_setting('row_security')")
+            assert cursor.fetchone() == ("0", "on")
+        if mode in ("set_autocommit(False)", "AUTOCOMMIT: False"):
+            assert effects(told) == {}, "the application has yet to commit"
+            transaction.commit()
+    assert (result.handled, result.failed) == (len(good), 3)
+    assert effects(told) == dict.fromkeys(good, 1)
+    assert sorted(told.value("SELECT done FROM mailglass_hook_outbox WHERE done <> '{}'")) == sorted(good)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "autocommit"])
+def test_what_the_application_rolls_back_has_not_been_done(told, mode):
+    """The effects and the notes go together, and so does the attempt."""
+    told.hooked.clear()
+    given = leaving("given", "delivered")
+    with suppress(ZeroDivisionError), MODES[mode]():
+        assert dispatch().dispatched == 1
+        if mode == "atomic()":
+            raise ZeroDivisionError
+        transaction.rollback()
+    assert (effects(told), "dispatched" in states(told)) == ({}, False)
+    assert dispatch().dispatched == 1
+    assert ([one.attempt for one in given], effects(told)) == ([1, 1], {"given": 1})
+
+
+def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
+    """A task or the command: nobody else would commit there, and a handler that kills its process would do so again."""
+    told.hooked.clear()
+    leaving("given", "delivered")
+    with _autocommit_off_by_setting():
+        assert dispatch_within(None, "beat").dispatched == 1
+        assert (effects(told), states(told)["dispatched"]) == ({"given": 1}, 1)
+        assert not transaction.get_autocommit()
+        transaction.rollback()
+
+
+def test_a_process_of_ours_joins_a_transaction_that_is_open_already(told):
+    """A task in eager mode, in an application's own transaction."""
+    told.hooked.clear()
+    leaving("given", "delivered")
+    with _autocommit_off_by_setting():
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, ["own", uuid.uuid4()])
+        assert dispatch_within(None, "call").dispatched == 1
+        assert effects(told) == {}
+        transaction.rollback()
+    assert effects(told) == {}
 
 
 def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(told):

@@ -567,24 +567,34 @@ def claims(tx) -> list[outbox.Claim]:
     return [outbox.Claim(event, 1, "delivered", False) for event in tx.execute(sql).scalars()]
 
 
-def test_claimed_events_are_locked_by_primary_keys(writing, claims):
+def test_claimed_events_are_read_by_primary_keys(writing, claims):
     """However many others wait for their handlers."""
     held: list[outbox.Held] = []
-    plan = probing(writing, lambda: held.extend(outbox.lock(writing, claims)))
+    plan = probing(writing, lambda: held.extend(outbox.read(writing, claims)))
     assert len(held) == len(claims)
     assert plan.indexes == {"mailglass_hook_outbox_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
     assert plan.read <= 3 * len(claims)
 
 
 @pytest.mark.parametrize("scope", ["writing", "untouched"])
-def test_attempts_are_settled_without_reading_all_that_wait(request, claims, scope):
-    """In the handlers' own transaction, too, where the planner may do what it likes."""
+def test_a_handler_is_noted_without_reading_all_that_wait(request, claims, scope):
+    """In the handler's own transaction, where the planner may do what it likes."""
     tx = request.getfixturevalue(scope)
-    attempts = [outbox.Attempt(claim.event_id, claim.attempts, ()) for claim in claims]
-    plan = plan_of(tx, lambda: outbox.settle(tx, attempts))
+    row = outbox.read(tx, claims[:1])[0]
+    plan = probing(tx, lambda: outbox.note(tx, row, "one", ["two"]))
     assert plan.indexes == {"mailglass_hook_outbox_pkey"}
-    assert plan.read <= len(claims)
-    plan = plan_of(tx, lambda: outbox.give_back(tx, outbox.lock(tx, claims)))
+    assert plan.read <= 1
+
+
+def test_attempts_are_settled_without_reading_all_that_wait(writing, claims):
+    """What the rows hold is read, and then written."""
+    attempts = [outbox.Settled(claim.event_id, claim.attempts, None) for claim in claims]
+    events = [claim.event_id for claim in claims]
+    for settling in (lambda: outbox.outcomes(writing, events), lambda: outbox.settle(writing, attempts)):
+        plan = plan_of(writing, settling)
+        assert plan.indexes == {"mailglass_hook_outbox_pkey"}
+        assert plan.read <= len(claims)
+    plan = plan_of(writing, lambda: outbox.give_back(writing, outbox.read(writing, claims)))
     assert "mailglass_hook_outbox_due_idx" not in plan.indexes
     assert plan.read <= 4 * len(claims)
 
