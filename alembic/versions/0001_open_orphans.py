@@ -311,7 +311,7 @@ def upgrade() -> None:
             " if Mailglass itself will use this database, run its migrations first",
             MAILGLASS_TABLES + RETENTION,
         )
-    elif preflight.made_here(attributes["engine"], attributes["settings"]):
+    elif not preflight.made_by_mailglass(attributes["engine"], attributes["settings"]):
         steps.run("let the prune delete old events", RETENTION)
     steps.create_table(
         "mailglass_open_orphans",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -171,7 +171,8 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         decision = judge.decide(tx, row.id, row.tenant_id, wanted)
         mismatch = decision.state == RECIPIENT_MISMATCH
         erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
-    return _of_open(row, read, decision, erased=erased)
+        sent_by = deliveries.sent_by(tx, [each.delivery_id for each in decision.named])
+    return _of_open(row, read, decision, sent_by, erased=erased)
 
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
@@ -248,7 +249,9 @@ def _without_address(text: str | None) -> str | None:
     return None if text is None or holds_address(text) else text
 
 
-def _of_open(row: sa.Row[Any], read: Origins, decision: Decision, *, erased: bool) -> Explanation:
+def _of_open(
+    row: sa.Row[Any], read: Origins, decision: Decision, sent_by: Mapping[str, str | None], *, erased: bool
+) -> Explanation:
     wanted = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
     return Explanation(
@@ -258,7 +261,10 @@ def _of_open(row: sa.Row[Any], read: Origins, decision: Decision, *, erased: boo
         row.tenant_id,
         decision.delivery_id,
         wanted.candidate_ids,
-        tuple(_named(each, row.tenant_id, wanted) for each in decision.named),
+        tuple(
+            {**_named(each, row.tenant_id, wanted), "provider": sent_by.get(each.delivery_id)}
+            for each in decision.named
+        ),
         **_reported(row),
         provider=wanted.provider,
         arrived_at=utc(row.arrived),

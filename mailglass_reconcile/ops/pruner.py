@@ -19,7 +19,6 @@ from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.rules.states import RunStatus
 from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema, webhook_events
 from mailglass_reconcile.store.database import Connected, Database
-from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
 
@@ -97,7 +96,7 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     began = time.monotonic()
     with database.reading() as tx:
         schema.require_migrated(tx)
-        theirs = state.made_by_mailglass(tx)
+        theirs = schema.made_by_mailglass(tx)
     work = _Prune(database, theirs=theirs)
     work.run()
     work.note(origin, began)

@@ -8,19 +8,20 @@ from uuid import UUID
 
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 
 EVENTS = 200
 """At most so many, the latest."""
 TIMEOUT_MS = 24_000
 
 _DELIVERY = """
-SELECT id::text, left(tenant_id, 512) AS tenant_id, left(provider, 512) AS provider,
+SELECT id::text, left(tenant_id, 512) AS tenant_id, left({sent_by}, 512) AS provider,
        left(provider_message_id, 512) AS message_id, left(last_event_type, 100) AS last_event_type, terminal,
        to_json(last_event_at) #>> '{}' || 'Z' AS last_event_at, to_json(dispatched_at) #>> '{}' || 'Z' AS dispatched_at,
        to_json(delivered_at) #>> '{}' || 'Z' AS delivered_at, to_json(bounced_at) #>> '{}' || 'Z' AS bounced_at,
        to_json(complained_at) #>> '{}' || 'Z' AS complained_at, to_json(suppressed_at) #>> '{}' || 'Z' AS suppressed_at
-  FROM {schema}.mailglass_deliveries WHERE id = CAST(:delivery_id AS uuid)
-"""
+  FROM {schema}.mailglass_deliveries AS d WHERE id = CAST(:delivery_id AS uuid)
+""".replace("{sent_by}", PROVIDER_SENT_BY)
 
 # A `reconciled` event stands for the orphan that it links: the orphan's type, time and id are shown.
 _EVENTS = """

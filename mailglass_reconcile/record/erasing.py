@@ -22,7 +22,6 @@ from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import personal_data, schema
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import NIL, Database, Transaction
-from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.personal_data import Person
 
 BATCH_ROWS = 5_000
@@ -141,7 +140,7 @@ def check(recipient: object, tenant_id: object = None) -> Wanted:
 def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
     each = partial(_each, begin, wanted.person, dry_run=dry_run)
     with begin() as tx:
-        is_mailglass_s = state.made_by_mailglass(tx)
+        is_mailglass_s = schema.made_by_mailglass(tx)
     orphans = each(personal_data.open_orphans, wanted.is_recipient, personal_data.erase_open_orphans)
     if is_mailglass_s:
         return Erased(0, orphans, 0, (GIVEN, MAILGLASS_S))

@@ -104,8 +104,22 @@ CREDIBLE = """
               ELSE r.occurred_at END"""
 """When what is reported, called `r`, counts as having occurred: its arrival, if its own time cannot be right."""
 
+PROVIDER_SENT_BY = """
+         coalesce(d.provider,
+                  (SELECT CASE jsonb_typeof(e.metadata -> 'provider') WHEN 'string' THEN e.metadata ->> 'provider' END
+                     FROM {schema}.mailglass_events AS e
+                    WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
+                    ORDER BY e.delivery_id, e.occurred_at LIMIT 1))"""
+"""The provider of a delivery, called `d`, for people: that of its send, where its row may not have one."""
+
 NEXT_VERSION = "lock_version = CASE WHEN d.lock_version = 2147483647 THEN 1 ELSE d.lock_version + 1 END"
 """What an UPDATE of deliveries, called `d`, does for applications with optimistic locks."""
+
+
+_SENT_BY = """
+SELECT d.id::text, left({sent_by}, 512)
+  FROM unnest(CAST(:ids AS uuid[])) AS c (id) JOIN {schema}.mailglass_deliveries AS d ON d.id = c.id
+""".replace("{sent_by}", PROVIDER_SENT_BY)
 
 
 class Question(NamedTuple):
@@ -125,6 +139,11 @@ class Question(NamedTuple):
 def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
     """Keep a delivery of the tenant from being deleted until the transaction ends; False if there is none."""
     return tx.execute(_HOLD, {"id": id_, "tenant_id": tenant_id}).scalar_one_or_none() is not None
+
+
+def sent_by(tx: Transaction, ids: Iterable[str]) -> dict[str, str | None]:
+    """Return the provider of each delivery, for people: that of its send, if its row has none."""
+    return dict(map(tuple, tx.execute(_SENT_BY, {"ids": array_literal(ids)})))
 
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:

@@ -14,6 +14,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
+from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 
 TENANTS = 15
 """The first tenants, and as many of those of the newest events."""
@@ -45,10 +46,10 @@ WITH RECURSIVE tenants (tenant_id) AS (
     LIMIT :tenants)
 -- Of each tenant, what should have a report by now, and where the last reports are.
 ), seen AS (
-  SELECT d.*, d.last_event_type = ANY (CAST(:reports AS text[])) AS reported
+  SELECT d.*, left({sent_by}, 512) AS sent_by, d.last_event_type = ANY (CAST(:reports AS text[])) AS reported
     FROM chosen AS t
    CROSS JOIN LATERAL (
-          (SELECT provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
+          (SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
                   dispatched_at <= now()::timestamp - make_interval(secs => :seconds) AS due
              FROM {schema}.mailglass_deliveries
             WHERE tenant_id = t.tenant_id
@@ -56,7 +57,7 @@ WITH RECURSIVE tenants (tenant_id) AS (
               AND last_event_at > now()::timestamp - make_interval(secs => :seconds, days => :days)
             ORDER BY last_event_at DESC LIMIT :of_tenant)
            UNION ALL
-          (SELECT provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
+          (SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
                   false
              FROM {schema}.mailglass_deliveries
             WHERE tenant_id = t.tenant_id ORDER BY last_event_at DESC LIMIT :reported)
@@ -64,13 +65,13 @@ WITH RECURSIVE tenants (tenant_id) AS (
           SELECT f.*
             FROM unnest(CAST(:streams AS text[])) AS s (stream)
            CROSS JOIN LATERAL (
-                   SELECT provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at,
+                   SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at,
                           complained_at, false
                      FROM {schema}.mailglass_deliveries
                     WHERE tenant_id = t.tenant_id AND stream = s.stream AND terminal = true
                     ORDER BY last_event_at DESC LIMIT :reported) AS f) AS d
 )
-SELECT left(provider, 512), count(*) FILTER (WHERE due) AS deliveries,
+SELECT sent_by, count(*) FILTER (WHERE due) AS deliveries,
        count(*) FILTER (WHERE due AND NOT reported) AS without_report,
        extract(epoch FROM now()::timestamp - max(dispatched_at) FILTER (WHERE due AND NOT reported))::float8,
        extract(epoch FROM now()::timestamp - max(
@@ -78,13 +79,13 @@ SELECT left(provider, 512), count(*) FILTER (WHERE due) AS deliveries,
                   CASE WHEN reported AND last_event_type NOT IN ('opened', 'clicked', 'unsubscribed')
                        THEN last_event_at END)))::float8,
        NULL::float8
-  FROM seen GROUP BY left(provider, 512)
+  FROM seen GROUP BY sent_by
  UNION ALL
 SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arrived_at))::float8
   FROM (SELECT left(provider, 512) AS provider, arrived_at FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY provider
-"""
+""".replace("{sent_by}", PROVIDER_SENT_BY)
 
 
 class Reports(NamedTuple):

@@ -35,7 +35,7 @@ SELECT after_tenant, after_time::text AS after_time, passed, deleted
 
 def unusable(tx: Transaction, name: str = EVENTS) -> str | None:
     """Return why this role cannot delete old rows by the function *name*, and what to do, or None if it can."""
-    if not schema.made_here(tx):
+    if schema.made_by_mailglass(tx):
         return f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted: unset {SETTINGS}"
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:

@@ -84,11 +84,15 @@ UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_eve
 
 READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
-# By what refuses a DELETE: only ours lets retention pass.
-_MADE_HERE = """
-SELECT EXISTS (SELECT FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-                WHERE t.tgrelid = to_regclass(:events) AND t.tgname = 'mailglass_events_immutable_trigger'
-                  AND p.prosrc LIKE '%mailglass_reconcile.retention%')
+MADE_BY_MAILGLASS = """
+       (to_regclass(:suppressions) IS NOT NULL
+        OR to_regclass(:events) IS NOT NULL
+       AND NOT EXISTS (SELECT FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+                        WHERE t.tgrelid = to_regclass(:events) AND t.tgname = 'mailglass_events_immutable_trigger'
+                          AND p.prosrc LIKE '%mailglass_reconcile.retention%'))"""
+"""Whether Mailglass's own migrations made the tables, as a part of statements that ask for more.
+
+Ours make no `mailglass_suppressions`, and what refuses a DELETE there is ours: it lets retention pass.
 """
 
 TRIGGERS_ENABLED = """
@@ -152,9 +156,14 @@ def linked_by(event: str) -> str:
     )
 
 
-def made_here(tx: Transaction) -> bool:
-    """Whether `migrate` made the ledger: only there may events be deleted."""
-    return bool(tx.execute(_MADE_HERE, {"events": tx.name_of("mailglass_events")}).scalar_one())
+def made_by_mailglass(tx: Transaction) -> bool:
+    """Whether Mailglass's own migrations made the tables; False too if there are none."""
+    return bool(tx.execute(f"SELECT {MADE_BY_MAILGLASS}", made_by_parameters(tx)).scalar_one())
+
+
+def made_by_parameters(tx: Transaction) -> dict[str, str]:
+    """Return the parameters of `MADE_BY_MAILGLASS`."""
+    return {"suppressions": tx.name_of("mailglass_suppressions"), "events": tx.name_of("mailglass_events")}
 
 
 def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:

@@ -10,6 +10,7 @@ from mailglass_reconcile.store.database import Kept, Transaction, array_literal
 from mailglass_reconcile.store.deliveries import CREDIBLE
 from mailglass_reconcile.store.ledger import Entry
 from mailglass_reconcile.store.open_orphans import MAY_BE_OPEN
+from mailglass_reconcile.store.schema import MADE_BY_MAILGLASS, made_by_parameters
 
 # One row per provider and id is what a unique index allows; deliveries of an id that has several recipients have no
 # provider. Sorted, so that two transactions wait for each other one way only. A delivery is stored as projecting its
@@ -39,10 +40,11 @@ WITH sent AS MATERIALIZED (
     FROM sent WHERE CAST(:anyway AS boolean) OR NOT (SELECT any_open FROM waiting) ORDER BY key COLLATE "C"
       ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   RETURNING id
--- With the provider that its delivery gets, which is none if another delivery may carry the id already.
+-- With the provider that its delivery gets: none if another delivery may carry the id already, or if Mailglass made the
+-- table, whose ingest would find the delivery by it and keep the event to itself.
 ), new AS MATERIALIZED (
   SELECT s.*,
-         CASE WHEN s.shared
+         CASE WHEN s.shared OR (SELECT {made_by_mailglass})
                    OR (SELECT true FROM {schema}.mailglass_deliveries AS d
                         WHERE hashtextextended(d.provider_message_id, 0) = hashtextextended(s.message_id, 0)
                           AND d.provider_message_id = s.message_id
@@ -76,7 +78,9 @@ SELECT s.key, k.delivery_id::text, false AS open
  WHERE s.event_id NOT IN (SELECT id FROM appended)
  UNION ALL
 SELECT NULL, NULL, true FROM waiting WHERE any_open
-""".replace("{credible}", CREDIBLE).replace("{may_be_open}", MAY_BE_OPEN),
+""".replace("{credible}", CREDIBLE)
+    .replace("{may_be_open}", MAY_BE_OPEN)
+    .replace("{made_by_mailglass}", MADE_BY_MAILGLASS),
 )
 
 # For what another transaction committed while the statement above waited for it.
@@ -146,6 +150,7 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New], *, last: boo
         "shared": array_literal(str(one.shared) for one in sent),
         "terminal": array_literal(str(one.terminal) for one in sent),
         "anyway": str(not last),
+        **made_by_parameters(tx),
     }
     rows = tx.call(STORE, parameters, last=last)
     may_be_open = any(is_open for _, _, is_open in rows)

@@ -106,6 +106,15 @@ def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, row
         assert event in page
 
 
+def test_a_delivery_without_a_provider_is_shown_with_that_of_its_send(db, site, rows):
+    """As on tables that Mailglass made: in the list and on its own page."""
+    db.run("UPDATE mailglass_deliveries SET provider = NULL")
+    provider = db.value("SELECT metadata ->> 'provider' FROM mailglass_events WHERE type = 'dispatched'")
+    for page in ("delivery/", f"delivery/{rows['delivery']}/change/"):
+        assert provider in text_of(site.get(f"{PLACE}/{page}")).split()
+    db.broken.update({"I2", "I3", "I7"})
+
+
 def test_a_list_takes_no_filter_from_its_address(site, rows):
     """With the view permission alone, addresses could be guessed letter by letter, each guess a pass over the table."""
     for lookup in ("recipient__iregex=^a", "recipient__startswith=a", "metadata__has_key=to", "tenant_id=acme"):

@@ -9,8 +9,16 @@ from diagnosing import of
 from pydantic import SecretStr
 
 import mailglass_reconcile
-from factories import delivery_row, insert, orphan_row, postmark
-from mailglass_reconcile import ConfigurationError, Settings, reconcile
+from factories import TENANT, delivery_row, insert, orphan_row, postmark
+from mailglass_reconcile import (
+    ConfigurationError,
+    Sent,
+    Settings,
+    WebhookEvent,
+    reconcile,
+    record_send,
+    record_webhook,
+)
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.store import reports
@@ -87,6 +95,31 @@ def test_each_provider_is_looked_at_by_itself(beside):
     assert "no webhook of postmark has come" in problem
     assert value(scrape(beside), "mailglass_deliveries_without_report", provider="postmark") == 1
     assert value(scrape(beside), "mailglass_deliveries_without_report", provider="other") == 0
+
+
+OURS = """
+UPDATE mailglass_deliveries
+   SET last_event_at = last_event_at - make_interval(hours => h.hours),
+       dispatched_at = dispatched_at - make_interval(hours => h.hours),
+       delivered_at = delivered_at - make_interval(hours => h.hours)
+  FROM (VALUES ('m-1', 50), ('m-2', 40)) AS h (id, hours) WHERE h.id = provider_message_id
+"""
+
+
+def test_what_we_have_sent_beside_mailglass_is_known_by_its_provider(beside):
+    """Its deliveries name none, so that Mailglass's ingest leaves them alone; their sends do."""
+    with beside.engine.begin() as connection:
+        for id_ in ("m-1", "m-2"):
+            sends = [Sent(recipient="ada@example.com", message_id=id_)]
+            record_send(connection, tenant_id=TENANT, provider="postmark", sent=sends)
+        came = WebhookEvent(
+            type="delivered", message_id="m-1", provider_event_id="1", occurred_at=dt.datetime.now(dt.UTC)
+        )
+        record_webhook(connection, tenant_id=TENANT, provider="postmark", events=[came])
+    beside.run(OURS)
+    beside.broken.update({"I2", "I7"})
+    [problem] = silent(beside)
+    assert problem.startswith("no webhook of postmark has come for 2 days")
 
 
 @pytest.mark.parametrize(

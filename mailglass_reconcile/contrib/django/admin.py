@@ -13,7 +13,8 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.paginator import Paginator
 from django.db import connections, models
-from django.db.models.functions import Cast, Substr
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Cast, Coalesce, Substr
 from django.template.response import TemplateResponse
 from django.utils.formats import localize
 from django.utils.timezone import template_localtime
@@ -22,6 +23,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored, UTCDateTimeField
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.record.checking import SENT_TYPES
 from mailglass_reconcile.record.erasing import erase
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store.database import in_schema
@@ -194,12 +196,30 @@ def _delivery_id(request: Any) -> UUID | None:
 class DeliveryAdmin(LargeTableAdmin):
     """The newest deliveries."""
 
-    list_display = ("id", "recipient", "last_event_type", "last_event_at", "provider", "tenant_id", "mailable")
+    list_display = ("id", "recipient", "last_event_type", "last_event_at", "sent_by", "tenant_id", "mailable")
+    fields = readonly_fields = (
+        *("id", "tenant_id", "mailable", "stream", "recipient", "sent_by", "provider_message_id"),
+        *("last_event_type", "last_event_at", "terminal"),
+        *("dispatched_at", "delivered_at", "bounced_at", "complained_at", "suppressed_at"),
+    )
     ordering = ("-id",)
     search_help_text = "A recipient's address, a provider's message id, or a delivery's id, exactly."
     found_by = DELIVERIES
     inlines = (EventInline,)
     actions = ("erase_recipients",)
+
+    def get_queryset(self, request: Any) -> Any:
+        """Return all, each with the provider of its send, where its row may not have one."""
+        sends = Event.objects.filter(delivery=models.OuterRef("pk"), type__in=SENT_TYPES)
+        provider = sends.order_by("delivery", Stored("occurred_at")).values(
+            name=KeyTextTransform("provider", "metadata")
+        )
+        return super().get_queryset(request).annotate(sent_by=Coalesce("provider", models.Subquery(provider[:1])))
+
+    @admin.display(description="provider")
+    def sent_by(self, delivery: Any) -> Any:
+        """Return the provider."""
+        return delivery.sent_by or "-"
 
     def has_erase_permission(self, request: Any) -> bool:
         """Whether the user may erase a person: with the permission to delete deliveries, which allows nothing else."""

@@ -78,7 +78,7 @@ def triggers(tx: Transaction) -> Iterator[Finding]:
         )
     else:
         yield ok("triggers", "both triggers on mailglass_events are enabled")
-    if not state.made_by_mailglass(tx):
+    if not schema.made_by_mailglass(tx):
         for name, fault in schema.trigger_faults(tx, [schema.GUARD]).items():
             yield warning("triggers", f"trigger {name} {fault}: TRUNCATE would empty the ledger", f"run `{MIGRATE}`")
 

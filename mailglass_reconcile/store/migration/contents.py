@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mailglass_reconcile.rules.humanize import counted
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.migration import state
 
@@ -44,7 +45,7 @@ def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
     names = ", ".join(tx.name_of(name) for name in MAILGLASS)
     if tables:
         return [*lines, f"dropped for good: {names}, with every row"]
-    if state.made_by_mailglass(tx):
+    if schema.made_by_mailglass(tx):
         return [*lines, f"stays: Mailglass's tables with every row ({names})"]
     return [
         *lines,

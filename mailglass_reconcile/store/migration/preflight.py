@@ -79,10 +79,10 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
     return False
 
 
-def made_here(engine: sa.Engine, settings: Settings) -> bool:
-    """Whether `migrate` made Mailglass's tables, so that retention works there."""
+def made_by_mailglass(engine: sa.Engine, settings: Settings) -> bool:
+    """Whether Mailglass made its tables itself, so that retention cannot work there."""
     with Database(engine, settings).reading() as tx:
-        return schema.made_here(tx)
+        return schema.made_by_mailglass(tx)
 
 
 def _refuse_second_set(tx: Transaction) -> None:

@@ -62,7 +62,7 @@ def migrate(
     with database_errors(), one_at_a_time(engine, settings):
         say(_place(engine, settings))
         with Database(engine, settings).reading() as tx:
-            guard = guard_truncate or not state.made_by_mailglass(tx)
+            guard = guard_truncate or not schema.made_by_mailglass(tx)
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
@@ -104,7 +104,7 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
         stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
         if stopped:
             raise DatabaseRefusedError(stopped)
-        return state.is_complete(tx, guard=not state.made_by_mailglass(tx))
+        return state.is_complete(tx, guard=not schema.made_by_mailglass(tx))
 
 
 def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
@@ -157,7 +157,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
 
 
 def _refuse_to_drop(tx: Transaction) -> None:
-    if not schema.made_here(tx):
+    if schema.made_by_mailglass(tx):
         raise DatabaseRefusedError(
             f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
             " Run it without --tables, which leaves them"
@@ -202,7 +202,7 @@ def environment(config: Config, tell: Callable[[str], None], *, plan: bool) -> I
     engine = create_engine(settings)
     with Database(engine, settings).reading() as tx:
         state.refuse_others(tx)
-        guard = not state.made_by_mailglass(tx)
+        guard = not schema.made_by_mailglass(tx)
     with _handed_over(config, engine, settings, Steps(engine, settings, tell, plan=plan), guard=guard):
         yield
 

@@ -50,8 +50,6 @@ SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespa
  WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS text[]))
 """
 
-_MADE_BY_MAILGLASS = "SELECT to_regclass(:suppressions) IS NOT NULL"
-
 # An index belongs to the owner of its table, so an index of ours on Mailglass's tables is theirs.
 _NOT_OURS = """
 SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'i' THEN 'index' ELSE 'relation' END AS kind,
@@ -99,16 +97,11 @@ def is_complete(tx: Transaction, *, guard: bool) -> bool:
     if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
         return False
     wanted = {"schema": tx.schema, "functions": list(schema.RETENTION)}
-    if schema.made_here(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
+    if not schema.made_by_mailglass(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
     faults = functions.faults(tx) or schema.trigger_faults(tx, triggers) or schema.index_faults(tx)
     return not faults and version(tx) == schema.VERSION
-
-
-def made_by_mailglass(tx: Transaction) -> bool:
-    """Whether Mailglass's own migrations made the tables: ours make no `mailglass_suppressions`."""
-    return bool(tx.execute(_MADE_BY_MAILGLASS, {"suppressions": tx.name_of("mailglass_suppressions")}).scalar_one())
 
 
 def owner(tx: Transaction) -> str | None:

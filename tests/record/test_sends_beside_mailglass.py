@@ -1,0 +1,67 @@
+"""Sends that are recorded in tables that Mailglass made: its own ingest must not find them."""
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile import Sent, Settings, record_send
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.ops.timeline import timeline
+from mailglass_reconcile.store import engines, schema
+from mailglass_reconcile.store.database import Database
+
+ADA, BOB = "ada@example.com", "bob@example.com"
+BY_PROVIDER = "SELECT count(*) FROM mailglass_deliveries WHERE provider = 'postmark' AND provider_message_id = 'm-1'"
+"""How Mailglass's ingest looks for the delivery of an event."""
+LINKED_TO = "SELECT delivery_id FROM mailglass_events WHERE idempotency_key = concat('reconciled:', :id)"
+
+
+def sent_in(db, *recipients, message_id="m-1", **more):
+    """Record a send through Postmark, and return its deliveries."""
+    sent = [Sent(recipient=recipient, message_id=message_id, **more) for recipient in recipients]
+    with db.engine.begin() as connection:
+        return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+
+
+def test_mailglass_s_ingest_does_not_find_what_we_have_sent(beside):
+    """It would attach the event itself: no handler would run, nothing be broadcast, and its webhooks would fail."""
+    (sent,) = sent_in(beside, ADA)
+    assert beside.value(BY_PROVIDER) == 0
+    orphan = factories.orphan(beside, factories.postmark("m-1"), type="delivered")
+    assert mailglass_reconcile.reconcile().linked == 1
+    row = beside.rows(
+        "SELECT delivery_id FROM mailglass_events WHERE idempotency_key = 'reconciled:' || :id", id=orphan
+    )
+    assert row[0].delivery_id == sent.delivery_id
+
+
+def test_the_provider_is_shown_all_the_same(beside):
+    """It is that of the send, in the delivery's timeline and among what an event's id names."""
+    deliveries = sent_in(beside, ADA, BOB)
+    assert timeline(beside.database, deliveries[0].delivery_id).delivery["provider"] == "postmark"
+    orphan = factories.orphan(beside, factories.postmark("m-1"), type="opened")
+    named = explain(beside.database, orphan).named
+    assert [(one["provider"], one["fitting"]) for one in named] == [("postmark", True)] * 2
+
+
+def test_without_mailglass_a_delivery_has_its_provider(db):
+    """As before: nothing else attaches events there."""
+    sent_in(db, ADA)
+    assert db.value(BY_PROVIDER) == 1
+
+
+def test_who_made_the_tables_is_one_answer(beside):
+    """For guard, prune, erasure, retention, removal and sends."""
+    with beside.database.reading() as tx:
+        assert schema.made_by_mailglass(tx)
+
+
+def test_tables_that_migrate_made_are_ours(db):
+    """As long as Mailglass has none there."""
+    with db.database.reading() as tx:
+        assert not schema.made_by_mailglass(tx)
+
+
+def test_tables_that_are_not_there_were_not_made_by_mailglass(empty_database_url):
+    """`migrate` will make them."""
+    settings = Settings(database_url=empty_database_url)
+    with Database(engines.create_engine(settings), settings).reading() as tx:
+        assert not schema.made_by_mailglass(tx)
