@@ -5,9 +5,10 @@ No message repeats a value of a row or a URL: both may hold personal data or a p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
@@ -150,7 +151,13 @@ def _made_of(error: DBAPIError) -> MailglassReconcileError:
     state = sqlstate(error)
     if state == LEDGER_IMMUTABLE:
         return LedgerImmutableError("mailglass_events is append-only: UPDATE, DELETE and TRUNCATE are refused")
-    if state in (UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_FUNCTION, UNDEFINED_SCHEMA):
+    if state in _UNDEFINED:
+        if function := _trigger_function(error):
+            return DatabaseRefusedError(
+                f"the trigger function {function} of your application names something without its schema (SQLSTATE"
+                f" {state}), and in this package's statements search_path is pg_catalog: name the schema there, or run"
+                f" `ALTER FUNCTION {function} SET search_path = public, pg_temp`"
+            )
         return SchemaOutdatedError(
             "the database lacks a table, column or function that this version needs: run `mailglass-reconcile migrate`"
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
@@ -160,6 +167,21 @@ def _made_of(error: DBAPIError) -> MailglassReconcileError:
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
         return unavailable(f"SQLSTATE {state}" if state else type(error.orig).__name__)
     return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
+
+
+_UNDEFINED = frozenset({UNDEFINED_TABLE, UNDEFINED_COLUMN, UNDEFINED_FUNCTION, UNDEFINED_SCHEMA})
+
+_FUNCTION = re.compile(r"""((?:(?:"[^"]+"|[^\s()".]+)\.)?("[^"]+"|[^\s()".]+)\([^()]*\))""")
+"""A function with its arguments, as Postgres names it in the context of an error, in any language of its messages."""
+
+
+def _trigger_function(error: DBAPIError) -> str | None:
+    """Return the function of an application in which *error* was raised; None if in a statement or function of ours."""
+    orig: Any = error.orig
+    where = getattr(orig, "diag", None) or orig.__cause__  # psycopg's, psycopg2's; asyncpg's
+    innermost = (getattr(where, "context", None) or "").partition("\n")[0]
+    function = _FUNCTION.search(innermost)
+    return function[1] if function and not function[2].startswith("mailglass_") else None
 
 
 _REFUSALS = {

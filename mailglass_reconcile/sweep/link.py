@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, telemetry
-from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_of_data, is_outage, sqlstate
+from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_of_data, is_outage, sqlstate, translated
 from mailglass_reconcile.store import ledger, open_orphans, privileges
 from mailglass_reconcile.store.database import PAUSE_SECONDS, Connected, Transaction, in_progress, with_retries
 from mailglass_reconcile.store.ledger import LinkedEvent
@@ -101,7 +101,7 @@ def _after_failure(connected: Connected, batch: Batch, part: Pairs, error: DBAPI
         batch.held += 1
         return []
     batch.failed.append(part[0][0])
-    logger.error("orphan %s cannot be linked (SQLSTATE %s); it stays open", part[0][0], sqlstate(error))
+    logger.error("orphan %s cannot be linked and stays open: %s", part[0][0], translated(error))
     return []
 
 

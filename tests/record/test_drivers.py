@@ -19,6 +19,7 @@ import mailglass_reconcile
 from conftest import wait_until
 from mailglass_reconcile import (
     ConfigurationError,
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     MailglassReconcileError,
     SchemaOutdatedError,
@@ -35,6 +36,7 @@ from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.ledger import LinkedEvent
 from record.recording import LEDGER, NOW, event, record
 from record.test_sessions import OWN, settings_of, take
+from sweep.test_attempts import NAMELESS
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +97,14 @@ def driver(db, request) -> Driver:
 def send(connection, *sent, **more):
     """Record a send of the factories' tenant by Postmark."""
     return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent, **more)
+
+
+def test_an_application_s_trigger_that_misses_a_table_is_named(db, driver):
+    """Each driver says in its own way where an error was raised."""
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(NAMELESS)
+    with pytest.raises(DatabaseRefusedError, match=r"the trigger function public\.audit\(\) of your application"):
+        driver.run(lambda connection: send(connection, Sent(recipient="ada@example.com", message_id="m-1")))
 
 
 @pytest.mark.guard

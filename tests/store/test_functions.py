@@ -14,7 +14,7 @@ CALLS = {
     "mailglass_reconcile_append_and_project": ("events", "event_id text, delivery_id text"),
     "mailglass_reconcile_store_sends": (
         "event_ids delivery_ids types occurred_at keys entries recipients domains message_ids shared terminal tenant_id"
-        " anyway spellings provider mailable stream metadata",
+        " anyway suppressions events spellings provider mailable stream metadata",
         "key text, delivery_id text, open boolean",
     ),
     "mailglass_reconcile_may_match": ("message_ids event_ids", "found boolean"),

@@ -1,9 +1,13 @@
 """How often a batch is tried, and what a sweep says without the triggers that feed it."""
 
 import logging
+import re
+
+import pytest
 
 import factories
 import mailglass_reconcile
+from mailglass_reconcile.errors import DatabaseRefusedError
 
 _COUNTED = """
 CREATE SEQUENCE public.attempts;
@@ -28,6 +32,33 @@ def test_a_batch_is_tried_four_times_and_no_more(db, caplog):
     assert db.value("SELECT last_value FROM attempts") == 4
     assert sum("trying again" in record.message for record in caplog.records) == 3
     db.run("DROP TRIGGER refuse ON mailglass_events")
+    assert mailglass_reconcile.reconcile().linked == 1
+
+
+NAMELESS = """
+CREATE TABLE public.audit (delivery_id uuid);
+CREATE FUNCTION public.audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO audit VALUES (NEW.id);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER audit AFTER INSERT OR UPDATE ON public.mailglass_deliveries FOR EACH ROW
+EXECUTE FUNCTION public.audit();
+"""
+
+
+def test_an_application_s_trigger_that_misses_a_table_is_named(db, caplog):
+    """Our statements see no schema but Postgres's own: a sweep says so of each link, a call in its error."""
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    db.run(NAMELESS)
+    assert mailglass_reconcile.reconcile().failed == 1
+    sentence = "the trigger function public.audit() of your application names something without its schema"
+    assert sentence in caplog.text
+    sent = [mailglass_reconcile.Sent(recipient="ada@example.com", message_id="two")]
+    with pytest.raises(DatabaseRefusedError, match=re.escape(sentence)) as refused, db.engine.begin() as connection:
+        mailglass_reconcile.record_send(connection, provider="postmark", sent=sent)
+    assert "ALTER FUNCTION public.audit() SET search_path" in str(refused.value)
+    db.run("ALTER FUNCTION public.audit() SET search_path = public, pg_temp")
     assert mailglass_reconcile.reconcile().linked == 1
 
 
