@@ -25,12 +25,14 @@ ASTRAY_ORPHANS = 3
 """Fewer of another tenant may be single events that somebody sent to the wrong place."""
 
 # The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
-# What it left although it could be linked is late until sweeps of some tenants or events have linked as many.
+# What it left although it could be linked is late until sweeps of some tenants or events have linked as many. One that
+# broke off, by its deadline or Ctrl-C, has not succeeded: it has a position, or an error.
 _FACTS = """
 SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        ({triggers}) AS triggers,
-       extract(epoch FROM now()::timestamp - ok.finished_at)::float8 AS success_age, ok.origin AS success_origin,
+       extract(epoch FROM now()::timestamp - success.finished_at)::float8 AS success_age,
+       success.origin AS success_origin,
        CASE WHEN greatest(1, ok.skipped + ok.failed)
                  > (SELECT coalesce(sum(linked), 0) FROM {schema}.mailglass_reconcile_runs
                      WHERE id > ok.id AND (kind = 'targeted' OR kind = 'full' AND tenant_id IS NOT NULL))
@@ -51,14 +53,16 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
           FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
                  SELECT to_json(finished_at) #>> '{}' || 'Z' AS at FROM {schema}.mailglass_reconcile_runs
-                  WHERE kind = k.kind AND status IN ('ok', 'partial') AND ranges_done >= coalesce(ranges, 0)
-                    AND (kind <> 'full' OR tenant_id IS NULL)
+                  WHERE kind = k.kind AND {succeeded} AND (kind <> 'full' OR tenant_id IS NULL)
                   ORDER BY id DESC LIMIT 1) AS s) AS last_success
   FROM (SELECT) AS one
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial')
             AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS ok ON true
+  LEFT JOIN LATERAL (
+         SELECT finished_at, origin FROM {schema}.mailglass_reconcile_runs
+          WHERE kind = 'full' AND tenant_id IS NULL AND {succeeded} ORDER BY id DESC LIMIT 1) AS success ON true
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND open_groups IS NOT NULL
@@ -77,7 +81,11 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
           WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true
   LEFT JOIN LATERAL (
          SELECT started_at FROM {schema}.mailglass_reconcile_runs ORDER BY id LIMIT 1) AS first ON true
-""".replace("{triggers}", schema.TRIGGERS_ENABLED)
+""".replace("{triggers}", schema.TRIGGERS_ENABLED).replace(
+    "{succeeded}",
+    "ranges_done >= coalesce(ranges, 0)"
+    " AND (status = 'ok' OR status = 'partial' AND position IS NULL AND error IS NULL)",
+)
 
 
 class Facts(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 
 import jsonschema
 import pytest
@@ -15,7 +16,7 @@ from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.store import runs
-from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep import history, reconciler
 from record.recording import event, record
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
@@ -87,6 +88,29 @@ def test_before_the_first_full_sweep_orphans_are_shown_by_what_is_stored_of_them
     insert(db, [], [orphan_row(postmark("m-1")), orphan_row(postmark("m-2"))])
     db.run("UPDATE mailglass_open_orphans SET state = 'unmatched' WHERE ctid = '(0,1)'")
     assert {g["state"]: g["orphans"] for g in status(db.database).groups} == {"unseen": 1, "unmatched": 1}
+
+
+@pytest.mark.parametrize("how", ["at its deadline", "by Ctrl-C"])
+def test_a_sweep_that_broke_off_is_not_the_last_successful_one(db, monkeypatch, how):
+    """The one before it is; a run that was refused a row has still looked at everything."""
+    insert(db, [], [orphan_row(postmark(f"m-{n}")) for n in range(3)])
+    reconcile()
+    good = status(db.database).last_success["full"]
+    sweep = reconciler.prepare()
+
+    def end(*_arguments):
+        if how == "by Ctrl-C":
+            raise KeyboardInterrupt
+        sweep.stop()
+
+    insert(db, [], [orphan_row(postmark("m-4"))])
+    monkeypatch.setattr(history.Account, "judged", end)
+    with suppress(KeyboardInterrupt):
+        sweep.run()
+    found = status(db.database)
+    assert (found.last_runs[0]["status"], found.last_success["full"]) == ("partial", good)
+    db.run("UPDATE mailglass_reconcile_runs SET position = NULL, error = NULL WHERE status = 'partial'")
+    assert status(db.database).last_success["full"] > good
 
 
 def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db):
