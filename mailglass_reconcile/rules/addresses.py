@@ -12,6 +12,9 @@ _BREAKS = re.compile(r"[\t-\r\x1c-\x1f\x85]")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"\S(?:@|%40)\S")
 
+_ESCAPE = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|[bfnrt])")
+"""What JSON writes for a character; with more backslashes in a document that is a string of another one."""
+
 _LOOKALIKES = "\u037e\u1fef\u212a"
 """Characters outside ASCII that NFC or lower case would turn into `;`, a backtick and `k`: they stay as they are."""
 
@@ -52,12 +55,15 @@ def holds_address(text: str) -> bool:
 
 
 def mentions(text: str, compared: str) -> bool:
-    """Whether *text* holds the address that compares as *compared*, in any spelling, percent-encoded too."""
+    """Whether *text* holds the address that compares as *compared*, in any spelling.
+
+    Percent-encoded, and after an escape of JSON, of a document inside a document too.
+    """
     local, _, domain = compared.rpartition("@")
     spellings = {compared, f"{local}@{_u_label(domain)}"}
     pattern = "|".join(re.escape(_lower(one)) for one in spellings)
     found = re.compile(rf"(?<![\w.+-])(?:{pattern})(?![\w-]|\.\w)")
-    return any(found.search(_lower(one)) for one in (text, unquote(text)))
+    return any(found.search(_lower(one)) for each in (text, _unescaped(text)) for one in (each, unquote(each)))
 
 
 def rough_part(compared: str) -> str:
@@ -78,6 +84,10 @@ def index_key(compared: str) -> str:
 def is_exact(key: str) -> bool:
     """Whether an `index_key` is a whole address, and not only a part of several."""
     return key[-1:] not in ("", "@")
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
 
 
 def _lower(text: str) -> str:
