@@ -81,8 +81,8 @@ MEANINGS: Mapping[str, Meaning] = {
         f"the event must name a provider, and have an id in one of the places read; {_BY_HAND}",
     ),
     "ambiguous": Meaning(
-        "several deliveries",
-        "several deliveries have the id, and nothing shows which one is meant",
+        "no single delivery",
+        "nothing shows which delivery is meant: several deliveries have the id, or the recipient is no longer known",
         f"the event must name its recipient, or only one of the deliveries may have the event's provider; {_BY_HAND}",
     ),
     "tenant_mismatch": Meaning(
@@ -130,6 +130,7 @@ _SYNTHETIC = (
     "if Mailglass sent the message, no delivery ever will: for this provider it stores an id that it made up"
     " (mailglass-synthetic-…)"
 )
+_SEVERAL = "several deliveries have the id, and nothing shows which one is meant"
 _RECIPIENT_LOST = (
     "the event was about one recipient, whose address is no longer known, so no delivery is chosen: it was erased, or"
     " lost because an address is kept only while its orphan is open"
@@ -160,8 +161,8 @@ def why(
         recipient_lost: Whether the event was about one recipient whose address is no longer known.
         recipient_erased: Whether the recipient of a delivery with the id was erased.
     """
-    if state == "ambiguous" and recipient_lost:
-        return _RECIPIENT_LOST
+    if state == "ambiguous":
+        return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
         return _RECIPIENT_ERASED
     if state == "unmatched" and provider in SYNTHETIC_IDS:

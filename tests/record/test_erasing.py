@@ -127,6 +127,10 @@ def test_a_raw_webhook_that_names_the_person_is_emptied(db):
         raw(db, {"events": [{"to": "x"}, {"link": "https://example.com/?e=Ada%40b%C3%BCcher.example"}]}),
         raw(db, {"to": ["<ADA@xn--bcher-kva.example>"]}),
         raw(db, {}, event_id="0001:ada@bücher.example"),
+        raw(db, {"text": "Hello\nada@bücher.example"}),
+        raw(db, {"text": "Hello\tada@bücher.example\tand others"}),
+        raw(db, {"Message": json.dumps({"headers": "To:\r\nAda@Bücher.example"})}),
+        raw(db, {"Message": json.dumps({"to": "<ada@bücher.example>"}).replace("<", "\\u003c")}),
     ]
     others = [raw(db, {"to": other}) for other in OTHERS]
     assert erased(db).webhook_events == len(named)
@@ -220,6 +224,19 @@ def test_on_mailglass_s_tables_only_open_orphans_are_emptied(db):
         record(connection, event(recipient=ADA))
     assert erased(db) == erasing.Erased(0, 1, 0, (erasing.GIVEN, erasing.MAILGLASS_S))
     assert everything(db).count(ADA) == 2
+
+
+def test_after_an_erased_cc_the_sweep_does_not_speak_of_several_deliveries(db):
+    """One delivery has the id; the event was about somebody whom nobody knows any more."""
+    factories.delivery(db, "m-1", recipient="bob@example.com")
+    with db.engine.begin() as connection:
+        (before,) = record(connection, event("m-1", recipient=ADA))
+    erased(db)
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    (said,) = [line for line in commands.inside("sweep").output.splitlines() if "ambiguous" in line]
+    assert "the recipient is no longer known" in said
+    assert "several deliveries have the id, or" in said
+    assert "it was erased" in explanation.explain(db.database, before.event_id).sentence
 
 
 def test_it_is_the_callers_transaction_and_what_is_no_address_is_refused(db):
