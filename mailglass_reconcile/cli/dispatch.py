@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 import click
@@ -60,14 +61,26 @@ def dispatch(lists: bool, retry: UUID | str | None, as_json: bool, on_request: b
     if lists and retry is not None:
         raise click.UsageError("--dead and --retry exclude each other")
     if on_request:
-        _on_request()
+        with _ended_by_sigterm():
+            _on_request()
     elif lists:
         _list_dead(as_json)
     elif retry is not None:
         _retry(retry, as_json)
     else:
         look_now()
-        _dispatch(as_json)
+        with _ended_by_sigterm():
+            _dispatch(as_json)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: the dispatcher gives back the events that it has claimed and not begun."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_for(linked: int) -> None:

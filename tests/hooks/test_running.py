@@ -66,6 +66,32 @@ def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(ho
     assert effects(hooked) == {"steady": 2, "flaky": 2}
 
 
+SLOW = """
+from mailglass_reconcile import on_event
+
+@on_event("bounced", name="slow")
+def slow(connection, event):
+    connection.exec_driver_sql("SELECT pg_sleep(20)")
+"""
+SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(20)'"
+
+
+def test_sigterm_lets_the_command_give_back_what_it_has_not_begun(hooked, tmp_path):
+    """A container that is stopped costs its events no attempt, but the one whose handler runs."""
+    (tmp_path / "slow_handlers.py").write_text(SLOW)
+    link(hooked, "m-0", "m-1", "m-2")
+    mailglass_reconcile.reconcile()
+    environment = {**hooked.environment(hooked.settings.redis_url.get_secret_value()), "PYTHONPATH": str(tmp_path)}
+    dispatching = subprocess.Popen(
+        [sys.executable, "-m", "mailglass_reconcile", "dispatch"],
+        env={**environment, "MAILGLASS_IMPORTS": "slow_handlers"},
+    )
+    wait_until(lambda: hooked.value(SLEEPING), PATIENCE)
+    dispatching.terminate()
+    assert dispatching.wait(PATIENCE) == 130
+    assert sorted(hooked.rows("SELECT attempts FROM mailglass_hook_outbox")) == [(0,), (0,), (1,)]
+
+
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
     """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
     site.db.hooked.update(mailglass_reconcile.rules.event_types.TYPES)
