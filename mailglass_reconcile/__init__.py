@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a name is loaded when it is first used: see _MODULES
     from mailglass_reconcile.ops.attempts import Orphan, attempt_link, find_orphans
     from mailglass_reconcile.ops.pruner import PruneResult, prune
     from mailglass_reconcile.pubsub import Missed, Update, events_channel
-    from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, broadcast
+    from mailglass_reconcile.record.after_commit import Recorded, RecordedDelivery, broadcast, broadcast_async
     from mailglass_reconcile.record.by_hand import link
     from mailglass_reconcile.record.erasing import Erased, erase
     from mailglass_reconcile.record.events import append
@@ -67,6 +67,7 @@ __all__ = [
     "available",
     "beat_schedule",
     "broadcast",
+    "broadcast_async",
     "configure",
     "dispatch",
     "erase",
@@ -95,7 +96,7 @@ _MODULES = {
     "mailglass_reconcile.ops.attempts": "Orphan attempt_link find_orphans",
     "mailglass_reconcile.ops.pruner": "PruneResult prune",
     "mailglass_reconcile.pubsub": "Missed Update events_channel",
-    "mailglass_reconcile.record.after_commit": "Recorded RecordedDelivery broadcast",
+    "mailglass_reconcile.record.after_commit": "Recorded RecordedDelivery broadcast broadcast_async",
     "mailglass_reconcile.record.by_hand": "link",
     "mailglass_reconcile.record.erasing": "Erased erase",
     "mailglass_reconcile.record.events": "append",

@@ -1,11 +1,13 @@
 """The step after the commit: broadcast what a writer attached or linked, and look once more for its ids.
 
-Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when it
-looks again, so nothing waits for a lock, or for a sweep. That look is one cheap question on a connection that already
-exists; only if it finds something, the sweep's own reader, rule and claim follow.
+One cheap question to the database, on a connection that already exists, tells which of the recorded events are there,
+whatever became of the savepoints and the transaction that they were written in. Only those are broadcast.
 
-With a Session, all this happens by itself. A savepoint that the caller rolls back, with its Session or with its
-connection, takes its part of the step with it.
+Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when it
+looks again, so nothing waits for a lock, or for a sweep. The same question looks; only if it finds something, the
+sweep's own reader, rule and claim follow.
+
+The caller has committed: nothing is raised, and a fault is one line in the log.
 """
 
 from __future__ import annotations
@@ -13,24 +15,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.util import await_only
+from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError, translated
-from mailglass_reconcile.pubsub import Message, Publisher
+from mailglass_reconcile.errors import DatabaseUnavailableError, MailglassReconcileError, translated
+from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.borrowing import OUR_SAVEPOINT, borrowed
+from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent
@@ -44,30 +48,23 @@ ROUNDS = 10
 PAUSE_SECONDS = 0.1
 SECONDS = 5.0
 """After this no further transaction of the looks of one call begins."""
+POOL_SECONDS = 1.0
+"""How long a pool may take until a connection is free."""
+POLL_SECONDS = 0.01
 
 Begin = Callable[[], AbstractContextManager[sa.Connection]]
-"""Begins a transaction on a connection, which is committed at the end of the block, and rolled back if it raises."""
+"""Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
 
 
 class Place(NamedTuple):
-    """Where a look happens: how to get a connection for its question, and how to begin the transaction that links."""
+    """Where the step is taken: a connection for its question, and how to begin the transaction that links."""
 
-    ask: Begin
+    connection: sa.Connection
     begin: Begin
 
 
-def place_of(engine: sa.Engine | None) -> Place:
-    """Return an engine's pool, or that of the settings: the question needs no BEGIN and COMMIT, two round trips."""
-
-    @contextmanager
-    def ask() -> Iterator[sa.Connection]:
-        with (engine or runtime.get_engine()).connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
-
-    def begin() -> AbstractContextManager[sa.Connection]:
-        return (engine or runtime.get_engine()).begin()
-
-    return Place(ask, begin)
+PLACE = "mailglass_reconcile.place"
+"""An engine's execution option: how to open a `Place`, if the engine's own connections are none."""
 
 
 class Recheck(NamedTuple):
@@ -78,6 +75,16 @@ class Recheck(NamedTuple):
     event_ids: tuple[str, ...] = ()
 
 
+@dataclass(slots=True, eq=False)
+class Step:
+    """What one result of a writer leaves to do after the commit; when it is done, nothing is left in it."""
+
+    events: tuple[LinkedEvent, ...] = ()
+    """What is broadcast, if it is there."""
+    recheck: Recheck | None = None
+    engine: sa.Engine | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """The result for one event.
@@ -85,16 +92,12 @@ class Recorded:
     Attributes:
         event_id: Its id, or None if it was recorded before.
         delivery_id: Its delivery, or None if it is an orphan.
-        messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
-        recheck: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
-        engine: Where it will look.
+        step: What `broadcast` needs; None if there is nothing to do.
     """
 
     event_id: UUID | None
     delivery_id: UUID | None
-    messages: tuple[Message, ...] = field(default=(), repr=False)
-    recheck: Recheck | None = field(default=None, repr=False)
-    engine: sa.Engine | None = field(default=None, repr=False, compare=False)
+    step: Step | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,82 +107,106 @@ class RecordedDelivery:
     Attributes:
         delivery_id: Its id.
         linked: How many events that came before it were linked to it now.
-        messages: What `broadcast` will publish; empty if there is nothing, or if a Session publishes it by itself.
-        recheck: What `broadcast` will look for once more; None if there is nothing, or if a Session does it by itself.
-        engine: Where it will look.
+        step: What `broadcast` needs; None if there is nothing to do.
     """
 
     delivery_id: UUID
     linked: int
-    messages: tuple[Message, ...] = field(default=(), repr=False)
-    recheck: Recheck | None = field(default=None, repr=False)
-    engine: sa.Engine | None = field(default=None, repr=False, compare=False)
+    step: Step | None = field(default=None, repr=False, compare=False)
 
 
 Done = TypeVar("Done", Recorded, RecordedDelivery)
 
 
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Finish what a writer began on a plain Connection: call it after your commit, outside the connection's block.
+    """Finish what a writer began: call it after your commit, outside the connection's block.
 
-    It broadcasts what was attached or linked. Then it looks once more for events that overlapping transactions could
-    not see, on a connection of the same engine, links them, and broadcasts these links, too.
+    It asks the database which of the recorded events are there, and broadcasts them. It also looks for events that
+    overlapping transactions could not see, links them, and broadcasts these links. A Session does all this by itself
+    when it commits, unless it joined a transaction of yours; what is done is not done again.
 
-    It does not wait for Redis, and raises nothing if Redis is down. If the database does not answer, it raises nothing
-    either, and the next sweep links. Do not call it with a Session, which does this by itself.
+    It takes a connection of the same engine. If none is free within a second, or the database does not answer, it
+    broadcasts nothing, the log has one line, and the next sweep links. It does not wait for Redis. It never raises.
 
     Args:
-        recorded: What `record_webhook` or `record_send` returned.
-
-    Raises:
-        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+        recorded: What `record_webhook`, `record_send` or `link` returned.
     """
-    done = list(recorded)
-    engine = next(filter(None, map(attrgetter("engine"), done)), None)
-    finish(done, place_of(engine))
+    with _quietly("what was recorded is not broadcast, and the next sweep links what arrived at the same time"):
+        steps = [each.step for each in recorded if each.step]
+        engine = next((step.engine for step in steps if step.engine), None)
+        _take(steps, lambda: _place_of(engine or runtime.get_engine()))
 
 
-def finish(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> None:
-    """Do what `broadcast` does, on connections of *place*.
+async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
+    """Do what `broadcast` does, in async code: for an AsyncConnection, or an AsyncSession that joined a transaction.
 
-    Raises:
-        ConfigurationError: `MAILGLASS_REDIS_URL` cannot be used.
+    It does not block the event loop.
+
+    Args:
+        recorded: What `record_webhook`, `record_send` or `link` returned.
     """
-    messages: list[Message] = []
-    rechecks = []
-    for each in recorded:
-        messages += each.messages
-        if each.recheck:
-            rechecks.append(each.recheck)
-    if rechecks:
-        messages += map(projector.message, look_again(rechecks, place))
+    await greenlet_spawn(broadcast, recorded)
+
+
+def _take(steps: Iterable[Step], open_place: Callable[[], AbstractContextManager[Place]]) -> None:
+    """Take what is left of *steps*, which then have nothing left, except for events that are not there."""
+    steps = [step for step in steps if step.events or step.recheck]
+    if not steps:
+        return
+    rechecks = [step.recheck for step in steps if step.recheck]
+    ids = [_id(event) for step in steps for event in step.events]
+    settings = runtime.get_settings()
+    with open_place() as place:
+        present, may_match = open_orphans.after_commit(
+            place.connection,
+            settings,
+            ids,
+            [id_ for recheck in rechecks for id_ in recheck.message_ids],
+            [id_ for recheck in rechecks for id_ in recheck.event_ids],
+        )
+        linked = _look_again(rechecks, place, settings) if may_match else []
+    events = []
+    for step in steps:
+        events += [event for event in step.events if _id(event) in present]
+        step.events = tuple(event for event in step.events if _id(event) not in present)
+        step.recheck = None
+    messages = list(map(projector.message, events + linked))
     if messages:
         Publisher(runtime.get_redis()).publish_soon(messages)
 
 
-def finish_quietly(recorded: Sequence[Recorded | RecordedDelivery], place: Place) -> None:
-    """Do what `finish` does, and log what it raises: for callbacks after a commit, such as Django's `on_commit`."""
+def _id(event: LinkedEvent) -> str:
+    """Return the id of the event that a message names."""
+    return event.reconciled_id or event.event_id
+
+
+@contextmanager
+def _quietly(lost: str) -> Iterator[None]:
+    """Log what the block raises, as the reason why something is *lost*: the caller has committed."""
     try:
-        finish(recorded, place)
-    except ConfigurationError as error:
-        logger.error("events are recorded, but their broadcasts are lost: %s", error)
+        yield
+    except Exception as error:  # a driver, an application's engine or its listeners may raise anything
+        logger.warning("%s: %s", lost, _reason(error))
 
 
-def look_again(rechecks: Sequence[Recheck], place: Place) -> list[LinkedEvent]:
-    """Link what is open for *rechecks*, and return the links; call it after the commit.
+def _reason(error: Exception) -> str:
+    """Return in a few words what went wrong; another's message may hold an address."""
+    if isinstance(error, MissingGreenlet):
+        return "after asynchronous code, write `await broadcast_async(…)`"
+    known = translated(error) if isinstance(error, DBAPIError) else error
+    if isinstance(known, MailglassReconcileError):
+        return str(known)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {where.filename}:{where.lineno}"
 
-    What another session holds is tried again for a second. A fault of the database costs a line in the log: the next
-    sweep links what was not linked.
-    """
+
+def _look_again(rechecks: Sequence[Recheck], place: Place, settings: Settings) -> list[LinkedEvent]:
+    """Link what is open for *rechecks*, and return the links; what another session holds is tried for a second."""
     linked: list[LinkedEvent] = []
-    settings, deadline = runtime.get_settings(), time.monotonic() + SECONDS
-    try:
+    deadline = time.monotonic() + SECONDS
+    with _quietly("cannot look once more for events of this call, which the next sweep links"):
         for recheck in _in_batches(rechecks, settings.batch_size):
             _link(place, settings, recheck, deadline, linked)
-    except (MailglassReconcileError, SQLAlchemyError, OSError) as error:
-        shown = translated(error) if isinstance(error, DBAPIError) else error
-        reason = shown if isinstance(shown, MailglassReconcileError) else type(shown).__name__
-        logger.warning("cannot look once more for events of this call, which the next sweep links: %s", reason)
     return linked
 
 
@@ -195,9 +222,6 @@ def _in_batches(rechecks: Sequence[Recheck], size: int) -> Iterator[Recheck]:
 
 def _link(place: Place, settings: Settings, recheck: Recheck, deadline: float, linked: list[LinkedEvent]) -> None:
     for _ in range(ROUNDS):
-        with place.ask() as connection:
-            if not open_orphans.may_match(connection, settings, recheck.message_ids, recheck.event_ids):
-                return
         with place.begin() as connection, borrowed(connection, settings) as tx:
             pairs, notes, more = _matching(tx, recheck)
             done = link_in(tx, pairs, notes=notes)
@@ -205,19 +229,23 @@ def _link(place: Place, settings: Settings, recheck: Recheck, deadline: float, l
         held = len(done) < len(pairs)
         if time.monotonic() > deadline or not pairs or not (held or more):
             return
-        if held and not _paused(connection):
+        if held and not _paused(place.connection):
             return
 
 
 def _paused(connection: sa.Connection) -> bool:
     """Let other transactions finish; False in an event loop that cannot continue meanwhile."""
-    if connection.dialect.is_async:
-        await_only(asyncio.sleep(PAUSE_SECONDS))
-    elif _in_event_loop():
+    if _in_event_loop() and not connection.dialect.is_async:
         return False
-    else:
-        time.sleep(PAUSE_SECONDS)
+    _sleep(PAUSE_SECONDS, is_async=connection.dialect.is_async)
     return True
+
+
+def _sleep(seconds: float, *, is_async: bool) -> None:
+    if is_async:
+        await_only(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
 
 
 def _matching(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
@@ -230,78 +258,89 @@ def _matching(tx: Transaction, recheck: Recheck) -> tuple[Pairs, Notes, bool]:
     return pairs, unchecked(judged), len(found) >= tx.settings.batch_size
 
 
+def _place_of(engine: sa.Engine) -> AbstractContextManager[Place]:
+    known: Callable[[], AbstractContextManager[Place]] | None = engine.get_execution_options().get(PLACE)
+    return known() if known else of_pool(engine)
+
+
+@contextmanager
+def of_pool(engine: sa.Engine) -> Iterator[Place]:
+    """Take a connection of an engine's pool, if one is free within a second.
+
+    Raises:
+        DatabaseUnavailableError: None is.
+    """
+    _wait_for_free(engine.pool, is_async=engine.dialect.is_async)
+    with engine.connect() as connection:
+        yield Place(connection, partial(_begin, connection))
+
+
+def _wait_for_free(pool: Pool, *, is_async: bool) -> None:
+    deadline = time.monotonic() + POOL_SECONDS
+    while isinstance(pool, QueuePool) and not _has_free(pool):
+        if time.monotonic() > deadline:
+            raise DatabaseUnavailableError(f"no connection of the engine's pool was free within {POOL_SECONDS:g} s")
+        _sleep(POLL_SECONDS, is_async=is_async)
+
+
+def _has_free(pool: QueuePool) -> bool:
+    """Whether a pool has an idle connection, or opens another one: it does not wait for its own timeout then."""
+    most: int = pool._max_overflow  # which has no public name
+    return pool.checkedin() > 0 or most < 0 or pool.overflow() < most
+
+
+@contextmanager
+def _begin(connection: sa.Connection) -> Iterator[sa.Connection]:
+    with connection.begin():
+        yield connection
+
+
+def returned(given: sa.Connection | Session, recorded: list[Done]) -> list[Done]:
+    """Return what a writer did; if a Session was *given*, it takes the step when it commits."""
+    session = session_of(given)
+    connection: Any = given if session is None else session.connection()
+    steps = [each.step for each in recorded if each.step]
+    for step in steps:
+        step.engine = connection.engine
+    if session is not None and steps:
+        _after_commit(session, connection, steps)
+    return recorded
+
+
 _KEY = "mailglass_reconcile.pending"
 
 
-def returned(given: object, recorded: list[Done]) -> list[Done]:
-    """Return what a writer did; if a Session was *given*, its step after the commit is left to that, and taken out."""
-    if isinstance(given, sa.Connection):
-        return _with_engine(given.engine, recorded)
-    session = session_of(given)
-    if session is not None:
-        _after_commit(session, [each for each in recorded if each.messages or each.recheck])
-    return [replace(each, messages=(), recheck=None) for each in recorded]
+class _Pending(NamedTuple):
+    """What a Session's transaction on one connection leaves to do."""
+
+    connection: sa.Connection
+    steps: list[Step]
 
 
-def _with_engine(engine: sa.Engine, recorded: list[Done]) -> list[Done]:
-    return [replace(each, engine=engine) if each.recheck else each for each in recorded]
-
-
-def _after_commit(session: Session, recorded: Sequence[Recorded | RecordedDelivery]) -> None:
-    if not recorded:
-        return
-    connection = session.connection()
+def _after_commit(session: Session, connection: sa.Connection, steps: Sequence[Step]) -> None:
     pending: _Pending | None = session.info.get(_KEY)
     if pending is None or pending.connection is not connection:
-        pending = session.info[_KEY] = _Pending(connection)
-    pending.recorded.extend(recorded)
-
-
-class _Pending:
-    """What one connection's transaction leaves to do, and how much of it there was at each savepoint."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self.connection = connection
-        self.engine = connection.engine
-        self.recorded: list[Recorded | RecordedDelivery] = []
-        self.committed = False
-        self._marks: dict[str, int] = {}
-        sa.event.listen(connection, "before_cursor_execute", self._watch)
-
-    def end(self) -> None:
-        """Look at the connection no longer."""
-        sa.event.remove(self.connection, "before_cursor_execute", self._watch)
-
-    # By the statement, because the event `savepoint` does not name the savepoint.
-    def _watch(self, _connection: sa.Connection, _cursor: object, statement: str, *_others: object) -> None:
-        kind, _, name = statement.partition("SAVEPOINT ")
-        if name == OUR_SAVEPOINT:
-            return
-        if kind == "":
-            self._marks[name] = len(self.recorded)
-        elif kind == "ROLLBACK TO ":
-            # A savepoint without a mark is older than the first of them.
-            del self.recorded[self._marks.get(name, 0) :]
+        pending = session.info[_KEY] = _Pending(connection, [])
+    pending.steps.extend(steps)
 
 
 # For every session of the process: listening to one after the other costs as much as a statement.
 @sa.event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
-    pending = session.info.get(_KEY)
+    """Take the step on the Session's own connection, which is not back in its pool yet."""
+    pending: _Pending | None = session.info.get(_KEY)
     # Still in a transaction: only a savepoint was released, or the transaction is the caller's.
     if pending is not None and not pending.connection.in_transaction():
-        pending.committed = True
+        del session.info[_KEY]
+        place = Place(pending.connection, partial(_begin, pending.connection))
+        with _quietly("what was recorded is not broadcast, and the next sweep links what arrived at the same time"):
+            _take(pending.steps, lambda: nullcontext(place))
 
 
-# Not in `_committed`: the session's connection is back in its pool only now, and the pool may have no other.
 @sa.event.listens_for(Session, "after_transaction_end")
 def _ended(session: Session, transaction: SessionTransaction) -> None:
-    pending = session.info.pop(_KEY, None) if transaction.parent is None else None
-    if pending is None:
-        return
-    pending.end()
-    if pending.committed and pending.recorded:
-        finish_quietly(pending.recorded, place_of(pending.engine))
+    if transaction.parent is None:
+        session.info.pop(_KEY, None)
 
 
 def _in_event_loop() -> bool:

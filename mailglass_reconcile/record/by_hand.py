@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
-from mailglass_reconcile.record.after_commit import Recorded
+from mailglass_reconcile.record.after_commit import Recorded, Step
 from mailglass_reconcile.store import ledger, open_orphans, schema
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Database, Transaction
@@ -57,7 +57,8 @@ def link(
 
     For events that no sweep links: of several deliveries, of another recipient, without a usable id, or expired. It is
     done like any other link: the delivery is brought up to date, handlers run, and subscribers are notified after your
-    commit. A Session does that by itself; with a Connection, call `broadcast`. A link cannot be undone.
+    commit. A Session on an engine does that by itself; with a Connection, or a Session that joined your transaction,
+    call `broadcast`. A link cannot be undone.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
@@ -113,9 +114,9 @@ def link_with(database: Database, wanted: Request) -> Recorded:
             schema.require_migrated(tx)
         with connected.writing() as tx:
             linked = _link(tx, wanted)
-    recorded = _recorded(linked)
-    after_commit.broadcast([recorded])
-    return recorded
+        recorded = after_commit.returned(connected.connection, [_recorded(linked)])
+    after_commit.broadcast(recorded)
+    return recorded[0]
 
 
 def _user() -> str:
@@ -163,4 +164,4 @@ def _is_open(tx: Transaction, wanted: Request) -> bool:
 
 
 def _recorded(linked: LinkedEvent) -> Recorded:
-    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), (projector.message(linked),))
+    return Recorded(UUID(linked.event_id), UUID(linked.delivery_id), Step(events=(linked,)))

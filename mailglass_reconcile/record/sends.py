@@ -20,9 +20,8 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.pubsub import Message
 from mailglass_reconcile.record import after_commit, checking
-from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery
+from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.store import open_orphans, sends
@@ -78,8 +77,8 @@ def record_send(
     """Record a send after the provider's API has answered: one delivery per recipient, with its `dispatched` event.
 
     Events that arrived earlier are linked in the same transaction, even in their grace period. After your commit,
-    the links are broadcast, and events that arrived at the same time are linked, too. A Session does that by itself;
-    with a Connection, call `broadcast`.
+    the links are broadcast, and events that arrived at the same time are linked, too. A Session on an engine does that
+    by itself; with a Connection, or a Session that joined your transaction, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
@@ -167,14 +166,15 @@ def _recorded(
     checked: Sequence[NewSend], delivery_ids: Sequence[str], linked: Sequence[LinkedEvent]
 ) -> list[RecordedDelivery]:
     counts = Counter(event.delivery_id for event in linked)
-    messages: dict[str, list[Message]] = defaultdict(list)
-    for message in map(projector.message, linked):
-        messages[message[1]].append(message)
+    events: dict[str, list[LinkedEvent]] = defaultdict(list)
+    for event in linked:
+        events[event.delivery_id].append(event)
     recorded = []
     for send, id_ in zip(checked, delivery_ids, strict=True):
         recheck = Recheck(send.entry.tenant_id, message_ids=(send.message_id,)) if send.message_id else None
         # A recipient that was given twice is broadcast once.
-        recorded.append(RecordedDelivery(UUID(id_), counts[id_], tuple(messages.pop(id_, ())), recheck))
+        step = Step(tuple(events.pop(id_, ())), recheck)
+        recorded.append(RecordedDelivery(UUID(id_), counts[id_], step if step.events or step.recheck else None))
     return recorded
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import projector, runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
-from mailglass_reconcile.record.after_commit import Recheck, Recorded
+from mailglass_reconcile.record.after_commit import Recheck, Recorded, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -66,7 +66,8 @@ def record_webhook(
 
     Deliveries are found by the sweep's rule, and brought up to date. An event that the provider repeats is recorded
     once. After your commit, the attached events are broadcast, and orphans whose delivery was stored at the same time
-    are linked. A Session does that by itself; with a Connection, call `broadcast`.
+    are linked. A Session on an engine does that by itself; with a Connection, or a Session that joined your
+    transaction, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
@@ -115,10 +116,9 @@ def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Reco
         return REPEATED
     attached = recorded[id_]
     if attached:
-        return Recorded(UUID(id_), UUID(attached.delivery_id), (projector.message(attached),))
-    return Recorded(
-        UUID(id_), None, recheck=Recheck(event.entry.tenant_id, event_ids=(id_,)) if event.keys.candidate_ids else None
-    )
+        return Recorded(UUID(id_), UUID(attached.delivery_id), Step(events=(attached,)))
+    recheck = Recheck(event.entry.tenant_id, event_ids=(id_,)) if event.keys.candidate_ids else None
+    return Recorded(UUID(id_), None, Step(recheck=recheck) if recheck else None)
 
 
 def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:

@@ -1,18 +1,20 @@
 """A caller's own transaction: our statements run in it under a savepoint, and the caller's settings come back.
 
 A single call executes what the database keeps as functions, which have our settings by themselves. On psycopg the
-savepoint travels with the first statement and its end with the last, so a call is one round trip, or two.
+savepoint travels with the first statement and its end with the last, so a call is one round trip, or two. Values are
+parameters of their statements on every driver, so nobody reads them in `pg_stat_activity`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.rows import tuple_row
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile.errors import ConfigurationError, database_errors
@@ -22,6 +24,7 @@ from mailglass_reconcile.store.database import (
     SCOPE,
     Kept,
     Transaction,
+    array_literal,
     as_driver_takes_it,
     lacks_tables,
     look_elsewhere,
@@ -31,29 +34,30 @@ from mailglass_reconcile.store.database import (
 CALL_SCOPE = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
 """The settings under which statements run in a caller's transaction, and the functions that the database keeps."""
 
-# The caller's own values come back as one statement that restores them; Postgres computes it before it makes ours. One
-# column, because the driver describes each; without parameters, so that the savepoint travels with it.
-_BORROWED = {"client_encoding": "UTF8", **CALL_SCOPE}
-_BORROW = "SELECT concat('SELECT {saved}') || left(concat({made}), 0)"
-_BORROW = _BORROW.replace(
-    "{saved}",
-    ", ".join(f"set_config(''{name}'', ', quote_literal(current_setting('{name}')), ', true)" for name in _BORROWED),
-).replace("{made}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _BORROWED.items()))
-OUR_SAVEPOINT = "mailglass_reconcile"
-_SAVEPOINT = f"SAVEPOINT {OUR_SAVEPOINT}"
-_RELEASE = f"RELEASE SAVEPOINT {OUR_SAVEPOINT}"
-_UNDO = f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}"
-_COMMIT = "COMMIT"
-_PLAIN = {"no_parameters": True}
-_ENDS = "mailglass_reconcile.ends"
+
+class Statement(NamedTuple):
+    """A statement with `{schema}` for the quoted schema and `:name` for a parameter, and its parameters."""
+
+    text: str
+    parameters: Mapping[str, Any] = {}
 
 
-def ending_with_the_block(connection: sa.Connection) -> sa.Connection:
-    """Mark a transaction that serves one call of this package and ends right after it.
+_SAVEPOINT = Statement("SAVEPOINT mailglass_reconcile")
+_RELEASE = Statement("RELEASE SAVEPOINT mailglass_reconcile")
+_UNDO = Statement("ROLLBACK TO SAVEPOINT mailglass_reconcile")
 
-    The call may end it itself, with its last statement: the driver then has nothing to commit, and saves a round trip.
+# The caller's values are read before ours are made: a row of the first is what the second is computed for.
+_MAKE_SETTINGS = Statement(
     """
-    return connection.execution_options(**{_ENDS: True})
+WITH callers AS MATERIALIZED (SELECT ARRAY[{read}] AS settings)
+SELECT settings, concat({make}) FROM callers
+""".replace("{read}", ", ".join(f"current_setting('{name}')" for name in CALL_SCOPE)).replace(
+        "{make}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in CALL_SCOPE.items())
+    )
+)
+_RESTORE_SETTINGS = """
+SELECT concat({make}) FROM (SELECT CAST(:settings AS text[]) AS settings) AS callers
+""".replace("{make}", ", ".join(f"set_config('{name}', settings[{n}], true)" for n, name in enumerate(CALL_SCOPE, 1)))
 
 
 class Borrowed(Transaction):
@@ -63,59 +67,48 @@ class Borrowed(Transaction):
         """Use *connection*, which is in a transaction, on the tables that *settings* name."""
         super().__init__(connection, settings)
         self._is_open = False
-        self._restore = ""
-        self._needs_settings = not _is_utf8(connection)
+        self._callers_settings = ""
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement under our settings, as `Transaction.execute`."""
-        if not self._restore:
-            self._make_settings()
+        if not self._callers_settings:
+            self._callers_settings = array_literal(self._in_savepoint(_MAKE_SETTINGS)[0][0])
         return super().execute(statement, parameters)
 
     def call(self, kept: Kept, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
-        """Call the function, which has our settings by itself; on psycopg the savepoint travels with it."""
-        if self._needs_settings and not self._restore:
-            self._make_settings()
-        before = self._begin()
-        if _goes_directly(self.connection):
-            after = (_COMMIT if self._ends else _RELEASE,) if last and not self._restore else ()
-            text = "; ".join((*before, as_driver_takes_it(_call_of(kept), self.schema), *after))
-            rows = _directly(self.connection, text, parameters)
-            self._is_open = not after
-            return rows
-        return super().execute(_call_of(kept), parameters).all()
+        """Call the function, which has our settings by itself."""
+        statement = Statement(_call_of(kept), parameters)
+        return self._in_savepoint(statement, last=last and not self._callers_settings)
 
     def undo(self) -> None:
         """Undo what the block did, and the settings with it."""
         if self._is_open:
-            _send(self.connection, _UNDO)
-            self._restore = ""
+            self._send(_UNDO)
+            self._callers_settings = ""
 
     def leave(self) -> None:
         """End the savepoint, and restore the caller's settings."""
-        if self._is_open and not self._ends:
-            _send(self.connection, _RELEASE, *filter(None, [self._restore]))
+        if self._is_open:
+            given = {"settings": self._callers_settings}
+            self._send(_RELEASE, *((Statement(_RESTORE_SETTINGS, given),) if self._callers_settings else ()))
         self._is_open = False
 
-    @property
-    def _ends(self) -> bool:
-        return bool(self.connection.get_execution_options().get(_ENDS))
-
-    def _begin(self) -> tuple[str, ...]:
-        """Return the savepoint, if it is still to come, for the next statement to bring along; or send it by itself."""
+    def _in_savepoint(self, statement: Statement, *, last: bool = False) -> Sequence[Any]:
+        """Return the rows of a statement; the savepoint begins with the first, and ends with the *last*."""
         before = () if self._is_open else (_SAVEPOINT,)
         self._is_open = True
-        if before and not _goes_directly(self.connection):
-            _send(self.connection, *before)
-            return ()
-        return before
+        rows = self._send(*before, statement, *((_RELEASE,) if last else ()))
+        self._is_open = not last
+        return rows
 
-    def _make_settings(self) -> None:
-        before = self._begin()
-        if _goes_directly(self.connection):
-            self._restore = _directly(self.connection, "; ".join((*before, _BORROW)))[0][0]
-            return
-        self._restore = self.connection.exec_driver_sql(_BORROW, execution_options=_PLAIN).one()[0]
+    def _send(self, *statements: Statement) -> Sequence[Any]:
+        """Execute statements, on psycopg in one round trip, and return the rows of the one that has some."""
+        if _is_psycopg(self.connection):
+            if not self.connection.in_transaction():
+                self.connection.begin()
+            return _in_one_round_trip(self.connection, self.schema, statements)
+        results = [super(Borrowed, self).execute(*statement) for statement in statements]
+        return next((result.all() for result in results if result.returns_rows), [])
 
 
 @contextmanager
@@ -129,14 +122,14 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         settings: Name the tables.
 
     Raises:
-        ConfigurationError: The connection is in autocommit mode, psycopg2's own text encoding is not UTF8, or the
-            tables are in another schema; the message says what to set.
+        ConfigurationError: The connection is in autocommit mode, its client_encoding is not UTF8, or the tables are in
+            another schema; the message says what to set.
         MailglassReconcileError: The database refused.
         TypeError: *given* is something else.
     """
     with database_errors():
         connection = given if isinstance(given, sa.Connection) else engines.connection_of_session(given)
-        _require_usable(connection.connection.dbapi_connection)
+        _require_usable(connection)
         tx = Borrowed(connection, settings)
         try:
             yield tx
@@ -160,83 +153,90 @@ def _call_of(kept: Kept) -> str:
     return f"SELECT * FROM {{schema}}.{kept.name}({arguments})"  # noqa: S608 - names of this package
 
 
-def _require_usable(driver: Any) -> None:
-    if getattr(driver, "autocommit", False):
+def _require_usable(connection: sa.Connection) -> None:
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise ConfigurationError(
             "the connection's isolation_level is AUTOCOMMIT, so its statements could not be kept or undone together:"
             " pass one in a transaction, such as that of `with engine.begin() as connection`"
         )
-    # psycopg2 does not notice that a statement changes the encoding; the other drivers do.
-    if getattr(driver, "encoding", "UTF8") != "UTF8":
+    encoding = _encoding(connection)
+    if encoding != "UTF8":
         raise ConfigurationError(
-            'the connection\'s client_encoding is not UTF8: pass `client_encoding="utf8"` to create_engine'
+            f"the connection's client_encoding is {encoding}, which not every text can pass: set it to UTF8, such as"
+            ' with `client_encoding="utf8"` in create_engine'
         )
 
 
-def _send(connection: sa.Connection, *statements: str) -> None:
-    """Execute statements without parameters or results; psycopg and asyncpg take several at once."""
-    text = "; ".join(statements)
-    if _goes_directly(connection):
-        _directly(connection, text)
-        return
+def _encoding(connection: sa.Connection) -> str:
+    """Return the encoding in which texts pass between driver and server."""
     driver: Any = connection.connection.driver_connection
-    # SQLAlchemy begins asyncpg's transaction with the first statement that it sends itself.
-    if connection.dialect.driver == "asyncpg" and driver.is_in_transaction():
-        with suppress(Exception):  # of a failure SQLAlchemy says which it is
-            adapted: Any = connection.connection.dbapi_connection
-            adapted.run_async(lambda driver: driver.execute(text))
-            return
-    for statement in (text,) if connection.dialect.driver == "psycopg" else statements:
-        connection.exec_driver_sql(statement, execution_options=_PLAIN)
-
-
-def _goes_directly(connection: sa.Connection) -> bool:
-    """Whether the driver is psycopg's synchronous one, and SQLAlchemy knows of the transaction already."""
-    return _is_psycopg(connection) and connection.in_transaction()
+    if connection.dialect.driver == "asyncpg":
+        return str(driver.get_settings().client_encoding)
+    of_server = str(driver.info.parameter_status("client_encoding"))
+    # psycopg2 does not notice that a statement changes the encoding.
+    return str(driver.encoding) if connection.dialect.driver == "psycopg2" and of_server == "UTF8" else of_server
 
 
 def _is_psycopg(connection: sa.Connection) -> bool:
+    """Whether the driver is psycopg's synchronous one."""
     return connection.dialect.driver == "psycopg" and not connection.dialect.is_async
 
 
-def _is_utf8(connection: sa.Connection) -> bool:
-    """Whether connection and server are UTF8, so that any text can pass."""
-    driver: Any = connection.connection.driver_connection
-    if connection.dialect.driver == "psycopg":
-        status = driver.info.parameter_status
-        return bool(status("client_encoding") == status("server_encoding") == "UTF8")
-    if connection.dialect.driver == "asyncpg":
-        return bool(driver.get_settings().client_encoding == "UTF8")
-    return True  # psycopg2: `_require_usable` has looked
-
-
 def answer(connection: sa.Connection, settings: Settings, kept: Kept, parameters: Mapping[str, str]) -> Any:
-    """Return the one value of a statement that the database keeps, on a connection as it is."""
-    if _is_psycopg(connection):
-        return _directly(connection, as_driver_takes_it(_call_of(kept), settings.database_schema), parameters)[0][0]
-    return Transaction(connection, settings).execute(_call_of(kept), parameters).scalar_one()
+    """Return the one row of a statement that the database keeps, on a connection as it is.
+
+    Outside of a transaction, it begins none: it is one round trip.
+    """
+    statement = Statement(_call_of(kept), parameters)
+    with _beginning_nothing(connection):
+        if _is_psycopg(connection):
+            return _in_one_round_trip(connection, settings.database_schema, [statement])[0]
+        return Transaction(connection, settings).execute(*statement).one()
 
 
-def _directly(
-    connection: sa.Connection, text: str, parameters: Mapping[str, str | None] | None = None
-) -> list[tuple[Any, ...]]:
-    """Execute *text* past SQLAlchemy, whose own work costs as much; return the rows of the statement that has some."""
+@contextmanager
+def _beginning_nothing(connection: sa.Connection) -> Iterator[None]:
+    """Let the driver send neither BEGIN nor COMMIT, which are round trips; in a transaction it does not anyway."""
     driver: Any = connection.connection.dbapi_connection
-    rows: list[tuple[Any, ...]] = []
+    if connection.in_transaction():
+        yield
+        return
+    with connection.begin():
+        if driver.autocommit:
+            yield
+            return
+        driver.autocommit = True
+        try:
+            yield
+        finally:
+            with suppress(Exception):  # of a connection that is lost
+                driver.autocommit = False
+
+
+def _in_one_round_trip(connection: sa.Connection, schema: str, statements: Sequence[Statement]) -> list[Any]:
+    """Execute *statements* past SQLAlchemy, whose own work costs as much; return the rows of the one that has some.
+
+    They are never prepared, because PgBouncer may not keep that. A libpq without pipelines sends them one by one.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    together = len(statements) > 1 and psycopg.Pipeline.is_supported()
+    texts = [as_driver_takes_it(statement.text, schema) for statement in statements]
+    cursors = []
     try:
-        # The parameters become part of the text, because only a text without any may be several statements.
-        with psycopg.ClientCursor(driver) as cursor:
-            cursor.execute(text, parameters)
-            while True:
-                if cursor.pgresult and cursor.pgresult.nfields:
-                    rows = cursor.fetchall()
-                if not cursor.nextset():
-                    return rows
+        with driver.pipeline() if together else nullcontext():
+            for text, (_, parameters) in zip(texts, statements, strict=True):
+                # Not the connection's own cursors: Django's put values into the text.
+                cursor = psycopg.Cursor(driver, row_factory=tuple_row)
+                cursors.append(cursor.execute(text, parameters, prepare=False))
     except psycopg.Error as error:
-        raise _as_sqlalchemys(connection, text, error, is_lost=bool(driver.closed)) from None
+        raise _as_sqlalchemys(connection, "; ".join(texts), error, is_lost=bool(driver.closed)) from None
+    return next((cursor.fetchall() for cursor in cursors if cursor.description), [])
 
 
 def _as_sqlalchemys(connection: sa.Connection, text: str, error: psycopg.Error, *, is_lost: bool) -> BaseException:
+    # Of a pipeline that was broken off, psycopg may raise what became of the later statements.
+    while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
+        error = error.__context__
     if is_lost:
         with suppress(DBAPIError):  # SQLAlchemy notices the loss: its pool has others of that server
             connection.exec_driver_sql("SELECT 1")

@@ -139,7 +139,7 @@ class Transaction:
         Args:
             kept: The statement.
             parameters: Its parameters.
-            last: No other statement of the block follows, which saves a round trip.
+            last: No other statement of the block follows: in a caller's transaction that saves a round trip.
         """
         return self.execute(kept.text, parameters).all()
 

@@ -8,7 +8,7 @@ from mailglass_reconcile.store import deliveries, open_orphans, projection, send
 from mailglass_reconcile.store.borrowing import CALL_SCOPE
 from mailglass_reconcile.store.database import PARAMETER, Kept, Transaction, array_literal
 
-KEPT = (deliveries.OF_IDS, projection.APPEND, projection.APPEND_AND_PROJECT, sends.STORE, open_orphans.MAY_MATCH)
+KEPT = (deliveries.OF_IDS, projection.APPEND, projection.APPEND_AND_PROJECT, sends.STORE, open_orphans.AFTER_COMMIT)
 NAMES = tuple(kept.name for kept in KEPT)
 
 # Replaced in place, because processes of the version before may still call it; with other arguments or columns it needs

@@ -56,11 +56,13 @@ MAY_BE_OPEN = """
 """
 """Whether anything may be open for a row's `s.message_id`, as a part of the statements that ask it."""
 
-MAY_MATCH = Kept(
-    "mailglass_reconcile_may_match",
-    "found boolean",
+AFTER_COMMIT = Kept(
+    "mailglass_reconcile_after_commit",
+    "present text[], may_match boolean",
     """
-SELECT EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS s (message_id) WHERE {may_be_open})
+SELECT ARRAY(SELECT e.id::text FROM unnest(CAST(:recorded_ids AS uuid[])) AS r (id)
+              CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_events WHERE id = r.id OFFSET 0) AS e),
+       EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS s (message_id) WHERE {may_be_open})
     OR EXISTS (SELECT FROM unnest(CAST(:event_ids AS uuid[])) AS e (id)
                 CROSS JOIN LATERAL (SELECT hashtextextended(candidate_id, 0) AS hash
                                       FROM {schema}.mailglass_open_orphan_ids WHERE event_id = e.id OFFSET 0) AS k
@@ -197,12 +199,26 @@ def with_message_ids(
     return list(tx.execute(_WITH_MESSAGE_IDS, parameters).scalars())
 
 
-def may_match(
-    connection: sa.Connection, settings: Settings, message_ids: Collection[str], event_ids: Collection[str]
-) -> bool:
-    """Whether anything may be open for *message_ids*, or stored for the ids of the open *event_ids*; one round trip."""
-    parameters = {"message_ids": array_literal(message_ids), "event_ids": array_literal(event_ids)}
-    return bool(answer(connection, settings, MAY_MATCH, parameters))
+def after_commit(
+    connection: sa.Connection,
+    settings: Settings,
+    recorded_ids: Collection[str],
+    message_ids: Collection[str],
+    event_ids: Collection[str],
+) -> tuple[set[str], bool]:
+    """Ask after a writer's commit, in one round trip.
+
+    Returns:
+        Those of *recorded_ids* that the ledger holds; and whether anything may be open for *message_ids*, or stored for
+        the ids of the open *event_ids*.
+    """
+    parameters = {
+        "recorded_ids": array_literal(recorded_ids),
+        "message_ids": array_literal(message_ids),
+        "event_ids": array_literal(event_ids),
+    }
+    present, may_match = answer(connection, settings, AFTER_COMMIT, parameters)
+    return set(present), bool(may_match)
 
 
 def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | None:

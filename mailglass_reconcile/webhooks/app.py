@@ -25,7 +25,7 @@ from mailglass_reconcile.errors import (
     database_errors,
 )
 from mailglass_reconcile.record import checking
-from mailglass_reconcile.record.after_commit import Recorded, finish_quietly, place_of
+from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.humanize import counted, shown
@@ -145,7 +145,7 @@ class Receiver:
             if not arriving.left:
                 await _send(send, answer, scope, arriving)
             if answer.recorded:
-                await _in_thread(self._threads, finish_quietly, answer.recorded, place_of(self._engine))
+                await _in_thread(self._threads, broadcast, answer.recorded)
 
     async def _answer(self, scope: Scope, receive: _Arriving) -> Answer:
         provider = scope["path"].rstrip("/").rpartition("/")[2]

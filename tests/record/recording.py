@@ -1,6 +1,7 @@
 """What the tests of the writers share: a moment, deliveries, events of a webhook, and messages that were published."""
 
 import datetime as dt
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -51,9 +52,9 @@ def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
         return
 
     def watch(driver, *_others):
-        driver.cursor_factory = noting(psycopg.Cursor, sent)
+        driver.cursor_factory = psycopg.Cursor
 
-    with mock.patch.object(psycopg, "ClientCursor", noting(psycopg.ClientCursor, sent)):
+    with mock.patch.object(psycopg, "Cursor", noting(psycopg.Cursor, sent)):
         if isinstance(given, sa.Connection):
             driver = given.connection.dbapi_connection
             before = driver.cursor_factory
@@ -64,6 +65,20 @@ def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
             sa.event.listen(given, "checkout", watch)
             yield sent
             sa.event.remove(given, "checkout", watch)
+
+
+@contextmanager
+def round_trips(driver: psycopg.Connection) -> Iterator[list[int]]:
+    """Count the round trips of a psycopg connection; the only number is there when the block has ended."""
+    counted: list[int] = []
+    with tempfile.TemporaryFile() as trace:
+        driver.pgconn.trace(trace.fileno())
+        try:
+            yield counted
+        finally:
+            driver.pgconn.untrace()
+            trace.seek(0)
+            counted.append(trace.read().count(b"ReadyForQuery"))
 
 
 def noting(kind: type[psycopg.Cursor], sent: list[str]) -> type[psycopg.Cursor]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import Barrier
 
 import pytest
@@ -19,8 +18,7 @@ from sqlalchemy.orm import Session
 import factories
 import mailglass_reconcile
 from conftest import wait_until
-from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send, runtime
-from mailglass_reconcile.record.after_commit import finish_quietly, place_of
+from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
 from record.recording import NOW, event, record, statements
 
 pytestmark = pytest.mark.slow
@@ -41,11 +39,6 @@ def receive(connection):
     return record(connection, event())
 
 
-def quietly(recorded):
-    """Finish as a callback after the commit does, such as Django's."""
-    finish_quietly(recorded, place_of(runtime.get_engine()))
-
-
 def told(db):
     """Return how many messages of links there were, by their channel's kind; every link is told of once on each."""
     return Counter(channel.count(":") for channel, payload in db.witness.messages() if "reconciled" in str(payload))
@@ -59,15 +52,14 @@ LINKED = Counter({2: 1, 3: 1})
 @pytest.mark.guard
 @ORDERS
 @LAST
-@pytest.mark.parametrize("tell", [broadcast, quietly])
-def test_of_two_connections_the_later_one_links(db, order, last, tell):
+def test_of_two_connections_the_later_one_links(db, order, last):
     """Whoever began, whoever commits first: one link, one message, no sweep."""
     with db.engine.connect() as one, db.engine.connect() as other:
         pending = list(zip((one, other), [order[0](one), order[1](other)], strict=True))
         for connection, recorded in pending[:: 1 if last else -1]:
             assert db.appended() == 0
             connection.commit()
-            tell(recorded)
+            broadcast(recorded)
     assert (db.value(OPEN), db.appended()) == (0, 1)
     assert db.rows(TYPES) == [("delivered", 1)]
     assert told(db) == LINKED
@@ -150,19 +142,17 @@ def transactions(engine) -> Iterator[list[object]]:
 
 @pytest.mark.parametrize("end", [Session.rollback, Session.close])
 def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
-    """Nor for what was recorded under a savepoint that was rolled back."""
+    """And one that does looks once, for all of its calls."""
     with own_engine(db) as engine, Session(engine) as session, statements(engine) as sent:
         receive(session)
         end(session)
-        with session.begin_nested() as savepoint:
-            receive(session)
-            savepoint.rollback()
         session.commit()
-        assert [one for one in sent if "may_match" in one] == []
+        assert [one for one in sent if "after_commit" in one] == []
         with session.begin_nested():
             receive(session)
+        send(session)
         session.commit()
-        assert len([one for one in sent if "may_match" in one]) == 1
+        assert len([one for one in sent if "after_commit" in one]) == 1
 
 
 def test_an_event_that_has_its_delivery_is_not_looked_for(db):
@@ -172,15 +162,16 @@ def test_an_event_that_has_its_delivery_is_not_looked_for(db):
         recorded = record(connection, event(), event(None, provider_event_id="2"))
         recorded += record(connection, event())
         recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
+    assert recorded[0].step.recheck is None
     with transactions(db.engine) as begun:
-        broadcast([replace(each, messages=()) for each in recorded])
+        broadcast(recorded[1:])
     assert begun == []
 
 
 @pytest.mark.guard
 @pytest.mark.parametrize("count", [1, 500])
 def test_a_look_that_finds_nothing_is_one_statement(db, count):
-    """Without the settings that a transaction of this package begins with."""
+    """Without a transaction, and the settings that one of this package begins with."""
     sent = [Sent(recipient=ADA, message_id=f"s-{n}") for n in range(count)]
     for writer, given in ((send, sent), (record, [event(f"m-{n}") for n in range(count)])):
         with db.engine.begin() as connection:
@@ -191,7 +182,7 @@ def test_a_look_that_finds_nothing_is_one_statement(db, count):
 
 
 def test_a_pool_of_one_connection_is_enough_for_a_session(db):
-    """It is given back before the look takes it."""
+    """It asks on its own, before that is given back."""
     with own_engine(db, pool_size=1, max_overflow=0, pool_timeout=3) as engine, db.engine.connect() as other:
         recorded = send(other)
         mailglass_reconcile.configure(engine=engine, settings=db.settings)
@@ -301,23 +292,25 @@ def away(_dialect, _record, _arguments, parameters):
 
 
 @pytest.mark.parametrize("url", [None, "postgresql://nobody@127.0.0.1:1/none"])
-def test_a_database_that_cannot_be_reached_costs_the_look_and_a_line_in_the_log(db, caplog, url):
-    """Neither the call nor its messages."""
+def test_a_database_that_cannot_be_reached_costs_the_step_and_a_line_in_the_log(db, caplog, url):
+    """What is not known to be there is not broadcast."""
     factories.delivery(db, "m-2")
     with db.engine.connect() as sending, db.engine.begin() as receiving:
         send(sending)
         recorded = record(receiving, event(), event("m-2"))
         sending.commit()
     mailglass_reconcile.configure(settings=Settings(database_url=url, redis_url=db.settings.redis_url))
-    broadcast([replace(one, engine=None) for one in recorded])
-    assert len(db.witness.messages()) == 2
-    (line,) = [entry.getMessage() for entry in caplog.records if "look once more" in entry.getMessage()]
+    for one in recorded:
+        one.step.engine = None
+    broadcast(recorded)
+    assert db.witness.messages() == []
+    (line,) = [entry.getMessage() for entry in caplog.records if "is not broadcast" in entry.getMessage()]
     assert "MAILGLASS_DATABASE_URL" in line
     assert "\n" not in line
 
 
-def test_an_engine_that_cannot_connect_any_more_costs_the_look_and_a_line_in_the_log(db, caplog):
-    """Neither the call nor its messages."""
+def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the_log(db, caplog):
+    """Not the call, which has committed."""
     factories.delivery(db, "m-2")
     with own_engine(db, poolclass=sa.NullPool) as engine:
         with db.engine.connect() as sending, engine.begin() as receiving:
@@ -326,14 +319,14 @@ def test_an_engine_that_cannot_connect_any_more_costs_the_look_and_a_line_in_the
             sending.commit()
         sa.event.listen(engine, "do_connect", away)
         broadcast(recorded)
-    assert len(db.witness.messages()) == 2
-    (line,) = [entry.getMessage() for entry in caplog.records if "look once more" in entry.getMessage()]
+    assert db.witness.messages() == []
+    (line,) = [entry.getMessage() for entry in caplog.records if "is not broadcast" in entry.getMessage()]
     assert "MAILGLASS_DATABASE_URL" in line
     assert "\n" not in line
 
 
-def test_what_is_attached_already_is_broadcast_without_a_database(db):
-    """There is nothing to look for, so `MAILGLASS_DATABASE_URL` is not read."""
+def test_the_engine_of_the_call_is_asked_not_that_of_the_settings(db):
+    """`MAILGLASS_DATABASE_URL` is not read."""
     factories.delivery(db, "m-1")
     with db.engine.begin() as connection:
         recorded = record(connection, event())

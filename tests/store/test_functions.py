@@ -17,7 +17,10 @@ CALLS = {
         " anyway suppressions events spellings provider mailable stream metadata",
         "key text, delivery_id text, open boolean",
     ),
-    "mailglass_reconcile_may_match": ("message_ids event_ids", "found boolean"),
+    "mailglass_reconcile_after_commit": (
+        "recorded_ids message_ids event_ids",
+        "present text[], may_match boolean",
+    ),
 }
 """Arguments and columns of each, as released versions call them."""
 
@@ -35,8 +38,8 @@ def test_a_function_keeps_its_arguments_and_columns():
 @pytest.mark.parametrize(
     "sql",
     [
-        "DROP FUNCTION mailglass_reconcile_may_match",
-        "UPDATE pg_proc SET prosrc = 'BEGIN END' WHERE proname = 'mailglass_reconcile_may_match'",
+        "DROP FUNCTION mailglass_reconcile_after_commit",
+        "UPDATE pg_proc SET prosrc = 'BEGIN END' WHERE proname = 'mailglass_reconcile_after_commit'",
     ],
 )
 def test_migrating_makes_the_functions_of_this_version(empty_database_url, sql):

@@ -633,10 +633,10 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
     tx = request.getfixturevalue(scope)
     ids = [*(f"new-{n}" for n in range(SIZE)), "campaign"]
     settings = tx.settings
-    plan = probing(tx, lambda: open_orphans.may_match(tx.connection, settings, ids, ()))
+    plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, (), ids, ()))
     assert "mailglass_open_orphan_ids_candidate_idx" in plan.indexes
     assert plan.read == 0
-    plan = probing(tx, lambda: open_orphans.may_match(tx.connection, settings, (), events))
+    plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, (), (), events))
     assert {"mailglass_open_orphan_ids_pkey", deliveries.INDEX} <= plan.indexes
     assert plan.read <= 1 + 2 * 2, "a bitmap scan counts its rows twice"
 
@@ -649,9 +649,9 @@ def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_
         connection.exec_driver_sql("UPDATE mailglass_open_orphan_ids SET candidate_id = 'open'")
         connection.exec_driver_sql("UPDATE mailglass_deliveries SET provider_message_id = 'campaign'")
         connection.exec_driver_sql("ANALYZE mailglass_open_orphan_ids, mailglass_deliveries")
-        by_ids = probing(untouched, lambda: open_orphans.may_match(connection, settings, new, ()))
-        by_one = probing(untouched, lambda: open_orphans.may_match(connection, settings, ["open"], ()))
-        by_events = probing(untouched, lambda: open_orphans.may_match(connection, settings, (), some))
+        by_ids = probing(untouched, lambda: open_orphans.after_commit(connection, settings, (), new, ()))
+        by_one = probing(untouched, lambda: open_orphans.after_commit(connection, settings, (), ["open"], ()))
+        by_events = probing(untouched, lambda: open_orphans.after_commit(connection, settings, (), (), some))
         savepoint.rollback()
     assert by_ids.read == 0
     assert by_one.read == 1
@@ -738,9 +738,11 @@ def test_of_a_million_open_orphans_a_writer_reads_only_those_of_its_ids(make_dat
                 with connection.begin():
                     after = Transaction(connection, settings)
                     for asked, (ids, expected) in wanted.items():
-                        plan = probing(after, lambda ids=ids: open_orphans.may_match(connection, settings, ids, ()))
+                        plan = probing(
+                            after, lambda ids=ids: open_orphans.after_commit(connection, settings, (), ids, ())
+                        )
                         assert plan.read == min(expected, 1), asked
-                    plan = probing(after, lambda: open_orphans.may_match(connection, settings, (), event))
+                    plan = probing(after, lambda: open_orphans.after_commit(connection, settings, (), (), event))
                     assert plan.read == 0
                 with connection.begin(), borrowed(connection, settings) as tx:
                     for asked, (ids, expected) in wanted.items():

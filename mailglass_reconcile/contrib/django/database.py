@@ -28,11 +28,10 @@ from mailglass_reconcile.errors import (
 )
 from mailglass_reconcile.hooks import running as handlers
 from mailglass_reconcile.hooks.running import Begin, EndedError, Work
-from mailglass_reconcile.record.after_commit import Place, finish_quietly
+from mailglass_reconcile.record.after_commit import PLACE, Place, broadcast, of_pool
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.borrowing import ending_with_the_block
 
 logger = logging.getLogger(__name__)
 
@@ -79,18 +78,16 @@ def connection(using: str | None = None) -> Iterator[sa.Connection]:
 def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
     """Return what *action* returns on Django's connection; a fault that passes is tried again.
 
-    Not inside `atomic()`, whose transaction has failed as a whole then. A transaction of its own is READ COMMITTED
-    whatever the database's default, because ours are safe in it and fail less often.
+    Not in a transaction of the application's, which has failed as a whole then. A transaction of its own is READ
+    COMMITTED whatever the database's default, because ours are safe in it and fail less often.
     """
     djangos = wrapper(alias())
     for pause in (*PAUSES_SECONDS, None):
         nested = djangos.in_atomic_block
         try:
-            if nested:
-                with connection() as lent:
-                    return action(lent)
-            with _read_committed(djangos), connection() as lent:
-                return action(ending_with_the_block(lent))
+            nested = nested or not djangos.get_autocommit()
+            with nullcontext() if nested else _read_committed(djangos), connection() as lent:
+                return action(lent)
         except Exception as error:
             if pause is None or nested or not _is_passing(error):
                 raise
@@ -124,17 +121,24 @@ def _is_passing(error: BaseException) -> bool:
     return False
 
 
+def _ends_by_hand(djangos: Any) -> bool:
+    """Whether the application ends its transactions itself, with `set_autocommit(False)` or `AUTOCOMMIT: False`."""
+    return not (djangos.commit_on_exit if djangos.in_atomic_block else djangos.get_autocommit())
+
+
 @contextmanager
-def _asking() -> Iterator[sa.Connection]:
-    """Lend Django's connection for one question: in autocommit it needs no BEGIN and COMMIT, two round trips."""
-    djangos = wrapper(alias())
-    if djangos.in_atomic_block or not djangos.get_autocommit():
-        with connection() as lent:
-            yield lent
-    else:
-        djangos.ensure_connection()
-        with _lending(alias()).connect() as lent:
-            yield lent
+def _place(name: str) -> Iterator[Place]:
+    """Take the step after a commit on Django's connection, which asks without a transaction if Django is in none.
+
+    Where the application ends its transactions by hand, that connection may have begun the next one: it is another.
+    """
+    djangos = wrapper(name)
+    if _ends_by_hand(djangos):
+        with of_pool(engine(name)) as place:
+            yield place
+        return
+    with connection(name) if djangos.in_atomic_block else _lending(name).connect() as lent:
+        yield Place(lent, partial(connection, name))
 
 
 class _Finish(list[Any]):
@@ -143,18 +147,15 @@ class _Finish(list[Any]):
     def __call__(self) -> None:
         """Take it; it raises nothing."""
         done, self[:] = self.copy(), []
-        try:
-            finish_quietly(done, Place(_asking, connection))
-        except Error as error:
-            logger.warning("the next sweep links what came at the same time: %s", type(error).__name__)
+        broadcast(done)
 
 
 def after_commit(recorded: Sequence[Any]) -> None:
     """Broadcast *recorded* and look once more for its ids when Django has committed: once for a whole transaction."""
-    done = [one for one in recorded if one.messages or one.recheck]
+    done = [one for one in recorded if one.step]
     djangos = wrapper(alias())
-    if not done or not (djangos.in_atomic_block or djangos.get_autocommit()):
-        return  # in a transaction that the application ends by hand, nobody says when: a sweep looks again
+    if not done or _ends_by_hand(djangos):
+        return  # Django calls nothing at such a commit
     if not djangos.in_atomic_block:
         _Finish(done)()
         return
@@ -223,13 +224,18 @@ class _Lent:
     def close(self) -> None:
         """Do nothing: Django closes."""
 
+    def cursor(self) -> psycopg.Cursor[Any]:
+        """Return one whose values are parameters: Django's cursors put them into the statement's text."""
+        return psycopg.Cursor(self._djangos)
+
     def add_notice_handler(self, handler: Callable[..., None]) -> None:
         """Do nothing: it would stay forever."""
 
 
 @cache
 def _lending(name: str) -> sa.Engine:
-    return engines.create_engine_by(lambda: _lend(name), lambda: _server(name))
+    lending = engines.create_engine_by(lambda: _lend(name), lambda: _server(name))
+    return lending.execution_options(**{PLACE: partial(_place, name)})
 
 
 def _lend(name: str) -> _Lent:
@@ -283,6 +289,13 @@ def _connected(own_process: bool) -> Iterator[Begin]:
         if state is None or state[:2] in ("08", "57"):
             raise DatabaseUnavailableError(f"cannot reach or use {where}: {state or type(error).__name__}") from None
         raise DatabaseRefusedError(f"{where} refused a statement (SQLSTATE {state})") from None
+
+
+def commit_by_itself() -> None:
+    """Let this thread's connection commit what is recorded, because no code of the application's runs in the thread."""
+    djangos = wrapper(alias())
+    if not djangos.settings_dict["AUTOCOMMIT"]:
+        djangos.set_autocommit(True)
 
 
 def renew_connections() -> None:

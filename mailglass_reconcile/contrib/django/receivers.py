@@ -171,6 +171,7 @@ def _in_sync_thread(action: Callable[[], None]) -> None:
 
     def act() -> None:
         database.renew_connections()
+        database.commit_by_itself()
         action()
 
     _thread().submit(copy_context().run, act).result()

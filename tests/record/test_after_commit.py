@@ -1,0 +1,413 @@
+"""After the caller's commit the database is asked: what is there is broadcast, however its transaction ended."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+import factories
+from conftest import wait_until
+from faults import proxy
+from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, record_send
+from mailglass_reconcile.record.after_commit import POOL_SECONDS
+from record.recording import LEDGER, NOW, event, record, round_trips
+from record.test_drivers import Driver, driver  # noqa: F401 - a fixture
+
+COMMIT = b"COMMIT\0"
+
+
+@pytest.fixture(autouse=True)
+def deliveries(db):
+    """Two deliveries, `m-1` and `m-2`."""
+    factories.insert(db, deliveries=[factories.delivery_row(f"m-{n}") for n in (1, 2)])
+
+
+def told(db):
+    """Return the message ids of the deliveries that were told of since the last call."""
+    ids = {str(row[0]): row[1] for row in db.rows("SELECT id, provider_message_id FROM mailglass_deliveries")}
+    return sorted(ids[payload["delivery_id"]] for _, payload in db.witness.messages())
+
+
+def lines(caplog):
+    """Return what was logged about a step that was not taken."""
+    found = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING and not one.exc_info]
+    assert not [line for line in found if "\n" in line or "@" in line]
+    return [line for line in found if "is not broadcast" in line]
+
+
+def in_lower_case(session):
+    """Record under a savepoint of one's own, and undo it."""
+    connection = session if isinstance(session, sa.Connection) else session.connection()
+    connection.exec_driver_sql("savepoint own")
+    record(session, event("m-2", provider_event_id="2"))
+    connection.exec_driver_sql("rollback to savepoint own")
+
+
+def without_the_word(session):
+    """The same, in the short form."""
+    connection = session if isinstance(session, sa.Connection) else session.connection()
+    connection.exec_driver_sql("SAVEPOINT own")
+    record(session, event("m-2", provider_event_id="2"))
+    connection.exec_driver_sql("ROLLBACK TO own")
+
+
+UNDONE = pytest.mark.parametrize("undone", [in_lower_case, without_the_word])
+
+
+@UNDONE
+def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):  # noqa: F811 - the fixture
+    """In whatever words: by a Session, and by `broadcast`."""
+
+    def work(given):
+        recorded = record(given, event("m-1"))
+        undone(given)
+        return recorded
+
+    driver.run_session(work)
+    wait_until(lambda: (len(seen := told(db)) == 2 and seen == ["m-1", "m-1"]) or pytest.fail(str(seen)))
+
+
+@UNDONE
+def test_broadcast_tells_nothing_of_what_a_savepoint_has_undone(db, undone):
+    """Nor of what the caller has rolled back."""
+    with db.engine.connect() as connection:
+        recorded = record(connection, event("m-1"))
+        undone(connection)
+        recorded += record(connection, event("m-1", "opened"))
+        connection.rollback()
+    broadcast(recorded)
+    assert told(db) == []
+
+
+def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
+    """It is a savepoint, of which SQLAlchemy does not learn."""
+    with Session(db.engine) as session:
+        record(session, event("m-1"))
+        with session.connection().connection.driver_connection.transaction() as own:
+            record(session, event("m-2", provider_event_id="2"))
+            raise psycopg.Rollback(own)
+        session.commit()
+    assert told(db) == ["m-1", "m-1"]
+
+
+def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):  # noqa: F811 - the fixture
+    """An error was swallowed before it, and no driver says so."""
+
+    def work(given):
+        record(given, event("m-1"))
+        with suppress(DBAPIError):
+            given.execute(sa.text("SELECT 1/0"))
+
+    driver.run_session(work)
+    assert db.value(LEDGER) == 0
+    assert told(db) == []
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, driver, fault):  # noqa: F811
+    """The Session raises; `broadcast` with a server that is there again tells what was committed."""
+    recorded = []
+    with proxy.before_postgres(db.url) as (between, url):
+        through = Driver(make_url(url).set(drivername=driver.url.drivername))
+        if driver.url.drivername.endswith("asyncpg"):
+            through = Driver(through.url.set(query={}))
+
+        def work(session):
+            recorded.extend(record(session, event("m-1")))
+            between.arm(b"COMMIT", fault, at=1)
+
+        with pytest.raises(Exception, match=r"."):
+            through.run_session(work)
+        assert between.dropped == 1
+    committed = fault == "after"
+    assert (db.value(LEDGER), told(db)) == (int(committed), [])
+    recorded[0].step.engine = db.engine
+    broadcast(recorded)
+    assert told(db) == ["m-1", "m-1"] * committed
+    broadcast(recorded)
+    assert told(db) == []
+
+
+MODES = ["conditional_savepoint", "rollback_only", "create_savepoint"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kept", [True, False], ids=["commits", "rolls back"])
+def test_a_session_that_joined_a_transaction_leaves_the_step_to_broadcast(db, mode, kept):
+    """It does not know when the caller commits; and what overlapped is linked."""
+    with db.engine.connect() as other, db.engine.connect() as connection:
+        outer = connection.begin()
+        record(other, event("m-3", "opened"))
+        with Session(connection, join_transaction_mode=mode) as session:
+            recorded = record(session, event("m-1"))
+            recorded += sent(session, "m-3")
+            session.commit()
+        other.commit()
+        assert told(db) == []
+        if kept:
+            outer.commit()
+        else:
+            outer.rollback()
+    broadcast(recorded)
+    assert told(db) == (["m-1", "m-1", "m-3", "m-3"] if kept else [])
+    assert db.appended() == int(kept)
+
+
+def test_a_session_that_controls_the_transaction_takes_the_step_itself(db):
+    """Its commit is the connection's; as of a Session on a connection that is in no transaction."""
+    with db.engine.connect() as connection:
+        connection.begin()
+        with Session(connection, join_transaction_mode="control_fully") as session:
+            recorded = record(session, event("m-1"))
+            session.commit()
+        assert told(db) == ["m-1", "m-1"]
+        with Session(connection) as session:
+            recorded += record(session, event("m-2", provider_event_id="2"))
+            session.commit()
+        assert told(db) == ["m-2", "m-2"]
+        assert not connection.in_transaction()
+    broadcast(recorded)
+    assert told(db) == []
+
+
+def sent(given, message_id):
+    """Record a send of the factories' tenant."""
+    one = Sent(recipient="ada@example.com", message_id=message_id, occurred_at=NOW)
+    return record_send(given, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+
+
+ASYNCHRONOUS = pytest.mark.parametrize("name", ["psycopg_async", "asyncpg"])
+
+
+@ASYNCHRONOUS
+@pytest.mark.parametrize("pool", [{"poolclass": sa.NullPool}, {"pool_size": 1, "max_overflow": 0}], ids=["none", "one"])
+def test_broadcast_async_after_an_async_connections_commit(db, name, pool):
+    """It tells, and links what overlapped; on a pool of one connection too."""
+
+    async def main():
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), **pool)
+        with db.engine.connect() as other:
+            record(other, event("m-3", "opened"))
+            async with engine.begin() as connection:
+                recorded = await connection.run_sync(record, event("m-1"))
+                recorded += await connection.run_sync(sent, "m-3")
+            other.commit()
+        assert told(db) == []
+        await broadcast_async(recorded)
+        await engine.dispose()
+
+    asyncio.run(main())
+    seen = []
+    wait_until(lambda: seen.extend(told(db)) or sorted(seen) == ["m-1", "m-1", "m-3", "m-3"])
+    assert db.appended() == 1
+
+
+@ASYNCHRONOUS
+def test_broadcast_async_after_an_async_session_that_joined(db, name):
+    """As `broadcast` after a Session that joined."""
+
+    async def main():
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), poolclass=sa.NullPool)
+        async with engine.begin() as connection:
+            async with AsyncSession(connection) as session:
+                recorded = await session.run_sync(record, event("m-1"))
+                await session.commit()
+            assert isinstance(connection, AsyncConnection)
+        await broadcast_async(recorded)
+        await engine.dispose()
+
+    asyncio.run(main())
+    wait_until(lambda: told(db) == ["m-1", "m-1"])
+
+
+@ASYNCHRONOUS
+def test_broadcast_after_an_async_connection_says_what_to_write(db, name, caplog):
+    """In a thread of its own it has no event loop: nothing is raised."""
+
+    async def main():
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{name}"), poolclass=sa.NullPool)
+        async with engine.begin() as connection:
+            recorded = await connection.run_sync(record, event("m-1"))
+        await asyncio.to_thread(broadcast, recorded)
+        await engine.dispose()
+
+    asyncio.run(main())
+    assert told(db) == []
+    (line,) = lines(caplog)
+    assert "await broadcast_async(…)" in line
+
+
+@contextmanager
+def engine_of(db, **options) -> Iterator[sa.Engine]:
+    """An application's engine on psycopg."""
+    engine = sa.create_engine(make_url(db.url).set(drivername="postgresql+psycopg"), **options)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def test_a_pool_that_stays_exhausted_costs_a_second_and_the_broadcasts(db, caplog):
+    """Its own timeout is half a minute."""
+    with engine_of(db, pool_size=1, max_overflow=0) as engine, engine.connect() as connection:
+        recorded = record(connection, event("m-1"))
+        connection.commit()
+        began = time.monotonic()
+        broadcast(recorded)
+        assert POOL_SECONDS <= time.monotonic() - began < 5
+    assert told(db) == []
+    assert lines(caplog) == [
+        "what was recorded is not broadcast, and the next sweep links what arrived at the same time:"
+        " no connection of the engine's pool was free within 1 s"
+    ]
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [{"poolclass": sa.NullPool}, {"pool_size": 2}, {"pool_size": 1, "max_overflow": 1}, {"pool_size": 0}],
+    ids=["none", "room in the pool", "overflow", "no limit"],
+)
+def test_a_pool_that_may_open_another_connection_does(db, pool):
+    """For a caller that still holds its own."""
+    with engine_of(db, **pool) as engine, engine.connect() as connection:
+        recorded = record(connection, event("m-1"))
+        connection.commit()
+        broadcast(recorded)
+    assert told(db) == ["m-1", "m-1"]
+
+
+class OddError(Exception):
+    """What an application's listener may raise."""
+
+
+def odd(*_arguments, **_others):
+    """Raise it."""
+    raise OddError("ada@example.com")
+
+
+def test_whatever_a_listener_raises_is_one_line_in_the_log(db, caplog):
+    """By its class and place, because its words may hold an address; of a Session too."""
+    with engine_of(db, poolclass=sa.NullPool) as engine:
+        with engine.begin() as connection:
+            recorded = record(connection, event("m-1"))
+        sa.event.listen(engine, "do_connect", odd)
+        broadcast(recorded)
+        sa.event.remove(engine, "do_connect", odd)
+        with Session(engine) as session:
+            record(session, event("m-2", provider_event_id="2"))
+            sa.event.listen(engine, "begin", odd)
+            session.commit()
+            assert session.get_bind() is engine
+    assert db.value(LEDGER) == 2
+    assert told(db) == []
+    first, second = lines(caplog)
+    assert first.partition(": ")[2].startswith("OddError in ")
+    assert second.partition(": ")[2].startswith("OddError in ")
+    broadcast(5)
+    assert "TypeError in " in lines(caplog)[-1]
+
+
+def test_a_connection_whose_encoding_has_changed_costs_nothing_after_the_commit(db, caplog):
+    """It could not pass the id of the message."""
+    with engine_of(db, pool_size=1, max_overflow=0) as engine:
+        with engine.connect() as connection:
+            recorded = sent(connection, "żoë-1")
+            connection.commit()
+            connection.exec_driver_sql("SET client_encoding = 'LATIN1'")
+            connection.commit()
+        broadcast(recorded)
+    assert "UnicodeEncodeError in " in lines(caplog)[0]
+
+
+WRITERS = pytest.mark.parametrize(
+    "write",
+    [
+        lambda given: record(given, event("m-1")),
+        lambda given: sent(given, "m-3"),
+        lambda given: erase(given, recipient="ada@example.com"),
+    ],
+    ids=["record_webhook", "record_send", "erase"],
+)
+
+
+@WRITERS
+def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_set(db, driver, write):  # noqa: F811
+    """However it came to that; nothing is written, and the transaction goes on."""
+
+    def work(connection):
+        connection.exec_driver_sql("SET LOCAL client_encoding = 'LATIN1'")
+        with pytest.raises(ConfigurationError, match="client_encoding is LATIN1") as caught:
+            write(connection)
+        assert 'client_encoding="utf8"' in str(caught.value)
+        assert "\n" not in str(caught.value)
+        connection.exec_driver_sql("SELECT 1")
+
+    driver.run(work)
+    assert db.value(LEDGER) == 0
+
+
+@pytest.mark.guard
+def test_a_call_is_three_round_trips_at_most_besides_begin_and_commit(db):
+    """On psycopg, with the question after the commit; of an event, an early one, and a send that links it."""
+    calls = {
+        "an event": (lambda session: record(session, event("m-1")), 3),
+        "an early event": (lambda session: record(session, event("m-4", provider_event_id="2")), 3),
+        "a send": (lambda session: sent(session, "m-3"), 2),
+    }
+    with engine_of(db, pool_size=1) as engine:
+        with Session(engine) as session:
+            session.execute(sa.text("SELECT 1"))
+            driver = session.connection().connection.driver_connection
+        for name, (call, most) in calls.items():
+            with round_trips(driver) as counted, Session(engine) as session:
+                call(session)
+                session.commit()
+            assert counted == [most + 2], name
+
+
+NOTED = """
+CREATE TABLE noted (query text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO public.noted VALUES (current_query()); RETURN NULL; END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION note();
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH STATEMENT EXECUTE FUNCTION note();
+"""
+
+
+def test_no_value_is_in_the_text_of_a_statement(db, driver):  # noqa: F811 - the fixture
+    """Anybody with the right may read that in `pg_stat_activity`. Only psycopg2 has no other way."""
+    if driver.url.drivername.endswith("psycopg2"):
+        return
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(NOTED)
+
+    def work(connection):
+        record(connection, event("m-secret", recipient="ada@secret.example"))
+        sent(connection, "m-secret")
+        record(connection, event("m-secret", "opened", provider_event_id="2", recipient="ada@secret.example"))
+
+    driver.run(work)
+    texts = [row[0] for row in db.rows("SELECT query FROM noted")]
+    assert len(texts) >= 4
+    assert [text for text in texts if "secret" in text or "ada@" in text or factories.TENANT in text] == []
+
+
+def test_the_question_after_the_commit_has_no_value_in_its_text(db):
+    """The last statement of an idle session is what the view shows."""
+    with engine_of(db, pool_size=1) as engine:
+        with Session(engine) as session:
+            pid = session.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+            sent(session, "m-secret")
+            session.commit()
+        text = db.value("SELECT query FROM pg_stat_activity WHERE pid = :pid", pid=pid)
+    assert "after_commit" in text
+    assert "secret" not in text
