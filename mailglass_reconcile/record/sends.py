@@ -48,6 +48,8 @@ class Sent:
     message_id: str | int | None
     type: str = "dispatched"
     occurred_at: dt.datetime | None = None
+    _identity: str = field(init=False, repr=False, compare=False, default_factory=uuid7)
+    """What a send without a message id is known by if the same object is recorded again."""
 
 
 class NewSend(NamedTuple):
@@ -61,7 +63,7 @@ class NewSend(NamedTuple):
     @property
     def identity(self) -> str:
         """What it shares with the same send, given again."""
-        return self.entry.idempotency_key or self.entry.id
+        return str(self.entry.idempotency_key)
 
 
 def record_send(
@@ -85,7 +87,7 @@ def record_send(
             even after an error.
         provider: The provider's name in any known spelling, such as `Amazon SES`.
         sent: What the API has answered, for each recipient. Recording the same send again changes nothing: same tenant,
-            provider, message id and address (without case and display name). Without a message id, each is new.
+            provider, message id and address (without case and display name); without a message id, the same object.
         tenant_id: The tenant that sends; None is `MAILGLASS_TENANT`.
         mailable: What kind of message it is, such as `Welcome`.
         stream: `transactional`, `operational` or `bulk`.
@@ -146,7 +148,7 @@ def _store(
         LinkedEvent(None, e.id, row.delivery_id, e.tenant_id, e.type, e.occurred_at, arrived_at=projector.NOW)
         for row in rows
         for e in [row.entry]
-        if e.type in tx.hook_types and (e.idempotency_key or e.id) not in known
+        if e.type in tx.hook_types and e.idempotency_key not in known
     ]
     return [known.get(send.identity) or first[send.identity].delivery_id for send in checked], reports, may_be_open
 
@@ -207,7 +209,9 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
         delivery_id=delivery_id,
         type=kind,
         occurred_at=projector.NOW if one.occurred_at is None else checking.utc(f"{at}.occurred_at", one.occurred_at),
-        idempotency_key=_key(tenant_id, provider, message_id, recipient),
+        idempotency_key=_key(
+            tenant_id, provider, message_id, one._identity if message_id is None else address(recipient)
+        ),
         reject_reason=None,
         metadata={"provider": provider, providers.stored_under(provider): message_id},
         needs_reconciliation=False,
@@ -215,9 +219,6 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
     return NewSend(entry, delivery_id, recipient, message_id)
 
 
-def _key(tenant_id: str, provider: str, message_id: str | None, recipient: str) -> str | None:
-    """Return the key under which a send is recorded once, a digest, which names nobody; None if it has no id."""
-    if message_id is None:
-        return None
-    identity = json.dumps([tenant_id, provider, message_id, address(recipient)])
-    return f"send:{hashlib.sha256(identity.encode()).hexdigest()}"
+def _key(*identity: str | None) -> str:
+    """Return the key under which a send is recorded once: a digest, which names nobody."""
+    return f"send:{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}"
