@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-ENDS = re.compile(rb"Q....(BEGIN|COMMIT|ROLLBACK)(?! TO)", re.DOTALL)
+ENDS = re.compile(rb"(Q....|P....\0)(BEGIN|COMMIT|ROLLBACK)(?! TO)", re.DOTALL)
 """What begins or ends a transaction, as the drivers send it."""
 
 GOODBYE = b"X"
