@@ -21,11 +21,13 @@ from mailglass_reconcile.errors import ConfigurationError, database_errors
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import (
+    PARAMETER,
     SCOPE,
     Kept,
     Transaction,
     array_literal,
     as_driver_takes_it,
+    in_schema,
     lacks_tables,
     look_elsewhere,
 )
@@ -56,7 +58,7 @@ SELECT settings, concat({make}) FROM callers
     )
 )
 _RESTORE_SETTINGS = """
-SELECT concat({make}) FROM (SELECT CAST(:settings AS text[]) AS settings) AS callers
+SELECT concat({make}) FROM (SELECT CAST(CAST(:settings AS text) AS text[]) AS settings) AS callers
 """.replace("{make}", ", ".join(f"set_config('{name}', settings[{n}], true)" for n, name in enumerate(CALL_SCOPE, 1)))
 
 
@@ -103,12 +105,9 @@ class Borrowed(Transaction):
 
     def _send(self, *statements: Statement) -> Sequence[Any]:
         """Execute statements, on psycopg in one round trip, and return the rows of the one that has some."""
-        if _is_psycopg(self.connection):
-            if not self.connection.in_transaction():
-                self.connection.begin()
-            return _in_one_round_trip(self.connection, self.schema, statements)
-        results = [super(Borrowed, self).execute(*statement) for statement in statements]
-        return next((result.all() for result in results if result.returns_rows), [])
+        if not self.connection.in_transaction():
+            self.connection.begin()
+        return _send(self.connection, self.settings, statements)
 
 
 @contextmanager
@@ -177,21 +176,13 @@ def _encoding(connection: sa.Connection) -> str:
     return str(driver.encoding) if connection.dialect.driver == "psycopg2" and of_server == "UTF8" else of_server
 
 
-def _is_psycopg(connection: sa.Connection) -> bool:
-    """Whether the driver is psycopg's synchronous one."""
-    return connection.dialect.driver == "psycopg" and not connection.dialect.is_async
-
-
 def answer(connection: sa.Connection, settings: Settings, kept: Kept, parameters: Mapping[str, str]) -> Any:
     """Return the one row of a statement that the database keeps, on a connection as it is.
 
     Outside of a transaction, it begins none: it is one round trip.
     """
-    statement = Statement(_call_of(kept), parameters)
     with _beginning_nothing(connection):
-        if _is_psycopg(connection):
-            return _in_one_round_trip(connection, settings.database_schema, [statement])[0]
-        return Transaction(connection, settings).execute(*statement).one()
+        return _send(connection, settings, [Statement(_call_of(kept), parameters)])[0]
 
 
 @contextmanager
@@ -213,10 +204,23 @@ def _beginning_nothing(connection: sa.Connection) -> Iterator[None]:
                 driver.autocommit = False
 
 
-def _in_one_round_trip(connection: sa.Connection, schema: str, statements: Sequence[Statement]) -> list[Any]:
-    """Execute *statements* past SQLAlchemy, whose own work costs as much; return the rows of the one that has some.
+def _send(connection: sa.Connection, settings: Settings, statements: Sequence[Statement]) -> Sequence[Any]:
+    """Execute statements, and return the rows of the one that has some.
 
-    They are never prepared, because PgBouncer may not keep that. A libpq without pipelines sends them one by one.
+    With the drivers that are used most, past SQLAlchemy, whose own work costs as much.
+    """
+    if connection.dialect.driver == "psycopg" and not connection.dialect.is_async:
+        return _by_psycopg(connection, settings.database_schema, statements)
+    if connection.dialect.driver == "asyncpg":
+        return _by_asyncpg(connection, settings.database_schema, statements)
+    results = [Transaction(connection, settings).execute(*statement) for statement in statements]
+    return next((result.all() for result in results if result.returns_rows), [])
+
+
+def _by_psycopg(connection: sa.Connection, schema: str, statements: Sequence[Statement]) -> list[Any]:
+    """Execute statements in one round trip; a libpq without pipelines sends them one by one.
+
+    They are never prepared, because PgBouncer may not keep that.
     """
     driver: Any = connection.connection.dbapi_connection
     together = len(statements) > 1 and psycopg.Pipeline.is_supported()
@@ -229,15 +233,41 @@ def _in_one_round_trip(connection: sa.Connection, schema: str, statements: Seque
                 cursor = psycopg.Cursor(driver, row_factory=tuple_row)
                 cursors.append(cursor.execute(text, parameters, prepare=False))
     except psycopg.Error as error:
+        # Of a pipeline that was broken off, psycopg may raise what became of the later statements.
+        while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
+            error = error.__context__
         raise _as_sqlalchemys(connection, "; ".join(texts), error, is_lost=bool(driver.closed)) from None
     return next((cursor.fetchall() for cursor in cursors if cursor.description), [])
 
 
-def _as_sqlalchemys(connection: sa.Connection, text: str, error: psycopg.Error, *, is_lost: bool) -> BaseException:
-    # Of a pipeline that was broken off, psycopg may raise what became of the later statements.
-    while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
-        error = error.__context__
+def _by_asyncpg(connection: sa.Connection, schema: str, statements: Sequence[Statement]) -> list[Any]:
+    adapted: Any = connection.connection.dbapi_connection
+    driver: Any = connection.connection.driver_connection
+    if not (adapted.autocommit or driver.is_in_transaction()):
+        # SQLAlchemy begins a transaction with what it sends itself, which is the savepoint here.
+        connection.exec_driver_sql(statements[0].text)
+        statements = statements[1:]
+    found: list[Any] = []
+    for statement in statements:
+        text, values = _numbered(statement, schema)
+        try:
+            found += adapted.run_async(lambda driver: driver.fetch(text, *values))  # noqa: B023 - called at once
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # asyncpg's have no class in common
+            raise _as_sqlalchemys(connection, text, error, is_lost=driver.is_closed()) from None
+    return found
+
+
+def _numbered(statement: Statement, schema: str) -> tuple[str, list[Any]]:
+    """Return a statement as asyncpg takes it, with `$1` for its first parameter, and the values in that order."""
+    names = list(dict.fromkeys(PARAMETER.findall(statement.text)))
+    text = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", statement.text)
+    return in_schema(text, schema), [statement.parameters[name] for name in names]
+
+
+def _as_sqlalchemys(connection: sa.Connection, text: str, error: Exception, *, is_lost: bool) -> BaseException:
     if is_lost:
         with suppress(DBAPIError):  # SQLAlchemy notices the loss: its pool has others of that server
             connection.exec_driver_sql("SELECT 1")
-    return DBAPIError.instance(text, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=is_lost)
+    return DBAPIError.instance(text, None, error, Exception, hide_parameters=True, connection_invalidated=is_lost)
