@@ -26,7 +26,8 @@ ENTRY = re.compile(r"^([\w*]+): ", re.M)
 TITLES = {"Args": "Arguments"}
 
 NAMES = {
-    "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast",
+    "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast"
+    " broadcast_async",
     "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
     " webhooks.InvalidWebhookError webhooks.SignatureError contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",

@@ -52,6 +52,8 @@ POOL_SECONDS = 1.0
 """How long a pool may take until a connection is free."""
 POLL_SECONDS = 0.01
 
+NOT_BROADCAST = "cannot broadcast the events of this call; the next sweep links those that arrived at the same time"
+
 Begin = Callable[[], AbstractContextManager[sa.Connection]]
 """Begins a transaction, which is committed at the end of the block, and rolled back if it raises."""
 
@@ -121,9 +123,9 @@ Done = TypeVar("Done", Recorded, RecordedDelivery)
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     """Finish what a writer began: call it after your commit, outside the connection's block.
 
-    It asks the database which of the recorded events are there, and broadcasts them. It also looks for events that
+    It asks the database which of the recorded events exist, and broadcasts them. It also looks for events that
     overlapping transactions could not see, links them, and broadcasts these links. A Session does all this by itself
-    when it commits, unless it joined a transaction of yours; what is done is not done again.
+    when it commits, unless it joined your transaction; nothing is broadcast twice.
 
     It takes a connection of the same engine. If none is free within a second, or the database does not answer, it
     broadcasts nothing, the log has one line, and the next sweep links. It does not wait for Redis. It never raises.
@@ -131,7 +133,7 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
     Args:
         recorded: What `record_webhook`, `record_send` or `link` returned.
     """
-    with _quietly("what was recorded is not broadcast, and the next sweep links what arrived at the same time"):
+    with _quietly(NOT_BROADCAST):
         steps = [each.step for each in recorded if each.step]
         engine = next((step.engine for step in steps if step.engine), None)
         _take(steps, lambda: _place_of(engine or runtime.get_engine()))
@@ -333,7 +335,7 @@ def _committed(session: Session) -> None:
     if pending is not None and not pending.connection.in_transaction():
         del session.info[_KEY]
         place = Place(pending.connection, partial(_begin, pending.connection))
-        with _quietly("what was recorded is not broadcast, and the next sweep links what arrived at the same time"):
+        with _quietly(NOT_BROADCAST):
             _take(pending.steps, lambda: nullcontext(place))
 
 

@@ -34,9 +34,9 @@ def receive(
     """Verify and read a provider's webhook, and record its events, all in your transaction.
 
     Answer 200 after your commit, 401 for a `SignatureError`, 400 for an `InvalidWebhookError`, and 503 for everything
-    else, so that the provider sends the webhook again; 429 to Brevo, which gives up after a 5xx. With a Connection,
-    call `broadcast(recorded)` after the commit; a Session does that by itself. A subscription of Amazon SNS is
-    confirmed.
+    else, so that the provider sends the webhook again; 429 to Brevo, which gives up after a 5xx. With a Connection, or
+    a Session that joined your transaction, call `broadcast(recorded)` after the commit; a Session on an engine does
+    that by itself. A subscription of Amazon SNS is confirmed.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.

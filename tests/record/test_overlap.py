@@ -304,7 +304,7 @@ def test_a_database_that_cannot_be_reached_costs_the_step_and_a_line_in_the_log(
         one.step.engine = None
     broadcast(recorded)
     assert db.witness.messages() == []
-    (line,) = [entry.getMessage() for entry in caplog.records if "is not broadcast" in entry.getMessage()]
+    (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
     assert "MAILGLASS_DATABASE_URL" in line
     assert "\n" not in line
 
@@ -320,7 +320,7 @@ def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the
         sa.event.listen(engine, "do_connect", away)
         broadcast(recorded)
     assert db.witness.messages() == []
-    (line,) = [entry.getMessage() for entry in caplog.records if "is not broadcast" in entry.getMessage()]
+    (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
     assert "MAILGLASS_DATABASE_URL" in line
     assert "\n" not in line
 

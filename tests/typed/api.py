@@ -32,6 +32,7 @@ from mailglass_reconcile import (
     available,
     beat_schedule,
     broadcast,
+    broadcast_async,
     configure,
     dispatch,
     erase,
@@ -142,6 +143,8 @@ async def asynchronously(session: AsyncSession) -> None:
     """`run_sync` keeps the types."""
     recorded = await session.run_sync(record_webhook, provider="postmark", events=[])
     assert_type(recorded, list[Recorded])
+    await broadcast_async(recorded)
+    await broadcast_async(5)  # type: ignore[arg-type] # pyright: ignore
 
 
 def looking(connection: sa.Connection) -> str | None:
