@@ -26,7 +26,7 @@ ASTRAY_ORPHANS = 3
 
 # The last full sweeps of all tenants. One that was cut into ranges is over when all of them have added their counts.
 # What it left although it could be linked is late until sweeps of some tenants or events have linked as many. One that
-# broke off, by its deadline or Ctrl-C, has not succeeded: it has a position, or an error.
+# broke off, by its deadline or Ctrl-C, has not succeeded.
 _FACTS = """
 SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
@@ -82,9 +82,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
   LEFT JOIN LATERAL (
          SELECT started_at FROM {schema}.mailglass_reconcile_runs ORDER BY id LIMIT 1) AS first ON true
 """.replace("{triggers}", schema.TRIGGERS_ENABLED).replace(
-    "{succeeded}",
-    "ranges_done >= coalesce(ranges, 0)"
-    " AND (status = 'ok' OR status = 'partial' AND position IS NULL AND error IS NULL)",
+    "{succeeded}", "ranges_done >= coalesce(ranges, 0) AND status IN ('ok', 'partial') AND covered"
 )
 
 
