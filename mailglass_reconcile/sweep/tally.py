@@ -139,7 +139,7 @@ class Tally:
         for state, orphans in self._census.items():
             if state not in (None, MATCHED):
                 outcomes[str(state)] += orphans
-            elif self.complete:  # others have closed them, or the sweep would have come to them
+            elif self.complete:  # another session has closed them
                 outcomes["skipped_held"] += orphans
                 gone += orphans
             else:

@@ -126,7 +126,7 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, str]]:
         raise missing() from None
     options = parse_options_header(content_type)[1] if len(content_type) <= MAX_PART_HEADER else {}
     line = b"--" + options.get(b"boundary", b"")
-    # The parser is quick but for many boundaries, and for what may follow one and does not.
+    # The parser is slow with many boundaries, and with other text after one.
     if line == b"--" or body.count(line) > MAX_PARTS + 1 or re.search(re.escape(line) + rb"(?!\r\n|--)", body):
         raise InvalidWebhookError("the body is not a form")
     form = _Form()
