@@ -1,4 +1,7 @@
-"""The runnable app: `celery -A mailglass_reconcile worker -B -s ~/.mailglass-beat`; configured from the environment."""
+"""The runnable app: `celery -A mailglass_reconcile worker -B -s ~/.mailglass-beat`; configured from the environment.
+
+Celery itself reads `CELERY_BROKER_URL`, which goes before the `broker_url` that is set here.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def _celerys_url(secret: SecretStr) -> str:
 
 app = Celery("mailglass_reconcile", include=["mailglass_reconcile.tasks"])
 app.conf.update(
-    broker_url=_celerys_url(_settings.broker_url or _settings.redis_url),
+    broker_url=_celerys_url(_settings.redis_url),
     broker_connection_retry_on_startup=True,
     result_backend=_celerys_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,

@@ -56,7 +56,7 @@ def configure(
     Args:
         engine: A SQLAlchemy engine on psycopg 3. After a fork, the application disposes of it in the child with
             `engine.dispose(close=False)`, as for its own use.
-        redis: A client for broadcasts, and for the lock if `MAILGLASS_LOCK_URL` is not set; also one of
+        redis: A client for broadcasts and the sweep's lock; also one of
             `redis.sentinel.Sentinel(…).master_for(…)`. It is used as a pattern for a client of our own, which does
             not retry: a Redis that is down or slow costs a sweep a second, whatever the timeouts of this one.
         settings: Takes the place of the environment.
@@ -85,7 +85,7 @@ def in_framework() -> bool:
 
 def reread_settings() -> None:
     """Forget what was read from the environment, and the engine and clients that were made of it."""
-    for cached in (_settings, _database, _own_engine, _own_redis, _own_lock_redis):
+    for cached in (_settings, _database, _own_engine, _own_redis):
         cached.cache_clear()
 
 
@@ -195,23 +195,8 @@ def _own_engine(settings: Settings) -> sa.Engine:
 
 
 @cache
-def _own_lock_redis(settings: Settings) -> redis_py.Redis:
-    return pubsub.create_client(settings.lock_url or settings.redis_url, "MAILGLASS_LOCK_URL")
-
-
-@cache
 def _own_redis(settings: Settings) -> redis_py.Redis:
     return pubsub.create_client(settings.redis_url, "MAILGLASS_REDIS_URL")
-
-
-def get_lock_redis() -> redis_py.Redis:
-    """Return a client of `MAILGLASS_LOCK_URL`, or, if that is unset, the one for broadcasts.
-
-    Raises:
-        ConfigurationError: The URL cannot be used.
-    """
-    settings = get_settings()
-    return _own_lock_redis(settings) if settings.lock_url else get_redis()
 
 
 def after_fork() -> None:

@@ -53,9 +53,8 @@ class Settings(BaseSettings):
         database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
         database_schema: The schema of Mailglass's tables and ours.
         tenant: The tenant of a webhook that is recorded without one.
-        redis_url: Where broadcasts go, and where the standalone Celery app keeps locks and results.
-        lock_url: The Redis that keeps the sweep's lock; `redis_url` if unset.
-        broker_url: Celery's broker for the standalone app; `redis_url` if unset.
+        redis_url: Where broadcasts go and the sweep's lock is kept; the bundled Celery app keeps its results there, and
+            its queues unless `CELERY_BROKER_URL` names another broker.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
         hook_types: Types of events that handlers run on, separated by commas; `*` is all, `none` is none. If unset,
             those of the handlers that this process has registered.
@@ -83,8 +82,6 @@ class Settings(BaseSettings):
     database_schema: str = Field(default="public", min_length=1, max_length=63)
     tenant: str = Field(default="default", min_length=1, max_length=512)
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
-    lock_url: SecretStr | None = None
-    broker_url: SecretStr | None = None
     imports: str = ""
     hook_types: Annotated[str | None, AfterValidator(_known_types)] = None
     web_token: SecretStr | None = None

@@ -34,10 +34,10 @@ class Site:
         self.db = db
         self.url = urlsplit(redis_url)._replace(path=f"/{next(NUMBERS) % 7 + 1}").geturl()
         self.environment = {**db.environment(self.url), "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
-        broker = os.environ.get("MAILGLASS_BROKER_URL")
+        broker = os.environ.get("MAILGLASS_TEST_BROKER_URL")
         self.broker = broker or self.url
         if broker:
-            self.environment["MAILGLASS_BROKER_URL"] = broker
+            self.environment["CELERY_BROKER_URL"] = broker
         self.log = log
         self.redis = redis.Redis.from_url(self.url)
         self.redis.flushdb()

@@ -62,7 +62,7 @@ def main(command: list[str]) -> int:
                 print(log.read_text()[-3000:], "\nthe node did not start", file=sys.stderr)  # noqa: T201
                 return 1
             time.sleep(0.2)
-        broker = {"MAILGLASS_BROKER_URL": f"amqp://guest:guest@127.0.0.1:{port}//"}
+        broker = {"MAILGLASS_TEST_BROKER_URL": f"amqp://guest:guest@127.0.0.1:{port}//"}
         return subprocess.run(command, env={**os.environ, **broker}, check=False).returncode
     finally:
         node.terminate()

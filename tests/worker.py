@@ -19,8 +19,7 @@ from mailglass_reconcile.store import engines
 
 settings = mailglass_reconcile.Settings()
 redis_url = settings.redis_url.get_secret_value()
-broker_url = (settings.broker_url or settings.redis_url).get_secret_value()
-app = Celery("adopter", broker=broker_url, backend=redis_url)
+app = Celery("adopter", broker=redis_url, backend=redis_url)
 app.autodiscover_tasks(["mailglass_reconcile"])
 app.conf.update(
     beat_schedule={"own": {"task": "own", "schedule": 3_600.0}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -52,7 +53,7 @@ def _celery() -> Iterator[Finding]:
     app, setting = workers.own_app(), "broker_url of your Celery app"
     if app is None:
         app = importlib.import_module("mailglass_reconcile.celery").app
-        setting = "MAILGLASS_BROKER_URL" if runtime.get_settings().broker_url else "MAILGLASS_REDIS_URL"
+        setting = "CELERY_BROKER_URL" if os.environ.get("CELERY_BROKER_URL") else "MAILGLASS_REDIS_URL"
     return workers.checks(app, setting)  # type: ignore[no-any-return]
 
 

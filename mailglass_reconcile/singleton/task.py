@@ -47,7 +47,7 @@ class SweepTask(Singleton):
     @property
     def singleton_backend(self) -> LockBackend:
         """The lock of the Redis that is configured now; the library would share one among all apps."""
-        client = runtime.get_lock_redis()
+        client = runtime.get_redis()
         cached = self.__dict__.get("_lock_backend")
         if cached is None or cached[0] is not client:
             cached = self.__dict__["_lock_backend"] = (client, LockBackend(client))

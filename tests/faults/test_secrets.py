@@ -205,7 +205,7 @@ def test_an_unreachable_or_refusing_redis_says_nothing_of_its_password(db: Datab
         {"MAILGLASS_DATABASE_URL": f"postgresql://ada:{CANARIES['database password']}@127.0.0.1:1/x"},
         {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@127.0.0.1:1/0"},
         {"MAILGLASS_REDIS_URL": f"redis://:{CANARIES['redis password']}@x:port/0"},
-        {"MAILGLASS_BROKER_URL": f"amqp://ada:{CANARIES['broker password']}@127.0.0.1:1//"},
+        {"CELERY_BROKER_URL": f"amqp://ada:{CANARIES['broker password']}@127.0.0.1:1//"},
         {"MAILGLASS_DATABASE_URL": f"postgresql://ada:{CANARIES['database password']}@[x"},
         {"MAILGLASS_BATCH_SIZE": CANARIES["subject"]},
     ],
@@ -246,7 +246,7 @@ def test_a_worker_keeps_none_of_them_in_its_results_its_log_or_redis(site: Site,
         refusing(site.db, "22P02", "true")
     if fault == "gone":
         site.db.run("ALTER TABLE mailglass_deliveries RENAME TO gone")
-    more["MAILGLASS_BROKER_URL"] = site.broker
+    more["CELERY_BROKER_URL"] = site.broker
     more["OBSERVED"] = str(site.log.parent)
     with site.worker("-l", "debug", app="observed_worker", **more):
         answer = site.client.AsyncResult(site.send(*([1.5] if fault == "wrong call" else [])))

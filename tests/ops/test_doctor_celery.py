@@ -142,11 +142,11 @@ def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> No
 @pytest.mark.parametrize("broker", ["redis://:canary@127.0.0.1:1/0", "amqp://ada:canary@127.0.0.1:1//"])
 def test_a_broker_that_is_away(site: Site, broker: str) -> None:
     """The cause and the setting are named, and no password."""
-    found = findings(site, MAILGLASS_BROKER_URL=broker)
+    found = findings(site, CELERY_BROKER_URL=broker)
     assert (states(found, "broker"), "worker" in found) == ({"error"}, False)
     assert "127.0.0.1, port 1" in found["broker"][0]["message"]
     assert "nothing listens there" in found["broker"][0]["message"]
-    assert "MAILGLASS_BROKER_URL" in found["broker"][0]["remedy"]
+    assert "CELERY_BROKER_URL" in found["broker"][0]["remedy"]
     assert "canary" not in str(found)
     assert "ada" not in str(found["broker"])
 

@@ -79,14 +79,6 @@ def test_a_redis_whose_memory_is_full(db, own_redis):
     assert of("lock_rights").status == OK
 
 
-def test_a_lock_of_a_server_of_its_own_is_looked_at_there(db):
-    """MAILGLASS_LOCK_URL leads nowhere, the broadcasts' Redis is well."""
-    using(db, lock_url="redis://127.0.0.1:1/0")
-    found = {one.check: one for one in report()}
-    assert (found["redis"].status, found["redis_lock"].status) == (OK, ERROR)
-    assert "MAILGLASS_LOCK_URL" in found["redis_lock"].remedy
-
-
 @pytest.fixture
 def store(redis_url: str) -> Iterator[redis.Redis]:
     """The Redis of the lock."""

@@ -51,7 +51,7 @@ REPORT = {
 }
 
 
-AWAY = {"MAILGLASS_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
+AWAY = {"CELERY_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
 """Nobody is asked for a worker then, which takes seconds."""
 
 

@@ -54,7 +54,7 @@ def app_on(lock: redis.Redis | str, **settings: object) -> Celery:
     """Return an application with a broker in memory, and configure the process to keep the lock in *lock*."""
     url = lock if isinstance(lock, str) else url_of(lock)
     mailglass_reconcile.configure(
-        settings=Settings(**{"database_url": DATABASE_URL, "redis_url": url, "lock_url": url, **settings})
+        settings=Settings(**{"database_url": DATABASE_URL, "redis_url": url, **settings})
     )
     app = Celery("adopter", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.finalize()
@@ -221,7 +221,7 @@ def test_without_redis_the_sweep_runs(db, caplog):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     mailglass_reconcile.configure(
-        engine=db.engine, settings=db.settings.model_copy(update={"lock_url": secret(f"redis://127.0.0.1:{port}/0")})
+        engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret(f"redis://127.0.0.1:{port}/0")})
     )
     app = Celery("adopter", broker="memory://", set_as_current=False)
     task = app.tasks[tasks.SWEEP_TASK]
@@ -276,7 +276,7 @@ def test_eager_mode_needs_no_redis_and_frees_nobodys_lock(db, store):
     app.conf.task_always_eager = True
     task = app.tasks[tasks.SWEEP_TASK]
     mailglass_reconcile.configure(
-        engine=db.engine, settings=db.settings.model_copy(update={"lock_url": secret(url_of(store))})
+        engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret(url_of(store))})
     )
     name = task.generate_lock(task.name)
     store.set(name, "rsomebody")
@@ -284,7 +284,7 @@ def test_eager_mode_needs_no_redis_and_frees_nobodys_lock(db, store):
     assert [one["status"] for one in ran] == ["ok"] * 3
     assert store.get(name) == b"rsomebody"
     mailglass_reconcile.configure(
-        engine=db.engine, settings=db.settings.model_copy(update={"lock_url": secret("redis://127.0.0.1:1/0")})
+        engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret("redis://127.0.0.1:1/0")})
     )
     assert task.delay().get()["status"] == "ok"
 
@@ -298,7 +298,7 @@ def test_a_process_that_only_asks_need_not_know_the_database(redis_url):
 
 def secret(url: str) -> object:
     """Return a URL as the settings hold it."""
-    return Settings(lock_url=url).lock_url
+    return Settings(redis_url=url).redis_url
 
 
 @contextmanager

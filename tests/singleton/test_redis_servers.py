@@ -109,7 +109,7 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
         pubsub.subscribe(events_channel(factories.TENANT))
         assert mailglass_reconcile.reconcile().published == 2
         wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
-        lock = LockBackend(runtime.get_lock_redis())
+        lock = LockBackend(runtime.get_redis())
         assert lock.take(KEY, "a") == lock.take(KEY, "b") == "a"
         assert master.get(KEY) == b"ra"
 

@@ -80,7 +80,7 @@ def _of_celery(celery: Callable[[], Iterator[Finding]] | None) -> Check:
         findings = celery()
     except Exception as fault:  # the app of the bundled module, or of an application, may fail to be made in any way
         message = f"the Celery app cannot be made ({type(fault).__name__})"
-        return lambda: iter([error("celery", message, "check MAILGLASS_BROKER_URL and MAILGLASS_REDIS_URL")])
+        return lambda: iter([error("celery", message, "check CELERY_BROKER_URL and MAILGLASS_REDIS_URL")])
     return lambda: findings
 
 

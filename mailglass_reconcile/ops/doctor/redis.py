@@ -53,15 +53,10 @@ GRANT = {
 
 
 def checks() -> Iterator[Finding]:
-    """Check the Redis of the broadcasts, and that of the lock."""
-    settings = runtime.get_settings()
+    """Check the Redis of the broadcasts and of the lock."""
     reached = yield from _reachable("redis", runtime.get_redis, "MAILGLASS_REDIS_URL", LOST)
     if reached:
         yield from _broadcasts(reached)
-    if settings.lock_url:
-        lost = "sweeps run without their lock, perhaps twice"
-        reached = yield from _reachable("redis_lock", runtime.get_lock_redis, "MAILGLASS_LOCK_URL", lost)
-    if reached:
         yield from _lock(reached)
 
 
@@ -161,7 +156,7 @@ def holder() -> Holder | None:
         ConfigurationError: There is no database to tell deployments apart by.
         Exception: Redis refuses, or does not answer.
     """
-    return holder_of(runtime.get_lock_redis(), key_of(None))
+    return holder_of(runtime.get_redis(), key_of(None))
 
 
 def lock(before: Holder | None, known_tasks: Collection[str], queued: int | None) -> Iterator[Finding]:
