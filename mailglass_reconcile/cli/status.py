@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import click
@@ -19,11 +18,10 @@ from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules.humanize import age, counted, printable
 from mailglass_reconcile.schedule import LATE_SECONDS
 
-WATCH_SECONDS = 2.0
-
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile status
+  watch mailglass-reconcile status
   mailglass-reconcile status --check --max-lag 30m || echo "look at doctor"
   mailglass-reconcile status --json | jq .problems
 """
@@ -31,7 +29,6 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--tenant", metavar="ID", help="Show this tenant's open orphans only.")
-@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Print one line; exit with 0 if healthy, with 1 if not.")
 @click.option(
     "--max-lag",
@@ -42,30 +39,20 @@ Examples:
     help="Unhealthy: what can be linked has been open for longer, or no full sweep succeeded within two thirds of it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(tenant: str | None, watch: bool, check: bool, max_lag: float, as_json: bool) -> None:
+def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> None:
     """Show how linking is going: open orphans by state, the last runs, and what is wrong.
 
     Open orphans are shown as the last full sweep left them. `sweep --dry-run` counts them now.
     """
-    if check + watch + as_json > 1:
-        raise click.UsageError("--check, --watch and --json exclude each other")
+    if check and as_json:
+        raise click.UsageError("--check and --json exclude each other")
     if check:
         sys.exit(_check(max_lag))
-
-    def look() -> Status:
-        return looking.status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
-
-    screen = console()
+    found = looking.status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
     if as_json:
-        print_json(look().as_dict())
-    elif watch:
-        while True:
-            page = _page(look())
-            screen.clear()
-            screen.print(page)
-            time.sleep(WATCH_SECONDS)
+        print_json(found.as_dict())
     else:
-        screen.print(_page(look()))
+        console().print(_page(found))
 
 
 def _check(max_lag: float) -> int:

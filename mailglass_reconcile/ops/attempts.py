@@ -47,7 +47,6 @@ def find_orphans(
     *,
     tenant_id: str | None = None,
     limit: int = 100,
-    max_age_minutes: int = 10_080,
 ) -> list[Orphan]:
     """Return open orphans past the grace and within the maximum age, oldest first; write nothing.
 
@@ -55,16 +54,14 @@ def find_orphans(
         connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.
         tenant_id: Of this tenant only; None is all tenants.
         limit: At most this many.
-        max_age_minutes: Minutes after which an orphan is expired.
 
     Raises:
         MailglassReconcileError: The database refused.
         TypeError: *connection* is something else.
     """
     runtime.load_imports(to_read=True)
-    settings = runtime.get_settings()
     wanted = Wanted(tenant_id, None, None, None, naming=False, without_ids=False)
-    with borrowed(connection, settings.model_copy(update={"max_age_minutes": max_age_minutes})) as tx:
+    with borrowed(connection, runtime.get_settings()) as tx:
         survey = windows.survey(tx)
         eligible = (survey.afters[0], survey.untils[-1])
         within = listing.bounds(tx, eligible, waiting=False, older=None, newer=None)

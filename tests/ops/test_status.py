@@ -1,8 +1,6 @@
 """`status`, for a person, a machine and an alert."""
 
 import json
-import subprocess
-import sys
 from contextlib import suppress
 
 import jsonschema
@@ -324,16 +322,3 @@ def test_a_person_reads_it_in_80_columns(db, command):
     assert "1,200 open orphans as of" in finished.stdout
     assert "UTC" in finished.stdout
     assert all(len(line) <= 80 for line in finished.stdout.splitlines())
-
-
-@pytest.mark.slow
-def test_watch_shows_it_again_until_ctrl_c(db, redis_url):
-    """Exit code 130, as for every command."""
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "status", "--watch"],
-        env=db.environment(redis_url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert watching.stdout.readline()
-    watching.send_signal(2)
-    assert watching.wait(20) == 130
-    assert "Traceback" not in watching.communicate()[1]

@@ -7,7 +7,7 @@ import pytest
 from psycopg._queries import MAX_CACHED_STATEMENT_LENGTH
 
 import factories
-from mailglass_reconcile import Sent, append, attempt_link, find_orphans, record_send, record_webhook
+from mailglass_reconcile import Sent, append, attempt_link, configure, find_orphans, record_send, record_webhook
 from mailglass_reconcile import reconcile as sweep
 from record.recording import NOW, event, record, round_trips, statements
 
@@ -86,6 +86,17 @@ def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
         decision = attempt_link(connection, orphan)
     assert (decision.state, decision.delivery_id) == ("matched", delivery)
     assert db.appended() == 0
+
+
+def test_find_orphans_keeps_to_the_maximum_age_that_is_set(db):
+    """As sweeps do: an orphan of a minute and a half has expired where the limit is one minute."""
+    factories.orphan(db, factories.postmark("m"), age_seconds=90)
+    found = []
+    for minutes in (1, 2):
+        configure(engine=db.engine, settings=db.settings.model_copy(update={"max_age_minutes": minutes}))
+        with db.engine.connect() as connection:
+            found.append(len(find_orphans(connection)))
+    assert found == [0, 1]
 
 
 @pytest.mark.parametrize("count", [1, 500])

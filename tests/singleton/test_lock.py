@@ -53,9 +53,7 @@ def url_of(client: redis.Redis) -> str:
 def app_on(lock: redis.Redis | str, **settings: object) -> Celery:
     """Return an application with a broker in memory, and configure the process to keep the lock in *lock*."""
     url = lock if isinstance(lock, str) else url_of(lock)
-    mailglass_reconcile.configure(
-        settings=Settings(**{"database_url": DATABASE_URL, "redis_url": url, **settings})
-    )
+    mailglass_reconcile.configure(settings=Settings(**{"database_url": DATABASE_URL, "redis_url": url, **settings}))
     app = Celery("adopter", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.finalize()
     return app
