@@ -10,9 +10,6 @@ import click
 
 INTERRUPTED = 130
 
-OWN_PROGRAM = (sys.executable, "-P", "-m", "mailglass_reconcile")
-"""Starts this command in a process of its own; `-P`, because `-m` alone would import from the working directory."""
-
 _SUBCOMMANDS = {
     "demo": "Watch orphans being linked on servers of its own; needs the extra `demo`.",
     "dispatch": "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.",
@@ -88,23 +85,18 @@ def command() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    name: str = "mailglass-reconcile",
-    program: Sequence[str] = OWN_PROGRAM,
-) -> None:
+def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
     """Run the command line; a foreseeable fault is one line on standard error.
 
     Args:
         arguments: What comes after the command's name; None is this process's own.
         name: How the command was called.
-        program: Starts this command in a process of its own.
 
     Raises:
         SystemExit: Always, with the exit code.
     """
     try:
-        code = command.main(arguments, prog_name=name, standalone_mode=False, obj=program)
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

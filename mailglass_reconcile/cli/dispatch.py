@@ -1,16 +1,13 @@
-"""The subcommand `dispatch`, which runs handlers; `sweep` calls it, and `follow` keeps a process of it."""
+"""The subcommand `dispatch`, which runs handlers; `sweep` does so for what it has linked."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import click
@@ -26,8 +23,6 @@ from mailglass_reconcile.rules.humanize import counted, took
 logger = logging.getLogger(__name__)
 
 ALL = "all"
-AGAIN_SECONDS = 30.0
-"""How often a process that follows asks for a dispatch although it has linked nothing."""
 
 EXAMPLES = """\b
 Examples:
@@ -52,18 +47,14 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     help="Try all dead events, or one, again in the next dispatch.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--on-request", is_flag=True, hidden=True)
-def dispatch(lists: bool, retry: UUID | str | None, as_json: bool, on_request: bool) -> None:
+def dispatch(lists: bool, retry: UUID | str | None, as_json: bool) -> None:
     """Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.
 
     Exits with 0 if no handler failed.
     """
     if lists and retry is not None:
         raise click.UsageError("--dead and --retry exclude each other")
-    if on_request:
-        with _ended_by_sigterm():
-            _on_request()
-    elif lists:
+    if lists:
         _list_dead(as_json)
     elif retry is not None:
         _retry(retry, as_json)
@@ -95,59 +86,6 @@ def run_for(linked: int) -> None:
         dispatcher.dispatch_within(None, "command")
     except MailglassReconcileError as error:
         logger.warning("handlers did not run, and will at the next dispatch: %s", error)
-
-
-class DispatchProcess:
-    """One child process that runs the handlers when it is asked to; this process never waits for it.
-
-    A handler that blocks or crashes does so in the child. The child ends with its standard input, so also if this
-    process was killed.
-    """
-
-    def __init__(self, program: Sequence[str]) -> None:
-        """Start nothing yet; *program* starts this command in a process of its own."""
-        self._program = program
-        self._child: subprocess.Popen[bytes] | None = None
-        self._asked_at = time.monotonic()
-
-    def ask(self, linked: int) -> None:
-        """Ask for a dispatch if something was *linked*, and every 30 seconds, for what has to be tried again."""
-        if not registry.types() or not (linked or time.monotonic() - self._asked_at > AGAIN_SECONDS):
-            return
-        self._asked_at = time.monotonic()
-        if self._child is None or self._child.poll() is not None:
-            self._child = self._start()
-        with suppress(BlockingIOError, BrokenPipeError):  # it has enough requests to read; it has just ended
-            os.write(_pipe(self._child), b"\n")
-
-    def close(self) -> None:
-        """Let the child end as soon as its handlers have."""
-        if self._child is not None and self._child.stdin is not None:
-            self._child.stdin.close()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        child = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
-            [*self._program, "dispatch", "--on-request"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the parent
-        )
-        os.set_blocking(_pipe(child), False)
-        return child
-
-
-def _pipe(child: subprocess.Popen[bytes]) -> int:
-    assert child.stdin is not None  # noqa: S101 - for type checkers
-    return child.stdin.fileno()
-
-
-def _on_request() -> None:
-    """Dispatch for each piece of standard input, until it ends."""
-    while os.read(sys.stdin.fileno(), 65_536):
-        try:
-            dispatcher.dispatch_within(None, "command")
-        except MailglassReconcileError as error:
-            logger.warning("handlers did not run, and will at the next dispatch: %s", error)
 
 
 def _dispatch(as_json: bool) -> None:

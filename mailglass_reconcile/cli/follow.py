@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import select
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from types import FrameType
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli import INTERRUPTED, OWN_PROGRAM, dispatch
+from mailglass_reconcile.cli import INTERRUPTED
 from mailglass_reconcile.cli.opening import look_now
 from mailglass_reconcile.errors import (
     ConfigurationError,
@@ -24,9 +22,10 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
+from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import counted, took
-from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep import recent
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -34,10 +33,14 @@ from mailglass_reconcile.sweep.result import SweepResult, remaining
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PAUSE_SECONDS = 5.0
-"""After a fault, the pauses double from the interval to this."""
+PAUSE_SECONDS = 1.0
+"""After a fault, the next try comes so much later."""
 REPEAT_SECONDS = 60.0
-"""A fault that lasts says the same at each tick: each line is logged once in this time."""
+"""A fault that lasts says the same at each try: each line is logged once in this time."""
+DISPATCH_SECONDS = 30.0
+"""How often handlers are looked after although nothing was linked."""
+FINISH_SECONDS = 10.0
+"""At the end, handlers that run have so long to finish."""
 
 EXAMPLES = """\b
 Examples:
@@ -57,39 +60,34 @@ Examples:
 )
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sweep that did something.")
-@click.pass_obj
-def follow(program: Sequence[str] | None, interval: float, tenant: str | None, as_json: bool) -> None:
+def follow(interval: float, tenant: str | None, as_json: bool) -> None:
     """Link orphans as soon as their delivery exists, until SIGTERM or Ctrl-C.
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """
     look_now()
-    sys.exit(Follower(interval, tenant, as_json, program or OWN_PROGRAM).run())
+    sys.exit(Follower(interval, tenant, as_json).run())
 
 
 class Follower:
     """Sweeps at each tick, and again and again after a fault, with one connection that is kept."""
 
-    def __init__(
-        self, interval: float, tenant_id: str | None, as_json: bool, program: Sequence[str] = OWN_PROGRAM
-    ) -> None:
+    def __init__(self, interval: float, tenant_id: str | None, as_json: bool) -> None:
         """Prepare to follow; nothing connects yet."""
         self._interval = interval
         self._tenant_id = tenant_id
         self._as_json = as_json
         self._database = runtime.database()
         self._publisher = Publisher(runtime.get_redis())
-        self._connected: Connected | None = None
-        self._sweep: Sweep | None = None
-        self._faults = 0
-        """How many ticks in a row have failed."""
-        self._lost = False
-        """Whether the log says that the database is lost, and not yet that it is back."""
-        self._redis_lost = False
-        self._dispatching = dispatch.DispatchProcess(program)
-        self._first = True
-        self._ended_by: int | None = None
+        self._handlers = _Handlers()
         self._repeats = _Repeats()
+        self._sweep: Sweep | None = None
+        self._first = True
+        self._failing = False
+        """Whether the last sweep has failed."""
+        self._lost = self._redis_lost = False
+        """Whether the log says that the database, or Redis, is lost, and not yet that it is back."""
+        self._ended_by: int | None = None
 
     def run(self) -> int:
         """Follow until a signal comes, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C.
@@ -99,21 +97,19 @@ class Follower:
         """
         for handler in logging.getLogger().handlers:
             handler.addFilter(self._repeats.passes)
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        before = signal.set_wakeup_fd(writing)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         try:
             while self._ended_by is None:
-                began = time.monotonic()
-                self._tick()
-                self._first = False
-                select.select([reading], [], [], max(0.0, began + self._pause() - time.monotonic()))
+                try:
+                    self._sweep_on_one_connection()
+                except MailglassReconcileError as error:
+                    if self._first or isinstance(error, ConfigurationError | SchemaOutdatedError):
+                        raise
+                    self._tell_of_loss(error)
+                self._wait(PAUSE_SECONDS)
         finally:
-            self._close()
-            self._dispatching.close()
-            signal.set_wakeup_fd(before)
+            self._handlers.end()
         return INTERRUPTED if self._ended_by == signal.SIGINT else 0
 
     def _end(self, number: int, frame: FrameType | None) -> None:
@@ -123,55 +119,90 @@ class Follower:
         if self._sweep is not None:
             self._sweep.stop()
 
-    def _pause(self) -> float:
-        pause: float = self._interval * 2 ** min(self._faults, 10)
-        return min(pause, max(LONGEST_PAUSE_SECONDS, self._interval))
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._ended_by is None and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))  # a signal does not end a sleep
 
-    def _tick(self) -> None:
-        try:
-            result = self._swept()
-        except MailglassReconcileError as error:
-            if self._first or isinstance(error, ConfigurationError | SchemaOutdatedError):
-                raise
-            if not self._lost:
-                lost = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
-                logger.warning("%s, and will try again until it works: %s", lost, error)
-            self._lost = True
-            self._faults += 1
-            self._close()
-            return
-        if self._faults and result.status != "failed":
-            self._tell_of_return("the database is back")
-            self._lost = False
-        self._faults = self._faults + 1 if result.status == "failed" else 0
-        self._tell_of_redis(result)
-        self._dispatching.ask(result.linked)
-        if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
-            click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
+    def _sweep_on_one_connection(self) -> None:
+        """Sweep at each tick, until a signal comes or a sweep has failed."""
+        with self._database.connect() as connected:
+            while self._ended_by is None:
+                began = time.monotonic()
+                result = self._swept(connected)
+                self._tell(result)
+                if result.status == "failed":
+                    return
+                self._wait(began + self._interval - time.monotonic())
 
-    def _swept(self) -> SweepResult:
-        if self._connected is None:
-            self._connected = Connected(engines.connect(self._database.engine), self._database.settings)
+    def _swept(self, connected: Connected) -> SweepResult:
         self._publisher.next_sweep()
         self._sweep = recent.prepare(self._interval, self._tenant_id, publisher=self._publisher, origin="follow")
-        return self._sweep.run(nullcontext(self._connected))
+        result = self._sweep.run(nullcontext(connected))
+        self._first = False
+        return result
 
-    def _tell_of_redis(self, result: SweepResult) -> None:
-        """Say when Redis is back; that it was lost, the publisher has said."""
-        if result.publish_failed:
+    def _tell(self, result: SweepResult) -> None:
+        """Print what a sweep did, let handlers run, and say what is back."""
+        self._handlers.look_after(result.linked)
+        if result.linked or result.failed or (result.status != "ok" and self._ended_by is None):
+            click.echo(json.dumps(result.as_dict()) if self._as_json else _in_words(result))
+        if self._failing and result.status != "failed":
+            self._lost = False
+            self._tell_of_return("the database is back")
+        self._failing = result.status == "failed"
+        if result.publish_failed:  # the publisher has said so
             self._redis_lost = True
         elif result.published and self._redis_lost:
-            self._tell_of_return("Redis is back: broadcasts are published again")
             self._redis_lost = False
+            self._tell_of_return("Redis is back: broadcasts are published again")
+
+    def _tell_of_loss(self, error: MailglassReconcileError) -> None:
+        if not self._lost:
+            lost = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
+            logger.warning("%s, and will try again until it works: %s", lost, error)
+        self._lost = self._failing = True
 
     def _tell_of_return(self, line: str) -> None:
         logger.warning(line)
         self._repeats.forget()
 
-    def _close(self) -> None:
-        if self._connected is not None:
-            connected, self._connected = self._connected, None
-            connected.connection.close()
+
+class _Handlers:
+    """A thread that runs this process's handlers for what is linked, and now and then what has to be tried again."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def look_after(self, linked: int) -> None:
+        """Let the handlers run, if there are any and something was *linked*; this does not wait for them."""
+        if not registry.types():
+            return
+        if linked:
+            self._asked.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True, name="mailglass handlers")
+            self._thread.start()
+
+    def end(self) -> None:
+        """Let the handlers that run finish, within some seconds; what they have not done then is tried again."""
+        self._ended = True
+        self._asked.set()
+        if self._thread is not None:
+            self._thread.join(FINISH_SECONDS)
+
+    def _run(self) -> None:
+        while not self._ended:
+            try:
+                while not self._ended and dispatcher.dispatch_within(FINISH_SECONDS / 2, "follow").handled:
+                    pass
+            except Exception as error:  # a thread that has ended would run no handler any more
+                cause = str(error) if isinstance(error, MailglassReconcileError) else type(error).__name__
+                logger.warning("handlers did not run, and will at the next dispatch: %s", cause)
+            self._asked.wait(DISPATCH_SECONDS)
+            self._asked.clear()
 
 
 class _Repeats:

@@ -103,7 +103,7 @@ def test_follow_outlives_restarts_of_postgres_and_of_redis_and_says_so_in_a_line
             own_server.start()
             it.says("the database is back", number - 1)
             links(db, it, number)
-    assert len([line for line in it.said if "the sweep failed" not in line]) == 4
+    assert len([line for line in it.said if "the sweep failed" not in line]) == 4, it.said
     with following(environment) as it:
         links(db, it, 1)
         links(db, it, 2)

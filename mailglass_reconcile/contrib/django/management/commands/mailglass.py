@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -25,4 +24,4 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, arguments: list[str], **_options: Any) -> None:
         """Run the subcommand; it ends with an exit code of its own."""
         wanted = ["--help"] if arguments[:1] in ([], ["help"]) else arguments
-        cli.main(wanted, COMMAND, [sys.executable, sys.argv[0], "mailglass"])
+        cli.main(wanted, COMMAND)
