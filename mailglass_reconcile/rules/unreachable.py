@@ -40,7 +40,7 @@ _CAUSES = (
     ),
     _cause("no space left on device", "its disk is full", "make room on the disk of that server; {setting} is right"),
     _cause(
-        "connection refused|no such file or directory",
+        "connection refused|connect call failed|no such file or directory",
         "nothing listens there",
         "start the server, or correct host and port in {setting}",
     ),

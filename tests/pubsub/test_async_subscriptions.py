@@ -212,5 +212,5 @@ def test_wrong_arguments_are_refused_before_anything_connects():
     """A delivery that is not a UUID would be a pattern; other kinds of clients cannot be copied."""
     with pytest.raises(ValueError, match="UUID"):
         subscribe_async(delivery_id="*")
-    with pytest.raises(ConfigurationError, match="subscribe_async cannot use a object"):
+    with pytest.raises(ConfigurationError, match=r"needs a redis\.Redis, not a object"):
         AsyncSubscription(object(), None, None)  # type: ignore[arg-type]
