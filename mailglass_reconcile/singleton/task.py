@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from celery import Task, group
 from celery.result import AsyncResult
@@ -15,12 +16,12 @@ from kombu.utils.uuid import uuid
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.schedule import ORIGIN_HEADER, SWEEP_INTERVAL_SECONDS
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, LockBackend, digest, key_of, new_run, task_of
+from mailglass_reconcile.singleton.lock import LockBackend, digest, key_of, queued, running
 
 RESERVED_HEADER = "mailglass_reserved"
 """On a message whose sender has held the lock for it."""
 RANGE_OF_HEADER = "mailglass_range_of"
-"""On a message of a fan-out's range: the run that holds the lock of the sweep that was cut."""
+"""On a message of a fan-out's range: the token under which the sweep that was cut holds its lock."""
 
 RUN_HEADER = "mailglass_run"
 """On the same message: the row of that sweep in the run history."""
@@ -28,12 +29,14 @@ NUMBERS = ("limit", "fan_out")
 """The arguments of a sweep that are integers; the others are strings."""
 
 
-class Hold(NamedTuple):
-    """What a run holds: a lock, under its own name; or whose duplicate it is, the id of another task."""
+@dataclass
+class Hold:
+    """What a run holds: a lock, under its token, perhaps shared with ranges; or whose duplicate it is, a task's id."""
 
     key: str | None = None
-    owner: str = ""
+    token: str = ""
     duplicate_of: str | None = None
+    shared: bool = False
 
 
 class SweepTask(Singleton):
@@ -99,8 +102,8 @@ class SweepTask(Singleton):
         if options.get("expires") is None:  # a schedule that is kept in a database drops our entry's own
             options["expires"] = SWEEP_INTERVAL_SECONDS
         requested = task_id or uuid()
-        holder = task_of(self.singleton_backend.reserve(key, requested))
-        if holder != requested:
+        holder = self.singleton_backend.reserve(key, requested)
+        if holder is not None:
             if task_id is None or self._raise_on_duplicate:
                 return self.on_duplicate(holder)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
@@ -108,7 +111,7 @@ class SweepTask(Singleton):
         try:
             return Task.apply_async(self, args, kwargs, task_id=requested, **options)
         except BaseException:
-            self.singleton_backend.release(key, requested)
+            self.singleton_backend.release(key, queued(requested))
             raise
 
     def held(self) -> AbstractContextManager[Hold]:
@@ -123,29 +126,27 @@ class SweepTask(Singleton):
 
     @contextmanager
     def _held(self) -> Iterator[Hold]:
-        headers = self.request.headers or {}
-        key, run = self.generate_lock(self.name, self.request.args, self.request.kwargs), new_run(self.request.id)
-        wanted = [(key, run, bool(headers.get(RESERVED_HEADER)))]
+        headers, backend = self.request.headers or {}, self.singleton_backend
+        key = self.generate_lock(self.name, self.request.args, self.request.kwargs)
+        hold = Hold(key, running(self.request.id))
+        wanted = [(key, hold.token, bool(headers.get(RESERVED_HEADER)), lambda: hold.shared)]
         if isinstance(whole := headers.get(RANGE_OF_HEADER), str):
             tenant_id = self.arguments(self.request.args, self.request.kwargs)["tenant_id"]
-            wanted.append((key_of(tenant_id), whole, True))
-        backend = self.singleton_backend
+            wanted.append((key_of(tenant_id), whole, True, lambda: True))
         with ExitStack() as kept:
-            for lock, owner, reserved in wanted:
-                holder = backend.take(lock, owner, reserved=reserved)
-                if holder != owner:
-                    backend.warn_if_endless(lock, holder, runtime.get_settings().sweep_seconds + LOCK_SECONDS)
-                    yield Hold(duplicate_of=task_of(holder))
-                    return
-                kept.enter_context(backend.kept(lock, owner))
-            yield Hold(key, run)
+            for lock, token, reserved, is_shared in wanted:
+                hold.duplicate_of = backend.take(lock, token, reserved=reserved)
+                if hold.duplicate_of is not None:
+                    break
+                kept.enter_context(backend.kept(lock, token, is_shared))
+            yield hold
 
     def send_ranges(self, hold: Hold, calls: Sequence[dict[str, Any]], run_id: int | None) -> list[str]:
         """Send a sweep for each of *calls*, the keyword arguments of ranges, to this run's own queue; return their ids.
 
-        The lock of *hold* stays held until the last of them has ended, or for a minute after none of them runs.
+        The lock of *hold* is left to them, and lapses a minute after the last of them has ended.
         """
-        self.singleton_backend.share(hold.key or "", hold.owner, len(calls))
+        hold.shared = True
         came_by = self.request.delivery_info or {}
         queue = {"queue": came_by.get("routing_key")}
         if came_by.get("exchange"):
@@ -155,7 +156,7 @@ class SweepTask(Singleton):
             expires=SWEEP_INTERVAL_SECONDS,
             headers={
                 ORIGIN_HEADER: (self.request.headers or {}).get(ORIGIN_HEADER),
-                RANGE_OF_HEADER: hold.owner,
+                RANGE_OF_HEADER: hold.token,
                 RUN_HEADER: run_id,
             },
         )

@@ -72,7 +72,7 @@ def test_celery_call_meets_the_lock_when_its_run_starts(site):
     with site.worker():
         holder = "somebody"
         key = key_of(site)
-        site.redis.set(key, f"r{holder}", ex=60)
+        site.redis.set(key, f"running {holder}", ex=60)
         assert [site.result(site.call()) for _ in range(2)] == [{"status": "duplicate", "of": holder}] * 2
         site.redis.delete(key)
         assert site.result(site.call())["status"] == "ok"

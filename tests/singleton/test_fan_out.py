@@ -14,7 +14,7 @@ from installation import PATIENCE, end
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops.status import status
 from mailglass_reconcile.rules.states import OUTCOMES
-from mailglass_reconcile.singleton.lock import LockBackend
+from mailglass_reconcile.singleton.lock import LockBackend, running
 from singleton.test_celery import SESSIONS, key_of
 from singleton.test_lock import KEY, store  # noqa: F401 - a fixture
 
@@ -61,19 +61,21 @@ def fan_out(site, size: int, **options: object) -> str:
 
 
 @pytest.mark.slow
-def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_the_last_has_ended(site):
+def test_ten_ranges_are_swept_by_two_workers_and_the_lock_is_held_until_a_minute_after_the_last(site):
     """Their counts add up to what one sweep would report; a tick meanwhile is a duplicate, the next one is not."""
     backlog(site, 50)
     lock = key_of(site)
     with site.worker("-c", "1", PGAPPNAME="one"), site.worker("-c", "1", PGAPPNAME="two"):
         cut = site.result(fan_out(site, 5))
         assert (cut["status"], cut["eligible"], len(cut["tasks"])) == ("fanned_out", 50, 10)
-        assert site.redis.get(lock).startswith(b"r")
+        assert site.redis.get(lock).startswith(b"running ")
         assert asked_by_beat(site) == "duplicate"
         wait_until(lambda: {name for (name,) in site.db.rows(AT_WORK)} == {"one", "two"}, PATIENCE)
         site.db.run("DELETE FROM gate")
         results = [site.result(task) for task in cut["tasks"]]
-        wait_until(lambda: not list(site.redis.scan_iter("mailglass_reconcile:lock:*")))
+        assert list(site.redis.scan_iter("mailglass_reconcile:lock:*")) == [lock.encode()]
+        assert 50 < site.redis.ttl(lock) <= 60
+        site.redis.delete(lock)  # as it lapses after a minute
         found = status(runtime.database())
         [swept] = [run for run in found.last_runs if run["status"] == "ok"]
         assert (swept["kind"], swept["runs"], swept["scanned"], swept["linked"]) == ("full", 1, 50, 50)
@@ -130,12 +132,12 @@ def test_a_range_yields_to_a_sweep_of_everything_that_has_the_lock_by_now(site):
     """Queued for so long that the lock lapsed, and the next tick has cut again: that one's ranges have it all."""
     site.add(3)
     with site.worker("-c", "1"):
-        site.redis.set(key_of(site), "rsomebody", ex=60)
+        site.redis.set(key_of(site), "running somebody", ex=60)
         late = site.client.send_task(
             "mailglass_reconcile.tasks.reconcile",
             kwargs={"after": "2000-01-01", "until": "infinity"},
             queue="mailglass_reconcile",
-            headers={"mailglass_range_of": "f" * 32 + ":earlier"},
+            headers={"mailglass_range_of": "running earlier 0123456789ab"},
         ).id
         assert site.result(late) == {"status": "duplicate", "of": "somebody"}
         site.redis.delete(key_of(site))
@@ -173,22 +175,16 @@ def test_a_fault_of_recent_sweeps_is_no_traceback_and_below_info_one_line(site):
     assert site.said("Traceback") == 0
 
 
-def test_the_last_of_those_who_share_a_lock_frees_it(store):  # noqa: F811
-    """The run that cut, and three ranges: whichever ends last; one more that came twice does no harm."""
-    lock = LockBackend(store)
-    assert lock.take(KEY, "run") == "run"
-    lock.share(KEY, "run", 3)
+def test_a_lock_that_ranges_share_is_released_by_none_of_them(store):  # noqa: F811
+    """The run that cut, and its ranges, under one token: each end gives it another minute, and so it lapses."""
+    lock, token = LockBackend(store), running("cut")
+    assert lock.take(KEY, token) is None
     for _ in range(3):
-        assert lock.take(KEY, "run") == "run"
-        assert lock.take(KEY, "another") == "run"
-        lock.release(KEY, "another")
-        lock.release(KEY, "run")
+        assert lock.take(KEY, token) is None
+        with lock.kept(KEY, token, lambda: True):
+            store.expire(KEY, 5)
         assert 50 < store.ttl(KEY) <= 60
-    lock.renew(KEY, "run")
-    lock.release(KEY, "run")
-    assert store.keys() == []
-    lock.release(KEY, "run")
-    assert store.keys() == []
+        assert lock.take(KEY, running("another")) == "cut"
 
 
 def test_the_schedule_says_how_often_and_how_much_and_refuses_what_cannot_be():

@@ -2,26 +2,33 @@
 
 import itertools
 import logging
+import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 import redis
-from celery import Celery
-from celery_singleton import DuplicateTaskError
+import sqlalchemy as sa
+from celery import Celery, group
+from celery_singleton import DuplicateTaskError, Singleton
 from kombu.exceptions import SerializerNotInstalled
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 import factories
 import mailglass_reconcile
 from conftest import wait_until
-from mailglass_reconcile import tasks
+from mailglass_reconcile import runtime, tasks
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.singleton.lock import LockBackend
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running
+from mailglass_reconcile.singleton.task import SweepTask
+from mailglass_reconcile.store import engines
 
 NUMBERS = itertools.count(8)
 DATABASE_URL = "postgresql://nobody@192.0.2.1/nowhere"
@@ -125,18 +132,19 @@ def test_a_request_that_cannot_be_queued_frees_its_lock(store):
     assert store.keys() == []
 
 
-def test_only_the_owner_renews_and_releases(store):
-    """Anybody else's release and renewal change nothing; the owner may take it again."""
+def test_only_its_token_extends_and_releases_it(store):
+    """With anybody else's nothing changes."""
     lock = LockBackend(store)
-    assert lock.take(KEY, "a") == lock.take(KEY, "b") == lock.take(KEY, "a") == "a"
+    mine, other = running("a"), running("b")
+    assert [lock.take(KEY, token) for token in (mine, other)] == [None, "a"]
     store.expire(KEY, 5)
-    lock.renew(KEY, "b")
-    lock.release(KEY, "b")
+    lock.extend(KEY, other)
+    lock.release(KEY, other)
     assert store.ttl(KEY) <= 5
-    lock.renew(KEY, "a")
+    lock.extend(KEY, mine)
     assert store.ttl(KEY) > 50
-    lock.release(KEY, "a")
-    lock.renew(KEY, "a")
+    lock.release(KEY, mine)
+    lock.extend(KEY, mine)
     assert store.keys() == []
 
 
@@ -163,22 +171,41 @@ def test_a_run_renews_its_lock_and_frees_it(store, monkeypatch):
 def test_a_queue_longer_than_a_minute_starves_no_sweep(store):
     """The first's lock has lapsed and the second is queued: the first runs all the same, one that never held it not."""
     lock = LockBackend(store)
-    lock.reserve(KEY, "first")
+    assert lock.reserve(KEY, "first") is None
     store.delete(KEY)
-    assert lock.reserve(KEY, "second") == "second"
-    assert lock.take(KEY, "from celery call") == "second"
-    assert lock.take(KEY, "first", reserved=True) == "first"
-    assert lock.take(KEY, "second", reserved=True) == "first"
+    assert lock.reserve(KEY, "second") is None
+    assert lock.take(KEY, running("from celery call")) == "second"
+    assert lock.take(KEY, running("first"), reserved=True) is None
+    assert lock.take(KEY, running("second"), reserved=True) == "first"
 
 
-def test_a_lost_reply_leaves_no_phantom_owner(store):
-    """Redis takes the lock, the caller never hears: its own id holds it, so that its run goes ahead."""
+def test_sweeps_each_minute_run_although_the_queue_is_a_hundred_seconds_long(store):
+    """Each runs when the request after it has the lock already: none is a duplicate, or all would be, forever."""
+    lock, ran = LockBackend(store), []
+    for minute in range(1, 6):
+        store.delete(KEY)  # the lock of the request before has lapsed
+        assert lock.reserve(KEY, f"{minute}") is None
+        if minute > 1:  # forty seconds later, the request before it is taken from the queue
+            token = running(f"{minute - 1}")
+            ran.append(lock.take(KEY, token, reserved=True))
+            lock.release(KEY, token)
+    assert ran == [None] * 4
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
+    """Redis takes the lock, the caller never hears, or asks again and finds itself: its request is queued, and runs."""
     with dropping_replies(store) as url:
+        client = redis.Redis.from_url(url, socket_timeout=5, retry=Retry(NoBackoff(), retries))
         app = app_on(url)
+        mailglass_reconcile.configure(redis=client, settings=Settings(database_url=DATABASE_URL))
         asked = app.tasks[tasks.SWEEP_TASK].delay()
+        with app.connection_for_write() as connection:
+            assert connection.SimpleQueue("celery").get(timeout=5).headers["id"] == asked.id
+        client.connection_pool.disconnect()
     (name,) = store.keys()
-    assert store.get(name).decode() == f"q{asked.id}"
-    assert LockBackend(store).take(name.decode(), asked.id, reserved=True) == asked.id
+    assert store.get(name).decode() == f"queued {asked.id}"
+    assert LockBackend(store).take(name.decode(), running(asked.id), reserved=True) is None
 
 
 def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
@@ -194,22 +221,22 @@ def test_a_silent_redis_costs_a_second_and_a_warning(caplog):
     assert [record.levelno for record in ours] == [logging.WARNING]
 
 
-def test_an_applications_patient_client_costs_no_more(caplog):
-    """A client that was handed over with long timeouts and retries is not waited for longer."""
+def test_a_client_that_an_application_configured_is_used_as_it_is(caplog):
+    """Its timeouts count, and it has none of its own: each use of the lock waits as long as it does, and no longer."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
-        patient = redis.Redis(port=silent.getsockname()[1], socket_timeout=30, decode_responses=True)
-        mailglass_reconcile.configure(redis=patient, settings=Settings(database_url=DATABASE_URL))
+        client = redis.Redis(port=silent.getsockname()[1], socket_timeout=0.1, retry=Retry(NoBackoff(), 0))
+        mailglass_reconcile.configure(redis=client, settings=Settings(database_url=DATABASE_URL))
         app = Celery("adopter", broker="memory://", set_as_current=False)
         began = time.monotonic()
         app.tasks[tasks.SWEEP_TASK].delay()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 0.45
     assert len(caplog.records) == 1
 
 
 def test_a_client_that_decodes_is_understood(store):
     """The id of the other run is a text in either case."""
     decoding = LockBackend(redis.Redis.from_url(url_of(store), decode_responses=True))
-    assert decoding.take(KEY, "a") == decoding.take(KEY, "b") == "a"
+    assert [decoding.take(KEY, running(name)) for name in "ab"] == [None, "a"]
 
 
 def test_without_redis_the_sweep_runs(db, caplog):
@@ -233,12 +260,12 @@ def test_a_second_outage_is_told_too(store, caplog):
     """Once per outage, not once per process."""
     broken = threading.Event()
     with dropping_replies(store, broken) as url:
-        lock = LockBackend(redis.Redis.from_url(url))
+        lock = LockBackend(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0)))
         for _ in range(2):
             broken.set()
-            assert [lock.take(KEY, name) for name in "ab"] == ["a", "b"]
+            assert [lock.take(KEY, running(name)) for name in "ab"] == [None, None]
             broken.clear()
-            assert lock.take(KEY, "c") == "a"
+            assert lock.take(KEY, running("c")) == "a"
             store.delete(KEY)
         lock._client.connection_pool.disconnect()
     assert len(caplog.records) == 2
@@ -277,10 +304,10 @@ def test_eager_mode_needs_no_redis_and_frees_nobodys_lock(db, store):
         engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret(url_of(store))})
     )
     name = task.generate_lock(task.name)
-    store.set(name, "rsomebody")
+    store.set(name, "running somebody")
     ran = [task.delay().get(), task.apply().get(), task()]
     assert [one["status"] for one in ran] == ["ok"] * 3
-    assert store.get(name) == b"rsomebody"
+    assert store.get(name) == b"running somebody"
     mailglass_reconcile.configure(
         engine=db.engine, settings=db.settings.model_copy(update={"redis_url": secret("redis://127.0.0.1:1/0")})
     )
@@ -294,6 +321,195 @@ def test_a_process_that_only_asks_need_not_know_the_database(redis_url):
     assert app.tasks[tasks.SWEEP_TASK].delay().id
 
 
+def sweep_task():
+    """Return the sweep's task, of the app that is current."""
+    return tasks.reconcile
+
+
+def held_by(task, id_: str, **headers: object) -> str | None:
+    """Return whose duplicate a run with this id is, or None."""
+    task.push_request(id=id_, args=[], kwargs={}, is_eager=False, headers=headers)
+    try:
+        with task.held() as hold:
+            return hold.duplicate_of
+    finally:
+        task.pop_request()
+
+
+def test_a_redelivery_of_a_running_sweep_is_its_duplicate_and_does_not_free_its_lock(store):
+    """`acks_late` and a visibility timeout: the broker hands out the message of a sweep that still runs."""
+    app_on(store)
+    task = sweep_task()
+    name = task.generate_lock(task.name, [], {})
+    task.push_request(id="same", args=[], kwargs={}, is_eager=False, headers=None)
+    with task.held() as hold:
+        assert hold.duplicate_of is None
+        assert held_by(task, "same") == "same"
+        assert held_by(task, "other") == "same"
+        assert store.exists(name)
+    task.pop_request()
+    assert not store.exists(name)
+
+
+def test_the_first_of_two_runs_of_one_id_to_end_leaves_the_others_lock(store):
+    """The first lost its lock for a minute, so both run: each frees its own lock only."""
+    app_on(store)
+    task = sweep_task()
+    name = task.generate_lock(task.name, [], {})
+    task.push_request(id="same", args=[], kwargs={}, is_eager=False, headers=None)
+    first = task.held()
+    first.__enter__()
+    store.delete(name)
+    second = task.held()
+    assert second.__enter__().duplicate_of is None
+    first.__exit__(None, None, None)
+    assert store.exists(name)
+    second.__exit__(None, None, None)
+    task.pop_request()
+    assert not store.exists(name)
+
+
+def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
+    """`countdown=600` has no expiry; who asks for a sweep now gets one, which expires like a schedule's."""
+    app = app_on(store)
+    task = app.tasks[tasks.SWEEP_TASK]
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue("celery")
+        queue.clear()
+        later = task.apply_async(countdown=600)
+        now = task.delay()
+        sent = [queue.get(timeout=5).headers for _ in range(2)]
+    assert now.id != later.id
+    assert {one["id"]: one["expires"] is None for one in sent} == {later.id: True, now.id: False}
+
+
+def test_beats_entries_expire_and_the_tasks_have_no_expiry_of_their_own():
+    """A tick that is out of date is dropped; a request for later is not."""
+    entries = mailglass_reconcile.make_beat_schedule().values()
+    assert [entry["options"]["expires"] for entry in entries] == [300, 3_600, 60]
+    assert tasks.reconcile.expires is tasks.prune.expires is tasks.dispatch.expires is None
+
+
+def test_a_member_of_a_group_is_queued_under_its_own_id(store):
+    """A duplicate in a group, a chord or a chain: somebody waits for its id, so its run says whose duplicate it is."""
+    app = app_on(store)
+    task = app.tasks[tasks.SWEEP_TASK]
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue("celery")
+        queue.clear()
+        asked = group(task.s(), task.s()).apply_async()
+        sent = [queue.get(timeout=5).headers["id"] for _ in range(2)]
+    assert sent == [one.id for one in asked.results]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("release_lock", ()),
+        ("unlock", (KEY,)),
+        ("lock_and_run", (KEY,)),
+        ("aquire_lock", (KEY, "id")),
+        ("get_existing_task_id", (KEY,)),
+    ],
+)
+def test_what_the_library_offers_and_our_lock_cannot_do_says_so(store, name, arguments):
+    """Freeing anybody's lock, or asking before taking: a clear error in place of an AttributeError."""
+    app_on(store)
+    store.set(KEY, "running somebody", ex=60)
+    with pytest.raises(NotImplementedError, match=f"{name}.*docs/sweeps.md"):
+        getattr(sweep_task(), name)(*arguments)
+    assert store.get(KEY) == b"running somebody"
+
+
+def test_the_thread_that_renews_a_lock_ends_with_its_sweep(store):
+    """However the sweep ends: a thread left per sweep would fill a worker that lives for weeks."""
+    before = set(threading.enumerate())
+    lock = LockBackend(store)
+    with lock.kept(KEY, "running a", lambda: False):
+        (renewing,) = [one for one in threading.enumerate() if one not in before and one.name == f"renew {KEY}"]
+    renewing.join(5)
+    assert not renewing.is_alive()
+
+
+def test_after_a_fork_a_child_opens_its_own_connections_and_leaves_the_parents(db):
+    """The engine that an application configured: the parent's session lives on, the child's is another."""
+    engine = sa.create_engine(engines.database_url(db.settings), pool_size=1, max_overflow=0)
+    mailglass_reconcile.configure(engine=engine, settings=db.settings)
+    with engine.connect() as connection:
+        parents = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        runtime.after_fork()
+        with runtime.get_engine().connect() as connection:
+            childs = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        os.write(writing, str(childs).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        childs = int(answer.read())
+    os.waitpid(child, 0)
+    assert childs != parents
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() == parents
+    engine.dispose()
+
+
+def test_after_a_fork_an_engine_of_our_own_needs_nothing():
+    """Nothing is configured: there is nothing to forget, and nothing connects."""
+    mailglass_reconcile.configure(settings=Settings(database_url="postgresql://nobody@192.0.2.1/nowhere"))
+    began = time.monotonic()
+    runtime.after_fork()
+    assert time.monotonic() - began < 1
+
+
+def test_what_of_the_library_still_runs_is_what_the_docs_list(store, monkeypatch):
+    """Its base class, its setting, its error; its own backend, which would connect to another Redis, is never made."""
+    asking = app_on(store).tasks[tasks.SWEEP_TASK]
+    monkeypatch.setattr("celery_singleton.singleton.get_backend", lambda config: pytest.fail("the library's backend"))
+    task = sweep_task()
+    assert isinstance(task._get_current_object(), Singleton)
+    inherited = {name for name in vars(Singleton) if not name.startswith("__") and name not in vars(SweepTask)}
+    assert inherited == {
+        "on_duplicate",
+        "_raise_on_duplicate",
+        "raise_on_duplicate",
+        "singleton_config",
+        "_singleton_config",
+        "_singleton_backend",
+        "unique_on",
+        "lock_expiry",
+    }
+    assert [held_by(task, one) for one in ("a", "b")] == [None, None]
+    assert asking.delay().id == asking.delay().id
+
+
+def test_the_rights_that_the_docs_name_are_enough_for_the_lock(store, caplog):
+    """A real user with these commands on these keys takes, extends and frees it; with one less, the log names them."""
+    where = store.get_connection_kwargs()
+    name = f"least{uuid.uuid4().hex}"
+    least = ("on", ">pw", "resetkeys", f"~{PREFIX}*", "nocommands", "+select")
+    commands = ("+set", "+get", "+pttl", "+pexpire", "+del", "+evalsha", "+script|load")
+    store.script_flush()
+    try:
+        store.execute_command("ACL", "SETUSER", name, *least, *commands)
+        lock = LockBackend(redis.Redis(port=where["port"], db=where["db"], username=name, password="pw"))  # noqa: S106
+        token = running("a")
+        assert [lock.take(KEY, one) for one in (token, running("b"))] == [None, "a"]
+        store.expire(KEY, 5)
+        lock.extend(KEY, token)
+        assert store.ttl(KEY) > 50
+        lock.release(KEY, token)
+        assert store.keys() == []
+        assert caplog.records == []
+        store.execute_command("ACL", "SETUSER", name, "-pttl")
+        assert [lock.take(KEY, running(one)) for one in ("a", "b")] == [None, None]
+        (record,) = caplog.records
+        assert "SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD" in record.getMessage()
+    finally:
+        store.execute_command("ACL", "DELUSER", name)
+
+
 def secret(url: str) -> object:
     """Return a URL as the settings hold it."""
     return Settings(redis_url=url).redis_url
@@ -301,9 +517,10 @@ def secret(url: str) -> object:
 
 @contextmanager
 def dropping_replies(store: redis.Redis, broken: threading.Event | None = None) -> Iterator[str]:
-    """Forward to *store*, and while it is *broken* hang up on scripts in place of an answer; yield the URL."""
+    """Forward to *store*, and while it is *broken*, or once, hang up on SET in place of an answer; yield the URL."""
     where = store.get_connection_kwargs()
     listener = socket.create_server(("127.0.0.1", 0))
+    dropped: list[bytes] = []
 
     def serve() -> None:
         while True:
@@ -315,7 +532,8 @@ def dropping_replies(store: redis.Redis, broken: threading.Event | None = None) 
                 while asked := client.recv(65_536):
                     server.sendall(asked)
                     answer = server.recv(65_536)
-                    if b"EVAL" in asked and (broken is None or broken.is_set()):
+                    if b"\r\nSET\r\n" in asked and (broken.is_set() if broken else not dropped):
+                        dropped.append(asked)
                         break
                     client.sendall(answer)
 

@@ -2,129 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import Any
 
 from mailglass_reconcile import pubsub, runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.doctor.finding import Finding, error, ok, warning
-from mailglass_reconcile.pubsub import TIMEOUT_SECONDS, events_channel, within
+from mailglass_reconcile.pubsub import events_channel
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.humanize import shown
-from mailglass_reconcile.rules.unreachable import Server
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, UNKNOWN, Holder, holder_of, key_of
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, PREFIX, Holder, holder_of, key_of, try_lock
 
 LOST = "links are made, but not broadcast"
 
-# A replica takes PUBLISH and tells nobody. For a user who may not ask for the role, the lock's check reports it.
-_ROLE = """
-local said = redis.pcall('INFO', 'replication')
-if type(said) ~= 'string' then return '' end
-return string.match(said, 'role:(%a+)') or ''
-"""
-
-_MAY_PUBLISH = """
-if not redis.acl_check_cmd then return {'?'} end
-local lacks = {}
-for _, channel in ipairs(ARGV) do
-  if not redis.acl_check_cmd('PUBLISH', channel, '') then lacks[#lacks + 1] = channel end
-end
-return lacks
-"""
-
-_MAY_LOCK = """
-if not redis.acl_check_cmd then return {'?'} end
-local lacks = {}
-local function want(command, ...)
-  if not redis.acl_check_cmd(command, KEYS[1], ...) then lacks[#lacks + 1] = command end
-end
-want('GET') want('PTTL') want('SET', '') want('EXPIRE', '1') want('DEL')
-return lacks
-"""
-
-# What a stand-in for the lock is written to, for a second: a full or read-only Redis refuses it.
-_TRY_LOCK = "return redis.call('SET', KEYS[1], 'doctor', 'EX', '1')"
-PROBE = f"{PREFIX}doctor"
-
 GRANT = {
-    "publish": "ACL SETUSER <this user> +eval +publish '&mailglass:events:*'",
-    "lock": f"ACL SETUSER <this user> +eval +get +pttl +set +expire +del '~{PREFIX}*'",
+    "publish": "ACL SETUSER <this user> +publish '&mailglass:events:*'",
+    "lock": f"ACL SETUSER <this user> +set +get +pttl +pexpire +del +evalsha +script|load '~{PREFIX}*'",
 }
 
 
 def checks() -> Iterator[Finding]:
     """Check the Redis of the broadcasts and of the lock."""
-    reached = yield from _reachable("redis", runtime.get_redis, "MAILGLASS_REDIS_URL", LOST)
-    if reached:
-        yield from _broadcasts(reached)
-        yield from _lock(reached)
+    client = yield from _reachable()
+    if client:
+        yield _broadcasts(client)
+        yield _lock(client)
 
 
-def _reachable(check: str, client_of: Callable[[], Any], setting: str, lost: str) -> Generator[Finding, None, Any]:
+def _reachable() -> Generator[Finding, None, Any]:
     try:
-        client = pubsub.fail_fast_client(client_of())
+        client = runtime.get_redis()
     except ConfigurationError as fault:
-        yield error(check, str(fault), f"correct {setting}")
+        yield error("redis", str(fault), "correct MAILGLASS_REDIS_URL")
         return None
-    server = pubsub.server_of(client, setting)
+    server = pubsub.server_of(client, "MAILGLASS_REDIS_URL")
     try:
-        role = _eval(client, _ROLE)
+        role = client.info("replication").get("role")
     except Exception as fault:  # whatever the client raises: a fault of the connection, or a right that is missing
-        yield _unusable(check, fault, server, lost)
-        return None
+        if not _denied(fault):
+            said, remedy = unreachable.told_apart(fault, server)
+            yield error("redis", f"cannot connect to {server.kind} at {server.place}: {said}; {LOST}", remedy)
+            return None
+        role = None  # a user without INFO; the check of the lock notices a replica
     if role == "slave":
         yield error(
-            check,
-            f"the {server.kind} at {server.place} is a replica: {lost}",
-            f"let {setting} name the master; behind Sentinel, use configure(redis=…): docs/redis.md",
+            "redis",
+            f"the {server.kind} at {server.place} is a replica: {LOST}",
+            "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…): docs/redis.md",
         )
         return None
-    yield ok(check, f"connected to {server.kind} at {server.place}" + (", a master" if role else ""))
+    yield ok("redis", f"connected to {server.kind} at {server.place}" + (", a master" if role else ""))
     return client
 
 
-def _unusable(check: str, fault: Exception, server: Server, lost: str) -> Finding:
-    if _denied(fault):
-        return error(check, f"this user of {server.kind} at {server.place} may not use EVAL: {lost}", GRANT["publish"])
-    said, remedy = unreachable.told_apart(fault, server)
-    return error(check, f"cannot connect to {server.kind} at {server.place}: {said}; {lost}", remedy)
-
-
-def _broadcasts(client: Any) -> Iterator[Finding]:
-    channels = (events_channel("doctor"), events_channel("doctor", "doctor"))
+def _broadcasts(client: Any) -> Finding:
     try:
-        lacks = _eval(client, _MAY_PUBLISH, 0, *channels)
+        client.publish(events_channel("doctor"), "")  # no JSON: our subscribers pass it over
     except Exception as fault:  # as above
-        yield _failed("redis_rights", fault)
-        return
-    if lacks == ["?"]:
-        yield ok("redis_rights", "a server before Redis 7 cannot say what its user may do")
-    elif lacks:
-        yield error("redis_rights", f"this user may not PUBLISH on mailglass:events:*: {LOST}", GRANT["publish"])
-    else:
-        yield ok("redis_rights", "this user may publish on mailglass:events:*")
+        if _denied(fault):
+            return error("redis_rights", f"this user may not PUBLISH on mailglass:events:*: {LOST}", GRANT["publish"])
+        return _refused("redis_rights", fault)
+    return ok("redis_rights", "this user may publish on mailglass:events:*")
 
 
-def _lock(client: Any) -> Iterator[Finding]:
+def _lock(client: Any) -> Finding:
     try:
-        lacks = _eval(client, _MAY_LOCK, 1, PROBE)
-        if lacks and lacks != ["?"]:
-            yield warning(
-                "lock_rights",
-                f"this user may not use {', '.join(lacks)} on {PREFIX}*: sweeps run without their lock, perhaps twice",
-                GRANT["lock"],
-            )
-            return
-        _eval(client, _TRY_LOCK, 1, PROBE)
+        try_lock(client)
     except Exception as fault:  # as above
-        yield _failed("lock_rights", fault)
-        return
-    yield ok("lock_rights", "the lock can be taken")
+        if _denied(fault):
+            lost = "sweeps run without their lock, perhaps twice"
+            return warning("lock_rights", f"this user may not take locks on {PREFIX}*: {lost}", GRANT["lock"])
+        return _refused("lock_rights", fault)
+    return ok("lock_rights", "the lock can be taken")
 
 
-def _failed(check: str, fault: Exception) -> Finding:
-    if _denied(fault):
-        return warning(check, f"this user may not use EVAL on {PREFIX}*", GRANT["lock"])
+def _refused(check: str, fault: Exception) -> Finding:
     text = f"{type(fault).__name__} {fault}"
     known = next((said for word, said in _REFUSALS.items() if word in text), type(fault).__name__)
     return error(check, f"Redis refuses to write: {known}", "look at the server's log, memory and disk")
@@ -138,15 +90,8 @@ _REFUSALS = {
 }
 
 
-def _eval(client: Any, script: str, keys: int = 0, *arguments: str) -> Any:
-    answer = within(TIMEOUT_SECONDS, lambda: client.eval(script, keys, *arguments))
-    if isinstance(answer, list):
-        return [one.decode() if isinstance(one, bytes) else one for one in answer]
-    return answer.decode() if isinstance(answer, bytes) else answer
-
-
 def _denied(fault: Exception) -> bool:
-    return type(fault).__name__ == "NoPermissionError" or "NOPERM" in str(fault)
+    return type(fault).__name__ == "NoPermissionError"
 
 
 def holder() -> Holder | None:
@@ -172,21 +117,16 @@ def lock(before: Holder | None, known_tasks: Collection[str], queued: int | None
         yield ok("lock", "the lock of full sweeps is free")
         return
     left = now.seconds_left
-    heal = f"redis-cli DEL {key_of(None)} (on the Redis of the lock)"
-    if now.task_id == UNKNOWN or left is None or left > LOCK_SECONDS:
-        span = "without expiry" if left is None else f"for {left:.0f} s more"
+    heal = f"redis-cli DEL {key_of(None)}"
+    if left is None:
         yield warning(
-            "lock",
-            f"the lock of full sweeps is held {span} by something other than our sweeps",
-            f"nothing: the next sweep takes it over; or {heal}",
+            "lock", f"{shown(now.task_id)} has the lock of full sweeps without end: they are duplicates", heal
         )
         return
-    held = (
-        f"task {shown(now.task_id)} has the lock of full sweeps,"
-        f" {'taken or renewed' if now.running else 'queued'} {LOCK_SECONDS - left:.0f} s ago, for {left:.0f} s more"
-    )
-    same = before is not None and before.task_id == now.task_id and before.running == now.running
-    lost = same and now.task_id not in known_tasks and (now.running or queued == 0)
+    since, how = max(0, LOCK_SECONDS - left), "queued" if now.is_queued else "taken or renewed"
+    held = f"task {shown(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
+    same = before is not None and before.token == now.token
+    lost = same and now.task_id not in known_tasks and (queued == 0 or not now.is_queued)
     if lost:
         yield warning(
             "lock",

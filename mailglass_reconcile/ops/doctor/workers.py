@@ -103,7 +103,7 @@ def _inspect(app: Celery, connection: Connection, seconds: float, **options: Any
 def _answering(app: Celery, workers: Workers, before: Holder | None) -> Finding:
     if workers.queues:
         return ok("worker", f"{counted(len(workers.queues), 'Celery worker answers', 'Celery workers answer')}")
-    if before is not None and before.running:
+    if before is not None and not before.is_queued:
         return warning(
             "worker",
             f"no Celery worker answers within {sum(ANSWER_SECONDS):g} s, but the lock says that task"
