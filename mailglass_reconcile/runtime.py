@@ -56,11 +56,15 @@ def configure(
     Args:
         engine: A SQLAlchemy engine on psycopg 3. After a fork, the application disposes of it in the child with
             `engine.dispose(close=False)`, as for its own use.
-        redis: A client for broadcasts and the sweep's lock; also one of
-            `redis.sentinel.Sentinel(…).master_for(…)`. It is used as a pattern for a client of our own, which does
-            not retry: a Redis that is down or slow costs a sweep a second, whatever the timeouts of this one.
+        redis: A client for broadcasts and the sweep's lock; also one of `redis.sentinel.Sentinel(…).master_for(…)`. It
+            is used as it is, and needs both timeouts, `socket_timeout` and `socket_connect_timeout`.
         settings: Takes the place of the environment.
+
+    Raises:
+        ConfigurationError: *redis* has no timeouts, or is no `redis.Redis`.
     """
+    if redis is not None:
+        pubsub.require_timeouts(redis)
     _Configured.engine, _Configured.redis, _Configured.settings = engine, redis, settings
     reread_settings()
 

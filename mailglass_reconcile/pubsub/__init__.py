@@ -4,10 +4,9 @@ from mailglass_reconcile.pubsub.channels import events_channel
 from mailglass_reconcile.pubsub.client import (
     TIMEOUT_SECONDS,
     create_client,
-    fail_fast_client,
     reason,
+    require_timeouts,
     server_of,
-    within,
 )
 from mailglass_reconcile.pubsub.publisher import CHUNK_LINKS, Message, Published, Publisher, flush
 from mailglass_reconcile.pubsub.subscriber import AsyncSubscription, Missed, Subscription, Update
@@ -24,9 +23,8 @@ __all__ = [
     "Update",
     "create_client",
     "events_channel",
-    "fail_fast_client",
     "flush",
     "reason",
+    "require_timeouts",
     "server_of",
-    "within",
 ]

@@ -1,14 +1,9 @@
-"""The client that we use: it connects as the application's own does, waits half a second, and never tries again."""
+"""The client: one of an application, as it is, or one of our own, which waits half a second and never tries again."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import queue
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -17,13 +12,8 @@ from mailglass_reconcile.pubsub.library import redis
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
 
-Answer = TypeVar("Answer")
-
 TIMEOUT_SECONDS = 1.0
-"""The longest wait for Redis, whatever it does; one answer may take half of that."""
-
-_DENIED = ("ACL failure", "can't run this command", "compiling script")
-"""What a script's error contains if a right is missing; the last two are those of a Redis before 7."""
+"""The longest that a sweep waits for Redis in all; our own client waits half of that for one answer."""
 
 _PLACE_AND_USER = (
     *("host", "port", "path", "db", "username", "password", "credential_provider", "client_name", "protocol"),
@@ -70,38 +60,24 @@ def server_of(client: redis.Redis, setting: str) -> Server:
     return Server("Redis", unreachable.redis_place(getattr(pool, "connection_kwargs", {})), setting)
 
 
-_fail_fast: WeakKeyDictionary[redis.Redis, redis.Redis] = WeakKeyDictionary()
-"""The client of ours for each client of an application."""
+def require_timeouts(client: redis.Redis) -> None:
+    """Refuse a client of an application that could wait without end.
 
-
-def fail_fast_client(client: redis.Redis) -> redis.Redis:
-    """Return our client to the server of *client*, the same one each time; *client* itself stays as it is."""
-    if not isinstance(client, redis.Redis):  # a RedisCluster
-        return client
-    known = _fail_fast.get(client)
-    return known or _fail_fast.setdefault(client, redis.Redis(connection_pool=_fail_fast_pool(client.connection_pool)))
-
-
-def _fail_fast_pool(theirs: Any) -> redis.ConnectionPool:
-    # What redis-py puts there for notifications of maintenance belongs to the other pool.
-    settings = {k: v for k, v in theirs.connection_kwargs.items() if not k.startswith(("maint_", "connection_pool"))}
-    settings |= {"socket_timeout": TIMEOUT_SECONDS / 2, "retry": _never_again(), "retry_on_timeout": False}
-    if not issubclass(theirs.connection_class, redis.UnixDomainSocketConnection):
-        settings["socket_connect_timeout"] = TIMEOUT_SECONDS / 2
-    if isinstance(theirs, redis.sentinel.SentinelConnectionPool):
-        settings |= {"connection_class": theirs.connection_class}
-        settings |= {"is_master": theirs.is_master, "check_connection": theirs.check_connection}
-        manager: redis.sentinel.Sentinel = copy.copy(theirs.sentinel_manager)
-        manager.sentinels = [fail_fast_client(each) for each in theirs.sentinel_manager.sentinels]
-        kind = redis.sentinel.SentinelConnectionPool
-        return kind(theirs.service_name, manager, **settings)  # type: ignore[no-untyped-call]
-    pool: redis.ConnectionPool = copy.copy(theirs)
-    pool.connection_kwargs = settings
-    # Newer releases of redis-py share the locks with the copy. The end of the process may stop our thread while it
-    # holds one. The application's client takes the same lock at its own end, and would never get it.
-    pool._lock, pool._fork_lock = threading.RLock(), threading.RLock()
-    pool.reset()
-    return pool
+    Raises:
+        ConfigurationError: It is of another kind, or it or one of its Sentinels has no timeout.
+    """
+    if not isinstance(client, redis.Redis):
+        raise ConfigurationError(f"configure(redis=…) needs a redis.Redis, not a {type(client).__name__}")
+    pool: Any = client.connection_pool
+    connection = pool.connection_class(**pool.connection_kwargs)  # only this knows the defaults of its class
+    if not (connection.socket_timeout and getattr(connection, "socket_connect_timeout", True)):
+        raise ConfigurationError(
+            "configure(redis=…): the client would wait without end for a server that does not answer;"
+            " give it socket_timeout and socket_connect_timeout, such as 0.5 seconds each"
+        )
+    if isinstance(pool, redis.sentinel.SentinelConnectionPool):
+        for each in pool.sentinel_manager.sentinels:
+            require_timeouts(each)
 
 
 def async_client(client: redis.Redis) -> redis.asyncio.Redis:
@@ -111,7 +87,7 @@ def async_client(client: redis.Redis) -> redis.asyncio.Redis:
         ConfigurationError: *client* is neither a `redis.Redis` nor one of a Sentinel.
     """
     if not isinstance(client, redis.Redis):
-        raise ConfigurationError(f"subscribe_async cannot use a {type(client).__name__}: configure a redis.Redis")
+        raise ConfigurationError(f"subscribing needs a redis.Redis, not a {type(client).__name__}: see docs/redis.md")
     theirs: Any = client.connection_pool
     if not isinstance(theirs, redis.sentinel.SentinelConnectionPool):
         kind = _asyncio_class(theirs.connection_class)
@@ -149,34 +125,7 @@ def _asyncio_settings(kind: type, theirs: dict[str, Any]) -> dict[str, Any]:
     return settings | {"retry": redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0)}
 
 
-def within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """Return the result of *call*, or raise its error, after *seconds* at the latest; for calls that are rare.
-
-    Timeouts of sockets alone cannot promise that: a connection takes several answers, an answer several reads, and
-    a name may be looked up for long. A call that is late continues in its thread, and its result is dropped.
-
-    Raises:
-        TimeoutError: It takes longer.
-    """
-    results: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((call(), None))
-        except BaseException as error:  # raised in the thread that waits
-            results.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result, error = results.get(timeout=max(0.0, seconds))
-    except queue.Empty:
-        raise TimeoutError("Redis takes too long") from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value] # without an error it is the result
-
-
 def reason(error: BaseException, needed: str) -> str:
     """Return in a few words why Redis did not do it: the class of *error*, and *needed* if a right is missing."""
-    denied = isinstance(error, redis.exceptions.NoPermissionError) or any(words in str(error) for words in _DENIED)
+    denied = isinstance(error, redis.exceptions.NoPermissionError)
     return f"{type(error).__name__}{': its user needs ' + needed if denied else ''}"

@@ -3,8 +3,8 @@
 Publishing is best effort. A message that Redis did not take is counted and never sent again, so that no subscriber
 gets one twice. Success means only that Redis took it, not that anybody subscribes.
 
-One thread of this process publishes for one server: a connection that hangs, a slow name server or an answer in
-many pieces keeps that thread waiting and nobody else. What several callers publish meanwhile goes out in one call.
+One thread of this process publishes: a connection that hangs, a slow name server or an answer in many pieces keeps
+that thread waiting and nobody else. What several callers publish meanwhile goes out together.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
+from itertools import groupby, islice
+from operator import attrgetter
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
-from weakref import WeakKeyDictionary, finalize
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from mailglass_reconcile import telemetry
-from mailglass_reconcile.pubsub.breaker import Breaker, PausedError
 from mailglass_reconcile.pubsub.channels import events_channel
-from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS, fail_fast_client, reason
+from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS, reason
 from mailglass_reconcile.pubsub.library import redis
 
 logger = logging.getLogger(__name__)
+
+REST_SECONDS = 5.0
+"""After a failure, this process leaves the server alone for so long."""
 
 HEALTHY_SECONDS = 0.08
 """An answer within this time is not slow, even from another region."""
@@ -36,43 +39,20 @@ SLOW_SHARE = 0.1
 """Slow answers may take this share of a sweep's time, or a second if that is more."""
 
 CHUNK_LINKS = 500
-"""Links per call: a script of a thousand PUBLISH holds Redis for about 2 ms."""
+"""Links per round trip: a thousand PUBLISH take Redis about 2 ms."""
 
 MOST_WAITING = 10_000
-"""Links that `publish_soon` keeps in memory for a server, some megabytes; what does not fit is dropped."""
-
-GATHER_SECONDS = 0.005
-"""What callers publish within this time, who do not wait for it, goes out in one call."""
+"""Links that `publish_soon` keeps in memory, some megabytes; what does not fit is dropped."""
 
 WARN_SECONDS = 60.0
 """A server that is down is logged so often at most."""
 
-RIGHTS = "the commands EVAL and PUBLISH (before Redis 7 also INFO) on the channels mailglass:events:*"
+NEVER = float("-inf")
 
-_PUBLISH = r"""
-for channel, delivery, payload in string.gmatch(ARGV[1], '([^\n]*)\n([^\n]*)\n([^\n]*)\n') do
-  redis.call('PUBLISH', channel, payload)
-  redis.call('PUBLISH', channel .. ':' .. delivery, payload)
-end
-"""
-
-# A replica accepts PUBLISH, answers OK and reaches only its own clients; a master may become one at any moment.
-_PUBLISH_ON_MASTER = (
-    r"""
-local replication = redis.pcall('INFO', 'replication')
-if type(replication) ~= 'string' then return redis.error_reply('NOINFO this user may not use INFO') end
-if not string.find(replication, 'role:master', 1, true) then
-  return redis.error_reply('READONLY a replica reaches only its own clients')
-end
-"""
-    + _PUBLISH
-)
-
-# For a user without INFO: since Redis 7, a replica refuses a script with a header that does not say "no-writes".
-_PUBLISH_IF_WRITABLE = "#!lua flags=allow-oom" + _PUBLISH
+RIGHTS = "the command PUBLISH on the channels mailglass:events:*"
 
 Message = tuple[str, str, str]
-"""A tenant id, a delivery id, and the JSON, in one line, that goes to the channels of both."""
+"""A tenant id, a delivery id, and the JSON that goes to the channels of both."""
 
 
 class Published(NamedTuple):
@@ -90,8 +70,9 @@ class Publisher:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        """Use the server of *client*, whose own timeouts and retries do not count; nothing connects yet."""
-        self._outbox = _outbox_of(client)
+        """Use *client*; nothing connects yet."""
+        self._server = _servers.get(client) or _servers.setdefault(client, _Server())
+        self._client = client
         self.next_sweep()
 
     def next_sweep(self) -> None:
@@ -101,7 +82,7 @@ class Publisher:
 
     def publish(self, messages: Sequence[Message]) -> Published:
         """Publish *messages*, and return how many Redis took; raises nothing that a Redis can cause."""
-        taken = sum(2 * len(chunk) for chunk in _chunks(messages) if self._send(chunk))
+        taken = sum(self._send(chunk) for chunk in _chunks(messages))
         outcome = Published(taken, 2 * len(messages) - taken)
         telemetry.count_messages(outcome._asdict())
         return outcome
@@ -112,25 +93,28 @@ class Publisher:
         At the end of the process they have a second to leave.
         """
         for chunk in _chunks(messages):
-            try:
-                self._outbox.put(chunk, most=MOST_WAITING).add_done_callback(partial(_count, 2 * len(chunk)))
-            except OSError:
-                telemetry.count_messages({"failed": 2 * len(chunk)})
+            entry = _Entry(self._client, self._server, chunk)
+            entry.add_done_callback(_count)
+            _outbox.put(entry, most=MOST_WAITING)
 
-    def _send(self, chunk: Sequence[Message]) -> bool:
+    def _send(self, chunk: Sequence[Message]) -> int:
+        """Publish *chunk*, and return how many of its messages Redis took."""
         if self._waited >= TIMEOUT_SECONDS or self._is_too_slow():
-            return False
-        began = time.monotonic()
+            return 0
+        entry, began = _Entry(self._client, self._server, chunk), time.monotonic()
+        _outbox.put(entry)
         try:
-            seconds = self._outbox.send(chunk, TIMEOUT_SECONDS - self._waited)
-        except (redis.RedisError, OSError):
+            sent = entry.result(TIMEOUT_SECONDS - self._waited)
+        except (redis.RedisError, OSError) as error:
+            if entry.cancel() or entry.running():  # the client is more patient than this sweep
+                self._server.fail(error)
             self._waited += time.monotonic() - began
-            return False
-        if seconds > HEALTHY_SECONDS:
-            self._slow += seconds
+            return 0
+        if sent.seconds > HEALTHY_SECONDS:
+            self._slow += sent.seconds
         if self._is_too_slow():
-            self._outbox.warn("answers too slowly")
-        return True
+            self._server.warn("it answers too slowly")
+        return sent.taken
 
     def _is_too_slow(self) -> bool:
         return self._slow > max(TIMEOUT_SECONDS, SLOW_SHARE * (time.monotonic() - self._began))
@@ -141,127 +125,57 @@ def _chunks(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
         yield messages[start : start + CHUNK_LINKS]
 
 
-class _Entry(Future[float]):
-    """Some links that wait for being published; the result is how many seconds the call took."""
-
-    def __init__(self, chunk: Sequence[Message], soon: bool) -> None:
-        super().__init__()
-        self.chunk = chunk
-        self.soon = soon
+class _RestingError(OSError):
+    """The server has failed a moment ago and is not asked again yet."""
 
 
-def _lines(messages: Iterable[Message]) -> str:
-    """Return *messages* as one argument, three lines a link: none of the three can hold the end of a line."""
-    channels: dict[str, str] = {}
-    lines = []
-    for tenant_id, delivery_id, payload in messages:
-        if tenant_id not in channels:
-            channels[tenant_id] = events_channel(tenant_id)
-        lines.append(f"{channels[tenant_id]}\n{delivery_id}\n{payload}\n")
-    return "".join(lines)
+class _Server:
+    """What this process remembers of one client's server."""
 
+    def __init__(self) -> None:
+        self._rests_until = self._warned_at = NEVER
 
-def _count(number: int, entry: Future[float]) -> None:
-    telemetry.count_messages({"published" if entry.exception() is None else "failed": number})
-
-
-class _Outbox:
-    """What this process publishes on one server, in order, and the thread that does it."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = fail_fast_client(client)
-        self._breaker = Breaker()
-        self._script = _PUBLISH_ON_MASTER
-        self._warned_at = -WARN_SECONDS
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin without a thread and with nothing to do, as a forked child must: its parent has both."""
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._entries: SimpleQueue[tuple[_Outbox, _Entry] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def send(self, chunk: Sequence[Message], seconds: float) -> float:
-        """Publish *chunk*, and return how many seconds the call took.
+    def require(self) -> None:
+        """Return if the server may be asked now.
 
         Raises:
-            RedisError: It was refused; also OSError if it was not answered within *seconds*.
+            _RestingError: It has failed a moment ago.
         """
-        entry = self.put(chunk)
-        try:
-            return entry.result(seconds)
-        except TimeoutError as error:
-            if not entry.done():  # otherwise the thread's own timeout has been noted
-                entry.cancel()
-                self._breaker.fail(seconds)
-                self.warn(reason(error, RIGHTS))
-            raise
+        if time.monotonic() < self._rests_until:
+            raise _RestingError("Redis failed a moment ago")
 
-    def put(self, chunk: Sequence[Message], most: int | None = None) -> _Entry:
-        """Let the thread publish *chunk*, unless *most* links wait already.
+    def publish(self, client: redis.Redis, messages: Iterable[Message]) -> tuple[float, Iterator[bool]]:
+        """Publish two messages for each link, in one round trip.
 
-        Raises:
-            OSError: Too many wait, the server has failed a moment ago, or there is no thread.
+        Return how many seconds the first answer took, and of each message in turn whether it was taken.
+
+        redis-py's own pipeline would send all of them again after a lost answer, if the client retries.
         """
-        self._breaker.require()
-        entry = _Entry(chunk, soon=most is not None)
-        with self._lock:
-            if most is not None and self._waiting + len(entry.chunk) > most:
-                raise BlockingIOError("too many broadcasts are waiting")
-            if self._thread is None:
-                self._thread = self._start()
-            self._waiting += len(entry.chunk)
-            self._entries.put((self, entry))
-        return entry
+        commands = [
+            ("PUBLISH", channel, payload)
+            for tenant_id, delivery_id, payload in messages
+            for channel in (events_channel(tenant_id), events_channel(tenant_id, delivery_id))
+        ]
+        with redis.Redis(connection_pool=client.connection_pool, single_connection_client=True) as single:
+            connection: Any = single.connection
+            packed, began = connection.pack_commands(commands), time.monotonic()
+            connection.send_packed_command(packed)
+            refusals = [_refusal(connection)]
+            seconds = time.monotonic() - began
+            refusals += [_refusal(connection) for _ in commands[1:]]
+        self._answered(next(filter(None, refusals), None))
+        return seconds, (refusal is None for refusal in refusals)
 
-    def flush(self, seconds: float) -> None:
-        """Wait until what waits or is on its way now is published or has failed, at most so many *seconds*."""
-        if self._waiting:
-            try:
-                self.put(()).result(seconds)
-            except (redis.RedisError, OSError):
-                return
+    def fail(self, error: Exception) -> None:
+        """Let the server rest, and log why."""
+        self._rests_until = time.monotonic() + REST_SECONDS
+        self.warn(reason(error, RIGHTS))
 
-    def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=_publish, args=(self._entries,), daemon=True, name="mailglass publisher")
-        try:
-            thread.start()
-        except RuntimeError as error:  # none left, or the interpreter is ending
-            raise BlockingIOError(str(error)) from None
-        finalize(self, self._entries.put, None).atexit = False
-        return thread
-
-    def publish(self, entries: Sequence[_Entry]) -> None:
-        """Publish *entries* in one call, except those that nobody waits for any more; runs in the thread."""
-        current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
-        began, failing = time.monotonic(), self._breaker.failing
-        try:
-            if lines := _lines(message for entry in current for message in entry.chunk):
-                with self._breaker.call():
-                    self._eval(lines)
-        except BaseException as error:  # raised where somebody waits
-            for entry in current:
-                entry.set_exception(error)
-            if not isinstance(error, PausedError):
-                self.warn(reason(error, RIGHTS))
-        else:
-            for entry in current:
-                entry.set_result(time.monotonic() - began)
-            if failing:  # the next failure is news
-                self._warned_at = -WARN_SECONDS
-        finally:  # not before: a process must not end while the thread holds a lock of the client
-            with self._lock:
-                self._waiting -= sum(len(entry.chunk) for entry in entries)
-
-    def _eval(self, lines: str) -> None:
-        try:
-            self._client.eval(self._script, 0, lines)
-        except redis.RedisError as error:
-            if not str(error).startswith("NOINFO"):  # which comes before anything is published
-                raise
-            self._script = _PUBLISH_IF_WRITABLE
-            self._client.eval(self._script, 0, lines)
+    def _answered(self, refusal: Exception | None) -> None:
+        if self._rests_until > NEVER:  # it is back, and the next failure is news
+            self._rests_until = self._warned_at = NEVER
+        if refusal is not None:
+            self.warn(reason(refusal, RIGHTS))
 
     def warn(self, cause: str) -> None:
         """Log once in a while that broadcasts are lost, and why."""
@@ -271,40 +185,120 @@ class _Outbox:
             logger.warning(text, cause)
 
 
-def _publish(waiting: SimpleQueue[tuple[_Outbox, _Entry] | None]) -> None:
-    """Publish what is put into the queue until None is, as much in one call as has come together."""
-    gathering = threading.Event()  # which nothing sets
-    while (first := waiting.get()) is not None:
-        outbox, entries = first[0], [first[1]]
-        if entries[0].soon:
-            gathering.wait(GATHER_SECONDS)
+def _refusal(connection: Any) -> Exception | None:
+    """Return the error in the next answer, if it is one."""
+    try:
+        connection.read_response()
+    except redis.ResponseError as error:
+        return error
+    return None
+
+
+_servers: WeakKeyDictionary[redis.Redis, _Server] = WeakKeyDictionary()
+
+
+class _Sent(NamedTuple):
+    """How many messages Redis took, and how many seconds its first answer took."""
+
+    taken: int
+    seconds: float
+
+
+class _Entry(Future[_Sent]):
+    """Some links that wait for being published."""
+
+    def __init__(self, client: redis.Redis, server: _Server, chunk: Sequence[Message]) -> None:
+        super().__init__()
+        self.client = client
+        self.server = server
+        self.chunk = chunk
+
+
+def _count(entry: Future[_Sent]) -> None:
+    assert isinstance(entry, _Entry)  # noqa: S101 - for type checkers
+    taken = 0 if entry.cancelled() or entry.exception() else entry.result().taken
+    failed = 2 * len(entry.chunk) - taken
+    telemetry.count_messages({name: n for name, n in (("published", taken), ("failed", failed)) if n})
+
+
+class _Outbox:
+    """What this process publishes, in order, and the thread that does it."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin without a thread and with nothing to do, as a forked child must: its parent has both."""
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._entries: SimpleQueue[_Entry] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, entry: _Entry, most: int | None = None) -> None:
+        """Let the thread publish *entry*; it fails if *most* links would wait, or the server rests."""
         try:
-            while sum(len(entry.chunk) for entry in entries) < CHUNK_LINKS:
-                entries.append(waiting.get_nowait()[1])  # type: ignore[index] # None is last, when nothing waits
-        except Empty:
-            pass
-        outbox.publish(entries)
-        del first, outbox, entries  # so that an outbox without a client ends, and this thread with it
+            entry.server.require()
+            with self._lock:
+                if most is not None and self._waiting + len(entry.chunk) > most:
+                    raise BlockingIOError("too many broadcasts are waiting")
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, daemon=True, name="mailglass publisher")
+                    thread.start()
+                    self._thread = thread
+                self._waiting += len(entry.chunk)
+                self._entries.put(entry)
+        except OSError as error:
+            entry.set_exception(error)
+        except RuntimeError as error:  # no thread is left, or the interpreter is ending
+            entry.set_exception(BlockingIOError(str(error)))
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what waits or is on its way now is published or has failed, at most so many *seconds*."""
+        until = time.monotonic() + seconds
+        while self._waiting and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def _run(self) -> None:
+        """Publish what is put into the queue, together what has come together."""
+        while True:
+            entries = [self._entries.get()]
+            try:
+                while sum(len(entry.chunk) for entry in entries) < CHUNK_LINKS:
+                    entries.append(self._entries.get_nowait())
+            except Empty:
+                pass
+            for server, group in groupby(entries, attrgetter("server")):
+                self._publish(server, list(group))
+            del entries, group  # a client that nobody else has can go
+
+    def _publish(self, server: _Server, entries: Sequence[_Entry]) -> None:
+        """Publish *entries* in one round trip, except those that nobody waits for any more."""
+        current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
+        seconds, taken = 0.0, iter(list[bool]())
+        try:
+            if current:
+                server.require()
+                seconds, taken = server.publish(current[0].client, [one for entry in current for one in entry.chunk])
+        except Exception as error:  # raised where somebody waits
+            if not isinstance(error, _RestingError):
+                server.fail(error)
+            for entry in current:
+                entry.set_exception(error)
+        else:
+            for entry in current:
+                entry.set_result(_Sent(sum(islice(taken, 2 * len(entry.chunk))), seconds))
+        finally:  # not before: a process must not end while the thread holds a lock of the client
+            with self._lock:
+                self._waiting -= sum(len(entry.chunk) for entry in entries)
 
 
-_outboxes: WeakKeyDictionary[redis.Redis, _Outbox] = WeakKeyDictionary()
-
-
-def _outbox_of(client: redis.Redis) -> _Outbox:
-    return _outboxes.get(client) or _outboxes.setdefault(client, _Outbox(client))
-
-
-def _reset() -> None:
-    for outbox in list(_outboxes.values()):
-        outbox.reset()
+_outbox = _Outbox()
 
 
 def flush() -> None:
     """Wait, a second at most, until what `publish_soon` has taken in this process is published or has failed."""
-    until = time.monotonic() + TIMEOUT_SECONDS
-    for outbox in list(_outboxes.values()):
-        outbox.flush(max(0.0, until - time.monotonic()))
+    _outbox.flush(TIMEOUT_SECONDS)
 
 
-os.register_at_fork(after_in_child=_reset)
+os.register_at_fork(after_in_child=_outbox.reset)
 atexit.register(flush)

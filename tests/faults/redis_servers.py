@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -140,13 +142,23 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
             for one in (client, far):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             asked: list[bytes] = []
+            answers: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
             threading.Thread(target=forward, args=(client, far, asked), daemon=True).start()
-            while answer := far.recv(1 << 20):
-                if closed.wait(seconds) or (drops is not None and drops in b"".join(asked)):
+            threading.Thread(target=receive, args=(far, answers), daemon=True).start()
+            while True:
+                arrived, answer = answers.get()
+                late = closed.wait(max(0.0, arrived + seconds - time.monotonic()))
+                if not answer or late or (drops is not None and drops in b"".join(asked)):
                     client.shutdown(socket.SHUT_RDWR)
                     return
                 asked.clear()
                 client.sendall(answer)
+
+    def receive(far: socket.socket, answers: SimpleQueue[tuple[float, bytes]]) -> None:
+        with contextlib.suppress(OSError):
+            while answer := far.recv(1 << 20):
+                answers.put((time.monotonic(), answer))
+        answers.put((time.monotonic(), b""))
 
     def forward(client: socket.socket, far: socket.socket, asked: list[bytes]) -> None:
         with contextlib.suppress(OSError):

@@ -1,7 +1,5 @@
 """Publishing has a second per sweep in all, whatever client the application has, and sends nothing twice."""
 
-import contextlib
-import gc
 import json
 import os
 import socket
@@ -19,7 +17,8 @@ from typing import Any
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
+from pydantic import SecretStr
+from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -29,15 +28,13 @@ from faults.redis_servers import silent, slow
 from faults.test_faults_connection import raced
 from faults.test_faults_redis import Valkey
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.pubsub import (
     CHUNK_LINKS,
-    TIMEOUT_SECONDS,
     Message,
     Published,
     Publisher,
-    breaker,
-    events_channel,
-    fail_fast_client,
+    create_client,
 )
 from mailglass_reconcile.pubsub import publisher as publisher_module
 from mailglass_reconcile.pubsub.publisher import MOST_WAITING
@@ -51,6 +48,13 @@ def valkey(tmp_path) -> Iterator[Valkey]:
     made = Valkey(tmp_path / "valkey")
     yield made
     made.stop()
+
+
+@pytest.fixture(autouse=True)
+def another_thread() -> Iterator[None]:
+    """Leave behind what waits for a server that never answers: this process has one thread that publishes."""
+    yield
+    publisher_module._outbox.reset()
 
 
 def messages(number: int) -> list[Message]:
@@ -110,48 +114,11 @@ def test_a_redis_at_a_distance_of_20_ms_takes_a_large_sweep_whole(valkey: Valkey
         assert publish(redis.Redis.from_url(url), 200 * CHUNK_LINKS).failed == 0
 
 
-def test_a_redis_that_never_answers_is_asked_twice_by_a_sweep_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time costs half a second, however long the sweep goes on: a second in all."""
-    monkeypatch.setattr(breaker, "PAUSE_SECONDS", 0.0)
-    with silent() as (port, accepted):
-        assert publish(redis.Redis(port=port), 50 * CHUNK_LINKS).published == 0
-        assert len(accepted) == 2
-
-
-def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None:
-    """A process that has met one leaves it alone for seconds, whichever publisher asks."""
-    with silent() as (port, accepted):
-        client, began = redis.Redis(port=port), time.monotonic()
-        assert [publish(client, 1) for _ in range(100)] == 100 * [Published(0, 2)]
-        assert 1 <= len(accepted) <= 1 + (time.monotonic() - began) / breaker.PAUSE_SECONDS
-
-
-def test_a_connection_that_is_refused_is_tried_again_after_longer_and_longer_pauses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A failure that costs nothing may be a restart, so the first pauses are short; the eighth attempt is 5 s later."""
-    monkeypatch.setattr(breaker, "QUICK_SECONDS", TIMEOUT_SECONDS)  # a busy machine needs more than 0.1 s at times
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        hung_up = []
-
-        def hang_up() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    hung_up.append(listener.accept()[0].close())
-
-        threading.Thread(target=hang_up, daemon=True).start()
-        began = time.monotonic()
-        client = redis.Redis(port=listener.getsockname()[1])
-        assert {publish(client, 1) for _ in range(100)} == {Published(0, 2)}
-        listener.shutdown(socket.SHUT_RDWR)
-    assert 2 <= len(hung_up) <= 7 + (time.monotonic() - began) / breaker.PAUSE_SECONDS
-
-
 def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the one call that is let through after the pause, without a new client."""
-    monkeypatch.setattr(breaker, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.02)
     client = redis.Redis.from_url(valkey.url)
     for outages in (1, 2):
         assert publish(client, 1).published == 2
@@ -162,36 +129,10 @@ def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
         assert len([line for line in caplog.messages if "cannot publish" in line]) == outages
 
 
-def publishing_threads() -> int:
-    """Return how many threads of this process publish."""
-    gc.collect()
-    return len([thread for thread in threading.enumerate() if thread.name == "mailglass publisher"])
-
-
-def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Valkey) -> None:
-    """Many threads publish at the same time; each message is sent once, and the thread ends with the client."""
-    wait_until(lambda: publishing_threads() == 0)
-    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
-        pubsub.psubscribe("mailglass:*")
-        client = redis.Redis.from_url(valkey.url)
-        publish(client, 1)
-        connections = direct.info("stats")["total_connections_received"]
-        with ThreadPoolExecutor(24) as threads:
-            outcomes = list(threads.map(partial(publish, client), 100 * [1, 2, 3]))
-        assert publishing_threads() == 1
-        assert direct.info("stats")["total_connections_received"] == connections
-        assert direct.info("commandstats")["cmdstat_eval"]["calls"] <= 301
-        direct.publish("mailglass:", "end")
-        assert set(heard(pubsub, b"end").values()) == {1}
-    assert sum(outcome.published for outcome in outcomes) == 1200
-    del client
-    wait_until(lambda: publishing_threads() == 0)
-
-
 def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """No timeout of a socket ends a look-up; when it has ended, messages are published again."""
     monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(breaker, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.01)
     answered, look_up = threading.Event(), socket.getaddrinfo
 
     def slowly(*arguments: Any, **options: Any) -> Any:
@@ -204,6 +145,56 @@ def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monke
     assert not answered.is_set()
     answered.set()
     wait_until(lambda: publish(client, 1).published)
+
+
+def ours(port: int) -> redis.Redis:
+    """Return a client as `MAILGLASS_REDIS_URL` gives one: half a second for each answer, and no second try."""
+    return create_client(SecretStr(f"redis://127.0.0.1:{port}/0"), "MAILGLASS_REDIS_URL")
+
+
+def test_a_redis_that_never_answers_is_asked_twice_by_a_sweep_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs half a second, however long the sweep goes on: a second in all."""
+    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.0)
+    with silent() as (port, accepted):
+        assert publish(ours(port), 50 * CHUNK_LINKS).published == 0
+        assert len(accepted) == 2
+
+
+def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None:
+    """A process that has met one leaves it alone for seconds, whichever publisher asks."""
+    with silent() as (port, accepted):
+        client, began = ours(port), time.monotonic()
+        assert [publish(client, 1) for _ in range(100)] == 100 * [Published(0, 2)]
+        assert 1 <= len(accepted) <= 1 + (time.monotonic() - began) / publisher_module.REST_SECONDS
+
+
+@pytest.mark.parametrize("state", ["closed", "silent"])
+def test_a_client_of_great_patience_costs_a_sweep_a_second_in_all(state: str) -> None:
+    """As an application may have one, with long timeouts and retries: the thread waits for it, the sweep does not."""
+    with silent() as (open_port, accepted):
+        port = open_port if state == "silent" else free_port()
+        client = redis.Redis(port=port, socket_timeout=30, retry=Retry(ConstantBackoff(10), 3))
+        began = time.monotonic()
+        assert publish(client, 5 * CHUNK_LINKS).published == 0
+        assert publish(client, 1).published == 0
+        assert 0.9 < time.monotonic() - began < 1.9
+        assert len(accepted) <= 1
+
+
+def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Valkey) -> None:
+    """Many threads publish at the same time, and each message is sent once."""
+    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
+        pubsub.psubscribe("mailglass:*")
+        client, before = redis.Redis.from_url(valkey.url), set(threading.enumerate())
+        publish(client, 1)
+        connections = direct.info("stats")["total_connections_received"]
+        with ThreadPoolExecutor(24) as threads:
+            outcomes = list(threads.map(partial(publish, client), 100 * [1, 2, 3]))
+        assert [one.name for one in set(threading.enumerate()) - before] == ["mailglass publisher"]
+        assert direct.info("stats")["total_connections_received"] == connections
+        direct.publish("mailglass:", "end")
+        assert set(heard(pubsub, b"end").values()) == {1}
+    assert sum(outcome.published for outcome in outcomes) == 1200
 
 
 @contextmanager
@@ -230,22 +221,20 @@ def test_what_is_published_soon_is_published_and_counted(valkey: Valkey, observe
     wait_until(lambda: observed.counts("messages") == {"published": 12 * CHUNK_LINKS + 2})
 
 
-def test_what_several_callers_publish_within_a_moment_is_one_call(valkey: Valkey, monkeypatch) -> None:
-    """As the requests of a busy process do; a sweep, which waits, does not gather."""
-    monkeypatch.setattr(publisher_module, "GATHER_SECONDS", 0.5)
-    client = redis.Redis.from_url(valkey.url)
-    with subscribed(valkey) as count:
-        for _ in range(10):
+def test_what_several_callers_publish_meanwhile_goes_out_together(valkey: Valkey) -> None:
+    """Redis is a tenth of a second away: twenty calls one by one would take two, and the end of a process waits one."""
+    with subscribed(valkey) as count, slow(valkey.url, 0.1) as url:
+        client = redis.Redis.from_url(url)
+        for _ in range(20):
             Publisher(client).publish_soon(messages(1))
         publisher_module.flush()
-        assert count() == 20
-    assert client.info("commandstats")["cmdstat_eval"]["calls"] == 1
+        assert count() == 40
 
 
 def test_what_is_published_soon_waits_for_nothing_and_drops_what_does_not_fit(observed: Observed) -> None:
     """Redis never answers: the caller goes on immediately, and every message is counted in the end."""
     with silent() as (port, accepted):
-        client = redis.Redis(port=port)
+        client = ours(port)
         for _ in range(3):
             Publisher(client).publish_soon(messages(MOST_WAITING // 2))
         assert observed.counts("messages")["failed"] >= MOST_WAITING - 2 * CHUNK_LINKS
@@ -268,17 +257,6 @@ def test_what_is_published_soon_leaves_before_the_process_ends(valkey: Valkey) -
         assert count() == 2
 
 
-def test_a_publisher_that_stops_in_the_middle_does_not_hold_up_the_applications_client(valkey: Valkey) -> None:
-    """As the end of a process stops its thread, when the application's client is closed."""
-    client = redis.Redis.from_url(valkey.url)
-    assert client.ping()
-    with fail_fast_client(client).connection_pool._lock:
-        closing = threading.Thread(target=client.close, daemon=True)
-        closing.start()
-        closing.join(5)
-        assert not closing.is_alive()
-
-
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> None:
     """As a worker of Celery or gunicorn, whose parent has published before."""
@@ -293,34 +271,13 @@ def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> No
         assert count() == 6
 
 
-def patient_clients(port: int) -> list[redis.Redis]:
-    """Return clients as applications have them: by default redis-py tries again, and waits for seconds or forever."""
-    return [
-        redis.Redis(port=port),
-        redis.Redis(port=port, socket_timeout=30, socket_connect_timeout=30, decode_responses=True),
-        redis.Redis(connection_pool=redis.BlockingConnectionPool(port=port, timeout=30)),
-        redis.Redis(connection_pool=type("Pool", (redis.ConnectionPool,), {})(port=port)),
-        Sentinel([("127.0.0.1", port)]).master_for("mymaster"),
-    ]
-
-
-@pytest.mark.parametrize("client", range(5))
-@pytest.mark.parametrize("state", ["closed", "silent"])
-def test_an_applications_patient_client_costs_a_second_in_all(client: int, state: str) -> None:
-    """Nobody listens, or nobody answers; the client's own timeouts and retries do not count."""
-    with silent() as (open_port, accepted):
-        port = open_port if state == "silent" else free_port()
-        assert publish(patient_clients(port)[client], 5 * CHUNK_LINKS).published == 0
-        assert len(accepted) <= 2
-
-
 def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Valkey) -> None:
     """Redis does what it is asked and hangs up without an answer: redis-py by itself would ask three times more."""
     raced(db, 3)
     with (
         redis.Redis.from_url(valkey.url) as direct,
         direct.pubsub() as pubsub,
-        slow(valkey.url, 0, drops=b"EVAL") as url,
+        slow(valkey.url, 0, drops=b"PUBLISH") as url,
     ):
         pubsub.psubscribe("mailglass:*")
         settings = db.settings.model_copy(update={"batch_size": 1})
@@ -333,15 +290,6 @@ def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Val
     assert set(counts.values()) == {1}
 
 
-def test_a_configured_client_keeps_its_own_patience(valkey: Valkey) -> None:
-    """What we ask of it for ourselves does not change what the application asks of it."""
-    client = redis.Redis.from_url(valkey.url, socket_timeout=30)
-    mailglass_reconcile.configure(redis=client)
-    Publisher(runtime.get_redis()).publish(messages(1))
-    assert client.get_connection_kwargs()["socket_timeout"] == 30
-    mailglass_reconcile.configure()
-
-
 def user(valkey: Valkey, name: str) -> redis.Redis:
     """Return a client that logs in as one user of the server."""
     return redis.Redis.from_url(valkey.url.replace("://", f"://{name}:pw@"))
@@ -350,37 +298,56 @@ def user(valkey: Valkey, name: str) -> redis.Redis:
 LEAST = ("on", ">pw", "resetkeys", "resetchannels", "&mailglass:events:*", "nocommands")
 
 
-@pytest.mark.parametrize("more", [(), ("+info",)])
-def test_a_user_who_may_only_eval_and_publish_publishes(valkey: Valkey, caplog, more: tuple[str, ...]) -> None:
-    """EVAL and PUBLISH on our channels are enough, and nothing is logged; that INFO is not allowed is learned once."""
-    valkey.command("ACL", "SETUSER", "least", *LEAST, "+eval", "+publish", *more)
-    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
-        pubsub.subscribe(events_channel("acme"))
-        client = user(valkey, "least")
-        assert publish(client, 2) == Published(4, 0)
-        assert publish(client, 1) == Published(2, 0)
-        assert direct.info("commandstats")["cmdstat_eval"]["calls"] == (2 if more else 3)
-        assert [pubsub.get_message(timeout=5)["type"] for _ in range(4)] == ["subscribe"] + 3 * ["message"]
-    assert caplog.records == []
+@pytest.mark.parametrize("right", [("+publish",), ("+publish", "resetchannels"), ()])
+def test_a_user_needs_the_right_to_publish_on_our_channels_and_is_told_once_if_it_is_missing(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, right: tuple[str, ...]
+) -> None:
+    """One warning for all calls of a sweep names command and channels, and nothing of a message."""
+    valkey.command("ACL", "SETUSER", "least", *LEAST, *right)
+    enough = right == ("+publish",)
+    links = 3 * CHUNK_LINKS
+    assert publish(user(valkey, "least"), links) == (Published(2 * links, 0) if enough else Published(0, 2 * links))
+    assert len(caplog.records) == (not enough)
+    for record in caplog.records:
+        assert "PUBLISH on the channels mailglass:events:*" in record.getMessage()
+        assert "acme" not in record.getMessage()
 
 
-def test_a_replica_is_recognised_without_the_right_to_ask(valkey: Valkey, tmp_path) -> None:
-    """A user without INFO on a replica: the replica refuses a script that may write, so nothing counts as told."""
-    replica = Valkey(tmp_path / "replica")
-    try:
-        replica.command("ACL", "SETUSER", "least", *LEAST, "+eval", "+publish")
-        replica.command("REPLICAOF", "127.0.0.1", valkey.url.split(":")[2].split("/")[0])
-        assert publish(user(replica, "least"), 3) == Published(0, 6)
-    finally:
-        replica.stop()
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (lambda: redis.Redis(socket_timeout=None, socket_connect_timeout=1), "socket_timeout and"),
+        (lambda: redis.Redis(unix_socket_path="/nowhere", socket_timeout=None), "socket_timeout and"),
+        (lambda: Sentinel([("nowhere", 1)]).master_for("m", socket_timeout=None), "socket_timeout and"),
+        (
+            lambda: Sentinel([("nowhere", 1)], sentinel_kwargs={"socket_timeout": None}).master_for(
+                "m", socket_timeout=1
+            ),
+            "socket_timeout and",
+        ),
+        (object, "not a object"),
+    ],
+)
+def test_a_client_that_could_wait_without_end_is_refused(client: Callable[[], Any], words: str) -> None:
+    """When it is configured, in one line that says what to give it; not in the middle of an outage."""
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        mailglass_reconcile.configure(redis=client())
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("allowed", [("+publish",), ("+eval",), ("+eval", "+publish", "resetchannels")])
-def test_a_user_who_may_not_publish_is_told_once_what_is_missing(valkey: Valkey, caplog, allowed) -> None:
-    """One warning for all calls of a sweep names the commands and the channels, and nothing of a message."""
-    valkey.command("ACL", "SETUSER", "less", *LEAST, *allowed)
-    assert publish(user(valkey, "less"), 3 * CHUNK_LINKS).published == 0
-    (record,) = caplog.records
-    assert "EVAL and PUBLISH" in record.getMessage()
-    assert "mailglass:events:*" in record.getMessage()
-    assert "acme" not in record.getMessage()
+@pytest.mark.parametrize(
+    "client",
+    [
+        lambda: redis.Redis(socket_timeout=1, socket_connect_timeout=1),
+        lambda: redis.Redis.from_url("rediss://nowhere/0?socket_timeout=1&socket_connect_timeout=1"),
+        lambda: redis.Redis(unix_socket_path="/nowhere", socket_timeout=1),
+        lambda: redis.Redis(connection_pool=redis.BlockingConnectionPool(socket_timeout=1, timeout=1)),
+        lambda: Sentinel([("nowhere", 1)], socket_timeout=1).master_for("m", socket_timeout=1),
+    ],
+)
+def test_a_client_with_timeouts_is_used_as_it_is(client: Callable[[], redis.Redis]) -> None:
+    """Of any kind and pool."""
+    made = client()
+    mailglass_reconcile.configure(redis=made)
+    assert runtime.get_redis() is made
+    mailglass_reconcile.configure()
