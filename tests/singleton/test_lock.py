@@ -199,9 +199,11 @@ def test_a_lost_reply_leaves_no_phantom_owner(store, retries):
         client = redis.Redis.from_url(url, socket_timeout=5, retry=Retry(NoBackoff(), retries))
         app = app_on(url)
         mailglass_reconcile.configure(redis=client, settings=Settings(database_url=DATABASE_URL))
-        asked = app.tasks[tasks.SWEEP_TASK].delay()
         with app.connection_for_write() as connection:
-            assert connection.SimpleQueue("celery").get(timeout=5).headers["id"] == asked.id
+            queue = connection.SimpleQueue("celery")
+            queue.clear()
+            asked = app.tasks[tasks.SWEEP_TASK].delay()
+            assert queue.get(timeout=5).headers["id"] == asked.id
         client.connection_pool.disconnect()
     (name,) = store.keys()
     assert store.get(name).decode() == f"queued {asked.id}"
