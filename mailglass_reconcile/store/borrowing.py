@@ -226,17 +226,23 @@ def _by_psycopg(connection: sa.Connection, schema: str, statements: Sequence[Sta
     together = len(statements) > 1 and psycopg.Pipeline.is_supported()
     texts = [as_driver_takes_it(statement.text, schema) for statement in statements]
     cursors = []
+    failure: psycopg.Error | None = None
     try:
         with driver.pipeline() if together else nullcontext():
-            for text, (_, parameters) in zip(texts, statements, strict=True):
-                # Not the connection's own cursors: Django's put values into the text.
-                cursor = psycopg.Cursor(driver, row_factory=tuple_row)
-                cursors.append(cursor.execute(text, parameters, prepare=False))
+            try:
+                for text, (_, parameters) in zip(texts, statements, strict=True):
+                    # Not the connection's own cursors: Django's put values into the text.
+                    cursor = psycopg.Cursor(driver, row_factory=tuple_row)
+                    cursors.append(cursor.execute(text, parameters, prepare=False))
+            except psycopg.Error as error:  # psycopg would log what becomes of the later statements
+                failure = error
     except psycopg.Error as error:
-        # Of a pipeline that was broken off, psycopg may raise what became of the later statements.
-        while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
-            error = error.__context__
-        raise _as_sqlalchemys(connection, "; ".join(texts), error, is_lost=bool(driver.closed)) from None
+        failure = failure or error
+    # Of a pipeline that was broken off, psycopg may raise what became of the later statements.
+    while isinstance(failure, psycopg.errors.PipelineAborted) and isinstance(failure.__context__, psycopg.Error):
+        failure = failure.__context__
+    if failure is not None:
+        raise _as_sqlalchemys(connection, "; ".join(texts), failure, is_lost=bool(driver.closed))
     return next((cursor.fetchall() for cursor in cursors if cursor.description), [])
 
 

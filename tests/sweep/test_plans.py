@@ -639,6 +639,9 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
     plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, (), (), events))
     assert {"mailglass_open_orphan_ids_pkey", deliveries.INDEX} <= plan.indexes
     assert plan.read <= 1 + 2 * 2, "a bitmap scan counts its rows twice"
+    plan = probing(tx, lambda: open_orphans.after_commit(tx.connection, settings, events, (), ()))
+    assert "mailglass_events_pkey" in plan.indexes
+    assert plan.read <= 2 * len(events), "which of them are there"
 
 
 def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_same_one(untouched, events):
