@@ -269,13 +269,12 @@ def test_an_autocommit_connection_is_refused_on_every_driver(db, driver):
 
 
 def test_psycopg2_with_another_encoding_is_told_what_to_set(db):
-    """It would send Latin-1 while the server reads UTF-8."""
+    """It would send Latin-1 while the server reads UTF-8: it does not notice that a statement has changed that."""
     url = sa.make_url(db.url).set(drivername="postgresql+psycopg2")
-    with (
-        sa.create_engine(url, client_encoding="latin1", poolclass=sa.NullPool).begin() as connection,
-        pytest.raises(ConfigurationError, match='client_encoding="utf8"'),
-    ):
-        record(connection, event())
+    with sa.create_engine(url, client_encoding="latin1", poolclass=sa.NullPool).begin() as connection:
+        connection.exec_driver_sql("SET LOCAL client_encoding = 'UTF8'")
+        with pytest.raises(ConfigurationError, match='client_encoding="utf8"'):
+            record(connection, event())
 
 
 def test_a_lost_connection_and_a_server_that_is_away_have_one_name(db, driver):
