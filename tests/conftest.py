@@ -199,6 +199,7 @@ def tx(lender: Lender) -> Iterator[Uncommitted]:
     with lender.transaction() as uncommitted:
         mailglass_reconcile.configure(engine=uncommitted.connection.engine, settings=uncommitted.settings)
         yield uncommitted
+        invariants.check_uncommitted(uncommitted)
     mailglass_reconcile.configure()
 
 

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -11,11 +11,15 @@ from urllib.parse import quote
 
 import psycopg
 import redis
+import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 import oracle
+from lending import Uncommitted
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.outbox import MOST_ATTEMPTS
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -83,62 +87,31 @@ SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database =
 """
 
 
-def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
-    """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
-    _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
-    if not db.is_current():
-        return
-    state = State(db)
-    checks: dict[str, Callable[[], None]] = {
-        "I11": lambda: check_counts(witness.results()),
-        "I12": lambda: check_statuses([result for result, _ in witness.results()]),
-        "I13": lambda: check_open_set(state),
-    }
-    _each(checks, holding)
-    if "I6" in holding and state.is_matchable():
-        check_nothing_is_left(db)
-        state = State(db)
-    checks = {
-        "I1": lambda: check_links(state),
-        "I2": lambda: check_projection(state),
-        "I3": lambda: check_ledger(state),
-        "I4": lambda: check_messages(state, witness.messages(), witness.early),
-        "I5": lambda: check_tenants(state),
-        "I7": lambda: check_monotone(state),
-        "I14": lambda: check_handlers(db, state),
-    }
-    _each(checks, holding)
-
-
-def _each(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> None:
-    for name, held in checks.items():
-        if name in holding:
-            held()
-
-
 class State:
     """The tables as they are now, and what the witness saw."""
 
-    def __init__(self, db: Any) -> None:
-        """Read all of it, once."""
-        window = _WINDOW.format(max_age=db.settings.max_age_minutes, grace=db.settings.grace_seconds)
-        with db.engine.connect() as connection:
-            read = _read(
-                connection.connection.driver_connection,
-                {
-                    "pruned": _PRUNED_EVENTS,
-                    "live": _EVENTS,
-                    "witnessed": _WITNESSED,
-                    "pruned_deliveries": _PRUNED_DELIVERIES,
-                    "deliveries": _DELIVERIES,
-                    "versions": _VERSIONS,
-                    "open": _OPEN,
-                    "stray_ids": _STRAY_IDS,
-                    "outbox": _OUTBOX,
-                    "effects": _EFFECTS,
-                    "window": window,
-                },
-            )
+    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
+        """Read all of it, once, in the transaction of *connection*."""
+        statements = {
+            "pruned": _PRUNED_EVENTS,
+            "live": _EVENTS,
+            "witnessed": _WITNESSED,
+            "pruned_deliveries": _PRUNED_DELIVERIES,
+            "deliveries": _DELIVERIES,
+            "versions": _VERSIONS,
+            "open": _OPEN,
+            "stray_ids": _STRAY_IDS,
+            "outbox": _OUTBOX,
+            "effects": _EFFECTS,
+            "window": _WINDOW.format(max_age=settings.max_age_minutes, grace=settings.grace_seconds),
+        }
+        read = {}
+        driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        with driver.cursor(row_factory=dict_row) as cursor:
+            cursor.execute("; ".join(["SET LOCAL TimeZone = 'UTC'", *statements.values()]))  # type: ignore[call-overload]
+            for name in statements:
+                cursor.nextset()
+                read[name] = cursor.fetchall()
         self.pruned = {row["id"]: row for row in read["pruned"]}
         """Copies of what retention has deleted; `events` and `deliveries` have them too."""
         self.live = {row["id"]: row for row in read["live"]}
@@ -175,20 +148,61 @@ class State:
         return named and (unknown or self.verdicts()["matched"] > 0)
 
 
-def _read(driver: psycopg.Connection, statements: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each of the statements, which are sent together."""
-    with driver.cursor(row_factory=dict_row) as cursor:
-        cursor.execute("; ".join(["SET LOCAL TimeZone = 'UTC'", *statements.values()]))
-        found = {}
-        for name in statements:
-            cursor.nextset()
-            found[name] = cursor.fetchall()
-    driver.rollback()
-    return found
+def read(db: Any) -> State:
+    """Return the state of a database."""
+    with db.engine.connect() as connection:
+        return State(connection, db.settings)
 
 
 def _all(db: Any, sql: str) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in db.rows(sql)]
+
+
+def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
+    """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
+    _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
+    if not db.is_current():
+        return
+    state = read(db)
+    checks: dict[str, Callable[[], None]] = {
+        "I11": lambda: check_counts(witness.results()),
+        "I12": lambda: check_statuses([result for result, _ in witness.results()]),
+        "I13": lambda: check_open_set(state),
+    }
+    _each(checks, holding)
+    if "I6" in holding and state.is_matchable():
+        check_nothing_is_left(db)
+        state = read(db)
+    _each({"I4": lambda: check_messages(state, witness.messages(), witness.early)}, holding)
+    _check_rows(state, db.hooked, holding)
+
+
+def check_uncommitted(tx: Uncommitted) -> None:
+    """Check what is to be seen of the invariants in a transaction that is rolled back afterwards, if it goes on."""
+    driver: psycopg.Connection = tx.connection.connection.driver_connection  # type: ignore[assignment]
+    if driver.info.transaction_status != TransactionStatus.INTRANS:
+        return
+    state = State(tx.connection, tx.settings)
+    _each({"I13": lambda: check_open_set(state)}, ALL - tx.broken)
+    _check_rows(state, tx.hooked, ALL - tx.broken)
+
+
+def _check_rows(state: State, hooked: Collection[str], holding: frozenset[str]) -> None:
+    checks: dict[str, Callable[[], None]] = {
+        "I1": lambda: check_links(state),
+        "I2": lambda: check_projection(state),
+        "I3": lambda: check_ledger(state),
+        "I5": lambda: check_tenants(state),
+        "I7": lambda: check_monotone(state),
+        "I14": lambda: check_handlers(state, hooked),
+    }
+    _each(checks, holding)
+
+
+def _each(checks: Mapping[str, Callable[[], None]], holding: frozenset[str]) -> None:
+    for name, held in checks.items():
+        if name in holding:
+            held()
 
 
 def check_links(state: State) -> None:
@@ -369,7 +383,7 @@ def check_open_set(state: State) -> None:
     assert state.stray_ids == 0
 
 
-def check_handlers(db: Any, state: State) -> None:
+def check_handlers(state: State, hooked: Collection[str]) -> None:
     """I14: every handler's effect exactly once per event, and the outbox has what reached a delivery, no more."""
     given = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
     for id_, event in state.events.items():
@@ -383,7 +397,7 @@ def check_handlers(db: Any, state: State) -> None:
         assert len(set(row["done"])) == len(row["done"]), row
         assert row["attempts"] <= MOST_ATTEMPTS, row
         assert row["state"] != "dispatched" or row["error"] is None, row
-    missing = [id_ for id_ in given if state.events[id_]["type"] in db.hooked and id_ not in rows]
+    missing = [id_ for id_ in given if state.events[id_]["type"] in hooked and id_ not in rows]
     assert not set(missing) - set(state.pruned)
     leaving = {handler for handler, _ in state.effects}
     noted = {(handler, id_) for id_, row in rows.items() for handler in row["done"] if handler in leaving}
@@ -397,7 +411,7 @@ def check_nothing_is_left(db: Any) -> None:
     with client:
         result = Sweep(Database(db.engine, settings), Publisher(client)).run()
     assert result.skipped == 0, result
-    counts = State(db).verdicts()
+    counts = read(db).verdicts()
     assert counts["matched"] == result.failed, result
     for state in ("unmatched", "unmatchable", "ambiguous", "tenant_mismatch", "recipient_mismatch"):
         assert counts[state] == getattr(result, state), (state, result)

@@ -140,6 +140,8 @@ class Uncommitted:
     """What the code under test gets, in its transaction, in UTC."""
 
     settings: Settings
+    broken: set[str] = field(default_factory=set)
+    hooked: set[str] = field(default_factory=set)
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, and return them."""

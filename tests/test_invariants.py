@@ -109,3 +109,13 @@ def test_counts_that_do_not_add_up_are_found():
     for result in (SweepResult(scanned=3, linked=2), SweepResult(scanned=4, linked=2, unmatched=2)):
         with pytest.raises(AssertionError):
             invariants.check_counts([(result, 3)])
+
+
+def test_what_breaks_an_invariant_in_a_transaction_that_is_rolled_back_is_found(tx):
+    """I13, before anything is committed."""
+    factories.orphan(tx, factories.postmark("one"))
+    invariants.check_uncommitted(tx)
+    tx.run("DELETE FROM mailglass_open_orphans")
+    with pytest.raises(AssertionError):
+        invariants.check_uncommitted(tx)
+    tx.broken.add("I13")

@@ -391,7 +391,7 @@ class Schedule(RuleBasedStateMachine):
         gone = before.keys() - self._ledger().keys()
         assert gone == frozenset().union(*oracle.retired(before, kept, []))
         assert not self._ids(_OLD_DELIVERIES), "deliveries follow"
-        invariants.check_open_set(invariants.State(self.db))
+        invariants.check_open_set(invariants.read(self.db))
         self._retired(gone)
 
     def _age(self, share: int, spares: bool) -> None:
