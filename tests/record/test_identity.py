@@ -26,63 +26,57 @@ from record.recording import LEDGER, NOW, event, record
         ({"id_": "x" * 600}, {"id_": "x" * 601}),
     ],
 )
-def test_two_events_that_differ_in_anything_are_both_recorded(db, one, other):
+def test_two_events_that_differ_in_anything_are_both_recorded(tx, one, other):
     """Tenant, provider and event id, whatever characters they hold."""
-    with db.engine.begin() as connection:
-        for given in (one, other):
-            arguments = {"tenant_id": "acme", "provider": "postmark", **given}
-            (recorded,) = record(connection, event(provider_event_id=arguments.pop("id_", "evt")), **arguments)
-            assert recorded.event_id is not None
-    assert db.value(LEDGER) == 2
+    for given in (one, other):
+        arguments = {"tenant_id": "acme", "provider": "postmark", **given}
+        (recorded,) = record(tx.connection, event(provider_event_id=arguments.pop("id_", "evt")), **arguments)
+        assert recorded.event_id is not None
+    assert tx.value(LEDGER) == 2
 
 
-def test_a_key_is_a_digest_and_names_nobody(db):
+def test_a_key_is_a_digest_and_names_nobody(tx):
     """Nobody can tell from it what it was made of."""
-    with db.engine.begin() as connection:
-        record(connection, event(provider_event_id="ann@example.com"))
-    assert re.fullmatch("webhook:[0-9a-f]{64}", db.value("SELECT idempotency_key FROM mailglass_events"))
+    record(tx.connection, event(provider_event_id="ann@example.com"))
+    assert re.fullmatch("webhook:[0-9a-f]{64}", tx.value("SELECT idempotency_key FROM mailglass_events"))
 
 
-def test_a_retry_in_another_batch_is_recognised(db):
+def test_a_retry_in_another_batch_is_recognised(tx):
     """A provider may send events again with others, in another order."""
     first, second, third = (event(provider_event_id=f"evt-{n}") for n in range(3))
-    with db.engine.begin() as connection:
-        record(connection, first, second)
-        again = record(connection, third, second, first)
+    record(tx.connection, first, second)
+    again = record(tx.connection, third, second, first)
     assert [recorded.event_id is None for recorded in again] == [False, True, True]
 
 
-def test_events_of_one_call_that_share_an_id_are_told_apart(db):
+def test_events_of_one_call_that_share_an_id_are_told_apart(tx):
     """Postmark's id is that of the webhook; what shares it is numbered, and so are the same ones of a retry.
 
     Those that are equal in every field are one.
     """
     later = NOW + dt.timedelta(seconds=1)
     events = [event(), event(type_="opened"), event(type_="opened", occurred_at=later), event(type_="opened")]
-    with db.engine.begin() as connection:
-        record(connection, *events)
-        again = record(connection, event(provider_event_id="other"), *events)
+    record(tx.connection, *events)
+    again = record(tx.connection, event(provider_event_id="other"), *events)
     assert [recorded.event_id is None for recorded in again] == [False, True, True, True, True]
-    assert db.value(LEDGER) == 4
+    assert tx.value(LEDGER) == 4
 
 
-def test_a_provider_has_one_spelling(db):
+def test_a_provider_has_one_spelling(tx):
     """It is stored trimmed and canonical, and a retry under another spelling is the same event."""
-    with db.engine.begin() as connection:
-        record(connection, event(), provider=" Amazon SES ")
-        (again,) = record(connection, event(), provider="amazon_ses")
+    record(tx.connection, event(), provider=" Amazon SES ")
+    (again,) = record(tx.connection, event(), provider="amazon_ses")
     assert again.event_id is None
-    assert db.rows("SELECT metadata ->> 'provider' FROM mailglass_events") == [("ses",)]
-    assert db.rows("SELECT provider FROM mailglass_open_orphans") == [("ses",)]
+    assert tx.rows("SELECT metadata ->> 'provider' FROM mailglass_events") == [("ses",)]
+    assert tx.rows("SELECT provider FROM mailglass_open_orphans") == [("ses",)]
 
 
-def test_nobody_silences_an_event_by_planting_its_key(db):
+def test_nobody_silences_an_event_by_planting_its_key(tx):
     """Neither from another tenant, nor with `append`, which takes keys of the caller's own."""
-    delivery = factories.delivery(db, "m-1")
-    with db.engine.begin() as connection:
-        append(connection, tenant_id="acme", type="sent", occurred_at=NOW, idempotency_key="postmark:evt:0")
-        record(connection, event("m-1"), tenant_id="mallory")
-        (recorded,) = record(connection, event("m-1"))
+    delivery = factories.delivery(tx, "m-1")
+    append(tx.connection, tenant_id="acme", type="sent", occurred_at=NOW, idempotency_key="postmark:evt:0")
+    record(tx.connection, event("m-1"), tenant_id="mallory")
+    (recorded,) = record(tx.connection, event("m-1"))
     assert str(recorded.delivery_id) == delivery
 
 

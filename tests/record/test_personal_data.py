@@ -10,45 +10,41 @@ ADDRESSES = "SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* '(bob|@
 
 
 @pytest.mark.parametrize("attached", [True, False])
-def test_that_a_recipient_is_known_is_kept_and_the_recipient_is_not(db, attached):
+def test_that_a_recipient_is_known_is_kept_and_the_recipient_is_not(tx, attached):
     """The flag stays with the event forever, whether it was attached at once or is an orphan."""
     if attached:
-        factories.delivery(db, "m-1", recipient="bob@example.com")
-    with db.engine.begin() as connection:
-        record(connection, event("m-1", recipient="bob@example.com"))
-    assert metadata(db)["recipient_known"] is True
-    assert db.value(ADDRESSES) == 0
+        factories.delivery(tx, "m-1", recipient="bob@example.com")
+    record(tx.connection, event("m-1", recipient="bob@example.com"))
+    assert metadata(tx)["recipient_known"] is True
+    assert tx.value(ADDRESSES) == 0
 
 
-def test_without_a_recipient_there_is_no_flag(db):
+def test_without_a_recipient_there_is_no_flag(tx):
     """Not even if the caller's own metadata claims one."""
-    with db.engine.begin() as connection:
-        record(connection, event("m-1", recipient="  ", metadata={"recipient_known": True}))
-    assert "recipient_known" not in metadata(db)
+    record(tx.connection, event("m-1", recipient="  ", metadata={"recipient_known": True}))
+    assert "recipient_known" not in metadata(tx)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["recipient", "Recipient", "EMAIL", "Email", " email "])
-def test_an_address_under_its_usual_names_is_the_recipient_and_is_left_out(db, key):
+def test_an_address_under_its_usual_names_is_the_recipient_and_is_left_out(tx, key):
     """However the provider spells the name; as in a sweep, it tells deliveries apart."""
-    factories.delivery(db, "m-1", recipient="ann@example.com")
-    bob = factories.delivery(db, "m-1", recipient="bob@example.com")
-    with db.engine.begin() as connection:
-        (recorded,) = record(connection, event("m-1", metadata={key: "bob@example.com", "tag": "welcome"}))
+    factories.delivery(tx, "m-1", recipient="ann@example.com")
+    bob = factories.delivery(tx, "m-1", recipient="bob@example.com")
+    (recorded,) = record(tx.connection, event("m-1", metadata={key: "bob@example.com", "tag": "welcome"}))
     assert str(recorded.delivery_id) == bob
-    assert (metadata(db)["tag"], metadata(db)["recipient_known"]) == ("welcome", True)
-    assert db.value(ADDRESSES) == 0
+    assert (metadata(tx)["tag"], metadata(tx)["recipient_known"]) == ("welcome", True)
+    assert tx.value(ADDRESSES) == 0
 
 
 @pytest.mark.parametrize("written", ["Bob <BOB@example.com>", ' "Bob, Jr." <bob@example.com> ', "<bob@example.com>"])
-def test_a_recipient_may_have_a_display_name(db, written):
+def test_a_recipient_may_have_a_display_name(tx, written):
     """Its address is what is compared, and what is kept with an orphan."""
-    factories.delivery(db, "m-1", recipient="ann@example.com")
-    bob = factories.delivery(db, "m-1", recipient="bob@example.com")
-    with db.engine.begin() as connection:
-        attached, _ = record(connection, event("m-1", recipient=written), event("m-2", recipient=written))
+    factories.delivery(tx, "m-1", recipient="ann@example.com")
+    bob = factories.delivery(tx, "m-1", recipient="bob@example.com")
+    attached, _ = record(tx.connection, event("m-1", recipient=written), event("m-2", recipient=written))
     assert str(attached.delivery_id) == bob
-    assert db.value("SELECT lower(recipient) FROM mailglass_open_orphans") == "bob@example.com"
+    assert tx.value("SELECT lower(recipient) FROM mailglass_open_orphans") == "bob@example.com"
 
 
 def test_the_open_orphan_forgets_the_recipient_when_it_is_linked(db):
@@ -64,7 +60,7 @@ def test_the_open_orphan_forgets_the_recipient_when_it_is_linked(db):
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
-def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(db):
+def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(tx):
     """In texts, lists and keys of any depth, and in the event's id; what is left is stored."""
     given = {
         "to": "Bob <bob@example.com>",
@@ -73,20 +69,18 @@ def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(db):
         "data": {"bob@example.com": 1, "bounce": {"to": "bob@example.com", "code": 550}},
         "note": "at @ noon",
     }
-    with db.engine.begin() as connection:
-        record(connection, event("m-1", provider_event_id="Bounce:bob@example.com", metadata=given), strict=True)
-    assert metadata(db) == {
+    record(tx.connection, event("m-1", provider_event_id="Bounce:bob@example.com", metadata=given), strict=True)
+    assert metadata(tx) == {
         "tags": ["welcome"],
         "data": {"bounce": {"code": 550}},
         "note": "at @ noon",
         "provider": "postmark",
         "message_id": "m-1",
     }
-    assert db.value("SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* 'bob'") == 0
+    assert tx.value("SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* 'bob'") == 0
 
 
-def test_without_strict_the_callers_metadata_is_stored_as_given(db):
+def test_without_strict_the_callers_metadata_is_stored_as_given(tx):
     """The documentation says so, and names the way to be strict."""
-    with db.engine.begin() as connection:
-        record(connection, event("m-1", metadata={"to": "bob@example.com"}))
-    assert metadata(db)["to"] == "bob@example.com"
+    record(tx.connection, event("m-1", metadata={"to": "bob@example.com"}))
+    assert metadata(tx)["to"] == "bob@example.com"

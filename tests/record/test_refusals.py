@@ -16,11 +16,11 @@ ADDRESS = "bob-4711@example.com"
 LAST = dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=9)))
 
 
-def refused(db, *events, **more):
+def refused(tx, *events, **more):
     """Record events of which the last cannot be recorded, and return the error's message; nothing was written."""
-    with db.engine.begin() as connection, pytest.raises(InvalidEventError) as caught:
-        record(connection, event(), *events, **more)
-    assert db.value(LEDGER) == 0
+    with pytest.raises(InvalidEventError) as caught:
+        record(tx.connection, event(), *events, **more)
+    assert tx.value(LEDGER) == 0
     return str(caught.value)
 
 
@@ -55,15 +55,15 @@ def refused(db, *events, **more):
         ("metadata", {"text": {str(n): "x" * 4_000 for n in range(20)}}, "is larger than 65,536 bytes"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_with_its_field_and_reason(db, field, value, reason):
+def test_what_cannot_be_recorded_is_refused_with_its_field_and_reason(tx, field, value, reason):
     """The second event of the webhook is the bad one; the first is not recorded either."""
-    error = refused(db, event(**{field: value}))
+    error = refused(tx, event(**{field: value}))
     assert error.startswith(f"events[1].{field.removesuffix('_')}")
     assert reason in error
 
 
 @pytest.mark.guard
-def test_no_refusal_repeats_a_value(db):
+def test_no_refusal_repeats_a_value(tx):
     """An address in a wrong place, or as a key, is not quoted."""
     for wrong in (
         {"type_": ADDRESS},
@@ -72,33 +72,33 @@ def test_no_refusal_repeats_a_value(db):
         {"metadata": {ADDRESS: {ADDRESS: {"x"}}}},
         {"metadata": {"k": {ADDRESS}}},
     ):
-        assert "bob" not in refused(db, event(**wrong))
+        assert "bob" not in refused(tx, event(**wrong))
 
 
-def test_metadata_that_holds_itself_is_refused(db):
+def test_metadata_that_holds_itself_is_refused(tx):
     """As is what is nested too deeply."""
     circular = {}
     circular["again"] = circular
-    assert "nested deeper than 32 levels" in refused(db, event(metadata=circular))
+    assert "nested deeper than 32 levels" in refused(tx, event(metadata=circular))
 
 
 @pytest.mark.parametrize("tenant", ["", "  ", "a\x00b", "a\nb", "\ud800", "x" * 513, 7])
-def test_a_tenant_that_no_row_could_have_is_refused(db, tenant):
+def test_a_tenant_that_no_row_could_have_is_refused(tx, tenant):
     """Empty, too long, with control characters, or no string at all."""
-    assert refused(db, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
+    assert refused(tx, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
 
 
 @pytest.mark.parametrize("provider", ["", "  ", "post\nmark", "x" * 513, None])
-def test_a_provider_that_cannot_be_matched_is_refused(db, provider):
+def test_a_provider_that_cannot_be_matched_is_refused(tx, provider):
     """As for a tenant."""
-    assert refused(db, provider=provider).startswith("provider must be a string of 1 to 512 characters")
+    assert refused(tx, provider=provider).startswith("provider must be a string of 1 to 512 characters")
 
 
 @pytest.mark.guard
 @pytest.mark.parametrize("events", [event(), ["evt"], None])
-def test_events_must_be_a_list_of_events(db, events):
+def test_events_must_be_a_list_of_events(tx, events):
     """One alone, a string and None are said to be wrong."""
-    assert "WebhookEvent" in refused(db, events=events)
+    assert "WebhookEvent" in refused(tx, events=events)
 
 
 @pytest.mark.guard
@@ -118,37 +118,34 @@ def test_events_must_be_a_list_of_events(db, events):
         ("x" * 5_000, "x" * 4_095 + "…"),
     ],
 )
-def test_what_json_or_postgres_cannot_hold_is_repaired(db, given, kept):
+def test_what_json_or_postgres_cannot_hold_is_repaired(tx, given, kept):
     """The event is recorded, at the first attempt of the provider."""
-    with db.engine.begin() as connection:
-        record(connection, event(metadata={"value": given}))
-        append(connection, tenant_id="acme", type="opened", occurred_at=NOW, metadata={"value": given})
-    assert db.rows("SELECT metadata -> 'value' FROM mailglass_events") == [(kept,)] * 2
+    record(tx.connection, event(metadata={"value": given}))
+    append(tx.connection, tenant_id="acme", type="opened", occurred_at=NOW, metadata={"value": given})
+    assert tx.rows("SELECT metadata -> 'value' FROM mailglass_events") == [(kept,)] * 2
 
 
-def test_texts_of_an_event_are_repaired_too(db):
+def test_texts_of_an_event_are_repaired_too(tx):
     """Ids and recipient with NUL and half a surrogate, and of any length."""
     odd = "m\x00\ud800"
-    with db.engine.begin() as connection:
-        record(
-            connection,
-            event(odd, provider_event_id=odd, recipient=odd),
-            event("x" * 2_000, provider_event_id="y" * 2_000, recipient="z" * 2_000),
-        )
-    stored = {row[0]["message_id"]: row[0] for row in db.rows("SELECT metadata FROM mailglass_events")}
+    record(
+        tx.connection,
+        event(odd, provider_event_id=odd, recipient=odd),
+        event("x" * 2_000, provider_event_id="y" * 2_000, recipient="z" * 2_000),
+    )
+    stored = {row[0]["message_id"]: row[0] for row in tx.rows("SELECT metadata FROM mailglass_events")}
     assert stored["m\ufffd\ufffd"]["provider_event_id"] == "m\ufffd\ufffd"
     assert stored["x" * 513]["provider_event_id"] == "y" * 512
-    assert set(db.rows("SELECT recipient FROM mailglass_open_orphans")) == {("m\ufffd\ufffd",), ("z" * 512,)}
+    assert set(tx.rows("SELECT recipient FROM mailglass_open_orphans")) == {("m\ufffd\ufffd",), ("z" * 512,)}
 
 
-def test_integers_are_ids_as_their_digits(db):
+def test_integers_are_ids_as_their_digits(tx):
     """Mailjet's message id is one, and so may be an event's id."""
-    with db.engine.begin() as connection:
-        record(connection, event(576460752303423488, provider_event_id=7))
-        (again,) = record(connection, event("576460752303423488", provider_event_id="7"))
+    record(tx.connection, event(576460752303423488, provider_event_id=7))
+    (again,) = record(tx.connection, event("576460752303423488", provider_event_id="7"))
     assert again.event_id is None
-    assert metadata(db)["message_id"] == "576460752303423488"
-    assert metadata(db)["provider_event_id"] == "7"
+    assert metadata(tx)["message_id"] == "576460752303423488"
+    assert metadata(tx)["provider_event_id"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -166,10 +163,10 @@ def test_integers_are_ids_as_their_digits(db):
         ({"idempotency_key": "webhook:1"}, "idempotency_key must not begin with"),
     ],
 )
-def test_append_refuses_the_same_and_keys_that_are_not_its_own(db, wrong, said):
+def test_append_refuses_the_same_and_keys_that_are_not_its_own(tx, wrong, said):
     """With the field and the reason."""
     row = {"tenant_id": "acme", "type": "opened", "occurred_at": NOW, **wrong}
-    with db.engine.begin() as connection, pytest.raises(InvalidEventError) as caught:
-        append(connection, **row)
+    with pytest.raises(InvalidEventError) as caught:
+        append(tx.connection, **row)
     assert str(caught.value).startswith(said)
-    assert db.value(LEDGER) == 0
+    assert tx.value(LEDGER) == 0
