@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 import factories
 import oracle
-from conftest import Database
+from lending import Uncommitted
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.sweep import judge
 
@@ -36,7 +35,7 @@ ORPHANS = st.tuples(
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(deliveries=DELIVERIES, orphan=ORPHANS)
 def test_a_match_and_a_decision_are_what_the_oracle_says(
-    db: Database, deliveries: list[tuple[str, str | None, str, str]], orphan: tuple[str, list[str], str | None, bool]
+    tx: Uncommitted, deliveries: list[tuple[str, str | None, str, str]], orphan: tuple[str, list[str], str | None, bool]
 ) -> None:
     """With ids of few deliveries and of more than are read whole; nothing of it is committed."""
     rows = [
@@ -45,12 +44,12 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     ]
     tenant, candidates, recipient, lost = orphan
     known = Keys("postmark", tuple(candidates), recipient, lost=lost and recipient is None)
-    with engines.connect(db.engine) as connection, connection.begin() as transaction:
-        tx = Transaction(connection, db.settings)
-        factories.insert_on(connection, rows)
-        found = judge.match(tx, [judge.Event("", tenant, known), judge.Event("", "b", known)])
-        decision = judge.decide(tx, factories.new_id(), tenant, known)
-        transaction.rollback()
+    transaction = Transaction(tx.connection, tx.settings)
+    with tx.connection.begin_nested() as example:
+        factories.insert(tx, rows)
+        found = judge.match(transaction, [judge.Event("", tenant, known), judge.Event("", "b", known)])
+        decision = judge.decide(transaction, factories.new_id(), tenant, known)
+        example.rollback()
     read = {"provider": "postmark", "candidate_ids": candidates, "recipient": recipient, "recipient_lost": known.lost}
     stored = [{**row, "provider_message_id": row["message_id"]} for row in rows]
     expected = [oracle.match({**read, "tenant_id": whose}, stored) for whose in (tenant, "b")]
@@ -60,13 +59,12 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
 
 @pytest.mark.parametrize(("own", "state"), [(0, "tenant_mismatch"), (1, "matched"), (2, "ambiguous")])
 def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
-    db: Database, own: int, state: str
+    tx: Uncommitted, own: int, state: str
 ) -> None:
     """A decision reads a few of three hundred deliveries; none of the orphan's own tenant is cut off."""
     others = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
-    factories.insert(db, [*others, *(factories.delivery_row("shared") for _ in range(own))])
-    with db.engine.begin() as connection:
-        tx = Transaction(connection, db.settings)
-        decision = judge.decide(tx, factories.new_id(), factories.TENANT, Keys("postmark", ("shared",), None))
+    factories.insert(tx, [*others, *(factories.delivery_row("shared") for _ in range(own))])
+    transaction = Transaction(tx.connection, tx.settings)
+    decision = judge.decide(transaction, factories.new_id(), factories.TENANT, Keys("postmark", ("shared",), None))
     assert decision.state == state
     assert len(decision.named) <= 20
