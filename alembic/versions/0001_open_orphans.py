@@ -8,7 +8,7 @@ from mailglass_reconcile.store import functions, schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
-revision = "0001"
+revision = "0001b"
 down_revision = None
 
 MAILGLASS_TABLES = """

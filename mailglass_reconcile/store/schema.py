@@ -10,7 +10,7 @@ from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store import elsewhere
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-VERSION = "0001"
+VERSION = "0001b"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = elsewhere.VERSION_TABLE

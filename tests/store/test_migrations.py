@@ -466,6 +466,19 @@ def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
     assert database.objects() == before
 
 
+def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_what_to_run(unmigrated):
+    """Its only revision had another id; what the line says helps."""
+    database = unmigrated
+    database.migrate()
+    database.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
+    database.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
+    with pytest.raises(DatabaseRefusedError, match=r"^the database is at revision 0001 of an .*--remove.*changed$"):
+        database.migrate()
+    database.remove()
+    database.migrate()
+    assert database.is_current()
+
+
 def test_mailglass_can_roll_its_own_migrations_back_beside_us(unmigrated):
     """Neither its table nor its function is held by anything of ours, and ours can still be taken out or renewed."""
     database = unmigrated

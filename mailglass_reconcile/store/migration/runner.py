@@ -83,7 +83,8 @@ def migrate(
             if plan:
                 say("then ask for another plan, for what is left to do")
                 return
-        _refuse_unknown(engine, settings)
+        _refuse_newer(engine, settings)
+        _refuse_older(engine, settings)
         # The plan comes first even if nobody reads it: it looks whether all that is needed is there.
         _plan(engine, settings, tell if plan else lambda line: None, guard=guard)
         if not plan:
@@ -144,11 +145,12 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
         if not (ours or tables):
             tell("nothing to do: there is nothing to remove")
             return
-        _refuse_unknown(engine, settings)
+        _refuse_newer(engine, settings)
         steps = Steps(engine, settings, tell)
         if ours:
             with _alembic(engine, settings, steps, guard=False) as config:
-                command.stamp(config, "head")  # an interrupted migration has not recorded it
+                # An interrupted migration has not recorded it, and one of an earlier checkout has recorded another.
+                command.stamp(config, "head", purge=True)
                 command.downgrade(config, "base")
                 steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
         if tables:
@@ -214,14 +216,28 @@ def _place(engine: sa.Engine, settings: Settings) -> str:
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
-def _refuse_unknown(engine: sa.Engine, settings: Settings) -> None:
-    with Database(engine, settings).reading() as tx:
-        version = state.version(tx)
+def _refuse_newer(engine: sa.Engine, settings: Settings) -> None:
+    version = _version(engine, settings)
     if version is not None and version > schema.VERSION:
         raise DatabaseRefusedError(
             f"the database is at revision {version}, this version knows {schema.VERSION}:"
             " install the newer mailglass-reconcile; nothing was changed"
         )
+
+
+def _refuse_older(engine: sa.Engine, settings: Settings) -> None:
+    """Until the first release, the only revision has another id whenever it changes."""
+    version = _version(engine, settings)
+    if version is not None and version < schema.VERSION:
+        raise DatabaseRefusedError(
+            f"the database is at revision {version} of an unreleased version, this one needs {schema.VERSION}:"
+            " run `mailglass-reconcile migrate --remove`, and then `migrate`; nothing was changed"
+        )
+
+
+def _version(engine: sa.Engine, settings: Settings) -> str | None:
+    with Database(engine, settings).reading() as tx:
+        return state.version(tx)
 
 
 def _plan(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, guard: bool) -> None:
