@@ -116,7 +116,7 @@ def test_a_commit_refused_for_ever_for_one_row_costs_that_row_or_ends_the_sweep_
 def test_halves_that_were_committed_before_an_outage_are_counted_and_told_of(db: Database) -> None:
     """The whole batch is refused for its data, its first half is linked, and its second meets with a full disk."""
     raced(db, 8)
-    last = db.value("SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at DESC, event_id DESC LIMIT 1")
+    last = db.value("SELECT event_id::text FROM mailglass_open_orphans ORDER BY arrived_at, event_id LIMIT 1")
     refusing(db, "53100", f"NEW.idempotency_key = 'reconciled:{last}'")
     with db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(f"""

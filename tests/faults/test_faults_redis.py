@@ -67,10 +67,10 @@ def sweep(db: Database, url: str, at_batch: int = 0, act: Callable[[], object] =
     settings = db.settings.model_copy(update={"batch_size": 1})
     with pubsub.create_client(SecretStr(url), "MAILGLASS_REDIS_URL") as client:
         swept = Sweep(databases.Database(db.engine, settings), Publisher(client))
-        result = swept.result
         for _ in swept.steps():
-            if at_batch and result.linked == at_batch:
+            if at_batch and swept.result.linked == at_batch:
                 act()
+        result = swept.result
     assert (result.status, result.linked, db.appended() - before) == ("ok", ORPHANS, ORPHANS)
     assert result.published + result.publish_failed == 2 * ORPHANS
     return result

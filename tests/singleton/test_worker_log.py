@@ -12,6 +12,7 @@ from conftest import wait_until
 from installation import PATIENCE, Site
 from mailglass_reconcile import tasks
 from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
+from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import history
 from mailglass_reconcile.sweep.result import SweepResult
 
@@ -156,7 +157,9 @@ def test_a_hostile_tenant_argument_is_swept_and_neither_a_line_of_its_own_nor_a_
 )
 def test_the_line_of_a_sweep(result, line, caplog):
     """What was linked, what was not and why, what is lost."""
-    with caplog.at_level(logging.INFO), history.reported("full", lambda _: history.run_of(result, "full", "call")):
+    counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
+    run = runs.Run("full", "call", result.shown_tenant, result.status, counts, result.remaining)
+    with caplog.at_level(logging.INFO), history.reported("full", lambda _: run):
         pass
     assert [line in record.getMessage() for record in caplog.records] == ([True] if line else [])
 
