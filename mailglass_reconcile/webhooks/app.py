@@ -8,7 +8,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
@@ -54,6 +54,8 @@ THREADS = 8
 """Webhooks that are recorded at the same time, each on a connection of its own."""
 MAX_ASKED = 128
 """Webhooks whose tenant and secrets are being asked for, in threads of their own; further ones give way."""
+SMALL_BYTES = 16 * 1024
+"""A signature of a body up to this length is checked immediately: handing it over to a thread would take longer."""
 RETRY_AFTER_SECONDS = 30
 DISCARDED_BYTES = 20 * 1024 * 1024
 DISCARDED_SECONDS = 5.0
@@ -203,13 +205,16 @@ class Receiver:
             await self._verify_now(found, request, secrets, body)
             return
         except CertificateNeededError as error:
-            wanted = asyncio.wrap_future(error.wanted())
-        await self._bodies.aside(body, _in_time(wanted))
+            needed = error
+        await self._bodies.aside(body, lambda: _in_time(needed.wanted()))
         await self._verify_now(found, request, secrets, body)
 
     async def _verify_now(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
         """Check a signature, one body after the other; what is parsed for it is not kept."""
         request = dataclasses.replace(request)
+        if len(request.body) <= SMALL_BYTES and found.SIGNATURE is not Signature.ANYWHERE:
+            check_any(found, request, secrets)
+            return
         async with self._bodies.verifying(body):
             if found.SIGNATURE is Signature.OVER_BODY:
                 await _in_thread(self._verifier, check_any, found, request, secrets)
@@ -318,9 +323,9 @@ def _result(answer: Answer) -> str:
     return "received" if answer.status == 200 else "failed" if answer.status in (408, 429, 503) else "refused"
 
 
-async def _in_time(wanted: Awaitable[None]) -> None:
+async def _in_time(fetched: Future[None]) -> None:
     try:
-        await asyncio.wait_for(wanted, WAIT_SECONDS)
+        await asyncio.wait_for(asyncio.wrap_future(fetched), WAIT_SECONDS)
     except TimeoutError:
         raise TooLateError from None
 

@@ -145,7 +145,7 @@ class Bodies:
         async with self._through(self._parsed, body, order=0):
             yield
 
-    async def aside(self, body: Body, awaited: Awaitable[Result]) -> Result:
+    async def aside(self, body: Body, wait: Callable[[], Awaitable[Result]]) -> Result:
         """Wait for something that strangers can delay; other bodies do not wait for these.
 
         Raises:
@@ -156,7 +156,7 @@ class Bodies:
         if len(self._aside) > ASIDE:
             self._give_way(random.choice([*self._aside]))  # noqa: S311 - so that nobody can choose who that is
             _stays(body)
-        found = await self._wait(body, TURN_SECONDS, awaited)
+        found = await self._wait(body, TURN_SECONDS, wait())
         del self._aside[body]
         self._whole[body] = None
         return found

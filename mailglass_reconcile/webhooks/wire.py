@@ -63,6 +63,7 @@ class Signature(Enum):
     IN_HEADERS = "a user name and a password: nothing of the body is needed"
     OVER_BODY = "over the body, which is not parsed to find it"
     IN_BODY = "in the body, which has to be parsed to find it"
+    ANYWHERE = "only an application's own reader knows, which may do anything to check it"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,9 +47,14 @@ SELECT lower(recipient), last_event_type, terminal, delivered_at, bounced_at, co
 TERMINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppressed"}
 
 
+_ADDRESS = r"(?:serving|running) on (http://[^\s/]+)"
+
+
 @contextmanager
-def receiving(db, redis_url: str, folder: Path, *arguments: str, **more: str) -> Iterator[tuple[str, Path]]:
-    """Run `mailglass-reconcile receive` on a free port, and yield its address and its log."""
+def receiving(
+    db, redis_url: str, folder: Path, module: Sequence[str] = ("mailglass_reconcile", "receive"), **more: str
+) -> Iterator[tuple[str, Path]]:
+    """Run `mailglass-reconcile receive`, or another module, on a free port, and yield its address and its log."""
     addresses = [senders.CERTIFICATE_URL, senders.SCALEWAY_CERTIFICATE_URL]
     addresses += [
         f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")
@@ -66,11 +71,11 @@ def receiving(db, redis_url: str, folder: Path, *arguments: str, **more: str) ->
         **more,
     }
     log = folder / "log"
-    command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0", *arguments]
+    command = [sys.executable, "-m", *module, "--port", "0"]
     with log.open("w") as errors, subprocess.Popen(command, env=env, stderr=errors) as process:
         try:
-            wait_until(lambda: "serving on" in log.read_text() or process.poll() is not None, 30)
-            said = re.search(r"serving on (http://\S+)/;", log.read_text())
+            wait_until(lambda: re.search(_ADDRESS, log.read_text()) or process.poll() is not None, 30)
+            said = re.search(_ADDRESS, log.read_text())
             assert said, log.read_text()
             yield said[1], log
         finally:

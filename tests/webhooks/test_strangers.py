@@ -1,0 +1,125 @@
+"""What strangers can do to a receiver without a secret: hundreds of connections, and a signed webhook is answered."""
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import psutil
+import pytest
+
+from mailglass_reconcile.webhooks.bodies import BODY_SECONDS
+from webhooks.receivers import first
+from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
+from webhooks.strangers import BEHAVIOURS, MB
+from webhooks.test_receiving import receiving
+
+pytestmark = pytest.mark.slow
+
+UVICORN = ("uvicorn", "webhooks.mounting:shop", "--no-access-log", "--timeout-graceful-shutdown", "1")
+KINDS = {"the command": (("mailglass_reconcile", "receive"), ""), "a mounted application": (UVICORN, "/webhooks")}
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+@contextmanager
+def serving(kind: str, db, redis_url, folder):
+    """Run a receiver, and yield its address, the path before the providers' names, and its process."""
+    module, path = KINDS[kind]
+    with receiving(db, redis_url, folder, module) as (base, log):
+        port = int(base.rpartition(":")[2])
+        (process,) = [one for one in psutil.Process().children() if _listens(one, port)]
+        yield base, path, process
+        assert "Traceback" not in log.read_text()  # later, uvicorn writes one for each answer that it cuts off
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    return any(one.laddr.port == port and one.status == "LISTEN" for one in process.net_connections())
+
+
+@contextmanager
+def strangers(base: str, path: str, behaviour: str) -> Iterator[None]:
+    """Have hundreds of connections that behave in a way."""
+    command = [sys.executable, "-m", "webhooks.strangers", base.rpartition(":")[2], path, behaviour]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "open\n"
+            yield
+        finally:
+            process.kill()
+
+
+def connected(base: str) -> socket.socket:
+    """Open a connection."""
+    return socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2])), timeout=50)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_five_hundred_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
+    """Within the time that a provider waits, in the memory of a small container."""
+    if behaviour == "one_byte_a_piece" and kind != "the command":
+        pytest.skip("which parser of HTTP a mounted application has is not ours to choose")
+    sizes = []
+    with serving(kind, db, redis_url, tmp_path) as (base, path, process), strangers(base, path, behaviour):
+        for provider in ("postmark", "sendgrid", "mailgun"):
+            one = first(provider)
+            answer = httpx.post(f"{base}{path}/{provider}", content=one.body, headers=one.headers, timeout=30)
+            assert answer.status_code == 200
+            sizes.append(process.memory_info().rss // MB)
+    print(sizes)  # noqa: T201
+    assert max(sizes) < 400
+
+
+@EVERY_KIND
+def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, redis_url, tmp_path, kind):
+    """413 for one that is too large, announced or not, and 401 before a body is read: it was cut off while it sent."""
+    right, wrong = first("postmark").headers, {"Authorization": "Basic bm86bm8="}
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(60):
+            yield bytes(100_000)
+
+    with serving(kind, db, redis_url, tmp_path) as (base, path, _), httpx.Client(base_url=base) as client:
+        for headers, content, status in [
+            (right, bytes(6 * MB), 413),
+            (right, chunks(), 413),
+            (wrong, bytes(4 * MB), 401),
+            (wrong, bytes(6 * MB), 401),
+            ({}, bytes(4 * MB), 401),
+        ]:
+            answer = client.post(f"{path}/postmark", content=content, headers=headers)
+            assert answer.status_code == status
+        answer = client.post(f"{path}/ses", content=bytes(300_000))
+        assert answer.status_code == 413
+
+
+def test_a_body_that_does_not_arrive_is_answered_with_408(db, redis_url, tmp_path):
+    """After half a minute, by an application that is mounted, too."""
+    sent = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n["
+    with serving("a mounted application", db, redis_url, tmp_path) as (base, _, _), connected(base) as one:
+        began = time.monotonic()
+        one.sendall(sent)
+        assert one.recv(4_096).startswith(b"HTTP/1.1 408")
+        assert BODY_SECONDS - 1 < time.monotonic() - began < BODY_SECONDS + 15
+
+
+def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, redis_url, tmp_path):
+    """Whole ones that wait for their turn are looked at, too; the answer says when to try again."""
+    body = b"mandrill_events=" + b"a" * (5 * MB - 100)
+    head = b"POST /mandrill HTTP/1.1\r\nHost: x\r\nX-Mandrill-Signature: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with serving("the command", db, redis_url, tmp_path) as (base, _, process), contextlib.ExitStack() as opened:
+        held = [opened.enter_context(connected(base)) for _ in range(16)]
+        for one in held:
+            one.sendall(head + body[:-1])
+        answers, _, _ = select.select(held, [], [], 20)
+        assert answers[0].recv(4_096).startswith(b"HTTP/1.1 503")
+        one = first("postmark")
+        assert httpx.post(f"{base}/postmark", content=one.body, headers=one.headers, timeout=30).status_code == 200
+        assert process.memory_info().rss < 400 * MB
