@@ -122,7 +122,7 @@ def _mailgun_id(event: AnymailTrackingEvent) -> str:
 
 def _ses_id(event: AnymailTrackingEvent) -> str:
     """A notification of SNS has one id for all of its recipients."""
-    return ses.event_id(event.esp_event or {}, event.recipient, _id(event))
+    return ses.event_ids(event.esp_event or {}, _id(event))(event.recipient)
 
 
 def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:

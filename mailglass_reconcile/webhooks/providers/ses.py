@@ -10,7 +10,7 @@ of several recipients has opened.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
@@ -91,21 +91,19 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     at = wire.iso(dug(payload, where, "timestamp")) or wire.iso(outer.get("Timestamp") if notified else None)
     notification_id = wire.event_id(outer.get("MessageId"), payload) if notified else None
     named: list[str | None] = [*recipients(payload)]
+    id_of, reply_to = event_ids(payload, notification_id), _replies(payload)
+    common = {
+        "type": type_,
+        "at": at,
+        "message_id": dug(payload, "mail", "messageId"),
+        "reason": reason,
+        "bounce": bounce(payload),
+        "smtp_message_id": smtp_message_id(payload),
+        "tags": wire.metadata(_tags(payload)).get("tags", ()),
+        "kept": kept(payload, outer.get("TopicArn")),
+    }
     for recipient in named or [None]:
-        yield wire.event(
-            payload,
-            type=type_,
-            at=at,
-            id=event_id(payload, recipient, notification_id),
-            message_id=dug(payload, "mail", "messageId"),
-            recipient=recipient,
-            reason=reason,
-            bounce=bounce(payload),
-            smtp=smtp(payload, recipient),
-            smtp_message_id=smtp_message_id(payload),
-            tags=_tags(payload),
-            kept=kept(payload, outer.get("TopicArn")),
-        )
+        yield wire.event(payload, id=id_of(recipient), recipient=recipient, smtp=reply_to(recipient), **common)
 
 
 def _inner(body: dict[str, Any]) -> dict[str, Any]:
@@ -165,16 +163,22 @@ def bounce(payload: Mapping[str, Any]) -> Bounce | None:
     return _BOUNCES.get(str(dug(payload, "bounce", "bounceType")), (None, None))[1]
 
 
-def smtp(payload: Mapping[str, Any], recipient: str | None = None) -> object:
-    """Return what the server of a recipient replied, or of the only one."""
+def _replies(payload: Mapping[str, Any]) -> Callable[[str | None], object]:
+    """Return a function from a recipient to what its server replied, or that of the only one."""
     kind = _kind(payload)
     if kind == "Delivery":
-        return dug(payload, "delivery", "smtpResponse")
+        return lambda _: dug(payload, "delivery", "smtpResponse")
     told = _listed(dug(payload, *_RECIPIENTS[kind])) if kind in ("Bounce", "DeliveryDelay") else []
-    if len(told) > 1:
-        wanted = address(recipient or "")
-        told = [one for one in told if wanted and address(str(dug(one, "emailAddress"))) == wanted]
-    return wire.reply(*(dug(one, name) for one in told[:1] for name in ("diagnosticCode", "status")))
+    replies: dict[str, object] = {}
+    for one in told:
+        replies.setdefault(address(str(dug(one, "emailAddress"))), _reply(one))
+    if len(told) == 1:
+        return lambda _: _reply(told[0])
+    return lambda recipient: replies.get(address(recipient)) if recipient else None
+
+
+def _reply(told: object) -> object:
+    return wire.reply(dug(told, "diagnosticCode"), dug(told, "status"))
 
 
 def smtp_message_id(payload: Mapping[str, Any]) -> str | None:
@@ -197,15 +201,14 @@ def kept(payload: Mapping[str, Any], topic: object = None) -> dict[str, str]:
 _REGION = re.compile(r"arn:[a-z-]+:s[en]s:([a-z0-9-]{1,32}):")
 
 
-def event_id(payload: Mapping[str, Any], recipient: str | None, notification_id: str | None) -> str:
-    """Return an event's id, and the recipient's place in it, because it may be about several.
+def event_ids(payload: Mapping[str, Any], notification_id: str | None) -> Callable[[str | None], str]:
+    """Return a function from a recipient to its event's id, with its place in it, because it may be about several.
 
     A bounce or complaint has an id of its own, the same in each topic that it comes through. Other events have that of
     SNS's notification, and without one their message, type and time.
 
     Args:
         payload: The event of SES.
-        recipient: Whom this one is about, one of `recipients`.
         notification_id: SNS's id of the notification, if there is one.
     """
     where = _KINDS.get(_kind(payload), ("", None, ""))[2]
@@ -213,9 +216,11 @@ def event_id(payload: Mapping[str, Any], recipient: str | None, notification_id:
     message_id, at = dug(payload, "mail", "messageId"), dug(payload, where, "timestamp")
     if not id_ and message_id and at:
         id_ = f"{message_id}/{_kind(payload)}/{at}"
-    places = [address(one) for one in recipients(payload)]
-    wanted = address(recipient or "")
-    return f"{wire.event_id(id_, payload)}/{places.index(wanted) if wanted in places else 0}"
+    made = wire.event_id(id_, payload)
+    places: dict[str, int] = {}
+    for place, one in enumerate(recipients(payload)):
+        places.setdefault(address(one), place)
+    return lambda recipient: f"{made}/{places.get(address(recipient or ''), 0)}"
 
 
 def recipients(payload: Mapping[str, Any]) -> list[str]:
