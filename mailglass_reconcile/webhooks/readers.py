@@ -54,7 +54,7 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
 class _Reader:
     """An application's two functions, as a provider."""
 
-    SIGNATURE = Signature.IN_BODY
+    SIGNATURE = Signature.ANYWHERE
     """It may be anywhere."""
 
     def __init__(self, name: str, read: Read, verify: Verify) -> None:
