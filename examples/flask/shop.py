@@ -11,6 +11,7 @@ from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, re
 
 engine = sa.create_engine(sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg"))
 app = Flask(__name__)
+app.config["MAX_CONTENT_LENGTH"] = 5 * 1024 * 1024  # a larger body is answered with 413 before it is read
 
 
 @app.post("/messages")

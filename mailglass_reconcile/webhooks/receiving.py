@@ -53,7 +53,7 @@ def receive(
 
     Raises:
         SignatureError: It does not come from the provider.
-        InvalidWebhookError: It cannot be read.
+        InvalidWebhookError: It cannot be read, or is larger than 5 MB.
         ConfigurationError: There is no secret for the provider, or it cannot be used.
         MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
     """

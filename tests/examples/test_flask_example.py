@@ -1,6 +1,7 @@
 """`examples/flask`, started and used as its README says."""
 
 import re
+import socket
 
 import httpx
 import pytest
@@ -28,4 +29,8 @@ def test_a_send_and_its_webhook_arrive(db, redis_url, tmp_path):
         wrong = [("brevo", "{}", None), ("brevo", "{", login), ("pigeon", "{}", login), ("mailgun", "{}", login)]
         asked = [httpx.post(f"{base}/webhooks/{name}", content=body, auth=auth) for name, body, auth in wrong]
         assert [one.status_code for one in asked] == [401, 400, 404, 404]
+        large = f"POST /webhooks/brevo HTTP/1.1\r\nHost: x\r\nContent-Length: {6 * 1024 * 1024}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
+            one.sendall(large.encode())
+            assert b" 413 " in one.recv(4_096)
         assert "Traceback" not in log.read_text()
