@@ -159,10 +159,14 @@ class _Server:
         with redis.Redis(connection_pool=client.connection_pool, single_connection_client=True) as single:
             connection: Any = single.connection
             packed, began = connection.pack_commands(commands), time.monotonic()
-            connection.send_packed_command(packed)
-            refusals = [_refusal(connection)]
-            seconds = time.monotonic() - began
-            refusals += [_refusal(connection) for _ in commands[1:]]
+            try:
+                connection.send_packed_command(packed)
+                refusals = [_refusal(connection)]
+                seconds = time.monotonic() - began
+                refusals += [_refusal(connection) for _ in commands[1:]]
+            except BaseException:  # the rest of the answers belongs to nothing else
+                connection.disconnect()
+                raise
         self._answered(next(filter(None, refusals), None))
         return seconds, (refusal is None for refusal in refusals)
 

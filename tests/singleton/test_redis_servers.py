@@ -118,9 +118,11 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
 
 
 def test_a_silent_sentinel_costs_a_second() -> None:
-    """It takes the connection and says nothing; the client that was handed over would wait forever."""
+    """It takes the connection and says nothing: half a second for the broadcast, and for the lock."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
-        client = Sentinel([("127.0.0.1", silent.getsockname()[1])], **QUICK).master_for("mymaster", **QUICK)
+        client = Sentinel([("127.0.0.1", silent.getsockname()[1])], sentinel_kwargs=QUICK).master_for(
+            "mymaster", **QUICK
+        )
         began = time.monotonic()
         assert Publisher(client).publish(MESSAGES) == Published(0, 2)
         assert LockBackend(client).take(KEY, running("a")) is None
