@@ -1,12 +1,12 @@
 """The command line as its user meets it: a process, its output, its exit code."""
 
 import json
-import subprocess
 import uuid
+from functools import partial
 
 import pytest
 
-import forking
+import commands
 
 ORPHAN = """
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
@@ -23,13 +23,9 @@ VALUES (gen_random_uuid(), :tenant, 'Welcome', 'transactional', 'ada@example.com
 
 
 @pytest.fixture
-def cli(db, redis_url):
-    """Run `mailglass-reconcile` with the test's database, and return the finished process."""
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return forking.run({**db.environment(redis_url), **environment}, *arguments)
-
-    return run
+def cli(db):
+    """Run `mailglass-reconcile` with the test's database, and return what it did."""
+    return partial(commands.tried, db)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a dry run lists, and what every command says of itself."""
 
+import json
 import re
 
 import pytest
@@ -64,6 +65,31 @@ def test_there_is_a_schema_for_each_command_that_prints_json():
     assert schemas | {"follow"} == {
         name for name, one in commands.SUBCOMMANDS.items() if "as_json" in {p.name for p in one.params}
     }
+
+
+WORK = {
+    "sweep": ["--json"],
+    "prune": ["--json"],
+    "status": ["--json"],
+    "orphans": ["--json"],
+    "explain": ["--message-id", "one", "--json"],
+    "rekey": [],
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_command_in_a_process_of_its_own_does_what_it_does_within_another_one(db, name):
+    """All other tests of what it does may run it within theirs."""
+    factories.orphan(db, factories.postmark("one"))
+    done = commands.started(db, name, *WORK[name])
+    assert (done.returncode, done.stderr) == (0, "")
+    within = commands.run(db, name, *WORK[name]).stdout
+    assert [shape(line) for line in done.stdout.splitlines()] == [shape(line) for line in within.splitlines()]
+
+
+def shape(line):
+    """Return the names that an object of JSON has, or the line."""
+    return list(json.loads(line)) if line.startswith("{") else line
 
 
 @pytest.mark.parametrize("name", sorted(commands.SUBCOMMANDS))

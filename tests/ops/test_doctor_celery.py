@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
     """Return what the command finds in the installation's environment, by check."""
-    done = commands.tried(site.db, "doctor", "--json", **{**site.environment, **environment})
+    done = commands.started(site.db, "doctor", "--json", **{**site.environment, **environment})
     assert done.stdout, done.stderr
     found: dict[str, list[dict[str, str]]] = {}
     for one in json.loads(done.stdout)["findings"]:

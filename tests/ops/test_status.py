@@ -2,11 +2,12 @@
 
 import json
 from contextlib import suppress
+from functools import partial
 
 import jsonschema
 import pytest
 
-import forking
+import commands
 from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targets
@@ -56,13 +57,9 @@ AGED = "UPDATE mailglass_reconcile_runs SET finished_at = finished_at - interval
 
 
 @pytest.fixture
-def command(db, redis_url):
-    """Run `mailglass-reconcile` on the test's database, and return the finished process."""
-
-    def run(*arguments, **environment):
-        return forking.run({**db.environment(redis_url), **environment}, *arguments)
-
-    return run
+def command(db):
+    """Run `mailglass-reconcile` on the test's database, and return what it did."""
+    return partial(commands.tried, db)
 
 
 def test_open_orphans_are_shown_as_the_last_full_sweep_left_them(db):
