@@ -26,6 +26,8 @@ ENDS = re.compile(rb"(Q....|P....\0)(BEGIN|COMMIT|ROLLBACK)(?! TO)", re.DOTALL)
 """What begins or ends a transaction, as the drivers send it."""
 
 GOODBYE = b"X"
+FLUSH = b"H\0\0\0\x04"
+"""What psycopg sends after a pipeline, when the answer may be there already; it asks for nothing."""
 
 
 class Counts(NamedTuple):
@@ -66,9 +68,10 @@ class Proxy:
             answered = threading.Event()
             threading.Thread(target=_answer, args=(server, client, answered), daemon=True).start()
             while data := client.recv(1 << 20):
-                if answered.is_set() and data != GOODBYE and data[:1] != GOODBYE:
+                asked = data.removeprefix(FLUSH)
+                if answered.is_set() and asked and asked[:1] != GOODBYE:
                     answered.clear()
-                    self._counter["begins_and_ends" if ENDS.match(data) else "round_trips"] += 1
+                    self._counter["begins_and_ends" if ENDS.match(asked) else "round_trips"] += 1
                     time.sleep(self._delay)
                 server.sendall(data)
             server.shutdown(socket.SHUT_RDWR)
