@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store import ledger, listing, open_orphans, windows
+from mailglass_reconcile.store import listing, open_orphans, windows
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.listing import Wanted
 from mailglass_reconcile.store.open_orphans import FIRST
@@ -60,14 +60,12 @@ def find_orphans(
         TypeError: *connection* is something else.
     """
     runtime.load_imports(to_read=True)
-    wanted = Wanted(tenant_id, None, None, None, naming=False, without_ids=False)
     with borrowed(connection, runtime.get_settings()) as tx:
         survey = windows.survey(tx)
         eligible = (survey.afters[0], survey.untils[-1])
         within = listing.bounds(tx, eligible, waiting=False, older=None, newer=None)
-        entries = listing.next_open(tx, wanted, within, FIRST, limit, newest_first=False)
-        types = ledger.types_of(tx, [one.event_id for one in entries])  # one whose event is gone has none
-        found = open_orphans.read(tx, [one.event_id for one in entries if one.event_id in types])
+        rows = listing.next_open(tx, Wanted(tenant_id), within, FIRST, limit)
+        found = open_orphans.read(tx, [row.event_id for row in rows if row.type is not None])  # its event is there
         return [_orphan(one, its) for one, its in zip(found, judge.current_keys(tx, found), strict=True)]
 
 

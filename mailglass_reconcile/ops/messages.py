@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 from uuid import UUID
 
-from mailglass_reconcile.ops.orphans import Filters, page
+from mailglass_reconcile.ops import orphans
+from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, array_literal
@@ -97,17 +99,7 @@ def events_of(database: Database, deliveries: Sequence[UUID], message_id: str | 
     parameters = {"ids": array_literal(map(str, deliveries)), "events": EVENTS}
     with database.reading(TIMEOUT_MS) as tx:
         found = [*tx.execute(_OF_DELIVERIES, parameters).scalars()]
-    found += _open_ones(database, Filters(message_id=message_id)) if message_id else []
+    if message_id:  # what has no keys yet is looked at too
+        open_ones = orphans.judged_now(database, Filters(message_id=message_id))
+        found += [one.event_id for one in islice(open_ones, EVENTS)]
     return [UUID(event_id) for event_id in dict.fromkeys(found)]
-
-
-def _open_ones(database: Database, filters: Filters) -> list[str]:
-    """Return the first open orphans that pass, on however many pages they are: those without keys are all looked at."""
-    found: list[str] = []
-    after: str | None = None
-    while True:
-        one = page(database, filters, limit=EVENTS - len(found), after=after)
-        found += [orphan.event_id for orphan in one.orphans]
-        after = one.after
-        if after is None or len(found) == EVENTS:
-            return found

@@ -1,4 +1,4 @@
-"""Orphans to look at: pages of them with the state that a sweep would give each."""
+"""Orphans to look at: pages of them as sweeps and writers have stored them; or judged now, for what acts on them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.ops import health
 from mailglass_reconcile.rules import providers, states
-from mailglass_reconcile.rules.matching import (
-    AMBIGUOUS,
-    MATCHED,
-    RECIPIENT_MISMATCH,
-    TENANT_MISMATCH,
-    UNMATCHABLE,
-    spellings_of,
-)
+from mailglass_reconcile.rules.matching import MATCHED, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
-from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Entry, Wanted
+from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction
+from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.windows import Survey
 from mailglass_reconcile.sweep import judge
@@ -28,30 +22,10 @@ P = TypeVar("P", Place, listing.LedgerPlace)
 
 WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
-NAMING = (MATCHED, AMBIGUOUS, TENANT_MISMATCH, RECIPIENT_MISMATCH)
-"""States of orphans with an id that names a delivery, of any tenant."""
 
 CHUNK_AT_MOST = 2_000
-JUDGED_AT_MOST = 20_000
-"""Open orphans that one page compares with deliveries: about a second, however few of them pass its filter."""
-READ_AT_MOST = 20_000
+READ_AT_MOST = 5_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
-
-
-class Limits(NamedTuple):
-    """Open orphans that are compared with deliveries, rows of the ledger that are read, and open orphans passed over.
-
-    The last of these, if it is a number, is not less than the first. `timeout_ms` is what one statement may take.
-    """
-
-    judged: int
-    read: int
-    span: int | None
-    timeout_ms: int = 240_000
-
-
-QUICK = Limits(2_000, 5_000, 50_000, 10_000)
-"""For a person at a screen: a fifth of a second, even if hardly any of a million orphans pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +33,7 @@ class Filters:
     """Which orphans to list; None is all that are not expired.
 
     Attributes:
-        state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant.
+        state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant, judged now.
         tenant_id: The tenant.
         provider: The provider, in any spelling.
         type: The event's type.
@@ -80,6 +54,12 @@ class Filters:
         """Return the candidate ids of which an orphan must have one, or None."""
         return None if self.message_id is None else spellings_of(self.message_id)
 
+    def wanted(self) -> Wanted:
+        """Return what an open orphan's row must have; `waiting` follows from its arrival."""
+        provider = providers.canonical(self.provider) if self.provider else None
+        stored = None if self.state == WAITING else self.state
+        return Wanted(self.tenant_id, provider, self.type, self.ids(), stored)
+
     def accept(self, one: Listed, ids: frozenset[str] | None) -> bool:
         """Whether an orphan passes, with its state and its keys as they are now; *ids* are those of `ids()`."""
         return (
@@ -92,7 +72,18 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An orphan of a page; `arrived_at` in ISO 8601, UTC; `delivery_id` is what the next sweep would link it to."""
+    """An orphan of a list.
+
+    Attributes:
+        event_id: Its event.
+        tenant_id: Its tenant.
+        provider: Its provider; None while nothing has looked at it, or without a usable one.
+        type: Its event's type.
+        state: One of `states.OPEN_STATES`.
+        arrived_at: In ISO 8601, UTC.
+        candidate_ids: The ids under which its delivery may be stored; none while nothing has looked at it.
+        delivery_id: Of a `matched` one, what it would be linked to now.
+    """
 
     event_id: str
     tenant_id: str
@@ -110,18 +101,24 @@ class Listed:
 
 @dataclass(slots=True)
 class Page:
-    """Orphans in order, and the event after which the next page begins: None at the end.
+    """Orphans in order.
 
-    `looked_at` orphans were looked at; those in `orphans` pass the filter.
+    Attributes:
+        orphans: Those that pass the filter.
+        after: The event after which the next page begins; None at the end.
+        looked_at: Of a page of expired ones, how many were looked at.
+        as_of: When the last full sweep ended, in ISO 8601: the states are as it left them, or newer. None without one,
+            and for expired ones.
     """
 
     orphans: list[Listed] = field(default_factory=list)
     after: str | None = None
     looked_at: int = 0
+    as_of: str | None = None
 
 
 class Chunk(NamedTuple):
-    """The next orphans, how many rows it took to find them, and the event of the last of those."""
+    """The next orphans of the ledger, how many rows it took to find them, and the event of the last of those."""
 
     listed: list[Listed]
     rows: int
@@ -135,12 +132,13 @@ def page(
     limit: int = 50,
     after: str | None = None,
     newest_first: bool = False,
-    quick: bool = False,
+    timeout_ms: int = STATEMENT_TIMEOUT_MS,
 ) -> Page:
     """Return the next *limit* orphans that pass, in order of arrival; those in their grace are among them.
 
-    A page that has judged `JUDGED_AT_MOST` open orphans, or read `READ_AT_MOST` rows of the ledger, ends there,
-    however few have passed; the next page continues there.
+    States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
+    judged now; a page that has read `READ_AT_MOST` rows of the ledger ends there, however few have passed, and the next
+    page continues there.
 
     Args:
         database: Where the ledger is.
@@ -148,23 +146,78 @@ def page(
         limit: At most this many.
         after: The id of the event after which to begin.
         newest_first: Whether the one that arrived last comes first; not for expired ones.
-        quick: Whether it ends earlier, as `QUICK` says.
+        timeout_ms: Milliseconds that one statement may take.
 
     Raises:
         LookupError: The ledger has no event *after*.
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     runtime.load_imports(to_read=True)
-    limits = QUICK if quick else Limits(JUDGED_AT_MOST, READ_AT_MOST, None)
-    with database.reading(limits.timeout_ms) as tx:
+    with database.reading(timeout_ms) as tx:
         survey = windows.survey(tx)
         if filters.state == EXPIRED:
-            return _filled(filters, limit, limits.read, _expired(tx, survey, filters, after, limit))
-        opened = _open(tx, survey, filters, after, limit, newest_first=newest_first, span=limits.span)
-        return _filled(filters, limit, limits.judged, opened)
+            return _filled(filters, limit, _expired(tx, survey, filters, after, limit))
+        return _open(tx, survey, filters, after, limit, newest_first=newest_first)
 
 
-def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> Page:
+def _open(
+    tx: Transaction, survey: Survey, filters: Filters, after: str | None, limit: int, *, newest_first: bool
+) -> Page:
+    place = LAST if newest_first else FIRST
+    if after:
+        place = _known(listing.place_of(tx, after), after)
+    within = _bounds(tx, survey, filters)
+    rows = listing.next_open(tx, filters.wanted(), within, place, limit, newest_first=newest_first)
+    there = [row for row in rows if row.type is not None]  # one whose event is gone has none
+    found = open_orphans.read(tx, [row.event_id for row in there if row.state == MATCHED])
+    linkable = {one.orphan.event_id: one.verdict.delivery_id for one in judge.judge(tx, found)}
+    return Page(
+        [_as_stored(row, linkable.get(row.event_id)) for row in there],
+        rows[-1].event_id if len(rows) == limit else None,
+        len(rows),
+        health.last_sweeps(tx).counted_at,
+    )
+
+
+def _bounds(tx: Transaction, survey: Survey, filters: Filters) -> Bounds:
+    waiting = None if filters.state is None else filters.state == WAITING
+    eligible = (survey.afters[0], survey.untils[-1])
+    return listing.bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
+
+
+def _as_stored(row: Row, delivery_id: str | None) -> Listed:
+    event_id, arrived_at, tenant_id, provider, type_, state, ids = row
+    return Listed(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids), delivery_id)
+
+
+def judged_now(database: Database, filters: Filters) -> Iterator[Listed]:
+    """Yield open orphans that pass, oldest first, judged as a sweep would now; those in their grace are among them.
+
+    Each has the verdict as its state, even in its grace. The transactions are short, however many orphans are open.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    runtime.load_imports(to_read=True)
+    ids, within, place = filters.ids(), None, FIRST
+    while True:
+        with database.reading() as tx:
+            within = within or _bounds(tx, windows.survey(tx), filters)
+            places = listing.next_to_judge(tx, filters.wanted(), within, place, CHUNK_AT_MOST)
+            listed = _judged(tx, [one.event_id for one in places])
+        yield from (one for one in listed if filters.accept(one, ids))
+        if len(places) < CHUNK_AT_MOST:
+            return
+        place = places[-1]
+
+
+def _judged(tx: Transaction, event_ids: list[str]) -> list[Listed]:
+    types = ledger.types_of(tx, event_ids)  # one whose event is gone has none
+    found = open_orphans.read(tx, [one for one in event_ids if one in types])
+    return [_listed(one, types, one.verdict.state) for one in judge.judge(tx, found)]
+
+
+def _filled(filters: Filters, limit: int, read: Iterator[Chunk]) -> Page:
     found, ids = Page(), filters.ids()
     for chunk in read:
         found.looked_at += chunk.rows
@@ -174,51 +227,10 @@ def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -
             if len(found.orphans) == limit:
                 found.after = one.event_id
                 return found
-        if found.looked_at >= at_most:
+        if found.looked_at >= READ_AT_MOST:
             found.after = chunk.last
             return found
     return found
-
-
-def _open(
-    tx: Transaction,
-    survey: Survey,
-    filters: Filters,
-    after: str | None,
-    size: int,
-    *,
-    newest_first: bool,
-    span: int | None,
-) -> Iterator[Chunk]:
-    """Yield open orphans in order of arrival, judged as a sweep does; the filter is narrowed down, not applied.
-
-    With *span*, the last chunk may have no orphan: so many rows of the table were passed over, and there are more.
-    """
-    wanted = Wanted(
-        filters.tenant_id,
-        providers.canonical(filters.provider) if filters.provider else None,
-        filters.type,
-        filters.ids(),
-        filters.state in NAMING,
-        filters.state == UNMATCHABLE,
-    )
-    waiting = None if filters.state is None else filters.state == WAITING
-    eligible = (survey.afters[0], survey.untils[-1])
-    within = listing.bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
-    place = LAST if newest_first else FIRST
-    if after:
-        place = _known(listing.place_of(tx, after), after)
-    for number in _sizes(size):
-        began = place
-        entries = listing.next_open(tx, wanted, within, began, number, newest_first=newest_first, span=span)
-        if entries:
-            place = entries[-1].place
-            yield Chunk(_judged(tx, entries), len(entries), place.event_id)
-        if len(entries) < number:
-            end = listing.ahead(tx, within, began, span, newest_first=newest_first) if span else None
-            if end:
-                yield Chunk([], (span or 0) - len(entries), end.event_id)
-            return
 
 
 def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
@@ -239,35 +251,28 @@ def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | Non
             left = [one for one in entries if not one.settled]
             types = ledger.types_of(tx, [one.orphan.event_id for one in left])
             found = judge.judge(tx, [one.orphan for one in left])
-            listed = [_listed(each, types, EXPIRED, one.at) for each, one in zip(found, left, strict=True)]
-            yield Chunk(listed, len(entries), place.event_id)
+            yield Chunk([_listed(one, types, EXPIRED) for one in found], len(entries), place.event_id)
         if len(entries) < number:
             return
 
 
-def _judged(tx: Transaction, entries: list[Entry]) -> list[Listed]:
-    known = {one.event_id: one for one in entries}
-    types = ledger.types_of(tx, known)  # one whose event is gone has none
-    return [
-        _listed(one, types, WAITING if entry.waiting else one.verdict.state, entry.at)
-        for one in judge.judge(tx, open_orphans.read(tx, [one for one in known if one in types]))
-        for entry in [known[one.orphan.event_id]]
-    ]
-
-
-def _listed(one: Judged, types: dict[str, str], state: states.OpenState, at: str) -> Listed:
+def _listed(one: Judged, types: dict[str, str], state: states.OpenState) -> Listed:
     orphan, its = one.orphan, one.keys
-    arrived_at = at if at.endswith("infinity") else f"{at}Z"
     return Listed(
         orphan.event_id,
         orphan.tenant_id,
         its.provider,
         types.get(orphan.event_id),
         state,
-        arrived_at,
+        _utc(orphan.arrived_at),
         its.candidate_ids,
         one.verdict.delivery_id,
     )
+
+
+def _utc(arrived_at: str) -> str:
+    """Return a time that Postgres wrote in ISO 8601."""
+    return arrived_at if arrived_at.endswith("infinity") else f"{arrived_at.replace(' ', 'T', 1)}Z"
 
 
 def _sizes(size: int) -> Iterator[int]:

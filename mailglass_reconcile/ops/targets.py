@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import explanation
-from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, Listed, page
+from mailglass_reconcile.ops import explanation, orphans
+from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, Listed
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
 from mailglass_reconcile.store import ledger, open_orphans
@@ -57,14 +58,20 @@ def find(database: Database, target: Target, limit: int) -> list[Listed]:
     filters = target.filters
     if target.delivery_id is not None:
         filters = _of_delivery(database, target.delivery_id, filters)
-    found: list[Listed] = []
-    for state in (None, EXPIRED) if target.include_expired else (None,):
-        after: str | None = ""
-        while after is not None and len(found) < limit:
-            read = page(database, replace(filters, state=state), limit=MOST, after=after or None)
-            found += [one for one in read.orphans if one.delivery_id in _wanted(target, one)]
-            after = read.after
-    return found[:limit]
+    listed = orphans.judged_now(database, filters)
+    if target.include_expired:
+        listed = chain(listed, _expired(database, filters))
+    return list(islice((one for one in listed if one.delivery_id in _wanted(target, one)), limit))
+
+
+def _expired(database: Database, filters: Filters) -> Iterator[Listed]:
+    after = None
+    while True:
+        read = orphans.page(database, replace(filters, state=EXPIRED), limit=MOST, after=after)
+        yield from read.orphans
+        after = read.after
+        if after is None:
+            return
 
 
 def _wanted(target: Target, one: Listed) -> tuple[str, ...]:

@@ -91,6 +91,10 @@ SELECT current_setting('work_mem') AS memory, current_setting('parallel_tuple_co
        set_config('parallel_tuple_cost', :per_row, true), set_config('enable_parallel_hash', 'off', true)
 """
 
+_ALLOW_SCANS = """
+SELECT set_config('enable_seqscan', :allowed, true), set_config('enable_sort', :allowed, true)
+"""
+
 PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 """A parameter in a statement."""
 
@@ -386,6 +390,17 @@ def by_scans(tx: Transaction) -> Iterator[None]:
     before = tx.execute(_CHOOSE_PATH, scans).one()
     yield
     tx.execute(_CHOOSE_PATH, {"scans": "off", "probes": "on", "memory": before.memory, "per_row": before.per_row})
+
+
+@contextmanager
+def by_statistics(tx: Transaction) -> Iterator[None]:
+    """Let the planner choose for the statements of the block: along an index, or by reading a table and sorting it.
+
+    For statements that cost little either way, so that statistics may be stale.
+    """
+    tx.execute(_ALLOW_SCANS, {"allowed": "on"})
+    yield
+    tx.execute(_ALLOW_SCANS, {"allowed": "off"})
 
 
 def with_retries(action: Callable[[], T]) -> T:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import NIL, Transaction, array_literal
+from mailglass_reconcile.store.database import NIL, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.open_orphans import Open, Place
 
 _BOUNDS = """
@@ -18,71 +18,74 @@ SELECT greatest(CASE WHEN :waiting THEN CAST(:eligible_until AS timestamp) ELSE 
              now()::timestamp - make_interval(secs => CAST(:older AS float8)))::text
 """
 
-# One that was linked since is where it was, if its session wrote UTC.
+# One that was linked since is where it was, if its session wrote UTC; one whose event is gone is where it is.
 _PLACE = """
-SELECT coalesce(o.arrived_at, e.inserted_at)::text, e.id::text
-  FROM {schema}.mailglass_events AS e
-  LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = e.id
- WHERE e.id = CAST(:event_id AS uuid)
+SELECT coalesce(o.arrived_at, e.inserted_at)::text, k.id::text
+  FROM (SELECT CAST(:event_id AS uuid) AS id) AS k
+  LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.id
+  LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.id
+ WHERE coalesce(o.arrived_at, e.inserted_at) IS NOT NULL
 """
 
-# Keys that this process's rules may compute otherwise are left to Python, which judges them as a sweep does.
-# Scalar subqueries, because the planner turns an EXISTS into one pass over a whole table.
-# What passes a page's filter, in either order; keys that are not current are left to the judge.
-_PASSES = """
- WHERE (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-   AND (CAST(:type AS text) IS NULL
-        OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
-   AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
-        OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
-        OR (CAST(:provider AS text) IS NULL OR provider = :provider)
-           AND (NOT :without_ids OR ids = 0)
+# The inner query chooses the page by what is stored, and only for that are types and ids looked up.
+_OLDEST_FIRST = """
+SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
+       (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
+       CASE WHEN p.arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
+            ELSE coalesce(p.state, 'unseen') END AS state,
+       ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+              WHERE i.event_id = p.event_id ORDER BY i.position) AS ids
+  FROM (SELECT * FROM {schema}.mailglass_open_orphans AS c
+         WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+           AND (CAST(:provider AS text) IS NULL OR provider = :provider)
+           AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
            AND (CAST(:ids AS text[]) IS NULL
                 OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                  WHERE candidate_id = ANY (CAST(:ids AS text[]))))
-           AND (NOT :naming
-                OR (SELECT true
-                      FROM {schema}.mailglass_open_orphan_ids AS k
-                      JOIN {schema}.mailglass_deliveries AS d
-                        ON hashtextextended(d.provider_message_id, 0) = hashtextextended(k.candidate_id, 0)
-                     WHERE k.event_id = c.event_id LIMIT 1)))
+           AND (CAST(:type AS text) IS NULL
+                OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
+         ORDER BY arrived_at, event_id LIMIT :size) AS p
+ ORDER BY p.arrived_at, p.event_id
 """
-
-_OLDEST_FIRST = """
-SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS at,
-       c.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans
-         WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-           AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-         ORDER BY arrived_at, event_id LIMIT CAST(:span AS bigint)) AS c
-{passes}
- ORDER BY c.arrived_at, c.event_id LIMIT :size
-""".replace("{passes}", _PASSES)
 
 _NEWEST_FIRST = """
-SELECT c.event_id::text, c.arrived_at::text, to_json(c.arrived_at) #>> '{}' AS at,
-       c.arrived_at > CAST(:eligible_until AS timestamp) AS waiting
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans
+SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
+       (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
+       CASE WHEN p.arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
+            ELSE coalesce(p.state, 'unseen') END AS state,
+       ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
+              WHERE i.event_id = p.event_id ORDER BY i.position) AS ids
+  FROM (SELECT * FROM {schema}.mailglass_open_orphans AS c
          WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
            AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
-         ORDER BY arrived_at DESC, event_id DESC LIMIT CAST(:span AS bigint)) AS c
-{passes}
- ORDER BY c.arrived_at DESC, c.event_id DESC LIMIT :size
-""".replace("{passes}", _PASSES)
-
-# The order is by the columns, not by their texts.
-_AHEAD_OF_OLDEST = """
-SELECT o.arrived_at::text, o.event_id::text FROM {schema}.mailglass_open_orphans AS o
- WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
-   AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
- ORDER BY o.arrived_at, o.event_id OFFSET :span - 1 LIMIT 1
+           AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+           AND (CAST(:provider AS text) IS NULL OR provider = :provider)
+           AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
+           AND (CAST(:ids AS text[]) IS NULL
+                OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                                 WHERE candidate_id = ANY (CAST(:ids AS text[]))))
+           AND (CAST(:type AS text) IS NULL
+                OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
+         ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
+ ORDER BY p.arrived_at DESC, p.event_id DESC
 """
 
-_AHEAD_OF_NEWEST = """
-SELECT o.arrived_at::text, o.event_id::text FROM {schema}.mailglass_open_orphans AS o
- WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
+# What the judge may let pass: by its keys as they are stored, or because they are not current, and are computed then.
+_TO_JUDGE = """
+SELECT c.arrived_at::text, c.event_id::text
+  FROM {schema}.mailglass_open_orphans AS c
+ WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
    AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
- ORDER BY o.arrived_at DESC, o.event_id DESC OFFSET :span - 1 LIMIT 1
+   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+   AND (rule IS NULL OR rule <> ALL (CAST(:current AS text[]))
+        OR rule = :any_rule AND provider = ANY (CAST(:known AS text[]))
+        OR (CAST(:provider AS text) IS NULL OR provider = :provider)
+           AND (CAST(:ids AS text[]) IS NULL
+                OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                                 WHERE candidate_id = ANY (CAST(:ids AS text[])))))
+ ORDER BY c.arrived_at, c.event_id LIMIT :size
 """
 
 _LEDGER_PLACE = """
@@ -102,7 +105,7 @@ WITH RECURSIVE tenants AS (
            WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
     FROM tenants AS t WHERE t.tenant_id IS NOT NULL AND CAST(:tenant_id AS text) IS NULL
 )
-SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at, to_json(e.inserted_at) #>> '{}' AS at,
+SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
        EXISTS (SELECT FROM {schema}.mailglass_events AS r
                 WHERE {links}) AS settled
   FROM tenants AS t
@@ -131,16 +134,18 @@ class Wanted(NamedTuple):
         provider: The provider, in its canonical spelling.
         type: The event's type.
         ids: Candidate ids, of which an orphan must have one.
-        naming: Whether one of its ids must name a delivery.
-        without_ids: Whether it must have no usable id.
+        state: The state that is stored, or `unseen` for none.
     """
 
-    tenant_id: str | None
-    provider: str | None
-    type: str | None
-    ids: Collection[str] | None
-    naming: bool
-    without_ids: bool
+    tenant_id: str | None = None
+    provider: str | None = None
+    type: str | None = None
+    ids: Collection[str] | None = None
+    state: str | None = None
+
+    def parameters(self) -> dict[str, object]:
+        """Return the parameters of the statements that list."""
+        return self._asdict() | {"ids": None if self.ids is None else array_literal(self.ids)}
 
 
 class Bounds(NamedTuple):
@@ -150,19 +155,31 @@ class Bounds(NamedTuple):
     until_time: str
     eligible_until: str
 
+    def parameters(self, after: Place) -> dict[str, object]:
+        """Return the parameters of the statements that list what comes after a place."""
+        return self._asdict() | {"place_time": after.arrived_at, "place_event": after.event_id}
 
-class Entry(NamedTuple):
-    """An orphan's place in a list: its event, its arrival, the same in ISO 8601, and whether it is in its grace."""
+
+class Row(NamedTuple):
+    """An open orphan of a list, as it is stored.
+
+    Attributes:
+        event_id: Its event.
+        arrived_at: Its arrival, as Postgres writes it.
+        tenant_id: Its tenant.
+        provider: Its provider; None until its keys are stored, or without a usable one.
+        type: Its event's type; None if the event is gone.
+        state: `waiting` in its grace, else what is stored, or `unseen`.
+        candidate_ids: The ids that are stored, in order.
+    """
 
     event_id: str
     arrived_at: str
-    at: str
-    waiting: bool
-
-    @property
-    def place(self) -> Place:
-        """Where it is in the order of arrival."""
-        return Place(self.arrived_at, self.event_id)
+    tenant_id: str
+    provider: str | None
+    type: str | None
+    state: states.OpenState
+    candidate_ids: list[str]
 
 
 class LedgerPlace(NamedTuple):
@@ -177,10 +194,9 @@ FIRST_OF_LEDGER = LedgerPlace("", "-infinity", NIL)
 
 
 class ExpiredEntry(NamedTuple):
-    """An old orphan of the ledger, its arrival in ISO 8601, and whether something has reconciled it."""
+    """An old orphan of the ledger, and whether something has reconciled it."""
 
     orphan: Open
-    at: str
     settled: bool
 
     @property
@@ -225,49 +241,31 @@ def place_of(tx: Transaction, event_id: str) -> Place | None:
 
 
 def next_open(
-    tx: Transaction,
-    wanted: Wanted,
-    within: Bounds,
-    after: Place,
-    size: int,
-    *,
-    newest_first: bool,
-    span: int | None = None,
-) -> list[Entry]:
-    """Return the next *size* open orphans after a place, in order; if *span* is given, of the next *span* rows only."""
+    tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int, *, newest_first: bool = False
+) -> list[Row]:
+    """Return the next *size* open orphans after a place, in order, those whose event is gone among them."""
+    statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
+    parameters = {**wanted.parameters(), **within.parameters(after), "size": size}
+    if wanted.state is None and wanted.ids is None:
+        return list(map(Row._make, tx.execute(statement, parameters)))
+    with by_statistics(tx):  # hardly any may pass, and no index has the state
+        return list(map(Row._make, tx.execute(statement, parameters)))
+
+
+def next_to_judge(tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int) -> list[Place]:
+    """Return the next *size* open orphans after a place that may be of a tenant, a provider, and some ids.
+
+    Among them are all whose keys are not current: those have to be computed before it is known.
+    """
     parameters = {
-        **_from(within, after),
+        **wanted.parameters(),
+        **within.parameters(after),
         "current": array_literal(rule.mark for rule in providers.rules().values()),
         "any_rule": providers.rule_of(providers.ANY_PROVIDER).mark,
         "known": array_literal(providers.known()),
-        "eligible_until": within.eligible_until,
-        "span": span,
         "size": size,
-        "tenant_id": wanted.tenant_id,
-        "provider": wanted.provider,
-        "type": wanted.type,
-        "ids": None if wanted.ids is None else array_literal(wanted.ids),
-        "naming": wanted.naming,
-        "without_ids": wanted.without_ids,
     }
-    rows = tx.execute(_NEWEST_FIRST if newest_first else _OLDEST_FIRST, parameters)
-    return [Entry(*row) for row in rows.all()]
-
-
-def ahead(tx: Transaction, within: Bounds, after: Place, span: int, *, newest_first: bool) -> Place | None:
-    """Return the place *span* rows of the table after another one, or None if there are fewer."""
-    statement = _AHEAD_OF_NEWEST if newest_first else _AHEAD_OF_OLDEST
-    row = tx.execute(statement, {**_from(within, after), "span": span}).one_or_none()
-    return Place(*row) if row else None
-
-
-def _from(within: Bounds, after: Place) -> dict[str, Any]:
-    return {
-        "from_time": within.from_time,
-        "until_time": within.until_time,
-        "place_time": after.arrived_at,
-        "place_event": after.event_id,
-    }
+    return list(map(Place._make, tx.execute(_TO_JUDGE, parameters)))
 
 
 def ledger_place_of(tx: Transaction, event_id: str) -> LedgerPlace | None:
@@ -298,6 +296,6 @@ def next_expired(
         "newer": newer,
     }
     return [
-        ExpiredEntry(Open(event_id, tenant, arrived_at, 0, NO_KEYS), at, settled)
-        for event_id, tenant, arrived_at, at, settled in tx.execute(_EXPIRED, parameters).all()
+        ExpiredEntry(Open(event_id, tenant, arrived_at, 0, NO_KEYS), settled)
+        for event_id, tenant, arrived_at, settled in tx.execute(_EXPIRED, parameters).all()
     ]

@@ -30,6 +30,7 @@ from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TY
 Handler = Callable[..., Awaitable[Response]]
 
 PAGE_SIZE = 50
+LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
 PROBE_SECONDS = 1.0
 """Several Prometheus servers cost what one does."""
@@ -102,10 +103,14 @@ class Pages:
 
     def _list(self, wanted: Listing) -> Page:
         after = None if wanted.after is None else str(wanted.after)
-        newest_first = wanted.newest_first
         try:
             return orphans.page(
-                self._database, wanted.filters, limit=PAGE_SIZE, after=after, newest_first=newest_first, quick=True
+                self._database,
+                wanted.filters,
+                limit=PAGE_SIZE,
+                after=after,
+                newest_first=wanted.newest_first,
+                timeout_ms=LIST_TIMEOUT_MS,
             )
         except LookupError:
             raise InvalidParameterError("after: there is no such event") from None

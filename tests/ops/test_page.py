@@ -1,4 +1,4 @@
-"""Pages of orphans: each with the sweep's own state, in order, and none twice or left out."""
+"""Pages of orphans: each with the state that was stored with it, in order, and none twice or left out."""
 
 import json
 import uuid
@@ -9,8 +9,10 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
+from mailglass_reconcile.ops import targets
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
+from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.rules.states import OPEN_STATES
 
 
@@ -57,27 +59,59 @@ def listed(db, **options):
             return found
 
 
-@pytest.mark.parametrize("swept", [False, True])
-def test_each_orphan_has_the_state_that_the_sweep_gives_it(db, zoo, swept):
-    """Before its keys are stored and after; a sweep's counts are the same."""
-    if swept:
-        mailglass_reconcile.reconcile()
-        zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
+def test_each_orphan_has_the_state_in_which_a_sweep_left_it(db, zoo):
+    """Before any, those past their grace are unseen; what was linkable and left is matched, with its delivery."""
+    unseen = {id_: "waiting" if state == "waiting" else "unseen" for id_, state in zoo.items()}
+    assert {one.event_id: one.state for one in listed(db)} == unseen
+    assert {(one.provider, one.candidate_ids, one.delivery_id) for one in listed(db)} == {(None, (), None)}
+    counts = mailglass_reconcile.reconcile(limit=1).as_dict()
+    matched = factories.orphan(db, factories.postmark("one"), age_seconds=200)
+    assert mailglass_reconcile.reconcile(limit=1).linked == 1
+    zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
     assert {one.event_id: one.state for one in listed(db)} == zoo
-    counts = mailglass_reconcile.reconcile().as_dict()
-    expected = Counter(state for state in zoo.values() if state not in ("waiting", "matched"))
+    expected = Counter(state for state in zoo.values() if state != "waiting")
     assert {state: counts[state] for state in expected} == expected
+    assert matched not in zoo
+
+
+def test_what_was_linkable_and_left_has_its_delivery(db):
+    """As it would be linked now; the others have none."""
+    delivery = factories.delivery(db, "one")
+    for age in (300, 200):
+        factories.orphan(db, factories.postmark("one"), age_seconds=age)
+    factories.orphan(db, factories.postmark("nobody's"), age_seconds=100)
+    assert mailglass_reconcile.reconcile(limit=1).skipped_limit == 1
+    found = [(one.state, one.delivery_id) for one in listed(db)]
+    assert found == [("matched", delivery), ("unmatched", None)]
+
+
+def test_a_page_has_the_time_of_the_last_full_sweep(db):
+    """That of one tenant is no full sweep of all; without any there is none, and expired ones are judged now."""
+    factories.orphan(db, factories.postmark("one"), age_seconds=300)
+    mailglass_reconcile.reconcile("acme")
+    assert page(db.database, Filters()).as_of is None
+    mailglass_reconcile.reconcile()
+    ended = db.value("SELECT to_json(max(finished_at)) #>> '{}' || 'Z' FROM mailglass_reconcile_runs")
+    assert page(db.database, Filters()).as_of == ended
+    assert page(db.database, Filters(state="expired")).as_of is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("swept", [False, True])
 @pytest.mark.parametrize("state", [state for state in OPEN_STATES if state != "expired"])
 def test_a_state_lists_its_own_orphans_and_no_other(db, zoo, swept, state):
-    """Whether its keys are stored or not."""
+    """As a sweep left them, or unseen without one."""
     if swept:
         mailglass_reconcile.reconcile()
-        zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
+        zoo = {id_: its for id_, its in zoo.items() if its != "matched"}
+        new = factories.orphan(db, factories.postmark("one"), age_seconds=100)
+        zoo[new] = "unseen"
+    else:
+        zoo = {id_: "waiting" if its == "waiting" else "unseen" for id_, its in zoo.items()}
     assert {one.event_id for one in listed(db, state=state)} == {id_ for id_, its in zoo.items() if its == state}
+    assert {one.event_id for one in listed(db, state=state, newest_first=True, limit=1)} == {
+        id_ for id_, its in zoo.items() if its == state
+    }
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
@@ -102,41 +136,62 @@ def test_orphans_of_one_moment_are_on_one_page_each(db):
 
 
 def test_filters_are_by_tenant_provider_type_age_and_message_id(db):
-    """A provider and a message id in any spelling; keys that are not stored yet are computed."""
+    """A provider and a message id in any spelling, once a sweep has stored them."""
     mine = factories.orphan(db, factories.postmark("ABCDEF00-0000-4000-8000-000000000001"), age_seconds=7_200)
     hers = factories.orphan(
         db, {"provider": "Amazon SES", "mail": {"messageId": "m-1"}}, tenant_id="b", type="bounced", age_seconds=300
     )
-    for swept in (False, True):
-        if swept:
-            mailglass_reconcile.reconcile()
-        for filters, expected in [
-            ({"tenant_id": "b"}, [hers]),
-            ({"tenant_id": "c"}, []),
-            ({"provider": "ses"}, [hers]),
-            ({"provider": " Postmark"}, [mine]),
-            ({"type": "bounced"}, [hers]),
-            ({"older": 3_600.0}, [mine]),
-            ({"newer": 3_600.0}, [hers]),
-            ({"older": 100.0, "newer": 9_000.0}, [mine, hers]),
-            ({"older": 9_000.0}, []),
-            ({"message_id": "<abcdef00-0000-4000-8000-000000000001>"}, [mine]),
-            ({"message_id": "m-1@eu-west-1.amazonses.com"}, [hers]),
-            ({"message_id": "m-2"}, []),
-            ({"message_id": "m-1", "tenant_id": "acme"}, []),
-            ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "older": 60.0}, [hers]),
-        ]:
-            assert [one.event_id for one in listed(db, **filters)] == expected, (swept, filters)
-
-
-def test_keys_of_another_version_are_computed_again(db, zoo):
-    """As the next sweep will: what is listed is not what an outdated rule had stored."""
+    always = [
+        ({"tenant_id": "b"}, [hers]),
+        ({"tenant_id": "c"}, []),
+        ({"type": "bounced"}, [hers]),
+        ({"older": 3_600.0}, [mine]),
+        ({"newer": 3_600.0}, [hers]),
+        ({"older": 100.0, "newer": 9_000.0}, [mine, hers]),
+        ({"older": 9_000.0}, []),
+    ]
+    stored = [
+        ({"provider": "ses"}, [hers]),
+        ({"provider": " Postmark"}, [mine]),
+        ({"message_id": "<abcdef00-0000-4000-8000-000000000001>"}, [mine]),
+        ({"message_id": "m-1@eu-west-1.amazonses.com"}, [hers]),
+        ({"message_id": "m-2"}, []),
+        ({"message_id": "m-1", "tenant_id": "acme"}, []),
+        ({"state": "unmatched", "provider": "amazon_ses", "type": "bounced", "older": 60.0}, [hers]),
+    ]
+    for filters, expected in [*always, *((filters, []) for filters, _ in stored)]:
+        assert [one.event_id for one in listed(db, **filters)] == expected, filters
     mailglass_reconcile.reconcile()
-    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.9' WHERE provider = 'postmark'")
-    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'wrong' WHERE candidate_id = 'nobody''s'")
-    found = [one for one in listed(db, message_id="nobody's") if one.provider == "postmark"]
-    assert [one.candidate_ids for one in found] == 2 * [("nobody's",)]
-    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'nobody''s' WHERE candidate_id = 'wrong'")
+    for filters, expected in [*always, *stored]:
+        for newest_first in (False, True):
+            found = [one.event_id for one in listed(db, newest_first=newest_first, **filters)]
+            assert found == expected[:: -1 if newest_first else 1], filters
+
+
+def test_what_is_pointed_at_is_judged_now(db, zoo):
+    """By a provider or a message id, whether a sweep, or one with an outdated rule, has stored something or nothing."""
+    delivery = factories.delivery(db, "new")
+    new = factories.orphan(db, factories.postmark("new"), age_seconds=10)
+
+    def found(**filters):
+        return {one.event_id for one in targets.find(db.database, Target(Filters(**filters)), 10)}
+
+    matched = {id_ for id_, state in zoo.items() if state in ("matched", "waiting")}
+    assert found(provider="Postmark") == matched | {new}
+    assert (found(provider="sendgrid"), found(message_id="new"), found(older=3_600.0)) == (set(), {new}, set())
+    mailglass_reconcile.reconcile(limit=1)
+    mailglass_reconcile.reconcile_recent(60)
+    new = factories.orphan(db, factories.postmark("new"), age_seconds=100)
+    mailglass_reconcile.reconcile(limit=1)
+    assert found(message_id="new") == set()
+    late = factories.orphan(db, factories.postmark("late"), age_seconds=100)
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_open_orphans SET rule = 'postmark/0.9' WHERE event_id = CAST(:id AS uuid)", id=late)
+    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'wrong' WHERE candidate_id = 'late'")
+    assert factories.delivery(db, "late") != delivery
+    assert found(message_id="late") == found(provider="postmark", tenant_id="acme", newer=150.0) - matched == {late}
+    assert [one.event_id for one in listed(db, message_id="late")] == []
+    db.run("UPDATE mailglass_open_orphan_ids SET candidate_id = 'late' WHERE candidate_id = 'wrong'")
 
 
 def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
@@ -183,33 +238,8 @@ def test_expired_ones_come_from_the_ledger_and_without_those_that_were_linked(db
         assert listed(db, state="expired", newer=float(WEEK)) == []
 
 
-@pytest.mark.parametrize("newest_first", [False, True])
-def test_quick_pages_end_early_and_leave_nothing_out(db, zoo, monkeypatch, newest_first):
-    """Whether a filter passes all or hardly any; they end after so many rows, found or not."""
-    monkeypatch.setattr(pages, "QUICK", pages.Limits(judged=3, read=3, span=4))
-    for swept in (False, True):
-        if swept:
-            mailglass_reconcile.reconcile()
-            zoo = {id_: state for id_, state in zoo.items() if state != "matched"}
-        for state in ("ambiguous", "unmatchable", "tenant_mismatch", None):
-            found, after, count = [], None, 0
-            while count == 0 or after:
-                one = page(
-                    db.database, Filters(state=state), after=after, limit=2, newest_first=newest_first, quick=True
-                )
-                assert one.looked_at <= 3 + 4
-                found, after, count = found + [each.event_id for each in one.orphans], one.after, count + 1
-            assert sorted(found) == sorted(id_ for id_, its in zoo.items() if state in (None, its))
-            assert count >= 2
-
-
-def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
+def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatch):
     """A filter that nothing passes ends it, with the place to go on from; the pages together miss nothing."""
-    monkeypatch.setattr(pages, "JUDGED_AT_MOST", 4)
-    one = page(db.database, Filters(provider="sendgrid"), limit=2, newest_first=True)
-    assert (one.orphans, one.looked_at) == ([], 6)
-    assert one.after is not None
-    assert len(listed(db, provider="sendgrid", limit=2, newest_first=True)) == 1
     monkeypatch.setattr(pages, "READ_AT_MOST", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
     one = page(db.database, Filters(state="expired", message_id="4"), limit=1)
@@ -217,12 +247,15 @@ def test_a_page_looks_at_a_bounded_number_of_orphans(db, zoo, monkeypatch):
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
-def test_a_message_is_found_on_whichever_page_its_event_is(db, zoo, monkeypatch):
-    """A page that ends early is not the end, also before a sweep has stored any keys."""
-    monkeypatch.setattr(pages, "JUDGED_AT_MOST", 1)
-    event = factories.orphan(db, factories.postmark("mine"), age_seconds=10)
-    for _ in range(25):
-        factories.orphan(db, factories.postmark("not mine"), age_seconds=20)
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swept):
+    """Also before a sweep has stored any keys."""
+    monkeypatch.setattr(pages, "CHUNK_AT_MOST", 2)
+    for _ in range(5):
+        factories.orphan(db, factories.postmark("not mine"), age_seconds=200)
+    event = factories.orphan(db, factories.postmark("mine"), age_seconds=100)
+    if swept:
+        mailglass_reconcile.reconcile()
     assert events_of(db.database, [], "mine") == [uuid.UUID(event)]
 
 
@@ -232,5 +265,6 @@ def test_hostile_values_are_listed_like_any_other(db):
     db.run("UPDATE mailglass_open_orphans SET arrived_at = 'infinity'")
     one = listed(db)[0]
     assert (one.event_id, one.state, one.arrived_at) == (orphan, "waiting", "infinity")
-    assert json.loads(json.dumps(one.as_dict()))["candidate_ids"] == ["\u202e\U0001f4a9"]
-    db.run("UPDATE mailglass_open_orphans SET arrived_at = now()::timestamp")
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = now()::timestamp - interval '2 minutes'")
+    mailglass_reconcile.reconcile()
+    assert json.loads(json.dumps(listed(db)[0].as_dict()))["candidate_ids"] == ["\u202e\U0001f4a9"]
