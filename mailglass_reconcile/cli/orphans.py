@@ -36,9 +36,9 @@ Examples:
 @click.option("--newest-first", is_flag=True, help="Instead of the oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
 def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: bool, **filters: Any) -> None:
-    """List open orphans, with the state that the next sweep would give each.
+    """List open orphans, with the state in which the last sweep that looked at it left each.
 
-    If there are more, standard error says how to get the next page.
+    Standard error says when the last full sweep ended and, if there are more, how to get the next page.
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
@@ -58,8 +58,16 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
             print_json(one.as_dict()) if as_json else click.echo(_lines(one))
         if not (found.orphans or as_json):
             click.echo(f"none among the {found.looked_at:,} looked at" if found.after else "none")
+    if found.orphans and wanted.state != EXPIRED and not as_json:
+        click.echo(_as_of(found.as_of), err=True)
     if found.after:
         click.echo(f"there may be more: --after {found.after}", err=True)
+
+
+def _as_of(ended: str | None) -> str:
+    if ended is None:
+        return "no full sweep has ended yet"
+    return f"states as of {moment(ended)}, when the last full sweep ended"
 
 
 def _lines(one: Listed) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 import commands
 import factories
+import mailglass_reconcile
 from mailglass_reconcile.cli.texts import Duration
 from mailglass_reconcile.rules.humanize import age
 
@@ -15,6 +16,8 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
     """Each line conforms to the schema; the place of the next page is the last event's id."""
     factories.delivery(db, "one")
     ids = [factories.orphan(db, factories.postmark(m), age_seconds=900 - n) for n, m in enumerate(("one", "two", "x"))]
+    factories.orphan(db, factories.postmark("one"), age_seconds=100)
+    assert mailglass_reconcile.reconcile(limit=1).skipped_limit == 1  # the newest is linked first
     first = commands.run(db, "orphans", "--json", "--limit", "2")
     lines = commands.conforming("orphans", first.stdout)
     assert [(line["event_id"], line["state"]) for line in lines] == [(ids[0], "matched"), (ids[1], "unmatched")]
@@ -27,12 +30,29 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
 def test_a_person_reads_ages_zones_and_nothing_that_steers_the_terminal(db):
     """In a pipe, where nothing is wrapped."""
     factories.orphan(db, factories.postmark("x\u202e"), tenant_id="a\u001b[2Jcme", age_seconds=6 * 86_400 + 50)
+    mailglass_reconcile.reconcile()
     said = commands.inside("orphans").stdout
     assert "unmatched" in said
     assert re.search(r"arrived 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(6 days ago\)", said)
     assert "a\\x1b[2Jcme" in said
     assert "x\\u202e" in said
     assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_a_person_reads_since_when_the_states_are_known(db):
+    """On standard error, before and after the first full sweep; not of expired ones, which are judged now."""
+    factories.orphan(db, factories.postmark("x"), age_seconds=300)
+    factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
+    unseen = commands.inside("orphans")
+    assert ("  unseen\n" in unseen.stdout, unseen.stderr) == (True, "no full sweep has ended yet\n")
+    mailglass_reconcile.reconcile()
+    swept = commands.inside("orphans")
+    assert "  unmatched\n" in swept.stdout
+    assert re.fullmatch(
+        r"states as of 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(\d seconds? ago\), when the last full sweep ended\n",
+        swept.stderr,
+    )
+    assert [commands.inside("orphans", option).stderr for option in ("--json", "--expired")] == ["", ""]
 
 
 def test_expired_ones_are_said_to_be_unlikely_to_reconcile(db):
@@ -76,6 +96,7 @@ def test_spans_of_time_are_read_and_written_as_people_say_them():
 def test_a_mistyped_type_or_provider_gets_a_hint(db):
     """On standard error; the list is as asked for all the same."""
     factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
+    mailglass_reconcile.reconcile()
     for option, name, hint in (
         ("--type", "bounce", "no event has the type bounce; did you mean bounced?"),
         ("--provider", "sendgird", "no rule knows sendgird; did you mean sendgrid?"),
@@ -83,4 +104,4 @@ def test_a_mistyped_type_or_provider_gets_a_hint(db):
         ("--provider", "something-else", ""),
     ):
         done = commands.inside("orphans", option, name)
-        assert (done.exit_code, done.stderr.strip()) == (0, hint)
+        assert (done.exit_code, done.stderr.partition("states as of")[0].strip()) == (0, hint)

@@ -139,6 +139,12 @@ def test_lists_show_the_newest_and_find_what_is_named_exactly(db, site, rows):
     assert found(site, "openorphan/?q=m-2") == set()
 
 
+def test_an_open_orphan_has_the_state_in_which_a_sweep_left_it(site, rows):
+    """In the list and on its own page."""
+    for page in ("openorphan/", f"openorphan/{rows['orphan']}/change/"):
+        assert "unmatched" in text_of(site.get(f"{PLACE}/{page}"))
+
+
 def test_a_time_that_python_cannot_hold_is_shown_as_postgres_writes_it(site, rows):
     """Mailglass's ledger may hold one."""
     assert "infinity" in text_of(site.get(f"{PLACE}/event/"))

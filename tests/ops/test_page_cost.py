@@ -6,7 +6,6 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
-from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
@@ -94,18 +93,3 @@ def test_expired_ones_cost_what_a_page_may_read_at_most(db):
     touched, statements = cost(db, lambda: page(db.database, Filters(state="expired"), limit=50))
     assert statements <= 12
     assert touched <= 3_000 * 12
-
-
-@pytest.mark.parametrize("newest_first", [False, True])
-def test_a_quick_page_that_nothing_passes_reads_no_further(db, monkeypatch, newest_first):
-    """Neither the rows that it passes over, nor the place where it ends, cost more beside many."""
-    monkeypatch.setattr(pages, "QUICK", pages.Limits(100, 100, 100))
-    for table in ("mailglass_events", "mailglass_open_orphans", "mailglass_open_orphan_ids"):
-        db.run(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
-    touched = []
-    for kind, orphans in (("few", 200), ("many", 4_000)):
-        db.run(OPEN, kind=kind, orphans=orphans)
-        db.run("ANALYZE")
-        nobodys = Filters(tenant_id="nobody")
-        touched.append(cost(db, lambda f=nobodys: page(db.database, f, newest_first=newest_first, quick=True))[0])
-    assert touched[1] <= touched[0] + 150, touched

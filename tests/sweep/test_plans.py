@@ -337,18 +337,53 @@ def test_orphans_in_their_grace_are_counted_without_reading_the_others(reading):
     assert plan.read == 0
 
 
+EVERYTHING = Bounds("-infinity", "infinity", "infinity")
+
+
 @pytest.mark.parametrize("newest_first", [False, True])
-@pytest.mark.parametrize("span", [None, 10_000])
-def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading, newest_first, span):
-    """Each orphan, its event for the type, its two ids, and their deliveries."""
-    wanted = Wanted(None, "postmark", "delivered", None, naming=True, without_ids=False)
-    within, began = Bounds("-infinity", "infinity", "infinity"), LAST if newest_first else FIRST
+def test_a_list_reads_along_the_index_of_arrival_until_there_are_enough(reading, newest_first):
+    """Each orphan, its event for the type, twice if that is a filter, and its two ids."""
+    wanted, began = Wanted("acme", None, "delivered"), LAST if newest_first else FIRST
     plan = probing(
-        reading,
-        lambda: listing.next_open(reading, wanted, within, began, SIZE, newest_first=newest_first, span=span),
+        reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
     )
     assert plan.indexes >= {ARRIVAL, "mailglass_events_pkey"}
+    assert plan.kinds["Sort"] == plan.kinds["Incremental Sort"] == 0
     assert plan.read <= 5 * SIZE + 10
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("state", ["unmatched", "unseen", "ambiguous"])
+def test_a_list_of_one_state_reads_the_open_orphans_once_at_most(reading, newest_first, state):
+    """In whichever order they are read; types and ids are looked up for the page alone."""
+    wanted, began = Wanted(state=state), LAST if newest_first else FIRST
+    plan = plan_of(
+        reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
+    )
+    assert plan.whole.keys() <= {"mailglass_open_orphans"}
+    assert plan.read <= ROWS + 5 * SIZE
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_list_by_message_id_reads_the_open_orphans_once_at_most(reading, newest_first):
+    """Their ids are found by the id, not by reading them all."""
+    wanted, began = Wanted(ids=["message-7", "other-8"]), LAST if newest_first else FIRST
+    plan = plan_of(
+        reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
+    )
+    assert plan.whole.keys() <= {"mailglass_open_orphans"}
+    assert "mailglass_open_orphan_ids_candidate_idx" in plan.indexes
+    assert plan.read <= ROWS + 5 * SIZE
+
+
+def test_what_is_pointed_at_is_read_along_the_index_of_arrival_until_there_is_enough(reading):
+    """What has other keys, or none, is among it."""
+    wanted = Wanted("acme", "postmark", ids=["message-7"])
+    plan = probing(reading, lambda: listing.next_to_judge(reading, wanted, EVERYTHING, FIRST, SIZE))
+    assert ARRIVAL in plan.indexes
+    assert plan.read <= KEYED + SIZE + 10
+    few = probing(reading, lambda: listing.next_to_judge(reading, Wanted(None, "postmark"), EVERYTHING, FIRST, SIZE))
+    assert few.read <= SIZE
 
 
 PROBED = {ARRIVAL, "mailglass_open_orphan_ids_pkey", deliveries.INDEX}

@@ -13,7 +13,6 @@ from starlette.routing import Mount
 import factories
 import mailglass_reconcile
 from conftest import wait_until
-from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
 from mailglass_reconcile.web.cache import UNDER_WAY
@@ -144,6 +143,7 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
     """With its filters, which stand in the form again."""
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(120)])
     factories.orphan(db, factories.sendgrid("other"))
+    mailglass_reconcile.reconcile()
     visitor, path, seen = Visitor(app(db)), "/orphans?provider=postmark", []
     while path:
         text = visitor.get(path).text
@@ -154,16 +154,17 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
     assert len(seen) == len(set(seen)) == 120
 
 
-def test_a_filter_that_nothing_passes_ends_a_page_early(db, monkeypatch):
-    """It says how many were looked at, and leads on from there."""
-    monkeypatch.setattr(pages, "QUICK", pages.Limits(judged=5, read=5, span=20, timeout_ms=10_000))
-    factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(30)])
+def test_a_list_shows_the_states_of_the_last_full_sweep_and_when_it_ended(db):
+    """Without one, events past their grace are unseen."""
+    factories.orphan(db, factories.postmark("m-1"))
+    text = Visitor(app(db)).get("/orphans").text
+    assert "not looked at yet</p>" in text
+    assert "states as of" not in text
     mailglass_reconcile.reconcile()
-    visitor = Visitor(app(db))
-    text = visitor.get("/orphans?type=opened").text
-    assert "None of the 20 orphans looked at so far matches these filters." in text
-    following = re.search(r'rel="next" href="./([^"]+)"', text)[1]
-    assert "No more orphans match." in visitor.get(f"/{html.unescape(following)}").text
+    text = Visitor(app(db)).get("/orphans").text
+    assert "1 orphan on this page; states as of <time" in text
+    assert "<code>m-1</code>" in text
+    assert "not looked at yet</p>" not in text
 
 
 ODD_HISTORY = """

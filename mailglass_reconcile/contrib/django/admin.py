@@ -274,7 +274,7 @@ class EventAdmin(LargeTableAdmin):
 class OpenOrphanAdmin(LargeTableAdmin):
     """What arrived last and has no delivery yet."""
 
-    list_display = ("event_id", "arrived_at", "provider", "recipient", "tenant_id", "refused")
+    list_display = ("event_id", "arrived_at", "state", "provider", "recipient", "tenant_id", "refused")
     ordering = (Stored("arrived_at").desc(), "-event_id")
     search_help_text = "A provider's message id, or an event's id, exactly."
     found_by = ORPHANS

@@ -184,6 +184,7 @@ class OpenOrphan(models.Model):
     arrived_at = UTCDateTimeField()
     provider = models.TextField(null=True)
     recipient = models.TextField(null=True)
+    state = models.TextField(null=True, help_text="As the last sweep that looked at it left it; empty until one has.")
     refused = models.SmallIntegerField("times refused")
 
     objects = LedgerManager()
