@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from mailglass_reconcile import runtime
@@ -24,6 +24,8 @@ WAITING: Final = "waiting"
 EXPIRED: Final = "expired"
 
 CHUNK_AT_MOST = 2_000
+LOOKED_AT_MOST = 20_000
+"""Open orphans whose types one page compares, because only the ledger has them: about half a second."""
 READ_AT_MOST = 5_000
 """Orphans of the ledger, reconciled ones too, that one page of expired ones reads."""
 
@@ -58,7 +60,7 @@ class Filters:
         """Return what an open orphan's row must have; `waiting` follows from its arrival."""
         provider = providers.canonical(self.provider) if self.provider else None
         stored = None if self.state == WAITING else self.state
-        return Wanted(self.tenant_id, provider, self.type, self.ids(), stored)
+        return Wanted(self.tenant_id, provider, self.ids(), stored)
 
     def accept(self, one: Listed, ids: frozenset[str] | None) -> bool:
         """Whether an orphan passes, with its state and its keys as they are now; *ids* are those of `ids()`."""
@@ -106,7 +108,7 @@ class Page:
     Attributes:
         orphans: Those that pass the filter.
         after: The event after which the next page begins; None at the end.
-        looked_at: Of a page of expired ones, how many were looked at.
+        looked_at: How many were looked at to find them.
         as_of: When the last full sweep ended, in ISO 8601: the states are as it left them, or newer. None without one,
             and for expired ones.
     """
@@ -137,8 +139,8 @@ def page(
     """Return the next *limit* orphans that pass, in order of arrival; those in their grace are among them.
 
     States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
-    judged now; a page that has read `READ_AT_MOST` rows of the ledger ends there, however few have passed, and the next
-    page continues there.
+    judged now. A page that has looked at `LOOKED_AT_MOST` open orphans, or read `READ_AT_MOST` rows of the ledger, ends
+    there, however few have the type; the next page continues there.
 
     Args:
         database: Where the ledger is.
@@ -156,27 +158,52 @@ def page(
     with database.reading(timeout_ms) as tx:
         survey = windows.survey(tx)
         if filters.state == EXPIRED:
-            return _filled(filters, limit, _expired(tx, survey, filters, after, limit))
-        return _open(tx, survey, filters, after, limit, newest_first=newest_first)
+            return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
+        found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit, newest_first))
+        found.orphans = _with_deliveries(tx, found.orphans)
+        found.as_of = health.last_sweeps(tx).counted_at
+        return found
+
+
+def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -> Page:
+    found, ids = Page(), filters.ids()
+    for chunk in read:
+        found.looked_at += chunk.rows
+        for one in chunk.listed:
+            if filters.accept(one, ids):
+                found.orphans.append(one)
+            if len(found.orphans) == limit:
+                found.after = one.event_id
+                return found
+        if found.looked_at >= at_most:
+            found.after = chunk.last
+            return found
+    return found
 
 
 def _open(
-    tx: Transaction, survey: Survey, filters: Filters, after: str | None, limit: int, *, newest_first: bool
-) -> Page:
+    tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int, newest_first: bool
+) -> Iterator[Chunk]:
+    """Yield open orphans as they are stored, in order of arrival."""
     place = LAST if newest_first else FIRST
     if after:
         place = _known(listing.place_of(tx, after), after)
     within = _bounds(tx, survey, filters)
-    rows = listing.next_open(tx, filters.wanted(), within, place, limit, newest_first=newest_first)
-    there = [row for row in rows if row.type is not None]  # one whose event is gone has none
-    found = open_orphans.read(tx, [row.event_id for row in there if row.state == MATCHED])
-    linkable = {one.orphan.event_id: one.verdict.delivery_id for one in judge.judge(tx, found)}
-    return Page(
-        [_as_stored(row, linkable.get(row.event_id)) for row in there],
-        rows[-1].event_id if len(rows) == limit else None,
-        len(rows),
-        health.last_sweeps(tx).counted_at,
-    )
+    for number in _sizes(size):
+        rows = listing.next_open(tx, filters.wanted(), within, place, number, newest_first=newest_first)
+        if rows:
+            place = Place(rows[-1].arrived_at, rows[-1].event_id)
+            there = [row for row in rows if row.type is not None]  # one whose event is gone has none
+            yield Chunk(list(map(_as_stored, there)), len(rows), place.event_id)
+        if len(rows) < number:
+            return
+
+
+def _with_deliveries(tx: Transaction, listed: list[Listed]) -> list[Listed]:
+    """Return *listed*, the matched ones with the delivery that the judge finds now."""
+    matched = open_orphans.read(tx, [one.event_id for one in listed if one.state == MATCHED])
+    found = {one.orphan.event_id: one.verdict.delivery_id for one in judge.judge(tx, matched)}
+    return [replace(one, delivery_id=found.get(one.event_id)) for one in listed]
 
 
 def _bounds(tx: Transaction, survey: Survey, filters: Filters) -> Bounds:
@@ -185,9 +212,9 @@ def _bounds(tx: Transaction, survey: Survey, filters: Filters) -> Bounds:
     return listing.bounds(tx, eligible, waiting=waiting, older=filters.older, newer=filters.newer)
 
 
-def _as_stored(row: Row, delivery_id: str | None) -> Listed:
+def _as_stored(row: Row) -> Listed:
     event_id, arrived_at, tenant_id, provider, type_, state, ids = row
-    return Listed(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids), delivery_id)
+    return Listed(event_id, tenant_id, provider, type_, state, _utc(arrived_at), tuple(ids))
 
 
 def judged_now(database: Database, filters: Filters) -> Iterator[Listed]:
@@ -215,22 +242,6 @@ def _judged(tx: Transaction, event_ids: list[str]) -> list[Listed]:
     types = ledger.types_of(tx, event_ids)  # one whose event is gone has none
     found = open_orphans.read(tx, [one for one in event_ids if one in types])
     return [_listed(one, types, one.verdict.state) for one in judge.judge(tx, found)]
-
-
-def _filled(filters: Filters, limit: int, read: Iterator[Chunk]) -> Page:
-    found, ids = Page(), filters.ids()
-    for chunk in read:
-        found.looked_at += chunk.rows
-        for one in chunk.listed:
-            if filters.accept(one, ids):
-                found.orphans.append(one)
-            if len(found.orphans) == limit:
-                found.after = one.event_id
-                return found
-        if found.looked_at >= READ_AT_MOST:
-            found.after = chunk.last
-            return found
-    return found
 
 
 def _expired(tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:

@@ -27,7 +27,8 @@ SELECT coalesce(o.arrived_at, e.inserted_at)::text, k.id::text
  WHERE coalesce(o.arrived_at, e.inserted_at) IS NOT NULL
 """
 
-# The inner query chooses the page by what is stored, and only for that are types and ids looked up.
+# The inner query chooses the page by what is stored, and only for that are types and ids looked up. Message ids become
+# an array, so that their orphans can be found by primary key.
 _OLDEST_FIRST = """
 SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
        (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = p.event_id) AS type,
@@ -35,17 +36,15 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
             ELSE coalesce(p.state, 'unseen') END AS state,
        ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = p.event_id ORDER BY i.position) AS ids
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans AS c
+  FROM (SELECT * FROM {schema}.mailglass_open_orphans
          WHERE (arrived_at, event_id) > (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
            AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
            AND (CAST(:ids AS text[]) IS NULL
-                OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                 WHERE candidate_id = ANY (CAST(:ids AS text[]))))
-           AND (CAST(:type AS text) IS NULL
-                OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
+                OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                                          WHERE candidate_id = ANY (CAST(:ids AS text[])))))
          ORDER BY arrived_at, event_id LIMIT :size) AS p
  ORDER BY p.arrived_at, p.event_id
 """
@@ -57,17 +56,15 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
             ELSE coalesce(p.state, 'unseen') END AS state,
        ARRAY(SELECT i.candidate_id FROM {schema}.mailglass_open_orphan_ids AS i
               WHERE i.event_id = p.event_id ORDER BY i.position) AS ids
-  FROM (SELECT * FROM {schema}.mailglass_open_orphans AS c
+  FROM (SELECT * FROM {schema}.mailglass_open_orphans
          WHERE (arrived_at, event_id) < (CAST(:place_time AS timestamp), CAST(:place_event AS uuid))
            AND arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
            AND (CAST(:ids AS text[]) IS NULL
-                OR event_id IN (SELECT event_id FROM {schema}.mailglass_open_orphan_ids
-                                 WHERE candidate_id = ANY (CAST(:ids AS text[]))))
-           AND (CAST(:type AS text) IS NULL
-                OR (SELECT e.type FROM {schema}.mailglass_events AS e WHERE e.id = c.event_id) = :type)
+                OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                                          WHERE candidate_id = ANY (CAST(:ids AS text[])))))
          ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
  ORDER BY p.arrived_at DESC, p.event_id DESC
 """
@@ -132,14 +129,12 @@ class Wanted(NamedTuple):
     Attributes:
         tenant_id: The tenant.
         provider: The provider, in its canonical spelling.
-        type: The event's type.
         ids: Candidate ids, of which an orphan must have one.
         state: The state that is stored, or `unseen` for none.
     """
 
     tenant_id: str | None = None
     provider: str | None = None
-    type: str | None = None
     ids: Collection[str] | None = None
     state: str | None = None
 
@@ -246,9 +241,9 @@ def next_open(
     """Return the next *size* open orphans after a place, in order, those whose event is gone among them."""
     statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
     parameters = {**wanted.parameters(), **within.parameters(after), "size": size}
-    if wanted.state is None and wanted.ids is None:
+    if wanted == Wanted():
         return list(map(Row._make, tx.execute(statement, parameters)))
-    with by_statistics(tx):  # hardly any may pass, and no index has the state
+    with by_statistics(tx):  # hardly any may pass, and no index has what is stored
         return list(map(Row._make, tx.execute(statement, parameters)))
 
 

@@ -247,6 +247,22 @@ def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatc
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch, newest_first):
+    """A type that hardly any has ends it, with the place to go on from; the pages together miss nothing."""
+    monkeypatch.setattr(pages, "LOOKED_AT_MOST", 4)
+    ages = range(200, 900, 100)
+    ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
+    rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
+    one = page(db.database, Filters(type="clicked"), limit=2, newest_first=newest_first)
+    assert (one.orphans, one.looked_at) == ([], 6)
+    assert one.after is not None
+    assert listed(db, type="clicked", limit=2, newest_first=newest_first) == []
+    for filters, expected in (("bounced", rare), ("opened", ids)):
+        found = [each.event_id for each in listed(db, type=filters, limit=2, newest_first=newest_first)]
+        assert found == expected[:: -1 if newest_first else 1]
+
+
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_message_is_found_however_many_are_open_before_it(db, monkeypatch, swept):
     """Also before a sweep has stored any keys."""

@@ -13,6 +13,7 @@ from starlette.routing import Mount
 import factories
 import mailglass_reconcile
 from conftest import wait_until
+from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.web import create_app
 from mailglass_reconcile.web.app import POLICY
 from mailglass_reconcile.web.cache import UNDER_WAY
@@ -152,6 +153,17 @@ def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
         following = re.search(r'rel="next" href="./([^"]+)"', text)
         path = html.unescape(f"/{following[1]}") if following else None
     assert len(seen) == len(set(seen)) == 120
+
+
+def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
+    """It says how many were looked at, and leads on from there."""
+    monkeypatch.setattr(pages, "LOOKED_AT_MOST", 20)
+    factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
+    visitor = Visitor(app(db))
+    text = visitor.get("/orphans?type=opened").text
+    assert "None of the 50 orphans looked at so far matches these filters." in text
+    following = re.search(r'rel="next" href="./([^"]+)"', text)[1]
+    assert "No more orphans match." in visitor.get(f"/{html.unescape(following)}").text
 
 
 def test_a_list_shows_the_states_of_the_last_full_sweep_and_when_it_ended(db):
