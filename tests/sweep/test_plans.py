@@ -374,15 +374,18 @@ def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, newes
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_a_list_by_message_id_finds_its_orphans_by_primary_key(reading, newest_first):
-    """Their ids are read once at most, with statistics that are stale."""
+def test_a_list_by_message_id_finds_its_orphans_by_primary_key(request, reading, newest_first):
+    """Their ids are read once at most, with statistics that are stale; those of an empty database cost a pass."""
     wanted, began = Wanted(ids=["message-7", "other-8"]), LAST if newest_first else FIRST
     plan = plan_of(
         reading, lambda: listing.next_open(reading, wanted, EVERYTHING, began, SIZE, newest_first=newest_first)
     )
     assert plan.whole.keys() <= {"mailglass_open_orphan_ids"}
-    assert "mailglass_open_orphans_pkey" in plan.indexes
-    assert plan.read <= 2 * KEYED + 20
+    if request.node.callspec.params["made"] == "of an empty database":
+        assert plan.read <= ROWS + 2 * KEYED + 20
+    else:
+        assert "mailglass_open_orphans_pkey" in plan.indexes
+        assert plan.read <= 20
 
 
 def test_what_is_pointed_at_is_read_along_the_index_of_arrival_until_there_is_enough(reading):
