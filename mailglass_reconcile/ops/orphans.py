@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from mailglass_reconcile.ops import health
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.matching import MATCHED, spellings_of
 from mailglass_reconcile.store import ledger, listing, open_orphans, windows
-from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction
+from mailglass_reconcile.store.database import STATEMENT_TIMEOUT_MS, Database, Transaction, by_statistics
 from mailglass_reconcile.store.listing import FIRST_OF_LEDGER, Bounds, Row, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.windows import Survey
@@ -188,9 +189,11 @@ def _open(
     place = LAST if newest_first else FIRST
     if after:
         place = _known(listing.place_of(tx, after), after)
-    within = _bounds(tx, survey, filters)
+    wanted, within = filters.wanted(), _bounds(tx, survey, filters)
     for number in _sizes(size):
-        rows = listing.next_open(tx, filters.wanted(), within, place, number, newest_first=newest_first)
+        # Hardly any may pass, and no index has what is stored.
+        with by_statistics(tx) if wanted != Wanted() else nullcontext():
+            rows = listing.next_open(tx, wanted, within, place, number, newest_first=newest_first)
         if rows:
             place = Place(rows[-1].arrived_at, rows[-1].event_id)
             there = [row for row in rows if row.type is not None]  # one whose event is gone has none

@@ -394,9 +394,10 @@ def by_scans(tx: Transaction) -> Iterator[None]:
 
 @contextmanager
 def by_statistics(tx: Transaction) -> Iterator[None]:
-    """Let the planner choose for the statements of the block: along an index, or by reading a table and sorting it.
+    """Let the planner choose for the block's statements: along an index, or by reading a table and sorting it.
 
-    For statements that cost little either way, so that statistics may be stale.
+    Only in a transaction that `reading` began, and for statements that cost little either way, because statistics may
+    be stale.
     """
     tx.execute(_ALLOW_SCANS, {"allowed": "on"})
     yield

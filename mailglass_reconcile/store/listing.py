@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import NIL, Transaction, array_literal, by_statistics
+from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 from mailglass_reconcile.store.open_orphans import Open, Place
 
 _BOUNDS = """
@@ -241,10 +241,7 @@ def next_open(
     """Return the next *size* open orphans after a place, in order, those whose event is gone among them."""
     statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
     parameters = {**wanted.parameters(), **within.parameters(after), "size": size}
-    if wanted == Wanted():
-        return list(map(Row._make, tx.execute(statement, parameters)))
-    with by_statistics(tx):  # hardly any may pass, and no index has what is stored
-        return list(map(Row._make, tx.execute(statement, parameters)))
+    return list(map(Row._make, tx.execute(statement, parameters)))
 
 
 def next_to_judge(tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int) -> list[Place]:

@@ -51,8 +51,9 @@ def test_settings_are_the_callers_again_when_all_went_well(db):
         one = Sent(recipient="żoë@example.com", message_id="m-3")
         record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
         append_one(connection)
-        find_orphans(connection)
+        find_orphans(connection, tenant_id=factories.TENANT)
         assert settings_of(connection) == OWN
+        assert connection.exec_driver_sql("SELECT current_setting('enable_sort')").scalar_one() == "on"
     assert db.value("SELECT recipient FROM mailglass_deliveries WHERE provider_message_id = 'm-3'") == "żoë@example.com"
     offset = "SELECT max(abs(extract(epoch FROM inserted_at - now() AT TIME ZONE 'UTC'))) FROM mailglass_events"
     assert db.value(offset) < 600
