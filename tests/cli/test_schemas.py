@@ -31,7 +31,7 @@ COMMANDS = {
     "sweep --dry-run": ["sweep", "--dry-run"],
     "sweep --event": ["sweep", "--event", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "--yes"],
 }
-WITHOUT_A_LOOK = {"demo", "doctor", "listen", "migrate"}
+WITHOUT_A_LOOK = {"demo", "doctor", "listen", "migrate", "trigger"}
 
 
 def test_every_command_that_opens_the_database_is_here():
