@@ -752,7 +752,7 @@ def _place(tx: Transaction, number: int) -> Place:
 MILLION = """
 SET LOCAL session_replication_role = replica;
 INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule, ids, state)
-SELECT md5('event' || n)::uuid, 'acme', now()::timestamp, 'postmark', '{mark}', 1
+SELECT md5('event' || n)::uuid, 'acme', now()::timestamp, 'postmark', '{mark}', 1, 'unmatched'
   FROM generate_series(1, 1000000) AS n;
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, 1, CASE WHEN n <= 100000 THEN 'campaign' ELSE 'message-' || n END
