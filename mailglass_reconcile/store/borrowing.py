@@ -37,6 +37,10 @@ CALL_SCOPE = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
 """The settings under which statements run in a caller's transaction, and the functions that the database keeps."""
 
 
+UTF8 = ("UTF8", "UNICODE")
+"""Its names in Postgres."""
+
+
 class Statement(NamedTuple):
     """A statement with `{schema}` for the quoted schema and `:name` for a parameter, and its parameters."""
 
@@ -159,7 +163,8 @@ def _require_usable(connection: sa.Connection) -> None:
             " pass one in a transaction, such as that of `with engine.begin() as connection`"
         )
     encoding = _encoding(connection)
-    if encoding != "UTF8":
+    # PgBouncer passes on what the client wrote, of which Postgres reads letters and digits.
+    if "".join(filter(str.isalnum, encoding)).upper() not in UTF8:
         raise ConfigurationError(
             f"the connection's client_encoding is {encoding}, which not every text can pass: set it to UTF8, such as"
             ' with `client_encoding="utf8"` in create_engine'
@@ -173,7 +178,7 @@ def _encoding(connection: sa.Connection) -> str:
         return str(driver.get_settings().client_encoding)
     of_server = str(driver.info.parameter_status("client_encoding"))
     # psycopg2 does not notice that a statement changes the encoding.
-    return str(driver.encoding) if connection.dialect.driver == "psycopg2" and of_server == "UTF8" else of_server
+    return str(driver.encoding) if connection.dialect.driver == "psycopg2" and driver.encoding != "UTF8" else of_server
 
 
 def answer(connection: sa.Connection, settings: Settings, kept: Kept, parameters: Mapping[str, str]) -> Any:

@@ -633,7 +633,7 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/store/borrowing.py",
-                'if encoding != "UTF8":',
+                'if "".join(filter(str.isalnum, encoding)).upper() not in UTF8:',
                 "if not encoding:",
             ),
         ),
@@ -700,7 +700,7 @@ BREAKS = (
         (
             (
                 "mailglass_reconcile/store/borrowing.py",
-                'if connection.dialect.driver == "psycopg2" and of_server == "UTF8" else of_server',
+                'if connection.dialect.driver == "psycopg2" and driver.encoding != "UTF8" else of_server',
                 "if connection is None else of_server",
             ),
         ),

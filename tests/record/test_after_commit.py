@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import psycopg
@@ -16,7 +18,7 @@ from sqlalchemy.orm import Session
 
 import factories
 from conftest import wait_until
-from faults import proxy
+from faults import proxy, servers
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, record_send
 from mailglass_reconcile.record.after_commit import POOL_SECONDS
 from record.recording import LEDGER, NOW, event, record, round_trips
@@ -412,3 +414,68 @@ def test_the_question_after_the_commit_has_no_value_in_its_text(db):
         text = db.value("SELECT query FROM pg_stat_activity WHERE pid = :pid", pid=pid)
     assert "after_commit" in text
     assert "secret" not in text
+
+
+PGBOUNCER = pytest.mark.skipif(servers.pgbouncer_path() is None, reason="pgbouncer is not installed")
+CALLS = 40
+
+
+def pairs_of(number):
+    """Return what a session records: a send, and an event of a delivery that is there."""
+    return [
+        lambda given: sent(given, f"p-{number}"),
+        lambda given: record(given, event("m-1", provider_event_id=number)),
+    ]
+
+
+def check_pairs(db, caplog):
+    """Check that each was recorded, and each event broadcast."""
+    assert lines(caplog) == []
+    seen = []
+    wait_until(lambda: seen.extend(told(db)) or len(seen) == 2 * CALLS)
+    assert seen == ["m-1"] * 2 * CALLS
+    assert db.value(LEDGER) == 2 * CALLS
+
+
+@PGBOUNCER
+@pytest.mark.slow
+def test_calls_through_pgbouncer_in_transaction_mode(db, caplog):
+    """More threads than connections of the server, and each transaction on another one."""
+
+    def work(engine, number):
+        for call in pairs_of(number):
+            with Session(engine) as session:
+                call(session)
+                session.commit()
+
+    with servers.pgbouncer(db.url, 2) as url:
+        given = make_url(url).set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(given, pool_size=8, client_encoding="utf8", connect_args={"prepare_threshold": None})
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda number: work(engine, number), range(CALLS)))
+        engine.dispose()
+    check_pairs(db, caplog)
+
+
+@PGBOUNCER
+@pytest.mark.slow
+def test_asynchronous_calls_through_pgbouncer_in_transaction_mode(db, caplog):
+    """With asyncpg as SQLAlchemy's documentation sets it up for that."""
+    options = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+
+    async def work(engine, number):
+        for call in pairs_of(number):
+            async with AsyncSession(engine) as session:
+                await session.run_sync(call)
+                await session.commit()
+
+    async def main(url):
+        given = make_url(url).set(drivername="postgresql+asyncpg")
+        named = {**options, "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__"}
+        engine = create_async_engine(given, pool_size=8, connect_args=named)
+        await asyncio.gather(*(work(engine, number) for number in range(CALLS)))
+        await engine.dispose()
+
+    with servers.pgbouncer(db.url, 2) as url:
+        asyncio.run(main(url))
+    check_pairs(db, caplog)
