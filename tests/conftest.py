@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,10 @@ class Database:
     def database(self) -> Handle:
         """The same as the package uses it."""
         return Handle(self.engine, self.settings)
+
+    def begin(self) -> AbstractContextManager[sa.Connection]:
+        """Begin a transaction that is committed at the end of the block; `tx` yields its own."""
+        return self.engine.begin()
 
     def is_current(self) -> bool:
         """Whether it is as a migration makes it."""

@@ -143,6 +143,11 @@ class Uncommitted:
     broken: set[str] = field(default_factory=set)
     hooked: set[str] = field(default_factory=set)
 
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """Yield the connection, where `db` begins a transaction of its own."""
+        yield self.connection
+
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, and return them."""
         return self.connection.execute(sa.text(sql), parameters).all()

@@ -42,7 +42,7 @@ VALUES (:id, :tenant_id, 'postmark', :event_id, 'Delivery', 'succeeded', CAST(:p
 
 def erased(db, recipient=ADA, **more):
     """Erase a person in a transaction of its own."""
-    with db.engine.begin() as connection:
+    with db.begin() as connection:
         return erase(connection, recipient=recipient, **more)
 
 
@@ -50,7 +50,7 @@ def raw(db, payload, tenant_id=factories.TENANT, event_id=None):
     """Insert a raw webhook, and return its id."""
     id_ = factories.new_id()
     row = {"id": id_, "tenant_id": tenant_id, "payload": json.dumps(payload), "event_id": event_id or id_}
-    with db.engine.begin() as connection:
+    with db.begin() as connection:
         connection.execute(RAW, row)
     return id_
 
@@ -90,15 +90,15 @@ def test_a_dump_holds_the_address_no_more(hooked):
     assert "bob@example.com" in left
 
 
-def test_every_spelling_is_erased_and_nobody_else(db):
+def test_every_spelling_is_erased_and_nobody_else(tx):
     """International domains in both forms; each delivery gets a random recipient of its own, and empty metadata."""
     for number, recipient in enumerate([*SPELLINGS, *OTHERS]):
-        factories.delivery(db, None if number % 2 else f"m-{number}", recipient=recipient)
-    db.run("""UPDATE mailglass_deliveries SET metadata = '{"to": "me"}', last_error = '{"to": "me"}'""")
+        factories.delivery(tx, None if number % 2 else f"m-{number}", recipient=recipient)
+    tx.run("""UPDATE mailglass_deliveries SET metadata = '{"to": "me"}', last_error = '{"to": "me"}'""")
     for spelling in (ADA, "Ada <ADA@xn--bcher-kva.example>"):
-        done = erased(db, spelling)
+        done = erased(tx, spelling)
         assert done.deliveries == (len(SPELLINGS) if spelling == ADA else 0)
-    rows = db.rows("SELECT recipient, recipient_domain, metadata, last_error FROM mailglass_deliveries")
+    rows = tx.rows("SELECT recipient, recipient_domain, metadata, last_error FROM mailglass_deliveries")
     gone = [row for row in rows if row.recipient not in OTHERS]
     assert len({row.recipient for row in gone}) == len(SPELLINGS)
     assert {row.recipient.partition("@")[2] for row in gone} == {"erased.invalid"}
@@ -108,33 +108,32 @@ def test_every_spelling_is_erased_and_nobody_else(db):
     assert {str(row.metadata) for row in rows if row.recipient in OTHERS} == {"{'to': 'me'}"}
 
 
-def test_one_tenant_alone_can_be_meant(db):
+def test_one_tenant_alone_can_be_meant(tx):
     """The other tenant's delivery, orphan and raw webhook stay."""
     for tenant in (factories.TENANT, "other"):
-        factories.delivery(db, recipient=ADA, tenant_id=tenant)
-        with db.engine.begin() as connection:
-            record(connection, event(recipient=ADA), tenant_id=tenant)
-        raw(db, {"to": ADA}, tenant)
-    assert erased(db, tenant_id="other") == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
-    assert everything(db).count(ADA) == 2
-    assert everything(db).count("ada@xn--bcher-kva.example") == 1
-    assert erased(db) == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
+        factories.delivery(tx, recipient=ADA, tenant_id=tenant)
+        record(tx.connection, event(recipient=ADA), tenant_id=tenant)
+        raw(tx, {"to": ADA}, tenant)
+    assert erased(tx, tenant_id="other") == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
+    assert everything(tx).count(ADA) == 2
+    assert everything(tx).count("ada@xn--bcher-kva.example") == 1
+    assert erased(tx) == erasing.Erased(1, 1, 1, (erasing.GIVEN,))
 
 
-def test_a_raw_webhook_that_names_the_person_is_emptied(db):
+def test_a_raw_webhook_that_names_the_person_is_emptied(tx):
     """Wherever it does, percent-encoded too; the row stays with its status."""
     named = [
-        raw(db, {"events": [{"to": "x"}, {"link": "https://example.com/?e=Ada%40b%C3%BCcher.example"}]}),
-        raw(db, {"to": ["<ADA@xn--bcher-kva.example>"]}),
-        raw(db, {}, event_id="0001:ada@bücher.example"),
-        raw(db, {"text": "Hello\nada@bücher.example"}),
-        raw(db, {"text": "Hello\tada@bücher.example\tand others"}),
-        raw(db, {"Message": json.dumps({"headers": "To:\r\nAda@Bücher.example"})}),
-        raw(db, {"Message": json.dumps({"to": "<ada@bücher.example>"}).replace("<", "\\u003c")}),
+        raw(tx, {"events": [{"to": "x"}, {"link": "https://example.com/?e=Ada%40b%C3%BCcher.example"}]}),
+        raw(tx, {"to": ["<ADA@xn--bcher-kva.example>"]}),
+        raw(tx, {}, event_id="0001:ada@bücher.example"),
+        raw(tx, {"text": "Hello\nada@bücher.example"}),
+        raw(tx, {"text": "Hello\tada@bücher.example\tand others"}),
+        raw(tx, {"Message": json.dumps({"headers": "To:\r\nAda@Bücher.example"})}),
+        raw(tx, {"Message": json.dumps({"to": "<ada@bücher.example>"}).replace("<", "\\u003c")}),
     ]
-    others = [raw(db, {"to": other}) for other in OTHERS]
-    assert erased(db).webhook_events == len(named)
-    rows = db.rows("SELECT id::text AS id, raw_payload, status, provider_event_id FROM mailglass_webhook_events")
+    others = [raw(tx, {"to": other}) for other in OTHERS]
+    assert erased(tx).webhook_events == len(named)
+    rows = tx.rows("SELECT id::text AS id, raw_payload, status, provider_event_id FROM mailglass_webhook_events")
     assert {row.id for row in rows if not row.raw_payload} == set(named)
     assert {row.id for row in rows if row.raw_payload} == set(others)
     assert {row.status for row in rows} == {"succeeded"}
@@ -176,14 +175,13 @@ def test_explain_finds_the_erased_among_many_deliveries_of_one_id(db):
         assert (found.verdict, "nothing, if it is about" in found.remedy) == ("recipient_mismatch", erases)
 
 
-def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(db):
+def test_a_send_that_is_recorded_again_does_not_bring_the_address_back(tx):
     """Its key in the ledger is a digest, so it is known, and its delivery stays as it is."""
     for again in (False, True):
-        with db.engine.begin() as connection:
-            sent = [Sent(recipient=ADA, message_id="m-1")]
-            (recorded,) = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
-        assert erased(db).deliveries == int(not again)
-    assert db.rows("SELECT id, recipient LIKE '%@erased.invalid' FROM mailglass_deliveries") == [
+        sent = [Sent(recipient=ADA, message_id="m-1")]
+        (recorded,) = record_send(tx.connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+        assert erased(tx).deliveries == int(not again)
+    assert tx.rows("SELECT id, recipient LIKE '%@erased.invalid' FROM mailglass_deliveries") == [
         (recorded.delivery_id, True)
     ]
 

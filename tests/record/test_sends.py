@@ -36,26 +36,26 @@ def send(connection, *sent, **more):
 
 def sent_in(db, *sent, **more):
     """Record a send in a transaction of its own."""
-    with db.engine.begin() as connection:
+    with db.begin() as connection:
         return send(connection, *sent, **more)
 
 
 def webhook_in(db, *events, **more):
     """Record a webhook in a transaction of its own."""
-    with db.engine.begin() as connection:
+    with db.begin() as connection:
         return record(connection, *events, **more)
 
 
-def test_a_send_is_a_delivery_and_its_dispatched_event(db):
+def test_a_send_is_a_delivery_and_its_dispatched_event(tx):
     """With every column of the delivery; the ledger has no address."""
-    (recorded,) = sent_in(db, one("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7})
+    (recorded,) = sent_in(tx, one("Ada <Ada@Example.com>"), mailable="Welcome", stream="bulk", metadata={"user": 7})
     at = NOW.replace(tzinfo=None)
-    assert tuple(db.rows(STATE)[0]) == (
+    assert tuple(tx.rows(STATE)[0]) == (
         *(factories.TENANT, "Welcome", "bulk", ADA, "example.com", "postmark", "m-1"),
         *("dispatched", at, False, at, None, {"user": 7}),
     )
     assert recorded.linked == 0
-    (row,) = db.rows("SELECT delivery_id, type, occurred_at, needs_reconciliation, metadata FROM mailglass_events")
+    (row,) = tx.rows("SELECT delivery_id, type, occurred_at, needs_reconciliation, metadata FROM mailglass_events")
     wanted = {"provider": "postmark", "message_id": "m-1"}
     assert tuple(row) == (recorded.delivery_id, "dispatched", at, False, wanted)
 
@@ -84,24 +84,24 @@ def test_the_order_of_arrival_does_not_matter(db, provider, named, recipients):
 @pytest.mark.parametrize("webhook_first", [True, False])
 @pytest.mark.parametrize("sent", ["<7@eu-west-1.amazonses.com>", "7@eu-west-1.amazonses.com"])
 @pytest.mark.parametrize("provider", ["ses", "postal", "acme-mail"])
-def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(db, provider, sent, webhook_first):
+def test_a_send_over_smtp_is_found_by_the_id_that_smtp_gave_it(tx, provider, sent, webhook_first):
     """In either order, recorded with or without angle brackets; the event's own id matches nothing."""
     delivered = event("7", recipient=ADA, smtp_message_id="<7@eu-west-1.amazonses.com>")
     if webhook_first:
-        webhook_in(db, delivered, provider=provider)
-    sent_in(db, one(message_id=sent), provider=provider)
+        webhook_in(tx, delivered, provider=provider)
+    sent_in(tx, one(message_id=sent), provider=provider)
     if not webhook_first:
-        webhook_in(db, delivered, provider=provider)
-    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
-    assert db.value(OPEN) == 0
+        webhook_in(tx, delivered, provider=provider)
+    assert tx.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+    assert tx.value(OPEN) == 0
 
 
-def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(db):
+def test_the_id_over_smtp_decides_only_if_no_other_id_names_a_delivery(tx):
     """The first candidate that names any decides, as ever."""
-    sent_in(db, one(message_id="7"), provider="postal")
-    sent_in(db, one(message_id="<a@b.example>"), provider="postal")
-    (recorded,) = webhook_in(db, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
-    named = db.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
+    sent_in(tx, one(message_id="7"), provider="postal")
+    sent_in(tx, one(message_id="<a@b.example>"), provider="postal")
+    (recorded,) = webhook_in(tx, event("7", recipient=ADA, smtp_message_id="<a@b.example>"), provider="postal")
+    named = tx.value("SELECT provider_message_id FROM mailglass_deliveries WHERE id = :id", id=recorded.delivery_id)
     assert named == "7"
 
 
@@ -129,27 +129,27 @@ def test_a_rolled_back_send_leaves_nothing_and_orphans_stay_open(db):
     assert sent_in(db, one())[0].linked == 1
 
 
-def test_the_same_send_is_recorded_once(db):
+def test_the_same_send_is_recorded_once(tx):
     """Whatever the address's case and display name and the provider's spelling, in one call and in several."""
     first, again = sent_in(
-        db, one("ada@example.com", occurred_at=None), one("Ada L. <ADA@example.com>"), provider="ses"
+        tx, one("ada@example.com", occurred_at=None), one("Ada L. <ADA@example.com>"), provider="ses"
     )
     assert first.delivery_id == again.delivery_id
-    others = sent_in(db, one("<aDa@example.com>", " m-1 "), one(BOB, "m-2"), provider="Amazon SES")
+    others = sent_in(tx, one("<aDa@example.com>", " m-1 "), one(BOB, "m-2"), provider="Amazon SES")
     assert others[0].delivery_id == first.delivery_id
     assert others[1].delivery_id != first.delivery_id
-    assert db.rows(DELIVERIES) == [("ada@example.com", "ses", "m-1"), (BOB, "ses", "m-2")]
-    assert db.value(LEDGER) == 2
+    assert tx.rows(DELIVERIES) == [("ada@example.com", "ses", "m-1"), (BOB, "ses", "m-2")]
+    assert tx.value(LEDGER) == 2
 
 
-def test_a_hundred_duplicates_in_one_call_are_one_delivery(db):
+def test_a_hundred_duplicates_in_one_call_are_one_delivery(tx):
     """In whatever case and with whatever display name; its event is linked, and told of, once."""
-    webhook_in(db, event(recipient=ADA))
+    webhook_in(tx, event(recipient=ADA))
     spelled = [f"Ada {n} <{ADA.upper() if n % 2 else ADA}>" for n in range(100)]
-    recorded = sent_in(db, *(one(each) for each in spelled))
+    recorded = sent_in(tx, *(one(each) for each in spelled))
     assert {(each.delivery_id, each.linked) for each in recorded} == {(recorded[0].delivery_id, 1)}
     assert sum(len(each.step.events) for each in recorded) == 1
-    assert (db.value(LEDGER), len(db.rows(DELIVERIES)), db.value(OPEN)) == (3, 1, 0)
+    assert (tx.value(LEDGER), len(tx.rows(DELIVERIES)), tx.value(OPEN)) == (3, 1, 0)
 
 
 def test_a_send_that_comes_again_links_what_came_in_between(db):
@@ -168,21 +168,21 @@ def test_a_send_that_comes_again_links_what_came_in_between(db):
     "other",
     [{"tenant_id": "other"}, {"provider": "sendgrid"}, {"sent": [one(BOB)]}, {"sent": [one(message_id="M-1")]}],
 )
-def test_two_sends_that_differ_in_anything_are_two(db, other):
+def test_two_sends_that_differ_in_anything_are_two(tx, other):
     """Tenant, provider, address or message id."""
-    (first,) = sent_in(db, one())
-    (second,) = sent_in(db, **{"sent": [one()], **other})
+    (first,) = sent_in(tx, one())
+    (second,) = sent_in(tx, **{"sent": [one()], **other})
     assert first.delivery_id != second.delivery_id
-    assert db.value(LEDGER) == 2
+    assert tx.value(LEDGER) == 2
 
 
-def test_recipients_of_one_id_are_told_apart_by_their_address(db):
+def test_recipients_of_one_id_are_told_apart_by_their_address(tx):
     """They have no provider, because a unique index of Mailglass's allows one row per provider and id."""
-    webhook_in(db, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
-    recorded = sent_in(db, one(), one(BOB), one("eve@example.com", "m-2"))
+    webhook_in(tx, event(recipient=BOB), event(type_="opened", provider_event_id="2"))
+    recorded = sent_in(tx, one(), one(BOB), one("eve@example.com", "m-2"))
     assert [each.linked for each in recorded] == [0, 1, 0]
-    assert [row.provider for row in db.rows(DELIVERIES)] == [None, None, "postmark"]
-    assert db.value(OPEN) == 1  # without a recipient nobody can tell whose it is
+    assert [row.provider for row in tx.rows(DELIVERIES)] == [None, None, "postmark"]
+    assert tx.value(OPEN) == 1  # without a recipient nobody can tell whose it is
 
 
 @pytest.mark.parametrize(
@@ -195,35 +195,35 @@ def test_recipients_of_one_id_are_told_apart_by_their_address(db):
         {"provider": None, "tenant_id": "mallory"},
     ],
 )
-def test_an_id_that_another_delivery_has_is_stored_without_a_provider(db, planted):
+def test_an_id_that_another_delivery_has_is_stored_without_a_provider(tx, planted):
     """Also another tenant's, which gets nothing of ours and keeps nothing from us."""
-    factories.delivery(db, "m-1", recipient="other@example.com", **planted)
-    webhook_in(db, event(recipient=ADA), event(recipient=ADA, provider_event_id="m"), tenant_id="mallory")
-    webhook_in(db, event(recipient=ADA))
-    (recorded,) = sent_in(db, one())
+    factories.delivery(tx, "m-1", recipient="other@example.com", **planted)
+    webhook_in(tx, event(recipient=ADA), event(recipient=ADA, provider_event_id="m"), tenant_id="mallory")
+    webhook_in(tx, event(recipient=ADA))
+    (recorded,) = sent_in(tx, one())
     assert recorded.linked == 1
-    (row,) = db.rows("SELECT provider, last_event_type FROM mailglass_deliveries WHERE recipient = :ada", ada=ADA)
+    (row,) = tx.rows("SELECT provider, last_event_type FROM mailglass_deliveries WHERE recipient = :ada", ada=ADA)
     assert tuple(row) == (None, "delivered")
-    (row,) = db.rows("SELECT last_event_type FROM mailglass_deliveries WHERE recipient <> :ada", ada=ADA)
+    (row,) = tx.rows("SELECT last_event_type FROM mailglass_deliveries WHERE recipient <> :ada", ada=ADA)
     assert row.last_event_type == "dispatched"
-    assert db.value(OPEN) == 2
+    assert tx.value(OPEN) == 2
 
 
-def test_another_tenants_event_is_never_linked(db):
+def test_another_tenants_event_is_never_linked(tx):
     """Whoever planted it, whatever id it names."""
-    webhook_in(db, event(), tenant_id="mallory")
-    assert sent_in(db, one())[0].linked == 0
-    assert db.value(OPEN) == 1
+    webhook_in(tx, event(), tenant_id="mallory")
+    assert sent_in(tx, one())[0].linked == 0
+    assert tx.value(OPEN) == 1
 
 
 @pytest.mark.parametrize("type_", ["failed", "rejected"])
-def test_a_send_that_the_provider_refused_is_a_terminal_delivery(db, type_):
+def test_a_send_that_the_provider_refused_is_a_terminal_delivery(tx, type_):
     """Without a message id each is its own."""
-    recorded = sent_in(db, one(message_id=None, type=type_), one(message_id=None, type=type_))
+    recorded = sent_in(tx, one(message_id=None, type=type_), one(message_id=None, type=type_))
     assert len({each.delivery_id for each in recorded}) == 2
-    for row in db.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
+    for row in tx.rows("SELECT last_event_type, terminal, dispatched_at, provider FROM mailglass_deliveries"):
         assert tuple(row) == (type_, True, None, "postmark")
-    assert db.value(LEDGER) == 2
+    assert tx.value(LEDGER) == 2
 
 
 @pytest.mark.slow
@@ -376,11 +376,11 @@ def test_keys_of_an_older_rule_are_computed_again(db):
     assert reconcile().unmatched == 1
 
 
-def test_an_event_that_is_expired_stays_open(db):
+def test_an_event_that_is_expired_stays_open(tx):
     """As it does in a sweep."""
-    webhook_in(db, event())
-    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
-    assert sent_in(db, one())[0].linked == 0
+    webhook_in(tx, event())
+    tx.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+    assert sent_in(tx, one())[0].linked == 0
 
 
 def test_a_database_without_the_columns_of_newer_mailglasses_will_do(db):
@@ -444,7 +444,7 @@ def test_a_thousand_recipients_cost_half_a_second_of_cpu_at_most(db, shared):
 
 
 @pytest.mark.parametrize("count", [1, 500])
-def test_a_send_is_one_round_trip_whatever_its_size(db, count):
+def test_a_send_is_one_round_trip_whatever_its_size(tx, count):
     """Eleven if events are open for it, twelve for an id of many deliveries.
 
     All that is sent counts: savepoints, and the settings of the transaction, which are taken and given back with them.
@@ -452,11 +452,10 @@ def test_a_send_is_one_round_trip_whatever_its_size(db, count):
     now = [Sent(recipient=f"u{n}@example.com", message_id=f"now-{n}") for n in range(count)]
     new, wide = ([one(f"u{n}@example.com", id_ or f"m-{n}") for n in range(count)] for id_ in (None, "wide"))
     open_ = [event("wide", recipient=f"u{n}@example.com", provider_event_id=str(n)) for n in range(count)]
-    webhook_in(db, *open_)
+    webhook_in(tx, *open_)
     many = count > 10
     for sent, expected in ((now, 1), (now, 1), (new, 1), (new, 1), (wide, 11 + many), (wide, 1)):
-        with db.engine.begin() as connection:
-            connection.exec_driver_sql("SELECT 1")
-            with round_trips(connection.connection.driver_connection) as counted:
-                send(connection, *sent)
+        tx.connection.exec_driver_sql("SELECT 1")
+        with round_trips(tx.connection.connection.driver_connection) as counted:
+            send(tx.connection, *sent)
         assert counted == [expected]

@@ -26,14 +26,13 @@ def add_delivery(db, message, recipient="ada@example.com"):
     return delivery
 
 
-def test_a_webhook_whose_delivery_is_there_goes_to_it(db):
+def test_a_webhook_whose_delivery_is_there_goes_to_it(tx):
     """Stored with its delivery, which is brought up to date in the same transaction."""
     message = str(uuid.uuid4())
-    delivery = add_delivery(db, message)
-    with db.engine.begin() as connection:
-        (recorded,) = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event(message.upper())])
+    delivery = add_delivery(tx, message)
+    (recorded,) = record_webhook(tx.connection, tenant_id="acme", provider="postmark", events=[event(message.upper())])
     assert str(recorded.delivery_id) == delivery
-    row = db.rows("SELECT last_event_type, terminal, delivered_at, lock_version FROM mailglass_deliveries")[0]
+    row = tx.rows("SELECT last_event_type, terminal, delivered_at, lock_version FROM mailglass_deliveries")[0]
     assert tuple(row) == ("delivered", True, NOW.replace(tzinfo=None), 2)
 
 
@@ -57,12 +56,11 @@ def test_a_rolled_back_transaction_keeps_nothing(db):
     assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
 
 
-def test_times_are_stored_in_utc(db):
+def test_times_are_stored_in_utc(tx):
     """Whatever time zone the caller's time is in."""
     local = dt.datetime(2026, 3, 1, 17, 45, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=45)))
-    with db.engine.begin() as connection:
-        append(connection, tenant_id="acme", type="sent", occurred_at=local)
-    assert db.value("SELECT occurred_at FROM mailglass_events") == dt.datetime(2026, 3, 1, 12)
+    append(tx.connection, tenant_id="acme", type="sent", occurred_at=local)
+    assert tx.value("SELECT occurred_at FROM mailglass_events") == dt.datetime(2026, 3, 1, 12)
 
 
 def test_find_orphans_and_attempt_link_look_and_write_nothing(db):
@@ -100,38 +98,38 @@ def test_find_orphans_keeps_to_the_maximum_age_that_is_set(db):
 
 
 @pytest.mark.parametrize("count", [1, 500])
-def test_a_webhook_is_two_round_trips_whatever_its_size(db, count):
+def test_a_webhook_is_two_round_trips_whatever_its_size(tx, count):
     """Five with a wide id; savepoints and the transaction's settings count."""
     wide = [factories.delivery_row("wide", recipient=f"u{n}@example.com") for n in range(11)]
-    factories.insert(db, deliveries=[*wide, *(factories.delivery_row(f"m-{n}") for n in range(count))])
+    factories.insert(tx, deliveries=[*wide, *(factories.delivery_row(f"m-{n}") for n in range(count))])
     there = [event(f"m-{n}") for n in range(count)]
     orphans = [event(f"none-{n}", provider_event_id="2") for n in range(count)]
     both = [*(event(e.message_id, "opened", provider_event_id="3") for e in (*there, *orphans)), event("wide")]
     for events, expected in ((there, 2), (there, 2), (orphans, 2), (orphans, 2), (both, 5)):
-        with db.engine.begin() as connection:
-            connection.exec_driver_sql("SELECT 1")
-            with round_trips(connection.connection.driver_connection) as counted:
-                record(connection, *events)
+        tx.connection.exec_driver_sql("SELECT 1")
+        with round_trips(tx.connection.connection.driver_connection) as counted:
+            record(tx.connection, *events)
         assert counted == [expected]
 
 
-def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(db):
+def test_no_statement_of_a_call_is_too_long_for_what_psycopg_remembers(tx):
     """It parses a longer text for each call, which takes as long as sending it."""
-    factories.insert(db, deliveries=[factories.delivery_row("m-1")])
-    with db.engine.begin() as connection, statements(connection) as sent:
-        record(connection, event("m-1"))
-        record_send(connection, provider="postmark", tenant_id="acme", sent=[Sent(recipient="a@b.c", message_id="m-2")])
+    factories.insert(tx, deliveries=[factories.delivery_row("m-1")])
+    with statements(tx.connection) as sent:
+        record(tx.connection, event("m-1"))
+        record_send(
+            tx.connection, provider="postmark", tenant_id="acme", sent=[Sent(recipient="a@b.c", message_id="m-2")]
+        )
     assert max(map(len, sent)) <= MAX_CACHED_STATEMENT_LENGTH
 
 
-def test_a_mistyped_provider_is_logged_once(db, caplog):
+def test_a_mistyped_provider_is_logged_once(tx, caplog):
     """By webhooks and by sends; another provider, of which no rule is known, is none of our business."""
-    with db.engine.begin() as connection:
-        for provider in ("mailgunn", "Mailgunn", "pigeon", "mailgunn"):
-            record(connection, event(provider_event_id=provider), provider=provider)
-        record_send(
-            connection, provider="brevoo", tenant_id="acme", sent=[Sent(recipient="ada@example.com", message_id="m-1")]
-        )
+    for provider in ("mailgunn", "Mailgunn", "pigeon", "mailgunn"):
+        record(tx.connection, event(provider_event_id=provider), provider=provider)
+    record_send(
+        tx.connection, provider="brevoo", tenant_id="acme", sent=[Sent(recipient="ada@example.com", message_id="m-1")]
+    )
     said = [one.message for one in caplog.records if "no rule knows" in one.message]
     assert said == [
         "no rule knows mailgunn; did you mean mailgun?",
