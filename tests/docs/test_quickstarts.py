@@ -45,7 +45,8 @@ import django.utils.timezone
 from anymail.signals import AnymailTrackingEvent, tracking
 from django.core.mail import send_mail
 early = AnymailTrackingEvent(event_type="delivered", message_id="id-bob@example.com", recipient="bob@example.com",
-                             timestamp=django.utils.timezone.now(), esp_event={"MessageID": "id-bob@example.com"})
+                             timestamp=django.utils.timezone.now(),
+                             esp_event={"RecordType": "Delivery", "MessageID": "id-bob@example.com"})
 tracking.send(sender=object, event=early, esp_name="Postmark")
 send_mail("Hello", "Hello", None, ["bob@example.com"])
 """

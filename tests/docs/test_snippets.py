@@ -197,6 +197,7 @@ with engine.connect() as connection:
     assert connection.execute(text("SELECT count(*) FROM mailglass_open_orphans")).scalar_one() == 0
 """,
     ),
+    "redis.md": Frame("", "from mailglass_reconcile import runtime\nassert runtime.get_redis() is client"),
     "recording.md": Frame(
         f"""{ENGINE}
 import types
