@@ -25,7 +25,7 @@ Examples:
 @click.argument("type_", metavar="TYPE")
 @click.option("--message-id", required=True, metavar="ID", help="The message's id, as your send is recorded with it.")
 @click.option("--to", "url", required=True, metavar="URL", help="The whole address of the webhook.")
-@click.option("--recipient", metavar="ADDRESS", help="Whom the event is about. If left out, it names nobody.")
+@click.option("--recipient", metavar="ADDRESS", help="Recipient that the event names. If left out, it names none.")
 def trigger(provider: str, type_: str, message_id: str, url: str, recipient: str | None) -> None:
     """Send a sample webhook, signed as the provider signs, to try an installation without its account.
 

@@ -29,8 +29,7 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
         name: The last part of the webhook's address and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
             letters, digits, `-` and `_`.
         read: Called as `read(body, headers)` after `verify`: returns a list of `WebhookEvent`, empty for a ping; the
-            names of headers are in lower case. Whatever it raises means that the body cannot be read, which is answered
-            with 400.
+            names of headers are in lower case. If it raises an error, the body cannot be read, and the answer is 400.
         verify: Called as `verify(body, headers, secret=…, url=…, now=…)`: raises `SignatureError` unless the provider
             has signed the body with *secret*, and returns None if it has. `url` is the webhook's public address, `now`
             a `datetime` in UTC. A KeyError, TypeError or ValueError counts as a wrong signature (401); any other

@@ -101,7 +101,7 @@ class Asked:
 
         Raises:
             ConfigurationError: A secret is empty or of another kind.
-            Exception: Whatever the function raises.
+            Exception: What the function raises.
         """
         found = self._function(registry.name(provider), tenant)
         return [registry.check_secret(provider, secret) for secret in _listed(found)]
