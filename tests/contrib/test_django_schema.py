@@ -45,7 +45,7 @@ def test_each_revision_has_a_migration_of_djangos_with_its_name():
     """Otherwise an upgrade of the package would leave Django nothing to apply."""
     revisions = {path.stem for path in (Path(runner._scripts()) / "versions").glob("*.py")}
     assert {module.name for module in pkgutil.iter_modules(migrations.__path__)} == revisions
-    assert max(revisions)[:4] == schema.VERSION
+    assert max(revisions).partition("_")[0] == schema.VERSION
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_what_cannot_be_migrated_is_said_in_one_line(empty):
         cursor.execute("CREATE TABLE mailglass_events (id uuid)")
     with pytest.raises(CommandError, match=r"^mailglass_reconcile: .*mailglass_events.*$"):
         call_command("migrate", APP, verbosity=0)
-    assert (APP, "0001_open_orphans") not in MigrationRecorder(connection).applied_migrations()
+    assert (APP, "0001b_open_orphans") not in MigrationRecorder(connection).applied_migrations()
 
 
 def test_makemigrations_has_nothing_to_propose(empty):
