@@ -298,8 +298,7 @@ def test_deliveries_whose_ids_no_event_will_name(beside: Database) -> None:
 
 def test_sessions_that_are_not_in_utc(beside: Database) -> None:
     """Shown only: arrival is a UUIDv7's own time, or what our trigger makes of the column's default."""
-    name = beside.value("SELECT current_database()::text")
-    beside.run(f"ALTER DATABASE \"{name}\" SET timezone = 'Europe/Berlin'")
+    beside.by_default("timezone", "Europe/Berlin")
     found = of("time_zone")
     assert (found.status, "Europe/Berlin" in found.message) == (OK, True)
 
