@@ -261,13 +261,25 @@ def _by_asyncpg(connection: sa.Connection, schema: str, statements: Sequence[Sta
     found: list[Any] = []
     for statement in statements:
         text, values = _numbered(statement, schema)
+        fetch = _fetched_alone if adapted.autocommit else _fetched
         try:
-            found += adapted.run_async(lambda driver: driver.fetch(text, *values))  # noqa: B023 - called at once
+            found += adapted.run_async(lambda driver: fetch(driver, text, values))  # noqa: B023 - called at once
         except SQLAlchemyError:
             raise
         except Exception as error:  # asyncpg's have no class in common
             raise _as_sqlalchemys(connection, text, error, is_lost=driver.is_closed()) from None
     return found
+
+
+async def _fetched(driver: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
+    rows: Sequence[Any] = await driver.fetch(text, *values)
+    return rows
+
+
+async def _fetched_alone(driver: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Fetch in a transaction: without one, PgBouncer may pass asyncpg's Parse and Execute to different servers."""
+    async with driver.transaction():
+        return await _fetched(driver, text, values)
 
 
 def _numbered(statement: Statement, schema: str) -> tuple[str, list[Any]]:
