@@ -65,7 +65,7 @@ def with_history(database: Installation) -> tuple[str, str, str]:
 
 def sweep(database: Installation, redis_url: str) -> int:
     """Sweep a schema, and return how many orphans were linked."""
-    redis_client = redis.Redis.from_url(redis_url)
+    redis_client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
     mailglass_reconcile.configure(engine=database.engine, settings=database.settings, redis=redis_client)
     try:
         return mailglass_reconcile.reconcile().linked
