@@ -91,7 +91,8 @@ _REFUSALS = {
 
 
 def _denied(fault: Exception) -> bool:
-    return type(fault).__name__ == "NoPermissionError"
+    # What a script of the lock may not do is an error of the script.
+    return type(fault).__name__ == "NoPermissionError" or "ACL failure in script" in str(fault)
 
 
 def holder() -> Holder | None:
