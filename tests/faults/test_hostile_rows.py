@@ -1,6 +1,7 @@
 """Rows that nobody would write on purpose, at the first, a middle and the last place of a batch."""
 
 import json
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -132,15 +133,19 @@ kind("the id is padded", "linked", lambda text: with_id(f" \t\n{text}\r\n "))
 kind("the id is in angle brackets", "linked", lambda text: with_id(f"<{text}>"))
 kind(
     "a number of 5000 digits stands beside the id",
-    "linked",
+    "unmatchable",
     lambda text: _postmark(text)[:-1] + ', "n": ' + "9" * 5000 + "}",
 )
 kind(
     "1500 levels stand beside the id",
-    "linked",
+    "linked" if sys.version_info >= (3, 12) else "unmatchable",
     lambda text: _postmark(text)[:-1] + ', "deep": ' + "[" * 1500 + "]" * 1500 + "}",
 )
-kind("1 MB stands beside the id", "linked", lambda text: json.dumps(factories.postmark(text, body="\u2603" * 350_000)))
+kind(
+    "1 MB stands beside the id",
+    "unmatchable",
+    lambda text: json.dumps(factories.postmark(text, body="\u2603" * 350_000)),
+)
 kind("the exponent of a number is large", "linked", lambda text: _postmark(text)[:-1] + ', "n": 1e2000}')
 for _name, _value in {
     "a number": 7,
@@ -158,7 +163,7 @@ for _name, _value in {
 kind("the provider is quoted SQL", "linked", lambda text: json.dumps({"provider": "p'\"\\{}%s", "message_id": text}))
 kind(
     "the provider's event id is 1 MB long",
-    "linked",
+    "unmatchable",
     lambda text: json.dumps({**factories.postmark(text), "provider_event_id": "e" * 1_000_000}),
 )
 for _name, _value in {"a number": 7, "an object": {}, "empty": "", "an array": ["a@b.c"], "a control": "\x1b"}.items():
@@ -310,7 +315,7 @@ def test_a_delivery_deleted_between_match_and_write_costs_its_own_orphan_only(
         factories.orphan(db, factories.postmark(text), age_seconds=900 - position)
 
     def delete(result: SweepResult) -> None:
-        db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=deliveries[BATCH + place])
+        db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=deliveries[BATCH - 1 - place])
 
     settings = db.settings.model_copy(update={"batch_size": BATCH})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)

@@ -111,10 +111,10 @@ def test_sweeps_that_fail_one_after_the_other_are_seen_and_one_alone_is_not(db, 
     healthy(db, timeline)
     for number in range(2):
         traffic(db, f"failing-{number}")
-        db.run("ALTER TABLE mailglass_events RENAME COLUMN metadata TO meta")
+        db.run("ALTER TABLE mailglass_events RENAME COLUMN normalized_payload TO gone")
         assert reconcile().status == "failed"
         timeline.scrape(minutes=3)
-        db.run("ALTER TABLE mailglass_events RENAME COLUMN meta TO metadata")
+        db.run("ALTER TABLE mailglass_events RENAME COLUMN gone TO normalized_payload")
         timeline.fires(*["FailedSweeps"][:number])
 
 

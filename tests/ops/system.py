@@ -102,7 +102,7 @@ class System:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command in the environment of the worker."""
-        return commands.tried(self.site.db, *arguments, **{**self.site.environment, **environment})
+        return commands.started(self.site.db, *arguments, **{**self.site.environment, **environment})
 
     def reset(self) -> None:
         """Forget all rows, and make sure that everything runs and is well."""
