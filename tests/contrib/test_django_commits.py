@@ -17,19 +17,12 @@ import factories
 from faults import proxy
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 from mailglass_reconcile.contrib.django import connection
+from record.recording import NOTED
 
 pytestmark = [
     pytest.mark.usefixtures("app", "backends"),
     pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
 ]
-
-NOTED = """
-CREATE TABLE noted (query text);
-CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN INSERT INTO public.noted VALUES (current_query()); RETURN NULL; END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION note();
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH STATEMENT EXECUTE FUNCTION note();
-"""
 
 ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7")
 

@@ -14,6 +14,14 @@ from mailglass_reconcile import WebhookEvent, record_webhook
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 LEDGER = "SELECT count(*) FROM mailglass_events"
+NOTED = """
+CREATE TABLE noted (query text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO public.noted VALUES (current_query()); RETURN NULL; END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION note();
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH STATEMENT EXECUTE FUNCTION note();
+"""
+"""Triggers that note the text of each statement that writes to the ledger or a delivery."""
 
 
 def event(message_id="m-1", type_="delivered", **more):

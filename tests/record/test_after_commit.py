@@ -21,7 +21,7 @@ from conftest import wait_until
 from faults import proxy, servers
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, record_send
 from mailglass_reconcile.record.after_commit import POOL_SECONDS
-from record.recording import LEDGER, NOW, event, record, round_trips
+from record.recording import LEDGER, NOTED, NOW, event, record, round_trips
 from record.test_drivers import Driver, driver  # noqa: F401 - a fixture
 
 COMMIT = b"COMMIT\0"
@@ -375,15 +375,6 @@ def test_a_call_is_three_round_trips_at_most_besides_begin_and_commit(db):
                 call(session)
                 session.commit()
             assert counted == [most + 2], name
-
-
-NOTED = """
-CREATE TABLE noted (query text);
-CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN INSERT INTO public.noted VALUES (current_query()); RETURN NULL; END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION note();
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH STATEMENT EXECUTE FUNCTION note();
-"""
 
 
 def test_no_value_is_in_the_text_of_a_statement(db, driver):  # noqa: F811 - the fixture
