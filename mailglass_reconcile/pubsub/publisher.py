@@ -10,12 +10,14 @@ that thread waiting and nobody else. What several callers publish meanwhile goes
 from __future__ import annotations
 
 import atexit
+import inspect
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import cache
 from itertools import groupby, islice
 from operator import attrgetter
 from queue import Empty, SimpleQueue
@@ -156,17 +158,19 @@ class _Server:
             for tenant_id, delivery_id, payload in messages
             for channel in (events_channel(tenant_id), events_channel(tenant_id, delivery_id))
         ]
-        with redis.Redis(connection_pool=client.connection_pool, single_connection_client=True) as single:
-            connection: Any = single.connection
+        pool: Any = client.connection_pool
+        connection = pool.get_connection(*_command_of(pool.__class__))
+        try:
             packed, began = connection.pack_commands(commands), time.monotonic()
-            try:
-                connection.send_packed_command(packed)
-                refusals = [_refusal(connection)]
-                seconds = time.monotonic() - began
-                refusals += [_refusal(connection) for _ in commands[1:]]
-            except BaseException:  # the rest of the answers belongs to nothing else
-                connection.disconnect()
-                raise
+            connection.send_packed_command(packed)
+            refusals = [_refusal(connection)]
+            seconds = time.monotonic() - began
+            refusals += [_refusal(connection) for _ in commands[1:]]
+        except BaseException:  # the rest of the answers belongs to nothing else
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
         self._answered(next(filter(None, refusals), None))
         return seconds, (refusal is None for refusal in refusals)
 
@@ -187,6 +191,13 @@ class _Server:
             self._warned_at = time.monotonic()
             text = "cannot publish to MAILGLASS_REDIS_URL (%s); links are unaffected, their broadcasts are lost"
             logger.warning(text, cause)
+
+
+@cache
+def _command_of(pool: type) -> tuple[str, ...]:
+    """Return the command that a pool asks for: redis-py before 5.3 requires one, and later versions warn of it."""
+    wanted = inspect.signature(pool.get_connection).parameters.get("command_name")  # type: ignore[attr-defined]
+    return ("PUBLISH",) if wanted and wanted.default is inspect.Parameter.empty else ()
 
 
 def _refusal(connection: Any) -> Exception | None:
