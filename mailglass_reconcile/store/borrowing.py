@@ -197,7 +197,7 @@ def _beginning_nothing(connection: sa.Connection) -> Iterator[None]:
     if connection.in_transaction():
         yield
         return
-    with connection.begin():
+    with nullcontext() if _is_sent_directly(connection) else connection.begin():
         if driver.autocommit:
             yield
             return
@@ -214,12 +214,16 @@ def _send(connection: sa.Connection, settings: Settings, statements: Sequence[St
 
     With the drivers that are used most, past SQLAlchemy, whose own work costs as much.
     """
-    if connection.dialect.driver == "psycopg" and not connection.dialect.is_async:
-        return _by_psycopg(connection, settings.database_schema, statements)
-    if connection.dialect.driver == "asyncpg":
-        return _by_asyncpg(connection, settings.database_schema, statements)
+    if _is_sent_directly(connection):
+        by_driver = _by_asyncpg if connection.dialect.is_async else _by_psycopg
+        return by_driver(connection, settings.database_schema, statements)
     results = [Transaction(connection, settings).execute(*statement) for statement in statements]
     return next((result.all() for result in results if result.returns_rows), [])
+
+
+def _is_sent_directly(connection: sa.Connection) -> bool:
+    driver = connection.dialect.driver
+    return driver == "asyncpg" or (driver == "psycopg" and not connection.dialect.is_async)
 
 
 def _by_psycopg(connection: sa.Connection, schema: str, statements: Sequence[Statement]) -> list[Any]:
