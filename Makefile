@@ -42,14 +42,14 @@ docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 faults: $(VENV)/test.stamp
-	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m faults $(ARGS)
 
 soak: $(VENV)/test.stamp
-	PYTHONPATH=tests $(BIN)/python -m faults.soak $(ARGS)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.soak $(ARGS)
 
 # Breaks a copy of the package on purpose, one way after the other, and says which test caught it.
 broken: $(VENV)/test.stamp
-	PYTHONPATH=tests $(BIN)/python -m faults.broken $(ARGS)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
 
 # Changes the Python of rules, sweep, record and projector, one expression after the other, and lists the changes that
 # no test notices: hours for all of it. ARGS="mailglass_reconcile.rules*" takes a part; the results stay in mutants/.
@@ -63,7 +63,7 @@ bench: $(VENV)/bench.stamp
 
 # Needs Debian's package rabbitmq-server, and says so where it is missing.
 rabbitmq: $(VENV)/test.stamp
-	$(BIN)/python tests/rabbitmq.py $(BIN)/python -m pytest tests/singleton/test_celery.py $(ARGS)
+	$(BIN)/python tests/support/rabbitmq.py $(BIN)/python -m pytest tests/stories/test_celery.py $(ARGS)
 
 clean:
 	rm -rf $(VENV)

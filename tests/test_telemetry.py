@@ -6,15 +6,15 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 import mailglass_reconcile
-from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
-from faults.test_faults_postgres import refusing
+from faults.refusing import refusing
 from handling import failing, leaving
 from installation import PATIENCE
 from mailglass_reconcile import Settings, dispatch, prune, reconcile, reconcile_recent, telemetry
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep import reconciler
 from observing import exported, tasks, values
+from waiting import wait_until
 
 AWAY = Settings(database_url="postgresql://ada:CanaryDbPassword@127.0.0.1:1/none")
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 from sqlalchemy import make_url
 
-from conftest import wait_until
 from faults import servers
 from following import following, new_pairs
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ import redis
 import factories
 import mailglass_reconcile
 from commands import conforming
-from conftest import wait_until
-from faults.test_faults_redis import Valkey
+from faults.redis_servers import Valkey
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

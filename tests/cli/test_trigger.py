@@ -5,9 +5,9 @@ from click.testing import CliRunner, Result
 
 from mailglass_reconcile import Sent, broadcast, record_send
 from mailglass_reconcile.cli import command, main
-from webhooks.receivers import SECRETS, mounted, served, setting
-from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
-from webhooks.test_samples import IDS, PRIVATE, SENDERS
+from receivers import SECRETS, mounted, served, setting
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import IDS, PRIVATE, SENDERS
 
 TO = "http://127.0.0.1:1/postmark"
 STATE = "SELECT provider_message_id, last_event_type FROM mailglass_deliveries ORDER BY inserted_at"

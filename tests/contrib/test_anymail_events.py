@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+
 from anymail_payloads import (
     ALL,
     MAILERSEND,
@@ -21,11 +22,10 @@ from anymail_payloads import (
 )
 from anymail_single import mailersend_request, mailgun_request
 from anymail_wire import BEGIN, PRIVATE
-
 from mailglass_reconcile.contrib.anymail import webhook_event
 from mailglass_reconcile.record.webhooks import check
 from mailglass_reconcile.webhooks import formats, pauses
-from webhooks.senders import documented, signed
+from senders import documented, signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 

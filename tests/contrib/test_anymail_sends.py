@@ -2,15 +2,15 @@
 
 import contextlib
 
-import anymail_answers
-import anymail_wire
 import pytest
 from anymail.exceptions import AnymailRecipientsRefused
 from anymail.message import AnymailMessage, AnymailRecipientStatus, AnymailStatus
 from anymail.signals import post_send
-from anymail_answers import accepted, send
 from django.test import override_settings
 
+import anymail_answers
+import anymail_wire
+from anymail_answers import accepted, send
 from mailglass_reconcile import Sent
 from mailglass_reconcile.contrib.anymail import sent
 from mailglass_reconcile.record.sends import check

@@ -14,12 +14,12 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from conftest import wait_until
 from mailglass_reconcile import configure
 from mailglass_reconcile.demo import stage
 from mailglass_reconcile.demo.plot import LINK, OPEN, RACE
 from mailglass_reconcile.demo.receiver import Receiver
 from mailglass_reconcile.testing.processes import closing
+from waiting import wait_until
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 SECONDS = 60

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import click.testing
 import httpx
-import pages
 import psutil
 import pytest
 import redis
 
 import factories
 import mailglass_reconcile
-from conftest import wait_until
+import pages
 from installation import end
 from mailglass_reconcile.cli import command
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.testing.servers import free_port
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

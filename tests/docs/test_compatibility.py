@@ -4,10 +4,10 @@ import re
 import tomllib
 from itertools import chain
 
-import pages
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import pages
 from mailglass_reconcile.ops.doctor.database import OLDEST_SERVER
 
 PROJECT = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pages
 import pytest
 
+import pages
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 [FILE] = [

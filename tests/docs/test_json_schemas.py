@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
-import pages
 import pytest
 
+import pages
 from mailglass_reconcile import Erased, PruneResult, SweepResult
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
 from mailglass_reconcile.ops.doctor.finding import Finding

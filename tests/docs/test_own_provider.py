@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 
-import pages
 import pytest
+
+import pages
 
 EXAMPLE = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pages
 import pytest
 import reference
 
 import commands
 import mailglass_reconcile
+import pages
 from faults.breaks import BREAKS
 from mailglass_reconcile import webhooks
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES

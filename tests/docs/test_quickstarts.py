@@ -2,14 +2,14 @@
 
 import re
 
-import pages
 import pytest
 import sqlalchemy as sa
-from machine import Machine
 
 import catalog
 import factories
+import pages
 import shapes
+from machine import Machine
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.servers import free_port

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import pages
 import pytest
 import sqlalchemy as sa
 import yaml
 
 import commands
+import pages
 from mailglass_reconcile.cli import command
 
 PATIENCE = 60
@@ -38,15 +38,15 @@ NOT_RUN = {
     ("beside-mailglass.md", "it needs Elixir and a Phoenix application"),
     ("django.md", "the README's quickstart runs these lines"),
     ("django.md", "it needs a project with Postmark that is running"),
-    ("handlers.md", "the example with FastAPI is; tests/pubsub/test_async_subscriptions.py has these lines too"),
+    ("handlers.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
     ("leaving.md", "a test runs them with a psql of its own"),
     ("leaving.md", "it asks"),
     ("performance.md", "it takes an hour"),
     ("providers.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
-    ("redis.md", "no such server here; tests/singleton/test_redis_servers.py has one with a CA of its own"),
-    ("redis.md", "no such servers here; tests/singleton/test_redis_servers.py has Sentinels of its own"),
+    ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with a CA of its own"),
+    ("redis.md", "no such servers here; tests/stories/test_redis_servers.py has Sentinels of its own"),
     ("telemetry.md", "OpenTelemetry's exporters are not installed here"),
 }
 """Blocks that nothing runs, and why, as the comment above each says."""

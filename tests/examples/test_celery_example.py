@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 
 import readme
-from conftest import wait_until
 from factories import delivery_row, insert, orphan_row, postmark
+from waiting import wait_until
 
 OF_THE_SHOP = """
 import shop

@@ -11,8 +11,8 @@ import pytest
 
 import factories
 import readme
-from conftest import wait_until
 from mailglass_reconcile.testing.servers import free_port
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +122,7 @@ def test_no_order_of_arrival_loses_or_doubles_an_event_of_any_provider(mailglass
         "MAILGLASS_TEST_REDIS_URL": redis_url,
         "PYTHONPATH": f"{readme.EXAMPLES / 'django'}{os.pathsep}{readme.EXAMPLES.parent}",
     }
-    races = Path(__file__).parents[1] / "contrib" / "test_django_races.py"
+    races = Path(__file__).parents[1] / "stories" / "test_django_races.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(races)]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert re.search(r"^15 passed", done.stdout, re.MULTILINE), done.stdout

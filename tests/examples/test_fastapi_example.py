@@ -12,9 +12,9 @@ import pytest
 import redis
 
 import readme
-from conftest import wait_until
-from examples.postmark_payloads import everything, payload
 from mailglass_reconcile.testing.servers import free_port
+from postmark_payloads import everything, payload
+from waiting import wait_until
 
 ADA, BOB = "ada@example.com", "bob@example.com"
 STATE = """

@@ -5,8 +5,9 @@ from urllib.parse import urlsplit
 import pytest
 
 import readme
-from conftest import Database, wait_until
+from database import Database
 from factories import delivery_row, insert, orphan_row, postmark
+from waiting import wait_until
 
 LINKED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
 

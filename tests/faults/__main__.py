@@ -13,7 +13,13 @@ import pytest
 
 from faults.runs import Table
 
-TESTS = ("test_faults*.py", "test_hostile*.py", "test_secrets*.py", "test_state_machine.py")
+TESTS = (
+    "test_faults*.py",
+    "test_hostile*.py",
+    "test_secrets*.py",
+    "test_state_machine.py",
+    "../pubsub/test_publisher.py",
+)
 
 
 def main(arguments: list[str]) -> int:

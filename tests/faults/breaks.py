@@ -51,7 +51,7 @@ BREAKS = (
                 "false ORDER BY e.occurred_at DESC",
             ),
         ),
-        "ops/test_retention.py::test_a_delivery_whose_latest_event_is_young_keeps_all_of_them",
+        "store/test_retention.py::test_a_delivery_whose_latest_event_is_young_keeps_all_of_them",
     ),
     # I5
     Break(
@@ -80,7 +80,7 @@ BREAKS = (
                 "\n",
             ),
         ),
-        "store/test_arrival.py::test_a_row_whose_time_cannot_be_arrives_when_it_is_written",
+        "store/test_repair.py::test_a_row_whose_time_cannot_be_arrives_when_it_is_written",
     ),
     # I7
     Break(
@@ -92,7 +92,7 @@ BREAKS = (
                 "       terminal = c.terminal,\n",
             ),
         ),
-        "test_projection.py::test_a_final_type_makes_it_terminal_for_ever",
+        "test_projector.py::test_a_final_type_makes_it_terminal_for_ever",
     ),
     # I8
     Break(
@@ -143,7 +143,7 @@ BREAKS = (
                 "         WHERE CAST(:tenant_id AS text) IS NULL OR true\n",
             ),
         ),
-        "sweep/test_sweep.py::test_one_tenant_is_swept_alone",
+        "sweep/test_reconciler.py::test_one_tenant_is_swept_alone",
     ),
     # I13
     Break(
@@ -155,7 +155,7 @@ BREAKS = (
                 "  WHEN (current_setting",
             ),
         ),
-        "store/test_arrival.py::test_a_forged_reconciled_event_closes_no_orphan",
+        "store/test_repair.py::test_a_forged_reconciled_event_closes_no_orphan",
     ),
     # I14
     Break(
@@ -168,6 +168,6 @@ BREAKS = (
                 " AS x WHERE x.event_id = c.event_id FOR UPDATE SKIP LOCKED)\n",
             ),
         ),
-        "hooks/test_handlers.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
+        "hooks/test_dispatcher.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
     ),
 )

@@ -56,11 +56,12 @@ def caught_by(broken: Break) -> str | None:
         for file, old, new in broken.edits:
             text = (copy / file).read_text()
             (copy / file).write_text(text.replace(old, new))
+        path = (copy, copy / "tests", copy / "tests" / "support")
         run = subprocess.run(
             [sys.executable, *PYTEST, f"tests/{broken.test}"],
             cwd=copy,
             # The copy stands before the installed package, in the processes that a test starts as well.
-            env={**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'tests'}", "MAILGLASS_SCHEDULES": "200"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "MAILGLASS_SCHEDULES": "200"},
             capture_output=True,
             text=True,
             check=False,

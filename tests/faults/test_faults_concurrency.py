@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
-from conftest import Database
+from database import Database
 from faults.runs import FULL
 
 pytestmark = pytest.mark.slow

@@ -1,17 +1,16 @@
 """Connections that are lost around COMMIT, or at any other message: one link, told of once, and true counts."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
 import sqlalchemy as sa
 
-import factories
 import mailglass_reconcile
-from conftest import Database
+from database import Database
 from faults import proxy
 from faults.proxy import Fault, Proxy
+from faults.racing import COMMIT, ORPHANS, raced
 from faults.runs import FULL
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.sweep.result import SweepResult
@@ -19,9 +18,6 @@ from mailglass_reconcile.sweep.result import SweepResult
 pytestmark = pytest.mark.slow
 
 Record = Callable[[str, object], None]
-ORPHANS = 5
-COMMIT = b"COMMIT\0"
-"""The simple query as libpq sends it; `BEGIN ISOLATION LEVEL READ COMMITTED` does not hold it."""
 
 
 @pytest.fixture
@@ -31,16 +27,6 @@ def through(db: Database) -> Iterator[Proxy]:
         settings = db.settings.model_copy(update={"batch_size": 2, "database_url": type(db.settings.redis_url)(url)})
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         yield made
-
-
-def raced(db: Database, orphans: int = ORPHANS) -> None:
-    """Insert orphans and the deliveries that they are of."""
-    texts = [uuid.uuid4().hex for _ in range(orphans)]
-    factories.insert(
-        db,
-        deliveries=[factories.delivery_row(text) for text in texts],
-        events=[factories.orphan_row(factories.postmark(text)) for text in texts],
-    )
 
 
 def sweep(db: Database) -> SweepResult:

@@ -1,19 +1,18 @@
 """The sweeping process is killed at the N-th system call that talks to a server; one more sweep mends all."""
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from functools import cache
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 import mailglass_reconcile
-from conftest import Database
+from database import Database
+from faults.racing import raced
 from faults.runs import FULL
-from faults.test_faults_connection import raced
+from faults.tracing import killed, may_trace
 
 pytestmark = pytest.mark.slow
 
@@ -31,13 +30,6 @@ SELECTION = {"sendto": (12, 17, 18, 24), "poll": (20,), "recvfrom": (22, 26)}
 """A few places within the batches, for `make test`."""
 
 
-@cache
-def may_trace() -> bool:
-    """Whether strace is there and may trace."""
-    path = shutil.which("strace")
-    return path is not None and subprocess.run([path, "-f", "-o", "/dev/null", "true"], check=False).returncode == 0
-
-
 def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subprocess.CompletedProcess[bytes]:
     """Run a sweep in a process of its own, under the command *before*."""
     more = {"MAILGLASS_BATCH_SIZE": "2", "PYTHONPATH": "tests", "SWEEPER_DIES_AT": str(dies_at)}
@@ -53,12 +45,6 @@ def swept(db: Database, redis_url: str, *before: str, dies_at: int = 0) -> subpr
 def traced(db: Database, redis_url: str, call: str, *options: str) -> subprocess.CompletedProcess[bytes]:
     """Run a sweep under strace, which is to look at *call* only."""
     return swept(db, redis_url, "strace", "-f", "-qq", "-e", f"trace={call}", *options)
-
-
-def killed(done: subprocess.CompletedProcess[bytes]) -> bool:
-    """Whether a sweep was killed, and did not end by itself."""
-    assert done.returncode in (0, -9, 137), done.stderr
-    return done.returncode != 0
 
 
 def first(db: Database, redis_url: str, call: str, log: Path) -> int:

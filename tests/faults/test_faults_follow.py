@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
-from conftest import APPENDED, Database, wait_until
+from database import APPENDED, Database
 from faults import servers
 from faults.redis_servers import PASSWORD, needs_debians_redis, server
 from faults.runs import FULL
@@ -18,6 +18,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.servers import free_port
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

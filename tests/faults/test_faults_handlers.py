@@ -9,20 +9,21 @@ from itertools import count
 from typing import Any
 
 import pytest
-from django_project import databases_name
 from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
-from conftest import Database, wait_until
+from database import Database
+from django_project import databases_name
 from faults import proxy
 from faults.proxy import Fault
+from faults.racing import COMMIT
 from faults.runs import FULL
-from faults.test_faults_connection import COMMIT
 from handling import effects, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.store import engines
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def forking(db: Any, redis_url: str, **more: str) -> Iterator[Callable[[int], Ca
     """Run a process that forks dispatchers; call what is yielded to begin one, and its answer to wait for it."""
     environment = {
         **db.environment(redis_url),
-        **{"PYTHONPATH": "tests:.", "MAILGLASS_IMPORTS": "faults.handled", "MAILGLASS_HOOK_TYPES": "*"},
+        **{"PYTHONPATH": "tests:tests/support:.", "MAILGLASS_IMPORTS": "faults.handled", "MAILGLASS_HOOK_TYPES": "*"},
         **more,
     }
     command = [sys.executable, "-m", "faults.dispatcher"]

@@ -13,10 +13,11 @@ from pydantic import SecretStr
 import factories
 import mailglass_reconcile
 import sweeping
-from conftest import APPENDED, Database, wait_until
+from database import APPENDED, Database
 from faults import servers
+from faults.racing import raced
+from faults.refusing import forgiving, refusing
 from faults.runs import FULL
-from faults.test_faults_connection import raced
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database as databases
@@ -24,36 +25,13 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
 Record = Callable[[str, object], None]
 STATES = ("40001", "40P01", "55P03", "57014", "53100", "53300", "57P01", "25006")
 PASSING = {"40001", "40P01", "53100", "53300", "57P01", "25006"}
-
-
-_REFUSING = """
-CREATE SEQUENCE refusals;
-CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$ BEGIN
-  IF {condition} THEN RAISE SQLSTATE '{state}' USING MESSAGE = 'refused on purpose'; END IF;
-  RETURN NULL;
-END $$;
-CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON mailglass_events DEFERRABLE INITIALLY DEFERRED
-  FOR EACH ROW WHEN (NEW.type = 'reconciled') EXECUTE FUNCTION refuse();
-"""
-
-
-def refusing(db: Database, state: str, condition: str) -> None:
-    """Refuse COMMIT with that SQLSTATE where a new link meets the condition."""
-    with db.engine.begin() as connection:
-        script = _REFUSING.format(state=state, condition=condition)
-        connection.execution_options(no_parameters=True).exec_driver_sql(script)
-
-
-def forgiving(db: Database) -> None:
-    """Refuse nothing any more."""
-    db.run("DROP FUNCTION IF EXISTS refuse CASCADE")
-    db.run("DROP SEQUENCE IF EXISTS refusals")
 
 
 def sweep(db: Database, batch_size: int = 4, **settings: object) -> SweepResult:

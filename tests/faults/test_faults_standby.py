@@ -13,12 +13,13 @@ from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
-from conftest import APPENDED, wait_until
+from database import APPENDED
 from faults import proxy, servers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep import link
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

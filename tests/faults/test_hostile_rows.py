@@ -15,7 +15,7 @@ import factories
 import mailglass_reconcile
 import sweeping
 from catalog import MAILGLASS
-from conftest import Database
+from database import Database
 from mailglass_reconcile.errors import sqlstate
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines

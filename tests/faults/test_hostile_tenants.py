@@ -10,7 +10,7 @@ import redis
 
 import factories
 import mailglass_reconcile
-from conftest import Database
+from database import Database
 from faults.runs import FULL
 
 pytestmark = pytest.mark.slow

@@ -16,13 +16,14 @@ from sqlalchemy.engine import make_url
 import factories
 import mailglass_reconcile
 import observing
-from conftest import Database, wait_until
+from database import Database
+from faults.refusing import refusing
 from faults.runs import FULL
-from faults.test_faults_postgres import refusing
 from installation import PATIENCE, Site
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from record.recording import event, record
+from recording import event, record
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

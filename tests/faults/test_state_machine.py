@@ -21,7 +21,7 @@ import invariants
 import mailglass_reconcile
 import oracle
 import sweeping
-from conftest import Database
+from database import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, states
 from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event

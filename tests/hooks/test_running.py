@@ -11,13 +11,13 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
-from conftest import wait_until
 from handling import effects, failing, leaving, make_due, states
 from installation import PATIENCE
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def command(db, *arguments, **more):
     environment = {**db.environment(db.settings.redis_url.get_secret_value()), **HANDLERS, **more}
     done = subprocess.run(
         [sys.executable, "-m", "mailglass_reconcile", *arguments, "--json"],
-        env={**environment, "PYTHONPATH": f"tests{os.pathsep}."},
+        env={**environment, "PYTHONPATH": os.pathsep.join(["tests", "tests/support", "."])},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

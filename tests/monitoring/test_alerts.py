@@ -1,6 +1,6 @@
 """Faults fire their alerts, by Prometheus's evaluation of real scrapes.
 
-tests/ops/test_planted_faults.py plants others, in a system with a worker and a beat.
+tests/stories/test_planted_faults.py plants others, in a system with a worker and a beat.
 """
 
 import datetime as dt
@@ -15,8 +15,8 @@ from mailglass_reconcile import SchemaOutdatedError, Settings, dispatch, prune, 
 from mailglass_reconcile.store import engines, outbox, schema
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import metrics
-from monitoring.timeline import NOTHING, Timeline, needs_promtool
 from scraping import delivery_of, parsed
+from timeline import NOTHING, Timeline, needs_promtool
 
 pytestmark = [pytest.mark.slow, needs_promtool]
 

@@ -8,7 +8,7 @@ import pytest
 import scraping
 from mailglass_reconcile.web import metrics
 from mailglass_reconcile.webhooks import metrics as receivers
-from monitoring.timeline import MONITORING, RULES, needs_promtool, promtool, rules
+from timeline import MONITORING, RULES, needs_promtool, promtool, rules
 
 NAME = re.compile(rf"\b{metrics.PREFIX}\w+")
 RUNBOOK = (MONITORING.parent / "runbook.md").read_text()

@@ -8,11 +8,11 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+import recording
+from browsing import Visitor, app
 from mailglass_reconcile import key_rule
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.rules import providers
-from record import recording
-from web.browsing import Visitor, app
 
 WEEK = 7 * 86_400
 

@@ -16,7 +16,7 @@ from mailglass_reconcile.ops.status import check, status
 from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import reconciler, tally
-from record.recording import event, record
+from recording import event, record
 
 TIME = {"type": "string", "format": "date-time", "pattern": "Z$"}
 COUNT = {"type": "integer", "minimum": 0}

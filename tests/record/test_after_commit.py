@@ -17,12 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 import factories
-from conftest import wait_until
+from drivers import Driver
 from faults import proxy, servers
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, broadcast_async, erase, record_send
 from mailglass_reconcile.record.after_commit import POOL_SECONDS
-from record.recording import LEDGER, NOTED, NOW, event, record, round_trips
-from record.test_drivers import Driver, driver  # noqa: F401 - a fixture
+from recording import LEDGER, NOTED, NOW, event, record, round_trips
+from waiting import wait_until
 
 COMMIT = b"COMMIT\0"
 
@@ -66,7 +66,7 @@ UNDONE = pytest.mark.parametrize("undone", [in_lower_case, without_the_word])
 
 
 @UNDONE
-def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):  # noqa: F811 - the fixture
+def test_what_a_savepoint_has_undone_is_not_broadcast(db, driver, undone):
     """In whatever words: by a Session, and by `broadcast`."""
 
     def work(given):
@@ -101,7 +101,7 @@ def test_what_psycopgs_own_transaction_has_undone_is_not_broadcast(db):
     assert told(db) == ["m-1", "m-1"]
 
 
-def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):  # noqa: F811 - the fixture
+def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
     """An error was swallowed before it, and no driver says so."""
 
     def work(given):
@@ -115,7 +115,7 @@ def test_a_commit_that_postgres_answers_with_rollback_tells_nothing(db, driver):
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, driver, fault):  # noqa: F811
+def test_a_commit_whose_answer_is_lost_tells_nothing_until_the_caller_asks(db, driver, fault):
     """The Session raises; `broadcast` with a server that is there again tells what was committed."""
     recorded = []
     with proxy.before_postgres(db.url) as (between, url):
@@ -344,7 +344,7 @@ WRITERS = pytest.mark.parametrize(
 
 
 @WRITERS
-def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_set(db, driver, write):  # noqa: F811
+def test_a_connection_that_is_not_utf8_is_refused_in_a_line_that_says_what_to_set(db, driver, write):
     """However it came to that; nothing is written, and the transaction goes on."""
 
     def work(connection):
@@ -378,7 +378,7 @@ def test_a_call_is_three_round_trips_at_most_besides_begin_and_commit(db):
             assert counted == [most + 2], name
 
 
-def test_no_value_is_in_the_text_of_a_statement(db, driver):  # noqa: F811 - the fixture
+def test_no_value_is_in_the_text_of_a_statement(db, driver):
     """Anybody with the right may read that in `pg_stat_activity`. Only psycopg2 has no other way."""
     if driver.url.drivername.endswith("psycopg2"):
         return

@@ -3,7 +3,7 @@
 import pytest
 
 from mailglass_reconcile import InvalidEventError
-from record.recording import LEDGER, event, metadata, record
+from recording import LEDGER, event, metadata, record
 
 ADDRESS = "bob@example.com"
 

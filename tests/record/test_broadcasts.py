@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
-from conftest import wait_until
 from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS
-from record.recording import event, messages, record
+from recording import event, messages, record
+from waiting import wait_until
 
 
 def heard(db):

@@ -9,10 +9,10 @@ from sqlalchemy.orm import Session
 import commands
 import factories
 import mailglass_reconcile
+from browsing import Visitor, app
 from mailglass_reconcile import InvalidEventError, broadcast, link
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.ops import explanation, timeline
-from web.browsing import Visitor, app
 
 WEEK = 7 * 86_400
 REASON = "the second of two mails; ticket 4711"

@@ -21,9 +21,9 @@ from mailglass_reconcile.record import erasing
 from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import NIL, in_schema
-from record.recording import event, record
+from personal import ADA, erased, raw
+from recording import event, record
 
-ADA = "ada@bücher.example"
 SPELLINGS = (
     "ada@bücher.example",
     "ADA@BÜCHER.example",
@@ -32,27 +32,6 @@ SPELLINGS = (
 )
 OTHERS = ("jada@bücher.example", "ada@bucher.example", "ada@xn--bcher-kva.example.org", "ada+1@bücher.example")
 RECIPIENTS = "SELECT recipient FROM mailglass_deliveries ORDER BY recipient"
-RAW = sa.text("""
-INSERT INTO mailglass_webhook_events
-       (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload, received_at, inserted_at,
-        updated_at)
-VALUES (:id, :tenant_id, 'postmark', :event_id, 'Delivery', 'succeeded', CAST(:payload AS jsonb), now(), now(), now())
-""")
-
-
-def erased(db, recipient=ADA, **more):
-    """Erase a person in a transaction of its own."""
-    with db.begin() as connection:
-        return erase(connection, recipient=recipient, **more)
-
-
-def raw(db, payload, tenant_id=factories.TENANT, event_id=None):
-    """Insert a raw webhook, and return its id."""
-    id_ = factories.new_id()
-    row = {"id": id_, "tenant_id": tenant_id, "payload": json.dumps(payload), "event_id": event_id or id_}
-    with db.begin() as connection:
-        connection.execute(RAW, row)
-    return id_
 
 
 def everything(db):

@@ -4,7 +4,7 @@ import pytest
 
 import factories
 from mailglass_reconcile import reconcile as sweep
-from record.recording import event, metadata, record
+from recording import event, metadata, record
 
 ADDRESSES = "SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* '(bob|@|%40)'"
 

@@ -10,10 +10,9 @@ from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
-from conftest import wait_until
 from mailglass_reconcile import ConfigurationError, InvalidEventError, Sent, append, reconcile, record_send
-from record.recording import LEDGER, NOW, event, messages, record, round_trips
-from record.test_locking import WAITING
+from recording import LEDGER, NOW, WAITING, event, messages, record, round_trips
+from waiting import wait_until
 
 DELIVERIES = "SELECT recipient, provider, provider_message_id FROM mailglass_deliveries ORDER BY recipient"
 OPEN = "SELECT count(*) FROM mailglass_open_orphans"

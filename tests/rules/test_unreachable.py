@@ -15,7 +15,6 @@ from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy.engine import make_url
 
-import conftest
 from faults.proxy import before_postgres
 from mailglass_reconcile import pubsub
 from mailglass_reconcile.errors import DatabaseUnavailableError
@@ -25,6 +24,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
+from waiting import wait_until
 
 USER, PASSWORD = "canary_user", "canary-password"
 FEW = ("max_connections=4", "superuser_reserved_connections=0")
@@ -48,7 +48,7 @@ def strict() -> Iterator[str]:
             lines = f"local all {roles['asked']} scram-sha-256\nlocal all {roles['refused']} reject\n"
             rules.write_text(lines + rules.read_text())
             connection.exec_driver_sql("SELECT pg_reload_conf()")
-        conftest.wait_until(lambda: "refused" in told(with_(server.url, user="asked", password=f"{PASSWORD}x")))
+        wait_until(lambda: "refused" in told(with_(server.url, user="asked", password=f"{PASSWORD}x")))
         yield server.url
 
 
@@ -114,7 +114,7 @@ def test_a_server_with_all_its_connections_taken_is_told_apart(strict: str) -> N
                 opened.enter_context(engine.connect())
         assert "has no connection left" in told(strict)
     engine.dispose()
-    conftest.wait_until(lambda: told(strict) == "connected")
+    wait_until(lambda: told(strict) == "connected")
 
 
 def test_a_server_whose_disk_is_full_is_told_apart() -> None:

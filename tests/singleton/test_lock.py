@@ -1,6 +1,5 @@
 """The sweep's lock, without a worker: its key, its owner, its Redis, and what happens where there is none."""
 
-import itertools
 import logging
 import os
 import socket
@@ -22,26 +21,16 @@ from redis.retry import Retry
 
 import factories
 import mailglass_reconcile
-from conftest import wait_until
 from faults.redis_servers import silent
+from locks import KEY
 from mailglass_reconcile import runtime, tasks
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running
 from mailglass_reconcile.singleton.task import SweepTask
 from mailglass_reconcile.store import engines
+from waiting import wait_until
 
-NUMBERS = itertools.count(8)
 DATABASE_URL = "postgresql://nobody@192.0.2.1/nowhere"
-KEY = "mailglass_reconcile:lock:test"
-
-
-@pytest.fixture
-def store(redis_url: str) -> Iterator[redis.Redis]:
-    """A database of the Redis server, empty, whose number no other test here has."""
-    url = urlsplit(redis_url)._replace(path=f"/{NUMBERS.__next__() % 8 + 8}").geturl()
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-        yield client
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import mailglass_reconcile
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing import race
-from record.recording import event, record
+from recording import event, record
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ import pytest
 import redis
 from sqlalchemy import make_url
 
-from conftest import wait_until
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.testing import servers
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
+from browsing import TOKEN, Visitor, app
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.web import access
-from web.browsing import TOKEN, Visitor, app
 
 OPEN = {"/healthz", "/readyz", "/static/{name}", "/login", "/logout"}
 """Routes that need no token."""

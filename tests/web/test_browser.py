@@ -14,11 +14,11 @@ from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 import factories
 import mailglass_reconcile
-from conftest import wait_until
+import scenery
+from browsing import TOKEN
 from mailglass_reconcile.testing.databases import Database
-from web import scenery
-from web.browsing import TOKEN
-from web.process import serving
+from serving import serving
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,

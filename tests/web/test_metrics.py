@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 import mailglass_reconcile
+from browsing import TOKEN, Visitor, app
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, prune, reconcile
@@ -16,7 +17,6 @@ from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app, metrics
 from scraping import delivery_of, parsed, scrape, value
-from web.browsing import TOKEN, Visitor, app
 
 
 def test_a_sweep_is_seen_in_the_next_scrape(db):

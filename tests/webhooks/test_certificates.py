@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from conftest import wait_until
+import senders
 from mailglass_reconcile import MailglassReconcileError
 from mailglass_reconcile.webhooks import certificates, sns, verify
 from mailglass_reconcile.webhooks.certificates import CertificateNeededError, Certificates
-from webhooks import senders
-from webhooks.senders import ARN, NOW, Posted, notification
+from senders import ARN, NOW, Posted, notification
+from waiting import wait_until
 
 
 def wanted(some: Certificates, name: str, load):

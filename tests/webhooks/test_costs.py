@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
+import senders
 from mailglass_reconcile import WebhookEvent
 from mailglass_reconcile.record.webhooks import check
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, registry, sns, verify
 from mailglass_reconcile.webhooks.registry import MAX_BYTES
-from webhooks import senders
-from webhooks.senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
+from senders import KEY, MANDRILL_URL, NOW, notification, secret_of, url_of
 
 KB, MB = 1024, 1024 * 1024
 PARTS = "multipart/form-data; boundary=x"

@@ -14,7 +14,7 @@ from mailglass_reconcile.record import checking
 from mailglass_reconcile.record.webhooks import check as check_events
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, sns, verify, webhook_app
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks.senders import MANDRILL_URL, Posted, documented, posted, published, secret_of, signed, url_of
+from senders import MANDRILL_URL, Posted, documented, posted, published, secret_of, signed, url_of
 
 COUNT = "SELECT count(*) FROM mailglass_events"
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)

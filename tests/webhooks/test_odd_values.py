@@ -6,12 +6,12 @@ from contextlib import suppress
 
 import pytest
 
+import senders
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks import senders
-from webhooks.receivers import mounted, now, post
-from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
-from webhooks.senders import Posted, documented, posted, secret_of, url_of
+from receivers import mounted, now, post
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import Posted, documented, posted, secret_of, url_of
 
 EVERY_PROVIDER = pytest.mark.parametrize("provider", PROVIDERS)
 ODD = ([], [[]], {}, {"a": []}, 7, -1.5, 10**400, True, None, "", "\x00", "\ud800", "é")

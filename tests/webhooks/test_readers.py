@@ -22,8 +22,7 @@ from mailglass_reconcile.webhooks import (
     webhook_app,
     webhook_reader,
 )
-from webhooks.receivers import mounted, post, setting
-from webhooks.test_receiving import receiving
+from receivers import mounted, post, receiving, setting
 
 STATE = "SELECT last_event_type FROM mailglass_deliveries"
 COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
@@ -34,9 +33,9 @@ def carrier(monkeypatch):
     """The module with the reader, imported for this test; its reader and rule are gone afterwards."""
     monkeypatch.setattr(registry, "_plugged", dict(registry._plugged))
     monkeypatch.setattr(providers, "_rules", dict(providers._rules))
-    monkeypatch.delitem(sys.modules, "webhooks.carrier", raising=False)
-    yield import_module("webhooks.carrier")
-    monkeypatch.delitem(sys.modules, "webhooks.carrier", raising=False)
+    monkeypatch.delitem(sys.modules, "carrier", raising=False)
+    yield import_module("carrier")
+    monkeypatch.delitem(sys.modules, "carrier", raising=False)
 
 
 def sent(db) -> None:
@@ -158,7 +157,7 @@ from mailglass_reconcile.webhooks import parse, verify
 assert parse("carrier", {one.body!r})[0].type == "delivered"
 verify("carrier", {one.body!r}, {one.headers!r}, secret="coo")
 """
-    env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "webhooks.carrier", "PYTHONPATH": "tests"}
+    env = {**db.environment(redis_url), "MAILGLASS_IMPORTS": "carrier", "PYTHONPATH": "tests/support"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -166,10 +165,8 @@ verify("carrier", {one.body!r}, {one.headers!r}, secret="coo")
 def test_an_application_s_start_loads_it(db, monkeypatch, carrier):
     """If a secret names a provider that is not known yet."""
     monkeypatch.setattr(registry, "_plugged", {})
-    monkeypatch.delitem(sys.modules, "webhooks.carrier")
-    settings = db.settings.model_copy(
-        update={"imports": "webhooks.carrier", "webhook_secrets": SecretStr("carrier=coo")}
-    )
+    monkeypatch.delitem(sys.modules, "carrier")
+    settings = db.settings.model_copy(update={"imports": "carrier", "webhook_secrets": SecretStr("carrier=coo")})
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     assert [one.status_code for one in post(webhook_app(), "/carrier", carrier.sent())] == [200]
 
@@ -181,7 +178,7 @@ def test_the_command_serves_it(db, redis_url, tmp_path, carrier):
     one = carrier.sent()
     with receiving(
         db, redis_url, tmp_path,
-        MAILGLASS_IMPORTS="webhooks.answering,webhooks.carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
+        MAILGLASS_IMPORTS="answering,carrier", MAILGLASS_WEBHOOK_SECRETS="carrier=coo",
     ) as (base, log):  # fmt: skip
         answer = httpx.post(f"{base}/carrier", content=one.body, headers=one.headers)
         assert answer.status_code == 200, log.read_text()

@@ -10,15 +10,15 @@ from importlib import import_module
 from urllib.parse import urlencode
 
 import pytest
+
 from anymail_payloads import ALL as ANYMAIL
 from anymail_payloads import message_id
-
 from mailglass_reconcile import ConfigurationError, WebhookEvent
 from mailglass_reconcile.contrib.anymail import webhook_event
 from mailglass_reconcile.record.webhooks import check
 from mailglass_reconcile.webhooks import InvalidWebhookError, parse
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks.senders import BATCHES, KEY, NOW, PAYLOADS, documented, notification, posted, signed
+from senders import BATCHES, KEY, NOW, PAYLOADS, documented, notification, posted, signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
 

@@ -1,24 +1,17 @@
 """Webhooks over HTTP, to the command `receive` and to a mounted application, and what becomes of them in Postgres."""
 
 import asyncio
-import json
 import logging
-import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 import sqlalchemy as sa
-from anymail_wire import AUTH
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
 import mailglass_reconcile
-from conftest import wait_until
+import senders
+from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
 from mailglass_reconcile.rules import event_types
@@ -34,10 +27,10 @@ from mailglass_reconcile.webhooks import (
 )
 from mailglass_reconcile.webhooks.receiving import public_url
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks import senders
-from webhooks.receivers import SECRETS, ask, first, mounted, now, post, requests_of, served
-from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
-from webhooks.senders import MANDRILL_URL, documented, notification
+from receivers import SECRETS, ask, first, mounted, now, post, receiving, requests_of, served
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import MANDRILL_URL, documented, notification
+from waiting import wait_until
 
 COUNT = "SELECT count(*) FROM mailglass_events WHERE type <> 'dispatched'"
 STATE = """
@@ -45,42 +38,6 @@ SELECT lower(recipient), last_event_type, terminal, delivered_at, bounced_at, co
   FROM mailglass_deliveries WHERE tenant_id = :tenant ORDER BY 1, id
 """
 TERMINAL = {"delivered", "bounced", "complained", "rejected", "failed", "suppressed"}
-
-
-_ADDRESS = r"(?:serving|running) on (http://[^\s/]+)"
-
-
-@contextmanager
-def receiving(
-    db, redis_url: str, folder: Path, module: Sequence[str] = ("mailglass_reconcile", "receive"), **more: str
-) -> Iterator[tuple[str, Path]]:
-    """Run `mailglass-reconcile receive`, or another module, on a free port, and yield its address and its log."""
-    addresses = [senders.CERTIFICATE_URL, senders.SCALEWAY_CERTIFICATE_URL]
-    addresses += [
-        f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")
-    ]
-    (folder / "certificates").write_text(json.dumps({url: senders.published(url).decode() for url in addresses}))
-    (folder / "secrets").write_text("".join(f"{provider}={secret}\n" for provider, secret in SECRETS.items()))
-    env = {
-        **db.environment(redis_url),
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-        "MAILGLASS_IMPORTS": "webhooks.answering",
-        "MAILGLASS_WEBHOOK_SECRETS": f"@{folder / 'secrets'}",
-        "MAILGLASS_WEBHOOK_URL": MANDRILL_URL,
-        "TEST_CERTIFICATES": str(folder / "certificates"),
-        **more,
-    }
-    log = folder / "log"
-    command = [sys.executable, "-m", *module, "--port", "0"]
-    with log.open("w") as errors, subprocess.Popen(command, env=env, stderr=errors) as process:
-        try:
-            wait_until(lambda: re.search(_ADDRESS, log.read_text()) or process.poll() is not None, 30)
-            said = re.search(_ADDRESS, log.read_text())
-            assert said, log.read_text()
-            yield said[1], log
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
 
 
 def sends_of(provider: str) -> list[Sent]:

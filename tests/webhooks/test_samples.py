@@ -6,13 +6,10 @@ import pytest
 
 from mailglass_reconcile.webhooks import parse, registry, sending, verify
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks.senders import documented, secret_of
+from senders import IDS, PRIVATE, SENDERS, documented, secret_of
 
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 URL = "https://shop.example/webhooks/it"
-PRIVATE = {"postal", "scaleway", "sendgrid", "ses"}
-SENDERS = [provider for provider in PROVIDERS if provider not in PRIVATE]
-IDS = {"mailgun": "<m-2@shop.example>", "mailjet": "576460752303423489"}
 SAMPLES = [
     (provider, type_)
     for provider in SENDERS

@@ -5,14 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from anymail_wire import AUTH
 from starlette.applications import Starlette
 
+import senders
+from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.webhooks import receive, webhook_app
-from webhooks import senders
-from webhooks.receivers import first, mounted, post, setting
-from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
+from receivers import first, mounted, post, setting
+from receivers import published as _published  # noqa: F401 - a fixture of every test
 
 KEYS = {
     "sendgrid=RSA": lambda: f"sendgrid={senders.public(senders.sns_key())}",

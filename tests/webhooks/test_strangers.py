@@ -15,14 +15,13 @@ import psutil
 import pytest
 
 from mailglass_reconcile.webhooks.bodies import BODY_SECONDS
-from webhooks.receivers import first
-from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
-from webhooks.strangers import BEHAVIOURS, MB
-from webhooks.test_receiving import receiving
+from receivers import first, receiving
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from strangers import BEHAVIOURS, MB
 
 pytestmark = pytest.mark.slow
 
-UVICORN = ("uvicorn", "webhooks.mounting:shop", "--no-access-log", "--timeout-graceful-shutdown", "1")
+UVICORN = ("uvicorn", "mounting:shop", "--no-access-log", "--timeout-graceful-shutdown", "1")
 KINDS = {"the command": (("mailglass_reconcile", "receive"), ""), "a mounted application": (UVICORN, "/webhooks")}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
@@ -45,7 +44,7 @@ def _listens(process: psutil.Process, port: int) -> bool:
 @contextmanager
 def strangers(base: str, path: str, behaviour: str) -> Iterator[None]:
     """Have hundreds of connections that behave in a way."""
-    command = [sys.executable, "-m", "webhooks.strangers", base.rpartition(":")[2], path, behaviour]
+    command = [sys.executable, "-m", "strangers", base.rpartition(":")[2], path, behaviour]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -6,9 +6,9 @@ import pytest
 
 from mailglass_reconcile import ConfigurationError
 from mailglass_reconcile.webhooks import pauses, webhook_app
-from webhooks.receivers import SECRETS, first, mounted, post
-from webhooks.receivers import published as _published  # noqa: F401 - a fixture of every test
-from webhooks.senders import AUTH
+from receivers import SECRETS, first, mounted, post
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+from senders import AUTH
 
 RECORDED = "SELECT DISTINCT tenant_id FROM mailglass_events"
 ONE = "/webhooks/acme/postmark"

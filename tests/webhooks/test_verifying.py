@@ -11,15 +11,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import svix.webhooks
-from anymail_wire import AUTH, KEY
 
+import senders
+from anymail_wire import AUTH, KEY
 from mailglass_reconcile import ConfigurationError, MailglassReconcileError
 from mailglass_reconcile.webhooks import SignatureError, registry, sns, verify
 from mailglass_reconcile.webhooks.certificates import Certificates
 from mailglass_reconcile.webhooks.providers import mailgun, scaleway, ses
 from mailglass_reconcile.webhooks.registry import PROVIDERS
-from webhooks import senders
-from webhooks.senders import (
+from senders import (
     ARN,
     CERTIFICATE_URL,
     NOW,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from webhooks.senders import documented
+from senders import documented
 
 SENT = next(e.payload for e in documented("mailersend") if "message_id" in e.payload["data"])
 

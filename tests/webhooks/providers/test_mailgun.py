@@ -8,7 +8,7 @@ import pytest
 
 from mailglass_reconcile.webhooks import parse
 from mailglass_reconcile.webhooks.providers import mailgun
-from webhooks.senders import documented
+from senders import documented
 
 FAILED = next(e.payload for e in documented("mailgun") if e.payload.get("reason") == "suppress-bounce")
 OPENED = next(e.payload for e in documented("mailgun") if e.payload["event"] == "opened")

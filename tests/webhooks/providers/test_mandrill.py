@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from webhooks.senders import documented
+from senders import documented
 
 EVENTS = {e.payload["event"]: e.payload for e in documented("mandrill") if "event" in e.payload}
 FORM = "application/x-www-form-urlencoded"

@@ -7,7 +7,7 @@ import pytest
 
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
-from webhooks.senders import documented
+from senders import documented
 
 BOUNCE = next(e.payload for e in documented("postmark") if e.payload["RecordType"] == "Bounce")
 CHANGE = next(e.payload for e in documented("postmark") if e.payload["RecordType"] == "SubscriptionChange")

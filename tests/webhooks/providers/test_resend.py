@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mailglass_reconcile.webhooks import parse
-from webhooks.senders import documented
+from senders import documented
 
 BOUNCED = next(e.payload for e in documented("resend") if "bounce" in e.payload["data"])
 

@@ -4,7 +4,7 @@ import pytest
 
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.webhooks import parse
-from webhooks.senders import documented, posted
+from senders import documented, posted
 
 
 @pytest.mark.parametrize(

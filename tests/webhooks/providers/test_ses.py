@@ -8,7 +8,7 @@ import pytest
 
 from mailglass_reconcile.record.webhooks import check
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, parse, verify
-from webhooks.senders import ARN, documented, notification
+from senders import ARN, documented, notification
 
 EVENTS = {
     e.payload["eventType"]: e.payload for e in reversed(documented("ses")) if "eventType" in e.payload

@@ -1,0 +1,91 @@
+"""Commands in a schema without a ledger, or beside another set of tables, say which setting is meant."""
+
+import pytest
+
+import commands
+from catalog import installation, live
+from database import Database
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+
+pytestmark = pytest.mark.slow
+
+COMMANDS = {
+    "dispatch": ["dispatch"],
+    "dispatch --dead": ["dispatch", "--dead"],
+    "erase": ["erase", "a@example.com", "--yes"],
+    "explain": ["explain", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"],
+    "follow": ["follow"],
+    "link": [
+        *("link", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"),
+        *("--reason", "r"),
+    ],
+    "orphans": ["orphans"],
+    "prune": ["prune"],
+    "receive": ["receive", "--port", "0"],
+    "rekey": ["rekey"],
+    "serve": ["serve", "--port", "0"],
+    "status": ["status"],
+    "status --check": ["status", "--check"],
+    "sweep": ["sweep"],
+    "sweep --dry-run": ["sweep", "--dry-run"],
+    "sweep --event": ["sweep", "--event", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "--yes"],
+}
+WITHOUT_A_LOOK = {"demo", "doctor", "listen", "migrate", "trigger"}
+
+
+def test_every_command_that_opens_the_database_is_here():
+    """But those that say more of the schema, and those with a database of their own or none."""
+    assert {name.partition(" ")[0] for name in COMMANDS} | WITHOUT_A_LOOK == set(commands.SUBCOMMANDS)
+
+
+def run(url, redis_url, names=COMMANDS, **environment):
+    """Run commands on a database; return what each says, and its exit code."""
+    settings = Settings(database_url=url, redis_url=redis_url)
+    db = Database(url, settings, engines.create_engine(settings), None)
+    done = {name: commands.tried(db, *COMMANDS[name], **environment) for name in names}
+    return {name: (one.returncode, (one.stdout + one.stderr).strip()) for name, one in done.items()}
+
+
+def warnings(url, redis_url, **environment):
+    """Return the warnings that `status --json` prints, and which a second set of tables does not make unhealthy."""
+    db = Database(url, Settings(database_url=url, redis_url=redis_url), None, None)
+    [printed] = commands.conforming("status", commands.run(db, "status", "--json", **environment).stdout)
+    assert not any("schema" in problem for problem in printed["problems"])
+    return printed["warnings"]
+
+
+def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url, redis_url):
+    """In one line, and nobody is told to migrate here."""
+    live(empty_database_url, "mailglass", "2.x")
+    for name, (code, said) in run(empty_database_url, redis_url).items():
+        assert code == 1, (name, said)
+        assert "set MAILGLASS_DATABASE_SCHEMA to mailglass" in said, name
+        assert "migrate" not in said, name
+        assert len(said.splitlines()) == 1, (name, said)
+
+
+def test_a_mailglass_that_was_rolled_back_comes_first(empty_database_url, redis_url):
+    """Our tables are there and its are not."""
+    database = live(empty_database_url)
+    database.migrate()
+    database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events CASCADE")
+    names = ["sweep", "status --check", "prune", "orphans"]
+    for name, (code, said) in run(empty_database_url, redis_url, names).items():
+        assert (code, "Run Mailglass's own migrations" in said) == (1, True), (name, said)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_second_set_of_tables_is_warned_of(empty_database_url, redis_url, chosen):
+    """Ours in `public`, Mailglass's in its own schema; the other way round it is warned of if nobody chose."""
+    installation(empty_database_url).migrate()
+    theirs = live(empty_database_url, "mailglass", "2.x")
+    more = {"MAILGLASS_DATABASE_SCHEMA": "public"} if chosen else {}
+    warning = "schema public has tables that `migrate` made"
+    for name, (code, said) in run(empty_database_url, redis_url, ["status", "sweep"], **more).items():
+        assert (code, f"warning: {warning}" in said) == (0, True), (name, said)
+    assert [one.startswith(warning) for one in warnings(empty_database_url, redis_url, **more)] == [True]
+    theirs.migrate()
+    said = run(empty_database_url, redis_url, ["status"], MAILGLASS_DATABASE_SCHEMA="mailglass")["status"]
+    assert (said[0], "warning" in said[1]) == (0, False), said
+    assert warnings(empty_database_url, redis_url, MAILGLASS_DATABASE_SCHEMA="mailglass") == []

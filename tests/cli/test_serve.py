@@ -1,0 +1,147 @@
+"""`mailglass-reconcile serve` as a process."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+import mailglass_reconcile
+from browsing import TOKEN
+from mailglass_reconcile.cli import main
+from serving import serving
+
+SIGNED_IN = {"authorization": f"Bearer {TOKEN}"}
+
+
+def urls(db):
+    """Return what the process is told of the database and of Redis."""
+    return db.url, db.settings.redis_url.get_secret_value()
+
+
+WITHOUT_EXTRA = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "starlette":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from mailglass_reconcile.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_in_a_second_even_if_the_database_hangs(db):
+    """With 0, and without a word; the page in between works."""
+    with serving(*urls(db)) as (process, address), db.engine.connect() as holder:
+        assert httpx.get(address, headers=SIGNED_IN).status_code == 200
+        assert httpx.get(f"{address}healthz", headers={"host": "x.example"}).text == "alive\n"
+        holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
+        with socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/")))) as asking:
+            asking.sendall(
+                f"GET /orphans HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+            )
+            asked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while not db.value(asked):
+                assert process.poll() is None
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert time.monotonic() - began < 5
+        assert process.stderr.read() == ""
+
+
+def refused(capsys, *arguments):
+    """Run the command within this process, and return its exit code and its one line on standard error."""
+    with pytest.raises(SystemExit) as left:
+        main(["serve", *arguments])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return left.value.code, said
+
+
+def test_it_listens_elsewhere_only_with_a_token(db, capsys):
+    """Otherwise it ends with 2 and one line that says what to set."""
+    for host in ("0.0.0.0", "::", "192.0.2.1", "mail.example.com"):  # noqa: S104
+        code, said = refused(capsys, "--host", host)
+        assert (code, "set MAILGLASS_WEB_TOKEN first" in said) == (2, True)
+
+
+def test_where_it_cannot_listen_it_says_why_in_one_line(db, capsys):
+    """A port in use, an unknown host, an address of another machine, no database, a token that cannot be used."""
+    token = {"web_token": SecretStr(TOKEN)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for arguments, settings, expected in [
+            (["--port", str(taken.getsockname()[1])], token, "another process listens there"),
+            (["--host", "nowhere.invalid"], token, "the name of the host is not known"),
+            (["--host", "192.0.2.1"], token, "this machine has no such address"),
+            ([], {"database_url": None}, "MAILGLASS_DATABASE_URL is not set"),
+            ([], {"web_token": SecretStr("secret")}, "MAILGLASS_WEB_TOKEN: use at least 16 characters"),
+        ]:
+            engine = db.engine if settings.get("database_url", db) else None
+            mailglass_reconcile.configure(engine=engine, settings=db.settings.model_copy(update=settings))
+            code, said = refused(capsys, *arguments)
+            assert (code, expected in said) == (1, True), said
+
+
+@pytest.mark.slow
+def test_without_a_token_it_makes_one_and_prints_it_once(db):
+    """A page that is open to everybody on this machine is open to everybody behind its proxy."""
+    with serving(*urls(db), before=r"sign in with this token, or set MAILGLASS_WEB_TOKEN to your own: (\S{32})\n") as (
+        process,
+        address,
+        made,
+    ):
+        assert httpx.get(address).status_code == 401
+        assert httpx.get(address, headers={"authorization": f"Bearer {made}"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+
+
+def test_with_tokens_of_tenants_it_does_not_start(db, capsys, monkeypatch):
+    """It names the setting that no longer exists."""
+    monkeypatch.setenv("MAILGLASS_WEB_TENANT_TOKENS", "acme=secret")
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    code, said = refused(capsys)
+    assert (code, "MAILGLASS_WEB_TENANT_TOKENS is no longer supported" in said) == (1, True)
+
+
+def test_its_help_shows_no_command_that_shows_the_token(capsys):
+    """An argument can be read by every user of the machine while the command runs."""
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    said = capsys.readouterr().out
+    assert "curl" in said
+    assert not re.search(r"curl[^\n|]* -H", said)
+
+
+@pytest.mark.slow
+def test_with_a_token_it_listens_everywhere(db):
+    """And answers who shows it."""
+    with serving(*urls(db), "--host", "0.0.0.0") as (_, address):  # noqa: S104
+        place = address.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        assert httpx.get(place).status_code == 401
+        assert httpx.get(place, headers=SIGNED_IN).status_code == 200
+
+
+@pytest.mark.slow
+def test_without_its_extra_one_line_says_what_to_install(db):
+    """And nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRA, "serve"],
+        env=db.environment(db.settings.redis_url.get_secret_value()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("pip install 'mailglass-reconcile[web]'\n")

@@ -1,0 +1,138 @@
+"""`sweep` with a target: what somebody points at, counted and confirmed; and Ctrl-C."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import commands
+from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark, sendgrid
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def linked(db):
+    """Return the ids of the orphans that have been linked."""
+    rows = db.rows("SELECT metadata ->> 'reconciled_from_event_id' FROM mailglass_events WHERE type = 'reconciled'")
+    return {row[0] for row in rows}
+
+
+def pair(db, message_id, **columns):
+    """Insert a delivery and an orphan that belongs to it, and return their ids."""
+    return delivery(db, message_id), orphan(db, postmark(message_id), **columns)
+
+
+def test_one_event_is_linked_although_it_is_in_its_grace(db):
+    """Somebody has asked for it."""
+    pair(db, "m-1")
+    _, wanted = pair(db, "m-2", age_seconds=5)
+    done = commands.run(db, "sweep", "--event", wanted, "--yes", "--json")
+    assert (json.loads(done.stdout)["linked"], linked(db)) == (1, {wanted})
+
+
+def test_one_delivery_gets_its_events_and_no_other_does(db):
+    """Also when the id names others."""
+    first, one = pair(db, "m-1")
+    two = orphan(db, postmark("m-1"), type="opened")
+    pair(db, "m-2")
+    commands.run(db, "sweep", "--delivery", first, "--yes")
+    assert linked(db) == {one, two}
+
+
+def test_a_provider_and_a_span_of_time_are_counted_and_linked(db):
+    """`--dry-run` counts and writes nothing; `--limit` caps."""
+    insert(
+        db,
+        [delivery_row(f"{kind}-{n}") for kind in "ps" for n in range(3)],
+        [orphan_row(postmark(f"p-{n}"), age_seconds=3_600) for n in range(3)]
+        + [orphan_row(sendgrid(f"s-{n}"), age_seconds=3_600) for n in range(2)]
+        + [orphan_row(sendgrid("s-2"), age_seconds=90)],
+    )
+    wanted = ("sweep", "--provider", "SendGrid", "--until", "30m")
+    done = commands.run(db, *wanted, "--dry-run", "--json")
+    assert (json.loads(done.stdout)["linked"], linked(db)) == (2, set())
+    lines = commands.run(db, *wanted, "--dry-run", "--verbose").stdout.splitlines()
+    assert ([" -> " in line for line in lines], "by the message id alone" in lines[-1]) == (
+        [True, True, False, False],
+        True,
+    )
+    assert json.loads(commands.run(db, *wanted, "--limit", "1", "--yes", "--json").stdout)["linked"] == 1
+    assert json.loads(commands.run(db, *wanted, "--yes", "--json").stdout)["linked"] == 1
+    assert json.loads(commands.run(db, "sweep", "--since", "5m", "--yes", "--json").stdout)["linked"] == 1
+
+
+def test_what_has_expired_is_linked_if_it_is_asked_for(db):
+    """By the same rule; what has no delivery stays expired, and is not open again."""
+    delivery(db, "m-1")
+    old, lost = (orphan(db, postmark(id_), age_seconds=9 * 86_400) for id_ in ("m-1", "m-2"))
+    db.run("DELETE FROM mailglass_open_orphans")
+    refused = commands.tried(db, "sweep", "--event", old, "--yes")
+    assert (refused.returncode, "expired" in refused.stderr) == (1, True)
+    [counts] = commands.conforming("sweep", commands.inside("sweep", "--include-expired", "--dry-run", "--json").stdout)
+    assert (counts["scanned"], counts["linked"], counts["linked_unchecked"]) == (1, 1, 1)
+    commands.run(db, "sweep", "--include-expired", "--yes")
+    assert linked(db) == {old}
+    assert lost not in linked(db)
+    assert db.rows("SELECT FROM mailglass_open_orphans") == []
+
+
+def test_it_asks_at_a_terminal_and_refuses_without_one(db):
+    """`n` links nothing; without a terminal, `--yes` or `--dry-run` is needed."""
+    pair(db, "m-1")
+    refused = commands.tried(db, "sweep", "--provider", "postmark")
+    assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
+    main, other = pty.openpty()
+    environment = db.environment(db.settings.redis_url.get_secret_value())
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "mailglass_reconcile", "sweep", "--provider", "postmark"],
+        env=environment, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.write(main, b"n\n")
+    _, said = asking.communicate(timeout=60)
+    os.close(main)
+    os.close(other)
+    assert "link 1 event?" in said
+    assert (asking.returncode, linked(db)) == (130, set())
+
+
+def test_a_tenant_that_nothing_has_gets_a_hint(db):
+    """Most often a typing error; a tenant with events and no delivery is suggested too."""
+    pair(db, "m-1")
+    done = commands.run(db, "sweep", "--tenant", "acmee")
+    assert done.stderr.strip() == "no event or delivery has tenant 'acmee'; did you mean 'acme'?"
+    orphan(db, postmark("m-2"), tenant_id="beryl")
+    assert "did you mean 'beryl'?" in commands.run(db, "sweep", "--tenant", "beril").stderr
+    commands.run(db, "sweep", "--tenant", "acme")
+    assert commands.run(db, "sweep", "--tenant", "acme").stderr == ""
+
+
+def test_a_target_that_is_not_there_is_one_line(db):
+    """Exit code 1, and no traceback."""
+    nothing = "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"
+    for option in ("--event", "--delivery"):
+        done = commands.tried(db, "sweep", option, nothing, "--yes")
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
+        assert nothing in done.stderr
+
+
+def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
+    """The batch that waits for a lock ends; what was linked before it stays."""
+    insert(db, [delivery_row(f"m-{n}") for n in range(50)], [orphan_row(postmark(f"m-{n}")) for n in range(50)])
+    db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
+    db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
+    environment = {**db.environment(db.settings.redis_url.get_secret_value()), "MAILGLASS_BATCH_SIZE": "5"}
+    sweeping = subprocess.Popen(
+        [sys.executable, "-m", "mailglass_reconcile", "sweep"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: db.appended() >= 5, 60)
+    sweeping.send_signal(signal.SIGINT)
+    _, said = sweeping.communicate(timeout=60)
+    assert sweeping.returncode == 130
+    assert said.strip() == f"interrupted: {db.appended()} links are committed and stay"
+    assert db.rows("SELECT status FROM mailglass_reconcile_runs") == [("partial",)]

@@ -1,0 +1,255 @@
+"""The admin: what it shows and finds, that it only looks, and that it is quick among many rows."""
+
+import hashlib
+import re
+import uuid
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy as sa
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.serializers.base import DeserializedObject
+from django.db import connection
+from django.test import Client, override_settings
+from django.test.utils import CaptureQueriesContext
+
+import factories
+import mailglass_reconcile
+from anymail_payloads import POSTMARK
+from anymail_stories import ANN, STORY, Message
+from django_project import databases_name
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.migration import runner
+
+PLACE = "/admin/mailglass_reconcile"
+EVENTS = sa.text("SELECT id FROM mailglass_events")
+FOR_ANN = "SELECT count(*) FROM mailglass_deliveries WHERE lower(recipient) = lower(:ann)"
+ROWS = 250_000
+"""Of each kind; a scan of any table would read twice what is allowed, or more."""
+FILL = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider,
+                                  provider_message_id, last_event_type, last_event_at, inserted_at, updated_at)
+SELECT md5('d' || n)::uuid, 'tenant-' || n % 50, 'python', 'transactional', 'r' || n || '@example.org', 'example.org',
+       'postmark', 'm-' || n, 'dispatched', now(), now(), now()
+  FROM generate_series(1, ROWS) AS n;
+INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, metadata)
+SELECT md5('e' || n)::uuid, 'tenant-' || n % 50, md5('d' || n)::uuid, 'dispatched', now(), '{}'
+  FROM generate_series(1, ROWS) AS n;
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, rule)
+SELECT md5('o' || n)::uuid, 'tenant-' || n % 50, now() - n * interval '1 second', 'postmark', 'postmark/1'
+  FROM generate_series(1, ROWS) AS n;
+INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT md5('o' || n)::uuid, 1, 'o-' || n FROM generate_series(1, ROWS) AS n;
+ANALYZE mailglass_deliveries, mailglass_events, mailglass_open_orphans, mailglass_open_orphan_ids
+"""
+
+
+def as_superuser(get_response):
+    """Be the middleware that says who asks."""
+
+    def respond(request):
+        request.user = get_user_model()(pk=1, username="root", is_staff=True, is_superuser=True)
+        return get_response(request)
+
+    return respond
+
+
+@pytest.fixture
+def site(backends):
+    """The admin's pages, for somebody who may do all that can be done."""
+    backend = "django.template.backends.django.DjangoTemplates"
+    processors = ["django.template.context_processors.request", "django.contrib.messages.context_processors.messages"]
+    with override_settings(
+        ALLOWED_HOSTS=["testserver"],
+        MIDDLEWARE=[f"{__name__}.as_superuser"],
+        ROOT_URLCONF="admin_urls",
+        STATIC_URL="/static/",
+        TEMPLATES=[{"BACKEND": backend, "APP_DIRS": True, "OPTIONS": {"context_processors": processors}}],
+    ):
+        yield Client()
+
+
+def text_of(response):
+    """Return a page's text, without its tags."""
+    assert response.status_code == 200
+    return " ".join(re.sub(r"<[^>]*>", " ", response.content.decode()).split())
+
+
+def found(site, page):
+    """Return a page of a list, and the ids on it."""
+    response = site.get(f"{PLACE}/{page}")
+    text_of(response)
+    return {uuid.UUID(pk) for pk in re.findall(r"/([0-9a-f-]{36})/change/", response.content.decode())}
+
+
+@pytest.fixture
+def rows(db, app, backends, post):
+    """A delivery whose events came before it, and an orphan whose delivery is not there."""
+    call_command("migrate", "contenttypes", verbosity=0)
+    orphan = factories.orphan(db, factories.postmark("m-1"), occurred_at="infinity")
+    event = POSTMARK.event("Delivery", "<1-0@example.com>", ANN, 10)
+    post(POSTMARK.requests([event]))
+    mailglass_reconcile.reconcile()
+    message = Message.accepted(POSTMARK, 1, [ANN])
+    post(message.requests(*STORY[2:3]))
+    return {"orphan": uuid.UUID(orphan), "delivery": db.value("SELECT id FROM mailglass_deliveries")}
+
+
+def test_a_delivery_is_shown_with_its_events_and_what_was_linked_to_it(site, rows):
+    """The orphan's own type and time stand beside the event that links it."""
+    page = text_of(site.get(f"{PLACE}/delivery/{rows['delivery']}/change/"))
+    assert "View delivery" in page
+    for event in ("opened March 1, 2026, noon", "delivered March 1, 2026, noon", "dispatched", "reconciled"):
+        assert event in page
+
+
+def test_a_delivery_without_a_provider_is_shown_with_that_of_its_send(db, site, rows):
+    """As on tables that Mailglass made: in the list and on its own page."""
+    db.run("UPDATE mailglass_deliveries SET provider = NULL")
+    provider = db.value("SELECT metadata ->> 'provider' FROM mailglass_events WHERE type = 'dispatched'")
+    for page in ("delivery/", f"delivery/{rows['delivery']}/change/"):
+        assert provider in text_of(site.get(f"{PLACE}/{page}")).split()
+    db.broken.update({"I2", "I3", "I7"})
+
+
+def test_a_list_takes_no_filter_from_its_address(site, rows):
+    """With the view permission alone, addresses could be guessed letter by letter, each guess a pass over the table."""
+    for lookup in ("recipient__iregex=^a", "recipient__startswith=a", "metadata__has_key=to", "tenant_id=acme"):
+        for kind in ("delivery", "event", "openorphan"):
+            assert site.get(f"{PLACE}/{kind}/?{lookup}").status_code == 400, (kind, lookup)
+
+
+def test_lists_show_the_newest_and_find_what_is_named_exactly(db, site, rows):
+    """By address, message id, event and delivery; a part of one finds nothing."""
+    named = db.value("SELECT provider_message_id FROM mailglass_deliveries")
+    events = set(db.engine.connect().execute(EVENTS).scalars())
+    of_delivery = events - {rows["orphan"]}
+    for query in ("", f"?q={ANN}", f"?q={quote(named)}", f"?q={rows['delivery']}", "?q=%20"):
+        assert found(site, f"delivery/{query}") == {rows["delivery"]}
+    for query in ("?q=ann", "?q=m-1", f"?q={rows['orphan']}"):
+        assert found(site, f"delivery/{query}") == set()
+    assert found(site, "event/") == events
+    assert found(site, f"event/?q={rows['delivery']}") == found(site, f"event/?q={quote(named)}") <= of_delivery
+    assert found(site, f"event/?q={rows['orphan']}") == found(site, "event/?q=m-1") == {rows["orphan"]}
+    assert found(site, "openorphan/") == {rows["orphan"]}
+    assert found(site, "openorphan/?q=m-1") == found(site, f"openorphan/?q={rows['orphan']}") == {rows["orphan"]}
+    assert found(site, "openorphan/?q=m-2") == set()
+
+
+def test_an_open_orphan_has_the_state_in_which_a_sweep_left_it(site, rows):
+    """In the list and on its own page."""
+    for page in ("openorphan/", f"openorphan/{rows['orphan']}/change/"):
+        assert "unmatched" in text_of(site.get(f"{PLACE}/{page}"))
+
+
+def test_a_time_that_python_cannot_hold_is_shown_as_postgres_writes_it(site, rows):
+    """Mailglass's ledger may hold one."""
+    assert "infinity" in text_of(site.get(f"{PLACE}/event/"))
+    assert "infinity" in text_of(site.get(f"{PLACE}/event/{rows['orphan']}/change/"))
+
+
+def test_nothing_can_be_added_changed_or_deleted(db, site, rows):
+    """Not by a superuser either."""
+    before = db.rows("SELECT d, e FROM mailglass_deliveries AS d, mailglass_events AS e")
+    pages = {"delivery": rows["delivery"], "event": rows["orphan"], "openorphan": rows["orphan"]}
+    for model, pk in pages.items():
+        for page in ("add", f"{pk}/change", f"{pk}/delete"):
+            assert site.post(f"{PLACE}/{model}/{page}/", {"type": "delivered"}).status_code == 403
+        assert site.get(f"{PLACE}/{model}/add/").status_code == 403
+    assert db.rows("SELECT d, e FROM mailglass_deliveries AS d, mailglass_events AS e") == before
+
+
+def only_looking(get_response):
+    """Be the middleware that says who asks: somebody who may see deliveries and nothing else."""
+
+    def respond(request):
+        request.user = get_user_model()(pk=2, username="eve", is_staff=True)
+        request.user._perm_cache = {"mailglass_reconcile.view_delivery"}
+        return get_response(request)
+
+    return respond
+
+
+def test_a_person_is_erased_by_somebody_who_may_delete_deliveries(db, site, rows):
+    """After a question that names the address; for anybody else there is no such action."""
+    other = factories.delivery(
+        db, recipient=ANN.upper(), tenant_id=db.value("SELECT tenant_id FROM mailglass_deliveries")
+    )
+    form = {"action": "erase_recipients", "_selected_action": str(rows["delivery"])}
+    place = f"{PLACE}/delivery/"
+    cookies = "django.contrib.messages.storage.cookie.CookieStorage"
+    by = "django.contrib.messages.middleware.MessageMiddleware"
+    with override_settings(MIDDLEWARE=[f"{__name__}.only_looking", by], MESSAGE_STORAGE=cookies):
+        eve = Client()
+        eve.post(place, {**form, "confirmed": "yes"})
+        assert "erase_recipients" not in eve.get(place).content.decode()
+    assert db.value(FOR_ANN, ann=ANN) == 2
+    with override_settings(MIDDLEWARE=[f"{__name__}.as_superuser", by], MESSAGE_STORAGE=cookies):
+        site = Client()
+        assert "erase_recipients" in site.get(place).content.decode()
+        assert ANN in text_of(site.post(place, form))
+        assert db.value(FOR_ANN, ann=ANN) == 2
+        done = text_of(site.post(place, {**form, "confirmed": "yes"}, follow=True))
+        assert "Erased an address from 2 deliveries" in done
+        assert "Not reached: metadata" in done
+        assert site.post(f"{place}{other}/delete/").status_code == 403
+    assert db.value("SELECT count(*) FROM mailglass_deliveries WHERE recipient LIKE '%@erased.invalid'") == 2
+
+
+def test_a_model_refuses_to_write(db, rows):
+    """By whatever name."""
+    events = apps.get_model("mailglass_reconcile", "Event").objects
+    event = events.get(type="opened")
+    for write in (
+        event.save,
+        event.delete,
+        lambda: events.create(pk=uuid.uuid4()),
+        lambda: events.bulk_create([event]),
+        lambda: events.update(type="clicked"),
+        lambda: events.bulk_update([event], ["type"]),
+        lambda: events.filter(pk=event.pk).delete(),
+        lambda: events.update_or_create({"type": "clicked"}, pk=event.pk),
+        lambda: event.delivery.events.all().update(type="clicked"),
+        event.delivery.delete,
+        lambda: DeserializedObject(event).save(),
+    ):
+        with pytest.raises(TypeError, match=r"record_send|loaddata"):
+            write()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_page_reads_little_however_many_rows_there_are(empty_database_url, site):
+    """Every statement goes by an index: a few hundred pages of Postgres, whatever is asked for."""
+    settings = Settings(database_url=empty_database_url)
+    engine = engines.create_engine(settings)
+    runner.migrate(engine, settings, lambda line: None)
+    with engine.begin() as lent:
+        lent.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        for statement in FILL.replace("ROWS", str(ROWS)).split(";"):
+            lent.exec_driver_sql(statement.replace("%", "%%"))
+    one = [str(uuid.UUID(hashlib.md5(f"{kind}777".encode()).hexdigest())) for kind in "deo"]  # noqa: S324
+    with databases_name(empty_database_url):
+        call_command("migrate", "contenttypes", verbosity=0)
+        for page in (
+            *("delivery/", "delivery/?p=20", "event/", "event/?p=20", "openorphan/", "openorphan/?p=20"),
+            *("delivery/?q=r777@example.org", "delivery/?q=m-777", "delivery/?q=nobody", f"delivery/?q={one[0]}"),
+            *("event/?q=m-777", f"event/?q={one[0]}", f"event/?q={one[1]}", "event/?q=o-777", "event/?q=nothing"),
+            *("openorphan/?q=o-777", f"openorphan/?q={one[2]}", "openorphan/?q=nothing"),
+            *(f"delivery/{one[0]}/change/", f"event/{one[1]}/change/", f"openorphan/{one[2]}/change/"),
+        ):
+            with CaptureQueriesContext(connection) as captured:
+                text_of(site.get(f"{PLACE}/{page}"))
+            read = {query["sql"] for query in captured if query["sql"].startswith(("SELECT", "WITH", "\nWITH"))}
+            assert sum(map(pages_read, read)) < 2_000, page
+
+
+def pages_read(statement):
+    """Return how many pages of Postgres a statement reads."""
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement.replace("%", "%%"))
+        ((plan,),) = cursor.fetchall()[0]
+    return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]

@@ -1,0 +1,111 @@
+"""`manage.py check`: what is missing in the settings, said without asking a database."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from celery import Celery, current_app
+from django.core.checks import run_checks
+from django.test import override_settings
+
+from django_project import another_database
+from mailglass_reconcile import beat_schedule, on_event
+from mailglass_reconcile.rules import handlers as registry
+
+GOOD = {
+    "EMAIL_BACKEND": "anymail.backends.postmark.EmailBackend",
+    "CELERY_BEAT_SCHEDULE": {"sweeps": beat_schedule["mailglass-reconcile"]},
+}
+
+
+def found():
+    """Return the ids of what our checks say; none of them connects, since the database is nowhere."""
+    return [one.id for one in run_checks() if one.id.startswith("mailglass_reconcile.")]
+
+
+@pytest.fixture
+def other_database(anymail_django):
+    """A database that is not PostgreSQL."""
+    with another_database(ENGINE="django.db.backends.sqlite3"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def bare_celery():
+    """A Celery app without a schedule, whatever app another test has left as the current one."""
+    before = current_app._get_current_object()
+    Celery("bare").set_current()
+    yield
+    before.set_current()
+
+
+@pytest.mark.usefixtures("other_database")
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, []),
+        ({"EMAIL_BACKEND": "django.core.mail.backends.locmem.EmailBackend"}, []),
+        ({"EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend"}, ["W001"]),
+        ({"EMAIL_BACKEND": "nowhere.EmailBackend"}, ["W001"]),
+        ({"MAILERS": {"default": {"BACKEND": "anymail.backends.test.EmailBackend"}}, "EMAIL_BACKEND": "x.Y"}, []),
+        ({"ANYMAIL": {"SENDGRID_GENERATE_MESSAGE_ID": False}}, ["W002"]),
+        ({"ANYMAIL_SENDGRID_GENERATE_MESSAGE_ID": False}, ["W002"]),
+        ({"CELERY_BEAT_SCHEDULE": {"other": {"task": "shop.other", "schedule": 1}}}, ["W003"]),
+        ({"MAILGLASS_DATABASE_ALIAS": "absent"}, ["E001"]),
+        ({"MAILGLASS_DATABASE_ALIAS": "other"}, ["E001"]),
+        ({"MAILGLASS_TENANT": "shop.nowhere.tenant"}, ["E002"]),
+        ({"MAILGLASS_TENANT": 5}, ["E002"]),
+        ({"MAILGLASS_TENANT": "acme"}, []),
+        ({"MAILGLASS_TENANT": len}, []),
+    ],
+    ids=str,
+)
+def test_a_check_says_what_is_missing_and_nothing_else(anymail_django, changed, expected):
+    """Each of them can be silenced by its id."""
+    with override_settings(**{**GOOD, **changed}):
+        assert found() == [f"mailglass_reconcile.{number}" for number in expected]
+
+
+PROJECT = """
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=("django.contrib.contenttypes", "mailglass_reconcile.contrib.django"),
+    DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
+    EMAIL_BACKEND="anymail.backends.test.EmailBackend",
+)
+django.setup()
+from django.core.management import call_command
+call_command("check")
+"""
+
+
+def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
+    """By the check of a project that starts with it, and not by a traceback."""
+    environment = {**os.environ, "MAILGLASS_GRACE_SECONDS": "soon"}
+    done = subprocess.run([sys.executable, "-c", PROJECT], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()
+    assert "SystemCheckError" in done.stderr
+    assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], done.stderr
+
+
+@pytest.fixture
+def handled(anymail_django):
+    """A project with a handler."""
+    registry._registered.clear()
+    on_event("bounced", name="suppress")(lambda connection, event: None)
+    yield
+    registry._registered.clear()
+
+
+def test_a_project_with_handlers_needs_a_dispatch_and_its_models_in_the_same_database(handled):
+    """Exactly once holds where our tables are: models elsewhere are named by their apps."""
+    schedule = {"CELERY_BEAT_SCHEDULE": dict(beat_schedule)}
+    with override_settings(**{**GOOD, **schedule}):
+        assert found() == []
+    with override_settings(**GOOD):
+        assert found() == ["mailglass_reconcile.W004"]
+    with another_database(), override_settings(**{**GOOD, **schedule, "MAILGLASS_DATABASE_ALIAS": "other"}):
+        (one,) = [one for one in run_checks() if one.id == "mailglass_reconcile.W005"]
+    assert "auth, contenttypes" in one.msg

@@ -1,0 +1,325 @@
+"""The Django app in requests, threads and event loops: a webhook's events are recorded together, before its answer."""
+
+import asyncio
+import json
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from anymail.signals import tracking
+from asgiref.sync import sync_to_async
+from django.db import connection as djangos
+from django.db import connections, transaction
+from django.test import AsyncClient, Client, override_settings
+
+import anymail_wire
+import senders
+from anymail_answers import accepted
+from anymail_payloads import MAILERSEND, POSTMARK, SENDGRID
+from anymail_stories import ANN, BOB, STORY, Message
+from anymail_wire import as_json
+from recording import noting, round_trips
+from waiting import wait_until
+
+pytestmark = [
+    pytest.mark.usefixtures("app", "backends"),
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+]
+
+LEDGER = "SELECT count(*) FROM mailglass_events"
+TRANSACTIONS = "SELECT count(DISTINCT xmin::text) FROM mailglass_events WHERE type <> 'dispatched'"
+TERMINATE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE pid <> pg_backend_pid() AND datname = current_database()
+"""
+AUTHORIZATION = {"authorization": f"Basic {b64encode(anymail_wire.AUTH.encode()).decode()}"}
+
+
+def over_wsgi(request):
+    """Post a webhook, and return the status of the answer."""
+    return Client(raise_request_exception=False, headers=AUTHORIZATION).post(**request).status_code
+
+
+def over_asgi(request):
+    """Do the same through Django's ASGI handler; its views run in a thread of asgiref's."""
+
+    async def post():
+        try:
+            given = {**request, "headers": {**AUTHORIZATION, **request["headers"]}}
+            answer = await AsyncClient(raise_request_exception=False).post(**given)
+        finally:
+            await sync_to_async(connections.close_all)()
+        return answer.status_code
+
+    return asyncio.run(post())
+
+
+@pytest.fixture(params=[over_wsgi, over_asgi], ids=["WSGI", "ASGI"])
+def answer(request):
+    """Post a webhook in either way."""
+    return request.param
+
+
+@pytest.mark.parametrize("atomic", [False, True], ids=["", "ATOMIC_REQUESTS"])
+def test_the_events_of_a_webhook_are_recorded_in_one_transaction_before_its_answer(db, answer, monkeypatch, atomic):
+    """And broadcast: Anymail hands them over one by one."""
+    monkeypatch.setitem(djangos.settings_dict, "ATOMIC_REQUESTS", atomic)
+    message = Message.accepted(SENDGRID, 1)
+    (request,) = message.requests(*STORY)
+    assert answer(request) == 200
+    assert (db.value(LEDGER), db.value(TRANSACTIONS)) == (2 + len(STORY), 1)
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]
+    told = db.witness.messages()
+    assert len(told) == 2 * len(STORY)
+    db.witness.messages = lambda: told
+
+
+def test_a_webhook_that_cannot_be_recorded_is_answered_with_an_error_and_comes_again(db, answer):
+    """Nothing of it is there until then, and once afterwards."""
+    message = Message.accepted(SENDGRID, 1)
+    (request,) = message.requests(*STORY)
+    db.broken.add("I3")
+    db.run("ALTER TABLE mailglass_events RENAME TO hidden")
+    assert answer(request) == 500
+    db.run("ALTER TABLE hidden RENAME TO mailglass_events")
+    assert db.value(LEDGER) == 2
+    assert [answer(request), answer(request)] == [200, 200]
+    assert db.value(LEDGER) == 2 + len(STORY)
+
+
+def test_without_the_middleware_each_event_is_recorded_by_itself(db, answer):
+    """As where an application has taken it out, or calls the signal itself."""
+    message = Message.accepted(SENDGRID, 1)
+    (request,) = message.requests(*STORY)
+    with override_settings(MIDDLEWARE=[]):
+        assert answer(request) == 200
+    assert (db.value(LEDGER), db.value(TRANSACTIONS)) == (2 + len(STORY), len(STORY))
+
+
+def test_a_thread_that_outlives_its_request_records_what_it_is_told(db):
+    """It has copied the request's context, whose events were recorded long ago."""
+    first, second = (Message.accepted(POSTMARK, number, [ANN]) for number in (1, 2))
+    held = []
+
+    def keep(event, esp_name, **_others):
+        if not held:
+            held.append((copy_context(), event, esp_name))
+
+    tracking.connect(keep)
+    over_wsgi(first.requests(*STORY[:1])[0])
+    tracking.disconnect(keep)
+    context, event, esp_name = held[0]
+    event.message_id, event.esp_event = second.ids[ANN], {**event.esp_event, "MessageID": second.ids[ANN]}
+
+    def late():
+        context.run(tracking.send, None, event=event, esp_name=esp_name)
+        connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(late).result()
+    assert [one["last_event_type"] for one in second.deliveries(db)] == ["delivered"]
+
+
+def test_a_webhook_within_a_webhook_is_recorded_too(db):
+    """As a receiver that calls a test client, or a service of its own, in the same thread."""
+    first, second = (Message.accepted(POSTMARK, number, [ANN]) for number in (1, 2))
+    inner = second.requests(*STORY[:1])
+
+    def call(event, **_others):
+        if inner:
+            over_wsgi(inner.pop())
+
+    tracking.connect(call)
+    over_wsgi(first.requests(*STORY[:1])[0])
+    tracking.disconnect(call)
+    for message in (first, second):
+        assert [one["last_event_type"] for one in message.deliveries(db)] == ["delivered"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in the event loop", "in a task that outlives its request"])
+def test_a_send_from_async_code_is_recorded_linked_and_broadcast(db, late):
+    """Django refuses queries there, so another thread does them."""
+    over_wsgi(Message.of(POSTMARK, accepted_of(1)).requests(*STORY[:1])[0])
+
+    async def send():
+        accepted("Postmark", [ANN], ["<1-0@example.com>"])
+
+    async def request():
+        task = asyncio.create_task(send())
+        if not late:
+            await task
+        return task
+
+    async def main():
+        task = await request()
+        await task
+
+    asyncio.run(main())
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+    wait_until(lambda: len(db.witness.messages()) == 2)
+    told = db.witness.messages()
+    db.witness.messages = lambda: told
+
+
+def accepted_of(number):
+    """Return the status of a send that our app has not heard of."""
+    from anymail.signals import post_send  # noqa: PLC0415
+
+    from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415
+
+    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
+    status = accepted("Postmark", [ANN], [f"<{number}-0@example.com>"])
+    receivers.connect()
+    return status
+
+
+def sessions(db):
+    """Return the processes of the server that Django's connection has used: one for each connection."""
+    with djangos.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return cursor.fetchone()
+
+
+def test_a_transaction_looks_once_more_for_all_that_it_has_recorded(db, monkeypatch):
+    """Not for each send, and not for what was rolled back."""
+    sent = []
+    djangos.ensure_connection()
+    driver = djangos.connection
+    monkeypatch.setattr(driver, "cursor_factory", noting(driver.cursor_factory, sent))
+    monkeypatch.setattr(psycopg, "Cursor", noting(psycopg.Cursor, sent))
+    before = sessions(db)
+    with transaction.atomic():
+        for number in range(1, 4):
+            with transaction.atomic():
+                Message.accepted(POSTMARK, number, [ANN])
+                transaction.set_rollback(number == 3)
+        written = len(sent)
+    (question,) = sent[written:]
+    assert "after_commit" in question, "one for all"
+    with transaction.atomic():
+        Message.accepted(POSTMARK, 4, [ANN])
+        transaction.set_rollback(True)
+        written = len(sent)
+    assert len(sent) == written
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 2
+    assert sessions(db) == before
+
+
+def test_a_call_is_three_round_trips_at_most_besides_begin_and_commit(db):
+    """The savepoint travels with the first statement and the last, and the question after it needs no transaction."""
+    sent, early = Message.accepted(POSTMARK, 1, [ANN]), Message.of(POSTMARK, accepted_of(2))
+    calls = {
+        "a send": (lambda: Message.accepted(POSTMARK, 3, [ANN]), 2),
+        "an event": (lambda: over_wsgi(sent.requests(*STORY[:1])[0]), 3),
+        "an early event": (lambda: over_wsgi(early.requests(*STORY[:1])[0]), 3),
+    }
+    djangos.ensure_connection()
+    for name, (call, most) in calls.items():
+        with round_trips(djangos.connection) as counted:
+            call()
+        assert counted == [most + 2], name
+
+
+CONTENDED = (
+    "CREATE SEQUENCE attempts",
+    "CREATE FUNCTION contend() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+    " IF nextval('public.attempts') = 1 OR current_setting('transaction_isolation') <> 'read committed' THEN"
+    " RAISE SQLSTATE '40001'; END IF; RETURN NULL; END $$",
+    "CREATE TRIGGER contend AFTER INSERT ON mailglass_deliveries FOR EACH STATEMENT EXECUTE FUNCTION contend()",
+)
+"""Refuses the first send, and whatever is not READ COMMITTED, as Postgres refuses one of two transactions."""
+
+
+def test_no_send_is_lost_because_transactions_conflict(db):
+    """With SERIALIZABLE as the database's default: in READ COMMITTED, and again if that fails as well."""
+    name = sa.make_url(db.url).database
+    for sql in (f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'", *CONTENDED):
+        db.run(sql)
+    connections.close_all()
+    Message.accepted(SENDGRID, 1)
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 2
+    with djangos.cursor() as cursor:
+        cursor.execute("SHOW transaction_isolation")
+        assert cursor.fetchone() == ("serializable",)
+
+
+def test_a_conflict_at_the_commit_is_tried_again_and_a_refusal_there_records_nothing(db):
+    """Django commits for us, so its errors are ours."""
+    deferred = (
+        "CREATE CONSTRAINT TRIGGER contend AFTER INSERT ON mailglass_deliveries DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION contend()"
+    )
+    for sql in (*CONTENDED[:2], deferred):
+        db.run(sql)
+    sent = Message.accepted(POSTMARK, 1, [ANN])
+    assert db.value("SELECT last_value FROM attempts") == 2
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 1
+    db.run("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
+    db.run(deferred.replace("contend", "refuse").replace("deliveries", "events"))
+    assert over_wsgi(sent.requests(*STORY[:1])[0]) == 500
+    db.run("DROP TRIGGER refuse ON mailglass_events")
+    assert db.value("SELECT count(*) FROM mailglass_events") == 1
+    assert over_wsgi(sent.requests(*STORY[:1])[0]) == 200
+    assert db.value("SELECT count(*) FROM mailglass_events") == 2
+
+
+def test_the_first_send_after_a_restart_of_the_database_is_recorded(db):
+    """Django keeps its connection with `CONN_MAX_AGE`, and would notice at the next request only."""
+    Message.accepted(POSTMARK, 1, [ANN])
+    db.run(TERMINATE)
+    assert djangos.connection is not None
+    Message.accepted(POSTMARK, 2, [ANN, BOB])
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 3
+
+
+UNREADABLE = {
+    "type": "activity.delivered",
+    "created_at": "2025-08-05T21:23:56.000000Z",
+    "data": {"id": "6892766a5b66e2daf3dc9155", "message_id": "m-1", "type": "delivered", "email": ANN},
+}
+"""https://developers.mailersend.com/api/v1/account/webhooks.html#payload-example: Anymail 15.2 fails at it."""
+
+
+def unreadable(**changes):
+    """Return a request that Anymail verifies and fails to read, as the answering functions take it."""
+    return {
+        **senders.signed("mailersend", json.dumps(UNREADABLE).encode()).for_anymail(MAILERSEND.path),
+        **changes,
+    }
+
+
+def test_a_webhook_that_anymail_verifies_and_fails_to_read_is_recorded_by_our_own_reader(db, answer, caplog):
+    """There is no signal of it; a line says so."""
+    assert answer(unreadable()) == 200
+    assert db.rows("SELECT type, metadata->>'message_id' FROM mailglass_events") == [("delivered", "m-1")]
+    assert "a webhook of MailerSend was recorded although this version of Anymail cannot read it" in caplog.text
+    assert ANN not in caplog.text
+
+
+def test_what_anymail_does_not_verify_is_not_read(db, answer):
+    """However its check of the signature ends."""
+    assert answer(unreadable(headers={"Signature": "0" * 64})) == 400
+    mailgun = {"signature": ["a list, at which Anymail's check stumbles"], "event-data": {"event": "delivered"}}
+    mailgun["event-data"] |= {"recipient": ANN, "message": {"headers": {"message-id": "m-1"}}}
+    assert answer({**as_json(mailgun), "path": "/mailgun/tracking/"}) == 500
+    assert db.value(LEDGER) == 0
+
+
+def test_a_receiver_of_the_application_that_fails_is_still_an_error(db, answer):
+    """Anymail has read the request: the provider sends it again, as before."""
+
+    def fails(**_others):
+        raise KeyError(ANN)
+
+    message = Message.accepted(SENDGRID, 1)
+    (request,) = message.requests(*STORY)
+    tracking.connect(fails)
+    try:
+        assert answer(request) == 500
+    finally:
+        tracking.disconnect(fails)
+    assert answer(request) == 200
+    assert db.value(LEDGER) == 2 + len(STORY)

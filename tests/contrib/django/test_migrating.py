@@ -1,0 +1,192 @@
+"""`manage.py migrate` does what `mailglass-reconcile migrate` does; and the command is one of `manage.py`'s."""
+
+import os
+import pkgutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
+from django.test import override_settings
+from sqlalchemy.engine import make_url
+
+from django_project import databases_name
+from mailglass_reconcile import runtime
+from mailglass_reconcile.contrib.django import database, migrations
+from mailglass_reconcile.contrib.django.apps import COMMAND
+from mailglass_reconcile.rules import states
+from mailglass_reconcile.singleton import lock
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.migration import runner
+
+APP = "mailglass_reconcile"
+
+
+@pytest.fixture
+def empty(empty_database_url, anymail_django):
+    """`DATABASES` names an empty database, and nothing else does."""
+    with databases_name(empty_database_url):
+        runtime.configure_framework(database.engine("default"), COMMAND)
+        yield empty_database_url
+        runtime.configure_framework()
+
+
+def is_current():
+    """Whether the database has all that is ours."""
+    return runner.is_current(runtime.get_engine(), runtime.get_settings())
+
+
+def test_each_revision_has_a_migration_of_djangos_with_its_name():
+    """Otherwise an upgrade of the package would leave Django nothing to apply."""
+    revisions = {path.stem for path in (Path(runner._scripts()) / "versions").glob("*.py")}
+    assert {module.name for module in pkgutil.iter_modules(migrations.__path__)} == revisions
+    assert max(revisions).partition("_")[0] == schema.VERSION
+
+
+@pytest.mark.slow
+def test_migrate_makes_our_tables_and_to_zero_removes_what_is_ours(empty):
+    """Mailglass's tables stay, with every row; and once more from there."""
+    for _ in range(2):
+        call_command("migrate", APP, verbosity=0)
+        assert is_current()
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata)"
+                " VALUES (gen_random_uuid(), 'acme', 'opened', now(), '{}')"
+            )
+        call_command("migrate", APP, "zero", verbosity=0)
+        assert not is_current()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM mailglass_events")
+        assert cursor.fetchone() == (2,)
+        cursor.execute("SELECT relname FROM pg_class WHERE relname LIKE 'mailglass_open%%'")
+        assert cursor.fetchall() == []
+
+
+def test_a_project_without_migrations_gets_the_tables_all_the_same(empty):
+    """As `pytest --nomigrations` has it."""
+    with override_settings(MIGRATION_MODULES={APP: None}):
+        call_command("migrate", run_syncdb=True, verbosity=0)
+    assert is_current()
+
+
+def test_another_database_gets_nothing(empty):
+    """`migrate --database=other` passes it by."""
+    with override_settings(MAILGLASS_DATABASE_ALIAS="elsewhere"):
+        call_command("migrate", APP, verbosity=0)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT relname FROM pg_class WHERE relname LIKE 'mailglass%%'")
+        assert cursor.fetchall() == []
+
+
+def test_what_cannot_be_migrated_is_said_in_one_line(empty):
+    """As by the command."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE mailglass_events (id uuid)")
+    with pytest.raises(CommandError, match=r"^mailglass_reconcile: .*mailglass_events.*$"):
+        call_command("migrate", APP, verbosity=0)
+    assert (APP, "0001b_open_orphans") not in MigrationRecorder(connection).applied_migrations()
+
+
+def test_makemigrations_has_nothing_to_propose(empty):
+    """Whatever is shown of the tables."""
+    call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+
+
+ELSEWHERE = """
+import django, os
+from django.conf import settings
+from sqlalchemy.engine import make_url
+url = make_url(os.environ["MAILGLASS_DATABASE_URL"])
+settings.configure(
+    USE_TZ=True,
+    INSTALLED_APPS=["django.contrib.contenttypes", "mailglass_reconcile.contrib.django"],
+    DATABASES={"default": {
+        "ENGINE": "django.db.backends.postgresql", "NAME": url.database, "USER": url.username or "",
+        "PASSWORD": url.password or "", "HOST": url.query.get("host") or url.host or "", "PORT": url.port or "",
+    }},
+)
+del os.environ["MAILGLASS_DATABASE_URL"]
+django.setup()
+from django.core.management import call_command
+call_command("migrate", "mailglass_reconcile", verbosity=0)
+call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+from mailglass_reconcile.contrib.django.models import OpenOrphan
+print(OpenOrphan.objects.select_related("event__delivery").filter(event__type="opened").count())
+"""
+
+
+@pytest.mark.slow
+def test_tables_may_be_in_a_schema_of_any_name(empty_database_url, redis_url):
+    """Quotes too; there, `makemigrations` is quiet as well."""
+    name = 'mail "x"'
+    with sa.create_engine(make_url(empty_database_url).set(drivername="postgresql+psycopg")).begin() as lent:
+        lent.exec_driver_sql('CREATE SCHEMA "mail ""x"""')
+    environment = {**os.environ, "MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": name}
+    process = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], env=environment, check=False, capture_output=True, text=True
+    )
+    assert (process.stdout, process.stderr) == ("0\n", "")
+
+
+def test_each_database_has_a_lock_of_its_own(empty):
+    """Two projects on one Redis do not take each other's sweeps for their own; nor does a test's."""
+    mine = lock.key_of(None)
+    connection.settings_dict["NAME"] += "_other"
+    assert lock.key_of(None) != mine
+    connection.settings_dict["NAME"] = connection.settings_dict["NAME"].removesuffix("_other")
+    assert lock.key_of(None) == mine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["migrate", "--check"], 1, "not migrated: run `manage.py mailglass migrate`"),
+        (["sweep", "--nonsense"], 2, "No such option"),
+        (["sweep"], 1, "manage.py mailglass: the database lacks a table, column or function"),
+        (["status", "--check"], 1, "run `manage.py mailglass migrate`"),
+        (["help"], 0, "Usage: manage.py mailglass"),
+        ([], 0, "explain"),
+    ],
+)
+def test_the_command_is_one_of_manage_pys(empty, capsys, arguments, code, words):
+    """With its exit codes, its one-line errors, and the database of `DATABASES`."""
+    with pytest.raises(SystemExit) as ended:
+        call_command("mailglass", *arguments)
+    assert ended.value.code == code
+    assert words in "".join(capsys.readouterr())
+
+
+def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys):
+    """In errors, findings, problems and remedies."""
+    with pytest.raises(SystemExit):
+        call_command("mailglass", "doctor")
+    call_command("migrate", APP, verbosity=0)
+    for arguments in (["doctor"], ["status", "--check"], ["dispatch", "--retry", str(uuid.uuid4())]):
+        with pytest.raises(SystemExit):
+            call_command("mailglass", *arguments)
+    said = "".join(capsys.readouterr())
+    assert "`manage.py mailglass migrate`" in said
+    assert "`manage.py mailglass doctor`" in said
+    assert "`manage.py mailglass sweep`" in said
+    assert "`mailglass-reconcile" not in said
+    assert "`manage.py mailglass prune`" in (states.remedy("missing") or "")
+
+
+@pytest.mark.slow
+def test_databases_of_djangos_tests_are_migrated(empty):
+    """`create_test_db` makes one, under another name, and that is where our engine leads."""
+    kept = connection.settings_dict["NAME"]
+    name = connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    try:
+        assert name == f"test_{kept}"
+        assert is_current()
+        with runtime.get_engine().connect() as ours:
+            assert ours.exec_driver_sql("SELECT current_database()").scalar_one() == name
+    finally:
+        connection.creation.destroy_test_db(kept, verbosity=0)

@@ -1,0 +1,214 @@
+"""Anymail's signals in the Django app: what is recorded, for whom, and what an error costs."""
+
+import datetime as dt
+import json
+import logging
+import re
+import socket
+from contextlib import suppress
+
+import pytest
+from anymail.signals import tracking
+from django.db import connection as djangos
+from django.db import transaction
+from django.db.utils import ProgrammingError
+from django.test import Client, override_settings
+from pydantic import SecretStr
+
+import mailglass_reconcile
+from anymail_payloads import POSTMARK, SENDGRID
+from anymail_stories import ANN, BOB, STORY, Message
+from mailglass_reconcile import DatabaseRefusedError, Sent, record_send
+from mailglass_reconcile.contrib.django import connection, receivers
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.pubsub import flush
+
+pytestmark = pytest.mark.usefixtures("app", "backends")
+
+LEDGER = "SELECT count(*) FROM mailglass_events"
+HIDE = "ALTER TABLE mailglass_events RENAME TO hidden"
+SHOW = "ALTER TABLE hidden RENAME TO mailglass_events"
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no more %', NEW.metadata; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+def tenant_of(told):
+    """Stand for an application's function: a message has its tenant, an event has it in its tags."""
+    return told.tenant if hasattr(told, "tenant") else told.tags[0]
+
+
+def beyond_all_times(event, **_others):
+    """Stand for a time that no database holds, in an event that Anymail alone can read."""
+    if event.event_type == "clicked":
+        event.esp_event = None
+        event.timestamp = dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1)))
+
+
+def careless(told):
+    """Stand for a function that finds nothing."""
+    raise KeyError(ANN)
+
+
+def lines(caplog):
+    """Return what was logged as an error, in one line each."""
+    found = [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR and not record.exc_info
+    ]
+    assert not [line for line in found if "\n" in line or ANN in line]
+    return [line for line in found if "recorded" in line or "skipped" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (careless, r"KeyError in .*test_django_receivers.py:\d+"),
+        ("nowhere.tenant", "MAILGLASS_TENANT: cannot import nowhere.tenant"),
+        (lambda told: 5, "MAILGLASS_TENANT: what it returns must be a string"),
+        ("a" * 600, "MAILGLASS_TENANT must be a string"),
+    ],
+    ids=["function", "name", "result", "text"],
+)
+def test_what_has_no_tenant_is_recorded_for_the_default_one(db, post, caplog, given, reason):
+    """A function may fail on a plain mail or an event without tags; nothing is lost, and a line says why."""
+    with override_settings(MAILGLASS_TENANT=given):
+        message = Message.accepted(POSTMARK, 1)
+        post(message.requests(*STORY))
+    assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("default",)]
+    assert all(re.match(f"recorded for the tenant default: {reason}", line) for line in lines(caplog))
+    assert lines(caplog)
+
+
+def test_a_send_that_cannot_be_recorded_costs_its_caller_nothing(db, caplog):
+    """The mail is gone: `send` returns, the transaction continues, one line names the tenant and the message ids."""
+    db.run(REFUSE)
+    with transaction.atomic():
+        with djangos.cursor() as cursor:
+            cursor.execute("CREATE TABLE shop_order (number integer)")
+        message = Message.accepted(POSTMARK, 1)
+    assert db.value("SELECT count(*) FROM shop_order") == 0
+    assert db.value(LEDGER) == 0
+    (line,) = lines(caplog)
+    assert line.startswith("a send by Postmark was not recorded: the database refused a statement (SQLSTATE P0001)")
+    assert f"(tenant default, message ids {message.ids[ANN]}; " in line
+    db.broken.add("I9")  # an id may look like an address
+
+
+def test_a_send_in_a_transaction_that_has_failed_already_does_not_raise(db, caplog):
+    """The application caught an error of the database; its next statement tells it what that means."""
+    with transaction.atomic():
+        with djangos.cursor() as cursor, pytest.raises(ProgrammingError):
+            cursor.execute("SELECT nonsense")
+        Message.accepted(POSTMARK, 1)
+    assert lines(caplog)[0].startswith("a send by Postmark was not recorded: InternalError in ")
+    db.broken.add("I9")  # an id may look like an address
+    assert db.value(LEDGER) == 0
+
+
+def test_an_event_is_answered_with_an_error_if_the_database_fails_and_recorded_when_it_comes_again(db, post):
+    """What came before it in its batch stays, and is not doubled."""
+    message = Message.accepted(SENDGRID, 1)
+    requests = message.requests(*STORY)
+    db.broken.add("I3")
+    db.run(HIDE)
+    with pytest.raises(DatabaseRefusedError, match="but no mailglass_events"):
+        post(requests)
+    client = Client(raise_request_exception=False, headers={"authorization": "Basic dXNlcjpwYXNzd29yZA=="})
+    assert [client.post(**request).status_code for request in requests] == [500]
+    db.run(SHOW)
+    post(requests)
+    post(requests)
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]
+    assert db.value(LEDGER) == 2 + len(STORY)
+
+
+def test_an_event_that_can_never_be_recorded_is_skipped_and_the_rest_of_its_batch_is_recorded(db, post, caplog):
+    """Otherwise the provider would send the batch again forever."""
+    message = Message.accepted(SENDGRID, 1)
+    (request,) = message.requests(*STORY)
+    told = json.loads(request["data"])
+    told[1]["anymail_id"] = [told[1]["anymail_id"]]
+    tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    tracking.connect(beyond_all_times, dispatch_uid="beyond")
+    receivers.connect()
+    post([{**request, "data": json.dumps(told)}])
+    tracking.disconnect(dispatch_uid="beyond")
+    assert db.value(LEDGER) == 2 + len(STORY) - 2
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["opened", "dispatched"]
+    assert [line.partition(":")[0] for line in lines(caplog)] == ["an event of SendGrid was skipped"] * 2
+
+
+def test_a_payload_that_cannot_be_read_is_skipped(db, caplog):
+    """Anymail read it, and it holds something else than the provider has ever sent."""
+    tracking.send(None, event=object(), esp_name="Postmark")
+    assert lines(caplog)[0].startswith("an event of Postmark was skipped: AttributeError in ")
+    assert db.value(LEDGER) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["acme", lambda told: "acme", f"{__name__}.acme"], ids=["text", "function", "name"])
+def test_rows_belong_to_the_tenant_of_the_setting(db, post, given):
+    """A text, a function, or a function's dotted name."""
+    with override_settings(MAILGLASS_TENANT=given):
+        post(Message.accepted(POSTMARK, 1).requests(*STORY))
+    assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("acme",)]
+
+
+def acme(told):
+    """Return the tenant of a message or an event."""
+    assert hasattr(told, "anymail_status") or told.recipient in (ANN, BOB)
+    return "acme"
+
+
+def test_a_text_is_also_the_tenant_of_calls_without_one(db):
+    """`record_send` in an application's own code, also where a test changes the setting."""
+    mailglass_reconcile.configure()
+    with override_settings(MAILGLASS_TENANT="acme"), connection() as lent:
+        record_send(lent, provider="postmark", sent=[Sent(recipient=ANN, message_id="m-1")])
+    assert db.rows("SELECT DISTINCT tenant_id FROM mailglass_events") == [("acme",)]
+
+
+def test_a_text_with_a_dot_must_name_a_function():
+    """A name that is misspelled is not taken for a tenant."""
+    with override_settings(MAILGLASS_TENANT="acme.example"), pytest.raises(ConfigurationError, match="cannot import"):
+        receivers.tenant_function()
+
+
+def test_what_was_attached_is_published_after_the_commit_and_not_after_a_rollback(db, post):
+    """The checker compares every message with the ledger; here they are counted."""
+    with transaction.atomic():
+        message = Message.accepted(POSTMARK, 1)
+        post(message.requests(*STORY[:2]))
+        assert db.witness.messages() == []
+    told = db.witness.messages()
+    assert len(told) == 4
+    with transaction.atomic():
+        post(message.requests(*STORY[2:]))
+        transaction.set_rollback(True)
+    assert db.witness.messages() == []
+    db.witness.messages = lambda: told
+
+
+def calls_of(deaf):
+    """Return how often somebody has called a server that answers nobody."""
+    deaf.setblocking(False)
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            deaf.accept()[0].close()
+            count += 1
+    return count
+
+
+def test_a_batch_asks_a_redis_that_does_not_answer_once(db, post):
+    """Anymail hands over its events one by one; their broadcasts and their second look are the request's."""
+    message = Message.accepted(SENDGRID, 1)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf:
+        url = SecretStr(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"redis_url": url}))
+        post(message.requests(*STORY))
+        flush()
+        assert calls_of(deaf) == 1
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]

@@ -1,0 +1,375 @@
+"""The compose file: what can be known of it without a Docker engine.
+
+`compose_schema.json` is the compose specification's own schema, without its descriptions (Apache License 2.0).
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import jsonschema
+import psutil
+import pytest
+import redis
+import yaml
+from sqlalchemy.engine import make_url
+
+from catalog import client, installation, live, url_of
+from faults.redis_servers import needs_debians_redis
+from history import DELIVERY, ORPHAN
+from installation import PATIENCE, end
+from mailglass_reconcile.testing.servers import free_port
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SCHEMA = "${MAILGLASS_DATABASE_SCHEMA:-public}"
+OURS = ("migrate", "worker", "beat", "receive", "web")
+ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader")
+
+
+@pytest.mark.guard
+def test_the_file_is_as_the_compose_specification_wants_it():
+    """Checked against the specification's schema, which refuses what it does not know."""
+    schema = json.loads((ROOT / "tests/support/compose_schema.json").read_text())
+    check = jsonschema.Draft7Validator(schema)
+    assert list(check.iter_errors(COMPOSE)) == []
+    broken = {**COMPOSE, "services": {"worker": {"restart": "unless-stopped", "helthcheck": {}}}}
+    assert list(check.iter_errors(broken)) != []
+
+
+@pytest.mark.guard
+def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
+    """Whoever is waited for as healthy has a health check; whoever has none ends by itself."""
+    services = COMPOSE["services"]
+    ending = ["migrate", "grants"]
+    assert set(services) == {"postgres", "redis", "grants", *OURS}
+    assert all(service["restart"] in {"unless-stopped", "on-failure"} for service in services.values())
+    assert [name for name, service in services.items() if "healthcheck" not in service] == ending
+    for service in services.values():
+        for other, condition in service.get("depends_on", {}).items():
+            needed = "service_completed_successfully" if other in ending else "service_healthy"
+            assert condition["condition"] == needed
+    assert all(services[name]["build"] == "." for name in OURS)
+
+
+def test_a_service_can_write_nowhere_but_to_its_volume_and_gain_no_right():
+    """No capability but those that Postgres's entry point needs, a read-only root, and no new privileges."""
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert ("cap_add" in service) == (name == "postgres")
+
+
+def test_each_service_has_a_limit_of_memory_and_of_processes():
+    """One that runs away does not take the others with it."""
+    for service in COMPOSE["services"].values():
+        assert megabytes(service["mem_limit"]) <= 1024
+        assert 0 < service["pids_limit"] <= 200
+
+
+def megabytes(limit: str) -> int:
+    """Return a limit of memory in megabytes."""
+    return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]
+
+
+def test_the_runbook_runs_commands_in_services_that_pass_their_password():
+    """By an entry point, which `docker compose run` keeps, that reads the secret and then executes the command."""
+    services = COMPOSE["services"]
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    named = set(re.findall(r"docker compose run --rm --no-deps (\w+) mailglass-reconcile", runbook))
+    assert named == {"worker", "migrate"}
+    assert all('PGPASSWORD="$$(cat "$$0")"' in str(services[name]["entrypoint"]) for name in named)
+
+
+def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
+    """Two networks; that of Redis has no way out, that of the database only because of the page's port."""
+    networks = {name: service["networks"] for name, service in COMPOSE["services"].items()}
+    assert networks == {
+        "postgres": ["database"],
+        "redis": ["redis"],
+        "migrate": ["database"],
+        "grants": ["database"],
+        "worker": ["database", "redis"],
+        "beat": ["redis"],
+        "receive": ["database", "redis"],
+        "web": ["database"],
+    }
+    assert COMPOSE["networks"] == {"database": None, "redis": {"internal": True}}
+
+
+def test_every_image_is_named_by_its_full_version_or_digest():
+    """What was tested yesterday is what starts tomorrow."""
+    images = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
+    images += re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(images) == 5
+    for image in images:
+        assert re.fullmatch(r"[a-z]+(:\d+\.\d+(\.\d+)?-[a-z-]+|.*@sha256:[0-9a-f]{64})", image)
+    python = re.search(r"python:(\d+\.\d+)", " ".join(images))[1]
+    assert f"Programming Language :: Python :: {python}" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_each_service_has_the_password_that_it_needs_and_no_other():
+    """As a file, never in an environment; beat does not reach the database at all."""
+    services = COMPOSE["services"]
+    secrets = {name: service.get("secrets", []) for name, service in services.items()}
+    assert secrets == {
+        "postgres": ["postgres", "owner", "sweeper", "recorder", "reader"],
+        "redis": ["redis"],
+        "migrate": ["owner"],
+        "grants": ["owner"],
+        "worker": ["sweeper", "redis"],
+        "beat": ["redis"],
+        "receive": ["recorder", "redis", "webhooks"],
+        "web": ["reader", "web"],
+    }
+    assert "environment" not in services["beat"]
+    for service in services.values():
+        given = service.get("environment", {})
+        assert given.get("MAILGLASS_DATABASE_SCHEMA", SCHEMA) == SCHEMA
+        assert ("MAILGLASS_DATABASE_SCHEMA" in given) == ("MAILGLASS_DATABASE_URL" in given)
+        for value in given.values():
+            assert "$" not in value.replace(SCHEMA, "")
+            assert urlsplit(value).password is None
+            assert urlsplit(value).username in {None, *ROLES}
+
+
+def test_sweeper_recorder_and_reader_get_the_grants_of_the_document():
+    """Word for word, but for the schema, which its owner grants; and with Mailglass the right that its text names."""
+    documented = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/grants.md").read_text(), re.DOTALL)
+    granted = ""
+    for role in ROLES[1:]:
+        blocks = "".join(block for block in documented if f"TO {role};" in block)
+        schema, rest = blocks.split("\n", 1)
+        granted += rest
+        assert schema in COMPOSE["configs"]["roles"]["content"].replace(':"schema"', "public")
+    content = COMPOSE["configs"]["grants"]["content"]
+    of_mailglass = re.search(r"^SELECT .* \\gset\n\\if .*\n(GRANT SELECT .*\n.*;)\n\\else\n", content, re.M)
+    assert of_mailglass[1].replace("\n  ", "").removesuffix(" TO mailglass_sweeper;") == (
+        "GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)"
+        " ON mailglass_webhook_events"
+    )
+    assert content.replace(of_mailglass[0], "").replace("\\endif\n", "") == granted
+
+
+def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
+    """The page asks for a token, the receiver for a signature; their containers listen on every address."""
+    services = COMPOSE["services"]
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "receive": ["127.0.0.1:8081:8081"],
+        "web": ["127.0.0.1:8080:8080"],
+    }
+    assert services["receive"]["environment"]["MAILGLASS_WEBHOOK_SECRETS"] == "@/run/secrets/webhooks"
+    assert 'MAILGLASS_WEB_TOKEN="$$(cat /run/secrets/web)"' in services["web"]["entrypoint"][2]
+
+
+@pytest.mark.guard
+def test_the_image_runs_as_a_plain_user_and_holds_no_secret():
+    """The last USER is a number that is not root's."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert int(re.findall(r"^USER (\d+)$", dockerfile, re.MULTILINE)[-1]) > 0
+    assert not re.search("password|secret|token|ARG ", dockerfile, re.IGNORECASE)
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
+    """The package is built from these files alone, migrations and all."""
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line.startswith("!"):
+            source = ROOT / line[1:]
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / line[1:])
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
+
+
+class Surroundings:
+    """What the services have around them here: their environment, secrets and roles, in places of a test's own."""
+
+    def __init__(self, database_url: str, directory: Path, schema: str) -> None:
+        self.url, self.directory, self.schema = database_url, directory, schema
+        self.suffix = uuid.uuid4().hex[:12]
+        self.port, self.receiver_port, self.redis_port = (str(free_port()) for _ in range(3))
+        for name in COMPOSE["secrets"]:
+            (directory / name).write_text(f"{name}-{self.suffix}\n")
+        (directory / "webhooks").write_text(f"postmark=me:{self.suffix}\n")
+
+    def here(self, text: str) -> str:
+        """Put the places of this test into a text of the compose file, as Compose puts in what `.env` says."""
+        text = text.replace(SCHEMA, self.schema)
+        text = text.replace("/tmp/", f"{self.directory}/").replace("/run/secrets", str(self.directory))  # noqa: S108
+        text = text.replace("8081", self.receiver_port)
+        text = text.replace("8080", self.port).replace("redis:6379", f"127.0.0.1:{self.redis_port}")
+        text = text.replace("redis-server -", f"redis-server --port {self.redis_port} -")
+        text = text.replace("redis-cli", f"redis-cli -p {self.redis_port}")
+        for role in ROLES:
+            text = text.replace(role, f"{role}_{self.suffix}")
+        url = make_url(self.url)
+        place = f"--dbname={url.database} --host={url.query.get('host', url.host)} --port={url.port or 5432}"
+        text = text.replace("psql --no", f"{client('psql', installation(self.url))} --no")
+        return text.replace("--dbname=mailglass", place).replace("$$", "$")
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return the environment of a service."""
+        given = COMPOSE["services"][name].get("environment", {})
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
+        if "MAILGLASS_DATABASE_URL" in given:
+            user = self.here(urlsplit(given["MAILGLASS_DATABASE_URL"]).username)
+            places["MAILGLASS_DATABASE_URL"] = (
+                make_url(self.url).set(username=user).render_as_string(hide_password=False)
+            )
+            places["MAILGLASS_DATABASE_SCHEMA"] = self.here(given["MAILGLASS_DATABASE_SCHEMA"])
+        if "MAILGLASS_WEBHOOK_SECRETS" in given:
+            places["MAILGLASS_WEBHOOK_SECRETS"] = self.here(given["MAILGLASS_WEBHOOK_SECRETS"])
+        return places
+
+    def command(self, name: str) -> list[str]:
+        """Return what the service runs, its entry point first."""
+        service = COMPOSE["services"][name]
+        return [self.here(part) for part in [*service.get("entrypoint", []), *service["command"]]]
+
+    @property
+    def owner(self) -> str:
+        """The URL of the owner of the tables."""
+        return self.environment("migrate")["MAILGLASS_DATABASE_URL"]
+
+    def run(self, name: str, command: list[str]) -> str:
+        """Run a command in the environment of a service to its good end, and return what it printed."""
+        done = subprocess.run(command, env=self.environment(name), check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def grant(self) -> None:
+        """Run what the service `grants` runs."""
+        script = self.directory / "grants.sql"
+        script.write_text(self.here(COMPOSE["configs"]["grants"]["content"]))
+        _psql, *options, url = COMPOSE["services"]["grants"]["command"]
+        assert url.endswith(f"?options=-csearch_path%3D{SCHEMA}")
+        owned = installation(self.owner)
+        place = make_url(url_of(owned)).update_query_dict({"options": f"-csearch_path={self.schema}"})
+        given = [one.replace("/grants.sql", str(script)) for one in options]
+        self.run("migrate", [client("psql", owned), *given, place.render_as_string(hide_password=False)])
+
+
+@pytest.fixture
+def schema() -> str:
+    """The schema of an application without Mailglass: nobody sets the variable."""
+    return "public"
+
+
+@pytest.fixture
+def surroundings(empty_database_url, tmp_path, schema) -> Iterator[Surroundings]:
+    """Roles as the first start of Postgres makes them, by the file's own script."""
+    made = Surroundings(empty_database_url, tmp_path, schema)
+    script = made.here(COMPOSE["configs"]["roles"]["content"])
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, capture_output=True, text=True)
+    yield made
+    for role in ROLES:
+        installation(empty_database_url).run(made.here(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
+
+
+@needs_debians_redis
+def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surroundings, tmp_path):
+    """Migrate ends well; the others are healthy while they run, take half of their memory at most, end on SIGTERM."""
+    services = COMPOSE["services"]
+
+    def healthy(name: str) -> bool:
+        how, *test = services[name]["healthcheck"]["test"]
+        command = ["sh", "-c", *test] if how == "CMD-SHELL" else test
+        checked = [surroundings.here(part) for part in command]
+        environment = surroundings.environment(name)
+        done = subprocess.run(checked, check=False, env=environment, capture_output=True, timeout=PATIENCE)
+        return done.returncode == 0
+
+    def start(name: str, log: Path) -> subprocess.Popen:
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                surroundings.command(name),
+                env=surroundings.environment(name),
+                stdout=output,
+                stderr=output,
+                cwd=tmp_path,
+            )
+
+    migrated = start("migrate", tmp_path / "migrate.log")
+    assert migrated.wait(PATIENCE) == 0, (tmp_path / "migrate.log").read_text()
+    surroundings.grant()
+    assert not healthy("beat")
+    assert not healthy("redis")
+    begun = {"redis": "eady to accept", "worker": " ready.", "beat": "beat: Starting"}
+    begun |= {"receive": "serving on", "web": "serving on"}
+    with ExitStack() as stack:
+        running = {}
+        for name, until in begun.items():
+            log = tmp_path / f"{name}.log"
+            running[name] = start(name, log)
+            stack.callback(end, running[name])
+            wait_until(lambda log=log, until=until: until in log.read_text(), PATIENCE)
+            wait_until(lambda name=name: healthy(name), PATIENCE)
+        with redis.Redis(port=int(surroundings.redis_port)) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        arguments = [" ".join(one.cmdline()) for process in running.values() for one in family(process)]
+        assert [line for line in arguments if surroundings.suffix in line.replace(str(tmp_path), "")] == []
+        page = f"http://127.0.0.1:{surroundings.port}/"
+        assert httpx.get(page).status_code == 401
+        token = {"authorization": f"Bearer {(tmp_path / 'web').read_text().strip()}"}
+        assert "Overview" in httpx.get(page, headers=token).text
+        webhook = f"http://127.0.0.1:{surroundings.receiver_port}/postmark"
+        told = {"RecordType": "Open", "MessageID": "m-1", "Recipient": "ann@example.org"}
+        answers = [httpx.post(webhook, json=told, auth=("me", word)) for word in (surroundings.suffix, "another")]
+        assert [answer.status_code for answer in answers] == [200, 401]
+        swept = subprocess.run(
+            ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP],
+            env=surroundings.environment("worker"),
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert swept.returncode == 0, swept.stderr
+        for name, process in running.items():
+            memory = sum(one.memory_info().rss for one in family(process)) / 1024**2
+            assert memory < megabytes(services[name]["mem_limit"]) / 2, name
+        stopped = list(reversed(running.values()))  # as Compose does: what others depend on comes last
+        for process in stopped:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        assert not healthy("beat")
+        assert not healthy("worker")
+
+
+@pytest.mark.parametrize("schema", ["mailglass", "public"])
+def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(surroundings, schema):
+    """Its migrations run as the owner; `.env` names the schema, which was `public` before 2.0."""
+    theirs = live(surroundings.owner, schema, {"mailglass": "2.x", "public": "0.1.1"}[schema])
+    theirs.run("CREATE TABLE IF NOT EXISTS mailglass_suppressions (id uuid PRIMARY KEY)")
+    theirs.run(DELIVERY)
+    theirs.run(ORPHAN.format(id=uuid.uuid4(), age="5 minutes"))
+    assert "Mailglass's tables" not in surroundings.run("migrate", surroundings.command("migrate"))
+    surroundings.grant()
+    swept = surroundings.run("worker", ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP])
+    assert json.loads(swept)["linked"] == 1
+    read = "SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT')"
+    assert theirs.values(read, role=surroundings.here("mailglass_sweeper")) == [True]
+
+
+SWEEP = [str(Path(sys.executable).parent / "mailglass-reconcile"), "sweep", "--json"]
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """Return a process and all that it has started."""
+    first = psutil.Process(process.pid)
+    return [first, *first.children(recursive=True)]

@@ -1,0 +1,128 @@
+"""The example applications, and what else an adopter's application meets, each run as it would be there."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+import mailglass_reconcile
+from installation import PATIENCE, Site
+from mailglass_reconcile.schedule import SWEEP_TASK
+from mailglass_reconcile.store.schema import OUR_OBJECTS
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(site: Site, *command: str, **environment: str) -> str:
+    """Run a process of the installation to its end, and return what it printed."""
+    return subprocess.run(
+        command, env={**site.environment, **environment}, check=True, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
+
+
+def test_redbeat_runs_our_entry(site, tmp_path):
+    """The schedule lives in Redis; each second, here."""
+    site.add(1)
+    (tmp_path / "red.py").write_text("from worker import *\napp.conf.redbeat_redis_url = redis_url\n")
+    here = {"PYTHONPATH": f"{tmp_path}:{site.environment['PYTHONPATH']}", "WORKER_SWEEP_SECONDS": "1"}
+    with (
+        site.worker(app="red", pool="solo", **here),
+        site.running(
+            "beat", "-l", "info", "-S", "redbeat.RedBeatScheduler", "--pidfile=", app="red", until="beat: St", **here
+        ),
+    ):
+        wait_until(lambda: site.linked() == 1, PATIENCE)
+
+
+@pytest.mark.guard
+def test_autogenerate_does_not_propose_to_drop_what_is_ours(db):
+    """An adopter's metadata has the three Mailglass tables and knows nothing of ours."""
+    theirs = sa.MetaData()
+    with db.engine.connect() as connection:
+        theirs.reflect(connection, only=lambda name, _: name.startswith("mailglass_") and name not in OUR_OBJECTS)
+        for table in theirs.tables.values():
+            table.indexes = {index for index in table.indexes if index.name not in OUR_OBJECTS}
+        without = compare_metadata(MigrationContext.configure(connection), theirs)
+        options = {"include_object": mailglass_reconcile.include_object}
+        proposed = compare_metadata(MigrationContext.configure(connection, opts=options), theirs)
+    assert {change[0] for change in without} >= {"remove_table"}
+    assert proposed == []
+
+
+@pytest.mark.guard
+def test_autogenerate_does_not_propose_to_drop_the_tables_that_migrate_made(db):
+    """An adopter without Mailglass has a table of its own in its metadata, and none of `mailglass_…`."""
+    own = sa.MetaData()
+    sa.Table("orders", own, sa.Column("id", sa.Integer, primary_key=True))
+    options = {"include_object": mailglass_reconcile.include_object}
+    with db.engine.connect() as connection:
+        proposed = compare_metadata(MigrationContext.configure(connection, opts=options), own)
+    assert [(change[0], change[1].name) for change in proposed] == [("add_table", "orders")]
+
+
+@pytest.mark.guard
+def test_the_schedule_merges_and_leaves_the_adopters_entries_alone():
+    """A new dict each time, with an expiry, and a queue where one is asked for."""
+    first, second = mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.make_beat_schedule(queue="mail")
+    first["mailglass-reconcile"]["options"]["expires"] = 1
+    assert second["mailglass-reconcile"]["options"] == {
+        "expires": 300,
+        "queue": "mail",
+        "headers": {"mailglass_origin": "beat"},
+    }
+    assert second["mailglass-reconcile"]["task"] == SWEEP_TASK
+    mine = {"own": {"task": "own", "schedule": 1.0}}
+    assert list({**mine, **mailglass_reconcile.beat_schedule}) == ["own", *second]
+
+
+@pytest.fixture(scope="module")
+def without_celery(tmp_path_factory) -> Path:
+    """A folder with everything that is installed here, but no Celery."""
+    folder = tmp_path_factory.mktemp("without-celery")
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        if not installed.name.startswith(("celery", "kombu", "billiard", "django", "redbeat", "__pycache__")):
+            (folder / installed.name).symlink_to(installed)
+    package = Path(mailglass_reconcile.__file__).parent
+    if not (folder / package.name).exists():
+        (folder / package.name).symlink_to(package)
+    return folder
+
+
+NOTHING = """
+import logging, sys
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+import mailglass_reconcile
+print(mailglass_reconcile.available())
+for _ in range(2):
+    from mailglass_reconcile import beat_schedule
+    try:
+        import mailglass_reconcile.tasks
+    except ImportError as error:
+        print(f"{type(error).__name__}: {error}")
+print(beat_schedule, mailglass_reconcile.make_beat_schedule(), mailglass_reconcile.reconcile().status)
+"""
+
+
+@pytest.mark.guard
+def test_without_celery_there_is_one_warning_and_the_rest_works(db, redis_url, without_celery):
+    """Asked for the schedule and for the tasks, twice: one warning, which names the commands; and they work."""
+    environment = {**db.environment(redis_url), "PYTHONPATH": str(without_celery)}
+    command = [sys.executable, "-S", "-c", NOTHING]
+    printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert printed[0] == "False"
+    assert "`mailglass-reconcile sweep`" in printed[1]
+    assert "`mailglass-reconcile prune`" in printed[1]
+    assert [line.split(" needs ")[0] for line in printed[2:4]] == ["ImportError: mailglass_reconcile.tasks"] * 2
+    assert printed[4:] == ["{} {} ok"]
+    main = [sys.executable, "-S", "-c", "from mailglass_reconcile.cli import main; main()", "sweep", "--json"]
+    answer = subprocess.run(main, env=environment, check=True, capture_output=True, text=True).stdout
+    assert json.loads(answer)["status"] == "ok"

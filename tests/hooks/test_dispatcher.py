@@ -1,0 +1,710 @@
+"""What happens to an event on its way to handlers: in one process, on the application's connection."""
+
+import datetime as dt
+import enum
+import functools
+import logging
+import os
+import subprocess
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm
+
+import factories
+import mailglass_reconcile
+from handling import EFFECT, effects, failing, leave_effect, leaving, make_due, states
+from mailglass_reconcile import Sent, dispatch, on_event, record_send
+from mailglass_reconcile.hooks import dispatcher, running
+from mailglass_reconcile.hooks.dispatcher import DispatchResult
+from mailglass_reconcile.store import engines, outbox
+from recording import NOW, event, record
+from waiting import wait_until
+
+
+def counts(result: DispatchResult) -> tuple[int, int, int, int]:
+    """Return what a dispatcher did: events dispatched, handlers done and failed, events dead."""
+    return result.dispatched, result.handled, result.failed, result.dead
+
+
+def linked(db, number=1):
+    """Let a sweep link *number* orphans, and return the id of the first."""
+    for n in range(number):
+        factories.delivery(db, f"m-{n}")
+    rows = [factories.orphan_row(factories.postmark(f"m-{n}"), type="bounced") for n in range(number)]
+    factories.insert(db, events=rows)
+    assert mailglass_reconcile.reconcile().linked == number
+    return rows[0]["id"]
+
+
+def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(hooked):
+    """All that the event, the delivery and the outbox know, the recipient included."""
+    told = leaving("suppress", "bounced")
+    delivery_id = factories.delivery(hooked, "m-1", recipient="Ada@Example.com")
+    orphan_id = factories.orphan(hooked, factories.postmark("m-1"), type="bounced", occurred_at="2026-03-01 12:00:00")
+    mailglass_reconcile.reconcile()
+    assert counts(dispatch()) == (1, 1, 0, 0)
+    assert told == [
+        mailglass_reconcile.DeliveryEvent(
+            event_id=uuid.UUID(orphan_id),
+            type="bounced",
+            occurred_at=dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC),
+            tenant_id=factories.TENANT,
+            delivery_id=uuid.UUID(delivery_id),
+            provider="postmark",
+            message_id="m-1",
+            recipient="Ada@Example.com",
+            reject_reason=None,
+            attempt=1,
+        )
+    ]
+    assert "Ada" not in repr(told)
+
+
+def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(hooked):
+    """The `dispatched` event of `record_send`, what it links, and what `record_webhook` attaches."""
+    told = leaving("audit")
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "opened", provider_event_id="1"))
+        record_send(
+            connection,
+            tenant_id=factories.TENANT,
+            provider="postmark",
+            sent=[Sent(recipient="ada@example.com", message_id="m-1", occurred_at=NOW)],
+        )
+        record(connection, event("m-1", "bounced", provider_event_id="2", reject_reason="bounced"))
+    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert {(one.type, one.reject_reason) for one in told} == {
+        ("opened", None),
+        ("dispatched", None),
+        ("bounced", "bounced"),
+    }
+    assert {(one.provider, one.message_id, one.recipient) for one in told} == {("postmark", "m-1", "ada@example.com")}
+
+
+@pytest.mark.parametrize("webhook_first", [True, False])
+def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(hooked, webhook_first):
+    """Of an event that is linked later as of one that is attached."""
+    told = leaving("audit", "bounced")
+    with hooked.engine.begin() as connection:
+        if not webhook_first:
+            factories.insert_on(connection, deliveries=[factories.delivery_row("m-1")])
+        record(
+            connection,
+            event("m-1", "bounced", provider_event_id="1", bounce="hard", smtp_status="550 5.1.1"),
+            event("m-1", "bounced", provider_event_id="2", bounce="soft"),
+            event("m-1", "bounced", provider_event_id="3"),
+        )
+    if webhook_first:
+        factories.delivery(hooked, "m-1")
+        hooked.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+        assert mailglass_reconcile.reconcile().linked == 3
+    assert dispatch().handled == 3
+    said = {(one.bounce, one.smtp_status) for one in told}
+    assert said == {("hard", "550 5.1.1"), ("soft", None), (None, None)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status"),
+    [
+        ({"bounce": {"bounceType": "Permanent"}, "smtp_status": "550 <ada@example.com>: unknown"}, "550"),
+        ({"bounce": "Permanent", "smtp_status": {"code": 550}}, None),
+    ],
+)
+def test_what_another_writer_has_stored_under_these_names_is_not_passed_on(hooked, metadata, status):
+    """Such as a provider's whole payload: a handler gets one of the two words, and digits."""
+    told = leaving("audit", "bounced")
+    factories.delivery(hooked, "m-1")
+    factories.orphan(hooked, factories.postmark("m-1", **metadata), type="bounced")
+    assert mailglass_reconcile.reconcile().linked == 1
+    assert dispatch().handled == 1
+    assert [(one.bounce, one.smtp_status) for one in told] == [(None, status)]
+
+
+def test_a_handler_works_with_the_connection_s_own_settings(hooked):
+    """Its search path and time zone, not ours, and a limit for its statements."""
+    url = sa.make_url(hooked.url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args={"options": "-c search_path=witness,public -c timezone=Asia/Tokyo"})
+    mailglass_reconcile.configure(engine=engine, settings=mailglass_reconcile.runtime.get_settings())
+    linked(hooked)
+    seen = []
+
+    @on_event("bounced")
+    def look(connection, event):
+        names = ("search_path", "TimeZone", "row_security", "enable_seqscan", "statement_timeout")
+        seen.extend(connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names)
+
+    assert dispatch().dispatched == 1
+    assert seen == ["witness,public", "Asia/Tokyo", "on", "on", "30s"]
+    engine.dispose()
+
+
+def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(hooked):
+    """The other handler's effect stays, its own is rolled back; a later attempt has the next number."""
+    done, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
+    linked(hooked)
+    assert counts(dispatch()) == (0, 1, 1, 0)
+    row = hooked.rows("SELECT state, attempts, done, error, next_at FROM mailglass_hook_outbox")[0]
+    assert (row.state, row.attempts, row.done, row.error) == ("waiting", 1, ["good"], "ValueError")
+    delay = (row.next_at - dt.datetime.now(dt.UTC).replace(tzinfo=None)).total_seconds()
+    assert 0 < delay <= 5 * 1.25
+    assert counts(dispatch()) == (0, 0, 0, 0), "it is not due yet"
+    make_due(hooked)
+    assert counts(dispatch()) == (1, 1, 0, 0)
+    assert effects(hooked) == {"good": 1, "bad": 1}
+    assert len(done) == 1
+    assert [one.attempt for one in failed] == [1, 2]
+
+
+DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_hook_outbox"
+
+
+def test_an_event_whose_handler_always_fails_is_dead_in_the_end(hooked):
+    """After nine attempts, the last of them a day after the one before; then it can be tried again by hand."""
+    failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
+    linked(hooked)
+    delays = []
+    for _ in range(outbox.MOST_ATTEMPTS):
+        make_due(hooked)
+        assert dispatch().failed == 1
+        delays.append(float(hooked.value(DELAY)))
+    assert states(hooked) == {"dead": 1}
+    for planned, delay in zip(outbox.DELAYS_SECONDS, delays, strict=False):
+        assert planned - 1 < delay < planned * 1.25 + 1
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert effects(hooked) == {}
+
+
+def test_an_event_whose_work_cannot_be_committed_costs_no_other(hooked):
+    """A constraint that is checked at the COMMIT costs the event that breaks it."""
+    hooked.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
+    first = linked(hooked, 3)
+
+    @on_event("bounced", name="insert")
+    def insert(connection, event):
+        number = 1 if str(event.event_id) == first else int(event.message_id[2:]) - 1
+        connection.execute(sa.text("INSERT INTO witness.few VALUES (:n)"), {"n": number})
+        leave_effect("insert", connection, event)
+
+    result = dispatch()
+    assert (result.dispatched, result.failed) == (2, 1)
+    assert states(hooked) == {"dispatched": 2, "waiting": 1}
+    assert hooked.value("SELECT count(*) FROM witness.few") == 2
+
+
+def _swallow(connection):
+    with pytest.raises(sa.exc.DBAPIError):
+        connection.exec_driver_sql("SELECT 1/0")
+
+
+def _replace(connection):
+    connection.exec_driver_sql("ROLLBACK")
+    connection.exec_driver_sql("SELECT 1")
+
+
+def _session(connection):
+    with sa.orm.Session(connection) as session:
+        session.execute(sa.text("SELECT 1"))
+        session.rollback()
+
+
+def _failing_session(connection):
+    with suppress(sa.exc.DBAPIError), sa.orm.Session(connection) as session, session.begin():
+        session.execute(sa.text("SELECT 1/0"))
+
+
+def _committing_session(connection):
+    with suppress(running.CommittedError), sa.orm.Session(connection, join_transaction_mode="control_fully") as session:
+        session.execute(sa.text("SELECT 1"))
+        session.commit()
+
+
+def _leave(connection):
+    with connection:
+        pass
+
+
+ENDINGS = {
+    "commits": lambda connection: connection.commit(),
+    "rolls back": lambda connection: connection.rollback(),
+    "rolls back in SQL": lambda connection: connection.exec_driver_sql("ROLLBACK"),
+    "puts another transaction in its place": _replace,
+    "loses the connection": lambda connection: connection.exec_driver_sql(
+        "SELECT pg_terminate_backend(pg_backend_pid())"
+    ),
+    "swallows an error": _swallow,
+    "rolls back its session": _session,
+    "swallows an error of its session": _failing_session,
+    "lets its session commit": _committing_session,
+    "closes the connection": _leave,
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hooked, ending):
+    """The other events' effects are committed once, its own not at all, although it did not raise."""
+    linked(hooked, 3)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-1":
+            ENDINGS[ending](connection)
+
+    leaving("other")
+    result = dispatch()
+    assert result.dispatched == 2
+    assert result.failed == 1
+    assert states(hooked) == {"dispatched": 2, "waiting": 1}
+    assert effects(hooked) == {"effect": 2, "other": 3}
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_what_a_commit_in_sql_has_committed_is_not_repeated(hooked, raises):
+    """It cannot be refused, and takes the note along: the database holds what is done."""
+    linked(hooked, 3)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-1":
+            connection.exec_driver_sql("COMMIT")
+            if raises:
+                raise ValueError
+
+    leaving("other")
+    assert counts(dispatch()) == (3, 6, 0, 0)
+    assert effects(hooked) == {"effect": 3, "other": 3}
+
+
+def test_what_a_joined_session_has_flushed_stays(hooked):
+    """A Session on the connection joins the handler's transaction, committed by the session or not."""
+    linked(hooked, 3)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        with sa.orm.Session(connection) as session:
+            session.execute(EFFECT, {"handler": "effect", "event_id": event.event_id})
+            session.flush()
+            if event.message_id == "m-1":
+                session.commit()
+
+    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert effects(hooked) == {"effect": 3}
+
+
+def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(hooked):
+    """An INSERT that may fail, in `begin_nested` of a connection or of a session: what is around it is kept."""
+    linked(hooked, 2)
+    hooked.run("CREATE TABLE witness.once (n integer PRIMARY KEY)")
+    hooked.run("INSERT INTO witness.once VALUES (1)")
+    again = sa.text("INSERT INTO witness.once VALUES (1)")
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-0":
+            with suppress(sa.exc.IntegrityError), connection.begin_nested():
+                connection.execute(again)
+        else:
+            with sa.orm.Session(connection) as session, suppress(sa.exc.IntegrityError), session.begin_nested():
+                session.execute(again)
+
+    assert counts(dispatch()) == (2, 2, 0, 0)
+    assert effects(hooked) == {"effect": 2}
+
+
+def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(hooked):
+    """For each event; and one transaction more claims several, one settles them."""
+    linked(hooked, 3)
+    sent, seen = [], []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+
+    @on_event("bounced", name="one")
+    def one(connection, event):
+        assert connection.get_nested_transaction() is None
+        seen.append(connection.exec_driver_sql("SELECT pg_current_xact_id()").scalar_one())
+
+    on_event("bounced", name="two")(one)
+    assert dispatch().dispatched == 3
+    assert len(set(seen)) == 6
+    of_handlers = [text for text in sent if "hook_outbox" in text and "SKIP LOCKED" not in text]
+    assert len(of_handlers) == 6 + 2, of_handlers
+    assert not [text for text in sent if "SAVEPOINT" in text]
+
+
+def test_dispatchers_in_serializable_transactions_run_every_handler(hooked):
+    """As the database's default: four at once contend for the rows, and none raises."""
+    linked(hooked, 20)
+    told = leaving("effect")
+    hooked.by_default("default_transaction_isolation", "serializable")
+    with ThreadPoolExecutor(4) as pool:
+        done = [one.result() for one in [pool.submit(dispatch) for _ in range(4)]]
+    while states(hooked) != {"dispatched": 20}:
+        make_due(hooked)
+        done.append(dispatch())
+    assert (sum(one.handled for one in done), effects(hooked)) == (20, {"effect": 20})
+    assert len(told) >= 20
+
+
+def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(hooked):
+    """They wait for a process that has one, and hold up no others."""
+    linked(hooked, 2)
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    leaving("opens", "opened")
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert states(hooked) == {"waiting": 2}
+    leaving("bounces", "bounced")
+    assert counts(dispatch()) == (2, 2, 0, 0)
+
+
+def test_a_dispatch_without_handlers_asks_the_database_nothing(hooked):
+    """Beat's entry costs nothing where nobody has a handler."""
+    sent = []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert sent == []
+
+
+def test_a_dispatch_leaves_in_the_history_which_types_have_handlers(hooked):
+    """An idle one does so once a minute, in the row of its hour; a row of other types is another one."""
+    leaving("bounces", "bounced", "complained")
+    linked(hooked, 2)
+    dispatch()
+    dispatch()
+    leaving("opens", "opened")
+    dispatch()
+    found = hooked.rows(
+        "SELECT origin, status, runs, handled_types FROM mailglass_reconcile_runs WHERE kind = 'dispatch'"
+    )
+    assert sorted(found) == [
+        ("python", "ok", 1, "bounced,complained"),
+        ("python", "ok", 1, "bounced,complained,opened"),
+    ]
+
+
+def test_without_a_setting_the_types_are_those_of_this_process_s_handlers(hooked):
+    """Looked up when a transaction begins; `none` writes nothing, whatever is registered."""
+    unset = hooked.settings.model_copy(update={"hook_types": None})
+    mailglass_reconcile.configure(engine=hooked.engine, settings=unset)
+    hooked.hooked.clear()
+    linked(hooked)
+    assert states(hooked) == {}
+    leaving("bounces", "bounced")
+    with hooked.engine.begin() as connection:
+        record(
+            connection, event("m-0", "bounced", provider_event_id="1"), event("m-0", "opened", provider_event_id="2")
+        )
+    assert hooked.rows("SELECT type FROM mailglass_hook_outbox") == [("bounced",)]
+    mailglass_reconcile.configure(engine=hooked.engine, settings=unset.model_copy(update={"hook_types": "none"}))
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-0", "bounced", provider_event_id="3"))
+    assert states(hooked) == {"waiting": 1}
+
+
+async def _asynchronous(connection, event):
+    pass
+
+
+def _generator(connection, event):
+    yield
+
+
+async def _asynchronous_generator(connection, event):
+    yield
+
+
+class _Asynchronous:
+    async def __call__(self, connection, event):
+        pass
+
+
+def _decorated(function):
+    return functools.wraps(function)(_hidden(function))
+
+
+def _hidden(function):
+    return lambda connection, event: function(connection, event)  # noqa: PLW0108 - it hides what the function is
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        _asynchronous,
+        _generator,
+        _asynchronous_generator,
+        _Asynchronous(),
+        _decorated(_asynchronous),
+        functools.partial(_asynchronous),
+    ],
+    ids=["async", "generator", "async generator", "object", "decorated", "partial"],
+)
+def test_what_would_not_run_when_it_is_called_is_refused(hooked, handler):
+    """A coroutine or a generator: the call alone does nothing, so the event would be marked done."""
+    with pytest.raises(mailglass_reconcile.ConfigurationError, match="must be an ordinary function"):
+        on_event("bounced", name="never")(handler)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_handler_that_returns_a_coroutine_has_failed(hooked):
+    """A decorator may hide what the function is."""
+    linked(hooked)
+    on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
+    on_event("bounced", name="generator")(_hidden(_generator))
+    assert counts(dispatch()) == (0, 0, 2, 0)
+
+
+def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, hooked):
+    """In either order, under the name by which other processes import it, and only once."""
+    (tmp_path / "shop_mail.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "shop_mail"}
+    for command in (["-m", "shop_mail"], [str(tmp_path / "shop_mail.py")]):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == ("['shop_mail.suppress']\n", "")
+
+
+PROGRAM = """
+from mailglass_reconcile import on_event, runtime
+from mailglass_reconcile.rules import handlers
+
+@on_event("bounced")
+def suppress(connection, event):
+    pass
+
+if __name__ == "__main__":
+    runtime.load_imports()
+    print([one.name for one in handlers.handlers_of("bounced")])
+"""
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - whose str() is its name, unlike a StrEnum's
+    """An application's own types."""
+
+    BOUNCED = "bounced"
+
+
+def test_an_enumeration_s_member_is_stored_as_its_value(hooked):
+    """As a type and in the metadata: the ledger can never be corrected."""
+    told = leaving("all", Kind.BOUNCED)
+    factories.delivery(hooked, "m-1")
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", Kind.BOUNCED, metadata={"kind": Kind.BOUNCED, Kind.BOUNCED: 1}))
+    assert hooked.value("SELECT type FROM mailglass_events WHERE type <> 'dispatched'") == "bounced"
+    kept = hooked.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
+    assert (kept["kind"], kept["bounced"]) == ("bounced", 1)
+    assert (dispatch().dispatched, [one.type for one in told]) == (1, ["bounced"])
+
+
+def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(hooked):
+    """Events that are dispatched already are not given to it."""
+    linked(hooked)
+    leaving("old")
+    failing("gone", ValueError())
+    dispatch()
+    mailglass_reconcile.rules.handlers._registered.pop("gone")
+    told = leaving("new")
+    make_due(hooked)
+    assert counts(dispatch()) == (1, 1, 0, 0)
+    late = leaving("late")
+    make_due(hooked)
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert (len(told), len(late)) == (1, 0)
+
+
+def test_events_that_are_not_begun_within_a_second_are_given_back(hooked, monkeypatch):
+    """No attempt is counted for them, and the same dispatcher takes them next."""
+    monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
+    told = leaving("slow")
+    linked(hooked, 3)
+    assert counts(dispatch()) == (3, 3, 0, 0)
+    assert [one.attempt for one in told] == [1, 1, 1]
+
+
+WAITING = "SELECT attempts, error FROM mailglass_hook_outbox WHERE state = 'waiting' ORDER BY attempts"
+
+
+def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(hooked):
+    """What it has done is settled; only the attempt that was interrupted counts."""
+    linked(hooked, 4)
+    called = []
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        called.append(event)
+        if len(called) == 3:
+            raise KeyboardInterrupt
+
+    leaving("other")
+    with pytest.raises(KeyboardInterrupt):
+        dispatch()
+    assert states(hooked) == {"dispatched": 2, "waiting": 2}
+    assert list(map(tuple, hooked.rows(WAITING))) == [(0, None), (1, outbox.UNFINISHED)]
+    assert counts(dispatch()) == (1, 2, 0, 0)
+    make_due(hooked)
+    assert counts(dispatch()) == (1, 2, 0, 0)
+    assert effects(hooked) == {"effect": 4, "other": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
+def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
+    """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
+    monkeypatch.setattr(running, "HANDLER_SECONDS", 0.2)
+    linked(hooked, 2)
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-0":
+            if way == "in a statement":
+                connection.exec_driver_sql("SELECT pg_sleep(5)")
+            until = dt.datetime.now() + dt.timedelta(seconds=0.4)
+            while dt.datetime.now() < until:
+                if way == "in many statements":
+                    connection.exec_driver_sql("SELECT 1")
+
+    assert dispatch().dispatched == 1
+    assert states(hooked) == {"dispatched": 1, "waiting": 1}
+    assert effects(hooked) == {"effect": 1}
+
+
+def test_an_attempt_that_ends_with_its_process_counts(hooked):
+    """Nine of them, and the event is dead; the handlers before it and the other events are not hurt."""
+    linked(hooked, 2)
+    leaving("before")
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        if event.message_id == "m-0":
+            raise SystemExit
+
+    leaving("other")
+    for _ in range(outbox.MOST_ATTEMPTS):
+        make_due(hooked)
+        with pytest.raises(SystemExit):
+            dispatch()
+    make_due(hooked)
+    assert dispatch().dead == 1
+    assert effects(hooked) == {"before": 2, "effect": 1, "other": 1}
+    assert hooked.value("SELECT error FROM mailglass_hook_outbox WHERE state = 'dead'") == outbox.UNFINISHED
+
+
+def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
+    """A dispatcher that was away for longer than the pause to the next attempt finds nothing to run or to settle."""
+    linked(hooked)
+    first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
+    with hooked.database.writing() as tx:
+        assert not outbox.note(tx, first, "x", ())
+        assert outbox.settle(tx, [outbox.Settled(first.event_id, first.attempts, None)]) == {}
+        assert outbox.note(tx, second, "x", ())
+        assert not outbox.note(tx, second, "x", ()), "it is done already"
+
+
+def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(hooked):
+    """Skipped, the event would cost an attempt and wait seconds for the next one, although nobody has it."""
+    linked(hooked)
+    claimed = _claimed(hooked, tried=False)
+
+    def note():
+        with hooked.database.writing() as tx:
+            return outbox.note(tx, claimed, "x", ["y"])
+
+    with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
+        other.exec_driver_sql("SELECT FROM mailglass_hook_outbox FOR UPDATE SKIP LOCKED")
+        noted = pool.submit(note)
+        wait_until(lambda: noted.done() or hooked.value(WAITING_FOR_A_LOCK))
+        looking.rollback()
+        assert noted.result(20)
+
+
+WAITING_FOR_A_LOCK = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
+def _claimed(db, *, tried):
+    make_due(db)
+    with db.database.writing() as tx:
+        return outbox.read(tx, outbox.claim(tx, ["bounced"], 1, tried=tried))[0]
+
+
+def test_a_foreign_reconciled_event_calls_no_handler(hooked):
+    """Mailglass's own reconciler knows of no outbox."""
+    delivery_id = factories.delivery(hooked, "m-1")
+    orphan_id = factories.orphan(hooked, factories.postmark("m-1"), type="bounced")
+    factories.insert(hooked, events=[factories.reconciled_row(orphan_id, delivery_id)])
+    mailglass_reconcile.reconcile()
+    assert states(hooked) == {}
+
+
+def test_what_python_cannot_hold_is_told_in_its_place(hooked):
+    """A time beyond the year 9999, a provider that is no text, and a delivery that has been erased."""
+    told = leaving("all")
+    delivery_id = factories.delivery(hooked, "m-1")
+    factories.orphan(hooked, factories.postmark("m-1"), type="bounced", occurred_at="infinity")
+    mailglass_reconcile.reconcile()
+    hooked.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)
+    hooked.broken.update({"I1", "I5", "I2"})
+    assert dispatch().dispatched == 1
+    assert told[0].occurred_at.tzinfo is dt.UTC
+    assert told[0].recipient is told[0].message_id is None
+
+
+def test_a_handler_s_error_is_logged_by_its_class_and_place_only(hooked, caplog):
+    """Its words may hold an address."""
+    failing("bad", ValueError("Ada@Example.com"))
+    linked(hooked)
+    with caplog.at_level(logging.DEBUG):
+        dispatch()
+    assert "handler bad failed on event" in caplog.text
+    assert "ValueError at handling.py:" in caplog.text
+    assert "@" not in caplog.text
+
+
+def test_without_types_nothing_is_written_and_nothing_sent(hooked):
+    """Nobody pays who has no handlers."""
+    mailglass_reconcile.configure(engine=hooked.engine, settings=hooked.settings)
+    hooked.hooked.clear()
+    sent = []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    linked(hooked, 2)
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+    assert states(hooked) == {}
+    assert not [one for one in sent if "INSERT INTO" in one and "hook_outbox" in one]
+
+
+def test_a_batch_with_types_costs_one_statement_more(hooked):
+    """However many events it links."""
+    sent = []
+    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    linked(hooked, 20)
+    assert len([one for one in sent if "mailglass_hook_outbox" in one]) == 1
+    assert states(hooked) == {"waiting": 20}
+
+
+def test_an_event_that_comes_twice_is_in_the_outbox_once(hooked):
+    """Recorded twice, and linked later."""
+    told = leaving("all")
+    with hooked.engine.begin() as connection:
+        record(connection, event("m-1", "bounced"))
+        record(connection, event("m-1", "bounced"))
+    factories.delivery(hooked, "m-1")
+    hooked.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
+    mailglass_reconcile.reconcile()
+    mailglass_reconcile.reconcile()
+    dispatch()
+    assert len(told) == 1
+
+
+def test_two_schemas_and_an_awkward_name_keep_apart(hooked):
+    """A setting of types that are not known is refused, with the nearest one."""
+    with pytest.raises(mailglass_reconcile.ConfigurationError, match=r"MAILGLASS_HOOK_TYPES: .*did you mean bounced\?"):
+        mailglass_reconcile.Settings(hook_types="bounce, opened")
+    assert engines.create_engine(hooked.settings)

@@ -1,0 +1,206 @@
+"""Faults of Postgres and of the settings, one at a time: the doctor names each and ends in seconds."""
+
+import json
+import threading
+import time
+import uuid
+
+import jsonschema
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+
+import commands
+import mailglass_reconcile
+from diagnosing import of, report, using
+from mailglass_reconcile import runtime
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, side_by_side
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.plugin import FAST
+
+pytestmark = pytest.mark.slow
+
+REPORT = {
+    "type": "object",
+    "required": ["findings"],
+    "additionalProperties": False,
+    "properties": {
+        "findings": {
+            "type": "array",
+            "minItems": 10,
+            "items": {
+                "type": "object",
+                "required": ["check", "status", "message", "remedy"],
+                "additionalProperties": False,
+                "properties": {
+                    "check": {"type": "string", "pattern": "^[a-z_]+$"},
+                    "status": {"enum": ["ok", "warning", "error"]},
+                    "message": {"type": "string", "pattern": "^[^\n]+$"},
+                    "remedy": {"type": ["string", "null"], "pattern": "^[^\n]+$"},
+                },
+                "if": {"properties": {"status": {"const": "ok"}}},
+                "then": {"properties": {"remedy": {"type": "null"}}},
+                "else": {"properties": {"remedy": {"type": "string"}}},
+            },
+        }
+    },
+}
+
+
+AWAY = {"CELERY_BROKER_URL": "redis://:canary@127.0.0.1:1/0"}
+"""Nobody is asked for a worker then, which takes seconds."""
+
+
+def test_the_command_prints_one_json_object_of_findings_and_exits_with_1_because_of_an_error(db, redis_url):
+    """The broker is away; nothing is on standard error, and no password in the report."""
+    done = commands.tried(db, "doctor", "--json", **AWAY)
+    found = json.loads(done.stdout)
+    jsonschema.validate(found, REPORT)
+    assert (done.returncode, done.stderr) == (1, "")
+    errors = {one["check"] for one in found["findings"] if one["status"] == "error"}
+    assert errors == {"broker"}
+    assert "canary" not in done.stdout
+
+
+def test_the_command_tells_a_person_each_finding_in_a_line_and_its_remedy_below(db):
+    """Also how to ask, with an example, in its help."""
+    done = commands.tried(db, "doctor", MAILGLASS_GRACE_SECOND="60", **AWAY)
+    lines = done.stdout.splitlines()
+    [at] = [number for number, line in enumerate(lines) if "MAILGLASS_GRACE_SECOND;" in line]
+    assert lines[at].startswith("warning  settings")
+    assert "did you mean MAILGLASS_GRACE_SECONDS?" in lines[at]
+    assert lines[at + 1].lstrip().startswith("-> rename it to MAILGLASS_GRACE_SECONDS")
+    assert "doctor --json |" in commands.tried(db, "doctor", "--help").stdout
+
+
+def test_settings_that_cannot_be_used_are_named_before_anything_is_asked(db):
+    """The variable, never its value; as JSON too."""
+    done = commands.tried(db, "doctor", "--json", MAILGLASS_GRACE_SECONDS="canary")
+    [found] = json.loads(done.stdout)["findings"]
+    assert (done.returncode, found["check"], found["status"]) == (1, "settings", "error")
+    assert "MAILGLASS_GRACE_SECONDS" in found["message"]
+    assert "canary" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("MAILGLASS_DATABASE_ULR", "MAILGLASS_DATABASE_URL"),
+        ("mailglass_tenent", "MAILGLASS_TENANT"),
+        ("MAILGLASS_X", ""),
+    ],
+)
+def test_a_variable_that_nobody_reads(db, monkeypatch, variable, meant):
+    """With the one that was perhaps meant; once it is gone, all is well."""
+    monkeypatch.setenv(variable, "canary")
+    found = [one for one in report() if one.check == "settings" and variable in one.message]
+    assert [one.status for one in found] == [WARNING]
+    assert (f"did you mean {meant}?" in found[0].message) == bool(meant)
+    assert "canary" not in found[0].message
+    monkeypatch.delenv(variable)
+    assert not [one for one in report() if variable in one.message]
+
+
+def test_a_module_of_mailglass_imports_that_is_missing(db):
+    """Its key rules are missing too."""
+    mailglass_reconcile.configure(
+        engine=db.engine, settings=db.settings.model_copy(update={"imports": "json, no_such_module"})
+    )
+    found = of("imports")
+    assert (found.status, "no_such_module" in found.message) == (ERROR, True)
+
+
+def test_a_database_that_cannot_be_reached_does_not_hide_what_else_there_is(db):
+    """It is one finding, with the cause told apart; Redis is looked at all the same."""
+    using(db, database_url="postgresql://canary:canary-password@127.0.0.1:1/x")
+    found = {one.check: one for one in report()}
+    assert "127.0.0.1, port 1, database x: nothing listens there" in found["database"].message
+    assert (found["database"].status, found["redis"].status) == (ERROR, OK)
+    assert "MAILGLASS_DATABASE_URL" in found["database"].remedy
+    assert "server" not in found
+    assert "canary" not in str(found)
+
+
+def test_a_database_that_takes_no_writes(db):
+    """As one whose role is read-only by default; the remedy is a statement."""
+    db.by_default("default_transaction_read_only", "on")
+    found = of("server")
+    assert (found.status, "default_transaction_read_only" in found.message) == (ERROR, True)
+    db.by_default("default_transaction_read_only", None)
+    assert of("server").status == OK
+
+
+def test_a_database_that_is_a_stand_by(redis_url):
+    """It can be read and takes no link; promoted, as a fail-over does, it is well."""
+    with servers.postgres_server(*FAST) as server:
+        settings = Settings(database_url=SecretStr(server.url), redis_url=SecretStr(redis_url))
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        runner.migrate(runtime.get_engine(), settings, lambda line: None)
+        server.stop()
+        (server.directory / "data" / "standby.signal").touch()
+        server.start()
+        found = of("server")
+        assert (found.status, "replica" in found.message, "primary" in found.remedy) == (ERROR, True, True)
+        with runtime.get_engine().connect() as connection:
+            connection.exec_driver_sql("SELECT pg_promote()")
+        assert of("server").status == OK
+    mailglass_reconcile.configure()
+
+
+def test_a_database_that_is_not_utf8(admin: sa.Engine, db, drop_database):
+    """Named before it is migrated."""
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    using(db, database_url=make_url(db.url).set(database=name).render_as_string(hide_password=False))
+    try:
+        found = {one.check: one for one in report()}
+        assert (found["encoding"].status, "SQL_ASCII" in found["encoding"].message) == (WARNING, True)
+        assert (found["schema"].status, "migrate" in found["schema"].remedy) == (ERROR, True)
+        assert "triggers" not in found
+    finally:
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+        drop_database(name)
+
+
+def test_a_group_of_checks_that_hangs_is_left_behind_with_what_it_found():
+    """The others are reported, and the report is there in time."""
+    forever = threading.Event()
+
+    def hangs():
+        yield Finding("one", OK, "found before")
+        forever.wait(60)
+
+    def fails():
+        yield Finding("two", OK, "found before")
+        raise RuntimeError("canary")
+
+    began = time.monotonic()
+    found = side_by_side({"hanging": hangs, "failing": fails}, seconds=0.3)
+    assert time.monotonic() - began < 5
+    assert [(one.check, one.status) for one in found] == [
+        ("one", OK),
+        ("hanging", ERROR),
+        ("two", OK),
+        ("failing", ERROR),
+    ]
+    assert "within 0.3 s" in found[1].message
+    assert "canary" not in str(found)
+    forever.set()
+
+
+@pytest.mark.guard
+def test_one_check_that_fails_does_not_stop_the_others(db, monkeypatch):
+    """A table is gone: those that read it say so, the rest is as before."""
+    db.run("ALTER TABLE mailglass_open_orphan_ids RENAME TO gone")
+    try:
+        found = {one.check: one for one in report()}
+        assert "could not be checked" in found["tenants"].message
+        assert (found["tenants"].status, found["other_reconciler"].status, found["redis"].status) == (ERROR, OK, OK)
+    finally:
+        db.run("ALTER TABLE gone RENAME TO mailglass_open_orphan_ids")
+    assert runtime.get_settings() == db.settings

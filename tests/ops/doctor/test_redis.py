@@ -1,0 +1,128 @@
+"""Faults of Redis and of the lock, one at a time: the doctor names each, and its remedy heals it."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from database import Database
+from diagnosing import of, report, using
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops.doctor.redis import holder, lock
+from mailglass_reconcile.pubsub import Subscription
+from mailglass_reconcile.singleton.lock import PREFIX, key_of
+from mailglass_reconcile.testing import servers
+
+
+@pytest.fixture
+def own_redis(db: Database) -> Iterator[redis.Redis]:
+    """A Redis of the test's own, which this process is configured to use."""
+    with servers.redis() as url, redis.Redis.from_url(url) as client:
+        using(db, redis_url=url)
+        yield client
+
+
+def test_a_redis_that_is_away(db):
+    """The cause is told apart; links are unaffected, and the database is looked at."""
+    using(db, redis_url="redis://:canary@127.0.0.1:1/0")
+    found = {one.check: one for one in report()}
+    assert "127.0.0.1, port 1, database 0: nothing listens there" in found["redis"].message
+    assert (found["redis"].status, found["open_set"].status) == (ERROR, OK)
+    assert "canary" not in str(found)
+
+
+def test_a_redis_that_is_a_replica(db, own_redis):
+    """It takes messages and tells nobody; as a master it is well."""
+    own_redis.replicaof("127.0.0.1", 1)
+    found = of("redis")
+    assert (found.status, "is a replica" in found.message) == (ERROR, True)
+    own_redis.replicaof("NO", "ONE")
+    assert of("redis").status == OK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "check", "status", "words"),
+    [
+        ("-publish", "redis_rights", ERROR, "may not PUBLISH"),
+        ("resetchannels", "redis_rights", ERROR, "may not PUBLISH"),
+        ("-evalsha", "lock_rights", WARNING, "may not take locks"),
+        ("-pexpire", "lock_rights", WARNING, "may not take locks"),
+        ("-pttl", "lock_rights", WARNING, "may not take locks"),
+        ("resetkeys", "lock_rights", WARNING, "mailglass_reconcile:lock"),
+    ],
+)
+def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status, words):
+    """The least rights of the docs are enough, without INFO; the remedy is the ACL's command."""
+    rights = f"~{PREFIX}* &mailglass:events:* +publish +set +get +pttl +pexpire +del +evalsha +script|load"
+    own_redis.execute_command("ACL", "SETUSER", "mailglass", "on", ">secret", *rights.split())
+    where = own_redis.connection_pool.connection_kwargs
+    using(db, redis_url=f"redis://mailglass:secret@{where['host']}:{where['port']}/0")
+    with Subscription(own_redis, None, None) as heard:
+        assert {one.status for one in report() if "redis" in one.check or "lock" in one.check} == {OK}
+        own_redis.execute_command("ACL", "SETUSER", "mailglass", *missing.split())
+        found = of(check)
+        assert (found.status, words in found.message) == (status, True)
+        step = found.remedy.replace("<this user>", "mailglass").replace("'", "").split()
+        own_redis.execute_command(*step)
+        assert of(check).status == OK
+        own_redis.publish("mailglass:events:acme", "{}")
+        assert next(heard).channel == "mailglass:events:acme", "what the doctor publishes is no message"
+
+
+def test_a_redis_whose_memory_is_full(db, own_redis):
+    """The lock cannot be taken."""
+    own_redis.config_set("maxmemory", 1)
+    found = of("lock_rights")
+    assert (found.status, "memory is full" in found.message) == (ERROR, True)
+    own_redis.config_set("maxmemory", 0)
+    assert of("lock_rights").status == OK
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[redis.Redis]:
+    """The Redis of the lock."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
+    """Return what is found of the lock if the workers know these tasks."""
+    [found] = lock(holder(), known, queued)
+    return found
+
+
+def test_a_lock_that_was_left_behind(db, store):
+    """Its holder, age and TTL are named, and deleting the key frees it; a holder that somebody knows is no fault."""
+    key = key_of(None)
+    assert held().status == OK
+    store.set(key, "running task-1 0123456789ab", ex=40)
+    found = held()
+    assert (found.status, "task task-1 has the lock" in found.message) == (WARNING, True)
+    assert re.search(r"renewed 2\d s ago, for (40|39) s more", found.message)
+    assert held(known=("task-1",)).status == OK
+    store.set(key, "queued task-2", ex=60)
+    assert [held(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
+    assert f"redis-cli DEL {key}" in held().remedy
+    store.delete(key)
+    assert held().status == OK
+
+
+def test_a_lock_that_nothing_lets_lapse(db, store):
+    """Something else has written the key: the doctor says who has it, and how to delete it."""
+    key = key_of(None)
+    store.set(key, "somebody")
+    found = held()
+    assert (found.status, "somebody has the lock of full sweeps without end" in found.message) == (WARNING, True)
+    assert found.remedy == f"redis-cli DEL {key}"
+    store.delete(key)
+
+
+def test_a_lock_s_key_is_the_one_of_the_task(db):
+    """The doctor need not import Celery to know it."""
+    from mailglass_reconcile import tasks  # noqa: PLC0415 - the module that needs Celery
+
+    assert tasks.reconcile.generate_lock("") == key_of(None)
+    assert tasks.reconcile.generate_lock("", ("acme",)) == key_of("acme") != key_of(None)

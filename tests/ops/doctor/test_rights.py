@@ -1,0 +1,114 @@
+"""A right that is missing in Postgres, one at a time: the doctor names it, and its remedy grants it."""
+
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+import mailglass_reconcile
+from database import Database
+from diagnosing import heal, of, report, using
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.store import privileges
+
+pytestmark = pytest.mark.slow
+
+GRANTS = (Path(__file__).parents[3] / "docs" / "grants.md").read_text()
+SWEEPERS = next(sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL) if "TO mailglass_sweeper" in sql)
+
+
+@pytest.fixture
+def role(db: Database, admin: sa.Engine) -> Iterator[str]:
+    """A role with what docs/grants.md gives the sweeper; the doctor connects as it."""
+    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql(SWEEPERS.replace("mailglass_sweeper", name))
+    url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
+    using(db, database_url=url.render_as_string(hide_password=False))
+    mailglass_reconcile.reconcile()
+    yield name
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP OWNED BY {name}")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+@pytest.mark.guard
+def test_a_sweeper_as_documented_has_all_rights_and_the_doctor_needs_no_more(db, role):
+    """Every check can be made with the sweeper's grants."""
+    assert [one for one in report() if one.check != "settings" and one.status != OK] == []
+
+
+@pytest.mark.parametrize(
+    ("revoked", "named"),
+    [
+        ("INSERT ON mailglass_events", "INSERT on mailglass_events"),
+        (
+            "UPDATE (terminal, updated_at) ON mailglass_deliveries",
+            "UPDATE (terminal, updated_at) on mailglass_deliveries",
+        ),
+        ("DELETE ON mailglass_webhook_events", "DELETE on mailglass_webhook_events"),
+        ("SELECT ON mailglass_open_orphans", "SELECT on mailglass_open_orphans"),
+        ("SELECT ON mailglass_reconcile_version", "SELECT on mailglass_reconcile_version"),
+        ("USAGE ON SCHEMA public", "USAGE on schema public"),
+    ],
+)
+def test_a_right_that_is_missing(db, role, revoked, named):
+    """Named with its table and columns; the statement that grants it is the remedy."""
+    if "SCHEMA" in revoked:
+        db.run("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    db.run(f"REVOKE {revoked} FROM {role}")
+    found = of("rights")
+    assert (found.status, named in found.message, role in found.message) == (ERROR, True, True)
+    heal(db, found.remedy)
+    assert [one for one in report() if one.check != "settings" and one.status != OK] == []
+
+
+def test_the_rights_that_are_looked_for_are_those_of_the_documentation():
+    """Table by table and column by column."""
+    documented = set()
+    for statement in SWEEPERS.replace("\n", " ").split(";"):
+        found = re.match(r"\s*GRANT (.*) ON (mailglass_\w+) TO", statement)
+        if found:
+            for right, columns in re.findall(r"(\w+)(?: \(([^)]*)\))?(?:,|$)", found[1].strip()):
+                documented |= {(found[2], right, column.strip()) for column in columns.split(",")}
+    looked_for = {(t, right, column) for t, right, names in privileges.SWEEPER for column in names.split() or [""]}
+    assert looked_for == documented
+
+
+def test_row_level_security_that_would_hide_rows(db, role):
+    """Postgres refuses then; BYPASSRLS heals."""
+    db.run("ALTER TABLE mailglass_deliveries ENABLE ROW LEVEL SECURITY")
+    found = of("rights")
+    assert (found.status, "mailglass_deliveries" in found.message) == (ERROR, True)
+    heal(db, found.remedy)
+    assert of("rights").status == OK
+
+
+def test_others_who_may_create_objects_in_the_schema(db):
+    """The remedy takes the right away."""
+    db.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    found = of("creators")
+    assert (found.status, "PUBLIC" in found.message) == (WARNING, True)
+    heal(db, found.remedy)
+    assert of("creators").status == OK
+
+
+def test_a_retention_that_the_role_may_not_apply(db, role):
+    """The right to call each function is named, and its grant."""
+    days = {"retention_events_days": 30, "retention_deliveries_days": 30}
+    settings = mailglass_reconcile.runtime.get_settings().model_copy(update=days)
+    mailglass_reconcile.configure(engine=mailglass_reconcile.runtime.get_engine(), settings=settings)
+    for rows in ("events", "deliveries"):
+        found = of("rights")
+        assert found.status == ERROR
+        assert found.message.startswith(f"the prune cannot delete old {rows}: role ")
+        heal(db, found.remedy)
+    assert of("rights").status == OK

@@ -1,0 +1,178 @@
+"""Faults of Celery in a running installation, one at a time: the doctor names each, and its remedy heals it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+
+import commands
+from faults.servers import postgres
+from installation import PATIENCE, QUEUE, Site
+from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
+from mailglass_reconcile.testing import servers
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
+    """Return what the command finds in the installation's environment, by check."""
+    done = commands.started(site.db, "doctor", "--json", **{**site.environment, **environment})
+    assert done.stdout, done.stderr
+    found: dict[str, list[dict[str, str]]] = {}
+    for one in json.loads(done.stdout)["findings"]:
+        found.setdefault(one["check"], []).append(one)
+    worst = any(one["status"] == "error" for its in found.values() for one in its)
+    assert done.returncode == int(worst)
+    return found
+
+
+def states(found: dict[str, list[dict[str, str]]], check: str) -> set[str]:
+    """Return the states of one check's findings."""
+    return {one["status"] for one in found[check]}
+
+
+def well(found: dict[str, list[dict[str, str]]]) -> bool:
+    """Whether nothing at all is wrong."""
+    return {one["status"] for its in found.values() for one in its} == {"ok"}
+
+
+@contextmanager
+def frozen(process_id: int) -> Iterator[None]:
+    """Stop a process, as a machine that hangs does, while the block runs."""
+    os.kill(process_id, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process_id, signal.SIGCONT)
+
+
+def test_no_worker_and_then_one(site: Site) -> None:
+    """Without one, a request that waits is counted; with one, all is well and the exit code is 0."""
+    site.client.send_task(SWEEP_TASK, queue=QUEUE)
+    found = findings(site)
+    assert (states(found, "worker"), states(found, "queues")) == ({"error"}, {"error"})
+    assert f"the queue {QUEUE} of {SWEEP_TASK}, 1 message waits" in found["queues"][0]["message"]
+    with site.worker():
+        wait_until(lambda: well(findings(site)), PATIENCE)
+
+
+def test_a_worker_that_does_not_consume_our_queues(site: Site) -> None:
+    """It answers, and the queue, where a message waits, has no consumer; a second worker with -Q has it."""
+    site.client.send_task(SWEEP_TASK, queue=QUEUE)
+    with site.worker("-Q", "other", pool="solo"):
+        found = findings(site)
+        [lacking] = [one for one in found["queues"] if one["status"] != "ok"]
+        assert (states(found, "worker"), lacking["status"]) == ({"ok"}, "error")
+        assert f"`celery -A mailglass_reconcile worker -Q {QUEUE}`" in lacking["remedy"]
+        with site.worker("-Q", f"{QUEUE},mailglass_maintenance", pool="solo"):
+            wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
+
+
+def test_an_app_of_one_s_own_that_does_not_know_the_tasks(site: Site) -> None:
+    """Its module is named in MAILGLASS_IMPORTS; its workers lack autodiscover_tasks, and its schedule our entries."""
+    (site.log.parent / "forgetful.py").write_text(FORGETFUL)
+    path = os.pathsep.join([str(site.log.parent), site.environment["PYTHONPATH"]])
+    with site.worker(app="forgetful", pool="solo", PYTHONPATH=path):
+        found = findings(site, MAILGLASS_IMPORTS="forgetful", PYTHONPATH=path)
+        assert (states(found, "worker"), states(found, "queues")) == ({"ok"}, {"error"})
+        assert f"do not know {SWEEP_TASK} and {PRUNE_TASK}" in found["queues"][0]["message"]
+        assert states(found, "schedule") == {"warning"}
+        assert "no entry for sweeps" in found["schedule"][0]["message"]
+    with site.worker(app="worker", pool="solo"):
+        site.send(queue="celery")
+        wait_until(lambda: well(findings(site, MAILGLASS_IMPORTS="worker")), PATIENCE)
+
+
+def test_a_worker_of_an_app_that_was_not_found_does_the_work(site: Site) -> None:
+    """It answers and knows the tasks, so its queue is none of the bundled app's; that is no fault."""
+    with site.worker(app="worker", pool="solo"):
+        wait_until(lambda: states(findings(site), "queues") == {"ok"}, PATIENCE)
+        assert "nothing waits in the bundled app's queue" in findings(site)["queues"][0]["message"]
+
+
+def test_a_remedy_starts_the_app_that_was_found_and_none_of_its_queues(site: Site) -> None:
+    """The bundled app's worker on an application's queue would consume, and drop, the application's own tasks."""
+    found = findings(site, MAILGLASS_IMPORTS="worker")
+    for check in ("worker", "queues"):
+        assert found[check][0]["remedy"].startswith("start a worker: `celery -A worker worker`"), found[check]
+        assert "mailglass_reconcile" not in found[check][0]["remedy"]
+        assert "-Q" not in found[check][0]["remedy"]
+
+
+FORGETFUL = """
+import os
+from celery import Celery
+app = Celery("forgetful", broker=os.environ["MAILGLASS_REDIS_URL"])
+"""
+
+
+def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
+    """Nobody knows the task that has it; once the key is deleted, as the remedy says, the lock is free."""
+    site.add(1)
+    with site.held_up() as waiting, site.worker("-c", "1") as worker:
+        task_id = site.send()
+        wait_until(waiting, PATIENCE)
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        [found] = findings(site)["lock"]
+    assert (found["status"], task_id in found["message"]) == ("warning", True)
+    site.redis.delete(found["remedy"].partition("redis-cli DEL ")[2].split()[0])
+    assert states(findings(site), "lock") == {"ok"}
+
+
+def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> None:
+    """It answers nobody while it sweeps; the lock says that it does."""
+    site.add(1)
+    with site.held_up() as waiting, site.worker(pool="solo") as worker:
+        site.send()
+        wait_until(waiting, PATIENCE)
+        with frozen(worker.pid):  # or the sweep would give up after its lock_timeout
+            found = findings(site)
+    assert (found["worker"][0]["status"], "is sweeping" in found["worker"][0]["message"]) == ("warning", True)
+
+
+@pytest.mark.parametrize("broker", ["redis://:canary@127.0.0.1:1/0", "amqp://ada:canary@127.0.0.1:1//"])
+def test_a_broker_that_is_away(site: Site, broker: str) -> None:
+    """The cause and the setting are named, and no password."""
+    found = findings(site, CELERY_BROKER_URL=broker)
+    assert (states(found, "broker"), "worker" in found) == ({"error"}, False)
+    assert "127.0.0.1, port 1" in found["broker"][0]["message"]
+    assert "nothing listens there" in found["broker"][0]["message"]
+    assert "CELERY_BROKER_URL" in found["broker"][0]["remedy"]
+    assert "canary" not in str(found)
+    assert "ada" not in str(found["broker"])
+
+
+def test_the_report_is_there_in_seconds_though_every_server_hangs(site: Site) -> None:
+    """Postgres, Redis and the broker take connections and say nothing."""
+    with postgres() as server, servers.redis() as url, redis.Redis.from_url(url) as client:
+        ids = [server._process.pid, client.info("server")["process_id"]]
+        environment = {"MAILGLASS_DATABASE_URL": server.url, "MAILGLASS_REDIS_URL": url}
+        with frozen(ids[0]), frozen(ids[1]):
+            began = time.monotonic()
+            found = findings(site, **environment)
+            took = time.monotonic() - began
+    assert {"error"} == states(found, "database") == states(found, "redis") == states(found, "broker")
+    assert "in time" in found["redis"][0]["message"]
+    assert took < 25  # eight seconds, and the start of a process on a busy machine
+
+
+def test_without_celery_the_rest_is_checked(site: Site) -> None:
+    """And cron is named."""
+    code = (
+        "import sys; sys.modules['celery'] = sys.modules['celery_singleton'] = None;"
+        "from mailglass_reconcile.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "doctor", "--json"]
+    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, check=False, timeout=60)
+    found = json.loads(done.stdout)["findings"]
+    assert done.returncode == 0
+    assert [one["check"] for one in found if "cron" in one["message"]] == ["celery"]

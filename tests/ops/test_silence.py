@@ -1,0 +1,190 @@
+"""Deliveries without a report, and providers that have fallen silent: on tables of Mailglass's and on ours."""
+
+import datetime as dt
+import math
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+import mailglass_reconcile
+from diagnosing import of
+from factories import TENANT, delivery_row, insert, orphan_row, postmark
+from mailglass_reconcile import (
+    ConfigurationError,
+    Sent,
+    Settings,
+    WebhookEvent,
+    reconcile,
+    record_send,
+    record_webhook,
+)
+from mailglass_reconcile.ops import status
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.store import reports
+from scraping import scrape, value
+
+SILENT = "no webhook"
+
+COPIES = """
+INSERT INTO mailglass_deliveries
+SELECT copy.* FROM mailglass_deliveries AS d, generate_series(2, 300) AS n,
+       jsonb_populate_record(d, jsonb_build_object('id', md5(concat(d.id, n)))) AS copy
+"""
+
+
+def sent(hours_ago, number=1, **columns):
+    """Return deliveries that were dispatched some hours ago, without a report."""
+    at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(hours=hours_ago))
+    return [
+        delivery_row(f"m-{hours_ago}-{n}", **{"dispatched_at": at, "last_event_at": at, **columns})
+        for n in range(number)
+    ]
+
+
+def delivered(hours_ago, number=1, **columns):
+    """Return deliveries whose report came some hours ago."""
+    return sent(hours_ago, number, last_event_type="delivered", terminal=True, **columns)
+
+
+def found(db):
+    """Return what the sample says, by provider."""
+    with db.database.reading() as tx:
+        return {one.provider: one for one in reports.missing(tx)}
+
+
+def silent(db):
+    """Return what `status --check` says of silence."""
+    return [problem for problem in status.check(db.database) if SILENT in problem]
+
+
+def test_webhooks_that_have_stopped_are_found_everywhere(beside):
+    """By the check, the doctor and the metrics; a webhook that comes again ends it, linked or not."""
+    insert(beside, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
+    assert found(beside)[None][:3] == (None, 5, 2)
+    [problem] = silent(beside)
+    assert problem.startswith("no webhook has come for 2 days, although mail goes out: 2 of 5 deliveries")
+    assert of("reports").status == ERROR
+    measured = scrape(beside)
+    assert value(measured, "mailglass_deliveries_without_report", provider="none") == 2
+    assert 49 < value(measured, "silent_seconds", provider="none") / 3_600 < 51
+    insert(beside, events=[orphan_row(postmark("m-40-0"))])
+    assert silent(beside) == []
+    reconcile()
+    beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 days'")
+    assert silent(beside) == []
+    assert of("reports").message.startswith("1 of 4 deliveries looked at that were dispatched")
+    assert value(scrape(beside), "silent_seconds", provider="none") == 0
+
+
+def test_what_never_had_a_report_is_the_doctor_s_alone(beside):
+    """Perhaps nobody has set up webhooks there."""
+    insert(beside, sent(40, 3))
+    assert silent(beside) == []
+    assert of("reports").status == WARNING
+    assert "no webhook has ever come" in of("reports").message
+    assert value(scrape(beside), "silent_seconds", provider="none") == 0
+
+
+def test_each_provider_is_looked_at_by_itself(beside):
+    """In any spelling; one that reports does not hide one that does not. An unknown one shares a label."""
+    insert(beside, delivered(50, provider="postmark") + sent(40, provider="Postmark"))
+    insert(beside, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
+    assert set(found(beside)) == {"postmark", "sendgrid", "homegrown"}
+    [problem] = silent(beside)
+    assert "no webhook of postmark has come" in problem
+    assert value(scrape(beside), "mailglass_deliveries_without_report", provider="postmark") == 1
+    assert value(scrape(beside), "mailglass_deliveries_without_report", provider="other") == 0
+
+
+OURS = """
+UPDATE mailglass_deliveries
+   SET last_event_at = last_event_at - make_interval(hours => h.hours),
+       dispatched_at = dispatched_at - make_interval(hours => h.hours),
+       delivered_at = delivered_at - make_interval(hours => h.hours)
+  FROM (VALUES ('m-1', 50), ('m-2', 40)) AS h (id, hours) WHERE h.id = provider_message_id
+"""
+
+
+def test_what_we_have_sent_beside_mailglass_is_known_by_its_provider(beside):
+    """Its deliveries name none, so that Mailglass's ingest leaves them alone; their sends do."""
+    with beside.engine.begin() as connection:
+        for id_ in ("m-1", "m-2"):
+            sends = [Sent(recipient="ada@example.com", message_id=id_)]
+            record_send(connection, tenant_id=TENANT, provider="postmark", sent=sends)
+        came = WebhookEvent(
+            type="delivered", message_id="m-1", provider_event_id="1", occurred_at=dt.datetime.now(dt.UTC)
+        )
+        record_webhook(connection, tenant_id=TENANT, provider="postmark", events=[came])
+    beside.run(OURS)
+    beside.broken.update({"I2", "I7"})
+    [problem] = silent(beside)
+    assert problem.startswith("no webhook of postmark has come for 2 days")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        sent(2, 5) + delivered(300),
+        delivered(50) + sent(51, 3),
+        sent(24 * 9) + delivered(24 * 10),
+        sent(40, last_event_type="failed", terminal=True, dispatched_at=None) + delivered(50),
+    ],
+    ids=["mail is new", "a few of many", "long ago", "never dispatched"],
+)
+def test_what_is_no_silence(beside, rows):
+    """A report after the dispatch, no mail for a week, or mail that left only now."""
+    insert(beside, rows)
+    assert silent(beside) == []
+
+
+def test_an_open_that_mailglass_counted_is_a_report_and_no_webhook(beside):
+    """It has a pixel of its own."""
+    insert(beside, [*delivered(60), *sent(40), *sent(1, last_event_type="opened")])
+    assert len(silent(beside)) == 1
+
+
+def test_many_sends_without_a_report_do_not_hide_that_there_were_reports(beside):
+    """The last reports are found by another index than the newest deliveries."""
+    insert(beside, delivered(24 * 30, 3) + sent(30, 300))
+    assert len(silent(beside)) == 1
+    assert found(beside)[None].deliveries == reports.OF_TENANT
+
+
+def test_the_setting_is_hours_or_infinity(beside, monkeypatch):
+    """Infinity asks nothing of the database."""
+    insert(beside, [*delivered(50), *sent(40)])
+    for hours, problems in (("30", 1), ("45", 0), ("0.5", 1), ("infinity", 0)):
+        monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", hours)
+        more = {"database_schema": beside.settings.database_schema, "redis_url": beside.settings.redis_url}
+        settings = Settings(database_url=beside.settings.database_url, **more)
+        mailglass_reconcile.configure(engine=beside.engine, settings=settings)
+        assert len([one for one in status.check(mailglass_reconcile.runtime.database()) if SILENT in one]) == problems
+    assert of("reports").status == OK
+    for wrong in ("0", "-1", "nan", "never"):
+        monkeypatch.setenv("MAILGLASS_SILENCE_HOURS", wrong)
+        with pytest.raises(ConfigurationError, match="MAILGLASS_SILENCE_HOURS"):
+            Settings(database_url=SecretStr("postgresql://x/y"))
+
+
+def test_the_sample_costs_the_same_however_many_rows_there_are(beside):
+    """A hundred tenants with three hundred deliveries each: no table is read whole."""
+    beside.run("ALTER TABLE mailglass_deliveries DISABLE TRIGGER witness")
+    insert(beside, [{**sent(40, tenant_id=f"t-{n}")[0], "message_id": None} for n in range(100)])
+    beside.run(COPIES)
+    beside.run("ANALYZE")
+    plans = []
+
+    def note(connection, _cursor, statement, parameters, *_others):
+        if "seen AS" in statement and not statement.startswith("EXPLAIN"):
+            explained = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+            plans.append(connection.exec_driver_sql(explained, parameters).scalar_one()[0])
+
+    sa.event.listen(beside.engine, "before_cursor_execute", note)
+    found(beside)
+    sa.event.remove(beside.engine, "before_cursor_execute", note)
+    [plan] = plans
+    assert "Seq Scan on mailglass" not in str(plan)
+    assert "'Node Type': 'Seq Scan'" not in str(plan)
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 8_000
+    assert math.isfinite(found(beside)[None].silent_seconds or 0) is False

@@ -1,0 +1,353 @@
+"""Publishing has a second per sweep in all, whatever client the application has, and sends nothing twice."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+from pydantic import SecretStr
+from redis.backoff import ConstantBackoff, NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+import mailglass_reconcile
+from database import Database
+from faults.racing import raced
+from faults.redis_servers import Valkey, silent, slow
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.pubsub import (
+    CHUNK_LINKS,
+    Message,
+    Published,
+    Publisher,
+    create_client,
+)
+from mailglass_reconcile.pubsub import publisher as publisher_module
+from mailglass_reconcile.pubsub.publisher import MOST_WAITING
+from mailglass_reconcile.testing.servers import free_port
+from observing import Observed
+from waiting import wait_until
+
+
+@pytest.fixture
+def valkey(tmp_path) -> Iterator[Valkey]:
+    """A server of the test's own."""
+    made = Valkey(tmp_path / "valkey")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def another_thread() -> Iterator[None]:
+    """Leave behind what waits for a server that never answers: this process has one thread that publishes."""
+    yield
+    publisher_module._outbox.reset()
+
+
+def messages(number: int) -> list[Message]:
+    """Return as many messages, each of its own delivery."""
+    deliveries = [str(uuid.uuid4()) for _ in range(number)]
+    return [("acme", delivery, json.dumps({"delivery_id": delivery})) for delivery in deliveries]
+
+
+def heard(pubsub: redis.client.PubSub, until: bytes) -> Counter[tuple[bytes, bytes]]:
+    """Return how often each message came, up to the one that says *until*."""
+    found: Counter[tuple[bytes, bytes]] = Counter()
+    while True:
+        message = pubsub.get_message(timeout=5)
+        assert message is not None, "the last message did not come"
+        if message["data"] == until:
+            return found
+        if message["type"] == "pmessage":
+            found[message["channel"], message["data"]] += 1
+
+
+def publish(client: redis.Redis, number: int) -> Published:
+    """Publish as many links as one sweep, in one call."""
+    outcome = Publisher(client).publish(messages(number))
+    assert sum(outcome) == 2 * number
+    return outcome
+
+
+@pytest.mark.parametrize(("swept_for", "enough"), [(0, False), (100, True)])
+def test_a_slow_redis_may_take_a_tenth_of_a_sweeps_time(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, swept_for: float, enough: bool
+) -> None:
+    """Each answer is 0.1 s too late: that costs a new sweep a second, and one of 100 s up to ten; none is doubled."""
+    links = 10 * CHUNK_LINKS
+    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub, slow(valkey.url, 0.15) as url:
+        pubsub.psubscribe("mailglass:*")
+        publisher = Publisher(redis.Redis.from_url(url))
+        publisher._began -= swept_for
+        outcome = publisher.publish(messages(links))
+        direct.publish("mailglass:", "end")
+        counts = heard(pubsub, b"end")
+    assert outcome.published == sum(counts.values())
+    assert set(counts.values()) == {1}
+    assert (outcome.failed == 0) == enough
+    assert len([line for line in caplog.messages if "answers too slowly" in line]) == (not enough)
+
+
+def test_a_healthy_redis_takes_a_large_sweep_whole(valkey: Valkey) -> None:
+    """A hundred thousand links, and none is lost: what is answered costs nothing of the second."""
+    with redis.Redis.from_url(valkey.url) as client:
+        assert publish(client, 200 * CHUNK_LINKS).failed == 0
+
+
+@pytest.mark.slow
+def test_a_redis_at_a_distance_of_20_ms_takes_a_large_sweep_whole(valkey: Valkey) -> None:
+    """Two hundred calls take more than four seconds then, and none of their links is lost."""
+    with slow(valkey.url, 0.02) as url:
+        assert publish(redis.Redis.from_url(url), 200 * CHUNK_LINKS).failed == 0
+
+
+def test_a_redis_that_comes_back_is_found_again_and_each_outage_is_logged_once(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the one call that is let through after the pause, without a new client."""
+    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.02)
+    client = redis.Redis.from_url(valkey.url)
+    for outages in (1, 2):
+        assert publish(client, 1).published == 2
+        valkey.stop()
+        assert {publish(client, 1) for _ in range(20)} == {Published(0, 2)}
+        valkey.start()
+        wait_until(lambda: publish(client, 1).published)
+        assert len([line for line in caplog.messages if "cannot publish" in line]) == outages
+
+
+def test_a_name_that_is_looked_up_for_long_holds_up_nobody(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No timeout of a socket ends a look-up; when it has ended, messages are published again."""
+    monkeypatch.setattr(publisher_module, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.01)
+    answered, look_up = threading.Event(), socket.getaddrinfo
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        answered.wait(30)
+        return look_up(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    client = redis.Redis.from_url(valkey.url)
+    assert publish(client, 3 * CHUNK_LINKS).published == 0
+    assert not answered.is_set()
+    answered.set()
+    wait_until(lambda: publish(client, 1).published)
+
+
+def ours(port: int) -> redis.Redis:
+    """Return a client as `MAILGLASS_REDIS_URL` gives one: half a second for each answer, and no second try."""
+    return create_client(SecretStr(f"redis://127.0.0.1:{port}/0"), "MAILGLASS_REDIS_URL")
+
+
+def test_a_redis_that_never_answers_is_asked_twice_by_a_sweep_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs half a second, however long the sweep goes on: a second in all."""
+    monkeypatch.setattr(publisher_module, "REST_SECONDS", 0.0)
+    with silent() as (port, accepted):
+        assert publish(ours(port), 50 * CHUNK_LINKS).published == 0
+        assert len(accepted) == 2
+
+
+def test_a_redis_that_never_answers_is_asked_by_one_of_a_hundred_calls() -> None:
+    """A process that has met one leaves it alone for seconds, whichever publisher asks."""
+    with silent() as (port, accepted):
+        client, began = ours(port), time.monotonic()
+        assert [publish(client, 1) for _ in range(100)] == 100 * [Published(0, 2)]
+        assert 1 <= len(accepted) <= 1 + (time.monotonic() - began) / publisher_module.REST_SECONDS
+
+
+@pytest.mark.parametrize("state", ["closed", "silent"])
+def test_a_client_of_great_patience_costs_a_sweep_a_second_in_all(state: str) -> None:
+    """As an application may have one, with long timeouts and retries: the thread waits for it, the sweep does not."""
+    with silent() as (open_port, accepted):
+        port = open_port if state == "silent" else free_port()
+        client = redis.Redis(port=port, socket_timeout=30, retry=Retry(ConstantBackoff(10), 3))
+        began = time.monotonic()
+        assert publish(client, 20 * CHUNK_LINKS).published == 0
+        assert publish(client, 1).published == 0
+        assert 0.9 < time.monotonic() - began < 9, "a second for each chunk would be twenty, its own patience ten"
+        assert len(accepted) <= 1
+
+
+def test_publishers_of_a_process_share_one_thread_and_one_connection(valkey: Valkey) -> None:
+    """Many threads publish at the same time, and each message is sent once."""
+    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
+        pubsub.psubscribe("mailglass:*")
+        client, before = redis.Redis.from_url(valkey.url), set(threading.enumerate())
+        publish(client, 1)
+        connections = direct.info("stats")["total_connections_received"]
+        with ThreadPoolExecutor(24) as threads:
+            outcomes = list(threads.map(partial(publish, client), 100 * [1, 2, 3]))
+        assert [one.name for one in set(threading.enumerate()) - before] == ["mailglass publisher"]
+        assert direct.info("stats")["total_connections_received"] == connections
+        direct.publish("mailglass:", "end")
+        assert set(heard(pubsub, b"end").values()) == {1}
+    assert sum(outcome.published for outcome in outcomes) == 1200
+
+
+@contextmanager
+def subscribed(valkey: Valkey) -> Iterator[Callable[[], int]]:
+    """Yield a function that counts the messages until then."""
+    with redis.Redis.from_url(valkey.url) as direct, direct.pubsub() as pubsub:
+        pubsub.psubscribe("mailglass:*")
+
+        def count() -> int:
+            direct.publish("mailglass:", "end")
+            return sum(heard(pubsub, b"end").values())
+
+        yield count
+
+
+def test_what_is_published_soon_is_published_and_counted(valkey: Valkey, observed: Observed) -> None:
+    """In order, after the call has returned."""
+    client = redis.Redis.from_url(valkey.url)
+    with subscribed(valkey) as count:
+        for _ in range(3):
+            Publisher(client).publish_soon(messages(2 * CHUNK_LINKS))
+        assert publish(client, 1).published == 2
+        assert count() == 12 * CHUNK_LINKS + 2
+    wait_until(lambda: observed.counts("messages") == {"published": 12 * CHUNK_LINKS + 2})
+
+
+def test_what_several_callers_publish_meanwhile_goes_out_together(valkey: Valkey) -> None:
+    """Redis is a tenth of a second away: twenty calls one by one would take two, and the end of a process waits one."""
+    with subscribed(valkey) as count, slow(valkey.url, 0.1) as url:
+        client = redis.Redis.from_url(url)
+        for _ in range(20):
+            Publisher(client).publish_soon(messages(1))
+        publisher_module.flush()
+        assert count() == 40
+
+
+def test_what_is_published_soon_waits_for_nothing_and_drops_what_does_not_fit(observed: Observed) -> None:
+    """Redis never answers: the caller goes on immediately, and every message is counted in the end."""
+    with silent() as (port, accepted):
+        client = ours(port)
+        for _ in range(3):
+            Publisher(client).publish_soon(messages(MOST_WAITING // 2))
+        assert observed.counts("messages")["failed"] >= MOST_WAITING - 2 * CHUNK_LINKS
+        wait_until(lambda: observed.counts("messages") == {"failed": 3 * MOST_WAITING})
+        assert len(accepted) == 1
+
+
+PUBLISHES_SOON = """
+import sys, redis
+from mailglass_reconcile.pubsub import Publisher
+client = redis.Redis.from_url(sys.argv[1])
+Publisher(client).publish_soon([("acme", "delivery", "{}")])
+"""
+
+
+def test_what_is_published_soon_leaves_before_the_process_ends(valkey: Valkey) -> None:
+    """As a script does that records one event."""
+    with subscribed(valkey) as count:
+        subprocess.run([sys.executable, "-c", PUBLISHES_SOON, valkey.url], check=True, timeout=60)
+        assert count() == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_publishes_with_a_thread_of_its_own(valkey: Valkey) -> None:
+    """As a worker of Celery or gunicorn, whose parent has published before."""
+    client = redis.Redis.from_url(valkey.url)
+    with subscribed(valkey) as count:
+        publish(client, 1)
+        child = os.fork()
+        if child == 0:
+            os._exit(publish(client, 1).failed)
+        assert os.waitpid(child, 0)[1] == 0
+        assert publish(client, 1).published == 2
+        assert count() == 6
+
+
+def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Valkey) -> None:
+    """Redis does what it is asked and hangs up without an answer: redis-py by itself would ask three times more."""
+    raced(db, 3)
+    with (
+        redis.Redis.from_url(valkey.url) as direct,
+        direct.pubsub() as pubsub,
+        slow(valkey.url, 0, drops=b"PUBLISH") as url,
+    ):
+        pubsub.psubscribe("mailglass:*")
+        settings = db.settings.model_copy(update={"batch_size": 1})
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 3))  # by default it waits a little in between
+        mailglass_reconcile.configure(engine=db.engine, redis=client, settings=settings)
+        result = mailglass_reconcile.reconcile()
+        direct.publish("mailglass:", "end")
+        counts = heard(pubsub, b"end")
+    assert (result.linked, result.published, result.publish_failed) == (3, 0, 6)
+    assert set(counts.values()) == {1}
+
+
+def user(valkey: Valkey, name: str) -> redis.Redis:
+    """Return a client that logs in as one user of the server."""
+    return redis.Redis.from_url(valkey.url.replace("://", f"://{name}:pw@"))
+
+
+LEAST = ("on", ">pw", "resetkeys", "resetchannels", "&mailglass:events:*", "nocommands")
+
+
+@pytest.mark.parametrize("right", [("+publish",), ("+publish", "resetchannels"), ()])
+def test_a_user_needs_the_right_to_publish_on_our_channels_and_is_told_once_if_it_is_missing(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, right: tuple[str, ...]
+) -> None:
+    """One warning for all calls of a sweep names command and channels, and nothing of a message."""
+    valkey.command("ACL", "SETUSER", "least", *LEAST, *right)
+    enough = right == ("+publish",)
+    links = 3 * CHUNK_LINKS
+    assert publish(user(valkey, "least"), links) == (Published(2 * links, 0) if enough else Published(0, 2 * links))
+    assert len(caplog.records) == (not enough)
+    for record in caplog.records:
+        assert "PUBLISH on the channels mailglass:events:*" in record.getMessage()
+        assert "acme" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (lambda: redis.Redis(socket_timeout=None, socket_connect_timeout=1), "socket_timeout and"),
+        (lambda: redis.Redis(unix_socket_path="/nowhere", socket_timeout=None), "socket_timeout and"),
+        (lambda: Sentinel([("nowhere", 1)]).master_for("m", socket_timeout=None), "socket_timeout and"),
+        (
+            lambda: Sentinel([("nowhere", 1)], sentinel_kwargs={"socket_timeout": None}).master_for(
+                "m", socket_timeout=1
+            ),
+            "socket_timeout and",
+        ),
+        (object, "not a object"),
+    ],
+)
+def test_a_client_that_could_wait_without_end_is_refused(client: Callable[[], Any], words: str) -> None:
+    """When it is configured, in one line that says what to give it; not in the middle of an outage."""
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        mailglass_reconcile.configure(redis=client())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        lambda: redis.Redis(socket_timeout=1, socket_connect_timeout=1),
+        lambda: redis.Redis.from_url("rediss://nowhere/0?socket_timeout=1&socket_connect_timeout=1"),
+        lambda: redis.Redis(unix_socket_path="/nowhere", socket_timeout=1),
+        lambda: redis.Redis(connection_pool=redis.BlockingConnectionPool(socket_timeout=1, timeout=1)),
+        lambda: Sentinel([("nowhere", 1)], socket_timeout=1).master_for("m", socket_timeout=1),
+    ],
+)
+def test_a_client_with_timeouts_is_used_as_it_is(client: Callable[[], redis.Redis]) -> None:
+    """Of any kind and pool."""
+    made = client()
+    mailglass_reconcile.configure(redis=made)
+    assert runtime.get_redis() is made
+    mailglass_reconcile.configure()

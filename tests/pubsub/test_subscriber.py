@@ -1,0 +1,252 @@
+"""`subscribe()`: what an application hears, and what it is told when it may have missed something."""
+
+import datetime as dt
+import json
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import redis
+
+import factories
+import mailglass_reconcile
+from faults.redis_servers import Valkey
+from mailglass_reconcile import Missed, Update, events_channel
+from mailglass_reconcile.pubsub import Subscription
+from waiting import wait_until
+
+DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
+
+
+@pytest.fixture
+def valkey(tmp_path) -> Iterator[Valkey]:
+    """A Valkey that may be harmed."""
+    made = Valkey(tmp_path / "valkey")
+    yield made
+    made.stop()
+
+
+def tell(client: redis.Redis, tenant: str, delivery: str, number: int) -> None:
+    """Publish one update as a sweep does: on the tenant's channel and on the delivery's."""
+    message = json.dumps({"event": "delivery_updated", "delivery_id": delivery, "number": number})
+    client.publish(events_channel(tenant), message)
+    client.publish(events_channel(tenant, delivery), message)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "delivery", "heard"),
+    [
+        (None, None, [0, 1, 2, 3]),
+        ("acme", None, [0, 1]),
+        ("a/c:*", None, [2]),
+        ("acme", DELIVERY.upper(), [0]),
+        (None, uuid.UUID(DELIVERY), [0, 3]),
+    ],
+)
+@pytest.mark.parametrize("client", [{}, {"decode_responses": True}, {"protocol": 3}])
+def test_each_event_is_heard_once_by_those_who_asked_for_it(redis_url, tenant, delivery, heard, client):
+    """Of all tenants or one, of all deliveries or one, with whatever client; a tenant's name is no pattern."""
+    with (
+        redis.Redis.from_url(redis_url) as publisher,
+        redis.Redis.from_url(redis_url, **client) as theirs,
+        Subscription(theirs, tenant, delivery) as subscription,
+    ):
+        other = str(uuid.uuid4())
+        for number, whose in enumerate([("acme", DELIVERY), ("acme", other), ("a/c:*", other), ("b", DELIVERY)]):
+            tell(publisher, *whose, number)
+        found = [next(subscription) for _ in heard]
+    assert [item.message["number"] for item in found] == heard
+    assert all(isinstance(item, Update) and item.channel.startswith("mailglass:events:") for item in found)
+
+
+def test_a_sweep_is_heard_with_the_configured_redis(db):
+    """The message names the delivery and the event."""
+    delivery = factories.delivery(db, "one")
+    orphan = factories.orphan(db, factories.postmark("one"))
+    with mailglass_reconcile.subscribe() as subscription:
+        mailglass_reconcile.reconcile()
+        update = next(subscription)
+    assert update.channel == events_channel(factories.TENANT)
+    assert update.message["delivery_id"] == delivery
+    assert update.message["meta"]["reconciled_from_event_id"] == orphan
+
+
+def test_what_others_publish_on_our_channels_is_passed_over(redis_url):
+    """No JSON, no object, a number that JSON does not have, a nest without end."""
+    with redis.Redis.from_url(redis_url) as client, Subscription(client, None, None) as subscription:
+        for nonsense in (b"\xff\xfe", b"", b"{", b"[1]", b'"x"', b"NaN", b'{"a": NaN}', b"[" * 200_000):
+            client.publish("mailglass:events:acme", nonsense)
+        client.publish("mailglass:events:" + "x" * 10, "{}")
+        tell(client, "acme", DELIVERY, 7)
+        assert next(subscription).message == {}
+        assert next(subscription).message["number"] == 7
+
+
+def test_a_redis_that_restarts_is_missed_and_heard_again(valkey, caplog):
+    """`Missed` comes when the new subscription is confirmed: what is published after it is heard."""
+    with redis.Redis.from_url(valkey.url) as client, Subscription(client, "acme", None) as subscription:
+        tell(client, "acme", DELIVERY, 1)
+        assert next(subscription).message["number"] == 1
+        valkey.stop()
+        valkey.start()
+        missed = next(subscription)
+        assert isinstance(missed, Missed)
+        assert missed.since < missed.until
+        tell(client, "acme", DELIVERY, 2)
+        assert next(subscription).message["number"] == 2
+    assert len([line for line in caplog.messages if "broadcasts are missed until it is back" in line]) == 1
+
+
+def test_a_connection_that_the_server_closes_is_missed_even_if_it_is_made_again_at_once(valkey):
+    """As where a slow reader's buffer overflows; redis-py connects again by itself, and says nothing."""
+    with redis.Redis.from_url(valkey.url) as client, Subscription(client, None, None) as subscription:
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        tell(client, "acme", DELIVERY, 1)
+        assert isinstance(next(subscription), Missed)
+        tell(client, "acme", DELIVERY, 2)
+        assert next(subscription).message["number"] == 2
+
+
+def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
+    """The server's machine hangs: nothing is closed, nothing answers, and silence alone would look like calm."""
+    with (
+        redis.Redis.from_url(valkey.url) as client,
+        Subscription(client, None, None, ping_seconds=0.2) as subscription,
+    ):
+        pid = client.info("server")["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+
+        def go_on() -> None:
+            try:
+                wait_until(lambda: "broadcasts are missed until it is back" in caplog.text, 5)
+            except AssertionError:  # so that the test ends
+                os.kill(pid, signal.SIGCONT)
+                tell(client, "acme", DELIVERY, 0)
+            else:
+                os.kill(pid, signal.SIGCONT)
+
+        helper = threading.Thread(target=go_on)
+        helper.start()
+        missed = next(subscription)
+        helper.join()
+        assert isinstance(missed, Missed)
+        assert missed.until - missed.since > dt.timedelta(seconds=0.2)
+        assert "broadcasts are missed until it is back" in caplog.text
+        tell(client, "acme", DELIVERY, 2)
+        assert next(subscription).message["number"] == 2
+
+
+def test_a_quiet_connection_is_asked_and_stays(redis_url):
+    """Silence is not a loss where the server answers; nothing is said of it."""
+    with (
+        redis.Redis.from_url(redis_url) as client,
+        Subscription(client, None, None, ping_seconds=0.05) as subscription,
+    ):
+        before = subscription._updates._last_received
+        wait_until(lambda: subscription._run(subscription._updates._receive())["type"] == "pong")
+        assert subscription._updates._last_received > before
+        tell(client, "acme", DELIVERY, 1)
+        assert next(subscription).message["number"] == 1
+
+
+def test_a_subscription_that_is_closed_ends_and_leaves_no_connection(valkey):
+    """By `close()`, or at the end of its block, in the middle of what it has to say."""
+    with redis.Redis.from_url(valkey.url) as client:
+        with Subscription(client, None, None) as subscription:
+            assert client.pubsub_numpat() == 1
+            tell(client, "acme", DELIVERY, 1)
+            for _ in subscription:
+                subscription.close()
+        wait_until(lambda: client.pubsub_numpat() == 0)
+        assert list(subscription) == []
+
+
+@contextmanager
+def waiting(valkey: Valkey, caplog: pytest.LogCaptureFixture, state: str) -> Iterator[None]:
+    """Let a subscription wait beside a Redis that is quiet, that is down, or that hangs, once it has noticed that."""
+    with redis.Redis.from_url(valkey.url) as client:
+        process = psutil.Process(client.info("server")["process_id"])
+    if state == "down":
+        valkey.stop()
+    elif state == "hangs":
+        process.suspend()
+    if state != "quiet":
+        wait_until(lambda: "broadcasts are missed until it is back" in caplog.text)
+    try:
+        yield
+    finally:
+        if state == "hangs":
+            process.resume()
+
+
+STATES = ("quiet", "down", "hangs")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, state):
+    """The thread that iterates comes to its end, and closes the connection."""
+    subscription = Subscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+    items = []
+    thread = threading.Thread(target=lambda: items.extend(subscription))
+    thread.start()
+    with waiting(valkey, caplog, state):
+        subscription.close()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert items == []
+    if state != "down":
+        with redis.Redis.from_url(valkey.url) as client:
+            wait_until(lambda: client.pubsub_numpat() == 0)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_signal_handler_may_close_a_subscription_at_any_time(valkey, caplog, state):
+    """It runs in the thread that iterates, in the middle of what that does."""
+    subscription = Subscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.close())
+
+    def interrupt() -> None:
+        with waiting(valkey, caplog, state):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            ended.wait(5)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        assert list(subscription) == []
+        ended.set()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
+    """One line, with host, port and setting, and no password."""
+    user = ["on", ">canary", "resetkeys", "resetchannels", "nocommands", "&mailglass:events:*"]
+    valkey.command("ACL", "SETUSER", "ears", *user, "+subscribe", "+psubscribe", "+ping")
+    valkey.command("ACL", "SETUSER", "deaf", *user, "+ping")
+    url = "redis://{}:{}@" + valkey.url.removeprefix("redis://").rpartition("@")[2]
+    for ears in (("acme", None), (None, None), (None, DELIVERY)):
+        with redis.Redis.from_url(url.format("ears", "canary")) as client:
+            Subscription(client, *ears, ping_seconds=0.05).close()
+    for name, password, words in (("deaf", "canary", "needs the commands SUBSCRIBE"), ("ears", "no", "password")):
+        client = redis.Redis.from_url(url.format(name, password))
+        with client, pytest.raises(mailglass_reconcile.RedisUnavailableError) as caught:
+            Subscription(client, None, None)
+        said = str(caught.value)
+        assert words in said
+        assert "MAILGLASS_REDIS_URL" in said
+        assert "127.0.0.1, port" in said
+        assert "canary" not in said
+
+
+def test_a_delivery_that_is_no_uuid_is_refused(redis_url):
+    """It would be a pattern otherwise."""
+    with redis.Redis.from_url(redis_url) as client, pytest.raises(ValueError, match="UUID"):
+        Subscription(client, None, "*")

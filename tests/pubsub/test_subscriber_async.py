@@ -1,0 +1,215 @@
+"""`subscribe_async()`: the same as `subscribe()`, in an event loop that is never blocked."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+import redis
+
+import factories
+import mailglass_reconcile
+from faults.redis_servers import Valkey, silent
+from mailglass_reconcile import Missed, RedisUnavailableError, Update, events_channel, subscribe_async
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.pubsub import AsyncSubscription
+from waiting import wait_until
+
+DELIVERY = "0a1b2c3d-0000-4000-8000-00000000000a"
+
+
+@pytest.fixture
+def valkey(tmp_path) -> Iterator[Valkey]:
+    """A Valkey that may be harmed."""
+    made = Valkey(tmp_path / "valkey")
+    yield made
+    made.stop()
+
+
+def publish(url: str, tenant: str, delivery: str, number: int) -> None:
+    """Publish one update as a sweep does: on the tenant's channel and on the delivery's."""
+    message = json.dumps({"event": "delivery_updated", "delivery_id": delivery, "number": number})
+    with redis.Redis.from_url(url) as client:
+        client.publish(events_channel(tenant), message)
+        client.publish(events_channel(tenant, delivery), message)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until *condition* holds, without blocking the event loop."""
+    await asyncio.to_thread(wait_until, condition)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "delivery", "expected"),
+    [
+        (None, None, [0, 1, 2, 3]),
+        ("acme", None, [0, 1]),
+        ("a/c:*", None, [2]),
+        ("acme", DELIVERY.upper(), [0]),
+        (None, uuid.UUID(DELIVERY), [0, 3]),
+    ],
+)
+@pytest.mark.parametrize("client", [{}, {"decode_responses": True, "socket_timeout": 30}, {"protocol": 3}])
+def test_each_event_comes_once(redis_url, tenant, delivery, expected, client):
+    """Of all tenants or one, of all deliveries or one, with any client as the pattern."""
+    other = str(uuid.uuid4())
+
+    async def main() -> list[Any]:
+        with redis.Redis.from_url(redis_url, **client) as pattern:
+            async with AsyncSubscription(pattern, tenant, delivery) as updates:
+                for number, of in enumerate([("acme", DELIVERY), ("acme", other), ("a/c:*", other), ("b", DELIVERY)]):
+                    publish(redis_url, *of, number)
+                return [await anext(updates) for _ in expected]
+
+    found = asyncio.run(main())
+    assert [item.message["number"] for item in found] == expected
+    assert all(isinstance(item, Update) for item in found)
+
+
+def test_a_sweep_is_received_with_the_configured_redis(db):
+    """The public function, and its iteration."""
+    factories.delivery(db, "one")
+    orphan = factories.orphan(db, factories.postmark("one"))
+
+    async def main() -> dict[str, Any]:
+        async with subscribe_async(factories.TENANT) as updates:
+            await asyncio.to_thread(mailglass_reconcile.reconcile)
+            async for update in updates:
+                return update.message
+        raise AssertionError
+
+    assert asyncio.run(main())["meta"]["reconciled_from_event_id"] == orphan
+
+
+def test_a_redis_that_restarts_is_missed_and_received_again(valkey, caplog):
+    """`Missed` comes when the new subscription is confirmed; the loss is one line in the log."""
+
+    async def main() -> None:
+        async with AsyncSubscription(redis.Redis.from_url(valkey.url), "acme", None) as updates:
+            publish(valkey.url, "acme", DELIVERY, 1)
+            assert (await anext(updates)).message["number"] == 1
+            await asyncio.to_thread(valkey.stop)
+            await asyncio.to_thread(valkey.start)
+            missed = await anext(updates)
+            assert isinstance(missed, Missed)
+            assert missed.since < missed.until
+            publish(valkey.url, "acme", DELIVERY, 2)
+            assert (await anext(updates)).message["number"] == 2
+
+    asyncio.run(main())
+    assert len([line for line in caplog.messages if "broadcasts are missed until it is back" in line]) == 1
+
+
+async def _closed(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
+    await subscription.aclose()
+    assert await asyncio.wait_for(waiting, 5) == []
+
+
+async def _cancelled(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def _all(subscription: AsyncSubscription) -> list[Any]:
+    async with subscription as updates:
+        return [update async for update in updates]
+
+
+@pytest.mark.parametrize("state", ["quiet", "down", "hangs"])
+@pytest.mark.parametrize("end", [_closed, _cancelled])
+def test_a_subscription_ends_at_any_time(
+    valkey, caplog, state, end: Callable[[AsyncSubscription, "asyncio.Task[list[Any]]"], Awaitable[None]]
+):
+    """By `aclose()` from another task, or because its task is cancelled, as when a browser goes away."""
+    with redis.Redis.from_url(valkey.url) as client:
+        process = psutil.Process(client.info("server")["process_id"])
+
+    async def main() -> None:
+        subscription = AsyncSubscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+        waiting = asyncio.create_task(_all(subscription))
+        with redis.Redis.from_url(valkey.url) as client:
+            await until(client.pubsub_numpat)
+        if state == "down":
+            await asyncio.to_thread(valkey.stop)
+        elif state == "hangs":
+            process.suspend()
+        if state != "quiet":
+            await until(lambda: "broadcasts are missed until it is back" in caplog.text)
+        await end(subscription, waiting)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        with pytest.raises(StopAsyncIteration):
+            await anext(subscription)
+
+    try:
+        asyncio.run(main())
+    finally:
+        if state == "hangs":
+            process.resume()
+    if state != "down":
+        with redis.Redis.from_url(valkey.url) as client:
+            wait_until(lambda: client.pubsub_numpat() == 0)
+
+
+def test_a_cancelled_scope_of_anyio_leaves_no_connection(valkey):
+    """As when a browser leaves Starlette's stream: every await in the scope is cancelled, that of the exit too."""
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            async with AsyncSubscription(redis.Redis.from_url(valkey.url), None, None) as updates:
+                scope.cancel()
+                await anext(updates)
+        with redis.Redis.from_url(valkey.url) as client:
+            await until(lambda: client.pubsub_numpat() == 0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_nothing_is_lost_if_you_stop_waiting(redis_url):
+    """As for the comment that keeps a quiet stream open: the next call gets what has come since."""
+
+    async def main() -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            async with AsyncSubscription(client, "acme", None) as updates:
+                for number in range(50):
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(anext(updates), 0.001)
+                    publish(redis_url, "acme", DELIVERY, number)
+                    assert (await anext(updates)).message["number"] == number
+
+    asyncio.run(main())
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Run a coroutine in an event loop of its own."""
+    asyncio.run(coroutine)
+
+
+async def entered(client: redis.Redis) -> None:
+    """Enter and leave a subscription's block."""
+    async with AsyncSubscription(client, None, None, ping_seconds=0.2):
+        pass
+
+
+def test_a_redis_that_cannot_be_reached_is_one_clear_error(valkey):
+    """Raised at the beginning of the block, with place and setting and without the password."""
+    valkey.command("ACL", "SETUSER", "deaf", "on", ">canary", "resetchannels", "nocommands", "+ping")
+    deaf = valkey.url.replace("://", "://deaf:canary@")
+    with silent() as (port, _):
+        for url in (deaf, f"redis://:canary@127.0.0.1:{port}/0", "redis://:canary@127.0.0.1:1/0"):
+            with pytest.raises(RedisUnavailableError, match=r"127\.0\.0\.1, port .*MAILGLASS_REDIS_URL") as caught:
+                run(entered(redis.Redis.from_url(url)))
+            assert "canary" not in str(caught.value)
+
+
+def test_wrong_arguments_are_refused_before_anything_connects():
+    """A delivery that is not a UUID would be a pattern; other kinds of clients cannot be copied."""
+    with pytest.raises(ValueError, match="UUID"):
+        subscribe_async(delivery_id="*")
+    with pytest.raises(ConfigurationError, match=r"needs a redis\.Redis, not a object"):
+        AsyncSubscription(object(), None, None)  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""What can be a handler, under which name, for which types."""
+
+import functools
+import importlib
+import sys
+
+import pytest
+
+import mailglass_reconcile
+from mailglass_reconcile import ConfigurationError, on_event
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules.event_types import TYPES
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+
+def handler(connection, event):
+    """Do nothing."""
+
+
+def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
+    """The outbox notes it, so it must stay the same from one process to the next."""
+    on_event("bounced")(handler)
+    on_event("opened", name="audit")(handler)
+    assert [one.name for one in registry.handlers_of("bounced")] == [f"{__name__}.handler"]
+    assert [one.name for one in registry.handlers_of("opened")] == ["audit"]
+    assert registry.types() == {"bounced", "opened"}
+
+
+def test_a_star_is_all_types_and_decorating_twice_adds_types():
+    """`@on_event("bounced") @on_event("opened")` is one handler of both."""
+    on_event("*", name="all")(handler)
+    assert registry.types() == set(TYPES)
+    on_event("bounced")(on_event("opened")(handler))
+    [one] = [one for one in registry.handlers_of("bounced") if one.name != "all"]
+    assert one.types == {"bounced", "opened"}
+
+
+@pytest.mark.parametrize(
+    ("decorate", "words"),
+    [
+        (
+            lambda: on_event("bounce")(handler),
+            r"'bounce' is not a known type \(did you mean bounced\?\); known ",
+        ),
+        (lambda: on_event(handler), "write @on_event"),
+        (lambda: on_event()(handler), "at least one type"),
+        (lambda: on_event("bounced")(lambda connection, event: None), "needs name="),
+        (lambda: on_event("bounced")(functools.partial(handler)), "needs name="),
+        (lambda: on_event("bounced")(lonely), "must take two arguments"),
+        (lambda: on_event("bounced")(asynchronous), "is asynchronous"),
+        (lambda: on_event("bounced", name="a\nb")(handler), "printable"),
+        (lambda: on_event("bounced", name=f"{__name__}.handler")(lambda c, e: None), "is registered already"),
+    ],
+)
+def test_what_cannot_be_a_handler_is_refused_in_words(decorate, words):
+    """When it is registered, not when the first event comes."""
+    on_event("bounced")(handler)
+    with pytest.raises(ConfigurationError, match=words):
+        decorate()
+
+
+def lonely(event):
+    """Take one argument."""
+
+
+async def asynchronous(connection, event):
+    """Return a coroutine that nobody awaits."""
+
+
+MODULE = """
+from mailglass_reconcile import on_event
+@on_event("bounced")
+def handle(connection, event): pass
+"""
+
+
+def test_a_module_that_is_loaded_again_replaces_its_handlers_and_a_second_of_the_name_is_refused(tmp_path, monkeypatch):
+    """A second function of one name would be called instead of the first, and nobody would notice."""
+    file = tmp_path / "reloaded_handlers.py"
+    file.write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = importlib.import_module("reloaded_handlers").handle
+    assert importlib.reload(sys.modules["reloaded_handlers"]).handle is not first
+    [one] = registry.handlers_of("bounced")
+    assert one.function is not first
+    (tmp_path / "twofold_handlers.py").write_text(MODULE + MODULE)
+    mailglass_reconcile.configure(settings=mailglass_reconcile.Settings(imports="twofold_handlers"))
+    try:
+        with pytest.raises(ConfigurationError, match=r"import twofold_handlers: .*registered already \(line 3"):
+            mailglass_reconcile.dispatch()
+    finally:
+        mailglass_reconcile.configure()

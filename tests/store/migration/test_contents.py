@@ -1,0 +1,188 @@
+"""`migrate --remove` tells what is lost before it asks; and what belongs to somebody else stays."""
+
+import csv
+import re
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+from catalog import client, installation, live, url_of
+from history import with_history
+from mailglass_reconcile.errors import DatabaseRefusedError, LedgerImmutableError
+from mailglass_reconcile.store.migration import runner
+from shapes import SCHEMAS
+
+pytestmark = pytest.mark.slow
+
+COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
+
+
+def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
+    """Tables that `migrate` made stay with their recipients, and the command that drops them is given."""
+    database = installation(empty_database_url)
+    database.migrate()
+    with_history(database)
+    database.run("UPDATE mailglass_open_orphans SET recipient = 'ada@example.com'")
+    database.run("""
+        INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now())""")
+    pending, lost, stays = runner.losses(database.engine, database.settings)
+    open_now = len(database.open_set())
+    assert pending.startswith(f"pending: {open_now} open orphan")
+    assert "1 event that handlers have not run on yet" in pending
+    assert f"recipients of {open_now} open orphan" in lost
+    assert "recipients included" in stays
+    database.remove()
+    assert database.values("SELECT count(*) FROM mailglass_deliveries") == [1]
+    assert stays.endswith("`mailglass-reconcile migrate --remove --tables`")
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_tables_that_migrate_made_are_dropped_with_every_row(empty_database_url, first):
+    """Together with ours, or when ours have gone before; nothing of either is left, and they can be made again."""
+    database = installation(empty_database_url)
+    before = database.objects()
+    database.migrate()
+    with_history(database)
+    if first:
+        database.remove()
+    assert runner.losses(database.engine, database.settings, tables=True)[-1].startswith("dropped for good: ")
+    database.remove(tables=True)
+    assert database.objects() == before
+    database.migrate()
+    assert database.is_current()
+
+
+@pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
+def test_mailglass_s_own_tables_are_never_dropped(empty_database_url, shape):
+    """Nothing is changed, before anybody is asked."""
+    database = live(empty_database_url, "mailglass", shape)
+    database.migrate()
+    before = database.objects()
+    with pytest.raises(DatabaseRefusedError, match="nothing was changed: `migrate` did not make the tables"):
+        runner.losses(database.engine, database.settings, tables=True)
+    with pytest.raises(DatabaseRefusedError, match="nothing was changed"):
+        database.remove(tables=True)
+    assert database.objects() == before
+
+
+def test_what_an_application_has_built_on_the_tables_stops_their_removal(empty_database_url):
+    """A view, for example; once it is dropped, the same command does the rest."""
+    database = installation(empty_database_url)
+    database.migrate()
+    database.run("CREATE VIEW mine AS SELECT id FROM mailglass_deliveries")
+    with pytest.raises(DatabaseRefusedError, match="another object depends on one of these"):
+        database.remove(tables=True)
+    database.run("DROP VIEW mine")
+    database.remove(tables=True)
+    assert not any("mailglass" in line for line in database.objects())
+
+
+def test_tables_that_are_kept_get_their_retention_again(empty_database_url):
+    """Removing ours takes the functions along; migrating brings them back."""
+    database = installation(empty_database_url)
+    database.migrate()
+    functions = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'mailglass_prune_%'"
+    assert database.values(functions) == [2]
+    database.remove()
+    assert database.values(functions) == [0]
+    database.migrate()
+    assert database.values(functions) == [2]
+    database.run("DROP FUNCTION mailglass_prune_events")
+    assert not database.is_current()
+
+
+def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_path):
+    """With psql, as it is written there, and read back into the same tables elsewhere."""
+    database = installation(empty_database_url)
+    database.migrate()
+    with_history(database)
+    page = (Path(__file__).parents[3] / "docs" / "leaving.md").read_text()
+    commands = re.findall(r'^\$ psql "\$MAILGLASS_DATABASE_URL" -c "(.*)"$', page, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        psql = [client("psql", database), "--no-psqlrc", url_of(database), "-c", command]
+        subprocess.run(psql, cwd=tmp_path, check=True, capture_output=True)
+    for name in ("deliveries", "events"):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == len(database.rows()[f"mailglass_{name}"]) > 0
+
+
+def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_database_url):
+    """Not before it: removing our tables leaves the ledger append-only."""
+    database = installation(empty_database_url)
+    database.migrate()
+    with_history(database)
+    database.remove()
+    page = (Path(__file__).parents[3] / "docs" / "leaving.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", page, re.S)
+    change = sa.text("UPDATE mailglass_events SET type = 'unknown'")
+    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+        connection.execute(change)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text(block))
+        assert connection.execute(change).rowcount
+
+
+def test_mailglass_s_own_tables_are_not_offered_for_dropping(empty_database_url):
+    """They stay, and that is all."""
+    database = live(empty_database_url, "mailglass", "2.x")
+    database.migrate()
+    assert not any("DROP" in line for line in runner.losses(database.engine, database.settings))
+
+
+def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_url):
+    """Without a terminal it needs --yes; what is lost is on its output."""
+    database = unmigrated
+    database.migrate()
+    environment = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_DATABASE_SCHEMA": SCHEMAS[shape]}
+    command = [COMMAND, "migrate", "--remove"]
+    refused = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
+    assert database.is_current()
+    done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
+    assert "pending: 0 open orphans" in done.stdout
+    alone = [COMMAND, "migrate", "--tables"]
+    wrong = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
+    assert not database.is_current()
+
+
+def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape):
+    """Nor built upon: it lacks our columns."""
+    database = unmigrated
+    database.run("CREATE TABLE mailglass_hook_outbox (note text); INSERT INTO mailglass_hook_outbox VALUES ('mine')")
+    before = database.objects()
+    for work in (database.migrate, database.remove):
+        with pytest.raises(DatabaseRefusedError, match=f"mailglass_hook_outbox of schema {SCHEMAS[shape]} is not ours"):
+            work()
+    assert database.objects() == before
+
+
+def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_database_url, shape, admin):
+    """A deployment that migrates as one role each time and as another one by hand."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+    name = make_url(empty_database_url).database
+    rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+    installation(empty_database_url).run(rights)
+    url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
+    try:
+        owned = live(url, "public", shape)
+        owned.migrate()
+        other = installation(empty_database_url)
+        before = other.objects()
+        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001b, owned by {role}"
+        assert other.objects() == before
+    finally:
+        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")

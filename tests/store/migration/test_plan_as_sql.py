@@ -1,0 +1,109 @@
+"""The plan is a script for psql, and Alembic's own command works in a checkout."""
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from catalog import Installation, client, installation, live, url_of
+from history import with_history
+from mailglass_reconcile.store import schema
+from shapes import SCHEMAS
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str, url: str = "", script: str | None = None, **environment: str) -> str:
+    """Run a program in the checkout, and return what it prints; it ends well."""
+    places = {"MAILGLASS_DATABASE_URL": url, **environment}
+    done = subprocess.run(
+        command, input=script, env={**os.environ, **places}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def url(database: Installation) -> str:
+    """Return the URL as the environment gives it."""
+    return database.settings.database_url.get_secret_value()
+
+
+@pytest.mark.parametrize("mailglass", [True, False])
+@pytest.mark.parametrize(("name", "shape"), [("public", "0.1.1"), ('o"dd, "\'x%s:y', "2.x")])
+def test_a_plan_piped_into_psql_does_what_the_migration_does(
+    empty_database_url, make_database, drop_database, name, shape, mailglass
+):
+    """The catalog, the revision and the open orphans are the same; nothing is left to do."""
+    other = f"mgtest_{uuid.uuid4().hex[:12]}"
+    try:
+        planned, migrated = live(empty_database_url, name, shape), live(make_database(other), name, shape)
+        for database in (planned, migrated):
+            with_history(database)
+            if not mailglass:
+                database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events")
+                database.run("DROP FUNCTION mailglass_raise_immutability()")
+        command = str(BIN / "mailglass-reconcile")
+        script = run(command, "migrate", "--plan", url=url(planned), MAILGLASS_DATABASE_SCHEMA=name)
+        run(client("psql", planned), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(planned), script=script)
+        migrated.migrate()
+        assert planned.objects() == migrated.objects()
+        assert len(planned.open_set()) == len(migrated.open_set()) == mailglass
+        assert planned.values("SELECT version_num FROM mailglass_reconcile_version") == [schema.VERSION]
+        assert planned.is_current()
+    finally:
+        drop_database(other)
+
+
+@pytest.mark.guard
+def test_a_plan_of_half_a_migration_leaves_out_what_is_done(unmigrated, shape):
+    """It can be piped into psql again after one that stopped."""
+    database = unmigrated
+    database.migrate()
+    whole = database.objects()
+    database.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events; DROP TABLE mailglass_reconcile_version")
+    script = "\n".join(database.migrate(plan=True))
+    assert "CREATE TABLE" not in script.replace(f"CREATE TABLE {SCHEMAS[shape]}.mailglass_reconcile_version", "")
+    run(client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database), script=script)
+    assert database.objects() == whole
+    assert database.is_current()
+
+
+def test_every_line_of_a_plan_that_is_no_sql_is_a_comment(empty_database_url):
+    """Names of database and schema among them, where a line break does not end the comment."""
+    database = live(empty_database_url, "two\nlines; DROP TABLE x", "2.x")
+    [first, second, *_] = database.migrate(plan=True)
+    assert first.startswith("-- database ")
+    assert "\n" not in first
+    assert second.startswith("-- run this with `psql")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("public", "0.1.1"), ("Mail Glass", "2.x")])
+def test_alembic_s_own_command_migrates_tells_the_revision_and_takes_it_back(empty_database_url, name, shape):
+    """In a checkout, from the environment alone."""
+    database = live(empty_database_url, name, shape)
+    before = database.objects()
+    with_history(database)
+    places = {"url": url(database), "MAILGLASS_DATABASE_SCHEMA": name}
+    alembic = str(BIN / "alembic")
+    assert "0001" not in run(alembic, "current", **places)
+    run(alembic, "upgrade", "head", **places)
+    assert database.is_current()
+    assert len(database.open_set()) == 1
+    assert "0001b (head)" in run(alembic, "current", **places)
+    run(alembic, "downgrade", "base", **places)
+    database.run("DROP TABLE mailglass_reconcile_version")
+    assert database.objects() == before
+
+
+def test_alembic_s_own_command_prints_sql_that_psql_takes(empty_database_url):
+    """`--sql` is the plan."""
+    database = installation(empty_database_url)
+    script = run(str(BIN / "alembic"), "upgrade", "head", "--sql", url=url(database))
+    run(client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database), script=script)
+    assert database.is_current()

@@ -1,0 +1,456 @@
+"""Migrations: what they make, what they leave alone, and that a Mailglass that writes meanwhile notices nothing."""
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from catalog import installation, live, ours
+from history import DELIVERY, ORPHAN, RECONCILED, new_id, sweep, with_history, write_until
+from mailglass_reconcile.errors import (
+    ConfigurationError,
+    DatabaseRefusedError,
+    LedgerImmutableError,
+    MailglassReconcileError,
+    SchemaOutdatedError,
+)
+from mailglass_reconcile.store import functions
+from shapes import SCHEMAS, made, roll_back
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ALL_STEPS = 9
+
+
+@pytest.mark.guard
+def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_database_url, make_database, drop_database):
+    """What is not ours equals what the schema file makes, but for the comment in which Mailglass keeps its version.
+
+    And the function that refuses a DELETE, which lets retention pass.
+    """
+    made = installation(empty_database_url)
+    told = made.migrate()
+    name = f"mgtest_{uuid.uuid4().hex[:12]}"
+    try:
+        wanted = live(make_database(name)).objects()
+    finally:
+        drop_database(name)
+    refusing = "function mailglass_raise_immutability "
+    objects = {line for line in made.objects() if not line.startswith(refusing)}
+    wanted = {line for line in wanted if not line.startswith(refusing)}
+    assert objects - ours(objects) == {line.removesuffix("comment 2") + "comment " * line.endswith("comment 2")
+                                       for line in wanted}  # fmt: skip
+    assert made.is_current()
+    assert told[0].startswith('database "mgtest_')
+    assert told[0].endswith('", schema "public"')
+    assert told[1] == (
+        "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
+    )
+    assert told[-1] == "done: revision 0001b"
+
+
+def test_what_is_ours_is_four_tables_three_triggers_eight_functions_two_indexes_and_the_version(unmigrated, shape):
+    """Nothing else is added to a live database; since 2.5 Mailglass has one of the two indexes itself."""
+    database = unmigrated
+    before = database.objects()
+    database.migrate(guard_truncate=True)
+    added = database.objects() - before
+    assert added == ours(database.objects())
+    kinds = [line.split()[0] for line in added]
+    assert kinds.count("trigger") == 3
+    assert kinds.count("function") == 3 + len(functions.KEPT) == 8
+    assert {line.split()[1] for line in added if line.startswith("r ")} == {
+        "mailglass_open_orphans",
+        "mailglass_open_orphan_ids",
+        "mailglass_hook_outbox",
+        "mailglass_reconcile_runs",
+        "mailglass_reconcile_version",
+    }
+    indexes = {
+        line
+        for line in added
+        if line.startswith("index") and ("prune_idx" in line or "deliveries_reconcile_idx" in line)
+    }
+    assert len(indexes) == {"0.1.1": 2, "2.x": 1}[shape]
+
+
+@pytest.mark.guard
+def test_a_live_database_keeps_every_object_and_row(unmigrated):
+    """Mailglass's tables are as before, with every row."""
+    database = unmigrated
+    with_history(database)
+    objects, rows = database.objects(), database.rows()
+    database.migrate()
+    assert objects <= database.objects()
+    assert database.rows() == rows
+
+
+def test_the_open_set_is_filled_with_what_is_open_within_the_maximum_age(unmigrated):
+    """Neither reconciled nor expired orphans enter it, and a missing delivery status does not matter."""
+    database = unmigrated
+    database.run(
+        "ALTER TABLE mailglass_deliveries DROP COLUMN status, DROP COLUMN idempotency_key, DROP COLUMN last_error"
+    )
+    database.run(
+        """INSERT INTO mailglass_deliveries
+           (id, tenant_id, mailable, stream, recipient, recipient_domain, last_event_type, last_event_at,
+            inserted_at, updated_at)
+           VALUES (gen_random_uuid(), 't', 'W', 's', 'r', 'd', 'queued', now(), now(), now())"""
+    )
+    still_open, settled, expired = new_id(), new_id(), new_id()
+    for id_, age in ((still_open, "1 hour"), (settled, "1 hour"), (expired, "8 days")):
+        database.run(ORPHAN.format(id=id_, age=age))
+    database.run(RECONCILED.format(id=settled))
+    database.migrate()
+    assert database.open_set() == {still_open}
+
+
+def test_more_orphans_than_a_batch_are_all_filled_in(unmigrated):
+    """The pages of the fill meet without a gap, also where many rows share one moment."""
+    database = unmigrated
+    database.run(
+        """INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
+           SELECT gen_random_uuid(), 't' || n % 3, 'opened', now(), true, (now() AT TIME ZONE 'UTC')
+             FROM generate_series(1, 11000) AS n"""
+    )
+    database.migrate()
+    assert len(database.open_set()) == 11_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("ALTER TABLE mailglass_events DROP COLUMN normalized_payload", "mailglass_events.normalized_payload"),
+        ("ALTER TABLE mailglass_deliveries DROP COLUMN lock_version", "mailglass_deliveries.lock_version"),
+        ("DROP TABLE mailglass_webhook_events", "table mailglass_webhook_events"),
+        ("DROP INDEX mailglass_events_idempotency_key_idx", "unique index on mailglass_events (idempotency_key)"),
+        (
+            "DROP INDEX mailglass_events_idempotency_key_idx;"
+            " CREATE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)",
+            "unique index on mailglass_events (idempotency_key)",
+        ),
+        (
+            "DROP INDEX mailglass_events_idempotency_key_idx; CREATE UNIQUE INDEX narrow"
+            " ON mailglass_events (idempotency_key) WHERE type = 'delivered'",
+            "unique index on mailglass_events (idempotency_key)",
+        ),
+        (
+            "DROP INDEX mailglass_deliveries_provider_msg_id_idx",
+            "unique index on mailglass_deliveries (provider, provider_message_id)",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_is_changed(unmigrated, damage, named):
+    """Not even the version table is made."""
+    database = unmigrated
+    database.run(damage)
+    before = database.objects()
+    with pytest.raises(SchemaOutdatedError) as error:
+        database.migrate()
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+    assert database.objects() == before
+
+
+def test_a_unique_index_that_covers_more_than_mailglass_s_will_do(unmigrated):
+    """One without a condition, or one that carries a further column along."""
+    database = unmigrated
+    database.run(
+        """DROP INDEX mailglass_events_idempotency_key_idx;
+           CREATE UNIQUE INDEX whole ON mailglass_events (idempotency_key) INCLUDE (type)"""
+    )
+    database.migrate()
+    assert database.is_current()
+
+
+def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(unmigrated, shape):
+    """The catalog is as before; the SQL of each step is told."""
+    database = unmigrated
+    with_history(database)
+    before = database.objects()
+    told = database.migrate(plan=True)
+    assert database.objects() == before
+    assert not database.is_current()
+    text = "\n".join(told)
+    schema = SCHEMAS[shape]
+    for sql in (f'CREATE TABLE "{schema}".mailglass_open_orphans', "CREATE TRIGGER mailglass_open_orphans_add",
+                "CREATE INDEX CONCURRENTLY", f"CREATE TABLE {schema}.mailglass_reconcile_version",
+                f"INSERT INTO {schema}.mailglass_reconcile_version"):  # fmt: skip
+        assert sql in text
+    assert "Mailglass's tables" not in text
+    database.migrate()
+    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001b"]
+
+
+@pytest.mark.guard
+def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
+    """It says that there is nothing to do."""
+    database = unmigrated
+    database.migrate()
+    before = database.objects()
+    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001b"]
+    assert database.objects() == before
+
+
+@pytest.mark.parametrize("steps", range(1, ALL_STEPS))
+def test_a_migration_that_was_interrupted_can_be_run_again_or_taken_out(unmigrated, steps):
+    """Whichever step it came to."""
+    database = unmigrated
+    still_open, *_ = with_history(database)
+    before = database.objects()
+    for finish in (database.migrate, database.remove):
+        told: list[str] = []
+
+        def interrupt(line: str, told: list[str] = told) -> None:
+            told.append(line)
+            if len(told) == steps:
+                raise KeyboardInterrupt
+
+        try:
+            database.migrate(interrupt)
+        except KeyboardInterrupt:
+            assert len(told) == steps
+        finish()
+        if finish == database.migrate:
+            assert database.is_current()
+            assert database.open_set() == {still_open}
+            database.remove()
+        assert database.objects() == before
+
+
+def test_an_interrupted_build_of_the_index_is_made_good(unmigrated):
+    """What a cancelled concurrent build leaves behind is built anew; the migration says what went wrong."""
+    database = unmigrated
+    with database.writing(DELIVERY), ThreadPoolExecutor() as pool:
+        running = pool.submit(database.migrate)
+        building = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%reconcile_idx%'"
+        waiting = f"{building} AND state = 'active' AND wait_event_type = 'Lock' AND datname = current_database()"
+        wait_until(lambda: database.values(waiting))
+        database.values(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS w")  # noqa: S608
+        with pytest.raises(MailglassReconcileError):
+            running.result(60)
+    assert not database.is_current()
+    database.migrate()
+    assert database.is_current()
+
+
+def test_two_migrations_at_once_both_end_well(unmigrated):
+    """One waits for the other, in threads of one process as well."""
+    database = unmigrated
+    with_history(database)
+    with ThreadPoolExecutor() as pool:
+        for running in [pool.submit(database.migrate) for _ in range(3)]:
+            running.result(60)
+    assert database.is_current()
+
+
+def test_writers_never_fail_while_a_migration_comes_and_goes(unmigrated):
+    """Four sessions with Mailglass's lock timeout write on; everything they wrote is in the open set."""
+    database = unmigrated
+    with_history(database)
+    stop, written = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write_until, stop, database, written) for _ in range(4)]
+        try:
+            for _ in range(3):
+                database.migrate()
+                database.remove()
+            database.migrate()
+        finally:
+            stop.set()
+        for writer in writers:
+            writer.result(60)
+    assert len(written) > 4
+    assert len(database.open_set()) == len(written) + 1
+
+
+def test_a_long_transaction_delays_the_migration_and_fails_no_other_writer(unmigrated):
+    """The migration asks again and again for its lock, and writers pass by meanwhile."""
+    database = unmigrated
+    stop, written = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        with database.writing(ORPHAN.format(id=new_id(), age="1 minute")):
+            writer = pool.submit(write_until, stop, database, written)
+            told: list[str] = []
+            migrating = pool.submit(database.migrate, told.append)
+            wait_until(lambda: "put the triggers on mailglass_events" in told)
+            before = len(written)
+            wait_until(lambda: len(written) > before + 200)
+            assert not migrating.done()
+        migrating.result(60)
+        stop.set()
+        writer.result(60)
+    assert database.is_current()
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("empty_first", [True, False])
+def test_remove_takes_out_what_is_ours_and_nothing_else(unmigrated, empty_first):
+    """The catalog and the rows are as before, and a second removal finds nothing."""
+    database = unmigrated
+    if not empty_first:
+        with_history(database)
+    objects, rows = database.objects(), database.rows()
+    database.migrate()
+    database.remove()
+    assert database.objects() == objects
+    assert database.rows() == rows
+    assert database.remove()[1:] == ["nothing to do: there is nothing to remove"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add",
+        "ALTER TABLE mailglass_events DISABLE TRIGGER ALL",
+        "DROP TRIGGER mailglass_open_orphans_remove ON mailglass_events",
+        "DROP INDEX mailglass_deliveries_reconcile_idx",
+        "DROP TABLE mailglass_open_orphans",
+        "DELETE FROM mailglass_reconcile_version",
+    ],
+)
+def test_what_was_disabled_or_dropped_is_mended_with_what_was_missed(unmigrated, damage):
+    """Orphans that came, and orphans that were reconciled, without the triggers are made good too."""
+    database = unmigrated
+    first, *_ = with_history(database)
+    database.migrate()
+    whole = ours(database.objects())
+    database.run(damage)
+    assert not database.is_current()
+    second = new_id()
+    database.run("SET LOCAL session_replication_role = replica;" + ORPHAN.format(id=second, age="1 minute"))
+    database.run("SET LOCAL session_replication_role = replica;" + RECONCILED.format(id=first))
+    database.migrate()
+    assert ours(database.objects()) == whole
+    assert database.open_set() == {second}
+
+
+def test_a_dropped_guard_of_tables_that_migrate_made_is_mended(empty_database_url):
+    """Where Mailglass made them, nobody has asked for it."""
+    database = installation(empty_database_url)
+    database.migrate()
+    whole = database.objects()
+    database.run("DROP TRIGGER mailglass_events_no_truncate ON mailglass_events")
+    assert not database.is_current()
+    database.migrate()
+    assert database.objects() == whole
+
+
+@pytest.mark.parametrize("schema", ["mail", "Mail Glass", 'o"dd, "\'x%s:y'])
+def test_a_schema_other_than_public_works(empty_database_url, redis_url, schema):
+    """Migration, triggers, sweep and removal, also where the name needs quotes."""
+    database = live(empty_database_url, schema)
+    before = database.objects()
+    with_history(database)
+    database.migrate()
+    database.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert sweep(database, redis_url) == 2
+    assert database.open_set() == set()
+    assert "mailglass_reconcile_version" not in str(installation(empty_database_url).objects())
+    database.remove()
+    assert database.objects() == before
+
+
+def test_two_schemas_of_one_database_do_not_interfere(empty_database_url, redis_url):
+    """Each has an open set and a version of its own."""
+    one, two = live(empty_database_url, "one"), live(empty_database_url, "two")
+    one.migrate()
+    assert not two.is_current()
+    two.migrate()
+    for database in (one, two):
+        database.run(DELIVERY)
+    one.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert two.open_set() == set()
+    assert sweep(two, redis_url) == 0
+    assert sweep(one, redis_url) == 1
+    before = two.objects()
+    one.remove()
+    assert two.objects() == before
+    assert two.is_current()
+
+
+def test_a_schema_that_does_not_exist_is_an_error_that_names_the_setting(empty_database_url):
+    """A mistyped name does not make a second, empty Mailglass."""
+    with pytest.raises(ConfigurationError, match="MAILGLASS_DATABASE_SCHEMA: there is no schema mail "):
+        installation(empty_database_url, "mail").migrate()
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("state", ["empty", "unmigrated", "outdated", "no such schema"])
+def test_a_sweep_of_a_database_that_is_not_migrated_says_what_to_run(empty_database_url, redis_url, state):
+    """In one line."""
+    database = installation(empty_database_url, "mail" if state == "no such schema" else "public")
+    if state not in {"empty", "no such schema"}:
+        live(empty_database_url)
+    if state == "outdated":
+        database.migrate()
+        database.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
+    with pytest.raises(SchemaOutdatedError) as error:
+        sweep(database, redis_url)
+    assert "run `mailglass-reconcile migrate`" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_database_of_a_newer_version_is_left_alone(unmigrated):
+    """Neither migrated back nor taken apart."""
+    database = unmigrated
+    database.migrate()
+    database.run("UPDATE mailglass_reconcile_version SET version_num = '0002'")
+    before = database.objects()
+    for work in (database.migrate, database.remove):
+        with pytest.raises(DatabaseRefusedError, match="revision 0002"):
+            work()
+    assert database.objects() == before
+
+
+def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_what_to_run(unmigrated):
+    """Its only revision had another id; what the line says helps."""
+    database = unmigrated
+    database.migrate()
+    database.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
+    database.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
+    with pytest.raises(DatabaseRefusedError, match=r"^the database is at revision 0001 of an .*--remove.*changed$"):
+        database.migrate()
+    database.remove()
+    database.migrate()
+    assert database.is_current()
+
+
+def test_mailglass_can_roll_its_own_migrations_back_beside_us(unmigrated):
+    """Neither its table nor its function is held by anything of ours, and ours can still be taken out or renewed."""
+    database = unmigrated
+    with_history(database)
+    database.migrate()
+    roll_back(database)
+    database.remove()
+    assert ours(database.objects()) == set()
+
+
+def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(unmigrated, empty_database_url, shape):
+    """The triggers come back, and what is left of the old ledger leaves the open set."""
+    database = unmigrated
+    with_history(database)
+    database.migrate()
+    roll_back(database)
+    made(empty_database_url, shape)
+    database.migrate()
+    assert database.is_current()
+    assert database.open_set() == set()
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize(
+    "forbidden",
+    ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_events", "TRUNCATE mailglass_events"],
+)
+def test_the_ledger_refuses_to_be_changed(unmigrated, forbidden):
+    """Update, delete and truncate reach Python by name."""
+    database = unmigrated
+    still_open, *_ = with_history(database)
+    database.migrate(guard_truncate=True)
+    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+        connection.execute(sa.text(forbidden))
+    assert database.open_set() == {still_open}

@@ -1,0 +1,192 @@
+"""The caller's transaction: what may be handed over, what is given back, and what stays if we fail."""
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidEventError,
+    MailglassReconcileError,
+    Sent,
+    append,
+    find_orphans,
+    record_send,
+)
+from own_settings import OWN, settings_of, take
+from recording import LEDGER, NOW, event, record
+
+
+def append_one(connection):
+    """Append a single event."""
+    return append(connection, tenant_id="acme", type="sent", occurred_at=NOW)
+
+
+WRITERS = pytest.mark.parametrize("write", [record, append_one])
+
+
+def test_settings_are_the_callers_again_when_all_went_well(db):
+    """Of every writer, with an orphan and with a delivery that is there; and the ledger's times are in UTC."""
+    factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        take(connection)
+        record(connection, event("m-1"), event("m-2"))
+        one = Sent(recipient="żoë@example.com", message_id="m-3")
+        record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+        append_one(connection)
+        find_orphans(connection, tenant_id=factories.TENANT)
+        assert settings_of(connection) == OWN
+        assert connection.exec_driver_sql("SELECT current_setting('enable_sort')").scalar_one() == "on"
+    assert db.value("SELECT recipient FROM mailglass_deliveries WHERE provider_message_id = 'm-3'") == "żoë@example.com"
+    offset = "SELECT max(abs(extract(epoch FROM inserted_at - now() AT TIME ZONE 'UTC'))) FROM mailglass_events"
+    assert db.value(offset) < 600
+
+
+NAIVE = NOW.replace(tzinfo=None)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: record(connection, event(), event(occurred_at=NAIVE)),
+        lambda connection: record(connection, event(), event(metadata={"k": object()})),
+        lambda connection: append(connection, tenant_id="acme", type="sent", occurred_at=NAIVE),
+    ],
+)
+def test_settings_are_the_callers_again_when_an_event_is_refused(db, write):
+    """The rest of the caller's transaction is as good as before."""
+    with db.engine.begin() as connection:
+        take(connection)
+        with pytest.raises(InvalidEventError):
+            write(connection)
+        assert settings_of(connection) == OWN
+
+
+def test_an_error_of_the_database_costs_our_savepoint_only(db):
+    """The caller's own writes stay, its settings too; no half of a webhook; and no value of a row is quoted."""
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
+    delivery = factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        take(connection)
+        connection.exec_driver_sql("UPDATE mailglass_deliveries SET stream = 'bulk'")
+        with pytest.raises(MailglassReconcileError, match="23514") as caught:
+            record(connection, event(recipient="ada@example.com"), event("m-1", "clicked"))
+        assert settings_of(connection) == OWN
+    assert "ada@" not in repr(caught.value)
+    assert db.value(LEDGER) == 0
+    assert db.rows("SELECT id::text, stream, lock_version FROM mailglass_deliveries") == [(delivery, "bulk", 1)]
+
+
+ONE = Sent(recipient="ada@example.com", message_id="m-2")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda connection: record(connection, event("m-1")),
+        lambda connection: record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[ONE]),
+    ],
+)
+def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
+    """The savepoint lasts until then, though the ledger has taken the event."""
+    db.run("ALTER TABLE mailglass_hook_outbox ADD CONSTRAINT odd CHECK (type = '')")
+    factories.delivery(db, "m-1")
+    settings = db.settings.model_copy(update={"hook_types": "delivered,dispatched"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    with db.engine.begin() as connection, pytest.raises(MailglassReconcileError, match="23514"):
+        write(connection)
+    assert db.value(LEDGER) == 0
+
+
+@WRITERS
+def test_an_autocommit_connection_is_refused(db, write):
+    """Each statement would be a transaction of its own: half a webhook, a lost projection."""
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+            write(connection, *([event()] if write is record else []))
+        assert db.value(LEDGER) == 0
+
+
+@WRITERS
+def test_a_raw_psycopg_connection_is_told_what_to_pass_instead(db, write):
+    """A TypeError in one line, and nothing happens."""
+    with (
+        psycopg.connect(db.url) as connection,
+        pytest.raises(TypeError, match="pass a SQLAlchemy Connection or Session"),
+    ):
+        write(connection)
+
+
+def test_a_session_lends_its_own_connection_in_its_own_transaction(db):
+    """What it rolls back is gone, what it commits is there; a scoped session too."""
+    with Session(db.engine) as session:
+        append_one(session)
+        record(session, event())
+        assert session.execute(sa.text(LEDGER)).scalar_one() == 2
+        session.rollback()
+        record(session, event())
+        session.commit()
+    scoped = scoped_session(sessionmaker(db.engine))
+    append_one(scoped)
+    scoped.commit()
+    scoped.remove()
+    assert db.value(LEDGER) == 2
+
+
+def test_a_webhook_without_events_writes_nothing(db):
+    """And returns nothing."""
+    with db.engine.begin() as connection:
+        assert record(connection) == []
+
+
+def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch):
+    """Between the decision and the lock another session deletes it."""
+    factories.delivery(db, "m-1")
+
+    class AfterDelete(psycopg.Cursor):
+        def execute(self, query, *arguments, **options):
+            if "append_and_project" in query:
+                db.run("DELETE FROM mailglass_deliveries")
+            return super().execute(query, *arguments, **options)
+
+    monkeypatch.setattr(psycopg, "Cursor", AfterDelete)
+    with db.engine.begin() as connection:
+        (recorded,) = record(connection, event("m-1"))
+    assert recorded.event_id is not None
+    assert recorded.delivery_id is None
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+
+
+def test_a_pool_learns_from_the_first_call_that_its_connections_are_lost(db):
+    """Its next call opens a new one."""
+    engine = sa.create_engine(sa.make_url(db.url).set(drivername="postgresql+psycopg"), pool_size=2)
+    with engine.connect() as one, engine.connect() as other:
+        pids = [each.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() for each in (one, other)]
+    for pid in pids:
+        db.run("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)
+    with Session(engine) as session, pytest.raises(DatabaseUnavailableError):
+        record(session, event())
+    with Session(engine) as session:
+        record(session, event())
+        session.commit()
+    engine.dispose()
+    assert db.value(LEDGER) == 1
+
+
+@pytest.mark.parametrize("threshold", [None, 0, 5])
+def test_the_application_decides_when_its_connection_prepares_statements(db, threshold):
+    """Those of our functions are never prepared, because PgBouncer may not keep that; the others are."""
+    url = sa.make_url(db.url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args={"prepare_threshold": threshold})
+    with engine.begin() as connection:
+        for number in range(7):
+            record(connection, event(f"m-{number}", provider_event_id=str(number)))
+            one = Sent(recipient="ada@example.com", message_id=f"m-{number}")
+            record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=[one])
+        prepared = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one()
+    engine.dispose()
+    assert (prepared > 0, db.value(LEDGER)) == (threshold is not None, 21)

@@ -1,0 +1,88 @@
+"""A database that Mailglass itself made, or that holds another one's tables in another schema."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from catalog import installation, live
+from history import with_history
+from mailglass_reconcile.errors import ConfigurationError, LedgerImmutableError
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.migration import runner
+from shapes import SCHEMAS
+
+pytestmark = pytest.mark.slow
+
+COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
+SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
+
+
+def test_a_forgotten_schema_does_not_make_a_second_set_of_tables(empty_database_url, monkeypatch):
+    """The line names the schema that has the ledger and the setting; once that is given, both ways are open."""
+    real = live(empty_database_url, "mail glass")
+    monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
+    forgotten = installation(empty_database_url)
+    before = forgotten.objects(), real.objects()
+    for plan in (True, False):
+        with pytest.raises(ConfigurationError) as refused:
+            runner.migrate(forgotten.engine, Settings(database_url=empty_database_url), lambda line: None, plan=plan)
+        assert "schema public has no mailglass_events, but schema mail glass has" in str(refused.value)
+        assert "MAILGLASS_DATABASE_SCHEMA" in str(refused.value)
+    assert (forgotten.objects(), real.objects()) == before
+    forgotten.migrate()
+    real.migrate()
+    assert forgotten.is_current()
+    assert real.is_current()
+
+
+@pytest.mark.guard
+def test_the_default_schema_needs_no_setting_if_the_ledger_is_there(empty_database_url, monkeypatch):
+    """Another schema's ledger does not matter then."""
+    live(empty_database_url, "other")
+    database = live(empty_database_url)
+    monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
+    runner.migrate(database.engine, Settings(database_url=empty_database_url), lambda line: None)
+    assert database.is_current()
+
+
+def test_mailglass_s_own_tables_can_be_truncated_unless_a_guard_was_asked_for(empty_database_url, redis_url, shape):
+    """Its own test suite wipes the ledger; the guard that was asked for stays, and goes with the rest."""
+    database = live(empty_database_url, SCHEMAS[shape], shape)
+    if shape == "0.1.1":
+        database.run(SUPPRESSIONS)
+    with_history(database)
+    before = database.objects()
+    database.migrate()
+    assert database.is_current()
+    assert not any("no_truncate" in line for line in database.objects())
+    assert before <= database.objects()
+    database.run("TRUNCATE mailglass_events")
+    environment = {"MAILGLASS_DATABASE_URL": empty_database_url, "MAILGLASS_REDIS_URL": redis_url}
+    environment["MAILGLASS_DATABASE_SCHEMA"] = SCHEMAS[shape]
+    for _ in range(2):
+        subprocess.run([COMMAND, "migrate", "--guard-truncate"], env=environment, check=True, capture_output=True)
+    database.migrate()
+    assert database.is_current()
+    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+        connection.execute(sa.text(f"TRUNCATE {SCHEMAS[shape]}.mailglass_events"))
+    database.remove()
+    assert database.objects() == before
+
+
+@pytest.mark.parametrize("words", [["--check"], ["--remove"]])
+def test_the_guard_goes_with_a_migration_only(words):
+    """Anything else is wrong usage."""
+    done = subprocess.run([COMMAND, "migrate", "--guard-truncate", *words], check=False, capture_output=True)
+    assert done.returncode == 2
+
+
+def test_tables_that_we_made_bear_no_comment_of_mailglass_s(empty_database_url):
+    """Mailglass keeps its version there: its own migrations would skip half of its tables."""
+    database = installation(empty_database_url)
+    database.migrate()
+    assert database.values("SELECT obj_description('mailglass_events'::regclass)") == [None]
+    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+        connection.execute(sa.text("TRUNCATE mailglass_events"))

@@ -1,0 +1,252 @@
+"""A role that may create in the schema, or take a lock, gets no power over who migrates, and is named."""
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+
+import forking
+import mailglass_reconcile
+from catalog import Installation, client, installation, live, url_of
+from factories import delivery, orphan, postmark
+from history import DELIVERY
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.engines import create_engine
+from mailglass_reconcile.store.migration import lock
+
+pytestmark = pytest.mark.slow
+
+COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
+
+SQUATS = {
+    "view mailglass_reconcile_version": """
+        CREATE FUNCTION evil() RETURNS text LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN '0001'; END $$;
+        CREATE VIEW mailglass_reconcile_version AS SELECT public.evil() AS version_num""",
+    "table mailglass_reconcile_version": "CREATE TABLE mailglass_reconcile_version (version_num text)",
+    "table mailglass_open_orphans": """
+        CREATE TABLE mailglass_open_orphans (event_id uuid PRIMARY KEY, tenant_id text, arrived_at timestamp,
+                                             provider text, candidate_ids text[], recipient text)""",
+    "index mailglass_open_orphans_arrival_idx": """
+        CREATE TABLE theirs (a int); CREATE INDEX mailglass_open_orphans_arrival_idx ON theirs (a)""",
+    "index mailglass_webhook_events_prune_idx": """
+        CREATE TABLE theirs (a int); CREATE INDEX mailglass_webhook_events_prune_idx ON theirs (a)""",
+    "function mailglass_open_orphans_add": """
+        CREATE FUNCTION mailglass_open_orphans_add() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$""",
+    "function mailglass_events_no_truncate": """
+        CREATE FUNCTION mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN RETURN NULL; END $$""",
+}
+
+
+@pytest.fixture
+def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
+    """A role that may create in the schema `public`, as anybody may up to PostgreSQL 14."""
+    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
+    installation(empty_database_url).run(f"GRANT CREATE ON SCHEMA public TO {name}")
+    yield name
+    installation(empty_database_url).run(f"DROP OWNED BY {name} CASCADE")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("named", SQUATS)
+@pytest.mark.parametrize("mailglass", ["0.1.1", "2.x", None])
+def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
+    empty_database_url, squatter, named, mailglass
+):
+    """Neither migrating nor removing runs the squatter's code or changes anything."""
+    database = live(empty_database_url, "public", mailglass) if mailglass else installation(empty_database_url)
+    database.run(f"SET ROLE {squatter}; {SQUATS[named]}")
+    before = database.objects()
+    for work in (database.migrate, database.remove):
+        with pytest.raises(DatabaseRefusedError) as refused:
+            work()
+        assert f"{named} belongs to role {squatter}" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert not database.is_current()
+    assert database.objects() == before
+
+
+def test_a_trigger_of_another_role_s_function_is_refused(empty_database_url, shape, squatter):
+    """One that bears the name of ours, on the ledger."""
+    database = live(empty_database_url, "public", shape)
+    database.run(f"""
+        GRANT TRIGGER ON mailglass_events TO {squatter}; SET ROLE {squatter};
+        CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER mailglass_open_orphans_add AFTER INSERT ON mailglass_events EXECUTE FUNCTION theirs()""")
+    with pytest.raises(DatabaseRefusedError, match=f"trigger mailglass_open_orphans_add belongs to role {squatter}"):
+        database.migrate()
+
+
+@pytest.mark.guard
+def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(unmigrated):
+    """It keeps its rows; one that lacks a column is refused by its name."""
+    database = unmigrated
+    database.migrate()
+    database.run("DELETE FROM mailglass_reconcile_version; COMMENT ON TABLE mailglass_open_orphans IS 'the same table'")
+    database.migrate()
+    assert "the same table" in str(database.objects())
+    database.run("DELETE FROM mailglass_reconcile_version; ALTER TABLE mailglass_open_orphans DROP COLUMN recipient")
+    with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="mailglass_open_orphans lacks recipient"):
+        database.migrate()
+
+
+def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_the_sweep(
+    empty_database_url, shape, squatter
+):
+    """The owners of schema and tables are not; once the right is revoked nobody is."""
+    database = live(empty_database_url, "public", shape)
+    expected = f"{squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
+
+    def warning() -> str | None:
+        with Database(database.engine, database.settings).reading() as tx:
+            return privileges.warning(privileges.creators(tx), tx.schema)
+
+    assert f"warning: {expected}" in database.migrate()
+    assert warning() == expected
+    database.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    assert (warning() or "").startswith(f"PUBLIC, {squatter} may create")
+    database.run(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {squatter}")
+    assert warning() is None
+
+
+def test_whoever_else_may_create_in_a_schema_on_the_path_is_named(empty_database_url, squatter):
+    """As anybody may in `public` up to PostgreSQL 14, where the tables are in another one."""
+    database = live(empty_database_url, "mailglass", "2.x")
+    line = f"warning: {squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
+    assert line in database.migrate()
+    database.run(f"REVOKE CREATE ON SCHEMA public FROM {squatter}")
+    assert not any("may create" in line for line in database.migrate())
+
+
+def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, squatter, monkeypatch):
+    """Any role may take it: process, role and application are in the one line."""
+    database: Installation = live(empty_database_url, "public", shape)
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0)
+    url = database.engine.url.set(username=squatter).update_query_dict({"application_name": "a joker"})
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as holder:
+        holder.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
+        pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        with pytest.raises(DatabaseRefusedError) as refused:
+            database.migrate()
+    assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)
+    database.migrate()
+
+
+@pytest.fixture
+def sweeper(db, admin) -> Iterator[str]:
+    """The environment's URL of a role that has every grant, and no BYPASSRLS."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+    db.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    yield db.engine.url.set(username=role, drivername="postgresql").render_as_string(hide_password=False)
+    db.run(f"DROP OWNED BY {role}")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("command", ["sweep", "prune"])
+@pytest.mark.parametrize("table", ["mailglass_events", "mailglass_deliveries", "mailglass_open_orphans"])
+def test_a_policy_that_would_hide_rows_fails_the_command_with_one_line_and_changes_nothing(
+    db, sweeper, redis_url, command, table
+):
+    """Hidden rows would look like rows that are not there: the prune would close what is open."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    db.run(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    db.run(f"CREATE POLICY hiding ON {table} USING (tenant_id = 'nobody')")
+    environment = {**db.environment(redis_url), "MAILGLASS_DATABASE_URL": sweeper}
+    done = forking.run(environment, command, "--json")
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "42501" in line]
+    assert "row level security" in line
+    assert "Traceback" not in done.stderr
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+    assert db.appended() == 0
+
+
+TRAP = "LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN NULL; END $$"
+TRAPS = {
+    "a function for a smallint": f"CREATE FUNCTION public.make_interval(mins smallint) RETURNS interval {TRAP}",
+    "a function for an integer": f"CREATE FUNCTION public.make_interval(mins integer) RETURNS interval {TRAP}",
+    "an operator": f"""
+        CREATE FUNCTION public.joined(text, uuid) RETURNS text {TRAP};
+        CREATE OPERATOR public.|| (LEFTARG = text, RIGHTARG = uuid, FUNCTION = public.joined)""",
+}
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_fits_a_call_of_ours_better_than_postgres_s_own_is_not_called(db, trap):
+    """Somebody who may create in the schema would get the rights of whoever sweeps, prunes or looks."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    db.run(TRAPS[trap])
+    with db.engine.begin() as connection:
+        assert len(mailglass_reconcile.find_orphans(connection)) == 1
+    assert mailglass_reconcile.reconcile().linked == 1
+    assert mailglass_reconcile.prune().settled == 0
+    db.run("DROP FUNCTION IF EXISTS public.make_interval, public.joined CASCADE")  # for the checker's own calls
+    assert db.value("SELECT to_regclass('public.taken_over')") is None
+
+
+ON_THE_PATH = {
+    "an operator for Alembic's look for its table": """
+        CREATE FUNCTION public.same(name, varchar) RETURNS boolean LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN $1 = $2::name; END $$;
+        CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = varchar, FUNCTION = public.same)""",
+    "a function for the index on deliveries": """
+        CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS
+          $$ BEGIN EXECUTE 'CREATE TABLE public.taken_over ()'; RETURN 1; END $$""",
+}
+
+
+@pytest.mark.parametrize("trap", ON_THE_PATH)
+@pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("mailglass", "2.x")])
+def test_migrating_runs_nobody_else_s_code(empty_database_url, trap, schema, shape):
+    """Neither in the schema of the tables nor in another one on the role's path; nor does removing, nor a plan."""
+    database = live(empty_database_url, schema, shape)
+    database.run(DELIVERY)
+    database.run(ON_THE_PATH[trap])
+    script = "\n".join(database.migrate(plan=True))
+    subprocess.run(
+        [client("psql", database), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", url_of(database)],
+        input=script, text=True, check=True, capture_output=True,
+    )  # fmt: skip
+    assert database.is_current()
+    database.remove()
+    database.migrate()
+    assert database.is_current()
+    assert database.values("SELECT to_regclass('public.taken_over')") == [None]
+
+
+def pruned() -> None:
+    """Prune, and raise the reason for which the table of open orphans was not repaired."""
+    raise DatabaseRefusedError(mailglass_reconcile.prune().failures["settled"])
+
+
+@pytest.mark.parametrize("work", [mailglass_reconcile.reconcile, pruned])
+def test_hidden_rows_are_never_taken_for_rows_that_are_not_there(db, sweeper, work):
+    """Python gets the refusal by name, and nothing is closed."""
+    orphan(db, postmark("m-1"))
+    db.run("ALTER TABLE mailglass_open_orphans ENABLE ROW LEVEL SECURITY")
+    db.run("CREATE POLICY hiding ON mailglass_open_orphans USING (false)")
+    settings = db.settings.model_copy(update={"database_url": SecretStr(sweeper)})
+    mailglass_reconcile.configure(engine=create_engine(settings), settings=settings)
+    with pytest.raises(DatabaseRefusedError, match="row level security"):
+        work()
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1

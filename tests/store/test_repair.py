@@ -1,0 +1,153 @@
+"""When an orphan counts as arrived, whatever time its row bears; and who may close it."""
+
+import datetime as dt
+import uuid
+
+import pytest
+
+from catalog import Installation
+from history import ORPHAN, new_id
+from mailglass_reconcile.store.database import uuid7
+from open_set import insert
+
+pytestmark = pytest.mark.slow
+
+ARRIVED = "SELECT arrived_at FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)"
+UNSEEN = """
+SET LOCAL session_replication_role = replica;
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
+VALUES ('{id}', 'acme', 'delivered', now(), true, {inserted_at})
+"""
+UTC_NOW = "(now() AT TIME ZONE 'UTC')"
+
+
+def age(database: Installation, event_id: str) -> float | None:
+    """Return how many seconds ago an open orphan arrived, or None if it is not open."""
+    found = database.values(ARRIVED, id=event_id)
+    now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    return (now - found[0]).total_seconds() if found else None
+
+
+def uuid7_of(seconds_ago: float) -> str:
+    """Return a UUIDv7 that was made that long ago."""
+    rest = uuid7()[14:]
+    milliseconds = int((dt.datetime.now(dt.UTC).timestamp() - seconds_ago) * 1000)
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{rest}"
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("inserted_at", ["infinity", "-infinity", "9999-12-31", "294276-12-31 23:59:59", "in an hour"])
+def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserted_at):
+    """It is swept and expires like any other; the prune takes it out and does not bring it back."""
+    if inserted_at == "in an hour":
+        inserted_at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(hours=1))
+    with database.engine.begin() as connection:
+        event_id = insert(connection, inserted_at=inserted_at)
+    assert 0 <= age(database, event_id) < 60
+    if inserted_at[:2] != "20":
+        database.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '8 days'")
+        assert database.prune().expired == 1
+        assert database.prune().added == 0
+        assert age(database, event_id) is None
+
+
+@pytest.mark.parametrize("minutes", [-1, 4])
+def test_a_clock_that_is_a_little_ahead_is_believed(database, minutes):
+    """Up to five minutes."""
+    when = dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(minutes=minutes)
+    with database.engine.begin() as connection:
+        event_id = insert(connection, inserted_at=str(when))
+    assert database.values(ARRIVED, id=event_id) == [when]
+
+
+@pytest.mark.parametrize("arrived_at", ["infinity", "9999-12-31"])
+def test_an_old_row_of_the_open_set_that_would_never_expire_is_pruned(database, arrived_at):
+    """One that an earlier version's trigger stored."""
+    event_id = new_id()
+    database.run(UNSEEN.format(id=event_id, inserted_at=f"'{arrived_at}'"))
+    database.run(f"INSERT INTO mailglass_open_orphans VALUES ('{event_id}', 'acme', '{arrived_at}')")  # noqa: S608
+    assert database.prune().expired == 1
+    assert database.open_set() == set()
+
+
+@pytest.mark.parametrize("hours", [-8, 0, 9, 14])
+@pytest.mark.parametrize("how", ["fill", "repair"])
+def test_an_orphan_that_the_trigger_did_not_see_arrived_when_its_uuid_was_made(unmigrated, how, hours):
+    """Its `inserted_at` is the local time of a session west or east of UTC."""
+    database = unmigrated
+    fresh, expired = uuid7_of(3 * 3600), uuid7_of(7 * 86_400 + 600)
+    if how == "repair":
+        database.migrate()
+    for id_, seconds in ((fresh, 3 * 3600), (expired, 7 * 86_400 + 600)):
+        local = f"{UTC_NOW} - interval '{seconds} seconds' + interval '{hours} hours'"
+        database.run(UNSEEN.format(id=id_, inserted_at=local))
+    if how == "repair":
+        database.prune()
+    else:
+        database.migrate()
+    assert database.open_set() == {fresh}
+    assert abs(age(database, fresh) - 3 * 3600) < 60
+
+
+@pytest.mark.parametrize(
+    ("id_", "inserted_at", "expected_age"),
+    [
+        ("4", f"{UTC_NOW} - interval '1 hour'", 3600),
+        ("4", f"{UTC_NOW} + interval '9 hours'", 0),
+        ("4", "'infinity'", None),
+        ("4", "'9999-12-31'", None),
+        ("7 an hour old", "'infinity'", 3600),
+        ("7 a year old", f"{UTC_NOW} - interval '1 hour'", 3600),
+        ("7 of the year 9999", f"{UTC_NOW} - interval '1 hour'", 3600),
+        ("7 of the last millisecond", f"{UTC_NOW} - interval '1 hour'", 3600),
+    ],
+)
+def test_an_id_that_tells_no_plausible_time_is_not_believed(database, id_, inserted_at, expected_age):
+    """Then `inserted_at` counts, or the orphan is expired."""
+    event_id = {
+        "4": new_id(),
+        "7 an hour old": uuid7_of(3600),
+        "7 a year old": uuid7_of(365 * 86_400),
+        "7 of the year 9999": uuid7_of(-7_900 * 365 * 86_400),
+        "7 of the last millisecond": "ffffffff-ffff-7000-8000-000000000001",
+    }[id_]
+    database.run(UNSEEN.format(id=event_id, inserted_at=inserted_at))
+    database.prune()
+    found = age(database, event_id)
+    assert found is None if expected_age is None else abs(found - expected_age) < 60
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("forged", ["tenant", "type"])
+def test_a_forged_reconciled_event_closes_no_orphan(database, forged):
+    """Neither one of another tenant nor one of another type; not the prune either."""
+    event_id = new_id()
+    database.run(ORPHAN.format(id=event_id, age="1 minute"))
+    row = {
+        "tenant": "mallory" if forged == "tenant" else "acme",
+        "type": "opened" if forged == "type" else "reconciled",
+    }
+    with database.engine.begin() as connection:
+        insert(connection, key=f"reconciled:{event_id}", orphan=False, delivery=str(uuid.uuid4()), **row)
+    assert database.open_set() == {event_id}
+    result = database.prune()
+    assert (result.settled, result.added) == (0, 0)
+    database.run("DELETE FROM mailglass_open_orphans")
+    assert database.prune().added == 1
+    assert database.open_set() == {event_id}
+
+
+def test_the_trigger_of_an_orphan_does_not_read_the_ledger(database):
+    """A writer that may insert, and read nothing, is enough; the look would cost SERIALIZABLE writers a failure."""
+    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    [body] = database.values("SELECT prosrc FROM pg_proc WHERE proname = 'mailglass_open_orphans_add'")
+    assert "mailglass_events" not in body
+    database.run(f"CREATE ROLE {name}; GRANT INSERT ON mailglass_events TO {name}")
+    database.run(f"GRANT USAGE ON SCHEMA {database.settings.database_schema} TO {name}")
+    try:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL ROLE {name}")
+            event_id = insert(connection)
+        assert age(database, event_id) is not None
+    finally:
+        database.run(f"DROP OWNED BY {name}; DROP ROLE {name}")

@@ -1,0 +1,302 @@
+"""Mailglass's ledger names no recipient: it is read from the raw webhook, of each provider that names one."""
+
+import datetime as dt
+import time
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+import factories
+import raw_webhooks
+from commands import conforming, inside
+from mailglass_reconcile import Sent, WebhookEvent, attempt_link, find_orphans, reconcile, record_send, record_webhook
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.store import runs
+from mailglass_reconcile.sweep.reconciler import prepare
+from scraping import scrape, value
+
+TO, CC = "to@example.com", "cc@example.com"
+CHECKED = "SELECT metadata -> 'recipient_checked' FROM mailglass_events WHERE type = 'reconciled'"
+LINKED = "SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'"
+
+
+@pytest.fixture
+def statements(beside):
+    """The statements that are sent, as they are."""
+    sent = []
+
+    def note(_connection, _cursor, statement, *_others):
+        sent.append(statement)
+
+    sa.event.listen(beside.engine, "before_cursor_execute", note)
+    yield sent
+    sa.event.remove(beside.engine, "before_cursor_execute", note)
+
+
+def postmark(recipient, kind="bounced"):
+    """Return a bounce of Postmark's: the raw webhook, its events' metadata, the delivery's id, the raw webhook's id."""
+    raw = raw_webhooks.payload("postmark", kind)
+    raw |= {"Email" if "Email" in raw else "Recipient": recipient}
+    event = {"provider_event_id": "Bounce:4", "record_type": "Bounce", "message_id": raw["MessageID"]}
+    return raw, [event], raw["MessageID"], "Bounce:4"
+
+
+def sendgrid(recipient, kind="bounced"):
+    """Return a batch of four, of which one is about the recipient."""
+    example = raw_webhooks.payload("sendgrid", kind)
+    raw = [{**example, "email": f"{n}@example.com", "sg_event_id": f"other{n}=="} for n in range(3)]
+    raw.insert(1, {**example, "email": recipient, "sg_event_id": "mine=="})
+    event = {"provider_event_id": "mine==", "event": "bounce", "sg_message_id": example["sg_message_id"]}
+    return raw, [event], example["sg_message_id"].partition(".filter")[0], "other0=="
+
+
+def mailgun(recipient, kind="bounced"):
+    """Return the same of Mailgun."""
+    data = {**raw_webhooks.payload("mailgun", kind), "recipient": recipient}
+    bare = data["message"]["headers"]["message-id"]
+    raw = {"signature": {"token": "t-1", "timestamp": "1", "signature": "s"}, "event-data": data}
+    event = {"provider_event_id": "t-1", "record_type": "failed", "message_id": bare, "mailgun_event_id": data["id"]}
+    return raw, [event], f"<{bare}>", "t-1"
+
+
+def ses(recipient, kind="bounced"):
+    """Return the same of SES."""
+    told = raw_webhooks.payload("ses", kind)
+    event = {
+        "provider_event_id": f"sns-1:{recipient}",
+        "record_type": "Bounce",
+        "message_id": told["mail"]["messageId"],
+        "sns_message_id": "sns-1",
+        "ses_message_id": told["mail"]["messageId"],
+    }
+    return told, [event], told["mail"]["messageId"], "sns-1"
+
+
+def resend(recipient, kind="bounced"):
+    """Return the same of Resend."""
+    raw = raw_webhooks.payload("resend", kind)
+    raw = {**raw, "id": "evt-1", "data": {**raw["data"], "to": [recipient]}}
+    event = {"provider_event_id": "evt-1", "record_type": raw["type"], "message_id": raw["data"]["email_id"]}
+    return raw, [event], raw["data"]["email_id"], "evt-1"
+
+
+def pointed_at():
+    """Return what a sweep of some events would link, and how many of these by the message id alone."""
+    [counts] = conforming("sweep", inside("sweep", "--since", "1h", "--dry-run", "--json").stdout)
+    return counts["linked"], counts["linked_unchecked"]
+
+
+PROVIDERS = {"postmark": postmark, "sendgrid": sendgrid, "mailgun": mailgun, "ses": ses, "resend": resend}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
+def test_a_bounce_of_the_cc_does_not_mark_the_delivery_of_the_to(beside, provider, named):
+    """Found by the raw webhook's id, by the event's own, or, in a batch, by the moment."""
+    raw, events, message_id, raw_id = PROVIDERS[provider](CC)
+    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id, named=named)
+    factories.delivery(beside, message_id, recipient=TO)
+    result = reconcile()
+    assert (result.linked, result.recipient_mismatch) == (0, 1)
+    assert reconcile().recipient_mismatch == 1  # from what the first sweep has stored
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("named", [True, False], ids=["since 1.0", "0.1.1"])
+def test_a_bounce_of_the_to_is_linked_to_its_delivery_among_several_of_the_id(beside, provider, named):
+    """Mailglass's own delivery of the To, and another writer's of the Cc."""
+    raw, events, message_id, raw_id = PROVIDERS[provider](f" {TO.upper()}")
+    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id, named=named)
+    mine = factories.delivery(beside, message_id, recipient=TO)
+    factories.delivery(beside, message_id, recipient=CC)
+    assert reconcile().linked == 1
+    assert beside.value(LINKED) == mine
+
+
+def test_one_event_is_decided_as_a_sweep_decides(beside):
+    """By explain and by attempt_link, in which no sweep has looked at it before."""
+    raw, events, message_id, _ = postmark(CC)
+    (event_id,) = raw_webhooks.store(beside, "postmark", raw, events)
+    factories.delivery(beside, message_id, recipient=TO)
+    found = explain(beside.database, UUID(event_id))
+    assert (found.state, found.recipient_known) == ("recipient_mismatch", True)
+    assert [one["addressed"] for one in found.named] == [False]
+    with beside.engine.connect() as connection:
+        (orphan,) = find_orphans(connection)
+        assert attempt_link(connection, orphan).state == "recipient_mismatch"
+
+
+def test_an_id_that_names_many_deliveries_finds_the_recipient_of_a_raw_webhook(beside):
+    """More than are read whole."""
+    raw, events, message_id, _ = sendgrid("7@example.com")
+    raw_webhooks.store(beside, "sendgrid", raw, events)
+    rows = [factories.delivery_row(message_id, recipient=f"{n}@example.com") for n in range(60)]
+    factories.insert(beside, rows)
+    assert reconcile().linked == 1
+    assert beside.value(LINKED) == rows[7]["id"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kept": False},
+        {"raw_tenant_id": "other"},
+        {"raw": []},
+        {"raw": {"Recipient": 7}},
+        {"raw": "text"},
+        {"raw": [{"email": CC, "sg_event_id": "mine=="}, {"email": TO, "sg_event_id": "mine=="}]},
+        {"raw": [{"email": [TO, CC], "sg_event_id": "mine=="}]},
+        {"raw": [{"email": None, "sg_event_id": "mine=="}, 7, None, ["mine=="]]},
+    ],
+)
+def test_a_recipient_that_cannot_be_read_leaves_the_id_alone_to_decide(beside, changed):
+    """As the original does: the webhook is gone, of another tenant, or says something else."""
+    raw, events, message_id, raw_id = sendgrid(CC)
+    raw_webhooks.store(beside, "sendgrid", **{"raw": raw, "events": events, "raw_id": raw_id, **changed})
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().linked_unchecked == 1
+    assert beside.rows(CHECKED) == [(False,)]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_only_a_link_by_the_id_alone_says_that_the_recipient_was_not_checked(beside, provider):
+    """It counts as a part of `linked`; a dry run counts the same, of all or of some; explain says it of both."""
+    raw, events, message_id, raw_id = PROVIDERS[provider](TO)
+    raw_webhooks.store(beside, provider, raw, events, raw_id=raw_id)
+    factories.delivery(beside, message_id, recipient=TO)
+    raw, events, _, raw_id = postmark(TO)
+    alone = {**events[0], "message_id": "alone"}
+    [unchecked] = raw_webhooks.store(beside, "postmark", raw, [alone], raw_id="gone", kept=False)
+    factories.delivery(beside, "alone", recipient=TO)
+    assert pointed_at() == (2, 1)
+    for sweep in (prepare(dry_run=True), prepare()):
+        result = sweep.run()
+        assert (result.linked, result.linked_unchecked) == (2, 1)
+        assert explain(beside.database, UUID(unchecked)).recipient_checked is False
+    assert sorted(map(str, beside.rows(CHECKED))) == ["(False,)", "(None,)"]
+    with beside.database.reading() as tx:
+        counts = runs.totals(tx)[0].counts
+    assert (counts["linked"], counts["linked_unchecked"]) == (2, 1)
+    assert value(scrape(beside), "linked_unchecked_total") == 1
+
+
+def test_events_of_our_writers_carry_no_such_note(beside):
+    """They keep a recipient apart from the ledger, and know if there was one."""
+    with beside.engine.begin() as connection:
+        event = WebhookEvent(
+            message_id="m-1", provider_event_id="e", type="opened", occurred_at=dt.datetime.now(dt.UTC)
+        )
+        record_webhook(connection, tenant_id=factories.TENANT, provider="postmark", events=[event])
+    factories.delivery(beside, "m-1", recipient=TO)
+    beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
+    assert pointed_at() == (1, 0)
+    result = reconcile()
+    assert (result.linked, result.linked_unchecked) == (1, 0)
+    assert beside.rows(CHECKED) == [(None,)]
+
+
+def test_a_send_that_links_by_the_id_alone_leaves_the_note_too(beside):
+    """Of an event whose ids a sweep has stored."""
+    raw, events, message_id, raw_id = postmark(TO)
+    raw_webhooks.store(beside, "postmark", raw, events, raw_id=raw_id, kept=False)
+    reconcile()
+    with beside.engine.begin() as connection:
+        sent = [Sent(recipient=TO, message_id=message_id)]
+        [one] = record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+    assert one.linked == 1
+    assert beside.rows(CHECKED) == [(False,)]
+
+
+def test_an_address_in_an_event_id_of_ses_is_not_copied_into_the_ledger(beside):
+    """The appended row has the notification's id alone; one of another form is copied as it is."""
+    for recipient, ses_id in ((TO, "sns-1"), (CC, "sns-2")):
+        raw, events, message_id, _ = ses(recipient)
+        raw_webhooks.store(beside, "ses", raw, [{**events[0], "sns_message_id": ses_id}], raw_id=ses_id)
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().linked == 2
+    copied = "SELECT metadata ->> 'reconciled_provider_event_id' FROM mailglass_events WHERE type = 'reconciled'"
+    assert sorted(row[0] for row in beside.rows(copied)) == ["sns-1", f"sns-1:{CC}"]
+
+
+def test_resend_names_no_recipient_of_a_message_to_several(beside):
+    """Its webhook lists whom the message went to, not whom the event is about."""
+    raw, events, message_id, raw_id = resend(TO)
+    raw["data"]["cc"] = [CC]
+    raw_webhooks.store(beside, "resend", raw, events, raw_id=raw_id)
+    factories.insert(beside, [factories.delivery_row(message_id, recipient=one) for one in (TO, CC)])
+    assert reconcile().ambiguous == 1
+
+
+@pytest.mark.parametrize("webhook", ["nonsense", "", None, 7])
+def test_a_webhook_id_that_is_none_is_passed_over(beside, webhook):
+    """Whatever other writers left there; the event's own id is tried then."""
+    raw, events, message_id, raw_id = postmark(CC)
+    raw_webhooks.store(
+        beside, "postmark", raw, [{**events[0], "webhook_event_id": webhook}], raw_id=raw_id, named=False
+    )
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().recipient_mismatch == 1
+
+
+@pytest.mark.parametrize("status", ["received", "processing", "succeeded", "failed", "dead"])
+def test_a_batch_of_0_1_1_is_found_in_every_state(beside, status):
+    """By the moment."""
+    raw, events, message_id, _ = sendgrid(CC)
+    raw_webhooks.store(beside, "sendgrid", raw, events, named=False, status=status)
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().recipient_mismatch == 1
+
+
+def test_two_batches_of_one_moment_that_hold_the_event_decide_nothing(beside):
+    """Only if exactly one fits."""
+    raw, events, message_id, _ = sendgrid(CC)
+    at = time.time() - 300
+    raw_webhooks.store(beside, "sendgrid", raw, events, named=False, at=at)
+    raw_webhooks.store(beside, "sendgrid", raw, [], named=False, at=at, raw_id="again")
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().linked == 1
+
+
+def test_an_event_without_a_moment_finds_no_batch(beside):
+    """Its id is no UUIDv7, and the raw webhook has another id."""
+    raw, events, message_id, _ = sendgrid(CC)
+    raw_webhooks.store(beside, "sendgrid", raw, [], named=False)
+    factories.orphan(beside, {"provider": "sendgrid", **events[0]})
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().linked == 1
+
+
+def test_raw_webhooks_are_read_only_where_they_can_change_the_verdict(beside, statements):
+    """Not for events that match nothing, nor for those whose recipient a sweep has stored."""
+    raw, events, message_id, raw_id = postmark(CC)
+    raw_webhooks.store(beside, "postmark", raw, events, raw_id=raw_id)
+    reconcile()
+    assert not [sql for sql in statements if "w.raw_payload" in sql]
+    assert beside.value("SELECT recipient IS NULL FROM mailglass_open_orphans")
+    factories.delivery(beside, message_id, recipient=TO)
+    reconcile()
+    assert [sql for sql in statements if "w.raw_payload" in sql]
+    statements.clear()
+    assert reconcile().recipient_mismatch == 1
+    assert not [sql for sql in statements if "w.raw_payload" in sql]
+
+
+def test_a_batch_is_read_once_however_many_events_it_has(beside, statements):
+    """A thousand events of one webhook cost what one costs, and a share."""
+    example = raw_webhooks.payload("sendgrid", "bounced")
+    raw = [
+        {**example, "email": f"{n}@example.com", "sg_event_id": f"e{n}", "sg_message_id": f"abcdefghijklmnopqrstu{n}"}
+        for n in range(1_000)
+    ]
+    events = [
+        {"provider_event_id": one["sg_event_id"], "event": "bounce", "sg_message_id": one["sg_message_id"]}
+        for one in raw
+    ]
+    raw_webhooks.store(beside, "sendgrid", raw, events)
+    rows = [factories.delivery_row(one["sg_message_id"], recipient=one["email"]) for one in raw]
+    factories.insert(beside, rows[:500])
+    factories.insert(beside, [{**row, "recipient": TO} for row in rows[500:]])
+    result = reconcile()
+    assert (result.linked, result.recipient_mismatch) == (500, 500)
+    assert len([sql for sql in statements if "jsonb_array_elements" in sql]) == 1

@@ -1,0 +1,345 @@
+"""Retention: old events go, of each delivery all or none, then deliveries; and nothing else deletes from the ledger."""
+
+import datetime as dt
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+import forking
+import mailglass_reconcile
+from aging import days_ago, prune
+from catalog import live
+from factories import delivery, insert, new_id, orphan, orphan_row, postmark
+from mailglass_reconcile import Sent, WebhookEvent, record_send, record_webhook
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.settings import Settings
+
+COMMAND = str(Path(sys.executable).parent / "mailglass-reconcile")
+EVENTS = "SELECT id::text FROM mailglass_events"
+LONG_AGO = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+
+
+def ledger(db) -> set[str]:
+    """Return the ids of all events."""
+    return {row[0] for row in db.rows(EVENTS)}
+
+
+def deliveries(db) -> set[str]:
+    """Return the ids of all deliveries."""
+    return {row[0] for row in db.rows("SELECT id::text FROM mailglass_deliveries")}
+
+
+def attached(db, delivery_id: str, days: float, **columns: object) -> str:
+    """Insert an event of a delivery, and return its id."""
+    row = orphan_row(
+        {},
+        delivery_id=delivery_id,
+        needs_reconciliation=False,
+        age_seconds=days * 86_400,
+        **{"type": "opened", **columns},
+    )
+    insert(db, events=[row])
+    return row["id"]
+
+
+def linked(db, message_id: str, days: int) -> str:
+    """Let an orphan meet its delivery some days ago, and return the delivery."""
+    with days_ago(db, days):
+        sent = delivery(db, message_id)
+        orphan(db, postmark(message_id), occurred_at="2026-01-03")
+        patient = db.settings.model_copy(update={"max_age_minutes": 525_600})
+        mailglass_reconcile.configure(engine=db.engine, settings=patient)
+        assert mailglass_reconcile.reconcile().linked == 1
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    return sent
+
+
+def test_old_events_go_and_deliveries_follow(db):
+    """Linked, attached and expired ones, with their `reconciled` events; what is younger stays."""
+    old, young = linked(db, "m-1", 31), linked(db, "m-2", 29)
+    attached(db, old, 31)
+    kept = {attached(db, young, 29), orphan(db, postmark("m-4"), age_seconds=29 * 86_400)}
+    orphan(db, postmark("m-3"), age_seconds=31 * 86_400)
+    before = ledger(db)
+    assert prune(db, 30, 30).as_dict() | {"expired": 0} == {
+        **dict.fromkeys(("succeeded", "dead", "failed", "expired", "settled", "added", "hooks_dispatched"), 0),
+        **{"hooks_dead": 0, "events": 4, "deliveries": 1, "failures": {}, "status": "ok"},
+    }
+    assert len(before) == 8
+    assert len(ledger(db)) == 4
+    assert kept < ledger(db)
+    assert deliveries(db) == {young}
+    row = db.rows("SELECT events, deliveries FROM mailglass_reconcile_runs WHERE kind = 'prune'")
+    assert [tuple(one) for one in row] == [(4, 1)]
+    assert (prune(db, 30, 30).events, prune(db, 30, 30).deliveries) == (0, 0)
+
+
+def test_without_a_retention_nothing_is_deleted(db):
+    """The default is to keep everything."""
+    old = linked(db, "m-1", 360)
+    assert mailglass_reconcile.prune().events == 0
+    assert len(ledger(db)) == 2
+    assert deliveries(db) == {old}
+
+
+def test_a_delivery_whose_latest_event_is_young_keeps_all_of_them(db):
+    """All or none, also of what was linked."""
+    old = linked(db, "m-1", 40)
+    attached(db, old, 20)
+    assert prune(db).events == 0
+    assert len(ledger(db)) == 3
+    assert prune(db, 19).events == 3
+
+
+def test_deliveries_may_be_kept_longer_than_their_events(db):
+    """They go when they are old enough themselves; those that never had an event, too."""
+    old, older, bare = linked(db, "m-1", 40), linked(db, "m-2", 70), None
+    with days_ago(db, 70):
+        bare = delivery(db, "m-3")
+    assert prune(db, 30, 60).deliveries == 2
+    assert deliveries(db) == {old}
+    assert ledger(db) == set()
+    assert {older, bare} & deliveries(db) == set()
+
+
+@pytest.mark.parametrize("state", ["waiting", "dead", "dispatched"])
+def test_an_event_that_a_handler_still_needs_is_kept_with_its_delivery(db, state):
+    """One that waits, or that `dispatch --retry` may run again."""
+    old = linked(db, "m-1", 40)
+    event = attached(db, old, 40)
+    finished = None if state == "waiting" else dt.datetime(2026, 11, 26)
+    db.run(
+        """INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
+           VALUES (CAST(:event AS uuid), CAST(:delivery AS uuid), 'opened', :state, now(), now(), :finished)""",
+        event=event, delivery=old, state=state, finished=finished,
+    )  # fmt: skip
+    db.broken.add("I14")
+    assert prune(db, retention_dead_days=None).events == (3 if state == "dispatched" else 0)
+
+
+def test_an_orphan_that_is_open_is_never_deleted(db):
+    """Whatever the maximum age is: a sweep may still link it."""
+    open_one = orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
+    assert prune(db, max_age_minutes=525_600).events == 0
+    assert ledger(db) == {open_one}
+
+
+def test_an_event_of_a_delivery_that_somebody_holds_is_left_to_the_next_prune(db):
+    """Its writer may be about to attach another one."""
+    old = linked(db, "m-1", 40)
+    with db.engine.connect() as other:
+        other.exec_driver_sql("SELECT FROM mailglass_deliveries FOR NO KEY UPDATE")
+        assert prune(db).events == 0
+        event = WebhookEvent(type="opened", occurred_at=LONG_AGO, provider_event_id="1", message_id="m-1")
+        [recorded] = record_webhook(other, tenant_id="acme", provider="postmark", events=[event])
+        assert str(recorded.delivery_id) == old
+        other.commit()
+    assert prune(db).events == 0
+    assert len(ledger(db)) == 3
+
+
+def test_events_of_a_delivery_that_is_gone_are_deleted_too(db):
+    """There is nothing to lock."""
+    attached(db, new_id(), 40)
+    assert prune(db).events == 1
+
+
+def test_what_is_neither_linked_nor_attached_nor_expired_stays(db):
+    """An event that an application appended for itself, without a delivery."""
+    row = orphan_row({}, needs_reconciliation=False, age_seconds=4_000 * 86_400)
+    insert(db, events=[row])
+    assert prune(db).events == 0
+    assert ledger(db) == {row["id"]}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("tied", [True, False])
+def test_any_size_of_batch_deletes_the_same(db, monkeypatch, size, tied):
+    """Several tenants, times that tie, and rows that stay in between."""
+    monkeypatch.setattr(pruner, "RETENTION_ROWS", size)
+    monkeypatch.setattr(pruner, "BATCH_ROWS", size)
+    young = set()
+    for number in range(40):
+        sent = new_id()
+        days = 40 if tied else 40 + number % 7
+        columns = {"tenant_id": f"t{number % 3}", "occurred_at": "2026-01-02"}
+        rows = [
+            orphan_row({}, delivery_id=sent, needs_reconciliation=False, type="opened", age_seconds=0, **columns)
+            for _ in range(1 + number % 3)
+        ]
+        keeps = number % 4 == 0
+        with days_ago(db, days):
+            insert(db, events=rows)
+        if keeps:
+            young |= {row["id"] for row in rows} | {attached(db, sent, 1, tenant_id=columns["tenant_id"])}
+    if tied:
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            connection.exec_driver_sql(
+                "UPDATE mailglass_events SET inserted_at = now() - interval '40 days'"
+                " WHERE inserted_at < now() - interval '30 days'"
+            )
+        db.broken.add("I3")
+    whole = len(ledger(db)) - len(young)
+    assert prune(db).events == whole
+    assert ledger(db) == young
+
+
+def test_a_plain_delete_is_refused_even_to_the_owner(db):
+    """So is one with the setting of the function, by another role; UPDATE in any case."""
+    attached(db, new_id(), 40)
+    for statement in (
+        "DELETE FROM mailglass_events",
+        "UPDATE mailglass_events SET type = 'x'",
+        "SET LOCAL mailglass_reconcile.retention = 'on'; UPDATE mailglass_events SET type = 'x'",
+        "CREATE ROLE mgtest_other; GRANT ALL ON mailglass_events TO mgtest_other; SET LOCAL ROLE mgtest_other;"
+        " SET LOCAL mailglass_reconcile.retention = 'on'; DELETE FROM mailglass_events",
+    ):
+        with pytest.raises(mailglass_reconcile.LedgerImmutableError), db.engine.connect() as connection:
+            connection.execution_options(no_parameters=True).exec_driver_sql(statement)
+    assert prune(db).events == 1
+    attached(db, new_id(), 40)
+    with db.engine.connect() as connection, pytest.raises(mailglass_reconcile.LedgerImmutableError):
+        connection.exec_driver_sql("DELETE FROM mailglass_events")
+
+
+def test_the_function_refuses_to_delete_what_is_younger_than_two_days(db):
+    """Whoever may call it: events of a day ago may still be swept."""
+    attached(db, new_id(), 1.5)
+    for name in ("events", "deliveries"):
+        with pytest.raises(sa.exc.DBAPIError, match="at least 2 days"):
+            db.rows(f"SELECT * FROM mailglass_prune_{name}(1, 10, '', '-infinity', 0)")  # noqa: S608
+
+
+@pytest.mark.parametrize("shape", ["0.1.1", "2.x"])
+def test_on_mailglass_s_tables_the_steps_fail_with_the_reason(empty_database_url, shape):
+    """The other steps run, and the command exits with 1."""
+    database = live(empty_database_url, shape=shape)
+    database.migrate()
+    database.run("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
+                    VALUES (gen_random_uuid(), 'acme', 'opened', now(), true, now() - interval '40 days')""")
+    variables = {"EVENTS": "30", "DELIVERIES": "30"}
+    done = subprocess.run(
+        [COMMAND, "prune", "--json"],
+        env={
+            "MAILGLASS_DATABASE_URL": empty_database_url,
+            **{f"MAILGLASS_RETENTION_{name}_DAYS": days for name, days in variables.items()},
+        },
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    printed = json.loads(done.stdout)
+    assert (done.returncode, printed["status"], printed["expired"]) == (1, "partial", 1)
+    assert set(printed["failures"]) == {"events", "deliveries"}
+    assert done.stderr == (
+        "ERROR: prune: steps events, deliveries failed, and the others ran: `migrate` did not make the tables of schema"
+        " public, so no event is deleted: unset MAILGLASS_RETENTION_EVENTS_DAYS and"
+        " MAILGLASS_RETENTION_DELIVERIES_DAYS\n"
+    )
+    assert database.values("SELECT count(*) FROM mailglass_events") == [1]
+
+
+def test_a_retention_that_makes_no_sense_stops_the_command_with_2(db, redis_url):
+    """Before anything is done."""
+    environment = {**db.environment(redis_url), "MAILGLASS_RETENTION_DELIVERIES_DAYS": "30"}
+    done = forking.run(environment, "prune")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mailglass-reconcile: MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_E")
+
+
+def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_count_as_new(db):
+    """With another delivery: nothing remembers the first one."""
+    event = WebhookEvent(type="opened", occurred_at=LONG_AGO, provider_event_id="1", message_id="m-1")
+    sent = [Sent(recipient="ada@example.com", message_id="m-1", occurred_at=LONG_AGO)]
+
+    def record() -> list[str]:
+        with db.engine.begin() as connection:
+            [send] = record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
+            record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+        return [str(send.delivery_id)]
+
+    with days_ago(db, 40):
+        first = record()
+        assert record() == first
+    assert (prune(db, 30, 30).events, deliveries(db)) == (2, set())
+    assert record() != first
+    assert len(ledger(db)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"events": "8"}, None),
+        ({"events": "infinity"}, None),
+        ({"events": "30", "deliveries": "30"}, None),
+        ({"events": "30", "deliveries": "infinity"}, None),
+        ({"events": "7"}, "MAILGLASS_RETENTION_EVENTS_DAYS: give at least 8 days"),
+        ({"deliveries": "30"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_EVENTS_DAYS too"),
+        ({"events": "30", "deliveries": "29"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: give at least the 30 days"),
+        ({"events": "infinity", "deliveries": "29"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: set"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(monkeypatch, given, wrong):
+    """Events are kept a day longer than sweeps look at them, and deliveries at least as long as their events."""
+    for name, value in given.items():
+        monkeypatch.setenv(f"MAILGLASS_RETENTION_{name.upper()}_DAYS", value)
+    if wrong is None:
+        Settings()
+    else:
+        with pytest.raises(ConfigurationError, match=wrong):
+            Settings()
+
+
+FILLED = """
+WITH sent AS (
+  INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, last_event_type,
+                                    last_event_at, inserted_at, updated_at)
+  SELECT gen_random_uuid(), 'tenant ' || n % 3, 'Mail', 'bulk', 'a@example.com', 'example.com', 'opened', t.at, t.at,
+         t.at
+    FROM generate_series(1, :number) AS n,
+         LATERAL (SELECT now()::timestamp - interval '40 days' - make_interval(secs => n) AS at) AS t
+  RETURNING id, tenant_id, inserted_at
+)
+INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, inserted_at)
+SELECT gen_random_uuid(), tenant_id, id, 'opened', inserted_at, inserted_at FROM sent, generate_series(1, 2)
+"""
+
+
+def test_the_cost_of_deleting_is_linear(db, monkeypatch):
+    """While a snapshot keeps what is deleted, twice as many rows read twice as many pages, and not four times."""
+    monkeypatch.setattr(pruner, "RETENTION_ROWS", 100)
+    read = []
+    for number in (1_500, 3_000):
+        db.run(FILLED, number=number)
+        db.run("ANALYZE mailglass_events")
+        with db.engine.connect() as reader:
+            reader.execution_options(isolation_level="REPEATABLE READ").exec_driver_sql("SELECT FROM mailglass_events")
+            read.append(buffers(db))
+        assert db.value("SELECT count(*) FROM mailglass_events") == 0
+    assert read[1] < 2.6 * read[0]
+
+
+def buffers(db) -> int:
+    """Prune, and return how many pages the function has read, from memory or not."""
+    total = 0
+
+    def explain(connection, cursor, statement, parameters, context, many):
+        nonlocal total
+        if 'FROM "public".mailglass_prune_events' in statement:
+            cursor.execute("SAVEPOINT explained")
+            cursor.execute("EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) " + statement, parameters)
+            plan = "\n".join(row[0] for row in cursor.fetchall())
+            found = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
+            total += sum(int(number or 0) for number in found.groups())
+            cursor.execute("ROLLBACK TO explained")
+        return statement, parameters
+
+    sa.event.listen(db.engine, "before_cursor_execute", explain, retval=True)
+    assert prune(db).failures == {}
+    sa.event.remove(db.engine, "before_cursor_execute", explain)
+    return total

@@ -1,0 +1,107 @@
+"""Sends and webhooks of Anymail's providers in Postgres: whichever comes first, the deliveries end the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+from anymail.signals import post_send, tracking
+
+from anymail_payloads import ALL, POSTMARK, RESEND, SENDGRID, SES
+from anymail_stories import ANN, BOB, STORY, Message
+from mailglass_reconcile import record_webhook
+from mailglass_reconcile.contrib.anymail import webhook_event
+
+pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
+
+
+@pytest.fixture
+def record(db, post, backends):
+    """Post requests, record each event in a transaction of its own, and return what was recorded."""
+
+    def record(requests):
+        recorded = []
+        for event, esp_name in post(requests):
+            with db.engine.begin() as connection:
+                events = [webhook_event(event, esp_name)]
+                recorded += record_webhook(connection, provider=esp_name, events=events)
+        return recorded
+
+    return record
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        pytest.param(provider, id=provider.esp_name, marks=[] if provider in (SES, SENDGRID) else pytest.mark.slow)
+        for provider in ALL
+    ],
+)
+def test_deliveries_end_the_same_whatever_came_first_and_however_often(db, record, provider):
+    """The send first; the webhooks first; some before and some after, backwards; and everything once more."""
+    to = [ANN] if provider is RESEND else [ANN, BOB]
+    after, before, between = (Message.accepted(provider, number, to) for number in (1, 2, 3))
+    after.record(db)
+    record(after.requests(*STORY))
+    told = record(before.requests(*STORY))
+    assert before.record(db) == len(told)
+    record(between.requests(*STORY[::-2]))
+    between.record(db)
+    record(between.requests(*STORY[-2::-2]))
+
+    ended = after.deliveries(db)
+    assert before.deliveries(db) == between.deliveries(db) == ended
+    assert [(one["recipient"], one["last_event_type"], one["bounced_at"] is not None) for one in ended] == [
+        (ANN, "clicked", False),
+        (BOB, "bounced", True),
+    ][: len(to)]
+    told_of_ann = [type_ for type_, recipient, _ in STORY if recipient == ANN and type_ in provider.kinds.values()]
+    assert ended[0]["events"] == ["dispatched", *told_of_ann]
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+    ledger = db.value("SELECT count(*) FROM mailglass_events")
+    for message in (after, before, between):
+        again = record(message.requests(*STORY))
+        assert {one.event_id for one in again} == {None}
+        message.record(db)
+    assert db.value("SELECT count(*) FROM mailglass_events") == ledger
+    assert before.deliveries(db) == between.deliveries(db) == after.deliveries(db) == ended
+
+
+def test_an_open_that_ses_reports_is_recorded_for_all_and_a_delivery_for_whom_it_names(db, record):
+    """SES does not say who of several opened a message; whom it delivered to, it does."""
+    message = Message.accepted(SES, 1)
+    told = SES.event("Delivery", message.ids[ANN], ANN, 10)
+    told["mail"]["destination"] = [f"Ann <{ANN}>", BOB]
+    record(SES.requests([told, SES.event("Open", message.ids[ANN], [f"Ann <{ANN}>", BOB], 20)]))
+    assert message.record(db) == 3
+    assert [one["events"] for one in message.deliveries(db)] == [
+        ["dispatched", "delivered", "opened"],
+        ["dispatched", "opened"],
+    ]
+
+
+def test_an_event_of_resend_about_one_of_several_is_nobodys(db, record):
+    """It stays open, because it may be about either of them."""
+    message = Message.accepted(RESEND, 1)
+    told = RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 10)
+    (early,) = record(RESEND.requests([told]))
+    assert message.record(db) == 0
+    (late,) = record(RESEND.requests([RESEND.event("email.bounced", message.ids[ANN], [ANN, BOB], 20)]))
+    assert (early.delivery_id, late.delivery_id) == (None, None)
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["dispatched", "dispatched"]
+
+
+def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, post, backends):
+    """As `docs/django.md` prints them."""
+    manual = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
+    (printed,) = [block for block in blocks if "record_what_was_sent" in block]
+    receivers = {"engine": db.engine}
+    exec(printed, receivers)  # noqa: S102
+    try:
+        message = Message.accepted(POSTMARK, 1)
+        post(message.requests(*STORY))
+    finally:
+        post_send.disconnect(receivers["record_what_was_sent"])
+        tracking.disconnect(receivers["record_what_happened"])
+    assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]

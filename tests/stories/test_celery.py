@@ -1,0 +1,209 @@
+"""Real workers, real beats, a real broker: each worker is a process of its own, which ends with its test."""
+
+import signal
+import sys
+
+import pytest
+
+from installation import CALL, PATIENCE, QUEUE, Site, end
+from locks import SESSIONS, key_of
+from mailglass_reconcile.schedule import SWEEP_TASK
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.guard
+def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_nothing(site):
+    """An adopter's app, every second, two beats: the orphans get linked, and the adopter's entry is still there."""
+    site.add(3)
+    with (
+        site.worker("-B", "-s", "one", app="worker", WORKER_SWEEP_SECONDS="1"),
+        site.running(
+            "beat", "-l", "info", "-s", "two", "--pidfile=", app="worker", WORKER_SWEEP_SECONDS="1", until="beat: St"
+        ),
+    ):
+        wait_until(lambda: site.linked() == 3 and len(site.swept()) > 1, PATIENCE)
+        wait_until(lambda: site.said("Sending due task mailglass-reconcile") > 4, PATIENCE)
+    assert sum(one["linked"] for one in site.swept()) == 3
+
+
+def test_celery_call_sweeps_one_tenant_and_its_result_is_kept_for_a_day(site):
+    """The standalone app consumes both its queues without a flag, and has the counts ready for a day."""
+    site.add(2)
+    site.add(1, "other")
+    with site.worker():
+        asked = site.call(tenant_id="acme")
+        result = site.result(asked)
+        assert 86_000 < site.redis.ttl(f"celery-task-meta-{asked}") <= 86_400
+        pruned = site.client.send_task("mailglass_reconcile.tasks.prune", queue="mailglass_maintenance").id
+        assert "succeeded" in site.result(pruned)
+        assert not site.said("does not consume")
+    assert (result["status"], result["linked"], result["tenant_id"], site.linked()) == ("ok", 2, "acme", 2)
+
+
+ASK = """
+from mailglass_reconcile.celery import app
+from mailglass_reconcile.tasks import reconcile
+print(reconcile.apply_async().id, reconcile.apply_async((None,)).id, reconcile.apply_async(kwargs={"limit": 99}).id)
+"""
+
+
+def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicates_they_are(site):
+    """Three by apply_async in three spellings, three by send_task, two by celery call, all in one race."""
+    site.add(200)
+    site.db.run(SLOW_BATCH)
+    with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"):
+        askers = [site.start(sys.executable, "-c", ASK), *(site.start(*CALL) for _ in range(2))]
+        asked = {site.send(), site.send(None), site.send(None, 500)}
+        for asker in askers:
+            asked |= set(asker.communicate(timeout=PATIENCE)[0].split())
+        wait_until(lambda: len(site.kept()) == len(asked) - 1, PATIENCE)
+        site.db.run("DROP TRIGGER slow ON mailglass_events")
+        results = {one: site.result(one) for one in asked}
+    (winner,) = (one for one, result in results.items() if "scanned" in result)
+    assert all(result == {"status": "duplicate", "of": winner} for one, result in results.items() if one != winner)
+    assert len(asked) in {5, 6}, "where one of apply_async sweeps, its three results are one"
+    assert results[winner]["linked"] == site.linked() > 0
+
+
+def test_celery_call_meets_the_lock_when_its_run_starts(site):
+    """Two by celery call, while somebody's sweep runs: both are its duplicates; the third runs, and frees the lock."""
+    with site.worker():
+        holder = "somebody"
+        key = key_of(site)
+        site.redis.set(key, f"running {holder}", ex=60)
+        assert [site.result(site.call()) for _ in range(2)] == [{"status": "duplicate", "of": holder}] * 2
+        site.redis.delete(key)
+        assert site.result(site.call())["status"] == "ok"
+        assert not site.redis.exists(key)
+
+
+def test_eight_tenants_have_eight_sweeps(site):
+    """Nobody is anybody's duplicate."""
+    tenants = [f"tenant {number}" for number in range(8)]
+    for tenant in tenants:
+        site.add(1, tenant)
+    with site.worker(pool="threads"):
+        results = [site.result(one) for one in [site.send(tenant) for tenant in tenants]]
+    assert [(one["tenant_id"], one["linked"]) for one in results] == [(tenant, 1) for tenant in tenants]
+
+
+def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(site):
+    """SIGKILL to all its processes while a batch waits; the lock lapses within a minute; nothing doubled."""
+    site.add(60)
+    site.db.run(SLOW_BATCH)
+    with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
+        site.send()
+        wait_until(lambda: site.linked() > 0, PATIENCE)
+        end(process)
+    wait_until(lambda: not site.db.value(SESSIONS), PATIENCE)
+    before = site.linked()
+    assert 0 < before < 60
+    assert 0 < site.redis.ttl(key_of(site)) <= 60
+    site.redis.delete(key_of(site))
+    site.db.run("DROP TRIGGER slow ON mailglass_events")
+    site.log.write_text("")
+    with site.worker():
+        assert site.result(site.send())["linked"] == 60 - before
+
+
+def test_a_malformed_call_fails_that_task_and_a_solo_worker_lives_on(site):
+    """Unknown, wrong and too many arguments, by way of send_task, which checks none."""
+    with site.worker(pool="solo"):
+        asked = [site.client.send_task(SWEEP_TASK, args, kwargs, queue=QUEUE).id for args, kwargs in MALFORMED]
+        failed = [type(outcome_of(site, one)).__name__ for one in asked]
+        assert failed == ["TypeError"] * 4 + ["ValueError"]
+        assert site.result(site.send())["status"] == "ok"
+
+
+MALFORMED = [((), {"nobody": 1}), ((7,), {}), ((1, 2, 3), {}), ((None,), {"limit": "many"}), ((None, 0), {})]
+
+
+def outcome_of(site: Site, task_id: str) -> object:
+    """Wait for a task's end, and return its result or its error."""
+    return site.client.AsyncResult(task_id).get(timeout=PATIENCE, interval=0.05, propagate=False)
+
+
+def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
+    """The statement that waits for a lock is cancelled, and the worker's next sweep is whole."""
+    site.add(3)
+    with site.worker():
+        with site.held_up():
+            asked = site.send(soft_time_limit=1)
+            result = site.result(asked)
+        assert (result["status"], result["linked"]) == ("partial", 0)
+        assert site.said("the soft time limit ended a sweep") == 1
+        assert site.result(site.send())["linked"] == 3
+
+
+def test_a_soft_time_limit_between_batches_keeps_and_counts_what_was_committed(site):
+    """A trigger makes each batch of ten take half a second: what the result says is what the ledger has."""
+    site.add(60)
+    site.db.run(SLOW_BATCH)
+    with site.worker(MAILGLASS_BATCH_SIZE="10"):
+        result = site.result(site.send(soft_time_limit=1))
+    assert result["status"] == "partial"
+    assert 0 < result["linked"] == site.linked() < 60
+    assert result["published"] == 2 * result["linked"]
+    assert result["skipped"] == 60 - result["linked"]
+
+
+SLOW_BATCH = """
+CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;
+CREATE TRIGGER slow AFTER INSERT ON mailglass_events FOR EACH STATEMENT
+EXECUTE FUNCTION public.slow()
+"""
+
+
+def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
+    """The child is killed in mid-sweep; its successor links the rest, each once."""
+    site.add(60)
+    site.db.run(SLOW_BATCH)
+    with site.worker(MAILGLASS_BATCH_SIZE="10"):
+        asked = site.send(time_limit=2)
+        assert type(outcome_of(site, asked)).__name__ == "TimeLimitExceeded"
+        site.db.run("DROP TRIGGER slow ON mailglass_events")
+        before = site.linked()
+        site.redis.delete(key_of(site))
+        assert site.result(site.send())["linked"] == 60 - before
+    assert 0 < before < 60
+
+
+def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
+    """SIGTERM in mid-sweep: all batches are committed, counted and kept as the result."""
+    site.add(30)
+    site.db.run(SLOW_BATCH)
+    with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
+        asked = site.send()
+        wait_until(lambda: site.linked() > 0, PATIENCE)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    assert site.result(asked)["linked"] == 30
+
+
+@pytest.mark.guard
+def test_no_connection_is_shared_across_the_fork(site):
+    """An engine with a pool that was used before the fork: each child opens its own."""
+    with site.worker(app="worker", WORKER_POOLED="1"):
+        answers = [site.result(site.client.send_task("backend").id) for _ in range(6)]
+        assert site.result(site.send(queue="celery"))["status"] == "ok"
+    assert all(backend != parents for _, backend, parents in answers)
+    assert len({child for child, _, _ in answers}) == len({backend for _, backend, _ in answers})
+
+
+def test_a_worker_whose_queues_leave_our_tasks_out_says_so(site):
+    """Named, with its queue, once each."""
+    with site.worker("-Q", "mailglass_reconcile"):
+        assert site.said("does not consume 'mailglass_maintenance'") == 1
+        assert site.said("does not consume") == 1
+
+
+def test_a_tick_that_has_expired_is_not_run(site):
+    """Queued while no worker was there, and out of date before one came."""
+    stale = site.send(expires=0.01)
+    fresh = site.send()
+    with site.worker(pool="solo"):
+        assert site.result(fresh)["status"] == "ok"
+        assert site.client.AsyncResult(stale).state in {"REVOKED", "PENDING"}, "RabbitMQ drops it by itself"
+        assert len(site.swept()) == 1

@@ -1,0 +1,194 @@
+"""After the commit in Django: in autocommit, in `set_autocommit(False)`, and with `AUTOCOMMIT: False`."""
+
+import asyncio
+import datetime as dt
+import re
+
+import pytest
+from anymail.message import AnymailRecipientStatus, AnymailStatus
+from anymail.signals import post_send
+from django.db import connection as djangos
+from django.db import connections, transaction
+from sqlalchemy.engine import make_url
+
+import factories
+from anymail_payloads import POSTMARK
+from anymail_stories import ANN, STORY, Message
+from faults import proxy
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
+from mailglass_reconcile.contrib.django import connection
+from recording import NOTED
+
+pytestmark = [
+    pytest.mark.usefixtures("app", "backends"),
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+]
+
+ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-7")
+
+DELIVERIES = "SELECT count(*) FROM mailglass_deliveries"
+EVENTS = "SELECT count(*) FROM mailglass_events"
+OPEN = "SELECT count(*) FROM mailglass_open_orphans"
+
+
+def send(lent, message_id="m-1"):
+    """Record a send of the factories' tenant."""
+    sent = [Sent(recipient=ANN, message_id=message_id)]
+    return record_send(lent, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+
+
+def receive(lent, message_id="m-1"):
+    """Record the webhook of that message."""
+    at = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
+    event = WebhookEvent(type="delivered", occurred_at=at, provider_event_id=message_id, message_id=message_id)
+    return record_webhook(lent, tenant_id=factories.TENANT, provider="postmark", events=[event])
+
+
+def overlapping(db):
+    """Record a webhook in a transaction that begins before Django's commits, and commits before it."""
+    with db.engine.begin() as other:
+        receive(other)
+
+
+def test_no_value_is_in_the_text_of_a_statement(db, post):
+    """Django's own cursors put values there: an early event and its send, and one that comes later."""
+    with db.engine.begin() as lent:
+        lent.execution_options(no_parameters=True).exec_driver_sql(NOTED)
+    early = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
+    post(early.requests(*STORY[:1]))
+    message = Message.accepted(POSTMARK, 1, [ANN])
+    post(message.requests(STORY[2]))
+    texts = [row[0] for row in db.rows("SELECT query FROM noted")]
+    assert len(texts) >= 4
+    assert [text for text in texts if "@" in text or "postmark" in text or ID.search(text)] == []
+
+
+@pytest.fixture(params=["set_autocommit(False)", "AUTOCOMMIT: False"])
+def by_hand(app, monkeypatch, request):
+    """Django's connection in a transaction that the application ends itself."""
+    connections.close_all()
+    if request.param == "AUTOCOMMIT: False":
+        monkeypatch.setitem(djangos.settings_dict, "AUTOCOMMIT", False)
+    else:
+        transaction.set_autocommit(False)
+    yield
+    transaction.rollback()
+    connections.close_all()
+
+
+def test_broadcast_in_on_commit_tells_links_and_lets_later_callbacks_run(db):
+    """With something to tell, and an event that arrived in an overlapping transaction."""
+    factories.delivery(db, "m-0")
+    called = []
+    with transaction.atomic():
+        with connection() as lent:
+            recorded = [*receive(lent, "m-0"), *send(lent)]
+        overlapping(db)
+        transaction.on_commit(lambda: broadcast(recorded))
+        transaction.on_commit(lambda: called.append(db.value(OPEN)))
+    assert called == [0]
+    assert db.appended() == 1
+    assert len(db.witness.messages()) == 4
+
+
+def test_broadcast_before_the_commit_in_another_transaction_of_djangos_tells_nothing(db):
+    """What a savepoint has undone is not there when the transaction has committed."""
+    factories.delivery(db, "m-0")
+    with transaction.atomic():
+        with transaction.atomic():
+            with connection() as lent:
+                recorded = receive(lent, "m-0")
+            transaction.set_rollback(True)
+        transaction.on_commit(lambda: broadcast(recorded))
+    assert db.witness.messages() == []
+
+
+def test_a_send_is_committed_when_the_application_commits(db, by_hand):
+    """Not before, and not at all if it rolls back; an event of it is linked all the same."""
+    Message.accepted(POSTMARK, 1, [ANN])
+    with transaction.atomic():
+        Message.accepted(POSTMARK, 2, [ANN])
+    assert db.value(DELIVERIES) == 0
+    assert djangos.run_on_commit == []
+    transaction.commit()
+    assert db.value(DELIVERIES) == 2
+    Message.accepted(POSTMARK, 3, [ANN])
+    transaction.rollback()
+    assert db.value(DELIVERIES) == 2
+
+
+def test_an_event_is_committed_when_the_application_commits_and_not_broadcast(db, by_hand, post):
+    """Django calls nothing at such a commit."""
+    message = Message.accepted(POSTMARK, 1, [ANN])
+    transaction.commit()
+    post(message.requests(*STORY[:1]))
+    assert db.value(EVENTS) == 1
+    transaction.commit()
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+    assert db.witness.messages() == []
+
+
+def test_the_application_broadcasts_after_such_a_commit(db, by_hand):
+    """Nothing is told before it; afterwards what was recorded is told, and what overlapped is linked."""
+    factories.delivery(db, "m-0")
+    with connection() as lent:
+        recorded = [*receive(lent, "m-0"), *send(lent)]
+    overlapping(db)
+    broadcast(recorded[:1])
+    assert db.witness.messages() == []
+    transaction.commit()
+    broadcast(recorded)
+    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert len(db.witness.messages()) == 4
+    assert not transaction.get_autocommit()
+
+
+def test_a_send_from_async_code_is_committed_by_the_thread_that_records_it(db, by_hand):
+    """No code of the application's ends the transaction of that thread's connection."""
+
+    async def main():
+        Message.accepted(POSTMARK, 1, [ANN])
+
+    asyncio.run(main())
+    assert db.value(DELIVERIES) == 1
+
+
+@pytest.fixture
+def through(app, db, monkeypatch):
+    """Let Django's connection go through a proxy."""
+    connections.close_all()
+    with proxy.before_postgres(db.url) as (between, url):
+        monkeypatch.setitem(djangos.settings_dict, "HOST", "127.0.0.1")
+        monkeypatch.setitem(djangos.settings_dict, "PORT", make_url(url).port)
+        monkeypatch.setitem(djangos.settings_dict, "OPTIONS", {"sslmode": "disable", "gssencmode": "disable"})
+        yield between
+        connections.close_all()
+
+
+def refuse(recipients=(ANN,)):
+    """Send a message that the provider refuses, so that it has no id."""
+    status = AnymailStatus()
+    status.set_recipient_status({one: AnymailRecipientStatus(None, "rejected") for one in recipients})
+    post_send.send(None, message=None, status=status, esp_name="Postmark")
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_send_whose_commit_has_lost_its_answer_is_recorded_once(db, through, fault):
+    """It is recorded again, and known by its identity, even one that the provider refused and gave no id."""
+    for call in (refuse, lambda: Message.accepted(POSTMARK, 1, [ANN])):
+        before = db.value(DELIVERIES), db.value(EVENTS)
+        djangos.ensure_connection()
+        through.arm(b"COMMIT\0", fault, at=1)
+        call()
+        assert through.dropped == 1
+        assert (db.value(DELIVERIES), db.value(EVENTS)) == (before[0] + 1, before[1] + 1)
+
+
+def test_an_event_whose_commit_has_lost_its_answer_is_recorded_once(db, through, post):
+    """It is tried again in the same request."""
+    message = Message.accepted(POSTMARK, 1, [ANN])
+    djangos.ensure_connection()
+    through.arm(b"COMMIT\0", "after", at=1)
+    post(message.requests(*STORY[:1]))
+    assert through.dropped == 1
+    assert db.value(EVENTS) == 2

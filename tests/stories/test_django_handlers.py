@@ -1,0 +1,309 @@
+"""Handlers in Django: what they write by the ORM is committed with the note that they ran, or not at all."""
+
+import unittest
+import uuid
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+
+import pytest
+from django.apps import apps
+from django.core.management import call_command
+from django.db import connection as djangos
+from django.db import connections, transaction
+from django.db.utils import IntegrityError, ProgrammingError
+from django.test import TestCase
+from sqlalchemy.orm import Session
+
+import handling
+from anymail_payloads import POSTMARK
+from anymail_stories import ANN, STORY, Message
+from django_project import another_database
+from handling import effects, leaving, make_due, states
+from mailglass_reconcile import DatabaseUnavailableError, dispatch, on_event
+from mailglass_reconcile.hooks.dispatcher import dispatch_within
+
+EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
+
+
+@pytest.fixture
+def site(app):
+    """A table of the application's, with a constraint."""
+    call_command("migrate", "contenttypes", verbosity=0)
+
+
+@pytest.fixture
+def told(hooked, app, backends, post):
+    """A message whose events have reached its delivery, and wait for handlers."""
+    post(Message.accepted(POSTMARK, 1, [ANN]).requests(*STORY))
+    return hooked
+
+
+def writing(name, *, fails=()):
+    """Register a handler that writes by Django's own cursor, and then fails at some of its calls."""
+    calls = []
+
+    @on_event("*", name=name)
+    def handler(_connection, event):
+        calls.append(event)
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, [name, event.event_id])
+            if len(calls) in fails:
+                cursor.execute("SELECT nonsense")
+
+    return calls
+
+
+def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(told):
+    """Also if it fails in between, and beside a handler that writes through the connection that it is given."""
+    calls = writing("orm", fails=(2, 3))
+    given = leaving("given")
+    first = dispatch()
+    events = told.value("SELECT count(*) FROM mailglass_hook_outbox")
+    assert (first.failed, effects(told)) == (2, {"orm": events - 2, "given": events})
+    make_due(told)
+    dispatch()
+    assert effects(told) == {"orm": events, "given": events}
+    assert states(told) == {"dispatched": events}
+    assert (len(calls), len(given)) == (events + 2, events)
+
+
+def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(told):
+    """Postgres has undone what it wrote, so the note that it ran is not kept either."""
+
+    @on_event("delivered", name="careless")
+    def handler(_connection, event):
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, ["careless", event.event_id])
+            with pytest.raises(ProgrammingError):
+                cursor.execute("SELECT nonsense")
+
+    told.hooked.clear()
+    assert dispatch().failed == 1
+    assert effects(told) == {}
+
+
+def test_a_handler_cannot_commit(told):
+    """Neither by Django nor through the connection that it is given."""
+    told.hooked.clear()
+
+    @on_event("delivered", name="django")
+    def by_django(_connection, event):
+        transaction.commit()
+
+    @on_event("delivered", name="given")
+    def by_the_connection(connection, event):
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, ["given", event.event_id])
+        connection.commit()
+
+    result = dispatch()
+    assert (result.handled, result.failed, effects(told)) == (0, 2, {})
+
+
+def test_a_database_that_is_away_is_named_as_django_names_it(told):
+    """In one line, as every error of ours."""
+    writing("orm")
+    kept = dict(djangos.settings_dict)
+    djangos.close()
+    djangos.settings_dict.update(NAME="nowhere")
+    try:
+        with pytest.raises(DatabaseUnavailableError, match=r"DATABASES\['default'\]"):
+            dispatch()
+    finally:
+        djangos.settings_dict.update(kept)
+    told.hooked.clear()
+
+
+def careless(name, act, *types):
+    """Register a handler that writes, and then does what Django would undo without an error."""
+
+    @on_event(*(types or ("delivered",)), name=name)
+    def handler(_connection, event):
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, [name, event.event_id])
+        act()
+
+
+def _catch():
+    """Django's own idiom without its `atomic()`: Postgres undoes everything since the last savepoint."""
+    model = apps.get_model("contenttypes", "ContentType")
+    with suppress(IntegrityError):
+        model.objects.bulk_create([model(pk=10_000, app_label="shop", model=name) for name in ("a", "b")])
+
+
+UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction.set_rollback(True)}
+
+
+@pytest.mark.parametrize("act", UNDONE.values(), ids=UNDONE)
+def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
+    """It did not raise; the other handlers of the event are done."""
+    told.hooked.clear()
+    careless("undone", act)
+    given = leaving("given", "delivered")
+    result = dispatch()
+    assert (result.handled, result.failed, effects(told)) == (1, 1, {"given": 1})
+    assert (states(told)["waiting"] > 0, len(given)) == (True, 1)
+
+
+def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
+    """`on_commit` runs after the handler's own commit: what it raises undoes nothing."""
+    told.hooked.clear()
+    called = []
+
+    def callback(name):
+        called.append(name)
+        if name == "bad":
+            raise ValueError(ANN)
+
+    for name in ("first", "bad", "last"):
+        careless(name, lambda name=name: transaction.on_commit(lambda: callback(name)))
+    result = dispatch()
+    assert (result.handled, result.failed, called) == (3, 0, ["first", "bad", "last"])
+    assert "handler bad failed on event" in caplog.text
+    assert "its work was committed" in caplog.text
+    assert states(told)["dispatched"] == 1
+    assert ANN not in caplog.text
+
+
+@contextmanager
+def _autocommit_off():
+    transaction.set_autocommit(False)
+    yield
+    transaction.set_autocommit(True)
+
+
+@contextmanager
+def _autocommit_off_by_setting():
+    djangos.close()
+    djangos.settings_dict["AUTOCOMMIT"] = False
+    yield
+    djangos.close()
+    djangos.settings_dict["AUTOCOMMIT"] = True
+
+
+MODES = {
+    "autocommit": nullcontext,
+    "atomic()": transaction.atomic,
+    "set_autocommit(False)": _autocommit_off,
+    "AUTOCOMMIT: False": _autocommit_off_by_setting,
+}
+
+
+def _handlers_of_all_kinds():
+    """Register handlers of which some succeed, and others lose their work in some way; return the former's names."""
+
+    def joined(connection, event, *, ends):
+        with Session(connection) as session:
+            session.execute(handling.EFFECT, {"handler": f"session {ends}", "event_id": event.event_id})
+            session.flush()
+            getattr(session, ends)()
+
+    for ends in ("flush", "commit", "rollback"):
+        on_event("delivered", name=f"session {ends}")(partial(joined, ends=ends))
+    careless("catches an error", _catch, "delivered")
+    careless("catches it in atomic()", _catch_in_atomic, "delivered")
+    careless("raises", _raise, "delivered")
+    leaving("given", "delivered")
+    return ["session flush", "session commit", "catches it in atomic()", "given"]
+
+
+def _raise():
+    raise ValueError
+
+
+def _catch_in_atomic():
+    model = apps.get_model("contenttypes", "ContentType")
+    with suppress(IntegrityError), transaction.atomic():
+        model.objects.bulk_create([model(pk=10_000, app_label="shop", model=name) for name in ("a", "b")])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode):
+    """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
+    told.hooked.clear()
+    good = _handlers_of_all_kinds()
+    with MODES[mode]():
+        result = dispatch()
+        with djangos.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout'), current_setting('row_security')")
+            assert cursor.fetchone() == ("0", "on")
+        if mode in ("set_autocommit(False)", "AUTOCOMMIT: False"):
+            assert effects(told) == {}, "the application has yet to commit"
+            transaction.commit()
+    assert (result.handled, result.failed) == (len(good), 3)
+    assert effects(told) == dict.fromkeys(good, 1)
+    assert sorted(told.value("SELECT done FROM mailglass_hook_outbox WHERE done <> '{}'")) == sorted(good)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "autocommit"])
+def test_what_the_application_rolls_back_has_not_been_done(told, mode):
+    """The effects and the notes go together, and so does the attempt."""
+    told.hooked.clear()
+    given = leaving("given", "delivered")
+    with suppress(ZeroDivisionError), MODES[mode]():
+        assert dispatch().dispatched == 1
+        if mode == "atomic()":
+            raise ZeroDivisionError
+        transaction.rollback()
+    assert (effects(told), "dispatched" in states(told)) == ({}, False)
+    assert dispatch().dispatched == 1
+    assert ([one.attempt for one in given], effects(told)) == ([1, 1], {"given": 1})
+
+
+def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
+    """A task or the command: nobody else would commit there, and a handler that kills its process would do so again."""
+    told.hooked.clear()
+    leaving("given", "delivered")
+    with _autocommit_off_by_setting():
+        assert dispatch_within(None, "beat").dispatched == 1
+        assert (effects(told), states(told)["dispatched"]) == ({"given": 1}, 1)
+        assert not transaction.get_autocommit()
+        transaction.rollback()
+
+
+def test_a_process_of_ours_joins_a_transaction_that_is_open_already(told):
+    """A task in eager mode, in an application's own transaction."""
+    told.hooked.clear()
+    leaving("given", "delivered")
+    with _autocommit_off_by_setting():
+        with djangos.cursor() as cursor:
+            cursor.execute(EFFECT, ["own", uuid.uuid4()])
+        assert dispatch_within(None, "call").dispatched == 1
+        assert effects(told) == {}
+        transaction.rollback()
+    assert effects(told) == {}
+
+
+def test_dispatch_in_a_transaction_leaves_its_connections_and_its_limits_alone(told):
+    """The caller's rows are there, on this alias and on another; its own statement may take as long as before."""
+    given = leaving("given")
+    with another_database(), transaction.atomic("other"), transaction.atomic():
+        for alias in ("default", "other"):
+            with connections[alias].cursor() as cursor:
+                cursor.execute(EFFECT, [alias, uuid.uuid4()])
+        assert dispatch().dispatched == len(given) > 0
+        with djangos.cursor() as cursor:
+            cursor.execute("SELECT current_setting('statement_timeout'), current_setting('search_path')")
+            assert cursor.fetchone() == ("0", '"$user", public')
+    assert effects(told) == {"default": 1, "other": 1, "given": len(given)}
+    told.broken.add("I14")
+
+
+def test_a_testcase_can_test_a_handler(told):
+    """All of it is undone at its end."""
+    given = leaving("given", "delivered")
+    dispatched = []
+
+    class Case(TestCase):
+        databases = ("default",)
+
+        def test_one(self):
+            dispatched.append(dispatch().dispatched)
+            dispatched.append(dispatch().dispatched)
+
+        test_two = test_one
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert (result.errors, result.failures, dispatched) == ([], [], [1, 0, 1, 0])
+    assert (len(given), effects(told), "dispatched" in states(told)) == (2, {}, False)

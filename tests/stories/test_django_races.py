@@ -1,0 +1,139 @@
+"""The Django app between Anymail's own backends and views: whichever comes first, a delivery ends the same."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from anymail.signals import post_send
+from django.db import connections, transaction
+
+from anymail_payloads import ALL, POSTMARK, RESEND, SENDGRID
+from anymail_stories import ANN, BOB, STORY, Message
+from mailglass_reconcile import Sent
+from mailglass_reconcile.contrib.django import receivers
+
+pytestmark = [
+    pytest.mark.usefixtures("app", "backends"),
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support"),
+]
+
+LEDGER = "SELECT count(*) FROM mailglass_events"
+OPEN = "SELECT count(*) FROM mailglass_open_orphans"
+
+
+def elsewhere(action, *arguments):
+    """Do something in another thread, which has a connection of its own, as another request has."""
+
+    def run():
+        try:
+            return action(*arguments)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(run).result()
+
+
+def deliveries(db, message):
+    """Return a message's deliveries, but for the time of the send."""
+    found = message.deliveries(db)
+    assert all(one.pop("dispatched_at") for one in found)
+    return found
+
+
+@contextmanager
+def answered(provider, then):
+    """Call *then* with each message that a provider has accepted, before our app hears of it."""
+
+    def receive(status, **_others):
+        then(Message.of(provider, status))
+
+    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
+    post_send.connect(receive)
+    receivers.connect()
+    yield
+    post_send.disconnect(receive)
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        pytest.param(provider, id=provider.esp_name, marks=[] if provider is SENDGRID else pytest.mark.slow)
+        for provider in ALL
+    ],
+)
+def test_a_delivery_ends_the_same_before_during_and_after_the_commit_of_its_send(db, post, provider):
+    """And after a retry of each request; only a send that is rolled back leaves its orphans."""
+    to = [ANN] if provider is RESEND else [ANN, BOB]
+
+    def told(message, story=STORY):
+        return elsewhere(post, message.requests(*story))
+
+    after = Message.accepted(provider, 1, to)
+    told(after)
+
+    with answered(provider, told):
+        before = Message.accepted(provider, 2, to)
+    with answered(provider, told), transaction.atomic():
+        before_in_a_transaction = Message.accepted(provider, 3, to)
+
+    with transaction.atomic():
+        during = Message.accepted(provider, 4, to)
+        told(during)
+
+    with transaction.atomic():
+        split = Message.accepted(provider, 5, to)
+        told(split, STORY[::-2])
+    told(split, STORY[-2::-2])
+
+    ended = deliveries(db, after)
+    last = [(ANN, "clicked"), (BOB, "bounced")]
+    assert [(one["recipient"], one["last_event_type"]) for one in ended] == last[: len(to)]
+    assert db.value(OPEN) == 0
+
+    with transaction.atomic():
+        undone = Message.accepted(provider, 6, to)
+        orphans = len(told(undone))
+        transaction.set_rollback(True)
+    assert (deliveries(db, undone), db.value(OPEN)) == ([], orphans)
+
+    ledger = db.value(LEDGER)
+    messages = [after, before, before_in_a_transaction, during, split]
+    for message in [*messages, undone]:
+        told(message)
+    assert (db.value(LEDGER), db.value(OPEN)) == (ledger, orphans)
+    assert [deliveries(db, message) for message in messages] == [ended] * len(messages)
+
+
+def test_a_webhook_whose_own_transaction_is_open_while_the_send_commits_is_linked_by_its_own_commit(db, post):
+    """Neither saw the other: the webhook's request looks once more when it has committed."""
+    written, go_on = threading.Event(), threading.Event()
+
+    def slowly(message):
+        try:
+            with transaction.atomic():
+                post(message.requests(*STORY))
+                written.set()
+                assert go_on.wait(20)
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as threads:
+        begun = []
+        with answered(SENDGRID, lambda message: (begun.append(threads.submit(slowly, message)), written.wait(20))):
+            message = Message.accepted(SENDGRID, 1)
+        assert [one["events"] for one in deliveries(db, message)] == [["dispatched"], ["dispatched"]]
+        go_on.set()
+        begun[0].result()
+    assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked", "bounced"]
+    assert db.value(OPEN) == 0
+
+
+def test_the_fixture_for_a_webhook_before_its_send_works_in_a_django_project(db, post, mailglass_webhook_first):
+    """It holds Django's own database, not another one, and leaves no connection behind."""
+    will_be = Message(POSTMARK, [Sent(recipient=ANN, message_id="<1-0@example.com>")])
+    message, _ = mailglass_webhook_first(
+        lambda: Message.accepted(POSTMARK, 1, [ANN]), lambda: elsewhere(post, will_be.requests(*STORY))
+    )
+    assert [one["last_event_type"] for one in deliveries(db, message)] == ["clicked"]

@@ -1,0 +1,286 @@
+"""The writers on every driver that an application may hand over: psycopg, psycopg2, and asyncpg inside `run_sync`."""
+
+import asyncio
+import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
+
+import asyncpg
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+import factories
+import mailglass_reconcile
+from drivers import Driver
+from mailglass_reconcile import (
+    ConfigurationError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MailglassReconcileError,
+    SchemaOutdatedError,
+    Sent,
+    append,
+    attempt_link,
+    erase,
+    find_orphans,
+    link,
+    projector,
+    record_send,
+)
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.ledger import LinkedEvent
+from own_settings import OWN, settings_of, take
+from recording import LEDGER, NAMELESS, NOW, event, record
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+HARD = "50% of \"Zoë\\\" → {NULL} :ids $1 'x'"
+"""What a driver, or an array's literal, may take for something else than text."""
+
+
+def send(connection, *sent, **more):
+    """Record a send of the factories' tenant by Postmark."""
+    return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent, **more)
+
+
+def test_an_application_s_trigger_that_misses_a_table_is_named(db, driver):
+    """Each driver says in its own way where an error was raised."""
+    with db.engine.begin() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(NAMELESS)
+    with pytest.raises(DatabaseRefusedError, match=r"the trigger function public\.audit\(\) of your application"):
+        driver.run(lambda connection: send(connection, Sent(recipient="ada@example.com", message_id="m-1")))
+
+
+@pytest.mark.guard
+def test_every_writer_and_reader_does_what_it_does(db, driver):
+    """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
+    settings = db.settings.model_copy(update={"grace_seconds": 0, "hook_types": "delivered,bounced"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    ada, bob = f"ada-{HARD.lower()}@example.com", "bob@example.com"
+    early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]
+
+    def work(connection):
+        assert [each.delivery_id for each in record(connection, *early)] == [None, None]
+        found = find_orphans(connection)
+        assert {(orphan.candidate_ids, orphan.recipient) for orphan in found} == {(("m-1",), ada), (("m-2",), None)}
+        to_ada, to_bob = send(
+            connection, Sent(recipient=ada, message_id="m-1"), Sent(recipient=bob, message_id="m-1"), metadata={HARD: 1}
+        )
+        assert (to_ada.linked, to_bob.linked) == (1, 0)
+        assert [attempt_link(connection, orphan).state for orphan in find_orphans(connection)] == ["unmatched"]
+        late = record(connection, *early, event("m-1", "bounced", provider_event_id="3", recipient=bob))
+        assert [each.event_id is not None for each in late] == [False, False, True]
+        assert late[-1].delivery_id == to_bob.delivery_id
+        assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
+        with borrowed(connection, db.settings) as tx:
+            ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
+            known = LinkedEvent(None, *ids, "clicked", "2026-04-01", projector.NOW)
+            assert (projector.project(tx, [known]), projector.project(tx, [known])) == (1, 0)
+
+    driver.run(work)
+    deliveries = db.rows("SELECT recipient, last_event_type, metadata FROM mailglass_deliveries ORDER BY recipient")
+    assert deliveries == [(ada, "clicked", {HARD: 1}), (bob, "bounced", {HARD: 1})]
+    assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'sent'") == {HARD: HARD}
+    assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
+    assert db.rows("SELECT type FROM mailglass_hook_outbox ORDER BY type") == [("bounced",), ("delivered",)]
+    db.broken.add("I2")  # one event was projected that is not in the ledger
+
+
+def test_an_event_is_linked_by_hand_and_a_person_erased(db, driver):
+    """Texts reach the ledger as they were given; the address of another driver's row is found."""
+    to, orphan = factories.delivery(db, "m-1", recipient="ada@bücher.example"), factories.orphan(db, {})
+
+    def work(connection):
+        assert str(link(connection, orphan, to, reason=HARD, actor="Zoë").delivery_id) == to
+        done = [erase(connection, recipient="Ada@XN--bcher-kva.example", tenant_id=one) for one in ("other", None)]
+        assert [each.deliveries for each in done] == [0, 1]
+
+    driver.run(work)
+    assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'reconciled'")["reason"] == HARD
+    assert db.value("SELECT recipient FROM mailglass_deliveries").endswith("@erased.invalid")
+
+
+def test_an_error_of_ours_leaves_the_callers_rows_and_settings(db, driver):
+    """After a refusal by the database, as after success; and the reason is known by its SQLSTATE."""
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
+    db.run("CREATE TABLE own (id int)")
+
+    def work(connection):
+        take(connection)
+        connection.exec_driver_sql("INSERT INTO public.own VALUES (1)")
+        record(connection, event("m-1"))
+        assert settings_of(connection) == OWN
+        with pytest.raises(MailglassReconcileError, match="23514"):
+            record(connection, event("m-2", "clicked", recipient="ada@example.com"))
+        assert settings_of(connection) == OWN
+        connection.exec_driver_sql("INSERT INTO public.own VALUES (2)")
+
+    driver.run(work)
+    assert (db.value("SELECT count(*) FROM own"), db.value(LEDGER)) == (2, 1)
+
+
+def test_events_that_cannot_be_linked_cost_no_send(db, driver, caplog):
+    """A savepoint inside ours is rolled back, and what failed is told from an outage by its SQLSTATE."""
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled') NOT VALID")
+    driver.run(lambda connection: record(connection, event("m-1")))
+    (sent,) = driver.run(lambda connection: send(connection, Sent(recipient="a@example.com", message_id="m-1")))
+    assert (sent.linked, "23514" in caplog.text) == (0, True)
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 1
+    db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
+
+
+def test_a_rollback_takes_everything_along(db, driver):
+    """The transaction is the caller's."""
+
+    def work(connection):
+        record(connection, event("m-1"))
+        send(connection, Sent(recipient="a@example.com", message_id="m-1"))
+        connection.rollback()
+
+    driver.run(work)
+    assert db.value(LEDGER) == 0
+    assert db.value("SELECT count(*) FROM mailglass_deliveries") == 0
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_a_send_and_its_webhook_at_the_same_time_are_linked_by_whoever_commits_last(db, driver):
+    """The webhook commits while the send is open, and neither waits for the other; then the send's Session looks."""
+
+    def work(session):
+        send(session, Sent(recipient="a@example.com", message_id="m-1"))
+        with ThreadPoolExecutor() as threads:
+            (recorded,) = threads.submit(driver.run_session, lambda other: record(other, event("m-1"))).result(20)
+        assert recorded.delivery_id is None
+
+    driver.run_session(work)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "delivered"
+
+
+def test_a_session_broadcasts_once_it_has_committed(db, driver):
+    """What a rolled back savepoint held is not told."""
+    delivery = factories.delivery(db, "m-1")
+
+    def work(session):
+        lost = session.begin_nested()
+        record(session, event("m-1", "opened"))
+        lost.rollback()
+        record(session, event("m-1"))
+        assert db.witness.messages() == []
+
+    driver.run_session(work)
+    told = []
+    wait_until(lambda: told.extend(db.witness.messages()) or len(told) == 2)
+    assert {(m["delivery_id"], m["event_type"]) for _, m in told} == {(delivery, "delivered")}
+
+
+def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver):
+    """Only what the caller's own savepoint held goes with it."""
+    delivery = factories.delivery(db, "m-1")
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'clicked')")
+
+    def work(session):
+        record(session, event("m-1"))
+        with pytest.raises(MailglassReconcileError, match="23514"):
+            record(session, event("m-1", "clicked"))
+
+    driver.run_session(work)
+    told = []
+    wait_until(lambda: told.extend(db.witness.messages()) or told)
+    assert {m["delivery_id"] for _, m in told} == {delivery}
+
+
+def test_a_call_without_its_function_says_what_to_run_and_leaves_the_callers_rows(db, driver):
+    """As when a process is newer than the schema."""
+    db.run("DROP FUNCTION mailglass_reconcile_deliveries_of_ids; DROP FUNCTION mailglass_reconcile_store_sends")
+    db.run("CREATE TABLE own (id int)")
+
+    def work(connection):
+        connection.exec_driver_sql("INSERT INTO public.own VALUES (1)")
+        with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
+            record(connection, event("m-1"))
+        with pytest.raises(SchemaOutdatedError, match="run `mailglass-reconcile migrate`"):
+            send(connection, Sent(recipient="a@example.com", message_id="m-1"))
+
+    driver.run(work)
+    assert (db.value("SELECT count(*) FROM own"), db.value(LEDGER)) == (1, 0)
+
+
+def test_an_autocommit_connection_is_refused_on_every_driver(db, driver):
+    """Each has its own way to say so."""
+    with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+        driver.run(lambda connection: record(connection, event()), isolation_level="AUTOCOMMIT")
+
+
+def test_psycopg2_with_another_encoding_is_told_what_to_set(db):
+    """It would send Latin-1 while the server reads UTF-8: it does not notice that a statement has changed that."""
+    url = sa.make_url(db.url).set(drivername="postgresql+psycopg2")
+    with sa.create_engine(url, client_encoding="latin1", poolclass=sa.NullPool).begin() as connection:
+        connection.exec_driver_sql("SET LOCAL client_encoding = 'UTF8'")
+        with pytest.raises(ConfigurationError, match='client_encoding="utf8"'):
+            record(connection, event())
+
+
+def test_a_lost_connection_and_a_server_that_is_away_have_one_name(db, driver):
+    """Killed between the caller's statement and ours; or nobody listens where a Session is to connect."""
+
+    def work(connection):
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        db.run("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)
+        record(connection, event())
+
+    with pytest.raises(DatabaseUnavailableError, match="cannot reach"):
+        driver.run(work)
+    away = Driver(driver.url.set(host="127.0.0.1", port=1, query={}))
+    with pytest.raises(DatabaseUnavailableError, match="cannot reach"):
+        away.run_session(lambda session: record(session, event()))
+
+
+CALLS = [
+    record,
+    send,
+    find_orphans,
+    lambda given: append(given, tenant_id="acme", type="sent", occurred_at=NOW),
+    lambda given: attempt_link(given, mailglass_reconcile.Orphan(None, "acme", dt.datetime.now(dt.UTC), None, (), "")),
+]
+
+
+def refuses(given):
+    """Check that every function refuses *given* in one line, which says what to pass."""
+    for call in CALLS:
+        with pytest.raises(TypeError) as caught:
+            call(given)
+        text = str(caught.value)
+        assert type(given).__name__ in text
+        assert "pass a SQLAlchemy Connection or Session" in text
+        assert "run_sync" in text
+        assert "\n" not in text
+
+
+def test_a_drivers_own_connection_is_refused_with_what_to_pass(db):
+    """Of psycopg and of asyncpg; nothing is written."""
+
+    async def with_asyncpg():
+        plain = sa.make_url(db.url)
+        connection = await asyncpg.connect(host=plain.query["host"], user=plain.username, database=plain.database)
+        refuses(connection)
+        await connection.close()
+
+    with psycopg.connect(db.url) as connection:
+        refuses(connection)
+    asyncio.run(with_asyncpg())
+    assert db.value(LEDGER) == 0
+
+
+def test_an_asynchronous_connection_or_session_is_told_of_run_sync(db):
+    """The usual mistake in asynchronous code: it lacks `await … .run_sync(…)`."""
+
+    async def by_mistake():
+        engine = create_async_engine(sa.make_url(db.url).set(drivername="postgresql+asyncpg"), poolclass=sa.NullPool)
+        async with engine.connect() as connection, AsyncSession(engine) as session:
+            refuses(connection)
+            refuses(session)
+
+    asyncio.run(by_mistake())

@@ -1,0 +1,380 @@
+"""The grants of docs/grants.md: with them each role can do its work."""
+
+import datetime as dt
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+import forking
+import mailglass_reconcile
+import raw_webhooks
+from browsing import TOKEN, Visitor
+from catalog import installation
+from factories import delivery, orphan, postmark
+from handling import leaving
+from mailglass_reconcile import Sent, WebhookEvent, append, record_send, record_webhook
+from mailglass_reconcile.record import erasing
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.web import create_app
+from shapes import made
+
+pytestmark = pytest.mark.slow
+
+GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
+BLOCKS: dict[str, str] = {}
+for _sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL):
+    _role = re.search(r"TO (\w+);", _sql)[1]
+    BLOCKS[_role] = BLOCKS.get(_role, "") + _sql
+
+
+@pytest.fixture
+def acting(db, admin) -> Iterator:
+    """Grant to a new role what the document grants to one, and return settings that connect as it."""
+    yield from acting_in(db, admin)
+
+
+@pytest.fixture
+def acting_beside(beside, admin) -> Iterator:
+    """The same in each version of Mailglass's schema."""
+    yield from acting_in(beside, admin)
+
+
+def acting_in(db, admin) -> Iterator:
+    """Yield what makes a role, and drop the roles in the end."""
+    roles: list[str] = []
+    schema = db.settings.database_schema
+
+    def act(documented: str, **more: object) -> Settings:
+        role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+        roles.append(role)
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+        with db.engine.begin() as connection:
+            sql = BLOCKS[documented].replace("ON SCHEMA public", f"ON SCHEMA {schema}").replace(documented, role)
+            if db.value("SELECT to_regproc('mailglass_prune_events') IS NULL"):  # as on Mailglass's own tables
+                sql = re.sub(r"GRANT EXECUTE ON FUNCTION .*?;", "", sql, flags=re.DOTALL)
+            connection.exec_driver_sql(sql)
+        url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
+        redis_url = db.settings.redis_url.get_secret_value()
+        settings = Settings(database_url=url, database_schema=schema, redis_url=redis_url, **more)
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        return settings
+
+    yield act
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    for role in roles:
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def refused(settings, statement):
+    """Fail unless Postgres refuses a role the statement for want of a right."""
+    with (
+        pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+        engines.create_engine(settings).begin() as connection,
+    ):
+        connection.exec_driver_sql(statement)
+
+
+@pytest.mark.guard
+def test_a_sweeper_sweeps_and_prunes(db, acting):
+    """It links, stores keys, and mends the open set."""
+    delivery(db, "m-1")
+    orphan(db, postmark("m-1"))
+    orphan(db, postmark("m-2"))
+    orphan(db, postmark("m-3"), age_seconds=8 * 86_400)
+    acting("mailglass_sweeper")
+    assert mailglass_reconcile.reconcile().linked == 1
+    assert mailglass_reconcile.prune().expired == 1
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_id(db, acting, granted):
+    """The right that the page names beside Mailglass: a bounce of the Cc is not the To's."""
+    raw = raw_webhooks.payload("postmark", "bounced") | {"Email": "cc@example.com"}
+    raw_webhooks.store(db, "postmark", raw, [{"provider_event_id": "b", "message_id": raw["MessageID"]}], raw_id="b")
+    delivery(db, raw["MessageID"], recipient="to@example.com")
+    role = make_url(acting("mailglass_sweeper").database_url.get_secret_value()).username
+    if granted:
+        right, table = re.search(r"grant the sweeper `(SELECT [^`]+)` on `(\w+)`", " ".join(GRANTS.split())).groups()
+        db.run(f"GRANT {right} ON {table} TO {role}")
+    result = mailglass_reconcile.reconcile()
+    assert (result.linked, result.recipient_mismatch, result.linked_unchecked) == ((0, 1, 0) if granted else (1, 0, 1))
+
+
+def test_a_sweeper_links_by_hand(db, acting):
+    """What is open, and what has expired."""
+    to = delivery(db)
+    events = [orphan(db, {}), orphan(db, {}, age_seconds=8 * 86_400)]
+    settings = acting("mailglass_sweeper")
+    mailglass_reconcile.prune()
+    for event in events:
+        with engines.create_engine(settings).begin() as connection:
+            mailglass_reconcile.link(connection, event, to, reason="ticket 4711")
+    assert db.appended() == 2
+
+
+def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
+    """Without the right to call them it hears which one it lacks; and no role may delete by itself."""
+    orphan(db, postmark("m-1"), age_seconds=40 * 86_400)
+    function = "public.mailglass_prune_events(integer, integer, text, timestamp, bigint)"
+    settings = acting("mailglass_sweeper", retention_events_days=30, retention_deliveries_days=30)
+    assert mailglass_reconcile.prune().failures == {}
+    assert db.value("SELECT count(*) FROM mailglass_events") == 0
+    role = settings.database_url.get_secret_value().split("//")[1].split(":")[0]
+    db.run(f"REVOKE EXECUTE ON FUNCTION {function} FROM {role}")
+    failures = mailglass_reconcile.prune().failures
+    quoted = function.replace("public", '"public"')
+    assert failures == {
+        "events": f"role {role} lacks a right (SQLSTATE 42501): run GRANT EXECUTE ON FUNCTION {quoted} TO {role}"
+    }
+
+
+def test_with_mailglass_each_role_does_its_work_in_its_schema(beside, acting_beside):
+    """A writer inserts, a sweeper sweeps, prunes and links by hand, an eraser erases, a reader looks."""
+    insert = "INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)"
+    with engines.create_engine(acting_beside("mailglass_writer")).begin() as connection:
+        connection.exec_driver_sql(f"{insert} VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)")
+    to, by_hand = delivery(beside, "m-1"), orphan(beside, {})
+    orphan(beside, postmark("m-1"))
+    orphan(beside, postmark("m-3"), age_seconds=8 * 86_400)
+    sweeper = acting_beside("mailglass_sweeper")
+    assert mailglass_reconcile.reconcile().linked == 1
+    pruned = mailglass_reconcile.prune()
+    assert (pruned.expired, pruned.failures) == (1, {})
+    with engines.create_engine(sweeper).begin() as connection:
+        mailglass_reconcile.link(connection, by_hand, to, reason="ticket 4711")
+    refused(sweeper, "SELECT metadata FROM mailglass_deliveries")
+    eraser = acting_beside("mailglass_eraser")
+    wanted = erasing.check("somebody@example.com")
+    assert erasing.erase_with(Database(engines.create_engine(eraser), eraser), wanted).deliveries == 0
+    acting_beside("mailglass_reader", web_token=TOKEN)
+    visitor = Visitor(create_app())
+    assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
+    for path in ("/", "/orphans", f"/deliveries/{to}", f"/events/{by_hand}"):
+        assert visitor.get(path).status_code == 200, path
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("message_id", ["m-1", "m-2"])
+def test_a_recorder_records_webhooks(db, acting, message_id):
+    """Those of a delivery that is there, and orphans."""
+    delivery(db, "m-1")
+    settings = acting("mailglass_recorder")
+    event = WebhookEvent(
+        type="opened",
+        occurred_at=dt.datetime.now(dt.UTC),
+        provider_event_id="1",
+        message_id=message_id,
+        recipient="Ada@Example.com",
+    )
+    with engines.create_engine(settings).begin() as connection:
+        [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+    assert (recorded.delivery_id is not None) is (message_id == "m-1")
+
+
+def test_a_recorder_records_sends(db, acting):
+    """New ones, known ones, what is open for them, and an event that it appends."""
+    settings = acting("mailglass_recorder")
+    opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
+    sent = [Sent(recipient="ada@example.com", message_id="m-1"), Sent(recipient="bob@example.com", message_id="m-2")]
+    with engines.create_engine(settings).begin() as connection:
+        record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
+        recorded = record_send(connection, tenant_id="acme", provider="postmark", sent=sent[:1])
+        recorded += record_send(connection, tenant_id="acme", provider="postmark", sent=sent)
+        earlier = {"type": "queued", "occurred_at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC)}
+        assert append(connection, tenant_id="acme", delivery_id=recorded[2].delivery_id, **earlier)
+    assert [one.linked for one in recorded] == [1, 0, 0]
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_an_eraser_erases(db, acting):
+    """From deliveries, open orphans and raw webhooks; and it may not read the ledger, or change a delivery's tenant."""
+    delivery(db, recipient="ada@example.com")
+    event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1",
+                         recipient="ada@example.com")  # fmt: skip
+    with db.engine.begin() as connection:
+        record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+    db.run("""INSERT INTO mailglass_webhook_events
+                     (id, tenant_id, provider, provider_event_id, event_type_raw, status, raw_payload, received_at,
+                      inserted_at, updated_at)
+              VALUES (gen_random_uuid(), 'acme', 'postmark', '1', 'Open', 'succeeded', '{"to": "ada@example.com"}',
+                      now(), now(), now())""")
+    settings = acting("mailglass_eraser")
+    wanted = erasing.check("Ada@Example.com")
+    done = erasing.erase_with(Database(engines.create_engine(settings), settings), wanted)
+    assert (done.deliveries, done.open_orphans, done.webhook_events) == (1, 1, 1)
+    for statement in (
+        "SELECT metadata FROM mailglass_deliveries",
+        "SELECT FROM mailglass_events",
+        "UPDATE mailglass_deliveries SET tenant_id = 'x'",
+        "DELETE FROM mailglass_webhook_events",
+    ):
+        refused(settings, statement)
+
+
+def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(hooked, acting):
+    """The sweeper's links and the recorder's attachments are both told of, and pruned in the end."""
+    told = leaving("all")
+    hooked.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
+    delivery(hooked, "m-1")
+    orphan(hooked, postmark("m-1"))
+    acting("mailglass_sweeper", hook_types="*")
+    assert mailglass_reconcile.reconcile().linked == 1
+    opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
+    with engines.create_engine(acting("mailglass_recorder", hook_types="*")).begin() as connection:
+        record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
+    acting("mailglass_dispatcher")
+    assert mailglass_reconcile.dispatch().dispatched == len(told) == 2
+    assert hooked.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == 1
+    hooked.broken.add("I14")
+    acting("mailglass_sweeper", retention_succeeded_days=0)
+    assert mailglass_reconcile.prune().hooks_dispatched == 2
+
+
+def test_a_writer_inserts_events(db, acting):
+    """With rights on the ledger alone."""
+    settings = acting("mailglass_writer")
+    with engines.create_engine(settings).begin() as connection:
+        connection.execute(
+            sa.text("""INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation)
+                       VALUES (gen_random_uuid(), 'acme', 'opened', now(), true)""")
+        )
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "orphans", "orphans --expired", "explain --message-id m-1", "sweep --dry-run", "migrate --check"],
+)
+def test_a_reader_looks(db, acting, redis_url, command):
+    """The commands that change nothing end well."""
+    orphan(db, postmark("m-1"))
+    url = acting("mailglass_reader").database_url.get_secret_value()
+    done = forking.run({**db.environment(redis_url), "MAILGLASS_DATABASE_URL": url}, *command.split())
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_serves_every_page(db, acting):
+    """With SELECT alone: an open, a linked and an expired event, a delivery, and whether all is well."""
+    sent = delivery(db, "m-1")
+    events = [orphan(db, postmark("m-1")), orphan(db, postmark("m-2"))]
+    mailglass_reconcile.reconcile()
+    orphan(db, postmark("m-3"), age_seconds=8 * 86_400)
+    acting("mailglass_reader", web_token=TOKEN)
+    visitor = Visitor(create_app())
+    assert b"mailglass_reconcile_up 1.0" in visitor.get("/metrics").content
+    paths = [
+        "/",
+        "/?tenant=acme",
+        "/orphans",
+        "/orphans?state=expired",
+        f"/deliveries/{sent}",
+        "/find?q=m-1",
+        "/readyz",
+    ]
+    for path in [*paths, *(f"/events/{event}" for event in events)]:
+        assert visitor.get(path).status_code in (200, 303), path
+
+
+def test_the_owner_of_mailglass_s_tables_migrates_without_being_superuser(empty_database_url, admin, shape):
+    """Also takes out again what is ours."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    name = make_url(empty_database_url).database
+    rights = f"GRANT USAGE, CREATE ON SCHEMA public TO {role}; GRANT CREATE ON DATABASE {name} TO {role}"
+    installation(empty_database_url).run(rights)
+    url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
+    owned = made(url.render_as_string(hide_password=False), shape)
+    try:
+        before = owned.objects()
+        owned.migrate()
+        assert owned.is_current()
+        owned.remove()
+        assert owned.objects() == before
+    finally:
+        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_an_owner_who_is_no_superuser_makes_all_tables(empty_database_url, admin):
+    """Without Mailglass: its tables too, and the functions of the retention."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    installation(empty_database_url).run(f"GRANT USAGE, CREATE ON SCHEMA public TO {role}")
+    url = make_url(empty_database_url).set(username=role, password="secret")  # noqa: S106
+    settings = Settings(database_url=url.render_as_string(hide_password=False))
+    told: list[str] = []
+    try:
+        runner.migrate(engines.create_engine(settings), settings, told.append)
+        assert told[-1].startswith("done: revision")
+    finally:
+        installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("documented", ["mailglass_sweeper", "mailglass_recorder", "mailglass_reader"])
+def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, acting, documented):
+    """`metadata` may hold rendered mail; tenant and recipient are never changed by us."""
+    settings = acting(documented)
+    for statement in (
+        "SELECT metadata FROM mailglass_deliveries",
+        "UPDATE mailglass_deliveries SET tenant_id = 'x'",
+        "UPDATE mailglass_deliveries SET recipient = 'x'",
+        "SELECT raw_payload FROM mailglass_webhook_events",
+    ):
+        refused(settings, statement)
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize(
+    ("documented", "statement"),
+    [
+        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
+        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET event_id = gen_random_uuid()"),
+        ("mailglass_recorder", "UPDATE mailglass_open_orphans SET arrived_at = now()"),
+        ("mailglass_recorder", "INSERT INTO mailglass_hook_outbox (state) VALUES ('dispatched')"),
+        ("mailglass_recorder", "DELETE FROM mailglass_open_orphans"),
+        ("mailglass_sweeper", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
+        ("mailglass_sweeper", "UPDATE mailglass_hook_outbox SET event_id = gen_random_uuid()"),
+        ("mailglass_sweeper", "INSERT INTO mailglass_hook_outbox (finished_at) VALUES (now())"),
+        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET delivery_id = gen_random_uuid()"),
+        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET event_id = gen_random_uuid()"),
+        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET type = 'opened'"),
+        ("mailglass_dispatcher", "INSERT INTO mailglass_hook_outbox (type) VALUES ('opened')"),
+    ],
+)
+def test_nobody_changes_whose_event_something_is(db, acting, documented, statement):
+    """Rights are on columns: an orphan keeps event, tenant and arrival, a handler's event its delivery."""
+    settings = acting(documented)
+    with (
+        pytest.raises(sa.exc.ProgrammingError, match="permission denied"),
+        engines.create_engine(settings).begin() as connection,
+    ):
+        connection.exec_driver_sql(statement)
+
+
+def test_a_sweeper_leaves_behind_what_could_be_linked(db, acting):
+    """And says since when, which it reads from the delivery."""
+    for message_id in ("m-1", "m-2"):
+        delivery(db, message_id)
+        orphan(db, postmark(message_id))
+    acting("mailglass_sweeper")
+    result = mailglass_reconcile.reconcile(limit=1)
+    assert (result.status, result.linked, result.skipped_limit) == ("ok", 1, 1)
+    assert db.value("SELECT linkable_since IS NOT NULL FROM mailglass_reconcile_runs ORDER BY id DESC LIMIT 1")

@@ -1,0 +1,268 @@
+"""Mailglass rolled back, moved to another schema and back, or beside tables that we made."""
+
+import datetime as dt
+from uuid import UUID, uuid4
+
+import pytest
+
+import factories
+import mailglass_reconcile
+from catalog import Installation, installation, live
+from history import ORPHAN, new_id, sweep, with_history
+from mailglass_reconcile import (
+    Sent,
+    WebhookEvent,
+    append,
+    erase,
+    find_orphans,
+    link,
+    prune,
+    reconcile,
+    reconcile_recent,
+    record_send,
+    record_webhook,
+)
+from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
+from mailglass_reconcile.ops import orphans, status, targets
+from mailglass_reconcile.ops.doctor import backlog
+from mailglass_reconcile.ops.doctor import schema as checks
+from mailglass_reconcile.ops.doctor.finding import Finding
+from mailglass_reconcile.ops.explanation import explain
+from mailglass_reconcile.ops.orphans import Filters
+from mailglass_reconcile.ops.targets import Target
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.sweep.reconciler import prepare
+from shapes import SCHEMAS, made, roll_back
+
+pytestmark = pytest.mark.slow
+
+THEIRS = ("mailglass_deliveries", "mailglass_events", "mailglass_webhook_events", "mailglass_suppressions")
+
+
+FUNCTIONS = """
+SELECT p.proname FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+ WHERE n.nspname = :schema
+   AND p.proname IN ('mailglass_raise_immutability', 'mailglass_webhook_signed_body_immutable')
+"""
+
+
+def move(url: str, there: str, here: str) -> None:
+    """Move Mailglass's four tables and its functions, as its upgrade to 2.0 does."""
+    database = installation(url)
+    database.run(f'CREATE SCHEMA IF NOT EXISTS "{here}"')
+    for table in THEIRS:
+        database.run(f'ALTER TABLE "{there}".{table} SET SCHEMA "{here}"')
+    for function in database.values(FUNCTIONS, schema=there):
+        database.run(f'ALTER FUNCTION "{there}".{function}() SET SCHEMA "{here}"')
+
+
+def finding(database: Installation) -> Finding:
+    """Return what doctor finds of the schema."""
+    with Database(database.engine, database.settings).reading() as tx:
+        [found] = checks.revision(tx)
+    return found
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_our_tables_follow_mailglass_s_to_another_schema_and_back(
+    unmigrated, shape, empty_database_url, redis_url, plan
+):
+    """With open orphans, history and waiting events; what came meanwhile is there too, and nothing stays behind."""
+    old = unmigrated
+    still_open, *_ = with_history(old)
+    old.migrate()
+    empty = {line for line in old.objects() if line.startswith("schema")}
+    old.run("""
+        INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now());
+        INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
+        VALUES (now(), now(), 'full', 'x', 'ok')""")
+    places = [SCHEMAS[shape], "mail glass"]
+    for there, here in (places, places[::-1]):
+        move(empty_database_url, there, here)
+        new, meanwhile = installation(empty_database_url, here), new_id()
+        new.run(ORPHAN.format(id=meanwhile, age="1 minute"))
+        assert not new.is_current()
+        if plan:
+            assert any("SET SCHEMA" in line for line in new.migrate(plan=True))
+            assert not new.is_current()
+        told = new.migrate()
+        assert any(line.startswith("move our tables here from schema") for line in told)
+        assert new.is_current()
+        assert {still_open, meanwhile} <= new.open_set()
+        assert new.values("SELECT count(*) FROM mailglass_hook_outbox") == [1]
+        assert new.values("SELECT count(*) FROM mailglass_reconcile_runs") == [1]
+        left = installation(empty_database_url, there).objects()
+        assert not [line for line in left if "mailglass" in line and not line.startswith("schema")]
+    assert empty <= new.objects()
+    new.run(ORPHAN.format(id=new_id(), age="5 minutes"))
+    assert sweep(new, redis_url) > 1
+
+
+def test_a_setting_that_still_names_the_old_schema_is_named(unmigrated, shape, empty_database_url):
+    """Nobody is told to migrate there: that would make a second set of tables."""
+    old = unmigrated
+    old.migrate()
+    there = {"0.1.1": "mailglass", "2.x": "public"}[shape]
+    move(empty_database_url, SCHEMAS[shape], there)
+    for work in (old.migrate, old.is_current):
+        with pytest.raises(DatabaseRefusedError) as refused:
+            work()
+        assert f"set MAILGLASS_DATABASE_SCHEMA to {there}" in str(refused.value)
+    found = finding(old)
+    assert f"MAILGLASS_DATABASE_SCHEMA to {there}" in found.remedy
+
+
+def opened() -> WebhookEvent:
+    """Return an event of now."""
+    return WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
+
+
+CALLS = {
+    "record_webhook": lambda it: record_webhook(it, provider="postmark", events=[opened()]),
+    "record_send": lambda it: record_send(it, provider="postmark", sent=[Sent(recipient="a@b.cz", message_id="m-1")]),
+    "append": lambda it: append(it, tenant_id="acme", type="opened", occurred_at=dt.datetime.now(dt.UTC)),
+    "erase": lambda it: erase(it, recipient="a@b.cz"),
+    "link": lambda it: link(it, uuid4(), uuid4(), reason="ticket 4711"),
+    "find_orphans": find_orphans,
+    "reconcile": lambda it: reconcile(),
+    "reconcile_recent": lambda it: reconcile_recent(1.0),
+}
+
+
+def test_a_python_call_names_the_schema_that_has_the_tables(unmigrated, shape):
+    """Each of them; a caller's transaction continues, with the caller's own settings."""
+    wrong = unmigrated.settings.model_copy(update={"database_schema": "nowhere"})
+    mailglass_reconcile.configure(engine=unmigrated.engine, settings=wrong)
+    try:
+        for name, call in CALLS.items():
+            with unmigrated.engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL search_path = mine")
+                with pytest.raises(ConfigurationError) as refused:
+                    call(connection)
+                assert f"set MAILGLASS_DATABASE_SCHEMA to {SCHEMAS[shape]}" in str(refused.value), name
+                assert "migrate" not in str(refused.value), name
+                assert connection.exec_driver_sql("SHOW search_path").scalar_one() == "mine", name
+    finally:
+        mailglass_reconcile.configure()
+
+
+def test_a_mailglass_that_was_rolled_back_comes_back_first(unmigrated, shape, empty_database_url):
+    """`migrate` makes no tables in its place; once they are there again, all is mended."""
+    database = unmigrated
+    with_history(database)
+    database.migrate()
+    roll_back(database)
+    before = database.objects()
+    for work in (database.migrate, lambda: database.migrate(plan=True), database.is_current):
+        with pytest.raises(DatabaseRefusedError, match=r"Mailglass was rolled back.* Run Mailglass's own migrations"):
+            work()
+    assert database.objects() == before
+    found = finding(database)
+    assert "Run Mailglass's own migrations" in found.remedy
+    made(empty_database_url, shape)
+    database.migrate()
+    assert database.is_current()
+    assert database.open_set() == set()
+
+
+def test_orphans_whose_events_are_gone_are_closed_by_the_prune(beside):
+    """Mailglass's tests truncate the ledger: the open set follows it, and a new event is linked."""
+    factories.delivery(beside, "m-1")
+    for id_ in ("m-1", "m-2", "m-3"):
+        factories.orphan(beside, factories.postmark(id_), age_seconds=900)
+    reconcile(limit=1)
+    beside.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
+    beside.run("TRUNCATE mailglass_events")
+    beside.broken.update({"I1", "I2", "I3", "I4"})
+    factories.orphan(beside, factories.postmark("m-1"), age_seconds=800)
+    prune()
+    result = reconcile()
+    assert (result.scanned, result.linked, result.skipped, result.status) == (1, 1, 0, "ok")
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+    assert status.check(beside.database) == []
+
+
+def emptied(database, *ages: float) -> list[str]:
+    """Leave open orphans of these ages in seconds, whose keys are stored and name a delivery, and no ledger."""
+    ids = [factories.orphan(database, factories.postmark("m-1"), age_seconds=age) for age in ages]
+    reconcile_recent(60)
+    reconcile()
+    factories.delivery(database, "m-1")
+    database.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
+    database.run("TRUNCATE mailglass_events")
+    database.broken.update({"I2", "I3", "I13"})
+    assert database.value("SELECT count(*) FROM mailglass_open_orphan_ids") == len(ids)
+    return ids
+
+
+def test_an_orphan_whose_event_is_gone_is_linkable_for_nobody_who_looks(beside):
+    """Lists, a dry run, what is counted now, explain, a sweep of some events, and doctor; nothing is changed."""
+    [gone] = emptied(beside, 3_600)
+    kept = factories.orphan(beside, factories.postmark("m-1"), age_seconds=1_800)
+    assert [one.event_id for one in orphans.page(beside.database, Filters()).orphans] == [kept]
+    assert [one.event_id for one in targets.find(beside.database, Target(), 10)] == [kept]
+    with beside.engine.begin() as connection:
+        assert [str(one.event_id) for one in find_orphans(connection)] == [kept]
+    dry = prepare(dry_run=True).run()
+    assert (dry.scanned, dry.linked, dry.skipped_held) == (2, 1, 1)
+    assert explain(beside.database, UUID(gone)).state == "unknown"
+    beside.run("UPDATE mailglass_deliveries SET id = '01900000-0000-7000-8000-000000000000'")  # there for long
+    with beside.database.reading() as tx:
+        [late] = backlog.linking(tx)
+    assert "1 of 1 open orphan " in late.message
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 2
+    swept = reconcile()
+    assert (swept.scanned, swept.linked, swept.skipped_held) == (2, 1, 1), "as the dry run said"
+
+
+@pytest.mark.parametrize("kind", ["recent", "range"])
+def test_each_sweep_closes_what_it_looks_at_if_the_events_are_gone(beside, kind):
+    """With the ids; only the full sweep looks at all of them."""
+    emptied(beside, *{"recent": [0.5, 1.0], "range": [3_600, 3_700]}[kind])
+    result = reconcile_recent(60) if kind == "recent" else prepare(bounds=("2000-01-01", None)).run()
+    assert (result.scanned, result.linked, result.skipped_held) == (2, 0, 2)
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
+
+
+def test_tables_of_ours_beside_mailglass_s_are_warned_of(empty_database_url):
+    """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
+    made = installation(empty_database_url)
+    made.migrate()
+    live(empty_database_url, "mailglass", "2.x")
+    assert any("set MAILGLASS_DATABASE_SCHEMA to mailglass" in line for line in made.migrate())
+    assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(made).remedy
+    theirs = installation(empty_database_url, "mailglass")
+    assert not any("MAILGLASS_DATABASE_SCHEMA" in line for line in theirs.migrate())
+
+
+def test_a_schema_that_was_not_chosen_is_warned_of(empty_database_url, monkeypatch):
+    """If another one has a ledger as well."""
+    database = live(empty_database_url)
+    live(empty_database_url, "other")
+    monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
+    told: list[str] = []
+    runner.migrate(database.engine, Settings(database_url=empty_database_url), told.append)
+    assert any("MAILGLASS_DATABASE_SCHEMA is not set, and schema other has a ledger too" in line for line in told)
+
+
+def test_a_database_in_another_encoding_is_refused(admin, drop_database):
+    """Addresses and ids may hold any character."""
+    name = f"mgtest_{new_id()}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(
+            f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    url = admin.url.set(database=name, drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        database = installation(url)
+        before = database.objects()
+        with pytest.raises(ConfigurationError, match="encoded in LATIN1"):
+            database.migrate()
+        assert database.objects() == before
+    finally:
+        drop_database(name)

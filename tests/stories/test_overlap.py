@@ -1,0 +1,420 @@
+"""A send and a webhook whose transactions are open at once: the step after the commit links, without a sweep."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Barrier
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
+from recording import NOW, event, record, statements
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ADA = "ada@example.com"
+OPEN = "SELECT count(*) FROM mailglass_open_orphans"
+TYPES = "SELECT last_event_type, count(*) FROM mailglass_deliveries GROUP BY 1"
+
+
+def send(connection, *sent):
+    """Record a send through Postmark of the factories' tenant; by default to one recipient."""
+    sent = sent or (Sent(recipient=ADA, message_id="m-1", occurred_at=NOW),)
+    return record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sent)
+
+
+def receive(connection):
+    """Record the webhook of that message."""
+    return record(connection, event())
+
+
+def told(db):
+    """Return how many messages of links there were, by their channel's kind; every link is told of once on each."""
+    return Counter(channel.count(":") for channel, payload in db.witness.messages() if "reconciled" in str(payload))
+
+
+ORDERS = pytest.mark.parametrize("order", [(send, receive), (receive, send)], ids=["send first", "webhook first"])
+LAST = pytest.mark.parametrize("last", [0, 1], ids=["the first commits last", "the first commits first"])
+LINKED = Counter({2: 1, 3: 1})
+
+
+@pytest.mark.guard
+@ORDERS
+@LAST
+def test_of_two_connections_the_later_one_links(db, order, last):
+    """Whoever began, whoever commits first: one link, one message, no sweep."""
+    with db.engine.connect() as one, db.engine.connect() as other:
+        pending = list(zip((one, other), [order[0](one), order[1](other)], strict=True))
+        for connection, recorded in pending[:: 1 if last else -1]:
+            assert db.appended() == 0
+            connection.commit()
+            broadcast(recorded)
+    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert db.rows(TYPES) == [("delivered", 1)]
+    assert told(db) == LINKED
+
+
+@ORDERS
+@LAST
+def test_of_two_sessions_the_later_one_links_by_itself(db, order, last):
+    """It needs no call, and `broadcast` has nothing left to do."""
+    with Session(db.engine) as one, Session(db.engine) as other:
+        recorded = [order[0](one), order[1](other)]
+        for session in (one, other)[:: 1 if last else -1]:
+            assert db.appended() == 0
+            session.commit()
+    broadcast(recorded[0] + recorded[1])
+    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert told(db) == LINKED
+
+
+@ORDERS
+@LAST
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_of_two_async_sessions_the_later_one_links_by_itself(db, order, last, driver):
+    """In another thread."""
+
+    async def both():
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
+        async with AsyncSession(engine) as one, AsyncSession(engine) as other:
+            await one.run_sync(order[0])
+            await other.run_sync(order[1])
+            for session in (one, other)[:: 1 if last else -1]:
+                await session.commit()
+        await engine.dispose()
+
+    asyncio.run(both())
+    assert (db.value(OPEN), db.appended()) == (0, 1)
+    assert told(db) == LINKED
+
+
+@ORDERS
+def test_a_rollback_of_the_other_one_costs_nothing(db, order):
+    """What has committed looks once more, finds nothing, and stays as it is."""
+    with db.engine.connect() as kept, db.engine.connect() as lost:
+        recorded = order[0](kept)
+        order[1](lost)
+        kept.commit()
+        broadcast(recorded)
+        lost.rollback()
+    assert db.appended() == 0
+    assert db.value(OPEN) == (0 if order[0] is send else 1)
+    assert told(db) == Counter()
+    with db.engine.begin() as connection:
+        recorded = order[1](connection)
+    broadcast(recorded)
+    assert db.value(OPEN) == 0
+
+
+@contextmanager
+def own_engine(db, **options) -> Iterator[sa.Engine]:
+    """An engine of the application's, beside the one that looks."""
+    engine = sa.create_engine(make_url(db.url).set(drivername="postgresql+psycopg"), **options)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def transactions(engine) -> Iterator[list[object]]:
+    """Write down the transactions that begin on an engine."""
+    begun: list[object] = []
+
+    def note(connection):
+        begun.append(connection)
+
+    sa.event.listen(engine, "begin", note)
+    yield begun
+    sa.event.remove(engine, "begin", note)
+
+
+@pytest.mark.parametrize("end", [Session.rollback, Session.close])
+def test_a_session_that_does_not_commit_looks_for_nothing(db, end):
+    """And one that does looks once, for all of its calls."""
+    with own_engine(db) as engine, Session(engine) as session, statements(engine) as sent:
+        receive(session)
+        end(session)
+        session.commit()
+        assert [one for one in sent if "after_commit" in one] == []
+        with session.begin_nested():
+            receive(session)
+        send(session)
+        session.commit()
+        assert len([one for one in sent if "after_commit" in one]) == 1
+
+
+def test_an_event_that_has_its_delivery_is_not_looked_for(db):
+    """Nor one that nothing can match, nor one that was recorded before, nor events of a send without an id."""
+    factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        recorded = record(connection, event(), event(None, provider_event_id="2"))
+        recorded += record(connection, event())
+        recorded += send(connection, Sent(recipient=ADA, message_id=None, type="rejected"))
+    assert recorded[0].step.recheck is None
+    with transactions(db.engine) as begun:
+        broadcast(recorded[1:])
+    assert begun == []
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("count", [1, 500])
+def test_a_look_that_finds_nothing_is_one_statement(db, count):
+    """Without a transaction, and the settings that one of this package begins with."""
+    sent = [Sent(recipient=ADA, message_id=f"s-{n}") for n in range(count)]
+    for writer, given in ((send, sent), (record, [event(f"m-{n}") for n in range(count)])):
+        with db.engine.begin() as connection:
+            recorded = writer(connection, *given)
+        with statements(db.engine) as seen:
+            broadcast(recorded)
+        assert len(seen) == 1
+
+
+def test_a_pool_of_one_connection_is_enough_for_a_session(db):
+    """It asks on its own, before that is given back."""
+    with own_engine(db, pool_size=1, max_overflow=0, pool_timeout=3) as engine, db.engine.connect() as other:
+        recorded = send(other)
+        mailglass_reconcile.configure(engine=engine, settings=db.settings)
+        with Session(engine) as session:
+            receive(session)
+            other.commit()
+            session.commit()
+    assert recorded[0].linked == 0
+    assert db.appended() == 1
+
+
+@contextmanager
+def held(db, table: str) -> Iterator[sa.Connection]:
+    """Hold the only row of a table, as somebody else's transaction does."""
+    with db.engine.connect() as holder:
+        holder.exec_driver_sql(f"SELECT FROM {table} FOR UPDATE")
+        yield holder
+
+
+def overlapped(db):
+    """Leave an orphan and its delivery that have not seen each other, and return what the later one has to tell."""
+    with db.engine.connect() as sending, db.engine.connect() as receiving:
+        send(sending)
+        recorded = receive(receiving)
+        sending.commit()
+        receiving.commit()
+    return recorded
+
+
+HELD = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open_orphans"])
+
+
+@HELD
+def test_what_somebody_holds_is_tried_again_until_he_lets_go(db, table):
+    """He may be about to commit; nobody waits for his lock."""
+    recorded = overlapped(db)
+    with ThreadPoolExecutor(1) as threads, held(db, table) as holder, statements(db.engine) as seen:
+        telling = threads.submit(broadcast, recorded)
+        wait_until(lambda: sum("appended AS" in statement for statement in seen) >= 2)
+        assert db.appended() == 0
+        holder.rollback()
+        telling.result(timeout=20)
+    assert db.appended() == 1
+    assert told(db) == LINKED
+
+
+@HELD
+def test_what_somebody_holds_for_long_is_left_to_the_sweep(db, table):
+    """After ten attempts."""
+    recorded = overlapped(db)
+    with held(db, table), statements(db.engine) as seen:
+        broadcast(recorded)
+    assert 8 <= sum("appended AS" in statement for statement in seen) <= 10
+    assert db.appended() == 0
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert reconcile().linked == 1
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_an_async_session_s_event_loop_does_not_wait_for_the_look(db, driver, monkeypatch):
+    """While the look waits for somebody who holds the delivery, the loop continues; nothing in it sleeps."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    async def receiving():
+        engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
+        with db.engine.connect() as sending, statements(engine.sync_engine) as seen:
+            async with AsyncSession(engine) as session:
+                send(sending)
+                await session.run_sync(receive)
+                sending.commit()
+                with held(db, "mailglass_deliveries") as holder:
+                    committing = asyncio.create_task(session.commit())
+                    while sum("appended AS" in statement for statement in seen) < 3:
+                        await asyncio.sleep(0.01)
+                    holder.rollback()
+                    await committing
+        await engine.dispose()
+
+    asyncio.run(receiving())
+    assert slept == []
+    assert db.appended() == 1
+
+
+def test_a_session_in_an_event_loop_waits_for_nobody_who_holds_the_delivery(db, monkeypatch):
+    """One that is not asynchronous would hold up the loop; the next sweep links."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+
+    async def receiving():
+        with db.engine.connect() as sending, Session(db.engine) as session:
+            send(sending)
+            receive(session)
+            sending.commit()
+            with held(db, "mailglass_deliveries"):
+                session.commit()
+
+    asyncio.run(receiving())
+    assert (slept, db.appended()) == ([], 0)
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert reconcile().linked == 1
+
+
+def away(_dialect, _record, _arguments, parameters):
+    """Lead a new connection to where nothing listens."""
+    parameters.update(host="127.0.0.1", port=1)
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://nobody@127.0.0.1:1/none"])
+def test_a_database_that_cannot_be_reached_costs_the_step_and_a_line_in_the_log(db, caplog, url):
+    """What is not known to be there is not broadcast."""
+    factories.delivery(db, "m-2")
+    with db.engine.connect() as sending, db.engine.begin() as receiving:
+        send(sending)
+        recorded = record(receiving, event(), event("m-2"))
+        sending.commit()
+    mailglass_reconcile.configure(settings=Settings(database_url=url, redis_url=db.settings.redis_url))
+    for one in recorded:
+        one.step.engine = None
+    broadcast(recorded)
+    assert db.witness.messages() == []
+    (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
+    assert "MAILGLASS_DATABASE_URL" in line
+    assert "\n" not in line
+
+
+def test_an_engine_that_cannot_connect_any_more_costs_the_step_and_a_line_in_the_log(db, caplog):
+    """Not the call, which has committed."""
+    factories.delivery(db, "m-2")
+    with own_engine(db, poolclass=sa.NullPool) as engine:
+        with db.engine.connect() as sending, engine.begin() as receiving:
+            send(sending)
+            recorded = record(receiving, event(), event("m-2"))
+            sending.commit()
+        sa.event.listen(engine, "do_connect", away)
+        broadcast(recorded)
+    assert db.witness.messages() == []
+    (line,) = [entry.getMessage() for entry in caplog.records if "cannot broadcast" in entry.getMessage()]
+    assert "MAILGLASS_DATABASE_URL" in line
+    assert "\n" not in line
+
+
+def test_the_engine_of_the_call_is_asked_not_that_of_the_settings(db):
+    """`MAILGLASS_DATABASE_URL` is not read."""
+    factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        recorded = record(connection, event())
+    mailglass_reconcile.configure(settings=Settings(database_url=None, redis_url=db.settings.redis_url))
+    broadcast(recorded)
+    assert len(db.witness.messages()) == 2
+
+
+def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db, caplog):
+    """The look ends, and the orphan stays open."""
+    recorded = overlapped(db)
+    db.run("ALTER TABLE mailglass_events ADD CONSTRAINT odd CHECK (type <> 'reconciled')")
+    broadcast(recorded)
+    db.run("ALTER TABLE mailglass_events DROP CONSTRAINT odd")
+    assert "23514" in caplog.text
+    assert db.value(OPEN) == 1
+
+
+@pytest.mark.guard
+def test_handlers_hear_of_what_a_look_links(db):
+    """Their outbox row is written with the link."""
+    settings = db.settings.model_copy(update={"hook_types": "delivered"})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    recorded = overlapped(db)
+    outbox = "SELECT count(*) FROM mailglass_hook_outbox"
+    assert db.value(outbox) == 0
+    broadcast(recorded)
+    assert (db.value(outbox), db.appended()) == (1, 1)
+
+
+def test_recipients_of_one_id_that_overlap_each_get_their_own_event(db):
+    """Two of a send, and a third of another one under the same id."""
+    people = ["a@example.com", "B <b@example.com>", "c@example.com"]
+    with db.engine.connect() as first, db.engine.connect() as second, db.engine.connect() as receiving:
+        told_of = send(first, *(Sent(recipient=each, message_id="m-1") for each in people[:2]))
+        told_of += send(second, Sent(recipient=people[2], message_id="m-2"))
+        events = [event(recipient=people[0]), event(recipient="B@Example.com", provider_event_id="2")]
+        events += [event("m-2", "opened", recipient="<C@example.com>", provider_event_id="3"), event("m-3")]
+        recorded = record(receiving, *events)
+        for connection in (receiving, first, second):
+            connection.commit()
+        broadcast(recorded + told_of)
+    rows = db.rows("SELECT recipient, last_event_type FROM mailglass_deliveries ORDER BY 1")
+    assert [tuple(row) for row in rows] == [
+        ("a@example.com", "delivered"),
+        ("b@example.com", "delivered"),
+        ("c@example.com", "opened"),
+    ]
+    assert (db.value(OPEN), db.appended()) == (1, 3)
+
+
+def test_more_than_a_batch_is_linked_in_several(db):
+    """Whatever the number of ids and of events for one id."""
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"batch_size": 5}))
+    with db.engine.connect() as sending, db.engine.connect() as receiving:
+        sent = send(sending, *(Sent(recipient=ADA, message_id=f"m-{n}") for n in range(12)))
+        record(receiving, *(event(f"m-{n // 2}", provider_event_id=str(n)) for n in range(24)))
+        receiving.commit()
+        sending.commit()
+    broadcast(sent)
+    assert (db.value(OPEN), db.appended()) == (0, 24)
+
+
+def test_a_hundred_and_fifty_pairs_that_overlap_at_random_are_all_linked(db):
+    """Two threads, a send and its webhook in each pair, and a few statements of somebody else's in between."""
+    pairs, barrier, chance = 150, Barrier(2), random.Random(7)
+    pauses = [[(chance.randrange(4), chance.randrange(4)) for _ in range(pairs)] for _ in range(2)]
+
+    def one_side(side):
+        engine = sa.create_engine(make_url(db.url).set(drivername="postgresql+psycopg"))
+        for n, (before, after) in enumerate(pauses[side]):
+            with engine.connect() as connection:
+                connection.exec_driver_sql("SELECT 1")
+                barrier.wait(timeout=60)
+                for _ in range(before):
+                    connection.exec_driver_sql("SELECT 1")
+                given = event(f"m-{n}", provider_event_id=str(n)) if side else Sent(recipient=ADA, message_id=f"m-{n}")
+                recorded = (record if side else send)(connection, given)
+                for _ in range(after):
+                    connection.exec_driver_sql("SELECT 1")
+                connection.commit()
+            broadcast(recorded)
+        engine.dispose()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(one_side, range(2))) == [None, None]
+    assert db.value(OPEN) == 0
+    assert db.rows(TYPES) == [("delivered", pairs)]
+    reconciled = db.appended()
+    assert 20 < reconciled <= pairs
+    assert told(db)[2] == reconciled

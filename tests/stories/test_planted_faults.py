@@ -1,0 +1,193 @@
+"""Faults planted in a running system, one at a time: the doctor names each at once, `status --check` within its
+threshold, and the step that the doctor names heals it."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import planting
+from factories import insert, orphan_row, postmark
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from planting import FAILED
+from system import PATIENCE, System, running_system
+from timeline import Timeline, has_promtool
+from waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NO_SWEEP = r"no full sweep has succeeded for \d+ seconds, 4 seconds are allowed"
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A running system, which all tests of this module share; nothing in it knows that it is a test."""
+    with running_system(tmp_path_factory.mktemp("system")) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: how it comes about, what names it, and how the step that is named is taken.
+
+    Attributes:
+        name: What is wrong.
+        plant: Makes it so.
+        check: The doctor's check that says so, with these `words`.
+        seen: What `status --check` says within its threshold; None if only the doctor can see it.
+        alert: What Prometheus's rules say after so many minutes, if promtool is there; None as for `seen`.
+        heal: Takes the step that the doctor names, which it is given.
+        severity: Of the doctor's finding.
+    """
+
+    name: str
+    plant: Callable[[System], object]
+    check: str
+    words: str
+    seen: str | None
+    heal: Callable[[System, str], object]
+    severity: str = ERROR
+    alert: tuple[str, int] | None = ("NoSuccess", 16)
+
+
+FAULTS = [
+    Fault(
+        "no worker",
+        lambda system: system.kill("worker"),
+        "worker",
+        "no Celery worker of the app adopter answers",
+        NO_SWEEP,
+        planting.start("worker", "start a worker: `celery -A"),
+    ),
+    Fault(
+        "no beat",
+        planting.stop_beat,
+        "beat",
+        "16 minutes ago, and not since",
+        "no full sweep",
+        planting.start("beat", "start beat"),
+    ),
+    Fault(
+        "Redis is away", planting.take_redis_away, "redis", "nothing listens there", NO_SWEEP, planting.bring_redis_back
+    ),
+    Fault(
+        "a lock left behind",
+        planting.leave_lock,
+        "lock",
+        "perhaps its worker was killed",
+        NO_SWEEP,
+        planting.free_lock,
+        WARNING,
+    ),
+    Fault(
+        "a trigger dropped",
+        lambda system: system.admin.run("DROP TRIGGER mailglass_open_orphans_add ON mailglass_events"),
+        "triggers",
+        "trigger mailglass_open_orphans_add is missing",
+        "the triggers on mailglass_events are missing or disabled",
+        planting.by_command("migrate"),
+        alert=("TriggersMissing", 7),
+    ),
+    Fault(
+        "the open set damaged",
+        planting.damage_open_set,
+        "open_set",
+        "4 of 9 orphans looked at are missing",
+        None,
+        planting.by_command("doctor --repair"),
+        alert=None,
+    ),
+    Fault(
+        "a key rule missing",
+        planting.send_from_acme,
+        "key_rules",
+        "no key rule knows this provider",
+        "none of the 12 open orphans of the provider acme has an id that can be used",
+        planting.load_acmes_rule,
+        alert=("NothingLinks", 20),
+    ),
+    Fault(
+        "all webhooks under another tenant",
+        planting.send_under_default,
+        "tenants",
+        "they carry the tenant default",
+        "5 orphans match another tenant's deliveries only",
+        planting.give_tenant,
+        alert=("TenantMismatch", 12),
+    ),
+    Fault(
+        "a handler dead",
+        planting.kill_handler,
+        "handlers",
+        "1 event is dead",
+        "1 event is dead",
+        planting.correct_handler,
+        alert=("HandlersDead", 7),
+    ),
+    Fault("the disk full", planting.fill_disk, "disk", "the disk of the database is full", FAILED, planting.make_room),
+    Fault(
+        "the schema outdated",
+        lambda system: system.admin.run("DELETE FROM mailglass_reconcile_version"),
+        "schema",
+        "this version needs",
+        "the database is at revision none",
+        planting.by_command("migrate"),
+    ),
+    Fault(
+        "no right on a table",
+        planting.take_right,
+        "rights",
+        "INSERT on mailglass_events",
+        FAILED,
+        planting.by_sql,
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name.replace(" ", "-") for fault in FAULTS])
+def test_a_fault_is_named_at_once_and_the_step_that_is_named_heals_it(
+    system: System, fault: Fault, tmp_path: Path
+) -> None:
+    """Each by the doctor; and by `status --check` and an alert within its threshold, unless only the doctor sees it."""
+    system.reset()
+    timeline = Timeline(system.admin, tmp_path)
+    timeline.scrape()
+    timeline.scrape()
+    fault.plant(system)
+    # Where nobody may mount a disk that can be filled, the doctor goes by what the last sweep said of it.
+    check, words = ("sweeps", "failed") if fault.check == "disk" and system.full is None else (fault.check, fault.words)
+    found = system.doctor()[check]
+    assert (found["status"], words in found["message"]) == (fault.severity, True), found
+    if fault.seen is None:
+        assert system.is_healthy()
+    else:
+        wait_until(lambda: re.search(fault.seen, system.says()), PATIENCE)
+    if fault.alert is not None and has_promtool:
+        alert, minutes = fault.alert
+        timeline.scrape(4)
+        for _ in range(4, minutes, 4):
+            timeline.hold(4) if alert == "NoSuccess" else timeline.scrape(4)
+        timeline.fires(alert, perhaps="FailedSweeps" if fault.check in ("disk", "rights") else "")
+    fault.heal(system, found["remedy"])
+    wait_until(system.is_healthy, PATIENCE)
+    after = system.doctor()
+    assert after[check]["status"] == OK or (check == "tenants" and after[check]["status"] == WARNING), after[check]
+    assert [one for one in after.values() if one["status"] == ERROR] == []
+
+
+def test_a_thousand_foreign_events_are_not_called_unhealthy(system: System, tmp_path: Path) -> None:
+    """Mail of other software never matches; a full sweep has looked at all of it, and no alert fires."""
+    system.reset()
+    timeline = Timeline(system.admin, tmp_path)
+    timeline.scrape()
+    insert(system.admin, [], [orphan_row(postmark(f"foreign {n}"), age_seconds=80_000) for n in range(1_000)])
+    census = "SELECT unmatched FROM mailglass_reconcile_runs WHERE kind = 'full' ORDER BY id DESC LIMIT 1"
+    wait_until(lambda: system.admin.value(census) == 1_000, PATIENCE)
+    assert system.is_healthy()
+    assert [one for one in system.doctor().values() if one["status"] != OK] == []
+    for _ in range(6):
+        timeline.scrape()
+    if has_promtool:
+        timeline.fires()

@@ -1,0 +1,224 @@
+"""Broadcasts, lock and results on Redis as operators run it: over TLS with a CA of one's own, and behind Sentinel."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+import factories
+import mailglass_reconcile
+from database import Database
+from faults.redis_servers import PASSWORD, Deployment, certificates, local, needs_debians_redis, sentinel, server
+from installation import Site
+from mailglass_reconcile import runtime, tasks
+from mailglass_reconcile.pubsub import (
+    AsyncSubscription,
+    Missed,
+    Published,
+    Publisher,
+    Subscription,
+    Update,
+    create_client,
+    events_channel,
+)
+from mailglass_reconcile.singleton.lock import PREFIX, LockBackend, running
+from waiting import wait_until
+
+pytestmark = [needs_debians_redis, pytest.mark.slow]
+
+KEY = f"{PREFIX}test"
+QUICK = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
+MESSAGES = [("acme", "delivery", "{}")]
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a certificate authority and of a server's certificate."""
+    return certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def over_tls(certified: Path) -> Iterator[str]:
+    """The `rediss://` URL of a server that speaks TLS only, with its CA."""
+    with server("redis-server", tls=certified) as port:
+        yield f"rediss://:{PASSWORD}@127.0.0.1:{port}/0?ssl_ca_certs={certified}/ca.crt"
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    """A master, a replica and a Sentinel."""
+    with sentinel() as made:
+        yield made
+
+
+def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcasts(db, over_tls, tmp_path) -> None:
+    """The bundled app, configured by one URL alone: the sweep's result comes back, and a subscriber hears it."""
+    site = Site(db, over_tls, tmp_path / "log")
+    site.add(1)
+    pubsub = site.redis.pubsub()
+    pubsub.subscribe(events_channel(factories.TENANT))
+    with site.worker(pool="solo"):
+        holder = site.call()
+        assert site.result(holder)["published"] == 2
+        site.redis.set(key := tasks_key(site), "running somebody", ex=60)
+        assert site.result(site.call()) == {"status": "duplicate", "of": "somebody"}
+        assert site.redis.exists(key)
+    wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
+    assert site.said("lock cannot be used") == site.said("cannot publish") == 0
+
+
+def tasks_key(site: Site) -> str:
+    """Return the key of the lock of a sweep of all tenants."""
+    settings = site.db.settings.model_copy(update={"redis_url": SecretStr(site.url)})
+    mailglass_reconcile.configure(engine=site.db.engine, settings=settings)
+    app = Celery("adopter", broker="memory://", set_as_current=False)
+    return app.tasks[tasks.SWEEP_TASK].generate_lock("")
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused(over_tls: str, caplog) -> None:
+    """Without the CA nothing is sent, and the sweep's log says what kind of error it was."""
+    client = create_client(SecretStr(over_tls.partition("?")[0]), "MAILGLASS_REDIS_URL")
+    assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+    assert PASSWORD not in caplog.text
+
+
+def master_for(deployment: Deployment) -> redis.Redis:
+    """Return the client that an application has from Sentinel."""
+    known = Sentinel([("127.0.0.1", deployment.sentinel)], sentinel_kwargs={"password": PASSWORD, **QUICK})
+    return known.master_for("mymaster", password=PASSWORD, **QUICK)
+
+
+def test_nobody_without_the_password_gets_into_a_server_of_the_tests(deployment: Deployment) -> None:
+    """A Sentinel runs scripts and writes its configuration for whoever may command it."""
+    for port in deployment:
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+
+
+def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deployment: Deployment) -> None:
+    """`configure(redis=Sentinel(…).master_for(…))`: the sweep is told of, and its lock is on the master."""
+    mailglass_reconcile.configure(engine=db.engine, redis=master_for(deployment), settings=db.settings)
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    with local(deployment.master) as master, master.pubsub() as pubsub:
+        pubsub.subscribe(events_channel(factories.TENANT))
+        assert mailglass_reconcile.reconcile().published == 2
+        wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
+        lock = LockBackend(runtime.get_redis())
+        assert [lock.take(KEY, running(one)) for one in "ab"] == [None, "a"]
+        assert master.get(KEY).startswith(b"running a ")
+
+
+def test_a_silent_sentinel_costs_a_second() -> None:
+    """It takes the connection and says nothing: half a second for the broadcast, and for the lock."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        client = Sentinel([("127.0.0.1", silent.getsockname()[1])], sentinel_kwargs=QUICK).master_for(
+            "mymaster", **QUICK
+        )
+        began = time.monotonic()
+        assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+        assert LockBackend(client).take(KEY, running("a")) is None
+    assert time.monotonic() - began < 10, "a second for each of both; without a bound it never ends"
+
+
+def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:
+    """The master falls silent, Sentinel promotes its replica; what is lost meanwhile is counted."""
+    with sentinel() as deployment:
+        client = master_for(deployment)
+        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        with local(deployment.master) as master, local(deployment.replica) as replica:
+            master.client_pause(60_000)
+            assert Publisher(client).publish(MESSAGES) == Published(0, 2)
+            wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert replica.info("replication")["role"] == "master"
+            assert LockBackend(client).take(KEY, running("a")) is None
+            assert replica.get(KEY).startswith(b"running a ")
+
+
+def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
+    """The silent master is noticed by a PING; what was said meanwhile is `Missed`, what the new one says is heard."""
+    with sentinel() as deployment:
+        client = master_for(deployment)
+        with Subscription(client, "acme", None, ping_seconds=1) as subscription:
+            assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+            assert next(subscription) == Update("mailglass:events:acme", {})
+            with local(deployment.master) as master:
+                master.client_pause(60_000)
+            assert isinstance(next(subscription), Missed)
+            wait_until(lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert next(subscription) == Update("mailglass:events:acme", {})
+
+
+def test_a_subscription_over_tls_hears(over_tls: str) -> None:
+    """With the CA in the URL."""
+    client = create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL")
+    with Subscription(client, None, None) as subscription:
+        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        assert next(subscription) == Update("mailglass:events:acme", {})
+
+
+async def received(client: redis.Redis) -> Update | Missed:
+    """Return what an asynchronous subscription receives when one message is published."""
+    async with AsyncSubscription(client, "acme", None) as updates:
+        assert Publisher(client).publish(MESSAGES) == Published(2, 0)
+        return await anext(updates)
+
+
+def test_an_asynchronous_subscription_takes_any_client_as_its_pattern(over_tls, deployment) -> None:
+    """Over TLS with the CA in the URL, behind Sentinel, and on a Unix socket."""
+    with server("redis-server", "unixsocket socket") as port, local(port) as there:
+        directory = there.config_get("dir")["dir"]
+        for client in (
+            create_client(SecretStr(over_tls), "MAILGLASS_REDIS_URL"),
+            master_for(deployment),
+            create_client(SecretStr(f"redis+socket://:{PASSWORD}@{directory}/socket"), "MAILGLASS_REDIS_URL"),
+        ):
+            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
+
+
+def test_an_asynchronous_subscription_behind_sentinel_over_tls(certified: Path) -> None:
+    """Sentinel and master speak TLS only."""
+    with server("redis-server", tls=certified) as master:
+        watched = f"sentinel monitor mymaster 127.0.0.1 {master} 1"
+        known = f"sentinel auth-pass mymaster {PASSWORD}"
+        with server("redis-sentinel", "tls-replication yes", watched, known, tls=certified) as port:
+            tls = {"ssl": True, "ssl_ca_certs": str(certified / "ca.crt")}
+            closed = {"password": PASSWORD, **tls}
+            client = Sentinel([("127.0.0.1", port)], sentinel_kwargs=closed).master_for("mymaster", **closed)
+            assert asyncio.run(received(client)) == Update("mailglass:events:acme", {})
+
+
+def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> None:
+    """As the blocking one does."""
+
+    async def main(client: redis.Redis, master_port: int) -> None:
+        async with AsyncSubscription(client, "acme", None, ping_seconds=1) as updates:
+            with local(master_port) as master:
+                master.client_pause(60_000)
+            assert isinstance(await anext(updates), Missed)
+            await asyncio.to_thread(wait_until, lambda: Publisher(client).publish(MESSAGES) == Published(2, 0), 60)
+            assert await anext(updates) == Update("mailglass:events:acme", {})
+
+    with sentinel() as deployment:
+        asyncio.run(main(master_for(deployment), deployment.master))
+
+
+def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_broadcasts(
+    db, deployment, tmp_path
+) -> None:
+    """An adopter's app with Celery's own `sentinel://`, and our client by `configure`."""
+    site = Site(db, f"redis://:{PASSWORD}@127.0.0.1:{deployment.master}/0", tmp_path / "log")
+    site.add(1)
+    with site.worker(app="worker", pool="solo", WORKER_SENTINEL=str(deployment.sentinel)):
+        result = site.result(site.send(queue="celery"))
+        assert (result["linked"], result["published"]) == (1, 2)
+    assert site.said("lock cannot be used") == site.said("cannot publish") == 0

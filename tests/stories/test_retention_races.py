@@ -1,0 +1,200 @@
+"""Retention while others write, in two prunes at once, and against each writer: per delivery all or none."""
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from aging import LEFT, check, days_ago, fill, prune
+from factories import delivery, orphan
+from mailglass_reconcile import InvalidEventError, Sent, WebhookEvent, append, link, record_send, record_webhook
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.ops import pruner
+from waiting import wait_until
+
+WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+LEDGER = "SELECT type FROM mailglass_events ORDER BY type"
+
+
+def test_two_prunes_while_webhooks_come(db, monkeypatch):
+    """Late webhooks of old deliveries: each finds its delivery, or is an orphan because the delivery has gone."""
+    monkeypatch.setattr(pruner, "RETENTION_ROWS", 20)
+    monkeypatch.setattr(pruner, "BATCH_ROWS", 20)
+    known = fill(db, 150)
+    messages = list(known.values())
+    random.Random(2).shuffle(messages)
+
+    def write() -> int:
+        for number, message in enumerate(messages):
+            event = WebhookEvent(
+                type="clicked", occurred_at=datetime.now(UTC), provider_event_id=str(number), message_id=message
+            )
+            with db.engine.begin() as connection:
+                record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+        return 0
+
+    with ThreadPoolExecutor(3) as pool:
+        writing = pool.submit(write)
+        pruned = [pool.submit(prune, db, 30, 30) for _ in range(2)]
+        assert [one.result().failures for one in pruned] == [{}, {}]
+        writing.result()
+    check(db, known)
+    last = prune(db, 30, 30)
+    deleted = [*(one.result() for one in pruned), last]
+    old = {row.id for row in db.rows(LEFT) if row.old}
+    assert sum(one.events for one in deleted) == 3 * (len(known) - len(old))
+    assert db.value("SELECT count(*) FROM mailglass_events WHERE type = 'clicked'") == len(known)
+    gone = len(known) - db.value("SELECT count(*) FROM mailglass_deliveries")
+    assert sum(one.deliveries for one in deleted) == gone
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == gone
+
+
+def test_a_batch_whose_connection_is_lost_is_undone_and_done_again(db):
+    """In the middle of its DELETE, which waits for a row that somebody holds."""
+    known = fill(db, 5)
+    with ThreadPoolExecutor(1) as pool, db.engine.connect() as other:
+        other.exec_driver_sql("SELECT FROM mailglass_events ORDER BY id DESC LIMIT 1 FOR UPDATE")
+        pruned = pool.submit(prune, db)
+        waiting = "SELECT pid FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: db.rows(waiting))
+        assert db.value("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+        check(db, known)
+        assert db.value("SELECT count(*) FROM mailglass_events") == 15
+        other.rollback()
+        result = pruned.result()
+    assert (result.events, result.failures) == (15, {})
+
+
+@contextmanager
+def behind(db, name: str, write: Callable[..., Any], *given: str) -> Iterator[Future[Any]]:
+    """Let a batch of retention delete one row, then *write* until it waits, and then the batch commit."""
+    with ThreadPoolExecutor(1) as pool, db.engine.connect() as pruning:
+        batch = f"SELECT deleted FROM mailglass_prune_{name}(30, 100, '', '-infinity', 0)"  # noqa: S608
+        assert pruning.exec_driver_sql(batch).scalar_one() == 1
+
+        def writing() -> Any:
+            with db.engine.begin() as connection:
+                return write(connection, *given)
+
+        written = pool.submit(writing)
+        wait_until(lambda: written.done() or db.rows(WAITING))
+        assert not written.done()
+        pruning.commit()
+        yield written
+
+
+def by_hand(connection, event_id: str, delivery_id: str) -> Any:
+    """Link an event."""
+    return link(connection, event_id, delivery_id, reason="by hand")
+
+
+def appended(connection, delivery_id: str) -> Any:
+    """Append an event for a delivery."""
+    return append(connection, tenant_id="acme", type="opened", occurred_at=datetime.now(UTC), delivery_id=delivery_id)
+
+
+def opened(connection, delivery_id: str) -> Any:
+    """Record a webhook for `m-1`, whose delivery that is; return the delivery to which it was attached."""
+    event = WebhookEvent(type="opened", occurred_at=datetime.now(UTC), provider_event_id="1", message_id="m-1")
+    [recorded] = record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+    return recorded.delivery_id
+
+
+def resent(connection) -> str:
+    """Record the send of `m-1`, and return its delivery."""
+    sent = [Sent(recipient="ada@example.com", message_id="m-1", occurred_at=datetime(2026, 1, 2, tzinfo=UTC))]
+    return str(record_send(connection, tenant_id="acme", provider="postmark", sent=sent)[0].delivery_id)
+
+
+def test_an_expired_event_that_somebody_links_by_hand_is_not_deleted(db):
+    """Not before the link commits either, and a rollback leaves it to the next prune."""
+    event, to = orphan(db, {}, age_seconds=40 * 86_400), delivery(db)
+    prune(db, None)
+    for commits in (False, True):
+        with db.engine.connect() as linking:
+            by_hand(linking, event, to)
+            assert prune(db).events == 0
+            (linking.commit if commits else linking.rollback)()
+    assert prune(db).events == 0
+    assert [row.type for row in db.rows(LEDGER)] == ["delivered", "reconciled"]
+
+
+def test_an_expired_event_that_is_being_deleted_is_not_linked(db):
+    """The link waits for the batch, and says that the event is gone."""
+    event, to = orphan(db, {}, age_seconds=40 * 86_400), delivery(db)
+    prune(db, None)
+    with (
+        behind(db, "events", by_hand, event, to) as linked,
+        pytest.raises(InvalidEventError, match=f"there is no event {event}"),
+    ):
+        linked.result()
+    assert db.rows("SELECT FROM mailglass_events UNION ALL SELECT FROM mailglass_open_orphans") == []
+
+
+def test_an_expired_event_is_not_linked_in_a_snapshot_that_may_be_older_than_its_deletion(db):
+    """An open one is: no prune deletes that."""
+    expired, event, to = orphan(db, {}, age_seconds=40 * 86_400), orphan(db, {}), delivery(db)
+    prune(db, None)
+    with db.engine.connect().execution_options(isolation_level="REPEATABLE READ") as linking:
+        with pytest.raises(ConfigurationError, match=f"event {expired} has expired.*READ COMMITTED"):
+            by_hand(linking, expired, to)
+        by_hand(linking, event, to)
+        linking.commit()
+
+
+@pytest.mark.parametrize("write", [appended, opened])
+def test_a_delivery_for_which_somebody_writes_is_not_deleted(db, write):
+    """An event never stands without its delivery; `append` projects nothing."""
+    db.broken.add("I2")
+    with days_ago(db, 40):
+        old = delivery(db, "m-1")
+    with db.engine.begin() as writing:
+        write(writing, old)
+        assert prune(db, 30, 30).deliveries == 0
+    assert prune(db, 30, 30).deliveries == 0
+    assert db.value("SELECT delivery_id::text FROM mailglass_events") == old
+
+
+def test_an_append_for_a_delivery_that_is_being_deleted_says_that_it_is_gone(db):
+    """It waits for the batch."""
+    with days_ago(db, 40):
+        old = delivery(db, "m-1")
+    with (
+        behind(db, "deliveries", appended, old) as done,
+        pytest.raises(InvalidEventError, match=f"there is no delivery {old} of this tenant"),
+    ):
+        done.result()
+    assert db.rows(LEDGER) == []
+
+
+def test_a_webhook_for_a_delivery_that_is_being_deleted_becomes_an_orphan(db):
+    """It waits for the batch."""
+    with days_ago(db, 40):
+        old = delivery(db, "m-1")
+    with behind(db, "deliveries", opened, old) as done:
+        assert done.result() is None
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+
+
+def test_a_send_that_is_repeated_while_its_event_is_being_deleted_is_new(db):
+    """It waits for the batch, which holds its key."""
+    with days_ago(db, 40), db.engine.begin() as connection:
+        first = resent(connection)
+    with behind(db, "events", resent) as done:
+        second = done.result()
+    assert second != first
+    assert prune(db, 30, 30).deliveries == 1
+    assert db.value("SELECT delivery_id::text FROM mailglass_events") == second
+
+
+def test_append_wants_a_delivery_of_the_tenant(db):
+    """Nothing is written."""
+    other = delivery(db, tenant_id="other")
+    for id_ in (other, "00000000-0000-7000-8000-000000000000"):
+        with db.engine.begin() as connection, pytest.raises(InvalidEventError, match=f"there is no delivery {id_}"):
+            appended(connection, id_)
+    assert db.rows(LEDGER) == []

@@ -1,0 +1,119 @@
+"""Webhooks recorded at the same time: all lock in one order, so there is no deadlock, and no older state comes back."""
+
+import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import sqlalchemy as sa
+
+import factories
+from mailglass_reconcile.record.webhooks import idempotency_key
+from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
+from recording import LEDGER, NOW, WAITING, event, record
+from waiting import wait_until
+
+EARLIER = NOW - dt.timedelta(hours=1)
+
+
+def recorded_together(db, *webhooks):
+    """Record each webhook in a transaction of its own, all at once, and return what became of them."""
+    barrier = Barrier(len(webhooks))
+
+    def one(events):
+        with db.engine.begin() as connection:
+            connection.execute(sa.text("SELECT 1"))
+            barrier.wait(timeout=30)
+            return record(connection, *events)
+
+    with ThreadPoolExecutor(len(webhooks)) as threads:
+        return list(threads.map(one, webhooks))
+
+
+def test_webhooks_of_the_same_deliveries_in_opposite_order_do_not_deadlock(db):
+    """Twenty times over, two at once, twenty deliveries each."""
+    ids = [f"m-{n}" for n in range(20)]
+    factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids])
+    for turn in range(20):
+        there = [event(id_, "opened", provider_event_id=f"a-{turn}-{id_}") for id_ in ids]
+        back = [event(id_, "clicked", provider_event_id=f"b-{turn}-{id_}") for id_ in reversed(ids)]
+        for outcome in recorded_together(db, there, back):
+            assert all(each.delivery_id for each in outcome)
+    assert db.value(LEDGER) == 20 * 2 * len(ids)
+
+
+def test_a_retry_in_opposite_order_beside_the_first_does_not_deadlock(db):
+    """Each event is recorded by one of them, whether it is an orphan or is attached."""
+    ids = [f"m-{n}" for n in range(20)]
+    factories.insert(db, deliveries=[factories.delivery_row(id_) for id_ in ids[:10]])
+    for turn in range(20):
+        events = [event(id_, provider_event_id=f"{turn}-{id_}") for id_ in ids]
+        one, other = recorded_together(db, events, events[::-1])
+        assert all((a.event_id is None) != (b.event_id is None) for a, b in zip(one, other[::-1], strict=True))
+    assert db.value(LEDGER) == 20 * len(ids)
+
+
+def test_events_are_inserted_in_the_order_of_their_keys(db):
+    """Of two, the later one is still free while the earlier one is waited for, in whatever order they were given."""
+    first, second = sorted(
+        (event(f"m-{n}", provider_event_id=f"evt-{n}") for n in range(2)),
+        key=lambda e: idempotency_key(factories.TENANT, "postmark", e.provider_event_id, e.type, 0),
+    )
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
+        record(holder, first)
+        waiting = threads.submit(recorded_together, db, [second, first])
+        wait_until(lambda: db.value(WAITING) == 1)
+        with db.engine.begin() as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            record(other, second)
+        holder.rollback()
+        assert [each.event_id is None for each in waiting.result(timeout=30)[0]] == [True, False]
+
+
+def test_deliveries_are_locked_in_the_order_of_their_ids(db):
+    """Of two, the later one is still free while the earlier one is waited for."""
+    rows = sorted((factories.delivery_row(f"m-{n}") for n in range(2)), key=lambda row: row["id"])
+    factories.insert(db, deliveries=rows)
+    with ThreadPoolExecutor(1) as threads, db.engine.begin() as holder:  # which ends first, whatever fails
+        holder.execute(sa.text("SELECT FROM mailglass_deliveries WHERE id = :id FOR UPDATE"), {"id": rows[0]["id"]})
+        events = [event(row["message_id"], provider_event_id=row["id"]) for row in reversed(rows)]
+        waiting = threads.submit(recorded_together, db, events)
+        wait_until(lambda: db.value(WAITING) == 1)
+        free = "SELECT count(*) FROM (SELECT FROM mailglass_deliveries FOR UPDATE SKIP LOCKED) AS d"
+        assert db.value(free) == 1
+        holder.rollback()
+        assert len(waiting.result(timeout=30)[0]) == 2
+
+
+def test_an_event_is_compared_with_what_another_transaction_committed_meanwhile(db):
+    """The webhook waits, and an older report moves nothing, even if it brings two."""
+    factories.delivery(db, "m-1")
+    with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
+        record(holder, event("m-1", "clicked", provider_event_id="new"))
+        older = [event("m-1", "opened", provider_event_id=id_, occurred_at=EARLIER) for id_ in ("one", "two")]
+        waiting = threads.submit(recorded_together, db, older)
+        wait_until(lambda: db.value(WAITING) == 1)
+        holder.commit()
+        assert all(each.delivery_id for each in waiting.result(timeout=30)[0])
+    assert db.value("SELECT last_event_type FROM mailglass_deliveries") == "clicked"
+
+
+def test_an_event_whose_delivery_is_deleted_meanwhile_is_kept_as_an_orphan(db):
+    """It waits for the transaction that deletes."""
+    factories.delivery(db, "m-1")
+    with ThreadPoolExecutor(1) as threads, db.engine.connect() as holder:
+        holder.execute(sa.text("DELETE FROM mailglass_deliveries"))
+        waiting = threads.submit(recorded_together, db, [event("m-1")])
+        wait_until(lambda: db.value(WAITING) == 1)
+        holder.commit()
+        ((recorded,),) = waiting.result(timeout=30)
+    assert (recorded.event_id is None, recorded.delivery_id) == (False, None)
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 1
+
+
+def test_events_of_one_delivery_move_its_version_once(db):
+    """A webhook is projected in one statement, and the row's version says so."""
+    factories.delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in PROVIDER_TYPES))
+    row = db.rows("SELECT last_event_type, lock_version FROM mailglass_deliveries")[0]
+    assert tuple(row) == ("complained", 2)

@@ -1,0 +1,171 @@
+"""What an operator reads in a worker's log: a line for what happened, none for nothing, never one of a stranger's."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+
+from installation import PATIENCE, Site
+from mailglass_reconcile import tasks
+from mailglass_reconcile.schedule import PRUNE_TASK, SWEEP_TASK
+from mailglass_reconcile.store import runs
+from mailglass_reconcile.sweep import history
+from mailglass_reconcile.sweep.result import SweepResult
+from waiting import wait_until
+
+UNMIGRATED = {"MAILGLASS_DATABASE_SCHEMA": "nowhere"}
+REMEDY = "set MAILGLASS_DATABASE_SCHEMA to public"
+UNCONFIGURED = {"MAILGLASS_DATABASE_URL": ""}
+AWAY = {"MAILGLASS_DATABASE_URL": "postgresql://127.0.0.1:1/app"}
+
+
+def lines_with(site: Site, words: str) -> list[str]:
+    """Return the log's lines that have these words."""
+    return [line for line in site.log.read_text().splitlines() if words in line]
+
+
+def said_of(site: Site, name: str) -> list[str]:
+    """Return the log's lines that say of a task what is wrong with the schema."""
+    return [line for line in lines_with(site, REMEDY) if name in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_a_sweep_or_a_prune_that_cannot_start_is_one_line(site, level):
+    """At every level of the worker's log, and without a traceback; whoever asked gets the error as the result."""
+    with site.worker("-l", level, app="worker", until="READY", **UNMIGRATED):
+        asked = [site.send(queue="celery"), site.client.send_task(PRUNE_TASK, queue="celery").id]
+        states = [site.client.AsyncResult(one) for one in asked]
+        for state in states:
+            state.get(timeout=PATIENCE, interval=0.05, propagate=False)
+        wait_until(lambda: all(said_of(site, name) for name in (SWEEP_TASK, PRUNE_TASK)))
+    assert [state.state for state in states] == ["FAILURE"] * 2
+    assert site.said("Traceback") == site.said("unexpected") == 0
+    assert [len(said_of(site, name)) for name in (SWEEP_TASK, PRUNE_TASK)] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (UNMIGRATED, REMEDY),
+        (UNCONFIGURED, "MAILGLASS_DATABASE_URL is not set"),
+        (AWAY, "127.0.0.1, port 1, database app: nothing listens there"),
+        ({}, None),
+    ],
+)
+def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environment, words):
+    """On a database without our tables, or without a database; a worker with all it needs says nothing."""
+    with site.worker(**environment):
+        found = lines_with(site, "cannot sweep")
+        assert site.said("Traceback") == 0
+    assert len(found) == (words is not None)
+    assert all(words in line and "WARNING" in line for line in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+socket:///run/redis.sock?password=pa%2Fss&virtual_host=1",
+        "redis+socket://:pa%2Fss@/run/redis.sock?virtual_host=1",
+        "redis://localhost:6379/0?username=me&password=pa%2Fss",
+        "rediss://me:pa%2Fss@localhost:6379/0",
+    ],
+)
+def test_celery_report_prints_no_password(site, url):
+    """`celery report` is pasted into bug reports; where it hides a password is known, and ours is put there."""
+    command = [sys.executable, "-m", "celery", "-A", "mailglass_reconcile", "report"]
+    environment = {**site.environment, "MAILGLASS_REDIS_URL": url}
+    report = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    assert "broker_url: 'redis" in report
+    assert not re.search("pa(%2F|/)ss", report)
+
+
+@pytest.mark.slow
+def test_a_worker_without_our_queues_does_not_ask_for_a_database(site):
+    """It will never sweep."""
+    with site.worker("-Q", "other", **UNCONFIGURED):
+        assert site.said("cannot sweep") == 0
+
+
+@pytest.mark.slow
+def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_did_not_is_none(site):
+    """With the counts, not the fields of a dictionary."""
+    site.add(2)
+    with site.worker(pool="solo"):
+        for _ in range(2):
+            site.result(site.send())
+        site.result(site.call(tenant_id="acme"))
+    (line,) = lines_with(site, "swept")
+    assert re.search(r"swept all tenants: linked 2 of 2 open orphans in \d+ ms$", line)
+
+
+@pytest.mark.slow
+def test_a_group_with_a_duplicate_ends(site):
+    """Each member has a result of its own, whoever swept."""
+    with site.worker("-c", "2", MAILGLASS_BATCH_SIZE="10"):
+        asked = subprocess.run(
+            [sys.executable, "-c", GROUP], env=site.environment, check=True, capture_output=True, text=True
+        ).stdout
+        first, second = json.loads(asked)
+    assert {"ok"} <= {first["status"], second["status"]} <= {"ok", "duplicate"}
+
+
+GROUP = """
+import json
+from celery import group
+from mailglass_reconcile.celery import app
+from mailglass_reconcile.tasks import reconcile
+print(json.dumps(group(reconcile.s(), reconcile.s()).apply_async().get(timeout=30, interval=0.05)))
+"""
+
+
+@pytest.mark.slow
+def test_a_hostile_tenant_argument_is_swept_and_neither_a_line_of_its_own_nor_a_megabyte_of_result(site):
+    """A newline, an escape sequence, a megabyte: swept as given, found nothing, escaped and cut in log and result."""
+    hostile = "acme\n[2026-01-01 00:00:00: ERROR] FORGED \x1b[31m"
+    with site.worker(pool="solo"):
+        escaped = site.result(site.send(hostile))
+        cut = site.result(site.send("x" * 1_000_000))
+        plain = site.result(site.send("ä b"))
+    assert (escaped["status"], escaped["scanned"]) == ("ok", 0)
+    assert escaped["tenant_id"] == r"acme\n[2026-01-01 00:00:00: ERROR] FORGED \x1b[31m"
+    assert cut["tenant_id"] == "x" * 1_000 + "…"
+    assert plain["tenant_id"] == "ä b"
+    assert "\x1b" not in site.log.read_text()
+    assert not [line for line in lines_with(site, "FORGED") if line.startswith("[2026-01-01")]
+    assert max(map(len, site.log.read_text().splitlines())) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (SweepResult(tenant_id="a\nb", scanned=3, linked=1, unmatched=2), r"swept tenant 'a\nb': linked 1 of 3"),
+        (SweepResult(scanned=3, linked=1, unmatched=2, duration_ms=7), "in 7 ms; 2 unmatched"),
+        (SweepResult(scanned=1, linked=1, published=0, publish_failed=2), "2 broadcasts not sent"),
+        (
+            SweepResult(scanned=1, failed=1, remaining=1, status="partial"),
+            "1 failed; partial, 1 eligible orphan remains",
+        ),
+        (SweepResult(scanned=2, unmatched=2), None),
+        (SweepResult(), None),
+    ],
+)
+def test_the_line_of_a_sweep(result, line, caplog):
+    """What was linked, what was not and why, what is lost."""
+    counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
+    run = runs.Run("full", "call", result.shown_tenant, result.status, counts, result.remaining)
+    with caplog.at_level(logging.INFO), history.reported("full", lambda _: run):
+        pass
+    assert [line in record.getMessage() for record in caplog.records] == ([True] if line else [])
+
+
+def test_the_result_shows_a_tenant_argument_in_one_line_and_cut(db):
+    """As the task returns it, without a worker."""
+    assert tasks.reconcile("a\nb\x1b")["tenant_id"] == r"a\nb\x1b"
+    assert tasks.reconcile("x" * 1_001)["tenant_id"] == "x" * 1_000 + "…"
+    assert tasks.reconcile("ä b")["tenant_id"] == "ä b"

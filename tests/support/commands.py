@@ -1,0 +1,119 @@
+"""The command on a test's database: within this process, for its logic, and in one of its own, for its start."""
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import click
+import click.testing
+import jsonschema
+
+import forking
+from mailglass_reconcile import runtime
+from mailglass_reconcile.cli import command, main
+
+# Before 8.2 it puts what is written on standard error among the rest, unless it is told not to.
+_APART: Any = {"mix_stderr": False} if "mix_stderr" in signature(click.testing.CliRunner).parameters else {}
+RUNNER = click.testing.CliRunner(**_APART)
+SUBCOMMANDS = {name: command.get_command(None, name) for name in command.list_commands(click.Context(command))}
+"""All of them, loaded."""
+
+
+def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
+    done = tried(db, *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with *arguments* and more of an environment, and return what it did, whatever that is.
+
+    It runs within this process as if it were another one: with settings and a log of its own.
+    """
+    variables = {**db.environment(db.settings.redis_url.get_secret_value()), **environment}
+    assert "MAILGLASS_IMPORTS" not in variables, "modules are imported once in a process: use `started`"
+    absent = {name: None for name in os.environ if name.startswith("MAILGLASS_") and name not in variables}
+    program = click.Command("mailglass-reconcile", callback=lambda: main(arguments))
+    with _unconfigured(), _without_a_log():
+        done = RUNNER.invoke(program, [], env={**variables, **absent})
+    if done.exc_info and not isinstance(done.exception, SystemExit | None):
+        raise done.exc_info[1].with_traceback(done.exc_info[2])  # type: ignore[union-attr]
+    return subprocess.CompletedProcess(["mailglass-reconcile", *arguments], done.exit_code, done.stdout, done.stderr)
+
+
+def started(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, which has loaded nothing else, and return what it did."""
+    redis_url = db.settings.redis_url.get_secret_value()
+    return forking.run({**db.environment(redis_url), **environment}, *arguments)
+
+
+@contextmanager
+def _unconfigured() -> Iterator[None]:
+    """Take settings from the environment while the block runs."""
+    before = runtime._Configured
+    configured = {name: getattr(before, name) for name in ("engine", "redis", "settings")}
+    runtime.configure()
+    try:
+        yield
+    finally:
+        runtime.configure(**configured)
+
+
+@contextmanager
+def _without_a_log() -> Iterator[None]:
+    """Let the block set logging up as a new process does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.handlers = []
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+
+
+def on_a_terminal(db: Any, *arguments: str) -> str:
+    """Run the command on a terminal, and return what it wrote there."""
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
+        env={**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"},
+        stdin=other,
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    written = b""
+    with suppress(OSError):  # the terminal is gone when the process is
+        while piece := os.read(main, 65_536):
+            written += piece
+    process.wait(60)
+    os.close(main)
+    return written.decode().replace("\r\n", "\n")
+
+
+def inside(*arguments: str) -> click.testing.Result:
+    """Run the command within this process, on what it is configured for: a test of much output needs many runs."""
+    return RUNNER.invoke(command, arguments)
+
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+
+
+def conforming(name: str, text: str) -> list[dict[str, Any]]:
+    """Return the JSON objects of *text*, one a line, each of which conforms to the schema of that name."""
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        validator.validate(line)
+    return lines

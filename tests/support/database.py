@@ -1,0 +1,93 @@
+"""A migrated database of a test's own, as the fixture `db` gives it."""
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+import witness as watching
+from lending import Lent
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store.database import Database as Handle
+from mailglass_reconcile.store.migration import runner
+from waiting import wait_until
+
+OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+SCHEMA = "SELECT current_schema()"
+APPENDED = "SELECT count(*) FROM mailglass_events WHERE type = 'reconciled'"
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database of a test's own."""
+
+    url: str
+    settings: Settings
+    engine: sa.Engine = field(repr=False)
+    witness: watching.Witness = field(repr=False)
+    broken: set[str] = field(default_factory=set)
+    """Invariants that a test breaks on purpose, such as `I13` where it takes the triggers away."""
+    hooked: set[str] = field(default_factory=set)
+    """Types of events of which each one that reached a delivery must have a row in the handlers' outbox."""
+
+    lent: Lent | None = field(default=None, repr=False)
+    """Which of the databases that are kept it is, if it is one."""
+
+    @property
+    def database(self) -> Handle:
+        """The same as the package uses it."""
+        return Handle(self.engine, self.settings)
+
+    def begin(self) -> AbstractContextManager[sa.Connection]:
+        """Begin a transaction that is committed at the end of the block; `tx` yields its own."""
+        return self.engine.begin()
+
+    def is_current(self) -> bool:
+        """Whether it is as a migration makes it."""
+        if self.lent and self.lent.is_as_made():
+            return True
+        return runner.is_current(self.engine, self.settings) and self.value(SCHEMA) == self.settings.database_schema
+
+    def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
+        """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
+            return connection.execute(sa.text(sql), parameters).all()
+
+    def value(self, sql: str, **parameters: object) -> Any:
+        """Return the only value of the only row of one statement."""
+        return self.rows(sql, **parameters)[0][0]
+
+    def run(self, sql: str, **parameters: object) -> None:
+        """Run one statement that returns nothing, in a transaction of its own, in UTC."""
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL TimeZone = 'UTC'")
+            connection.execute(sa.text(sql), parameters)
+
+    def by_default(self, setting: str, value: str | None) -> None:
+        """Give the database a default of its own for a setting, or none; sessions that begin later have it."""
+        change = f"RESET {setting}" if value is None else f"SET {setting} = '{value}'"
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("SET default_transaction_read_only = off")
+            connection.exec_driver_sql(f'ALTER DATABASE "{self.engine.url.database}" {change}')
+        self.engine.dispose()
+
+    def wait_until_alone(self) -> None:
+        """Wait until every other session has ended: only then its cost is in the statistics."""
+        self.engine.dispose()
+        wait_until(lambda: self.value(OTHERS) == 0)
+
+    def appended(self) -> int:
+        """Return how many `reconciled` events the ledger holds, whoever appended them."""
+        return int(self.value(APPENDED))
+
+    def environment(self, redis_url: str) -> dict[str, str]:
+        """Return the environment of a process that is to use this database."""
+        others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+        return {**others, "MAILGLASS_DATABASE_URL": self.url, "MAILGLASS_REDIS_URL": redis_url}

@@ -1,0 +1,148 @@
+"""Django and Anymail as they come; our app does nothing but in a test that asks for it, on that test's database."""
+
+import os
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import django
+import pytest
+from anymail.signals import post_send, tracking
+from django.apps import apps
+from django.conf import settings
+from django.core.management import call_command
+from django.core.signals import setting_changed
+from django.db import connections
+from django.test import Client, override_settings
+from sqlalchemy.engine import make_url
+
+import anymail_wire
+from mailglass_reconcile import runtime
+from mailglass_reconcile.hooks import running as handlers
+
+MIDDLEWARE = "mailglass_reconcile.contrib.django.middleware.WebhookMiddleware"
+
+Events = list[tuple[Any, str]]
+
+
+@pytest.fixture(scope="session")
+def anymail_django() -> None:
+    """Django, set up, with a database that is nowhere."""
+    if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        settings.configure(
+            LOGGING_CONFIG=None,
+            USE_TZ=True,
+            TIME_ZONE="UTC",
+            SECRET_KEY="for tests only",  # noqa: S106
+            DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "nowhere"}},
+            INSTALLED_APPS=[
+                "django.contrib.auth",
+                "django.contrib.contenttypes",
+                "django.contrib.sessions",
+                "django.contrib.messages",
+                "django.contrib.admin",
+                "anymail",
+                "mailglass_reconcile.contrib.django",
+            ],
+        )
+    django.setup()
+    leave_the_app()
+
+
+def leave_the_app() -> None:
+    """Undo what our app has done since it was loaded."""
+    from mailglass_reconcile.contrib.django import receivers  # noqa: PLC0415 - it needs the settings
+
+    setting_changed.disconnect(dispatch_uid="mailglass_reconcile.settings")
+    post_send.disconnect(dispatch_uid="mailglass_reconcile.post_send")
+    tracking.disconnect(dispatch_uid="mailglass_reconcile.tracking")
+    settings.MIDDLEWARE = [one for one in settings.MIDDLEWARE if one != MIDDLEWARE]
+    receivers._thread().submit(connections.close_all).result()
+    runtime.configure_framework()
+    handlers.use(None)
+
+
+@contextmanager
+def databases_name(url: str) -> Iterator[None]:
+    """Let `DATABASES["default"]` be the database of a URL, in every thread."""
+    given, kept = make_url(url), dict(connections["default"].settings_dict)
+    connections["default"].close()
+    connections["default"].settings_dict.update(
+        NAME=given.database,
+        USER=given.username or "",
+        PASSWORD=given.password or "",
+        HOST=given.query.get("host") or given.host or "",
+        PORT=given.port or "",
+    )
+    try:
+        yield
+    finally:
+        connections["default"].close()
+        connections["default"].settings_dict.update(kept)
+
+
+@contextmanager
+def another_database(**changes: Any) -> Iterator[None]:
+    """Let `DATABASES["other"]` be like the default one, but for some *changes*."""
+    connections.settings["other"] = {**connections.settings["default"], **changes}
+    try:
+        yield
+    finally:
+        if hasattr(connections._connections, "other"):
+            connections["other"].close()
+            del connections["other"]
+        del connections.settings["other"]
+
+
+@pytest.fixture
+def app(db: Any, anymail_django: None) -> Iterator[Any]:
+    """Our app, as loaded, on the test's database."""
+    with databases_name(db.url):
+        if apps.is_installed("shop"):  # the example's project, which `DJANGO_SETTINGS_MODULE` names
+            call_command("migrate", "shop", verbosity=0)
+        configuration = apps.get_app_config("mailglass_reconcile")
+        configuration.ready()
+        yield configuration
+        leave_the_app()
+
+
+@pytest.fixture
+def anymail_settings(anymail_django: None) -> Iterator[None]:
+    """Anymail's URLs at the root, and its settings for the payloads of `anymail_payloads`."""
+    with override_settings(
+        ALLOWED_HOSTS=["testserver"],
+        ANYMAIL=anymail_wire.settings(),
+        MIDDLEWARE=[MIDDLEWARE],
+        ROOT_URLCONF="anymail.urls",
+    ):
+        yield
+
+
+@pytest.fixture
+def backends(anymail_settings: None) -> Iterator[None]:
+    """Anymail's settings for its backends too."""
+    import anymail_answers  # noqa: PLC0415 - it loads what only some tests need
+
+    with override_settings(ANYMAIL={**settings.ANYMAIL, **anymail_answers.SETTINGS}):
+        yield
+
+
+@pytest.fixture
+def post(anymail_settings: None) -> Iterator[Callable[..., Events]]:
+    """Post requests to Anymail's views, and return `(event, esp_name)` of each `tracking` signal, in order."""
+    client = Client(headers={"authorization": f"Basic {b64encode(anymail_wire.AUTH.encode()).decode()}"})
+    heard: Events = []
+
+    def receive(event: Any, esp_name: str, **_others: Any) -> None:
+        heard.append((event, esp_name))
+
+    def post(requests: Sequence[dict[str, Any]]) -> Events:
+        heard.clear()
+        for request in requests:
+            assert client.post(**request).status_code == 200
+        return list(heard)
+
+    tracking.connect(receive)
+    yield post
+    tracking.disconnect(receive)

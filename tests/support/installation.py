@@ -1,0 +1,158 @@
+"""An installation as an operator has it: a database, a Redis, a broker, and workers and beats as processes."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import redis
+from celery import Celery
+
+import factories
+from mailglass_reconcile.schedule import SWEEP_TASK
+from waiting import wait_until
+
+HERE = Path(__file__).parent
+QUEUE = "mailglass_reconcile"
+PATIENCE = 60
+CALL = [sys.executable, "-m", "celery", "-A", "mailglass_reconcile", "call", SWEEP_TASK]
+NUMBERS = itertools.count(1)
+
+
+class Site:
+    """One installation: a database, a Redis database, a broker, and the processes that work there."""
+
+    def __init__(self, db, redis_url: str, log: Path) -> None:
+        self.db = db
+        self.url = urlsplit(redis_url)._replace(path=f"/{next(NUMBERS) % 7 + 1}").geturl()
+        self.environment = {**db.environment(self.url), "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parents[1]}"}
+        broker = os.environ.get("MAILGLASS_TEST_BROKER_URL")
+        self.broker = broker or self.url
+        if broker:
+            self.environment["CELERY_BROKER_URL"] = broker
+        self.log = log
+        self.redis = redis.Redis.from_url(self.url)
+        self.redis.flushdb()
+        checked = "&ssl_cert_reqs=required" if self.url.startswith("rediss://") else ""  # Celery wants it said
+        broker = broker or self.url + checked
+        self.client = Celery("client", broker=broker, backend=self.url + checked, set_as_current=False)
+
+    def celery(self, *arguments: str, app: str = "mailglass_reconcile", **more: str) -> subprocess.Popen:
+        """Start a Celery command whose output goes to the log."""
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", app, *arguments],
+                env={**self.environment, **more},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.log.parent,
+            )
+
+    @contextmanager
+    def running(self, *arguments: str, until: str = " ready.", **more: str) -> Iterator[subprocess.Popen]:
+        """Run a Celery command while the block does, and end it and its children."""
+        process = self.celery(*arguments, **more)
+        try:
+            wait_until(lambda: self.said(until) or process.poll() is not None, PATIENCE)
+            assert process.poll() is None, self.log.read_text()
+            yield process
+        finally:
+            end(process)
+
+    def worker(self, *arguments: str, pool: str = "prefork", **more: str):
+        """Run a worker while a block does."""
+        name = f"{uuid.uuid4().hex}@%h"  # RabbitMQ keeps a killed worker's own queue locked for a while
+        return self.running("worker", "-l", "info", "-n", name, "-P", pool, "-c", "2", *arguments, **more)
+
+    def call(self, **kwargs: object) -> str:
+        """Ask by `celery call`, and return the task's id."""
+        return self.start(*CALL, "--kwargs", json.dumps(kwargs)).communicate(timeout=PATIENCE)[0].strip()
+
+    def start(self, *command: str) -> subprocess.Popen:
+        """Start a process of the installation whose output is to be read."""
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
+
+    def send(self, *args: object, **options: object) -> str:
+        """Ask by `send_task`, from an application that has nothing of ours, and return the task's id."""
+        return self.client.send_task(SWEEP_TASK, args, **{"queue": QUEUE, **options}).id
+
+    def result(self, task_id: str) -> dict:
+        """Wait for a task's result, and return it."""
+        result = self.client.AsyncResult(task_id)
+        wait_until(result.ready, PATIENCE)  # asked for: Celery 5.5 can miss the message that a result is there
+        return result.get()
+
+    def said(self, words: str) -> int:
+        """How often the log has these words."""
+        return self.log.read_text().count(words)
+
+    def linked(self) -> int:
+        """How many orphans are linked."""
+        return self.db.appended()
+
+    def kept(self) -> list[dict]:
+        """The results that are kept."""
+        found = [json.loads(self.redis.get(name)) for name in self.redis.scan_iter("celery-task-meta-*")]
+        return [one["result"] or {} for one in found]
+
+    def swept(self) -> list[dict]:
+        """The results that are kept, of those that swept."""
+        return [one for one in self.kept() if "scanned" in one]
+
+    def add(self, orphans: int, tenant: str = factories.TENANT) -> None:
+        """Insert orphans whose deliveries are there."""
+        ids = [str(uuid.uuid4()) for _ in range(orphans)]
+        factories.insert(
+            self.db,
+            [factories.delivery_row(one, tenant_id=tenant) for one in ids],
+            [factories.orphan_row(factories.postmark(one), tenant_id=tenant) for one in ids],
+        )
+
+    @contextmanager
+    def held_up(self, sql: str = "LOCK TABLE mailglass_open_orphans") -> Iterator[Callable[[], object]]:
+        """Hold sweeps up by a lock, and yield a function that says whether one waits for it."""
+        with self.db.engine.connect() as connection, connection.begin():
+            connection.exec_driver_sql(sql)
+            yield lambda: self.db.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a process and what it started."""
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        family = []
+    for one in family:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
+@pytest.fixture
+def site(db, redis_url, tmp_path) -> Iterator[Site]:
+    """An installation with nothing running."""
+    log = tmp_path / "log"
+    log.touch()
+    made = Site(db, redis_url, log)
+    if made.broker != made.url:
+        with made.client.connection_for_write() as connection:
+            for queue in (QUEUE, "mailglass_maintenance", "celery"):
+                connection.default_channel.queue_declare(queue, durable=True, auto_delete=False)
+                connection.default_channel.queue_purge(queue)
+    yield made
+    made.client.close()
+    made.redis.close()

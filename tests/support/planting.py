@@ -1,0 +1,188 @@
+"""How faults come about in a running system, and how the steps are taken that the doctor names against them."""
+
+import itertools
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+import factories
+from factories import delivery_row, insert, orphan_row, postmark
+from mailglass_reconcile.testing import servers
+from scraping import delivery_of
+from system import PATIENCE, System
+from waiting import wait_until
+
+FAILED = r"the last full sweep failed \(\w+\)|no full sweep has succeeded"
+HELD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+LATER = """
+UPDATE mailglass_reconcile_runs
+   SET started_at = started_at - interval '16 minutes', finished_at = finished_at - interval '16 minutes'
+"""
+ONE_MORE_TRY = "UPDATE mailglass_hook_outbox SET attempts = 8, next_at = now()::timestamp WHERE state = 'waiting'"
+
+
+def pairs(system: System, number: int, *, age_seconds: float = 300, **columns: Any) -> None:
+    """Insert orphans that can be linked, and their deliveries."""
+    ids = [factories.new_id() for _ in range(number)]
+    rows = [orphan_row(postmark(one), age_seconds=age_seconds, **columns) for one in ids]
+    insert(system.admin, [delivery_row(one) for one in ids], rows)
+
+
+def start(name: str, words: str) -> Callable[[System, str], None]:
+    """Return a step that starts a process, as the doctor says."""
+
+    def step(system: System, remedy: str) -> None:
+        assert words in remedy
+        system.start(name)
+
+    return step
+
+
+def by_command(words: str) -> Callable[[System, str], None]:
+    """Return a step that runs a command of ours, as the owner of the tables."""
+
+    def step(system: System, remedy: str) -> None:
+        [command] = re.findall(r"`mailglass-reconcile ([^`]+)`", remedy)[:1]
+        assert command == words
+        done = system.run(*words.split(), MAILGLASS_DATABASE_URL=system.admin.url)
+        assert words.startswith("doctor") or done.returncode == 0, done.stderr
+
+    return step
+
+
+def stop_beat(system: System) -> None:
+    """Kill beat, and let 16 minutes pass: nobody can ask beat itself, so the doctor goes by the history."""
+    system.kill("beat")
+    system.admin.run(LATER)
+
+
+def take_redis_away(system: System) -> None:
+    """Let Redis listen at another port, and drop all connections."""
+    client = system.site.redis
+    client.config_set("port", servers.free_port())
+    for kind in ("pubsub", "normal"):
+        client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    system.moved = client  # type: ignore[attr-defined]
+
+
+def bring_redis_back(system: System, remedy: str) -> None:
+    """Let it listen again where it did."""
+    assert "start the server" in remedy
+    port = redis.Redis.from_url(system.site.url).connection_pool.connection_kwargs["port"]
+    system.moved.config_set("port", port)  # type: ignore[attr-defined]
+
+
+def leave_lock(system: System) -> None:
+    """Kill the worker while it sweeps, and start another: nobody frees the lock of the first for a minute."""
+    with system.admin.engine.connect() as connection, connection.begin():
+        connection.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
+        wait_until(lambda: system.admin.value(HELD), PATIENCE)
+        os.killpg(system.worker_pid(), signal.SIGKILL)
+        system.kill("worker")
+    system.start("worker")
+
+
+def free_lock(system: System, remedy: str) -> None:
+    """Delete the key that the doctor names."""
+    system.site.redis.delete(remedy.partition("redis-cli DEL ")[2].split()[0])
+
+
+def damage_open_set(system: System) -> None:
+    """Let the table of open orphans lose some."""
+    insert(system.admin, [], [orphan_row(postmark(f"nobody's {n}")) for n in range(9)])
+    system.admin.run(
+        "DELETE FROM mailglass_open_orphans WHERE event_id IN (SELECT event_id FROM mailglass_open_orphans LIMIT 4)"
+    )
+
+
+def send_from_acme(system: System) -> None:
+    """Store a dozen events of a provider of one's own, whose rule no process has loaded, and their deliveries."""
+    ids = [factories.new_id() for _ in range(12)]
+    rows = [orphan_row({"provider": "acme", "its": {"id": one}}) for one in ids]
+    insert(system.admin, [delivery_of(system.admin, one, 30) for one in ids], rows)
+
+
+def load_acmes_rule(system: System, remedy: str) -> None:
+    """Name the module of the rule for every process, and start the worker again."""
+    assert "MAILGLASS_IMPORTS" in remedy
+    system.site.environment["MAILGLASS_IMPORTS"] += ",acmes_rule"
+    system.kill("worker")
+    system.start("worker")
+
+
+def send_under_default(system: System) -> None:
+    """Store webhooks that all carry the tenant `default`, of deliveries of another tenant."""
+    ids = [factories.new_id() for _ in range(5)]
+    rows = [orphan_row(postmark(one), tenant_id="default") for one in ids]
+    insert(system.admin, [delivery_row(one) for one in ids], rows)
+
+
+def give_tenant(system: System, remedy: str) -> None:
+    """Let the webhooks that come from now on carry their delivery's tenant."""
+    assert "resolve_webhook_tenant" in remedy
+    pairs(system, 6)
+
+
+def kill_handler(system: System) -> None:
+    """Let a handler fail for the last time."""
+    system.broken_handler.touch()
+    pairs(system, 1, type="bounced")
+    tried = "SELECT count(*) FROM mailglass_hook_outbox WHERE error = 'RuntimeError'"
+    wait_until(lambda: system.admin.value(tried), PATIENCE)
+    system.admin.run(ONE_MORE_TRY)
+    system.run("dispatch")  # unless the worker has tried it meanwhile
+    dead = "SELECT count(*) FROM mailglass_hook_outbox WHERE state = 'dead'"
+    wait_until(lambda: system.admin.value(dead), PATIENCE)
+
+
+def correct_handler(system: System, remedy: str) -> None:
+    """Correct it, and let the event be tried again."""
+    assert "correct the handler" in remedy
+    assert "--retry" in system.run("dispatch", "--help").stdout
+    system.broken_handler.unlink()
+    assert system.run("dispatch", "--retry").returncode == 0
+    assert system.run("dispatch").returncode == 0
+
+
+def fill_disk(system: System) -> None:
+    """Write until there is no room left, while orphans are about to leave their grace period."""
+    pairs(system, 100, age_seconds=55)
+    if system.full is None:  # nobody may mount a small disk here: let the server say what it says of a full one
+        system.admin.run(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'full'; END $$"
+        )
+        system.admin.run(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION full_disk()"
+        )
+        wait_until(lambda: re.search(FAILED, system.says()), PATIENCE)
+        return
+    with system.full.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        file.writelines(itertools.repeat(b"x" * 65_536))
+
+
+def make_room(system: System, remedy: str) -> None:
+    """Make room."""
+    if system.full is None:
+        system.admin.run("DROP FUNCTION full_disk CASCADE")
+        return
+    assert "make room" in remedy
+    system.full.unlink()
+
+
+def take_right(system: System) -> None:
+    """Take a right from the sweeper that its next link needs."""
+    system.admin.run("REVOKE INSERT ON mailglass_events FROM mail")
+    pairs(system, 1, age_seconds=3_600)
+    system.admin.run("UPDATE mailglass_deliveries SET inserted_at = inserted_at - interval '1 hour'")
+
+
+def by_sql(system: System, remedy: str) -> None:
+    """Run the statement that is named, as the owner of the tables."""
+    for statement in remedy.split("; "):
+        system.admin.run(statement)

@@ -1,0 +1,100 @@
+"""The commands of an example's README, run as a reader would paste them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from installation import end, wait_until
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class Command(NamedTuple):
+    """A command, and the output that the README shows below it."""
+
+    text: str
+    output: str
+
+
+def commands(example: str) -> list[Command]:
+    """Return the commands of an example's README, in its order."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (EXAMPLES / example / "README.md").read_text(), re.M | re.S)
+    return [_command(part) for block in blocks for part in re.split(r"^\$ ", block, flags=re.M)[1:]]
+
+
+def command(example: str, *words: str) -> Command:
+    """Return the only command with all of *words*."""
+    (found,) = [one for one in commands(example) if all(word in one.text for word in words)]
+    return found
+
+
+def environment(db, redis_url: str) -> dict[str, str]:
+    """Return the environment of a reader's terminal, on a test's servers, with this package and its scripts."""
+    given = db.environment(redis_url)
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{given.get('PATH', os.defpath)}"
+    return {**given, "PATH": scripts, "PYTHONPATH": str(EXAMPLES.parent)}
+
+
+def exports(example: str) -> dict[str, str]:
+    """Return what the README exports besides the addresses of the servers."""
+    words = [word for one in commands(example) if one.text.startswith("export ") for word in shlex.split(one.text)[1:]]
+    return dict(word.split("=", 1) for word in words if not word.partition("=")[0].endswith("_URL"))
+
+
+def run(example: str, text: str, env: dict[str, str]) -> str:
+    """Run a command in the example's folder, and return what it printed."""
+    done = subprocess.run(
+        ["sh", "-c", text], cwd=EXAMPLES / example, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def curl(text: str, base: str, message_id: str = "") -> httpx.Response:
+    """Send what a `curl` of a README sends, to the server at *base*."""
+    words = shlex.split(text.replace("MESSAGE_ID", message_id))
+    options = {words[at]: words[at + 1] for at in range(2, len(words), 2)}
+    kind = options["-H"].partition(": ")[2] if "-H" in options else "application/x-www-form-urlencoded"
+    return httpx.request(
+        "POST" if "-d" in options else "GET",
+        re.sub(r"^http://localhost:\d+", base, words[1]),
+        content=options.get("-d"),
+        headers={"Content-Type": kind},
+        auth=tuple(options["-u"].split(":")) if "-u" in options else None,
+    )
+
+
+def trigger(example: str, type_: str, base: str, message_id: str, env: dict[str, str]) -> None:
+    """Send the sample webhook of a type that a README sends, to the server at *base*; it must be answered with 200."""
+    text = command(example, "trigger", type_).text
+    run(example, re.sub(r"http://localhost:\d+", base, text).replace("MESSAGE_ID", message_id), env)
+
+
+@contextmanager
+def started(example: str, text: str, env: dict[str, str], log: Path, until: str) -> Iterator[None]:
+    """Run a command in the example's folder while a block does, from when its log says *until*."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {text}"], cwd=EXAMPLES / example, env=env, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: until in log.read_text() or process.poll() is not None, 60)
+        assert process.poll() is None, log.read_text()
+        yield
+    finally:
+        end(process)
+
+
+def _command(part: str) -> Command:
+    text, *lines = part.rstrip("\n").split("\n")
+    while text.count("'") % 2 or text.endswith("\\"):
+        text += "\n" + lines.pop(0)
+    return Command(text, "\n".join(lines))

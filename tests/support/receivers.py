@@ -1,0 +1,134 @@
+"""A mounted receiver of all providers, requests that are signed now, and certificates that come from a function."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from starlette.applications import Starlette
+
+import mailglass_reconcile
+import senders
+from mailglass_reconcile.webhooks import sns, webhook_app
+from mailglass_reconcile.webhooks.certificates import Certificates
+from mailglass_reconcile.webhooks.providers import mailgun
+from mailglass_reconcile.webhooks.registry import PROVIDERS
+from senders import MANDRILL_URL, Posted, documented, posted, secret_of
+from waiting import wait_until
+
+SECRETS = {provider: secret_of(provider) for provider in PROVIDERS}
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    """Certificates come from a function of ours."""
+    monkeypatch.setattr(sns, "fetch", senders.published)
+    monkeypatch.setattr(sns, "certificates", Certificates())
+    monkeypatch.setattr(mailgun, "_tokens", mailgun.Tokens())
+
+
+def now():
+    """Return the time at which a request is signed."""
+    return senders.dt.datetime.now(senders.dt.UTC)
+
+
+def requests_of(provider: str) -> list[Posted]:
+    """Return the requests with all payloads of a provider's documentation, signed now."""
+    return posted(provider, [event.payload for event in documented(provider)], at=now())
+
+
+def first(provider: str) -> Posted:
+    """Return a request with the first payload, signed now."""
+    return posted(provider, [documented(provider)[0].payload], at=now())[0]
+
+
+def mounted(**arguments) -> Starlette:
+    """Return an application that mounts the receiver, as a FastAPI one would."""
+    shop = Starlette()
+    shop.mount("/webhooks", webhook_app(**{"secrets": SECRETS, "url": MANDRILL_URL, **arguments}))
+    return shop
+
+
+@contextmanager
+def served(application: Starlette) -> Iterator[str]:
+    """Serve an application over HTTP, on a free port, and yield its address."""
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def ask(application, talk: Callable[[httpx.AsyncClient], Awaitable]) -> object:
+    """Let *talk* use a client of an ASGI application, and return what it returns."""
+
+    async def run():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            return await talk(client)
+
+    return asyncio.run(run())
+
+
+def post(application, path: str, *some: Posted) -> list[httpx.Response]:
+    """Post requests to an ASGI application, one after the other."""
+
+    async def talk(client):
+        return [await client.post(path, content=one.body, headers=one.headers) for one in some]
+
+    return ask(application, talk)
+
+
+def setting(db, text: str | None) -> None:
+    """Let `MAILGLASS_WEBHOOK_SECRETS` be a text."""
+    settings = db.settings.model_copy(update={"webhook_secrets": SecretStr(text) if text else None})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+
+
+_ADDRESS = r"(?:serving|running) on (http://[^\s/]+)"
+
+
+@contextmanager
+def receiving(
+    db, redis_url: str, folder: Path, module: Sequence[str] = ("mailglass_reconcile", "receive"), **more: str
+) -> Iterator[tuple[str, Path]]:
+    """Run `mailglass-reconcile receive`, or another module, on a free port, and yield its address and its log."""
+    addresses = [senders.CERTIFICATE_URL, senders.SCALEWAY_CERTIFICATE_URL]
+    addresses += [
+        f"https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem" for region in ("fr-par", "nl-ams")
+    ]
+    (folder / "certificates").write_text(json.dumps({url: senders.published(url).decode() for url in addresses}))
+    (folder / "secrets").write_text("".join(f"{provider}={secret}\n" for provider, secret in SECRETS.items()))
+    env = {
+        **db.environment(redis_url),
+        "PYTHONPATH": str(Path(__file__).parent),
+        "MAILGLASS_IMPORTS": "answering",
+        "MAILGLASS_WEBHOOK_SECRETS": f"@{folder / 'secrets'}",
+        "MAILGLASS_WEBHOOK_URL": MANDRILL_URL,
+        "TEST_CERTIFICATES": str(folder / "certificates"),
+        **more,
+    }
+    log = folder / "log"
+    command = [sys.executable, "-m", *module, "--port", "0"]
+    with log.open("w") as errors, subprocess.Popen(command, env=env, stderr=errors) as process:
+        try:
+            wait_until(lambda: re.search(_ADDRESS, log.read_text()) or process.poll() is not None, 30)
+            said = re.search(_ADDRESS, log.read_text())
+            assert said, log.read_text()
+            yield said[1], log
+        finally:
+            process.terminate()
+            process.wait(timeout=20)

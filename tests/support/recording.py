@@ -1,0 +1,116 @@
+"""What the tests of the writers share: a moment, deliveries, events of a webhook, and messages that were published."""
+
+import datetime as dt
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import psycopg
+import sqlalchemy as sa
+
+import factories
+from mailglass_reconcile import WebhookEvent, record_webhook
+
+NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+LEDGER = "SELECT count(*) FROM mailglass_events"
+NOTED = """
+CREATE TABLE noted (query text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO public.noted VALUES (current_query()); RETURN NULL; END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION note();
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON mailglass_deliveries FOR EACH STATEMENT EXECUTE FUNCTION note();
+"""
+"""Triggers that note the text of each statement that writes to the ledger or a delivery."""
+
+
+def event(message_id="m-1", type_="delivered", **more):
+    """Return a webhook's event about a message."""
+    wanted = {"occurred_at": NOW, "provider_event_id": "evt", **more}
+    return WebhookEvent(type=type_, message_id=message_id, **wanted)
+
+
+def record(connection, *events, provider="postmark", **more):
+    """Record a Postmark webhook of the factories' tenant."""
+    return record_webhook(connection, **{"tenant_id": factories.TENANT, "provider": provider, "events": events, **more})
+
+
+def metadata(db):
+    """Return the metadata of the ledger's only event."""
+    return db.value("SELECT metadata FROM mailglass_events")
+
+
+def messages(db):
+    """Return `(channel, payload)` of what was published about events that a writer attached, and of nothing else."""
+    return [(channel, payload) for channel, payload in db.witness.messages() if payload["event_type"] != "reconciled"]
+
+
+@contextmanager
+def statements(given: sa.Connection | sa.Engine) -> Iterator[list[str]]:
+    """Write down the statements that a connection, or an engine, sends; with psycopg, those past SQLAlchemy as well."""
+    sent: list[str] = []
+
+    def note(_connection, _cursor, statement, *_others):
+        sent.append(statement)
+
+    if given.dialect.driver != "psycopg" or given.dialect.is_async:
+        sa.event.listen(given, "before_cursor_execute", note)
+        yield sent
+        sa.event.remove(given, "before_cursor_execute", note)
+        return
+
+    def watch(driver, *_others):
+        driver.cursor_factory = psycopg.Cursor
+
+    with mock.patch.object(psycopg, "Cursor", noting(psycopg.Cursor, sent)):
+        if isinstance(given, sa.Connection):
+            driver = given.connection.dbapi_connection
+            before = driver.cursor_factory
+            watch(driver)
+            yield sent
+            driver.cursor_factory = before
+        else:
+            sa.event.listen(given, "checkout", watch)
+            yield sent
+            sa.event.remove(given, "checkout", watch)
+
+
+@contextmanager
+def round_trips(driver: psycopg.Connection) -> Iterator[list[int]]:
+    """Count the round trips of a psycopg connection; the only number is there when the block has ended."""
+    counted: list[int] = []
+    with tempfile.TemporaryFile() as trace:
+        driver.pgconn.trace(trace.fileno())
+        try:
+            yield counted
+        finally:
+            driver.pgconn.untrace()
+            trace.seek(0)
+            counted.append(trace.read().count(b"ReadyForQuery"))
+
+
+def noting(kind: type[psycopg.Cursor], sent: list[str]) -> type[psycopg.Cursor]:
+    """Return a kind of cursor that writes down what it executes."""
+
+    class Noting(kind):
+        def execute(self, query, *arguments, **options):
+            sent.append(query)
+            return super().execute(query, *arguments, **options)
+
+    return Noting
+
+
+NAMELESS = """
+CREATE TABLE public.audit (delivery_id uuid);
+CREATE FUNCTION public.audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO audit VALUES (NEW.id);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER audit AFTER INSERT OR UPDATE ON public.mailglass_deliveries FOR EACH ROW
+EXECUTE FUNCTION public.audit();
+"""
+
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""

@@ -1,0 +1,223 @@
+"""What each provider posts: its documentation's payloads, in the requests that carry them, signed by keys of ours."""
+
+import base64
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.x509.oid import NameOID
+
+from anymail_wire import AUTH, KEY, postal_key
+from mailglass_reconcile.webhooks import registry
+
+PAYLOADS = Path(__file__).parents[1] / "webhooks" / "payloads"
+NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+ARN = "arn:aws:sns:eu-central-1:123456789012:mail"
+SCALEWAY_ARN = "arn:scw:sns:fr-par:project-8c8bfa06:mail"
+CERTIFICATE_URL = (
+    "https://sns.eu-central-1.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"
+)
+SCALEWAY_CERTIFICATE_URL = "https://messaging.s3.fr-par.scw.cloud/fr-par/sns/sns-cert-1.pem"
+SVIX_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of Svix's documentation
+MANDRILL_URL = f"http://{AUTH}@testserver/mandrill/"
+
+Payload = dict[str, Any]
+
+
+class Event(NamedTuple):
+    """A payload of a provider's documentation, what it is read as, and what Anymail reads otherwise.
+
+    `anymail` has the fields of Anymail's `WebhookEvent` that differ from ours on purpose.
+    """
+
+    type: str
+    reason: str | None
+    payload: Payload
+    anymail: Mapping[str, Any] = MappingProxyType({})
+
+
+class Posted(NamedTuple):
+    """A request as it arrives."""
+
+    body: bytes
+    headers: dict[str, str]
+
+    def for_anymail(self, path: str) -> Payload:
+        """Return it as arguments of Django's test client."""
+        others = {name: value for name, value in self.headers.items() if name != "Content-Type"}
+        return {"path": path, "data": self.body, "content_type": self.headers["Content-Type"], "headers": others}
+
+
+@cache
+def documented(provider: str) -> list[Event]:
+    """Return the payloads of a provider's documentation."""
+    events = json.loads((PAYLOADS / f"{provider}.json").read_text())["events"]
+    for at in (one["anymail"] for one in events if "occurred_at" in one.get("anymail", {})):
+        at["occurred_at"] = dt.datetime.fromisoformat(at["occurred_at"])
+    return [Event(**one) for one in events]
+
+
+@cache
+def sendgrid_key() -> ec.EllipticCurvePrivateKey:
+    """The key that SendGrid signs with."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+@cache
+def sns_key() -> rsa.RSAPrivateKey:
+    """The key that SNS signs with."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@cache
+def authority_key() -> rsa.RSAPrivateKey:
+    """The key that issues Scaleway's certificates."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def certificate(subject: str, key: rsa.RSAPrivateKey, issuer: str, issuing: rsa.RSAPrivateKey) -> bytes:
+    """Return a certificate as PEM."""
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    builder = x509.CertificateBuilder(name(issuer), name(subject), key.public_key(), 1)
+    builder = builder.not_valid_before(NOW - dt.timedelta(365)).not_valid_after(NOW + dt.timedelta(3_650))
+    return builder.sign(issuing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def published(url: str) -> bytes:
+    """Answer as the providers' servers do: `sns.fetch` in tests."""
+    if url == CERTIFICATE_URL:
+        return certificate("sns.amazonaws.com", sns_key(), "Amazon", authority_key())
+    if url == SCALEWAY_CERTIFICATE_URL:
+        return certificate("sns.scaleway.com", sns_key(), "Scaleway", authority_key())
+    if url.endswith("/sns/sns-trust-chain.pem"):
+        return certificate("Scaleway", authority_key(), "Scaleway", authority_key())
+    raise OSError("no such address")
+
+
+def public(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
+    """Return a public key as a dashboard shows it."""
+    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(der).decode()
+
+
+def secret_of(provider: str) -> str:
+    """Return what a provider's signature is checked with."""
+    others = {
+        "sendgrid": lambda: public(sendgrid_key()),
+        "postal": lambda: public(postal_key()),
+        "resend": lambda: SVIX_SECRET,
+        "ses": lambda: ARN,
+        "scaleway": lambda: SCALEWAY_ARN,
+    }
+    basic = ("brevo", "mailjet", "postmark", "sparkpost")
+    return others[provider]() if provider in others else AUTH if provider in basic else KEY
+
+
+def url_of(provider: str) -> str | None:
+    """Return the address that a signature needs."""
+    return MANDRILL_URL if provider == "mandrill" else None
+
+
+def posted(provider: str, payloads: Sequence[Payload], at: dt.datetime = NOW) -> list[Posted]:
+    """Return the requests that carry some payloads: one, if the provider sends batches.
+
+    Args:
+        provider: Its canonical name.
+        payloads: In the shape of its documentation.
+        at: When the requests are sent.
+    """
+    make, batches = _SENDERS[provider]
+    each = [list(payloads)] if batches else [[one] for one in payloads]
+    return [signed(provider, make(some), at) for some in each]
+
+
+def signed(provider: str, body: bytes, at: dt.datetime = NOW) -> Posted:
+    """Return a request with a body, signed as the provider does; by the package itself, if its secret is shared."""
+    found = registry.module(provider)
+    if hasattr(found, "sign"):
+        return Posted(*found.sign(body, secret_of(provider), at.timestamp(), url_of(provider)))
+    seconds = str(int(at.timestamp()))
+    headers: Mapping[str, str] = {}
+    match provider:
+        case "postal":
+            made = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA256())
+            old = postal_key().sign(body, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303 - Postal's
+            headers = {
+                "X-Postal-Signature-256": base64.b64encode(made).decode(),
+                "X-Postal-Signature": base64.b64encode(old).decode(),
+            }
+        case "sendgrid":
+            made = sendgrid_key().sign(seconds.encode() + body, ec.ECDSA(hashes.SHA256()))
+            headers = {
+                "X-Twilio-Email-Event-Webhook-Signature": base64.b64encode(made).decode(),
+                "X-Twilio-Email-Event-Webhook-Timestamp": seconds,
+            }
+        case "ses" | "scaleway":
+            return notification(provider, {"Type": "Notification", "Message": body.decode(errors="replace")})
+    return Posted(body, {"Content-Type": "application/json", **headers})
+
+
+def notification(provider: str, told: Payload, version: str = "1") -> Posted:
+    """Return a notification of SNS, whose id and time are the same when it is repeated."""
+    id_ = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    arn, url = (ARN, CERTIFICATE_URL) if provider == "ses" else (SCALEWAY_ARN, SCALEWAY_CERTIFICATE_URL)
+    full = {"MessageId": id_, "TopicArn": arn, "Timestamp": "2026-03-01T11:59:58.250Z", **told}
+    names = ("Message", "MessageId", "SubscribeURL", "Subject", "Timestamp", "Token", "TopicArn", "Type")
+    text = "".join(f"{name}\n{full[name]}\n" for name in names if name in full)
+    digest = hashes.SHA1() if version == "1" else hashes.SHA256()  # noqa: S303 - SNS's
+    made = base64.b64encode(sns_key().sign(text.encode(), padding.PKCS1v15(), digest)).decode()
+    body = {**full, "SignatureVersion": version, "Signature": made, "SigningCertURL": url}
+    headers = {"x-amz-sns-message-type": full["Type"], "x-amz-sns-message-id": id_}
+    return Posted(json.dumps(body).encode(), {"Content-Type": "text/plain; charset=UTF-8", **headers})
+
+
+def _one(payloads: Sequence[Payload]) -> bytes:
+    return json.dumps(payloads[0]).encode()
+
+
+def _list(payloads: Sequence[Payload]) -> bytes:
+    return json.dumps(payloads).encode()
+
+
+def _mailtrap(payloads: Sequence[Payload]) -> bytes:
+    return json.dumps({"events": payloads}).encode()
+
+
+def _unisender_go(payloads: Sequence[Payload]) -> bytes:
+    told = [{"event_name": "transactional_email_status", "event_data": payload} for payload in payloads]
+    return json.dumps({"auth": "AUTH", "events_by_user": [{"user_id": 456, "events": told}]}).encode()
+
+
+_SENDERS: Mapping[str, tuple[Callable[[Sequence[Payload]], bytes], bool]] = {
+    "brevo": (_one, False),
+    "mailersend": (_one, False),
+    "mailgun": (_one, False),
+    "mailjet": (_list, True),
+    "mailtrap": (_mailtrap, True),
+    "mandrill": (_list, True),
+    "postal": (_one, False),
+    "postmark": (_one, False),
+    "resend": (_one, False),
+    "scaleway": (_one, False),
+    "sendgrid": (_list, True),
+    "ses": (_one, False),
+    "sparkpost": (_list, True),
+    "unisender_go": (_unisender_go, True),
+}
+BATCHES = tuple(provider for provider, (_, batches) in _SENDERS.items() if batches)
+
+
+PRIVATE = {"postal", "scaleway", "sendgrid", "ses"}
+SENDERS = [provider for provider in registry.PROVIDERS if provider not in PRIVATE]
+IDS = {"mailgun": "<m-2@shop.example>", "mailjet": "576460752303423489"}

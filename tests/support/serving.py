@@ -1,0 +1,42 @@
+"""`mailglass-reconcile serve` as a process."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from browsing import TOKEN
+
+
+@contextmanager
+def serving(
+    url: str, redis_url: str, *arguments: str, before: str | None = None, files: int | None = None
+) -> Iterator[tuple]:
+    """Serve a database on a free port while the block runs; yields the process and its address.
+
+    With *before*, no token is set: the first line matches that, and its group is yielded, too. With *files*, the
+    process may open so many files.
+    """
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+    token = {} if before else {"MAILGLASS_WEB_TOKEN": TOKEN}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mailglass_reconcile", "serve", "--port", "0", *arguments],
+        env={**others, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": redis_url, **token},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if files:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))
+    try:
+        first = re.fullmatch(before, process.stderr.readline()) if before else None
+        line = process.stderr.readline()
+        said = re.fullmatch(r"serving on (http://\S+/); press Ctrl-C to stop\n", line)
+        assert said, line + process.stderr.read()
+        yield (process, said[1], first[1]) if first else (process, said[1])
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

@@ -1,0 +1,133 @@
+"""A process of strangers for tests: hundreds of connections that behave in a way.
+
+Run as `python -m strangers PORT PATH BEHAVIOUR`; it prints a line when many have been open.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import sys
+import time
+
+from senders import ARN, CERTIFICATE_URL
+
+CONNECTIONS, OPEN = 500, 250
+"""Those that are tried, and those that have been open before the test begins: a full receiver takes no more."""
+KB, MB = 1024, 1024 * 1024
+
+
+def head(path: str, *headers: str) -> bytes:
+    """Return the beginning of a request."""
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+async def nothing(reader, writer, path, number):
+    """Open a connection, and no more."""
+    await reader.read()
+
+
+async def half_a_head(reader, writer, path, number):
+    """Begin a request."""
+    writer.write(b"POST ")
+    await reader.read()
+
+
+async def no_body(reader, writer, path, number):
+    """Announce a body, and send none of it."""
+    writer.write(head(f"{path}/sendgrid", "Content-Length: 5000"))
+    await reader.read()
+
+
+async def most_of_a_body(reader, writer, path, number):
+    """Send all but the last byte of the longest body."""
+    writer.write(head(f"{path}/sendgrid", f"Content-Length: {5 * MB}") + bytes(5 * MB - 1))
+    await reader.read()
+
+
+async def unsigned_notification(reader, writer, path, number):
+    """Send the longest notification that is parsed, which costs the most, without a signature."""
+    body = b'{"a":[' + b"[]," * (256 * KB // 3 - 10) + b"0]}"
+    writer.write(head(f"{path}/ses", f"Content-Length: {len(body)}") + body)
+    await reader.read()
+
+
+async def unsigned_batch(reader, writer, path, number):
+    """Send the longest batch that is decoded."""
+    body = (b"mandrill_events=" + b"%22abc" * MB)[: 5 * MB]
+    form = "Content-Type: application/x-www-form-urlencoded"
+    writer.write(head(f"{path}/mandrill", form, "X-Mandrill-Signature: x", f"Content-Length: {len(body)}") + body)
+    await reader.read()
+
+
+async def another_certificate(reader, writer, path, number):
+    """Name a certificate that is not there, each time another one."""
+    url = re.sub("-[0-9a-f]{32}", f"-{number:016x}{time.monotonic_ns():016x}", CERTIFICATE_URL)
+    told = {
+        "Type": "Notification",
+        "TopicArn": ARN,
+        "SigningCertURL": url,
+        "Signature": "AAAA",
+        "SignatureVersion": "1",
+    }
+    body = json.dumps(told).encode()
+    writer.write(head(f"{path}/ses", f"Content-Length: {len(body)}") + body)
+    await reader.read()
+
+
+async def no_reading(reader, writer, path, number):
+    """Ask again and again, and read no answer."""
+    reader._limit = 1
+    writer.transport.pause_reading()
+    while True:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        await writer.drain()
+
+
+async def one_byte_a_piece(reader, writer, path, number):
+    """Send a body in chunks of a byte."""
+    writer.write(head(f"{path}/sendgrid", "Transfer-Encoding: chunked"))
+    for _ in range(20):
+        writer.write(b"1\r\nx\r\n" * 10_000)
+        await writer.drain()
+    await reader.read()
+
+
+BEHAVIOURS = {
+    each.__name__: each
+    for each in (
+        nothing,
+        half_a_head,
+        no_body,
+        most_of_a_body,
+        unsigned_notification,
+        unsigned_batch,
+        another_certificate,
+        no_reading,
+        one_byte_a_piece,
+    )
+}
+
+
+async def one(port: int, path: str, behaviour: str, number: int, opened: set[int]) -> None:
+    """Have a connection; if it is closed, open it again."""
+    while True:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            opened.add(number)
+            if len(opened) == OPEN:
+                print("open", flush=True)  # noqa: T201
+            try:
+                await BEHAVIOURS[behaviour](reader, writer, path, number)
+            finally:
+                writer.transport.abort()
+
+
+async def main(port: str, path: str, behaviour: str) -> None:
+    """Have all of them, until the process is killed."""
+    opened: set[int] = set()
+    await asyncio.gather(*(one(int(port), path, behaviour, number, opened) for number in range(CONNECTIONS)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

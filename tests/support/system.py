@@ -1,0 +1,200 @@
+"""A running system for faults to be planted in: servers of its own, a worker and a beat as the documented role."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+
+import commands
+import mailglass_reconcile
+from database import Database
+from installation import Site
+from mailglass_reconcile.errors import sqlstate
+from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.migration import runner
+from mailglass_reconcile.testing import servers
+from mailglass_reconcile.testing.plugin import FAST
+from waiting import wait_until
+
+GRANTS = (Path(__file__).parents[2] / "docs" / "grants.md").read_text()
+ROLES = re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)
+MAX_LAG = "6s"
+"""A full sweep has to succeed within two thirds of it; beat asks for one each second."""
+PATIENCE = 90
+"""A lock that a killed worker leaves behind lapses within 60 seconds."""
+RANK = (OK, WARNING, ERROR)
+
+EMPTIED = """
+SET LOCAL session_replication_role = replica;
+TRUNCATE mailglass_events, mailglass_deliveries, mailglass_webhook_events, mailglass_open_orphans,
+         mailglass_open_orphan_ids, mailglass_reconcile_runs, mailglass_hook_outbox
+"""
+
+HANDLERS = """
+import os
+from mailglass_reconcile import on_event
+
+@on_event("bounced", name="reacts")
+def reacts(connection, event):
+    if os.path.exists({flag!r}):
+        raise RuntimeError("broken")
+"""
+
+RULE = """
+from mailglass_reconcile import key_rule
+
+@key_rule("acme", reads=("metadata/its/id",))
+def ids(id_):
+    return [id_]
+"""
+
+
+class System:
+    """An installation whose worker and beat run; `admin` is the database as its owner has it."""
+
+    def __init__(self, admin: Database, role_url: str, redis_url: str, folder: Path, full: Path) -> None:
+        """Prepare it; nothing runs yet. *full* is a file that fills the disk of the database, if there is one."""
+        self.admin = admin
+        self.full = full
+        self.broken_handler = folder / "broken"
+        (folder / "reacting.py").write_text(HANDLERS.format(flag=str(self.broken_handler)))
+        (folder / "acmes_rule.py").write_text(RULE)
+        settings = Settings(database_url=role_url, redis_url=redis_url)  # type: ignore[arg-type]
+        log = folder / "log"
+        log.touch()
+        as_role = Database(role_url, settings, engines.create_engine(settings), admin.witness)
+        self.site = Site(as_role, redis_url, log)
+        self.site.environment["PYTHONPATH"] += os.pathsep + str(folder)
+        self.site.environment |= {
+            "MAILGLASS_IMPORTS": "worker,reacting",
+            "MAILGLASS_HOOK_TYPES": "bounced",
+            "WORKER_SWEEP_SECONDS": "1",
+        }
+        self._running: dict[str, ExitStack] = {}
+        self._workers_pid = 0
+
+    def start(self, *names: str) -> None:
+        """Start the worker, or beat."""
+        for name in names:
+            stack = self._running[name] = ExitStack()
+            if name == "worker":
+                self._workers_pid = stack.enter_context(self.site.worker(app="worker", pool="solo", until="READY")).pid
+            else:
+                arguments = ("beat", "-s", str(self.site.log.parent / "beat"), "--pidfile=", "-l", "info")
+                stack.enter_context(self.site.running(*arguments, app="worker", until="beat: St"))
+
+    def worker_pid(self) -> int:
+        """Return the process id of the worker."""
+        return self._workers_pid
+
+    def kill(self, *names: str) -> None:
+        """Kill the worker, or beat, and what it started."""
+        for name in names:
+            self._running.pop(name, ExitStack()).close()
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command in the environment of the worker."""
+        return commands.started(self.site.db, *arguments, **{**self.site.environment, **environment})
+
+    def reset(self) -> None:
+        """Forget all rows, and make sure that everything runs and is well."""
+        wait_until(self._emptied)
+        self.start(*({"worker", "beat"} - self._running.keys()))
+        mailglass_reconcile.configure(engine=self.site.db.engine, settings=self.site.db.settings)
+        wait_until(self.is_healthy, PATIENCE)
+
+    def _emptied(self) -> bool:
+        """Forget all rows, unless a sweep that runs meanwhile holds the same tables in another order."""
+        try:
+            self.admin.run(EMPTIED)
+        except sa.exc.OperationalError as error:
+            if sqlstate(error) != "40P01":
+                raise
+            return False
+        return True
+
+    def doctor(self) -> dict[str, dict[str, Any]]:
+        """Return the doctor's worst finding of each check."""
+        done = self.run("doctor", "--json")
+        assert done.stdout, done.stderr
+        worst: dict[str, dict[str, Any]] = {}
+        for one in json.loads(done.stdout)["findings"]:
+            known = worst.setdefault(one["check"], one)
+            if RANK.index(one["status"]) > RANK.index(known["status"]):
+                worst[one["check"]] = one
+        assert done.returncode == int(any(one["status"] == ERROR for one in worst.values()))
+        return worst
+
+    def says(self) -> str:
+        """Return the line of `status --check`."""
+        done = commands.inside("status", "--check", "--max-lag", MAX_LAG)
+        assert done.exit_code == int(done.output != "healthy\n"), done.output
+        return done.output
+
+    def is_healthy(self) -> bool:
+        """Whether `status --check` finds nothing wrong."""
+        return self.says() == "healthy\n"
+
+    def close(self) -> None:
+        """End everything."""
+        self.kill("worker", "beat")
+        self.site.client.close()
+        self.site.redis.close()
+
+
+@contextmanager
+def running_system(folder: Path) -> Iterator[System]:
+    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.md; *folder* has its files.
+
+    An autovacuum of the catalog removes a file that new connections need, and that nobody can write on a full disk.
+    """
+    options = (*FAST, "autovacuum=off")
+    with (
+        servers.postgres_server(*options) as server,
+        servers.redis() as redis_url,
+        small_disk(server.directory) as disk,
+    ):
+        where = "TABLESPACE small" if disk else ""
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            if disk:
+                connection.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+            connection.execute(f"CREATE DATABASE app TEMPLATE template0 ENCODING utf8 {where}")
+            connection.execute("CREATE ROLE mail LOGIN")
+        url = server.url.replace("/postgres?", "/app?")
+        settings = Settings(database_url=url)
+        admin = Database(url, settings, engines.create_engine(settings), None)
+        runner.migrate(admin.engine, settings, lambda line: None)
+        for grants in ROLES:
+            if "TO mailglass_sweeper" in grants or "TO mailglass_dispatcher" in grants:
+                admin.run(re.sub(r"mailglass_(sweeper|dispatcher)\b", "mail", grants))
+        made = System(admin, url.replace("postgres@", "mail@"), redis_url, folder, disk and disk / "filling")
+        try:
+            yield made
+        finally:
+            made.close()
+            mailglass_reconcile.configure()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """Mount a disk of 48 MB for the server of *folder*, if this process may mount anything."""
+    disk = folder / "small"
+    disk.mkdir()
+    options = f"size=48m,mode=0700,uid={folder.stat().st_uid},gid={folder.stat().st_gid}"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    try:
+        yield None if mounted.returncode else disk
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -1,0 +1,63 @@
+"""How often a batch is tried, and what a sweep says without the triggers that feed it."""
+
+import logging
+import re
+
+import pytest
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile.errors import DatabaseRefusedError
+from recording import NAMELESS
+
+_COUNTED = """
+CREATE SEQUENCE public.attempts;
+CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  PERFORM nextval('public.attempts');
+  RAISE EXCEPTION USING ERRCODE = '40001';
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON public.mailglass_events FOR EACH ROW WHEN (NEW.type = 'reconciled')
+EXECUTE FUNCTION public.refuse();
+"""
+
+WORDS = "triggers on mailglass_events are missing or disabled"
+
+
+def test_a_batch_is_tried_four_times_and_no_more(db, caplog):
+    """A sequence counts, because a rollback does not take it back; each further attempt is told of."""
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    db.run(_COUNTED)
+    with caplog.at_level(logging.WARNING, "mailglass_reconcile"):
+        assert mailglass_reconcile.reconcile().linked == 0
+    assert db.value("SELECT last_value FROM attempts") == 4
+    assert sum("trying again" in record.message for record in caplog.records) == 3
+    db.run("DROP TRIGGER refuse ON mailglass_events")
+    assert mailglass_reconcile.reconcile().linked == 1
+
+
+def test_an_application_s_trigger_that_misses_a_table_is_named(db, caplog):
+    """Our statements see no schema but Postgres's own: a sweep says so of each link, a call in its error."""
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    db.run(NAMELESS)
+    assert mailglass_reconcile.reconcile().failed == 1
+    sentence = "the trigger function public.audit() of your application names something without its schema"
+    assert sentence in caplog.text
+    sent = [mailglass_reconcile.Sent(recipient="ada@example.com", message_id="two")]
+    with pytest.raises(DatabaseRefusedError, match=re.escape(sentence)) as refused, db.engine.begin() as connection:
+        mailglass_reconcile.record_send(connection, provider="postmark", sent=sent)
+    assert "ALTER FUNCTION public.audit() SET search_path" in str(refused.value)
+    db.run("ALTER FUNCTION public.audit() SET search_path = public, pg_temp")
+    assert mailglass_reconcile.reconcile().linked == 1
+
+
+def test_a_sweep_warns_if_the_triggers_of_the_open_set_are_disabled(db, caplog):
+    """With them it says nothing; without them new orphans are not seen, and a silent sweep would look healthy."""
+    mailglass_reconcile.reconcile()
+    assert not [record for record in caplog.records if WORDS in record.message]
+    db.run("ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_add")
+    mailglass_reconcile.reconcile()
+    warned = [record for record in caplog.records if WORDS in record.message]
+    assert [record.levelno for record in warned] == [logging.WARNING]
+    assert "mailglass-reconcile migrate" in warned[0].message

@@ -1,0 +1,100 @@
+"""The package as it is installed: what the wheel holds, what the top level offers, what an import does."""
+
+import ast
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mailglass_reconcile
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from this checkout, with the build backend that is installed."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(directory), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(directory.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_and_the_migrations(wheel):
+    """All that runs from an installed wheel is in it, with types, templates and pictures, and nothing else."""
+    names = zipfile.ZipFile(wheel).namelist()
+    files = [path for path in (ROOT / "mailglass_reconcile").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(names)
+    assert "mailglass_reconcile/_alembic/env.py" in names
+    revisions = {f"mailglass_reconcile/_alembic/versions/{path.name}" for path in ROOT.glob("alembic/versions/*.py")}
+    assert revisions
+    assert revisions <= set(names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"mailglass_reconcile"}
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_migrates(wheel, tmp_path, empty_database_url):
+    """`migrate` finds its revisions inside the wheel, far from any checkout."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    program = "import mailglass_reconcile, sys; from mailglass_reconcile.cli import main; "
+    program += f"assert mailglass_reconcile.__file__.startswith({str(tmp_path)!r}); sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_DATABASE_URL": empty_database_url}
+    for arguments in (["migrate"], ["migrate", "--check"]):
+        command = [sys.executable, "-c", program, *arguments]
+        subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
+
+
+def test_the_top_level_names_are_sorted_and_there():
+    """`__all__` is the public API, in order."""
+    names = mailglass_reconcile.__all__
+    assert list(names) == sorted(names)
+    assert all(hasattr(mailglass_reconcile, name) for name in names)
+
+
+APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.admin",
+    "mailglass_reconcile.contrib.django",
+]
+
+IN_DJANGO = f"""
+import django, importlib
+from django.conf import settings
+settings.configure(INSTALLED_APPS={APPS})
+django.setup()
+"""
+
+
+def test_no_import_connects_to_anything():
+    """Importing every module leaves both servers alone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        environment = {
+            **os.environ,
+            "MAILGLASS_DATABASE_URL": f"postgresql://127.0.0.1:{port}/none",
+            "MAILGLASS_REDIS_URL": f"redis://127.0.0.1:{port}/0",
+        }
+        program = IN_DJANGO + "\n".join(f"importlib.import_module({name!r})" for name in _modules())
+        subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_every_module_says_what_it_is():
+    """A module's docstring is its page in the manual."""
+    files = [
+        path for path in (ROOT / "mailglass_reconcile").rglob("*.py") if path.name != "__init__.py" or path.read_text()
+    ]
+    assert not [path for path in files if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
+def _modules() -> list[str]:
+    files = (ROOT / "mailglass_reconcile").rglob("*.py")
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    return [name for name in names if not name.endswith("__main__") and "._alembic" not in name]

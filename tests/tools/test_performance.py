@@ -1,0 +1,167 @@
+"""The benchmark: that each part runs, that it compares like with like, and that its checker is right."""
+
+import datetime as dt
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+import factories
+import invariants
+import mailglass_reconcile
+from bench import by_hand, calling, page, proxy, statements
+from bench.checker import check
+from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
+from bench.load import EARLY, OVERLAPPING, Load, plan
+from bench.parts.outage import simulate
+
+ROOT = Path(__file__).parents[2]
+AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+
+TAMPERING = [
+    ("without exactly one reconciled", "UPDATE mailglass_events SET type = 'sent' WHERE type = 'reconciled'"),
+    ("without exactly one reconciled", "DELETE FROM mailglass_events WHERE type = 'reconciled'"),
+    ("under other keys", 'UPDATE mailglass_events SET metadata = \'{"reconciled_from_event_id": "one"}\''),
+    ("without a delivery", "UPDATE mailglass_events SET delivery_id = gen_random_uuid() WHERE type = 'reconciled'"),
+    ("open orphans left", "INSERT INTO mailglass_open_orphans SELECT gen_random_uuid(), 'acme', now()::timestamp"),
+    ("not the fold", "UPDATE mailglass_deliveries SET delivered_at = NULL"),
+    ("not the fold", "UPDATE mailglass_deliveries SET last_event_type = 'dispatched'"),
+]
+
+MANY = 1_100
+"""Messages with more orphans than a sweep probes for one by one."""
+STATES = [
+    ("unmatched", "spread", {"messages": MANY, **NOBODYS}),
+    ("unmatched", "in order", {"messages": MANY, **NOBODYS}),
+    ("unmatched", "tied", {"messages": MANY, **NOBODYS}),
+    ("tenant_mismatch", "tied", {"deliveries": 50, "messages": 50, **ANOTHER_TENANTS}),
+    ("ambiguous", "in order", {"deliveries": 50, "copies": 2, "messages": 50}),
+    ("linked", "in order", {"deliveries": 50, "messages": 50}),
+]
+"""The state in which a sweep finds the orphans, their layout, and what `fill` is asked for."""
+
+
+@pytest.mark.parametrize(("words", "sql"), TAMPERING, ids=lambda value: str(value)[:40])
+def test_a_run_that_lost_or_doubled_an_event_has_no_figures(db, words, sql):
+    """The checker lets a right database pass, and names what each statement has broken."""
+    factories.delivery(db, "one")
+    factories.orphan(db, factories.postmark("one"))
+    factories.orphan(db, factories.postmark("one"), type="opened")
+    assert mailglass_reconcile.reconcile().linked == 2
+    check(db.url, "a right run")
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql(sql)
+    with pytest.raises(SystemExit, match=f"(?s)a wrong run: .*{words}"):
+        check(db.url, "a wrong run")
+    db.broken.update(invariants.ALL)
+
+
+def test_the_load_is_what_the_page_says():
+    """Each send once and its two events, by different processes; a quarter of them before the send commits."""
+    load = Load("run", 2_000, 100)
+    jobs = [plan(load, part, 2) for part in (0, 1)]
+    sends = {job.message: (part, job) for part in (0, 1) for job in jobs[part] if job.kind == "send"}
+    events = [(part, job) for part in (0, 1) for job in jobs[part] if job.kind == "event"]
+    assert len(sends) == 2_000
+    assert len({(job.message, job.number) for _, job in events}) == len(events) == 4_000
+    assert all(sends[job.message][0] != part for part, job in events)
+    early = [job for _, job in events if job.at < sends[job.message][1].at + sends[job.message][1].open_seconds]
+    assert len(early) / len(events) == pytest.approx(EARLY + OVERLAPPING, abs=0.02)
+    assert sends[1_999][1].at - sends[0][1].at == pytest.approx(40, abs=0.1)
+
+
+def test_a_backlog_is_linked_by_sweeps_of_240_seconds():
+    """100 a second for an hour, and 1,000 more than arrive are linked: 240 s, a pause of 60 s, and 120 s."""
+    backlog, minutes = simulate(100, 1_100)
+    assert max(orphans for _, orphans in backlog) == 360_000
+    assert minutes == pytest.approx(7, abs=0.05)
+
+
+@pytest.mark.parametrize(("state", "layout", "rows"), STATES)
+def test_the_orphans_of_each_layout_are_in_the_state_that_is_measured(db, state, layout, rows):
+    """A sweep counts them so; tied ones have ten moments at most, and ids in order follow the arrivals."""
+    fill(db.url, layout=layout, **rows)
+    times, falls = db.rows(
+        "SELECT count(DISTINCT arrived_at), count(*) FILTER (WHERE event_id < before) FROM"
+        " (SELECT *, lag(event_id) OVER (ORDER BY arrived_at) AS before FROM mailglass_open_orphans) AS o"
+    )[0]
+    assert (times <= 10) == (layout == "tied")
+    assert (falls == 0) == (layout == "in order") or layout == "spread"
+    assert mailglass_reconcile.reconcile().as_dict()[state] == 2 * rows["messages"]
+    assert statements.join(db.url) >= 0
+    db.broken.add("I6")
+
+
+@pytest.mark.parametrize("kind", ["webhook", "send", "early"])
+def test_what_is_compared_does_the_same_work(db, kind):
+    """After the call by hand, and after ours, the same columns say the same of the delivery."""
+    shown = []
+    for make, id_ in ((calling.hand_written(kind), "by-hand"), (calling.ours(kind), "ours")):
+        with Session(db.engine) as session:
+            if kind == "webhook":
+                by_hand.send(session, calling.TENANT, [id_], [f"{id_}@example.com"], AT)
+            make(session, id_)
+            session.commit()
+        shown += db.rows(
+            "SELECT last_event_type, last_event_at, delivered_at, dispatched_at, terminal, provider"
+            " FROM mailglass_deliveries WHERE provider_message_id = :id",
+            id=id_,
+        ) or [("an orphan", db.value("SELECT count(*) FROM mailglass_open_orphans"))]
+    assert shown[0] == shown[1] or shown == [("an orphan", 1), ("an orphan", 2)]
+    db.broken.update(invariants.ALL)
+
+
+def test_the_proxy_counts_round_trips_and_delays_each(db):
+    """By hand a webhook takes three, and two for BEGIN and COMMIT, on a connection that was open; each takes longer."""
+    by_hand_webhook = calling.hand_written("webhook")
+    with Session(db.engine) as session:
+        by_hand.send(session, calling.TENANT, ["one", "two"], ["one@example.com", "two@example.com"], AT)
+        session.commit()
+    with proxy.in_front_of(db.url, delay=0.03) as through:
+        engine = sa.create_engine(sa.make_url(through.url(db.url)).set(drivername="postgresql+psycopg"))
+        for id_ in ("one", "two"):
+            began = time.monotonic()
+            with Session(engine) as session:
+                by_hand_webhook(session, id_)
+                session.commit()
+            seconds = time.monotonic() - began
+            counted = proxy.counts(through.control)
+        engine.dispose()
+    assert counted == (3, 2, 0)
+    assert seconds > 0.03 * (3 + 2)
+    db.broken.update(invariants.ALL)
+
+
+def test_the_page_shows_what_was_measured():
+    """The tables of the page are those of `figures.json`, which is as compact as the benchmark writes it."""
+    parts = page.read(ROOT / "docs")
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert (ROOT / "docs" / "performance" / "figures.json").read_text() == page.as_lines(parts)
+    assert [name for name, part in parts.items() if page.table(part) not in text] == []
+    every = (ROOT / "docs" / "performance" / "figures.md").read_text()
+    assert [name for name, part in parts.items() if page.table(part, whole=True) not in every] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["calls", "layouts", "sweep curves", "inserts handlers pages receiving"])
+def test_the_benchmark_runs_through(tmp_path, parts):
+    """With `--quick` it leaves the page alone, and writes the figures of the parts into a folder of its own."""
+    before = (ROOT / "docs" / "performance.md").read_text()
+    command = [sys.executable, "-m", "bench", "--quick", *parts.split()]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    docs = Path(re.search(r"written to (\S+)/performance\.md", done.stdout)[1])
+    written = json.loads((docs / "performance" / "figures.json").read_text())
+    for part in parts.split():
+        assert written[part]["command"] == f"python -m bench --quick {part}"
+        assert page.table(written[part]) in (docs / "performance.md").read_text()
+    assert (ROOT / "docs" / "performance.md").read_text() == before

@@ -1,0 +1,315 @@
+"""What the pages show, under any path, at what cost; and what never stands on one."""
+
+import asyncio
+import html
+import re
+
+import pytest
+import sqlalchemy as sa
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+import factories
+import mailglass_reconcile
+from browsing import TOKEN, Visitor, app
+from mailglass_reconcile.ops import orphans as pages
+from mailglass_reconcile.web import create_app
+from mailglass_reconcile.web.app import POLICY
+from mailglass_reconcile.web.cache import UNDER_WAY
+from scraping import parsed, value
+from waiting import wait_until
+
+INLINE = re.compile(r"""\s(style|on\w+)=|<style|<script(?! src=)|(src|href|action)="(/|\w+:)""")
+CANARIES = """
+UPDATE mailglass_deliveries SET recipient = 'canary@example.com',
+       metadata = '{"subject": "canary subject", "body": "canary body", "to": "canary@example.com"}'
+"""
+
+
+@pytest.fixture
+def filled(db):
+    """One delivery with a linked event, an open orphan of it that has to wait, one of nobody's, and an expired one."""
+    delivery = factories.delivery(db, "sent", recipient="canary@example.com")
+    private = {"recipient": "canary@example.com", "email": "canary@example.com", "subject": "canary subject"}
+    linked = factories.orphan(db, factories.postmark("sent", **private), type="opened")
+    mailglass_reconcile.reconcile()
+    return {
+        "delivery": delivery,
+        "linked": linked,
+        "waiting": factories.orphan(db, factories.postmark("sent", **private), age_seconds=1),
+        "open": factories.orphan(
+            db, factories.postmark("<nobody's>", **private), normalized_payload={"body": "canary body"}
+        ),
+        "expired": factories.orphan(db, factories.postmark("old", **private), age_seconds=8 * 86_400),
+    }
+
+
+def every_path(ids):
+    """Return the pages that show something of *ids*."""
+    return [
+        *("/", "/?hours=6", "/orphans", "/orphans?state=expired", "/orphans?order=newest&type=delivered&tenant=acme"),
+        *("/orphans?message_id=sent", "/find?q=sent", "/find?q=nothing", f"/deliveries/{ids['delivery']}"),
+        *(f"/events/{ids[name]}" for name in ("linked", "waiting", "open", "expired")),
+    ]
+
+
+def test_the_pages_say_what_status_orphans_and_explain_say(db, filled):
+    """Counts with when they were counted, states, and where an event has gone."""
+    mailglass_reconcile.reconcile()
+    visitor = Visitor(app(db))
+    text = {path: html.unescape(visitor.get(path).text) for path in every_path(filled)}
+    assert re.search(
+        r"<dt>Open orphans</dt>\s*<dd>1</dd>\s*<dd class=\"small\">events without a delivery, as of <time", text["/"]
+    )
+    assert re.search(r"<dt>In their grace period</dt>\s*<dd>1</dd>", text["/"])
+    assert filled["linked"] in text["/"].partition('id="links"')[2]
+    assert "<strong>Healthy.</strong>" in text["/"]
+    listed = set(re.findall(r'href="./events/([^"]+)"', text["/orphans"]))
+    assert listed == {filled["waiting"], filled["open"]}
+    assert filled["expired"] in text["/orphans?state=expired"]
+    assert "still in its grace period" in text[f"/events/{filled['waiting']}"]
+    assert "<code><nobody's></code>" in text[f"/events/{filled['open']}"]
+    timeline = text[f"/deliveries/{filled['delivery']}"].partition('id="timeline"')[2]
+    assert re.search(r"<strong>opened</strong>.*linked <time.*" + filled["linked"], timeline, re.DOTALL)
+
+
+def test_no_address_subject_or_body_is_on_any_page(db, filled):
+    """Those of deliveries, orphans, raw webhooks and payloads, also where they decide what is shown."""
+    db.run(CANARIES)
+    visitor = Visitor(app(db))
+    for path in every_path(filled):
+        assert not re.search("canary|@example", visitor.get(path).text), path
+
+
+def test_what_a_row_holds_cannot_become_markup(db):
+    """A tenant, a type, a provider and an id of a hostile writer."""
+    hostile = "<script>alert('x')</script>\u202e\x07"
+    event = factories.orphan(db, factories.postmark(hostile[:-1]), tenant_id=hostile, type=hostile)
+    mailglass_reconcile.reconcile()
+    visitor = Visitor(app(db))
+    for path in ("/", "/orphans", f"/events/{event}", "/find?q=%3Cscript%3E", "/orphans?provider=%22%3E%3Cscript%3E"):
+        text = visitor.get(path).text
+        assert text.count("<script") == 1
+        assert "\u202e" not in re.sub(r'(value|href)="[^"]*"', "", text), path
+        assert "\x07" not in text
+
+
+def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, filled):
+    """Errors and the form included; no script, no style, no handler and no address of another host."""
+    page = app(db)
+    paths = [*every_path(filled), "/nothing", "/orphans?older=x", "/static/page.css", "/static/none", "/healthz"]
+    answers = [Visitor(page, token).get(path) for token in (None, TOKEN) for path in paths]
+    assert {answer.status_code for answer in answers} == {200, 303, 400, 401, 404}
+    for answer in answers:
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["referrer-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if "html" in answer.headers.get("content-type", ""):
+            assert answer.headers["cache-control"] == "no-store"
+            assert not re.search(
+                r"""\s(style|on\w+)=|<style|<script(?! src=)|(src|href|action)="(/|\w+:)""", answer.text
+            )
+    assert POLICY == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none';"
+        " form-action 'self'; frame-ancestors 'none'"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "/ops/mail"])
+def test_every_link_leads_somewhere_at_the_root_and_mounted(db, filled, prefix):
+    """Followed from page to page, as a browser resolves it."""
+    inner = app(db)
+    outer = Starlette(routes=[Mount(prefix, app=inner)]) if prefix else inner
+    visitor, seen, ahead = Visitor(outer), set(), [f"{prefix}/"]
+    while ahead:
+        path = ahead.pop()
+        if path in seen or len(seen) > 60:
+            continue
+        seen.add(path)
+        answer = visitor.get(path)
+        assert answer.status_code in (200, 303), path
+        page = answer.text if "html" in answer.headers.get("content-type", "") else ""
+        page = re.sub(r'<form method="post" action="[./]+logout">', "", page)
+        links = re.findall(r'(?:href|src|action)="([^"#]+)"', page)
+        links += [answer.headers["location"]] if "location" in answer.headers else []
+        ahead += [str(answer.url.join(html.unescape(link)).raw_path, "ascii") for link in links]
+    assert all(path.startswith(f"{prefix}/") for path in seen)
+    assert {f"{prefix}/events/{filled['linked']}", f"{prefix}/orphans", f"{prefix}/static/icon.svg"} <= {
+        path.partition("?")[0] for path in seen
+    }
+
+
+def test_a_page_of_orphans_leads_to_the_next_until_all_were_shown(db):
+    """With its filters, which stand in the form again."""
+    factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(120)])
+    factories.orphan(db, factories.sendgrid("other"))
+    mailglass_reconcile.reconcile()
+    visitor, path, seen = Visitor(app(db)), "/orphans?provider=postmark", []
+    while path:
+        text = visitor.get(path).text
+        seen += re.findall(r'<a class="id" href="./events/([^"]+)"', text)
+        assert 'name="provider" value="postmark"' in text
+        following = re.search(r'rel="next" href="./([^"]+)"', text)
+        path = html.unescape(f"/{following[1]}") if following else None
+    assert len(seen) == len(set(seen)) == 120
+
+
+def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
+    """It says how many were looked at, and leads on from there."""
+    monkeypatch.setattr(pages, "LOOKED_AT_MOST", 20)
+    factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
+    visitor = Visitor(app(db))
+    text = visitor.get("/orphans?type=opened").text
+    assert "None of the 50 orphans looked at so far matches these filters." in text
+    following = re.search(r'rel="next" href="./([^"]+)"', text)[1]
+    assert "No more orphans match." in visitor.get(f"/{html.unescape(following)}").text
+
+
+def test_a_list_shows_the_states_of_the_last_full_sweep_and_when_it_ended(db):
+    """Without one, events past their grace are unseen."""
+    factories.orphan(db, factories.postmark("m-1"))
+    text = Visitor(app(db)).get("/orphans").text
+    assert "not looked at yet</p>" in text
+    assert "states as of" not in text
+    mailglass_reconcile.reconcile()
+    text = Visitor(app(db)).get("/orphans").text
+    assert "1 orphan on this page; states as of <time" in text
+    assert "<code>m-1</code>" in text
+    assert "not looked at yet</p>" not in text
+
+
+ODD_HISTORY = """
+ALTER TABLE mailglass_reconcile_runs DROP CONSTRAINT mailglass_reconcile_runs_kind,
+                                     DROP CONSTRAINT mailglass_reconcile_runs_status;
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, duration_ms, remaining)
+VALUES (now(), now(), 'replay', 'elsewhere', 'paused', 7000, NULL), (now(), '9999-12-31 +1', 'recent', 'x', 'ok', 1, 0);
+UPDATE mailglass_reconcile_runs SET remaining = 12, open_groups = '[
+    {"state": "quarantined", "tenant_id": "acme", "provider": "postmark", "orphans": 5},
+    {"state": "unmatched", "orphans": 7}, {"orphans": 3}, {"state": 4, "orphans": "x"}, 9]' WHERE kind = 'full'
+"""
+
+
+def test_kinds_statuses_and_states_of_a_later_version_are_shown_under_their_names(db):
+    """They made the page and `/metrics` answer 500; and a state that is not known was drawn as `matched`."""
+    mailglass_reconcile.reconcile()
+    db.run(ODD_HISTORY)
+    visitor = Visitor(app(db))
+    answer = visitor.get("/")
+    assert answer.status_code == 200
+    assert '<span class="status paused">paused</span>' in answer.text
+    assert re.search(r"<dt>Open orphans</dt>\s*<dd>12</dd>", answer.text)
+    assert re.findall(r'<path class="band (\w+)" d="M', answer.text) == ["unmatched", "quarantined"]
+    scraped = parsed(visitor.get("/metrics").content)
+    assert value(scraped, "runs_total", kind="replay", status="paused") == 1
+    assert value(scraped, "run_seconds_total", kind="replay") == 7
+    assert value(scraped, "open_orphans", state="quarantined") == 5
+    assert scraped.get(("open_orphans", (("state", "matched"),)), 0) == 0
+
+
+def test_a_statement_of_a_page_may_take_some_seconds_and_no_more(db, filled):
+    """Four statements of four minutes each would have stopped the page for everybody."""
+    timeouts = []
+
+    def note(connection, cursor, statement, parameters, *rest):
+        if "statement_timeout" in parameters:
+            timeouts.append(int(parameters["statement_timeout"]))
+
+    visitor = Visitor(app(db))
+    sa.event.listen(db.engine, "before_cursor_execute", note)
+    for path in [*every_path(filled), "/metrics", "/readyz"]:
+        timeouts.clear()
+        visitor.get(path)
+        assert timeouts, path
+        assert max(timeouts) <= 24_000, path
+
+
+@pytest.mark.parametrize("name", ["tenant", "provider", "message_id", "q"])
+def test_a_value_that_no_row_can_have_is_a_wrong_address(db, name):
+    """It was a failure of the database, which the page then repeated every few seconds."""
+    path = "/find" if name == "q" else "/orphans"
+    for text, expected in (("%00", "remove the character NUL"), ("x" * 513, "use at most 512 characters")):
+        answer = Visitor(app(db)).get(f"{path}?{name}={text}")
+        assert (answer.status_code, f"{name}: {expected}." in answer.text) == (400, True)
+
+
+def test_an_answer_to_a_bug_has_the_headers_and_no_detail(db):
+    """As every other answer."""
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update={"web_token": SecretStr(TOKEN)}))
+    answer = Visitor(create_app(engine="no engine")).get("/")
+    assert (answer.status_code, answer.text) == (500, "internal error\n")
+    assert answer.headers["content-security-policy"] == POLICY
+
+
+def test_an_empty_page_says_why_it_is_empty(db):
+    """Not only that nothing is there."""
+    delivery = factories.delivery(db, "sent")
+    visitor = Visitor(app(db))
+    assert "the first full sweep will count the open orphans" in visitor.get("/").text
+    assert "No orphan is open: every event has its delivery" in visitor.get("/orphans").text
+    assert "No open orphan matches these filters." in visitor.get("/orphans?type=opened").text
+    assert "none is older than the maximum age" in visitor.get("/orphans?state=expired").text
+    assert "its provider has not reported on it" in visitor.get(f"/deliveries/{delivery}").text
+    mailglass_reconcile.reconcile()
+    text = Visitor(app(db)).get("/").text
+    assert "No orphan was open as of <time" in text
+    assert "No event was linked in the last day." in text
+
+
+def test_ten_viewers_cost_what_one_does(db, filled):
+    """Statements are counted; also of ten who ask at the same time, and a moment later once more."""
+    sent = []
+    sa.event.listen(db.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+    paths, counts = every_path(filled), []
+    for viewers in (1, 10):
+        visitor = Visitor(app(db))
+        sent.clear()
+        for _ in range(2):
+            answers = visitor.all(paths * viewers)
+        counts.append(len(sent))
+        assert {answer.status_code for answer in answers} <= {200, 303}
+    assert counts[0] == counts[1] > len(paths)
+
+
+def test_a_flood_of_different_pages_is_refused_instead_of_queued(db):
+    """While the database hangs; whoever asks whether the process is alive is answered."""
+    visitor = Visitor(app(db))
+    with db.engine.connect() as holder:
+        holder.exec_driver_sql("LOCK TABLE mailglass_open_orphans")
+
+        async def ask():
+            paths = [f"/orphans?type=t{n}" for n in range(UNDER_WAY + 5)]
+            asked = [asyncio.create_task(visitor.one(path)) for path in paths]
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            alive = await visitor.one("/healthz")
+            holder.rollback()
+            return [task.result() for task in done], alive, await asyncio.gather(*asked)
+
+        first, alive, answers = asyncio.run(ask())
+    assert {answer.status_code for answer in first} == {503}
+    assert "too many requests" in first[0].text
+    assert alive.status_code == 200
+    assert sum(answer.status_code == 503 for answer in answers) == 5
+
+
+def test_when_the_database_does_not_answer_the_page_says_why_and_no_more(db):
+    """Only with the token; nothing else about the server."""
+    away = {"web_token": SecretStr(TOKEN), "database_url": SecretStr("postgresql://u:secret@127.0.0.1:1/x")}
+    mailglass_reconcile.configure(settings=db.settings.model_copy(update=away))
+    closed = create_app()
+    page = Visitor(closed).get("/")
+    assert (page.status_code, "127.0.0.1, port 1, database x: nothing listens there" in page.text) == (503, True)
+    assert "secret" not in page.text
+    assert Visitor(closed, None).get("/readyz").text == "unhealthy\n"
+    assert Visitor(closed, None).get("/healthz").status_code == 200
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+
+
+@pytest.mark.slow
+def test_an_answer_is_read_again_after_a_few_seconds(db):
+    """What a viewer sees is never older than twice that."""
+    visitor = Visitor(app(db))
+    before = visitor.get("/orphans").text
+    event = factories.orphan(db, factories.postmark("new"))
+    assert event not in before
+    wait_until(lambda: event in visitor.get("/orphans").text)
