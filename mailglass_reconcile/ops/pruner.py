@@ -15,9 +15,10 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import runtime, telemetry
+from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.rules.states import RunStatus
-from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema, webhook_events
+from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema
 from mailglass_reconcile.store.database import Connected, Database
 from mailglass_reconcile.store.repair import Expired
 from mailglass_reconcile.store.runs import Origin, Run
@@ -133,7 +134,7 @@ class _Prune:
         )
         for status, days in (("succeeded", succeeded), ("dead", dead), ("failed", failed)):
             kept = self._theirs and f"retention_{status}_days" not in settings.model_fields_set
-            yield status, _deleting(webhook_events.DELETE_OLD, None if kept else days, status=status)
+            yield status, _deleting(raw_webhooks.DELETE_OLD, None if kept else days, status=status)
         yield "hooks_dispatched", _deleting(outbox.DELETE_DISPATCHED, succeeded)
         yield "hooks_dead", _deleting(outbox.DELETE_DEAD, dead)
         yield "expired", self._expire

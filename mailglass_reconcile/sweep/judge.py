@@ -11,14 +11,15 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.rules import matching, providers, recipients, states
+from mailglass_reconcile.beside_mailglass import raw_webhooks, recipients
+from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
+from mailglass_reconcile.rules import matching, providers, states
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
-from mailglass_reconcile.store import deliveries, ledger, webhook_events
+from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.open_orphans import Open
-from mailglass_reconcile.store.webhook_events import Reported
 
 
 class Judged(NamedTuple):
@@ -147,9 +148,9 @@ def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
             found[event_id] = recipients.in_event_id(provider_event_id, notification_id or "")
         else:
             reported[provider].append(Reported(event_id, tenant_id, provider_event_id, webhook_event_id))
-    if reported and webhook_events.may_be_read(tx):
+    if reported and raw_webhooks.may_be_read(tx):
         for provider, of_provider in reported.items():
-            found |= webhook_events.recipients(tx, provider, recipients.READERS[provider], of_provider)
+            found |= raw_webhooks.recipients(tx, provider, recipients.READERS[provider], of_provider)
     return _usable(found)
 
 

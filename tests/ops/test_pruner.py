@@ -11,10 +11,11 @@ import sqlalchemy as sa
 import mailglass_reconcile
 from catalog import live
 from factories import new_id, orphan, postmark
+from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import database, engines, repair, webhook_events
+from mailglass_reconcile.store import database, engines, repair
 
 WEBHOOKS = """
 INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
@@ -135,7 +136,7 @@ def test_the_delete_finds_its_rows_through_our_index(db):
     webhooks(db, "succeeded", 20, number=3)
     db.run("ANALYZE mailglass_webhook_events")
     plan = db.rows(
-        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(webhook_events.DELETE_OLD, "public"),
+        "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) " + database.in_schema(raw_webhooks.DELETE_OLD, "public"),
         status="succeeded",
         days=14,
         size=5_000,

@@ -16,9 +16,11 @@ import sqlalchemy as sa
 
 import factories
 from mailglass_reconcile import projector
+from mailglass_reconcile.beside_mailglass import raw_webhooks
+from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
+from mailglass_reconcile.beside_mailglass.recipients import READERS
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.rules.recipients import READERS
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import (
     deliveries,
@@ -29,7 +31,6 @@ from mailglass_reconcile.store import (
     outbox,
     sends,
     stored_keys,
-    webhook_events,
     windows,
 )
 from mailglass_reconcile.store.borrowing import borrowed
@@ -40,7 +41,6 @@ from mailglass_reconcile.store.listing import Bounds, Wanted
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.store.stored_keys import Known
-from mailglass_reconcile.store.webhook_events import Reported
 from mailglass_reconcile.store.windows import Outdated, Range, Slice
 
 ROWS = 50_000
@@ -491,7 +491,7 @@ def test_recipients_of_raw_webhooks_are_read_by_their_unique_index(reading, even
         Reported(event, "acme", f"Delivery:{n}", None) for n, event in zip(range(1, ROWS, 100), events, strict=True)
     ]
     reader = READERS["postmark"]
-    plan = probing(reading, lambda: webhook_events.recipients(reading, "postmark", reader, reported))
+    plan = probing(reading, lambda: raw_webhooks.recipients(reading, "postmark", reader, reported))
     assert plan.indexes == {
         "mailglass_webhook_events_pkey",
         "mailglass_webhook_events_provider_event_id_idx",

@@ -1,0 +1,1 @@
+"""What exists only because Mailglass writes the tables; an installation without Mailglass never needs it."""
