@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from mailglass_reconcile.beside_mailglass.recipients import MOST_PLACES, Reader
+from mailglass_reconcile.beside_mailglass.readers import MOST_PLACES, Reader
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 MAX_BYTES = 4_000_000

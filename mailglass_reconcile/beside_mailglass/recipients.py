@@ -1,44 +1,44 @@
-"""Where Mailglass's rows name the recipient that its ledger leaves out: one reader for each provider."""
+"""The recipients of Mailglass's events, which its ledger leaves out: in SES's event ids, and in raw webhooks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Reader(NamedTuple):
-    """Where a provider's raw webhook, as Mailglass stores it, names the recipient of an event.
-
-    Attributes:
-        places: Paths `key/key` in the event; the recipient is known if they hold one address together.
-        batch: The key of the list that holds the event, if a webhook has several.
-        event_id: The key of an event's id in that list; the ledger's row has it as `provider_event_id`.
-    """
-
-    places: tuple[str, ...]
-    batch: str | None = None
-    event_id: str | None = None
+from mailglass_reconcile.beside_mailglass import raw_webhooks, readers
+from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
+from mailglass_reconcile.rules import matching
+from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.store import ledger
+from mailglass_reconcile.store.database import Transaction
 
 
-READERS: Mapping[str, Reader] = {
-    "postmark": Reader(("Recipient", "Email")),
-    "sendgrid": Reader(("email",), batch="_batch", event_id="sg_event_id"),
-    "mailgun": Reader(("event-data/recipient", "recipient")),
-    # Resend names whom the message went to, not whom the event is about.
-    "resend": Reader(("data/to", "data/cc", "data/bcc")),
-}
-"""By the provider's canonical name."""
+class Unknown(NamedTuple):
+    """An event of the ledger whose recipient is not known; the provider by its canonical name."""
 
-MOST_PLACES = 3
-
-IN_EVENT_ID = "ses"
-"""The provider of which Mailglass appends the recipient to the event's id, so that no raw webhook is needed."""
-
-PROVIDERS = frozenset({*READERS, IN_EVENT_ID})
-"""Providers whose recipients can be read."""
+    event_id: str
+    tenant_id: str
+    provider: str | None
 
 
-def in_event_id(provider_event_id: str, notification_id: str) -> str | None:
-    """Return the recipient in an SES event's id, `<notification>:<address>`, or None if it has another form."""
-    before, colon, recipient = provider_event_id.partition(":")
-    return recipient if colon and before == notification_id else None
+def named(tx: Transaction, events: Sequence[Unknown]) -> dict[str, str]:
+    """Return the recipients that Mailglass's rows name, by event id, in the form in which they are compared."""
+    by_id = {event.event_id: event for event in events if event.provider in readers.PROVIDERS}
+    found: dict[str, str | None] = {}
+    reported: dict[str, list[Reported]] = defaultdict(list)
+    for event_id, document in ledger.documents(tx, by_id):
+        _, tenant_id, provider = by_id[event_id]
+        its_id = matching.text_of(document.metadata.get("provider_event_id"))
+        if its_id is None or provider is None:
+            continue
+        if provider == readers.IN_EVENT_ID:
+            notification_id = matching.text_of(document.metadata.get("sns_message_id"))
+            found[event_id] = readers.in_event_id(its_id, notification_id or "")
+        else:
+            webhook_id = matching.text_of(document.metadata.get("webhook_event_id"))
+            reported[provider].append(Reported(event_id, tenant_id, its_id, webhook_id))
+    if reported and raw_webhooks.may_be_read(tx):
+        for provider, of_provider in reported.items():
+            found |= raw_webhooks.recipients(tx, provider, readers.READERS[provider], of_provider)
+    return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(text))}

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from itertools import chain
-from operator import attrgetter
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.beside_mailglass import raw_webhooks, recipients
-from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
+from mailglass_reconcile.beside_mailglass import recipients
+from mailglass_reconcile.beside_mailglass.recipients import Unknown
 from mailglass_reconcile.rules import matching, providers, states
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.matching import Candidate, Keys, Verdict
@@ -84,7 +82,8 @@ def current_keys(tx: Transaction, orphans: Sequence[Open]) -> list[Keys]:
 
 def match(tx: Transaction, events: Sequence[Event]) -> list[Verdict]:
     """Return the verdict on each event; every distinct id is looked up once."""
-    return list(map(_look_up(tx, events).verdict, events))
+    found = _look_up(tx, events)
+    return [found.verdict(one) for one in events]
 
 
 def decide(tx: Transaction, event_id: str, tenant_id: str, wanted: Keys) -> Decision:
@@ -102,19 +101,21 @@ def _judged(tx: Transaction, events: Sequence[Event]) -> list[tuple[Keys, Verdic
     Those are read only where they may change the verdict.
     """
     found = _look_up(tx, events)
-    verdicts = list(map(found.verdict, events))
-    unknown = {one.event_id: one for one, verdict in zip(events, verdicts, strict=True) if _is_unknown(one, verdict)}
-    named = _recipients(tx, unknown) if unknown else {}
-    if named:
+    verdicts = [found.verdict(one) for one in events]
+    unknown = [
+        Unknown(one.event_id, one.tenant_id, one.keys.provider)
+        for one, verdict in zip(events, verdicts, strict=True)
+        if _may_change(one, verdict)
+    ]
+    if named := recipients.named(tx, unknown):
         events, verdicts = _judged_again(tx, events, verdicts, named, found)
-    return list(zip(map(attrgetter("keys"), events), verdicts, strict=True))
+    return [(one.keys, verdict) for one, verdict in zip(events, verdicts, strict=True)]
 
 
-def _is_unknown(event: Event, verdict: Verdict) -> bool:
-    """Whether an event's recipient is not known, may be read, and may change the verdict."""
+def _may_change(event: Event, verdict: Verdict) -> bool:
+    """Whether an event's recipient is not known, and may change the verdict."""
     its = event.keys
-    may_change = its.recipient is None and not its.lost and verdict.state in (matching.MATCHED, matching.AMBIGUOUS)
-    return may_change and its.provider in recipients.PROVIDERS
+    return its.recipient is None and not its.lost and verdict.state in (matching.MATCHED, matching.AMBIGUOUS)
 
 
 def _judged_again(
@@ -132,34 +133,6 @@ def _judged_again(
     for number in again:
         verdicts[number] = (among if number in wide else found).verdict(now[number])
     return now, verdicts
-
-
-def _recipients(tx: Transaction, by_id: Mapping[str, Event]) -> dict[str, str]:
-    """Return the recipients of Mailglass's events that its rows name, in the form in which they are compared."""
-    found: dict[str, str | None] = {}
-    reported: dict[str, list[Reported]] = defaultdict(list)
-    for event_id, document in ledger.documents(tx, by_id):
-        ids = map(document.metadata.get, _REPORTED)
-        provider_event_id, webhook_event_id, notification_id = map(matching.text_of, ids)
-        provider, tenant_id = by_id[event_id].keys.provider, by_id[event_id].tenant_id
-        if provider_event_id is None or provider is None:
-            continue
-        if provider == recipients.IN_EVENT_ID:
-            found[event_id] = recipients.in_event_id(provider_event_id, notification_id or "")
-        else:
-            reported[provider].append(Reported(event_id, tenant_id, provider_event_id, webhook_event_id))
-    if reported and raw_webhooks.may_be_read(tx):
-        for provider, of_provider in reported.items():
-            found |= raw_webhooks.recipients(tx, provider, recipients.READERS[provider], of_provider)
-    return _usable(found)
-
-
-def _usable(found: Mapping[str, str | None]) -> dict[str, str]:
-    return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(text))}
-
-
-_REPORTED = ("provider_event_id", "webhook_event_id", "sns_message_id")
-"""Where Mailglass's metadata names the raw webhook."""
 
 
 def _computed(tx: Transaction, outdated: Mapping[str, Keys]) -> dict[str, Keys]:
@@ -196,7 +169,7 @@ class _LookedUp(NamedTuple):
 
 def _look_up(tx: Transaction, events: Sequence[Event]) -> _LookedUp:
     narrow: dict[str, list[Candidate]] = defaultdict(list)
-    ids = set(chain.from_iterable(map(attrgetter("keys.candidate_ids"), events)))
+    ids = {id_ for one in events for id_ in one.keys.candidate_ids}
     wide_ids = set()
     for delivery in deliveries.of_ids(tx, ids) if ids else ():
         narrow[delivery.candidate_id].append(delivery)

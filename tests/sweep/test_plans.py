@@ -18,7 +18,7 @@ import factories
 from mailglass_reconcile import projector
 from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.beside_mailglass.raw_webhooks import Reported
-from mailglass_reconcile.beside_mailglass.recipients import READERS
+from mailglass_reconcile.beside_mailglass.readers import READERS
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
