@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from mailglass_reconcile.errors import COMMAND, ConfigurationError, MailglassRec
 from mailglass_reconcile.pubsub import AsyncSubscription, Subscription
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import Connected, Database
+from mailglass_reconcile.store.database import Database
 
 if TYPE_CHECKING:
     import redis as redis_py
@@ -33,10 +33,6 @@ class _Configured:
     engine: sa.Engine | None = None
     redis: redis_py.Redis | None = None
     settings: Settings | None = None
-
-
-class _First:
-    look: Callable[[Connected], None] | None = None
 
 
 class _Framework:
@@ -118,13 +114,7 @@ def database() -> Database:
 
 @cache
 def _database() -> Database:
-    return Database(get_engine(), get_settings(), _First.look)
-
-
-def look_first(look: Callable[[Connected], None] | None) -> None:
-    """Call *look* with the first connection to this process's database, before anything else is done with it."""
-    _First.look = look
-    _database.cache_clear()
+    return Database(get_engine(), get_settings())
 
 
 def get_engine() -> sa.Engine:

@@ -31,9 +31,6 @@ _SUBCOMMANDS = {
 }
 """Each is in the module of its name; the first sentence of its help stands here, so that `--help` loads none."""
 
-_LOOKS_ITSELF = frozenset({"demo", "doctor", "listen", "migrate", "trigger"})
-"""These have a database of their own, or none, or say more of the schema."""
-
 
 class Subcommands(click.Group):
     """Subcommands that are loaded when they are needed: their libraries take half a second."""
@@ -48,15 +45,6 @@ class Subcommands(click.Group):
             return None
         loaded: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return loaded
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand that is about to run; its first connection looks whether the schema is right."""
-        found = super().resolve_command(ctx, args)
-        if found[0] not in _LOOKS_ITSELF:
-            import_module(f"{__name__}.opening").look_first(ctx)
-        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of subcommands."""

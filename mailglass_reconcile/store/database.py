@@ -303,17 +303,10 @@ class Connected:
 class Database:
     """One installation's database: an engine, and the settings that name schema, ages and limits."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings, first: Callable[[Connected], None] | None = None) -> None:
-        """Use *engine* on the tables that *settings* name; nothing connects yet.
-
-        Args:
-            engine: Gives the connections.
-            settings: Name schema, ages and limits.
-            first: Called with the first connection.
-        """
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        """Use *engine* on the tables that *settings* name; nothing connects yet."""
         self.engine = engine
         self.settings = settings
-        self._first = first
 
     @contextmanager
     def connect(self) -> Iterator[Connected]:
@@ -325,9 +318,6 @@ class Database:
         """
         with database_errors(), engines.connect(self.engine) as connection:
             connected = Connected(connection, self.settings)
-            if self._first is not None:
-                self._first(connected)
-                self._first = None
             try:
                 yield connected
             except Exception as error:

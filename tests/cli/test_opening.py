@@ -1,9 +1,9 @@
-"""Commands in a schema without a ledger, or beside another set of tables, say which setting is meant."""
+"""Commands in a schema without a ledger say which setting is meant."""
 
 import pytest
 
 import commands
-from catalog import installation, live
+from catalog import live
 from database import Database
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -47,14 +47,6 @@ def run(url, redis_url, names=COMMANDS, **environment):
     return {name: (one.returncode, (one.stdout + one.stderr).strip()) for name, one in done.items()}
 
 
-def warnings(url, redis_url, **environment):
-    """Return the warnings that `status --json` prints, and which a second set of tables does not make unhealthy."""
-    db = Database(url, Settings(database_url=url, redis_url=redis_url), None, None)
-    [printed] = commands.conforming("status", commands.run(db, "status", "--json", **environment).stdout)
-    assert not any("schema" in problem for problem in printed["problems"])
-    return printed["warnings"]
-
-
 def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url, redis_url):
     """In one line, and nobody is told to migrate here."""
     live(empty_database_url, "mailglass", "2.x")
@@ -63,29 +55,3 @@ def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url,
         assert "set MAILGLASS_DATABASE_SCHEMA to mailglass" in said, name
         assert "migrate" not in said, name
         assert len(said.splitlines()) == 1, (name, said)
-
-
-def test_a_mailglass_that_was_rolled_back_comes_first(empty_database_url, redis_url):
-    """Our tables are there and its are not."""
-    database = live(empty_database_url)
-    database.migrate()
-    database.run("DROP TABLE mailglass_events, mailglass_deliveries, mailglass_webhook_events CASCADE")
-    names = ["sweep", "status --check", "prune", "orphans"]
-    for name, (code, said) in run(empty_database_url, redis_url, names).items():
-        assert (code, "Run Mailglass's own migrations" in said) == (1, True), (name, said)
-
-
-@pytest.mark.parametrize("chosen", [False, True])
-def test_a_second_set_of_tables_is_warned_of(empty_database_url, redis_url, chosen):
-    """Ours in `public`, Mailglass's in its own schema; the other way round it is warned of if nobody chose."""
-    installation(empty_database_url).migrate()
-    theirs = live(empty_database_url, "mailglass", "2.x")
-    more = {"MAILGLASS_DATABASE_SCHEMA": "public"} if chosen else {}
-    warning = "schema public has tables that `migrate` made"
-    for name, (code, said) in run(empty_database_url, redis_url, ["status", "sweep"], **more).items():
-        assert (code, f"warning: {warning}" in said) == (0, True), (name, said)
-    assert [one.startswith(warning) for one in warnings(empty_database_url, redis_url, **more)] == [True]
-    theirs.migrate()
-    said = run(empty_database_url, redis_url, ["status"], MAILGLASS_DATABASE_SCHEMA="mailglass")["status"]
-    assert (said[0], "warning" in said[1]) == (0, False), said
-    assert warnings(empty_database_url, redis_url, MAILGLASS_DATABASE_SCHEMA="mailglass") == []

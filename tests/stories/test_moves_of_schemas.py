@@ -30,9 +30,7 @@ from mailglass_reconcile.ops.doctor.finding import Finding
 from mailglass_reconcile.ops.explanation import explain
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targets import Target
-from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.sweep.reconciler import prepare
 from shapes import SCHEMAS, made, roll_back
 
@@ -229,25 +227,12 @@ def test_each_sweep_closes_what_it_looks_at_if_the_events_are_gone(beside, kind)
     assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
 
 
-def test_tables_of_ours_beside_mailglass_s_are_warned_of(empty_database_url):
+def test_the_doctor_finds_tables_of_ours_beside_mailglass_s(empty_database_url):
     """Ours in `public`, Mailglass's in its own schema: ours get no rows of it."""
     made = installation(empty_database_url)
     made.migrate()
     live(empty_database_url, "mailglass", "2.x")
-    assert any("set MAILGLASS_DATABASE_SCHEMA to mailglass" in line for line in made.migrate())
     assert "MAILGLASS_DATABASE_SCHEMA to mailglass" in finding(made).remedy
-    theirs = installation(empty_database_url, "mailglass")
-    assert not any("MAILGLASS_DATABASE_SCHEMA" in line for line in theirs.migrate())
-
-
-def test_a_schema_that_was_not_chosen_is_warned_of(empty_database_url, monkeypatch):
-    """If another one has a ledger as well."""
-    database = live(empty_database_url)
-    live(empty_database_url, "other")
-    monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
-    told: list[str] = []
-    runner.migrate(database.engine, Settings(database_url=empty_database_url), told.append)
-    assert any("MAILGLASS_DATABASE_SCHEMA is not set, and schema other has a ledger too" in line for line in told)
 
 
 def test_a_database_in_another_encoding_is_refused(admin, drop_database):

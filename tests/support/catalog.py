@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from mailglass_reconcile.beside_mailglass import moving
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -105,9 +106,12 @@ class Installation:
         return set(self.values("SELECT event_id::text FROM mailglass_open_orphans"))
 
     def migrate(self, tell: Callable[[str], None] | None = None, **options: Any) -> list[str]:
-        """Migrate, and return what was told."""
+        """Migrate as the command does, and return what was told."""
         told: list[str] = []
-        runner.migrate(self.engine, self.settings, tell or told.append, **options)
+        tell = tell or told.append
+        if moving.follow(self.engine, self.settings, tell, plan=options.get("plan", False)) and options.get("plan"):
+            return told
+        runner.migrate(self.engine, self.settings, tell, **options)
         return told
 
     def remove(self, **options: Any) -> list[str]:

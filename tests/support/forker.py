@@ -12,7 +12,6 @@ import socket
 import sys
 
 import mailglass_reconcile.cli.explain
-import mailglass_reconcile.cli.opening
 import mailglass_reconcile.cli.prune
 import mailglass_reconcile.cli.status
 import mailglass_reconcile.cli.sweep  # noqa: F401 - the others are imported by the process that needs them

@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.beside_mailglass import moving
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.settings import Settings
@@ -28,7 +29,7 @@ def migrate(_apps: Any, schema_editor: Any) -> None:
     Raises:
         CommandError: It cannot be done, for the reason that the message gives.
     """
-    _run(runner.migrate, schema_editor)
+    _run(_migrate, schema_editor)
 
 
 def without_migrations(*, using: str, **_others: Any) -> None:
@@ -44,6 +45,11 @@ def remove(_apps: Any, schema_editor: Any) -> None:
         CommandError: It cannot be done, for the reason that the message gives.
     """
     _run(_remove, schema_editor)
+
+
+def _migrate(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:
+    moving.follow(engine, settings, tell)
+    runner.migrate(engine, settings, tell)
 
 
 def _remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None]) -> None:

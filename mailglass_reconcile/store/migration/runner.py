@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -19,8 +19,8 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import elsewhere, functions, privileges, schema
-from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction, in_schema
+from mailglass_reconcile.store import elsewhere, privileges, schema
+from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import contents, state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
@@ -66,9 +66,8 @@ def migrate(
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
-            found = elsewhere.ledgers(tx)
-            warnings = [*privileges.warnings(tx), *filter(None, [elsewhere.second_set(tx, found)])]
-            stopped, moved_from = elsewhere.without_ledger(tx, found), state.moved_from(tx)
+            warnings = privileges.warnings(tx)
+            stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
         for warning in warnings:
             say(f"warning: {warning}")
         if stopped:
@@ -78,11 +77,6 @@ def migrate(
             say(f"nothing to do: the database is at revision {schema.VERSION}{owned}")
             return
         steps = Steps(engine, settings, tell, plan=plan)
-        if moved_from:
-            _move(engine, settings, steps, moved_from)
-            if plan:
-                say("then ask for another plan, for what is left to do")
-                return
         _refuse_newer(engine, settings)
         _refuse_older(engine, settings)
         # The plan comes first even if nobody reads it: it looks whether all that is needed is there.
@@ -164,28 +158,6 @@ def _refuse_to_drop(tx: Transaction) -> None:
             f"nothing was changed: `migrate` did not make the tables of schema {tx.schema}, so it does not drop them."
             " Run it without --tables, which leaves them"
         )
-
-
-def _move(engine: sa.Engine, settings: Settings, steps: Steps, places: Sequence[str]) -> None:
-    """Move our tables after Mailglass's, with history and waiting events.
-
-    ALTER TABLE … SET SCHEMA took the triggers along. Their functions name the old schema, so they go; the revision
-    makes new ones, and adds what was missed.
-    """
-    if len(places) > 1:
-        raise DatabaseRefusedError(
-            f"nothing was changed: schemas {', '.join(places)} all have our tables and no mailglass_events:"
-            " remove those that are not needed with `mailglass-reconcile migrate --remove`"
-        )
-    [place] = places
-    with Database(engine, settings).reading() as tx:
-        tables = state.tables_in(tx, place)
-    names = (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *functions.NAMES)
-    dropped = [f"DROP FUNCTION IF EXISTS {in_schema(f'{{schema}}.{name}', place)} CASCADE;" for name in names]
-    moved = [f"ALTER TABLE {table} SET SCHEMA {{schema}};" for table in tables]
-    steps.run(
-        f"move our tables here from schema {json.dumps(place, ensure_ascii=False)}", "\n".join([*dropped, *moved])
-    )
 
 
 @contextmanager

@@ -28,18 +28,6 @@ SELECT w.name, array_agg(w.attribute) AS missing
  GROUP BY w.name ORDER BY w.name
 """
 
-# Our tables in a schema without a ledger, although this one has a ledger and none of them: Mailglass's were moved here.
-_MOVED_FROM = """
-SELECT n.nspname::text
-  FROM pg_class AS v JOIN pg_namespace AS n ON n.oid = v.relnamespace
-  JOIN pg_class AS o ON o.relnamespace = n.oid AND o.relname = 'mailglass_open_orphans' AND o.relkind = 'r'
- WHERE v.relname = :version AND v.relkind = 'r' AND pg_get_userbyid(v.relowner) = current_user
-   AND pg_get_userbyid(o.relowner) = current_user
-   AND NOT EXISTS (SELECT FROM pg_class AS e WHERE e.relnamespace = n.oid AND e.relname = 'mailglass_events')
-   AND to_regclass(:events) IS NOT NULL AND to_regclass(:open_orphans) IS NULL
- ORDER BY 1
-"""
-
 _TABLES_IN = """
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r' ORDER BY 1
@@ -108,12 +96,6 @@ def owner(tx: Transaction) -> str | None:
     """Return the other role that owns all that is ours, or None."""
     owners = {row.owner for row in tx.execute(_NOT_OURS, _names(tx))}
     return owners.pop() if len(owners) == 1 else None
-
-
-def moved_from(tx: Transaction) -> list[str]:
-    """Return the schemas that Mailglass's tables were moved from to this one: ours are still there."""
-    names = {**_names(tx), "version": schema.VERSION_TABLE, "open_orphans": tx.name_of("mailglass_open_orphans")}
-    return list(tx.execute(_MOVED_FROM, names).scalars())
 
 
 def tables_in(tx: Transaction, schema_name: str) -> list[str]:
