@@ -78,8 +78,8 @@ class ConfigurationError(MailglassReconcileError):
     """A setting is missing or cannot be used; the message names it."""
 
 
-class ContradictionError(ConfigurationError):
-    """Settings contradict each other; commands exit with 2, as for wrong usage."""
+class WrongUsageError(ConfigurationError):
+    """A setting's value is never allowed, or contradicts another setting; commands exit with 2."""
 
     exit_code = 2
 

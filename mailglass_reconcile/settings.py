@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import (
@@ -16,7 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mailglass_reconcile.errors import ConfigurationError, ContradictionError
+from mailglass_reconcile.errors import ConfigurationError, WrongUsageError
 from mailglass_reconcile.rules import event_types
 
 ENV_PREFIX = "MAILGLASS_"
@@ -33,11 +34,17 @@ def _known_types(value: str | None) -> str | None:
     return value
 
 
-_CONTRADICTION = "contradiction"
+_WRONG_USAGE = "wrong_usage"
 
 
-def _contradiction(sentence: str) -> PydanticCustomError:
-    return PydanticCustomError(_CONTRADICTION, "{sentence}", {"sentence": sentence})
+def _wrong_usage(sentence: str) -> PydanticCustomError:
+    return PydanticCustomError(_WRONG_USAGE, "{sentence}", {"sentence": sentence})
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_]+", value):
+        raise _wrong_usage("use a schema whose name has only letters, digits and underscores")
+    return value
 
 
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
@@ -51,7 +58,7 @@ class Settings(BaseSettings):
 
     Attributes:
         database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
-        database_schema: The schema of Mailglass's tables and ours.
+        database_schema: The schema of Mailglass's tables and ours; a name of letters, digits and underscores.
         tenant: The tenant of a webhook that is recorded without one.
         redis_url: Where broadcasts go and the sweep's lock is kept; the bundled Celery app keeps its results there, and
             its queues unless `CELERY_BROKER_URL` names another broker.
@@ -79,7 +86,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     database_url: SecretStr | None = None
-    database_schema: str = Field(default="public", min_length=1, max_length=63)
+    database_schema: Annotated[str, AfterValidator(_name)] = Field(default="public", min_length=1, max_length=63)
     tenant: str = Field(default="default", min_length=1, max_length=512)
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
     imports: str = ""
@@ -104,7 +111,7 @@ class Settings(BaseSettings):
     def _outlasts_the_maximum_age(cls, days: int | None, known: ValidationInfo) -> int | None:
         least = 1 + -(-known.data.get("max_age_minutes", 0) // 1_440)
         if days is not None and days < least:
-            raise _contradiction(f"give at least {least} days, a day more than MAILGLASS_MAX_AGE_MINUTES, or infinity")
+            raise _wrong_usage(f"give at least {least} days, a day more than MAILGLASS_MAX_AGE_MINUTES, or infinity")
         return days
 
     @field_validator("retention_deliveries_days")
@@ -114,9 +121,9 @@ class Settings(BaseSettings):
             return days
         events: int | None = known.data["retention_events_days"]
         if events is None:
-            raise _contradiction("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
+            raise _wrong_usage("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
         if days < events:
-            raise _contradiction(f"give at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS, or infinity")
+            raise _wrong_usage(f"give at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS, or infinity")
         return days
 
     def __init__(self, **values: Any) -> None:
@@ -128,8 +135,8 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            contradicts = any(fault["type"] == _CONTRADICTION for fault in error.errors(include_context=False))
-            raise (ContradictionError if contradicts else ConfigurationError)(_in_words(error)) from None
+            wrong_usage = any(fault["type"] == _WRONG_USAGE for fault in error.errors(include_context=False))
+            raise (WrongUsageError if wrong_usage else ConfigurationError)(_in_words(error)) from None
 
 
 def web_token(settings: Settings) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import sqlalchemy as sa
@@ -59,7 +58,7 @@ def follow(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
     ours = (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *functions.NAMES)
     dropped = [f"DROP FUNCTION IF EXISTS {in_schema(f'{{schema}}.{name}', place)} CASCADE;" for name in ours]
     moved = [f"ALTER TABLE {table} SET SCHEMA {{schema}};" for table in tables]
-    title = f"move our tables here from schema {json.dumps(place, ensure_ascii=False)}"
+    title = f"move our tables here from schema {place}"
     with database_errors(), one_at_a_time(engine, settings):
         Steps(engine, settings, tell, plan=plan).run(title, "\n".join([*dropped, *moved]))
     return True

@@ -180,7 +180,7 @@ def ids_of_last(seconds: float) -> dict[str, str]:
 
 def in_schema(sql: str, schema: str) -> str:
     """Put the quoted *schema* into *sql* in place of `{schema}`."""
-    return sql.replace("{schema}", '"' + schema.replace('"', '""') + '"')
+    return sql.replace("{schema}", f'"{schema}"')
 
 
 def array_literal(texts: Iterable[str | None]) -> str:
@@ -206,8 +206,7 @@ def _quoted(text: str) -> str:
 
 @lru_cache(maxsize=512)
 def _text(statement: str, schema: str, texts: tuple[str, ...]) -> sa.TextClause:
-    # A colon in the schema's name is not a parameter.
-    clause = sa.text(in_schema(statement, schema.replace(":", "\\:")))
+    clause = sa.text(in_schema(statement, schema))
     return clause.bindparams(*(sa.bindparam(name, type_=sa.Text()) for name in texts)) if texts else clause
 
 

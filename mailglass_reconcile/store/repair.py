@@ -167,9 +167,8 @@ def as_script(settings: Settings) -> str:
     binds = [
         sa.bindparam(name, value, sa.Integer if isinstance(value, int) else sa.Text) for name, value in values.items()
     ]
-    bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema.replace(":", "\\:"))).bindparams(*binds)
-    # A style of parameters that does not double a percent sign of the schema's name.
-    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    bound = sa.text(in_schema(_ADD_MISSING, settings.database_schema)).bindparams(*binds)
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     compiled = bound.compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     return _SCRIPT.strip().replace("{statement}", str(compiled).strip())
 

@@ -100,6 +100,16 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_1(cli, variable
     assert "canary" not in finished.stderr
 
 
+@pytest.mark.parametrize("name", ["mail glass", 'mail"glass', "mail-glass", "p%s:x"])
+def test_a_schema_s_name_has_letters_digits_and_underscores_only(cli, name):
+    """Anything else is wrong usage, in one line."""
+    finished = cli("status", MAILGLASS_DATABASE_SCHEMA=name)
+    assert (finished.returncode, len(finished.stderr.strip().splitlines())) == (2, 1)
+    assert (
+        "MAILGLASS_DATABASE_SCHEMA: use a schema whose name has only letters, digits and underscores" in finished.stderr
+    )
+
+
 @pytest.mark.slow
 def test_status_counts_open_orphans_by_state_tenant_and_provider(cli, one_of_two):
     """What no sweep has reached, and then what the sweep found no delivery for."""

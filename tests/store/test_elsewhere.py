@@ -22,14 +22,14 @@ SUPPRESSIONS = "CREATE TABLE mailglass_suppressions (id uuid PRIMARY KEY)"
 
 def test_a_forgotten_schema_does_not_make_a_second_set_of_tables(empty_database_url, monkeypatch):
     """The line names the schema that has the ledger and the setting; once that is given, both ways are open."""
-    real = live(empty_database_url, "mail glass")
+    real = live(empty_database_url, "Mail_Glass")
     monkeypatch.delenv("MAILGLASS_DATABASE_SCHEMA", raising=False)
     forgotten = installation(empty_database_url)
     before = forgotten.objects(), real.objects()
     for plan in (True, False):
         with pytest.raises(ConfigurationError) as refused:
             runner.migrate(forgotten.engine, Settings(database_url=empty_database_url), lambda line: None, plan=plan)
-        assert "schema public has no mailglass_events, but schema mail glass has" in str(refused.value)
+        assert "schema public has no mailglass_events, but schema Mail_Glass has" in str(refused.value)
         assert "MAILGLASS_DATABASE_SCHEMA" in str(refused.value)
     assert (forgotten.objects(), real.objects()) == before
     forgotten.migrate()

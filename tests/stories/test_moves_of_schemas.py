@@ -77,7 +77,7 @@ def test_our_tables_follow_mailglass_s_to_another_schema_and_back(
         VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now());
         INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
         VALUES (now(), now(), 'full', 'x', 'ok')""")
-    places = [SCHEMAS[shape], "mail glass"]
+    places = [SCHEMAS[shape], "Mail_Glass"]
     for there, here in (places, places[::-1]):
         move(empty_database_url, there, here)
         new, meanwhile = installation(empty_database_url, here), new_id()

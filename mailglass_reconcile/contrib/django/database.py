@@ -53,7 +53,7 @@ def table(name: str) -> str:
         schema = runtime.get_settings().database_schema
     except ConfigurationError:  # models are loaded before the check that names it, and before any query
         schema = "public"
-    return '"."'.join((schema.replace('"', '""'), name))
+    return f'{schema}"."{name}'
 
 
 @contextmanager

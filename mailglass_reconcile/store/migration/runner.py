@@ -182,7 +182,7 @@ def environment(config: Config, tell: Callable[[str], None], *, plan: bool) -> I
 
 
 def _place(engine: sa.Engine, settings: Settings) -> str:
-    """Name database and schema; JSON keeps a name with a line break on its line."""
+    """Name database and schema; JSON keeps a database's name with a line break on its line."""
     with Database(engine, settings).reading() as tx:
         names = (tx.execute("SELECT current_database()::text").scalar_one(), tx.schema)
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
@@ -219,7 +219,7 @@ def _plan(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *,
     with _alembic(engine, settings, Steps(engine, settings, tell, plan=True), guard=guard, output=own) as config:
         command.upgrade(config, "base:head", sql=True)
     tell(f"-- note the revision in {schema.VERSION_TABLE}")
-    tell(own.getvalue().strip().replace("%%", "%"))  # Alembic doubles a percent sign of the schema's name
+    tell(own.getvalue().strip())
     tell(f"-- done: revision {schema.VERSION}")
 
 
