@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -48,21 +47,7 @@ _FUNCTIONS = """
 SELECT EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
                 WHERE n.nspname = :schema AND p.proname = ANY (CAST(:names AS text[])))
 """
-# A partition that was made after the parent's index has an index of its own already, by a name that Postgres chose.
-_PARTITIONS = """
-SELECT t.relid::bigint AS id, t.relid::text AS name, t.parentrelid::bigint AS parent, t.isleaf AS is_leaf,
-       coalesce(h.indexrelid::regclass::text, format('%I.%I', n.nspname, :index ||
-                CASE WHEN t.level = 0 THEN '' ELSE '_' || t.relid::bigint END)) AS own,
-       h.indexrelid IS NOT NULL AS has, b.indisvalid AS built
-  FROM pg_partition_tree(to_regclass(:table)) AS t
-  JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-  LEFT JOIN (SELECT i.indexrelid, i.indrelid FROM pg_partition_tree(to_regclass(:qualified)) AS x
-               JOIN pg_index AS i ON i.indexrelid = x.relid) AS h ON h.indrelid = t.relid
-  LEFT JOIN pg_index AS b ON b.indexrelid = to_regclass(format('%I.%I', n.nspname, :index || '_' || t.relid::bigint))
- WHERE (SELECT relkind FROM pg_class WHERE oid = to_regclass(:table)) = 'p'
- ORDER BY t.level, t.relid
-"""
-_IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:index) AND relkind = 'I')"
+_IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'p')"
 
 _NO_TIMEOUTS = """
 SELECT set_config(name, CASE WHEN :off THEN '0' ELSE reset_val END, false) FROM pg_settings
@@ -125,7 +110,7 @@ class Steps:
         with Database(self._engine, self._settings).reading() as tx:
             found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
         if not found:
-            built = [f"{_create(one, one, f'{{schema}}.{name}')};" for one in indexes]
+            built = [f"{_create(one)};" for one in indexes]
             self.run(f"create {name}", "\n".join([sql.strip(), *built]))
         elif missing := sorted(set(columns.split()) - found):
             raise SchemaOutdatedError(
@@ -145,50 +130,32 @@ class Steps:
     def create_index(self, name: str) -> None:
         """Build one of our indexes without blocking writers, unless it is there; an interrupted build is replaced.
 
-        On a partitioned table, the partitions get theirs one after the other.
+        Raises:
+            DatabaseRefusedError: Its table is partitioned, and Postgres builds no such index concurrently.
         """
         table = schema.INDEXES[name].table
         with Database(self._engine, self._settings).reading() as tx:
             fault = schema.index_faults(tx).get(name)
-            tree = {"table": tx.name_of(table), "index": name, "qualified": tx.name_of(name)}
-            partitions = tx.execute(_PARTITIONS, tree).all()
-        if fault and partitions:
-            self._index_partitions(name, partitions)
-        elif fault:
-            self._build(name, name, f"{{schema}}.{table}", f"{{schema}}.{name}", invalid=fault == schema.INVALID)
-
-    def _index_partitions(self, name: str, partitions: Sequence[sa.Row[Any]]) -> None:
-        """Build an index on every partition and attach it to the parent's, which is valid once all have theirs."""
-        indexes = {one.id: one.own for one in partitions}
-        for one in partitions:
-            own = name if one.parent is None else f"{name}_{one.id}"
-            if one.has:
-                continue
-            if one.is_leaf and not one.built:
-                self._build(name, own, one.name, one.own, invalid=one.built is False)
-            elif not one.is_leaf and one.built is None:
-                self.run(f"create the index {own} of partitions", _create(name, own, f"ONLY {one.name}"))
-            if one.parent is not None:
-                self.run(f"attach the index {own}", f"ALTER INDEX {indexes[one.parent]} ATTACH PARTITION {one.own}")
-
-    def _build(self, name: str, own: str, table: str, index: str, *, invalid: bool) -> None:
-        """Build an index called *own* by the definition of *name*."""
-        if invalid:
-            self._outside_transaction(
-                f"drop what an interrupted build left of the index {own}", f"DROP INDEX CONCURRENTLY {index}"
+            partitioned = tx.execute(_IS_PARTITIONED, {"table": tx.name_of(table)}).scalar_one()
+        if not fault:
+            return
+        if partitioned and not self._plan:
+            raise DatabaseRefusedError(
+                f"table {table} is partitioned: build the index {name} by hand, as docs/upgrading.md describes,"
+                " then run migrate again; the steps before this one are done"
             )
-        self._outside_transaction(f"build the index {own} concurrently", _create(name, own, table, concurrently=True))
+        if fault == schema.INVALID:
+            self._outside_transaction(
+                f"drop what an interrupted build left of the index {name}",
+                f"DROP INDEX CONCURRENTLY {{schema}}.{name}",
+            )
+        self._outside_transaction(f"build the index {name} concurrently", _create(name, concurrently=True))
 
     def drop_index(self, name: str) -> None:
-        """Drop an index, without blocking writers unless its table is partitioned."""
-        with Database(self._engine, self._settings).reading() as tx:
-            partitioned = tx.execute(_IS_PARTITIONED, {"index": tx.name_of(name)}).scalar_one()
-        if partitioned:
-            self.run(f"drop the index {name}", f"DROP INDEX IF EXISTS {{schema}}.{name}")
-        else:
-            self._outside_transaction(
-                f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
-            )
+        """Drop an index without blocking writers."""
+        self._outside_transaction(
+            f"drop the index {name} concurrently", f"DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"
+        )
 
     def fill_open_set(self) -> None:
         """Make the open orphans equal what the ledger says, within the maximum age, in batches."""
@@ -225,8 +192,8 @@ class Steps:
                 connection.execute(sa.text(_NO_TIMEOUTS), {"off": False})
 
 
-def _create(name: str, own: str, on: str, *, concurrently: bool = False) -> str:
-    """Return the statement that makes our index *name*, called *own*, on a table."""
+def _create(name: str, *, concurrently: bool = False) -> str:
+    """Return the statement that makes our index *name*."""
     index = schema.INDEXES[name]
     unique, way = "UNIQUE " if index.unique else "", "CONCURRENTLY " if concurrently else ""
-    return f"CREATE {unique}INDEX {way}{own} ON {on} {index.on}"
+    return f"CREATE {unique}INDEX {way}{name} ON {{schema}}.{index.table} {index.on}"
