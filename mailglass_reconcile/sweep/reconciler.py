@@ -129,32 +129,26 @@ class Sweep(Request):
         self.failures.update(one.keys.failure for one in found.judged if one.keys.failure)
         linked: set[str] = set()
         notes = unchecked(found.judged)
-        for batch in self._batches(connected, found.judged):
+        for batch in self._batches(found.judged):
             linked |= self._link(connected, batch, notes)
             yield batch
         if not self.dry_run:
             self._refuse(connected, found.unreadable)
             self._keep(connected, [one for one in found.judged if one.orphan.event_id not in linked])
 
-    def _batches(self, connected: Connected, judged: Sequence[Judged]) -> Iterator[Pairs]:
+    def _batches(self, judged: Sequence[Judged]) -> Iterator[Pairs]:
         """Yield what to link, batch by batch, as far as the limit and the deadline go."""
         pairs = _by_delivery(judged)
         allowed = len(pairs) if self.limit is None else min(len(pairs), self.limit - self.tally.linked)
         self.tally.exceeds_limit(len(pairs) - allowed)
         if self.dry_run:
-            yield self._still_there(connected, pairs[:allowed])
+            yield pairs[:allowed]
             return
         size = self.database.settings.batch_size
         for start in range(0, allowed, size):
             if self.deadline.is_over:
                 return
             yield pairs[start : min(start + size, allowed)]
-
-    def _still_there(self, connected: Connected, pairs: Pairs) -> Pairs:
-        """Return what a sweep would link; if an event is gone, it would close the orphan instead."""
-        there = self._read(connected, lambda tx: ledger.types_of(tx, [event_id for event_id, _ in pairs]))
-        self.tally.was_closed(len(pairs) - len(there))
-        return [(event_id, delivery_id) for event_id, delivery_id in pairs if event_id in there]
 
     def _link(self, connected: Connected, pairs: Pairs, notes: Notes) -> set[str]:
         """Link a batch, publish what was committed, and return the linked orphans' ids."""
