@@ -7,7 +7,6 @@ of an error. Without an SDK a sweep pays some microseconds for it.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -159,8 +158,7 @@ def note_lags(seconds: Iterable[float]) -> None:
     """Note for each link how many seconds after its orphan's arrival it was made."""
     lag = _instruments().lag
     for each in seconds:
-        if math.isfinite(each):
-            lag.record(max(0.0, each))
+        lag.record(max(0.0, each))
 
 
 def _count(name: str, numbers: Mapping[str, int]) -> None:

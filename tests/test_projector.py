@@ -196,11 +196,6 @@ def test_no_other_type_makes_it_terminal(connection, kind):
     assert not project(connection, [event(kind, NOON)]).terminal
 
 
-def test_the_largest_version_is_followed_by_one(connection):
-    """The column is a four-byte integer."""
-    assert project(connection, [event("delivered", NOON)], lock_version=2**31 - 1).lock_version == 1
-
-
 def test_the_version_does_not_move_where_nothing_changes(connection):
     """The same report twice, and then one that is older."""
     batches = [[event("opened", NOON)]] * 2 + [[event("opened", NOON - timedelta(days=1))]]

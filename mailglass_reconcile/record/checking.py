@@ -154,7 +154,6 @@ MAX_TEXT = 4_096
 """Characters of one text in metadata."""
 MAX_METADATA_BYTES = 65_536
 MAX_DEPTH = 32
-MAX_NUMBER_BITS = 1_024
 
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -219,10 +218,8 @@ def _scalar(path: str, value: object) -> str | int | float | None:
     match value:
         case None | bool():
             return value
-        case int() if value.bit_length() <= MAX_NUMBER_BITS:
-            return int(value)
         case int():
-            raise InvalidEventError(f"{path} is a number of more than {MAX_NUMBER_BITS:,} bits")
+            return int(value)
         case float():
             return float(value) if math.isfinite(value) else None
         case str() | dt.date() | dt.time() | UUID():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ Handler = Callable[[Any, DeliveryEvent], object]
 H = TypeVar("H", bound=Handler)
 
 MAX_NAME = 200
+_NOT_RUN_BY_A_CALL = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 class Registered(NamedTuple):
@@ -124,7 +124,7 @@ def _of_main(path: str, function: Handler, place: tuple[str, int] | None) -> str
 def _check(name: str, function: Handler) -> None:
     if not name.isprintable() or not name.strip() or len(name) > MAX_NAME:
         raise ConfigurationError(f"on_event: a handler's name must be 1 to {MAX_NAME} printable characters")
-    if not _is_ordinary(function):
+    if any(is_kind(function) for is_kind in _NOT_RUN_BY_A_CALL):
         raise ConfigurationError(
             f"on_event: {name} is asynchronous or a generator, so calling it would not run it: a handler must be an"
             " ordinary function"
@@ -133,15 +133,6 @@ def _check(name: str, function: Handler) -> None:
         inspect.signature(function).bind(None, None)
     except TypeError:
         raise ConfigurationError(f"on_event: {name} must take two arguments, connection and event") from None
-    except ValueError:  # written in C, without a signature
-        pass
-
-
-def _is_ordinary(function: Handler) -> bool:
-    inner = inspect.unwrap(function)
-    called = inner if inspect.isroutine(inner) or isinstance(inner, functools.partial) else type(inner).__call__
-    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
-    return not any(is_kind(one) for is_kind in kinds for one in (function, called))
 
 
 def _place(function: Handler) -> tuple[str, int] | None:

@@ -112,7 +112,7 @@ PROVIDER_SENT_BY = """
                     ORDER BY e.delivery_id, e.occurred_at LIMIT 1))"""
 """The provider of a delivery, called `d`, for people: that of its send, where its row may not have one."""
 
-NEXT_VERSION = "lock_version = CASE WHEN d.lock_version = 2147483647 THEN 1 ELSE d.lock_version + 1 END"
+NEXT_VERSION = "lock_version = d.lock_version + 1"
 """What an UPDATE of deliveries, called `d`, does for applications with optimistic locks."""
 
 

@@ -202,7 +202,7 @@ for _key in ("reconciled:no uuid", "reconciled:", "reconciled:" + "F" * 36, "rec
     kind(f"the key is {_key!r}", "linked", idempotency_key=_key)
 for _name, _value in {"null": None, "an array": [], "a string": "x", "a number": 1}.items():
     kind(f"the normalized payload is {_name}", "linked", normalized_payload=_value)
-for _version in (0, -1, -(2**31), 2**31 - 1):
+for _version in (0, -1, -(2**31)):
     kind(f"the delivery's version is {_version}", "linked", delivery={"lock_version": _version})
 for _name, _columns in {
     "last event is of an unknown type": {"last_event_type": "zap"},

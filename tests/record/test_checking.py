@@ -51,7 +51,6 @@ def refused(tx, *events, **more):
         ("metadata", ["a"], "must be a mapping"),
         ("metadata", {"when": {"nested": b"x"}}, "['when']['nested'] is a bytes"),
         ("metadata", {7: "x"}, "has a key that is not a string"),
-        ("metadata", {"n": 10**5000}, "['n'] is a number of more than"),
         ("metadata", {"text": {str(n): "x" * 4_000 for n in range(20)}}, "is larger than 65,536 bytes"),
     ],
 )

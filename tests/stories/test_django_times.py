@@ -77,10 +77,3 @@ def test_a_day_and_an_hour_are_those_of_the_projects_time_zone(events, zone, loc
     assert days[0]["day"] == local(first.replace(hour=0, minute=0))
     hours = set(events.annotate(hour=ExtractHour("occurred_at")).values_list("hour", flat=True))
     assert hours == {first.hour, LAST.astimezone(zone).hour}
-
-
-def test_a_time_that_python_cannot_hold_stays_a_text(db, events):
-    """Of another writer's rows."""
-    row = {**factories.orphan_row(factories.postmark("m-2"), type="bounced"), "occurred_at": "infinity"}
-    factories.insert(db, events=[row])
-    assert events.get(type="bounced").occurred_at == "infinity"

@@ -5,16 +5,12 @@ A column that this package does not need may be missing in a database of Mailgla
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Callable
 from typing import Any, NoReturn
 
-from django.conf import settings
 from django.db import models
 from django.db.models.expressions import Col
 from django.db.models.lookups import Exact
 from django.db.models.signals import pre_delete, pre_save
-from django.utils.timezone import make_naive
 
 from mailglass_reconcile.contrib.django import database
 
@@ -27,14 +23,6 @@ class _UTCColumn(Col):
         sql, params = super().as_sql(compiler, connection)
         return f"({sql} AT TIME ZONE 'UTC')", params
 
-    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
-        """Read it as text: `infinity` and years after 9999 would fail in the driver."""
-        return (sql, params) if compiler.query.subquery else (f"({sql})::text", params)
-
-    def get_db_converters(self, connection: Any) -> list[Callable[..., Any]]:
-        """Return what reads that text."""
-        return [_time]
-
 
 class Stored(models.F):
     """A `UTCDateTimeField` as it is stored: to order by it along an index."""
@@ -43,17 +31,6 @@ class Stored(models.F):
         """Return the column without its time zone."""
         column = super().resolve_expression(*args, **kwargs)
         return Col(column.alias, column.target, column.output_field)
-
-
-def _time(value: str | dt.datetime | None, _expression: object, connection: Any) -> dt.datetime | str | None:
-    """Return a time as Django has it with and without `USE_TZ`; what Python cannot hold stays a text."""
-    try:
-        read = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
-        if read is None or read.tzinfo is None:
-            return read
-        return read.astimezone(dt.UTC) if settings.USE_TZ else make_naive(read, connection.timezone)
-    except (ValueError, OverflowError):
-        return value
 
 
 class UTCDateTimeField(models.DateTimeField):
