@@ -30,7 +30,7 @@ SELECT coalesce(max(n.inserted_at), '-infinity')::text
 """
 
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
-# its session, which is why there is a margin of a day. Without a possible time the orphan counts as expired.
+# its session, which is why there is a margin of a day.
 _ADD_MISSING = """
 -- The tenants from the place on, each found by one probe of the index.
 WITH RECURSIVE tenants (tenant_id) AS (
@@ -57,12 +57,10 @@ WITH RECURSIVE tenants (tenant_id) AS (
    LIMIT :size
 ), dated AS (
   SELECT p.id, p.tenant_id,
-         CASE WHEN substr(p.id::text, 15, 1) = '7' AND m.made_at <= now()::timestamp + interval '5 minutes'
-                   AND (p.inserted_at - interval '1 day' < m.made_at AND m.made_at < p.inserted_at + interval '1 day'
-                        OR p.inserted_at >= now()::timestamp + interval '1 day')
-              THEN m.made_at
-              WHEN p.inserted_at < now()::timestamp + interval '1 day'
-              THEN least(p.inserted_at, now()::timestamp) END AS arrived_at
+         least(CASE WHEN substr(p.id::text, 15, 1) = '7'
+                         AND m.made_at > p.inserted_at - interval '1 day'
+                         AND m.made_at < p.inserted_at + interval '1 day'
+                    THEN m.made_at ELSE p.inserted_at END, now()::timestamp) AS arrived_at
     FROM page AS p,
          LATERAL (SELECT to_timestamp(('x' || left(replace(p.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)
                          ::timestamp AS made_at) AS m
@@ -105,7 +103,7 @@ _REMOVE_EXPIRED = """
 WITH page AS MATERIALIZED (
   SELECT event_id, arrived_at FROM {schema}.mailglass_open_orphans
    WHERE (arrived_at, event_id) > (CAST(:after_time AS timestamp), CAST(:after_id AS uuid))
-     AND arrived_at <= CAST(:until_time AS timestamp)
+     AND arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
    ORDER BY arrived_at, event_id LIMIT :size FOR UPDATE SKIP LOCKED
 ), removed AS (
   DELETE FROM {schema}.mailglass_open_orphans AS o WHERE event_id = ANY (ARRAY(SELECT event_id FROM page))
@@ -117,13 +115,6 @@ WITH page AS MATERIALIZED (
 SELECT arrived_at::text AS after_time, event_id::text AS after_id,
        (SELECT count(*) FROM removed) AS orphans, (SELECT count(*) FROM removed WHERE named) AS named
   FROM page ORDER BY arrived_at DESC, event_id DESC LIMIT 1
-"""
-
-# What is older than the maximum age, and what would never expire.
-_EXPIRED_RANGES = """
-SELECT '-infinity' AS after_time, (now()::timestamp - make_interval(mins => :max_age_minutes))::text AS until_time
- UNION ALL
-SELECT (now()::timestamp + interval '1 day')::text, 'infinity'
 """
 
 _REMOVE_STRAY_IDS = """
@@ -242,13 +233,11 @@ class Expired(NamedTuple):
 
 def remove_expired(connected: Connected, size: int) -> Expired:
     """Remove, in batches of *size*, what is older than the maximum age, and return how many orphans that were."""
-    with connected.writing() as tx:
-        ranges = tx.execute(_EXPIRED_RANGES, {"max_age_minutes": connected.settings.max_age_minutes}).all()
+    place = {"after_time": "-infinity", "after_id": NIL}
+    max_age = connected.settings.max_age_minutes
     total = Expired(0, 0)
-    for after, until in ranges:
-        place = {"after_time": after, "after_id": NIL}
-        for page in _pages(connected, _REMOVE_EXPIRED, size, place, until_time=until):
-            total = Expired(total.orphans + page["orphans"], total.named + page["named"])
+    for page in _pages(connected, _REMOVE_EXPIRED, size, place, max_age_minutes=max_age):
+        total = Expired(total.orphans + page["orphans"], total.named + page["named"])
     return total
 
 
