@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 from uuid import UUID
 
 import click
@@ -25,10 +24,11 @@ from mailglass_reconcile.ops.targets import MOST, Target
 from mailglass_reconcile.rules.humanize import counted, shown, took
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
 
-POINTING = ("event", "delivery", "provider", "since", "until", "include_expired")
+Shower = Callable[[Pairs], None]
 
 WHY_OPEN = tuple(state for state in (*OUTCOMES, *SKIPPED) if state not in ("linked", "skipped", "skipped_limit"))
 
@@ -56,17 +56,37 @@ Examples:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object; with --verbose, a line before it per link."
 )
-def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
+def sweep(
+    tenant: str | None,
+    limit: int | None,
+    event: UUID | None,
+    delivery: UUID | None,
+    provider: str | None,
+    since: float | None,
+    until: float | None,
+    include_expired: bool,
+    yes: bool,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Link every open orphan whose delivery exists.
 
     With --event, --delivery, --provider, --since, --until or --include-expired it counts first what it would link, at
     most 10,000 events or --limit, and asks.
     """
-    if options["verbose"] and not options["dry_run"]:
+    if verbose and not dry_run:
         raise click.UsageError("--verbose needs --dry-run")
-    pointed = any(options[name] for name in POINTING)
-    result = _point(tenant, limit or MOST, **options) if pointed else _sweep(tenant, limit, **options)
-    click.echo(json.dumps(result.as_dict()) if options["as_json"] else _in_words(result, pointed=pointed))
+    show = _shower(as_json=as_json) if verbose else None
+    pointed = any((event, delivery, provider, since, until, include_expired))
+    if pointed:
+        filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
+        target = Target(filters, event, delivery, include_expired)
+        result = _point(target, limit or MOST, show, dry_run=dry_run, yes=yes)
+    else:
+        prepared = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
+        result = _run(prepared, show, with_bar=not as_json)
+    click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, pointed=pointed))
     if tenant is not None and not result.scanned:
         _hint(tenant)
     if not result.dry_run:
@@ -74,15 +94,12 @@ def sweep(tenant: str | None, limit: int | None, **options: Any) -> None:
     sys.exit(0 if result.status == "ok" else 1)
 
 
-def _sweep(
-    tenant: str | None, limit: int | None, *, dry_run: bool, verbose: bool, as_json: bool, **_: Any
-) -> SweepResult:
-    sweep = reconciler.prepare(tenant, limit, dry_run=dry_run, origin="command")
-    with _progress(wanted=not (as_json or verbose)) as tell, _ended_by_ctrl_c(sweep):
+def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
+    with _progress(wanted=with_bar and show is None) as tell, _ended_by_ctrl_c(sweep):
         for pairs in sweep.steps():
             tell(sweep)
-            if verbose:
-                _show(pairs, as_json=as_json)
+            if show is not None:
+                show(pairs)
     return sweep.result
 
 
@@ -111,47 +128,34 @@ def _ended_by_ctrl_c(sweep: Sweep) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def _point(
-    tenant: str | None,
-    limit: int,
-    *,
-    event: UUID | None,
-    delivery: UUID | None,
-    provider: str | None,
-    since: float | None,
-    until: float | None,
-    include_expired: bool,
-    yes: bool,
-    dry_run: bool,
-    verbose: bool,
-    as_json: bool,
-) -> SweepResult:
-    filters = Filters(tenant_id=tenant, provider=provider, newer=since, older=until)
-    target = Target(filters, event, delivery, include_expired)
+def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, yes: bool) -> SweepResult:
     if not (yes or dry_run or sys.stdin.isatty()):
         raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
-    database = runtime.database()
+    database, tenant_id = runtime.database(), target.filters.tenant_id
     try:
         found = targets.find(database, target, min(limit, MOST))
-        if verbose:
-            _show([(one.event_id, one.delivery_id or "") for one in found], as_json=as_json)
+        if show is not None:
+            show([(one.event_id, one.delivery_id or "") for one in found])
         if not found:
-            return SweepResult(dry_run=dry_run, tenant_id=tenant)
+            return SweepResult(dry_run=dry_run, tenant_id=tenant_id)
         if dry_run:
-            return targets.would_link(database, found, tenant)
+            return targets.would_link(database, found, tenant_id)
         if not yes:
             click.confirm(f"link {len(found):,} {'event' if len(found) == 1 else 'events'}?", abort=True, err=True)
             found = targets.find(database, target, len(found))  # what was found may have changed meanwhile
     except LookupError as error:
         raise click.ClickException(str(error)) from None
-    return targets.link(database, found, tenant)
+    return targets.link(database, found, tenant_id)
 
 
-def _show(pairs: Sequence[tuple[str, str]], *, as_json: bool) -> None:
-    with reader_may_leave():
-        for event_id, delivery_id in pairs:
-            line = json.dumps({"event_id": event_id, "delivery_id": delivery_id})
-            click.echo(line if as_json else f"{event_id} -> {delivery_id}")
+def _shower(*, as_json: bool) -> Shower:
+    def show(pairs: Pairs) -> None:
+        with reader_may_leave():
+            for event_id, delivery_id in pairs:
+                line = json.dumps({"event_id": event_id, "delivery_id": delivery_id})
+                click.echo(line if as_json else f"{event_id} -> {delivery_id}")
+
+    return show
 
 
 def _in_words(result: SweepResult, *, pointed: bool) -> str:
