@@ -37,6 +37,13 @@ DISPATCH_EXPIRES_SECONDS = 60
 DISPATCH_SECONDS = 10.0
 
 
+def __getattr__(name: str) -> Any:
+    """Make `beat_schedule`, the default entries, when it is first asked for: without Celery that logs a warning."""
+    if name != "beat_schedule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, make_beat_schedule())
+
+
 class BeatEntry(TypedDict):
     """One entry of an app's `beat_schedule`, as Celery takes it."""
 
@@ -44,6 +51,9 @@ class BeatEntry(TypedDict):
     schedule: When
     kwargs: NotRequired[dict[str, float]]
     options: dict[str, Any]
+
+
+beat_schedule: dict[str, BeatEntry]
 
 
 def make_beat_schedule(

@@ -1,15 +1,12 @@
 """What is imported when, and what works without Celery."""
 
-import ast
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row, postmark
 
 WITHOUT_CELERY = """
@@ -109,14 +106,3 @@ def test_redis_is_loaded_by_what_connects_to_it():
     code = f"import sys, {names}\n{loaded}\nmailglass_reconcile.runtime.get_redis()\n{loaded}"
     done = python(code)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["False", "True"], "")
-
-
-def test_the_modules_of_the_public_names_are_those_that_type_checkers_see():
-    """A name is loaded from its module on first use; type checkers read ordinary imports."""
-    tree = ast.parse(Path(mailglass_reconcile.__file__).read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    seen = {one.name: node.module for node in imports for one in node.names if "mailglass" in node.module}
-    modules = {name: module for module, names in mailglass_reconcile._MODULES.items() for name in names.split()}
-    made_here = {"beat_schedule", "__version__"}
-    assert modules.keys() | made_here == set(mailglass_reconcile.__all__)
-    assert modules == {name: seen[name] for name in modules}
