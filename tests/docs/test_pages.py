@@ -84,7 +84,7 @@ def test_the_page_says_in_how_many_ways_the_package_is_broken_on_purpose():
 
 def test_every_schema_of_the_json_output_is_in_the_table():
     """Each file is linked, and there is no other."""
-    linked = set(re.findall(r"\(schemas/(\w+\.json)\)", (DOCS / "json.md").read_text()))
+    linked = set(re.findall(r"\(schemas/(\w+\.json)\)", (DOCS / "formats.md").read_text()))
     assert linked == {path.name for path in (DOCS / "schemas").iterdir()}
 
 
@@ -147,7 +147,7 @@ def test_every_command_with_beat_keeps_the_schedule_in_memory():
 
 def test_the_snippets_for_fastapi_stand_in_the_example():
     """Line by line, and recording takes at most ten of an adopter's own."""
-    *recording, streaming = (block.text for block in pages.blocks(DOCS / "fastapi.md") if block.language == "python")
+    *recording, streaming = (block.text for block in pages.blocks(DOCS / "python.md") if block.language == "python")
     own = [line.strip() for text in recording for line in text.split("\n") if line.strip()]
     assert 5 <= len(own) <= 10
     for lines, name in ((own, "shop.py"), (map(str.strip, streaming.split("\n")), "updates.py")):

@@ -23,11 +23,11 @@ PATIENCE = 60
 ELSEWHERE = {
     ("README.md", "console"): "test_quickstarts.py",
     ("README.md", "python"): "test_quickstarts.py",
-    ("fastapi.md", "python"): "examples/test_fastapi_example.py: its lines stand in the example (test_pages.py)",
-    ("key-rules.md", "python"): "test_own_provider.py",
+    ("python.md", "python"): "examples/test_fastapi_example.py: its lines stand in the example (test_pages.py)",
+    ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
-    ("grants.md", "sql"): "store/test_grants.py",
-    ("leaving.md", "sql"): "store/test_removal.py",
+    ("grants.md", "sql"): "stories/test_grants.py",
+    ("upgrading.md", "sql"): "store/migration/test_contents.py",
     ("performance.md", "sql"): "by the test of settings of tables, below",
     ("sweeps.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",
@@ -39,15 +39,15 @@ NOT_RUN = {
     ("django.md", "the README's quickstart runs these lines"),
     ("django.md", "it needs a project with Postmark that is running"),
     ("handlers.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
-    ("leaving.md", "a test runs them with a psql of its own"),
-    ("leaving.md", "it asks"),
+    ("upgrading.md", "a test runs them with a psql of its own"),
+    ("upgrading.md", "it asks"),
     ("performance.md", "it takes an hour"),
     ("providers.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
     ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with a CA of its own"),
     ("redis.md", "no such servers here; tests/stories/test_redis_servers.py has Sentinels of its own"),
-    ("telemetry.md", "OpenTelemetry's exporters are not installed here"),
+    ("monitoring.md", "OpenTelemetry's exporters are not installed here"),
 }
 """Blocks that nothing runs, and why, as the comment above each says."""
 
@@ -214,7 +214,7 @@ address, when, webhook_id, message_id = "ada@example.com", dt.datetime.now(dt.UT
     "settings.md": Frame(
         "", "from mailglass_reconcile import runtime\nassert runtime.get_settings().grace_seconds == 30"
     ),
-    "web.md": Frame(
+    "dashboard.md": Frame(
         "import os\nos.environ['MAILGLASS_WEB_TOKEN'] = 'a-token-of-24-characters'",
         "assert [route.path for route in app.routes][-1] == '/ops/mail'",
     ),

@@ -1,4 +1,4 @@
-"""The bundled Celery app with OpenTelemetry, as docs/telemetry.md says: `celery -A observed_worker worker`.
+"""The bundled Celery app with OpenTelemetry, as docs/monitoring.md says: `celery -A observed_worker worker`.
 
 Each process of the pool writes into files of its own in the folder OBSERVED, after each task.
 """

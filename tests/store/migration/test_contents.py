@@ -102,7 +102,7 @@ def test_the_export_of_the_documentation_has_every_row(empty_database_url, tmp_p
     database = installation(empty_database_url)
     database.migrate()
     with_history(database)
-    page = (Path(__file__).parents[3] / "docs" / "leaving.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "upgrading.md").read_text()
     commands = re.findall(r'^\$ psql "\$MAILGLASS_DATABASE_URL" -c "(.*)"$', page, re.M)
     assert len(commands) == 2
     for command in commands:
@@ -119,7 +119,7 @@ def test_events_can_be_changed_after_the_statement_of_the_documentation(empty_da
     database.migrate()
     with_history(database)
     database.remove()
-    page = (Path(__file__).parents[3] / "docs" / "leaving.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "upgrading.md").read_text()
     (block,) = re.findall(r"```sql\n(.*?)```", page, re.S)
     change = sa.text("UPDATE mailglass_events SET type = 'unknown'")
     with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
