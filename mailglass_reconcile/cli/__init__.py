@@ -16,6 +16,7 @@ _SUBCOMMANDS = {
     "doctor": "Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.",
     "erase": "Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.",
     "explain": "Show why one event is linked or not, and what must change.",
+    "find": "Find the deliveries and open orphans of an address, a message or an id, each with its next command.",
     "follow": "Link orphans as soon as their delivery exists, until SIGTERM or Ctrl-C.",
     "link": "Link one event to the delivery that you choose; only their tenant must be the same.",
     "listen": "Print broadcasts as they are published, each event once, until you press Ctrl-C.",

@@ -15,6 +15,7 @@ COMMANDS = {
     "dispatch --dead": ["dispatch", "--dead"],
     "erase": ["erase", "a@example.com", "--yes"],
     "explain": ["explain", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"],
+    "find": ["find", "m-1"],
     "follow": ["follow"],
     "link": [
         *("link", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"),

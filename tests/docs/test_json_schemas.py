@@ -13,6 +13,7 @@ from mailglass_reconcile.hooks.dispatcher import DispatchResult
 from mailglass_reconcile.ops.doctor.finding import Finding
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Listed
+from mailglass_reconcile.ops.search import Hit
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.store import runs
@@ -23,13 +24,14 @@ OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attach
 ADDED = {"explain": {"delivery"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
 RESULTS = {
-    "erase": Erased, "explain": Explanation, "orphans": Listed, "prune": PruneResult, "status": Status,
+    "erase": Erased, "explain": Explanation, "find": Hit, "orphans": Listed, "prune": PruneResult, "status": Status,
     "sweep": SweepResult,
 }  # fmt: skip
 
 WORDS = {
     "kind": {*runs.KINDS}, "origin": {*get_args(runs.Origin)}, "verdict": {*states.VERDICTS, None},
     ("explain", "state"): {*states.EVENT_STATES}, ("orphans", "state"): {*states.OPEN_STATES},
+    ("find", "kind"): {"delivery", "event"},
     ("status", "state"): {*states.OPEN_STATES} - {"expired"}, ("status", "status"): {*states.RUN_STATUSES},
     ("sweep", "status"): {*get_args(states.SweepStatus)}, ("doctor", "status"): {*get_args(states.FindingStatus)},
 }  # fmt: skip

@@ -27,14 +27,14 @@ SUBCOMMANDS = {name: command.get_command(None, name) for name in command.list_co
 """All of them, loaded."""
 
 
-def run(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(db: Any, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did; it must succeed."""
-    done = tried(db, *arguments, **environment)
+    done = tried(db, *arguments, stdin=stdin, **environment)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def tried(db: Any, *arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* and more of an environment, and return what it did, whatever that is.
 
     It runs within this process as if it were another one: with settings and a log of its own.
@@ -44,7 +44,7 @@ def tried(db: Any, *arguments: str, **environment: str) -> subprocess.CompletedP
     absent = {name: None for name in os.environ if name.startswith("MAILGLASS_") and name not in variables}
     program = click.Command("mailglass-reconcile", callback=lambda: main(arguments))
     with _unconfigured(), _without_a_log():
-        done = RUNNER.invoke(program, [], env={**variables, **absent})
+        done = RUNNER.invoke(program, [], input=stdin, env={**variables, **absent})
     if done.exc_info and not isinstance(done.exception, SystemExit | None):
         raise done.exc_info[1].with_traceback(done.exc_info[2])  # type: ignore[union-attr]
     return subprocess.CompletedProcess(["mailglass-reconcile", *arguments], done.exit_code, done.stdout, done.stderr)

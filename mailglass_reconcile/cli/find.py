@@ -1,0 +1,110 @@
+"""The subcommand `find`: from an address, a message or an id to deliveries, open orphans and the next command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.ops import search, tenants
+from mailglass_reconcile.ops.search import Found, Hit, What
+from mailglass_reconcile.rules.humanize import counted
+
+EXAMPLES = """\b
+Examples:
+  mailglass-reconcile find -                      # then type or paste the address: no shell keeps it
+  mailglass-reconcile find m-2 --tenant acme
+  mailglass-reconcile find - --scan --json < address.txt | jq -r .id
+"""
+
+STDIN = "-"
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("what", metavar="WHAT|-")
+@click.option("--tenant", metavar="ID", help="Only in this tenant.")
+@click.option("--scan", is_flag=True, help="Of an address: compare every delivery's, so that any spelling is found.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N", help="At most N.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per delivery or event.")
+def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -> None:
+    """Find the deliveries and open orphans of an address, a message or an id, each with its next command.
+
+    WHAT is an address, a message id, or the id of an event or a delivery. With - it is read from standard input,
+    because shells and process lists keep arguments. Nothing that is printed holds an address. The newest come first.
+
+    An address is found as you give it, in lower case, and with its domain in ASCII and in Unicode. Exits with 1 if
+    nothing is found.
+    """
+    try:
+        wanted = search.check(given(what), tenant)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if scan and not wanted.address:
+        raise click.UsageError("--scan is for an address: ids are always found")
+    database = runtime.database()
+    found = search.find(database, wanted, scan=scan, limit=limit)
+    with reader_may_leave():
+        if as_json:
+            for one in found.hits:
+                print_json(one.as_dict())
+        else:
+            click.echo("\n".join(_lines(found)) if found.hits else _nothing(wanted, scan=scan))
+    if not found.hits:
+        meant = tenants.nearest(database, tenant) if tenant is not None else None
+        if meant is not None:
+            click.echo(meant, err=True)
+        sys.exit(1)
+    if found.more:
+        click.echo(f"only the newest {len(found.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
+
+
+def given(what: str) -> str:
+    """Return an argument, or a line of standard input in the place of `-`."""
+    if what != STDIN:
+        return what
+    if sys.stdin.isatty():
+        click.echo("address or id: ", err=True, nl=False)
+    return sys.stdin.readline()
+
+
+def _lines(found: Found) -> Iterator[str]:
+    least = "at least " if found.at_least else ""
+    deliveries = counted(found.deliveries, "delivery", "deliveries")
+    yield f"{least}{deliveries} and {counted(found.events, 'event')}, newest first"
+    for one in found.hits:
+        yield ""
+        yield from _delivery(one) if one.kind == "delivery" else _event(one)
+        yield f"  mailglass-reconcile explain {one.id}"
+
+
+def _delivery(one: Hit) -> Iterator[str]:
+    yield wrapped(f"{one.state} since {moment(one.since or '-')}", "  ", "delivery: ")
+    facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}"]
+    facts += [one.mailable] if one.mailable else []
+    yield wrapped(f"{', '.join(facts)}, stored {moment(one.at)}", "  ")
+
+
+def _event(one: Hit) -> Iterator[str]:
+    yield wrapped(f"{one.type or '-'}, {one.state}", "  ", "event: ")
+    expires = f"; too old {moment(one.expires_at)}" if one.expires_at else ""
+    yield wrapped(f"tenant {one.tenant_id}, provider {one.provider or '-'}, arrived {moment(one.at)}{expires}", "  ")
+
+
+def _nothing(wanted: What, *, scan: bool) -> str:
+    whose = "" if wanted.tenant_id is None else " of this tenant"
+    if not wanted.address:
+        return f"no delivery and no open orphan{whose} has this id"
+    lines = [
+        wrapped(
+            f"no delivery and no open orphan{whose} has this address. If your application sent the message, its send"
+            " was not recorded: see `record_send`. If the provider's log shows the message, look for its message id"
+            " there:"
+        ),
+        "  mailglass-reconcile find MESSAGE_ID",
+    ]
+    if not scan:
+        lines += [wrapped("It may be stored in another spelling:"), "  mailglass-reconcile find - --scan"]
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""`find`: each line leads to the next command, and no address is printed, logged or kept."""
+
+import re
+
+import pytest
+
+import commands
+import factories
+from commands import conforming, run, started, tried
+
+ADA = "ada.lovelace@example.com"
+
+
+@pytest.fixture
+def sent(db) -> str:
+    """A delivery to the address."""
+    return factories.delivery(db, "m-1", recipient=ADA)
+
+
+def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
+    """In lines of at most 80 columns, with state, tenant and times, and without colour."""
+    orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
+    lines = run(db, "find", "-", stdin=f"{ADA}\n").stdout.splitlines()
+    assert lines[0] == "1 delivery and 1 event, newest first"
+    assert f"  mailglass-reconcile explain {sent}" in lines
+    assert f"  mailglass-reconcile explain {orphan}" in lines
+    assert "event: delivered, unseen" in lines
+    assert any(line.startswith("delivery: dispatched since 2026-01-02 03:04:05 UTC (") for line in lines)
+    assert any("tenant globex, provider -, arrived" in line for line in lines)
+    assert not re.search("\x1b|lovelace", "\n".join(lines))
+
+
+def test_on_a_terminal_no_line_is_longer_than_80_columns(db, sent):
+    """And the commands stay whole."""
+    written = commands.on_a_terminal(db, "find", "m-1")
+    assert f"  mailglass-reconcile explain {sent}\n" in written
+    assert max(map(len, written.splitlines())) <= 80
+
+
+def test_a_line_of_json_for_each(db, sent):
+    """As its schema says."""
+    (one,) = conforming("find", run(db, "find", "-", "--json", stdin=ADA).stdout)
+    assert (one["kind"], one["id"], one["state"]) == ("delivery", sent, "dispatched")
+
+
+def test_the_newest_are_shown_and_how_to_see_more(db, sent):
+    """The command does not repeat the address."""
+    factories.delivery(db, "m-2", recipient=ADA)
+    done = run(db, "find", "-", "--limit", "1", stdin=ADA)
+    assert done.stdout.startswith("2 deliveries and 0 events, newest first\n")
+    assert done.stderr == "only the newest 1 are shown: --limit 10 shows more\n"
+
+
+def test_an_address_of_nobody_leads_to_the_message_id_and_the_scan(db):
+    """Exit code 1, and not the address."""
+    done = tried(db, "find", ADA)
+    assert done.returncode == 1
+    assert "  mailglass-reconcile find MESSAGE_ID\n" in done.stdout
+    assert done.stdout.endswith("  mailglass-reconcile find - --scan\n")
+    assert "lovelace" not in done.stdout + done.stderr
+    assert "--scan" not in tried(db, "find", ADA, "--scan").stdout
+
+
+def test_an_id_of_nothing_is_one_line(db):
+    """Exit code 1."""
+    done = tried(db, "find", "m-9")
+    assert (done.returncode, done.stdout) == (1, "no delivery and no open orphan has this id\n")
+
+
+def test_a_mistyped_tenant_is_named(db, sent):
+    """With the one that was probably meant."""
+    done = tried(db, "find", "m-1", "--tenant", "acne")
+    assert done.returncode == 1
+    assert done.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["m-1", "--scan"], ["x" * 513]])
+def test_what_cannot_be_looked_for_is_a_usage_error(db, arguments):
+    """In one line that does not repeat it."""
+    done = tried(db, "find", *arguments, stdin="")
+    assert done.returncode == 2
+    assert "xxx" not in done.stderr
+
+
+def test_it_runs_in_a_process_of_its_own(db, sent):
+    """Which has loaded nothing else."""
+    assert f"mailglass-reconcile explain {sent}" in started(db, "find", "m-1").stdout

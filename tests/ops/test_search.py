@@ -1,0 +1,206 @@
+"""Finding: an address, a message or an id leads to deliveries and open orphans, newest first, and to no address."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import factories
+from mailglass_reconcile import Sent, record_send
+from mailglass_reconcile.ops import search
+from mailglass_reconcile.rules.addresses import usual_spellings
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+from mailglass_reconcile.store.database import Database, array_literal
+from mailglass_reconcile.sweep import reconciler
+from record.recording import event, record
+
+ADA = "ada@bücher.example"
+
+
+def found(db, text, tenant_id=None, **more):
+    """Look for a text."""
+    return search.find(db.database, search.check(text, tenant_id), **more)
+
+
+def ids(db, text, tenant_id=None, **more):
+    """Return the ids of what is found, in order."""
+    return [one.id for one in found(db, text, tenant_id, **more).hits]
+
+
+def stored(db, id_, ago):
+    """Let a delivery be stored so long ago."""
+    db.run(
+        "UPDATE mailglass_deliveries SET inserted_at = now()::timestamp - CAST(:ago AS interval)"
+        " WHERE id = CAST(:id AS uuid)",
+        id=id_,
+        ago=ago,
+    )
+
+
+@pytest.mark.parametrize("spelling", ["ada@bücher.example", "ada@xn--bcher-kva.example", "Ada@BÜCHER.example"])
+def test_an_address_is_found_in_the_spellings_in_which_it_is_usually_stored(db, spelling):
+    """As it was given, in lower case, and with its domain as an A-label and in Unicode; of others nothing."""
+    own = factories.delivery(db, "m-1", recipient=spelling)
+    lower = factories.delivery(db, "m-2", recipient="ada@bücher.example")
+    a_label = factories.delivery(db, "m-3", recipient="ada@xn--bcher-kva.example")
+    factories.delivery(db, "m-4", recipient="jada@bücher.example")
+    assert set(ids(db, f" Ada <{spelling}>")) == {own, lower, a_label}
+
+
+def test_an_address_is_found_in_every_tenant_or_in_one(db):
+    """Each tenant is probed for."""
+    of = {tenant: factories.delivery(db, tenant, recipient=ADA, tenant_id=tenant) for tenant in ("acme", "b", "globex")}
+    factories.delivery(db, "m-4", recipient="bob@bücher.example", tenant_id="only others")
+    assert set(ids(db, ADA)) == set(of.values())
+    assert ids(db, ADA, "globex") == [of["globex"]]
+    assert ids(db, ADA, "only others") == []
+
+
+def test_a_scan_finds_any_spelling(db):
+    """Which no index has."""
+    odd = factories.delivery(db, "m-1", recipient="Ada  <ADA@BÜCHER.example>")
+    assert ids(db, ADA) == []
+    assert ids(db, ADA, scan=True) == [odd]
+    assert ids(db, ADA, "globex", scan=True) == []
+
+
+def test_the_newest_come_first_and_it_is_known_that_there_are_more(db):
+    """Deliveries by when they were stored, and orphans by when they arrived."""
+    first, second, third = (factories.delivery(db, f"m-{n}", recipient=ADA) for n in range(3))
+    for id_, ago in ((first, "3 hours"), (second, "1 hour"), (third, "2 days")):
+        stored(db, id_, ago)
+    orphan = factories.orphan(db, factories.postmark("m-0"), age_seconds=7_200, tenant_id="globex")
+    whole, cut = found(db, ADA), found(db, ADA, limit=2)
+    assert [one.id for one in whole.hits] == [second, orphan, first, third]
+    assert (whole.deliveries, whole.events, whole.more) == (3, 1, False)
+    assert [one.id for one in cut.hits] == [second, orphan]
+    assert (cut.deliveries, cut.events, cut.more, cut.at_least) == (3, 1, True, False)
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_delivery_brings_the_open_orphans_that_name_its_message(db, swept):
+    """Of another tenant, too; whether a sweep has stored their ids or not."""
+    delivery = factories.delivery(db, "m-1", recipient=ADA)
+    orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
+    if swept:
+        reconciler.prepare(None, None).run()
+    assert set(ids(db, ADA)) == set(ids(db, "m-1")) == set(ids(db, delivery)) == {delivery, orphan}
+    assert ids(db, ADA, "globex") == []
+    assert ids(db, "m-1", "globex") == [orphan]
+    (one,) = [one for one in found(db, ADA).hits if one.id == orphan]
+    assert (one.kind, one.tenant_id, one.type) == ("event", "globex", "delivered")
+    assert one.state == ("tenant_mismatch" if swept else "unseen")
+
+
+def test_a_message_id_is_found_in_any_spelling(db):
+    """With and without brackets: of a delivery, and of an event that has none."""
+    delivery = factories.delivery(db, "<abc@mail.example.com>")
+    orphan = factories.orphan(db, factories.postmark("xyz@mail.example.com"))
+    assert ids(db, "abc@mail.example.com") == [delivery]
+    assert ids(db, "<xyz@mail.example.com>") == [orphan]
+
+
+def test_an_event_brings_its_delivery(db):
+    """Linked or stored with it."""
+    with db.begin() as connection:
+        (sent,) = record_send(
+            connection, tenant_id="acme", provider="postmark", sent=[Sent(recipient=ADA, message_id="m-1")]
+        )
+        (recorded,) = record(connection, event(recipient=ADA))
+    delivery = str(sent.delivery_id)
+    assert set(ids(db, str(recorded.event_id))) == {str(recorded.event_id), delivery}
+    assert ids(db, str(recorded.event_id), "globex") == []
+
+
+def test_an_open_orphan_is_found_by_the_address_that_its_webhook_named(db):
+    """Although no send was ever recorded; one about somebody else with the same message id is left out."""
+    with db.begin() as connection:
+        (own, _) = record(
+            connection,
+            event(recipient="Ada@Bücher.example"),
+            event(recipient="bob@bücher.example", provider_event_id="2"),
+        )
+    assert ids(db, ADA) == [str(own.event_id)]
+    assert len(ids(db, "m-1")) == 2
+
+
+def test_no_record_holds_an_address(db):
+    """Not even of a delivery whose mailable is named by one."""
+    factories.delivery(db, "m-1", recipient=ADA)
+    db.run("UPDATE mailglass_deliveries SET mailable = 'to ada@example.com'")
+    (one,) = found(db, ADA).hits
+    assert "@" not in json.dumps(one.as_dict())
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\x00b", "a\nb", "x" * 513])
+def test_what_nothing_can_have_is_refused(text):
+    """With a sentence that does not repeat it."""
+    with pytest.raises(ValueError, match="1 to 512 characters"):
+        search.check(text)
+
+
+def test_what_is_in_no_row_is_not_found(db):
+    """Whatever it looks like."""
+    for text in (ADA, "m-1", factories.new_id()):
+        assert found(db, text).hits == ()
+        assert not found(db, text).more
+
+
+WIDE = 100_000
+LOAD = """
+SET LOCAL session_replication_role = replica;
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+                                  last_event_type, last_event_at, inserted_at, updated_at)
+SELECT md5('delivery' || n)::uuid, 'tenant ' || mod(n, 50), 'Welcome', 'bulk',
+       CASE WHEN mod(n, 5) = 0 THEN 'u' || n || '@example.com' ELSE 'ada@example.com' END, 'example.com',
+       'message-' || n, 'dispatched', '2026-01-01', timestamp '2026-01-01' + make_interval(secs => n), '2026-01-01'
+  FROM generate_series(1, 125000) AS n;
+"""
+
+
+@pytest.fixture(scope="module", params=["fresh", "of an empty table"])
+def wide(request, make_database, drop_database, template) -> Iterator[Database]:
+    """One address with 100,000 deliveries in 40 of 50 tenants, among 25,000 of others."""
+    name = f"mgtest_{factories.new_id()}"
+    settings = Settings(database_url=make_database(name, template))
+    engine = engines.create_engine(settings)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE mailglass_deliveries SET (autovacuum_enabled = false)")
+        connection.exec_driver_sql("ANALYZE mailglass_deliveries")
+        connection.exec_driver_sql(LOAD)
+        if request.param == "fresh":
+            connection.exec_driver_sql("ANALYZE mailglass_deliveries")
+    yield Database(engine, settings)
+    drop_database(name)
+
+
+def read_of(node) -> int:
+    """Return the rows that a plan has read, those that it passed over included."""
+    seen = node["Actual Rows"] + node.get("Rows Removed by Filter", 0) if "Relation Name" in node else 0
+    return round(seen * node["Actual Loops"]) + sum(map(read_of, node.get("Plans", ())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("address", "at_most"), [("ada@example.com", WIDE + 1_000), ("u5@example.com", 500)])
+def test_an_address_costs_its_own_deliveries_and_a_probe_for_each_tenant(wide, address, at_most):
+    """One with 100,000 deliveries, and one with a single one, whatever the statistics."""
+    parameters = {
+        "tenant_id": None, "recipients": array_literal(sorted(usual_spellings(address))),
+        "message_ids": "{}", "ids": "{}", "most": search.MOST, "size": 20,
+    }  # fmt: skip
+    with wide.reading() as tx:
+        ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {search._DELIVERIES}", parameters)
+    assert "Seq Scan" not in json.dumps(plans)
+    assert read_of(plans[0]["Plan"]) <= at_most
+
+
+@pytest.mark.slow
+def test_of_a_hundred_thousand_deliveries_the_newest_are_found_within_seconds(wide):
+    """Their number is known."""
+    began = time.monotonic()
+    whole = search.find(wide, search.check("ada@example.com"))
+    assert (whole.deliveries, len(whole.hits), whole.more) == (WIDE, 50, True)
+    assert [one.at for one in whole.hits] == sorted((one.at for one in whole.hits), reverse=True)
+    assert time.monotonic() - began < 10
