@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import argument, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import search, tenants
 from mailglass_reconcile.ops.search import Found, Hit, What
 from mailglass_reconcile.rules.humanize import counted
@@ -19,8 +19,6 @@ Examples:
   mailglass-reconcile find m-2 --tenant acme
   mailglass-reconcile find - --scan --json < address.txt | jq -r .id
 """
-
-STDIN = "-"
 
 
 @click.command(epilog=EXAMPLES)
@@ -39,7 +37,7 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
     nothing is found.
     """
     try:
-        wanted = search.check(given(what), tenant)
+        wanted = search.check(argument(what), tenant)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if scan and not wanted.address:
@@ -59,15 +57,6 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
         sys.exit(1)
     if found.more:
         click.echo(f"only the newest {len(found.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
-
-
-def given(what: str) -> str:
-    """Return an argument, or a line of standard input in the place of `-`."""
-    if what != STDIN:
-        return what
-    if sys.stdin.isatty():
-        click.echo("address or id: ", err=True, nl=False)
-    return sys.stdin.readline()
 
 
 def _lines(found: Found) -> Iterator[str]:

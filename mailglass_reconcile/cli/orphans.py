@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import Duration, argument, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed
+from mailglass_reconcile.ops import tenants
+from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed, Page
 from mailglass_reconcile.rules import event_types, providers
-from mailglass_reconcile.rules.humanize import age
+from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.humanize import age, counted, printable
 from mailglass_reconcile.rules.states import OPEN_STATES
+from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.listing import Cause
 
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile orphans --state ambiguous --tenant acme
   mailglass-reconcile orphans --older 2h --newest-first --limit 10
+  mailglass-reconcile orphans --recipient -       # then type or paste the address: no shell keeps it
   mailglass-reconcile orphans --expired --json | jq -r .event_id
 """
+
+CAUSES_SHOWN = 10
 
 
 @click.command(epilog=EXAMPLES)
@@ -30,6 +38,7 @@ Examples:
 @click.option("--older", type=Duration(), metavar="AGE", help="Only those at least this old: 90s, 5m, 2h, 6d.")
 @click.option("--newer", type=Duration(), metavar="AGE", help="Only those at most this old.")
 @click.option("--message-id", metavar="ID", help="Only those with this message id, in any spelling.")
+@click.option("--recipient", metavar="ADDRESS|-", help="Only those about this address; - reads it from standard input.")
 @click.option("--expired", is_flag=True, help="Those that are older than the maximum age, from the ledger.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
 @click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Those after this event: the next page.")
@@ -38,30 +47,68 @@ Examples:
 def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: bool, **filters: Any) -> None:
     """List open orphans, with the state in which the last sweep that looked at it left each.
 
-    Standard error says when the last full sweep ended and, if there are more, how to get the next page.
+    Standard error says how many there are, by cause, since when the states are known and, if there are more, how to get
+    the next page. The recipient of an orphan is known only while it is open, and never shown.
     """
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
-    wanted = Filters(**{**filters, "state": EXPIRED if expired else filters["state"]})
-    if newest_first and wanted.state == EXPIRED:
+    wanted = Filters(**{**_checked(filters), "state": EXPIRED if expired else filters["state"]})
+    if wanted.state == EXPIRED and newest_first:
         raise click.UsageError("expired orphans come by tenant and time: leave out --newest-first")
-    begin = None if after is None else str(after)
+    if wanted.state == EXPIRED and wanted.recipient:
+        raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
+    begin, database = None if after is None else str(after), runtime.database()
+    counting = not (as_json or begin)
     try:
-        found = pages.page(runtime.database(), wanted, limit=limit, after=begin, newest_first=newest_first)
+        found = pages.page(database, wanted, limit=limit, after=begin, newest_first=newest_first, counted=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
-    for hint in (event_types.mistyped(wanted.type or ""), providers.mistyped(wanted.provider or "")):
-        if hint:
-            click.echo(hint, err=True)
+    for line in _before(database, wanted, found, as_json=as_json):
+        click.echo(line, err=True)
     with reader_may_leave():
         for one in found.orphans:
             print_json(one.as_dict()) if as_json else click.echo(_lines(one))
         if not (found.orphans or as_json):
             click.echo(f"none among the {found.looked_at:,} looked at" if found.after else "none")
-    if found.orphans and wanted.state != EXPIRED and not as_json:
-        click.echo(_as_of(found.as_of), err=True)
     if found.after:
-        click.echo(f"there may be more: --after {found.after}", err=True)
+        click.echo(f"{'more' if found.orphans else 'there may be more'}: --after {found.after}", err=True)
+
+
+def _checked(filters: dict[str, Any]) -> dict[str, Any]:
+    """Return the filters with the address that is meant, which no message repeats."""
+    if filters["recipient"] is None:
+        return filters
+    recipient = argument(filters["recipient"])
+    if not holds_address(recipient):
+        raise click.UsageError("--recipient needs an e-mail address, such as ada@example.com")
+    return {**filters, "recipient": recipient}
+
+
+def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) -> Iterator[str]:
+    """Yield what is shown before a list: names that may be mistyped, how many there are, why, and as of when."""
+    hints = [event_types.mistyped(wanted.type or ""), providers.mistyped(wanted.provider or "")]
+    if wanted.tenant_id is not None and not found.orphans:
+        hints.append(tenants.nearest(database, wanted.tenant_id))
+    yield from filter(None, hints)
+    if not found.orphans or wanted.state == EXPIRED or as_json:
+        return
+    number = "" if found.total is None else f"{_number(found.total, found.at_least)}; "
+    yield wrapped(f"{number}{_as_of(found.as_of)}")
+    for cause in found.causes[:CAUSES_SHOWN]:
+        yield wrapped(_cause(cause), "  ")
+    if len(found.causes) > CAUSES_SHOWN:
+        rest = found.causes[CAUSES_SHOWN:]
+        yield f"  {sum(one.number for one in rest):,} of {counted(len(rest), 'other cause')}"
+
+
+def _number(total: int, at_least: bool) -> str:
+    return f"at least {total:,} orphans" if at_least else counted(total, "orphan")
+
+
+def _cause(cause: Cause) -> str:
+    whose = cause.tenant_id if cause.other_tenant_id is None else f"{cause.tenant_id} → {cause.other_tenant_id}"
+    provider = f", {cause.provider}" if cause.provider else ""
+    return f"{cause.number:,} {cause.state}: {printable(whose)}{provider}"
 
 
 def _as_of(ended: str | None) -> str:
@@ -76,9 +123,10 @@ def _lines(one: Listed) -> str:
         state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}, unlikely to reconcile"
     facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]
     facts += [f"to {one.delivery_id}"] if one.delivery_id else []
+    expires = f", too old {moment(one.expires_at)}" if one.expires_at and one.state != EXPIRED else ""
     lines = [
         f"{one.event_id}  {state}",
-        wrapped(f"arrived {moment(one.arrived_at)}; {', '.join(facts)}", "  "),
+        wrapped(f"arrived {moment(one.arrived_at)}{expires}; {', '.join(facts)}", "  "),
         wrapped(f"ids: {'  '.join(one.candidate_ids[:3]) or 'none'}{_more(one)}", "  "),
     ]
     return "\n".join(lines)

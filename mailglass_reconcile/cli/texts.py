@@ -78,6 +78,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return made
 
 
+def argument(given: str) -> str:
+    """Return an argument, or for `-` a line of standard input: shells and process lists keep arguments."""
+    if given != "-":
+        return given
+    if sys.stdin.isatty():
+        click.echo("address or id: ", err=True, nl=False)
+    return sys.stdin.readline().strip()
+
+
 def print_json(value: Any) -> None:
     """Print one line of JSON, at once, also into a pipe."""
     click.echo(json.dumps(value))  # echo flushes

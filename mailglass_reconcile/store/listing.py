@@ -9,7 +9,7 @@ from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
-from mailglass_reconcile.store.open_orphans import Open, Place
+from mailglass_reconcile.store.open_orphans import FIRST, Open, Place
 
 _BOUNDS = """
 SELECT greatest(CASE WHEN :waiting THEN CAST(:eligible_until AS timestamp) ELSE CAST(:eligible_after AS timestamp) END,
@@ -42,6 +42,7 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
+           AND (CAST(:recipients AS text[]) IS NULL OR recipient = ANY (CAST(:recipients AS text[])))
            AND (CAST(:ids AS text[]) IS NULL
                 OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                           WHERE candidate_id = ANY (CAST(:ids AS text[])))))
@@ -62,11 +63,42 @@ SELECT p.event_id::text, p.arrived_at::text, p.tenant_id, p.provider,
            AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
            AND (CAST(:provider AS text) IS NULL OR provider = :provider)
            AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
+           AND (CAST(:recipients AS text[]) IS NULL OR recipient = ANY (CAST(:recipients AS text[])))
            AND (CAST(:ids AS text[]) IS NULL
                 OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
                                           WHERE candidate_id = ANY (CAST(:ids AS text[])))))
          ORDER BY arrived_at DESC, event_id DESC LIMIT :size) AS p
  ORDER BY p.arrived_at DESC, p.event_id DESC
+"""
+
+# Of a tenant mismatch the cause is the tenant that has the delivery: one of each id tells it.
+_CAUSES = """
+WITH passed AS MATERIALIZED (
+  SELECT event_id, tenant_id, provider,
+         CASE WHEN arrived_at > CAST(:eligible_until AS timestamp) THEN 'waiting'
+              ELSE coalesce(state, 'unseen') END AS state
+    FROM {schema}.mailglass_open_orphans
+   WHERE arrived_at > CAST(:from_time AS timestamp) AND arrived_at <= CAST(:until_time AS timestamp)
+     AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
+     AND (CAST(:provider AS text) IS NULL OR provider = :provider)
+     AND (CAST(:state AS text) IS NULL OR state = :state OR CAST(:state AS text) = 'unseen' AND state IS NULL)
+     AND (CAST(:recipients AS text[]) IS NULL OR recipient = ANY (CAST(:recipients AS text[])))
+     AND (CAST(:ids AS text[]) IS NULL
+          OR event_id = ANY (ARRAY(SELECT event_id FROM {schema}.mailglass_open_orphan_ids
+                                    WHERE candidate_id = ANY (CAST(:ids AS text[])))))
+   LIMIT :most
+)
+SELECT p.state, left(p.tenant_id, 1000), p.provider, left(d.tenant_id, 1000), count(*)
+  FROM passed AS p
+  LEFT JOIN LATERAL (
+         SELECT named.tenant_id
+           FROM {schema}.mailglass_open_orphan_ids AS i
+          CROSS JOIN LATERAL (
+                  SELECT tenant_id FROM {schema}.mailglass_deliveries
+                   WHERE hashtextextended(provider_message_id, 0) = hashtextextended(i.candidate_id, 0)
+                     AND provider_message_id = i.candidate_id LIMIT 1) AS named
+          WHERE p.state = 'tenant_mismatch' AND i.event_id = p.event_id LIMIT 1) AS d ON true
+ GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4
 """
 
 # What the judge may let pass: by its keys as they are stored, or because they are not current, and are computed then.
@@ -131,16 +163,37 @@ class Wanted(NamedTuple):
         provider: The provider, in its canonical spelling.
         ids: Candidate ids, of which an orphan must have one.
         state: The state that is stored, or `unseen` for none.
+        recipients: Spellings of an address, of which an orphan must have one as its recipient.
     """
 
     tenant_id: str | None = None
     provider: str | None = None
     ids: Collection[str] | None = None
     state: str | None = None
+    recipients: Collection[str] | None = None
 
     def parameters(self) -> dict[str, object]:
         """Return the parameters of the statements that list."""
-        return self._asdict() | {"ids": None if self.ids is None else array_literal(self.ids)}
+        arrays = {"ids": self.ids, "recipients": self.recipients}
+        return self._asdict() | {name: None if of is None else array_literal(of) for name, of in arrays.items()}
+
+
+class Cause(NamedTuple):
+    """Open orphans that are open for the same cause, and how many.
+
+    Attributes:
+        state: Their state, as it is listed.
+        tenant_id: Their tenant.
+        provider: Their provider, if it is known.
+        other_tenant_id: Of a `tenant_mismatch`, a tenant that has the deliveries.
+        number: How many.
+    """
+
+    state: states.OpenState
+    tenant_id: str
+    provider: str | None
+    other_tenant_id: str | None
+    number: int
 
 
 class Bounds(NamedTuple):
@@ -242,6 +295,12 @@ def next_open(
     statement = _NEWEST_FIRST if newest_first else _OLDEST_FIRST
     parameters = {**wanted.parameters(), **within.parameters(after), "size": size}
     return list(map(Row._make, tx.execute(statement, parameters)))
+
+
+def causes(tx: Transaction, wanted: Wanted, within: Bounds, most: int) -> list[Cause]:
+    """Return why orphans are open, and how many for each cause, the most first; at most *most* are read."""
+    parameters = {**wanted.parameters(), **within.parameters(FIRST), "most": most}
+    return list(map(Cause._make, tx.execute(_CAUSES, parameters)))
 
 
 def next_to_judge(tx: Transaction, wanted: Wanted, within: Bounds, after: Place, size: int) -> list[Place]:

@@ -9,6 +9,9 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile.cli.texts import Duration
 from mailglass_reconcile.rules.humanize import age
+from record.recording import event, record
+
+HEADING = re.compile(r"(\d+ orphans?; )?states as of")
 
 
 @pytest.mark.slow
@@ -21,7 +24,7 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
     first = commands.run(db, "orphans", "--json", "--limit", "2")
     lines = commands.conforming("orphans", first.stdout)
     assert [(line["event_id"], line["state"]) for line in lines] == [(ids[0], "matched"), (ids[1], "unmatched")]
-    assert first.stderr == f"there may be more: --after {ids[1]}\n"
+    assert first.stderr == f"more: --after {ids[1]}\n"
     second = commands.run(db, "orphans", "--json", "--limit", "2", "--after", ids[1])
     assert [line["event_id"] for line in commands.conforming("orphans", second.stdout)] == [ids[2]]
     assert second.stderr == ""
@@ -44,12 +47,16 @@ def test_a_person_reads_since_when_the_states_are_known(db):
     factories.orphan(db, factories.postmark("x"), age_seconds=300)
     factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
     unseen = commands.inside("orphans")
-    assert ("  unseen\n" in unseen.stdout, unseen.stderr) == (True, "no full sweep has ended yet\n")
+    assert ("  unseen\n" in unseen.stdout, unseen.stderr) == (
+        True,
+        "1 orphan; no full sweep has ended yet\n  1 unseen: acme\n",
+    )
     mailglass_reconcile.reconcile()
     swept = commands.inside("orphans")
     assert "  unmatched\n" in swept.stdout
     assert re.fullmatch(
-        r"states as of 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(\d seconds? ago\), when the last full sweep ended\n",
+        r"1 orphan; states as of 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(\d seconds? ago\), when the last full sweep"
+        r" ended\n  1 unmatched: acme, postmark\n",
         swept.stderr,
     )
     assert [commands.inside("orphans", option).stderr for option in ("--json", "--expired")] == ["", ""]
@@ -104,4 +111,49 @@ def test_a_mistyped_type_or_provider_gets_a_hint(db):
         ("--provider", "something-else", ""),
     ):
         done = commands.inside("orphans", option, name)
-        assert (done.exit_code, done.stderr.partition("states as of")[0].strip()) == (0, hint)
+        assert (done.exit_code, HEADING.split(done.stderr)[0].strip()) == (0, hint)
+
+
+def test_identical_causes_are_one_line(db):
+    """With the tenant that has the deliveries; more than ten causes are added up."""
+    factories.delivery(db, "theirs", tenant_id="globex")
+    for _ in range(3):
+        factories.orphan(db, factories.postmark("theirs"), tenant_id="default")
+    for n in range(11):
+        factories.orphan(db, factories.postmark("x"), tenant_id=f"tenant {n}")
+    mailglass_reconcile.reconcile()
+    done = commands.run(db, "orphans", "--limit", "1")
+    number, first, *others, rest, more = done.stderr.splitlines()
+    assert number.startswith("14 orphans; states as of ")
+    assert first == "  3 tenant_mismatch: default → globex, postmark"
+    assert (len(others), rest) == (9, "  2 of 2 other causes")
+    assert more.startswith("more: --after ")
+
+
+def test_an_orphan_says_when_it_becomes_too_old(db):
+    """Each of the list."""
+    factories.orphan(db, factories.postmark("x"), age_seconds=3_700)
+    said = commands.inside("orphans").stdout
+    assert re.search(r"arrived .* \(1 hour ago\), too old .* UTC \(in 6 days\);", said)
+
+
+def test_a_mistyped_tenant_gets_a_hint(db):
+    """With the one that was probably meant; not one that has no open orphan."""
+    factories.delivery(db, "m-1")
+    done = commands.inside("orphans", "--tenant", "acne")
+    assert (done.exit_code, done.stdout) == (0, "none\n")
+    assert done.stderr == "no event or delivery has tenant 'acne'; did you mean 'acme'?\n"
+    assert commands.inside("orphans", "--tenant", "acme").stderr == ""
+
+
+def test_a_recipient_is_read_from_standard_input_and_never_shown(db):
+    """No argument has to hold it; what is no address is refused."""
+    with db.begin() as connection:
+        (own,) = record(connection, event(recipient="Ada@example.com"))
+    done = commands.run(db, "orphans", "--recipient", "-", stdin="ada@example.com\n")
+    assert done.stdout.startswith(f"{own.event_id}  ")
+    assert "example.com" not in (done.stdout + done.stderr).lower()
+    for given, options in (("nobody", []), ("", []), ("ada@example.com", ["--expired"])):
+        refused = commands.tried(db, "orphans", "--recipient", "-", *options, stdin=given)
+        assert refused.returncode == 2
+        assert "nobody" not in refused.stderr

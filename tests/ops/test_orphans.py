@@ -1,5 +1,6 @@
 """Pages of orphans: each with the state that was stored with it, in order, and none twice or left out."""
 
+import datetime as dt
 import json
 import uuid
 from collections import Counter
@@ -14,6 +15,7 @@ from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
 from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.rules.states import OPEN_STATES
+from record.recording import event, record
 
 
 @pytest.fixture
@@ -206,6 +208,64 @@ def test_a_page_begins_after_an_event_that_was_linked_meanwhile(db):
         page(db.database, Filters(), after=str(uuid.uuid4()))
 
 
+@pytest.mark.parametrize("state", [None, "expired"])
+def test_no_page_is_empty_because_the_one_before_it_was_full(db, state):
+    """The last one that is full has no next page."""
+    age = WEEK if state else 0
+    ids = [factories.orphan(db, factories.postmark("x"), age_seconds=age + 500 - n) for n in range(4)]
+    first = page(db.database, Filters(state=state), limit=2)
+    second = page(db.database, Filters(state=state), limit=2, after=first.after)
+    assert [one.event_id for one in (*first.orphans, *second.orphans)] == ids
+    assert (first.after, second.after) == (ids[1], None)
+
+
+def test_what_is_open_is_counted_by_cause(db, zoo):
+    """Of a tenant mismatch with the tenant that has the delivery; the filters count, the page's size does not."""
+    mailglass_reconcile.reconcile()
+    for _ in range(3):
+        factories.orphan(db, factories.postmark("theirs"))
+    mailglass_reconcile.reconcile()
+    found = page(db.database, Filters(), limit=1, counted=True)
+    assert found.causes[0] == ("tenant_mismatch", "acme", "postmark", "other", 4)
+    assert found.total == sum(one.number for one in found.causes) == len(listed(db))
+    of_state = page(db.database, Filters(state="unmatched"), counted=True)
+    assert of_state.causes == [
+        ("unmatched", "acme", "postmark", None, 2),
+        ("unmatched", "acme", "sendgrid", None, 1),
+    ]
+    assert page(db.database, Filters(type="delivered"), counted=True).total is None
+    assert page(db.database, Filters()).total is None
+
+
+def test_so_many_are_counted_and_no_more(db, zoo, monkeypatch):
+    """The number then is a lower bound."""
+    monkeypatch.setattr(pages, "COUNTED_AT_MOST", 2)
+    found = page(db.database, Filters(), counted=True)
+    assert (found.total, found.at_least) == (2, True)
+
+
+def test_an_orphan_is_found_by_its_recipient_while_it_is_open(db):
+    """In the spellings in which addresses are usually given."""
+    with db.begin() as connection:
+        own, _ = record(
+            connection,
+            event(recipient="Ada@xn--bcher-kva.example"),
+            event(recipient="bob@example.com", provider_event_id="2"),
+        )
+    for recipient in ("ada@bücher.example", "Ada <ADA@BÜCHER.EXAMPLE>"):
+        found = page(db.database, Filters(recipient=recipient), counted=True)
+        assert [one.event_id for one in found.orphans] == [str(own.event_id)]
+        assert found.total == 1
+    assert listed(db, recipient="grace@example.com") == []
+
+
+def test_each_orphan_says_when_it_becomes_too_old(db):
+    """A week after it arrived."""
+    factories.orphan(db, factories.postmark("x"))
+    (one,) = listed(db)
+    assert dt.datetime.fromisoformat(one.expires_at) - dt.datetime.fromisoformat(one.arrived_at) == dt.timedelta(days=7)
+
+
 WEEK = 7 * 86_400
 
 
@@ -243,7 +303,7 @@ def test_a_page_of_expired_ones_reads_a_bounded_number_of_orphans(db, monkeypatc
     monkeypatch.setattr(pages, "READ_AT_MOST", 2)
     old = [factories.orphan(db, factories.postmark(str(n)), age_seconds=WEEK + 500 - n) for n in range(5)]
     one = page(db.database, Filters(state="expired", message_id="4"), limit=1)
-    assert (one.orphans, one.looked_at) == ([], 3)
+    assert (one.orphans, one.looked_at) == ([], 2)
     assert [found.event_id for found in listed(db, state="expired", message_id="4", limit=1)] == [old[4]]
 
 
@@ -255,7 +315,7 @@ def test_a_page_by_type_looks_at_a_bounded_number_of_orphans(db, monkeypatch, ne
     ids = [factories.orphan(db, factories.postmark("x"), age_seconds=900 - age, type="opened") for age in ages]
     rare = [factories.orphan(db, factories.postmark("x"), age_seconds=age, type="bounced") for age in (900, 100, 80)]
     one = page(db.database, Filters(type="clicked"), limit=2, newest_first=newest_first)
-    assert (one.orphans, one.looked_at) == ([], 6)
+    assert (one.orphans, one.looked_at) == ([], 9)
     assert one.after is not None
     assert listed(db, type="clicked", limit=2, newest_first=newest_first) == []
     for filters, expected in (("bounced", rare), ("opened", ids)):

@@ -358,6 +358,7 @@ FILTERS = {
     "another tenant": Wanted("beryl"),
     "provider": Wanted(provider="postmark"),
     "tenant and state": Wanted("acme", state="unmatched"),
+    "recipient": Wanted(recipients=["a@example.com", "a@b.example"]),
 }
 
 
@@ -372,6 +373,24 @@ def test_a_list_with_a_filter_reads_the_open_orphans_once_at_most(reading, newes
         )
     assert plan.whole.keys() <= {"mailglass_open_orphans"}
     assert plan.read <= ROWS + 3 * SIZE
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_causes_are_counted_along_the_index_of_arrival(reading, name):
+    """Each open orphan once; ids and deliveries are looked up for a tenant mismatch only."""
+    plan = probing(reading, lambda: listing.causes(reading, FILTERS[name], EVERYTHING, ROWS))
+    assert plan.read <= ROWS
+
+
+def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, others):
+    """Those of 500, among all that are open."""
+    with writing.connection.begin_nested() as savepoint:
+        open_orphans.store_states(writing, dict.fromkeys(others, "tenant_mismatch"))
+        wanted = Wanted(state="tenant_mismatch")
+        plan = probing(writing, lambda: listing.causes(writing, wanted, EVERYTHING, ROWS))
+        savepoint.rollback()
+    assert deliveries.INDEX in plan.indexes
+    assert plan.read <= ROWS + 4 * SIZE
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
