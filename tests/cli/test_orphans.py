@@ -9,7 +9,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile.cli.texts import Duration
 from mailglass_reconcile.rules.humanize import age
-from record.recording import event, record
+from recording import event, record
 
 HEADING = re.compile(r"(\d+ orphans?; )?states as of")
 

@@ -15,7 +15,7 @@ from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
 from mailglass_reconcile.ops.targets import Target
 from mailglass_reconcile.rules.states import OPEN_STATES
-from record.recording import event, record
+from recording import event, record
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database, array_literal
 from mailglass_reconcile.sweep import reconciler
-from record.recording import event, record
+from recording import event, record
 
 ADA = "ada@bücher.example"
 
