@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import health, status
+from mailglass_reconcile.ops import curves, health, status
+from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import outbox, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
@@ -14,37 +15,9 @@ from mailglass_reconcile.store.database import Database, Transaction
 RUNS = 10
 LINKS = 10
 DEAD = 5
-BUCKETS = 96
-READ_SWEEPS = 10_000
-"""Full sweeps of the history that a chart reads at most: a week of one a minute."""
 READ_EVENTS = 2_000
 """Events of the ledger that are read to find the latest links, however much is written besides them."""
 TIMEOUT_MS = 10_000
-
-# The last full sweep of all tenants in each bucket of time, with the open orphans that it counted, in any state.
-_SAMPLES = """
-SELECT extract(epoch FROM r.finished_at)::float8 AS at,
-       coalesce((SELECT jsonb_object_agg(g.state, g.orphans)
-                   FROM (SELECT one ->> 'state' AS state, sum((one ->> 'orphans')::numeric)::bigint AS orphans
-                           FROM jsonb_array_elements(r.open_groups) AS one
-                          WHERE jsonb_typeof(one -> 'state') = 'string' AND jsonb_typeof(one -> 'orphans') = 'number'
-                          GROUP BY 1) AS g), '{}') AS states,
-       greatest(0, coalesce(extract(epoch FROM r.finished_at - r.linkable_since), 0))::float8 AS lag_seconds
-  FROM (SELECT DISTINCT ON (b.bucket) b.bucket, b.finished_at, b.linkable_since, b.open_groups
-          FROM (SELECT *, ceil(extract(epoch FROM now()::timestamp - finished_at) / :bucket_seconds) AS bucket
-                  FROM (SELECT * FROM {schema}.mailglass_reconcile_runs
-                         WHERE kind = 'full' ORDER BY id DESC LIMIT :size) AS f
-                 WHERE tenant_id IS NULL AND open_groups IS NOT NULL AND status IN ('ok', 'partial')
-                   AND ranges_done >= coalesce(ranges, 0)
-                   AND finished_at > now()::timestamp - make_interval(secs => :seconds)) AS b
-         ORDER BY b.bucket DESC, b.id DESC) AS r
- ORDER BY r.bucket DESC
-"""
-
-_HISTORY_BEGAN = """
-SELECT extract(epoch FROM finished_at)::float8 FROM {schema}.mailglass_reconcile_runs
- WHERE kind = 'full' ORDER BY id LIMIT 1
-"""
 
 # A link's id is a UUIDv7, so the newest ones are at the end of the ledger's primary key. Of a million random ids, one
 # is in the range of the last day's by chance.
@@ -66,20 +39,6 @@ SELECT left(r.tenant_id, 512) AS tenant_id, r.delivery_id::text, o.id::text AS e
    AND o.tenant_id = r.tenant_id
  ORDER BY r.id DESC
 """.replace("{linked}", schema.linked_by("r"))
-
-
-class Sample(NamedTuple):
-    """What a full sweep left.
-
-    Attributes:
-        at: When it ended, in seconds since 1970.
-        states: The open orphans by state.
-        lag_seconds: For how long the oldest one had been open although its delivery was there; 0 if none was.
-    """
-
-    at: float
-    states: dict[str, int]
-    lag_seconds: float
 
 
 class RecentLink(NamedTuple):
@@ -112,8 +71,7 @@ class Overview:
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events whose handlers have failed for the last time.
         last_dead: The latest of those.
-        samples: Backlog and lag over time, the oldest first.
-        history_began: When the first full sweep of the history ended, in seconds since 1970; None without any.
+        curves: Backlog and lag over time, the oldest first.
         totals: `linked`, `expired`, `failed_runs` since the history began.
     """
 
@@ -130,8 +88,7 @@ class Overview:
     hooks_waiting: int
     hooks_dead: int
     last_dead: list[dict[str, Any]]
-    samples: list[Sample]
-    history_began: float | None
+    curves: list[Bucket]
     totals: dict[str, int]
 
 
@@ -166,15 +123,9 @@ def overview(database: Database, *, seconds: int) -> Overview:
             hooks_waiting=facts.hooks_waiting,
             hooks_dead=facts.hooks_dead,
             last_dead=outbox.dead(tx, DEAD),
-            samples=_samples(tx, seconds),
-            history_began=tx.execute(_HISTORY_BEGAN).scalar_one_or_none(),
+            curves=curves.curves(tx, seconds),
             totals=status.totals(tx),
         )
-
-
-def _samples(tx: Transaction, seconds: int) -> list[Sample]:
-    parameters = {"seconds": seconds, "bucket_seconds": seconds / BUCKETS, "size": READ_SWEEPS}
-    return [Sample(*row) for row in tx.execute(_SAMPLES, parameters).all()]
 
 
 def _links(tx: Transaction) -> list[RecentLink]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.ops.overview import BUCKETS, Sample
-from mailglass_reconcile.schedule import LATE_SECONDS
+from mailglass_reconcile.ops.curves import Bucket
 
 WIDTH, HEIGHT = 960, 200
-STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant_mismatch", "matched")
-"""From the bottom to the top: `matched`, which a sweep should have linked, is on top of all others."""
-HELD_BUCKETS = 3.0
-"""How many buckets a sweep stands for at most; a longer silence is a gap in the chart."""
-HELD_SECONDS = LATE_SECONDS
-SHORTEST_SECONDS = 300.0
-"""A new installation's chart begins with its first sweep, but spans at least this time."""
+STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant_mismatch")
+"""From the bottom to the top; what can be linked, `matched`, has a chart of its own."""
 ROWS = 6
 LAGS = (1_200, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 604_800)
 """Upper edges of the lag's chart, in seconds; the least one is above the threshold at which somebody has to act."""
+STEPS = (60, 300, 900, 1_800, 3_600, 7_200, 14_400, 21_600, 43_200, 86_400, 172_800)
+"""Seconds between two ticks."""
+MOST_TICKS = 6
+EDGE = 5.0
+"""Per cent of the width that has no tick on either side, so that no label is cut off."""
 
 
 class Band(NamedTuple):
@@ -29,52 +28,77 @@ class Band(NamedTuple):
     edge: str = ""
 
 
+class Column(NamedTuple):
+    """What one bucket shows: its place, of 960, and when it was, with its values by name; None if nothing is known."""
+
+    left: float
+    width: float
+    began: float
+    ended: float
+    values: dict[str, float] | None
+    peak: bool
+
+    @property
+    def total(self) -> float:
+        """The sum of its values."""
+        return sum((self.values or {}).values())
+
+
+class Tick(NamedTuple):
+    """A moment on the axis of time, in seconds since 1970, and how far to the right it is, in per cent."""
+
+    at: float
+    place: float
+
+
 class Chart(NamedTuple):
-    """A chart of some bands; `top` is the value of its upper edge, `rows` are some samples for a table."""
+    """A chart of some bands.
+
+    Attributes:
+        bands: From the bottom to the top.
+        top: The value of its upper edge.
+        columns: Each bucket, the oldest first.
+        rows: The peak and some others for a table, the newest first; those of which something is known.
+        ticks: The axis of time.
+    """
 
     bands: list[Band]
     top: float
-    rows: list[Sample]
+    columns: list[Column]
+    rows: list[Column]
+    ticks: list[Tick]
+
+    @property
+    def has_peak(self) -> bool:
+        """Whether anything is above zero."""
+        return any(column.total for column in self.columns)
 
 
-class Span(NamedTuple):
-    """The time that a chart shows, in seconds since 1970, and how long one sample stands for at most."""
-
-    began: float
-    ended: float
-    held: float
-
-
-def span(seconds: float, ended: float, first_ever: float | None) -> Span:
-    """Return the span of a chart: *seconds* up to *ended*, or less if the history's first sweep is younger."""
-    began = ended - seconds
-    if first_ever is not None and first_ever > began:
-        began = min(first_ever, ended - SHORTEST_SECONDS)
-    return Span(began, ended, max(HELD_SECONDS, HELD_BUCKETS * seconds / BUCKETS))
+def backlog(buckets: Sequence[Bucket]) -> Chart:
+    """Return the open orphans that no sweep can link, by state."""
+    found = {state for one in buckets for state, orphans in (one.states or {}).items() if orphans}
+    names = [state for state in STATES if state in found] + sorted(found.difference(STATES))
+    return _chart(buckets, names, lambda one: one.states, _rounded)
 
 
-def backlog(samples: Sequence[Sample], shown: Span) -> Chart:
-    """Return the open orphans by state; each sample stands until the next one."""
-    found = {state for sample in samples for state, orphans in sample.states.items() if orphans}
-    present = [state for state in STATES if state in found] + sorted(found.difference(STATES))
-    top = _rounded(max((sum(sample.states.values()) for sample in samples), default=0))
-    columns = _columns(samples, shown)
-    below = [0.0] * len(samples)
-    bands = []
-    for state in present:
-        above = [low + sample.states.get(state, 0) for low, sample in zip(below, samples, strict=True)]
-        bands.append(Band(state, _path(columns, below, above, top), _edge(columns, below, above, top)))
-        below = above
-    return Chart(bands, top, _some(samples))
+def left(buckets: Sequence[Bucket]) -> Chart:
+    """Return the open orphans that could be linked when a sweep ended."""
+    return _chart(buckets, ["matched"], lambda one: {"matched": one.matched}, _rounded)
 
 
-def lag(samples: Sequence[Sample], shown: Span) -> Chart:
-    """Return the lag."""
-    values = [sample.lag_seconds for sample in samples]
-    highest = max(values, default=0.0)
-    top = float(next((edge for edge in LAGS if edge >= highest), highest))
-    path = _path(_columns(samples, shown), [0.0] * len(values), values, top)
-    return Chart([Band("lag", path)] if samples else [], top, _some(samples))
+def lag(buckets: Sequence[Bucket]) -> Chart:
+    """Return for how long an orphan was open although it could be linked, as far as it is known.
+
+    While nothing sweeps, that is not known; what is drawn then is for how long nothing did.
+    """
+
+    def values(one: Bucket) -> dict[str, float]:
+        return {"lag": one.lag_seconds, "silent": max(0.0, one.silent_seconds - one.lag_seconds)}
+
+    def top(highest: float) -> float:
+        return float(next((edge for edge in LAGS if edge >= highest), highest))
+
+    return _chart(buckets, ["lag", "silent"], values, top)
 
 
 def height(value: float, top: float) -> float:
@@ -82,29 +106,71 @@ def height(value: float, top: float) -> float:
     return round(HEIGHT * (1 - value / top), 1)
 
 
-def _columns(samples: Sequence[Sample], shown: Span) -> list[tuple[float, float]]:
-    """Return the left and the right edge of each sample."""
-    starts = [sample.at for sample in samples]
-    ends = [min(next_, start + shown.held) for start, next_ in zip(starts, [*starts, shown.ended][1:], strict=True)]
-    scale = WIDTH / (shown.ended - shown.began)
+def _chart(
+    buckets: Sequence[Bucket],
+    names: Sequence[str],
+    values: Callable[[Bucket], dict[str, int] | dict[str, float] | None],
+    top_of: Callable[[float], float],
+) -> Chart:
+    columns = _columns(buckets, values)
+    top = top_of(max((column.total for column in columns), default=0.0))
+    bands, below = [], [0.0] * len(columns)
+    for name in names:
+        above = [low + (one.values or {}).get(name, 0.0) for low, one in zip(below, columns, strict=True)]
+        if above != below or name == names[0]:
+            bands.append(Band(name, _path(columns, below, above, top), _edge(columns, below, above, top)))
+        below = above
+    return Chart(bands, top, columns, _rows(columns), list(_ticks(buckets)))
+
+
+def _columns(
+    buckets: Sequence[Bucket], values: Callable[[Bucket], dict[str, int] | dict[str, float] | None]
+) -> list[Column]:
+    if not buckets:
+        return []
+    began, scale = buckets[0].began, WIDTH / (buckets[-1].ended - buckets[0].began)
+    found = [(one, values(one)) for one in buckets]
+    totals = [sum((each or {}).values()) for _, each in found]
+    peak = max(range(len(totals)), key=totals.__getitem__) if any(totals) else None
     return [
-        (round(max(0.0, (start - shown.began) * scale), 1), round((end - shown.began) * scale, 1))
-        for start, end in zip(starts, ends, strict=True)
+        Column(
+            round((one.began - began) * scale, 1),
+            round((one.ended - one.began) * scale, 1),
+            one.began,
+            one.ended,
+            None if each is None else {name: float(value) for name, value in each.items()},
+            number == peak,
+        )
+        for number, (one, each) in enumerate(found)
     ]
 
 
-def _path(columns: Sequence[tuple[float, float]], below: Sequence[float], above: Sequence[float], top: float) -> str:
+def _ticks(buckets: Sequence[Bucket]) -> Iterator[Tick]:
+    """Yield round moments, at most six."""
+    if not buckets:
+        return
+    began, ended = buckets[0].began, buckets[-1].ended
+    step = next((one for one in STEPS if (ended - began) / one <= MOST_TICKS), STEPS[-1])
+    at = (began // step + 1) * step
+    while at < ended:
+        place = round(100 * (at - began) / (ended - began), 2)
+        if EDGE <= place <= 100 - EDGE:
+            yield Tick(at, place)
+        at += step
+
+
+def _path(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
     return "".join(
-        f"M{left} {height(low, top)}V{height(high, top)}H{right}V{height(low, top)}Z"
-        for (left, right), low, high in zip(columns, below, above, strict=True)
+        f"M{one.left} {height(low, top)}V{height(high, top)}H{round(one.left + one.width, 1)}V{height(low, top)}Z"
+        for one, low, high in zip(columns, below, above, strict=True)
         if high > low
     )
 
 
-def _edge(columns: Sequence[tuple[float, float]], below: Sequence[float], above: Sequence[float], top: float) -> str:
+def _edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[float], top: float) -> str:
     return "".join(
-        f"M{left} {height(high, top)}H{right}"
-        for (left, right), low, high in zip(columns, below, above, strict=True)
+        f"M{one.left} {height(high, top)}H{round(one.left + one.width, 1)}"
+        for one, low, high in zip(columns, below, above, strict=True)
         if high > low
     )
 
@@ -119,7 +185,9 @@ def _rounded(value: float) -> float:
         size *= 10
 
 
-def _some(samples: Sequence[Sample]) -> list[Sample]:
-    """Return some samples for a table, the newest first and evenly spread."""
-    newest = list(reversed(samples))
-    return [newest[i * len(newest) // ROWS] for i in range(ROWS)] if len(newest) > ROWS else newest
+def _rows(columns: Sequence[Column]) -> list[Column]:
+    """Return some columns for a table, the newest first and evenly spread, the peak among them."""
+    newest = [one for one in reversed(columns) if one.values is not None]
+    if len(newest) <= ROWS:
+        return newest
+    return [one for n, one in enumerate(newest) if one.peak or n in {i * len(newest) // ROWS for i in range(ROWS)}]

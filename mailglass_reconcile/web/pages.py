@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from uuid import UUID
@@ -74,8 +73,7 @@ class Pages:
         hours = parameters.hours(request.query_params)
         seconds = hours * 3_600
         found = await self._cache.get(("overview", hours), lambda: overview.overview(self._database, seconds=seconds))
-        span = chart.span(seconds, dt.datetime.fromisoformat(found.now).timestamp(), found.history_began)
-        lag = chart.lag(found.samples, span)
+        lag = chart.lag(found.curves)
         return render(
             request,
             "overview.html",
@@ -85,9 +83,9 @@ class Pages:
             groups_shown=GROUPS,
             threshold=LATE_SECONDS,
             threshold_at=chart.height(LATE_SECONDS, lag.top),
-            backlog=chart.backlog(found.samples, span),
+            backlog=chart.backlog(found.curves),
+            left=chart.left(found.curves),
             lag=lag,
-            shown_seconds=span.ended - span.began,
         )
 
     @_page

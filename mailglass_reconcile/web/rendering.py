@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -60,6 +61,30 @@ def age(seconds: float | None) -> str:
     return f"{whole} s"
 
 
+class Unit(NamedTuple):
+    """The unit of all spans of time in one column of a table."""
+
+    name: str
+    seconds: float
+
+
+UNITS = (Unit("d", 86_400), Unit("h", 3_600), Unit("min", 60), Unit("s", 1), Unit("ms", 0.001))
+
+
+def unit_of(seconds: Iterable[float | None]) -> Unit:
+    """Return the unit for a column: the largest of which the column's longest span has at least two."""
+    longest = max((one for one in seconds if one is not None), default=0.0)
+    return next((unit for unit in UNITS if longest >= 2 * unit.seconds), UNITS[-1 if longest else -2])
+
+
+def in_unit(seconds: float | None, unit: Unit) -> str:
+    """Return a span of time as a number of *unit*; a dash for None."""
+    if seconds is None:
+        return NONE
+    value = seconds / unit.seconds
+    return f"{value:,.0f}" if value >= 100 or value == 0 or unit.name == "ms" else f"{value:.1f}"
+
+
 def duration(milliseconds: int | None) -> str:
     """Return how long something took; a dash for None."""
     return NONE if milliseconds is None else took(milliseconds)
@@ -74,9 +99,15 @@ def moment(iso: str | None, now: str | None = None) -> Markup:
     return _marked(at, "%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
-def clock(at: float, hours: int) -> Markup:
-    """Return a time, given in seconds since 1970; with its weekday in a chart of more than a day."""
-    return _marked(dt.datetime.fromtimestamp(at, dt.UTC), "%a %H:%M" if hours > 24 else "%H:%M")
+def clock(at: float, hours: int, *, words: bool = False) -> Markup:
+    """Return a time, given in seconds since 1970; with its weekday in a chart of more than a day; as *words*, bare."""
+    time, form = dt.datetime.fromtimestamp(at, dt.UTC), "%a %H:%M" if hours > 24 else "%H:%M"
+    return escape(time.strftime(form)) if words else _marked(time, form)
+
+
+def tick(at: float, hours: int) -> str:
+    """Return the label of a moment on a chart's axis of time: a day, or a time of day."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%a %d" if hours > 24 else "%H:%M")
 
 
 def since(iso: str | None, now: str) -> str:
@@ -108,6 +139,12 @@ def _marked(at: dt.datetime, form: str) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), at.strftime(form))
 
 
+FILTERS: tuple[Callable[..., Any], ...] = (
+    *(age, breakable, clock, coded, counted, duration, in_unit, moment, number, plain, short_words, since, tick),
+    unit_of,
+)
+
+
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("mailglass_reconcile.web"),
@@ -116,8 +153,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (age, breakable, clock, coded, counted, duration, moment, number, plain, short_words, since)
-    made.filters.update((each.__name__, each) for each in filters)
+    made.filters.update((each.__name__, each) for each in FILTERS)
     made.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query)
     return made
 

@@ -1,4 +1,4 @@
-"""Charts: what they show of a young history and of any states, and colours that can be distinguished."""
+"""Charts: what they show of any states, their axis of time, and colours that can be distinguished."""
 
 import itertools
 import re
@@ -6,33 +6,66 @@ from importlib import resources
 
 import pytest
 
-from mailglass_reconcile.ops.overview import BUCKETS, Sample
+from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.web import chart
 
-DAY = 86_400.0
+HOUR = 3_600.0
 CSS = resources.files("mailglass_reconcile.web").joinpath("static/page.css").read_text()
 
 
-def test_a_new_installation_sees_its_first_sweeps_and_no_empty_day():
-    """They were a hairline at the end of 24 empty hours."""
-    now = 1_000_000.0
-    for age, expected in ((2.0, 300.0), (3_600.0, 3_600.0), (2 * DAY, DAY)):
-        span = chart.span(DAY, now, now - age)
-        assert (span.ended - span.began, span.ended) == (expected, now)
-        (band,) = chart.backlog([Sample(now - min(age, 60.0), {"unmatched": 3}, 0.0)], span).bands
-        left, right = re.fullmatch(r"M([\d.]+) [\d.]+V[\d.]+H([\d.]+)V[\d.]+Z", band.path).groups()
-        assert float(right) > float(left)
-    assert chart.span(DAY, now, None).began == now - DAY
-    assert chart.span(DAY, now, None).held == max(chart.HELD_SECONDS, 3 * DAY / BUCKETS)
+def bucket(number: int, states: dict[str, int] | None = None, matched: int = 0, lag: float = 0, silent: float = 0):
+    """Return the bucket of an hour."""
+    return Bucket(number * HOUR, (number + 1) * HOUR, states, matched, lag, silent)
 
 
 def test_every_state_has_its_own_band_whether_it_is_known_or_not():
-    """The known ones in their order, then the others by name."""
-    span = chart.span(DAY, DAY, None)
-    states = {"matched": 1, "later": 2, "unmatched": 3, "earlier": 4, "ambiguous": 0}
-    drawn = chart.backlog([Sample(DAY - 60, states, 0.0)], span)
-    assert [band.name for band in drawn.bands] == ["unmatched", "matched", "earlier", "later"]
+    """The known ones in their order, then the others by name; what nothing has does not."""
+    drawn = chart.backlog([bucket(0, {"later": 2, "unmatched": 3, "earlier": 4, "ambiguous": 0})])
+    assert [band.name for band in drawn.bands] == ["unmatched", "earlier", "later"]
     assert drawn.top == 10
+
+
+def test_what_can_be_linked_has_a_scale_of_its_own():
+    """Ten of them over a hundred thousand others were a hairline."""
+    buckets = [bucket(0, {"unmatched": 100_000}, matched=8), bucket(1, {"unmatched": 90_000})]
+    drawn = chart.left(buckets)
+    assert (drawn.top, [band.name for band in drawn.bands]) == (10, ["matched"])
+    assert drawn.bands[0].path == "M0.0 200.0V40.0H480.0V200.0Z"
+
+
+def test_a_time_of_which_nothing_is_known_is_a_gap_and_no_zero():
+    """In the shapes and in the values."""
+    drawn = chart.backlog([bucket(0, {"unmatched": 1}), bucket(1), bucket(2, {"unmatched": 1})])
+    assert drawn.bands[0].path.count("M") == 2
+    assert drawn.columns[1].values is None
+    assert len(drawn.rows) == 2
+
+
+def test_while_nothing_sweeps_the_lag_is_shown_as_not_known():
+    """On top of what is known of it."""
+    drawn = chart.lag([bucket(0, lag=1_200), bucket(1, lag=1_500, silent=5_000)])
+    assert [band.name for band in drawn.bands] == ["lag", "silent"]
+    assert drawn.columns[1].values == {"lag": 1_500, "silent": 3_500}
+    assert drawn.top == 7_200
+
+
+def test_the_peak_is_among_the_numbers_however_short_it_was():
+    """With the rows evenly spread over the time."""
+    drawn = chart.left([bucket(n, matched=500 if n == 13 else 1) for n in range(96)])
+    assert [row.total for row in drawn.rows if row.peak] == [500]
+    assert len(drawn.rows) == chart.ROWS + 1
+    assert [row.began for row in drawn.rows] == sorted((row.began for row in drawn.rows), reverse=True)
+
+
+@pytest.mark.parametrize(("hours", "step"), [(0.1, 60), (6, 3_600), (24, 14_400), (168, 172_800)])
+def test_the_axis_of_time_has_ticks_at_round_moments(hours, step):
+    """A few, none so near to an end that its label is cut off."""
+    began = 1_764_306_123.0
+    parts = [Bucket(began + n * hours * 36, began + (n + 1) * hours * 36, {}, 0, 0, 0) for n in range(100)]
+    ticks = chart.backlog(parts).ticks
+    assert 2 <= len(ticks) <= chart.MOST_TICKS
+    assert {tick.at % step for tick in ticks} == {0}
+    assert all(chart.EDGE <= tick.place <= 100 - chart.EDGE for tick in ticks)
 
 
 def luminance(colour: str) -> float:
@@ -53,7 +86,7 @@ def contrast(one: str, other: str) -> float:
 def test_the_colours_of_states_can_be_distinguished(scheme):
     """From the card by 3, as WCAG asks of graphics; from the next band by 2. It was 2.5 and 1.2."""
     colours = dict(re.findall(r"--(\w+): #([0-9a-f]{3,6});", CSS.split("prefers-color-scheme")[scheme]))
-    for name in (*chart.STATES, "lag", "waiting", "linked", "soft"):
+    for name in (*chart.STATES, "matched", "lag", "silent", "waiting", "linked", "soft"):
         assert contrast(colours[name], colours["card"]) >= 3, name
     for below, above in itertools.pairwise(chart.STATES):
         assert contrast(colours[below], colours[above]) >= 2, (below, above)

@@ -90,7 +90,7 @@ def test_what_a_row_holds_cannot_become_markup(db):
     visitor = Visitor(app(db))
     for path in ("/", "/orphans", f"/events/{event}", "/find?q=%3Cscript%3E", "/orphans?provider=%22%3E%3Cscript%3E"):
         text = visitor.get(path).text
-        assert text.count("<script") == 1
+        assert text.count("<script") == text.count('<script src="./static/') + text.count('<script src="../static/')
         assert "\u202e" not in re.sub(r'(value|href)="[^"]*"', "", text), path
         assert "\x07" not in text
 

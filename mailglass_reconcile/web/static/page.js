@@ -37,6 +37,7 @@
       const focused = region.contains(document.activeElement) && placeOf(document.activeElement);
       region.replaceChildren(...fresh.childNodes);
       if (focused) region.querySelector(focused)?.focus({ preventScroll: true });
+      document.dispatchEvent(new Event("replaced"));
     }
   }
 

@@ -1,0 +1,102 @@
+"""Backlog and lag over time: each bucket has its worst value, and lag rises while nothing sweeps."""
+
+import json
+import time
+
+import pytest
+
+from mailglass_reconcile.ops.curves import BUCKETS, Bucket, curves
+from mailglass_reconcile.store.database import Transaction
+
+DAY = 86_400
+RUN = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, unmatched, remaining, open_groups,
+                                      linkable_since)
+VALUES (t(:at), t(:at), 'full', 'beat', 'ok', :unmatched, :unmatched + :matched, CAST(:groups AS jsonb), t(:since))
+""".replace("t(:at)", "to_timestamp(:at)::timestamp").replace("t(:since)", "to_timestamp(:since)::timestamp")
+
+
+def swept(tx, at: float, unmatched: int = 0, matched: int = 0, since: float | None = None) -> None:
+    """Add a full sweep that ended at *at* and left orphans, the first of which could be linked *since* then."""
+    groups = [{"state": "unmatched", "orphans": unmatched}, {"state": "matched", "orphans": matched}]
+    tx.run(RUN, at=at, unmatched=unmatched, matched=matched, groups=json.dumps(groups), since=since)
+
+
+def shown(tx, seconds: float = DAY) -> list[Bucket]:
+    """Return the buckets of a day."""
+    return curves(Transaction(tx.connection, tx.settings), seconds)
+
+
+@pytest.fixture
+def now(tx) -> float:
+    """The transaction's time."""
+    return tx.value("SELECT extract(epoch FROM now())::float8")
+
+
+def at(buckets: list[Bucket], moment: float) -> Bucket:
+    """Return the bucket of a moment."""
+    return next(one for one in buckets if one.began <= moment <= one.ended)
+
+
+def test_a_bucket_shows_the_most_that_any_of_its_sweeps_left(tx, now):
+    """The last one of them, after the incident, hid it."""
+    middle = now // 900 * 900 - 50 * 900 + 100
+    swept(tx, now - DAY, 5)
+    swept(tx, middle - 150, 5)
+    for offset, unmatched, matched, since in (
+        (0, 10, 0, None),
+        (60, 900, 2, None),
+        (120, 20, 408, -1_300),
+        (180, 10, 0, None),
+    ):
+        swept(tx, middle + offset, unmatched, matched, None if since is None else middle + since)
+    worst = at(shown(tx), middle)
+    assert (worst.states, worst.matched) == ({"unmatched": 900}, 408)
+    assert worst.lag_seconds == pytest.approx(1_300 + 180)
+    assert worst.silent_seconds == 0
+
+
+def test_lag_goes_on_rising_while_nothing_sweeps(tx, now):
+    """Until now; it was drawn as none from a quarter of an hour after the last sweep on."""
+    swept(tx, now - 20_000, 3)
+    swept(tx, now - 10_000, 3, 1, now - 10_600)
+    buckets = shown(tx)
+    assert buckets[-1].lag_seconds == pytest.approx(10_600)
+    assert at(buckets, now - 5_000).lag_seconds == pytest.approx(5_600, abs=1_000)
+    assert buckets[-1].states is None
+    lags = [one.lag_seconds for one in buckets]
+    assert lags == sorted(lags)
+
+
+def test_a_silence_shows_how_long_it_lasted_until_the_next_sweep(tx, now):
+    """Nothing that was open then may have been linkable, but nothing is known of what arrived since."""
+    for moment in (now - 30_000, now - 20_000, now - 100):
+        swept(tx, moment, 3)
+    buckets = shown(tx)
+    assert max(one.silent_seconds for one in buckets) == pytest.approx(19_900)
+    assert buckets[-1].silent_seconds == 0
+    assert at(buckets, now - 12_000).states is None
+    assert at(buckets, now - 19_500).states == {"unmatched": 3}
+
+
+def test_a_new_installation_sees_its_first_sweeps_and_no_empty_day(tx, now):
+    """They were a hairline at the end of 24 empty hours."""
+    buckets = shown(tx)
+    assert buckets[-1].ended - buckets[0].began == pytest.approx(DAY)
+    swept(tx, now - 2, 3)
+    buckets = shown(tx)
+    assert buckets[-1].ended - buckets[0].began == pytest.approx(300)
+    assert BUCKETS / 2 < len(buckets) <= BUCKETS + 1
+    assert buckets[-1].states == {"unmatched": 3}
+
+
+def test_a_sweep_at_the_end_of_time_costs_nothing(tx, now):
+    """It would be in some hundred million buckets."""
+    swept(tx, now - 1_000, 3)
+    tx.run(
+        "INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, open_groups,"
+        " linkable_since) VALUES (now(), '9999-12-31', 'full', 'beat', 'ok', '[]', '-infinity')"
+    )
+    began = time.monotonic()
+    assert len(shown(tx)) <= BUCKETS + 1
+    assert time.monotonic() - began < 20
