@@ -112,7 +112,25 @@ def _filled(rows: Any, began: float, now: float, width: float) -> list[Bucket]:
         matched = _by_state(row.leftmost or []).get("matched", 0)
         silent = row.silent_seconds or 0.0
         found.append(Bucket(start, end, states, matched, row.lag_seconds or 0.0, silent if silent > held else 0.0))
-    return found
+    return [*found[:-2], *_joined(*found[-2:])] if len(found) > 1 else found
+
+
+def _joined(before: Bucket, last: Bucket) -> list[Bucket]:
+    """Return the last two buckets, or one with the worst of both if the last has hardly begun: it would not be seen."""
+    if last.ended - last.began > (before.ended - before.began) / 2:
+        return [before, last]
+    known = [one.states for one in (last, before) if one.states is not None]
+    states = max(known, key=lambda one: sum(one.values()), default=None)
+    return [
+        Bucket(
+            before.began,
+            last.ended,
+            states,
+            max(before.matched, last.matched),
+            max(before.lag_seconds, last.lag_seconds),
+            max(before.silent_seconds, last.silent_seconds),
+        )
+    ]
 
 
 def _by_state(groups: list[Any]) -> dict[str, int]:

@@ -16,8 +16,8 @@ LAGS = (1_200, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 604_800)
 STEPS = (60, 300, 900, 1_800, 3_600, 7_200, 14_400, 21_600, 43_200, 86_400, 172_800)
 """Seconds between two ticks."""
 MOST_TICKS = 6
-EDGE = 5.0
-"""Per cent of the width that has no tick on either side, so that no label is cut off."""
+EDGES = (4.0, 90.0)
+"""Ticks are between these places, in per cent of the width: no label is cut off, or on that of now."""
 
 
 class Band(NamedTuple):
@@ -154,7 +154,7 @@ def _ticks(buckets: Sequence[Bucket]) -> Iterator[Tick]:
     at = (began // step + 1) * step
     while at < ended:
         place = round(100 * (at - began) / (ended - began), 2)
-        if EDGE <= place <= 100 - EDGE:
+        if EDGES[0] <= place <= EDGES[1]:
             yield Tick(at, place)
         at += step
 
@@ -176,10 +176,10 @@ def _edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[flo
 
 
 def _rounded(value: float) -> float:
-    """Return the next of 1, 2, 5, 10, 20, 50, …"""
+    """Return the next of 1, 2, 4, 6, 8, 10, 20, 40, …, whose halves are whole numbers, but for that of 1."""
     size = 1.0
     while True:
-        for step in (1, 2, 5):
+        for step in (1, 2, 4, 6, 8):
             if value <= step * size:
                 return step * size
         size *= 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -12,7 +13,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.errors import (
+    ConfigurationError,
+    DatabaseRefusedError,
+    MailglassReconcileError,
+    SchemaOutdatedError,
+)
 from mailglass_reconcile.ops import explanation, messages, orphans, overview, status, timeline
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
@@ -20,10 +26,11 @@ from mailglass_reconcile.ops.timeline import Timeline
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.web import chart, metrics, parameters
+from mailglass_reconcile.web import chart, metrics, parameters, problems
 from mailglass_reconcile.web.access import Access
-from mailglass_reconcile.web.cache import Cache
+from mailglass_reconcile.web.cache import BusyError, Cache
 from mailglass_reconcile.web.parameters import InvalidParameterError, Listing, NotFoundError
+from mailglass_reconcile.web.problems import Problems
 from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, render
 
 Handler = Callable[..., Awaitable[Response]]
@@ -33,7 +40,15 @@ LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
 PROBE_SECONDS = 1.0
 """Several Prometheus servers cost what one does."""
+STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
+"""States of orphans that no sweep will link as long as nothing else changes than what arrives."""
 _UNAVAILABLE = 503
+_TITLES = (
+    (SchemaOutdatedError, "The database needs another revision"),
+    (DatabaseRefusedError, "The database refuses"),
+    (ConfigurationError, "A setting cannot be used"),
+    (BusyError, "Too many requests"),
+)
 
 
 def _page(handler: Handler) -> Handler:
@@ -48,7 +63,8 @@ def _page(handler: Handler) -> Handler:
         except InvalidParameterError as error:
             return _problem(request, 400, "This address cannot be used", f"{error}.")
         except MailglassReconcileError as error:
-            return _problem(request, _UNAVAILABLE, "No answer from the database", str(error))
+            title = next((words for kind, words in _TITLES if isinstance(error, kind)), "No answer from the database")
+            return _problem(request, _UNAVAILABLE, title, f"{str(error).removesuffix('.')}.")
 
     return safe
 
@@ -67,6 +83,14 @@ class Pages:
     def _database(self) -> Database:
         return Database(self._given, runtime.get_settings()) if self._given else runtime.database()
 
+    async def _show(self, request: Request, template: str, **values: Any) -> Response:
+        """Return a page, which says how many problems there are."""
+        try:
+            found = await self._cache.get("problems", lambda: problems.problems(self._database))
+        except MailglassReconcileError:  # what the page shows could be read
+            found = Problems([])
+        return render(request, template, problems=found, **values)
+
     @_page
     async def overview(self, request: Request) -> Response:
         """Show how linking is going."""
@@ -74,10 +98,11 @@ class Pages:
         seconds = hours * 3_600
         found = await self._cache.get(("overview", hours), lambda: overview.overview(self._database, seconds=seconds))
         lag = chart.lag(found.curves)
-        return render(
+        return await self._show(
             request,
             "overview.html",
             found=found,
+            stuck_states=STUCK,
             hours=hours,
             spans=parameters.HOURS,
             groups_shown=GROUPS,
@@ -95,7 +120,7 @@ class Pages:
         key = ("page", wanted.filters, wanted.after, wanted.newest_first)
         found = await self._cache.get(key, lambda: self._list(wanted))
         fields = {**wanted.fields, "order": "newest" if wanted.newest_first else ""}
-        return render(
+        return await self._show(
             request, "orphans.html", found=found, wanted=wanted, fields=fields, states=OPEN_STATES, page_size=PAGE_SIZE
         )
 
@@ -117,7 +142,7 @@ class Pages:
     async def event(self, request: Request) -> Response:
         """Show why an event is linked or not."""
         found = await self._explained(parameters.id_of(request.path_params["event_id"]))
-        return render(request, "event.html", found=found, not_checked=NOT_CHECKED)
+        return await self._show(request, "event.html", found=found, not_checked=NOT_CHECKED)
 
     async def _explained(self, event_id: UUID) -> Explanation:
         found = await self._cache.get(("event", event_id), lambda: explanation.explain(self._database, event_id))
@@ -129,7 +154,7 @@ class Pages:
     async def delivery(self, request: Request) -> Response:
         """Show a delivery and its events."""
         found = await self._timeline(parameters.id_of(request.path_params["delivery_id"]))
-        return render(request, "delivery.html", delivery=found.delivery, found=found)
+        return await self._show(request, "delivery.html", delivery=found.delivery, found=found)
 
     async def _timeline(self, delivery_id: UUID) -> Timeline:
         found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._database, delivery_id))
@@ -150,7 +175,7 @@ class Pages:
         found = await self._cache.get(("message", text), lambda: messages.deliveries_of(self._database, text))
         if len(found) == 1:
             return _redirect(f"deliveries/{found[0]}")
-        return render(request, "found.html", found=found, text=text)
+        return await self._show(request, "found.html", found=found, text=text)
 
     @_page
     async def metrics(self, request: Request) -> Response:

@@ -15,8 +15,9 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from mailglass_reconcile.rules.humanize import counted, shown, took
-from mailglass_reconcile.rules.states import short_words
+from mailglass_reconcile.errors import COMMAND, hint
+from mailglass_reconcile.rules.humanize import counted, share, shown, took
+from mailglass_reconcile.rules.states import MEANINGS, short_words
 
 SHOWN_CHARACTERS = 200
 NONE = "\N{EN DASH}"
@@ -30,6 +31,8 @@ STATIC = {
 STATIC_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _VERSION = hashlib.sha256(b"".join(STATIC[name] for name in sorted(STATIC))).hexdigest()[:12]
 _CODE = re.compile("`([^`]+)`")
+_PLACEHOLDER = re.compile(r"\b(EVENT_ID|DELIVERY_ID|TEXT|URL|ID)\b")
+"""In a command that cannot be pasted as it stands."""
 
 
 def plain(text: object) -> str:
@@ -117,8 +120,33 @@ def since(iso: str | None, now: str) -> str:
 
 
 def coded(sentence: str) -> Markup:
-    """Return a sentence of this package with the commands in its backticks set as code."""
-    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(sentence))))  # noqa: S704 - escaped before
+    """Return a sentence of this package with what is in its backticks set as code; a whole command can be copied."""
+    return Markup(_CODE.sub(_as_code, str(escape(sentence))))  # noqa: S704 - escaped before
+
+
+def _as_code(found: re.Match[str]) -> str:
+    text = found[1]
+    if not text.startswith(escape(hint(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
+        return f"<code>{text}</code>"
+    return (
+        f'<span class="command"><code>{text}</code><button class="copy" type="button" data-copy="{text}"'
+        f' aria-label="Copy: {text}" hidden>Copy</button></span>'
+    )
+
+
+def capitalized(sentence: str) -> Markup:
+    """Return a sentence with a capital letter at its beginning."""
+    return escape(sentence[:1].upper()) + escape(sentence)[1:] if sentence[:1].isalpha() else escape(sentence)
+
+
+def sentence(state: str) -> str:
+    """Return what a state means; nothing for one that this version does not define."""
+    return MEANINGS[state].sentence if state in MEANINGS else ""
+
+
+def share_of(part: int, whole: int, one: str) -> str:
+    """Return how many of what is counted: `1 of 12 orphans`."""
+    return share(part, whole, one)
 
 
 def query(**values: object) -> str:
@@ -140,8 +168,8 @@ def _marked(at: dt.datetime, form: str) -> Markup:
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (
-    *(age, breakable, clock, coded, counted, duration, in_unit, moment, number, plain, short_words, since, tick),
-    unit_of,
+    *(age, breakable, capitalized, clock, coded, counted, duration, in_unit, moment, number, plain, sentence),
+    *(share_of, short_words, since, tick, unit_of),
 )
 
 
@@ -176,6 +204,7 @@ def render(
         "root": "../" * (path.count("/") - 1) or "./",
         "layout": "fragment.html" if FRAGMENT in request.headers else "page.html",
         "here": path,
+        "problems": None,
     }
     text = _ENVIRONMENT.get_template(template).render({**common, **values})
     return HTMLResponse(text, status, headers={"vary": FRAGMENT, **(headers or {})})

@@ -70,13 +70,22 @@ def test_lag_goes_on_rising_while_nothing_sweeps(tx, now):
 
 def test_a_silence_shows_how_long_it_lasted_until_the_next_sweep(tx, now):
     """Nothing that was open then may have been linkable, but nothing is known of what arrived since."""
-    for moment in (now - 30_000, now - 20_000, now - 100):
-        swept(tx, moment, 3)
+    for before in (30_000, 20_000, 3_000, 2_000, 1_000, 100):
+        swept(tx, now - before, 3)
     buckets = shown(tx)
-    assert max(one.silent_seconds for one in buckets) == pytest.approx(19_900)
+    assert max(one.silent_seconds for one in buckets) == pytest.approx(17_000)
     assert buckets[-1].silent_seconds == 0
     assert at(buckets, now - 12_000).states is None
     assert at(buckets, now - 19_500).states == {"unmatched": 3}
+
+
+def test_a_bucket_that_has_just_begun_is_part_of_the_one_before(tx, now):
+    """It would be a hairline, and its incident not be seen."""
+    swept(tx, now - DAY, 3)
+    swept(tx, now - 1, 700, 5, now - 90)
+    last = shown(tx)[-1]
+    assert last.ended - last.began > 300
+    assert (last.states, last.matched) == ({"unmatched": 700}, 5)
 
 
 def test_a_new_installation_sees_its_first_sweeps_and_no_empty_day(tx, now):

@@ -79,3 +79,97 @@ def lay_out(engine: sa.Engine, opened: int) -> None:
     mailglass_reconcile.reconcile()
     with engine.connect() as connection, connection.execution_options(isolation_level="AUTOCOMMIT"):
         connection.exec_driver_sql("ANALYZE")
+
+
+# Mail of three kinds, through two providers; every fifth message of `globex` went to two people.
+SENT = """
+INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
+       provider, last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
+SELECT CAST(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n * 9000), 12, '0')
+            || '7' || substr(md5('s' || n), 1, 3) || '8' || substr(md5('t' || n), 1, 15) AS uuid),
+       CASE WHEN n > 900 THEN 'globex' ELSE 'acme' END,
+       (ARRAY['Receipt', 'Welcome', 'PasswordReset'])[n % 3 + 1], 'transactional', 'canary' || n || '@example.com',
+       'example.com', 'msg-' || CASE WHEN n > 900 THEN 900 + (n - 900) / 2 ELSE n END,
+       NULL, 'dispatched', now() AT TIME ZONE 'UTC' - n * interval '9 seconds',
+       now() AT TIME ZONE 'UTC' - n * interval '9 seconds', now() AT TIME ZONE 'UTC' - n * interval '9 seconds',
+       now() AT TIME ZONE 'UTC' - n * interval '9 seconds'
+  FROM generate_series(1, 920) AS n
+"""
+
+# Since a deployment, webhooks of `acme` come under the tenant `default`; before, they found their deliveries.
+REPORTED = """
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
+SELECT CAST(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n * 8000), 12, '0')
+            || '7' || substr(md5('u' || n), 1, 3) || '8' || substr(md5('v' || n), 1, 15) AS uuid),
+       CASE WHEN n > 900 THEN 'globex' WHEN n BETWEEN 10 AND 450 THEN 'default' ELSE 'acme' END,
+       (ARRAY['delivered', 'opened', 'bounced', 'clicked'])[n % 4 + 1],
+       now() AT TIME ZONE 'UTC' - n * interval '8 seconds',
+       jsonb_build_object('provider', CASE WHEN n % 3 = 0 THEN 'sendgrid' ELSE 'postmark' END)
+       || CASE WHEN n % 70 = 0 THEN '{}'
+               WHEN n BETWEEN 460 AND 500 THEN jsonb_build_object('provider_message_id', md5('m' || n)::uuid)
+               ELSE jsonb_build_object('provider_message_id',
+                                       'msg-' || CASE WHEN n > 900 THEN 900 + (n - 900) / 2 ELSE n END) END,
+       true, now() AT TIME ZONE 'UTC' - n * interval '8 seconds' - interval '70 seconds'
+  FROM generate_series(1, 920) AS n
+"""
+
+# Handlers: a bounce that nobody could record, some that a mail server refuses, and new ones.
+OUTBOX = """
+INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
+                                   finished_at)
+SELECT CAST(substr(r.idempotency_key, 12) AS uuid), r.delivery_id, o.type,
+       CASE WHEN r.place <= 3 THEN 'dead' ELSE 'waiting' END,
+       CASE WHEN r.place <= 3 THEN 9 WHEN r.place <= 9 THEN 4 ELSE 0 END,
+       now() AT TIME ZONE 'UTC' + CASE WHEN r.place <= 9 THEN interval '7 minutes' ELSE interval '4 seconds' END,
+       CASE WHEN r.place <= 9 THEN ARRAY['shop.mail.note'] ELSE '{}' END,
+       CASE WHEN r.place <= 3 THEN 'IntegrityError' WHEN r.place <= 9 THEN 'ConnectTimeout' END,
+       now() AT TIME ZONE 'UTC' - interval '2 days',
+       CASE WHEN r.place <= 3 THEN now() AT TIME ZONE 'UTC' - interval '3 hours' END
+  FROM (SELECT *, row_number() OVER (ORDER BY id) AS place FROM mailglass_events
+         WHERE type = 'reconciled' ORDER BY id LIMIT 12) AS r
+  JOIN mailglass_events AS o ON o.id = CAST(substr(r.idempotency_key, 12) AS uuid)
+"""
+
+# A quiet day of sweeps with one incident that came and went, an hour in which nothing swept, and recent sweeps.
+QUIET_DAY = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, error, scanned, linked, unmatched,
+       ambiguous, unmatchable, skipped, duration_ms, remaining, linkable_since, open_groups)
+SELECT t, t + interval '1 second', 'full', 'beat', CASE WHEN n = 120 THEN 'failed' ELSE 'ok' END,
+       CASE WHEN n = 120 THEN 'DatabaseUnavailableError' END,
+       60 + o.late, 12, o.waiting, 8, 6, o.late, 180 + n % 90 + o.late / 4, o.waiting + 14 + o.late,
+       CASE WHEN o.late > 0 THEN t - make_interval(secs => 300 * (n - 118)) END,
+       (SELECT jsonb_agg(jsonb_build_object('state', s.state, 'tenant_id', 'acme', 'provider', 'postmark',
+                                            'orphans', s.orphans))
+          FROM (VALUES ('unmatched', o.waiting), ('ambiguous', 8), ('unmatchable', 6), ('matched', o.late))
+                 AS s (state, orphans))
+  FROM generate_series(now() AT TIME ZONE 'UTC' - interval '24 hours',
+                       now() AT TIME ZONE 'UTC' - interval '6 minutes', interval '5 minutes')
+       WITH ORDINALITY AS r (t, n)
+ CROSS JOIN LATERAL (SELECT (40 + 25 * sin(n / 30.0))::bigint AS waiting,
+                            CASE WHEN n BETWEEN 119 AND 124 THEN 408 * (n - 118) / 6 ELSE 0 END AS late) AS o
+ WHERE n NOT BETWEEN 200 AND 212
+ ORDER BY n
+"""
+RECENT = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, runs, scanned, duration_ms)
+SELECT t, t + interval '59 seconds', 'recent', 'beat', 'ok', 60, 0, 90
+  FROM generate_series(now() AT TIME ZONE 'UTC' - interval '40 minutes', now() AT TIME ZONE 'UTC', interval '1 minute')
+         AS t
+"""
+PRUNED = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, expired, duration_ms)
+SELECT now() AT TIME ZONE 'UTC' - interval '2 hours', now() AT TIME ZONE 'UTC' - interval '2 hours', 'prune', 'beat',
+       'ok', 5, 640
+"""
+
+
+def incident(engine: sa.Engine) -> None:
+    """Leave a system in which webhooks come under the wrong tenant, a handler fails, and much was left by a sweep."""
+    with engine.begin() as connection:
+        for statement in (QUIET_DAY, PRUNED, RECENT, SENT, REPORTED, EXPIRED):
+            connection.execute(sa.text(statement))
+    mailglass_reconcile.reconcile(limit=30)
+    with engine.begin() as connection:
+        connection.execute(sa.text(OUTBOX))
+    with engine.connect() as connection, connection.execution_options(isolation_level="AUTOCOMMIT"):
+        connection.exec_driver_sql("ANALYZE")

@@ -27,10 +27,10 @@ def test_every_state_has_its_own_band_whether_it_is_known_or_not():
 
 def test_what_can_be_linked_has_a_scale_of_its_own():
     """Ten of them over a hundred thousand others were a hairline."""
-    buckets = [bucket(0, {"unmatched": 100_000}, matched=8), bucket(1, {"unmatched": 90_000})]
+    buckets = [bucket(0, {"unmatched": 100_000}, matched=9), bucket(1, {"unmatched": 90_000})]
     drawn = chart.left(buckets)
     assert (drawn.top, [band.name for band in drawn.bands]) == (10, ["matched"])
-    assert drawn.bands[0].path == "M0.0 200.0V40.0H480.0V200.0Z"
+    assert drawn.bands[0].path == "M0.0 200.0V20.0H480.0V200.0Z"
 
 
 def test_a_time_of_which_nothing_is_known_is_a_gap_and_no_zero():
@@ -65,7 +65,7 @@ def test_the_axis_of_time_has_ticks_at_round_moments(hours, step):
     ticks = chart.backlog(parts).ticks
     assert 2 <= len(ticks) <= chart.MOST_TICKS
     assert {tick.at % step for tick in ticks} == {0}
-    assert all(chart.EDGE <= tick.place <= 100 - chart.EDGE for tick in ticks)
+    assert all(chart.EDGES[0] <= tick.place <= chart.EDGES[1] for tick in ticks)
 
 
 def luminance(colour: str) -> float:

@@ -1,0 +1,115 @@
+"""What the top of the page says: what is wrong, what a new installation has to do, and nothing that is not so."""
+
+import html
+import re
+
+import pytest
+
+import factories
+import mailglass_reconcile
+from mailglass_reconcile.ops.health import ASTRAY_ORPHANS
+from mailglass_reconcile.web.problems import by_cause
+from web.browsing import Visitor, app
+
+ROUNDED = 60.0
+LATE_SWEEP = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, open_groups)
+VALUES (now()::timestamp - interval '3 hours', now()::timestamp - interval '3 hours', 'full', 'beat', 'ok', '[]')
+"""
+
+
+def page(db, path="/"):
+    """Return the text of a page."""
+    return html.unescape(Visitor(app(db)).get(path).text)
+
+
+def title(text):
+    """Return what the tab shows."""
+    return re.search(r"<title>\s*(.*?)</title>", text, re.DOTALL)[1]
+
+
+def note(text):
+    """Return what is at the top of the overview, without markup."""
+    top = text.partition('id="health"')[2].partition("</section>")[0]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", top))
+
+
+def test_the_gravest_is_first_and_one_cause_is_one_problem():
+    """A dead beat is one problem, and not three sentences among others."""
+    found = by_cause(
+        [
+            "nothing was pruned for 3 days, so tables grow: run `mailglass-reconcile prune`, daily",
+            "2 events are dead: their handlers have failed for the last time: `mailglass-reconcile dispatch --dead`",
+            "no full sweep has succeeded for 3 hours, 10 minutes are allowed: `mailglass-reconcile doctor` says why",
+            "an orphan has been open for 3 hours although its delivery exists: `mailglass-reconcile doctor` says why",
+            "something new: look",
+        ]
+    )
+    assert [one.cause.name for one in found] == ["sweeps", "handlers", "prune", "other"]
+    assert found[0].sentence == "no full sweep has succeeded for 3 hours, 10 minutes are allowed"
+    assert found[0].also == ["an orphan has been open for 3 hours although its delivery exists"]
+    assert found[1].remedy == "`mailglass-reconcile dispatch --dead`"
+
+
+def test_every_page_has_the_number_of_problems_in_its_title(db):
+    """A tab in the background shows them; the problems lead on, and their commands can be copied."""
+    db.run(LATE_SWEEP)
+    for path in ("/", "/orphans", "/find?q=nothing"):
+        assert title(page(db, path)).startswith("(1) "), path
+    text = page(db)
+    assert "1 problem No full sweep has succeeded for 3 hours" in note(text)
+    assert 'data-copy="mailglass-reconcile doctor"' in text
+    mailglass_reconcile.reconcile()
+    assert title(page(db)) == "Overview · mailglass-reconcile"
+    assert "Healthy. Sweeps run, and everything that can be linked is linked." in note(page(db))
+
+
+def test_a_new_installation_has_not_started_yet_and_has_steps(db):
+    """It was red: no full sweep has ever succeeded. The steps that are done say so."""
+    text = page(db)
+    assert title(text) == "Overview · mailglass-reconcile"
+    assert "Not started yet. No sweep has run so far." in note(text)
+    assert "Done." not in note(text)
+    factories.delivery(db, "sent")
+    assert note(page(db)).count("Done.") == 1
+    factories.orphan(db, factories.postmark("sent"))
+    assert note(page(db)).count("Done.") == 2
+    assert 'class="note bad"' not in page(db)
+    factories.orphan(db, factories.postmark("late"), age_seconds=3_600)
+    assert "1 problem No full sweep has ever succeeded" in note(page(db))
+
+
+def test_another_revision_is_not_a_database_that_does_not_answer(db):
+    """The command that helps can be copied."""
+    mailglass_reconcile.reconcile()
+    db.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
+    answer = Visitor(app(db)).get("/")
+    db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=mailglass_reconcile.store.schema.VERSION)
+    assert answer.status_code == 503
+    assert "<h1>The database needs another revision</h1>" in answer.text
+    assert "No answer" not in answer.text
+    assert 'data-copy="mailglass-reconcile migrate"' in answer.text
+
+
+def test_it_is_not_green_over_mismatches(db):
+    """Four of five open orphans were another tenant's, and the page said that everything was linked."""
+    for number in range(ASTRAY_ORPHANS - 1):
+        factories.delivery(db, f"theirs-{number}", tenant_id="globex")
+        factories.orphan(db, factories.postmark(f"theirs-{number}"), tenant_id="default")
+    factories.orphan(db, factories.postmark("nobody's"))
+    mailglass_reconcile.reconcile()
+    text = page(db)
+    assert "Sweeps run, but 2 of 3 open orphans will not be linked without you." in note(text)
+    assert 'href="./orphans?state=tenant_mismatch">2 tenant_mismatch</a>' in text
+    assert "everything that can be linked is linked" not in text
+    assert title(text) == "Overview · mailglass-reconcile"
+
+
+@pytest.mark.parametrize("name", ["mailglass_deliveries", "mailglass_reconcile_runs"])
+def test_a_table_that_is_missing_is_named_as_such(db, name):
+    """With the command that makes it."""
+    db.run(f"ALTER TABLE {name} RENAME TO away")
+    answer = Visitor(app(db)).get("/")
+    db.run(f"ALTER TABLE away RENAME TO {name}")
+    assert answer.status_code == 503
+    assert "needs another revision" in answer.text
