@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 from uuid import UUID
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, with_commands, wrapped
 from mailglass_reconcile.ops import explanation, messages
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.messages import DeliveryState
@@ -33,7 +34,8 @@ Examples:
 def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
     """Show why one event is linked or not, and what must change.
 
-    It begins with the state of the event's delivery. Of a delivery or a message, the linked events come first.
+    It begins with what happened to the event's delivery, and where to look next. Of a delivery or a message, the linked
+    events come first.
     """
     if (wanted is None) == (message_id is None):
         raise click.UsageError("give an EVENT_ID or a DELIVERY_ID, or --message-id")
@@ -60,7 +62,16 @@ def _of_message(database: Database, message_id: str) -> tuple[list[UUID], list[D
 
 
 def _print_json(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) -> None:
-    states = {one.delivery_id: {"type": one.type, "since": one.since, "final": one.final} for one in deliveries}
+    states = {
+        one.delivery_id: {
+            "type": one.type,
+            "since": one.since,
+            "final": one.final,
+            "verdict": one.verdict,
+            "command": one.command,
+        }
+        for one in deliveries
+    }
     for one in found:
         print_json({**one.as_dict(), "delivery": states.get(one.delivery_id or "")})
 
@@ -76,7 +87,11 @@ def _parts(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) ->
 
 def _state(delivery: DeliveryState) -> str:
     since = f"{delivery.type} since {moment(delivery.since or '-')}" if delivery.type else "no event yet"
-    return wrapped(f"delivery {delivery.delivery_id}: {since}, {'final' if delivery.final else 'not final'}", "  ", "")
+    lines = [wrapped(delivery.verdict)]
+    lines += [f"  {delivery.command}"] if delivery.command else []
+    end = "final" if delivery.final else "not final"
+    lines.append(wrapped(f"delivery {delivery.delivery_id}: {since}, {end}", "  ", ""))
+    return "\n".join(lines)
 
 
 def _lines(found: Explanation) -> Iterator[str]:
@@ -141,6 +156,9 @@ def _ids(found: Explanation) -> Iterator[str]:
         for named in found.named:
             if named["candidate_id"] == one["id"]:
                 yield wrapped(f"delivery {named['delivery_id']}{_but(named)}", "    ")
+                yield wrapped(_told_by(named), "      ")
+                if named["command"]:
+                    yield named["command"]
 
 
 def _named(deliveries: int) -> str:
@@ -155,13 +173,19 @@ def _but(named: dict[str, object]) -> str:
     return f", {', '.join(reasons)}" if reasons else ""
 
 
+def _told_by(named: dict[str, Any]) -> str:
+    """Return what distinguishes a delivery from the others."""
+    facts = (named["mailable"], named["state"], f"stored {moment(named['stored_at'])}" if named["stored_at"] else None)
+    return ", ".join(filter(None, facts))
+
+
 def _outlook(found: Explanation) -> Iterator[str]:
     if found.remedy or found.expires_at:
         yield ""
     if found.state in ("waiting", "expired") and found.verdict:
         yield _fact("verdict", f"a sweep that looked at it now would find it {found.verdict}")
     if found.remedy:
-        yield _fact("to link", found.remedy)
+        yield with_commands(found.remedy, " " * 11, f"{'to link':<11}")
     if found.refused:
         yield _fact("refused", f"{counted(found.refused, 'time')} by the database; the sweep's log gives the SQLSTATE")
     if found.state == "waiting":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mailglass_reconcile.errors import hint
 from mailglass_reconcile.rules.humanize import age, printable, seconds_of
 
 
@@ -62,6 +64,20 @@ def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
     return textwrap.fill(
         text, 80, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+
+
+def with_commands(text: str, indent: str = "", first: str | None = None) -> str:
+    """Return *text* as `wrapped` does; on a terminal, each command in it is a line that can be pasted as it stands."""
+    if not sys.stdout.isatty():
+        return wrapped(text, indent, first)
+    beginning = hint("`mailglass-reconcile ")
+    lines: list[str] = []
+    for number, part in enumerate(re.split(rf"({re.escape(beginning)}[^`]*`)", text)):
+        if number % 2:
+            lines.append(printable(part.strip("`")))
+        elif words := part.strip(" ;,") if number else part.strip():
+            lines.append(wrapped(words, indent, None if lines else first))
+    return "\n".join(lines)
 
 
 def console() -> Console:

@@ -10,15 +10,17 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.rules import matching, providers, states
+from mailglass_reconcile.errors import hint
+from mailglass_reconcile.rules import matching, providers, resending, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.rules.humanize import shown_tenant
-from mailglass_reconcile.rules.matching import RECIPIENT_MISMATCH, Candidate, Keys
+from mailglass_reconcile.rules.matching import MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, Candidate
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, Verdict
 from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs, schema
 from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.deliveries import Shown
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH, Open
 from mailglass_reconcile.store.runs import RunAt
@@ -65,14 +67,15 @@ class Explanation:
         delivery_id: What it is, or would be, linked to.
         candidate_ids: The ids tried, in order; known while it is not linked.
         named: The deliveries that they name; `own` if of the event's tenant, `fitting` if with its provider or none,
-            `addressed` if to its recipient or none is known.
+            `addressed` if to its recipient or none is known; `mailable`, `state` and `stored_at` distinguish them, and
+            `command` links the event to one by hand, if that is possible and needed.
         type: The event's type.
         reject_reason: Why a message was rejected or bounced, if known.
         bounce: `hard` or `soft`, if its writer said so.
         smtp_status: The codes of the SMTP reply, such as `550 5.1.1`, if known.
         provider: The event's provider, in its canonical spelling.
         arrived_at: When the ledger took it.
-        rule: The provider's rule, `provider/version`.
+        rule: The provider's rule, `provider/version`; None for an event that was never looked up.
         reads: The places that the rule reads, in order: `path`, and `holds`, the JSON type of what is there, or null.
         tried: For each candidate id, in order, its `id`, the place `read_from` which it comes, and how many
             `deliveries` of it were looked at.
@@ -162,6 +165,8 @@ def explain(database: Database, event_id: UUID) -> Explanation:
             return Explanation(str(event_id), "unknown", states.why("unknown"))
         settled = _settled_state(row)
         read = _origins(tx, row.id)
+        if settled in ("attached", "no_orphan"):
+            read = read._replace(rule=None, reads=())  # nothing is looked for
         if settled:
             by_sweep = settled == "linked" and not row.by_hand
             linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if by_sweep else []
@@ -171,8 +176,9 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         decision = judge.decide(tx, row.id, row.tenant_id, wanted)
         mismatch = decision.state == RECIPIENT_MISMATCH
         erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
-        sent_by = deliveries.sent_by(tx, [each.delivery_id for each in decision.named])
-    return _of_open(row, read, decision, sent_by, erased=erased)
+        shown = deliveries.shown(tx, [each.delivery_id for each in decision.named])
+    url = database.settings.webhook_url
+    return _of_open(row, read, decision, shown, erased=erased, url=url.get_secret_value() if url else None)
 
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
@@ -201,7 +207,9 @@ _TENANT_TOO_LONG = f"its tenant id has more than {MAX_TENANT_LENGTH:,} character
 
 
 def _settled_state(row: sa.Row[Any]) -> EventState | None:
-    if not row.needs_reconciliation or row.delivery_id:
+    if row.delivery_id:
+        return "attached"
+    if not row.needs_reconciliation:
         return "no_orphan"
     if row.reconciled_by:
         return "linked" if row.linked_to else "settled"
@@ -250,7 +258,7 @@ def _without_address(text: str | None) -> str | None:
 
 
 def _of_open(
-    row: sa.Row[Any], read: Origins, decision: Decision, sent_by: Mapping[str, str | None], *, erased: bool
+    row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Shown], *, erased: bool, url: str | None
 ) -> Explanation:
     wanted = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
@@ -261,10 +269,7 @@ def _of_open(
         row.tenant_id,
         decision.delivery_id,
         wanted.candidate_ids,
-        tuple(
-            {**_named(each, row.tenant_id, wanted), "provider": sent_by.get(each.delivery_id)}
-            for each in decision.named
-        ),
+        tuple(_named(each, shown.get(each.delivery_id, _GONE), row, decision) for each in decision.named),
         **_reported(row),
         provider=wanted.provider,
         arrived_at=utc(row.arrived),
@@ -274,7 +279,7 @@ def _of_open(
         recipient_known=wanted.recipient is not None,
         recipient_checked=False if decision.delivery_id and not wanted.recipient and not row.recorded else None,
         verdict=decision.state,
-        remedy=states.remedy(state, decision.state, recipient_lost=wanted.lost, recipient_erased=erased),
+        remedy=_remedy(row, state, decision, erased=erased, url=url),
         eligible_at=None if row.expired else utc(row.eligible),
         expires_at=utc(row.expires),
         refused=row.refused or 0,
@@ -295,13 +300,38 @@ def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
     return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": found}
 
 
-def _named(delivery: Candidate, tenant_id: str, wanted: Keys) -> dict[str, Any]:
-    """Return what may be shown of a delivery: no address."""
-    known = delivery._asdict()
-    recipient = known.pop("recipient")
+def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool, url: str | None) -> str | None:
+    """Return what to do so that it can be linked, with the event's own id and tenant."""
+    found = states.remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
+    other = next((each for each in decision.named if each.tenant_id != row.tenant_id), None)
+    if found and decision.state == TENANT_MISMATCH and other and decision.keys.provider:
+        again = resending.remedy(
+            provider=decision.keys.provider,
+            type_=row.type,
+            message_id=other.candidate_id,
+            tenant_id=other.tenant_id,
+            url=url,
+        )
+        found = f"{hint(again)}; {found}" if state == "expired" else hint(again)
+    return None if found is None else found.replace("EVENT_ID", row.id)
+
+
+_GONE = Shown(None, None, None, None)
+
+
+def _named(delivery: Candidate, shown: Shown, row: sa.Row[Any], decision: Decision) -> dict[str, Any]:
+    """Return what may be shown of a delivery: no address; and the command that links the event to it by hand."""
+    wanted, own = decision.keys, delivery.tenant_id == row.tenant_id
+    by_hand = own and (decision.state != MATCHED or row.expired)
     return {
-        **known,
-        "own": delivery.tenant_id == tenant_id,
+        "candidate_id": delivery.candidate_id,
+        "delivery_id": delivery.delivery_id,
+        "tenant_id": delivery.tenant_id,
+        "own": own,
         "fitting": delivery.has_provider(wanted.provider),
-        "addressed": wanted.recipient is None or address(recipient) == address(wanted.recipient),
+        "addressed": wanted.recipient is None or address(delivery.recipient) == address(wanted.recipient),
+        **shown._asdict(),
+        "command": hint(f"`mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''`").strip("`")
+        if by_hand
+        else None,
     }

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 from uuid import UUID
 
-from mailglass_reconcile.ops import orphans
+from mailglass_reconcile.ops import orphans, verdicts
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.rules.matching import spellings_of
 from mailglass_reconcile.store import schema
@@ -53,6 +53,8 @@ class DeliveryState(NamedTuple):
         since: When that happened, in ISO 8601, UTC.
         final: Whether it has come to an end: delivered, bounced and so on.
         message_id: The provider's id of the message.
+        verdict: What happened to it, in one sentence, without an address.
+        command: The command that shows more; None if there is none.
     """
 
     delivery_id: str
@@ -61,6 +63,8 @@ class DeliveryState(NamedTuple):
     since: str | None
     final: bool
     message_id: str | None
+    verdict: str = ""
+    command: str | None = None
 
 
 def states_of(database: Database, deliveries: Sequence[UUID]) -> list[DeliveryState]:
@@ -70,8 +74,9 @@ def states_of(database: Database, deliveries: Sequence[UUID]) -> list[DeliverySt
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database.reading(TIMEOUT_MS) as tx:
-        rows = tx.execute(_STATES, {"ids": array_literal(map(str, deliveries))}).all()
-    return [DeliveryState(*row) for row in rows]
+        found = [DeliveryState(*row) for row in tx.execute(_STATES, {"ids": array_literal(map(str, deliveries))})]
+        of = verdicts.of(tx, [one.delivery_id for one in found])
+    return [one._replace(verdict=of[one.delivery_id].sentence, command=of[one.delivery_id].command) for one in found]
 
 
 def deliveries_of(database: Database, message_id: str) -> list[UUID]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from mailglass_reconcile.ops import verdicts
+from mailglass_reconcile.ops.verdicts import Verdict
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
@@ -49,11 +51,13 @@ class Timeline:
         events: `event_id`, `type` and `occurred_at`; of those that were linked later, `linked_at`, `after_seconds`
             since they arrived, and whether `by_hand`.
         more: Whether there are older ones, too.
+        verdict: What happened to it, in one sentence, and the command that shows more.
     """
 
     delivery: dict[str, Any]
     events: list[dict[str, Any]]
     more: bool
+    verdict: Verdict
 
 
 def timeline(database: Database, delivery_id: UUID) -> Timeline | None:
@@ -67,4 +71,5 @@ def timeline(database: Database, delivery_id: UUID) -> Timeline | None:
         if found is None:
             return None
         rows = tx.execute(_EVENTS, {"delivery_id": str(delivery_id), "size": EVENTS + 1}).mappings().all()
-    return Timeline(dict(found), [dict(row) for row in rows[-EVENTS:]], len(rows) > EVENTS)
+        verdict = verdicts.of(tx, [str(delivery_id)])[str(delivery_id)]
+    return Timeline(dict(found), [dict(row) for row in rows[-EVENTS:]], len(rows) > EVENTS, verdict)

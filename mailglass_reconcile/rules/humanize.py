@@ -39,6 +39,13 @@ def age(seconds: float) -> str:
     return counted(int(seconds), "second")
 
 
+def ago(seconds: float) -> str:
+    """Return how long ago something was, in hours up to two days: `5 minutes ago`, `30 hours ago`, `6 days ago`."""
+    if 86_400 <= seconds < 2 * 86_400:
+        return f"{counted(int(seconds // 3_600), 'hour')} ago"
+    return f"{age(seconds)} ago" if seconds >= 0 else f"in {age(-seconds)}"
+
+
 def seconds_of(text: str) -> float:
     """Return the seconds of a span of time as people type it: `90s`, `5m`, `2h`, `6d`.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -127,6 +127,16 @@ def canonical(provider: str) -> str:
 def spellings(provider: str) -> tuple[str, ...]:
     """Return the spellings under which deliveries of a provider, given in its canonical one, may be stored."""
     return (provider, *_SPELLINGS.get(provider, ()))
+
+
+def built_in() -> Collection[str]:
+    """Return the providers whose webhooks this package reads itself."""
+    return _SPELLINGS.keys()
+
+
+def title(provider: str) -> str:
+    """Return a provider's name as it writes it itself; that of an unknown one as it was given."""
+    return _SPELLINGS.get(canonical(provider), (humanize.shown(provider.strip()),))[0]
 
 
 def known() -> list[str]:

@@ -18,7 +18,7 @@ The verdicts are stored with it; `unseen` is one past its grace that no sweep ha
 
 UNSEEN: Final = "unseen"
 
-EventState = Literal[OpenState, "linked", "settled", "no_orphan", "missing", "unknown"]
+EventState = Literal[OpenState, "linked", "attached", "settled", "no_orphan", "missing", "unknown"]
 """What `explain` says of any event."""
 
 Skipped = Literal["skipped_limit", "skipped_deadline", "skipped_held"]
@@ -65,7 +65,7 @@ class Meaning(NamedTuple):
     remedy: str | None = None
 
 
-_BY_HAND = "if you know its delivery, link it by hand: `mailglass-reconcile link EVENT_ID DELIVERY_ID --reason TEXT`"
+_BY_HAND = "if you know its delivery, link it by hand: `mailglass-reconcile link EVENT_ID DELIVERY_ID --reason ''`"
 
 MEANINGS: Mapping[str, Meaning] = {
     "matched": Meaning("can be linked", "its delivery exists; the next sweep links it"),
@@ -107,8 +107,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "set MAILGLASS_MAX_AGE_MINUTES to more than the event's age; `mailglass-reconcile prune` then opens it again",
     ),
     "linked": Meaning("linked", "it has its delivery"),
+    "attached": Meaning("stored with its delivery", "it was stored with its delivery"),
     "settled": Meaning("closed", "closed by a `reconciled` event that names no delivery"),
-    "no_orphan": Meaning("not an orphan", "not an orphan: it was stored with its delivery, or needs none"),
+    "no_orphan": Meaning("needs no delivery", "it has no delivery, and does not ask for one"),
     "missing": Meaning(
         "not in the open-orphan table",
         "the table of open orphans does not contain this orphan",

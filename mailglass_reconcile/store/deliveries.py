@@ -116,10 +116,27 @@ NEXT_VERSION = "lock_version = d.lock_version + 1"
 """What an UPDATE of deliveries, called `d`, does for applications with optimistic locks."""
 
 
-_SENT_BY = """
-SELECT d.id::text, left({sent_by}, 512)
+_SHOWN = """
+SELECT d.id::text, left({sent_by}, 512), left(d.mailable, 200), left(d.last_event_type, 100),
+       to_json(d.inserted_at) #>> '{}' || 'Z'
   FROM unnest(CAST(:ids AS uuid[])) AS c (id) JOIN {schema}.mailglass_deliveries AS d ON d.id = c.id
 """.replace("{sent_by}", PROVIDER_SENT_BY)
+
+
+class Shown(NamedTuple):
+    """What distinguishes a delivery from others for people: no address.
+
+    Attributes:
+        provider: That of its send, if its row has none.
+        mailable: What was sent; None if that could hold an address.
+        state: The type of its last event.
+        stored_at: In ISO 8601, UTC.
+    """
+
+    provider: str | None
+    mailable: str | None
+    state: str | None
+    stored_at: str | None
 
 
 class Question(NamedTuple):
@@ -141,9 +158,12 @@ def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
     return tx.execute(_HOLD, {"id": id_, "tenant_id": tenant_id}).scalar_one_or_none() is not None
 
 
-def sent_by(tx: Transaction, ids: Iterable[str]) -> dict[str, str | None]:
-    """Return the provider of each delivery, for people: that of its send, if its row has none."""
-    return dict(map(tuple, tx.execute(_SENT_BY, {"ids": array_literal(ids)})))
+def shown(tx: Transaction, ids: Iterable[str]) -> dict[str, Shown]:
+    """Return what distinguishes deliveries for people, by id."""
+    return {
+        id_: Shown(provider, None if addresses.holds_address(mailable or "") else mailable, state, stored_at)
+        for id_, provider, mailable, state, stored_at in tx.execute(_SHOWN, {"ids": array_literal(ids)})
+    }
 
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:

@@ -10,6 +10,7 @@ import mailglass_reconcile
 from mailglass_reconcile.rules.states import MEANINGS
 
 WEEK = 7 * 86_400
+_DELIVERY = "SELECT id FROM mailglass_deliveries WHERE provider_message_id = 'one'"
 
 
 def test_each_state_conforms_to_the_schema_and_is_escaped(db):
@@ -30,6 +31,9 @@ def test_each_state_conforms_to_the_schema_and_is_escaped(db):
         "tenant_mismatch": factories.orphan(db, factories.postmark("one"), tenant_id="other"),
         "waiting": factories.orphan(db, factories.postmark("one"), age_seconds=-200),
         "expired": factories.orphan(db, factories.postmark("one"), age_seconds=WEEK + 500),
+        "attached": factories.orphan(
+            db, factories.postmark("one"), needs_reconciliation=False, delivery_id=db.value(_DELIVERY)
+        ),
         "no_orphan": factories.orphan(db, {}, needs_reconciliation=False),
     }
     for state, event in events.items():
@@ -37,7 +41,9 @@ def test_each_state_conforms_to_the_schema_and_is_escaped(db):
         assert (found["event_id"], found["state"]) == (event, state)
         said = commands.inside("explain", event).stdout
         assert f"{event}: {state}\n" in said
-        assert (said.splitlines()[0][:9] == "delivery ") == (state in ("linked", "matched", "waiting", "expired"))
+        has_delivery = state in ("linked", "matched", "waiting", "expired", "attached")
+        assert said.startswith(("delivered", "dispatched")) == has_delivery
+        assert ("places read" in said) == (state not in ("attached", "no_orphan"))
         assert all(line.isprintable() or not line for line in said.splitlines()), said
         assert "example.com" not in said
 
@@ -51,10 +57,10 @@ def test_lines_are_wrapped_for_a_terminal_and_never_in_a_pipe(db):
     said = commands.on_a_terminal(db, "explain", event)
     assert sentence not in said.splitlines()
     assert sentence in " ".join(said.split())
-    assert max(map(len, said.splitlines())) <= 80
+    assert max(len(line) for line in said.splitlines() if not line.startswith("mailglass-reconcile ")) <= 80
 
 
-def test_it_begins_with_the_state_of_the_delivery_and_lists_linked_events_first(db):
+def test_it_begins_with_a_verdict_on_the_delivery_and_lists_linked_events_first(db):
     """By the delivery's id, or by that of the message; what is still open comes after."""
     delivery = factories.delivery(db, "m-1", last_event_type="delivered", terminal=True)
     linked = factories.orphan(db, factories.postmark("m-1"), type="opened")
@@ -63,12 +69,15 @@ def test_it_begins_with_the_state_of_the_delivery_and_lists_linked_events_first(
     for arguments in ((delivery,), ("--message-id", "m-1")):
         said = commands.inside("explain", *arguments).stdout
         first, _, rest = said.partition("\n\n")
-        assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", first), said
+        verdict, state = first.splitlines()
+        assert verdict == "opened, 5 minutes ago"
+        assert re.fullmatch(rf"delivery {delivery}: opened since \d{{4}}-.* UTC \(.* ago\), final", state), said
         assert rest.startswith(f"{linked}: linked\n")
         assert rest.find(f"{waiting}: waiting\n") > 0
         found = commands.conforming("explain", commands.inside("explain", *arguments, "--json").stdout)
         assert [one["event_id"] for one in found] == [linked, waiting]
         assert (found[0]["delivery"]["type"], found[0]["delivery"]["final"]) == ("opened", True)
+        assert (found[0]["delivery"]["verdict"], found[0]["delivery"]["command"]) == (verdict, None)
     nothing = factories.delivery(db, "m-2")
     said = commands.inside("explain", nothing).stdout
     assert f"delivery {nothing}: dispatched since" in said
@@ -123,3 +132,39 @@ def test_a_mistyped_provider_is_named(db):
     """No rule knows it, so its ids are looked for where most providers put them."""
     event = factories.orphan(db, {"provider": "sendgird", "message_id": "m"})
     assert "no rule knows sendgird; did you mean sendgrid?" in commands.inside("explain", event).stdout
+
+
+def test_the_remedy_for_each_candidate_can_be_pasted(db):
+    """With what distinguishes the candidates; one of another tenant cannot be linked."""
+    first, second = (factories.delivery(db, "many") for _ in range(2))
+    db.run("UPDATE mailglass_deliveries SET mailable = 'Invoice' WHERE id = CAST(:id AS uuid)", id=second)
+    other = factories.delivery(db, "many", tenant_id="globex")
+    event = factories.orphan(db, factories.postmark("many"))
+    said = commands.on_a_terminal(db, "explain", event)
+    for delivery, mailable in ((first, "Welcome"), (second, "Invoice")):
+        assert f"mailglass-reconcile link {event} {delivery} --reason ''" in said.splitlines()
+        assert f"      {mailable}, dispatched, stored " in said
+    assert f"{other} --reason" not in said
+    assert f"mailglass-reconcile link {event} DELIVERY_ID --reason ''" in said.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("provider", "words"),
+    [
+        ("resend", "press Replay"),
+        (
+            "postmark",
+            "`mailglass-reconcile trigger postmark delivered --message-id '<m@1>' --to https://your.host/webhooks/postmark`",
+        ),
+        ("sendgrid", "`receive(connection, 'sendgrid', body, headers, tenant_id='globex')`"),
+        ("own", "`receive(connection, 'own', body, headers, tenant_id='globex')`"),
+    ],
+)
+def test_a_tenant_mismatch_says_how_to_send_that_webhook_again(db, provider, words):
+    """For this provider, with the delivery's tenant and message id."""
+    factories.delivery(db, "<m@1>", tenant_id="globex")
+    names = dict.fromkeys(("message_id", "sg_message_id", "email_id"), "<m@1>")
+    event = factories.orphan(db, {"provider": provider, **names}, tenant_id="default")
+    said = commands.inside("explain", event).stdout
+    assert "first make such webhooks arrive for tenant globex" in said
+    assert words in said

@@ -6,14 +6,15 @@ import factories
 from mailglass_reconcile.ops.explanation import explain
 
 
-def test_an_event_that_was_stored_with_its_delivery_is_no_orphan(db):
-    """Also if its writer asked for reconciliation; the delivery is named, and no ids are tried."""
+def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
+    """Even if its writer asked for reconciliation; the delivery is named, and no places were read."""
     delivery = factories.delivery(db, "one")
     for asks in (True, False):
         row = factories.orphan_row(factories.postmark("one"), delivery_id=delivery, needs_reconciliation=asks)
         factories.insert(db, events=[row])
         found = explain(db.database, UUID(row["id"]))
-        assert (found.state, found.delivery_id, found.candidate_ids) == ("no_orphan", delivery, ())
+        assert (found.state, found.delivery_id, found.candidate_ids) == ("attached", delivery, ())
+        assert (found.provider, found.rule, found.reads) == ("postmark", None, ())
 
 
 def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):

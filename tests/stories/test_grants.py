@@ -255,7 +255,15 @@ def test_a_writer_inserts_events(db, acting):
 
 @pytest.mark.parametrize(
     "command",
-    ["status", "orphans", "orphans --expired", "explain --message-id m-1", "sweep --dry-run", "migrate --check"],
+    [
+        "status",
+        "orphans",
+        "orphans --expired",
+        "explain --message-id m-1",
+        "find m-1",
+        "sweep --dry-run",
+        "migrate --check",
+    ],
 )
 def test_a_reader_looks(db, acting, redis_url, command):
     """The commands that change nothing end well."""
