@@ -9,7 +9,7 @@ import mailglass_reconcile
 from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.ops import verdicts
 from mailglass_reconcile.store.database import uuid7
-from record.recording import event, record
+from recording import event, record
 
 RECIPIENT = "ada@example.com"
 
