@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
+from mailglass_reconcile.ops import health
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store.database import Transaction
 
@@ -109,7 +111,7 @@ def _filled(rows: Any, began: float, now: float, width: float) -> list[Bucket]:
         if start - known_at > held:
             known = None
         states = None if known is None else {name: number for name, number in known.items() if name != "matched"}
-        matched = _by_state(row.leftmost or []).get("matched", 0)
+        matched = _by_state(row.leftmost or [])["matched"]
         silent = row.silent_seconds or 0.0
         found.append(Bucket(start, end, states, matched, row.lag_seconds or 0.0, silent if silent > held else 0.0))
     return [*found[:-2], *_joined(*found[-2:])] if len(found) > 1 else found
@@ -133,10 +135,9 @@ def _joined(before: Bucket, last: Bucket) -> list[Bucket]:
     ]
 
 
-def _by_state(groups: list[Any]) -> dict[str, int]:
-    """Return how many are open by state; what a later version stored in another form is left out."""
-    found: dict[str, int] = {}
-    for group in groups:
-        if isinstance(group, dict) and isinstance(group.get("state"), str) and isinstance(group.get("orphans"), int):
-            found[group["state"]] = found.get(group["state"], 0) + group["orphans"]
+def _by_state(groups: list[Any]) -> Counter[str]:
+    """Return how many are open by state."""
+    found: Counter[str] = Counter()
+    for group in health.added_up(groups):
+        found[group["state"]] += group["orphans"]
     return found

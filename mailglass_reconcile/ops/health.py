@@ -128,7 +128,7 @@ def facts(tx: Transaction) -> Facts:
         row.success_age,
         max(0.0, row.lag_seconds or 0.0),
         row.counted_at,
-        None if row.groups is None else _added_up(row.groups),
+        None if row.groups is None else added_up(row.groups),
         last,
         row.unpruned_seconds,
         row.last_success,
@@ -143,7 +143,7 @@ def facts(tx: Transaction) -> Facts:
     )
 
 
-def _added_up(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def added_up(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return groups of open orphans, the largest first; ranges of a fan-out have counted the same ones."""
     counts: Counter[tuple[str, str | None, str | None]] = Counter()
     for group in groups:

@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import curves, health, status
+from mailglass_reconcile.ops import causes, curves, health, status
 from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import outbox, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.listing import Cause
 
 RUNS = 10
 LINKS = 10
@@ -60,8 +61,8 @@ class Overview:
         now: The database's time, in ISO 8601, UTC, as all times here.
         counted_at: When the last full sweep counted what is open; None if none has.
         states: Eligible open orphans at `counted_at` by state, the most frequent first.
-        groups: The same by `state`, `tenant_id`, `provider`: `orphans`, the largest first. Small ones are added up
-            under the tenant None.
+        causes: The same by state, tenant and provider, the largest first. Small ones are added up under no
+            tenant.
         waiting: Orphans in their grace now.
         lag_seconds: For how long the oldest one has been open although its delivery exists; 0 if none is.
         last_success: When a run of each kind last ended well.
@@ -78,7 +79,7 @@ class Overview:
     now: str
     counted_at: str | None
     states: list[tuple[str, int]]
-    groups: list[dict[str, Any]]
+    causes: list[Cause]
     waiting: int
     lag_seconds: float
     last_success: dict[str, str]
@@ -113,7 +114,7 @@ def overview(database: Database, *, seconds: int) -> Overview:
             now=facts.now,
             counted_at=facts.counted_at,
             states=states.most_common(),
-            groups=groups,
+            causes=causes.of_groups(tx, groups),
             waiting=windows.waiting(tx),
             lag_seconds=facts.lag_seconds,
             last_success=facts.last_success,

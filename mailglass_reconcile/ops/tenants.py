@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mailglass_reconcile.rules import humanize
 from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.store import windows
@@ -36,18 +38,35 @@ WITH RECURSIVE of_deliveries AS (
 """
 
 
+class Unknown(NamedTuple):
+    """A sentence about a tenant that nothing has, and the one that was probably meant, if any is like it."""
+
+    sentence: str
+    meant: str | None = None
+
+
+def unknown(database: Database, tenant_id: str) -> Unknown | None:
+    """Return what to say if no event and no delivery has this tenant; None if one has.
+
+    Raises:
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    if not windows.is_possible(tenant_id):
+        return Unknown(f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}")
+    with database.reading() as tx:
+        if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
+            return None
+        known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
+    return Unknown(f"no event or delivery has tenant {shown_tenant(tenant_id)!r}", humanize.nearest(tenant_id, known))
+
+
 def nearest(database: Database, tenant_id: str) -> str | None:
     """Return a sentence if no event and no delivery has this tenant, with the tenant that was probably meant.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
-    if not windows.is_possible(tenant_id):
-        return f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}"
-    with database.reading() as tx:
-        if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
-            return None
-        known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
-    meant = humanize.nearest(tenant_id, known)
-    hint = f"; did you mean {shown_tenant(meant)!r}?" if meant else ""
-    return f"no event or delivery has tenant {shown_tenant(tenant_id)!r}{hint}"
+    found = unknown(database, tenant_id)
+    if found is None or found.meant is None:
+        return found and found.sentence
+    return f"{found.sentence}; did you mean {shown_tenant(found.meant)!r}?"
