@@ -19,7 +19,7 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.ops import explanation, messages, orphans, overview, status, timeline
+from mailglass_reconcile.ops import explanation, messages, naming, orphans, overview, status, tenants, timeline
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
 from mailglass_reconcile.ops.timeline import Timeline
@@ -31,7 +31,7 @@ from mailglass_reconcile.web.access import Access
 from mailglass_reconcile.web.cache import BusyError, Cache
 from mailglass_reconcile.web.parameters import InvalidParameterError, Listing, NotFoundError
 from mailglass_reconcile.web.problems import Problems
-from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, render
+from mailglass_reconcile.web.rendering import REFRESH_SECONDS, STATIC, STATIC_TYPES, query, render
 
 Handler = Callable[..., Awaitable[Response]]
 
@@ -116,12 +116,25 @@ class Pages:
     @_page
     async def orphans(self, request: Request) -> Response:
         """Show a page of open or expired orphans."""
+        if parameters.has_empty(request.query_params):
+            return _redirect(f"orphans{query(**parameters.given(request.query_params))}")
         wanted = parameters.listing(request.query_params)
         key = ("page", wanted.filters, wanted.after, wanted.newest_first)
         found = await self._cache.get(key, lambda: self._list(wanted))
+        tenant, unknown = wanted.filters.tenant_id, None
+        if tenant is not None and not found.orphans and not found.after:
+            unknown = await self._cache.get(("tenant", tenant), lambda: tenants.unknown(self._database, tenant))
         fields = {**wanted.fields, "order": "newest" if wanted.newest_first else ""}
         return await self._show(
-            request, "orphans.html", found=found, wanted=wanted, fields=fields, states=OPEN_STATES, page_size=PAGE_SIZE
+            request,
+            "orphans.html",
+            found=found,
+            wanted=wanted,
+            fields=fields,
+            states=OPEN_STATES,
+            causes_shown=GROUPS,
+            unknown_tenant=unknown,
+            max_age_minutes=self._database.settings.max_age_minutes,
         )
 
     def _list(self, wanted: Listing) -> Page:
@@ -154,7 +167,12 @@ class Pages:
     async def delivery(self, request: Request) -> Response:
         """Show a delivery and its events."""
         found = await self._timeline(parameters.id_of(request.path_params["delivery_id"]))
-        return await self._show(request, "delivery.html", delivery=found.delivery, found=found)
+        message_id = found.delivery["message_id"]
+        named_by = []
+        if message_id:
+            key = ("naming", message_id)
+            named_by = await self._cache.get(key, lambda: naming.naming(self._database, message_id))
+        return await self._show(request, "delivery.html", delivery=found.delivery, found=found, named_by=named_by)
 
     async def _timeline(self, delivery_id: UUID) -> Timeline:
         found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._database, delivery_id))

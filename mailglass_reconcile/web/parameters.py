@@ -68,6 +68,16 @@ def listing(query: QueryParams) -> Listing:
     return Listing(filters, _after(query.get("after", "")), newest_first, fields)
 
 
+def given(query: QueryParams) -> dict[str, str]:
+    """Return the parameters that have a value."""
+    return {name: value for name, value in query.items() if value}
+
+
+def has_empty(query: QueryParams) -> bool:
+    """Whether a parameter has no value, as a form sends each of its fields."""
+    return any(not value for value in query.values())
+
+
 def search_text(query: QueryParams) -> str:
     """Return the id to find.
 

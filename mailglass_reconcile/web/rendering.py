@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from mailglass_reconcile.errors import COMMAND, hint
+from mailglass_reconcile.rules import humanize
 from mailglass_reconcile.rules.humanize import counted, share, shown, took
 from mailglass_reconcile.rules.states import MEANINGS, short_words
 
@@ -24,6 +25,8 @@ NONE = "\N{EN DASH}"
 FRAGMENT = "x-fragment"
 """The header by which the script requests only the parts that change."""
 REFRESH_SECONDS = 5
+LONGEST_ID = 24
+"""Characters of an id that fit on a phone."""
 
 STATIC = {
     file.name: file.read_bytes() for file in resources.files("mailglass_reconcile.web").joinpath("static").iterdir()
@@ -93,19 +96,42 @@ def duration(milliseconds: int | None) -> str:
     return NONE if milliseconds is None else took(milliseconds)
 
 
-def moment(iso: str | None, now: str | None = None) -> Markup:
-    """Return a time in UTC for people and for machines; only the clock if it is on the same day as *now*."""
-    at, here = _time(iso), _time(now)
+def moment(iso: str | None, *, full: bool = False) -> Markup:
+    """Return how long ago a time was, for people and for machines; with *full*, the time too.
+
+    The script adds the viewer's own time to what is shown where a pointer rests.
+    """
+    at = _time(iso)
     if at is None:
         return escape(plain(iso or NONE).removesuffix("Z"))
-    today = here is not None and at.date() == here.date()
-    return _marked(at, "%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+    exact = at.strftime("%Y-%m-%d %H:%M:%S UTC")
+    seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
+    words = (
+        "now" if abs(seconds) < 1 else f"{humanize.age(seconds)} ago" if seconds > 0 else f"in {humanize.age(-seconds)}"
+    )
+    made = _marked(at, words, exact)
+    return made + Markup(' <span class="small">{}</span>').format(exact) if full else made
+
+
+def later(iso: str, minutes: int) -> str:
+    """Return a time some minutes later; itself if it is none that Python has."""
+    at = _time(iso)
+    try:
+        return iso if at is None else (at + dt.timedelta(minutes=minutes)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return "infinity"
+
+
+def middle(text: str) -> str:
+    """Return an id that is too long for a line without its middle, which identifies it least."""
+    return text if len(text) <= LONGEST_ID else f"{text[:8]}…{text[-12:]}"
 
 
 def clock(at: float, hours: int, *, words: bool = False) -> Markup:
     """Return a time, given in seconds since 1970; with its weekday in a chart of more than a day; as *words*, bare."""
-    time, form = dt.datetime.fromtimestamp(at, dt.UTC), "%a %H:%M" if hours > 24 else "%H:%M"
-    return escape(time.strftime(form)) if words else _marked(time, form)
+    time = dt.datetime.fromtimestamp(at, dt.UTC)
+    shown_ = time.strftime("%a %H:%M" if hours > 24 else "%H:%M")
+    return escape(shown_) if words else _marked(time, shown_, time.strftime("%Y-%m-%d %H:%M:%S UTC"))
 
 
 def tick(at: float, hours: int) -> str:
@@ -113,10 +139,10 @@ def tick(at: float, hours: int) -> str:
     return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%a %d" if hours > 24 else "%H:%M")
 
 
-def since(iso: str | None, now: str) -> str:
-    """Return how long before *now* a time was."""
-    at, here = _time(iso), _time(now)
-    return NONE if at is None or here is None else age(max(0.0, (here - at).total_seconds()))
+def since(iso: str | None) -> str:
+    """Return how long ago a time was, in its two largest units."""
+    at = _time(iso)
+    return NONE if at is None else age(max(0.0, (dt.datetime.now(dt.UTC) - at).total_seconds()))
 
 
 def coded(sentence: str) -> Markup:
@@ -156,20 +182,21 @@ def query(**values: object) -> str:
 
 
 def _time(iso: str | None) -> dt.datetime | None:
-    """Return a time in ISO 8601; None for one that Python does not have, such as infinity."""
+    """Return a time in ISO 8601, of UTC; None for one that Python does not have, such as infinity."""
     try:
-        return dt.datetime.fromisoformat(iso or "")
-    except ValueError:
+        return dt.datetime.fromisoformat(iso or "").astimezone(dt.UTC)
+    except (OverflowError, ValueError):
         return None
 
 
-def _marked(at: dt.datetime, form: str) -> Markup:
-    return Markup('<time datetime="{}">{}</time>').format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), at.strftime(form))
+def _marked(at: dt.datetime, words: str, exact: str) -> Markup:
+    made = Markup('<time datetime="{}" title="{}">{}</time>')
+    return made.format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), exact, words)
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (
-    *(age, breakable, capitalized, clock, coded, counted, duration, in_unit, moment, number, plain, sentence),
-    *(share_of, short_words, since, tick, unit_of),
+    *(age, breakable, capitalized, clock, coded, counted, duration, in_unit, later, middle, moment),
+    *(number, plain, sentence, share_of, short_words, since, tick, unit_of),
 )
 
 
@@ -182,7 +209,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update((each.__name__, each) for each in FILTERS)
-    made.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query)
+    made.globals.update(version=_VERSION, refresh_seconds=REFRESH_SECONDS, query=query, dict=dict)
     return made
 
 

@@ -69,7 +69,7 @@ def test_the_pages_say_what_status_orphans_and_explain_say(db, filled):
     assert listed == {filled["waiting"], filled["open"]}
     assert filled["expired"] in text["/orphans?state=expired"]
     assert "still in its grace period" in text[f"/events/{filled['waiting']}"]
-    assert "<code><nobody's></code>" in text[f"/events/{filled['open']}"]
+    assert "><nobody's></code>" in text[f"/events/{filled['open']}"]
     timeline = text[f"/deliveries/{filled['delivery']}"].partition('id="timeline"')[2]
     assert re.search(r"<strong>opened</strong>.*linked <time.*" + filled["linked"], timeline, re.DOTALL)
 
@@ -171,11 +171,11 @@ def test_a_list_shows_the_states_of_the_last_full_sweep_and_when_it_ended(db):
     factories.orphan(db, factories.postmark("m-1"))
     text = Visitor(app(db)).get("/orphans").text
     assert "not looked at yet</p>" in text
-    assert "states as of" not in text
+    assert "as of" not in text
     mailglass_reconcile.reconcile()
     text = Visitor(app(db)).get("/orphans").text
-    assert "1 orphan on this page; states as of <time" in text
-    assert "<code>m-1</code>" in text
+    assert "1 orphan; counts and states as of <time" in text
+    assert ">m-1</code>" in text
     assert "not looked at yet</p>" not in text
 
 
@@ -313,3 +313,56 @@ def test_an_answer_is_read_again_after_a_few_seconds(db):
     event = factories.orphan(db, factories.postmark("new"))
     assert event not in before
     wait_until(lambda: event in visitor.get("/orphans").text)
+
+
+def test_a_delivery_leads_to_the_open_orphans_that_name_it_in_every_tenant(db):
+    """The link looked in the delivery's own tenant, where there was none."""
+    delivery = factories.delivery(db, "sent", tenant_id="acme")
+    event = factories.orphan(db, factories.postmark("sent"), tenant_id="globex")
+    mailglass_reconcile.reconcile()
+    text = Visitor(app(db)).get(f"/deliveries/{delivery}").text
+    assert f'<a href="../events/{event}">1 event of tenant globex</a> names this id' in text
+    factories.orphan(db, factories.postmark("sent"), tenant_id="globex")
+    mailglass_reconcile.reconcile()
+    visitor = Visitor(app(db))
+    link = re.search(
+        r'href="\.\.(/orphans[^"]+)">2 events of tenant globex</a> name this id',
+        visitor.get(f"/deliveries/{delivery}").text,
+    )
+    assert "2 orphans" in visitor.get(html.unescape(link[1])).text
+
+
+def test_a_mistyped_tenant_gets_the_one_that_was_probably_meant(db):
+    """With the other filters; an empty list looked like a healthy one."""
+    factories.orphan(db, factories.postmark("x"), tenant_id="globex")
+    mailglass_reconcile.reconcile()
+    visitor = Visitor(app(db))
+    text = html.unescape(visitor.get("/orphans?tenant=golbex&provider=postmark").text)
+    assert "No event or delivery has tenant 'golbex'. Did you mean" in text
+    assert 'href="./orphans?tenant=globex&provider=postmark">globex</a>?' in text
+    assert "No open orphan matches" not in text
+    assert "No open orphan matches" in visitor.get("/orphans?tenant=globex&provider=sendgrid").text
+
+
+def test_the_address_of_a_list_has_the_filters_and_nothing_else(db):
+    """A form sends its empty fields, too."""
+    answer = Visitor(app(db)).get("/orphans?state=&tenant=acme&provider=&order=newest")
+    assert (answer.status_code, answer.headers["location"]) == (303, "orphans?tenant=acme&order=newest")
+    assert Visitor(app(db)).get("/orphans?state=").headers["location"] == "orphans"
+
+
+def test_a_list_says_how_many_there_are_and_when_each_expires(db):
+    """And that those of the last sweep have been linked meanwhile."""
+    factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
+    mailglass_reconcile.reconcile()
+    text = Visitor(app(db)).get("/orphans?state=unmatched").text
+    assert "60 orphans; 50 on this page; counts and states as of <time" in text
+    assert re.search(r"expires <time datetime=\"[^\"]+\" title=\"[^\"]+ UTC\">in 6 days</time>", text)
+    assert (
+        "50 orphans on this page; there are more, not counted" in Visitor(app(db)).get("/orphans?type=delivered").text
+    )
+    for number in range(60):
+        factories.delivery(db, f"m-{number}")
+    mailglass_reconcile.reconcile("acme")
+    text = Visitor(app(db)).get("/orphans?state=unmatched").text
+    assert "60 orphans matched these filters. None does any more" in text
