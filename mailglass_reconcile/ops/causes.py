@@ -14,6 +14,7 @@ from mailglass_reconcile.store.listing import Cause
 
 READ_AT_MOST = 5_000
 """The newest open orphans, among which those of other tenants are looked for."""
+TIMEOUT_MS = 10_000
 LOOKED_AT = 5
 """Of each tenant and provider."""
 
@@ -77,7 +78,7 @@ def of_last_sweep(database: Database, filters: Filters) -> Counted | None:
     if filters.state == EXPIRED or any(one is not None for one in uncounted):
         return None
     provider = providers.canonical(filters.provider) if filters.provider else None
-    with database.reading() as tx:
+    with database.reading(TIMEOUT_MS) as tx:
         counted = health.last_sweeps(tx).groups
         if counted is None:
             return None

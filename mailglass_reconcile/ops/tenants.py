@@ -11,6 +11,7 @@ from mailglass_reconcile.store.database import Database
 
 LOOKED_AT = 1_000
 """Tenants of either table that are compared."""
+TIMEOUT_MS = 24_000
 
 _IS_THERE = """
 SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tenant_id)
@@ -53,7 +54,7 @@ def unknown(database: Database, tenant_id: str) -> Unknown | None:
     """
     if not windows.is_possible(tenant_id):
         return Unknown(f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}")
-    with database.reading() as tx:
+    with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
         known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()

@@ -19,7 +19,7 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.ops import explanation, messages, naming, orphans, overview, status, tenants, timeline
+from mailglass_reconcile.ops import causes, explanation, messages, naming, orphans, overview, status, tenants, timeline
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
 from mailglass_reconcile.ops.timeline import Timeline
@@ -121,6 +121,9 @@ class Pages:
         wanted = parameters.listing(request.query_params)
         key = ("page", wanted.filters, wanted.after, wanted.newest_first)
         found = await self._cache.get(key, lambda: self._list(wanted))
+        counted = await self._cache.get(
+            ("counted", wanted.filters), lambda: causes.of_last_sweep(self._database, wanted.filters)
+        )
         tenant, unknown = wanted.filters.tenant_id, None
         if tenant is not None and not found.orphans and not found.after:
             unknown = await self._cache.get(("tenant", tenant), lambda: tenants.unknown(self._database, tenant))
@@ -134,7 +137,7 @@ class Pages:
             states=OPEN_STATES,
             causes_shown=GROUPS,
             unknown_tenant=unknown,
-            max_age_minutes=self._database.settings.max_age_minutes,
+            counted=counted,
         )
 
     def _list(self, wanted: Listing) -> Page:

@@ -113,15 +113,6 @@ def moment(iso: str | None, *, full: bool = False) -> Markup:
     return made + Markup(' <span class="small">{}</span>').format(exact) if full else made
 
 
-def later(iso: str, minutes: int) -> str:
-    """Return a time some minutes later; itself if it is none that Python has."""
-    at = _time(iso)
-    try:
-        return iso if at is None else (at + dt.timedelta(minutes=minutes)).isoformat().replace("+00:00", "Z")
-    except OverflowError:
-        return "infinity"
-
-
 def middle(text: str) -> str:
     """Return an id that is too long for a line without its middle, which identifies it least."""
     return text if len(text) <= LONGEST_ID else f"{text[:8]}…{text[-12:]}"
@@ -195,7 +186,7 @@ def _marked(at: dt.datetime, words: str, exact: str) -> Markup:
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (
-    *(age, breakable, capitalized, clock, coded, counted, duration, in_unit, later, middle, moment),
+    *(age, breakable, capitalized, clock, coded, counted, duration, in_unit, middle, moment),
     *(number, plain, sentence, share_of, short_words, since, tick, unit_of),
 )
 

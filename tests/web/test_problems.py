@@ -7,9 +7,9 @@ import pytest
 
 import factories
 import mailglass_reconcile
+from browsing import Visitor, app
 from mailglass_reconcile.ops.health import ASTRAY_ORPHANS
 from mailglass_reconcile.web.problems import by_cause
-from web.browsing import Visitor, app
 
 ROUNDED = 60.0
 LATE_SWEEP = """
