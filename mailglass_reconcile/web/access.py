@@ -8,7 +8,7 @@ import hmac
 import os
 import re
 import time
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote_plus, urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.settings import Settings, web_token
 from mailglass_reconcile.web.rendering import path_below_root, render
 
@@ -30,7 +31,9 @@ DEEPEST_PATH = 3
 
 _REMOVED_SETTING = "MAILGLASS_WEB_TENANT_TOKENS"
 # Where the sign-in form may lead: a page of this application, with its query.
-_PAGE = re.compile(r"(orphans|find|(events|deliveries)/[0-9A-Fa-f-]{36})?(\?[A-Za-z0-9/_.~%+&=:?-]{0,2000})?")
+_PAGE = re.compile(
+    r"(orphans|find|runs|handlers|(events|deliveries)/[0-9A-Fa-f-]{36})?(\?[A-Za-z0-9/_.~%+&=:?-]{0,2000})?"
+)
 
 
 def token_of(settings: Settings) -> str | None:
@@ -87,14 +90,15 @@ class Access:
 
     def refusal(self, request: Request) -> Response:
         """Return the sign-in form, which leads on to the page that was requested."""
-        page = path_below_root(request)[1:]
-        return _form(request, f"{page}?{request.url.query}" if request.url.query else page)
+        page, asked = path_below_root(request)[1:], request.url.query
+        keeps = asked and not holds_address(unquote_plus(asked))  # what somebody typed into the address by hand
+        return _form(request, f"{page}?{asked}" if keeps else page)
 
     async def login(self, request: Request) -> Response:
         """Answer the sign-in form: with a session cookie for the right token, else with the form."""
-        if _is_cross_site(request):
+        if is_cross_site(request):
             return PlainTextResponse("sign in from the page itself\n", 403)
-        fields = await _fields(request)
+        fields = await fields_of(request)
         next_ = fields.get("next", "")
         if not await self._is_token(fields.get("token", "").strip().encode()):
             return _form(request, next_, wrong=True)
@@ -104,7 +108,7 @@ class Access:
 
     async def logout(self, request: Request) -> Response:
         """Delete the session cookie."""
-        if _is_cross_site(request):
+        if is_cross_site(request):
             return PlainTextResponse("sign out from the page itself\n", 403)
         answer = Response(status_code=303, headers={"location": "./"})
         self._set_cookie(answer, request, "; Max-Age=0")
@@ -142,7 +146,7 @@ def _form(request: Request, next_: str, *, wrong: bool = False) -> Response:
     return render(request, "login.html", status=401, headers={"www-authenticate": "Bearer"}, next_=known, wrong=wrong)
 
 
-def _is_cross_site(request: Request) -> bool:
+def is_cross_site(request: Request) -> bool:
     """Return whether another site's page sent this form; what is no browser sends neither header."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
@@ -150,7 +154,7 @@ def _is_cross_site(request: Request) -> bool:
     return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
-async def _fields(request: Request) -> dict[str, str]:
+async def fields_of(request: Request) -> dict[str, str]:
     """Return the fields of a small form; nothing for any other body."""
     body = b""
     try:

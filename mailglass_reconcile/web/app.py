@@ -58,7 +58,7 @@ def application(token: str, engine: sa.Engine | None = None) -> Starlette:
             Route("/orphans", pages.orphans, name="orphans"),
             Route("/events/{event_id}", pages.event, name="event"),
             Route("/deliveries/{delivery_id}", pages.delivery, name="delivery"),
-            Route("/find", pages.find, name="find"),
+            Route("/find", pages.find, methods=["GET", "POST"], name="find"),
             Route("/metrics", pages.metrics, name="metrics"),
         ],
         redirect_slashes=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
@@ -19,15 +20,18 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.ops import causes, explanation, messages, naming, orphans, overview, status, tenants, timeline
+from mailglass_reconcile.ops import causes, explanation, naming, orphans, overview, search, status, tenants, timeline
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
+from mailglass_reconcile.ops.search import Found, What
+from mailglass_reconcile.ops.tenants import Unknown
 from mailglass_reconcile.ops.timeline import Timeline
+from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES
 from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import chart, metrics, parameters, problems
-from mailglass_reconcile.web.access import Access
+from mailglass_reconcile.web.access import Access, fields_of, is_cross_site
 from mailglass_reconcile.web.cache import BusyError, Cache
 from mailglass_reconcile.web.parameters import InvalidParameterError, Listing, NotFoundError
 from mailglass_reconcile.web.problems import Problems
@@ -83,13 +87,13 @@ class Pages:
     def _database(self) -> Database:
         return Database(self._given, runtime.get_settings()) if self._given else runtime.database()
 
-    async def _show(self, request: Request, template: str, **values: Any) -> Response:
+    async def _show(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page, which says how many problems there are."""
         try:
             found = await self._cache.get("problems", lambda: problems.problems(self._database))
         except MailglassReconcileError:  # what the page shows could be read
             found = Problems([])
-        return render(request, template, problems=found, **values)
+        return render(request, template, status=status, problems=found, **values)
 
     @_page
     async def overview(self, request: Request) -> Response:
@@ -126,7 +130,7 @@ class Pages:
         )
         tenant, unknown = wanted.filters.tenant_id, None
         if tenant is not None and not found.orphans and not found.after:
-            unknown = await self._cache.get(("tenant", tenant), lambda: tenants.unknown(self._database, tenant))
+            unknown = await self._unknown(tenant)
         fields = {**wanted.fields, "order": "newest" if wanted.newest_first else ""}
         return await self._show(
             request,
@@ -185,18 +189,47 @@ class Pages:
 
     @_page
     async def find(self, request: Request) -> Response:
-        """Redirect to an event, a delivery, or the deliveries of a message; or show that none has this id."""
-        text = parameters.search_text(request.query_params)
-        for place, look in (("events", self._explained), ("deliveries", self._timeline)):
-            try:
-                await look(parameters.id_of(text))
-            except NotFoundError:
-                continue
-            return _redirect(f"{place}/{UUID(text)}")
-        found = await self._cache.get(("message", text), lambda: messages.deliveries_of(self._database, text))
-        if len(found) == 1:
-            return _redirect(f"deliveries/{found[0]}")
-        return await self._show(request, "found.html", found=found, text=text)
+        """Show what an address or an id leads to. An address is taken from a form only, and never shown again."""
+        posted = request.method == "POST"
+        if posted and is_cross_site(request):
+            return PlainTextResponse("search from the page itself\n", 403)
+        fields = await fields_of(request) if posted else dict(request.query_params)
+        typed, tenant, scan = fields.get("q", "").strip(), parameters.text(fields, "tenant"), "scan" in fields
+        shown: dict[str, Any] = {
+            "tenant": tenant,
+            "scan": scan,
+            "posted": posted,
+            "wrong": None,
+            "unknown_tenant": None,
+        }
+        if not typed:
+            return await self._show(request, "found.html", typed="", found=None, address=False, **shown)
+        try:
+            what = search.check(typed, tenant or None)
+        except ValueError as error:
+            shown["wrong"] = str(error)
+            return await self._show(request, "found.html", status=400, typed="", found=None, address=False, **shown)
+        if posted and not what.address:
+            return _redirect(f"find{query(q=what.text, tenant=tenant)}")
+        if not posted:
+            what = what._replace(address=None)
+        found = await self._found(what, scan=scan)
+        hit = next((one for one in found.hits if what.id is not None and one.id == str(what.id)), None)
+        if hit or (len(found.hits) == 1 and not posted):
+            hit = hit or found.hits[0]
+            return _redirect(f"{'events' if hit.kind == 'event' else 'deliveries'}/{hit.id}")
+        if tenant and not found.hits:
+            shown["unknown_tenant"] = await self._unknown(tenant)
+        kept = "" if posted or holds_address(typed) else typed
+        return await self._show(request, "found.html", typed=kept, found=found, address=not kept, **shown)
+
+    async def _found(self, what: What, *, scan: bool) -> Found:
+        # What is kept for a few seconds does not hold the address either.
+        digest = hashlib.sha256(repr((what.text, what.address, what.tenant_id, scan)).encode()).digest()
+        return await self._cache.get(("find", digest), lambda: search.find(self._database, what, scan=scan))
+
+    async def _unknown(self, tenant: str) -> Unknown | None:
+        return await self._cache.get(("tenant", tenant), lambda: tenants.unknown(self._database, tenant))
 
     @_page
     async def metrics(self, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -52,7 +53,7 @@ def listing(query: QueryParams) -> Listing:
     Raises:
         InvalidParameterError: A field has a value that cannot be used.
     """
-    fields = {name: _text(query, name) for name in FIELDS}
+    fields = {name: text(query, name) for name in FIELDS}
     if fields["state"] not in ("", *OPEN_STATES):
         raise InvalidParameterError(f"state: use one of {', '.join(OPEN_STATES)}")
     filters = Filters(
@@ -78,15 +79,6 @@ def has_empty(query: QueryParams) -> bool:
     return any(not value for value in query.values())
 
 
-def search_text(query: QueryParams) -> str:
-    """Return the id to find.
-
-    Raises:
-        InvalidParameterError: No id looks like this.
-    """
-    return _text(query, "q")
-
-
 def id_of(text: str) -> UUID:
     """Return the id of an event or a delivery.
 
@@ -99,13 +91,18 @@ def id_of(text: str) -> UUID:
         raise NotFoundError from None
 
 
-def _text(query: QueryParams, name: str) -> str:
-    text = query.get(name, "").strip()
-    if len(text) > LONGEST:
+def text(fields: Mapping[str, str], name: str) -> str:
+    """Return a field's value, trimmed; empty if it is not there.
+
+    Raises:
+        InvalidParameterError: No row can have it.
+    """
+    given = fields.get(name, "").strip()
+    if len(given) > LONGEST:
         raise InvalidParameterError(f"{name}: use at most {LONGEST} characters")
-    if "\x00" in text:
+    if "\x00" in given:
         raise InvalidParameterError(f"{name}: remove the character NUL")
-    return text
+    return given
 
 
 def _after(text: str) -> UUID | None:

@@ -243,9 +243,12 @@ def test_anyone_may_see_whether_all_is_well_and_only_the_token_shows_what_is_wro
     assert Visitor(app(db), None).get("/readyz").text == "healthy\n"
 
 
-def test_no_route_but_the_two_of_the_session_takes_a_post(db):
-    """The page has nothing to press."""
+def test_only_the_session_and_the_search_take_a_post(db):
+    """The page has nothing to press; the search takes what must not stand in an address, and not from another site."""
     visitor = Visitor(app(db))
-    paths = ("/", "/orphans", f"/events/{uuid.uuid4()}", "/find", "/healthz", "/static/page.js")
+    paths = ("/", "/orphans", f"/events/{uuid.uuid4()}", "/runs", "/handlers", "/healthz", "/static/page.js")
     for method, path in itertools.product(("POST", "PUT", "PATCH", "DELETE"), paths):
         assert visitor.ask(method, path).status_code in (404, 405)
+    for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "https://x.example"}):
+        assert visitor.ask("POST", "/find", headers=headers, data={"q": "sent"}).status_code == 403
+    assert visitor.ask("POST", "/find", data={"q": "sent"}).status_code == 303

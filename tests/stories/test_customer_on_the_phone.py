@@ -1,0 +1,96 @@
+"""A customer on the phone got no mail: on the page, from the address to the command that helps, one test per case."""
+
+import html
+import re
+
+import factories
+import mailglass_reconcile
+from browsing import Visitor, app
+
+CUSTOMER = "ada@example.com"
+
+
+class Operator:
+    """Follows the links of the page, and reads it as a person does."""
+
+    def __init__(self, db):
+        self.visitor, self.text = Visitor(app(db)), ""
+
+    def looks_for(self, address):
+        """Type an address into the search."""
+        self.read(self.visitor.ask("POST", "/find", data={"q": address}))
+
+    def follows(self, kind, id_):
+        """Follow a link that is on the page."""
+        assert re.search(rf'href="\.{{1,2}}/{kind}/{id_}"', self.text), f"no link to {kind}/{id_}"
+        self.read(self.visitor.get(f"/{kind}/{id_}"))
+
+    def read(self, answer):
+        """Read a page, which never has the address."""
+        assert answer.status_code == 200
+        assert CUSTOMER not in answer.text
+        self.text = answer.text
+
+    @property
+    def words(self):
+        """What the page says, without markup."""
+        return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", self.text)))
+
+    @property
+    def commands(self):
+        """What can be copied."""
+        copied = map(html.unescape, re.findall(r'data-copy="([^"]+)"', self.text))
+        return [text for text in copied if text.startswith("mailglass-reconcile")]
+
+
+def test_the_event_came_under_another_tenant(db):
+    """The delivery leads to the event of the wrong tenant, and that to how the webhook is sent again."""
+    delivery = factories.delivery(db, "m-1", recipient=CUSTOMER, tenant_id="acme", provider="postmark")
+    event = factories.orphan(db, factories.postmark("m-1"), tenant_id="default", type="bounced")
+    mailglass_reconcile.reconcile()
+    operator = Operator(db)
+    operator.looks_for(CUSTOMER)
+    operator.follows("deliveries", delivery)
+    assert "1 open event of tenant default names its message id." in operator.words
+    operator.follows("events", event)
+    assert "first make such webhooks arrive for tenant acme" in operator.words
+    (command,) = operator.commands
+    assert command.startswith("mailglass-reconcile trigger postmark bounced --message-id m-1 --to https://")
+
+
+def test_the_send_was_never_recorded(db):
+    """Nothing is found, and the page says what that means and how to look further."""
+    factories.delivery(db, "m-1", recipient="grace@example.com")
+    operator = Operator(db)
+    operator.looks_for(CUSTOMER)
+    assert "No delivery and no open orphan has this address." in operator.words
+    assert "its send was not recorded: see record_send" in operator.words
+    assert operator.commands == ["mailglass-reconcile find - --scan"]
+
+
+def test_no_webhook_has_come_at_all(db):
+    """The delivery says since when, and whose log to look at."""
+    delivery = factories.delivery(db, "m-1", recipient=CUSTOMER, provider="postmark")
+    db.run(
+        "UPDATE mailglass_deliveries SET last_event_at = now()::timestamp - interval '30 hours',"
+        " dispatched_at = now()::timestamp - interval '30 hours'"
+    )
+    operator = Operator(db)
+    operator.looks_for(CUSTOMER)
+    operator.follows("deliveries", delivery)
+    assert "Dispatched 30 hours ago, no webhook has come: look at Postmark's log" in operator.words
+    assert "no open orphan names its message" in operator.words
+
+
+def test_which_of_two_messages_is_meant_is_chosen_by_what_tells_them_apart(db):
+    """Each delivery that could be meant has its mailable, time and state, and the command that links it."""
+    deliveries = [factories.delivery(db, "m-1", recipient=CUSTOMER) for _ in range(2)]
+    event = factories.orphan(db, factories.postmark("m-1"))
+    mailglass_reconcile.reconcile()
+    operator = Operator(db)
+    operator.looks_for(CUSTOMER)
+    operator.follows("events", event)
+    assert operator.words.count("Welcome dispatched, stored 4 minutes ago") == 2
+    assert sorted(operator.commands) == sorted(
+        f"mailglass-reconcile link {event} {delivery} --reason ''" for delivery in deliveries
+    )
