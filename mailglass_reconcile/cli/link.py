@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from uuid import UUID
 
 import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
+from mailglass_reconcile.cli.texts import moment, wrapped
 from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import by_hand
+from mailglass_reconcile.store import deliveries
+from mailglass_reconcile.store.database import Database
 
 EXAMPLES = """\b
-Example:
+Examples:
   mailglass-reconcile link 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b \\
     --reason "the second of two mails with this id; ticket 4711"
+  mailglass-reconcile link 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10 0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b \\
+    --reason "ticket 4711" --dry-run
 """
 
 
@@ -22,16 +30,45 @@ Example:
 @click.argument("event_id", type=click.UUID)
 @click.argument("delivery_id", type=click.UUID)
 @click.option("--reason", required=True, metavar="TEXT", help="Why; the ledger keeps it, so without an address.")
-def link(event_id: UUID, delivery_id: UUID, reason: str) -> None:
+@click.option("--dry-run", is_flag=True, help="Show the event and the delivery, and whether they can be linked.")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: bool) -> None:
     """Link one event to the delivery that you choose; only their tenant must be the same.
 
     For an event that no sweep links: one that is ambiguous, unmatched, unmatchable, expired, or another recipient's.
-    The ledger keeps your user name and the reason. A link cannot be undone.
+    It shows both and asks. The ledger keeps your user name and the reason. A link cannot be undone.
     """
     try:
         wanted = by_hand.request(event_id, delivery_id, reason)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
-    by_hand.link_with(runtime.database(), wanted)
-    click.echo(f"linked event {event_id} to delivery {delivery_id}")
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
+    database = runtime.database()
+    if not yes or dry_run:
+        by_hand.check_with(database, wanted)
+        for line in _shown(database, event_id, delivery_id):
+            click.echo(line, err=not dry_run)
+    if dry_run:
+        click.echo("they can be linked; nothing was written")
+        return
+    if not yes:
+        click.confirm("link them? This cannot be undone", abort=True, err=True)
+    by_hand.link_with(database, wanted)
+    click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
     dispatch.run_for(1)
+
+
+def _shown(database: Database, event_id: UUID, delivery_id: UUID) -> Iterator[str]:
+    """Yield what distinguishes the event and the delivery from others."""
+    event = explanation.explain(database, event_id)
+    facts = filter(None, (event.type, event.bounce, event.provider, event.state))
+    arrived = moment(event.arrived_at or "-")
+    yield wrapped(f"{event_id}: {', '.join(facts)}, arrived {arrived}", " " * 10, "event     ")
+    with database.reading() as tx:
+        found = deliveries.shown(tx, [str(delivery_id)])[str(delivery_id)]
+    facts = filter(None, (found.mailable, found.provider, found.state))
+    stored = moment(found.stored_at or "-")
+    yield wrapped(f"{delivery_id}: {', '.join(facts)}, stored {stored}", " " * 10, "delivery  ")
+    if any(each["delivery_id"] == str(delivery_id) and not each["addressed"] for each in event.named):
+        yield wrapped("the event is about another recipient than the delivery's", " " * 10, "note      ")

@@ -8,28 +8,66 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.cli.texts import console, moment, table
+from mailglass_reconcile.ops import preview, pruner
+from mailglass_reconcile.ops.preview import Preview
 from mailglass_reconcile.rules.humanize import counted
 
 EXAMPLES = """\b
-Example:
+Examples:
+  mailglass-reconcile prune --dry-run
   mailglass-reconcile prune --json | jq .expired
 """
 
+STEPS = {
+    "succeeded": "succeeded raw webhooks",
+    "dead": "dead raw webhooks",
+    "failed": "failed raw webhooks",
+    "hooks_dispatched": "dispatched events of handlers",
+    "hooks_dead": "dead events of handlers",
+    "expired": "expired open orphans",
+    "settled": "open orphans that are settled",
+    "added": "open orphans to add",
+    "events": "events",
+    "deliveries": "deliveries",
+}
+"""The steps of a dry run, for a person."""
+
 
 @click.command(epilog=EXAMPLES)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def prune(as_json: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Count the rows of each step, and show the oldest; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --dry-run, one per step.")
+def prune(dry_run: bool, as_json: bool) -> None:
     """Delete what is older than its retention, and repair the table of open orphans from the ledger.
 
     If a step fails, it is one line on standard error, all other steps run, and the exit code is 1.
     """
+    if dry_run:
+        _preview(as_json)
+        return
     result = pruner.prune_with(runtime.database(), "command")
     if as_json:
         click.echo(json.dumps(result.as_dict()))
     else:
         _print(result)
     sys.exit(1 if result.failures else 0)
+
+
+def _preview(as_json: bool) -> None:
+    found = preview.preview(runtime.database())
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(one.as_dict()))
+        return
+    console().print(table(("step", "rows", "oldest"), map(_row, found)))
+    if any(one.at_most for one in found):
+        click.echo("at most: events and deliveries stay as long as something newer needs them")
+
+
+def _row(one: Preview) -> tuple[str, str, str]:
+    kept = one.days is None and one.step not in ("expired", "settled", "added")
+    rows = "kept" if kept else f"{'at most ' if one.at_most else ''}{one.rows:,}"
+    return STEPS[one.step], rows, moment(one.oldest) if one.oldest else "-"
 
 
 def _print(result: pruner.PruneResult) -> None:

@@ -18,6 +18,7 @@ from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
 from mailglass_reconcile.rules.states import RunStatus
+from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import outbox, privileges, repair, retention, runs, schema
 from mailglass_reconcile.store.database import Connected, Database
 from mailglass_reconcile.store.repair import Expired
@@ -106,6 +107,25 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
     return work.result
 
 
+def retentions(settings: Settings, *, theirs: bool) -> dict[str, int | None]:
+    """Return the days after which each step deletes, by its name; None deletes nothing.
+
+    Args:
+        settings: Have the retentions.
+        theirs: Whether Mailglass made the tables: then only what was set counts for raw webhooks.
+    """
+    succeeded, dead = settings.retention_succeeded_days, settings.retention_dead_days
+    webhooks = {"succeeded": succeeded, "dead": dead, "failed": settings.retention_failed_days}
+    kept = {status for status in webhooks if theirs and f"retention_{status}_days" not in settings.model_fields_set}
+    return {
+        **{status: None if status in kept else days for status, days in webhooks.items()},
+        "hooks_dispatched": succeeded,
+        "hooks_dead": dead,
+        "events": settings.retention_events_days,
+        "deliveries": settings.retention_deliveries_days,
+    }
+
+
 class _Prune:
     """One prune of a database."""
 
@@ -126,17 +146,11 @@ class _Prune:
 
     def _steps(self) -> Iterator[tuple[str, Step]]:
         """Yield the steps; one whose name is a field of the result is counted there."""
-        settings = self._settings
-        succeeded, dead, failed = (
-            settings.retention_succeeded_days,
-            settings.retention_dead_days,
-            settings.retention_failed_days,
-        )
-        for status, days in (("succeeded", succeeded), ("dead", dead), ("failed", failed)):
-            kept = self._theirs and f"retention_{status}_days" not in settings.model_fields_set
-            yield status, _deleting(raw_webhooks.DELETE_OLD, None if kept else days, status=status)
-        yield "hooks_dispatched", _deleting(outbox.DELETE_DISPATCHED, succeeded)
-        yield "hooks_dead", _deleting(outbox.DELETE_DEAD, dead)
+        days = retentions(self._settings, theirs=self._theirs)
+        for status in ("succeeded", "dead", "failed"):
+            yield status, _deleting(raw_webhooks.DELETE_OLD, days[status], status=status)
+        yield "hooks_dispatched", _deleting(outbox.DELETE_DISPATCHED, days["hooks_dispatched"])
+        yield "hooks_dead", _deleting(outbox.DELETE_DEAD, days["hooks_dead"])
         yield "expired", self._expire
         yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)

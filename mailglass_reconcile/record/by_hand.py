@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -119,6 +119,18 @@ def link_with(database: Database, wanted: Request) -> Recorded:
     return recorded[0]
 
 
+def check_with(database: Database, wanted: Request) -> None:
+    """Require that the event can be linked to the delivery, and write nothing.
+
+    Raises:
+        InvalidEventError: As `link`.
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    with database.reading() as tx:
+        schema.require_migrated(tx)
+        _facts(tx, wanted)
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -142,6 +154,17 @@ def _link(tx: Transaction, wanted: Request) -> LinkedEvent:
 
 def _is_open(tx: Transaction, wanted: Request) -> bool:
     """Require that the event can be linked to the delivery, and return whether it is open, and not expired."""
+    row = _facts(tx, wanted)
+    if not row.is_open and row.isolation != "READ COMMITTED":
+        raise ConfigurationError(
+            f"event {wanted.event_id} has expired: link it in a READ COMMITTED transaction, not in a {row.isolation}"
+            " one"
+        )
+    return bool(row.is_open)
+
+
+def _facts(tx: Transaction, wanted: Request) -> sa.Row[Any]:
+    """Require that the event can be linked to the delivery, and return what is known of them."""
     event, delivery = f"event {wanted.event_id}", f"delivery {wanted.delivery_id}"
     row = tx.execute(_FACTS, {"event_id": wanted.event_id, "delivery_id": wanted.delivery_id}).one()
     if not row.has_event:
@@ -156,11 +179,7 @@ def _is_open(tx: Transaction, wanted: Request) -> bool:
         raise InvalidEventError(f"{event} and {delivery} are of different tenants")
     if row.tenant_length > MAX_TENANT_LENGTH:
         raise InvalidEventError(f"the tenant id of {event} has more than {MAX_TENANT_LENGTH:,} characters")
-    if not row.is_open and row.isolation != "READ COMMITTED":
-        raise ConfigurationError(
-            f"{event} has expired: link it in a READ COMMITTED transaction, not in a {row.isolation} one"
-        )
-    return bool(row.is_open)
+    return row
 
 
 def _recorded(linked: LinkedEvent) -> Recorded:

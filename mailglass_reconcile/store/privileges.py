@@ -19,7 +19,8 @@ SWEEPER = (
     (
         "mailglass_deliveries",
         "SELECT",
-        f"id tenant_id stream recipient provider provider_message_id {_STATE} lock_version updated_at inserted_at",
+        "id tenant_id mailable stream recipient provider provider_message_id lock_version updated_at inserted_at"
+        f" {_STATE}",
     ),
     ("mailglass_deliveries", "UPDATE", f"{_STATE} lock_version updated_at"),
     ("mailglass_open_orphans", "SELECT", ""),

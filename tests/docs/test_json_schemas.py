@@ -13,6 +13,7 @@ from mailglass_reconcile.hooks.dispatcher import DispatchResult
 from mailglass_reconcile.ops.doctor.finding import Finding
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Listed
+from mailglass_reconcile.ops.preview import Preview
 from mailglass_reconcile.ops.search import Hit
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules import states
@@ -24,7 +25,8 @@ OPTIONAL = {"reconciled_from_event_id"}  # a message of an event that was attach
 ADDED = {"explain": {"delivery"}, "prune": {"status"}}
 """What a command adds to the fields of its result."""
 RESULTS = {
-    "erase": Erased, "explain": Explanation, "find": Hit, "orphans": Listed, "prune": PruneResult, "status": Status,
+    "erase": Erased, "explain": Explanation, "find": Hit, "orphans": Listed, "prune": PruneResult,
+    "prune_step": Preview, "status": Status,
     "sweep": SweepResult,
 }  # fmt: skip
 

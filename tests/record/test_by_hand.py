@@ -142,11 +142,11 @@ def test_the_command_links_and_names_the_user(db, monkeypatch):
     """A second time it is refused on one line; so is an address, as wrong usage."""
     event, to = stuck(db)["ambiguous"], factories.delivery(db)
     monkeypatch.setenv("LOGNAME", "grace")
-    done = commands.inside("link", event, to, "--reason", REASON)
+    done = commands.inside("link", event, to, "--reason", REASON, "--yes")
     assert done.output == f"linked event {event} to delivery {to}\n"
     assert db.value(METADATA)["linked_by_actor"] == "grace"
     assert len(db.witness.messages()) == 2
-    again = commands.tried(db, "link", event, to, "--reason", REASON)
+    again = commands.tried(db, "link", event, to, "--reason", REASON, "--yes")
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert f"mailglass-reconcile explain {event}" in again.stderr
     assert commands.inside("link", event, to, "--reason", "to ada@example.com").exit_code == 2

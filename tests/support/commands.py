@@ -81,8 +81,11 @@ def _without_a_log() -> Iterator[None]:
         root.setLevel(level)
 
 
-def on_a_terminal(db: Any, *arguments: str) -> str:
-    """Run the command on a terminal, and return what it wrote there."""
+def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = None) -> str:
+    """Run the command on a terminal, where somebody has *typed* something, and return what stood there at the end.
+
+    If a *code* is given, the command must end with it.
+    """
     main, other = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
@@ -92,12 +95,14 @@ def on_a_terminal(db: Any, *arguments: str) -> str:
         stderr=other,
     )
     os.close(other)
+    os.write(main, typed.encode())
     written = b""
     with suppress(OSError):  # the terminal is gone when the process is
         while piece := os.read(main, 65_536):
             written += piece
     process.wait(60)
     os.close(main)
+    assert code in (None, process.returncode)
     return written.decode().replace("\r\n", "\n")
 
 

@@ -1,0 +1,153 @@
+"""What a prune would do: how many rows each of its steps would change, and the oldest of them; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mailglass_reconcile.ops import pruner
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
+
+TIMEOUT_MS = 240_000
+
+_WEBHOOKS = """
+SELECT count(*), to_json(min(inserted_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_webhook_events
+ WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
+"""
+
+_HOOKS = """
+SELECT count(*), to_json(min(finished_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_hook_outbox
+ WHERE state = :state AND finished_at < now()::timestamp - make_interval(days => :days)
+"""
+
+_EXPIRED = """
+SELECT count(*), to_json(min(arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_open_orphans
+ WHERE arrived_at <= now()::timestamp - make_interval(mins => :max_age_minutes)
+"""
+
+_SETTLED = """
+SELECT count(*), to_json(min(o.arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_open_orphans AS o
+ WHERE o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+   AND (EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
+        OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0))
+""".replace("{links}", schema.links("o.event_id", "o.tenant_id"))
+
+# Each tenant is one probe of the index of orphans.
+_MISSING = """
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT tenant_id FROM {schema}.mailglass_events WHERE needs_reconciliation = true ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
+  FROM tenants AS t
+  JOIN {schema}.mailglass_events AS e
+    ON e.tenant_id = t.tenant_id AND e.needs_reconciliation = true
+   AND e.inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
+ WHERE e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = e.id OFFSET 0)
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
+""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+
+# At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
+_EVENTS = """
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT tenant_id FROM {schema}.mailglass_events ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
+  FROM tenants AS t
+  JOIN {schema}.mailglass_events AS e
+    ON e.tenant_id = t.tenant_id AND e.inserted_at < now()::timestamp - make_interval(days => :days)
+"""
+
+# At most: those with an event that stays, stay.
+_DELIVERIES = """
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
+           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT count(*), to_json(min(d.last_event_at)) #>> '{}' || 'Z'
+  FROM tenants AS t
+  JOIN {schema}.mailglass_deliveries AS d
+    ON d.tenant_id = t.tenant_id AND d.last_event_at < now()::timestamp - make_interval(days => :days)
+   AND d.inserted_at < now()::timestamp - make_interval(days => :days)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What one step of a prune would change.
+
+    Attributes:
+        step: The step, as the fields of `PruneResult` name it.
+        rows: How many rows it would delete or, for `added`, add.
+        oldest: The oldest of them, in ISO 8601, UTC; None if there are none.
+        days: The retention in days; None if the step has none, or if nothing is deleted because it is not set.
+        at_most: Whether fewer may be deleted: events and deliveries that something newer needs stay.
+    """
+
+    step: str
+    rows: int
+    oldest: str | None
+    days: int | None
+    at_most: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as `prune --dry-run --json` prints them."""
+        return asdict(self)
+
+
+def preview(database: Database) -> list[Preview]:
+    """Return what each step of a prune would change now, in their order.
+
+    Raises:
+        SchemaOutdatedError: The database is not migrated.
+        MailglassReconcileError: The database refused, or cannot be reached.
+    """
+    settings = database.settings
+    bounds = {"max_age_minutes": settings.max_age_minutes}
+    with database.reading(TIMEOUT_MS) as tx:
+        schema.require_migrated(tx)
+        days = pruner.retentions(settings, theirs=schema.made_by_mailglass(tx))
+        return [
+            *(_aged(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
+            _aged(tx, "hooks_dispatched", _HOOKS, days, state="dispatched"),
+            _aged(tx, "hooks_dead", _HOOKS, days, state="dead"),
+            _counted(tx, "expired", _EXPIRED, bounds),
+            _counted(tx, "settled", _SETTLED, bounds),
+            _counted(tx, "added", _MISSING, {**bounds, "max_tenant_length": MAX_TENANT_LENGTH}),
+            _aged(tx, "events", _EVENTS, days, at_most=True),
+            _aged(tx, "deliveries", _DELIVERIES, days, at_most=True),
+        ]
+
+
+def _aged(
+    tx: Transaction,
+    step: str,
+    statement: str,
+    days: Mapping[str, int | None],
+    *,
+    at_most: bool = False,
+    **more: str,
+) -> Preview:
+    if days[step] is None:
+        return Preview(step, 0, None, None, at_most=False)
+    rows, oldest = tx.execute(statement, {"days": days[step], **more}).one()
+    return Preview(step, rows, oldest, days[step], at_most=at_most and rows > 0)
+
+
+def _counted(tx: Transaction, step: str, statement: str, parameters: Mapping[str, Any]) -> Preview:
+    rows, oldest = tx.execute(statement, parameters).one()
+    return Preview(step, rows, oldest, None, at_most=False)

@@ -1,0 +1,103 @@
+"""A dry run of the prune: how many rows each step would change, and the oldest; nothing is written."""
+
+import datetime as dt
+
+import pytest
+
+import commands
+import factories
+import mailglass_reconcile
+from aging import days_ago
+from mailglass_reconcile.ops import preview, pruner
+from mailglass_reconcile.store.database import Database
+
+DAY = 86_400
+WEBHOOK = """
+INSERT INTO mailglass_webhook_events (id, tenant_id, provider, provider_event_id, event_type_raw, status,
+                                      raw_payload, received_at, inserted_at, updated_at)
+SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :status, '{}', now(),
+       now()::timestamp - make_interval(days => :days), now()
+"""
+HOOK = """
+INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
+VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', :state, now(), now(),
+        now()::timestamp - make_interval(days => :days))
+"""
+ROWS = """
+SELECT (SELECT count(*) FROM mailglass_webhook_events) + (SELECT count(*) FROM mailglass_hook_outbox)
+       + (SELECT count(*) FROM mailglass_open_orphans) + (SELECT count(*) FROM mailglass_events)
+       + (SELECT count(*) FROM mailglass_deliveries) + (SELECT count(*) FROM mailglass_reconcile_runs)
+"""
+
+
+@pytest.fixture
+def old(db):
+    """Something old for every step, with a retention for each; returns the database with them."""
+    for status, days in (("succeeded", 15), ("succeeded", 13), ("dead", 91), ("failed", 400)):
+        db.run(WEBHOOK, status=status, days=days)
+    for state, days in (("dispatched", 20), ("dead", 100)):
+        db.run(HOOK, state=state, days=days)
+    factories.orphan(db, factories.postmark("x"), age_seconds=8 * DAY)
+    settled = factories.orphan(db, factories.postmark("x"), age_seconds=600)
+    missing = factories.orphan(db, factories.postmark("x"), age_seconds=1_200)
+    with db.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        factories.insert_on(connection, events=[factories.reconciled_row(settled, None)])
+        connection.exec_driver_sql(f"DELETE FROM mailglass_open_orphans WHERE event_id = '{missing}'")  # noqa: S608
+    with days_ago(db, 40):
+        delivery = factories.delivery(db, "m-1")
+        row = factories.orphan_row({}, delivery_id=delivery, needs_reconciliation=False, age_seconds=0)
+        factories.insert(db, events=[row])
+    db.broken.update(("I13", "I14", "I1", "I2"))
+    days = {
+        "retention_succeeded_days": 14,
+        "retention_dead_days": 90,
+        "retention_failed_days": 365,
+        "retention_events_days": 30,
+        "retention_deliveries_days": 30,
+    }
+    return Database(db.engine, db.settings.model_copy(update=days))
+
+
+def test_each_step_counts_what_the_prune_then_changes(db, old):
+    """And writes nothing, not even a row of the history."""
+    before = db.value(ROWS)
+    found = {one.step: one for one in preview.preview(old)}
+    assert db.value(ROWS) == before
+    done = pruner.prune_with(old).as_dict()
+    assert {step: one.rows for step, one in found.items()} == {step: done[step] for step in found}
+    assert set(found) == {name for name, value in done.items() if isinstance(value, int)}
+    assert min(one.rows for one in found.values()) == 1
+
+
+def test_the_oldest_of_each_is_shown(db, old):
+    """By the time that counts for it."""
+    now = dt.datetime.now(dt.UTC)
+    ages = {
+        one.step: (now - dt.datetime.fromisoformat(one.oldest)) // dt.timedelta(days=1) for one in preview.preview(old)
+    }
+    expected = {"succeeded": 15, "dead": 91, "failed": 400, "hooks_dispatched": 20, "hooks_dead": 100, "expired": 8}
+    assert expected.items() <= ages.items()
+    assert ages["events"] == 40
+    assert pruner.prune_with(old).settled == 1
+
+
+def test_what_has_no_retention_is_kept(db):
+    """The default for failed webhooks, events and deliveries."""
+    db.run(WEBHOOK, status="failed", days=4_000)
+    found = {one.step: one for one in preview.preview(db.database)}
+    assert [(found[step].rows, found[step].days) for step in ("failed", "events", "deliveries")] == [(0, None)] * 3
+
+
+def test_the_command_prints_a_row_for_each_step(db):
+    """A person sees counts and dates; a program a line for each, which conforms to the schema."""
+    db.run(WEBHOOK, status="succeeded", days=15)
+    said = commands.run(db, "prune", "--dry-run").stdout
+    assert "succeeded raw webhooks" in said
+    assert "(15 days ago)" in said
+    assert "kept" in said
+    lines = commands.conforming("prune_step", commands.run(db, "prune", "--dry-run", "--json").stdout)
+    assert [line["step"] for line in lines][:2] == ["succeeded", "dead"]
+    assert lines[0]["rows"] == db.value("SELECT count(*) FROM mailglass_webhook_events") == 1
+    assert max(map(len, commands.on_a_terminal(db, "prune", "--dry-run").splitlines())) <= 80
+    assert mailglass_reconcile.prune().succeeded == 1
