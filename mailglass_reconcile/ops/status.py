@@ -8,7 +8,7 @@ from typing import Any
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import health
 from mailglass_reconcile.schedule import LATE_SECONDS
-from mailglass_reconcile.store import schema, windows
+from mailglass_reconcile.store import elsewhere, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.sweep import window
 
@@ -48,6 +48,7 @@ class Status:
         triggers: Whether the triggers that keep the table of open orphans are at work.
         healthy: Whether nobody has to act.
         problems: Why not: a sentence for each, with what to do.
+        warnings: What may be meant otherwise, such as another schema with a ledger.
     """
 
     open: int
@@ -64,6 +65,7 @@ class Status:
     triggers: bool
     healthy: bool
     problems: list[str]
+    warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `status --json` prints them."""
@@ -122,6 +124,7 @@ def status(
         schema.require_current(facts.version)
         in_grace = windows.waiting(tx, tenant_id)
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
+        second = elsewhere.second_set(tx, elsewhere.ledgers(tx))
         if facts.groups is None or facts.counted_at is None:
             as_of, groups = facts.now, window.as_groups(window.open_window(tx, tenant_id).groups)
         else:
@@ -143,4 +146,5 @@ def status(
         triggers=facts.triggers,
         healthy=not problems,
         problems=problems,
+        warnings=[second] if second else [],
     )

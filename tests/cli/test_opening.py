@@ -3,7 +3,7 @@
 import pytest
 
 import commands
-from catalog import live
+from catalog import installation, live
 from database import Database
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
@@ -56,3 +56,23 @@ def test_a_setting_that_is_missing_is_named_by_every_command(empty_database_url,
         assert "set MAILGLASS_DATABASE_SCHEMA to mailglass" in said, name
         assert "migrate" not in said, name
         assert len(said.splitlines()) == 1, (name, said)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_status_warns_of_a_second_set_of_tables(empty_database_url, redis_url, chosen):
+    """Ours in `public`, Mailglass's in its own schema: that makes no installation unhealthy."""
+    installation(empty_database_url).migrate()
+    theirs = live(empty_database_url, "mailglass", "2.x")
+    more = {"MAILGLASS_DATABASE_SCHEMA": "public"} if chosen else {}
+    [warning] = warnings(empty_database_url, redis_url, **more)
+    assert warning.startswith("schema public has tables that `migrate` made")
+    theirs.migrate()
+    assert warnings(empty_database_url, redis_url, MAILGLASS_DATABASE_SCHEMA="mailglass") == []
+
+
+def warnings(url, redis_url, **environment):
+    """Return the warnings that `status --json` prints."""
+    db = Database(url, Settings(database_url=url, redis_url=redis_url), None, None)
+    [printed] = commands.conforming("status", commands.run(db, "status", "--json", **environment).stdout)
+    assert not any("schema" in problem for problem in printed["problems"])
+    return printed["warnings"]
