@@ -8,6 +8,7 @@ from mailglass_reconcile.rules import humanize
 from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.tenants import walk
 
 LOOKED_AT = 1_000
 """Tenants of either table that are compared."""
@@ -18,25 +19,13 @@ SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tena
        OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id)
 """
 
-# Each step of a walk is one probe of an index: the next tenant after the last one.
 _TENANTS = """
-WITH RECURSIVE of_deliveries AS (
-  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
-    FROM of_deliveries AS t WHERE t.tenant_id IS NOT NULL
-), of_events AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM of_events AS t WHERE t.tenant_id IS NOT NULL
+{tenants}
 )
-(SELECT left(tenant_id, 512) FROM of_deliveries WHERE tenant_id IS NOT NULL LIMIT :size)
- UNION
-(SELECT left(tenant_id, 512) FROM of_events WHERE tenant_id IS NOT NULL LIMIT :size)
+SELECT left(tenant_id, 512) FROM tenants WHERE tenant_id IS NOT NULL LIMIT :size
 """
+_OF_DELIVERIES = _TENANTS.replace("{tenants}", walk("mailglass_deliveries"))
+_OF_EVENTS = _TENANTS.replace("{tenants}", walk("mailglass_events"))
 
 
 class Unknown(NamedTuple):
@@ -57,7 +46,8 @@ def unknown(database: Database, tenant_id: str) -> Unknown | None:
     with database.reading(TIMEOUT_MS) as tx:
         if tx.execute(_IS_THERE, {"tenant_id": tenant_id}).scalar_one():
             return None
-        known = tx.execute(_TENANTS, {"size": LOOKED_AT}).scalars().all()
+        statements = (_OF_DELIVERIES, _OF_EVENTS)
+        known = [one for statement in statements for one in tx.execute(statement, {"size": LOOKED_AT}).scalars()]
     return Unknown(f"no event or delivery has tenant {shown_tenant(tenant_id)!r}", humanize.nearest(tenant_id, known))
 
 

@@ -9,37 +9,26 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger, open_orphans, schema
+from mailglass_reconcile.store import ledger, open_orphans, schema, tenants
 from mailglass_reconcile.store.database import NIL, Connected, Transaction, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
-# One probe of the index for each tenant, however many orphans it has had.
+# Of each tenant the newest, however many orphans it has had.
 _NEWEST = """
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events WHERE needs_reconciliation = true ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+{tenants}
 )
 SELECT coalesce(max(n.inserted_at), '-infinity')::text
   FROM tenants AS t
  CROSS JOIN LATERAL (SELECT e.inserted_at FROM {schema}.mailglass_events AS e
                       WHERE e.needs_reconciliation = true AND e.tenant_id = t.tenant_id
                       ORDER BY e.inserted_at DESC LIMIT 1) AS n
-"""
+""".replace("{tenants}", tenants.walk("mailglass_events", only="needs_reconciliation = true"))
 
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
 # its session, which is why there is a margin of a day.
 _ADD_MISSING = """
--- The tenants from the place on, each found by one probe of the index.
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events
-    WHERE needs_reconciliation = true AND tenant_id >= :after_tenant ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+-- The tenants from the place on.
+{tenants}
 -- Of each tenant only what is within the maximum age: what settled before that is not read.
 ), page AS MATERIALIZED (
   SELECT e.id, e.tenant_id, e.inserted_at
@@ -75,7 +64,10 @@ WITH RECURSIVE tenants (tenant_id) AS (
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        ARRAY(SELECT event_id::text FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
-""".replace("{links}", schema.links("d.id", "d.tenant_id"))
+""".replace("{links}", schema.links("d.id", "d.tenant_id")).replace(
+    "{tenants}",
+    tenants.walk("mailglass_events", only="needs_reconciliation = true", start="tenant_id >= :after_tenant"),
+)
 
 # OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
 _REMOVE_SETTLED = """

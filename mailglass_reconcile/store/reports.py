@@ -15,6 +15,7 @@ from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
 from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
+from mailglass_reconcile.store.tenants import walk
 
 TENANTS = 15
 """The first tenants, and as many of those of the newest events."""
@@ -29,13 +30,8 @@ DAYS = 7
 
 # Mailglass counts opens and clicks itself: they show that the mail came, and not that webhooks come.
 _SEEN = """
--- The first tenants, each by one probe of an index, and some that have events now.
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+-- The first tenants, and some that have events now.
+{tenants}
 ), chosen AS MATERIALIZED (
   (SELECT tenant_id FROM tenants WHERE tenant_id IS NOT NULL LIMIT :tenants)
    UNION
@@ -85,7 +81,7 @@ SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arr
   FROM (SELECT left(provider, 512) AS provider, arrived_at FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY provider
-""".replace("{sent_by}", PROVIDER_SENT_BY)
+""".replace("{sent_by}", PROVIDER_SENT_BY).replace("{tenants}", walk("mailglass_deliveries"))
 
 
 class Reports(NamedTuple):

@@ -27,18 +27,14 @@ from mailglass_reconcile.record.checking import SENT_TYPES
 from mailglass_reconcile.record.erasing import erase
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store.database import in_schema
+from mailglass_reconcile.store.tenants import walk
 
 LIMIT = 1_000
 """Rows that a list shows and counts at most: counting all of a million would take longer than anything else."""
 
-# The index is on (tenant_id, recipient): one step from tenant to tenant, however many rows each has.
+# The index is on (tenant_id, recipient).
 DELIVERIES = """
-WITH RECURSIVE tenants AS (
-  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+{tenants}
 ), found AS (
   SELECT id FROM {schema}.mailglass_deliveries WHERE id = %(uuid)s
    UNION ALL
@@ -53,7 +49,7 @@ WITH RECURSIVE tenants AS (
             WHERE tenant_id = t.tenant_id AND recipient = ANY (ARRAY[%(text)s, lower(%(text)s)])) AS d
 )
 SELECT id FROM found LIMIT %(limit)s
-"""
+""".replace("{tenants}", walk("mailglass_deliveries"))
 
 # An orphan that was linked has no delivery in its row: its `reconciled` event has, and names it.
 EVENTS = """
