@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -215,14 +215,12 @@ class _SoftLimit(KeyboardInterrupt):
     """
 
 
-def _ended_by_soft_limit(sweep: Sweep) -> AbstractContextManager[None]:
-    """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
-    has_limits = signal.getsignal(SIG_SOFT_TIMEOUT) is soft_timeout_sighandler  # only prefork has
-    return _with_soft_limit(sweep) if has_limits else nullcontext()
-
-
 @contextmanager
-def _with_soft_limit(sweep: Sweep) -> Iterator[None]:
+def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
+    """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
+    if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has limits
+        yield
+        return
     reached = False
 
     def end(number: int, frame: FrameType | None) -> None:

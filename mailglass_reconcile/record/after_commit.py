@@ -172,7 +172,7 @@ def _take(steps: Iterable[Step], open_place: Callable[[], AbstractContextManager
         events += [event for event in step.events if _id(event) in present]
         step.events = tuple(event for event in step.events if _id(event) not in present)
         step.recheck = None
-    messages = list(map(projector.message, events + linked))
+    messages = [projector.message(event) for event in events + linked]
     if messages:
         Publisher(runtime.get_redis()).publish_soon(messages)
 

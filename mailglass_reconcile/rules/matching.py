@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -124,8 +123,8 @@ def _keys(provider: str | None, recipient: str | None, texts: list[str | None], 
         found = (*texts[:common], *_ids_of(rule, texts[common:own]), *texts[own:])
     except Exception as error:  # an adopter's rule may fail in any way on one row, which costs that row only
         return Keys(provider, (), compared, None, lost, _failure(rule, error))
-    spelled = dict.fromkeys(chain.from_iterable(map(expand, filter(None, dict.fromkeys(found)))))
-    return Keys(provider, tuple(filter(is_usable, spelled)), compared, rule.mark, lost)
+    spelled = dict.fromkeys(spelling for id_ in found if id_ for spelling in expand(id_))
+    return Keys(provider, tuple(one for one in spelled if is_usable(one)), compared, rule.mark, lost)
 
 
 def _failure(rule: KeyRule, error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -114,7 +114,8 @@ class SweepTask(Singleton):
             self.singleton_backend.release(key, queued(requested))
             raise
 
-    def held(self) -> AbstractContextManager[Hold]:
+    @contextmanager
+    def held(self) -> Iterator[Hold]:
         """Hold the lock while the block runs, or yield whose duplicate this run is; eager mode needs no lock.
 
         A range of a fan-out holds its own lock and, together with the other ranges, that of the sweep that was cut.
@@ -122,10 +123,9 @@ class SweepTask(Singleton):
         Raises:
             TypeError: As in `generate_lock`.
         """
-        return nullcontext(Hold()) if self.request.is_eager or self.request.id is None else self._held()
-
-    @contextmanager
-    def _held(self) -> Iterator[Hold]:
+        if self.request.is_eager or self.request.id is None:
+            yield Hold()
+            return
         headers, backend = self.request.headers or {}, self.singleton_backend
         key = self.generate_lock(self.name, self.request.args, self.request.kwargs)
         hold = Hold(key, running(self.request.id))

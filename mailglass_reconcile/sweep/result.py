@@ -93,9 +93,9 @@ _TENANT_HINT = "; if the tenant of your events is `default`, perhaps Mailglass l
 def mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
     found = ((result.tenant_mismatch, "tenant's", _TENANT_HINT), (result.recipient_mismatch, "recipient's", ""))
-    return [_mismatch(*each) for each in found if each[0]]
-
-
-def _mismatch(number: int, whose: str, hint: str) -> str:
-    those = humanize.counted(number, "orphan matches", "orphans match")
-    return f"{those} only another {whose} deliveries and {humanize.verb(number, 'was', 'were')} not linked{hint}"
+    return [
+        f"{humanize.counted(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
+        f" {humanize.verb(number, 'was', 'were')} not linked{hint}"
+        for number, whose, hint in found
+        if number
+    ]
