@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from bench import page
-from bench.figures import Part, medians
+from bench.figures import medians
 from bench.machine import Machine
 from mailglass_reconcile.testing import servers
 
@@ -29,13 +29,8 @@ PARTS = {
     "sweep": "one sweep, against the bare statement",
     "layouts": "sweeps that link nothing, in two layouts, and prune",
     "latency": "from the commit to a subscriber",
-    "idle": "what runs all the time costs when nothing happens",
     "backlog": "half a million orphans, for one, two and four processes",
-    "inserts": "what other writers pay for our trigger and indexes",
-    "curves": "how a sweep grows",
     "handlers": "how fast handlers run",
-    "pages": "status, orphans, explain and the page next to a million open orphans",
-    "outage": "on paper: an hour without sweeps; needs figures of latency, backlog and inserts",
     "large": "ten million open orphans and fifty million rows in the ledger; only if named",
     "retention": "nine tenths of up to ten million events are deleted while an application writes; only if named",
     "sizing": "disk, WAL and vacuum of a million messages a day, measured at a tenth",
@@ -74,11 +69,7 @@ def _run(name: str, machine: Machine, docs: Path, options: argparse.Namespace) -
     print(f"\n{name}: {PARTS[name]}", flush=True)
     about, began, measured = machine.about(), time.monotonic(), page.read(docs)
     measure = importlib.import_module(f"bench.parts.{name}").measure
-    if name == "outage":
-        known = {figure["name"]: figure["value"] for part in measured.values() for figure in part["figures"]}
-        found: Part = measure(known)
-    else:
-        found = medians([measure(machine) for _ in range(options.runs)])
+    found = medians([measure(machine) for _ in range(options.runs)])
     measured[name] = {
         "command": f"python -m bench{' --quick' * options.quick} {name}",
         "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",

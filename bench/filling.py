@@ -126,23 +126,6 @@ def fill(
     vacuum(url)
 
 
-def fill_campaign(url: str, deliveries: int, orphans: int, *, one_id: bool) -> None:
-    """Insert deliveries of one tenant, and events of the first of them, under one message id or each its own.
-
-    Args:
-        url: The migrated database.
-        deliveries: How many deliveries, each to another recipient.
-        orphans: For how many of them there is an event, which names its recipient.
-        one_id: Whether all of them have the same message id.
-    """
-    values = {"seed": SEED, "deliveries": deliveries, "orphans": orphans, "one_id": one_id}
-    with psycopg.connect(url, autocommit=True) as connection, psycopg.ClientCursor(connection) as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
-        cursor.execute(CAMPAIGN, values)
-        cursor.execute(CAMPAIGN_EVENTS, values)
-    vacuum(url)
-
-
 def fill_reconciled(url: str, orphans: int, *, days: int = 0, aged: int = 10, layout: Layout = "spread") -> None:
     """Insert orphans that are reconciled already, with the triggers off, because they would cancel each other out.
 

@@ -61,21 +61,9 @@ CHARTS = (
         "linear linear",
         bars=True,
     ),
-    Chart("open", "open orphans", "A sweep, by open orphans", "open orphans, all linked", "seconds"),
-    Chart("never", "never matching", "A sweep, by orphans that never match", "open orphans, none linked", "seconds"),
     Chart("stuck", "stuck: ", "A sweep, by orphans that cannot be linked", "open orphans", "seconds", "linear linear"),
     Chart("large", "large: ", "A large database", "open orphans, five times as many rows in the ledger", "seconds"),
-    Chart(
-        "history",
-        "history",
-        "A sweep of 2,000 orphans, by history",
-        "reconciled orphans in the ledger",
-        "seconds",
-        "log linear",
-    ),
     Chart("retention", "retention", "Retention", "events; nine tenths are deleted", "seconds"),
-    Chart("batch", "batch size: links", "A sweep, by batch size", "orphans in a batch", "links a second"),
-    Chart("locks", "batch size: ms", "How long a batch holds its rows", "orphans in a batch", "milliseconds"),
 )
 
 

@@ -1,4 +1,4 @@
-"""One sweep: against the bare statement, over wide ids, with large rows, and with nothing to do."""
+"""One sweep: against the bare statement, and its memory."""
 
 from __future__ import annotations
 
@@ -10,25 +10,17 @@ import psycopg
 
 from bench import statements
 from bench.figures import Part
-from bench.filling import NOBODYS, fill, fill_campaign, fill_reconciled
+from bench.filling import NOBODYS, fill
 from bench.machine import Machine
 
 MIDDLE = "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY arrived_at)::text FROM mailglass_open_orphans"
 
-OTHER_EVENTS = """
-EXPLAIN (ANALYZE, FORMAT JSON) INSERT INTO mailglass_events (id, tenant_id, type, occurred_at)
-SELECT gen_random_uuid(), 't', 'sent', now() FROM generate_series(1, 1000)
-"""
-"""Postgres names the triggers that it called."""
-
 
 def measure(machine: Machine) -> Part:
-    """Measure one sweep in all these ways."""
+    """Measure one sweep in both ways."""
     part = Part()
     _speed(machine, part)
-    _wide(machine, part)
     _memory(machine, part)
-    _nothing_open(machine, part)
     return part
 
 
@@ -67,27 +59,6 @@ def _speed(machine: Machine, part: Part) -> None:
     machine.drop("storm")
 
 
-def _wide(machine: Machine, part: Part) -> None:
-    """Compare many recipients under one message id with as many ids; then one id of a great many deliveries."""
-    recipients, seconds = machine.scaled(20_000), []
-    for one_id in (True, False):
-        fill_campaign(machine.copy("migrated", "campaign"), recipients, recipients, one_id=one_id)
-        swept = [
-            complete(machine.sweep(machine.copy("campaign")), recipients)["seconds"] for _ in range(machine.rounds)
-        ]
-        seconds.append(statistics.median(swept))
-    note = f"{seconds[0]:.2f} s / {seconds[1]:.2f} s"
-    part.add(f"{recipients:,} recipients under one id / {recipients:,} ids", seconds[0] / seconds[1], "", 2, note=note)
-    memory = []
-    for deliveries in (1_000, machine.scaled(1_000_000)):
-        url = machine.copy("migrated", "campaign")
-        fill_campaign(url, deliveries, 1_000, one_id=True)
-        memory.append(machine.sweep(url)["memory"] / 1024)
-    name = f"peak memory, an id of {deliveries:,} deliveries above one of 1,000"
-    part.add(name, memory[1] - memory[0], "MB", 50)
-    machine.drop("campaign")
-
-
 def _memory(machine: Machine, part: Part) -> None:
     memory = {}
     for name, messages, padding in (
@@ -102,19 +73,6 @@ def _memory(machine: Machine, part: Part) -> None:
     name = f"peak memory, {machine.scaled(500_000) * 2:,} open above 1,000"
     part.add(name, memory["many"] - memory["few"], "MB", 50, note=note)
     part.add("peak memory, 1,000 orphans of 1 MB above 1,000 small ones", memory["large"] - memory["few"], "MB", 50)
-
-
-def _nothing_open(machine: Machine, part: Part) -> None:
-    buffers = []
-    for orphans in (machine.scaled(10_000), machine.scaled(1_000_000)):
-        url = machine.copy("migrated")
-        fill_reconciled(url, orphans)
-        buffers.append(machine.sweep(url, "--buffers")["buffers"])
-        part.add(f"buffers of a sweep, nothing open, {orphans:,} reconciled", buffers[-1], "", 100)
-    with psycopg.connect(machine.copy("migrated")) as connection:
-        plan: Any = connection.execute(OTHER_EVENTS).fetchall()[0][0]
-    called = sum(trigger["Calls"] for trigger in plan[0]["Triggers"])
-    part.add("trigger calls for 1,000 events that are not orphans", called, "", 0)
 
 
 def complete(swept: dict[str, Any], links: int) -> dict[str, Any]:
