@@ -18,9 +18,9 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
 from mailglass_reconcile.cli.texts import Duration, reader_may_leave
 from mailglass_reconcile.ops import status as looking
-from mailglass_reconcile.ops import targets, tenants
+from mailglass_reconcile.ops import targeted_sweep, tenants
 from mailglass_reconcile.ops.orphans import Filters
-from mailglass_reconcile.ops.targets import MOST, Target
+from mailglass_reconcile.ops.targeted_sweep import MOST, Target
 from mailglass_reconcile.rules.humanize import counted, shown, took
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
@@ -133,19 +133,19 @@ def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, ye
         raise click.UsageError("no terminal to confirm on: pass --yes, or --dry-run to see what would be linked")
     database, tenant_id = runtime.database(), target.filters.tenant_id
     try:
-        found = targets.find(database, target, min(limit, MOST))
+        found = targeted_sweep.find(database, target, min(limit, MOST))
         if show is not None:
             show([(one.event_id, one.delivery_id or "") for one in found])
         if not found:
             return SweepResult(dry_run=dry_run, tenant_id=tenant_id)
         if dry_run:
-            return targets.would_link(database, found, tenant_id)
+            return targeted_sweep.would_link(database, found, tenant_id)
         if not yes:
             click.confirm(f"link {len(found):,} {'event' if len(found) == 1 else 'events'}?", abort=True, err=True)
-            found = targets.find(database, target, len(found))  # what was found may have changed meanwhile
+            found = targeted_sweep.find(database, target, len(found))  # what was found may have changed meanwhile
     except LookupError as error:
         raise click.ClickException(str(error)) from None
-    return targets.link(database, found, tenant_id)
+    return targeted_sweep.link(database, found, tenant_id)
 
 
 def _shower(*, as_json: bool) -> Shower:

@@ -27,7 +27,7 @@ ELSEWHERE = {
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("grants.md", "sql"): "stories/test_grants.py",
-    ("upgrading.md", "sql"): "store/migration/test_contents.py",
+    ("upgrading.md", "sql"): "store/migration/test_removal.py",
     ("performance.md", "sql"): "by the test of settings of tables, below",
     ("sweeps.md", "cron"): "test_pages.py",
     ("monitoring.md", "yaml"): "monitoring/test_files.py",

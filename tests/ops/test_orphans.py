@@ -10,10 +10,10 @@ import pytest
 import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
-from mailglass_reconcile.ops import targets
+from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.messages import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
-from mailglass_reconcile.ops.targets import Target
+from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.states import OPEN_STATES
 from recording import event, record
 
@@ -176,7 +176,7 @@ def test_what_is_pointed_at_is_judged_now(db, zoo):
     new = factories.orphan(db, factories.postmark("new"), age_seconds=10)
 
     def found(**filters):
-        return {one.event_id for one in targets.find(db.database, Target(Filters(**filters)), 10)}
+        return {one.event_id for one in targeted_sweep.find(db.database, Target(Filters(**filters)), 10)}
 
     matched = {id_ for id_, state in zoo.items() if state in ("matched", "waiting")}
     assert found(provider="Postmark") == matched | {new}

@@ -10,10 +10,10 @@ import pytest
 import commands
 from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.ops import targets
+from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.status import check, status
-from mailglass_reconcile.ops.targets import Target
+from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.store import runs
 from mailglass_reconcile.sweep import reconciler, tally
 from recording import event, record
@@ -179,8 +179,8 @@ def test_what_is_linked_between_two_full_sweeps_is_late_no_more(db, way):
     assert reconcile(limit=1).skipped == 2
     for expected in ([True], []):
         if way == "targeted":
-            found = targets.find(db.database, Target(Filters(tenant_id=TENANT)), 1)
-            assert targets.link(db.database, found).linked == 1
+            found = targeted_sweep.find(db.database, Target(Filters(tenant_id=TENANT)), 1)
+            assert targeted_sweep.link(db.database, found).linked == 1
         else:
             assert reconcile(TENANT, limit=1).linked == 1
         assert ["although its delivery exists" in problem for problem in check(db.database)] == expected

@@ -22,7 +22,7 @@ from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import elsewhere, privileges, schema
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
-from mailglass_reconcile.store.migration import contents, state
+from mailglass_reconcile.store.migration import removal, state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
 from mailglass_reconcile.store.migration.steps import Steps
 
@@ -113,7 +113,7 @@ def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> li
         state.refuse_others(tx)
         if tables:
             _refuse_to_drop(tx)
-        return [hint(line) for line in contents.losses(tx, tables=tables)]
+        return [hint(line) for line in removal.losses(tx, tables=tables)]
 
 
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, tables: bool = False) -> None:
@@ -148,7 +148,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
                 command.downgrade(config, "base")
                 steps.run("drop the version table", f"DROP TABLE {{schema}}.{schema.VERSION_TABLE}")
         if tables:
-            steps.run("drop deliveries, events and raw webhooks", contents.DROP_TABLES)
+            steps.run("drop deliveries, events and raw webhooks", removal.DROP_TABLES)
         tell("done: our tables, indexes and triggers are removed")
 
 
