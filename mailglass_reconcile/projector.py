@@ -7,22 +7,13 @@ a minimum or an OR over the events, and over what the row itself holds.
 from __future__ import annotations
 
 import json
-import logging
-import time
-from collections.abc import Collection, Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from mailglass_reconcile.rules.event_types import NONE
-from mailglass_reconcile.store import handled, outbox, projection
+from mailglass_reconcile.store import projection
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import Known
-
-logger = logging.getLogger(__name__)
-
-LOOK_SECONDS = 600.0
-"""How often a process looks, at most, whether other processes handle what it does not hand over."""
 
 TERMINAL_TYPES = ("delivered", "bounced", "complained", "rejected", "failed", "suppressed")
 
@@ -43,23 +34,16 @@ def lock(tx: Transaction, delivery_ids: Collection[str]) -> set[str]:
 
 
 def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:
-    """Append a webhook's events, each with its delivery or as an orphan, and project those that are attached.
+    """Append a webhook's events, each with its delivery or as an orphan; project and hand over what is attached.
 
     Orphans are stored with the keys and states that are *known* of them. What is new is returned by id: with its
     delivery, or None for an orphan.
     """
     events = list(map(_as_json, entries, known))
-    attached = set(map(attrgetter("type"), filter(attrgetter("delivery_id"), entries)))
-    _look_for_left_out(tx, attached)
-    statement = projection.APPEND_AND_PROJECT if attached else projection.APPEND
-    is_last = tx.hook_types.isdisjoint(attached)
-    delivery_ids = dict(tx.call(statement, {"events": json.dumps(events)}, last=is_last))
-    recorded = {}
-    for entry in entries:
-        if entry.id in delivery_ids:
-            recorded[entry.id] = _attached(entry, delivery_ids[entry.id])
-    _hand_over(tx, list(filter(None, recorded.values())))
-    return recorded
+    attaches = any(entry.delivery_id for entry in entries)
+    statement = projection.APPEND_AND_PROJECT if attaches else projection.APPEND
+    delivery_ids = dict(tx.call(statement, {"events": json.dumps(events)}, last=True))
+    return {entry.id: _attached(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
 
 
 def _as_json(entry: Entry, known: Known) -> dict[str, Any]:
@@ -84,55 +68,23 @@ def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
 
 
 def project(tx: Transaction, events: Sequence[LinkedEvent]) -> int:
-    """Bring deliveries up to date with *events*, and return how many rows changed.
+    """Bring deliveries up to date with *events*, hand these to handlers, and return how many deliveries changed.
 
     Each delivery's row should be locked by the caller's transaction. `lock_version` and `updated_at` move when,
     and only when, something else did. A type outside `OWN_TYPES` and `PROVIDER_TYPES` moves nothing.
     """
     if not events:
         return 0
-    _look_for_left_out(tx, map(attrgetter("type"), events))
-    _hand_over(tx, events)
     return tx.execute(projection.PROJECT, columns(_COLUMNS, map(_row, events))).rowcount
 
 
-def _hand_over(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
-    """Put into the handlers' outbox what they run on; everything that reaches a delivery comes this way."""
-    if wanted := [event for event in events if event.type in tx.hook_types]:
-        outbox.add(tx, wanted)
-
-
-class _LeftOut:
-    next_look = 0.0
-    named: set[str] = set()  # noqa: RUF012 - one per process
-
-
-def _look_for_left_out(tx: Transaction, types: Iterable[str]) -> None:
-    is_due = tx.settings.hook_types != NONE and time.monotonic() >= _LeftOut.next_look
-    if is_due and not tx.hook_types.issuperset(types):
-        _warn_of_left_out(tx)
-
-
-def _warn_of_left_out(tx: Transaction) -> None:
-    """Log, once per process, which types have a handler elsewhere although this process does not hand them over."""
-    _LeftOut.next_look = time.monotonic() + LOOK_SECONDS
-    left_out = sorted(handled.types(tx) - tx.hook_types - _LeftOut.named)
-    if left_out:
-        _LeftOut.named |= set(left_out)
-        logger.warning(
-            "another process has handlers of %s, but this one does not hand such events to them: name their module in"
-            " MAILGLASS_IMPORTS, or the types in MAILGLASS_HOOK_TYPES",
-            ", ".join(left_out),
-        )
-
-
-_COLUMNS = ("delivery_ids", "types", "occurred_at", "arrived_at", "standings", "terminal")
+_COLUMNS = ("event_ids", "delivery_ids", "types", "occurred_at", "arrived_at", "standings", "terminal")
 
 
 def _row(event: LinkedEvent) -> tuple[str | None, ...]:
     standing = str(projection.STANDING[event.type]) if event.type in projection.STANDING else None
     terminal = str(event.type in TERMINAL_TYPES)
-    return event.delivery_id, event.type, event.occurred_at, event.arrived_at, standing, terminal
+    return event.event_id, event.delivery_id, event.type, event.occurred_at, event.arrived_at, standing, terminal
 
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

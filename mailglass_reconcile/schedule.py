@@ -33,7 +33,9 @@ LATE_SECONDS = 3 * SWEEP_INTERVAL_SECONDS
 PRUNE_LATE_SECONDS = 2 * 86_400
 """A prune runs daily; after so long without one, somebody has to look."""
 PRUNE_EXPIRES_SECONDS = 3_600
+RECENT_EXPIRES_SECONDS = 60
 DISPATCH_EXPIRES_SECONDS = 60
+"""The tasks have these expiries themselves, because a schedule that is kept in a database drops those of entries."""
 DISPATCH_SECONDS = 10.0
 
 

@@ -18,7 +18,6 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mailglass_reconcile.errors import ConfigurationError, WrongUsageError
-from mailglass_reconcile.rules import event_types
 
 ENV_PREFIX = "MAILGLASS_"
 TOKEN_CHARACTERS = 16
@@ -26,12 +25,6 @@ TOKEN_CHARACTERS = 16
 
 def _infinity_is_none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "infinity" else value
-
-
-def _known_types(value: str | None) -> str | None:
-    if value is not None:
-        event_types.chosen(value)
-    return value
 
 
 _WRONG_USAGE = "wrong_usage"
@@ -63,8 +56,6 @@ class Settings(BaseSettings):
         redis_url: Where broadcasts go and the sweep's lock is kept; the bundled Celery app keeps its results there, and
             its queues unless `CELERY_BROKER_URL` names another broker.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
-        hook_types: Types of events that handlers run on, separated by commas; `*` is all, `none` is none. If unset,
-            those of the handlers that this process has registered.
         web_token: The page's token, at least 16 characters; anyone with it sees the events of all tenants.
         web_secure_cookie: Whether browsers send the page's cookie over HTTPS only, behind a proxy that ends TLS.
         webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line.
@@ -90,7 +81,6 @@ class Settings(BaseSettings):
     tenant: str = Field(default="default", min_length=1, max_length=512)
     redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
     imports: str = ""
-    hook_types: Annotated[str | None, AfterValidator(_known_types)] = None
     web_token: SecretStr | None = None
     web_secure_cookie: bool = False
     webhook_secrets: SecretStr | None = None

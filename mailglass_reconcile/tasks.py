@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.hooks import dispatcher, handled
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.rules.humanize import counted, shown_tenant
@@ -22,7 +22,9 @@ from mailglass_reconcile.schedule import (
     DISPATCH_EXPIRES_SECONDS,
     DISPATCH_TASK,
     ORIGIN_HEADER,
+    PRUNE_EXPIRES_SECONDS,
     PRUNE_TASK,
+    RECENT_EXPIRES_SECONDS,
     RECENT_TASK,
     SWEEP_TASK,
     warn_without_celery,
@@ -34,11 +36,10 @@ from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.store.windows import Range
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
 from mailglass_reconcile.sweep.reconciler import Sweep
-from mailglass_reconcile.sweep.result import SweepResult
 
 try:
     from billiard.pool import SIG_SOFT_TIMEOUT, soft_timeout_sighandler
-    from celery import current_task, shared_task
+    from celery import Task, current_task, shared_task
     from celery.signals import celeryd_after_setup, worker_process_init
 
     from mailglass_reconcile.singleton.task import Hold, SweepTask
@@ -95,13 +96,32 @@ def reconcile(
                 eligible, parts = ranges.cut(runtime.database(), tenant_id, fan_out)
                 if parts:
                     return _send(hold, tenant_id, eligible, parts)
+            handled.see_before_sweep(runtime.database())
             sweep = reconciler.prepare(tenant_id, limit, bounds=bounds, range_of=self.range_of_run, origin=_origin())
             with _ended_by_soft_limit(sweep):
                 sweep.run()
-        return _reported(sweep.result)
+        return _reported(sweep)
 
 
-@shared_task(name=RECENT_TASK, ignore_result=True, throws=(MailglassReconcileError,))
+class _TaskForNow(Task):
+    """A task whose requests expire, except for those that are made for later."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Enqueue it."""
+        if options.get("countdown") or options.get("eta"):
+            options.setdefault("expires", None)
+        return super().apply_async(args, kwargs, **options)
+
+
+@shared_task(
+    base=_TaskForNow,
+    name=RECENT_TASK,
+    ignore_result=True,
+    expires=RECENT_EXPIRES_SECONDS,
+    throws=(MailglassReconcileError,),
+)
 def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dict[str, Any]:
     """Sweep what arrived lately; takes no lock, because any number may run at once.
 
@@ -120,36 +140,44 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
         sweep = recent.prepare(interval, tenant_id, origin=_origin())
         with _ended_by_soft_limit(sweep):
             sweep.run()
-        return _reported(sweep.result)
+        return _reported(sweep)
 
 
-@shared_task(name=PRUNE_TASK, throws=(MailglassReconcileError,))
+@shared_task(base=_TaskForNow, name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS, throws=(MailglassReconcileError,))
 def prune() -> dict[str, Any]:
     """Delete old raw webhooks, and repair the table of open orphans; return the fields of `PruneResult`."""
     with _faults_on_one_line(PRUNE_TASK):
         return pruner.prune_with(runtime.database(), _origin()).as_dict()
 
 
-@shared_task(name=DISPATCH_TASK, throws=(MailglassReconcileError,))
+@shared_task(
+    base=_TaskForNow,
+    name=DISPATCH_TASK,
+    ignore_result=True,
+    expires=DISPATCH_EXPIRES_SECONDS,
+    throws=(MailglassReconcileError,),
+)
 def dispatch() -> dict[str, int]:
-    """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`."""
+    """Run this worker's handlers on the events that are due; return the counts of `DispatchResult`, which are ignored
+    unless the caller asks for them (`ignore_result=False`).
+    """
     with _faults_on_one_line(DISPATCH_TASK):
         return dispatcher.dispatch_within(DISPATCH_SECONDS, _origin()).as_dict()
 
 
-def ask_for_dispatch(result: SweepResult) -> None:
-    """Call handlers at once for what a sweep has linked; a broker that is down is not an error."""
-    if not (result.linked and handlers.recorded_types(runtime.get_settings().hook_types)):
-        return
+def ask_for_dispatch() -> None:
+    """Run the handlers of what a sweep has linked now; a broker that is down is not an error."""
     try:
-        dispatch.apply_async(expires=DISPATCH_EXPIRES_SECONDS, retry=False, ignore_result=True)
+        dispatch.apply_async(retry=False)
     except Exception as error:  # whatever a broker's client raises
         logger.warning("handlers run at the next dispatch: the broker took no task (%s)", type(error).__name__)
 
 
-def _reported(result: SweepResult) -> dict[str, Any]:
+def _reported(sweep: Sweep) -> dict[str, Any]:
     """Ask for the handlers of what a sweep linked, and return its counts as a task's result."""
-    ask_for_dispatch(result)
+    if sweep.handed_over:
+        ask_for_dispatch()
+    result = sweep.result
     return {**result.as_dict(), "tenant_id": result.shown_tenant}
 
 
@@ -252,20 +280,13 @@ def _warn_of_what_is_missing(instance: Any, **unused: Any) -> None:
     """Say so if a worker starts that leaves one of our tasks out, or that consumes one and cannot run it."""
     app = instance.app
     consumed = app.amqp.queues.consume_from
-    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if _has_hooks() else []))
+    names = (SWEEP_TASK, PRUNE_TASK, *([DISPATCH_TASK] if handlers.types() else []))
     queues = {name: app.amqp.router.route({}, name).get("queue") for name in names}
     for name, queue in queues.items():
         if queue is not None and queue.name not in consumed:
             logger.warning("this worker does not consume %r, the queue of %s: some worker has to", queue.name, name)
     if any(queue is None or queue.name in consumed for queue in queues.values()):
         _warn_of_the_database()
-
-
-def _has_hooks() -> bool:
-    try:
-        return bool(handlers.recorded_types(runtime.get_settings().hook_types))
-    except MailglassReconcileError:  # the warning of the database names the setting
-        return False
 
 
 def _warn_of_the_database() -> None:

@@ -54,7 +54,8 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
         factories.insert_on(connection, deliveries=[row])
         for batch in batches:
             reports = [
-                LinkedEvent(None, "", row["id"], "acme", kind, str(at), str(arrival)) for kind, at, arrival in batch
+                LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
+                for kind, at, arrival in batch
             ]
             projector.project(tx, reports)
         return connection.execute(
@@ -110,7 +111,9 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
         kinds = ("delivered", "bounced", "opened")
         arrival = str(NOON)
         pairs = zip(rows, kinds, strict=True)
-        events = [LinkedEvent(None, "", row["id"], "acme", kind, arrival, arrival) for row, kind in pairs]
+        events = [
+            LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
+        ]
         changed = projector.project(tx, events)
         found = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")

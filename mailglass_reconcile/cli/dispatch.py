@@ -1,4 +1,4 @@
-"""The subcommand `dispatch`, which runs handlers; `sweep` does so for what it has linked."""
+"""The subcommand `dispatch`, which runs handlers, and replays or forgets; `sweep` runs them for what it has linked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.opening import look_now
-from mailglass_reconcile.cli.texts import console, table
+from mailglass_reconcile.cli.texts import Duration, console, table
 from mailglass_reconcile.errors import MailglassReconcileError, hint
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.hooks import dispatcher, handled
 from mailglass_reconcile.rules import handlers as registry
-from mailglass_reconcile.rules.humanize import counted, took
+from mailglass_reconcile.rules.humanize import age, counted, took
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ Examples:
   mailglass-reconcile dispatch
   mailglass-reconcile dispatch --dead
   mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
+  mailglass-reconcile dispatch --replay bounced --since 7d
+  mailglass-reconcile dispatch --forget bounced
 """
 
 
@@ -46,18 +48,36 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     metavar="[EVENT_ID]",
     help="Try all dead events, or one, again in the next dispatch.",
 )
+@click.option("--replay", metavar="TYPE", help="Let a new handler run on the events of this type since --since.")
+@click.option("--since", type=Duration(), metavar="AGE", help="For --replay: how old the events may be: 12h, 7d.")
+@click.option("--forget", metavar="TYPE", help="Its handlers are gone: delete this type's waiting events.")
+@click.option("--yes", is_flag=True, help="Do not ask first, for --replay and --forget.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def dispatch(lists: bool, retry: UUID | str | None, as_json: bool) -> None:
+def dispatch(
+    lists: bool,
+    retry: UUID | str | None,
+    replay: str | None,
+    since: float | None,
+    forget: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.
 
     Exits with 0 if no handler failed.
     """
-    if lists and retry is not None:
-        raise click.UsageError("--dead and --retry exclude each other")
+    if sum([lists, retry is not None, replay is not None, forget is not None]) > 1:
+        raise click.UsageError("--dead, --retry, --replay and --forget exclude each other")
+    if (replay is None) != (since is None):
+        raise click.UsageError("--replay needs --since, such as --since 7d, and --since needs --replay")
     if lists:
         _list_dead(as_json)
     elif retry is not None:
         _retry(retry, as_json)
+    elif replay is not None and since is not None:
+        _replay(replay, since, yes, as_json)
+    elif forget is not None:
+        _forget(forget, yes, as_json)
     else:
         look_now()
         with _ended_by_sigterm():
@@ -123,3 +143,40 @@ def _retry(wanted: UUID | str, as_json: bool) -> None:
     if isinstance(wanted, UUID) and not retried:
         click.echo(hint(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`"), err=True)
         sys.exit(1)
+
+
+def _replay(type_: str, seconds: float, yes: bool, as_json: bool) -> None:
+    runtime.load_imports()
+    try:
+        handled.require_replayable(runtime.get_settings(), type_, seconds)
+    except ValueError as error:
+        raise click.UsageError(f"--since: {error}") from None
+    database = runtime.database()
+    missed = counted(handled.missed(database, type_, seconds), f"{type_} event")
+    _confirm(f"hand over {missed} of the last {age(seconds)}, each to the handlers that are not done with it?", yes)
+    replayed = handled.replay(database, type_, seconds)
+    text = f"handed over {counted(replayed, 'event')}; the next dispatch runs their handlers"
+    click.echo(json.dumps({"replayed": replayed}) if as_json else text)
+
+
+def _forget(type_: str, yes: bool, as_json: bool) -> None:
+    database = runtime.database()
+    try:
+        known = handled.known(database, type_)
+    except LookupError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    seen = "" if known.seen_seconds is None else f"; a dispatcher had a handler of it {age(known.seen_seconds)} ago"
+    waiting = counted(known.waiting, "waiting event")
+    _confirm(f"forget {type_} and delete its {waiting}{seen}? This cannot be undone", yes)
+    deleted = handled.forget(database, type_)
+    text = f"forgot {type_} and deleted {counted(deleted, 'waiting event')}"
+    click.echo(json.dumps({"forgotten": type_, "deleted": deleted}) if as_json else text)
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"no terminal to confirm on: pass --yes to {question.partition('?')[0]}")
+    click.confirm(question, abort=True, err=True)

@@ -22,7 +22,7 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.hooks import dispatcher, handled
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import counted, took
@@ -99,6 +99,7 @@ class Follower:
             handler.addFilter(self._repeats.passes)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        handled.see_before_sweep(self._database)
         try:
             while self._ended_by is None:
                 try:

@@ -12,6 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
 from mailglass_reconcile.cli.texts import moment, wrapped
 from mailglass_reconcile.errors import InvalidEventError
+from mailglass_reconcile.hooks import handled
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import by_hand
 from mailglass_reconcile.store import deliveries
@@ -54,6 +55,7 @@ def link(event_id: UUID, delivery_id: UUID, reason: str, dry_run: bool, yes: boo
         return
     if not yes:
         click.confirm("link them? This cannot be undone", abort=True, err=True)
+    handled.see_before_sweep(database)
     by_hand.link_with(database, wanted)
     click.echo(wrapped(f"linked event {event_id} to delivery {delivery_id}"))
     dispatch.run_for(1)

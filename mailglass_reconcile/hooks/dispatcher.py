@@ -27,7 +27,7 @@ from mailglass_reconcile.hooks.running import Begin, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import outbox, runs
+from mailglass_reconcile.store import handled, outbox, runs
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.outbox import Held, Outcome, Settled
@@ -43,6 +43,8 @@ CLAIM_SECONDS = 1.0
 """After this, a dispatcher gives back what it has claimed and not begun."""
 CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
+SEEN_SECONDS = 60.0
+"""How often a dispatcher that works looks whether its handlers' types are written down."""
 LISTED = 1_000
 RETRY_ROWS = 5_000
 
@@ -96,8 +98,8 @@ def dispatch_within(seconds: float | None, origin: Origin = "python") -> Dispatc
     with telemetry.span("dispatch") as span:
         try:
             with database_errors(), running.connected(own_process=origin != "python") as begin:
-                dispatcher.run(begin, types.copy())
-                _note(begin, dispatcher.result, types, origin)
+                dispatcher.run(begin, types)
+                _note(begin, dispatcher.result, origin)
         finally:
             telemetry.describe(span, dispatcher.result.as_counts())
     return dispatcher.result
@@ -132,10 +134,12 @@ class _Dispatcher:
         self._began = time.monotonic()
         self._seconds = seconds
         self._size = CLAIMED_EVENTS
+        self._seen_at = -SEEN_SECONDS
 
     def run(self, begin: Begin, types: list[str]) -> None:
         """Dispatch what is due, until nothing is."""
         while not self._expired():
+            self._see(begin, types)
             random.shuffle(types)
             new = self._claim(begin, types, self._size, tried=False)
             begun = self._try(begin, new)
@@ -149,6 +153,12 @@ class _Dispatcher:
 
     def _expired(self) -> bool:
         return self._seconds is not None and time.monotonic() - self._began > self._seconds
+
+    def _see(self, begin: Begin, types: Sequence[str]) -> None:
+        """Write down that handlers of *types* run here, so that every process hands such events over."""
+        if time.monotonic() - self._seen_at >= SEEN_SECONDS:
+            self._own(begin, lambda tx: handled.see(tx, types))
+            self._seen_at = time.monotonic()
 
     def _claim(self, begin: Begin, types: Sequence[str], size: int, *, tried: bool) -> list[Held]:
         def action(tx: Transaction) -> tuple[list[str], list[Held]]:
@@ -261,24 +271,24 @@ class _Dispatcher:
         raise AssertionError("unreachable")
 
 
-_noted_at: WeakKeyDictionary[sa.Engine, dict[tuple[str, ...], float]] = WeakKeyDictionary()
-"""When this process last left a row in the history of runs, by engine, and by origin and types."""
+_noted_at: WeakKeyDictionary[sa.Engine, dict[Origin, float]] = WeakKeyDictionary()
+"""When this process last left a row in the history of runs, by engine and origin."""
 
 
-def _note(begin: Begin, result: DispatchResult, types: Sequence[str], origin: Origin) -> None:
-    """Leave in the history of runs which types have handlers here; an idle dispatcher does so once a minute."""
-    noted_at, key = _noted_at.setdefault(runtime.get_engine(), {}), (origin, *types)
+def _note(begin: Begin, result: DispatchResult, origin: Origin) -> None:
+    """Leave a row in the history of runs; an idle dispatcher does so once a minute."""
+    noted_at = _noted_at.setdefault(runtime.get_engine(), {})
     idle = not (result.handled or result.failed)
-    if idle and time.monotonic() - noted_at.get(key, -IDLE_SECONDS) < IDLE_SECONDS:
+    if idle and time.monotonic() - noted_at.get(origin, -IDLE_SECONDS) < IDLE_SECONDS:
         return
-    run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms}, handled_types=tuple(types))
+    run = Run("dispatch", origin, counts={"duration_ms": result.duration_ms})
     try:
         with begin() as work, borrowed(work.connection, runtime.get_settings()) as tx:
             runs.add(tx, run)
     except Exception as error:  # SQLAlchemy's or a framework's; the handlers have run
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)
         return
-    noted_at[key] = time.monotonic()
+    noted_at[origin] = time.monotonic()
 
 
 def dead_events(database: Database) -> list[dict[str, Any]]:

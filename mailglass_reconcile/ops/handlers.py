@@ -1,4 +1,4 @@
-"""Whether handlers run: what waits too long, fails or is dead, and what nobody hands to them."""
+"""Whether handlers run: what waits too long, fails or is dead, and types without a dispatcher."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.humanize import age, counted
 from mailglass_reconcile.store import handled, outbox
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.handled import Unseen
 from mailglass_reconcile.store.outbox import Facts
 
 LATE_SECONDS = 300.0
@@ -21,12 +22,12 @@ class Problem(NamedTuple):
     remedy: str
 
 
-def problems(facts: Facts, left_out: list[str]) -> list[Problem]:
+def problems(facts: Facts, unseen: list[Unseen]) -> list[Problem]:
     """Return what is wrong.
 
     Args:
         facts: Of the outbox.
-        left_out: The types that have a handler and that a process does not hand on.
+        unseen: The types that no dispatcher has named for an hour.
     """
     found = []
     if facts.dead:
@@ -56,19 +57,19 @@ def problems(facts: Facts, left_out: list[str]) -> list[Problem]:
                 "the log of the dispatching process names handler, error and line",
             )
         )
-    if left_out:
-        found.append(
-            Problem(
-                True,
-                f"events of types with a handler ({', '.join(left_out)}) were recorded or linked in the last hour"
-                " without an outbox row",
-                "in every process that records or sweeps, name the handlers' module in MAILGLASS_IMPORTS, or set"
-                f" MAILGLASS_HOOK_TYPES={','.join(left_out)}",
-            )
-        )
-    return found
+    return found + list(map(_without_dispatcher, unseen))
+
+
+def _without_dispatcher(one: Unseen) -> Problem:
+    """Say that events of a type wait for handlers that no process has."""
+    return Problem(
+        True,
+        f"no dispatcher has named a handler of {one.type} for {age(one.seconds)}, and events of this type wait for one",
+        "start a dispatcher that has the handlers' module in MAILGLASS_IMPORTS; if the handlers are gone for good, run"
+        f" `mailglass-reconcile dispatch --forget {one.type}`",
+    )
 
 
 def look(tx: Transaction) -> list[Problem]:
     """Return what is wrong, by two queries whose cost does not depend on what is open."""
-    return problems(outbox.facts(tx), handled.left_out(tx))
+    return problems(outbox.facts(tx), handled.unseen(tx))

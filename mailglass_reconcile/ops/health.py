@@ -15,6 +15,7 @@ from mailglass_reconcile.rules.humanize import age, counted, shown
 from mailglass_reconcile.schedule import PRUNE_LATE_SECONDS
 from mailglass_reconcile.store import handled, ledger, outbox, reports, schema
 from mailglass_reconcile.store.database import Transaction
+from mailglass_reconcile.store.handled import Unseen
 from mailglass_reconcile.store.reports import Reports
 
 LATELY_DAYS = 7
@@ -104,7 +105,7 @@ class Facts(NamedTuple):
     hooks_failing: int
     hooks_overdue_seconds: float
     handlers: list[Problem]
-    left_out: list[str]
+    unseen: list[Unseen]
     reports: list[Reports]
     silence_hours: float | None
 
@@ -117,7 +118,7 @@ def last_sweeps(tx: Transaction) -> sa.Row[Any]:
 
 def facts(tx: Transaction) -> Facts:
     """Return the facts, by a few queries whose cost does not depend on what is open."""
-    row, waiting, left_out = last_sweeps(tx), outbox.facts(tx), handled.left_out(tx)
+    row, waiting, unseen = last_sweeps(tx), outbox.facts(tx), handled.unseen(tx)
     last = None if row.status is None else dict(row._mapping)
     if last is not None and row.swept_lately is not None:  # sweeps count their own links; our writers link most
         last["linked_lately"] = max(row.swept_lately, ledger.newest_links(tx, LATELY_DAYS * 86_400))
@@ -136,8 +137,8 @@ def facts(tx: Transaction) -> Facts:
         waiting.dead,
         waiting.failing,
         max(0.0, waiting.overdue_seconds),
-        handlers.problems(waiting, left_out),
-        left_out,
+        handlers.problems(waiting, unseen),
+        unseen,
         reports.missing(tx),
         tx.settings.silence_hours,
     )

@@ -67,7 +67,7 @@ class Measures:
         hooks_dead: Events of which a handler has failed for the last time.
         hooks_failing: Those of them that wait whose handlers have failed three times or more.
         hooks_overdue_seconds: For how long the first of those that wait has been due.
-        hooks_left_out: How many types of events were recorded or linked without their handlers in the last hour.
+        hooks_unseen: How many types of events have handlers that no dispatcher has named for an hour.
         lately: What has arrived, and what deliveries have heard.
         silence: What deliveries lack, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
@@ -83,7 +83,7 @@ class Measures:
     hooks_dead: int
     hooks_failing: int
     hooks_overdue_seconds: float
-    hooks_left_out: int
+    hooks_unseen: int
     lately: Lately
     silence: dict[str, Silence]
     unlinked_tenants: int
@@ -122,7 +122,7 @@ def measure(database: Database) -> Measures:
         known.hooks_dead,
         known.hooks_failing,
         known.hooks_overdue_seconds,
-        len(known.left_out),
+        len(known.unseen),
         lately,
         by_label(known.reports),
         unlinked,

@@ -226,7 +226,7 @@ def _link(place: Place, settings: Settings, recheck: Recheck, deadline: float, l
     for _ in range(ROUNDS):
         with place.begin() as connection, borrowed(connection, settings) as tx:
             pairs, notes, more = _matching(tx, recheck)
-            done = link_in(tx, pairs, notes=notes)
+            done = link_in(tx, pairs, notes)
         linked += done
         held = len(done) < len(pairs)
         if time.monotonic() > deadline or not pairs or not (held or more):

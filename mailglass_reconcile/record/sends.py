@@ -113,20 +113,14 @@ def record_send(
     )
     checked = check(campaign.tenant_id, campaign.spellings[0], sent)
     with borrowed(connection, settings) as tx:
-        delivery_ids, reports, may_be_open = _store(tx, campaign, checked)
+        delivery_ids, may_be_open = _store(tx, campaign, checked)
         pairs, notes = _match(tx, checked, set(delivery_ids)) if may_be_open else ([], {})
-        linked = link_in(tx, pairs, reports, notes)
+        linked = link_in(tx, pairs, notes)
     return after_commit.returned(connection, _recorded(checked, delivery_ids, linked))
 
 
-def _store(
-    tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]
-) -> tuple[list[str], list[LinkedEvent], bool]:
-    """Store the sends that are new.
-
-    Returns:
-        The delivery of each, what of the new ones handlers run on, and whether events may be open for one of the ids.
-    """
+def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> tuple[list[str], bool]:
+    """Store the sends that are new; return the delivery of each, and whether events may be open for one of the ids."""
     first = {send.identity: send for send in reversed(checked)}
     recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
     rows = [
@@ -141,16 +135,9 @@ def _store(
         for d in first.values()
     ]
     if not rows:
-        return [], [], False
-    has_reports = any(row.entry.type in tx.hook_types for row in rows)
-    known, may_be_open = sends.store(tx, campaign, rows, last=not has_reports)
-    reports = [
-        LinkedEvent(None, e.id, row.delivery_id, e.tenant_id, e.type, e.occurred_at, arrived_at=projector.NOW)
-        for row in rows
-        for e in [row.entry]
-        if e.type in tx.hook_types and e.idempotency_key not in known
-    ]
-    return [known.get(send.identity) or first[send.identity].delivery_id for send in checked], reports, may_be_open
+        return [], False
+    known, may_be_open = sends.store(tx, campaign, rows)
+    return [known.get(send.identity) or first[send.identity].delivery_id for send in checked], may_be_open
 
 
 def _match(tx: Transaction, checked: Sequence[NewSend], ours: Set[str]) -> tuple[Pairs, Notes]:

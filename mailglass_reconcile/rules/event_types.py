@@ -29,27 +29,9 @@ REJECT_REASONS = ("invalid", "bounced", "timed_out", "blocked", "spam", "unsubsc
 """Why a message was rejected or bounced."""
 
 ALL = "*"
-NONE = "none"
 
 
 def mistyped(type_: str) -> str | None:
     """Return a sentence if no event has this type and a similar one is known; None otherwise."""
     meant = "" if type_ in TYPES else did_you_mean(type_, TYPES)
     return f"no event has the type {shown(type_)}{meant}" if meant else None
-
-
-def chosen(text: str) -> frozenset[str]:
-    """Return the types that a list with commas names; `*` is all of them, `none` alone is no type.
-
-    Raises:
-        ValueError: A name is no known type.
-    """
-    names = {name.strip().lower() for name in text.split(",")} - {""}
-    if names == {NONE}:
-        return frozenset()
-    unknown = sorted(names - {ALL, *TYPES})
-    if unknown:
-        hint = did_you_mean(unknown[0], TYPES, " ({})")
-        known = f"{', '.join(TYPES)}, or {ALL} for all, {NONE} for none"
-        raise ValueError(f"one of the types is not known{hint}; known types: {known}")
-    return frozenset(TYPES) if ALL in names else frozenset(names)

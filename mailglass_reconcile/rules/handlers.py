@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.rules.event_types import ALL, TYPES, chosen
+from mailglass_reconcile.rules.event_types import ALL, TYPES
 from mailglass_reconcile.rules.events import DeliveryEvent
 from mailglass_reconcile.rules.humanize import did_you_mean
 
@@ -38,7 +38,9 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     succeeded. What it writes through *connection* is committed together with the note that it has succeeded, so it
     must not commit. If it raises, it is tried again later.
 
-    A process that sweeps or records, but does not import this module, has to name the types in `MAILGLASS_HOOK_TYPES`.
+    Only the processes that dispatch need to import this module: the first dispatch notes the types in the database, and
+    from then on every process hands over events of these types. Events from before that are handed over by
+    `mailglass-reconcile dispatch --replay`.
 
     Args:
         types: Types of events, such as `bounced`; `*` is all of them.
@@ -72,11 +74,6 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
 def types() -> frozenset[str]:
     """Return the types that have a handler in this process."""
     return frozenset().union(*(one.types for one in _registered.values()))
-
-
-def recorded_types(setting: str | None) -> frozenset[str]:
-    """Return the types of events that this process hands to handlers: as `MAILGLASS_HOOK_TYPES` says, or its own."""
-    return types() if setting is None else chosen(setting)
 
 
 def handlers_of(type_: str) -> list[Registered]:

@@ -46,6 +46,7 @@ class SweepTask(Singleton):
     """
 
     abstract = True
+    expires = SWEEP_INTERVAL_SECONDS
 
     @property
     def singleton_backend(self) -> LockBackend:
@@ -98,9 +99,8 @@ class SweepTask(Singleton):
         except ConfigurationError:  # a process that only asks may not know the database; the run meets the lock
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
         if options.get("countdown") or options.get("eta"):
+            options.setdefault("expires", None)
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
-        if options.get("expires") is None:  # a schedule that is kept in a database drops our entry's own
-            options["expires"] = SWEEP_INTERVAL_SECONDS
         requested = task_id or uuid()
         holder = self.singleton_backend.reserve(key, requested)
         if holder is not None:

@@ -30,7 +30,6 @@ from mailglass_reconcile.errors import (
     is_passing,
     sqlstate,
 )
-from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import elsewhere, engines
 from mailglass_reconcile.store.engines import ISOLATION
@@ -124,8 +123,6 @@ class Transaction:
         self.connection = connection
         self.settings = settings
         self.schema = settings.database_schema
-        self.hook_types = handlers.recorded_types(settings.hook_types)
-        """Types of events that are put into the handlers' outbox."""
         self.xact_id: str | None = None
         """The id of a transaction that links, for `in_progress`."""
         self._infers_types = connection.dialect.driver.startswith("psycopg")

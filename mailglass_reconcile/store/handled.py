@@ -1,55 +1,112 @@
-"""Which types of events have handlers, as the dispatches in the history of runs say, and what is not handed to them."""
+"""The types of events that handlers run on, as dispatchers have written them down; and what is handed over later."""
 
 from __future__ import annotations
 
-from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, first_uuid7
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
-LOOKED_AT = 5_000
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.database import Transaction, array_literal, columns
+
+# A row that was written within ten minutes stays as it is, so that an idle dispatcher only reads.
+_SEE = """
+INSERT INTO {schema}.mailglass_handled_types AS h (type, seen_at)
+SELECT t.type, now()::timestamp
+  FROM unnest(CAST(:types AS text[])) AS t (type)
+ WHERE t.type NOT IN (SELECT type FROM {schema}.mailglass_handled_types
+                       WHERE seen_at > now()::timestamp - interval '10 minutes')
+ ORDER BY t.type
+    ON CONFLICT (type) DO UPDATE SET seen_at = excluded.seen_at
+"""
+
+_UNSEEN = """
+SELECT type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seconds
+  FROM {schema}.mailglass_handled_types WHERE seen_at < now()::timestamp - interval '1 hour' ORDER BY type
+"""
 
 _MAY_READ = "SELECT coalesce(has_table_privilege(to_regclass(:table), 'SELECT'), false)"
 
-_HANDLED = """
-SELECT DISTINCT h.type
-  FROM {schema}.mailglass_reconcile_runs AS r
- CROSS JOIN LATERAL unnest(string_to_array(r.handled_types, ',')) AS h (type)
- WHERE r.kind = 'dispatch' AND r.finished_at > now()::timestamp - interval '1 day'
+_KNOWN = """
+SELECT (SELECT extract(epoch FROM now()::timestamp - seen_at)::float8 FROM {schema}.mailglass_handled_types
+         WHERE type = :type) AS seen_seconds,
+       (SELECT count(*) FROM {schema}.mailglass_hook_outbox WHERE state = 'waiting' AND type = :type) AS waiting
 """
 
-_LEFT_OUT = """
--- since when each type that still has a handler has had one; the prune may have deleted rows that were dispatched
-WITH handled AS (
-  SELECT h.type, greatest(min(r.started_at), (SELECT max(finished_at) FROM {schema}.mailglass_reconcile_runs
-                                               WHERE kind = 'prune')) AS since
-    FROM {schema}.mailglass_reconcile_runs AS r
-   CROSS JOIN LATERAL unnest(string_to_array(r.handled_types, ',')) AS h (type)
-   WHERE r.kind = 'dispatch'
-   GROUP BY h.type HAVING max(r.finished_at) > now()::timestamp - interval '1 hour'
--- the newest rows of the last hour
-), recent AS MATERIALIZED (
-  SELECT id, type, delivery_id, idempotency_key, inserted_at FROM {schema}.mailglass_events
-   WHERE id >= CAST(:first AS uuid) AND EXISTS (SELECT FROM handled) ORDER BY id DESC LIMIT :size
--- what our writers attached, and what a `reconciled` event has linked
-), attached AS (
-  SELECT id, type, inserted_at FROM recent
-   WHERE delivery_id IS NOT NULL AND (idempotency_key LIKE 'webhook:%' OR idempotency_key LIKE 'send:%')
+_FORGET = "DELETE FROM {schema}.mailglass_handled_types WHERE type = :type"
+
+DELETE_WAITING = """
+DELETE FROM {schema}.mailglass_hook_outbox
+ WHERE event_id = ANY (ARRAY(
+         SELECT event_id FROM {schema}.mailglass_hook_outbox
+          WHERE state = 'waiting' AND type = :type LIMIT :size FOR UPDATE SKIP LOCKED))
+"""
+"""For `in_batches`."""
+
+# Of what has reached a delivery since then, all that some handler is not done with and that nothing else tries.
+_MISSED = """
+WITH page AS MATERIALIZED (
+  SELECT id, type, delivery_id, idempotency_key FROM {schema}.mailglass_events
+   WHERE id > CAST(:after_id AS uuid) AND id < CAST(:until_id AS uuid) ORDER BY id LIMIT :size
+-- What our writers attached, and what a `reconciled` event has linked.
+), reached AS (
+  SELECT id AS event_id, delivery_id FROM page
+   WHERE type = :type AND delivery_id IS NOT NULL
+     AND (starts_with(idempotency_key, 'webhook:') OR starts_with(idempotency_key, 'send:'))
    UNION ALL
-  SELECT o.id, o.type, r.inserted_at
-    FROM recent AS r
+  SELECT o.id, p.delivery_id
+    FROM page AS p
     JOIN {schema}.mailglass_events AS o
-      ON o.id = {linked}
+      ON o.type = :type
+     AND o.id = {linked}
 )
-SELECT a.type
-  FROM attached AS a
-  JOIN handled AS h ON h.type = a.type AND a.inserted_at > h.since
- WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_hook_outbox AS x WHERE x.event_id = a.id)
- GROUP BY a.type ORDER BY count(*) DESC, a.type
-""".replace("{linked}", schema.linked_by("r"))
+SELECT r.event_id::text, r.delivery_id::text, (SELECT max(id::text) FROM page) AS last
+  FROM (SELECT) AS always
+  LEFT JOIN (SELECT r.* FROM reached AS r
+               LEFT JOIN {schema}.mailglass_hook_outbox AS x ON x.event_id = r.event_id
+              WHERE x.event_id IS NULL
+                 OR x.state = 'dispatched' AND NOT x.done @> CAST(:handlers AS text[])) AS r ON true
+""".replace("{linked}", schema.linked_by("p"))
+
+_HAND_OVER = """
+INSERT INTO {schema}.mailglass_hook_outbox AS x (event_id, delivery_id, type, next_at, inserted_at)
+SELECT m.event_id, m.delivery_id, :type, now()::timestamp, now()::timestamp
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS m (event_id, delivery_id)
+ ORDER BY m.event_id
+    ON CONFLICT (event_id) DO UPDATE
+   SET state = 'waiting', attempts = 0, next_at = excluded.next_at, finished_at = NULL
+ WHERE x.state = 'dispatched'
+"""
 
 
-def types(tx: Transaction) -> set[str]:
-    """Return the types that have had a handler in some process during the last day, as far as this role may know."""
-    return set(tx.execute(_HANDLED).scalars()) if may_read(tx, "mailglass_reconcile_runs") else set()
+class Unseen(NamedTuple):
+    """A type, and how long ago a dispatcher last had a handler of it."""
+
+    type: str
+    seconds: float
+
+
+class Known(NamedTuple):
+    """How long ago a dispatcher had a handler of a type, None if none ever had; and how many of its events wait."""
+
+    seen_seconds: float | None
+    waiting: int
+
+
+class Missed(NamedTuple):
+    """Events and their deliveries, of one page of the ledger; `last` is the last id of the page, None after it."""
+
+    pairs: list[tuple[str, str]]
+    last: str | None
+
+
+def see(tx: Transaction, types: Collection[str]) -> None:
+    """Write down that this process has handlers of *types*: from now on, events of these types are handed over."""
+    tx.execute(_SEE, {"types": array_literal(types)})
+
+
+def unseen(tx: Transaction) -> list[Unseen]:
+    """Return the types that handlers run on, and that no dispatcher has named for an hour."""
+    return list(map(Unseen._make, tx.execute(_UNSEEN)))
 
 
 def may_read(tx: Transaction, table: str) -> bool:
@@ -57,10 +114,29 @@ def may_read(tx: Transaction, table: str) -> bool:
     return bool(tx.execute(_MAY_READ, {"table": tx.name_of(table)}).scalar_one())
 
 
-def left_out(tx: Transaction) -> list[str]:
-    """Return the types that have a handler, and of which events of the last hour are not in the outbox.
+def known(tx: Transaction, type_: str) -> Known:
+    """Return what is known of a type."""
+    return Known._make(tx.execute(_KNOWN, {"type": type_}).one())
 
-    Only the newest 5,000 rows of the ledger are looked at.
+
+def forget(tx: Transaction, type_: str) -> None:
+    """Hand over no further events of a type."""
+    tx.execute(_FORGET, {"type": type_})
+
+
+def missed(tx: Transaction, type_: str, handlers: Collection[str], between: Mapping[str, str], size: int) -> Missed:
+    """Return events of a type that reached a delivery and that one of *handlers*, by name, is not done with.
+
+    Events that wait, or are dead, are left out. They are those of the first *size* rows of the ledger whose ids are
+    *between* `after_id` and `until_id`.
     """
-    first = first_uuid7(3_600)
-    return list(tx.execute(_LEFT_OUT, {"first": first, "size": LOOKED_AT}).scalars())
+    parameters = {"type": type_, "handlers": array_literal(handlers), **between, "size": size}
+    rows = tx.execute(_MISSED, parameters).all()
+    return Missed([(row.event_id, row.delivery_id) for row in rows if row.event_id], rows[0].last)
+
+
+def hand_over(tx: Transaction, type_: str, pairs: Sequence[tuple[str, str]]) -> int:
+    """Let handlers run on events, given with their deliveries, and return how many; what is done of them stays done."""
+    if not pairs:
+        return 0
+    return tx.execute(_HAND_OVER, {"type": type_, **columns(("event_ids", "delivery_ids"), pairs)}).rowcount

@@ -61,7 +61,8 @@ _CLAIMED = """
 SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END AS reconciled_id, event_id::text, delivery_id::text,
        tenant_id, type, to_json(occurred_at) #>> '{}' AS occurred_at, arrived_at::text,
        (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds,
-       metadata -> 'recipient_checked' IS NULL AS checked
+       metadata -> 'recipient_checked' IS NULL AS checked,
+       type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) AS handled
   FROM claimed
 """
 _LINK = _CLAIM_AND_APPEND + _CLAIMED
@@ -198,7 +199,8 @@ class LinkedEvent(NamedTuple):
 
     `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
     for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago. `checked` is
-    false if its recipient could not be read, and it was linked by the message id alone.
+    false if its recipient could not be read, and it was linked by the message id alone. Handlers run on it if it is
+    `handled`.
     """
 
     reconciled_id: str | None
@@ -210,6 +212,7 @@ class LinkedEvent(NamedTuple):
     arrived_at: str
     lag_seconds: float = 0.0
     checked: bool = True
+    handled: bool = False
 
 
 NEWEST_EVENTS = 5_000

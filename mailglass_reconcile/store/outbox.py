@@ -1,4 +1,4 @@
-"""The handlers' outbox: a row for each event that they run on, written in the transaction that attaches it.
+"""The handlers' outbox: a row for each event that they run on, written by the statement that attaches it.
 
 A row is `waiting` until all its handlers are done (`dispatched`) or it has failed for the last time (`dead`). An
 attempt is counted when its row is claimed, so one that ends with its process counts too. Which handlers are done is
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.events import Bounce
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
-from mailglass_reconcile.store.ledger import LinkedEvent
 
 DELAYS_SECONDS = (5, 30, 120, 600, 3_600, 14_400, 43_200, 86_400)
 """Seconds from each attempt to the next, of which up to a quarter more is drawn by lot."""
@@ -26,16 +25,6 @@ ROLLED_BACK = "RolledBack"
 
 FAILING_ATTEMPTS = 3
 """After so many attempts, minutes after the first, an event is not failing by chance."""
-
-# Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
-_ADD = """
-INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
-SELECT n.event_id, n.delivery_id, n.type, now()::timestamp, now()::timestamp
-  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]))
-       AS n (event_id, delivery_id, type)
- ORDER BY n.event_id
-    ON CONFLICT DO NOTHING
-"""
 
 _FACTS = """
 SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead,
@@ -229,12 +218,6 @@ class Settled(NamedTuple):
     event_id: str
     attempts: int
     error: str | None
-
-
-def add(tx: Transaction, events: Sequence[LinkedEvent]) -> None:
-    """Give events, at least one, to handlers; an event is added once."""
-    rows = [(event.event_id, event.delivery_id, event.type) for event in events]
-    tx.execute(_ADD, columns(("event_ids", "delivery_ids", "types"), rows))
 
 
 def facts(tx: Transaction) -> Facts:

@@ -37,6 +37,7 @@ SWEEPER = (
     ("mailglass_hook_outbox", "INSERT", "event_id delivery_id type next_at inserted_at"),
     ("mailglass_hook_outbox", "DELETE", ""),
     ("mailglass_hook_outbox", "UPDATE", "error"),
+    ("mailglass_handled_types", "SELECT", ""),
     ("mailglass_reconcile_runs", "SELECT", ""),
     ("mailglass_reconcile_runs", "INSERT", ""),
     ("mailglass_reconcile_runs", "UPDATE", ""),

@@ -58,19 +58,40 @@ UPDATE {schema}.mailglass_deliveries AS d
             least(d.suppressed_at, c.suppressed_at)))
 """.replace("{next_version}", NEXT_VERSION)
 
+_HAND_OVER = """
+handed_over AS (
+  -- Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
+  INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+  SELECT event_id, delivery_id, type, now()::timestamp, now()::timestamp
+    FROM {arrived} WHERE type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) ORDER BY event_id
+      ON CONFLICT DO NOTHING
+)"""
+
+_GIVEN = """
+reached AS (
+  SELECT *
+    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]),
+                CAST(:occurred_at AS timestamp[]), CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]),
+                CAST(:terminal AS boolean[]))
+         AS p (event_id, delivery_id, type, occurred_at, arrived_at, standing, terminal)
+)"""
 _PARAMETERS = """
-         (SELECT *
-            FROM unnest(CAST(:delivery_ids AS uuid[]), CAST(:types AS text[]), CAST(:occurred_at AS timestamp[]),
-                        CAST(:arrived_at AS timestamp[]), CAST(:standings AS integer[]), CAST(:terminal AS boolean[]))
-                 AS p (delivery_id, type, occurred_at, arrived_at, standing, terminal)
+         (SELECT * FROM reached AS p
            CROSS JOIN LATERAL (SELECT {held_state} FROM {schema}.mailglass_deliveries WHERE id = p.delivery_id) AS d
            WHERE standing IS NOT NULL)""".replace("{held_state}", HELD_STATE)
 
-PROJECT = f"WITH {_COMPARED} {_UPDATE}".replace("{reported}", _PARAMETERS).replace("{standings}", _STANDINGS)
+PROJECT = (
+    f"WITH {_GIVEN}, {_HAND_OVER}, {_COMPARED} {_UPDATE}".replace("{arrived}", "reached")
+    .replace("{reported}", _PARAMETERS)
+    .replace("{standings}", _STANDINGS)
+)
 
 _APPENDED = """
-         (SELECT *, now()::timestamp AS arrived_at FROM n
-           WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE)"""
+         (SELECT *, now()::timestamp AS arrived_at FROM reached)"""
+_ATTACHED = """
+reached AS (
+  SELECT *, id AS event_id FROM n WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NOT NULL)) IS TRUE
+)"""
 _RETURNED = "SELECT id::text, delivery_id::text FROM appended"
 
 _COLUMNS = "event_id text, delivery_id text"
@@ -83,8 +104,10 @@ APPEND = Kept(
 APPEND_AND_PROJECT = Kept(
     "mailglass_reconcile_append_and_project",
     _COLUMNS,
-    f"{APPEND_WEBHOOK}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace("{reported}", _APPENDED).replace(
-        "{standings}", _STANDINGS
-    ),
+    f"{APPEND_WEBHOOK}, {_ATTACHED}, {_HAND_OVER}, {_COMPARED}, projected AS ({_UPDATE}) {_RETURNED}".replace(
+        "{arrived}", "reached"
+    )
+    .replace("{reported}", _APPENDED)
+    .replace("{standings}", _STANDINGS),
 )
 """Both in one round trip."""

@@ -43,12 +43,11 @@ def _for_each_count(statement: str) -> str:
 _ADD = _for_each_count("""
 INSERT INTO {schema}.mailglass_reconcile_runs AS r
        (started_at, finished_at, kind, origin, tenant_id, status, error, runs, [#],
-        remaining, linkable_since, open_groups, handled_types, covered, ranges)
+        remaining, linkable_since, open_groups, covered, ranges)
 VALUES (now()::timestamp - make_interval(secs => :age_ms / 1000.0), now()::timestamp, :kind, :origin, :tenant_id,
         :status, :error, :runs, [:#],
-        :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :handled_types,
-        :covered, :ranges)
-    ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),
+        :remaining, CAST(:linkable_since AS timestamp), CAST(:open_groups AS jsonb), :covered, :ranges)
+    ON CONFLICT (kind, origin, status, coalesce(tenant_id, ''),
                  date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))
           WHERE kind IN ('recent', 'dispatch')
     DO UPDATE
@@ -136,7 +135,6 @@ class Run:
         open_groups: The open orphans by state, tenant and provider; a group may be there several times.
         covered: Whether a sweep looked at everything in its window.
         ranges: Into how many ranges a full sweep was cut; None if it was not.
-        handled_types: Of a dispatch: the types of its handlers.
         error: The class of the error that ended it; never its text, which may name people.
         runs: How many runs it stands for.
         age_ms: Milliseconds since the first of them began.
@@ -150,7 +148,6 @@ class Run:
     remaining: int | None = None
     linkable_since: str | None = None
     open_groups: list[dict[str, Any]] | None = None
-    handled_types: tuple[str, ...] = ()
     covered: bool = True
     ranges: int | None = None
     error: str | None = None
@@ -167,7 +164,6 @@ def add(tx: Transaction, run: Run) -> int:
         "tenant_id": run.tenant_id,
         "runs": run.runs,
         "age_ms": run.age_ms,
-        "handled_types": ",".join(run.handled_types) or None,
         "ranges": run.ranges,
     }
     return int(tx.execute(_ADD, parameters).scalar_one())

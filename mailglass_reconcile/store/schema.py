@@ -10,7 +10,7 @@ from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store import elsewhere
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-VERSION = "0001b"
+VERSION = "0001c"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = elsewhere.VERSION_TABLE
@@ -19,6 +19,7 @@ TABLES: Mapping[str, str] = {
     "mailglass_open_orphan_ids": "event_id position candidate_id",
     "mailglass_reconcile_runs": "started_at finished_at kind status",
     "mailglass_hook_outbox": "event_id type attempts next_at",
+    "mailglass_handled_types": "type seen_at",
 }
 """Our tables, each with the columns by which it is recognised as ours, in every version."""
 
@@ -49,7 +50,7 @@ INDEXES: Mapping[str, Index] = {
     "mailglass_open_orphan_ids_candidate_idx": Index("mailglass_open_orphan_ids", "(candidate_id)"),
     "mailglass_reconcile_runs_minute_idx": Index(
         "mailglass_reconcile_runs",
-        "(kind, origin, status, coalesce(tenant_id, ''), coalesce(handled_types, ''),"
+        "(kind, origin, status, coalesce(tenant_id, ''),"
         " pg_catalog.date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))"
         " WHERE kind IN ('recent', 'dispatch')",
         unique=True,

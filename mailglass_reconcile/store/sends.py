@@ -69,6 +69,12 @@ WITH sent AS MATERIALIZED (
          type, reported_at, CASE WHEN type = 'dispatched' THEN reported_at END, terminal,
          CAST(:metadata AS jsonb), now()::timestamp, now()::timestamp
     FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
+-- Without a conflict target, which would need the right to read.
+), handed_over AS (
+  INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+  SELECT event_id, delivery_id, type, now()::timestamp, now()::timestamp
+    FROM new WHERE type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) ORDER BY event_id
+      ON CONFLICT DO NOTHING
 )
 -- The deliveries of what was recorded before.
 SELECT s.key, k.delivery_id::text, false AS open
@@ -122,14 +128,10 @@ class Stored(NamedTuple):
     may_be_open: bool
 
 
-def store(tx: Transaction, campaign: Campaign, sent: Sequence[New], *, last: bool) -> Stored:
-    """Store what is new of *sent*, each delivery with the projection of its event.
+def store(tx: Transaction, campaign: Campaign, sent: Sequence[New]) -> Stored:
+    """Store what is new of *sent*, each delivery with the projection of its event, and hand the events to handlers.
 
-    Args:
-        tx: The transaction.
-        campaign: What the deliveries have in common.
-        sent: What is stored.
-        last: Nothing follows in the block if no event waits for one of the deliveries.
+    If no event may wait for one of the deliveries, it is the last statement of the block.
     """
     parameters = {
         "tenant_id": campaign.tenant_id,
@@ -149,12 +151,12 @@ def store(tx: Transaction, campaign: Campaign, sent: Sequence[New], *, last: boo
         "message_ids": array_literal(one.message_id for one in sent),
         "shared": array_literal(str(one.shared) for one in sent),
         "terminal": array_literal(str(one.terminal) for one in sent),
-        "anyway": str(not last),
+        "anyway": "false",
         **made_by_parameters(tx),
     }
-    rows = tx.call(STORE, parameters, last=last)
+    rows = tx.call(STORE, parameters, last=True)
     may_be_open = any(is_open for _, _, is_open in rows)
-    if may_be_open and last:
+    if may_be_open:
         rows = tx.call(STORE, {**parameters, "anyway": "true"})
     known = {key: delivery_id for key, delivery_id, is_open in rows if not is_open}
     unseen = [key for key, delivery_id in known.items() if delivery_id is None]

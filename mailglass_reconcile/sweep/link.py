@@ -105,27 +105,23 @@ def _after_failure(connected: Connected, batch: Batch, part: Pairs, error: DBAPI
     return []
 
 
-def link_in(
-    tx: Transaction, pairs: Pairs, reports: Sequence[LinkedEvent] = (), notes: Notes | None = None
-) -> list[LinkedEvent]:
-    """Link *pairs* in a caller's transaction and project them with *reports*; return the linked.
+def link_in(tx: Transaction, pairs: Pairs, notes: Notes) -> list[LinkedEvent]:
+    """Link *pairs* in a caller's transaction, and return the linked.
 
-    What cannot be linked because of its own data costs a savepoint and stays open; *reports* are projected anyway.
+    What cannot be linked because of its own data costs a savepoint and stays open.
     """
-    if pairs:
-        try:
-            with tx.connection.begin_nested():
-                linked, _ = _linked(tx, pairs, notes or {})
-                projector.project(tx, [*reports, *linked])
-        except DBAPIError as error:
-            if not is_of_data(error):
-                raise
-            logger.error("events of a send cannot be linked (SQLSTATE %s); the next sweep tries again", sqlstate(error))
-        else:
-            return linked
-    if reports:
-        projector.project(tx, reports)
-    return []
+    if not pairs:
+        return []
+    try:
+        with tx.connection.begin_nested():
+            linked, _ = _linked(tx, pairs, notes)
+            projector.project(tx, linked)
+    except DBAPIError as error:
+        if not is_of_data(error):
+            raise
+        logger.error("events of a send cannot be linked (SQLSTATE %s); the next sweep tries again", sqlstate(error))
+        return []
+    return linked
 
 
 def _attempt(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) -> _Attempt:

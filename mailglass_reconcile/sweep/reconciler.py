@@ -161,6 +161,7 @@ class Sweep(Request):
         batch = link_batch(connected, pairs, lambda: self.deadline.is_over, notes)
         published = self.publisher.publish([projector.message(one) for one in batch.linked])
         self.tally.links(batch, published)
+        self.handed_over = self.handed_over or any(one.handled for one in batch.linked)
         self.in_batch = False
         if batch.outage is not None:
             raise batch.outage

@@ -36,6 +36,7 @@ class Request:
         deadline: Until when it works.
         tally: Its counts so far.
         window: What is eligible; None before that is known, and in a sweep of given orphans.
+        handed_over: Whether handlers run on an event that was linked.
         in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
         error: What ended the sweep before its end.
         linkable_since: Since when the first orphan that stays open could have been linked.
@@ -56,6 +57,7 @@ class Request:
     origin: Origin = "python"
     tally: Tally = field(init=False)
     window: Window | None = field(init=False, default=None)
+    handed_over: bool = field(init=False, default=False)
     in_batch: bool = field(init=False, default=False)
     error: BaseException | None = field(init=False, default=None)
     linkable_since: str | None = field(init=False, default=None)

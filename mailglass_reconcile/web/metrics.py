@@ -162,8 +162,8 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
     help_ = "For how long the first event that waits for handlers has been due"
     yield _single("handler_overdue_seconds", help_, known.hooks_overdue_seconds)
-    help_ = "Types of events that were recorded or linked without their handlers in the last hour"
-    yield _single("handler_types_left_out", help_, known.hooks_left_out)
+    help_ = "Types of events whose handlers no dispatcher has named for an hour"
+    yield _single("handler_types_unseen", help_, known.hooks_unseen)
 
 
 def _keyed(values: dict[str, int] | dict[str, float]) -> Iterable[tuple[tuple[str, ...], float]]:

@@ -10,6 +10,7 @@ from sqlalchemy import make_url
 
 from faults import servers
 from following import following, new_pairs
+from handling import handle
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -67,10 +68,10 @@ def handled(db, tmp_path):
     """The environment of a process with a handler that notes each event."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "slow_handler.py").write_text(HANDLER)
-    db.hooked.add("delivered")
+    handle(db, "delivered")
     db.run("CREATE TABLE handled (event_id uuid)")
     path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), os.environ.get("PYTHONPATH")]))
-    hooks = {"MAILGLASS_IMPORTS": "slow_handler", "MAILGLASS_HOOK_TYPES": "delivered", "PYTHONPATH": path}
+    hooks = {"MAILGLASS_IMPORTS": "slow_handler", "PYTHONPATH": path}
     return environment_of(db, **hooks, SLOW="0")
 
 

@@ -75,7 +75,7 @@ BREAKS = (
         "the trigger believes an infinite arrival",
         (
             (
-                "alembic/versions/0001b_open_orphans.py",
+                "alembic/versions/0001c_open_orphans.py",
                 " OR NOT isfinite(NEW.inserted_at)\n",
                 "\n",
             ),
@@ -150,7 +150,7 @@ BREAKS = (
         "an event of any type closes an orphan",
         (
             (
-                "alembic/versions/0001b_open_orphans.py",
+                "alembic/versions/0001c_open_orphans.py",
                 "  WHEN (NEW.type = 'reconciled'\n        AND current_setting",
                 "  WHEN (current_setting",
             ),

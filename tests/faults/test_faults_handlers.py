@@ -47,7 +47,7 @@ def forking(db: Any, redis_url: str, **more: str) -> Iterator[Callable[[int], Ca
     """Run a process that forks dispatchers; call what is yielded to begin one, and its answer to wait for it."""
     environment = {
         **db.environment(redis_url),
-        **{"PYTHONPATH": "tests:tests/support:.", "MAILGLASS_IMPORTS": "faults.handled", "MAILGLASS_HOOK_TYPES": "*"},
+        **{"PYTHONPATH": "tests:tests/support:.", "MAILGLASS_IMPORTS": "faults.handled"},
         **more,
     }
     command = [sys.executable, "-m", "faults.dispatcher"]
@@ -125,7 +125,7 @@ def on_engine(hooked: Database) -> Lead:
 
     @contextmanager
     def lead(url: str) -> Iterator[None]:
-        settings = hooked.settings.model_copy(update={"hook_types": "*", "database_url": SecretStr(url)})
+        settings = hooked.settings.model_copy(update={"database_url": SecretStr(url)})
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         yield
         mailglass_reconcile.configure(engine=hooked.engine, settings=settings)

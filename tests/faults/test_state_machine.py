@@ -445,7 +445,7 @@ class Schedule(RuleBasedStateMachine):
         return oracle.match(self.orphans[orphan], self.deliveries)
 
     def _sweep(self, mouth: _Mouth, size: int, **options: Any) -> Sweep:
-        configured = self.db.settings.model_copy(update={"batch_size": size, "hook_types": "*"})
+        configured = self.db.settings.model_copy(update={"batch_size": size})
         return Sweep(Handle(self.db.engine, configured), mouth, **options)  # type: ignore[arg-type]
 
     def _learn(self, mouth: _Mouth, candidates: Sequence[str]) -> int:
@@ -501,7 +501,7 @@ class Schedule(RuleBasedStateMachine):
     def _hurry(self, size: int) -> None:
         """Sweep in a hurry; if no more comes first than it looks at, that is linked at once."""
         open_, first, mouth = self._open(), [row.id for row in self.db.rows(_FIRST)], _Mouth()
-        configured = self.db.settings.model_copy(update={"batch_size": size, "hook_types": "*"})
+        configured = self.db.settings.model_copy(update={"batch_size": size})
         with mock.patch.object(reconciler, "SLICE_ORPHANS", SLICE):
             result = _Hurried(Handle(self.db.engine, configured), mouth).run()  # type: ignore[arg-type]
         assert self._learn(mouth, open_) == result.linked <= SLICE

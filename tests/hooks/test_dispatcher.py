@@ -20,7 +20,8 @@ from handling import EFFECT, effects, failing, leave_effect, leaving, make_due, 
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
 from mailglass_reconcile.hooks import dispatcher, running
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
-from mailglass_reconcile.store import engines, outbox
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.store import outbox
 from recording import NOW, event, record
 from waiting import wait_until
 
@@ -369,40 +370,59 @@ def test_a_dispatch_without_handlers_asks_the_database_nothing(hooked):
     assert sent == []
 
 
-def test_a_dispatch_leaves_in_the_history_which_types_have_handlers(hooked):
-    """An idle one does so once a minute, in the row of its hour; a row of other types is another one."""
-    leaving("bounces", "bounced", "complained")
+def test_a_dispatch_leaves_a_row_in_the_history(hooked):
+    """An idle one does so once a minute, in the row of its hour."""
+    leaving("bounces", "bounced")
     linked(hooked, 2)
     dispatch()
     dispatch()
-    leaving("opens", "opened")
-    dispatch()
-    found = hooked.rows(
-        "SELECT origin, status, runs, handled_types FROM mailglass_reconcile_runs WHERE kind = 'dispatch'"
-    )
-    assert sorted(found) == [
-        ("python", "ok", 1, "bounced,complained"),
-        ("python", "ok", 1, "bounced,complained,opened"),
+    assert hooked.rows("SELECT origin, status, runs FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == [
+        ("python", "ok", 1)
     ]
 
 
-def test_without_a_setting_the_types_are_those_of_this_process_s_handlers(hooked):
-    """Looked up when a transaction begins; `none` writes nothing, whatever is registered."""
-    unset = hooked.settings.model_copy(update={"hook_types": None})
-    mailglass_reconcile.configure(engine=hooked.engine, settings=unset)
-    hooked.hooked.clear()
-    linked(hooked)
-    assert states(hooked) == {}
+SEEN = "SELECT type, seen_at > now()::timestamp - interval '1 minute' AS lately FROM mailglass_handled_types ORDER BY 1"
+
+
+def test_a_dispatcher_writes_down_the_types_of_its_handlers_and_from_then_on_every_process_hands_them_over(db):
+    """The process that records has no handler itself."""
+    factories.delivery(db, "m-1")
     leaving("bounces", "bounced")
-    with hooked.engine.begin() as connection:
-        record(
-            connection, event("m-0", "bounced", provider_event_id="1"), event("m-0", "opened", provider_event_id="2")
-        )
-    assert hooked.rows("SELECT type FROM mailglass_hook_outbox") == [("bounced",)]
-    mailglass_reconcile.configure(engine=hooked.engine, settings=unset.model_copy(update={"hook_types": "none"}))
-    with hooked.engine.begin() as connection:
-        record(connection, event("m-0", "bounced", provider_event_id="3"))
-    assert states(hooked) == {"waiting": 1}
+    with db.engine.begin() as connection:
+        record(connection, event("m-1", "bounced", provider_event_id="1"))
+    assert states(db) == {}
+    assert counts(dispatch()) == (0, 0, 0, 0)
+    assert db.rows(SEEN) == [("bounced", True)]
+    registry._registered.clear()
+    with db.engine.begin() as connection:
+        record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in ("bounced", "opened")))
+    assert db.rows("SELECT type FROM mailglass_hook_outbox") == [("bounced",)]
+
+
+def test_a_type_that_was_written_down_within_ten_minutes_is_only_looked_at(hooked):
+    """At each start, and each minute while a dispatcher works; after that it is written down again."""
+    leaving("bounces", "bounced", "opened")
+    hooked.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '9 minutes' WHERE type = 'bounced'")
+    hooked.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '11 minutes' WHERE type <> 'bounced'")
+    dispatch()
+    assert [row.type for row in hooked.rows(SEEN) if row.lately] == ["opened"]
+
+
+def test_a_dispatcher_that_works_for_long_keeps_its_types_alive(hooked, monkeypatch):
+    """Or events would wait for an hour, and its own types would look as if they had no dispatcher."""
+    monkeypatch.setattr(dispatcher, "SEEN_SECONDS", 0)
+    monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
+    linked(hooked, 2)
+    lately = []
+
+    @on_event("bounced", name="effect")
+    def handler(connection, event):
+        leave_effect("effect", connection, event)
+        lately.append({row.type: row.lately for row in connection.execute(sa.text(SEEN))}["bounced"])
+        connection.exec_driver_sql("UPDATE mailglass_handled_types SET seen_at = '2000-01-01'")
+
+    dispatch()
+    assert lately == [True, True]
 
 
 async def _asynchronous(connection, event):
@@ -654,21 +674,16 @@ def test_a_handler_s_error_is_logged_by_its_class_and_place_only(hooked, caplog)
     assert "@" not in caplog.text
 
 
-def test_without_types_nothing_is_written_and_nothing_sent(hooked):
+def test_without_types_nothing_is_written(db):
     """Nobody pays who has no handlers."""
-    mailglass_reconcile.configure(engine=hooked.engine, settings=hooked.settings)
-    hooked.hooked.clear()
-    sent = []
-    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
-    linked(hooked, 2)
-    with hooked.engine.begin() as connection:
+    linked(db, 2)
+    with db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"))
-    assert states(hooked) == {}
-    assert not [one for one in sent if "INSERT INTO" in one and "hook_outbox" in one]
+    assert states(db) == {}
 
 
-def test_a_batch_with_types_costs_one_statement_more(hooked):
-    """However many events it links."""
+def test_a_batch_writes_its_rows_of_the_outbox_with_its_projection(hooked):
+    """However many events it links, no statement more than without handlers."""
     sent = []
     sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
     linked(hooked, 20)
@@ -688,10 +703,3 @@ def test_an_event_that_comes_twice_is_in_the_outbox_once(hooked):
     mailglass_reconcile.reconcile()
     dispatch()
     assert len(told) == 1
-
-
-def test_two_schemas_and_an_awkward_name_keep_apart(hooked):
-    """A setting of types that are not known is refused, with the nearest one."""
-    with pytest.raises(mailglass_reconcile.ConfigurationError, match=r"MAILGLASS_HOOK_TYPES: .*did you mean bounced\?"):
-        mailglass_reconcile.Settings(hook_types="bounce, opened")
-    assert engines.create_engine(hooked.settings)

@@ -11,7 +11,7 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
-from handling import effects, failing, leaving, make_due, states
+from handling import effects, failing, handle, leaving, make_due, states
 from installation import PATIENCE
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import status
@@ -21,7 +21,7 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-HANDLERS = {"MAILGLASS_HOOK_TYPES": "*", "MAILGLASS_IMPORTS": "faults.handled"}
+HANDLERS = {"MAILGLASS_IMPORTS": "faults.handled"}
 
 
 def link(db, *message_ids):
@@ -94,7 +94,7 @@ def test_sigterm_lets_the_command_give_back_what_it_has_not_begun(hooked, tmp_pa
 
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
     """The bundled app: the sweep asks for a dispatch; what failed is tried again by beat's."""
-    site.db.hooked.update(mailglass_reconcile.rules.event_types.TYPES)
+    handle(site.db)
     link(site.db, "m-0", "m-1")
     with site.worker(**HANDLERS):
         assert site.result(site.send())["linked"] == 2
@@ -103,7 +103,7 @@ def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(si
         def tried_again() -> bool:
             """Whether it is handled now; the first attempt may note its failure, and when to try again, only later."""
             make_due(site.db)
-            site.result(site.client.send_task(DISPATCH_TASK, queue="mailglass_hooks").id)
+            site.client.send_task(DISPATCH_TASK, queue="mailglass_hooks")
             return states(site.db) == {"dispatched": 2}
 
         wait_until(tried_again, PATIENCE)
@@ -118,8 +118,8 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch
     monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:1/0")
     monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:1/0")
     monkeypatch.setattr(app.amqp, "_producer_pool", None)  # what an earlier test has sent by
-    result = mailglass_reconcile.reconcile()
-    tasks.ask_for_dispatch(result)
+    mailglass_reconcile.reconcile()
+    tasks.ask_for_dispatch()
     assert "handlers run at the next dispatch" in caplog.text
     assert states(hooked) == {"waiting": 1}
 

@@ -371,11 +371,25 @@ def test_a_request_for_later_neither_expires_nor_swallows_one_for_now(store):
     assert {one["id"]: one["expires"] is None for one in sent} == {later.id: True, now.id: False}
 
 
-def test_beats_entries_expire_and_the_tasks_have_no_expiry_of_their_own():
-    """A tick that is out of date is dropped; a request for later is not."""
+def test_the_tasks_expire_as_beats_entries_do():
+    """A tick that is out of date is dropped, also by a scheduler that keeps the entries in a database without that."""
     entries = mailglass_reconcile.make_beat_schedule().values()
     assert [entry["options"]["expires"] for entry in entries] == [300, 3_600, 60]
-    assert tasks.reconcile.expires is tasks.prune.expires is tasks.dispatch.expires is None
+    assert [tasks.reconcile.expires, tasks.prune.expires, tasks.dispatch.expires] == [300, 3_600, 60]
+
+
+@pytest.mark.parametrize("name", [tasks.PRUNE_TASK, tasks.DISPATCH_TASK, tasks.RECENT_TASK])
+def test_another_task_that_is_asked_for_later_does_not_expire(store, name):
+    """Unless the request says when; one for now does."""
+    app = app_on(store)
+    task = app.tasks[name]
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue("celery")
+        queue.clear()
+        for options in ({"countdown": 7_200}, {}, {"countdown": 1, "expires": 9}):
+            task.apply_async(**options)
+        sent = [queue.get(timeout=5).headers["expires"] is None for _ in range(3)]
+    assert sent == [True, False, False]
 
 
 def test_a_member_of_a_group_is_queued_under_its_own_id(store):

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import factories
-import mailglass_reconcile
+from handling import handle
 from mailglass_reconcile import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -95,8 +95,7 @@ def test_nothing_is_written_if_the_handlers_outbox_refuses_it(db, write):
     """The savepoint lasts until then, though the ledger has taken the event."""
     db.run("ALTER TABLE mailglass_hook_outbox ADD CONSTRAINT odd CHECK (type = '')")
     factories.delivery(db, "m-1")
-    settings = db.settings.model_copy(update={"hook_types": "delivered,dispatched"})
-    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    handle(db, "delivered", "dispatched")
     with db.engine.begin() as connection, pytest.raises(MailglassReconcileError, match="23514"):
         write(connection)
     assert db.value(LEDGER) == 0

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 import factories
 import mailglass_reconcile
 from drivers import Driver
+from handling import handle
 from mailglass_reconcile import (
     ConfigurationError,
     DatabaseRefusedError,
@@ -56,7 +57,8 @@ def test_an_application_s_trigger_that_misses_a_table_is_named(db, driver):
 @pytest.mark.guard
 def test_every_writer_and_reader_does_what_it_does(db, driver):
     """Before and after its send, twice, of one id with two recipients; texts come back as they were given."""
-    settings = db.settings.model_copy(update={"grace_seconds": 0, "hook_types": "delivered,bounced"})
+    settings = db.settings.model_copy(update={"grace_seconds": 0})
+    handle(db, "delivered", "bounced")
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
     ada, bob = f"ada-{HARD.lower()}@example.com", "bob@example.com"
     early = [event("m-1", recipient=ada, metadata={HARD: [HARD, 1, None, "\x00"]}), event("m-2", "opened")]

@@ -229,10 +229,10 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
     hooked.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
     delivery(hooked, "m-1")
     orphan(hooked, postmark("m-1"))
-    acting("mailglass_sweeper", hook_types="*")
+    acting("mailglass_sweeper")
     assert mailglass_reconcile.reconcile().linked == 1
     opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
-    with engines.create_engine(acting("mailglass_recorder", hook_types="*")).begin() as connection:
+    with engines.create_engine(acting("mailglass_recorder")).begin() as connection:
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
     acting("mailglass_dispatcher")
     assert mailglass_reconcile.dispatch().dispatched == len(told) == 2

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
+from handling import handle
 from mailglass_reconcile import Sent, Settings, broadcast, reconcile, record_send
 from recording import NOW, event, record, statements
 from waiting import wait_until
@@ -348,8 +349,7 @@ def test_an_orphan_that_the_database_refuses_to_link_costs_a_line_in_the_log(db,
 @pytest.mark.guard
 def test_handlers_hear_of_what_a_look_links(db):
     """Their outbox row is written with the link."""
-    settings = db.settings.model_copy(update={"hook_types": "delivered"})
-    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    handle(db, "delivered")
     recorded = overlapped(db)
     outbox = "SELECT count(*) FROM mailglass_hook_outbox"
     assert db.value(outbox) == 0

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-import mailglass_reconcile
 from mailglass_reconcile import DeliveryEvent, on_event
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.event_types import TYPES
@@ -16,12 +15,20 @@ EFFECT = sa.text("INSERT INTO witness.effects VALUES (:handler, :event_id)")
 
 @pytest.fixture
 def hooked(db: Any) -> Iterator[Any]:
-    """The test's database, with all types for handlers, of which there are none yet."""
+    """The test's database, in which all types have handlers, although this process has none yet."""
     registry._registered.clear()
-    db.hooked.update(TYPES)
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"hook_types": "*"}))
+    handle(db)
     yield db
     registry._registered.clear()
+
+
+def handle(db: Any, *types: str) -> None:
+    """Let the database know that there are handlers of types, or of all, as if a dispatcher had been there."""
+    db.hooked.update(types or TYPES)
+    db.run(
+        "INSERT INTO mailglass_handled_types SELECT unnest(CAST(:types AS text[])), now() ON CONFLICT DO NOTHING",
+        types=list(types or TYPES),
+    )
 
 
 def leave_effect(name: str, connection: sa.Connection, event: DeliveryEvent) -> None:

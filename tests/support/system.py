@@ -76,7 +76,6 @@ class System:
         self.site.environment["PYTHONPATH"] += os.pathsep + str(folder)
         self.site.environment |= {
             "MAILGLASS_IMPORTS": "worker,reacting",
-            "MAILGLASS_HOOK_TYPES": "bounced",
             "WORKER_SWEEP_SECONDS": "1",
         }
         self._running: dict[str, ExitStack] = {}

@@ -81,12 +81,12 @@ def _prune(seconds: float, *, pruned: bool) -> Finding:
 
 
 def handlers(tx: Transaction) -> Iterator[Finding]:
-    """Check that handlers run on what waits for them, and that every process hands it on."""
+    """Check that handlers run on what waits for them, and that each type with handlers has a dispatcher."""
     if not handled.may_read(tx, "mailglass_hook_outbox"):
         yield ok("handlers", "this role may not read mailglass_hook_outbox, so events for handlers were not counted")
         return
     facts = outbox.facts(tx)
-    found = problems(facts, handled.left_out(tx))
+    found = problems(facts, handled.unseen(tx))
     for grave, sentence, remedy in found:
         yield (error if grave else warning)("handlers", sentence, remedy)
     known = ", ".join(map(shown, sorted(registry.types())))

@@ -100,6 +100,6 @@ def indexes(tx: Transaction) -> Iterator[Finding]:
             "indexes",
             f"schema {tx.schema} lacks {lacking}: nothing can be linked or recorded safely",
             "run Mailglass's own migrations; on tables that `migrate` made, make the index as"
-            " alembic/versions/0001b_open_orphans.py does, or REINDEX it if it is invalid",
+            " alembic/versions/0001c_open_orphans.py does, or REINDEX it if it is invalid",
         )
     yield from found or [ok("indexes", "all indexes that sweeps need exist and are valid")]

@@ -11,7 +11,8 @@ import mailglass_reconcile
 from database import Database
 from diagnosing import heal, of, report, uuid7
 from factories import delivery, orphan, postmark
-from mailglass_reconcile import key_rule, on_event, projector
+from handling import handle
+from mailglass_reconcile import key_rule, on_event
 from mailglass_reconcile.hooks import dispatcher
 from mailglass_reconcile.ops import doctor
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding, error
@@ -415,45 +416,17 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     registry._registered.clear()
 
 
-DISPATCHED = """
-INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, handled_types)
-VALUES (now() - interval '1 hour', now(), 'dispatch', 'beat', 'ok', 'bounced,complained')
-"""
-
-
-def test_types_with_a_handler_that_a_process_does_not_hand_on(db: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """After the handler was first seen; the process that records them has logged it, once."""
-    no_handlers = db.settings.model_copy(update={"hook_types": None})
-    mailglass_reconcile.configure(engine=db.engine, settings=no_handlers)
-    delivery(db, "m-1")
-    with db.engine.begin() as connection:
-        record(connection, event("m-1", "bounced", provider_event_id="1"))
-    db.run(DISPATCHED.replace("- interval '1 hour'", ""))
+def test_a_type_that_no_dispatcher_has_named_for_an_hour_is_unhealthy(db: Database) -> None:
+    """Its events wait for handlers that nobody has; it is named until it is forgotten."""
+    handle(db, "bounced", "opened")
     assert of("handlers").status == OK
-    db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '1 hour'")
+    assert value(scrape(db), "handler_types_unseen") == 0
+    db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE type = 'bounced'")
     found = of("handlers")
-    assert (found.status, "(bounced)" in found.message) == (ERROR, True)
-    assert "MAILGLASS_HOOK_TYPES=bounced" in found.remedy
-    assert ["(bounced)" in problem for problem in check(db.database)] == [False, True]
-    assert value(scrape(db), "handler_types_left_out") == 1
-    assert caplog.text == ""
-    for number in ("2", "3"):
-        projector._LeftOut.next_look = 0.0
-        with db.engine.begin() as connection:
-            record(connection, event("m-1", "opened", provider_event_id=number))
-    assert caplog.text.count("another process has handlers of bounced, complained") == 1
-    projector._LeftOut.named.clear()
-
-
-def test_a_linked_event_with_a_handler_that_a_sweep_does_not_hand_on(db: Database) -> None:
-    """By the orphan's own type, and not by `reconciled`; `none` is meant so, but the doctor tells of it."""
-    delivery(db, "m-1")
-    orphan(db, postmark("m-1"), type="complained", age_seconds=120)
-    db.run(DISPATCHED)
-    assert of("handlers").status == OK
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings.model_copy(update={"hook_types": "none"}))
-    mailglass_reconcile.reconcile()
-    assert "(complained)" in of("handlers").message
+    assert (found.status, "a handler of bounced for 1 hour" in found.message) == (ERROR, True)
+    assert "dispatch --forget bounced" in found.remedy
+    assert ["a handler of bounced" in problem for problem in check(db.database)] == [False, True]
+    assert value(scrape(db), "handler_types_unseen") == 1
 
 
 EVENTS = """

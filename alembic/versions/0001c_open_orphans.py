@@ -8,7 +8,7 @@ from mailglass_reconcile.store import functions, schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
-revision = "0001b"
+revision = "0001c"
 down_revision = None
 
 MAILGLASS_TABLES = """
@@ -168,7 +168,6 @@ CREATE TABLE {schema}.mailglass_reconcile_runs (
   remaining          bigint,
   linkable_since     timestamp,
   open_groups        jsonb,
-  handled_types      text,
   covered            boolean NOT NULL DEFAULT true,
   ranges             smallint,
   ranges_done        smallint NOT NULL DEFAULT 0,
@@ -199,6 +198,15 @@ CREATE TABLE {schema}.mailglass_hook_outbox (
         autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
 COMMENT ON TABLE {schema}.mailglass_hook_outbox IS
   'mailglass-reconcile: events that handlers run on, or have run on';
+"""
+
+HANDLED_TYPES = """
+CREATE TABLE {schema}.mailglass_handled_types (
+  type    text PRIMARY KEY,
+  seen_at timestamp NOT NULL
+);
+COMMENT ON TABLE {schema}.mailglass_handled_types IS
+  'mailglass-reconcile: the types of events that handlers run on, and when a dispatcher last had a handler of each';
 """
 
 # The functions run with their owner's rights, so a writer needs rights on the ledger only. Nobody else may put them on
@@ -284,7 +292,10 @@ DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 """
 
 DROP_RUNS = "DROP TABLE IF EXISTS {schema}.mailglass_reconcile_runs;"
-DROP_HOOK_OUTBOX = "DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;"
+DROP_HANDLERS = """
+DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;
+DROP TABLE IF EXISTS {schema}.mailglass_handled_types;
+"""
 
 
 def upgrade() -> None:
@@ -325,8 +336,7 @@ def upgrade() -> None:
         columns=(
             "started_at finished_at kind origin tenant_id status error runs scanned linked linked_unchecked unmatched"
             " unmatchable ambiguous tenant_mismatch recipient_mismatch skipped failed published publish_failed"
-            " expired events deliveries duration_ms remaining linkable_since open_groups handled_types covered ranges"
-            " ranges_done"
+            " expired events deliveries duration_ms remaining linkable_since open_groups covered ranges ranges_done"
         ),
     )
     steps.create_table(
@@ -334,6 +344,7 @@ def upgrade() -> None:
         HOOK_OUTBOX,
         columns="event_id delivery_id type state attempts next_at done error inserted_at finished_at",
     )
+    steps.create_table("mailglass_handled_types", HANDLED_TYPES, columns="type seen_at")
     steps.create_functions(
         "put the triggers on mailglass_events",
         TRIGGERS,
@@ -362,4 +373,4 @@ def downgrade() -> None:
     steps.drop_index("mailglass_webhook_events_prune_idx")
     steps.run("drop the open orphans", DROP_OPEN_SET)
     steps.run("drop the history of runs", DROP_RUNS)
-    steps.run("drop the handlers' outbox", DROP_HOOK_OUTBOX)
+    steps.run("drop the handlers' outbox and their types", DROP_HANDLERS)

@@ -1,0 +1,50 @@
+"""The beat schedule with a scheduler that keeps it in a database."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+BEATING = """
+import json
+import django
+from celery import Celery
+from django.conf import settings
+from django.core.management import call_command
+
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    INSTALLED_APPS=["django_celery_beat"],
+    USE_TZ=True,
+)
+django.setup()
+call_command("migrate", verbosity=0)
+
+from django_celery_beat.schedulers import DatabaseScheduler
+from mailglass_reconcile import make_beat_schedule, tasks
+
+app = Celery("adopter", broker="memory://")
+app.conf.beat_schedule = make_beat_schedule(recent=1.0)
+scheduler = DatabaseScheduler(app=app)
+entries = [entry for name, entry in scheduler.schedule.items() if name.startswith("mailglass")]
+assert len(entries) == 4 and not any("expires" in entry.options for entry in entries)
+for entry in entries:
+    scheduler.apply_async(entry, advance=False)
+with app.connection_for_write() as connection:
+    queue = connection.SimpleQueue("celery")
+    headers = [queue.get(timeout=5).headers for _ in entries]
+print(json.dumps({one["task"].rpartition(".")[2]: one["expires"] is not None for one in headers}))
+"""
+
+
+@pytest.mark.slow
+def test_requests_of_a_scheduler_that_drops_the_entries_expiry_expire_anyway():
+    """django-celery-beat keeps no `expires` of an entry's options."""
+    pytest.importorskip("django_celery_beat")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
+    done = subprocess.run(
+        [sys.executable, "-c", BEATING], env=environment, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert json.loads(done.stdout) == dict.fromkeys(("reconcile", "reconcile_recent", "prune", "dispatch"), True)
