@@ -8,15 +8,17 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.opening import look_now
-from mailglass_reconcile.cli.texts import Duration, console, table
+from mailglass_reconcile.cli.texts import Duration, moment, reader_may_leave, wrapped
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.hooks import dispatcher, handled
+from mailglass_reconcile.ops import waiting as waits
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import age, counted, took
 
@@ -27,6 +29,7 @@ ALL = "all"
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile dispatch
+  mailglass-reconcile dispatch --waiting
   mailglass-reconcile dispatch --dead
   mailglass-reconcile dispatch --retry 0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10
   mailglass-reconcile dispatch --replay bounced --since 7d
@@ -39,6 +42,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 
 
 @click.command(epilog=EXAMPLES)
+@click.option("--waiting", is_flag=True, help="List the events that wait for handlers, by handler and error.")
 @click.option("--dead", "lists", is_flag=True, help="List the events that have failed for the last time.")
 @click.option(
     "--retry",
@@ -46,7 +50,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
     is_flag=False,
     flag_value=ALL,
     metavar="[EVENT_ID]",
-    help="Try all dead events, or one, again in the next dispatch.",
+    help="Try all dead and failing events, or one, again in the next dispatch.",
 )
 @click.option("--replay", metavar="TYPE", help="Let a new handler run on the events of this type since --since.")
 @click.option("--since", type=Duration(), metavar="AGE", help="For --replay: how old the events may be: 12h, 7d.")
@@ -54,6 +58,7 @@ def _event_id(context: click.Context, option: click.Parameter, value: str | None
 @click.option("--yes", is_flag=True, help="Do not ask first, for --replay and --forget.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def dispatch(
+    waiting: bool,
     lists: bool,
     retry: UUID | str | None,
     replay: str | None,
@@ -66,11 +71,13 @@ def dispatch(
 
     Exits with 0 if no handler failed.
     """
-    if sum([lists, retry is not None, replay is not None, forget is not None]) > 1:
-        raise click.UsageError("--dead, --retry, --replay and --forget exclude each other")
+    if sum([waiting, lists, retry is not None, replay is not None, forget is not None]) > 1:
+        raise click.UsageError("--waiting, --dead, --retry, --replay and --forget exclude each other")
     if (replay is None) != (since is None):
         raise click.UsageError("--replay needs --since, such as --since 7d, and --since needs --replay")
-    if lists:
+    if waiting:
+        _list_waiting(as_json)
+    elif lists:
         _list_dead(as_json)
     elif retry is not None:
         _retry(retry, as_json)
@@ -130,18 +137,42 @@ def _list_dead(as_json: bool) -> None:
         return
     if not found:
         click.echo("there are no dead events")
+    with reader_may_leave():
+        for row in found:
+            click.echo(_event(row, f"dead since {moment(row['finished_at'] + 'Z')}"))
+
+
+def _list_waiting(as_json: bool) -> None:
+    found = waits.backlog(runtime.database())
+    if as_json:
+        groups = [one.as_dict() for one in found.groups]
+        click.echo(json.dumps({"waiting": found.events, "groups": groups, "total": found.total}))
         return
-    rows = [{**row, "done": ", ".join(row["done"]) or "-"} for row in found]
-    columns = ("event_id", "type", "delivery_id", "attempts", "error", "done", "finished_at")
-    headings = ("event", "type", "delivery", "attempts", "error", "done", "dead since (UTC)")
-    console().print(table(headings, ([row[column] for column in columns] for row in rows)))
+    click.echo(counted(found.total, "event waits for its handlers", "events wait for their handlers"), err=True)
+    for group in found.groups:
+        left = f"{group.type}: {', '.join(group.handlers) or 'handlers not loaded here'}"
+        why = f"{group.error}, next attempt" if group.error else "not tried yet, due"
+        click.echo(wrapped(f"{group.number:,} {left}; {why} {moment(group.next_at)}", "    ", "  "), err=True)
+    with reader_may_leave():
+        for row in found.events:
+            click.echo(_event(row, f"next attempt {moment(row['next_at'])}"))
+    if found.total > len(found.events):
+        click.echo(f"only the first {len(found.events):,} are shown", err=True)
+
+
+def _event(row: dict[str, Any], when: str) -> str:
+    """Return an event of a list, with its whole ids on lines of their own."""
+    facts = [row["type"], counted(row["attempts"], "attempt"), *filter(None, [row["error"]]), when]
+    done = f"; done: {', '.join(row['done'])}" if row["done"] else ""
+    return "\n".join((row["event_id"], wrapped(f"{', '.join(facts)}{done}", "  "), f"  delivery {row['delivery_id']}"))
 
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:
     retried = dispatcher.retry(runtime.database(), wanted if isinstance(wanted, UUID) else None)
     click.echo(json.dumps({"retried": retried}) if as_json else f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
-        click.echo(hint(f"event {wanted} is not dead: see `mailglass-reconcile dispatch --dead`"), err=True)
+        hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
+        click.echo(hint(f"event {wanted} is neither dead nor failing: see {hints}"), err=True)
         sys.exit(1)
 
 

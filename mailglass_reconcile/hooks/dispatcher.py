@@ -302,7 +302,10 @@ def dead_events(database: Database) -> list[dict[str, Any]]:
 
 
 def retry(database: Database, event_id: UUID | None = None) -> int:
-    """Let dead events, or one, be tried again as if they were new, and return how many; what was done stays done.
+    """Let events that are dead or fail, or one, be tried again as if they were new; what was done stays done.
+
+    Returns:
+        How many.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.

@@ -54,7 +54,8 @@ def problems(facts: Facts, unseen: list[Unseen]) -> list[Problem]:
             Problem(
                 False,
                 f"{counted(facts.failing, 'event has', 'events have')} failed {outbox.FAILING_ATTEMPTS} times or more",
-                "the log of the dispatching process names handler, error and line",
+                "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the"
+                " dispatching process has the line",
             )
         )
     return found + list(map(_without_dispatcher, unseen))

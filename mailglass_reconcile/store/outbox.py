@@ -44,10 +44,11 @@ UPDATE {schema}.mailglass_hook_outbox
    SET state = 'waiting', attempts = 0, next_at = now()::timestamp, finished_at = NULL
  WHERE event_id = ANY (ARRAY(
          SELECT event_id FROM {schema}.mailglass_hook_outbox
-          WHERE state = 'dead' AND (CAST(:event_id AS uuid) IS NULL OR event_id = CAST(:event_id AS uuid))
+          WHERE state <> 'dispatched' AND (state = 'dead' OR attempts > 0)
+            AND (CAST(:event_id AS uuid) IS NULL OR event_id = CAST(:event_id AS uuid))
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
-"""For `in_batches`: let dead rows, or one of them, be tried again; what was done of them stays done."""
+"""For `in_batches`: let rows that are dead or fail, or one, be tried again; what was done of them stays done."""
 
 DELETE_DISPATCHED = """
 DELETE FROM {schema}.mailglass_hook_outbox

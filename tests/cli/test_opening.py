@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 COMMANDS = {
     "dispatch": ["dispatch"],
     "dispatch --dead": ["dispatch", "--dead"],
+    "dispatch --waiting": ["dispatch", "--waiting"],
     "erase": ["erase", "a@example.com", "--yes"],
     "explain": ["explain", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"],
     "find": ["find", "m-1"],

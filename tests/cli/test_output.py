@@ -44,7 +44,7 @@ def test_every_command_prints_what_its_schema_says(db):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [(), ("--dead",), ("--retry",)])
+@pytest.mark.parametrize("arguments", [(), ("--dead",), ("--waiting",), ("--retry",)])
 def test_dispatch_prints_what_its_schema_says(hooked, arguments):
     """With an event whose handler has failed for the last time, and with nothing."""
     failing("bad", ValueError())
@@ -53,6 +53,8 @@ def test_dispatch_prints_what_its_schema_says(hooked, arguments):
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
     hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now()")
+    if arguments == ("--waiting",):
+        hooked.run("UPDATE mailglass_hook_outbox SET state = 'waiting', finished_at = NULL")
     for _ in range(2):
         assert commands.conforming("dispatch", commands.inside("dispatch", *arguments, "--json").stdout)
         hooked.run("DELETE FROM mailglass_hook_outbox")
