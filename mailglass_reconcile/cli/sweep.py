@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -98,7 +99,8 @@ def sweep(
 
 
 def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
-    with _progress(wanted=with_bar and show is None) as tell, _ended_by_ctrl_c(sweep):
+    has_bar = with_bar and show is None and Console(stderr=True).is_terminal
+    with _ended_by_ctrl_c(sweep, has_bar=has_bar), _progress(wanted=has_bar) as tell:
         for pairs in sweep.steps():
             tell(sweep)
             if show is not None:
@@ -107,7 +109,7 @@ def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
 
 
 @contextmanager
-def _ended_by_ctrl_c(sweep: Sweep) -> Iterator[None]:
+def _ended_by_ctrl_c(sweep: Sweep, *, has_bar: bool) -> Iterator[None]:
     """Let Ctrl-C end *sweep*: at once while it reads, after the batch while it links; and say what was committed."""
     reached = False
 
@@ -127,7 +129,10 @@ def _ended_by_ctrl_c(sweep: Sweep) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if reached:
-        click.echo(f"interrupted: {sweep.result.linked:,} links are committed and stay", err=True)
+        if sys.stderr.isatty() and not has_bar:
+            click.echo(err=True)  # after the ^C that the terminal shows; with a bar, it goes with the bar
+        links = counted(sweep.result.linked, "link is committed and stays", "links are committed and stay")
+        click.echo(f"interrupted: {links}; the next sweep goes on with the rest", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -218,12 +223,24 @@ def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> s
 
 @contextmanager
 def _progress(*, wanted: bool) -> Iterator[Callable[[Sweep], None]]:
-    """Show a bar on standard error where a person waits, and nothing elsewhere."""
-    console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
+    """Show how many orphans are judged on standard error, where a person waits; lines of the log come above the bar."""
+    if not wanted:
         yield lambda sweep: None
         return
     columns = TextColumn("sweeping"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar, _logged_above():
         task = bar.add_task("sweep", total=None)
-        yield lambda sweep: bar.update(task, total=sweep.tally.eligible, completed=sweep.tally.judged)
+        yield lambda sweep: bar.update(task, total=sweep.to_judge, completed=sweep.tally.judged)
+
+
+@contextmanager
+def _logged_above() -> Iterator[None]:
+    """Let the log write to what stands for standard error now: a bar's, which begins a line of its own."""
+    streams = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+    before = [one.setStream(sys.stderr) for one in streams]
+    try:
+        yield
+    finally:
+        for one, stream in zip(streams, before, strict=True):
+            if stream is not None:
+                one.setStream(stream)

@@ -52,7 +52,10 @@ class Sweep(Request):
         return self.result
 
     def steps(self, on: AbstractContextManager[Connected] | None = None) -> Iterator[Pairs]:
-        """Sweep as `run` does, and yield each batch's pairs of orphan and delivery; in a dry run, each slice's."""
+        """Sweep as `run` does, and yield each batch's pairs of orphan and delivery, or in a dry run each slice's.
+
+        After each slice it yields no pairs: then all of it is judged.
+        """
         began = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
@@ -82,6 +85,7 @@ class Sweep(Request):
                 with _collector_resting():
                     found = reading.judged(connected, ids, self.deadline, self._retried)
                     yield from self._take_up(connected, found)
+                yield ()
                 complete = complete and not self.deadline.is_over
         self.tally.complete = complete
 
@@ -89,6 +93,7 @@ class Sweep(Request):
         """Take the census, and return what to judge, in order."""
         if self.event_ids is not None:
             self.tally.begin({None: len(self.event_ids)})
+            self.to_judge = len(self.event_ids)
             return [Part(bytes.fromhex("".join(self.event_ids).replace("-", "")))]
 
         def read() -> tuple[Window, list[Part]]:
@@ -99,6 +104,7 @@ class Sweep(Request):
 
         self.window, parts = self._retried(read)
         self.tally.begin(self.window.census)
+        self.to_judge = sum(part.orphans for part in parts)
         if self.ages is None:
             window.warn(self.window.survey, self.database.settings.database_schema)
         return parts
@@ -114,6 +120,7 @@ class Sweep(Request):
             if part.last is None or self.window is None:
                 return
             part = self._retried(partial(self._next_part, connected, self.window, part.last))
+            self.to_judge += part.orphans
 
     def _next_part(self, connected: Connected, opened: Window, before: Place) -> Part:
         with connected.reading(self.deadline.left_ms) as tx:

@@ -37,6 +37,7 @@ class Request:
         tally: Its counts so far.
         window: What is eligible; None before that is known, and in a sweep of given orphans.
         handed_over: Whether handlers run on an event that was linked.
+        to_judge: How many orphans it judges, as far as that is known: not all that are eligible have to be looked at.
         in_batch: Whether a batch is between its claim and its count: only then it is unknown what was committed.
         error: What ended the sweep before its end.
         linkable_since: Since when the first orphan that stays open could have been linked.
@@ -58,6 +59,7 @@ class Request:
     tally: Tally = field(init=False)
     window: Window | None = field(init=False, default=None)
     handed_over: bool = field(init=False, default=False)
+    to_judge: int = field(init=False, default=0)
     in_batch: bool = field(init=False, default=False)
     error: BaseException | None = field(init=False, default=None)
     linkable_since: str | None = field(init=False, default=None)

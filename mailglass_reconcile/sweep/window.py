@@ -69,6 +69,11 @@ class Part(NamedTuple):
     last: Place | None = None
     refused: bool = False
 
+    @property
+    def orphans(self) -> int:
+        """How many ids these are."""
+        return len(self.packed) // 16
+
 
 def open_window(
     tx: Transaction,

@@ -3,14 +3,18 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
 import commands
+import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark, sendgrid
+from mailglass_reconcile.sweep import reconciler
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -134,5 +138,74 @@ def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
     sweeping.send_signal(signal.SIGINT)
     _, said = sweeping.communicate(timeout=60)
     assert sweeping.returncode == 130
-    assert said.strip() == f"interrupted: {db.appended()} links are committed and stay"
+    assert said == f"interrupted: {db.appended()} links are committed and stay; the next sweep goes on with the rest\n"
     assert db.rows("SELECT status FROM mailglass_reconcile_runs") == [("partial",)]
+
+
+class Terminal:
+    """A process on a terminal of its own, which has a bar and sends Ctrl-C."""
+
+    def __init__(self, db, *arguments, **environment):
+        environment = {**db.environment(db.settings.redis_url.get_secret_value()), "TERM": "xterm", **environment}
+        command = [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments]
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, command, environment)  # noqa: S606
+
+    def types(self, text):
+        """Type something."""
+        os.write(self.terminal, text.encode())
+
+    def ends(self):
+        """Wait until it has ended, and return its code and all that was written."""
+        written = b""
+        with suppress(OSError):  # the terminal is gone when the process is
+            while piece := os.read(self.terminal, 65_536):
+                written += piece
+        os.close(self.terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), written.decode()
+
+
+def lines(written):
+    """Return the lines that stood on the terminal, those that a bar has replaced among them."""
+    without_colour = re.sub(r"\x1b\[[0-9;?]*[a-zA-JL-Z]", "", written)
+    return re.split(r"[\r\n]+|\x1b\[[0-9;]*K", without_colour)
+
+
+def test_what_the_log_and_the_summary_say_begins_on_lines_of_their_own(db):
+    """Not behind the bar."""
+    delivery(db, "m-1", tenant_id="globex")
+    orphan(db, postmark("m-1"))
+    code, written = Terminal(db, "sweep").ends()
+    said = [line for line in lines(written) if line.strip()]
+    assert any(line.startswith("sweeping") for line in said)
+    assert any(line.startswith("WARNING: 1 orphan matches only another tenant's") for line in said), said
+    assert any(line.startswith("linked 0 of 1 open orphan") for line in said)
+    assert code == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
+    """With a bar or without one; it says that the next sweep goes on."""
+    insert(db, [delivery_row(f"m-{n}") for n in range(50)], [orphan_row(postmark(f"m-{n}")) for n in range(50)])
+    db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END'")
+    db.run("CREATE TRIGGER slow BEFORE UPDATE ON mailglass_deliveries FOR EACH ROW EXECUTE FUNCTION slow()")
+    sweeping = Terminal(db, "sweep", *arguments, MAILGLASS_BATCH_SIZE="5")
+    wait_until(lambda: db.appended() >= 5, 60)
+    sweeping.types("\x03")
+    code, written = sweeping.ends()
+    expected = f"interrupted: {db.appended()} links are committed and stay; the next sweep goes on with the rest"
+    assert code == 130
+    assert expected in lines(written)
+
+
+def test_the_bar_counts_what_is_judged_and_reaches_its_end(db):
+    """Although nothing matches; what need not be looked at again is not waited for."""
+    orphan(db, {"provider": "postmark"})
+    assert mailglass_reconcile.reconcile().unmatchable == 1
+    for n in range(3):
+        orphan(db, postmark(f"m-{n}"))
+    sweep = reconciler.prepare(None, None)
+    seen = [(sweep.tally.judged, sweep.to_judge) for _ in sweep.steps()]
+    assert sweep.result.scanned == 4
+    assert seen[-1] == (3, 3)

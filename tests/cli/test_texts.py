@@ -48,3 +48,12 @@ def test_a_table_in_a_pipe_has_a_line_per_row(db):
     tenant = "t" * 200
     factories.orphan(db, factories.postmark("m"), tenant_id=tenant)
     assert tenant in commands.inside("status").output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_status_of_a_mistyped_tenant_gets_a_hint(db, arguments):
+    """On standard error, with the one that was probably meant; a tenant with nothing open gets none."""
+    factories.delivery(db, "m-1")
+    done = commands.inside("status", "--tenant", "acne", *arguments)
+    assert (done.exit_code, done.stderr) == (0, "no event or delivery has tenant 'acne'; did you mean 'acme'?\n")
+    assert commands.inside("status", "--tenant", "acme", *arguments).stderr == ""
