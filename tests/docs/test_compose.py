@@ -31,8 +31,6 @@ from installation import PATIENCE, end
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SCHEMA = "${MAILGLASS_DATABASE_SCHEMA:-public}"
@@ -40,7 +38,6 @@ OURS = ("migrate", "worker", "beat", "receive", "web")
 ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader")
 
 
-@pytest.mark.guard
 def test_the_file_is_as_the_compose_specification_wants_it():
     """Checked against the specification's schema, which refuses what it does not know."""
     schema = json.loads((ROOT / "tests/support/compose_schema.json").read_text())
@@ -50,7 +47,6 @@ def test_the_file_is_as_the_compose_specification_wants_it():
     assert list(check.iter_errors(broken)) != []
 
 
-@pytest.mark.guard
 def test_every_service_restarts_and_is_waited_for_until_it_is_healthy():
     """Whoever is waited for as healthy has a health check; whoever has none ends by itself."""
     services = COMPOSE["services"]
@@ -176,7 +172,6 @@ def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
     assert 'MAILGLASS_WEB_TOKEN="$$(cat /run/secrets/web)"' in services["web"]["entrypoint"][2]
 
 
-@pytest.mark.guard
 def test_the_image_runs_as_a_plain_user_and_holds_no_secret():
     """The last USER is a number that is not root's."""
     dockerfile = (ROOT / "Dockerfile").read_text()
@@ -283,6 +278,7 @@ def surroundings(empty_database_url, tmp_path, schema) -> Iterator[Surroundings]
 
 
 @needs_debians_redis
+@pytest.mark.slow
 def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surroundings, tmp_path):
     """Migrate ends well; the others are healthy while they run, take half of their memory at most, end on SIGTERM."""
     services = COMPOSE["services"]
@@ -351,6 +347,7 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         assert not healthy("worker")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", ["mailglass", "public"])
 def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(surroundings, schema):
     """Its migrations run as the owner; `.env` names the schema, which was `public` before 2.0."""
