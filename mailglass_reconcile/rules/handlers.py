@@ -39,7 +39,7 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     must not commit. If it raises, it is tried again later.
 
     Only the processes that dispatch need to import this module: the first dispatch notes the types in the database, and
-    from then on every process hands over events of these types. Events from before that are handed over by
+    from then on every process queues events of these types for them. Events from before that are queued by
     `mailglass-reconcile dispatch --replay`.
 
     Args:

@@ -176,7 +176,7 @@ def _edge(columns: Sequence[Column], below: Sequence[float], above: Sequence[flo
 
 
 def _rounded(value: float) -> float:
-    """Return the next of 1, 2, 4, 6, 8, 10, 20, 40, …, whose halves are whole numbers, but for that of 1."""
+    """Return the next of 1, 2, 4, 6, 8, 10, 20, 40, …, whose halves are whole numbers except for 1."""
     size = 1.0
     while True:
         for step in (1, 2, 4, 6, 8):

@@ -139,8 +139,8 @@ def on_django(hooked: Database, app: Any) -> Lead:
     return databases_name
 
 
-OF_HANDLERS = range(2, 8)
-"""Which COMMITs are of three events' two handlers: the first one is of their claim."""
+OF_HANDLERS = range(3, 9)
+"""Which COMMITs are of three events' two handlers: the first ones note the handlers' types, and claim the events."""
 PLACES = [pytest.param("on_engine", marks=pytest.mark.guard), "on_django"]
 
 
@@ -172,8 +172,8 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
         assert effects(hooked) == {"effect": total, "other": total}
         if not through.dropped:
             break
-    # Claims, and what settles attempts: nothing but the error says that these were lost, and the rows hold the rest.
-    assert raised == [1, 8, 9, 10, 11]
+    # The types, claims, and what settles attempts: nothing but the error says that these were lost, and the rows hold the rest.
+    assert raised == [1, 2, 9, 10, 11, 12]
     assert fault == "before" or len(told) == len(others) == total
     record_property("fault", (f"a handler's connection lost {fault} COMMIT", number - 1))
 

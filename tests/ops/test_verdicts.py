@@ -14,9 +14,15 @@ from recording import event, record
 RECIPIENT = "ada@example.com"
 
 
-def ago(**span):
-    """Return a time so long ago, as rows have it."""
-    return str((dt.datetime.now(dt.UTC) - dt.timedelta(**span)).replace(tzinfo=None))
+ago = dt.timedelta
+"""How long ago, when the test begins."""
+
+
+def as_stored(value):
+    """Return the time that was so long ago, as rows have it; any other value as it is."""
+    if not isinstance(value, dt.timedelta):
+        return value
+    return str((dt.datetime.now(dt.UTC) - value).replace(tzinfo=None))
 
 
 def verdict(db, delivery_id):
@@ -61,7 +67,8 @@ def verdict(db, delivery_id):
 )
 def test_what_the_row_shows_is_one_sentence(db, columns, sentence):
     """With the time that has passed, and the provider's name as it writes it."""
-    delivery = factories.delivery(db, **{"message_id": "m-1", **columns})
+    stored = {"message_id": "m-1", **{name: as_stored(value) for name, value in columns.items()}}
+    delivery = factories.delivery(db, **stored)
     assert verdict(db, delivery) == (sentence, None)
 
 
@@ -85,7 +92,7 @@ def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
 
 def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
     """The ledger may hold anything."""
-    delivery = factories.delivery(db, "m-1", last_event_type="bounced", last_event_at=ago(hours=1))
+    delivery = factories.delivery(db, "m-1", last_event_type="bounced", last_event_at=as_stored(ago(hours=1)))
     row = factories.orphan_row(
         factories.postmark("m-1"),
         type="bounced",
@@ -99,7 +106,7 @@ def test_a_reason_of_another_writer_that_holds_an_address_is_left_out(db):
 
 def test_a_webhook_that_reports_no_end_is_no_silence(db):
     """Such as that of a provider which has queued the message."""
-    delivery = factories.delivery(db, "m-1", provider="sendgrid", last_event_at=ago(hours=3))
+    delivery = factories.delivery(db, "m-1", provider="sendgrid", last_event_at=as_stored(ago(hours=3)))
     row = factories.orphan_row(
         factories.sendgrid("m-1"), type="queued", delivery_id=delivery, needs_reconciliation=False
     )
@@ -111,7 +118,7 @@ def test_a_webhook_that_reports_no_end_is_no_silence(db):
 
 def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
     """With the command that explains it; one about another recipient does not count."""
-    delivery = factories.delivery(db, "m-1", last_event_at=ago(hours=3), recipient="Ada@Example.com")
+    delivery = factories.delivery(db, "m-1", last_event_at=as_stored(ago(hours=3)), recipient="Ada@Example.com")
     with db.begin() as connection:
         record(connection, event(recipient="bob@example.com"), tenant_id="globex")
     assert "no webhook has come" in verdict(db, delivery).sentence
@@ -125,7 +132,7 @@ def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
 
 def test_ten_thousand_events_of_one_delivery_cost_two_hundred(db):
     """The latest."""
-    delivery = factories.delivery(db, "m-1", last_event_type="opened", last_event_at=ago(hours=1))
+    delivery = factories.delivery(db, "m-1", last_event_type="opened", last_event_at=as_stored(ago(hours=1)))
     row = factories.orphan_row({}, type="opened", delivery_id=delivery, needs_reconciliation=False, age_seconds=3_600)
     factories.insert(db, events=[{**row, "id": uuid7()} for _ in range(1_000)])
     with db.database.reading() as tx:
