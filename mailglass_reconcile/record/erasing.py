@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from mailglass_reconcile import projector, runtime
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import checking
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import counted
-from mailglass_reconcile.store import personal_data, schema
+from mailglass_reconcile.store import deliveries, personal_data, schema
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import Person
@@ -151,7 +151,7 @@ def _erase(begin: Begin, wanted: Wanted, *, dry_run: bool = False) -> Erased:
 
 def _erase_deliveries(tx: Transaction, ids: Sequence[str]) -> None:
     """Lock in the order of ids first, as all writers do."""
-    personal_data.erase_deliveries(tx, projector.lock(tx, ids))
+    personal_data.erase_deliveries(tx, deliveries.lock(tx, ids))
 
 
 def _each(

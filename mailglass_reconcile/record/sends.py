@@ -18,7 +18,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from mailglass_reconcile import projector, runtime
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
 from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
@@ -27,7 +27,7 @@ from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
-from mailglass_reconcile.store.ledger import Entry, LinkedEvent
+from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New
 from mailglass_reconcile.sweep.judge import judge, unchecked
 from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
@@ -124,14 +124,7 @@ def _store(tx: Transaction, campaign: Campaign, checked: Sequence[NewSend]) -> t
     first = {send.identity: send for send in reversed(checked)}
     recipients = Counter(send.message_id for send in first.values() if send.message_id is not None)
     rows = [
-        New(
-            d.entry,
-            d.delivery_id,
-            d.recipient,
-            d.message_id,
-            shared=recipients[d.message_id] > 1,
-            terminal=d.entry.type in projector.TERMINAL_TYPES,
-        )
+        New(d.entry, d.delivery_id, d.recipient, d.message_id, shared=recipients[d.message_id] > 1)
         for d in first.values()
     ]
     if not rows:
@@ -195,7 +188,7 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
         tenant_id=tenant_id,
         delivery_id=delivery_id,
         type=kind,
-        occurred_at=projector.NOW if one.occurred_at is None else checking.utc(f"{at}.occurred_at", one.occurred_at),
+        occurred_at=NOW if one.occurred_at is None else checking.utc(f"{at}.occurred_at", one.occurred_at),
         idempotency_key=_key(
             tenant_id, provider, message_id, one._identity if message_id is None else address(recipient)
         ),

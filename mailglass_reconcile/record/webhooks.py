@@ -17,7 +17,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from mailglass_reconcile import projector, runtime
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import after_commit, checking
 from mailglass_reconcile.record.after_commit import Recheck, Recorded, Step
@@ -26,6 +26,7 @@ from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Document, Keys, keys_of
 from mailglass_reconcile.rules.smtp import smtp_status
+from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
@@ -106,7 +107,7 @@ def _record(tx: Transaction, checked: Sequence[NewEvent]) -> list[Recorded]:
     verdicts = match(tx, [Event(one.entry.id, one.entry.tenant_id, one.keys) for one in new])
     entries = [one.entry._replace(delivery_id=verdict.delivery_id) for one, verdict in zip(new, verdicts, strict=True)]
     known = [Known(one.keys, verdict.state) for one, verdict in zip(new, verdicts, strict=True)]
-    recorded = projector.append_webhook(tx, entries, known)
+    recorded = ledger.append_webhook(tx, entries, known)
     return [_result(one, recorded) for one in checked]
 
 

@@ -1,6 +1,6 @@
 """A caller's own transaction: our statements run in it under a savepoint, and the caller's settings come back.
 
-A single call executes what the database keeps as functions, which have our settings by themselves. On psycopg the
+A single call executes functions of the schema, which have our settings by themselves. On psycopg the
 savepoint travels with the first statement and its end with the last, so a call is one round trip, or two. Values are
 parameters of their statements on every driver, so nobody reads them in `pg_stat_activity`.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
 from typing import Any, NamedTuple
 
 import psycopg
@@ -23,7 +22,7 @@ from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import (
     PARAMETER,
     SCOPE,
-    Kept,
+    Function,
     Transaction,
     array_literal,
     as_driver_takes_it,
@@ -31,11 +30,6 @@ from mailglass_reconcile.store.database import (
     lacks_tables,
     look_elsewhere,
 )
-
-# Planning again at each call would cost more than executing, where a plan is kept.
-CALL_SCOPE = {**SCOPE, "plan_cache_mode": "force_generic_plan"}
-"""The settings under which statements run in a caller's transaction, and the functions that the database keeps."""
-
 
 UTF8 = ("UTF8", "UNICODE")
 """Its names in Postgres."""
@@ -57,13 +51,13 @@ _MAKE_SETTINGS = Statement(
     """
 WITH callers AS MATERIALIZED (SELECT ARRAY[{read}] AS settings)
 SELECT settings, concat({make}) FROM callers
-""".replace("{read}", ", ".join(f"current_setting('{name}')" for name in CALL_SCOPE)).replace(
-        "{make}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in CALL_SCOPE.items())
+""".replace("{read}", ", ".join(f"current_setting('{name}')" for name in SCOPE)).replace(
+        "{make}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in SCOPE.items())
     )
 )
 _RESTORE_SETTINGS = """
 SELECT concat({make}) FROM (SELECT CAST(CAST(:settings AS text) AS text[]) AS settings) AS callers
-""".replace("{make}", ", ".join(f"set_config('{name}', settings[{n}], true)" for n, name in enumerate(CALL_SCOPE, 1)))
+""".replace("{make}", ", ".join(f"set_config('{name}', settings[{n}], true)" for n, name in enumerate(SCOPE, 1)))
 
 
 class Borrowed(Transaction):
@@ -81,9 +75,9 @@ class Borrowed(Transaction):
             self._callers_settings = array_literal(self._in_savepoint(_MAKE_SETTINGS)[0][0])
         return super().execute(statement, parameters)
 
-    def call(self, kept: Kept, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
-        """Call the function, which has our settings by itself."""
-        statement = Statement(_call_of(kept), parameters)
+    def call(self, function: Function, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
+        """Return the rows of a function, which has our settings by itself."""
+        statement = Statement(function.call, parameters)
         return self._in_savepoint(statement, last=last and not self._callers_settings)
 
     def undo(self) -> None:
@@ -149,13 +143,6 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         tx.leave()
 
 
-@cache
-def _call_of(kept: Kept) -> str:
-    """Return the statement that calls the function."""
-    arguments = ", ".join(f"CAST(:{name} AS pg_catalog.text)" for name in kept.parameters)
-    return f"SELECT * FROM {{schema}}.{kept.name}({arguments})"  # noqa: S608 - names of this package
-
-
 def _require_usable(connection: sa.Connection) -> None:
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise ConfigurationError(
@@ -181,13 +168,13 @@ def _encoding(connection: sa.Connection) -> str:
     return str(driver.encoding) if connection.dialect.driver == "psycopg2" and driver.encoding != "UTF8" else of_server
 
 
-def answer(connection: sa.Connection, settings: Settings, kept: Kept, parameters: Mapping[str, str]) -> Any:
-    """Return the one row of a statement that the database keeps, on a connection as it is.
+def answer(connection: sa.Connection, settings: Settings, function: Function, parameters: Mapping[str, str]) -> Any:
+    """Return the one row of a function, on a connection as it is.
 
     Outside of a transaction, it begins none: it is one round trip.
     """
     with _beginning_nothing(connection):
-        return _send(connection, settings, [Statement(_call_of(kept), parameters)])[0]
+        return _send(connection, settings, [Statement(function.call, parameters)])[0]
 
 
 @contextmanager

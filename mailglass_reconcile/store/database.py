@@ -98,21 +98,17 @@ PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 """A parameter in a statement."""
 
 
-class Kept(NamedTuple):
-    """A statement that the database keeps as a function, with its settings: its plan stays with the session.
-
-    A caller's transaction calls the function; ours, which have their own settings, execute the text. All parameters
-    are texts. `columns` are what it returns: names and types, as SQL writes them.
-    """
+class Function(NamedTuple):
+    """A function of the schema, which has our settings by itself, and its arguments, which are all texts."""
 
     name: str
-    columns: str
-    text: str
+    arguments: tuple[str, ...]
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """Their names, in the order of the function's arguments."""
-        return tuple(dict.fromkeys(PARAMETER.findall(self.text)))
+    def call(self) -> str:
+        """The statement that calls it, with its arguments as parameters."""
+        arguments = ", ".join(f"CAST(:{name} AS pg_catalog.text)" for name in self.arguments)
+        return f"SELECT * FROM {{schema}}.{self.name}({arguments})"  # noqa: S608 - names of this package
 
 
 class Transaction:
@@ -134,15 +130,15 @@ class Transaction:
             return self.connection.exec_driver_sql(as_driver_takes_it(statement, self.schema), given)
         return self.connection.execute(_text(statement, self.schema, self._texts(given)), given)
 
-    def call(self, kept: Kept, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
-        """Return the rows of a statement that the database keeps.
+    def call(self, function: Function, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
+        """Return the rows of a function.
 
         Args:
-            kept: The statement.
-            parameters: Its parameters.
+            function: The function.
+            parameters: Its arguments by name.
             last: No other statement of the block follows: in a caller's transaction that saves a round trip.
         """
-        return self.execute(kept.text, parameters).all()
+        return self.execute(function.call, parameters).all()
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the parameters that must be declared as text: drivers other than psycopg need their types."""

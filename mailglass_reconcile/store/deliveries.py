@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.matching import Candidate
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Kept, Transaction, array_literal
+from mailglass_reconcile.store.database import Function, Transaction, array_literal
 
 INDEX = "mailglass_deliveries_reconcile_idx"
 
 FEW = 10
 """An id of at most this many deliveries is read whole; of a wider one, only what an event asks for."""
 
-# An id is looked up by its hash, because no value is too long for that; the id itself then decides.
-OF_IDS = Kept(
-    "mailglass_reconcile_deliveries_of_ids",
-    "candidate_id text, delivery_id text, tenant_id text, provider text, recipient text",
-    """
-SELECT c.id, d.delivery_id::text, d.tenant_id::text, d.provider::text, d.recipient
-  FROM unnest(CAST(:ids AS text[])) AS c (id)
- CROSS JOIN LATERAL (
-         SELECT id AS delivery_id, tenant_id, provider, left(recipient, 1000) AS recipient
-           FROM {schema}.mailglass_deliveries
-          WHERE hashtextextended(provider_message_id, 0) = hashtextextended(c.id, 0) AND provider_message_id = c.id
-          LIMIT {most}) AS d
-""".replace("{most}", str(FEW + 1)),
-)
+OF_IDS = Function("mailglass_reconcile_deliveries_of_ids_v1", ("message_ids",))
 
 # The recipient's own; those of the event's provider; those without a provider; and one of an earlier and of a later
 # tenant, by the order of their hashes. Of one provider, one id names at most one delivery (a unique index guarantees
@@ -80,6 +67,11 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
             AND provider_message_id = q.id AND tenant_id = q.tenant_id) AS d
 """.replace("{recipient_key}", schema.RECIPIENT_KEY)
 
+_LOCK = """
+SELECT id::text FROM {schema}.mailglass_deliveries
+ WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+"""
+
 # Against retention, which deletes deliveries without events: sweeps and other writers are not held up.
 _HOLD = """
 SELECT true FROM {schema}.mailglass_deliveries
@@ -97,12 +89,6 @@ SELECT EXISTS (
                      AND right(recipient, length(:erased)) = :erased LIMIT 1) AS d)
 """
 
-
-CREDIBLE = """
-         CASE WHEN r.occurred_at < '2000-01-01' THEN r.arrived_at
-              WHEN r.occurred_at - interval '5 minutes' > r.arrived_at THEN r.arrived_at
-              ELSE r.occurred_at END"""
-"""When what is reported, called `r`, counts as having occurred: its arrival, if its own time cannot be right."""
 
 PROVIDER_SENT_BY = """
          coalesce(d.provider,
@@ -153,6 +139,11 @@ class Question(NamedTuple):
         return None if self.recipient is None else addresses.index_key(self.recipient)
 
 
+def lock(tx: Transaction, ids: Collection[str]) -> set[str]:
+    """Lock deliveries for the caller's transaction, in the order of their ids, and return those that are there."""
+    return set(tx.execute(_LOCK, {"ids": array_literal(ids)}).scalars()) if ids else set()
+
+
 def hold(tx: Transaction, tenant_id: str, id_: str) -> bool:
     """Keep a delivery of the tenant from being deleted until the transaction ends; False if there is none."""
     return tx.execute(_HOLD, {"id": id_, "tenant_id": tenant_id}).scalar_one_or_none() is not None
@@ -174,7 +165,7 @@ def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
 
 def of_ids(tx: Transaction, ids: Iterable[str]) -> list[Candidate]:
     """Return the deliveries that carry one of *ids*, at most `FEW` and one of each."""
-    return list(map(Candidate._make, tx.call(OF_IDS, {"ids": array_literal(ids)})))
+    return list(map(Candidate._make, tx.call(OF_IDS, {"message_ids": array_literal(ids)})))
 
 
 def of_wide_ids(tx: Transaction, questions: Sequence[Question]) -> list[tuple[int, Candidate]]:

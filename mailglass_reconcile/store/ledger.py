@@ -8,66 +8,28 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, array_literal, columns, ids_of_last, uuid7
+from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns, ids_of_last, uuid7
+from mailglass_reconcile.store.stored_keys import Known
 
-# One statement, because each of several would look for the orphan again. Seconds are subtracted, not times: an arrival
-# may be infinite.
-_CLAIM_AND_APPEND = """
--- Orphans that no other session holds, with the delivery locked in id order.
-WITH claimed AS MATERIALIZED (
-  SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
-         o.rule IS NOT NULL AS keyed,
-         -- Our writers keep a recipient with the open orphan: of their events it is known whether there was one.
-         CASE WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'
-              ELSE m.metadata END AS metadata,
-         left(e.metadata ->> 'provider', 512) AS provider,
-         -- Mailglass appends the recipient to SES's ids; no address is copied.
-         CASE WHEN starts_with(e.metadata ->> 'provider_event_id', (e.metadata ->> 'sns_message_id') || ':')
-              THEN left(e.metadata ->> 'sns_message_id', 512)
-              ELSE left(e.metadata ->> 'provider_event_id', 512) END AS provider_event_id
-    FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[]),
-                CAST(:metadata AS jsonb[]))
-         AS m (id, event_id, delivery_id, metadata)
-    JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = m.event_id
-    JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
-    -- IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
-    JOIN {schema}.mailglass_deliveries AS d ON d.id = m.delivery_id AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id
-   ORDER BY d.id, o.event_id
-     FOR UPDATE OF o SKIP LOCKED
-     FOR NO KEY UPDATE OF d SKIP LOCKED
--- The ledger's unique key decides whether this transaction links it.
-), appended AS (
-  INSERT INTO {schema}.mailglass_events
-         (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, needs_reconciliation, inserted_at)
-  SELECT id, tenant_id, delivery_id, 'reconciled', now()::timestamp, 'reconciled:' || event_id,
-         jsonb_build_object('reconciled_from_event_id', event_id, 'reconciled_provider', provider,
-                            'reconciled_provider_event_id', provider_event_id) || metadata,
-         false, now()::timestamp
-    FROM claimed
-      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-  RETURNING id
-"""
-_CLOSE = """
--- What was appended is open no longer, and its ids are of no use. IN as a value, or the lists are joined pair by pair.
-), linked AS MATERIALIZED (
-  SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE
+LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
+APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",))
+
+# A sweep closes what it links, all at once, and tells the ledger's trigger so.
+_LINK_AND_CLOSE = """
+WITH linked AS MATERIALIZED (
+  SELECT * FROM {schema}.mailglass_reconcile_link_v1(
+                  CAST(:reconciled_ids AS text), CAST(:orphan_ids AS text), CAST(:owner_ids AS text),
+                  CAST(:notes AS text))
 ), closed AS (
-  DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked))
+  DELETE FROM {schema}.mailglass_open_orphans
+   WHERE event_id = ANY (ARRAY(SELECT event_id::uuid FROM linked WHERE reconciled_id IS NOT NULL))
+-- Its ids are of no use any more.
 ), forgotten AS (
-  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM linked WHERE keyed))
-"""
-_CLAIMED = """
+  DELETE FROM {schema}.mailglass_open_orphan_ids
+   WHERE event_id = ANY (ARRAY(SELECT event_id::uuid FROM linked WHERE reconciled_id IS NOT NULL AND keyed))
 )
-SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END AS reconciled_id, event_id::text, delivery_id::text,
-       tenant_id, type, to_json(occurred_at) #>> '{}' AS occurred_at, arrived_at::text,
-       (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8 AS lag_seconds,
-       metadata -> 'recipient_checked' IS NULL AS checked,
-       type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) AS handled
-  FROM claimed
+SELECT * FROM linked
 """
-_LINK = _CLAIM_AND_APPEND + _CLAIMED
-"""For writers, which may not delete: the ledger's trigger closes the orphans, row by row."""
-_LINK_AND_CLOSE = _CLAIM_AND_APPEND + _CLOSE + _CLAIMED
 
 _OF_OTHER_WRITERS = """
 SELECT count(*)
@@ -97,53 +59,6 @@ SELECT n.*, now()::timestamp
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id::text
 """
-
-HELD_STATE = "last_event_at, coalesce(array_position({standings}, last_event_type), 0) AS held_standing"
-"""What a delivery's row has of its state, for an event to be compared with."""
-
-# The trigger of the ledger finds the orphans' rows there already, with what their writer knows: keys and recipients. IN
-# as a value, or the lists are joined pair by pair.
-APPEND_WEBHOOK = """
--- Each event, and its delivery as another transaction committed it last, which this statement's snapshot may not have.
--- In the order of the deliveries: two transactions wait for each other one way only. One that is gone leaves an orphan.
-WITH n AS MATERIALIZED (
-  SELECT n.*, d.*
-    FROM (SELECT * FROM json_to_recordset(CAST(:events AS json))
-                        AS n (id uuid, tenant_id text, delivery_id uuid, type text, occurred_at timestamp,
-                              idempotency_key text, reject_reason text, metadata jsonb, provider text, recipient text,
-                              rule text, ids text[], lost bool, state text, standing int,
-                              terminal bool)
-           ORDER BY delivery_id) AS n
-    LEFT JOIN LATERAL (
-           SELECT id AS held, {held_state} FROM {schema}.mailglass_deliveries
-            WHERE id = n.delivery_id FOR NO KEY UPDATE) AS d ON true
--- In the order of the keys, for the same reason.
-), appended AS (
-  INSERT INTO {schema}.mailglass_events
-         (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
-          needs_reconciliation, inserted_at)
-  SELECT id, tenant_id, held, type, occurred_at, idempotency_key, reject_reason, metadata, held IS NULL,
-         now()::timestamp
-    FROM n ORDER BY idempotency_key COLLATE "C"
-      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-  RETURNING id, delivery_id
-), orphans AS (
-  SELECT * FROM n WHERE (id IN (SELECT id FROM appended WHERE delivery_id IS NULL)) IS TRUE
-), opened AS (
-  INSERT INTO {schema}.mailglass_open_orphans
-         (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, recipient_lost, state)
-  SELECT id, tenant_id, now()::timestamp, provider, recipient, rule,
-         CASE WHEN rule IS NOT NULL THEN cardinality(ids) END, recipient IS NULL AND lost,
-         -- Its delivery was there a moment ago.
-         CASE WHEN delivery_id IS NULL THEN state END
-    FROM orphans
-), named AS (
-  INSERT INTO {schema}.mailglass_open_orphan_ids (event_id, position, candidate_id)
-  SELECT o.id, c.position, c.id
-    FROM orphans AS o CROSS JOIN LATERAL unnest(o.ids) WITH ORDINALITY AS c (id, position)
-)
-""".replace("{held_state}", HELD_STATE)
-"""The CTEs that append a webhook's events, attached or as orphans; `appended` is what is new."""
 
 _PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
 
@@ -194,6 +109,10 @@ class Entry(NamedTuple):
     needs_reconciliation: bool
 
 
+NOW = "now"
+"""As a time: Postgres reads it as the one at which the transaction began."""
+
+
 class LinkedEvent(NamedTuple):
     """An event and its delivery, from the claim to projection, outbox and broadcast; times as Postgres writes them.
 
@@ -233,17 +152,48 @@ def newest_links(tx: Transaction, seconds: float) -> int:
 def link(
     tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[LinkedEvent]:
-    """Claim orphans and deliveries, append a `reconciled` event for each pair, close the orphans; return the claimed.
+    """Claim orphans and deliveries, append a `reconciled` event for each pair, project, hand over; return the claimed.
 
     Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
     and stay open here. *notes* are more metadata of the appended event, by orphan id; `UNCHECKED` is left out for
     events that our writers recorded.
     """
-    statement = _LINK_AND_CLOSE if tx.xact_id else _LINK  # only `linking` keeps the trigger from closing
     rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
-    parameters = columns(("ids", "event_ids", "delivery_ids", "metadata"), rows)
-    return list(map(LinkedEvent._make, tx.execute(statement, parameters)))
+    parameters = columns(LINK.arguments, rows)
+    # Only `linking` keeps the trigger from closing; writers may not delete.
+    claimed = tx.execute(_LINK_AND_CLOSE, parameters).all() if tx.xact_id else tx.call(LINK, parameters)
+    return [LinkedEvent(*row[:-1]) for row in claimed]  # whether it has ids stored is for closing
+
+
+def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:
+    """Append a webhook's events, each with its delivery or as an orphan; project and hand over what is attached.
+
+    Orphans are stored with the keys and states that are *known* of them. What is new is returned by id: with its
+    delivery, or None for an orphan.
+    """
+    events = json.dumps(list(map(_as_json, entries, known)))
+    delivery_ids = dict(tx.call(APPEND_WEBHOOK, {"given": events}, last=True))
+    return {entry.id: _attached(entry, delivery_ids[entry.id]) for entry in entries if entry.id in delivery_ids}
+
+
+def _as_json(entry: Entry, known: Known) -> dict[str, Any]:
+    keys = known.keys
+    return {
+        **entry._asdict(),
+        "provider": keys.provider,
+        "recipient": keys.recipient,
+        "rule": keys.rule,
+        "ids": keys.candidate_ids,
+        "lost": keys.lost,
+        "state": known.state,
+    }
+
+
+def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
+    if delivery_id is None:
+        return None
+    return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
 
 
 def of_other_writers(tx: Transaction, event_ids: Collection[str]) -> int:

@@ -15,7 +15,7 @@ from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.borrowing import answer
-from mailglass_reconcile.store.database import NIL, Kept, Transaction, array_literal
+from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000
 """Orphans of a tenant with a longer name are not in the table: such names could exhaust a sweep's memory."""
@@ -48,30 +48,7 @@ SELECT DISTINCT i.event_id::text
  LIMIT :size
 """
 
-# A range of one value, because its first row in an index's order is cheap for every planner; any row of a value seems
-# to be close by in the table if most rows have the same one.
-MAY_BE_OPEN = """
-       (SELECT candidate_id FROM {schema}.mailglass_open_orphan_ids
-         WHERE candidate_id >= s.message_id AND candidate_id <= s.message_id ORDER BY candidate_id LIMIT 1) IS NOT NULL
-"""
-"""Whether anything may be open for a row's `s.message_id`, as a part of the statements that ask it."""
-
-AFTER_COMMIT = Kept(
-    "mailglass_reconcile_after_commit",
-    "present text[], may_match boolean",
-    """
-SELECT ARRAY(SELECT e.id::text FROM unnest(CAST(:recorded_ids AS uuid[])) AS r (id)
-              CROSS JOIN LATERAL (SELECT id FROM {schema}.mailglass_events WHERE id = r.id OFFSET 0) AS e),
-       EXISTS (SELECT FROM unnest(CAST(:message_ids AS text[])) AS s (message_id) WHERE {may_be_open})
-    OR EXISTS (SELECT FROM unnest(CAST(:event_ids AS uuid[])) AS e (id)
-                CROSS JOIN LATERAL (SELECT hashtextextended(candidate_id, 0) AS hash
-                                      FROM {schema}.mailglass_open_orphan_ids WHERE event_id = e.id OFFSET 0) AS k
-                WHERE (SELECT hashtextextended(provider_message_id, 0) FROM {schema}.mailglass_deliveries
-                        WHERE hashtextextended(provider_message_id, 0) >= k.hash
-                          AND hashtextextended(provider_message_id, 0) <= k.hash
-                        ORDER BY hashtextextended(provider_message_id, 0) LIMIT 1) IS NOT NULL)
-""".replace("{may_be_open}", MAY_BE_OPEN),
-)
+AFTER_COMMIT = Function("mailglass_reconcile_after_commit_v1", ("recorded_ids", "message_ids", "event_ids"))
 
 # What an orphan waits for since when: its grace, or its delivery if that came later.
 _LINKABLE_SINCE = """

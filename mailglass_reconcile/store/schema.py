@@ -80,6 +80,20 @@ GUARD = "mailglass_events_no_truncate"
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete what is old; only on tables that `migrate` made."""
 
+FUNCTIONS = tuple(
+    f"mailglass_reconcile_{name}"
+    for name in (
+        "credible_v1",
+        "project_v1",
+        "link_v1",
+        "append_v1",
+        "store_sends_v1",
+        "deliveries_of_ids_v1",
+        "after_commit_v1",
+    )
+)
+"""The functions that everybody may call; `alembic/versions/0001_statements.sql` has them."""
+
 UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_events": "idempotency_key"}
 """Mailglass's unique indexes that appending and recording rely on: table, and columns with blanks between."""
 

@@ -1,4 +1,4 @@
-"""One batch: the transaction that claims, appends and projects; and what to do when it fails."""
+"""One batch: the transaction that links, and what to do when it fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from mailglass_reconcile import projector, telemetry
+from mailglass_reconcile import telemetry
 from mailglass_reconcile.errors import LOCK_NOT_AVAILABLE, is_of_data, is_outage, sqlstate, translated
 from mailglass_reconcile.store import ledger, open_orphans, privileges
 from mailglass_reconcile.store.database import PAUSE_SECONDS, Connected, Transaction, in_progress, with_retries
@@ -115,7 +115,6 @@ def link_in(tx: Transaction, pairs: Pairs, notes: Notes) -> list[LinkedEvent]:
     try:
         with tx.connection.begin_nested():
             linked, _ = _linked(tx, pairs, notes)
-            projector.project(tx, linked)
     except DBAPIError as error:
         if not is_of_data(error):
             raise
@@ -148,13 +147,11 @@ def _was_committed(connected: Connected, doubtful: _Attempt) -> bool:
 
 
 def _link(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) -> None:
-    """Claim, append, close, project, in one transaction; *doubtful* receives what it is about to commit."""
+    """Link in one transaction, and close; *doubtful* receives what it is about to commit."""
     doubtful.linked, doubtful.taken, doubtful.claimed = [], [], 0
     with connected.linking() as tx:
         linked, known = _linked(tx, pairs, notes)
         taken = _close_reconciled(tx, known) if known else []
-        if linked:
-            projector.project(tx, linked)
         doubtful.linked, doubtful.taken, doubtful.xact_id = linked, taken, tx.xact_id or ""
         doubtful.claimed = len(linked) + len(known)
         if doubtful.claimed < len(pairs):

@@ -26,12 +26,13 @@ from mailglass_reconcile import (
     erase,
     find_orphans,
     link,
-    projector,
     record_send,
 )
+from mailglass_reconcile.store import ledger
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.ledger import LinkedEvent
 from own_settings import OWN, settings_of, take
+from projecting import projected
 from recording import LEDGER, NAMELESS, NOW, event, record
 from waiting import wait_until
 
@@ -78,8 +79,8 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
         assert append(connection, tenant_id=HARD, type="sent", occurred_at=NOW, metadata={HARD: HARD}) is not None
         with borrowed(connection, db.settings) as tx:
             ids = (str(late[-1].event_id), str(to_ada.delivery_id), factories.TENANT)
-            known = LinkedEvent(None, *ids, "clicked", "2026-04-01", projector.NOW)
-            assert (projector.project(tx, [known]), projector.project(tx, [known])) == (1, 0)
+            known = LinkedEvent(None, *ids, "clicked", "2026-04-01", ledger.NOW)
+            assert (projected(tx, [known]), projected(tx, [known])) == (1, 0)
 
     driver.run(work)
     deliveries = db.rows("SELECT recipient, last_event_type, metadata FROM mailglass_deliveries ORDER BY recipient")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import functions, schema
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction
 
 # An ordinary table: reading a view would run its maker's code.
@@ -33,7 +33,7 @@ SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespac
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r' ORDER BY 1
 """
 
-_RETENTION = """
+_FUNCTIONS = """
 SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
  WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS text[]))
 """
@@ -78,17 +78,17 @@ def has_anything(tx: Transaction) -> bool:
 
 
 def is_complete(tx: Transaction, *, guard: bool) -> bool:
-    """Whether the revision, our tables, triggers and indexes are there; also the guard, if it is wanted.
+    """Whether the revision, our tables, triggers, functions and indexes are there; also the guard, if it is wanted.
 
     On tables that `migrate` made, also the functions of retention.
     """
     if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
         return False
-    wanted = {"schema": tx.schema, "functions": list(schema.RETENTION)}
-    if not schema.made_by_mailglass(tx) and tx.execute(_RETENTION, wanted).scalar_one() < len(schema.RETENTION):
+    functions = (*schema.FUNCTIONS, *(() if schema.made_by_mailglass(tx) else schema.RETENTION))
+    if tx.execute(_FUNCTIONS, {"schema": tx.schema, "functions": list(functions)}).scalar_one() < len(functions):
         return False
     triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
-    faults = functions.faults(tx) or schema.trigger_faults(tx, triggers) or schema.index_faults(tx)
+    faults = schema.trigger_faults(tx, triggers) or schema.index_faults(tx)
     return not faults and version(tx) == schema.VERSION
 
 
@@ -141,5 +141,5 @@ def _names(tx: Transaction) -> dict[str, Any]:
         "tables": [*schema.TABLES, schema.VERSION_TABLE],
         "table_indexes": [name for name, index in schema.INDEXES.items() if index.table in schema.TABLES],
         "indexes": [name for name, index in schema.INDEXES.items() if index.table not in schema.TABLES],
-        "functions": [*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *functions.NAMES],
+        "functions": [*schema.TRIGGERS, schema.GUARD, *schema.RETENTION, *schema.FUNCTIONS],
     }

@@ -222,22 +222,6 @@ def test_a_schema_that_is_outdated_newer_or_missing(db: Database) -> None:
     assert (found.status, "MAILGLASS_DATABASE_SCHEMA to public" in found.remedy) == (ERROR, True)
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "DROP FUNCTION mailglass_reconcile_append",
-        "UPDATE pg_proc SET prosrc = 'BEGIN END' WHERE proname = 'mailglass_reconcile_append'",
-    ],
-)
-def test_a_function_that_is_missing_or_another_versions(db: Database, sql: str) -> None:
-    """Without it, nothing can be recorded."""
-    db.run(sql)
-    found = of("schema")
-    assert (found.status, "function mailglass_reconcile_append is" in found.message) == (ERROR, True)
-    heal(db, found.remedy)
-    assert of("schema").status == OK
-
-
 @pytest.mark.parametrize("index", ["mailglass_deliveries_reconcile_idx", "mailglass_open_orphans_arrival_idx"])
 def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> None:
     """One on Mailglass's table, and one on ours."""
