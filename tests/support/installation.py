@@ -33,7 +33,10 @@ class Site:
     def __init__(self, db, redis_url: str, log: Path) -> None:
         self.db = db
         self.url = urlsplit(redis_url)._replace(path=f"/{next(NUMBERS) % 7 + 1}").geturl()
-        self.environment = {**db.environment(self.url), "PYTHONPATH": os.pathsep.join(map(str, [HERE, *HERE.parents[:2]]))}
+        self.environment = {
+            **db.environment(self.url),
+            "PYTHONPATH": os.pathsep.join(map(str, [HERE, *HERE.parents[:2]])),
+        }
         broker = os.environ.get("MAILGLASS_TEST_BROKER_URL")
         self.broker = broker or self.url
         if broker:

@@ -594,7 +594,7 @@ def test_a_wide_ids_delivery_is_found_by_its_address(reading):
 
 
 def test_a_link_is_claimed_appended_and_closed_by_primary_keys(tx, pairs):
-    """Open orphan, event and delivery of each pair; the delivery twice more, to be projected; the orphan and its ids."""
+    """Orphan, event and delivery of each pair; the delivery twice more, to be projected; the orphan and its ids."""
     plan = probing(tx, lambda: ledger.link(tx, pairs))
     assert plan.indexes == {
         "mailglass_open_orphans_pkey",
