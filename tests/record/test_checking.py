@@ -1,4 +1,4 @@
-"""What a writer refuses and what it repairs: all of it before anything is written."""
+"""What a writer refuses and what it repairs, before anything is written; no address goes into the ledger."""
 
 import datetime as dt
 import math
@@ -8,9 +8,8 @@ import pytest
 
 import factories
 from mailglass_reconcile import InvalidEventError, append
+from mailglass_reconcile import reconcile as sweep
 from recording import LEDGER, NOW, event, metadata, record
-
-pytestmark = pytest.mark.slow
 
 ADDRESS = "bob-4711@example.com"
 LAST = dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=9)))
@@ -24,6 +23,7 @@ def refused(tx, *events, **more):
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
@@ -61,7 +61,6 @@ def test_what_cannot_be_recorded_is_refused_with_its_field_and_reason(tx, field,
     assert reason in error
 
 
-@pytest.mark.guard
 def test_no_refusal_repeats_a_value(tx):
     """An address in a wrong place, or as a key, is not quoted."""
     for wrong in (
@@ -74,6 +73,7 @@ def test_no_refusal_repeats_a_value(tx):
         assert "bob" not in refused(tx, event(**wrong))
 
 
+@pytest.mark.slow
 def test_metadata_that_holds_itself_is_refused(tx):
     """As is what is nested too deeply."""
     circular = {}
@@ -81,26 +81,26 @@ def test_metadata_that_holds_itself_is_refused(tx):
     assert "nested deeper than 32 levels" in refused(tx, event(metadata=circular))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tenant", ["", "  ", "a\x00b", "a\nb", "\ud800", "x" * 513, 7])
 def test_a_tenant_that_no_row_could_have_is_refused(tx, tenant):
     """Empty, too long, with control characters, or no string at all."""
     assert refused(tx, tenant_id=tenant).startswith("tenant_id must be a string of 1 to 512 characters")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["", "  ", "post\nmark", "x" * 513, None])
 def test_a_provider_that_cannot_be_matched_is_refused(tx, provider):
     """As for a tenant."""
     assert refused(tx, provider=provider).startswith("provider must be a string of 1 to 512 characters")
 
 
-@pytest.mark.guard
 @pytest.mark.parametrize("events", [event(), ["evt"], None])
 def test_events_must_be_a_list_of_events(tx, events):
     """One alone, a string and None are said to be wrong."""
     assert "WebhookEvent" in refused(tx, events=events)
 
 
-@pytest.mark.guard
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -124,6 +124,7 @@ def test_what_json_or_postgres_cannot_hold_is_repaired(tx, given, kept):
     assert tx.rows("SELECT metadata -> 'value' FROM mailglass_events") == [(kept,)] * 2
 
 
+@pytest.mark.slow
 def test_texts_of_an_event_are_repaired_too(tx):
     """Ids and recipient with NUL and half a surrogate, and of any length."""
     odd = "m\x00\ud800"
@@ -138,6 +139,7 @@ def test_texts_of_an_event_are_repaired_too(tx):
     assert set(tx.rows("SELECT recipient FROM mailglass_open_orphans")) == {("m\ufffd\ufffd",), ("z" * 512,)}
 
 
+@pytest.mark.slow
 def test_integers_are_ids_as_their_digits(tx):
     """Mailjet's message id is one, and so may be an event's id."""
     record(tx.connection, event(576460752303423488, provider_event_id=7))
@@ -147,6 +149,7 @@ def test_integers_are_ids_as_their_digits(tx):
     assert metadata(tx)["provider_event_id"] == "7"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -169,3 +172,151 @@ def test_append_refuses_the_same_and_keys_that_are_not_its_own(tx, wrong, said):
         append(tx.connection, **row)
     assert str(caught.value).startswith(said)
     assert tx.value(LEDGER) == 0
+
+
+ADDRESSES = "SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* '(bob|@|%40)'"
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_that_a_recipient_is_known_is_kept_and_the_recipient_is_not(tx, attached):
+    """The flag stays with the event forever, whether it was attached at once or is an orphan."""
+    if attached:
+        factories.delivery(tx, "m-1", recipient="bob@example.com")
+    record(tx.connection, event("m-1", recipient="bob@example.com"))
+    assert metadata(tx)["recipient_known"] is True
+    assert tx.value(ADDRESSES) == 0
+
+
+def test_without_a_recipient_there_is_no_flag(tx):
+    """Not even if the caller's own metadata claims one."""
+    record(tx.connection, event("m-1", recipient="  ", metadata={"recipient_known": True}))
+    assert "recipient_known" not in metadata(tx)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["recipient", "Recipient", "EMAIL", "Email", " email "])
+def test_an_address_under_its_usual_names_is_the_recipient_and_is_left_out(tx, key):
+    """However the provider spells the name; as in a sweep, it tells deliveries apart."""
+    factories.delivery(tx, "m-1", recipient="ann@example.com")
+    bob = factories.delivery(tx, "m-1", recipient="bob@example.com")
+    (recorded,) = record(tx.connection, event("m-1", metadata={key: "bob@example.com", "tag": "welcome"}))
+    assert str(recorded.delivery_id) == bob
+    assert (metadata(tx)["tag"], metadata(tx)["recipient_known"]) == ("welcome", True)
+    assert tx.value(ADDRESSES) == 0
+
+
+@pytest.mark.parametrize("written", ["Bob <BOB@example.com>", ' "Bob, Jr." <bob@example.com> ', "<bob@example.com>"])
+def test_a_recipient_may_have_a_display_name(tx, written):
+    """Its address is what is compared, and what is kept with an orphan."""
+    factories.delivery(tx, "m-1", recipient="ann@example.com")
+    bob = factories.delivery(tx, "m-1", recipient="bob@example.com")
+    attached, _ = record(tx.connection, event("m-1", recipient=written), event("m-2", recipient=written))
+    assert str(attached.delivery_id) == bob
+    assert tx.value("SELECT lower(recipient) FROM mailglass_open_orphans") == "bob@example.com"
+
+
+def test_the_open_orphan_forgets_the_recipient_when_it_is_linked(db):
+    """What told two deliveries of one message apart leaves no trace."""
+    with db.engine.begin() as connection:
+        record(connection, event("m-1", recipient="Bob@example.com"))
+    factories.delivery(db, "m-1", recipient="ada@example.com")
+    bob = factories.delivery(db, "m-1", recipient="bob@example.com")
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+    assert sweep().linked == 1
+    assert str(db.value("SELECT delivery_id FROM mailglass_events WHERE type = 'reconciled'")) == bob
+    assert db.value(ADDRESSES) == 0
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+
+
+def test_a_strict_writer_leaves_out_whatever_looks_like_an_address(tx):
+    """In texts, lists and keys of any depth, and in the event's id; what is left is stored."""
+    given = {
+        "to": "Bob <bob@example.com>",
+        "link": "https://example.com/?e=bob%40example.com",
+        "tags": ["bob@example.com", "welcome"],
+        "data": {"bob@example.com": 1, "bounce": {"to": "bob@example.com", "code": 550}},
+        "note": "at @ noon",
+    }
+    record(tx.connection, event("m-1", provider_event_id="Bounce:bob@example.com", metadata=given), strict=True)
+    assert metadata(tx) == {
+        "tags": ["welcome"],
+        "data": {"bounce": {"code": 550}},
+        "note": "at @ noon",
+        "provider": "postmark",
+        "message_id": "m-1",
+    }
+    assert tx.value("SELECT count(*) FROM mailglass_events AS e WHERE e::text ~* 'bob'") == 0
+
+
+def test_without_strict_the_callers_metadata_is_stored_as_given(tx):
+    """The documentation says so, and names the way to be strict."""
+    record(tx.connection, event("m-1", metadata={"to": "bob@example.com"}))
+    assert metadata(tx)["to"] == "bob@example.com"
+
+
+def recorded(tx, **fields):
+    """Record one bounce, and return its metadata without what every event has."""
+    record(tx.connection, event(None, "bounced", **fields))
+    return {name: value for name, value in metadata(tx).items() if name not in ("provider", "provider_event_id")}
+
+
+@pytest.mark.parametrize("bounce", ["hard", "soft"])
+def test_what_a_bounce_was_is_kept_in_the_metadata(tx, bounce):
+    """Under the names of the fields, even with `strict`, which would take a Message-ID for an address."""
+    fields = {"bounce": bounce, "smtp_status": "550 5.1.1", "smtp_message_id": "<a@b.example>"}
+    record(tx.connection, event(None, "bounced", **fields), strict=True)
+    assert metadata(tx).items() >= fields.items()
+
+
+def test_an_event_that_says_nothing_of_it_has_no_such_names(tx):
+    """A row is no larger than it was."""
+    assert recorded(tx) == {"message_id": None}
+
+
+def test_of_a_longer_reply_only_the_codes_are_kept(tx):
+    """In the field as in metadata: the text may hold an address. One without codes costs no event."""
+    assert recorded(tx, smtp_status=f"550 5.1.1 <{ADDRESS}>: unknown")["smtp_status"] == "550 5.1.1"
+
+
+@pytest.mark.parametrize(("reply", "kept"), [(f"550-5.1.1 <{ADDRESS}>", "550 5.1.1"), (550, "550"), (ADDRESS, None)])
+def test_a_reply_in_the_caller_s_metadata_is_read_as_one(tx, reply, kept):
+    """What is no reply is left out."""
+    assert recorded(tx, metadata={"smtp_status": reply}).get("smtp_status") == kept
+
+
+@pytest.mark.parametrize(("field", "kept"), [(None, "soft"), ("hard", "hard"), ("soft", "soft")])
+def test_a_bounce_in_the_caller_s_metadata_counts_where_the_field_is_none(tx, field, kept):
+    """The field comes first."""
+    assert recorded(tx, bounce=field, metadata={"bounce": "soft"})["bounce"] == kept
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"bounce": "Permanent"}, "bounce is not a known bounce; known bounces: hard, soft"),
+        ({"bounce": True}, "bounce is not a known bounce"),
+        ({"bounce": "hrad"}, "did you mean hard?"),
+        ({"metadata": {"bounce": ADDRESS}}, "metadata['bounce'] is not a known bounce"),
+        ({"metadata": {"bounce": {"bounceType": "Permanent"}}}, "metadata['bounce'] is not a known bounce"),
+        ({"bounce": "hard", "metadata": {"bounce": "no"}}, "metadata['bounce'] is not a known bounce"),
+        ({"smtp_status": 550}, "smtp_status must be a string or None"),
+        ({"smtp_message_id": ["a"]}, "smtp_message_id must be a string, an integer or None"),
+    ],
+)
+def test_anything_else_is_refused_with_field_and_reason(tx, fields, reason):
+    """A handler that suppresses on `hard` must not meet another word; the value is not repeated."""
+    with pytest.raises(InvalidEventError) as caught:
+        record(tx.connection, event(), event("m-2", **fields))
+    assert str(caught.value).startswith("events[1].")
+    assert reason in str(caught.value)
+    assert ADDRESS not in str(caught.value)
+    assert tx.value(LEDGER) == 0
+
+
+def test_an_event_that_was_recorded_without_them_is_the_same_event_with_them(tx):
+    """A provider that repeats a webhook after an upgrade of its reader; in one call, they tell events apart."""
+    before, after = event("m-1", "bounced"), event("m-1", "bounced", bounce="hard", smtp_status="550")
+    record(tx.connection, before)
+    assert record(tx.connection, after)[0].event_id is None
+    assert [one.event_id is None for one in record(tx.connection, after, before)] == [True, False]
+    assert tx.value(LEDGER) == 2

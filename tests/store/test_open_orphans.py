@@ -1,5 +1,6 @@
 """The open set's triggers: right for every row that the ledger takes, whoever writes it, also after a restore."""
 
+import datetime as dt
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import mailglass_reconcile
 from catalog import Installation, client, installation, live, url_of
 from history import DELIVERY, ORPHAN, RECONCILED, new_id
 from mailglass_reconcile.store.engines import create_engine
-from open_set import insert
+from open_set import ARRIVED, age, insert
 from shapes import settings_of
 
 
@@ -267,7 +268,7 @@ def run(*command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("Mail Glass", "2.x")])
+@pytest.mark.parametrize(("schema", "shape"), [("public", "0.1.1"), ("Mail_Glass", "2.x")])
 def test_a_dump_and_its_restore_bring_everything_back(
     empty_database_url, make_database, drop_database, tmp_path, schema, shape
 ):
@@ -336,3 +337,40 @@ def test_orphans_of_tenants_with_very_long_names_stay_out(db, way):
         assert mailglass_reconcile.prune().added == 1
     assert db.rows("SELECT tenant_id FROM mailglass_open_orphans") == [(longest,)]
     assert mailglass_reconcile.reconcile().linked == 1
+
+
+@pytest.mark.parametrize("inserted_at", ["infinity", "-infinity", "9999-12-31", "294276-12-31 23:59:59", "in an hour"])
+def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserted_at):
+    """It is swept and expires like any other."""
+    if inserted_at == "in an hour":
+        inserted_at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(hours=1))
+    with database.engine.begin() as connection:
+        event_id = insert(connection, inserted_at=inserted_at)
+    assert 0 <= age(database, event_id) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [-1, 4])
+def test_a_clock_that_is_a_little_ahead_is_believed(database, minutes):
+    """Up to five minutes."""
+    when = dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(minutes=minutes)
+    with database.engine.begin() as connection:
+        event_id = insert(connection, inserted_at=str(when))
+    assert database.values(ARRIVED, id=event_id) == [when]
+
+
+@pytest.mark.slow
+def test_the_trigger_of_an_orphan_does_not_read_the_ledger(database):
+    """A writer that may insert, and read nothing, is enough; the look would cost SERIALIZABLE writers a failure."""
+    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    [body] = database.values("SELECT prosrc FROM pg_proc WHERE proname = 'mailglass_open_orphans_add'")
+    assert "mailglass_events" not in body
+    database.run(f"CREATE ROLE {name}; GRANT INSERT ON mailglass_events TO {name}")
+    database.run(f"GRANT USAGE ON SCHEMA {database.settings.database_schema} TO {name}")
+    try:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(f"SET LOCAL ROLE {name}")
+            event_id = insert(connection)
+        assert age(database, event_id) is not None
+    finally:
+        database.run(f"DROP OWNED BY {name}; DROP ROLE {name}")

@@ -1,18 +1,16 @@
-"""When an orphan counts as arrived, whatever time its row bears; and who may close it."""
+"""What the prune repairs in the open set: when an orphan that no trigger saw has arrived, and what closes none."""
 
 import datetime as dt
 import uuid
 
 import pytest
 
-from catalog import Installation
 from history import ORPHAN, new_id
 from mailglass_reconcile.store.database import uuid7
-from open_set import insert
+from open_set import age, insert
 
 pytestmark = pytest.mark.slow
 
-ARRIVED = "SELECT arrived_at FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)"
 UNSEEN = """
 SET LOCAL session_replication_role = replica;
 INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
@@ -21,38 +19,11 @@ VALUES ('{id}', 'acme', 'delivered', now(), true, {inserted_at})
 UTC_NOW = "(now() AT TIME ZONE 'UTC')"
 
 
-def age(database: Installation, event_id: str) -> float | None:
-    """Return how many seconds ago an open orphan arrived, or None if it is not open."""
-    found = database.values(ARRIVED, id=event_id)
-    now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-    return (now - found[0]).total_seconds() if found else None
-
-
 def uuid7_of(seconds_ago: float) -> str:
     """Return a UUIDv7 that was made that long ago."""
     rest = uuid7()[14:]
     milliseconds = int((dt.datetime.now(dt.UTC).timestamp() - seconds_ago) * 1000)
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-{rest}"
-
-
-@pytest.mark.guard
-@pytest.mark.parametrize("inserted_at", ["infinity", "-infinity", "9999-12-31", "294276-12-31 23:59:59", "in an hour"])
-def test_a_row_whose_time_cannot_be_arrives_when_it_is_written(database, inserted_at):
-    """It is swept and expires like any other."""
-    if inserted_at == "in an hour":
-        inserted_at = str(dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(hours=1))
-    with database.engine.begin() as connection:
-        event_id = insert(connection, inserted_at=inserted_at)
-    assert 0 <= age(database, event_id) < 60
-
-
-@pytest.mark.parametrize("minutes", [-1, 4])
-def test_a_clock_that_is_a_little_ahead_is_believed(database, minutes):
-    """Up to five minutes."""
-    when = dt.datetime.now(dt.UTC).replace(tzinfo=None) + dt.timedelta(minutes=minutes)
-    with database.engine.begin() as connection:
-        event_id = insert(connection, inserted_at=str(when))
-    assert database.values(ARRIVED, id=event_id) == [when]
 
 
 @pytest.mark.parametrize("hours", [-8, 0, 9, 14])
@@ -116,19 +87,3 @@ def test_a_forged_reconciled_event_closes_no_orphan(database, forged):
     database.run("DELETE FROM mailglass_open_orphans")
     assert database.prune().added == 1
     assert database.open_set() == {event_id}
-
-
-def test_the_trigger_of_an_orphan_does_not_read_the_ledger(database):
-    """A writer that may insert, and read nothing, is enough; the look would cost SERIALIZABLE writers a failure."""
-    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    [body] = database.values("SELECT prosrc FROM pg_proc WHERE proname = 'mailglass_open_orphans_add'")
-    assert "mailglass_events" not in body
-    database.run(f"CREATE ROLE {name}; GRANT INSERT ON mailglass_events TO {name}")
-    database.run(f"GRANT USAGE ON SCHEMA {database.settings.database_schema} TO {name}")
-    try:
-        with database.engine.begin() as connection:
-            connection.exec_driver_sql(f"SET LOCAL ROLE {name}")
-            event_id = insert(connection)
-        assert age(database, event_id) is not None
-    finally:
-        database.run(f"DROP OWNED BY {name}; DROP ROLE {name}")

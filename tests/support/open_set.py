@@ -1,5 +1,6 @@
 """Events as any writer inserts them, for the tests of the triggers."""
 
+import datetime as dt
 from collections.abc import Iterator
 
 import pytest
@@ -37,3 +38,13 @@ def database(lender_of, shape) -> Iterator[Installation]:
     """A migrated database without rows, of each version."""
     with lender_of(shape).lend() as lent:
         yield Installation(lent.settings, lent.engine)
+
+
+ARRIVED = "SELECT arrived_at FROM mailglass_open_orphans WHERE event_id = CAST(:id AS uuid)"
+
+
+def age(database: Installation, event_id: str) -> float | None:
+    """Return how many seconds ago an open orphan arrived, or None if it is not open."""
+    found = database.values(ARRIVED, id=event_id)
+    now = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+    return (now - found[0]).total_seconds() if found else None
