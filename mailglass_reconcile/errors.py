@@ -206,11 +206,7 @@ def unavailable(code: str) -> DatabaseUnavailableError:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate whatever the database driver raises inside the block; the chain is cut, because it holds values.
-
-    Raises:
-        MailglassReconcileError: in place of SQLAlchemy's errors.
-    """
+    """Translate whatever the database driver raises inside the block; the chain is cut, because it holds values."""
     from sqlalchemy.exc import DBAPIError, NoSuchModuleError  # noqa: PLC0415 - `--help` needs the settings, not this
 
     try:

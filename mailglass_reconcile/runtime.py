@@ -90,11 +90,7 @@ def reread_settings() -> None:
 
 
 def get_settings() -> Settings:
-    """Return the configured settings, or those of the framework and of the environment, read once per process.
-
-    Raises:
-        ConfigurationError: A variable holds a value that cannot be used.
-    """
+    """Return the configured settings, or those of the framework and of the environment, read once per process."""
     return _settings()
 
 
@@ -104,11 +100,7 @@ def _settings() -> Settings:
 
 
 def database() -> Database:
-    """Return this process's database: the engine with the settings; it has not connected yet.
-
-    Raises:
-        ConfigurationError: The URL is missing or cannot be used.
-    """
+    """Return this process's database: the engine with the settings; it has not connected yet."""
     return _database()
 
 
@@ -118,29 +110,17 @@ def _database() -> Database:
 
 
 def get_engine() -> sa.Engine:
-    """Return the configured engine, the framework's, or one of `MAILGLASS_DATABASE_URL`; it has not connected yet.
-
-    Raises:
-        ConfigurationError: The URL is missing or cannot be used.
-    """
+    """Return the configured engine, the framework's, or one of `MAILGLASS_DATABASE_URL`; it has not connected yet."""
     return _Configured.engine or _Framework.engine or _own_engine(get_settings())
 
 
 def pooled_engine(size: int) -> sa.Engine:
-    """Return the configured engine, the framework's, or a new one that keeps *size* connections between uses.
-
-    Raises:
-        ConfigurationError: The URL is missing or cannot be used.
-    """
+    """Return the configured engine, the framework's, or a new one that keeps *size* connections between uses."""
     return _Configured.engine or _Framework.engine or engines.create_engine(get_settings(), pool_size=size)
 
 
 def get_redis() -> redis_py.Redis:
-    """Return the configured Redis client, or one of `MAILGLASS_REDIS_URL`; it has not connected yet.
-
-    Raises:
-        ConfigurationError: The URL cannot be used.
-    """
+    """Return the configured Redis client, or one of `MAILGLASS_REDIS_URL`; it has not connected yet."""
     return _Configured.redis or _own_redis(get_settings())
 
 

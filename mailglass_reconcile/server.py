@@ -126,7 +126,6 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection."""
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)

@@ -128,12 +128,10 @@ def describe(current: Span, attributes: Mapping[str, Value], error: str | None =
 
 
 def count_orphans(outcomes: Mapping[str, int]) -> None:
-    """Count orphans by outcome."""
     _count("orphans", outcomes)
 
 
 def count_messages(outcomes: Mapping[str, int]) -> None:
-    """Count messages by outcome."""
     _count("messages", outcomes)
 
 

@@ -80,9 +80,6 @@ def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcil
     Args:
         arguments: What comes after the command's name; None is this process's own.
         name: How the command was called.
-
-    Raises:
-        SystemExit: Always, with the exit code.
     """
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)

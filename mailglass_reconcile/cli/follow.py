@@ -73,7 +73,6 @@ class Follower:
     """Sweeps at each tick, and again and again after a fault, with one connection that is kept."""
 
     def __init__(self, interval: float, tenant_id: str | None, as_json: bool) -> None:
-        """Prepare to follow; nothing connects yet."""
         self._interval = interval
         self._tenant_id = tenant_id
         self._as_json = as_json
@@ -90,11 +89,7 @@ class Follower:
         self._ended_by: int | None = None
 
     def run(self) -> int:
-        """Follow until a signal comes, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C.
-
-        Raises:
-            MailglassReconcileError: The first sweep was not possible, or a setting or the schema is wrong.
-        """
+        """Follow until a signal comes, and return the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
         for handler in logging.getLogger().handlers:
             handler.addFilter(self._repeats.passes)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -31,7 +31,6 @@ class Receiver(Process):
     """The process, and what its two providers sign with, made for this run."""
 
     def __init__(self) -> None:
-        """Make the folder and the secrets; nothing is started yet."""
         super().__init__("the demo's receiver")
         self._key, self._login = ec.generate_private_key(ec.SECP256R1()), f"demo:{secrets.token_hex(16)}"
         self._port = free_port()

@@ -59,7 +59,6 @@ class Stage:
     """
 
     def __init__(self, redis_url: str, post: Callable[[Mail, str], None]) -> None:
-        """Subscribe, and wait until Redis has confirmed it; *post* posts a webhook of a mail's provider."""
         self._post = post
         self.worker: Process | None = None
         self._pubsub = redis.Redis.from_url(redis_url, decode_responses=True).pubsub()  # type: ignore[no-untyped-call]

@@ -100,11 +100,7 @@ def _of_delivery(database: Database, delivery_id: UUID, filters: Filters) -> Fil
 
 
 def would_link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:
-    """Return the counts that `link` would have, and write nothing.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the counts that `link` would have, and write nothing."""
     with database.reading() as tx:
         its = {one.event_id: one for one in open_orphans.read(tx, [one.event_id for one in found])}
         unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}

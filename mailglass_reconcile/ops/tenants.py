@@ -36,11 +36,7 @@ class Unknown(NamedTuple):
 
 
 def unknown(database: Database, tenant_id: str) -> Unknown | None:
-    """Return what to say if no event and no delivery has this tenant; None if one has.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return what to say if no event and no delivery has this tenant; None if one has."""
     if not windows.is_possible(tenant_id):
         return Unknown(f"no event or delivery can have tenant {shown_tenant(tenant_id)!r}")
     with database.reading(TIMEOUT_MS) as tx:
@@ -52,11 +48,7 @@ def unknown(database: Database, tenant_id: str) -> Unknown | None:
 
 
 def nearest(database: Database, tenant_id: str) -> str | None:
-    """Return a sentence if no event and no delivery has this tenant, with the tenant that was probably meant.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return a sentence if no event and no delivery has this tenant, with the tenant that was probably meant."""
     found = unknown(database, tenant_id)
     if found is None or found.meant is None:
         return found and found.sentence

@@ -30,9 +30,6 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
     Args:
         url: `redis://`, `rediss://`, `unix://` or `redis+socket://`.
         setting: The name of the setting that it comes from, for the error.
-
-    Raises:
-        ConfigurationError: The URL cannot be used.
     """
     text = url.get_secret_value()
     if text.startswith("redis+socket://"):

@@ -72,7 +72,6 @@ class Publisher:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        """Use *client*; nothing connects yet."""
         self._server = _servers.get(client) or _servers.setdefault(client, _Server())
         self._client = client
         self.next_sweep()

@@ -178,7 +178,6 @@ def _take(steps: Iterable[Step], open_place: Callable[[], AbstractContextManager
 
 
 def _id(event: LinkedEvent) -> str:
-    """Return the id of the event that a message names."""
     return event.reconciled_id or event.event_id
 
 
@@ -267,11 +266,7 @@ def _place_of(engine: sa.Engine) -> AbstractContextManager[Place]:
 
 @contextmanager
 def of_pool(engine: sa.Engine) -> Iterator[Place]:
-    """Take a connection of an engine's pool, if one is free within a second.
-
-    Raises:
-        DatabaseUnavailableError: None is.
-    """
+    """Take a connection of an engine's pool, if one is free within a second."""
     _wait_for_free(engine.pool, is_async=engine.dialect.is_async)
     with engine.connect() as connection:
         yield Place(connection, partial(_begin, connection))

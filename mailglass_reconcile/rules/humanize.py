@@ -27,7 +27,6 @@ def share(part: int, whole: int, one: str, many: str | None = None) -> str:
 
 
 def verb(number: int, one: str = "is", many: str = "are") -> str:
-    """Return the form of a verb that goes with a number."""
     return one if number == 1 else many
 
 

@@ -151,7 +151,6 @@ def place(host: str | None, port: object = None, database: object = None) -> str
 
 
 def redis_place(arguments: Mapping[str, Any]) -> str:
-    """Return the place of a Redis client, given the arguments of its connections."""
     if arguments.get("path"):
         return place(arguments["path"], None, arguments.get("db"))
     return place(arguments.get("host"), arguments.get("port"), arguments.get("db"))

@@ -81,11 +81,7 @@ class Holder(NamedTuple):
 
 
 def holder_of(client: Redis, key: str) -> Holder | None:
-    """Return who has the lock *key*, or None if it is free.
-
-    Raises:
-        RedisError: Redis refuses, or does not answer.
-    """
+    """Return who has the lock *key*, or None if it is free."""
     value, left = client.get(key), client.pttl(key)
     if value is None:
         return None
@@ -94,11 +90,7 @@ def holder_of(client: Redis, key: str) -> Holder | None:
 
 
 def try_lock(client: Redis) -> None:
-    """Take, extend and release a lock that no sweep uses.
-
-    Raises:
-        RedisError: Redis refuses, or does not answer; not if another doctor has that lock.
-    """
+    """Take, extend and release a lock that no sweep uses."""
     lock = client.lock(f"{PREFIX}doctor", timeout=1, blocking=False)
     if lock.acquire():
         holder_of(client, lock.name)
@@ -114,7 +106,6 @@ class LockBackend:
     """
 
     def __init__(self, client: Redis) -> None:
-        """Use *client*; nothing connects yet."""
         self._client = client
         self._warned = False
 

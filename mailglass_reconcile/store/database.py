@@ -115,7 +115,6 @@ class Transaction:
     """A transaction in this package's scope, whose statements name the tables with their schema."""
 
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
-        """Use *connection*, which is in a transaction, on the tables that *settings* name."""
         self.connection = connection
         self.settings = settings
         self.schema = settings.database_schema
@@ -219,7 +218,6 @@ class Connected:
     """An open connection without a transaction, and the ways to begin one on it."""
 
     def __init__(self, connection: sa.Connection, settings: Settings) -> None:
-        """Use *connection* on the tables that *settings* name."""
         self.connection = connection
         self.settings = settings
 
@@ -296,7 +294,6 @@ class Database:
     """One installation's database: an engine, and the settings that name schema, ages and limits."""
 
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
-        """Use *engine* on the tables that *settings* name; nothing connects yet."""
         self.engine = engine
         self.settings = settings
 
@@ -320,21 +317,13 @@ class Database:
 
     @contextmanager
     def reading(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
-        """Read on a connection of its own, as `Connected.reading`.
-
-        Raises:
-            MailglassReconcileError: The database cannot be reached, or refused.
-        """
+        """Read on a connection of its own, as `Connected.reading`."""
         with self.connect() as connected, connected.reading(timeout_ms) as tx:
             yield tx
 
     @contextmanager
     def writing(self, timeout_ms: int = STATEMENT_TIMEOUT_MS) -> Iterator[Transaction]:
-        """Write on a connection of its own, as `Connected.writing`.
-
-        Raises:
-            MailglassReconcileError: The database cannot be reached, or refused.
-        """
+        """Write on a connection of its own, as `Connected.writing`."""
         with self.connect() as connected, connected.writing(timeout_ms) as tx:
             yield tx
 

@@ -158,7 +158,6 @@ def shown(tx: Transaction, ids: Iterable[str]) -> dict[str, Shown]:
 
 
 def some_erased(tx: Transaction, tenant_id: str, ids: Iterable[str]) -> bool:
-    """Whether the recipient of one of the tenant's deliveries with these ids was erased."""
     parameters = {"ids": array_literal(ids), "tenant_id": tenant_id, "erased": addresses.ERASED}
     return bool(tx.execute(_SOME_ERASED, parameters).scalar_one())
 

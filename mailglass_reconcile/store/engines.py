@@ -54,9 +54,6 @@ def create_engine(settings: Settings, pool_size: int = 0) -> sa.Engine:
 
     Prepared statements are off: PgBouncer in transaction mode may not keep them. A refused write to the ledger
     reaches callers as `LedgerImmutableError`.
-
-    Raises:
-        ConfigurationError: As in `database_url`.
     """
     return _engine(
         database_url(settings),

@@ -228,7 +228,6 @@ def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
 
 
 def store_states(tx: Transaction, states: Mapping[str, str]) -> None:
-    """Store the states of orphans, by their ids."""
     parameters = {"event_ids": array_literal(states), "states": array_literal(states.values())}
     tx.execute(_STORE_STATES, parameters)
 

@@ -234,6 +234,5 @@ def remove_expired(connected: Connected, size: int) -> Expired:
 
 
 def remove_stray_ids(connected: Connected, size: int) -> int:
-    """Remove the ids of orphans that are no longer open, *size* ids at a time, and return how many rows."""
     place = {"after_id": NIL, "after_position": -1}
     return sum(page["removed"] for page in _pages(connected, _REMOVE_STRAY_IDS, size, place))

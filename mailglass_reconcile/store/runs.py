@@ -170,7 +170,6 @@ def add(tx: Transaction, run: Run) -> int:
 
 
 def add_range(tx: Transaction, run_id: int, run: Run) -> None:
-    """Add a range of a fan-out to the run of the sweep that was cut."""
     tx.execute(_ADD_RANGE, {**_parameters(run), "id": run_id})
 
 

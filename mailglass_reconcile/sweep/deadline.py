@@ -13,7 +13,6 @@ class Deadline:
     """The end of a sweep, on this process's monotonic clock."""
 
     def __init__(self, seconds: float) -> None:
-        """End after so many *seconds* from now."""
         self._began = time.monotonic()
         self._end = self._began + seconds
         self._end_of_part = math.inf

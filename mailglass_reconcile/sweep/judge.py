@@ -113,7 +113,6 @@ def _judged(tx: Transaction, events: Sequence[Event]) -> list[tuple[Keys, Verdic
 
 
 def _may_change(event: Event, verdict: Verdict) -> bool:
-    """Whether an event's recipient is not known, and may change the verdict."""
     its = event.keys
     return its.recipient is None and not its.lost and verdict.state in (matching.MATCHED, matching.AMBIGUOUS)
 
@@ -157,7 +156,6 @@ class _LookedUp(NamedTuple):
     wide: Mapping[Question, Sequence[Candidate]]
 
     def verdict(self, event: Event) -> Verdict:
-        """Return the rule's verdict on an event."""
         return matching.decide(event.tenant_id, event.keys, self.of(event))
 
     def of(self, event: Event) -> Mapping[str, Sequence[Candidate]]:

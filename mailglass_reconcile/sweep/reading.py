@@ -38,9 +38,6 @@ def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retried
         ids: The orphans.
         deadline: After it, what is left of a slice that was halved is not judged.
         retried: Returns what a function returns, and calls it again if a fault is passing.
-
-    Raises:
-        DatabaseRefusedError: This role lacks a right; the message has the GRANT.
     """
     found = Found()
     waiting = [ids]

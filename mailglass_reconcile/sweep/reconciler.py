@@ -43,9 +43,6 @@ class Sweep(Request):
 
         Args:
             on: Gives a connection without a transaction; None opens one.
-
-        Raises:
-            MailglassReconcileError: Nothing was swept: no connection, a missing right, an outdated schema.
         """
         for _ in self.steps(on):
             pass

@@ -30,7 +30,6 @@ class Tally:
     """
 
     def __init__(self, tenant_id: str | None = None, *, dry_run: bool = False) -> None:
-        """Begin with nothing that is eligible."""
         self.complete = False
         self.broke_off = False
         self.duration_ms = 0
@@ -124,7 +123,6 @@ class Tally:
                 self._outcomes["skipped_held"] += 1
 
     def cannot_be_read(self, orphans: int) -> None:
-        """Count orphans that the database refuses to read."""
         self._outcomes["failed"] += orphans
 
     def stored(self) -> None:

@@ -34,7 +34,6 @@ class Databases:
     """Makes and drops databases on one server, as a role that may do that."""
 
     def __init__(self, url: str) -> None:
-        """Use the server of *url*; nothing connects yet."""
         self._url = make_url(url)
         self.engine = sa.create_engine(
             self._url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", pool_pre_ping=True

@@ -36,7 +36,6 @@ class Process:
     """A new folder of mode 0700, and a program that works there; `user` is root's replacement, if there is one."""
 
     def __init__(self, name: str, *, user: str | None = None, ending: signal.Signals = signal.SIGTERM) -> None:
-        """Make the folder; *name* is for messages, *ending* the signal that stops the program."""
         self.user = user
         self.directory = Path(tempfile.mkdtemp(prefix="mailglass-", dir=_place(user)))
         self._name, self._ending = name, ending
@@ -104,7 +103,6 @@ class Process:
             time.sleep(0.01)
 
     def last_line(self) -> str:
-        """Return the last line of the log."""
         return (self.directory / "log").read_text(errors="replace").strip().rpartition("\n")[2] or "its log is empty"
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:

@@ -37,7 +37,6 @@ class Postgres(Process):
     """
 
     def __init__(self, *options: str) -> None:
-        """Make the folder and the data; *options* are settings such as `fsync=off`."""
         super().__init__("PostgreSQL", user=servers_user(), ending=signal.SIGQUIT)
         self.url = f"postgresql://postgres@/postgres?host={self.directory}"
         try:

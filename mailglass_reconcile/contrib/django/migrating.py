@@ -24,11 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def migrate(_apps: Any, schema_editor: Any) -> None:
-    """Bring the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; pass every other one by.
-
-    Raises:
-        CommandError: It cannot be done, for the reason that the message gives.
-    """
+    """Bring the database of `MAILGLASS_DATABASE_ALIAS` to this version's schema; pass every other one by."""
     _run(_migrate, schema_editor)
 
 
@@ -39,11 +35,7 @@ def without_migrations(*, using: str, **_others: Any) -> None:
 
 
 def remove(_apps: Any, schema_editor: Any) -> None:
-    """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row.
-
-    Raises:
-        CommandError: It cannot be done, for the reason that the message gives.
-    """
+    """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row."""
     _run(_remove, schema_editor)
 
 

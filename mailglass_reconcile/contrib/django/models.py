@@ -62,11 +62,7 @@ class ReadOnlyError(TypeError):
 
 
 def refuse(*_args: Any, raw: bool = False, **_kwargs: Any) -> NoReturn:
-    """Refuse a write; a *raw* one is that of `loaddata`.
-
-    Raises:
-        ReadOnlyError: Always.
-    """
+    """Refuse a write; a *raw* one is that of `loaddata`."""
     raise ReadOnlyError(
         "loaddata cannot write the ledger, whose models have some of its columns only: leave it out of the fixture with"
         " `dumpdata --exclude mailglass_reconcile`, and copy these tables with pg_dump"
