@@ -9,7 +9,6 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from mailglass_reconcile import runtime, telemetry
@@ -35,6 +34,7 @@ from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.store.runs import Kind, Origin, Run
 from mailglass_reconcile.store.windows import Range
 from mailglass_reconcile.sweep import history, ranges, recent, reconciler
+from mailglass_reconcile.sweep.interruption import ended_by
 from mailglass_reconcile.sweep.reconciler import Sweep
 
 try:
@@ -235,37 +235,15 @@ def _faults_on_one_line(task_name: str, *, once: bool = False) -> Iterator[None]
     _last_faults.pop(task_name, None)
 
 
-class _SoftLimit(KeyboardInterrupt):
-    """The soft time limit, as psycopg takes it: it cancels its statement and leaves a usable connection.
-
-    Celery's own exception would leave a statement running; the failure to roll back would then take its place, and
-    be retried as a lost connection.
-    """
-
-
 @contextmanager
 def _ended_by_soft_limit(sweep: Sweep) -> Iterator[None]:
     """Let a soft time limit end *sweep*: at once while it reads, after the batch while it links, and as `partial`."""
     if signal.getsignal(SIG_SOFT_TIMEOUT) is not soft_timeout_sighandler:  # only prefork has limits
         yield
         return
-    reached = False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal reached
-        reached = True
-        sweep.stop()
-        if not sweep.in_batch:
-            raise _SoftLimit
-
-    try:
-        signal.signal(SIG_SOFT_TIMEOUT, end)
+    with ended_by(SIG_SOFT_TIMEOUT, sweep) as interruption:
         yield
-    except _SoftLimit:
-        pass
-    finally:
-        signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
-    if reached:
+    if interruption.came:
         logger.warning("the soft time limit ended a sweep; what was committed until then stays")
         sweep.tally.complete = False
 

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from uuid import UUID
 
 import click
@@ -26,6 +25,7 @@ from mailglass_reconcile.ops.targeted_sweep import MOST, Target
 from mailglass_reconcile.rules.humanize import counted, shown, took
 from mailglass_reconcile.rules.states import MEANINGS, OUTCOMES, SKIPPED
 from mailglass_reconcile.sweep import reconciler
+from mailglass_reconcile.sweep.interruption import ended_by
 from mailglass_reconcile.sweep.link import Pairs
 from mailglass_reconcile.sweep.reconciler import Sweep
 from mailglass_reconcile.sweep.result import SweepResult, remaining
@@ -100,40 +100,18 @@ def sweep(
 
 def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
     has_bar = with_bar and show is None and Console(stderr=True).is_terminal
-    with _ended_by_ctrl_c(sweep, has_bar=has_bar), _progress(wanted=has_bar) as tell:
+    with ended_by(signal.SIGINT, sweep) as interruption, _progress(wanted=has_bar) as tell:
         for pairs in sweep.steps():
             tell(sweep)
             if show is not None:
                 show(pairs)
-    return sweep.result
-
-
-@contextmanager
-def _ended_by_ctrl_c(sweep: Sweep, *, has_bar: bool) -> Iterator[None]:
-    """Let Ctrl-C end *sweep*: at once while it reads, after the batch while it links; and say what was committed."""
-    reached = False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal reached
-        reached = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one does not wait
-        sweep.stop()
-        if not sweep.in_batch:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        reached = True
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if reached:
+    if interruption.came:
         if sys.stderr.isatty() and not has_bar:
             click.echo(err=True)  # after the ^C that the terminal shows; with a bar, it goes with the bar
         links = counted(sweep.result.linked, "link is committed and stays", "links are committed and stay")
         click.echo(f"interrupted: {links}; the next sweep goes on with the rest", err=True)
         sys.exit(INTERRUPTED)
+    return sweep.result
 
 
 def _point(target: Target, limit: int, show: Shower | None, *, dry_run: bool, yes: bool) -> SweepResult:

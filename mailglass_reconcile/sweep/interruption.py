@@ -1,0 +1,43 @@
+"""The end of a sweep by a signal: at once while it reads, after the batch while it links."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from mailglass_reconcile.sweep.request import Request
+
+
+@dataclass
+class Interruption:
+    """Whether the signal came."""
+
+    came: bool = False
+
+
+@contextmanager
+def ended_by(number: int, sweep: Request) -> Iterator[Interruption]:
+    """Let the first signal of *number* end *sweep*, which runs in the block; what was committed until then stays.
+
+    A second one does what it did before. For a KeyboardInterrupt, psycopg cancels its statement and leaves a usable
+    connection; Celery's own exception would leave the statement running.
+    """
+    interruption = Interruption()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        interruption.came = True
+        signal.signal(number, before)
+        sweep.stop()
+        if not sweep.in_batch:
+            raise KeyboardInterrupt
+
+    before = signal.signal(number, end)
+    try:
+        yield interruption
+    except KeyboardInterrupt:
+        interruption.came = True
+    finally:
+        signal.signal(number, before)
