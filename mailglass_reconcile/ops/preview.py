@@ -10,6 +10,7 @@ from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
+from mailglass_reconcile.store.tenants import walk
 
 TIMEOUT_MS = 240_000
 
@@ -35,14 +36,8 @@ SELECT count(*), to_json(min(o.arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailgl
         OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0))
 """.replace("{links}", schema.links("o.event_id", "o.tenant_id"))
 
-# Each tenant is one probe of the index of orphans.
 _MISSING = """
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events WHERE needs_reconciliation = true ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+{tenants}
 )
 SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
   FROM tenants AS t
@@ -52,38 +47,30 @@ SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
  WHERE e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = e.id OFFSET 0)
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
-""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+""".replace("{links}", schema.links("e.id", "e.tenant_id")).replace(
+    "{tenants}", walk("mailglass_events", only="needs_reconciliation = true")
+)
 
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
 _EVENTS = """
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+{tenants}
 )
 SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
   FROM tenants AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.inserted_at < now()::timestamp - make_interval(days => :days)
-"""
+""".replace("{tenants}", walk("mailglass_events"))
 
 # At most: those with an event that stays, stay.
 _DELIVERIES = """
-WITH RECURSIVE tenants (tenant_id) AS (
-  (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+{tenants}
 )
 SELECT count(*), to_json(min(d.last_event_at)) #>> '{}' || 'Z'
   FROM tenants AS t
   JOIN {schema}.mailglass_deliveries AS d
     ON d.tenant_id = t.tenant_id AND d.last_event_at < now()::timestamp - make_interval(days => :days)
    AND d.inserted_at < now()::timestamp - make_interval(days => :days)
-"""
+""".replace("{tenants}", walk("mailglass_deliveries"))
 
 
 @dataclass(frozen=True, slots=True)

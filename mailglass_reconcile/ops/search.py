@@ -17,6 +17,7 @@ from mailglass_reconcile.store import open_orphans, personal_data
 from mailglass_reconcile.store.database import NIL, Database, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 from mailglass_reconcile.store.personal_data import Person
+from mailglass_reconcile.store.tenants import walk
 from mailglass_reconcile.sweep import judge
 
 MOST = 100_000
@@ -26,15 +27,7 @@ UNREAD = 2_000
 TIMEOUT_MS = 24_000
 
 _DELIVERIES = """
--- Each step is one probe of an index: the next tenant after the last one.
-WITH RECURSIVE tenants AS (
-  (SELECT coalesce(CAST(:tenant_id AS text),
-                   (SELECT tenant_id FROM {schema}.mailglass_deliveries ORDER BY tenant_id LIMIT 1)) AS tenant_id
-    WHERE cardinality(CAST(:recipients AS text[])) > 0)
-   UNION ALL
-  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
-           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL AND CAST(:tenant_id AS text) IS NULL
+{tenants}
 -- Recipients as they are stored, because that is what Mailglass's index has.
 ), of_recipients AS (
   SELECT d.id, d.inserted_at
@@ -42,6 +35,7 @@ WITH RECURSIVE tenants AS (
    CROSS JOIN unnest(CAST(:recipients AS text[])) AS s (recipient)
    CROSS JOIN LATERAL (SELECT id, inserted_at FROM {schema}.mailglass_deliveries
                         WHERE tenant_id = t.tenant_id AND recipient = s.recipient) AS d
+   WHERE CAST(:tenant_id AS text) IS NULL OR t.tenant_id = CAST(:tenant_id AS text)
    LIMIT :most
 ), of_message_ids AS (
   SELECT d.id, d.inserted_at
@@ -71,7 +65,9 @@ SELECT d.id::text, left(d.tenant_id, 1000) AS tenant_id, left({sent_by}, 512) AS
        left(d.provider_message_id, 512) AS message_id, n.number
   FROM newest AS n JOIN {schema}.mailglass_deliveries AS d ON d.id = n.id
  ORDER BY n.inserted_at DESC, n.id DESC
-""".replace("{sent_by}", PROVIDER_SENT_BY)
+""".replace("{sent_by}", PROVIDER_SENT_BY).replace(
+    "{tenants}", walk("mailglass_deliveries", start="cardinality(CAST(:recipients AS text[])) > 0")
+)
 
 _OPEN = """
 WITH of_message_ids AS (
