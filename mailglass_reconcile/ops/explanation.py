@@ -154,30 +154,35 @@ def explain(database: Database, event_id: UUID) -> Explanation:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     runtime.load_imports(to_read=True)
+    with database.reading(TIMEOUT_MS) as tx:
+        return explain_within(tx, event_id)
+
+
+def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
+    """Explain it in a transaction that is there already; the adopter's rules must be loaded."""
     bounds = {
         "event_id": str(event_id),
-        "max_age_minutes": database.settings.max_age_minutes,
-        "grace_seconds": database.settings.grace_seconds,
+        "max_age_minutes": tx.settings.max_age_minutes,
+        "grace_seconds": tx.settings.grace_seconds,
     }
-    with database.reading(TIMEOUT_MS) as tx:
-        row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
-        if row is None:
-            return Explanation(str(event_id), "unknown", states.why("unknown"))
-        settled = _settled_state(row)
-        read = _origins(tx, row.id)
-        if settled in ("attached", "no_orphan"):
-            read = read._replace(rule=None, reads=())  # nothing is looked for
-        if settled:
-            by_sweep = settled == "linked" and not row.by_hand
-            linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if by_sweep else []
-            return _of_settled(row, settled, read, linking)
-        orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
-        (wanted,) = judge.current_keys(tx, orphans)
-        decision = judge.decide(tx, row.id, row.tenant_id, wanted)
-        mismatch = decision.state == RECIPIENT_MISMATCH
-        erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
-        shown = deliveries.shown(tx, [each.delivery_id for each in decision.named])
-    url = database.settings.webhook_url
+    row = tx.execute(_LEDGER_ROW, bounds).one_or_none()
+    if row is None:
+        return Explanation(str(event_id), "unknown", states.why("unknown"))
+    settled = _settled_state(row)
+    read = _origins(tx, row.id)
+    if settled in ("attached", "no_orphan"):
+        read = read._replace(rule=None, reads=())  # nothing is looked for
+    if settled:
+        by_sweep = settled == "linked" and not row.by_hand
+        linking = runs.linking_at(tx, row.linked_at, shown_tenant(row.tenant_id)) if by_sweep else []
+        return _of_settled(row, settled, read, linking)
+    orphans = open_orphans.read(tx, [row.id]) or [Open(row.id, row.tenant_id, "", 0, NO_KEYS)]
+    (wanted,) = judge.current_keys(tx, orphans)
+    decision = judge.decide(tx, row.id, row.tenant_id, wanted)
+    mismatch = decision.state == RECIPIENT_MISMATCH
+    erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
+    shown = deliveries.shown(tx, [each.delivery_id for each in decision.named])
+    url = tx.settings.webhook_url
     return _of_open(row, read, decision, shown, erased=erased, url=url.get_secret_value() if url else None)
 
 

@@ -5,6 +5,8 @@ Nothing can be changed, but that a person can be erased.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -13,8 +15,10 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.paginator import Paginator
 from django.db import connections, models
+from django.db.models.expressions import RawSQL
 from django.db.models.fields.json import KeyTextTransform
 from django.db.models.functions import Cast, Coalesce, Substr
+from django.http import Http404
 from django.template.response import TemplateResponse
 from django.utils.formats import localize
 from django.utils.timezone import template_localtime
@@ -23,10 +27,12 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.contrib.django.models import Delivery, Event, OpenOrphan, Stored, UTCDateTimeField
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.ops import explanation, tenants, verdicts
 from mailglass_reconcile.record.checking import SENT_TYPES
 from mailglass_reconcile.record.erasing import erase
-from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.store.database import in_schema
+from mailglass_reconcile.rules import addresses, event_types, providers, states
+from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.database import Transaction, in_schema
 from mailglass_reconcile.store.tenants import walk
 
 LIMIT = 1_000
@@ -79,6 +85,9 @@ WITH found AS (
 )
 SELECT event_id FROM found LIMIT %(limit)s
 """
+
+TENANTS = 100
+"""Tenants that a filter lists."""
 
 MOST_ERASED = 100
 """Deliveries whose recipients are erased by one action."""
@@ -133,8 +142,109 @@ class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
         return queryset.filter(pk__in=ids(self.found_by, search_term)), False
 
     def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
-        """Whether the address of a list may filter it by any field: no, because an address could be guessed so."""
-        return False
+        """Whether the address of a list may filter it: by our filters only, or an address could be guessed so."""
+        return lookup in {one.parameter_name for one in self.list_filter}
+
+    def newest(self, tenant_id: str | None) -> Any:
+        """Return the newest rows, of a tenant or of all, at most `LIMIT`, along an index."""
+        return self.model.objects.order_by(*self.ordering)[:LIMIT]
+
+    def history_view(self, request: Any, object_id: str, extra_context: Any = None) -> Any:
+        """Answer that there is no history: nothing can be changed here.
+
+        Raises:
+            Http404: Always.
+        """
+        raise Http404
+
+
+class Among(admin.SimpleListFilter):
+    """A filter among the newest rows that a list shows, or among those that a search has found."""
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        """Return what can be chosen."""
+        return [(name, name) for name in self.names()]
+
+    def names(self) -> list[str]:
+        """Return the values."""
+        raise NotImplementedError
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        """Return the rows that pass."""
+        value = self.value()
+        if value is None:
+            return queryset
+        if not request.GET.get("q", "").strip():
+            newest = self._admin.newest(request.GET.get(OfTenant.parameter_name))
+            queryset = queryset.filter(pk__in=newest.values("pk"))
+        return self.passing(queryset, value)
+
+    def passing(self, queryset: Any, value: str) -> Any:
+        """Return the rows of *queryset* with the value."""
+        raise NotImplementedError
+
+    def __init__(self, request: Any, params: Any, model: Any, model_admin: Any) -> None:
+        """Remember whose list it is."""
+        self._admin = model_admin
+        super().__init__(request, params, model, model_admin)
+
+
+class OfTenant(Among):
+    """By tenant; one that is not in the list can be typed into the address."""
+
+    title, parameter_name = "tenant", "tenant"
+
+    def names(self) -> list[str]:
+        """Return the first tenants."""
+        with _reading() as tx:
+            return tenants.first(tx, TENANTS)
+
+    def passing(self, queryset: Any, value: str) -> Any:
+        """Return the rows of the tenant."""
+        return queryset.filter(tenant_id=value)
+
+
+class WithProvider(Among):
+    """By provider, in any of its spellings."""
+
+    title, parameter_name = "provider", "by"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        """Return the known providers."""
+        return [(name, providers.title(name)) for name in providers.known()]
+
+    def passing(self, queryset: Any, value: str) -> Any:
+        """Return the rows of the provider; of a delivery whose row has none, that of its send counts."""
+        column = "sent_by" if self._admin.model is Delivery else "provider"
+        return queryset.filter(**{f"{column}__in": providers.spellings(providers.canonical(value))})
+
+
+class LastEvent(Among):
+    """By the last event of a delivery."""
+
+    title, parameter_name = "last event", "last"
+
+    def names(self) -> list[str]:
+        """Return the types."""
+        return list(event_types.TYPES)
+
+    def passing(self, queryset: Any, value: str) -> Any:
+        """Return the deliveries that show this event."""
+        return queryset.filter(last_event_type=value)
+
+
+class InState(Among):
+    """By the state that is stored with an open orphan."""
+
+    title, parameter_name = "state", "is"
+
+    def names(self) -> list[str]:
+        """Return the states that are stored, and `unseen`."""
+        return [*states.VERDICTS, states.UNSEEN]
+
+    def passing(self, queryset: Any, value: str) -> Any:
+        """Return the orphans in this state."""
+        return queryset.filter(state__isnull=True) if value == states.UNSEEN else queryset.filter(state=value)
 
 
 class EventInline(ReadOnly, admin.TabularInline):
@@ -193,7 +303,9 @@ class DeliveryAdmin(LargeTableAdmin):
     """The newest deliveries."""
 
     list_display = ("id", "recipient", "last_event_type", "last_event_at", "sent_by", "tenant_id", "mailable")
+    list_filter = (LastEvent, OfTenant, WithProvider)
     fields = readonly_fields = (
+        "verdict",
         *("id", "tenant_id", "mailable", "stream", "recipient", "sent_by", "provider_message_id"),
         *("last_event_type", "last_event_at", "terminal"),
         *("dispatched_at", "delivered_at", "bounced_at", "complained_at", "suppressed_at"),
@@ -211,6 +323,22 @@ class DeliveryAdmin(LargeTableAdmin):
             name=KeyTextTransform("provider", "metadata")
         )
         return super().get_queryset(request).annotate(sent_by=Coalesce("provider", models.Subquery(provider[:1])))
+
+    def newest(self, tenant_id: str | None) -> Any:
+        """Return the newest deliveries; those of a tenant by their last event, as the index on tenants has them."""
+        if tenant_id is None:
+            return super().newest(None)
+        return Delivery.objects.filter(tenant_id=tenant_id).order_by(Stored("last_event_at").desc())[:LIMIT]
+
+    @admin.display(description="verdict")
+    def verdict(self, delivery: Any) -> str:
+        """Return what happened to it, in one sentence, and the command that shows more."""
+        try:
+            with _reading() as tx:
+                found = verdicts.of(tx, [str(delivery.pk)]).get(str(delivery.pk))
+        except MailglassReconcileError as error:
+            return str(error)
+        return "-" if found is None else ": ".join(filter(None, found))
 
     @admin.display(description="provider")
     def sent_by(self, delivery: Any) -> Any:
@@ -260,6 +388,23 @@ class EventAdmin(LargeTableAdmin):
     list_display = ("id", "type", "occurred_at", "delivery_id", "tenant_id", "needs_reconciliation")
     ordering = ("-id",)
     search_help_text = "A provider's message id, or an event's or a delivery's id, exactly."
+    list_filter = (OfTenant,)
+    fields = readonly_fields = (
+        "explanation",
+        *("id", "tenant_id", "delivery", "type", "occurred_at", "idempotency_key", "reject_reason", "metadata"),
+        "needs_reconciliation",
+    )
+
+    def newest(self, tenant_id: str | None) -> Any:
+        """Return the newest events; those of a tenant by when they were stored, as the index on tenants has them."""
+        if tenant_id is None:
+            return super().newest(None)
+        return Event.objects.filter(tenant_id=tenant_id).order_by(RawSQL("inserted_at", ()).desc())[:LIMIT]
+
+    @admin.display(description="verdict")
+    def explanation(self, event: Any) -> str:
+        """Return why it is linked or not."""
+        return _explained(event.pk)
 
     def get_queryset(self, request: Any) -> Any:
         """Return all; a list does not read the metadata."""
@@ -271,9 +416,37 @@ class OpenOrphanAdmin(LargeTableAdmin):
     """What arrived last and has no delivery yet."""
 
     list_display = ("event_id", "arrived_at", "state", "provider", "recipient", "tenant_id", "refused")
+    list_filter = (InState, OfTenant, WithProvider)
+    fields = readonly_fields = (
+        "explanation",
+        *("event", "tenant_id", "arrived_at", "provider", "recipient", "state", "refused"),
+    )
     ordering = (Stored("arrived_at").desc(), "-event_id")
     search_help_text = "A provider's message id, or an event's id, exactly."
     found_by = ORPHANS
+
+    @admin.display(description="verdict")
+    def explanation(self, orphan: Any) -> str:
+        """Return why it is not linked, judged now, and what has to change."""
+        return _explained(orphan.pk)
+
+
+@contextmanager
+def _reading() -> Iterator[Transaction]:
+    """Read on Django's own connection."""
+    with database.connection() as lent, borrowed(lent, runtime.get_settings()) as tx:
+        yield tx
+
+
+def _explained(event_id: UUID) -> str:
+    try:
+        runtime.load_imports(to_read=True)
+        with _reading() as tx:
+            found = explanation.explain_within(tx, event_id)
+    except MailglassReconcileError as error:
+        return str(error)
+    remedy = f". To link it: {found.remedy}" if found.remedy else ""
+    return f"{found.state}: {found.sentence}{remedy}"
 
 
 def ids(statement: str, term: str) -> list[UUID]:
