@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import argument, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import argument, as_of, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import search, tenants
 from mailglass_reconcile.ops.search import Found, Hit, What
 from mailglass_reconcile.rules.humanize import counted
@@ -55,6 +55,8 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
         if meant is not None:
             click.echo(meant, err=True)
         sys.exit(1)
+    if not as_json and any(one.kind == "event" for one in found.hits):
+        click.echo(wrapped(as_of(found.as_of)), err=True)
     if found.more:
         click.echo(f"only the newest {len(found.hits):,} are shown: --limit {10 * limit:,} shows more", err=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, argument, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import Duration, argument, as_of, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenants
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed, Page
@@ -93,7 +93,7 @@ def _before(database: Database, wanted: Filters, found: Page, *, as_json: bool) 
     if not found.orphans or wanted.state == EXPIRED or as_json:
         return
     number = "" if found.total is None else f"{_number(found.total, found.at_least)}; "
-    yield wrapped(f"{number}{_as_of(found.as_of)}")
+    yield wrapped(f"{number}{as_of(found.as_of)}")
     for cause in found.causes[:CAUSES_SHOWN]:
         yield wrapped(_cause(cause), "  ")
     if len(found.causes) > CAUSES_SHOWN:
@@ -109,12 +109,6 @@ def _cause(cause: Cause) -> str:
     whose = cause.tenant_id if cause.other_tenant_id is None else f"{cause.tenant_id} → {cause.other_tenant_id}"
     provider = f", {cause.provider}" if cause.provider else ""
     return f"{cause.number:,} {cause.state}: {printable(whose)}{provider}"
-
-
-def _as_of(ended: str | None) -> str:
-    if ended is None:
-        return "no full sweep has ended yet"
-    return f"states as of {moment(ended)}, when the last full sweep ended"
 
 
 def _lines(one: Listed) -> str:

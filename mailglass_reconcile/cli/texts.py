@@ -50,6 +50,13 @@ def moment(iso: str) -> str:
     )
 
 
+def as_of(ended: str | None) -> str:
+    """Return since when the states of open orphans are known: when the last full sweep ended, in ISO 8601."""
+    if ended is None:
+        return "no full sweep has ended yet"
+    return f"states as of {moment(ended)}, when the last full sweep ended"
+
+
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
     """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line.
 

@@ -20,7 +20,9 @@ def sent(db) -> str:
 def test_each_delivery_and_open_orphan_comes_with_its_next_command(db, sent):
     """In lines of at most 80 columns, with state, tenant and times, and without colour."""
     orphan = factories.orphan(db, factories.postmark("m-1"), tenant_id="globex")
-    lines = run(db, "find", "-", stdin=f"{ADA}\n").stdout.splitlines()
+    done = run(db, "find", "-", stdin=f"{ADA}\n")
+    lines = done.stdout.splitlines()
+    assert done.stderr == "no full sweep has ended yet\n"
     assert lines[0] == "1 delivery and 1 event, newest first"
     assert f"  mailglass-reconcile explain {sent}" in lines
     assert f"  mailglass-reconcile explain {orphan}" in lines

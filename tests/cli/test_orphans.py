@@ -157,3 +157,15 @@ def test_a_recipient_is_read_from_standard_input_and_never_shown(db):
         refused = commands.tried(db, "orphans", "--recipient", "-", *options, stdin=given)
         assert refused.returncode == 2
         assert "nobody" not in refused.stderr
+
+
+def test_at_80_columns_nothing_is_longer_and_ids_are_whole(db):
+    """Causes, times and ids, without colour."""
+    factories.delivery(db, "theirs", tenant_id="a tenant with a long name, which has a delivery")
+    event = factories.orphan(db, factories.postmark("theirs"), tenant_id="default")
+    mailglass_reconcile.reconcile()
+    said = commands.on_a_terminal(db, "orphans")
+    assert f"{event}  tenant_mismatch\n" in said
+    assert "1 tenant_mismatch: default → a tenant with a long name, which has a delivery," in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 80
+    assert "\x1b" not in said

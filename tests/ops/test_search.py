@@ -12,7 +12,7 @@ from mailglass_reconcile.ops import search
 from mailglass_reconcile.rules.addresses import usual_spellings
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
-from mailglass_reconcile.store.database import Database, array_literal
+from mailglass_reconcile.store.database import Database, array_literal, by_statistics
 from mailglass_reconcile.sweep import reconciler
 from recording import event, record
 
@@ -157,7 +157,15 @@ SELECT md5('delivery' || n)::uuid, 'tenant ' || mod(n, 50), 'Welcome', 'bulk',
        CASE WHEN mod(n, 5) = 0 THEN 'u' || n || '@example.com' ELSE 'ada@example.com' END, 'example.com',
        'message-' || n, 'dispatched', '2026-01-01', timestamp '2026-01-01' + make_interval(secs => n), '2026-01-01'
   FROM generate_series(1, 125000) AS n;
+INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, needs_reconciliation, inserted_at)
+SELECT md5('event' || n)::uuid, 'acme', 'delivered', '2026-01-02', true, now() FROM generate_series(1, 20000) AS n;
+INSERT INTO mailglass_open_orphans (event_id, tenant_id, arrived_at, provider, recipient, rule, ids, state)
+SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs => n), 'postmark',
+       'u' || n || '@example.com', 'postmark/1', 1, 'unmatched' FROM generate_series(1, 20000) AS n;
+INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
+SELECT md5('event' || n)::uuid, 1, 'message-' || n FROM generate_series(1, 20000) AS n;
 """
+ORPHANS = 20_000
 
 
 @pytest.fixture(scope="module", params=["fresh", "of an empty table"])
@@ -168,10 +176,12 @@ def wide(request, make_database, drop_database, template) -> Iterator[Database]:
     engine = engines.create_engine(settings)
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE mailglass_deliveries SET (autovacuum_enabled = false)")
-        connection.exec_driver_sql("ANALYZE mailglass_deliveries")
+        for table in ("events", "open_orphans", "open_orphan_ids"):
+            connection.exec_driver_sql(f"ALTER TABLE mailglass_{table} SET (autovacuum_enabled = false)")
+        connection.exec_driver_sql("ANALYZE")
         connection.exec_driver_sql(LOAD)
         if request.param == "fresh":
-            connection.exec_driver_sql("ANALYZE mailglass_deliveries")
+            connection.exec_driver_sql("ANALYZE")
     yield Database(engine, settings)
     drop_database(name)
 
@@ -193,6 +203,22 @@ def test_an_address_costs_its_own_deliveries_and_a_probe_for_each_tenant(wide, a
     with wide.reading() as tx:
         ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {search._DELIVERIES}", parameters)
     assert "Seq Scan" not in json.dumps(plans)
+    assert read_of(plans[0]["Plan"]) <= at_most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipients", "message_ids", "at_most"),
+    [("{}", "{message-7,message-8}", 20), ("{u9@example.com}", "{message-7}", ORPHANS + 20)],
+)
+def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipients, message_ids, at_most):
+    """However many are open."""
+    parameters = {
+        "tenant_id": None, "recipients": recipients, "message_ids": message_ids, "event_ids": "{}",
+        "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.MOST, "size": 20,
+    }  # fmt: skip
+    with wide.reading() as tx, by_statistics(tx):
+        ((plans,),) = tx.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {search._OPEN}", parameters)
     assert read_of(plans[0]["Plan"]) <= at_most
 
 
