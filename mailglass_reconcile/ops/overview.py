@@ -6,16 +6,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import causes, curves, health, status
+from mailglass_reconcile.ops import causes, curves, health, runs, status
 from mailglass_reconcile.ops.curves import Bucket
+from mailglass_reconcile.ops.runs import Wanted
 from mailglass_reconcile.schedule import LATE_SECONDS
-from mailglass_reconcile.store import outbox, schema, windows
+from mailglass_reconcile.store import schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import Cause
 
 RUNS = 10
 LINKS = 10
-DEAD = 5
 READ_EVENTS = 2_000
 """Events of the ledger that are read to find the latest links, however much is written besides them."""
 TIMEOUT_MS = 10_000
@@ -67,11 +67,10 @@ class Overview:
         lag_seconds: For how long the oldest one has been open although its delivery exists; 0 if none is.
         last_success: When a run of each kind last ended well.
         problems: What is wrong, a sentence for each.
-        runs: The last runs.
+        runs: The last runs, without recent sweeps that linked nothing.
         links: The latest links of the last day.
         hooks_waiting: Events that wait for their handlers.
         hooks_dead: Events whose handlers have failed for the last time.
-        last_dead: The latest of those.
         curves: Backlog and lag over time, the oldest first.
         totals: `linked`, `expired`, `failed_runs` since the history began.
     """
@@ -88,7 +87,6 @@ class Overview:
     links: list[RecentLink]
     hooks_waiting: int
     hooks_dead: int
-    last_dead: list[dict[str, Any]]
     curves: list[Bucket]
     totals: dict[str, int]
 
@@ -119,11 +117,10 @@ def overview(database: Database, *, seconds: int) -> Overview:
             lag_seconds=facts.lag_seconds,
             last_success=facts.last_success,
             problems=health.problems(facts, LATE_SECONDS),
-            runs=status.last_runs(tx, RUNS),
+            runs=runs.newest(tx, Wanted(), size=RUNS),
             links=_links(tx),
             hooks_waiting=facts.hooks_waiting,
             hooks_dead=facts.hooks_dead,
-            last_dead=outbox.dead(tx, DEAD),
             curves=curves.curves(tx, seconds),
             totals=status.totals(tx),
         )

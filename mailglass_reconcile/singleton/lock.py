@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import RedisUnavailableError
 from mailglass_reconcile.pubsub import reason
 from mailglass_reconcile.store.engines import database_of
 
@@ -59,8 +61,8 @@ def queued(task_id: str) -> str:
 
 
 def running(task_id: str) -> str:
-    """Return a token of a run; two runs of one task id, a message that came twice, have two."""
-    return f"running {task_id} {uuid4().hex[:12]}"
+    """Return a token of a run, with the time; two runs of one task id, a message that came twice, have two."""
+    return f"running {task_id} {uuid4().hex[:12]} {int(time.time())}"
 
 
 class Holder(NamedTuple):
@@ -79,6 +81,18 @@ class Holder(NamedTuple):
         """Whether the task waits in the queue."""
         return self.token.startswith("queued ")
 
+    @property
+    def since(self) -> float | None:
+        """When it was taken, in seconds since 1970; None if that is not known.
+
+        A run notes it; a request that is queued is not renewed.
+        """
+        _, _, noted = self.token.rpartition(" ")
+        if self.token.startswith("running ") and noted.isascii() and noted.isdecimal() and len(noted) < 12:
+            return float(noted)
+        queued_ = self.is_queued and self.seconds_left is not None
+        return time.time() - LOCK_SECONDS + self.seconds_left if queued_ and self.seconds_left is not None else None
+
 
 def holder_of(client: Redis, key: str) -> Holder | None:
     """Return who has the lock *key*, or None if it is free."""
@@ -87,6 +101,18 @@ def holder_of(client: Redis, key: str) -> Holder | None:
         return None
     token = value.decode(errors="replace") if isinstance(value, bytes) else value
     return Holder(token, None if left < 0 else left / 1000)
+
+
+def sweep_holder() -> Holder | None:
+    """Return who has the lock of the sweeps of all tenants, or None if it is free.
+
+    Raises:
+        RedisUnavailableError: Redis refuses, or does not answer.
+    """
+    try:
+        return holder_of(runtime.get_redis(), key_of(None))
+    except (RedisError, OSError) as error:
+        raise RedisUnavailableError(f"the lock cannot be read ({reason(error, RIGHTS)})") from None
 
 
 def try_lock(client: Redis) -> None:

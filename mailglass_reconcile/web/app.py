@@ -56,6 +56,8 @@ def application(token: str, engine: sa.Engine | None = None) -> Starlette:
         [
             Route("/", pages.overview, name="overview"),
             Route("/orphans", pages.orphans, name="orphans"),
+            Route("/runs", pages.runs, name="runs"),
+            Route("/handlers", pages.handlers, name="handlers"),
             Route("/events/{event_id}", pages.event, name="event"),
             Route("/deliveries/{delivery_id}", pages.delivery, name="delivery"),
             Route("/find", pages.find, methods=["GET", "POST"], name="find"),

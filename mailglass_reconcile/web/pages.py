@@ -20,16 +20,30 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.ops import causes, explanation, naming, orphans, overview, search, status, tenants, timeline
+from mailglass_reconcile.ops import (
+    causes,
+    explanation,
+    naming,
+    orphans,
+    overview,
+    runs,
+    search,
+    status,
+    tenants,
+    timeline,
+    waiting,
+)
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
 from mailglass_reconcile.ops.search import Found, What
 from mailglass_reconcile.ops.tenants import Unknown
 from mailglass_reconcile.ops.timeline import Timeline
 from mailglass_reconcile.rules.addresses import holds_address
-from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES
+from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
 from mailglass_reconcile.schedule import LATE_SECONDS
+from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
+from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.web import chart, metrics, parameters, problems
 from mailglass_reconcile.web.access import Access, fields_of, is_cross_site
 from mailglass_reconcile.web.cache import BusyError, Cache
@@ -42,6 +56,7 @@ Handler = Callable[..., Awaitable[Response]]
 PAGE_SIZE = 50
 LIST_TIMEOUT_MS = 10_000
 GROUPS = 8
+EVENTS = 20
 PROBE_SECONDS = 1.0
 """Several Prometheus servers cost what one does."""
 STUCK = ("tenant_mismatch", "recipient_mismatch", "ambiguous", "unmatchable")
@@ -157,6 +172,42 @@ class Pages:
             )
         except LookupError:
             raise InvalidParameterError("after: there is no such event") from None
+
+    @_page
+    async def runs(self, request: Request) -> Response:
+        """Show the history of runs, and who holds the lock of sweeps."""
+        if parameters.has_empty(request.query_params):
+            return _redirect(f"runs{query(**parameters.given(request.query_params))}")
+        wanted, before = parameters.runs(request.query_params)
+        found = await self._cache.get(
+            ("runs", wanted, before), lambda: runs.page(self._database, wanted, before=before)
+        )
+        return await self._show(
+            request,
+            "runs.html",
+            found=found,
+            before=before,
+            fields={"kind": wanted.kind, "status": wanted.status, "idle": "yes" if wanted.idle else ""},
+            kinds=KINDS,
+            statuses=RUN_STATUSES,
+            lock=await self._cache.get("lock", runs.sweep_lock),
+            last_success=await self._cache.get("last success", lambda: runs.last_success(self._database)),
+        )
+
+    @_page
+    async def handlers(self, request: Request) -> Response:
+        """Show what waits for handlers, and why."""
+        return await self._show(
+            request,
+            "handlers.html",
+            facts=await self._cache.get("outbox", lambda: waiting.facts(self._database)),
+            backlog=await self._cache.get("waiting", lambda: waiting.backlog(self._database)),
+            dead=await self._cache.get("dead", lambda: waiting.dead(self._database)),
+            dead_events=await self._cache.get("dead events", lambda: waiting.dead_events(self._database, EVENTS)),
+            events_shown=EVENTS,
+            failing_attempts=outbox.FAILING_ATTEMPTS,
+            most_attempts=outbox.MOST_ATTEMPTS,
+        )
 
     @_page
     async def event(self, request: Request) -> Response:

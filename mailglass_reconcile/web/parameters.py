@@ -9,8 +9,10 @@ from uuid import UUID
 from starlette.datastructures import QueryParams
 
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters
+from mailglass_reconcile.ops.runs import Wanted
 from mailglass_reconcile.rules.humanize import seconds_of
-from mailglass_reconcile.rules.states import OPEN_STATES
+from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
+from mailglass_reconcile.store.runs import KINDS
 
 HOURS = {6: "6 hours", 24: "24 hours", 168: "7 days"}
 FIELDS = ("state", "tenant", "provider", "type", "older", "newer", "message_id")
@@ -67,6 +69,23 @@ def listing(query: QueryParams) -> Listing:
     )
     newest_first = query.get("order") == "newest" and filters.state != EXPIRED
     return Listing(filters, _after(query.get("after", "")), newest_first, fields)
+
+
+def runs(query: QueryParams) -> tuple[Wanted, int | None]:
+    """Return which runs to list, and before which one.
+
+    Raises:
+        InvalidParameterError: A field has a value that cannot be used.
+    """
+    fields = {name: text(query, name) for name in ("kind", "status", "before")}
+    for name, known in (("kind", KINDS), ("status", RUN_STATUSES)):
+        if fields[name] not in ("", *known):
+            raise InvalidParameterError(f"{name}: use one of {', '.join(known)}")
+    before = fields["before"]
+    if before and not (before.isascii() and before.isdecimal() and len(before) < 19):
+        raise InvalidParameterError("before: the id of a run is a number")
+    idle = bool(query.get("idle")) or fields["kind"] in ("recent", "dispatch")
+    return Wanted(fields["kind"] or None, fields["status"] or None, idle), int(before) if before else None
 
 
 def given(query: QueryParams) -> dict[str, str]:

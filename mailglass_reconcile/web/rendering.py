@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse
 
 from mailglass_reconcile.errors import COMMAND, hint
 from mailglass_reconcile.rules import humanize
-from mailglass_reconcile.rules.humanize import counted, share, shown, took
+from mailglass_reconcile.rules.humanize import counted, share, shown
 from mailglass_reconcile.rules.states import MEANINGS, short_words
 
 SHOWN_CHARACTERS = 200
@@ -91,15 +91,42 @@ def in_unit(seconds: float | None, unit: Unit) -> str:
     return f"{value:,.0f}" if value >= 100 or value == 0 or unit.name == "ms" else f"{value:.1f}"
 
 
-def duration(milliseconds: int | None) -> str:
-    """Return how long something took; a dash for None."""
-    return NONE if milliseconds is None else took(milliseconds)
+def durations(runs: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Return the seconds that each run took."""
+    return [run["duration_ms"] / 1000 for run in runs]
 
 
-def moment(iso: str | None, *, full: bool = False) -> Markup:
+def counts(run: Mapping[str, Any]) -> Markup:
+    """Return what a run did: its counts that are not zero, the links first."""
+    kind = run["kind"]
+    words = _PRUNED if kind == "prune" else _SWEPT
+    found = [f"{run[name]:,} {text}" for name, text in words.items() if run[name]]
+    if kind == "dispatch":
+        found = ["handlers ran"]
+    elif kind != "prune" and not run["linked"]:
+        found.insert(0, "nothing linked")
+    return escape(plain(", ".join(found) or "nothing to do"))
+
+
+_SWEPT = {
+    "linked": "linked",
+    "unmatched": "unmatched",
+    "unmatchable": "unmatchable",
+    "ambiguous": "ambiguous",
+    "tenant_mismatch": "tenant_mismatch",
+    "recipient_mismatch": "recipient_mismatch",
+    "skipped": "skipped",
+    "failed": "refused",
+    "publish_failed": "not broadcast",
+}
+_PRUNED = {"expired": "expired", "events": "events deleted", "deliveries": "deliveries deleted"}
+
+
+def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
     """Return how long ago a time was, for people and for machines; with *full*, the time too.
 
-    The script adds the viewer's own time to what is shown where a pointer rests.
+    With *close*, in two units, for a list whose times are close together. The script adds the viewer's own time to what
+    is shown where a pointer rests.
     """
     at = _time(iso)
     if at is None:
@@ -116,6 +143,11 @@ def moment(iso: str | None, *, full: bool = False) -> Markup:
 def middle(text: str) -> str:
     """Return an id that is too long for a line without its middle, which identifies it least."""
     return text if len(text) <= LONGEST_ID else f"{text[:8]}…{text[-12:]}"
+
+
+def iso(at: float) -> str:
+    """Return a time, given in seconds since 1970, in ISO 8601."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def clock(at: float, hours: int, *, words: bool = False) -> Markup:
@@ -186,7 +218,7 @@ def _marked(at: dt.datetime, words: str, exact: str) -> Markup:
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (
-    *(age, breakable, capitalized, clock, coded, counted, duration, in_unit, middle, moment),
+    *(age, breakable, capitalized, clock, coded, counted, counts, durations, in_unit, iso, middle, moment),
     *(number, plain, sentence, share_of, short_words, since, tick, unit_of),
 )
 

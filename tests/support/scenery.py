@@ -153,7 +153,8 @@ SELECT t, t + interval '1 second', 'full', 'beat', CASE WHEN n = 120 THEN 'faile
 RECENT = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, runs, scanned, duration_ms)
 SELECT t, t + interval '59 seconds', 'recent', 'beat', 'ok', 60, 0, 90
-  FROM generate_series(now() AT TIME ZONE 'UTC' - interval '40 minutes', now() AT TIME ZONE 'UTC', interval '1 minute')
+  FROM generate_series(now() AT TIME ZONE 'UTC' - interval '40 minutes',
+                       now() AT TIME ZONE 'UTC' - interval '1 minute', interval '1 minute')
          AS t
 """
 PRUNED = """
@@ -166,7 +167,7 @@ SELECT now() AT TIME ZONE 'UTC' - interval '2 hours', now() AT TIME ZONE 'UTC' -
 def incident(engine: sa.Engine) -> None:
     """Leave a system in which webhooks come under the wrong tenant, a handler fails, and much was left by a sweep."""
     with engine.begin() as connection:
-        for statement in (QUIET_DAY, PRUNED, RECENT, SENT, REPORTED, EXPIRED):
+        for statement in (PRUNED, QUIET_DAY, RECENT, SENT, REPORTED, EXPIRED):
             connection.execute(sa.text(statement))
     mailglass_reconcile.reconcile(limit=30)
     with engine.begin() as connection:

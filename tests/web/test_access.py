@@ -23,6 +23,8 @@ GUARDED = {
     "/orphans": ["/orphans?tenant={tenant}", "/orphans?message_id={message}", "/orphans?after={event}"],
     "/events/{event_id}": ["/events/{event}", "/events/{linked}"],
     "/deliveries/{delivery_id}": ["/deliveries/{delivery}"],
+    "/runs": ["/runs", "/runs?kind=full"],
+    "/handlers": ["/handlers"],
     "/find": ["/find?q={event}", "/find?q={delivery}", "/find?q={sent}"],
     "/metrics": ["/metrics"],
 }

@@ -48,7 +48,16 @@ def filled(db):
 def every_path(ids):
     """Return the pages that show something of *ids*."""
     return [
-        *("/", "/?hours=6", "/orphans", "/orphans?state=expired", "/orphans?order=newest&type=delivered&tenant=acme"),
+        *(
+            "/",
+            "/?hours=6",
+            "/runs",
+            "/runs?kind=full",
+            "/handlers",
+            "/orphans",
+            "/orphans?state=expired",
+            "/orphans?order=newest&type=delivered&tenant=acme",
+        ),
         *("/orphans?message_id=sent", "/find?q=sent", "/find?q=nothing", f"/deliveries/{ids['delivery']}"),
         *(f"/events/{ids[name]}" for name in ("linked", "waiting", "open", "expired")),
     ]

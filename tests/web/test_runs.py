@@ -1,0 +1,143 @@
+"""The pages of runs and of handlers: what ran, who holds the lock, what fails and when it is tried next."""
+
+import html
+import re
+import time
+
+import pytest
+from pydantic import SecretStr
+
+import factories
+import mailglass_reconcile
+from browsing import Visitor, app
+from mailglass_reconcile import runtime
+from mailglass_reconcile.singleton.lock import LockBackend, key_of, queued, running
+
+IDLE = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, runs, linked, duration_ms)
+SELECT now()::timestamp - n * interval '1 minute', now()::timestamp - n * interval '1 minute', 'recent', 'beat', 'ok',
+       60, CASE WHEN n = 7 THEN 3 ELSE 0 END, 90
+  FROM generate_series(1, CAST(:runs AS integer)) AS n
+"""
+FAILED = """
+INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, error, duration_ms)
+VALUES (now()::timestamp, now()::timestamp, 'full', 'beat', 'failed', 'DatabaseUnavailableError', 3000)
+"""
+OUTBOX = """
+INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
+                                   finished_at)
+SELECT gen_random_uuid(), gen_random_uuid(), :type, :state, :attempts, now()::timestamp + interval '7 minutes',
+       CAST(:done AS text[]), :error, now()::timestamp,
+       CASE WHEN :state = 'dead' THEN now()::timestamp - interval '3 hours' END
+  FROM generate_series(1, :events)
+"""
+
+
+def words(text):
+    """Return a page without markup."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+def rows(text, table):
+    """Return the rows of a table's body, without markup."""
+    body = text.partition(f'id="{table}"')[2].partition("<tbody>")[2].partition("</tbody>")[0]
+    return [words(row).strip() for row in re.findall(r"<tr>.*?</tr>", body, re.DOTALL)]
+
+
+@pytest.fixture
+def ran(db):
+    """Twenty minutes of recent sweeps, one of which linked something, a full sweep and a failed one."""
+    factories.orphan(db, factories.postmark("nobody's"))
+    db.run(IDLE, runs=20)
+    mailglass_reconcile.reconcile()
+    db.run(FAILED)
+
+
+def test_idle_recent_sweeps_do_not_fill_the_overview(db, ran):
+    """They were ten of the ten last runs."""
+    found = rows(Visitor(app(db)).get("/").text, "runs")
+    assert [re.search(r"(full|recent)", row)[1] for row in found] == ["full", "full", "recent"]
+
+
+def test_the_page_of_runs_has_kinds_statuses_errors_and_counts(db, ran):
+    """With filters in the address; durations have one unit in a table."""
+    visitor = Visitor(app(db))
+    found = rows(visitor.get("/runs").text, "runs")
+    assert len(found) == 3
+    assert "failed DatabaseUnavailableError" in found[0]
+    assert "nothing linked, 1 unmatched" in found[1]
+    assert "60 by beat ok 3 linked" in found[2]
+    assert "Took (s)" in visitor.get("/runs").text
+    assert len(rows(visitor.get("/runs?idle=yes").text, "runs")) == 22
+    assert len(rows(visitor.get("/runs?kind=recent").text, "runs")) == 20
+    assert len(rows(visitor.get("/runs?status=failed").text, "runs")) == 1
+    assert "No run matches." in visitor.get("/runs?status=duplicate").text
+    assert visitor.get("/runs?kind=other").status_code == 400
+    assert visitor.get("/runs?before=x").status_code == 400
+    assert visitor.get("/runs?kind=&status=ok").headers["location"] == "runs?status=ok"
+
+
+def test_a_page_of_runs_leads_to_the_next_and_none_is_empty(db):
+    """None comes twice."""
+    db.run(IDLE, runs=50)
+    path, seen = "/runs?kind=recent", 0
+    assert 'rel="next"' not in Visitor(app(db)).get(path).text
+    db.run(FAILED.replace("'full'", "'recent'"))
+    visitor = Visitor(app(db))
+    while path:
+        text = visitor.get(path).text
+        found = rows(text, "runs")
+        assert found
+        seen += len(found)
+        following = re.search(r'rel="next" href="./([^"]+)"', text)
+        path = html.unescape(f"/{following[1]}") if following else None
+    assert seen == 51
+
+
+def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
+    """Queued, held by a run, free; and that Redis cannot be asked."""
+    visitor = Visitor(app(db))
+    lock, key, token = LockBackend(runtime.get_redis()), key_of(None), running("4711")
+    assert "Free: the next sweep can start." in visitor.get("/runs").text
+    lock.reserve(key, "4711")
+    assert "Queued by task 4711 since now" in words(Visitor(app(db)).get("/runs").text).replace("  ", " ")
+    lock.release(key, queued("4711"))
+    lock.take(key, token)
+    text = words(Visitor(app(db)).get("/runs").text)
+    assert re.search(r"Held by task 4711 since (now|\d seconds? ago) \d{4}-", text)
+    assert "unless the run renews it" in text
+    lock.release(key, token)
+    away = app(db, redis_url=SecretStr("redis://127.0.0.1:1/0"))
+    assert "The lock cannot be read" in Visitor(away).get("/runs").text
+
+
+def test_a_holder_knows_since_when_it_holds(db):
+    """A run notes it; renewing it changes nothing."""
+    lock, key, token = LockBackend(runtime.get_redis()), key_of(None), running("4711")
+    lock.take(key, token)
+    lock.extend(key, token)
+    holder = mailglass_reconcile.singleton.lock.sweep_holder()
+    assert (holder.task_id, holder.is_queued) == ("4711", False)
+    assert holder.since == pytest.approx(time.time(), abs=5)
+    lock.release(key, token)
+    assert mailglass_reconcile.singleton.lock.sweep_holder() is None
+
+
+def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
+    """The dead ones first, then what fails, then what just waits."""
+    db.broken.add("I14")
+    visitor = Visitor(app(db))
+    assert "No event waits for a handler." in visitor.get("/handlers").text
+    for type_, state, attempts, done, error, events in (
+        ("opened", "waiting", 0, "{}", None, 5),
+        ("bounced", "waiting", 4, "{shop.note}", "ConnectTimeout", 2),
+        ("bounced", "dead", 9, "{shop.note}", "IntegrityError", 3),
+    ):
+        db.run(OUTBOX, type=type_, state=state, attempts=attempts, done=done, error=error, events=events)
+    text = Visitor(app(db)).get("/handlers").text
+    found = rows(text, "handlers")
+    assert [re.match(r"\w+ \w+", row)[0] for row in found] == ["dead bounced", "failing bounced", "waiting opened"]
+    assert "IntegrityError done: shop.note never; died 3 hours ago 3" in found[0]
+    assert "ConnectTimeout done: shop.note in 6 minutes 2" in found[1]
+    assert 'data-copy="mailglass-reconcile dispatch --retry"' in text
+    assert len(re.findall(r'href="\./events/', text)) == 5
