@@ -133,9 +133,8 @@ def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Marku
         return escape(plain(iso or NONE).removesuffix("Z"))
     exact = at.strftime("%Y-%m-%d %H:%M:%S UTC")
     seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
-    words = (
-        "now" if abs(seconds) < 1 else f"{humanize.age(seconds)} ago" if seconds > 0 else f"in {humanize.age(-seconds)}"
-    )
+    span = (age if close else humanize.age)(abs(seconds))
+    words = "now" if abs(seconds) < 1 else f"{span} ago" if seconds > 0 else f"in {span}"
     made = _marked(at, words, exact)
     return made + Markup(' <span class="small">{}</span>').format(exact) if full else made
 

@@ -2,6 +2,7 @@
 // Shows the values of a chart's column under the chart: of the one that is pointed at, or chosen by the arrow keys.
 (() => {
   const chosen = new Map(); // by plot; the plots are replaced when the page is refreshed
+  let replacing = false;
 
   function columns(plot) {
     return [...plot.querySelectorAll(".columns-of-time rect")];
@@ -40,7 +41,7 @@
   });
   document.addEventListener("focusout", (event) => {
     const plot = plotOf(event);
-    if (plot?.isConnected) choose(plot, null);
+    if (plot && !replacing) choose(plot, null);
   });
   document.addEventListener("keydown", (event) => {
     const plot = plotOf(event);
@@ -52,7 +53,11 @@
     event.preventDefault();
     choose(plot, to);
   });
+  document.addEventListener("replacing", () => {
+    replacing = true;
+  });
   document.addEventListener("replaced", () => {
+    replacing = false;
     for (const plot of document.querySelectorAll(".plot")) if (chosen.has(plot.id)) show(plot);
   });
 })();

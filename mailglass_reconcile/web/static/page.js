@@ -63,6 +63,7 @@
       prepare(fresh);
       if (fresh.innerHTML === region.innerHTML || !mayReplace(region)) continue;
       const focused = region.contains(document.activeElement) && placeOf(document.activeElement);
+      document.dispatchEvent(new Event("replacing"));
       region.replaceChildren(...fresh.childNodes);
       if (focused) region.querySelector(focused)?.focus({ preventScroll: true });
       document.dispatchEvent(new Event("replaced"));
