@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -144,49 +145,118 @@ def _bold(row: Figure) -> str:
     return "**missed**" if row.verdict == "missed" else row.verdict
 
 
+INK, FAINT = "#010203", "#010204"
+SERIES = ("#010210", "#010211", "#010212", "#010213")
+"""What is drawn in these colours gets those of `LOOK`, which follow the reader's colour scheme."""
+LOOK = """
+svg{--ink:#1f2328;--faint:#d0d7de;--a:#0a62c4;--b:#b35900;--c:#1a7f37;--d:#8250df}
+@media (prefers-color-scheme:dark){svg{--ink:#e6edf3;--faint:#3d444d;--a:#6cb0ff;--b:#f0a04b;--c:#56d364;--d:#c297ff}}
+"""
+NAMES = {INK: "ink", FAINT: "faint", **dict(zip(SERIES, "abcd", strict=True))}
+STYLE = {
+    "svg.hashsalt": "mailglass-reconcile",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": FAINT,
+}
+LABEL_POINTS = 13.0
+"""Between two labels at the ends of curves, in points."""
+
+
 def _draw(curves: dict[str, Points], directory: Path) -> None:
     """Draw every chart that *curves* has points of; the same points make the same bytes."""
     import matplotlib as mpl  # noqa: PLC0415 - only a run that is kept needs it
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415
 
-    mpl.rcParams.update({"svg.hashsalt": "mailglass-reconcile", "svg.fonttype": "none", "font.size": 9})
+    mpl.rcParams.update(STYLE)
     for chart in CHARTS:
         shown = {name: points for name, points in curves.items() if name.startswith(chart.prefix)}
         if not shown:
             continue
-        canvas = Canvas(figsize=(6, 3.2), layout="constrained", facecolor="white")
+        canvas = Canvas(figsize=(7, 3.6), layout="constrained", facecolor="none")
         axes = canvas.subplots()
+        axes.set_facecolor("none")
         xscale, yscale = chart.scale.split()
-        axes.set(xscale=xscale, yscale=yscale, title=chart.title, xlabel=chart.x, ylabel=chart.y)
-        (_draw_bars if chart.bars else _draw_lines)(axes, chart, shown)
+        axes.set(xscale=xscale, yscale=yscale, xlabel=chart.x)
+        axes.set_title(f"{chart.title}, {chart.y}", loc="left", fontweight="bold")
         if yscale == "linear":
             axes.set_ylim(0, 1.1 * max(y for points in shown.values() for _, y in points))
         for axis in (axes.yaxis,) if chart.bars else (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, position: f"{value:,g}")
+            axis.set_major_formatter(lambda value, position: f"{value:,.0f}" if value >= 1 else f"{value:g}")
             axis.set_minor_formatter(lambda value, position: "")
-        axes.grid(alpha=0.3, axis="y" if chart.bars else "both")
+        axes.grid(axis="y")
         axes.set_axisbelow(True)
-        if len(shown) > 1:
-            axes.legend(frameon=False)
-        canvas.savefig(directory / f"{chart.file}.svg", format="svg", metadata={"Date": None})
+        (_draw_bars if chart.bars else _draw_lines)(axes, chart, shown)
+        drawn = io.StringIO()
+        canvas.savefig(drawn, format="svg", metadata={"Date": None})
+        (directory / f"{chart.file}.svg").write_text(_following_the_scheme(drawn.getvalue()))
+
+
+def _following_the_scheme(svg: str) -> str:
+    """Return a picture whose colours are those of the reader's scheme, on the page's own ground."""
+    for colour, name in NAMES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.replace('<style type="text/css">', f'<style type="text/css">{LOOK}', 1)
 
 
 def _draw_lines(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
-    for name, points in shown.items():
+    """Draw curves, each with its name at its end."""
+    for points, colour in zip(shown.values(), SERIES, strict=False):
         marker = "o" if len(points) < FEW_POINTS else None
-        label = name.removeprefix(chart.prefix) or name
-        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=colour)
+    if len(points) < FEW_POINTS:
+        axes.set_xticks([x for x, _ in points])
+    if len(shown) == 1:
+        for x, y in points:
+            axes.annotate(number(y), (x, y), xytext=(-6, 7), textcoords="offset points", ha="right")
+        axes.margins(x=0.15, y=0.15)
+        return
+    ends = sorted((points[-1], name, colour) for (name, points), colour in zip(shown.items(), SERIES, strict=False))
+    before = -LABEL_POINTS
+    for (x, y), name, colour in sorted(ends, key=lambda end: end[0][1]):
+        points_up = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi
+        before = max(points_up, before + LABEL_POINTS)
+        axes.annotate(
+            name.removeprefix(chart.prefix),
+            (x, y),
+            xytext=(8, before - points_up),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
 
 
 def _draw_bars(axes: Any, chart: Chart, shown: dict[str, Points]) -> None:
+    """Draw bars with their values; of two at one place, the first pair says which is which."""
     if not chart.shares:
         (points,) = shown.values()
-        found = axes.bar([f"{x:g}" for x, _ in points], [y for _, y in points], width=0.6)
+        found = axes.bar([f"{x:g}" for x, _ in points], [y for _, y in points], width=0.6, color=SERIES[0])
         axes.bar_label(found, fmt="{:,.0f}")
         return
     names = [name.removeprefix(chart.prefix).replace(", ", ",\n") for name in shown]
-    for offset, longer, label in ((-0.2, 50, "median"), (0.2, 1, "99 %")):
+    for offset, longer, label, colour in ((-0.2, 50, "median", SERIES[0]), (0.2, 1, "99 %", SERIES[1])):
         values = [next(x for x, share in points if share <= longer) for points in shown.values()]
-        found = axes.bar([place + offset for place in range(len(names))], values, width=0.38, label=label)
-        axes.bar_label(found, fmt=number, fontsize=7)
+        places = [place + offset for place in range(len(names))]
+        axes.bar_label(axes.bar(places, values, width=0.38, color=colour), fmt=number, fontsize=9)
+        axes.annotate(
+            label,
+            (places[0], values[0]),
+            xytext=(0, 20),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+            fontweight="bold",
+        )
     axes.set_xticks(range(len(names)), names)
+    axes.margins(y=0.12)

@@ -1,0 +1,30 @@
+"""The pictures of the documentation: their ground is the page's, and they follow the reader's colour scheme."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+CHARTS = sorted((DOCS / "performance").glob("*.svg"))
+PICTURES = [*CHARTS, DOCS / "race.svg", DOCS / "data.svg"]
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)
+def test_a_picture_follows_the_readers_colour_scheme(picture):
+    """Black on white was a lamp in a dark page."""
+    assert re.search(r"prefers-color-scheme: ?dark", picture.read_text())
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda path: path.name)
+def test_a_chart_has_no_ground_and_no_colour_of_one_scheme_only(chart):
+    """Each colour that is drawn with is named, but for the clip paths'; ticks are numbers that people read."""
+    shapes = chart.read_text().partition("</style>")[2]
+    assert "var(--ink)" in shapes
+    assert not re.findall(r"(?:fill|stroke): ?(#[0-9a-f]{3,6}|white|black)", shapes)
+    assert not re.search(r">\d+(\.\d+)?e[+-]?\d", shapes)
+
+
+def test_there_are_charts():
+    """Of the benchmark."""
+    assert CHARTS
