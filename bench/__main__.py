@@ -1,4 +1,4 @@
-"""Measure what this package costs, print each figure with its target, and write it into `docs/performance.md`.
+"""Measure what this package costs, print each figure with its target, and write it into `docs/performance/figures.md`.
 
 Name the parts to measure; without one, all are, which takes about an hour. `--quick` tries them out with a 500th of
 every size, and writes to a folder of its own.
@@ -55,14 +55,15 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     docs = Path(tempfile.mkdtemp(prefix="mailglass-bench-")) if options.quick else DOCS
     if options.quick:
-        shutil.copy(DOCS / "performance.md", docs)
+        for name in page.PAGES:
+            shutil.copy(DOCS / name, docs)
         shutil.copytree(DOCS / "performance", docs / "performance")
     servers.exit_on_signals()
     with servers.postgres_server() as postgres, servers.redis() as redis_url:
         machine = Machine(postgres, redis_url, QUICK if options.quick else 1)
         for name in names:
             _run(name, machine, docs, options)
-    print(f"\nwritten to {docs}/performance.md and {docs}/performance/")
+    print(f"\nwritten to {docs}/performance/figures.md, and to the pages that quote some")
 
 
 def _run(name: str, machine: Machine, docs: Path, options: argparse.Namespace) -> None:

@@ -23,6 +23,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_others: Any) -> str:
+    """Return a page whose links to the files in the repository's top folder lead to the pages made of them."""
+    for page, file in GENERATED.items():
+        markdown = markdown.replace(f"](../{file}", f"]({page}")
+    return markdown
+
+
 def addressed(rules: str, address: str) -> str:
     """Return alert rules whose `runbook_url` are whole addresses, if the project has one."""
     whole = f"runbook_url: {address.rstrip('/')}/blob/main/docs/"

@@ -31,16 +31,66 @@ NAMES = {
     "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
     " webhooks.InvalidWebhookError webhooks.SignatureError contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
-    "Looking, and acting on one event or person": "find_orphans attempt_link Orphan link erase Erased",
-    "Handlers": "on_event DeliveryEvent dispatch",
-    "Broadcasts": "subscribe subscribe_async Update Missed events_channel",
+    "One event or person": "find_orphans attempt_link Orphan sweep.judge.Decision link erase Erased",
+    "Handlers": "on_event DeliveryEvent dispatch hooks.dispatcher.DispatchResult",
+    "Live updates": "subscribe subscribe_async pubsub.subscriber.Subscription pubsub.subscriber.AsyncSubscription"
+    " Update Missed events_channel",
     "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",
     "Errors": "MailglassReconcileError ConfigurationError DatabaseUnavailableError DatabaseRefusedError"
     " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError",
 }
 """The public names by section, as they are written after `mailglass_reconcile.`."""
-DATA = {"beat_schedule": "The entries that `make_beat_schedule()` makes without options."}
-"""What is no function and no class, and what it is."""
+DATA = {
+    "beat_schedule": "The entries that `make_beat_schedule()` returns without options.",
+    "Decision": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
+    " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
+    "Settings": "All settings as a read-only object, for `configure`. [Settings](settings.md) lists names and defaults.",
+}
+"""Names without an entry of their own, and what they are."""
+RESULTS = {
+    "RecordedDelivery", "Recorded", "SweepResult", "PruneResult", "Orphan", "Erased", "DeliveryEvent", "DispatchResult",
+    "Subscription", "AsyncSubscription", "Update", "Missed",
+}  # fmt: skip
+"""Classes that nobody calls: their attributes are what a reader needs."""
+INNER = {"step"}
+"""Attributes that are no business of a reader's."""
+METHODS = {"Subscription": ["close"], "AsyncSubscription": ["aclose"]}
+COMMON = re.compile(
+    r"(?:`connection`: A SQLAlchemy Connection or Session in a transaction|"
+    r"`ConfigurationError`: \*connection\* is in autocommit mode\.|"
+    r"`MailglassReconcileError`: The database refused|`TypeError`: \*connection\* is something else)"
+)
+"""What is said once for all functions, at the top of the page."""
+EXAMPLES = {
+    "record_send": """
+with engine.begin() as connection:
+    sent = [Sent(recipient="ada@example.com", message_id="m-1")]
+    recorded = record_send(connection, provider="postmark", sent=sent)
+broadcast(recorded)
+""",
+    "record_webhook": """
+event = WebhookEvent(type="delivered", occurred_at=datetime.now(UTC), provider_event_id="e-1", message_id="m-1")
+with engine.begin() as connection:
+    recorded = record_webhook(connection, provider="postmark", events=[event])
+broadcast(recorded)
+""",
+    "receive": """
+with engine.begin() as connection:
+    recorded = receive(connection, "postmark", body, headers)
+broadcast(recorded)
+""",
+    "on_event": """
+@on_event("bounced")
+def suppress(connection, event):
+    if event.bounce == "hard":
+        connection.execute(text("INSERT INTO suppressed VALUES (:address)"), {"address": event.recipient})
+""",
+    "subscribe": """
+with subscribe(tenant_id="acme") as updates:
+    for update in updates:
+        print("read the tables again" if isinstance(update, Missed) else update.message["delivery_id"])
+""",
+}
 
 
 def main() -> None:
@@ -67,12 +117,18 @@ def _name(path: str) -> str:
     named = getattr(import_module(module), name)
     if name in DATA:
         return f"### {name}\n\n{DATA[name]}\n"
-    return f"### {name}\n\n{_signature(name, named)}{''.join(_described(inspect.getdoc(named) or ''))}"
+    example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
+    methods = "".join(
+        f"\n**`{one}()`**: {' '.join((inspect.getdoc(getattr(named, one)) or '').split())}\n"
+        for one in METHODS.get(name, ())
+    )
+    described = "".join(_described(inspect.getdoc(named) or ""))
+    return f"### {name}\n\n{_signature(name, named)}{described}{methods}{example}"
 
 
 def _signature(name: str, named: Any) -> str:
-    """Return a block with the signature; nothing for an error, and for settings, whose fields are described."""
-    if isinstance(named, type) and (issubclass(named, Exception) or hasattr(named, "model_fields")):
+    """Return a block with the signature; nothing for an error, and for what a function returns."""
+    if isinstance(named, type) and (issubclass(named, Exception) or name in RESULTS):
         return ""
     signature = inspect.signature(named)
     parameters, starred = [], False
@@ -106,9 +162,13 @@ def _described(docstring: str) -> Iterator[str]:
             yield f"\n**Returns**: {' '.join(lines.split())}\n"
             continue
         entries = ENTRY.split(lines)[1:]
-        yield f"\n**{TITLES.get(title, title)}**\n\n"
-        for entry, meaning in zip(entries[::2], entries[1::2], strict=True):
-            yield f"- `{entry}`: {' '.join(meaning.split())}\n"
+        found = [
+            f"`{entry}`: {' '.join(meaning.split())}"
+            for entry, meaning in zip(entries[::2], entries[1::2], strict=True)
+            if entry not in INNER
+        ]
+        if shown := [one for one in found if not COMMON.match(one)]:
+            yield f"\n**{TITLES.get(title, title)}**\n\n" + "".join(f"- {one}\n" for one in shown)
 
 
 def subcommands() -> str:
@@ -118,7 +178,7 @@ def subcommands() -> str:
         one = command.get_command(click.Context(command), name)
         if one is None:
             continue
-        options = "".join(f"- `{_usage(param)}`: {param.help}\n" for param in _options(one))
+        options = "".join(f"- `{_usage(param)}`: {param.help}{_bounds(param)}\n" for param in _options(one))
         usage = " ".join(["mailglass-reconcile", name, *["[OPTIONS]"] * bool(options), *_arguments(one)])
         examples = f"\n```text\n{textwrap.dedent(one.epilog.replace(chr(8), '')).strip()}\n```\n" if one.epilog else ""
         parts.append(
@@ -140,9 +200,22 @@ def _usage(option: click.Option) -> str:
     return f"{option.opts[0]} {option.metavar or option.type.name.upper()}"
 
 
+def _bounds(option: click.Option) -> str:
+    """Return an option's default and the values that it takes, in brackets; nothing for a flag."""
+    found = []
+    if not option.is_flag and option.default is not None and not callable(option.default):
+        shown = option.show_default if isinstance(option.show_default, str) else option.default
+        if isinstance(shown, str | int | float) and not isinstance(shown, bool):
+            found.append(f"default {shown}")
+    if isinstance(option.type, click.IntRange | click.FloatRange):
+        low, high = (f"{one:,}" if one is not None else None for one in (option.type.min, option.type.max))
+        found.append(f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}")
+    return f" ({', '.join(found)})" if found else ""
+
+
 def _arguments(one: click.Command) -> list[str]:
     found = [param for param in one.params if isinstance(param, click.Argument)]
-    words = [param.metavar or (param.name or "").upper() for param in found]
+    words = [(param.metavar or param.name or "").strip("[]").upper() for param in found]
     return [word if param.required else f"[{word}]" for word, param in zip(words, found, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""An application with its own Celery app, which also sweeps: `celery -A shop worker -B -s ~/.shop-beat`.
+"""An application with its own Celery app, which also sweeps; its README says how to run it.
 
 The environment has MAILGLASS_DATABASE_URL and MAILGLASS_REDIS_URL; `mailglass-reconcile migrate` makes the tables.
 """

@@ -1,4 +1,4 @@
-"""A Celery app that sweeps Mailglass's tables: `celery -A sweeper worker -B -s ~/.sweeper-beat`.
+"""A Celery app that sweeps Mailglass's tables; its README says how to run it.
 
 The environment has MAILGLASS_DATABASE_URL, MAILGLASS_DATABASE_SCHEMA and MAILGLASS_REDIS_URL.
 """

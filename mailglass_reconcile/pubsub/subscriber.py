@@ -137,7 +137,7 @@ class AsyncSubscription:
         return item
 
     async def aclose(self) -> None:
-        """End the iteration and close the connection; from any task of the same event loop, also if Redis is down."""
+        """End the iteration and close the connection; from any task of the same event loop, even if Redis is down."""
         self._closed = True
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())

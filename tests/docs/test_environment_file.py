@@ -12,7 +12,7 @@ import pages
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
 [FILE] = [
-    block.text for block in pages.blocks(pages.ROOT / "docs" / "sweeps.md") if block.text.startswith("MAILGLASS_")
+    block.text for block in pages.blocks(pages.ROOT / "docs" / "deploy.md") if block.text.startswith("MAILGLASS_")
 ][:1]
 SHOW = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
 AWKWARD = [
@@ -23,7 +23,7 @@ AWKWARD = [
 
 
 def by_shell(file: Path) -> dict[str, str]:
-    """Return what a command gets of the file from the lines of docs/sweeps.md: by `set -a` and `.`."""
+    """Return what a command gets of the file from the lines of docs/deploy.md: by `set -a` and `.`."""
     line = f"set -a; . {file}; {SHOW}"
     done = subprocess.run(["sh", "-c", line], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
     return {name: value for name, value in json.loads(done.stdout).items() if name.startswith(ENV_PREFIX)}

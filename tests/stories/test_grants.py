@@ -1,4 +1,4 @@
-"""The grants of docs/grants.md: with them each role can do its work."""
+"""The grants of docs/grants.sql: with them each role can do its work."""
 
 import datetime as dt
 import re
@@ -28,10 +28,9 @@ from shapes import made
 
 pytestmark = pytest.mark.slow
 
-GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.md").read_text()
+GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.sql").read_text()
 BLOCKS: dict[str, str] = {}
-for _sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL):
-    _role = re.search(r"TO (\w+);", _sql)[1]
+for _sql, _role in re.findall(r"^(GRANT [^;]* TO (\w+);\n)", GRANTS, re.MULTILINE):
     BLOCKS[_role] = BLOCKS.get(_role, "") + _sql
 
 
@@ -106,8 +105,8 @@ def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_
     delivery(db, raw["MessageID"], recipient="to@example.com")
     role = make_url(acting("mailglass_sweeper").database_url.get_secret_value()).username
     if granted:
-        right, table = re.search(r"grant the sweeper `(SELECT [^`]+)` on `(\w+)`", " ".join(GRANTS.split())).groups()
-        db.run(f"GRANT {right} ON {table} TO {role}")
+        grant = re.search(r"^-- (GRANT .*\n)-- (.*;)", GRANTS, re.MULTILINE)
+        db.run("".join(grant.groups()).replace("mailglass_sweeper", role))
     result = mailglass_reconcile.reconcile()
     assert (result.linked, result.recipient_mismatch, result.linked_unchecked) == ((0, 1, 0) if granted else (1, 0, 1))
 

@@ -1,85 +1,64 @@
-"""An empty machine: a virtual environment of its own, a wheel of this checkout, and a terminal to paste lines into."""
+"""An empty machine: a virtual environment of its own, a wheel of this checkout, and terminals to paste lines into."""
 
 import os
 import re
-import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 
 import pages
 from installation import end, wait_until
+from mailglass_reconcile.testing.servers import free_port
 
 PATIENCE = 90
 IGNORED = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "tests", "docs", "bench")
-PACKAGE = "mailglass_reconcile"
 URL = "postgresql://localhost/app"
-REDIS_URL = "redis://localhost:6379/0"
+DJANGO = '"NAME": "app", "HOST": "localhost"'
+SERVER = re.compile(r"\b(?:uvicorn|flask .*\brun|runserver)\b")
 
 
 class Machine:
-    """A folder with a checkout and a virtual environment, made by the lines of the README's section Start.
+    """A folder with a clone and a virtual environment, made by the lines of the README's quickstart.
 
-    There is no network: pip builds the package from the checkout, and finds what it depends on installed, in a folder
-    of links to what is installed here.
+    There is no network: a copy of this checkout is the clone, and pip builds the package from it, and finds what it
+    depends on installed, in a folder of links to what is installed here.
     """
 
     def __init__(self, folder: Path) -> None:
         """Make the machine, with the package in it."""
         self.folder = folder
-        self.checkout = folder / "checkout"
-        shutil.copytree(pages.ROOT, self.checkout, ignore=IGNORED)
-        (block,) = pages.section(pages.README, "Start")
-        making, building, _ = pages.commands(block)
+        block, *_ = pages.section(pages.README, "Quickstart")
+        cloning, entering, making, building, *self.settling = pages.commands(block)
+        self.clone = folder / entering.removeprefix("cd ")
+        assert re.fullmatch(rf"git clone https://git\.example\.com/{self.clone.name}\.git +#.*", cloning)
+        shutil.copytree(pages.ROOT, self.clone, ignore=IGNORED)
         self.given = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
             "HOME": str(folder),
             "LANG": "C.UTF-8",
+            "PYTHONUNBUFFERED": "1",
             "PIP_NO_INDEX": "1",
             "PIP_NO_BUILD_ISOLATION": "0",  # which means without: the build backend is there already
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        self.run(making, where=self.checkout)
+        self.run(making, self.clone)
         self._lend_what_is_installed()
-        self.run(f". .venv/bin/activate && {building}", where=self.checkout)
-        self.exports = f"cd {self.checkout}; . .venv/bin/activate; "
+        self.run(f". .venv/bin/activate && {building}", self.clone)
 
-    def paste(self, lines: str, url: str, redis_url: str, where: Path) -> str:
-        """Paste lines into a terminal in which the section Start was pasted, with a test's servers in place of the
-        reader's, and return what they printed; each must succeed."""
-        return self.run(f"{self._started(url, redis_url, where)}\n{_with(lines, url, redis_url)}", where)
-
-    @contextmanager
-    def running(self, line: str, url: str, redis_url: str, where: Path, until: str) -> Iterator[None]:
-        """Paste a line that does not end, and run the block when it has printed *until*."""
-        log = self.folder / "log"
-        script = f"{self._started(url, redis_url, where)}\nexec {_with(line, url, redis_url)}"
-        with log.open("w") as output:
-            process = subprocess.Popen(["bash", "-ec", script], env=self.given, stdout=output, stderr=output)
-        try:
-            wait_until(lambda: until in log.read_text() or process.poll() is not None, PATIENCE)
-            assert process.poll() is None, log.read_text()
-            yield
-        finally:
-            end(process)
-
-    def run(self, script: str, where: Path) -> str:
+    def run(self, script: str, where: Path, **environment: str) -> str:
         """Run a script, and return what it printed."""
         done = subprocess.run(
             ["bash", "-ec", script],
-            cwd=where, env=self.given, capture_output=True, text=True, timeout=PATIENCE, check=False,
+            cwd=where, env={**self.given, **environment}, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
         return done.stdout
-
-    def _started(self, url: str, redis_url: str, where: Path) -> str:
-        (block,) = pages.section(pages.README, "Start")
-        return f"{self.exports}cd {where}; {_with(pages.commands(block)[2], url, redis_url)}"
 
     def _lend_what_is_installed(self) -> None:
         """Put everything that is installed here but ours into the environment, with its commands."""
@@ -88,25 +67,110 @@ class Machine:
         for installed in here.iterdir():
             if not re.match(r"_?_?(editable_*)?mailglass", installed.name):
                 (lent / installed.name).symlink_to(installed)
-        (site,) = (self.checkout / ".venv/lib").glob("python*/site-packages")
+        (site,) = (self.clone / ".venv/lib").glob("python*/site-packages")
         (site / "lent.pth").write_text(f"{lent}\n")
         for one in distributions(path=[str(lent)]):
             for command in one.entry_points.select(group="console_scripts"):
                 self._lend(command)
 
     def _lend(self, command: EntryPoint) -> None:
-        script = self.checkout / ".venv/bin" / command.name
+        script = self.clone / ".venv/bin" / command.name
         if script.exists():
             return
         call = (
             f"import sys\nfrom {command.module} import {command.attr.partition('.')[0]}\nsys.exit({command.attr}())\n"
         )
-        script.write_text(f"#!{self.checkout}/.venv/bin/python\n{call}")
+        script.write_text(f"#!{self.clone}/.venv/bin/python\n{call}")
         script.chmod(0o755)
 
 
-def _with(lines: str, url: str, redis_url: str) -> str:
-    """Return lines with a test's servers in place of the reader's."""
-    driver = url.replace("postgresql:", "postgresql+psycopg:", 1)
-    given = lines.replace(URL.replace("postgresql:", "postgresql+psycopg:"), driver)
-    return given.replace(URL, shlex.quote(url)).replace(REDIS_URL, redis_url)
+class Reader(ExitStack):
+    """Somebody who has followed the quickstart on a machine, with a database of their own, and goes on with a page.
+
+    They save a block of Python under the name in its first line, paste each command, leave a server running, and
+    see what the page shows.
+    """
+
+    def __init__(self, machine: Machine, url: str, redis_url: str, where: Path) -> None:
+        """Begin in the folder *where*, with a test's servers in place of the reader's."""
+        super().__init__()
+        self._machine, self._url, self._where = machine, url, where
+        self._ports: dict[str, int] = {}
+        self._environment = {"MAILGLASS_REDIS_URL": redis_url}
+        activate = f". {machine.clone}/.venv/bin/activate"
+        self._started = [activate, *(self._here(line) for line in machine.settling if line.startswith("export "))]
+
+    def follow(self, blocks: Iterable[pages.Block]) -> None:
+        """Do what blocks of a page say, in their order."""
+        for block in blocks:
+            if block.language == "python" and (name := re.match(r"# (\S+\.py)\n", block.text)):
+                self.save(name[1], block.text)
+            elif block.language == "console" and not block.not_run:
+                self.paste(block)
+
+    def save(self, name: str, text: str) -> None:
+        """Save a file."""
+        (self._where / name).write_text(self._here(text))
+
+    def paste(self, block: pages.Block) -> None:
+        """Paste the commands of a block; each must succeed, and print what the page shows."""
+        for command, shown in zip(pages.commands(block), pages.outputs(block), strict=True):
+            if SERVER.search(command):
+                self._serve(command)
+            elif command.startswith("export "):
+                self._started.append(self._here(command))
+            elif command.startswith("mkdir ") and " && cd " in command:
+                self._where = Path(self._run(f"{command} && pwd", self._where).strip())
+            elif command.startswith("pip install "):
+                self._run(command, self._machine.clone)
+            else:
+                printed = self._run(command, self._where)
+                assert without_ids(shown) == without_ids(printed) or not shown, f"{command}\n{printed}"
+
+    def _run(self, command: str, where: Path) -> str:
+        lines = [*self._started, self._here(command)]
+        return self._machine.run("\n".join(lines), where, **self._environment)
+
+    def _serve(self, command: str) -> None:
+        """Start a server on a free port, and wait until it listens; it runs until the reader is done."""
+        port = free_port()
+        named = re.search(r"runserver (\d+)", command)
+        self._ports[named[1] if named else "5000" if "flask" in command else "8000"] = port
+        command = command.replace(named[0], f"runserver {port} --noreload") if named else f"{command} --port {port}"
+        command = re.sub(r"^MAILGLASS", "env MAILGLASS", command)
+        log = (self._machine.folder / f"log-{port}").open("w+")
+        process = subprocess.Popen(
+            ["bash", "-ec", "\n".join([*self._started, f"exec {self._here(command)}"])],
+            cwd=self._where, env={**self._machine.given, **self._environment}, stdout=log, stderr=log,
+        )  # fmt: skip
+        self.callback(end, process)
+        wait_until(lambda: _listens(port) or process.poll() is not None, PATIENCE)
+        log.seek(0)
+        assert process.poll() is None, log.read()
+
+    def _here(self, text: str) -> str:
+        """Return lines with a test's servers in place of the reader's."""
+        text = text.replace(URL.replace("postgresql:", "postgresql+psycopg:"), self._url.replace(":", "+psycopg:", 1))
+        text = re.sub(rf"{URL}(?![\w/])", f"'{self._url}'", text).replace(DJANGO, _django(self._url))
+        for port, real in self._ports.items():
+            text = text.replace(f":{port}/", f":{real}/")
+        return text
+
+
+def _django(url: str) -> str:
+    """Return the part of Django's DATABASES that names a database."""
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+    where = conninfo_to_dict(url)
+    return f'"NAME": "{where.pop("dbname")}", "OPTIONS": {where!r}'.replace("'", '"')
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def without_ids(printed: str) -> str:
+    """Return an output in single blanks, and without the ids and times that each run has."""
+    return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\d+ ms", "ID", " ".join(printed.split()))

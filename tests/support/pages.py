@@ -38,20 +38,38 @@ def blocks(page: Path) -> list[Block]:
 
 def section(page: Path, heading: str) -> list[Block]:
     """Return the blocks below the heading with this text, up to the next heading."""
-    text = page.read_text()
-    start = text.index(f"# {heading}\n")
-    end = re.compile(r"^#+ ", re.M).search(text, start + 2)
-    first, last = text.count("\n", 0, start) + 1, text.count("\n", 0, end.start() if end else len(text)) + 1
+    return _below(page, heading, 6)
+
+
+def chapter(page: Path, heading: str) -> list[Block]:
+    """Return the blocks below the heading with this text, up to the next heading of its level or a higher one."""
+    return _below(page, heading, None)
+
+
+def _below(page: Path, heading: str, depth: int | None) -> list[Block]:
+    text = BLOCK.sub(lambda found: re.sub(r"[^\n]", "-", found[0]), page.read_text())  # a comment is no heading
+    found = re.search(rf"^(#+) {re.escape(heading)}$", text, re.M)
+    after = re.compile(rf"^#{{1,{depth or len(found[1])}}} ", re.M).search(text, found.end())
+    first, last = text.count("\n", 0, found.start()) + 1, text.count("\n", 0, after.start() if after else len(text)) + 1
     return [block for block in blocks(page) if first < block.line < last]
 
 
 def commands(block: Block) -> list[str]:
     """Return the commands of a console block, each with its further lines, without what they print."""
+    return [command for command, _ in _parts(block)]
+
+
+def outputs(block: Block) -> list[str]:
+    """Return what a console block shows that each of its commands prints."""
+    return [output for _, output in _parts(block)]
+
+
+def _parts(block: Block) -> list[tuple[str, str]]:
     found = []
     for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
         text, *lines = part.rstrip("\n").split("\n")
         here = re.search(r"<<'(\w+)'", text)
         while lines and (text.endswith("\\") or text.count("'") % 2 or (here and not text.endswith(f"\n{here[1]}"))):
             text += "\n" + lines.pop(0)
-        found.append(text)
+        found.append((text, "\n".join(lines)))
     return found

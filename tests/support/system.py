@@ -25,8 +25,8 @@ from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
 from waiting import wait_until
 
-GRANTS = (Path(__file__).parents[2] / "docs" / "grants.md").read_text()
-ROLES = re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)
+GRANTS = (Path(__file__).parents[2] / "docs" / "grants.sql").read_text()
+ROLES = re.findall(r"^GRANT [^;]*;", GRANTS, re.MULTILINE)
 MAX_LAG = "6s"
 """A full sweep has to succeed within two thirds of it; beat asks for one each second."""
 PATIENCE = 90
@@ -152,7 +152,7 @@ class System:
 
 @contextmanager
 def running_system(folder: Path) -> Iterator[System]:
-    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.md; *folder* has its files.
+    """Yield a system on a disk of its own, whose processes are the roles of docs/grants.sql; *folder* has its files.
 
     An autovacuum of the catalog removes a file that new connections need, and that nobody can write on a full disk.
     """

@@ -18,6 +18,7 @@ import invariants
 import mailglass_reconcile
 from bench import by_hand, calling, page, proxy, statements
 from bench.checker import check
+from bench.figures import Figure
 from bench.filling import ANOTHER_TENANTS, NOBODYS, fill
 from bench.load import EARLY, OVERLAPPING, Load, plan
 
@@ -132,28 +133,59 @@ def test_the_proxy_counts_round_trips_and_delays_each(db):
     db.broken.update(invariants.ALL)
 
 
-def test_the_page_shows_what_was_measured():
-    """The tables of the page are those of `figures.json`, which is as compact as the benchmark writes it."""
+def test_the_pages_show_what_was_measured():
+    """All rows of `figures.json` stand in `figures.md`, and a few in the two pages that quote them."""
     parts = page.read(ROOT / "docs")
-    text = (ROOT / "docs" / "performance.md").read_text()
     assert (ROOT / "docs" / "performance" / "figures.json").read_text() == page.as_lines(parts)
-    assert [name for name, part in parts.items() if page.table(part) not in text] == []
     every = (ROOT / "docs" / "performance" / "figures.md").read_text()
-    assert [name for name, part in parts.items() if page.table(part, whole=True) not in every] == []
+    assert [name for name, part in parts.items() if page.table(part) not in every] == []
+    text = "".join((ROOT / "docs" / name).read_text() for name in page.PAGES)
+    assert [name for name in page.SHOWN if page.chosen(name, parts[name]) not in text] == []
+    assert [
+        name for name, rows in page.SHOWN.items() if page.chosen(name, parts[name]).count("\n| ") != len(rows) + 1
+    ] == []
+
+
+def test_no_generated_block_of_a_page_is_empty():
+    """A marker without a table would be a part that was not measured."""
+    for name in page.PAGES:
+        text = (ROOT / "docs" / name).read_text()
+        for found in re.finditer(r"<!-- (\w+): written by python -m bench -->\n(.*?)<!-- end -->", text, re.S):
+            assert found[2].strip(), f"{name}: {found[1]}"
+
+
+def test_a_number_that_stands_on_several_pages_is_the_measured_one():
+    """The costs of a call and of a message, which the README and two pages round."""
+    parts = page.read(ROOT / "docs")
+    calls = {figure["name"]: Figure(**figure) for figure in parts["calls"]["figures"]}
+    webhook, send = calls["a webhook whose delivery exists"], calls["a send"]
+    sizing = {figure["name"]: figure["value"] for figure in parts["sizing"]["figures"]}
+    disk = sizing["a million messages a day, kept 30 days: on disk"] / 30
+    milliseconds = [round(float(one.ours.removesuffix(" ms"))) for one in (webhook, send)]
+    cost = f"a webhook costs about {milliseconds[0]} ms and a send about {milliseconds[1]} ms"
+    ratios = f"{webhook.value:.1f} and {send.value:.1f} times"
+    for name, words in {
+        "README.md": [cost, ratios, f"{disk:.1f} kB"],
+        "docs/performance.md": [ratios],
+        "docs/production.md": [f"{disk:.1f} kB"],
+        "docs/sizing.md": [f"{disk:.1f} kB"],
+    }.items():
+        text = " ".join((ROOT / name).read_text().split()).lower()
+        assert [one for one in words if one.lower() not in text] == [], name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", ["calls", "layouts", "sweep", "handlers receiving"])
 def test_the_benchmark_runs_through(tmp_path, parts):
     """With `--quick` it leaves the page alone, and writes the figures of the parts into a folder of its own."""
-    before = (ROOT / "docs" / "performance.md").read_text()
+    before = (ROOT / "docs" / "performance" / "figures.md").read_text()
     command = [sys.executable, "-m", "bench", "--quick", *parts.split()]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
-    docs = Path(re.search(r"written to (\S+)/performance\.md", done.stdout)[1])
+    docs = Path(re.search(r"written to (\S+)/performance/figures\.md", done.stdout)[1])
     written = json.loads((docs / "performance" / "figures.json").read_text())
     for part in parts.split():
         assert written[part]["command"] == f"python -m bench --quick {part}"
-        assert page.table(written[part]) in (docs / "performance.md").read_text()
-    assert (ROOT / "docs" / "performance.md").read_text() == before
+        assert page.table(written[part]) in (docs / "performance" / "figures.md").read_text()
+    assert (ROOT / "docs" / "performance" / "figures.md").read_text() == before

@@ -10,20 +10,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 import mailglass_reconcile
-from database import Database
+from conftest import Database
 from diagnosing import heal, of, report, using
 from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
 from mailglass_reconcile.store import privileges
 
 pytestmark = pytest.mark.slow
 
-GRANTS = (Path(__file__).parents[3] / "docs" / "grants.md").read_text()
-SWEEPERS = next(sql for sql in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL) if "TO mailglass_sweeper" in sql)
+GRANTS = (Path(__file__).parents[3] / "docs" / "grants.sql").read_text()
+SWEEPERS = "".join(re.findall(r"^GRANT (?!EXECUTE)[^;]* TO mailglass_sweeper;\n", GRANTS, re.MULTILINE))
 
 
 @pytest.fixture
 def role(db: Database, admin: sa.Engine) -> Iterator[str]:
-    """A role with what docs/grants.md gives the sweeper; the doctor connects as it."""
+    """A role with what docs/grants.sql gives the sweeper; the doctor connects as it."""
     name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")

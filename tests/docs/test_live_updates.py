@@ -1,0 +1,131 @@
+"""The blocks of the page on live updates, with a Redis that is there, stops, and comes back."""
+
+import asyncio
+import datetime as dt
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import redis
+from pydantic import SecretStr
+
+import mailglass_reconcile
+from faults.redis_servers import Valkey
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+PAGE = pages.ROOT / "docs" / "live-updates.md"
+SECONDS = 0.2
+
+
+def block(heading: str) -> str:
+    """Return the first block of Python below a heading."""
+    return next(one.text for one in pages.section(PAGE, heading) if one.language == "python")
+
+
+@pytest.fixture
+def valkey(tmp_path) -> Iterator[Valkey]:
+    """A Valkey that may be harmed."""
+    made = Valkey(tmp_path / "valkey")
+    yield made
+    made.stop()
+
+
+def opened(db) -> str:
+    """Record a send and an open of it, broadcast both, and return the delivery's id."""
+    event = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="1")
+    with db.engine.begin() as connection:
+        sends = [Sent(recipient="a@b.example", message_id="1")]
+        sent = record_send(connection, tenant_id="acme", provider="ses", sent=sends)
+        recorded = record_webhook(connection, tenant_id="acme", provider="ses", events=[event])
+    broadcast(recorded)
+    return str(sent[0].delivery_id)
+
+
+def test_a_subscriber_refreshes_what_an_update_names(db, redis_url):
+    """As the page writes it: everything at first, then the delivery."""
+    refreshed = []
+
+    def refresh(delivery_id: str) -> None:
+        names["updates"].close()
+        refreshed.append(delivery_id)
+
+    names = {"refresh": refresh, "refresh_all": lambda: made.append(opened(db))}
+    made: list[str] = []
+    exec(block("Subscribe"), names)  # noqa: S102 - our own page
+    assert refreshed == made
+
+
+@pytest.fixture
+def fan_out(tmp_path) -> ModuleType:
+    """The module of the page."""
+    path = Path(tmp_path) / "fan_out.py"
+    path.write_text(block("Thousands of browsers"))
+    specification = importlib.util.spec_from_file_location("fan_out", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_many_listeners_share_a_subscription_and_refresh_while_redis_is_down(db, valkey, fan_out):
+    """A message reaches its delivery's listeners alone; without Redis they refresh, and later messages come again."""
+    settings = db.settings.model_copy(update={"redis_url": SecretStr(valkey.url)})
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+
+    async def main() -> None:
+        fan = fan_out.FanOut(SECONDS)
+        running = asyncio.create_task(fan.run())
+        delivery = await asyncio.to_thread(opened, db)
+        one, two, other = (fan.listen(name) for name in (delivery, delivery, "another"))
+        for listener in (one, two, other):
+            assert await anext(listener) is fan_out.REFRESH
+        await eventually(lambda: subscribers(valkey))
+        await publish(db, fan_out, (one, two), delivery)
+        valkey.stop()
+        for _ in range(2):  # again and again, as long as it is down
+            assert await asyncio.wait_for(anext(other), 60) is fan_out.REFRESH
+        valkey.start()
+        await eventually(lambda: subscribers(valkey))
+        await publish(db, fan_out, (one, two), delivery)
+        running.cancel()
+        await one.aclose()
+        assert list(fan.listeners) == [delivery, "another"]
+        await two.aclose()
+        assert list(fan.listeners) == ["another"]
+
+    asyncio.run(main())
+
+
+async def publish(db, fan_out, listeners, delivery: str) -> None:
+    """Record one more event of the delivery, and see that each listener gets its message."""
+    await asyncio.to_thread(clicked, db)
+    for listener in listeners:
+        while (message := await asyncio.wait_for(anext(listener), 60)) is fan_out.REFRESH:
+            pass
+        assert message["delivery_id"] == delivery
+
+
+def clicked(db) -> None:
+    """Record a new click, and broadcast it."""
+    at = dt.datetime.now(dt.UTC)
+    event = WebhookEvent(type="clicked", occurred_at=at, provider_event_id=str(at), message_id="1")
+    with db.engine.begin() as connection:
+        recorded = record_webhook(connection, tenant_id="acme", provider="ses", events=[event])
+    broadcast(recorded)
+
+
+def subscribers(valkey: Valkey) -> int:
+    """Return how many subscriptions to every channel the server has."""
+    with suppress(redis.ConnectionError), redis.Redis.from_url(valkey.url) as client:
+        return client.pubsub_numpat()
+    return 0
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait until *condition* holds, without blocking the event loop."""
+    await asyncio.to_thread(wait_until, condition)

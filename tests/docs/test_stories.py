@@ -1,0 +1,92 @@
+"""Whole ways through the pages, from an empty folder to a goal: each executes only what the pages print, in order."""
+
+import pytest
+import sqlalchemy as sa
+
+import catalog
+import factories
+import pages
+import shapes
+from machine import Machine, Reader, without_ids
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import engines
+
+pytestmark = pytest.mark.slow
+
+DOCS = pages.ROOT / "docs"
+NO_REDIS = "redis://localhost:1/0"
+STATES = "SELECT tenant_id, recipient, last_event_type FROM mailglass_deliveries ORDER BY 1, 2"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory) -> Machine:
+    """The machine after the first lines of the quickstart; the stories share it, because making it takes seconds."""
+    return Machine(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture
+def reader(machine, empty_database_url, redis_url, tmp_path):
+    """A reader who has made the tables, in a folder of their own."""
+    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
+        reader._run("mailglass-reconcile migrate", tmp_path)
+        yield reader
+
+
+def states(url: str) -> list[tuple[str, ...]]:
+    """Return tenant, recipient and state of each delivery."""
+    with engines.create_engine(Settings(database_url=url)).connect() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(STATES))]
+
+
+def test_the_quickstart_of_the_readme(machine, empty_database_url, tmp_path):
+    """From an empty folder to a linked event, without a Redis; it prints what the README shows."""
+    installing, script, running = pages.section(pages.README, "Quickstart")
+    with Reader(machine, empty_database_url, NO_REDIS, tmp_path) as reader:
+        assert pages.commands(installing)[-1] == "mailglass-reconcile migrate"
+        reader._run("mailglass-reconcile migrate", tmp_path)
+        reader.save("first.py", script.text)
+        reader.paste(running)
+
+
+def test_fastapi(reader, empty_database_url):
+    """Mount, send: Postmark's webhook comes first, as the page simulates it, and the send links it."""
+    reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
+    reader.follow(pages.section(DOCS / "python.md", "FastAPI"))
+    assert states(empty_database_url) == [("default", "bob@example.com", "delivered")]
+
+
+def test_flask_with_mailgun_and_two_tenants(reader, empty_database_url):
+    """First with one account, then each tenant with its own, whose key opens no other tenant's address."""
+    reader.follow(pages.section(DOCS / "python.md", "FastAPI, Flask and plain Python"))
+    reader.follow(pages.chapter(DOCS / "python.md", "Flask"))
+    reader.follow(pages.chapter(DOCS / "tenants.md", "With Flask"))
+    assert states(empty_database_url) == [
+        ("acme", "ada@acme.example", "bounced"),
+        ("default", "carol@example.com", "bounced"),
+        ("emca", "ada@emca.example", "delivered"),
+    ]
+
+
+def test_django_from_an_empty_folder_to_a_handled_bounce(reader, empty_database_url):
+    """The project, Anymail, the app, a send, Postmark's webhook and the handler."""
+    reader.follow(pages.chapter(DOCS / "django.md", "From an empty folder to a handled bounce"))
+    assert states(empty_database_url) == [("default", "ada@example.com", "bounced")]
+
+
+def test_the_first_sweep_of_mailglass_s_tables(machine, empty_database_url, redis_url, tmp_path):
+    """Twelve orphans: ten by the first sweep, the rest by the second."""
+    catalog.live(empty_database_url, "mailglass", "2.x")
+    settings = shapes.settings_of(empty_database_url, "2.x")
+    mailglass = catalog.Installation(settings, engines.create_engine(settings))
+    ids = [factories.new_id() for _ in range(12)]
+    deliveries = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
+    factories.insert(mailglass, deliveries, [factories.orphan_row(factories.postmark(one)) for one in ids])
+    with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
+        reader.follow(pages.chapter(DOCS / "beside-mailglass.md", "The first sweep"))
+    seen = settings.database_url.get_secret_value()
+    assert {state for *_, state in states(seen)} == {"delivered"}
+
+
+def test_an_output_is_compared_without_ids():
+    """And without the width of a table."""
+    assert without_ids("a   0197a0c4-4f00-7d11-8a6e-2a8f0f1d2c3b\n") == "a ID"
