@@ -76,8 +76,8 @@ ABOUT = {
 EVERY = """# All figures
 
 Every row that `python -m bench` has measured, with its small print. [Performance](../performance.md) has the few that
-most readers need. Targets are our own goals for a change of the code; a missed one is a plan, not a fault. Each part was
-measured on the day that its first line names: parts of different days, and machines under load, cannot be compared.
+most readers need. Targets are our own goals for a change of the code; a missed one is a plan, not a fault. Each part
+was measured on the day that its first line names: parts of different days, and machines under load, cannot be compared.
 """
 
 TRIAL = "**Not to be quoted:** some of these figures are of a trial (`--quick`), with small sizes.\n\n"
@@ -170,7 +170,7 @@ def _compact(points: Points) -> str:
 
 
 def chosen(name: str, part: dict[str, Any]) -> str:
-    """Return the figures of the part *name* that `SHOWN` names as a Markdown table, after their day."""
+    """Return the figures of the part *name* that `SHOWN` names as a Markdown table."""
     figures = {each["name"]: Figure(**each) for each in part["figures"]}
     rows = [(label, figures[figure]) for figure, label in SHOWN[name].items() if figure in figures]
     trial = TRIAL * ("--quick" in part["command"])

@@ -44,7 +44,7 @@ DATA = {
     "beat_schedule": "The entries that `make_beat_schedule()` returns without options.",
     "Decision": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
     " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
-    "Settings": "All settings as a read-only object, for `configure`. [Settings](settings.md) lists names and defaults.",
+    "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
 }
 """Names without an entry of their own, and what they are."""
 RESULTS = {
