@@ -44,7 +44,7 @@ CODES = {
 }
 """Commands that the pages show failing; any other must end with 0."""
 
-SHOWN = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose")}
+SHOWN = {("trouble.md", "explain"), ("trouble.md", "--dry-run --verbose"), ("trouble.md", "find -")}
 """Commands whose output the pages show in full; numbers, ids and times may differ."""
 
 
@@ -65,7 +65,9 @@ def story(db, monkeypatch) -> Iterator[None]:
     arrived = {"age_seconds": 3_700}
     ids = [factories.new_id() for _ in range(3)]
     metadata = {"provider": "postmark", "message_id": MESSAGE}
-    deliveries = [factories.delivery_row(MESSAGE, id=DELIVERY), *map(factories.delivery_row, ids)]
+    known = factories.delivery_row(MESSAGE, id=DELIVERY, recipient="ada@example.com", mailable="Welcome")
+    others = [factories.delivery_row(one, recipient=f"{one}@example.com") for one in ids]
+    deliveries = [known, *others]
     orphans = [
         factories.orphan_row(metadata, id=EVENT, tenant_id="default", **arrived),
         factories.orphan_row(factories.postmark(ids[0]), id=LINKABLE, **arrived),
@@ -136,7 +138,7 @@ def ended(text: str, page: str, _db, terminal: dict[str, str], _redis_url: str) 
     """Run a command that ends, and return what it printed; one of ours alone runs within this process."""
     expected = CODES.get((page, text), 0)
     if text.startswith("mailglass-reconcile ") and not (SHELL.search(text) or ASKS.search(text) or expected):
-        done = click.testing.CliRunner().invoke(command, shlex.split(text)[1:])
+        done = click.testing.CliRunner().invoke(command, shlex.split(text)[1:], input="ada@example.com\n")
         assert done.exit_code == 0, done.output
         return done.output
     if page == "doctor.md":

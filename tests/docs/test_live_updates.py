@@ -13,6 +13,7 @@ import redis
 from pydantic import SecretStr
 
 import mailglass_reconcile
+import pages
 from faults.redis_servers import Valkey
 from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
 from waiting import wait_until

@@ -1,5 +1,7 @@
 """Whole ways through the pages, from an empty folder to a goal: each executes only what the pages print, in order."""
 
+import re
+
 import pytest
 import sqlalchemy as sa
 
@@ -71,6 +73,21 @@ def test_django_from_an_empty_folder_to_a_handled_bounce(reader, empty_database_
     """The project, Anymail, the app, a send, Postmark's webhook and the handler."""
     reader.follow(pages.chapter(DOCS / "django.md", "From an empty folder to a handled bounce"))
     assert states(empty_database_url) == [("default", "ada@example.com", "bounced")]
+
+
+def test_from_an_address_to_an_answer(reader, tmp_path):
+    """A delivery of the quickstart: what `find` prints below it is a command, whose answer has a line in the table."""
+    _, script, running = pages.section(pages.README, "Quickstart")
+    reader.save("first.py", script.text)
+    reader.paste(running)
+    finding, explaining, *_ = pages.section(DOCS / "trouble.md", "From an address to an answer")
+    (find,) = pages.commands(finding)
+    found = reader._run(f"echo ada@example.com | {find}", tmp_path)
+    (explain,) = re.findall(r"^ *(mailglass-reconcile explain \S+)$", found, re.M)
+    assert re.sub(r"\S+$", "ID", explain) == re.sub(r"\S+$", "ID", pages.commands(explaining)[0])
+    answer = reader._run(explain, tmp_path)
+    (state,) = re.findall(r"^delivery \S+: (\w+) since", answer, re.M)
+    assert f"\n| `{state}` |" in (DOCS / "trouble.md").read_text()
 
 
 def test_the_first_sweep_of_mailglass_s_tables(machine, empty_database_url, redis_url, tmp_path):
