@@ -9,7 +9,7 @@ import sys
 
 from mailglass_reconcile import make_beat_schedule, runtime
 from mailglass_reconcile.demo import verdict
-from mailglass_reconcile.demo.plot import LINK, OPEN, RACE
+from mailglass_reconcile.demo.plot import CALLS, LINK, OPEN, RACE
 from mailglass_reconcile.demo.receiver import Receiver
 from mailglass_reconcile.demo.stage import Stage, check, say, tell
 from mailglass_reconcile.store.migration import runner
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _play() -> bool:
-    """Play the three acts, and return whether every promise was kept."""
+    """Play the four acts, and return whether every promise was kept."""
     say("You send an e-mail in a transaction, and the provider's webhook is faster than")
     say("your COMMIT. Watch what goes wrong, and how it is corrected.\n")
     tell("demo", "starting PostgreSQL and Valkey, for this run only")
@@ -47,10 +47,12 @@ def _play() -> bool:
         _install(database_url, redis_url)
         receiver.start()
         stage = Stage(redis_url, receiver.post)
-        say("\nAct 1: the race", "bold")
+        say("\nAct 1: your two calls, in the wrong order", "bold")
+        stage.call(CALLS)
+        say("\nAct 2: both at the same time, and a crash", "bold")
         stage.overtake(RACE, f"{'':19}No committed row has the id that they name: they are orphans.")
-        say(f"{'':19}No webhook comes twice: without a sweep, they stay like that.")
-        say("\nAct 2: a sweep, and a link within a second", "bold")
+        say(f"{'':19}It dies here, before broadcast, which would link them.")
+        say("\nAct 3: a sweep, and a link within a second", "bold")
         stage.sweep()
         stage.show_links(RACE)
         tell("worker", f"starting Celery with beat: a recent sweep every {RECENT_SECONDS:g} s")
@@ -59,7 +61,7 @@ def _play() -> bool:
             stage.until(lambda: stage.recent_sweeps > 0)
             stage.overtake(LINK)
             stage.show_links(LINK)
-            say("\nAct 3: what stays open, and why", "bold")
+            say("\nAct 4: what stays open, and why", "bold")
             stage.overtake(OPEN)
             stage.sweep()
             stage.poll()

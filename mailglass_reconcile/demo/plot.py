@@ -38,6 +38,7 @@ class Mail(NamedTuple):
 FIRST, LOST = "883953f4-6105-42a2-a16a-77a8eac79483", "0a129aee-e1cd-480d-b08d-4f48548ff48d"
 OTHER, BATCH = "5b0f9a37-6c0e-4d2b-8f51-2e7f1d9c0b64", "14c5d75ce93dGmZUk0fQ7w"
 
+CALLS = Mail("first mail", "acme", "Postmark", "2f1c7f4e-5d0a-4a57-9b3e-6c3b8a0d1e52", ("delivered",))
 RACE = [
     Mail("mail 1", "acme", "Postmark", FIRST, ("delivered", "opened")),
     Mail("mail 2", "acme", "Postmark", "b7bc2f4a-e38e-4336-af7d-e6c392c2f817", ("bounced",)),

@@ -14,7 +14,7 @@ import redis
 import sqlalchemy as sa
 from rich.console import Console
 
-from mailglass_reconcile import Sent, SweepResult, reconcile, record_send, runtime
+from mailglass_reconcile import Sent, SweepResult, broadcast, reconcile, record_send, runtime
 from mailglass_reconcile.demo.plot import Mail
 from mailglass_reconcile.rules.humanize import printable
 from mailglass_reconcile.testing.processes import ENDING_SIGNALS, Process
@@ -55,7 +55,7 @@ class Stage:
     """An application, its providers and a subscriber, on a database that this process is configured for.
 
     `rows` is the MD5 of each orphan's row when it came, by event id; `heard` the channel and the event id of each
-    broadcast; `linked_by` the number of links by kind of sweep; `last` the result of the last full sweep.
+    broadcast; `linked_by` the number of links by call and kind of sweep; `last` the result of the last full sweep.
     """
 
     def __init__(self, redis_url: str, post: Callable[[Mail, str], None]) -> None:
@@ -70,6 +70,19 @@ class Stage:
         self.linked_by: Counter[str] = Counter()
         self.last, self.recent_sweeps = SweepResult(), 0
         self._committed, self._shown = 0.0, 0
+
+    def call(self, mail: Mail) -> None:
+        """Receive a webhook of *mail*, and record its send only then, as an application does; the send links it."""
+        for type_ in mail.types:
+            self._receive(mail, type_)
+        say(f"{'':19}record_webhook keeps the event: no row has its id yet.")
+        with runtime.get_engine().begin() as connection:
+            sent = [Sent(recipient=mail.address, message_id=mail.message_id)]
+            recorded = record_send(connection, tenant_id=mail.tenant_id, provider=mail.provider, sent=sent)
+        broadcast(recorded)
+        self.linked_by["record_send"] += recorded[0].linked
+        tell("app", f"record_send, commit, broadcast: {recorded[0].linked} event linked")
+        self.show_links([mail])
 
     def overtake(self, mails: Sequence[Mail], meanwhile: str = "") -> None:
         """Send in a transaction that stays open while the webhooks arrive; what the plot loses has one of its own."""

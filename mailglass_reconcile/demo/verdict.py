@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections import Counter
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from mailglass_reconcile import attempt_link, events_channel, find_orphans, runtime
-from mailglass_reconcile.demo.plot import LINK, OPEN, RACE
+from mailglass_reconcile.demo.plot import CALLS, LINK, OPEN, RACE
 from mailglass_reconcile.demo.stage import LAST_EVENTS, ROWS, Stage, say
 
 REASONS = {
@@ -16,6 +20,8 @@ REASONS = {
     "unmatchable": "a relay's suffix is no id",
     "tenant_mismatch": "the row with the id is another tenant's",
 }
+
+WAYS = {"full": "a full sweep", "recent": "a recent sweep", "record_send": "record_send"}
 
 # The delivery that each `reconciled` event names, and what the orphan was about that it links.
 LINKS = sa.text("""
@@ -30,7 +36,7 @@ NAMES = "SELECT id::text, metadata -> 'tags' ->> 0 FROM mailglass_events"
 
 def write(stage: Stage) -> bool:
     """Write why orphans are open and which promises were kept; return whether all were."""
-    mails, names = [*RACE, *LINK, *OPEN], stage.read(NAMES)
+    mails, names = [CALLS, *RACE, *LINK, *OPEN], stage.read(NAMES)
     with runtime.get_engine().connect() as connection:
         links = connection.execute(LINKS).all()
         states = {names[str(o.event_id)]: attempt_link(connection, o).state for o in find_orphans(connection)}
@@ -50,10 +56,19 @@ def write(stage: Stage) -> bool:
     for state, number in sorted(Counter(states.values()).items()):
         say(f"{'':10}{number} {state:<16} {REASONS.get(state, '')}")
     say("\nResult", "bold")
-    ways = ", ".join(f"{number} by a {way} sweep" for way, number in sorted(stage.linked_by.items()) if number)
+    ways = ", ".join(f"{number} by {WAYS[way]}" for way, number in sorted(stage.linked_by.items()) if number)
     say(f"  {len(links)} linked ({ways or 'by no sweep'}), {len(states)} open")
     for promise, kept in promises.items():
         say(f"  {'PASS' if kept else 'FAIL'}  {promise}", "green" if kept else "bold red")
-    say("next: set MAILGLASS_DATABASE_URL and MAILGLASS_REDIS_URL to your own servers,")
-    say("      and run `mailglass-reconcile migrate`, then `mailglass-reconcile doctor`")
+    say("next: export MAILGLASS_DATABASE_URL=postgresql://HOST/DATABASE")
+    say(f"      {_command()} migrate")
+    say(f"      {_command()} doctor")
     return all(promises.values())
+
+
+def _command() -> str:
+    """Return the command as this shell finds it: by its name, or, as after `make demo`, by its path."""
+    name = "mailglass-reconcile"
+    here = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if found and Path(found).resolve() == here.resolve() else os.path.relpath(here)

@@ -23,7 +23,7 @@ from waiting import wait_until
 
 COMMAND = [str(Path(sys.executable).parent / "mailglass-reconcile"), "demo"]
 SECONDS = 60
-COLUMNS, LINES = 80, 54
+COLUMNS, LINES = 80, 62
 
 WITHOUT_WHEELS = """
 from mailglass_reconcile import cli
@@ -121,17 +121,26 @@ def started(command: list[str]) -> Iterator[Run]:
 
 
 def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started):
-    """Three acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
+    """Four acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
     assert started.ends() == 0, started.said
     lines = started.said.splitlines()
     acts = [line for line in lines if line.startswith("Act ")]
-    assert acts == ["Act 1: the race", "Act 2: a sweep, and a link within a second", "Act 3: what stays open, and why"]
+    assert acts == [
+        "Act 1: your two calls, in the wrong order",
+        "Act 2: both at the same time, and a crash",
+        "Act 3: a sweep, and a link within a second",
+        "Act 4: what stays open, and why",
+    ]
+    assert "record_send, commit, broadcast: 1 event linked" in started.said
+    assert re.search(r" app +its row says delivered", started.said)
     assert "all rows say dispatched" in started.said
     assert "a full sweep linked 5 of 5 orphans" in started.said
     assert re.search(r" recent +a recent sweep linked \d of \d, \d\.\d s after the commit", started.said)
     assert started.said.count("\n  PASS  ") == 7
     assert "FAIL" not in started.said
-    assert lines[-2].startswith("next: ")
+    assert lines[-3].startswith("next: export MAILGLASS_DATABASE_URL=")
+    for line in lines[-2:]:
+        assert subprocess.run(["sh", "-c", f"{line} --help"], capture_output=True, check=False).returncode == 0, line
     assert max(map(len, lines)) <= COLUMNS
     assert len(lines) == LINES
     assert "\x1b" not in started.said
