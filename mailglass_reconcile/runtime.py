@@ -45,19 +45,19 @@ def configure(
     redis: redis_py.Redis | None = None,
     settings: Settings | None = None,
 ) -> None:
-    """Use an application's own engine, Redis client or settings; what is None comes from the environment.
+    """Use your own engine, Redis client or settings; what is None comes from the environment.
 
-    Nothing connects. A later call replaces an earlier one whole.
+    Nothing connects. A later call replaces an earlier one completely.
 
     Args:
-        engine: A SQLAlchemy engine on psycopg 3. After a fork, the application disposes of it in the child with
-            `engine.dispose(close=False)`, as for its own use.
-        redis: A client for broadcasts and the sweep's lock; also one of `redis.sentinel.Sentinel(…).master_for(…)`. It
-            is used as it is, and needs both timeouts, `socket_timeout` and `socket_connect_timeout`.
-        settings: Takes the place of the environment.
+        engine: A SQLAlchemy engine on psycopg 3. After a fork, call `engine.dispose(close=False)` in the child.
+        redis: A client for live updates and the sweep's lock, such as `redis.Redis(…)` or
+            `redis.sentinel.Sentinel(…).master_for(…)`. It needs both timeouts, `socket_timeout` and
+            `socket_connect_timeout`.
+        settings: Used in place of the environment.
 
     Raises:
-        ConfigurationError: *redis* has no timeouts, or is no `redis.Redis`.
+        ConfigurationError: *redis* has no timeouts, or is not a `redis.Redis`.
     """
     if redis is not None:
         pubsub.require_timeouts(redis)
@@ -125,16 +125,14 @@ def get_redis() -> redis_py.Redis:
 
 
 def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:
-    """Listen to the broadcasts: an iterator of `Update`, and of `Missed` if the connection was lost meanwhile.
+    """Subscribe to live updates: an iterator of `Update`, and of `Missed` if the connection was lost meanwhile.
 
-    The subscription is confirmed when this returns: what you read from the tables after it, and what comes then,
-    leaves nothing out. Each event comes once, on its tenant's channel, or on its delivery's if *delivery_id* is given.
-    Iterating waits for the next one, and connects again as often as it takes. Use it in a `with` block, or call
-    `close()`.
+    The subscription is confirmed when this returns, so read the tables after it. Each event comes once. Iterating
+    waits for the next one, and reconnects as often as necessary. Use it in a `with` block, or call `close()`.
 
     Args:
-        tenant_id: Of this tenant only; None is all tenants.
-        delivery_id: Of this delivery only.
+        tenant_id: Only this tenant; None is all tenants.
+        delivery_id: Only this delivery.
 
     Raises:
         RedisUnavailableError: Redis cannot be reached, or refuses.
@@ -145,15 +143,15 @@ def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = Non
 
 
 def subscribe_async(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> AsyncSubscription:
-    """Listen to the broadcasts from async code: `async with subscribe_async(…) as updates: async for …`.
+    """Subscribe to live updates in async code: `async with subscribe_async(…) as updates: async for …`.
 
-    It gives you the same as `subscribe`, without blocking the event loop: `Update`, and `Missed` if the connection was
-    lost. The `async with` block begins when the server has confirmed the subscription. A Redis client that was given to
-    `configure`, one of a Sentinel too, is the pattern for a client of `redis.asyncio`.
+    It gives you the same as `subscribe`, without blocking the event loop. The block begins when the server has
+    confirmed the subscription. If you passed a client to `configure` (a Sentinel client works too), its settings are
+    used to open a `redis.asyncio` client.
 
     Args:
-        tenant_id: Of this tenant only; None is all tenants.
-        delivery_id: Of this delivery only.
+        tenant_id: Only this tenant; None is all tenants.
+        delivery_id: Only this delivery.
 
     Raises:
         RedisUnavailableError: At the beginning of the block: Redis cannot be reached, or refuses.

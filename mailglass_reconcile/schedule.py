@@ -67,21 +67,22 @@ def make_beat_schedule(
     dispatch: When | Literal[False] | None = None,
     queue: str | None = None,
 ) -> dict[str, BeatEntry]:
-    """Return new entries for an app's `beat_schedule`; without Celery none, and a warning, once.
+    """Return new entries for an app's `beat_schedule`; without Celery an empty dict, and one warning.
 
-    A crontab keeps to the wall clock, so two beats tick together and collapse, and a restart does not wait.
-    Each entry expires, so a worker that was down finds one live tick.
+    The sweep runs on a crontab, so two beats fire together (the second is skipped as a duplicate), and a restart does
+    not postpone the next run. Entries expire, so a worker that was down finds one pending sweep, not a backlog.
+    django-celery-beat does not store that expiry.
 
     Args:
-        sweep: When to sweep: a Celery schedule or seconds; every five minutes if not given.
-        prune: When to prune: a Celery schedule or seconds; daily at 03:00 UTC if not given.
-        recent: Seconds between recent sweeps, above 0 and at most 60, which link what arrived lately; none if not
-            given. Their results are ignored, and a tick that no worker took within the interval is dropped.
-        fan_out: If more orphans than this are eligible, let the sweep cut them into ranges of arrival with about this
-            many each, and send one sweep per range, for as many workers as there are; never if not given.
-        dispatch: When to run the handlers of events: a Celery schedule or seconds; every ten seconds if not given, and
-            not on a schedule if False. Without handlers it costs nothing.
-        queue: Send them all to this queue, past the app's routes.
+        sweep: When to sweep: a Celery schedule or seconds; by default every five minutes.
+        prune: When to prune: a Celery schedule or seconds; by default daily at 03:00 UTC.
+        recent: Seconds between recent sweeps, above 0 and at most 60; by default none. Their results are ignored, and
+            a tick that no worker took within the interval is dropped.
+        fan_out: If more orphans than this are eligible, split the sweep into ranges of arrival with about this many
+            each, one task per range; by default never.
+        dispatch: When to run handlers: a Celery schedule or seconds; by default every ten seconds, and False for
+            never. Without handlers it costs nothing.
+        queue: The queue of all entries; by default the app's routes decide.
 
     Raises:
         ValueError: *recent* or *fan_out* is out of bounds.

@@ -36,20 +36,20 @@ Step = Callable[[Connected], int]
 
 @dataclass(slots=True)
 class PruneResult:
-    """What a prune removed and repaired.
+    """The rows that a prune deleted and repaired.
 
     Attributes:
-        succeeded: Raw webhooks deleted that had succeeded.
-        dead: Raw webhooks deleted that were dead.
-        failed: Raw webhooks deleted that had failed.
+        succeeded: Deleted raw webhooks that had succeeded.
+        dead: Deleted raw webhooks that were dead.
+        failed: Deleted raw webhooks that had failed.
         expired: Open orphans removed because they are older than the maximum age.
         settled: Open orphans removed because the ledger has them reconciled, or not at all.
         added: Orphans of the ledger that were missing and are open now.
-        hooks_dispatched: Rows of the handlers' outbox deleted whose handlers were all done.
-        hooks_dead: Rows of the handlers' outbox deleted that were dead; those that wait are kept.
-        events: Events deleted from the ledger because of `retention_events_days`.
+        hooks_dispatched: Deleted rows of the handlers' outbox that were finished.
+        hooks_dead: Deleted rows of the handlers' outbox that were dead; waiting ones are kept.
+        events: Events deleted because of `retention_events_days`.
         deliveries: Deliveries deleted because of `retention_deliveries_days`.
-        failures: The steps that failed, by name, each with the reason; all other steps ran.
+        failures: The steps that failed, by name, each with its reason.
     """
 
     succeeded: int = 0
@@ -75,9 +75,11 @@ class PruneResult:
 
 
 def prune() -> PruneResult:
-    """Delete raw webhooks by status and age, remove expired open orphans, and repair their table.
+    """Delete old rows, and repair the table of open orphans.
 
-    A step that fails is logged, and is in `failures`; the others run.
+    It deletes raw webhooks by status and age, rows of the handlers' outbox that are finished or dead, the history,
+    expired open orphans, and, if their retentions are set, events and deliveries. A step that fails is logged and
+    listed in `failures`; the others run.
 
     Raises:
         MailglassReconcileError: A setting, the connection or the schema is wrong; nothing was deleted.

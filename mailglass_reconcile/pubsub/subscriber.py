@@ -34,11 +34,11 @@ RIGHTS = "the commands SUBSCRIBE, PSUBSCRIBE and PING on the channels mailglass:
 
 
 class Update(NamedTuple):
-    """A broadcast.
+    """A live update.
 
     Attributes:
         channel: The channel, with the tenant's id percent-encoded.
-        message: The JSON object; `docs/handlers.md` shows one.
+        message: The JSON object; `docs/live-updates.md` shows one.
     """
 
     channel: str
@@ -46,12 +46,12 @@ class Update(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """The connection was lost: broadcasts between the two times, both in UTC, may have been missed.
+    """The connection was lost: updates between the two times, both in UTC, may have been missed.
 
-    It comes after the new subscription is confirmed. If you now read what you need from the tables, you miss nothing.
+    It comes after the new subscription is confirmed, so read the tables now.
 
     Attributes:
-        since: When something was last received.
+        since: When the last message was received.
         until: When the server had confirmed the subscription again.
     """
 
@@ -68,9 +68,9 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 class AsyncSubscription:
-    """An asynchronous iterator over broadcasts, each event once; use it in an `async with` block.
+    """An asynchronous iterator over live updates, each event once; use it in an `async with` block.
 
-    If you stop waiting for an item, as `asyncio.wait_for` does, nothing is lost: the next one is still to come.
+    If you stop waiting for an item, as `asyncio.wait_for` does, no update is lost.
     """
 
     def __init__(
@@ -244,11 +244,7 @@ class AsyncSubscription:
 
 
 class Subscription:
-    """An iterator over broadcasts, each event once; it ends when it is closed, as a `with` block does at its end.
-
-    It is an `AsyncSubscription` in an event loop of its own, which runs in a thread: so it works in a thread that has
-    a running loop as well, such as a notebook's.
-    """
+    """An iterator over live updates, each event once; it ends when it is closed, such as at the end of a `with` block."""
 
     def __init__(
         self,

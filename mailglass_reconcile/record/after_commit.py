@@ -93,8 +93,8 @@ class Recorded:
 
     Attributes:
         event_id: Its id, or None if it was recorded before.
-        delivery_id: Its delivery, or None if it is an orphan.
-        step: What `broadcast` needs; None if there is nothing to do.
+        delivery_id: Its delivery, or None if it is still open.
+        step: Used by `broadcast`.
     """
 
     event_id: UUID | None
@@ -108,8 +108,8 @@ class RecordedDelivery:
 
     Attributes:
         delivery_id: Its id.
-        linked: How many events that came before it were linked to it now.
-        step: What `broadcast` needs; None if there is nothing to do.
+        linked: How many earlier events were linked to it.
+        step: Used by `broadcast`.
     """
 
     delivery_id: UUID
@@ -121,17 +121,16 @@ Done = TypeVar("Done", Recorded, RecordedDelivery)
 
 
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Finish what a writer began: call it after your commit, outside the connection's block.
+    """Finish a call of a writer: call this after your commit, outside the connection's block.
 
-    It asks the database which of the recorded events exist, and broadcasts them. It also looks for events that
-    overlapping transactions could not see, links them, and broadcasts these links. A Session does all this by itself
-    when it commits, unless it joined your transaction; nothing is broadcast twice.
+    It publishes the recorded events that the database has, and links events that overlapping transactions could not
+    see. A Session does this itself when it commits, unless it joined your transaction. Nothing is published twice.
 
-    It takes a connection of the same engine. If none is free within a second, or the database does not answer, it
-    broadcasts nothing, the log has one line, and the next sweep links. It does not wait for Redis. It never raises.
+    It uses a connection of the same engine. If none is free within a second, or the database does not reply, the log
+    has one line, and the next sweep links. It does not wait for Redis, and never raises.
 
     Args:
-        recorded: What `record_webhook`, `record_send` or `link` returned.
+        recorded: The result of `record_webhook`, `record_send` or `link`.
     """
     with _quietly(NOT_BROADCAST):
         steps = [each.step for each in recorded if each.step]
@@ -140,12 +139,10 @@ def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
 
 
 async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Do what `broadcast` does, in async code: for an AsyncConnection, or an AsyncSession that joined a transaction.
-
-    It does not block the event loop.
+    """Do the same as `broadcast` in async code, without blocking the event loop.
 
     Args:
-        recorded: What `record_webhook`, `record_send` or `link` returned.
+        recorded: The result of `record_webhook`, `record_send` or `link`.
     """
     await greenlet_spawn(broadcast, recorded)
 

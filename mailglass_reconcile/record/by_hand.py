@@ -55,29 +55,26 @@ def link(
 ) -> Recorded:
     """Link an event to a delivery that you choose; only their tenant must be the same.
 
-    For events that no sweep links: of several deliveries, of another recipient, without a usable id, or expired. It is
-    done like any other link: the delivery is brought up to date, handlers run, and subscribers are notified after your
-    commit. A Session on an engine does that by itself; with a Connection, or a Session that joined your transaction,
-    call `broadcast`. A link cannot be undone.
+    For events that no sweep links: ambiguous ones, those of another recipient, without a usable id, or expired.
+    Otherwise it is like any other link. It cannot be undone. After your commit, call `broadcast`.
 
     Args:
-        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
-            even after an error.
-        event_id: The event: an orphan that nothing has linked.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
+        event_id: The event, which is not linked yet.
         delivery_id: Its delivery.
-        reason: Why, in 1 to 512 characters without an e-mail address; the ledger keeps it.
-        actor: Who decided it, without an e-mail address; None is the operating system's user.
+        reason: The reason, in 1 to 512 characters without an e-mail address; the ledger keeps it.
+        actor: The person who decided it, without an e-mail address; None is the operating system's user.
 
     Returns:
         The event and its delivery.
 
     Raises:
-        InvalidEventError: There is no such event or delivery, they are of different tenants, the event is linked or no
-            orphan, or *reason* or *actor* cannot be kept; nothing was written.
-        ConfigurationError: *connection* is in autocommit mode, or the event has expired and the transaction is not READ
-            COMMITTED.
+        InvalidEventError: There is no such event or delivery, their tenants differ, the event is linked already, or
+            *reason* or *actor* cannot be stored; nothing was written.
+        ConfigurationError: *connection* is in autocommit mode, or the event has expired and the transaction is not
+            READ COMMITTED.
         MailglassReconcileError: The database refused, or another session holds the event or the delivery; nothing was
-            written, and the caller's own work is untouched.
+            written, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """
     runtime.load_imports()

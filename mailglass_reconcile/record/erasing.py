@@ -85,26 +85,23 @@ class Wanted(NamedTuple):
 
 
 def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str | None = None) -> Erased:
-    """Erase a person: remove an address, in any spelling, from our tables; the append-only ledger never had it.
+    """Remove a person's address, in any spelling, from our tables.
 
-    The deliveries stay, with a random recipient at `erased.invalid` and empty metadata. Events that arrive for the
-    address later stay `recipient_mismatch`, or `ambiguous` if they were open. On tables that Mailglass made, only open
-    orphans are emptied. It takes less than a second per million deliveries, and
-    about six per million raw webhooks.
+    Deliveries stay, with a random recipient at `erased.invalid` and empty metadata. On tables that Mailglass made,
+    only open orphans are changed. `docs/personal-data.md` lists what is not reached.
 
     Args:
-        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
-            even after an error.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         recipient: The address, with or without a display name.
-        tenant_id: In this tenant's rows only; None is all tenants.
+        tenant_id: Only this tenant; None is all tenants.
 
     Returns:
-        How many rows it was removed from, and where it may still be.
+        The number of changed rows, and the places where the address may still be.
 
     Raises:
-        InvalidEventError: *recipient* is no e-mail address, or *tenant_id* cannot be used.
+        InvalidEventError: *recipient* is not an e-mail address, or *tenant_id* cannot be used.
         ConfigurationError: *connection* is in autocommit mode.
-        MailglassReconcileError: The database refused; nothing was erased, and the caller's own work is untouched.
+        MailglassReconcileError: The database refused; nothing was erased, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """
     wanted = check(recipient, tenant_id)

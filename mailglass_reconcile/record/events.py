@@ -34,26 +34,26 @@ def append(
     metadata: Mapping[str, Any] | None = None,
     needs_reconciliation: bool = False,
 ) -> UUID | None:
-    """Append one event to the ledger, in the caller's transaction; project and broadcast nothing.
+    """Append one event to the ledger in your transaction; no delivery changes, and nothing is broadcast.
 
     Args:
-        connection: A SQLAlchemy Connection or Session, in a transaction; its settings are as before afterwards.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         tenant_id: The tenant.
         type: One of the known types, as in `WebhookEvent`.
         occurred_at: When it happened, with a time zone.
         delivery_id: Its delivery, if known, of the same tenant.
-        idempotency_key: A key under which it is appended once, of 1 to 512 characters; it must not begin with
+        idempotency_key: A key under which it is appended only once, of 1 to 512 characters. It must not begin with
             `reconciled:`, `webhook:` or `send:`.
         reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
-        metadata: What else to keep, as JSON. It is stored as given, addresses included, and stays as long as the event.
-        needs_reconciliation: True for an orphan: sweeps will look for its delivery.
+        metadata: Further data, as JSON. It is stored unchanged, with any addresses, for as long as the event.
+        needs_reconciliation: True for an event whose delivery sweeps should find.
 
     Returns:
         The new event's id, or None if the ledger has the key already.
 
     Raises:
         InvalidEventError: The event cannot be recorded; nothing was written.
-        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is untouched.
+        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """
     entry = Entry(

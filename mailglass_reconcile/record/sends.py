@@ -35,13 +35,13 @@ from mailglass_reconcile.sweep.link import Notes, Pairs, link_in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What a provider's API has answered for one recipient.
+    """The result of a provider's API for one recipient.
 
     Attributes:
-        recipient: The address, with or without a display name; the address alone is stored.
-        message_id: The id that the API has answered; None only if the type is `failed` or `rejected`.
-        type: `dispatched`; or `failed` or `rejected`, after which nothing more is expected.
-        occurred_at: When, with a time zone; None is now.
+        recipient: The address, with or without a display name; only the address is stored.
+        message_id: The message id that the API returned; None only if the type is `failed` or `rejected`.
+        type: `dispatched`, or `failed` or `rejected` if the provider refused the recipient.
+        occurred_at: The time, with a time zone; None is now.
     """
 
     recipient: str = field(repr=False)
@@ -76,30 +76,29 @@ def record_send(
     stream: str = "transactional",
     metadata: Mapping[str, Any] | None = None,
 ) -> list[RecordedDelivery]:
-    """Record a send after the provider's API has answered: one delivery per recipient, with its `dispatched` event.
+    """Record a send after the provider's API has returned: one delivery per recipient, with a `dispatched` event.
 
-    Events that arrived earlier are linked in the same transaction, even in their grace period. After your commit,
-    the links are broadcast, and events that arrived at the same time are linked, too. A Session on an engine does that
-    by itself; with a Connection, or a Session that joined your transaction, call `broadcast`.
+    Earlier events are linked in the same transaction, even in their grace period. After your commit, call `broadcast`.
+    A Session on an engine does that itself.
 
     Args:
-        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
-            even after an error.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         provider: The provider's name in any known spelling, such as `Amazon SES`.
-        sent: What the API has answered, for each recipient. Recording the same send again changes nothing: same tenant,
-            provider, message id and address (without case and display name); without a message id, the same object.
+        sent: The API's result for each recipient. Recording the same send again changes nothing: same tenant,
+            provider, message id and address (without case and display name). Without a message id, every `Sent` object
+            creates a new delivery.
         tenant_id: The tenant that sends; None is `MAILGLASS_TENANT`.
-        mailable: What kind of message it is, such as `Welcome`.
+        mailable: The kind of message, such as `Welcome`.
         stream: `transactional`, `operational` or `bulk`.
-        metadata: What else to keep with each delivery, as JSON of at most 65,536 bytes.
+        metadata: Further data for each delivery, as JSON of at most 65,536 bytes.
 
     Returns:
         The delivery of each recipient, in the same order.
 
     Raises:
-        InvalidEventError: Something cannot be recorded; nothing was written.
+        InvalidEventError: A value cannot be recorded; nothing was written.
         ConfigurationError: *connection* is in autocommit mode.
-        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is untouched.
+        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """
     runtime.load_imports()

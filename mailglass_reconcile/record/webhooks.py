@@ -63,28 +63,25 @@ def record_webhook(
     events: Iterable[WebhookEvent],
     strict: bool = False,
 ) -> list[Recorded]:
-    """Record a webhook's events: each is attached to its delivery, or kept as an orphan until the delivery exists.
+    """Record a webhook's events: each is stored with its delivery, or kept open until the delivery exists.
 
-    Deliveries are found by the sweep's rule, and brought up to date. An event that the provider repeats is recorded
-    once. After your commit, the attached events are broadcast, and orphans whose delivery was stored at the same time
-    are linked. A Session on an engine does that by itself; with a Connection, or a Session that joined your
-    transaction, call `broadcast`.
+    An event that the provider repeats is recorded once. After your commit, call `broadcast`. A Session on an engine
+    does that itself.
 
     Args:
-        connection: A SQLAlchemy Connection or Session in a transaction, which you commit. Its settings are restored,
-            even after an error.
+        connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
         provider: The provider's name in any known spelling, such as `Amazon SES`.
         events: The webhook's events, in its order.
-        strict: Leave out of the ledger every string in metadata that looks like an e-mail address.
+        strict: Leave out every string in metadata that looks like an e-mail address.
 
     Returns:
-        The result for each, in the same order.
+        The result for each event, in the same order.
 
     Raises:
         InvalidEventError: An event, the tenant or the provider cannot be recorded; nothing was written.
         ConfigurationError: *connection* is in autocommit mode.
-        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is untouched.
+        MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """
     runtime.load_imports()

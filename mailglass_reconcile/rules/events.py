@@ -21,22 +21,20 @@ class WebhookEvent:
     """One event of a provider's webhook.
 
     Attributes:
-        type: Anymail's name for it: `delivered`, `bounced`, `opened`, …; `docs/recording.md` lists all.
-        occurred_at: When the provider says it happened, with a time zone.
+        type: Anymail's name for it, such as `delivered` or `bounced`; `docs/formats.md` lists all.
+        occurred_at: The provider's time, with a time zone.
         provider_event_id: The provider's id of this event, or of the webhook that carried it.
-        message_id: The provider's id of the message, as the webhook has it.
-        recipient: The address it is about, if known, with or without a display name. It distinguishes deliveries
-            of one message and is not put into the ledger.
+        message_id: The provider's id of the message, as in the webhook.
+        recipient: The address, if known, with or without a display name. It distinguishes deliveries of one message
+            and is not stored in the ledger.
         reject_reason: `invalid`, `bounced`, `timed_out`, `blocked`, `spam`, `unsubscribed`, `other`, or None.
-        bounce: `hard` if the address will never take mail, `soft` if it did not take this message; None if the
-            provider does not say.
-        smtp_status: The codes of the SMTP reply, such as `550 5.1.1`. Of a longer text only the codes at its beginning
-            are recorded, because the rest may hold an address.
-        smtp_message_id: The Message-ID header, or another id that the provider's SMTP server gave the message: the
-            last id that its delivery is looked for by.
-        metadata: What else to keep, as JSON of at most 65,536 bytes. `recipient` and `email` are left out, `bounce` and
-            `smtp_status` count as the fields where those are None; everything else is stored as given, and stays as
-            long as the event.
+        bounce: `hard` if the address will never accept mail, `soft` if it did not accept this message, None if
+            unknown.
+        smtp_status: The SMTP reply. Only the codes at its beginning are stored, such as `550 5.1.1`, because the rest
+            may contain an address.
+        smtp_message_id: The Message-ID header, or another id from the provider's SMTP server. It is tried last.
+        metadata: Further data, as JSON of at most 65,536 bytes, without `recipient` and `email`. A `bounce` or
+            `smtp_status` in it counts if that field is None.
     """
 
     type: str
@@ -56,20 +54,19 @@ class DeliveryEvent:
     """An event and the delivery that it belongs to.
 
     Attributes:
-        event_id: The event's id in the ledger, the same at every attempt: an idempotency key for what cannot be rolled
-            back. For an event that a sweep linked, it is the orphan's, not the `reconciled` event's.
+        event_id: The event's id, the same at every attempt: use it as idempotency key. For an event that a sweep
+            linked, it is the orphan's id, not that of the `reconciled` event.
         type: The event's own type, such as `bounced`.
-        occurred_at: When the provider says it happened, in UTC.
+        occurred_at: The provider's time, in UTC.
         tenant_id: The tenant.
         delivery_id: Its delivery.
         provider: The provider's canonical name, if known.
-        message_id: The provider's id of the message, as the delivery has it.
-        recipient: The delivery's address, read now and stored nowhere else; None if the delivery is gone or
-            the address was erased.
+        message_id: The provider's id of the message, as in the delivery.
+        recipient: The delivery's address, read for this attempt; None if the delivery or the address was erased.
         reject_reason: Why a message was rejected or bounced, if known.
-        bounce: `hard` if the address will never take mail: suppress it. `soft` if it did not take this message, as when
-            its mailbox is full or its owner on holiday. None if the provider does not say.
-        smtp_status: The codes of the SMTP reply, digits only, such as `550 5.1.1`, if known.
+        bounce: `hard` if the address will never accept mail: suppress it. `soft` if it did not accept this message,
+            such as with a full mailbox. None if unknown.
+        smtp_status: The codes of the SMTP reply, such as `550 5.1.1`, if known.
         attempt: 1 for the first.
     """
 

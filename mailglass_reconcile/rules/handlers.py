@@ -35,17 +35,16 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
     """Register the decorated function as a handler of events.
 
     It is called as `handler(connection, event)` for each event of these types that reaches a delivery, until it has
-    succeeded. What it writes through *connection* is committed together with the note that it has succeeded, so it
-    must not commit. If it raises, it is tried again later.
+    succeeded. Its writes through *connection* are committed together with the record that it has succeeded, so it must
+    not commit. If it raises, it is retried later.
 
-    Only the processes that dispatch need to import this module: the first dispatch notes the types in the database, and
-    from then on every process queues events of these types for them. Events from before that are queued by
+    Only the processes that dispatch need to import this module. Events from before the first dispatch are passed on by
     `mailglass-reconcile dispatch --replay`.
 
     Args:
         types: Types of events, such as `bounced`; `*` is all of them.
-        name: What the outbox knows the handler by; its dotted path if None. Keep it when you move or rename a function:
-            under a new name, it is called again for events whose other handlers are not done yet.
+        name: The handler's name in the outbox; None is its dotted path. Keep it when you move or rename a function:
+            with a new name, it is called again for events that are not finished yet.
 
     Raises:
         ConfigurationError: A type is not known, the name is taken, or the function cannot be a handler.

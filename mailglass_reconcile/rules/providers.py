@@ -45,21 +45,21 @@ _MARK = re.compile(r"(.*)/(\d{1,9})\.(own)?(\d{1,9})", re.DOTALL)
 
 
 def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of *providers*; a later rule of a provider replaces an earlier one.
+    """Register the decorated function as the key rule of *providers*; a later rule replaces an earlier one.
 
     Args:
-        providers: Names as they stand in an event's `metadata.provider`, in any known spelling; `*` is every provider
-            without a rule.
-        reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a string
-            of 1 to 512 characters or None, and returns message ids, at most 32, in the order in which to try them.
-            `record_webhook` stores an event's message id under the first path `metadata/<key>`, or under
+        providers: Names as in an event's `metadata.provider`, in any known spelling; `*` is every provider without a
+            rule.
+        reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a
+            string of 1 to 512 characters or None, and returns at most 32 message ids, in the order in which to try
+            them. `record_webhook` stores an event's message id under the first path `metadata/<key>`, or under
             `metadata/message_id` if there is none.
-        version: Raise it if the rule returns other ids than before: keys that an earlier version stored are then
-            computed again. After going back to an earlier version, run `mailglass-reconcile rekey`.
+        version: Raise it if the rule returns other ids than before, so that stored ids are computed again. After going
+            back to an earlier version, run `mailglass-reconcile rekey`.
 
     Raises:
-        ValueError: A path does not begin with one of the two columns, or there are more than 8; or the version is
-            below 1.
+        ValueError: A path does not begin with one of the two columns, there are more than 8, or the version is below
+            1.
     """
     for path in reads:
         if path.partition("/")[0] not in ("metadata", "normalized_payload") or not path.partition("/")[2]:

@@ -20,21 +20,20 @@ MAX_INTERVAL_SECONDS = 60
 
 
 def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> SweepResult:
-    """Link what arrived lately, even in its grace period, and broadcast each link; return the counts.
+    """Link recent events, even in their grace period, and broadcast each link; return the counts.
 
-    Call it once per *interval*. It looks at the orphans that arrived during the last two seconds, or three intervals
-    if that is longer, and at those that have just become 4, 8, … 256 seconds old. If a call
-    comes late or not at all, its orphans wait for the next power of two, or for the full sweep.
+    Call it once per *interval*. It checks events when they arrive, and again when they are 4, 8, … 256 seconds old. If
+    a call is late or missing, they are checked at the next of these ages, or by the full sweep.
 
     Args:
         interval: Seconds between two calls, above 0 and at most 60.
-        tenant_id: Sweep this tenant's orphans only; None is all tenants.
+        tenant_id: Only this tenant; None is all tenants.
 
     Returns:
-        The counts of what was looked at. After two seconds, or the interval if that is longer, it ends as `partial`.
+        The counts. After two seconds, or the interval if that is longer, it ends as `partial`.
 
     Raises:
-        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
+        MailglassReconcileError: Nothing was swept: a setting, the connection, a privilege or the schema is wrong.
         ValueError: *interval* is out of bounds.
     """
     return prepare(interval, tenant_id).run()

@@ -24,21 +24,21 @@ class SweepResult:
     """The counts of one sweep; `scanned` is the sum of the eight states below it.
 
     Attributes:
-        scanned: Eligible open orphans when the sweep began, and those that arrived late and were looked at.
-        linked: Linked and committed by this sweep (in a dry run: what it would link).
+        scanned: Eligible open orphans when the sweep began, and late arrivals that were checked.
+        linked: Linked and committed by this sweep (in a dry run: would be linked).
         linked_unchecked: The part of `linked` whose recipient could not be read: the message id alone decided.
         unmatched: No delivery has any of their ids yet.
         unmatchable: They have no usable id.
-        ambiguous: Several deliveries and no way to choose, or their recipient is no longer known.
+        ambiguous: Several deliveries match, or their recipient is no longer known.
         tenant_mismatch: Their id names only deliveries of another tenant.
         recipient_mismatch: Their id names only deliveries of another recipient.
         skipped: The sum of the three causes that follow.
         skipped_limit: They match, but the sweep had reached its limit.
-        skipped_deadline: The sweep ended before it had looked at them or linked them.
-        skipped_held: Another session holds them or has closed them.
+        skipped_deadline: The sweep ended before it had checked or linked them.
+        skipped_held: Another session has locked or closed them.
         failed: The database refused to read or link them; they stay open.
         remaining: Eligible and still open afterwards; None if it could not be counted.
-        published: Messages that Redis took; two per link.
+        published: Messages that Redis accepted; two per link.
         publish_failed: Messages that it did not.
         duration_ms: Milliseconds from start to end.
         dry_run: Whether nothing was written.

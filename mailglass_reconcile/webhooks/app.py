@@ -90,26 +90,23 @@ _UNKNOWN = Answer(404, "no webhooks of this provider are received here")
 def webhook_app(
     *, engine: sa.Engine | None = None, secrets: Given | None = None, tenant: Tenant = None, url: str | None = None
 ) -> Receiver:
-    """Return an ASGI application that answers `POST /…/{provider}`: verify, read, record, commit, and then 200.
+    """Return an ASGI application that answers `POST /…/{provider}`: verify, parse, record, commit, and then 200.
 
-    Mount it, such as `app.mount("/webhooks", webhook_app())`, or serve it by itself (`mailglass-reconcile receive`). It
-    answers 401 to a wrong signature, 400 to a body that cannot be read, 413 to one above 5 MB, and 404 for a provider
-    or a tenant without a secret. If it cannot record, it answers 503 (429 to Brevo, which gives up after a 5xx), so
-    that the provider sends the webhook again. Each webhook is one line in the log: at INFO what was recorded, above
-    that what was not.
+    Mount it, such as `app.mount("/webhooks", webhook_app())`. `docs/providers.md` lists its status codes: 401 for a
+    wrong signature, 400 for a body that cannot be parsed, 404 without a secret, and 503 (429 to Brevo) if the provider
+    should repeat the webhook. The log has a line for each webhook.
 
     Args:
         engine: A SQLAlchemy engine on psycopg, best with a pool of eight connections; None is the one of `configure`,
             or a pool on `MAILGLASS_DATABASE_URL`.
-        secrets: For each provider what it signs with, `user:password` if it does not sign, or a list of them while one
-            is replaced; None is `MAILGLASS_WEBHOOK_SECRETS`. If tenants have accounts of their own: a mapping of
-            tenants to such mappings, or a function `secrets(provider, tenant)` that returns a secret, several, or None,
-            which is answered with 404. The function is called in a thread, before the signature is checked; if it
-            raises, the answer is 503.
-        tenant: The tenant, or a function of the request's whole path that returns it, or None if there is no such
-            tenant, which is answered with 404; it is called in a thread. None is `MAILGLASS_TENANT`.
+        secrets: A mapping of each provider to its secret, `user:password` if it does not sign, or a list of secrets.
+            None is `MAILGLASS_WEBHOOK_SECRETS`. If tenants have their own accounts: a mapping of tenants to such
+            mappings, or a function `secrets(provider, tenant)` that returns a secret, a list, or None (404). It is
+            called in a thread; if it raises, the status is 503.
+        tenant: The tenant, or a function of the request's path that returns it, or None (404); it is called in a
+            thread. None is `MAILGLASS_TENANT`.
         url: The public address of this application, which Mandrill's signature needs behind a proxy; None is
-            `MAILGLASS_WEBHOOK_URL`, or else what the request says.
+            `MAILGLASS_WEBHOOK_URL`, or the request's own address.
 
     Raises:
         ConfigurationError: There is no secret, one cannot be used, or the database's URL cannot be used.

@@ -19,24 +19,22 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
-    """Receive the webhooks of a provider that this package does not know, with two functions.
+    """Add a provider that is not built in, with two functions.
 
-    Call it in a module that `MAILGLASS_IMPORTS` names. `parse`, `verify`, `receive`, `webhook_app` and the command
-    `receive` then serve the provider as any other: with its secret, the same limits and the same answers. If the id of
-    a message is not that of your `record_send`, add a `key_rule`.
+    Call it in a module that `MAILGLASS_IMPORTS` names. Then `parse`, `verify`, `receive`, `webhook_app` and the
+    command `receive` accept the provider. `docs/own-provider.md` has an example.
 
     Args:
-        name: The last part of the webhook's address and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
+        name: The last part of the webhook's address, and the name in `MAILGLASS_WEBHOOK_SECRETS`: 1 to 64 lower-case
             letters, digits, `-` and `_`.
-        read: Called as `read(body, headers)` after `verify`: returns a list of `WebhookEvent`, empty for a ping; the
-            names of headers are in lower case. If it raises an error, the body cannot be read, and the answer is 400.
-        verify: Called as `verify(body, headers, secret=…, url=…, now=…)`: raises `SignatureError` unless the provider
-            has signed the body with *secret*, and returns None if it has. `url` is the webhook's public address, `now`
-            a `datetime` in UTC. A KeyError, TypeError or ValueError counts as a wrong signature (401); any other
-            error is answered with 503, so that the provider sends the webhook again.
+        read: Called as `read(body, headers)` after `verify`; returns a list of `WebhookEvent`, empty for a ping. Names
+            of headers are in lower case. If it raises, the status is 400.
+        verify: Called as `verify(body, headers, secret=…, url=…, now=…)`; raises `SignatureError` unless the provider
+            has signed the body with *secret*. A KeyError, TypeError or ValueError counts as a wrong signature (401),
+            any other error as 503.
 
     Raises:
-        ValueError: The name cannot be used, or is that of a provider that this package knows.
+        ValueError: The name cannot be used, or a built-in provider has it.
         TypeError: A function is a coroutine function.
     """
     canonical = registry.name(name)

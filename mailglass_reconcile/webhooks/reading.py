@@ -14,12 +14,10 @@ from mailglass_reconcile.webhooks.registry import Provider
 def parse(
     provider: str, body: bytes, headers: Mapping[str, str] | None = None, *, content_type: str | None = None
 ) -> list[WebhookEvent]:
-    """Read a provider's webhook: what `record_webhook` takes. Nothing is verified or stored.
+    """Parse a provider's webhook into events for `record_webhook`. Nothing is verified or stored.
 
-    Types and reject reasons have django-anymail's names. Inbound mail, pings and events of the account give no event;
-    an event of a known type that names neither a message nor a recipient gives none and logs a warning, once a minute
-    for each provider and type, because the provider must have changed its format. If parts of a batch cannot be read,
-    the others are returned, and one line of the log says how many were left out and why.
+    Types and reject reasons have django-anymail's names. Inbound mail, pings and events of the account give no event.
+    If parts of a batch cannot be parsed, the others are returned, and the log has a line.
 
     Args:
         provider: The provider's name in any known spelling, such as `Amazon SES`.
@@ -28,11 +26,10 @@ def parse(
         content_type: The body's type, if it is not among the headers.
 
     Returns:
-        The events, in their order; their metadata holds nothing but tags, the region of SES, and whether a machine
-        opened the message.
+        The events, in their order.
 
     Raises:
-        InvalidWebhookError: The body, or every part of it, cannot be read; the message repeats nothing of it.
+        InvalidWebhookError: The body cannot be parsed; the message repeats nothing of it.
         ConfigurationError: The provider is not known.
     """
     return registry.read(_found(provider), registry.request_of(body, headers, content_type=content_type))
@@ -53,8 +50,8 @@ def verify(
         provider: The provider's name in any known spelling.
         body: The request's body, byte for byte.
         headers: The request's headers, in any case.
-        secret: What the provider signs with, or the user name and password in its address (`docs/providers.md`).
-        url: The webhook's public address, exactly as it was entered at the provider; only Mandrill's signature has it.
+        secret: The provider's secret, or `user:password` (`docs/providers.md`).
+        url: The webhook's public address, exactly as entered at the provider; only Mandrill's signature needs it.
         now: The time to compare a signature's with; None is now.
 
     Raises:

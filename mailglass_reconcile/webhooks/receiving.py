@@ -31,21 +31,19 @@ def receive(
     url: str | None = None,
     tenant_id: str | None = None,
 ) -> list[Recorded]:
-    """Verify and read a provider's webhook, and record its events, all in your transaction.
+    """Verify and parse a provider's webhook, and record its events, all in your transaction.
 
-    Answer 200 after your commit, 401 for a `SignatureError`, 400 for an `InvalidWebhookError`, and 503 for everything
-    else, so that the provider sends the webhook again; 429 to Brevo, which gives up after a 5xx. With a Connection, or
-    a Session that joined your transaction, call `broadcast(recorded)` after the commit; a Session on an engine does
-    that by itself. A subscription of Amazon SNS is confirmed.
+    Return 200 after your commit, 401 for a `SignatureError`, 400 for an `InvalidWebhookError`, and 503 for everything
+    else (429 to Brevo), so that the provider repeats the webhook. After the commit, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         provider: The provider's name in any known spelling, such as the last part of your URL.
         body: The request's body, byte for byte.
         headers: The request's headers.
-        secret: What the provider signs with; None is `MAILGLASS_WEBHOOK_SECRETS`.
-        url: The webhook's public address, exactly as it was entered at the provider; None is `MAILGLASS_WEBHOOK_URL`
-            and the provider's name. Only Mandrill's signature needs it.
+        secret: The provider's secret; None is `MAILGLASS_WEBHOOK_SECRETS`.
+        url: The webhook's public address, exactly as entered at the provider, which only Mandrill's signature needs;
+            None is `MAILGLASS_WEBHOOK_URL` and the provider's name.
         tenant_id: The tenant that the webhook belongs to; None is `MAILGLASS_TENANT`.
 
     Returns:
@@ -53,7 +51,7 @@ def receive(
 
     Raises:
         SignatureError: It does not come from the provider.
-        InvalidWebhookError: It cannot be read, or is larger than 5 MB.
+        InvalidWebhookError: It cannot be parsed, or is larger than 5 MB.
         ConfigurationError: There is no secret for the provider, or it cannot be used.
         MailglassReconcileError: The database, or a server of the provider's, refused or cannot be reached.
     """
