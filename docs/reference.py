@@ -42,13 +42,14 @@ NAMES = {
 """The public names by section, as they are written after `mailglass_reconcile.`."""
 DATA = {
     "beat_schedule": "The entries that `make_beat_schedule()` returns without options.",
+    "DeliveryEvent": "An event, as a handler gets it: [its attributes](handlers.md#write-a-handler).",
     "Decision": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
     " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
     "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
 }
 """Names without an entry of their own, and what they are."""
 RESULTS = {
-    "RecordedDelivery", "Recorded", "SweepResult", "PruneResult", "Orphan", "Erased", "DeliveryEvent", "DispatchResult",
+    "RecordedDelivery", "Recorded", "SweepResult", "PruneResult", "Orphan", "Erased", "DispatchResult",
     "Subscription", "AsyncSubscription", "Update", "Missed",
 }  # fmt: skip
 """Classes that nobody calls: their attributes are what a reader needs."""

@@ -1,4 +1,4 @@
-"""Links e-mail webhook events that arrived before their delivery had committed."""
+"""Links e-mail webhooks that arrive before the send has committed, exactly once."""
 
 import lazy_loader
 

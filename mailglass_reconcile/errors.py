@@ -186,8 +186,8 @@ def _trigger_function(error: DBAPIError) -> str | None:
 
 _REFUSALS = {
     INSUFFICIENT_PRIVILEGE: (
-        "the database role lacks a right, or a row level security policy would hide rows from it (SQLSTATE 42501):"
-        " see docs/grants.md"
+        "permission denied: the database role lacks a privilege, or row-level security would hide rows from it"
+        " (SQLSTATE 42501); see docs/grants.md"
     ),
     QUERY_CANCELED: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
     DEPENDENT_OBJECTS: (

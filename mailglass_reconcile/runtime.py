@@ -208,7 +208,7 @@ def _load(names: Sequence[str], *, to_read: bool) -> None:
             except ConfigurationError as error:
                 if not to_read:
                     raise
-                _warn_once(f"{error}; what is shown may be wrong for want of a key rule")
+                _warn_once(f"{error}; results may be wrong because a key rule is missing")
 
 
 def _import(name: str) -> None:

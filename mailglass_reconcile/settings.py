@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     Attributes:
         database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
         database_schema: The schema of Mailglass's tables and ours; a name of letters, digits and underscores.
-        tenant: The tenant of a webhook that is recorded without one.
+        tenant: The tenant of sends and webhooks that are recorded without one.
         redis_url: Where broadcasts go and the sweep's lock is kept; the bundled Celery app keeps its results there, and
             its queues unless `CELERY_BROKER_URL` names another broker.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
         silence_hours: Hours after which a delivery without a report, and a provider without webhooks, count as silent;
             None does not look for them.
-        sweep_seconds: A sweep's deadline in seconds; what is left is the next sweep's.
+        sweep_seconds: A sweep's deadline in seconds; the next sweep continues.
         retention_succeeded_days: Days that succeeded raw webhooks are kept.
         retention_dead_days: Days that dead raw webhooks are kept.
         retention_failed_days: Days that failed raw webhooks are kept.
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     def _outlasts_the_maximum_age(cls, days: int | None, known: ValidationInfo) -> int | None:
         least = 1 + -(-known.data.get("max_age_minutes", 0) // 1_440)
         if days is not None and days < least:
-            raise _wrong_usage(f"give at least {least} days, a day more than MAILGLASS_MAX_AGE_MINUTES, or infinity")
+            raise _wrong_usage(f"must be `infinity` or at least {least} days (one more than MAILGLASS_MAX_AGE_MINUTES)")
         return days
 
     @field_validator("retention_deliveries_days")
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         if events is None:
             raise _wrong_usage("set MAILGLASS_RETENTION_EVENTS_DAYS too: a delivery is deleted after its events")
         if days < events:
-            raise _wrong_usage(f"give at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS, or infinity")
+            raise _wrong_usage(f"must be `infinity` or at least the {events} days of MAILGLASS_RETENTION_EVENTS_DAYS")
         return days
 
     def __init__(self, **values: Any) -> None:

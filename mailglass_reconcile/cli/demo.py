@@ -11,7 +11,7 @@ from mailglass_reconcile.errors import ConfigurationError
 
 @click.command(epilog="Example: mailglass-reconcile demo")
 def demo() -> None:
-    """Watch orphans being linked on servers of its own; needs the extra `demo`."""
+    """Run the demo on temporary Postgres and Valkey servers. Needs the extra `demo`."""
     try:
         from mailglass_reconcile import demo as demonstration  # noqa: PLC0415 - its servers are an extra
     except ImportError:

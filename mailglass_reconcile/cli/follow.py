@@ -56,7 +56,7 @@ Examples:
     default=0.1,
     show_default=True,
     metavar="SECONDS",
-    help="Sweep that often.",
+    help="Seconds between sweeps.",
 )
 @click.option("--tenant", metavar="ID", help="Sweep this tenant's orphans only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per sweep that did something.")
@@ -156,7 +156,7 @@ class Follower:
     def _tell_of_loss(self, error: MailglassReconcileError) -> None:
         if not self._lost:
             lost = "lost the database" if isinstance(error, DatabaseUnavailableError) else "cannot sweep"
-            logger.warning("%s, and will try again until it works: %s", lost, error)
+            logger.warning("%s; retrying: %s", lost, error)
         self._lost = self._failing = True
 
     def _tell_of_return(self, line: str) -> None:

@@ -22,16 +22,24 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8081, show_default=True, metavar="PORT")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8081,
+    show_default=True,
+    metavar="PORT",
+    help="Listen on this port.",
+)
 def receive(host: str, port: int) -> None:
     """Receive providers' webhooks and record them. Needs the extra `webhooks`.
 
-    A provider posts to /PROVIDER, such as /sendgrid; a path before that is free. MAILGLASS_WEBHOOK_SECRETS has what
-    each of them signs with, or USER:PASSWORD, and is either a list with commas or @FILE with one on each line. Two
-    secrets of one provider are both accepted. Each webhook is one line on standard error.
+    Providers post to /PROVIDER, for example /sendgrid; any path prefix is accepted. Set MAILGLASS_WEBHOOK_SECRETS to a
+    comma-separated list of provider=secret pairs, or to @FILE with one pair per line. For providers that don't sign,
+    the secret is USER:PASSWORD. A provider may have two secrets while you replace one. Each webhook is one line on
+    standard error.
 
-    GET /healthz answers as long as the process runs. If MAILGLASS_WEB_TOKEN is set, GET /metrics answers with counters
-    for Prometheus, for requests with the token.
+    GET /healthz returns 200 while the process runs. If MAILGLASS_WEB_TOKEN is set, GET /metrics returns counters for
+    Prometheus to requests with that token.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its library is an extra

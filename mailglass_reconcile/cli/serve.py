@@ -23,12 +23,19 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Listen on this address or name.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, metavar="PORT")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8080,
+    show_default=True,
+    metavar="PORT",
+    help="Listen on this port.",
+)
 def serve(host: str, port: int) -> None:
-    """Show in a browser how linking is going; nothing can be changed there. Needs the extra `web`.
+    """Serve the read-only dashboard. Needs the extra `web`.
 
-    Anyone with the token MAILGLASS_WEB_TOKEN can see the page. If it is not set, a token is made and printed, and only
-    an address of this machine is allowed as --host.
+    Anyone with the token MAILGLASS_WEB_TOKEN can see the dashboard. If it is not set, a token is made and printed, and
+    only an address of this machine is allowed as --host.
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra

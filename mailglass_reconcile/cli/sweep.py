@@ -74,8 +74,8 @@ def sweep(
 ) -> None:
     """Link every open orphan whose delivery exists.
 
-    With --event, --delivery, --provider, --since, --until or --include-expired it counts first what it would link, at
-    most 10,000 events or --limit, and asks.
+    With any of --event, --delivery, --provider, --since, --until and --include-expired, it first counts the matching
+    events (up to --limit, at most 10,000) and asks for confirmation.
     """
     if verbose and not dry_run:
         raise click.UsageError("--verbose needs --dry-run")
@@ -148,7 +148,7 @@ def _in_words(result: SweepResult, *, pointed: bool) -> str:
     if result.scanned or result.status != "ok":
         return summary(result)
     if pointed:
-        return "nothing to link: none of the events that you point at has its delivery yet"
+        return "nothing to link: the selected events have no delivery yet"
     waiting = looking.waiting(runtime.database(), result.tenant_id)
     return _nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
 

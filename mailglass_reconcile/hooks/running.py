@@ -112,7 +112,9 @@ class _OfEngine:
 
     def _refuse(self, _connection: sa.Connection) -> None:
         if self._handlers_at_work:
-            raise CommittedError("a handler must not commit: what it did is committed with the note that it did it")
+            raise CommittedError(
+                "a handler must not commit: its work is committed together with the record that it ran"
+            )
 
 
 def is_contention(error: BaseException) -> bool:

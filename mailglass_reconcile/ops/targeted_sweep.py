@@ -85,7 +85,7 @@ def _event(database: Database, event_id: UUID, *, expired: bool) -> list[Listed]
     known = explanation.explain(database, event_id)
     state = next((one for one in (MATCHED, WAITING, EXPIRED) if one == known.state), None)
     if state is None or known.verdict != MATCHED or (state == EXPIRED and not expired):
-        raise LookupError(f"event {event_id} is not linked by this: {known.state}; {known.sentence}")
+        raise LookupError(f"cannot link event {event_id} ({known.state}): {known.sentence}")
     tenant_id, arrived_at = known.tenant_id or "", known.arrived_at or ""
     ids = tuple(known.candidate_ids)
     return [Listed(known.event_id, tenant_id, known.provider, known.type, state, arrived_at, ids, known.delivery_id)]

@@ -244,7 +244,7 @@ class AsyncSubscription:
 
 
 class Subscription:
-    """An iterator over live updates, each event once; it ends when it is closed, such as at the end of a `with` block."""
+    """An iterator over live updates, each event once; it ends when it is closed, such as by its `with` block."""
 
     def __init__(
         self,

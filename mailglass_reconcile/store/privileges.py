@@ -43,7 +43,7 @@ SWEEPER = (
     ("mailglass_reconcile_runs", "UPDATE", ""),
     ("mailglass_reconcile_runs", "DELETE", ""),
 )
-"""What docs/grants.md grants to the sweeper: table, right, and the columns with blanks between; none is all of them."""
+"""The grants of docs/grants.sql to the sweeper: table, privilege, and columns with blanks between; none is all."""
 
 _ROLE = """
 SELECT quote_ident(current_user) AS role, quote_ident(n.nspname) AS schema,
@@ -172,7 +172,7 @@ def require_rights(connected: Connected, error: DBAPIError) -> None:
     if lacks is None:
         return
     if lacks.rights or not lacks.usage:
-        raise DatabaseRefusedError(f"role {lacks.role} lacks a right (SQLSTATE 42501): run {lacks.grants()}")
+        raise DatabaseRefusedError(f"role {lacks.role} lacks a privilege (SQLSTATE 42501): run {lacks.grants()}")
     if lacks.hidden:
         raise DatabaseRefusedError(
             f"row level security of {', '.join(lacks.hidden)} hides rows from role {lacks.role} (SQLSTATE 42501):"

@@ -42,7 +42,8 @@ def unusable(tx: Transaction, name: str = EVENTS) -> str | None:
         return f"schema {tx.schema} has no function {name}: run `mailglass-reconcile migrate`"
     if not row.may_call:
         function = in_schema(f"{{schema}}.{name}({ARGUMENTS})", tx.schema)
-        return f"role {row.role} lacks a right (SQLSTATE 42501): run GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
+        grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
+        return f"role {row.role} lacks a privilege (SQLSTATE 42501): run {grant}"
     return None
 
 

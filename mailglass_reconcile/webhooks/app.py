@@ -84,7 +84,7 @@ class Answer(NamedTuple):
 _AGAIN = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
 _CLOSE = ((b"connection", b"close"),)
 _HERE = Answer(200, "ok")
-_UNKNOWN = Answer(404, "no webhooks of this provider are received here")
+_UNKNOWN = Answer(404, "no secret is configured for this provider")
 
 
 def webhook_app(
@@ -283,7 +283,7 @@ def _refusal(found: Provider, provider: str, error: Exception) -> Answer:
     match error:
         case SignatureError():
             logger.warning("a webhook of %s was refused: %s", provider, error)
-            return Answer(401, "the signature is not right", ((b"www-authenticate", b'Basic realm="webhooks"'),))
+            return Answer(401, "invalid signature", ((b"www-authenticate", b'Basic realm="webhooks"'),))
         case InvalidWebhookError() | InvalidEventError():
             logger.error("a webhook of %s was refused: %s", provider, error)
             return Answer(400, "the body cannot be read")

@@ -75,4 +75,4 @@ def test_a_refusal_of_the_receiver_is_told(db, capsys):
     with served(mounted()) as base, pytest.raises(SystemExit) as left:
         main(["trigger", "postmark", "opened", "--message-id", "m", "--to", f"{base}/webhooks/postmark"])
     assert left.value.code == 1
-    assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: the signature is not right\n"
+    assert capsys.readouterr().err == "mailglass-reconcile: the receiver answered 401: invalid signature\n"

@@ -166,7 +166,7 @@ def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
         sa.event.listen(acting, "connect", lambda raw, _: (raw.execute(f"SET ROLE {role}"), raw.commit()))
         result = prune_with(Database(acting, settings))
         assert result.failures == {
-            "hooks_dispatched": f"role {role} lacks a right (SQLSTATE 42501):"
+            "hooks_dispatched": f"role {role} lacks a privilege (SQLSTATE 42501):"
             f" run GRANT DELETE ON public.mailglass_hook_outbox TO {role}"
         }
         assert (result.succeeded, result.expired, result.settled, result.status) == (1, 1, 1, "partial")

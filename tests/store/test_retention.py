@@ -278,9 +278,12 @@ def test_a_webhook_and_a_send_that_are_repeated_after_their_event_was_pruned_cou
         ({"events": "infinity"}, None),
         ({"events": "30", "deliveries": "30"}, None),
         ({"events": "30", "deliveries": "infinity"}, None),
-        ({"events": "7"}, "MAILGLASS_RETENTION_EVENTS_DAYS: give at least 8 days"),
+        ({"events": "7"}, "MAILGLASS_RETENTION_EVENTS_DAYS: must be `infinity` or at least 8 days"),
         ({"deliveries": "30"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: set MAILGLASS_RETENTION_EVENTS_DAYS too"),
-        ({"events": "30", "deliveries": "29"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: give at least the 30 days"),
+        (
+            {"events": "30", "deliveries": "29"},
+            "MAILGLASS_RETENTION_DELIVERIES_DAYS: must be `infinity` or at least the 30 days",
+        ),
         ({"events": "infinity", "deliveries": "29"}, "MAILGLASS_RETENTION_DELIVERIES_DAYS: set"),
     ],
 )

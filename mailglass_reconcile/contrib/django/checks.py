@@ -33,14 +33,14 @@ OTHER_IDS = Warning(
     id="mailglass_reconcile.W002",
 )
 NO_SWEEPS = Warning(
-    "Celery's beat schedule has no entry that sweeps, so events that were left open stay open.",
+    "Celery's beat schedule has no entry for sweeps, so open events stay open.",
     hint="Add the entries of mailglass_reconcile.beat_schedule to your CELERY_BEAT_SCHEDULE. If cron runs"
     " `manage.py mailglass sweep`, or the entry is in django-celery-beat's tables only, silence this check.",
     id="mailglass_reconcile.W003",
 )
 NO_DISPATCH = Warning(
-    "Celery's beat schedule has no entry that runs handlers, so events wait that handlers of this project are for.",
-    hint="Take the entry of mailglass_reconcile.beat_schedule, or silence this check if cron runs"
+    "Celery's beat schedule has no dispatch entry, so handlers in this project will never run.",
+    hint="Add the dispatch entry from mailglass_reconcile.beat_schedule, or silence this check if cron runs"
     " `manage.py mailglass dispatch`.",
     id="mailglass_reconcile.W004",
 )

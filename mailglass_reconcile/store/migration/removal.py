@@ -37,8 +37,8 @@ def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
     waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_hook_outbox") else (0, 0)
     runs = tx.execute(_RUNS).scalar_one() if has("mailglass_reconcile_runs") else 0
     lines = [
-        f"pending: {counted(orphans, 'open orphan')}, which nothing links then;"
-        f" {counted(waiting, 'event')} that handlers have not run on yet, and {dead:,} that they gave up on",
+        f"will stay unlinked: {counted(orphans, 'open orphan')}; handlers not run yet: {counted(waiting, 'event')};"
+        f" dead events: {dead:,}",
         f"lost: recipients of {counted(recipients, 'open orphan')}, which the ledger does not have;"
         f" a history of {counted(runs, 'run')}; every GRANT on our tables",
     ]

@@ -26,7 +26,7 @@ from mailglass_reconcile.store.migration import removal, state
 from mailglass_reconcile.store.migration.lock import one_at_a_time
 from mailglass_reconcile.store.migration.steps import Steps
 
-_PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, ask for a new plan: it leaves out what is done"
+_PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out"
 
 _SCOPE = f"""
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),

@@ -33,7 +33,7 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
         VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now())""")
     pending, lost, stays = runner.losses(database.engine, database.settings)
     open_now = len(database.open_set())
-    assert pending.startswith(f"pending: {open_now} open orphan")
+    assert pending.startswith(f"will stay unlinked: {open_now} open orphan")
     assert "1 event that handlers have not run on yet" in pending
     assert f"recipients of {open_now} open orphan" in lost
     assert "recipients included" in stays
@@ -148,7 +148,7 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
     assert (refused.returncode, "pass --yes" in refused.stderr) == (2, True)
     assert database.is_current()
     done = subprocess.run([*command, "--yes"], env=environment, capture_output=True, text=True, check=True)
-    assert "pending: 0 open orphans" in done.stdout
+    assert "will stay unlinked: 0 open orphans" in done.stdout
     alone = [COMMAND, "migrate", "--tables"]
     wrong = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
     assert (wrong.returncode, "--tables can only be used with --remove" in wrong.stderr) == (2, True)
