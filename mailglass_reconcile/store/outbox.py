@@ -41,14 +41,21 @@ SELECT event_id::text, delivery_id::text, type, attempts, done, error, to_json(f
 
 RETRY = """
 UPDATE {schema}.mailglass_hook_outbox
-   SET state = 'waiting', attempts = 0, next_at = now()::timestamp, finished_at = NULL
+   SET state = 'waiting', attempts = CASE WHEN state = 'dead' THEN 0 ELSE attempts END,
+       next_at = now()::timestamp, finished_at = NULL
  WHERE event_id = ANY (ARRAY(
          SELECT event_id FROM {schema}.mailglass_hook_outbox
-          WHERE state <> 'dispatched' AND (state = 'dead' OR attempts > 0)
+          WHERE state <> 'dispatched'
             AND (CAST(:event_id AS uuid) IS NULL OR event_id = CAST(:event_id AS uuid))
+            -- Failing ones that are due already are left out, except for the one that is named.
+            AND (state = 'dead' OR attempts > 0)
+            AND (state = 'dead' OR next_at > now()::timestamp OR event_id = CAST(:event_id AS uuid))
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
-"""For `in_batches`: let rows that are dead or fail, or one, be tried again; what was done of them stays done."""
+"""For `in_batches`: make rows that are dead or fail, or one of them, due now; handlers that are done stay done.
+
+A dead one begins with its first attempt again, a failing one keeps its count.
+"""
 
 DELETE_DISPATCHED = """
 DELETE FROM {schema}.mailglass_hook_outbox

@@ -67,15 +67,16 @@ def test_at_80_columns_ids_are_whole(hooked, failed, dead):
 
 @pytest.mark.parametrize("one", [False, True])
 def test_what_fails_is_tried_again_with_what_is_dead(hooked, failed, one):
-    """By its id, or with all others; what waits for its first attempt is left as it is."""
+    """By its id, or with all others; its attempts still count. What waits for its first attempt is left as it is."""
     hooked.run("UPDATE mailglass_hook_outbox SET next_at = now() + interval '1 day', attempts = 7")
     factories.delivery(hooked, "two")
     factories.orphan(hooked, factories.postmark("two"), type="bounced")
     mailglass_reconcile.reconcile()
     done = commands.inside("dispatch", "--retry", *([failed] if one else []))
     assert done.output == "1 event will be tried again\n"
-    rows = hooked.rows("SELECT attempts, next_at <= now()::timestamp FROM mailglass_hook_outbox")
-    assert rows == [(0, True), (0, True)]
+    rows = hooked.rows("SELECT attempts, next_at <= now()::timestamp FROM mailglass_hook_outbox ORDER BY 1")
+    assert rows == [(0, True), (7, True)]
+    assert commands.inside("dispatch", "--retry").output == "0 events will be tried again\n"
     make_due(hooked)
     assert states(hooked) == {"waiting": 2}
 

@@ -172,7 +172,7 @@ def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
         assert effects(hooked) == {"effect": total, "other": total}
         if not through.dropped:
             break
-    # The types, claims, and what settles attempts: nothing but the error says that these were lost, and the rows hold the rest.
+    # Types, claims, and what settles attempts: only the error says that these were lost, and the rows hold the rest.
     assert raised == [1, 2, 9, 10, 11, 12]
     assert fault == "before" or len(told) == len(others) == total
     record_property("fault", (f"a handler's connection lost {fault} COMMIT", number - 1))
