@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse
 
 from mailglass_reconcile.errors import COMMAND, hint
 from mailglass_reconcile.rules import humanize
-from mailglass_reconcile.rules.humanize import counted, share, shown
+from mailglass_reconcile.rules.humanize import counted, printable, share, shown
 from mailglass_reconcile.rules.states import MEANINGS, short_words
 
 SHOWN_CHARACTERS = 200
@@ -34,6 +34,7 @@ STATIC = {
 STATIC_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _VERSION = hashlib.sha256(b"".join(STATIC[name] for name in sorted(STATIC))).hexdigest()[:12]
 _CODE = re.compile("`([^`]+)`")
+_UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 _PLACEHOLDER = re.compile(r"\b(EVENT_ID|DELIVERY_ID|TEXT|URL|ID)\b")
 """In a command that cannot be pasted as it stands."""
 
@@ -122,6 +123,14 @@ _SWEPT = {
 _PRUNED = {"expired": "expired", "events": "events deleted", "deliveries": "deliveries deleted"}
 
 
+def exact(iso: str | None) -> Markup:
+    """Return a time in UTC, for a sentence such as `until …`."""
+    at = _time(iso)
+    if at is None:
+        return escape(plain(iso or NONE).removesuffix("Z"))
+    return _marked(at, *[at.strftime("%Y-%m-%d %H:%M:%S UTC")] * 2)
+
+
 def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Markup:
     """Return how long ago a time was, for people and for machines; with *full*, the time too.
 
@@ -131,12 +140,12 @@ def moment(iso: str | None, *, full: bool = False, close: bool = False) -> Marku
     at = _time(iso)
     if at is None:
         return escape(plain(iso or NONE).removesuffix("Z"))
-    exact = at.strftime("%Y-%m-%d %H:%M:%S UTC")
+    utc = at.strftime("%Y-%m-%d %H:%M:%S UTC")
     seconds = (dt.datetime.now(dt.UTC) - at).total_seconds()
     span = (age if close else humanize.age)(abs(seconds))
     words = "now" if abs(seconds) < 1 else f"{span} ago" if seconds > 0 else f"in {span}"
-    made = _marked(at, words, exact)
-    return made + Markup(' <span class="small">{}</span>').format(exact) if full else made
+    made = _marked(at, words, utc)
+    return made + Markup(' <span class="small">{}</span>').format(utc) if full else made
 
 
 def middle(text: str) -> str:
@@ -176,10 +185,18 @@ def _as_code(found: re.Match[str]) -> str:
     text = found[1]
     if not text.startswith(escape(hint(f"`{COMMAND} ")[1:])) or _PLACEHOLDER.search(text):
         return f"<code>{text}</code>"
-    return (
-        f'<span class="command"><code>{text}</code><button class="copy" type="button" data-copy="{text}"'
-        f' aria-label="Copy: {text}" hidden>Copy</button></span>'
-    )
+    return str(command(Markup(text)))  # noqa: S704 - escaped before
+
+
+def command(text: str) -> Markup:
+    """Return a command that can be copied as a whole; on a phone, the ids that are shown are shortened."""
+    if printable(text) != text:  # it holds what somebody else has chosen, such as a message's id
+        return Markup("<code>{}</code>").format(printable(text))
+    brief = Markup(_UUID.sub(lambda id_: middle(id_[0]), str(escape(text))))  # noqa: S704 - escaped before
+    both = Markup('<code class="whole">{0}</code><code class="brief">{1}</code>')
+    shown_ = both.format(text, brief) if brief != escape(text) else Markup("<code>{}</code>").format(text)
+    copy = Markup('<button class="copy" type="button" data-copy="{0}" aria-label="Copy: {0}" hidden>Copy</button>')
+    return Markup('<span class="command">') + shown_ + copy.format(text) + Markup("</span>")
 
 
 def capitalized(sentence: str) -> Markup:
@@ -217,7 +234,22 @@ def _marked(at: dt.datetime, words: str, exact: str) -> Markup:
 
 
 FILTERS: tuple[Callable[..., Any], ...] = (
-    *(age, breakable, capitalized, clock, coded, counted, counts, durations, in_unit, iso, middle, moment),
+    *(
+        age,
+        breakable,
+        capitalized,
+        clock,
+        coded,
+        command,
+        counted,
+        counts,
+        durations,
+        exact,
+        in_unit,
+        iso,
+        middle,
+        moment,
+    ),
     *(number, plain, sentence, share_of, short_words, since, tick, unit_of),
 )
 

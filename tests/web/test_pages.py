@@ -104,6 +104,18 @@ def test_what_a_row_holds_cannot_become_markup(db):
         assert "\x07" not in text
 
 
+def test_a_command_with_an_id_that_could_mislead_has_no_button_that_copies_it(db):
+    """A message's id is chosen by others; a terminal would obey it."""
+    hostile = "m\u202e1"
+    factories.delivery(db, hostile, tenant_id="acme")
+    event = factories.orphan(db, factories.postmark(hostile), tenant_id="default")
+    mailglass_reconcile.reconcile()
+    text = Visitor(app(db)).get(f"/events/{event}").text
+    assert "m\\u202e1" in text
+    assert "\u202e" not in text
+    assert 'data-copy="mailglass-reconcile trigger' not in text
+
+
 def test_every_answer_has_the_policy_and_no_page_has_anything_inline(db, filled):
     """Errors and the form included; no script, no style, no handler and no address of another host."""
     page = app(db)
