@@ -266,7 +266,7 @@ def test_a_pool_that_stays_exhausted_costs_a_second_and_the_broadcasts(db, caplo
         connection.commit()
         began = time.monotonic()
         broadcast(recorded)
-        assert POOL_SECONDS <= time.monotonic() - began < 5
+        assert POOL_SECONDS <= time.monotonic() - began < 20
     assert told(db) == []
     assert lines(caplog) == [
         "cannot broadcast the events of this call; the next sweep links those that arrived at the same time:"

