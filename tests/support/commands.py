@@ -5,7 +5,6 @@ import logging
 import os
 import pty
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from inspect import signature
@@ -87,22 +86,16 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
     If a *code* is given, the command must end with it.
     """
     main, other = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "mailglass_reconcile", *arguments],
-        env={**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"},
-        stdin=other,
-        stdout=other,
-        stderr=other,
-    )
+    environment = {**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"}
+    exit_code = forking.begin(environment, *arguments, files=(other, other, other))
     os.close(other)
     os.write(main, typed.encode())
     written = b""
     with suppress(OSError):  # the terminal is gone when the process is
         while piece := os.read(main, 65_536):
             written += piece
-    process.wait(60)
     os.close(main)
-    assert code in (None, process.returncode)
+    assert exit_code() == code or code is None
     return written.decode().replace("\r\n", "\n")
 
 

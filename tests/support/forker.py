@@ -22,7 +22,7 @@ def wait_for(requests: socket.socket) -> None:
     """Serve until the other end is closed, and return in each process that is to be the command."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        text, files, _, _ = socket.recv_fds(requests, 1_000_000, 3)
+        text, files, _, _ = socket.recv_fds(requests, 1_000_000, 4)
         if not text:
             os._exit(0)
         if not os.fork():
@@ -33,20 +33,21 @@ def wait_for(requests: socket.socket) -> None:
             os.close(file)
 
 
-def _become(request: dict, output: int, errors: int, ended: int) -> None:
+def _become(request: dict, given: int, output: int, errors: int, ended: int) -> None:
     """Fork once more: the child is the command, and its parent writes its id, and then its exit code, to *ended*."""
     command = os.fork()
     if command:
-        os.close(output)
-        os.close(errors)
+        for file in (given, output, errors):
+            os.close(file)
         os.write(ended, f"{command} ".encode())
         _, status = os.waitpid(command, 0)
         os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
     os.close(ended)
-    for file, number in ((output, 1), (errors, 2)):
+    for number, file in enumerate((given, output, errors)):
         os.dup2(file, number)
         os.close(file)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,20 +23,35 @@ helpers: set[int] = set()
 
 def run(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* in this environment and folder, and return what it did, within 60 seconds."""
-    forker, started_with = _forker()
-    if _of_the_interpreter(environment) != started_with:
+    if not _same_interpreter(environment):
         return _started(environment, *arguments)
-    request = {"arguments": arguments, "environment": dict(environment), "directory": str(Path.cwd())}
-    ended, other = os.pipe()
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, os.fdopen(ended, "rb", 0) as ending:
-        socket.send_fds(forker, [json.dumps(request).encode()], [output.fileno(), errors.fileno(), other])
-        os.close(other)
-        code = _exit_code(ending.fileno(), arguments)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, Path(os.devnull).open() as nothing:
+        code = begin(environment, *arguments, files=(nothing.fileno(), output.fileno(), errors.fileno()))()
         texts = []
         for file in (output, errors):
             file.seek(0)
             texts.append(file.read().decode())
     return subprocess.CompletedProcess(["mailglass-reconcile", *arguments], code, *texts)
+
+
+def begin(environment: Mapping[str, str], *arguments: str, files: tuple[int, int, int]) -> Callable[[], int]:
+    """Start the command with these three files, and return a function that waits for its exit code."""
+    assert _same_interpreter(environment), "the process that forks has other settings of the interpreter"
+    request = {"arguments": arguments, "environment": dict(environment), "directory": str(Path.cwd())}
+    ended, other = os.pipe()
+    socket.send_fds(_forker()[0], [json.dumps(request).encode()], [*files, other])
+    os.close(other)
+
+    def code() -> int:
+        with os.fdopen(ended, "rb", 0):
+            return _exit_code(ended, arguments)
+
+    return code
+
+
+def _same_interpreter(environment: Mapping[str, str]) -> bool:
+    """Whether an interpreter that starts with *environment* is set up as the process that forks is."""
+    return _of_the_interpreter(environment) == _forker()[1]
 
 
 @cache
