@@ -97,20 +97,6 @@ UPDATE {schema}.mailglass_open_orphans AS o SET state = held.state
  WHERE o.event_id = held.event_id
 """
 
-_CLOSE_GONE = """
--- No lock on what is only held.
-WITH gone AS MATERIALIZED (
-  SELECT o.event_id FROM {schema}.mailglass_open_orphans AS o
-   WHERE o.event_id = ANY (CAST(:event_ids AS uuid[]))
-     AND (SELECT e.id FROM {schema}.mailglass_events AS e WHERE e.id = o.event_id) IS NULL
-     FOR UPDATE SKIP LOCKED
--- Their ids are of no use.
-), forgotten AS (
-  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM gone))
-)
-DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (ARRAY(SELECT event_id FROM gone))
-"""
-
 
 class Place(NamedTuple):
     """A place in the order of arrival."""
@@ -215,11 +201,6 @@ def close(tx: Transaction, event_ids: Collection[str], keyed: Collection[str]) -
         tx.execute(_FORGET_IDS, {"event_ids": array_literal(keyed)})
     if event_ids:
         tx.execute(_CLOSE, {"event_ids": array_literal(event_ids)})
-
-
-def close_gone(tx: Transaction, event_ids: Collection[str]) -> int:
-    """Close those of *event_ids* whose event is gone, because the ledger was emptied; return how many that were."""
-    return tx.execute(_CLOSE_GONE, {"event_ids": array_literal(event_ids)}).rowcount
 
 
 def refuse(tx: Transaction, event_ids: Collection[str]) -> None:

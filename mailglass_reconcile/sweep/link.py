@@ -154,8 +154,6 @@ def _link(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) 
         taken = _close_reconciled(tx, known) if known else []
         doubtful.linked, doubtful.taken, doubtful.xact_id = linked, taken, tx.xact_id or ""
         doubtful.claimed = len(linked) + len(known)
-        if doubtful.claimed < len(pairs):
-            doubtful.claimed += _close_gone(tx, pairs, linked, known)
 
 
 def _close_reconciled(tx: Transaction, known: Sequence[str]) -> list[str]:
@@ -163,11 +161,6 @@ def _close_reconciled(tx: Transaction, known: Sequence[str]) -> list[str]:
     taken = ledger.not_reconciled(tx, known)
     open_orphans.close(tx, [one for one in known if one not in taken], [])
     return sorted(taken)
-
-
-def _close_gone(tx: Transaction, pairs: Pairs, linked: Sequence[LinkedEvent], known: Sequence[str]) -> int:
-    """Close those that could not be claimed because their event is gone; return how many that were."""
-    return open_orphans.close_gone(tx, {id_ for id_, _ in pairs}.difference((one.event_id for one in linked), known))
 
 
 def _linked(tx: Transaction, pairs: Pairs, notes: Notes) -> tuple[list[LinkedEvent], list[str]]:

@@ -27,7 +27,6 @@ from mailglass_reconcile.ops import status
 from mailglass_reconcile.ops.doctor import schema as checks
 from mailglass_reconcile.ops.doctor.finding import Finding
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.sweep.reconciler import prepare
 from shapes import SCHEMAS, made, roll_back
 
 pytestmark = pytest.mark.slow
@@ -178,29 +177,6 @@ def test_orphans_whose_events_are_gone_are_closed_by_the_prune(beside):
     assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
     assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
     assert status.check(beside.database) == []
-
-
-def emptied(database, *ages: float) -> list[str]:
-    """Leave open orphans of these ages in seconds, whose keys are stored and name a delivery, and no ledger."""
-    ids = [factories.orphan(database, factories.postmark("m-1"), age_seconds=age) for age in ages]
-    reconcile_recent(60)
-    reconcile()
-    factories.delivery(database, "m-1")
-    database.run("DROP TRIGGER IF EXISTS mailglass_events_no_truncate ON mailglass_events")
-    database.run("TRUNCATE mailglass_events")
-    database.broken.update({"I2", "I3", "I13"})
-    assert database.value("SELECT count(*) FROM mailglass_open_orphan_ids") == len(ids)
-    return ids
-
-
-@pytest.mark.parametrize("kind", ["recent", "range"])
-def test_each_sweep_closes_what_it_looks_at_if_the_events_are_gone(beside, kind):
-    """With the ids; only the full sweep looks at all of them."""
-    emptied(beside, *{"recent": [0.5, 1.0], "range": [3_600, 3_700]}[kind])
-    result = reconcile_recent(60) if kind == "recent" else prepare(bounds=("2000-01-01", None)).run()
-    assert (result.scanned, result.linked, result.skipped_held) == (2, 0, 2)
-    assert beside.value("SELECT count(*) FROM mailglass_open_orphans") == 0
-    assert beside.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
 
 
 def test_the_doctor_finds_tables_of_ours_beside_mailglass_s(empty_database_url):
