@@ -9,11 +9,12 @@ from itertools import chain, islice
 from uuid import UUID
 
 from mailglass_reconcile import runtime
+from mailglass_reconcile.beside_mailglass import by_id_alone
 from mailglass_reconcile.ops import explanation, orphans
 from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters, Listed
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import ledger, open_orphans
+from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
@@ -104,8 +105,8 @@ def would_link(database: Database, found: Sequence[Listed], tenant_id: str | Non
     with database.reading() as tx:
         its = {one.event_id: one for one in open_orphans.read(tx, [one.event_id for one in found])}
         unread = {one.event_id: Open(one.event_id, one.tenant_id, one.arrived_at, 0, NO_KEYS) for one in found}
-        by_id_alone = unchecked(judge(tx, list((unread | its).values())))
-        number = ledger.of_other_writers(tx, by_id_alone) if by_id_alone else 0
+        noted = unchecked(judge(tx, list((unread | its).values())))
+        number = by_id_alone.of_other_writers(tx, noted)
     tally = Tally(tenant_id, dry_run=True)
     tally.begin({None: len(found)})
     tally.take_up([None] * len(found))

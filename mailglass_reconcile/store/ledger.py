@@ -31,12 +31,6 @@ WITH linked AS MATERIALIZED (
 SELECT * FROM linked
 """
 
-_OF_OTHER_WRITERS = """
-SELECT count(*)
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id) JOIN {schema}.mailglass_events AS e ON e.id = k.id
- WHERE starts_with(e.idempotency_key, 'webhook:') IS NOT TRUE
-"""
-
 _NOT_RECONCILED = """
 SELECT e.id::text
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
@@ -90,9 +84,6 @@ DOCUMENT_BYTES = 65_536
 """A longer text of one of the columns is not read: its event is unmatchable."""
 SLICE_BYTES = 16 * 2**20
 """Text that is in memory at once."""
-
-UNCHECKED: Mapping[str, Any] = {"recipient_checked": False}
-"""A note for `link`: the event's recipient is not known, so the message id alone decided."""
 
 
 class Entry(NamedTuple):
@@ -156,8 +147,7 @@ def link(
 
     Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
-    and stay open here. *notes* are more metadata of the appended event, by orphan id; `UNCHECKED` is left out for
-    events that our writers recorded.
+    and stay open here. *notes* are more metadata of the appended event, by orphan id.
     """
     rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
     parameters = columns(LINK.arguments, rows)
@@ -194,11 +184,6 @@ def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
     if delivery_id is None:
         return None
     return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
-
-
-def of_other_writers(tx: Transaction, event_ids: Collection[str]) -> int:
-    """Return how many of *event_ids* `record_webhook` has not recorded."""
-    return int(tx.execute(_OF_OTHER_WRITERS, {"event_ids": array_literal(event_ids)}).scalar_one())
 
 
 def not_reconciled(tx: Transaction, event_ids: Collection[str]) -> set[str]:

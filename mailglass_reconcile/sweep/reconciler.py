@@ -13,10 +13,11 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile import projector, runtime
+from mailglass_reconcile.beside_mailglass import by_id_alone
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.matching import MATCHED
-from mailglass_reconcile.store import ledger, open_orphans, stored_keys, windows
+from mailglass_reconcile.store import open_orphans, stored_keys, windows
 from mailglass_reconcile.store.database import Connected, Transaction, with_retries
 from mailglass_reconcile.store.open_orphans import Place
 from mailglass_reconcile.store.runs import Origin
@@ -158,7 +159,7 @@ class Sweep(Request):
         """Link a batch, publish what was committed, and return the linked orphans' ids."""
         if self.dry_run or self.publisher is None:
             by_id = [event_id for event_id, _ in pairs if event_id in notes]
-            alone = self._read(connected, lambda tx: ledger.of_other_writers(tx, by_id)) if by_id else 0
+            alone = self._read(connected, lambda tx: by_id_alone.of_other_writers(tx, by_id))
             self.tally.would_link(len(pairs), alone)
             return set()
         self.in_batch = True
