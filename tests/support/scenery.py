@@ -133,20 +133,23 @@ SELECT CAST(substr(r.idempotency_key, 12) AS uuid), r.delivery_id, o.type,
 # A quiet day of sweeps with one incident that came and went, an hour in which nothing swept, and recent sweeps.
 QUIET_DAY = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, error, scanned, linked, unmatched,
-       ambiguous, unmatchable, skipped, duration_ms, remaining, linkable_since, open_groups)
+       ambiguous, unmatchable, tenant_mismatch, skipped, duration_ms, remaining, linkable_since, open_groups)
 SELECT t, t + interval '1 second', 'full', 'beat', CASE WHEN n = 120 THEN 'failed' ELSE 'ok' END,
        CASE WHEN n = 120 THEN 'DatabaseUnavailableError' END,
-       60 + o.late, 12, o.waiting, 8, 6, o.late, 180 + n % 90 + o.late / 4, o.waiting + 14 + o.late,
+       60 + o.late + o.astray, 12, o.waiting, 8, 6, o.astray, o.late, 180 + n % 90 + o.late / 4,
+       o.waiting + 14 + o.late + o.astray,
        CASE WHEN o.late > 0 THEN t - make_interval(secs => 300 * (n - 118)) END,
        (SELECT jsonb_agg(jsonb_build_object('state', s.state, 'tenant_id', 'acme', 'provider', 'postmark',
                                             'orphans', s.orphans))
-          FROM (VALUES ('unmatched', o.waiting), ('ambiguous', 8), ('unmatchable', 6), ('matched', o.late))
+          FROM (VALUES ('unmatched', o.waiting), ('ambiguous', 8), ('unmatchable', 6), ('matched', o.late),
+                       ('tenant_mismatch', o.astray))
                  AS s (state, orphans))
   FROM generate_series(now() AT TIME ZONE 'UTC' - interval '24 hours',
                        now() AT TIME ZONE 'UTC' - interval '6 minutes', interval '5 minutes')
        WITH ORDINALITY AS r (t, n)
  CROSS JOIN LATERAL (SELECT (40 + 25 * sin(n / 30.0))::bigint AS waiting,
-                            CASE WHEN n BETWEEN 119 AND 124 THEN 408 * (n - 118) / 6 ELSE 0 END AS late) AS o
+                            CASE WHEN n BETWEEN 119 AND 124 THEN 408 * (n - 118) / 6 ELSE 0 END AS late,
+                            CASE WHEN n > 275 THEN (n - 275) * 36 ELSE 0 END AS astray) AS o
  WHERE n NOT BETWEEN 200 AND 212
  ORDER BY n
 """

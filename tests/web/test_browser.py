@@ -65,7 +65,7 @@ CANARY = "canary7@example.com"
 PAGES = ("overview", "orphans", "mismatches", "expired", "runs", "handlers", "found", "mismatch", "ambiguous", "linked")
 PAGES += ("delivery", "find", "missing")
 IN_DOCS = {
-    ("overview", 1_440, "light"): ("overview", 1_500),
+    ("overview", 1_440, "light"): ("overview", 1_920),
     ("overview", 390, "light"): ("overview-phone", 1_700),
     ("mismatches", 1_440, "dark"): ("orphans", 1_000),
     ("ambiguous", 1_440, "light"): ("event", 1_000),
