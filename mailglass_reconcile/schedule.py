@@ -71,7 +71,6 @@ def make_beat_schedule(
 
     The sweep runs on a crontab, so two beats fire together (the second is skipped as a duplicate), and a restart does
     not postpone the next run. Entries expire, so a worker that was down finds one pending sweep, not a backlog.
-    django-celery-beat does not store that expiry.
 
     Args:
         sweep: When to sweep: a Celery schedule or seconds; by default every five minutes.

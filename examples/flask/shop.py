@@ -6,7 +6,7 @@ import uuid
 import sqlalchemy as sa
 from flask import Flask, request
 
-from mailglass_reconcile import ConfigurationError, MailglassReconcileError, Sent, broadcast, record_send
+from mailglass_reconcile import InvalidEventError, MailglassReconcileError, Sent, broadcast, record_send
 from mailglass_reconcile.webhooks import InvalidWebhookError, SignatureError, receive
 
 engine = sa.create_engine(sa.make_url(os.environ["MAILGLASS_DATABASE_URL"]).set(drivername="postgresql+psycopg"))
@@ -16,7 +16,7 @@ app.config["MAX_CONTENT_LENGTH"] = 5 * 1024 * 1024  # a larger body is answered 
 
 @app.post("/messages")
 def send() -> tuple[dict[str, str], int]:
-    """Send a message, and record it under the `messageId` that Brevo answers; this one is made up."""
+    """Send a message, and record it under the `messageId` that Brevo returns; this one is made up."""
     sent = Sent(recipient=request.get_json()["to"], message_id=f"<{uuid.uuid4()}@smtp-relay.mailin.fr>")
     with engine.begin() as connection:
         recorded = record_send(connection, provider="brevo", sent=[sent])
@@ -24,9 +24,9 @@ def send() -> tuple[dict[str, str], int]:
     return {"message_id": str(sent.message_id)}, 202
 
 
-@app.post("/webhooks/<provider>")
+@app.post("/webhooks/<any(brevo):provider>")  # each provider that has a secret; Flask answers 404 to others
 def webhook(provider: str) -> str:
-    """Verify and record a webhook of any provider that has a secret."""
+    """Verify and record a webhook."""
     with engine.begin() as connection:
         recorded = receive(connection, provider, request.get_data(), request.headers)
     broadcast(recorded)
@@ -35,8 +35,8 @@ def webhook(provider: str) -> str:
 
 @app.errorhandler(MailglassReconcileError)
 def refuse(error: MailglassReconcileError) -> tuple[str, int]:
-    """Answer 401, 400 or 404 to what is wrong, and 503 or 429 if the provider should send the webhook again."""
+    """Return 401 or 400 if the webhook is wrong, and 503 or 429 if the provider should send it again."""
     app.logger.error("not recorded: %s", error)
     again = 429 if request.path.endswith("/brevo") else 503  # Brevo gives up after a 5xx
-    known = {SignatureError: 401, InvalidWebhookError: 400, ConfigurationError: 404}
+    known = {SignatureError: 401, InvalidWebhookError: 400, InvalidEventError: 400}
     return "not recorded", known.get(type(error), again)
