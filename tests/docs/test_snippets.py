@@ -142,6 +142,7 @@ with engine.begin() as connection:
     connection.execute(text("CREATE TABLE suppressed (address text PRIMARY KEY, reason text)"))
 """,
         """
+dispatch()  # it notes the types of the handlers
 kinds = {"hard": "bounced", "soft": "bounced", None: "bounced", "spam": "complained"}
 called.clear()
 with engine.begin() as connection:
