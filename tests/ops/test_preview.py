@@ -37,6 +37,9 @@ def old(db):
         db.run(WEBHOOK, status=status, days=days)
     for state, days in (("dispatched", 20), ("dead", 100)):
         db.run(HOOK, state=state, days=days)
+    factories.delivery(db, "linked")
+    factories.orphan(db, factories.postmark("linked"))
+    assert mailglass_reconcile.reconcile().linked == 1
     factories.orphan(db, factories.postmark("x"), age_seconds=8 * DAY)
     settled = factories.orphan(db, factories.postmark("x"), age_seconds=600)
     missing = factories.orphan(db, factories.postmark("x"), age_seconds=1_200)

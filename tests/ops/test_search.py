@@ -126,6 +126,16 @@ def test_an_open_orphan_is_found_by_the_address_that_its_webhook_named(db):
     assert len(ids(db, "m-1")) == 2
 
 
+def test_of_a_message_to_many_only_what_may_be_about_the_address_is_found(db):
+    """Of an event that names nobody, it may be."""
+    delivery = factories.delivery(db, "m-1", recipient=ADA, tenant_id="globex")
+    with db.begin() as connection:
+        record(connection, event(recipient="bob@bücher.example"))
+        (unknown,) = record(connection, event(provider_event_id="2"))
+    assert set(ids(db, ADA)) == {delivery, str(unknown.event_id)}
+    assert len(ids(db, "m-1")) == 3
+
+
 def test_no_record_holds_an_address(db):
     """Not even of a delivery whose mailable is named by one."""
     factories.delivery(db, "m-1", recipient=ADA)
