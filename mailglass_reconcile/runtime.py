@@ -124,6 +124,11 @@ def get_redis() -> redis_py.Redis:
     return _Configured.redis or _own_redis(get_settings())
 
 
+def redis_was_chosen() -> bool:
+    """Whether a Redis was configured; without one, that of the default address may or may not be there."""
+    return _Configured.redis is not None or "redis_url" in get_settings().model_fields_set
+
+
 def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:
     """Subscribe to live updates: an iterator of `Update`, and of `Missed` if the connection was lost meanwhile.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, TypedDic
 from zoneinfo import ZoneInfo
 
 from mailglass_reconcile.errors import hint
+from mailglass_reconcile.rules.lateness import SWEEP_INTERVAL_SECONDS
 from mailglass_reconcile.runtime import available
 from mailglass_reconcile.sweep.recent import require_interval
 
@@ -26,12 +27,6 @@ PRUNE_TASK = "mailglass_reconcile.tasks.prune"
 DISPATCH_TASK = "mailglass_reconcile.tasks.dispatch"
 ORIGIN_HEADER = "mailglass_origin"
 """With this header an entry says that beat asked, and not a person: the history of runs keeps it."""
-SWEEP_INTERVAL_SECONDS = 300
-"""Between two full sweeps, if nothing else is asked for; a request that no worker has taken by then expires."""
-LATE_SECONDS = 3 * SWEEP_INTERVAL_SECONDS
-"""What could have been linked for longer than this is late: for doctor, `status --check` and the page alike."""
-PRUNE_LATE_SECONDS = 2 * 86_400
-"""A prune runs daily; after so long without one, somebody has to look."""
 PRUNE_EXPIRES_SECONDS = 3_600
 RECENT_EXPIRES_SECONDS = 60
 DISPATCH_EXPIRES_SECONDS = 60

@@ -316,7 +316,6 @@ def upgrade() -> None:
             ),
             "mailglass_webhook_events": "id status inserted_at",
         },
-        unique=schema.UNIQUE,
     ):
         steps.run(
             "creating Mailglass's tables (none found);"

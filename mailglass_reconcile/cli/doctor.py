@@ -6,14 +6,18 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import doctor as doctors
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
-from mailglass_reconcile.rules.humanize import printable
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
+from mailglass_reconcile.rules.humanize import counted, printable
+
+if TYPE_CHECKING:
+    from mailglass_reconcile.ops.checks.workers import Cluster
 
 COLOURS = {OK: "green", WARNING: "yellow", ERROR: "red"}
 
@@ -31,30 +35,35 @@ Examples:
 @click.option(
     "--repair", is_flag=True, help="Repair the table of open orphans first; reads all orphans up to the maximum age."
 )
-def doctor(as_json: bool, repair: bool) -> None:
+@click.option("--verbose", "-v", is_flag=True, help="Print what is ok, too.")
+def doctor(as_json: bool, repair: bool, verbose: bool) -> None:
     """Check Postgres, Redis, Celery, settings and the newest rows, and print how to fix what is wrong.
 
-    Each finding is ok, a warning or an error, with its cause and a step that fixes it. The exit code is 1 if there is
-    an error. Run it with the environment of the worker. If the Celery app is your own, name its module in
-    MAILGLASS_IMPORTS.
+    Each finding is a warning or an error, with its cause and a step that fixes it; the gravest is the last, above the
+    total. The exit code is 1 if there is an error. Run it with the environment of the worker. If the Celery app is your
+    own, name its module in MAILGLASS_IMPORTS.
     """
-    findings = doctors.diagnose(_celery if runtime.available() else None, repair=repair)
+    findings = checks.diagnose(_cluster if runtime.available() else None, repair=repair)
+    wrong = Counter(one.status for one in findings)
     if as_json:
-        click.echo(json.dumps({"findings": [one._asdict() for one in findings]}))
+        click.echo(json.dumps({"findings": [one.as_dict() for one in findings]}))
     else:
-        for one in findings:
-            _print(one)
-    sys.exit(1 if any(one.status == ERROR for one in findings) else 0)
+        for one in reversed(findings):
+            if verbose or one.status != OK:
+                _print(one)
+        well = f", {wrong[OK]} ok" if verbose else f"; {counted(wrong[OK], 'check is', 'checks are')} ok (--verbose)"
+        click.echo(f"{counted(wrong[ERROR], 'error')}, {counted(wrong[WARNING], 'warning')}{well}")
+    sys.exit(1 if wrong[ERROR] else 0)
 
 
-def _celery() -> Iterator[Finding]:
-    """Check Celery as the application's own app has it, or else the bundled one."""
-    workers = importlib.import_module("mailglass_reconcile.ops.doctor.workers")  # Celery may be missing
+def _cluster() -> Cluster:
+    """Return Celery as the application's own app has it, or else the bundled one."""
+    workers = importlib.import_module("mailglass_reconcile.ops.checks.workers")  # Celery may be missing
     app, setting = workers.own_app(), "broker_url of your Celery app"
     if app is None:
         app = importlib.import_module("mailglass_reconcile.celery").app
         setting = "CELERY_BROKER_URL" if os.environ.get("CELERY_BROKER_URL") else "MAILGLASS_REDIS_URL"
-    return workers.checks(app, setting)  # type: ignore[no-any-return]
+    return workers.Cluster(app, setting)  # type: ignore[no-any-return]
 
 
 def _print(one: Finding) -> None:

@@ -7,7 +7,6 @@ import sys
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import hint
 from mailglass_reconcile.store import schema
 
 EXAMPLES = """\b
@@ -42,11 +41,10 @@ def migrate(plan: bool, check: bool, remove: bool, tables: bool, yes: bool, guar
 
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
-        current = runner.is_current(engine, settings)
-        click.echo(
-            f"at revision {schema.VERSION}" if current else hint("not migrated: run `mailglass-reconcile migrate`")
-        )
-        sys.exit(0 if current else 1)
+        lacking = runner.lacking(engine, settings)
+        for line in lacking or [f"at revision {schema.VERSION}"]:
+            click.echo(line)
+        sys.exit(1 if lacking else 0)
     if remove:
         for line in runner.losses(engine, settings, tables=tables):
             click.echo(line)

@@ -17,7 +17,7 @@ from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import tenants
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules.humanize import age, counted, printable
-from mailglass_reconcile.schedule import LATE_SECONDS
+from mailglass_reconcile.rules.lateness import LATE_SECONDS
 
 EXAMPLES = """\b
 Examples:
@@ -81,6 +81,7 @@ def _page(found: Status) -> Group:
         lines.append(f"{counted(found.hooks_waiting, 'event waits for its', 'events wait for their')} handlers")
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
+    lines += [f"warning: {warning}" for warning in found.warnings]
     lines += [f"problem: {problem}" for problem in found.problems] or ["healthy"]
     return Group(*(Text(printable(line)) for line in lines), *_tables(found))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import health
+from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.orphans import EXPIRED, WAITING, Filters
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import TENANT_MISMATCH
@@ -79,10 +79,9 @@ def of_last_sweep(database: Database, filters: Filters) -> Counted | None:
         return None
     provider = providers.canonical(filters.provider) if filters.provider else None
     with database.reading(TIMEOUT_MS) as tx:
-        counted = health.last_sweeps(tx).groups
-        if counted is None:
+        groups = history.read(tx).groups
+        if groups is None:
             return None
-        groups = health.added_up(counted)
         if filters.tenant_id and any(group["tenant_id"] is None for group in groups):  # small ones together
             return None
         wanted = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import health
-from mailglass_reconcile.schedule import LATE_SECONDS
+from mailglass_reconcile.ops import history
+from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.store.database import Transaction
 
 BUCKETS = 96
@@ -138,6 +138,6 @@ def _joined(before: Bucket, last: Bucket) -> list[Bucket]:
 def _by_state(groups: list[Any]) -> Counter[str]:
     """Return how many are open by state."""
     found: Counter[str] = Counter()
-    for group in health.added_up(groups):
+    for group in history.added_up(groups):
         found[group["state"]] += group["orphans"]
     return found

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mailglass_reconcile.ops import health
-from mailglass_reconcile.ops.silence import Silence, by_label
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import Finding, Look
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
-from mailglass_reconcile.store import runs
+from mailglass_reconcile.store import outbox, runs
 from mailglass_reconcile.store.database import Database, array_literal
+from mailglass_reconcile.store.reports import Reports
 
 TIMEOUT_MS = 2_000
+
+OTHERS, NONE = "other", "none"
+"""Labels of providers that no rule knows, and of deliveries without one."""
 
 SAMPLE = 200
 """Deliveries that are looked at: the last ones that are 10 to 70 minutes old."""
@@ -52,6 +58,18 @@ class Lately(NamedTuple):
     reported: int
 
 
+class Silence(NamedTuple):
+    """What a provider's deliveries lack.
+
+    Attributes:
+        without_report: Deliveries without a report, of those looked at.
+        seconds: For how long no webhook has come although mail goes out; 0 if some come, or none ever did.
+    """
+
+    without_report: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Measures:
     """What is known; times are seconds since 1970.
@@ -62,13 +80,11 @@ class Measures:
         counted_at: When a full sweep last counted what is open, or None.
         states: Eligible open orphans at that time, by state.
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
-        triggers: Whether the triggers on the ledger exist and are enabled.
-        hooks_waiting: Events that wait for their handlers.
-        hooks_dead: Events of which a handler has failed for the last time.
-        hooks_failing: Those of them that wait whose handlers have failed three times or more.
-        hooks_overdue_seconds: For how long the first of those that wait has been due.
+        triggers: Whether new orphans are noticed.
+        outbox: What waits for handlers.
         hooks_unseen: How many types of events have handlers that no dispatcher has named for an hour.
-        lately: What has arrived, and what deliveries have heard.
+        findings: What the cheap checks found.
+        lately: What has arrived, and how many deliveries have a report.
         silence: What deliveries lack, by provider.
         unlinked_tenants: Tenants with open orphans of which no delivery has got a provider's event for 24 hours.
     """
@@ -79,11 +95,9 @@ class Measures:
     states: dict[str, int]
     linkable_since: float | None
     triggers: bool
-    hooks_waiting: int
-    hooks_dead: int
-    hooks_failing: int
-    hooks_overdue_seconds: float
+    outbox: outbox.Facts
     hooks_unseen: int
+    findings: list[Finding]
     lately: Lately
     silence: dict[str, Silence]
     unlinked_tenants: int
@@ -97,8 +111,11 @@ def measure(database: Database) -> Measures:
     """
     with database.connect() as connected:
         with connected.reading(TIMEOUT_MS) as tx:
-            known, totals = health.facts(tx), runs.totals(tx)
-        groups = known.groups or []
+            look = Look(tx)
+            past, totals, findings = look.history, runs.totals(tx), checks.cheap(look)
+            waiting, unseen, silence = look.outbox, look.unseen, by_label(look.reports)
+            triggers = look.has_triggers
+        groups = past.groups or []
         tenants = array_literal(sorted({group["tenant_id"] for group in groups if group["tenant_id"] is not None}))
         reports = array_literal(PROVIDER_TYPES)
         with connected.reading(TIMEOUT_MS) as tx:
@@ -107,26 +124,36 @@ def measure(database: Database) -> Measures:
     states: Counter[str] = Counter()
     for group in groups:
         states[group["state"]] += group["orphans"]
-    now = dt.datetime.fromisoformat(known.now).timestamp()
-    last_success = {kind: _epoch(time) or 0.0 for kind, time in known.last_success.items() if kind != "full"}
-    if known.success_age is not None:
-        last_success["full"] = now - known.success_age
+    now = dt.datetime.fromisoformat(past.now).timestamp()
+    last_success = {kind: _epoch(time) or 0.0 for kind, time in past.last_success.items() if kind != "full"}
+    if past.success_age is not None:
+        last_success["full"] = now - past.success_age
     return Measures(
         totals,
         last_success,
-        _epoch(known.counted_at),
+        _epoch(past.counted_at),
         dict(states),
-        now - known.lag_seconds if known.lag_seconds else None,
-        known.triggers,
-        known.hooks_waiting,
-        known.hooks_dead,
-        known.hooks_failing,
-        known.hooks_overdue_seconds,
-        len(known.unseen),
+        now - past.lag_seconds if past.lag_seconds else None,
+        triggers,
+        waiting,
+        len(unseen),
+        findings,
         lately,
-        by_label(known.reports),
+        silence,
         unlinked,
     )
+
+
+def by_label(found: Sequence[Reports]) -> dict[str, Silence]:
+    """Return what deliveries lack, by a label of few values: a provider that no rule knows is `other`."""
+    labels = {NONE: Silence(0, 0.0)}
+    for one in found:
+        known = one.provider in providers.rules()
+        label = NONE if one.provider is None else one.provider if known else OTHERS
+        before = labels.get(label, Silence(0, 0.0))
+        seconds = one.silent_seconds if one.stopped and one.silent_seconds else 0.0
+        labels[label] = Silence(before.without_report + one.without_report, max(before.seconds, seconds))
+    return labels
 
 
 def _epoch(time: str | None) -> float | None:

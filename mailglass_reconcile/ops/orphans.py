@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import health
+from mailglass_reconcile.ops import history
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.addresses import usual_spellings
 from mailglass_reconcile.rules.matching import MATCHED, spellings_of
@@ -185,7 +185,7 @@ def page(
             return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
         found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit, newest_first))
         found.orphans = _with_deliveries(tx, found.orphans)
-        found.as_of = health.last_sweeps(tx).counted_at
+        found.as_of = history.read(tx).counted_at
         if counted and filters.type is None:
             _count(tx, found, filters.wanted(), _bounds(tx, survey, filters))
         return found

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import causes, curves, health, runs, status
+from mailglass_reconcile.ops import causes, curves, runs, status
+from mailglass_reconcile.ops.checks import Look
 from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.ops.runs import Wanted
-from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.listing import Cause
@@ -66,7 +66,6 @@ class Overview:
         waiting: Orphans in their grace now.
         lag_seconds: For how long the oldest one has been open although its delivery exists; 0 if none is.
         last_success: When a run of each kind last ended well.
-        problems: What is wrong, a sentence for each.
         runs: The last runs, without recent sweeps that linked nothing.
         links: The latest links of the last day.
         hooks_waiting: Events that wait for their handlers.
@@ -82,7 +81,6 @@ class Overview:
     waiting: int
     lag_seconds: float
     last_success: dict[str, str]
-    problems: list[str]
     runs: list[dict[str, Any]]
     links: list[RecentLink]
     hooks_waiting: int
@@ -102,25 +100,25 @@ def overview(database: Database, *, seconds: int) -> Overview:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database.reading(TIMEOUT_MS) as tx:
-        facts = health.facts(tx)
-        schema.require_current(facts.version)
-        groups = facts.groups or []
+        schema.require_migrated(tx)
+        look = Look(tx)
+        past = look.history
+        groups = past.groups or []
         states: Counter[str] = Counter()
         for group in groups:
             states[group["state"]] += group["orphans"]
         return Overview(
-            now=facts.now,
-            counted_at=facts.counted_at,
+            now=past.now,
+            counted_at=past.counted_at,
             states=states.most_common(),
             causes=causes.of_groups(tx, groups),
             waiting=windows.waiting(tx),
-            lag_seconds=facts.lag_seconds,
-            last_success=facts.last_success,
-            problems=health.problems(facts, LATE_SECONDS),
+            lag_seconds=past.lag_seconds,
+            last_success=past.last_success,
             runs=runs.newest(tx, Wanted(), size=RUNS),
             links=_links(tx),
-            hooks_waiting=facts.hooks_waiting,
-            hooks_dead=facts.hooks_dead,
+            hooks_waiting=look.outbox.waiting,
+            hooks_dead=look.outbox.dead,
             curves=curves.curves(tx, seconds),
             totals=status.totals(tx),
         )

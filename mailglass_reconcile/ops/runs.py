@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mailglass_reconcile.errors import MailglassReconcileError
-from mailglass_reconcile.ops import health
+from mailglass_reconcile.ops import history
 from mailglass_reconcile.singleton import lock
 from mailglass_reconcile.store.database import Database, Transaction
 
@@ -106,4 +106,4 @@ def last_success(database: Database) -> dict[str, str]:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database.reading(TIMEOUT_MS) as tx:
-        return dict(health.last_sweeps(tx).last_success)
+        return history.read(tx).last_success

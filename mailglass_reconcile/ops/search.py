@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import explanation, health
+from mailglass_reconcile.ops import explanation, history
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
@@ -230,7 +230,7 @@ def find(database: Database, what: What, *, scan: bool = False, limit: int = 50)
         message_ids |= {row.message_id for row in rows if row.message_id}
         unread, all_read = _unread(tx, recipients, message_ids)
         orphans = _newest_open(tx, what, recipients, message_ids, unread, limit)
-        as_of = health.last_sweeps(tx).counted_at
+        as_of = history.read(tx).counted_at
     number = rows[0].number if rows else 0
     opened = orphans[0].number if orphans else 0
     hits = {row.id: _of_delivery(row) for row in rows} | {row.id: _of_open(row) for row in orphans} | hits

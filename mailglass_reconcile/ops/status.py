@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.ops import health
-from mailglass_reconcile.schedule import LATE_SECONDS
-from mailglass_reconcile.store import elsewhere, schema, windows
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
+from mailglass_reconcile.rules.lateness import LATE_SECONDS
+from mailglass_reconcile.store import schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.sweep import window
 
@@ -48,7 +50,7 @@ class Status:
         triggers: Whether the triggers that keep the table of open orphans are at work.
         healthy: Whether nobody has to act.
         problems: Why not: a sentence for each, with what to do.
-        warnings: What may be meant otherwise, such as another schema with a ledger.
+        warnings: What needs a look and costs no link.
     """
 
     open: int
@@ -73,13 +75,18 @@ class Status:
 
 
 def check(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
-    """Return what is wrong, a sentence for each; one cheap query, whatever is open.
+    """Return what is wrong, a sentence for each, the gravest first; its cost does not depend on what is open.
 
     Raises:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database.reading(10_000) as tx:
-        return health.problems(health.facts(tx), max_lag_seconds)
+        return sentences(checks.cheap(Look(tx, max_lag_seconds)), ERROR)
+
+
+def sentences(found: Iterable[Finding], status: str) -> list[str]:
+    """Return the findings of one level as sentences, each with its remedy."""
+    return [one.sentence for one in found if one.status == status]
 
 
 def waiting(database: Database, tenant_id: str | None = None) -> int:
@@ -120,31 +127,32 @@ def status(
     """
     runtime.load_imports(to_read=True)
     with database.reading() as tx:
-        facts = health.facts(tx)
-        schema.require_current(facts.version)
+        schema.require_migrated(tx)
+        look = Look(tx, max_lag_seconds)
+        past, found = look.history, checks.cheap(look)
         in_grace = windows.waiting(tx, tenant_id)
         runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
-        second = elsewhere.second_set(tx, elsewhere.ledgers(tx))
-        if facts.groups is None or facts.counted_at is None:
-            as_of, groups = facts.now, window.as_groups(window.open_window(tx, tenant_id).groups)
+        if past.groups is None or past.counted_at is None:
+            as_of, groups = past.now, window.as_groups(window.open_window(tx, tenant_id).groups)
         else:
-            as_of, groups = facts.counted_at, [g for g in facts.groups if tenant_id in (None, g["tenant_id"])]
+            as_of, groups = past.counted_at, [g for g in past.groups if tenant_id in (None, g["tenant_id"])]
+        triggers = look.has_triggers
     eligible = sum(group["orphans"] for group in groups)
-    problems = health.problems(facts, max_lag_seconds)
+    problems = sentences(found, ERROR)
     return Status(
         open=eligible + in_grace,
         eligible=eligible,
         waiting=in_grace,
-        lag_seconds=facts.lag_seconds,
+        lag_seconds=past.lag_seconds,
         as_of=as_of,
         groups=groups,
-        last_success=facts.last_success,
+        last_success=past.last_success,
         last_runs=runs,
-        hooks_waiting=facts.hooks_waiting,
-        hooks_dead=facts.hooks_dead,
+        hooks_waiting=look.outbox.waiting,
+        hooks_dead=look.outbox.dead,
         totals=added_up,
-        triggers=facts.triggers,
+        triggers=triggers,
         healthy=not problems,
         problems=problems,
-        warnings=[second] if second else [],
+        warnings=sentences(found, WARNING),
     )

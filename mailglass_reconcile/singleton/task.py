@@ -15,7 +15,8 @@ from kombu.utils.uuid import uuid
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
-from mailglass_reconcile.schedule import ORIGIN_HEADER, SWEEP_INTERVAL_SECONDS
+from mailglass_reconcile.rules.lateness import SWEEP_INTERVAL_SECONDS
+from mailglass_reconcile.schedule import ORIGIN_HEADER
 from mailglass_reconcile.singleton.lock import LockBackend, digest, key_of, queued, running
 
 RESERVED_HEADER = "mailglass_reserved"

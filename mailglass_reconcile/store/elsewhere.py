@@ -42,6 +42,17 @@ class Reading(Protocol):
         """Return a relation's quoted name with its schema."""
 
 
+class Wrong(NamedTuple):
+    """What is wrong, and the step that cures it."""
+
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Return both in one sentence."""
+        return f"{self.message}: {self.remedy}"
+
+
 class Ledgers(NamedTuple):
     """The schemas that have a ledger: ours, and others; of each, whether Mailglass itself made the tables."""
 
@@ -55,21 +66,21 @@ def ledgers(tx: Reading) -> Ledgers:
     return Ledgers(found.pop(tx.schema, None), found)
 
 
-def without_ledger(tx: Reading, found: Ledgers) -> str | None:
+def without_ledger(tx: Reading, found: Ledgers) -> Wrong | None:
     """Return what is wrong and what to do if our tables are there without Mailglass's, or None."""
     here, others = found
     names = {"open_orphans": tx.name_of("mailglass_open_orphans"), "version": tx.name_of(VERSION_TABLE)}
     if here is not None or not tx.execute(_HAS_OURS, names).scalar_one():
         return None
     if others:
-        return (
-            f"schema {tx.schema} has our tables but no mailglass_events, which schema {', '.join(others)} has:"
-            f" set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}, then run `mailglass-reconcile migrate`"
+        return Wrong(
+            f"schema {tx.schema} has our tables but no mailglass_events, which schema {', '.join(others)} has",
+            f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}, then run `mailglass-reconcile migrate`",
         )
-    return (
-        f"schema {tx.schema} has our tables but no mailglass_events: Mailglass was rolled back, or its tables were"
-        " dropped. Run Mailglass's own migrations, then `mailglass-reconcile migrate`; or remove our tables with"
-        " `mailglass-reconcile migrate --remove`"
+    return Wrong(
+        f"schema {tx.schema} has our tables but no mailglass_events",
+        "Mailglass was rolled back, or its tables were dropped. Run Mailglass's own migrations, then"
+        " `mailglass-reconcile migrate`; or remove our tables with `mailglass-reconcile migrate --remove`",
     )
 
 
@@ -86,7 +97,7 @@ def require_ledger(tx: Reading) -> Ledgers:
     found = ledgers(tx)
     stopped = without_ledger(tx, found)
     if stopped:
-        raise DatabaseRefusedError(stopped)
+        raise DatabaseRefusedError(str(stopped))
     here, others = found
     if here is None and others:
         raise ConfigurationError(
@@ -96,20 +107,21 @@ def require_ledger(tx: Reading) -> Ledgers:
     return found
 
 
-def second_set(tx: Reading, found: Ledgers) -> str | None:
+def second_set(tx: Reading, found: Ledgers) -> Wrong | None:
     """Return a warning if another schema has a ledger that may be the one that is meant, or None."""
     here, others = found
     if here is None or not others:
         return None
     real = [name for name, mailglass_s in others.items() if mailglass_s and not here]
     if real:
-        return (
+        return Wrong(
             f"schema {tx.schema} has tables that `migrate` made, and schema {', '.join(real)} has Mailglass's own,"
-            f" which are not looked at: set MAILGLASS_DATABASE_SCHEMA to {' or '.join(real)} to use those"
+            " which are not looked at",
+            f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(real)} to use those",
         )
     if "database_schema" not in tx.settings.model_fields_set:
-        return (
-            f"MAILGLASS_DATABASE_SCHEMA is not set, and schema {', '.join(others)} has a ledger too:"
-            f" set it to {tx.schema}, or to the schema that is meant"
+        return Wrong(
+            f"MAILGLASS_DATABASE_SCHEMA is not set, and schema {', '.join(others)} has a ledger too",
+            f"set it to {tx.schema}, or to the schema that is meant",
         )
     return None

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, sqlstate
 from mailglass_reconcile.store.database import Connected, Transaction, array_literal
+from mailglass_reconcile.store.elsewhere import Wrong
 
 _STATE = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 
@@ -45,9 +46,11 @@ SWEEPER = (
 )
 """The grants of docs/grants.sql to the sweeper: table, privilege, and columns with blanks between; none is all."""
 
-_ROLE = """
+_ROLE = r"""
 SELECT quote_ident(current_user) AS role, quote_ident(n.nspname) AS schema,
-       has_schema_privilege(n.oid, 'USAGE') AS usage
+       has_schema_privilege(n.oid, 'USAGE') AS usage,
+       EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relname LIKE 'mailglass\_%'
+                  AND c.relkind IN ('r', 'p') AND has_table_privilege(c.oid, 'DELETE')) AS sweeps
   FROM pg_namespace AS n WHERE n.nspname = :schema
 """
 
@@ -82,12 +85,6 @@ SELECT array_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(p
 """
 
 
-def creators(tx: Transaction) -> list[str] | None:
-    """Return the roles, as SQL writes them, that may create objects in the schema but own nothing in it, or None."""
-    found: list[str] | None = tx.execute(CREATORS, names_of(tx)).scalar_one()
-    return found
-
-
 def names_of(tx: Transaction) -> dict[str, str]:
     """Return the parameters of `CREATORS`."""
     return {"schema": tx.schema, **tx.names_of("events", "open_orphans")}
@@ -101,32 +98,34 @@ SELECT set_config('search_path', s.reset_val, true), current_schemas(false)::tex
 """
 
 
-def warnings(tx: Transaction) -> list[str]:
-    """Return a line for the schema, and for each one on this role's search_path, in which others may create objects.
+def creators(tx: Transaction) -> list[Wrong]:
+    """Return what is wrong with the schema, and with each one on this role's search_path: others may create there.
 
     A statement that names no schema, of this role's own or of a tool, may then run what they put there.
     """
     schemas = dict.fromkeys([tx.schema, *tx.execute(_PATH).one().schemas])
     found = {one: tx.execute(CREATORS, {**names_of(tx), "schema": one}).scalar_one() for one in schemas}
-    return [line for one, roles in found.items() if (line := warning(roles, one))]
+    return [may_create(roles, one) for one, roles in found.items() if roles]
 
 
-def warning(roles: Collection[str] | None, schema: str) -> str | None:
-    """Return a line that names the *roles* that may create objects in *schema* although they own nothing there."""
-    if not roles:
-        return None
+def may_create(roles: Collection[str], schema: str) -> Wrong:
+    """Return that *roles* may create objects in *schema* although they own nothing there."""
     named = ", ".join(roles)
-    return f"{named} may create objects in schema {schema}: REVOKE CREATE ON SCHEMA {schema} FROM {named}"
+    return Wrong(f"{named} may create objects in schema {schema}", f"REVOKE CREATE ON SCHEMA {schema} FROM {named}")
 
 
 class Lacking(NamedTuple):
-    """Rights that this role lacks: the role and the schema as SQL writes them, and the rights by table."""
+    """Rights that this role lacks: the role and the schema as SQL writes them, and the rights by table.
+
+    `sweeps`: it may delete something, as no other role than a sweeper may.
+    """
 
     role: str
     schema: str
     usage: bool
     rights: tuple[tuple[str, str], ...]
     hidden: tuple[str, ...]
+    sweeps: bool = True
 
     def grants(self) -> str:
         """Return the statements that grant what is lacking, in one line."""
@@ -156,7 +155,7 @@ def lacking(tx: Transaction) -> Lacking | None:
     )
     tables = array_literal(dict.fromkeys(table for table, _, _ in SWEEPER))
     hidden = tx.execute(_HIDDEN, {"schema": tx.schema, "relations": tables}).scalars().all()
-    return Lacking(row.role, row.schema, row.usage, rights, tuple(hidden))
+    return Lacking(row.role, row.schema, row.usage, rights, tuple(hidden), row.sweeps)
 
 
 def require_rights(connected: Connected, error: DBAPIError) -> None:

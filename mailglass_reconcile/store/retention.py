@@ -8,6 +8,7 @@ from typing import Any
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected, Transaction, in_schema, with_retries
+from mailglass_reconcile.store.elsewhere import Wrong
 
 EVENTS, DELIVERIES = schema.RETENTION
 ARGUMENTS = "integer, integer, text, timestamp, bigint"
@@ -33,17 +34,19 @@ SELECT after_tenant, after_time::text AS after_time, passed, deleted
 """
 
 
-def unusable(tx: Transaction, name: str = EVENTS) -> str | None:
+def unusable(tx: Transaction, name: str = EVENTS) -> Wrong | None:
     """Return why this role cannot delete old rows by the function *name*, and what to do, or None if it can."""
     if schema.made_by_mailglass(tx):
-        return f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted: unset {SETTINGS}"
+        return Wrong(
+            f"`migrate` did not make the tables of schema {tx.schema}, so no event is deleted", f"unset {SETTINGS}"
+        )
     row = tx.execute(_FUNCTION, {"schema": tx.schema, "name": name}).one_or_none()
     if row is None:
-        return f"schema {tx.schema} has no function {name}: run `mailglass-reconcile migrate`"
+        return Wrong(f"schema {tx.schema} has no function {name}", "run `mailglass-reconcile migrate`")
     if not row.may_call:
         function = in_schema(f"{{schema}}.{name}({ARGUMENTS})", tx.schema)
         grant = f"GRANT EXECUTE ON FUNCTION {function} TO {row.role}"
-        return f"role {row.role} lacks a privilege (SQLSTATE 42501): run {grant}"
+        return Wrong(f"role {row.role} lacks a privilege (SQLSTATE 42501)", grant)
     return None
 
 
@@ -68,7 +71,7 @@ def deliveries(connected: Connected, days: int, size: int) -> Iterator[int]:
 def _batches(connected: Connected, name: str, statement: str, days: int, size: int) -> Iterator[int]:
     with connected.reading() as tx:
         if reason := unusable(tx, name):
-            raise DatabaseRefusedError(reason)
+            raise DatabaseRefusedError(str(reason))
     place: dict[str, Any] = {"after_tenant": "", "after_time": "-infinity", "passed": 0}
 
     def batch() -> dict[str, Any]:

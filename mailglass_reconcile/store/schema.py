@@ -34,15 +34,20 @@ RECIPIENT_KEY = rf"""pg_catalog.hashtextextended(coalesce(substring(
 
 
 class Index(NamedTuple):
-    """An index of ours: its table, and what is indexed, as SQL that does not depend on a search_path.
+    """An index: its table, and what is indexed, as SQL that does not depend on a search_path.
 
-    `instead`: an index of any name that begins with these columns does as well.
+    `columns`: an index of any name that begins with these does as well; if it is unique, one on exactly these.
     """
 
     table: str
     on: str
     unique: bool = False
-    instead: str = ""
+    columns: str = ""
+
+    @property
+    def where(self) -> str:
+        """Its condition, as Postgres writes it, or an empty string."""
+        return f"({condition})" if (condition := self.on.partition(" WHERE ")[2]) else ""
 
 
 INDEXES: Mapping[str, Index] = {
@@ -67,15 +72,70 @@ INDEXES: Mapping[str, Index] = {
         f" ({RECIPIENT_KEY}))",
     ),
     "mailglass_webhook_events_prune_idx": Index(
-        "mailglass_webhook_events", "(status, inserted_at)", instead="status inserted_at"
+        "mailglass_webhook_events", "(status, inserted_at)", columns="status inserted_at"
     ),
 }
 """Our indexes, on our tables and on Mailglass's."""
+
+MAILGLASS_INDEXES: Mapping[str, Index] = {
+    "mailglass_events_pkey": Index("mailglass_events", "(id)", unique=True, columns="id"),
+    "mailglass_deliveries_pkey": Index("mailglass_deliveries", "(id)", unique=True, columns="id"),
+    "mailglass_events_idempotency_key_idx": Index(
+        "mailglass_events",
+        "(idempotency_key) WHERE idempotency_key IS NOT NULL",
+        unique=True,
+        columns="idempotency_key",
+    ),
+    "mailglass_deliveries_provider_msg_id_idx": Index(
+        "mailglass_deliveries",
+        "(provider, provider_message_id) WHERE provider_message_id IS NOT NULL",
+        unique=True,
+        columns="provider provider_message_id",
+    ),
+    "mailglass_events_delivery_idx": Index(
+        "mailglass_events",
+        "(delivery_id, occurred_at) WHERE delivery_id IS NOT NULL",
+        columns="delivery_id occurred_at",
+    ),
+    "mailglass_events_tenant_recent_idx": Index(
+        "mailglass_events", "(tenant_id, inserted_at DESC)", columns="tenant_id inserted_at"
+    ),
+    "mailglass_events_needs_reconcile_idx": Index(
+        "mailglass_events",
+        "(tenant_id, inserted_at) WHERE needs_reconciliation = true",
+        columns="tenant_id inserted_at",
+    ),
+    "mailglass_deliveries_tenant_recent_idx": Index(
+        "mailglass_deliveries", "(tenant_id, last_event_at DESC)", columns="tenant_id last_event_at"
+    ),
+    "mailglass_deliveries_tenant_stream_terminal_idx": Index(
+        "mailglass_deliveries",
+        "(tenant_id, stream, terminal, last_event_at DESC)",
+        columns="tenant_id stream terminal last_event_at",
+    ),
+}
+"""Indexes of Mailglass's that our statements rely on, unique ones for their ON CONFLICT; under any name."""
+
+KEYS: Mapping[str, Index] = {
+    "mailglass_open_orphans_pkey": Index("mailglass_open_orphans", "(event_id)", unique=True, columns="event_id"),
+    "mailglass_open_orphan_ids_pkey": Index(
+        "mailglass_open_orphan_ids", "(event_id, position)", unique=True, columns="event_id position"
+    ),
+    "mailglass_reconcile_runs_pkey": Index("mailglass_reconcile_runs", "(id)", unique=True, columns="id"),
+    "mailglass_hook_outbox_pkey": Index("mailglass_hook_outbox", "(event_id)", unique=True, columns="event_id"),
+}
+"""The primary keys of our tables."""
+
+ALL_INDEXES: Mapping[str, Index] = {**KEYS, **INDEXES, **MAILGLASS_INDEXES}
 
 TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
 """Each trigger calls the function of its own name."""
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE, and its function; not every installation has it."""
+
+IMMUTABLE = "mailglass_events_immutable_trigger"
+"""The trigger that refuses UPDATE and DELETE, by the function mailglass_raise_immutability; ours on tables that
+`migrate` made."""
 
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete what is old; only on tables that `migrate` made."""
@@ -94,20 +154,19 @@ FUNCTIONS = tuple(
 )
 """The functions that everybody may call; `alembic/versions/0001_statements.sql` has them."""
 
-UNIQUE = {"mailglass_deliveries": "provider provider_message_id", "mailglass_events": "idempotency_key"}
-"""Mailglass's unique indexes that appending and recording rely on: table, and columns with blanks between."""
-
 READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
 MADE_BY_MAILGLASS = """
        (to_regclass(:suppressions) IS NOT NULL
         OR to_regclass(:events) IS NOT NULL
-       AND NOT EXISTS (SELECT FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-                        WHERE t.tgrelid = to_regclass(:events) AND t.tgname = 'mailglass_events_immutable_trigger'
-                          AND p.prosrc LIKE '%mailglass_reconcile.retention%'))"""
+       AND NOT EXISTS (SELECT FROM pg_class AS c JOIN pg_proc AS p ON p.pronamespace = c.relnamespace
+                        WHERE c.oid = to_regclass(:events)
+                          AND (p.proname = 'mailglass_raise_immutability'
+                               AND p.prosrc LIKE '%mailglass_reconcile.retention%'
+                               OR p.proname = 'mailglass_prune_events')))"""
 """Whether Mailglass's own migrations made the tables, as a part of statements that ask for more.
 
-Ours make no `mailglass_suppressions`, and what refuses a DELETE there is ours: it lets retention pass.
+Ours make no `mailglass_suppressions`, but the functions of retention, and one that refuses every other DELETE.
 """
 
 TRIGGERS_ENABLED = """
@@ -119,7 +178,9 @@ SELECT count(*) = 2 FROM pg_trigger AS t
 _TRIGGERS = """
 SELECT w.name,
        CASE WHEN t.oid IS NULL THEN 'is missing'
-            WHEN p.proname <> w.name OR n.nspname <> :schema THEN 'calls a function that is not ours'
+            WHEN p.proname NOT IN (w.name, CASE w.name WHEN 'mailglass_events_immutable_trigger'
+                                                       THEN 'mailglass_raise_immutability' ELSE w.name END)
+                 OR n.nspname <> :schema THEN 'calls a function that is not ours'
             WHEN t.tgenabled NOT IN ('O', 'A') THEN 'is disabled' END AS fault
   FROM unnest(CAST(:names AS text[])) AS w (name)
   LEFT JOIN pg_trigger AS t ON t.tgrelid = to_regclass(:events) AND t.tgname = w.name
@@ -127,20 +188,24 @@ SELECT w.name,
   LEFT JOIN pg_namespace AS n ON n.oid = p.pronamespace
 """
 
+# One with given columns may have any name; one over expressions is known by its own.
 _INDEXES = """
 SELECT w.name, i.indisvalid IS NOT NULL AS invalid
-  FROM unnest(CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:instead AS text[])) AS w (name, tab, instead)
+  FROM unnest(CAST(:names AS text[]), CAST(:tables AS text[]), CAST(:columns AS text[]), CAST(:conditions AS text[]),
+              CAST(:unique AS boolean[])) AS w (name, tab, columns, condition, is_unique)
   LEFT JOIN pg_index AS i ON i.indexrelid = to_regclass(format('%I.%I', CAST(:schema AS text), w.name))
- WHERE i.indisvalid IS NOT TRUE
-   AND (i.indisvalid IS NOT NULL
-        OR NOT EXISTS (
-             SELECT FROM pg_index AS o
-              WHERE o.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), w.tab))
-                AND o.indisvalid AND o.indpred IS NULL AND w.instead <> ''
-                AND string_to_array(w.instead, ' ') = ARRAY(
-                      SELECT a.attname::text FROM unnest(o.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
-                        JOIN pg_attribute AS a ON a.attrelid = o.indrelid AND a.attnum = k.attnum
-                       WHERE k.position <= cardinality(string_to_array(w.instead, ' ')) ORDER BY k.position)))
+ WHERE CASE WHEN w.columns = '' THEN i.indisvalid IS NOT TRUE
+            ELSE NOT EXISTS (
+              SELECT FROM pg_index AS o
+               WHERE o.indrelid = to_regclass(format('%I.%I', CAST(:schema AS text), w.tab)) AND o.indisvalid
+                 AND (NOT w.is_unique
+                      OR o.indisunique AND o.indnkeyatts = cardinality(string_to_array(w.columns, ' ')))
+                 AND CASE WHEN o.indpred IS NULL THEN w.is_unique OR w.condition = ''
+                          ELSE pg_get_expr(o.indpred, o.indrelid) = w.condition END
+                 AND string_to_array(w.columns, ' ') = ARRAY(
+                       SELECT a.attname::text FROM unnest(o.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
+                         JOIN pg_attribute AS a ON a.attrelid = o.indrelid AND a.attnum = k.attnum
+                        WHERE k.position <= cardinality(string_to_array(w.columns, ' ')) ORDER BY k.position)) END
 """
 
 MISSING, INVALID = "is missing", "is invalid"
@@ -184,22 +249,24 @@ def made_by_parameters(tx: Transaction) -> dict[str, str]:
 def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:
     """Return what is wrong with our triggers on the ledger, by name, such as `is disabled`; nothing if all are at work.
 
-    A trigger that is missing or disabled means that nobody notices new orphans.
+    A trigger that is missing or disabled means that new orphans are not noticed.
     """
     wanted = {"names": array_literal(names), "events": tx.name_of("mailglass_events"), "schema": tx.schema}
     rows = tx.execute(_TRIGGERS, wanted)
     return {name: fault for name, fault in rows.all() if fault}
 
 
-def index_faults(tx: Transaction) -> dict[str, str]:
-    """Return which of `INDEXES` are `MISSING` or `INVALID`, by name."""
+def index_faults(tx: Transaction, wanted: Mapping[str, Index] = INDEXES) -> dict[str, str]:
+    """Return which of the *wanted* indexes are `MISSING` or `INVALID`, by name."""
     rows = tx.execute(
         _INDEXES,
         {
             "schema": tx.schema,
-            "names": array_literal(INDEXES),
-            "tables": array_literal(index.table for index in INDEXES.values()),
-            "instead": array_literal(index.instead for index in INDEXES.values()),
+            "names": array_literal(wanted),
+            "tables": array_literal(index.table for index in wanted.values()),
+            "columns": array_literal(index.columns for index in wanted.values()),
+            "conditions": array_literal(index.where for index in wanted.values()),
+            "unique": array_literal(str(index.unique) for index in wanted.values()),
         },
     )
     return {name: INVALID if invalid else MISSING for name, invalid in rows.all()}

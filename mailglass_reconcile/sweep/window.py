@@ -172,7 +172,7 @@ def as_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def warn(survey: Survey, schema: str) -> None:
     """Log what an operator should know of the schema before anything is swept."""
     if survey.creators:
-        logger.warning("%s", privileges.warning(survey.creators, schema))
+        logger.warning("%s", privileges.may_create(survey.creators, schema))
     if not survey.triggers:
-        found = "the triggers on mailglass_events are missing or disabled, so new orphans are not seen"
-        logger.warning(hint(f"{found}: run `mailglass-reconcile migrate`, then `mailglass-reconcile prune`"))
+        found = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
+        logger.warning(hint(f"{found}: run `mailglass-reconcile migrate`"))

@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mailglass_reconcile.errors import MailglassReconcileError
+from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.measures import Measures, measure
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
@@ -34,6 +35,7 @@ SECONDS = 2.0
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "mailglass_reconcile_"
+LEVELS = (checks.ERROR, checks.WARNING)
 
 
 def scrape(database: Database) -> bytes:
@@ -156,12 +158,17 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     help_ = "For how long no webhook has come although mail goes out; 0 if some come, or none ever did"
     silent = {provider: one.seconds for provider, one in known.silence.items()}
     yield _gauge("silent_seconds", help_, ("provider",), _keyed(silent))
+    help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"
+    found = dict.fromkeys(((one.name, status) for one in checks.CHECKS if one.cheap for status in LEVELS), 0)
+    for one in known.findings:
+        found[one.check, one.status] += 1
+    yield _gauge("findings", help_, ("check", "status"), found.items())
     yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
-    hooks = {"waiting": known.hooks_waiting, "failing": known.hooks_failing, "dead": known.hooks_dead}
+    hooks = {"waiting": known.outbox.waiting, "failing": known.outbox.failing, "dead": known.outbox.dead}
     help_ = "Events that wait for their handlers, those that failed three times, those that are dead"
     yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
     help_ = "For how long the first event that waits for handlers has been due"
-    yield _single("handler_overdue_seconds", help_, known.hooks_overdue_seconds)
+    yield _single("handler_overdue_seconds", help_, max(0.0, known.outbox.overdue_seconds))
     help_ = "Types of events whose handlers no dispatcher has named for an hour"
     yield _single("handler_types_unseen", help_, known.hooks_unseen)
 

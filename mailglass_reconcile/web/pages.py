@@ -39,8 +39,8 @@ from mailglass_reconcile.ops.search import Found, What
 from mailglass_reconcile.ops.tenants import Unknown
 from mailglass_reconcile.ops.timeline import Timeline
 from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
-from mailglass_reconcile.schedule import LATE_SECONDS
 from mailglass_reconcile.store import outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import pages
-from mailglass_reconcile.ops.doctor.database import OLDEST_SERVER
+from mailglass_reconcile.ops.checks.server import OLDEST_SERVER
 
 PROJECT = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
 CI = (pages.ROOT / ".ci" / "run").read_text()

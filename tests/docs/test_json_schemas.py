@@ -10,7 +10,7 @@ import pytest
 import pages
 from mailglass_reconcile import Erased, PruneResult, SweepResult
 from mailglass_reconcile.hooks.dispatcher import DispatchResult
-from mailglass_reconcile.ops.doctor.finding import Finding
+from mailglass_reconcile.ops.checks import Finding
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Listed
 from mailglass_reconcile.ops.preview import Preview

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import mailglass_reconcile
 from factories import orphan, postmark
 from mailglass_reconcile.ops import pruner
-from mailglass_reconcile.ops.doctor import ledger
+from mailglass_reconcile.ops.checks import ledger
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.store import engines, repair
 from mailglass_reconcile.store.database import Database

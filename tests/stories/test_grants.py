@@ -135,7 +135,7 @@ def test_a_sweeper_deletes_old_events_through_the_functions_alone(db, acting):
     failures = mailglass_reconcile.prune().failures
     quoted = function.replace("public", '"public"')
     assert failures == {
-        "events": f"role {role} lacks a privilege (SQLSTATE 42501): run GRANT EXECUTE ON FUNCTION {quoted} TO {role}"
+        "events": f"role {role} lacks a privilege (SQLSTATE 42501): GRANT EXECUTE ON FUNCTION {quoted} TO {role}"
     }
 
 

@@ -24,8 +24,8 @@ from mailglass_reconcile import (
 )
 from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError
 from mailglass_reconcile.ops import status
-from mailglass_reconcile.ops.doctor import schema as checks
-from mailglass_reconcile.ops.doctor.finding import Finding
+from mailglass_reconcile.ops.checks import Finding, Look
+from mailglass_reconcile.ops.checks import schema as checks
 from mailglass_reconcile.store.database import Database
 from shapes import SCHEMAS, made, roll_back
 
@@ -54,7 +54,7 @@ def move(url: str, there: str, here: str) -> None:
 def finding(database: Installation) -> Finding:
     """Return what doctor finds of the schema."""
     with Database(database.engine, database.settings).reading() as tx:
-        [found] = checks.revision(tx)
+        [found] = checks.revision.findings(Look(tx))
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import planting
 from factories import insert, orphan_row, postmark
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from planting import FAILED
 from system import PATIENCE, System, running_system
 from timeline import Timeline, has_promtool

@@ -127,7 +127,7 @@ class Installation:
 
     def is_current(self) -> bool:
         """Whether nothing is left to migrate."""
-        return runner.is_current(self.engine, self.settings)
+        return not runner.lacking(self.engine, self.settings)
 
     @contextmanager
     def writing(self, sql: str) -> Any:

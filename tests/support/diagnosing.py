@@ -7,15 +7,15 @@ from pydantic import SecretStr
 
 import mailglass_reconcile
 from database import Database
-from mailglass_reconcile.ops import doctor
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING, Finding
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
 
 def report(*, repair: bool = False) -> list[Finding]:
     """Return what the doctor finds without Celery."""
-    return doctor.diagnose(None, repair=repair)
+    return checks.diagnose(None, repair=repair)
 
 
 def of(check: str, *, repair: bool = False) -> Finding:

@@ -17,7 +17,7 @@ import mailglass_reconcile
 from database import Database
 from installation import Site
 from mailglass_reconcile.errors import sqlstate
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import elsewhere, schema
-from mailglass_reconcile.store.database import Database, Transaction
+from mailglass_reconcile.store import catalog, elsewhere, schema
+from mailglass_reconcile.store.database import Database, Transaction, in_schema
 
 _ENCODING = "SELECT current_setting('server_encoding')"
 _SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
@@ -24,27 +24,14 @@ SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
  GROUP BY c.relname
 """
 
-# Over these columns, and over every row whose last column is not NULL: a narrower one would let two rows pass.
-_UNIQUE = """
-SELECT EXISTS (
-  SELECT FROM pg_index AS i
-   WHERE i.indrelid = to_regclass(:table) AND i.indisunique AND i.indisvalid
-     AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(:last) || ' IS NOT NULL)')
-     AND string_to_array(:columns, ' ') = ARRAY(
-           SELECT a.attname::text FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, position)
-             JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-            WHERE k.position <= i.indnkeyatts ORDER BY k.position))
-"""
 
-
-def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str], unique: Mapping[str, str]) -> bool:
+def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]) -> bool:
     """Look at Mailglass's tables before anything is changed, and return whether there are none at all.
 
     Args:
         engine: Whose database is looked at.
         settings: Whose schema is looked at.
         columns: By table, the columns that it must have, with blanks between.
-        unique: By table, the columns that it must have a unique index on, in its order, with blanks between.
 
     Raises:
         ConfigurationError: There is no such schema, or only another one has a ledger and the setting was not given;
@@ -70,7 +57,10 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
             _refuse_second_set(tx)
         if not found:
             return True
-        missing = [*_missing_columns(found, columns), *missing_indexes(tx, found, unique)]
+        missing = [
+            *_missing_columns(found, columns),
+            *(_missing_indexes(tx, found) if schema.made_by_mailglass(tx) else ()),
+        ]
     if missing:
         raise SchemaOutdatedError(
             f"nothing was changed: schema {schema_name} lacks {'; '.join(missing)}."
@@ -102,10 +92,15 @@ def _missing_columns(found: Mapping[str, set[str]], columns: Mapping[str, str]) 
             yield from (f"column {table}.{column}" for column in names.split() if column not in found[table])
 
 
-def missing_indexes(tx: Transaction, found: Mapping[str, set[str]], unique: Mapping[str, str]) -> Iterator[str]:
-    """Name the unique indexes that are not there; of a column that is not there either, the column says it."""
-    for table, names in unique.items():
-        if found.get(table, set()).issuperset(names.split()):
-            index = {"table": tx.name_of(table), "columns": names, "last": names.split()[-1]}
-            if not tx.execute(_UNIQUE, index).scalar_one():
-                yield f"a unique index on {table} ({', '.join(names.split())})"
+def _missing_indexes(tx: Transaction, found: Mapping[str, set[str]]) -> Iterator[str]:
+    """Name the unique indexes that are not there, with the statements that make them.
+
+    Of a column that is not there either, the column says it.
+    """
+    unique = {name: index for name, index in schema.MAILGLASS_INDEXES.items() if index.unique}
+    for name in schema.index_faults(tx, unique):
+        index = unique[name]
+        if found.get(index.table, set()).issuperset(index.columns.split()):
+            columns = ", ".join(index.columns.split())
+            statement = in_schema(catalog.creating(name), tx.schema)
+            yield f"a unique index on {index.table} ({columns}), as by {statement}"

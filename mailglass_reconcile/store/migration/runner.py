@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from mailglass_reconcile.errors import DatabaseRefusedError, database_errors, hint
+from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import elsewhere, privileges, schema
+from mailglass_reconcile.store import catalog, elsewhere, privileges, schema
+from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
 from mailglass_reconcile.store.migration import removal, state
@@ -66,19 +67,24 @@ def migrate(
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
-            warnings = privileges.warnings(tx)
+            warnings = privileges.creators(tx)
             stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
+            faults = state.faults(tx, guard=guard) if state.version(tx) == schema.VERSION else []
+            theirs = [f"{one.message}: {one.remedy(tx)}" for one in faults if one.is_theirs and one.grave]
         for warning in warnings:
             say(f"warning: {warning}")
         if stopped:
             raise DatabaseRefusedError(f"nothing was changed: {stopped}")
         if done:
             owned = f", owned by {owner}" if owner else ""
+            if theirs:
+                raise SchemaOutdatedError(f"nothing was changed, because the table is not ours: {'; '.join(theirs)}")
             say(f"nothing to do: the database is at revision {schema.VERSION}{owned}")
             return
         steps = Steps(engine, settings, tell, plan=plan)
         _refuse_newer(engine, settings)
         _refuse_older(engine, settings)
+        _repair(steps, faults)
         # The plan comes first even if nobody reads it: it looks whether all that is needed is there.
         _plan(engine, settings, tell if plan else lambda line: None, guard=guard)
         if not plan:
@@ -88,8 +94,19 @@ def migrate(
             tell(f"done: revision {schema.VERSION}")
 
 
-def is_current(engine: sa.Engine, settings: Settings) -> bool:
-    """Whether nothing is left to do: the revision, our tables, the triggers and the indexes are there.
+def _repair(steps: Steps, faults: Sequence[Fault]) -> None:
+    """Make what was dropped from tables that are there, and what the revision does not look for."""
+    for one in faults:
+        if one.is_theirs or one.sql is None:
+            continue
+        if one.kind == "indexes":
+            steps.create_index(one.name)
+        else:
+            steps.run(f"make {one.name} again", one.sql)
+
+
+def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
+    """Return a line for each thing that this version needs and the database lacks; none if nothing is left to do.
 
     Raises:
         DatabaseRefusedError: Our tables are there and Mailglass's are not.
@@ -98,8 +115,11 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
     with Database(engine, settings).reading() as tx:
         stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
         if stopped:
-            raise DatabaseRefusedError(stopped)
-        return state.is_complete(tx, guard=not schema.made_by_mailglass(tx))
+            raise DatabaseRefusedError(str(stopped))
+        if state.version(tx) != schema.VERSION:
+            return [hint(f"not migrated: {catalog.MIGRATE}")]
+        found = catalog.faults(tx)
+        return [hint(f"{one.message}: {one.remedy(tx)}") for one in found if one.grave or not one.is_theirs]
 
 
 def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import catalog, schema
+from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import Transaction
 
 # An ordinary table: reading a view would run its maker's code.
 _HAS_VERSION = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version_table) AND relkind = 'r')"
 
 _OURS = """
-SELECT count(*) FILTER (WHERE c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r') AS tables,
-       count(*) AS anything
+SELECT count(*) AS anything
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:objects AS text[]))
 """
@@ -31,11 +32,6 @@ SELECT w.name, array_agg(w.attribute) AS missing
 _TABLES_IN = """
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:tables AS text[])) AND c.relkind = 'r' ORDER BY 1
-"""
-
-_FUNCTIONS = """
-SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
- WHERE n.nspname = :schema AND p.proname = ANY (CAST(:functions AS text[]))
 """
 
 # An index belongs to the owner of its table, so an index of ours on Mailglass's tables is theirs.
@@ -77,19 +73,21 @@ def has_anything(tx: Transaction) -> bool:
     return bool(tx.execute(_OURS, _names(tx)).one().anything)
 
 
-def is_complete(tx: Transaction, *, guard: bool) -> bool:
-    """Whether the revision, our tables, triggers, functions and indexes are there; also the guard, if it is wanted.
+def faults(tx: Transaction, *, guard: bool) -> list[Fault]:
+    """Return what this version needs and the database lacks; the guard against TRUNCATE if it is wanted."""
+    return [*catalog.faults(tx, guard=guard), *(_guard(tx) if guard else ())]
 
-    On tables that `migrate` made, also the functions of retention.
-    """
-    if tx.execute(_OURS, _names(tx)).one().tables != len(schema.TABLES) + 1:
-        return False
-    functions = (*schema.FUNCTIONS, *(() if schema.made_by_mailglass(tx) else schema.RETENTION))
-    if tx.execute(_FUNCTIONS, {"schema": tx.schema, "functions": list(functions)}).scalar_one() < len(functions):
-        return False
-    triggers = (*schema.TRIGGERS, *([schema.GUARD] if guard else []))
-    faults = schema.trigger_faults(tx, triggers) or schema.index_faults(tx)
-    return not faults and version(tx) == schema.VERSION
+
+def is_complete(tx: Transaction, *, guard: bool) -> bool:
+    """Whether the revision is there, and all that `migrate` makes or repairs."""
+    return version(tx) == schema.VERSION and all(one.is_theirs for one in faults(tx, guard=guard))
+
+
+def _guard(tx: Transaction) -> Iterator[Fault]:
+    """On tables that Mailglass made, only if it was asked for."""
+    if schema.made_by_mailglass(tx):
+        for name, fault in schema.trigger_faults(tx, [schema.GUARD]).items():
+            yield Fault("triggers", name, f"trigger {name} {fault}")
 
 
 def owner(tx: Transaction) -> str | None:

@@ -20,7 +20,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import repair, schema
+from mailglass_reconcile.store import catalog, repair, schema
 from mailglass_reconcile.store.database import Connected, Database, Transaction, in_schema
 from mailglass_reconcile.store.engines import connect
 
@@ -110,7 +110,7 @@ class Steps:
         with Database(self._engine, self._settings).reading() as tx:
             found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
         if not found:
-            built = [f"{_create(one)};" for one in indexes]
+            built = [f"{catalog.creating(one, concurrently=False)};" for one in indexes]
             self.run(f"create {name}", "\n".join([sql.strip(), *built]))
         elif missing := sorted(set(columns.split()) - found):
             raise SchemaOutdatedError(
@@ -128,14 +128,14 @@ class Steps:
         self.run(title, replacing + sql if there else sql)
 
     def create_index(self, name: str) -> None:
-        """Build one of our indexes without blocking writers, unless it is there; an interrupted build is replaced.
+        """Build an index without blocking writers, unless it is there; an interrupted build is replaced.
 
         Raises:
             DatabaseRefusedError: Its table is partitioned, and Postgres builds no such index concurrently.
         """
-        table = schema.INDEXES[name].table
+        table = schema.ALL_INDEXES[name].table
         with Database(self._engine, self._settings).reading() as tx:
-            fault = schema.index_faults(tx).get(name)
+            fault = schema.index_faults(tx, {name: schema.ALL_INDEXES[name]}).get(name)
             partitioned = tx.execute(_IS_PARTITIONED, {"table": tx.name_of(table)}).scalar_one()
         if not fault:
             return
@@ -149,7 +149,7 @@ class Steps:
                 f"drop what an interrupted build left of the index {name}",
                 f"DROP INDEX CONCURRENTLY {{schema}}.{name}",
             )
-        self._outside_transaction(f"build the index {name} concurrently", _create(name, concurrently=True))
+        self._outside_transaction(f"build the index {name} concurrently", catalog.creating(name))
 
     def drop_index(self, name: str) -> None:
         """Drop an index without blocking writers."""
@@ -190,10 +190,3 @@ class Steps:
                 connection.execution_options(no_parameters=True).exec_driver_sql(text)
             finally:
                 connection.execute(sa.text(_NO_TIMEOUTS), {"off": False})
-
-
-def _create(name: str, *, concurrently: bool = False) -> str:
-    """Return the statement that makes our index *name*."""
-    index = schema.INDEXES[name]
-    unique, way = "UNIQUE " if index.unique else "", "CONCURRENTLY " if concurrently else ""
-    return f"CREATE {unique}INDEX {way}{name} ON {{schema}}.{index.table} {index.on}"

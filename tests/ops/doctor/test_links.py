@@ -8,7 +8,7 @@ import factories
 import raw_webhooks
 from diagnosing import of
 from mailglass_reconcile import reconcile
-from mailglass_reconcile.ops.doctor.finding import OK, WARNING
+from mailglass_reconcile.ops.checks import OK, WARNING
 
 TO, CC = "to@example.com", "cc@example.com"
 
@@ -38,7 +38,10 @@ def test_links_of_our_own_are_those_that_the_rule_makes(beside):
 
 @pytest.mark.parametrize(
     ("whose", "columns"),
-    [("1 to another tenant's, 0", {"tenant_id": "other"}), ("0 to another tenant's, 1", {"recipient": CC})],
+    [
+        ("another tenant's (1) or recipient's (0)", {"tenant_id": "other"}),
+        ("another tenant's (0) or recipient's (1)", {"recipient": CC}),
+    ],
 )
 def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(beside, whose, columns):
     """Mailglass's reconciler looks at neither."""

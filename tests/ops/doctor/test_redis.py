@@ -9,8 +9,9 @@ import redis
 
 from database import Database
 from diagnosing import of, report, using
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
-from mailglass_reconcile.ops.doctor.redis import holder, lock
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks.workers import held as held_by
+from mailglass_reconcile.ops.checks.workers import holder
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.singleton.lock import PREFIX, key_of
 from mailglass_reconcile.testing import servers
@@ -90,8 +91,7 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 
 def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
     """Return what is found of the lock if the workers know these tasks."""
-    [found] = lock(holder(), known, queued)
-    return found
+    return held_by(holder(), known, queued)
 
 
 def test_a_lock_that_was_left_behind(db, store):
@@ -105,7 +105,7 @@ def test_a_lock_that_was_left_behind(db, store):
     assert held(known=("task-1",)).status == OK
     store.set(key, "queued task-2", ex=60)
     assert [held(queued=number).status for number in (0, 1, None)] == [WARNING, OK, OK]
-    assert f"redis-cli DEL {key}" in held().remedy
+    assert held().remedy == f"redis-cli DEL {key}"
     store.delete(key)
     assert held().status == OK
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 import mailglass_reconcile
 from conftest import Database
 from diagnosing import heal, of, report, using
-from mailglass_reconcile.ops.doctor.finding import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.store import privileges
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,45 @@
+"""Whether the environment says what it means: settings that can be read, names that exist, modules that load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
+from mailglass_reconcile.rules.humanize import nearest, shown
+from mailglass_reconcile.settings import ENV_PREFIX, Settings
+
+OF_TESTS = f"{ENV_PREFIX}TEST_"
+
+
+@check("settings", needs="nothing")
+def settings() -> Iterator[Finding]:
+    """The settings can be read, and every variable with our prefix is one."""
+    try:
+        runtime.get_settings()
+    except ConfigurationError as fault:
+        yield error(str(fault), "correct the variable that the message names")
+        return
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    ours = [name for name in sorted(os.environ) if name.upper().startswith(ENV_PREFIX)]
+    unknown = [name for name in ours if name.upper() not in known and not name.upper().startswith(OF_TESTS)]
+    for name in unknown:
+        meant = nearest(name, known, likeness=0.75)
+        asked = f"; did you mean {meant}?" if meant else ""
+        step = f"rename it to {meant}, or remove it" if meant else "remove it; docs/settings.md lists the settings"
+        yield warning(f"nothing reads the variable {shown(name)}{asked}", step)
+    if not unknown:
+        yield ok("every MAILGLASS_* variable is known and has a value that can be used")
+
+
+@check("imports", needs="nothing")
+def imports() -> Iterator[Finding]:
+    """The modules of MAILGLASS_IMPORTS can be imported."""
+    try:
+        runtime.load_imports()
+    except ConfigurationError as fault:
+        yield error(str(fault), "correct MAILGLASS_IMPORTS, or install the module where this command runs")
+    else:
+        yield ok(f"MAILGLASS_IMPORTS: {shown(runtime.get_settings().imports) or 'none'}")

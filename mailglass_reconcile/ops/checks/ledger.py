@@ -1,0 +1,151 @@
+"""Whether the table of open orphans equals the ledger, and whether events can find deliveries: by samples.
+
+A sample of pages costs the same however large a table is, and each time it is another one; a smaller table is looked at
+whole. The repair of the open orphans is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from mailglass_reconcile.errors import database_errors
+from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.rules.humanize import counted, share, verb
+from mailglass_reconcile.store import repair, schema
+from mailglass_reconcile.store.database import Connected, Transaction
+from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
+
+PAGES = {"mailglass_events": 400, "mailglass_open_orphans": 100, "mailglass_open_orphan_ids": 100}
+"""Pages of 8 kB: about 10,000 rows of each table."""
+DELIVERY_PAGES = 100
+BATCH_ROWS = 5_000
+DAY_MINUTES = 1_440
+REPAIR = "run `mailglass-reconcile doctor --repair`; the daily prune repairs it too"
+
+# OFFSET 0, so that each row is probed for: with stale statistics, hashing a whole table looks cheap. For the same
+# reason IS NOT DISTINCT FROM, which no index serves. An orphan that is within a day of the maximum age may have expired
+# by another reading of its time.
+_MISSING = """
+SELECT count(*) AS looked_at, count(*) FILTER (WHERE too_long) AS too_long,
+       count(*) FILTER (WHERE NOT too_long
+                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = s.id OFFSET 0)
+                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)) AS wrong
+  FROM (SELECT id, tenant_id, length(tenant_id) > :max_tenant_length AS too_long
+          FROM {schema}.mailglass_events TABLESAMPLE SYSTEM (CAST(:percent AS real))
+         WHERE needs_reconciliation = true AND delivery_id IS NULL
+           AND inserted_at > now()::timestamp - make_interval(mins => :minutes)
+           AND inserted_at < now()::timestamp + interval '1 day'
+           AND (substr(id::text, 15, 1) <> '7'
+                OR to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)::timestamp
+                   BETWEEN now()::timestamp - make_interval(mins => :minutes)
+                       AND now()::timestamp + interval '1 minute')) AS s
+""".replace("{links}", schema.links("s.id", "s.tenant_id"))
+
+_SETTLED = """
+SELECT count(*) AS looked_at,
+       count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = s.event_id OFFSET 0)
+                           OR EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)) AS wrong
+  FROM (SELECT event_id, tenant_id
+          FROM {schema}.mailglass_open_orphans TABLESAMPLE SYSTEM (CAST(:percent AS real))) AS s
+""".replace("{links}", schema.links("s.event_id", "s.tenant_id"))
+
+_STRAY_IDS = """
+SELECT count(*) AS looked_at,
+       count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans
+                                           WHERE event_id = s.event_id OFFSET 0)) AS wrong
+  FROM (SELECT event_id
+          FROM {schema}.mailglass_open_orphan_ids TABLESAMPLE SYSTEM (CAST(:percent AS real))) AS s
+"""
+
+_DELIVERIES = """
+SELECT count(*) AS deliveries, count(*) FILTER (WHERE provider_message_id IS NULL) AS without_id,
+       count(*) FILTER (WHERE provider_message_id LIKE 'mailglass-synthetic-%') AS made_up
+  FROM {schema}.mailglass_deliveries TABLESAMPLE SYSTEM (CAST(:percent AS real))
+"""
+
+_PAGES = """
+SELECT coalesce(nullif((SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(to_regclass(:table))), 0),
+                pg_relation_size(to_regclass(:table))) / current_setting('block_size')::bigint
+"""
+
+
+@check("open_set")
+def open_set(look: Look) -> Iterator[Finding]:
+    """The table of open orphans has what the ledger says, and nothing else."""
+    max_age = look.tx.settings.max_age_minutes
+    minutes = {"minutes": max_age - min(DAY_MINUTES, max_age // 2), "max_tenant_length": MAX_TENANT_LENGTH}
+    of_ledger = _sample(look.tx, _MISSING, "mailglass_events", **minutes)
+    of_open = _sample(look.tx, _SETTLED, "mailglass_open_orphans")
+    of_ids = _sample(look.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
+    if of_ledger.wrong:
+        yield error(
+            f"{share(of_ledger.wrong, of_ledger.looked_at, 'orphan')} looked at {verb(of_ledger.wrong)} missing in the"
+            " table of open orphans, so no sweep links them",
+            REPAIR,
+        )
+    if of_open.wrong or of_ids.wrong:
+        yield warning(
+            f"the table of open orphans has extra rows: {share(of_open.wrong, of_open.looked_at, 'orphan')} that"
+            f" {verb(of_open.wrong)} reconciled or not in the ledger, {share(of_ids.wrong, of_ids.looked_at, 'id')}"
+            " without an orphan",
+            REPAIR,
+        )
+    if of_ledger.too_long:
+        yield warning(
+            f"{share(of_ledger.too_long, of_ledger.looked_at, 'orphan')} looked at"
+            f" {verb(of_ledger.too_long, 'has', 'have')} a tenant of more than {MAX_TENANT_LENGTH:,} characters, and no"
+            " sweep links such events",
+            "write events and deliveries with a shorter tenant id",
+        )
+    if not (of_ledger.wrong or of_open.wrong or of_ids.wrong):
+        seen = counted(of_ledger.looked_at, "orphan")
+        yield ok(f"the table of open orphans equals the ledger, as far as looked at ({seen})")
+
+
+@check("delivery_ids")
+def delivery_ids(look: Look) -> Iterator[Finding]:
+    """Deliveries have ids that an event can name."""
+    row = look.tx.execute(_DELIVERIES, {"percent": _percent(look.tx, "mailglass_deliveries", DELIVERY_PAGES)}).one()
+    if row.made_up:
+        yield warning(
+            f"{share(row.made_up, row.deliveries, 'delivery', 'deliveries')} looked at"
+            f" {verb(row.made_up, 'has', 'have')} an id that Mailglass made up (mailglass-synthetic-…), which no event"
+            " will ever name",
+            "send through another provider than Mailjet and SparkPost, or record with record_send()",
+        )
+    if row.deliveries and row.without_id == row.deliveries:
+        yield error(
+            f"none of {counted(row.deliveries, 'delivery', 'deliveries')} looked at has a provider_message_id, so no"
+            " event can find one",
+            "store the id that the provider's API returns, as record_send() does",
+        )
+    elif not row.made_up:
+        yield ok(f"{counted(row.deliveries, 'delivery', 'deliveries')} looked at")
+
+
+def _sample(tx: Transaction, statement: str, table: str, **more: int) -> sa.Row[Any]:
+    """Return how many rows of a sample are `wrong`, and how many were `looked_at`."""
+    return tx.execute(statement, {"percent": _percent(tx, table, PAGES[table]), **more}).one()
+
+
+def _percent(tx: Transaction, table: str, pages: int) -> float:
+    """Return which part of *table*, in percent, has about as many pages of 8 kB; 100 if it has no more than that."""
+    there = float(tx.execute(_PAGES, {"table": tx.name_of(table)}).scalar_one())
+    return min(100.0, 100.0 * pages / max(there, 1.0))
+
+
+def repaired(connected: Connected) -> str:
+    """Make the open orphans equal the ledger, as the daily prune does, and return what was done.
+
+    Raises:
+        MailglassReconcileError: The database refused; earlier batches stay done.
+    """
+    with database_errors():
+        removed = repair.remove_expired(connected, BATCH_ROWS).orphans
+        removed += repair.remove_settled(connected, BATCH_ROWS)
+        repair.remove_stray_ids(connected, BATCH_ROWS)
+        added = repair.add_missing(connected, BATCH_ROWS)
+    return f"repaired: {counted(added, 'open orphan')} added, {removed:,} removed"

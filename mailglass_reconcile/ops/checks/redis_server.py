@@ -1,0 +1,101 @@
+"""Redis: whether it can be reached, is a master, and lets this user publish and lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mailglass_reconcile import pubsub, runtime
+from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
+from mailglass_reconcile.pubsub import events_channel
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.singleton.lock import PREFIX, try_lock
+
+LOST = "links are made, but not broadcast"
+DENIED = ("NoPermissionError", "ACL failure in script")
+
+_REFUSALS = {
+    "ReadOnlyError": "it is a replica",
+    "OutOfMemoryError": "its memory is full (maxmemory)",
+    "MISCONF": "it cannot save its data to disk",
+    "NOREPLICAS": "it lacks the replicas that min-replicas-to-write asks for",
+}
+
+
+@dataclass
+class Redis:
+    """The Redis of the broadcasts and the lock, and whether anybody wants one."""
+
+    is_wanted: bool
+    fault: Exception | None = None
+    """Why it cannot be reached."""
+
+    @cached_property
+    def client(self) -> Any:
+        """The client."""
+        return runtime.get_redis()
+
+
+@check("redis", needs="redis")
+def redis(it: Redis) -> Iterator[Finding]:
+    """It can be reached and is a master; nobody needs one who has configured none and does not use Celery."""
+    try:
+        server = pubsub.server_of(it.client, "MAILGLASS_REDIS_URL")
+        role = it.client.info("replication").get("role")
+    except ConfigurationError as fault:
+        it.fault = fault
+        yield error(str(fault), "correct MAILGLASS_REDIS_URL")
+        return
+    except Exception as fault:  # whatever the client raises: a fault of the connection, or a right that is missing
+        role = None
+        if not _is_denied(fault):
+            it.fault = fault
+            said, remedy = unreachable.told_apart(fault, server)
+            message = f"cannot connect to {server.kind} at {server.place}: {said}; {LOST}"
+            yield error(message, remedy) if it.is_wanted else ok("no Redis is configured, so there are no live updates")
+            return
+    if role == "slave":
+        it.fault = ConfigurationError("a replica")
+        yield error(
+            f"the {server.kind} at {server.place} is a replica: {LOST}",
+            "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…): docs/redis.md",
+        )
+    else:
+        yield ok(f"connected to {server.kind} at {server.place}")
+
+
+@check("redis_rights", needs="redis")
+def rights(it: Redis) -> Iterator[Finding]:
+    """This user may publish."""
+    grant = "ACL SETUSER <this user> +publish '&mailglass:events:*'"
+    refused = error(f"this user may not PUBLISH on mailglass:events:*: {LOST}", grant)
+    # No JSON: our subscribers pass it over.
+    yield _tried(lambda: it.client.publish(events_channel("doctor"), ""), refused, "this user may publish")
+
+
+@check("lock_rights", needs="redis")
+def lock_rights(it: Redis) -> Iterator[Finding]:
+    """The lock of sweeps can be taken."""
+    grant = f"ACL SETUSER <this user> +set +get +pttl +pexpire +del +evalsha +script|load '~{PREFIX}*'"
+    refused = warning(f"this user may not take locks on {PREFIX}*: sweeps run without their lock, perhaps twice", grant)
+    yield _tried(lambda: try_lock(it.client), refused, "the lock can be taken")
+
+
+def _tried(use: Callable[[], object], refused: Finding, well: str) -> Finding:
+    try:
+        use()
+    except Exception as fault:  # as above
+        if _is_denied(fault):
+            return refused
+        text = f"{type(fault).__name__} {fault}"
+        known = next((said for word, said in _REFUSALS.items() if word in text), type(fault).__name__)
+        return error(f"Redis refuses to write: {known}", "look at the server's log, memory and disk", ("redis_rights",))
+    return ok(well)
+
+
+def _is_denied(fault: Exception) -> bool:
+    """Whether a right is missing; what a script of the lock may not do is an error of the script."""
+    return any(word in f"{type(fault).__name__} {fault}" for word in DENIED)

@@ -1,0 +1,69 @@
+"""The database server: whether this process can connect, and whether it takes writes of any text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
+from mailglass_reconcile.store import schema
+
+OLDEST_SERVER = 150_000
+
+_SERVER = """
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS number,
+       (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on' AS read_only,
+       pg_is_in_recovery() AS replica, quote_ident(current_user) AS role
+"""
+_ENCODING = "SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()"
+
+_TIME_ZONE = """
+SELECT s.reset_val AS time_zone, quote_ident(current_user) AS role,
+       now() AT TIME ZONE s.reset_val = now() AT TIME ZONE 'UTC' AS is_utc
+  FROM pg_settings AS s WHERE s.name = 'TimeZone'
+"""
+
+
+@check("server", cheap=True)
+def server(look: Look) -> Iterator[Finding]:
+    """The server is recent, and takes writes."""
+    row = look.tx.execute(_SERVER).one()
+    if row.number < OLDEST_SERVER:
+        yield error(f"PostgreSQL {row.version} is too old", "use PostgreSQL 15 or later")
+    elif row.replica and look.thorough:  # a page may read one
+        yield error("this server is a replica, which takes no writes", "set MAILGLASS_DATABASE_URL to the primary")
+    elif row.read_only and look.thorough:
+        yield error(
+            "transactions are read-only by default (default_transaction_read_only), so no sweep can link",
+            f"ALTER ROLE {row.role} SET default_transaction_read_only = off",
+        )
+    else:
+        yield ok(f"PostgreSQL {row.version}")
+
+
+@check("encoding")
+def encoding(look: Look) -> Iterator[Finding]:
+    """The database holds every character."""
+    name = look.tx.execute(_ENCODING).scalar_one()
+    if name == "UTF8":
+        yield ok("the database's encoding is UTF8")
+    else:
+        yield warning(
+            f"the database's encoding is {name}: events with other characters cannot be stored or read",
+            "dump the database, create one with ENCODING 'UTF8', and restore there",
+        )
+
+
+@check("time_zone")
+def time_zone(look: Look) -> Iterator[Finding]:
+    """Sessions are in UTC where Mailglass writes times that depend on it."""
+    row = look.tx.execute(_TIME_ZONE).one()
+    if row.is_utc:
+        yield ok("sessions of this role are in UTC")
+    elif schema.made_by_mailglass(look.tx):
+        yield warning(
+            f"sessions of this role are in the time zone {row.time_zone}: rows of Mailglass whose id is no UUIDv7 may"
+            " seem to have arrived at another time",
+            f"ALTER ROLE {row.role} SET timezone = 'UTC'",
+        )
+    else:
+        yield ok(f"sessions of this role are in the time zone {row.time_zone}, on which nothing here depends")

@@ -1,0 +1,99 @@
+"""Whether full sweeps, the prune and beat run: judged by what they have left in the history, never by a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mailglass_reconcile import runtime
+from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok
+from mailglass_reconcile.rules.humanize import age, counted, shown
+from mailglass_reconcile.rules.lateness import LATE_SECONDS, PRUNE_LATE_SECONDS
+
+OF_THE_WORKER = ("redis", "broker", "worker", "queues", "schedule")
+"""What keeps Celery from running our tasks."""
+OF_THE_DATABASE = ("rights", "schema", "indexes", "functions", "triggers")
+START_BEAT = "start beat (`celery -A mailglass_reconcile beat`, or that of your own app)"
+SWEEP = "run `mailglass-reconcile sweep`, which says why"
+
+
+@check("beat", cheap=True)
+def beat(look: Look) -> Iterator[Finding]:
+    """If beat has asked for runs and does so no more, somebody else must sweep in its place."""
+    past = look.history
+    in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
+    if past.beat_age is None or past.beat_age <= LATE_SECONDS:
+        yield ok("beat has never asked for a run" if past.beat_age is None else f"a run {age(past.beat_age)} ago")
+    elif in_time:
+        yield ok(f"beat last asked for a run {age(past.beat_age)} ago; full sweeps are asked for by {_who(look)}")
+    else:
+        yield error(f"beat asked for a run {age(past.beat_age)} ago, and not since", START_BEAT, OF_THE_WORKER)
+
+
+@check("sweeps", cheap=True)
+def sweeps(look: Look) -> Iterator[Finding]:
+    """A full sweep has succeeded in time, and the last one has not failed."""
+    past, allowed = look.history, look.max_lag_seconds * 2 / 3
+    because = (*OF_THE_DATABASE, *OF_THE_WORKER, "beat")
+    if past.success_age is None and past.last is None:
+        step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
+        yield error("no full sweep has run yet", step, because)
+    elif past.last is not None and past.last.status == "failed":
+        named = shown(past.last.error or "no error was noted")
+        yield error(f"the last full sweep failed {age(past.last.age)} ago ({named})", SWEEP, because)
+    elif past.success_age is None:
+        yield error("no full sweep has ever succeeded", SWEEP, because)
+    elif past.success_age > allowed:
+        late = f"no full sweep has succeeded for {age(past.success_age)} (limit {age(allowed)})"
+        yield error(late, SWEEP, because)
+    elif past.last is not None and past.last.failed and not past.last.linked:
+        refused = counted(past.last.failed, "link")
+        yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
+    else:
+        yield ok(f"a full sweep succeeded {age(past.success_age)} ago, asked for by {_who(look)}")
+    if past.uncovered_seconds > allowed:
+        yield error(
+            f"full sweeps have not looked at everything for {age(past.uncovered_seconds)}: each ends at its deadline",
+            "run them more often, raise MAILGLASS_SWEEP_SECONDS, or use fan_out with more workers",
+        )
+
+
+def _who(look: Look) -> str:
+    return {"call": "a call of the task", "python": "Python"}.get(str(look.history.success_origin)) or str(
+        look.history.success_origin
+    )
+
+
+@check("prune", cheap=True)
+def prune(look: Look) -> Iterator[Finding]:
+    """Something was pruned within two days."""
+    past = look.history
+    if past.unpruned_seconds > PRUNE_LATE_SECONDS:
+        yield error(
+            f"nothing was pruned for {age(past.unpruned_seconds)}: tables grow, and expired orphans stay open",
+            "run `mailglass-reconcile prune`, and let beat or cron run it daily",
+            (*OF_THE_DATABASE, *OF_THE_WORKER, "beat"),
+        )
+    else:
+        yield ok(f"the last prune was {age(past.unpruned_seconds)} ago" if past.pruned else "nothing to prune yet")
+
+
+@check("broadcasts", cheap=True)
+def broadcasts(look: Look) -> Iterator[Finding]:
+    """Redis has taken what the last full sweep published; without a Redis of the user's choice nobody listens."""
+    last = look.history.last
+    if last is not None and last.publish_failed and not last.published and runtime.redis_was_chosen():
+        yield error(
+            f"Redis took none of the {counted(last.publish_failed, 'broadcast')} of the last full sweep",
+            "check MAILGLASS_REDIS_URL",
+            ("redis", "redis_rights"),
+        )
+    else:
+        yield ok("the last full sweep lost no broadcast")
+
+
+def runs_without_celery(look: Look) -> bool:
+    """Whether full sweeps run in time although nobody asks Celery for anything."""
+    past = look.history
+    of_beat = past.beat_age is not None and past.beat_age <= LATE_SECONDS
+    in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
+    return in_time and not of_beat and past.success_origin not in ("beat", "call")

@@ -1,0 +1,271 @@
+"""Celery: the broker, the workers that answer, the queues of our tasks and who consumes them, the lock."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+
+from celery import Celery, _state
+from kombu.connection import Connection
+
+from mailglass_reconcile import pubsub, runtime
+from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
+from mailglass_reconcile.rules import handlers as registry
+from mailglass_reconcile.rules import unreachable
+from mailglass_reconcile.rules.humanize import counted, shown
+from mailglass_reconcile.rules.unreachable import Server
+from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, holder_of, key_of
+
+ANSWER_SECONDS = (1.0, 2.0)
+"""How long workers have to answer; the second, if none has answered within the first."""
+
+CONNECT_SECONDS = 2
+
+ELSEWHERE = "if your own app runs the sweeps, name its module in MAILGLASS_IMPORTS, so that it is found here"
+
+
+def own_app() -> Celery | None:
+    """Return the Celery app that an application has made in this thread, as a module of MAILGLASS_IMPORTS may.
+
+    `celery.current_app` would make one if there is none.
+    """
+    return _state._tls.current_app
+
+
+class Cluster(ExitStack):
+    """A Celery app, its broker, and what its workers say; each is asked once."""
+
+    def __init__(self, app: Celery, setting: str) -> None:
+        """Look at *app*; *setting* says where its broker is."""
+        super().__init__()
+        self.app, self._setting = app, setting
+        options = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": CONNECT_SECONDS}
+        scheme = str(app.conf.broker_read_url or app.conf.broker_url or "").partition("://")[0]
+        options = options if "redis" in scheme else {}
+        self.connection: Connection = self.enter_context(
+            app.connection_for_read(connect_timeout=CONNECT_SECONDS, transport_options=options)
+        )
+
+    @cached_property
+    def server(self) -> Server:
+        """Where the broker is."""
+        it = self.connection
+        host = it.hostname
+        if it.transport_cls and "redis" in str(it.transport_cls) and host and "://" in host:
+            host = host.partition("://")[2]
+        return Server("the broker", unreachable.place(host, it.port, it.virtual_host), self._setting)
+
+    @cached_property
+    def before(self) -> Holder | None:
+        """Who had the lock of full sweeps before the workers were asked what they run."""
+        try:
+            return holder()
+        except Exception:  # the check of the lock asks again, and says so
+            return None
+
+    @cached_property
+    def answering(self) -> list[str]:
+        """The workers that answer."""
+        soon, later = ANSWER_SECONDS
+        _ = self.before
+        return list(self._inspect(soon).ping() or self._inspect(later).ping() or {})
+
+    @cached_property
+    def queues(self) -> Mapping[str, set[str]]:
+        """The queues that each consumes."""
+        found = self._asked.active_queues() or {} if self.answering else {}
+        return {name: {queue["name"] for queue in found.get(name) or []} for name in self.answering}
+
+    @cached_property
+    def registered(self) -> Mapping[str, Any]:
+        """The tasks that each knows."""
+        return (self._asked.registered() or {}) if self.answering else {}
+
+    @cached_property
+    def taken(self) -> frozenset[str]:
+        """The ids of the tasks that they run, or have taken from a queue."""
+        if not self.answering:
+            return frozenset()
+        replies = (self._asked.active() or {}, self._asked.reserved() or {})
+        return frozenset(request["id"] for reply in replies for requests in reply.values() for request in requests)
+
+    @property
+    def _asked(self) -> Any:
+        """Ask those that answer; each question ends as soon as all have answered."""
+        return self._inspect(ANSWER_SECONDS[0], destination=self.answering, limit=len(self.answering))
+
+    def _inspect(self, seconds: float, **options: Any) -> Any:
+        return self.app.control.inspect(timeout=seconds, connection=self.connection, **options)
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether no app of the application's own was found."""
+        return bool(self.app.main == "mailglass_reconcile")
+
+    @property
+    def start(self) -> str:
+        """The step that starts a worker of this app, and of no other: another one would take other tasks too."""
+        modules = [*runtime.get_settings().imports.replace(" ", "").split(","), "mailglass_reconcile.celery"]
+        for name in modules:
+            if name in sys.modules and any(value is self.app for value in vars(sys.modules[name]).values()):
+                return f"start a worker: `celery -A {name.removesuffix('.celery')} worker`"
+        return f"start a worker of your Celery app {shown(self.app.main or '?')}"
+
+    def tasks(self) -> list[str]:
+        """Return our tasks that have to run: those of the schedule, the sweep, the prune, and handlers' dispatch."""
+        scheduled = {entry.get("task") for entry in self.app.conf.beat_schedule.values()}
+        more = [RECENT_TASK] if RECENT_TASK in scheduled else []
+        hooked = [DISPATCH_TASK] if registry.types() or DISPATCH_TASK in scheduled else []
+        return [SWEEP_TASK, PRUNE_TASK, *more, *hooked]
+
+    def queue_of(self, task: str) -> str | None:
+        """Return the name of the queue that a task goes to."""
+        queue = self.app.amqp.router.route({}, task).get("queue")
+        return None if queue is None else str(getattr(queue, "name", queue))
+
+    def messages(self, queue: str | None) -> int | None:
+        """Return how many messages wait in a queue; None if the broker cannot say."""
+        if queue is None:
+            return None
+        try:
+            with self.connection.channel() as channel:
+                return int(channel.queue_declare(queue=queue, passive=True).message_count)
+        except Exception as fault:  # Redis keeps no empty queue
+            return 0 if "NOT_FOUND" in str(fault) or getattr(fault, "code", None) == 404 else None
+
+
+@check("broker", needs="celery")
+def broker(cluster: Cluster) -> Iterator[Finding]:
+    """It can be reached."""
+    server = cluster.server
+    try:
+        cluster.connection.connect()
+    except Exception as fault:  # each broker's driver has errors of its own
+        said, remedy = unreachable.told_apart(fault, server)
+        redis = pubsub.server_of(runtime.get_redis(), "")
+        message = f"cannot connect to {server.kind} at {server.place}: {said}; no task can run"
+        yield error(message, remedy, ("redis",) if redis.place == server.place else ())
+    else:
+        yield ok(f"connected to {server.kind} at {server.place}")
+
+
+@check("worker", needs="celery")
+def worker(cluster: Cluster) -> Iterator[Finding]:
+    """A worker answers."""
+    before = cluster.before
+    if cluster.answering:
+        yield ok(f"{counted(len(cluster.answering), 'Celery worker answers', 'Celery workers answer')}")
+    elif before is not None and not before.is_queued:
+        yield warning(
+            f"no Celery worker answers within {sum(ANSWER_SECONDS):g} s, but the lock says that task"
+            f" {shown(before.task_id)} is sweeping: a worker with the pool `solo` answers only when it is done",
+            f"run the doctor again in a minute; if none answers then, {cluster.start}",
+        )
+    else:
+        yield error(
+            f"no Celery worker of the app {shown(cluster.app.main or '?')} answers within {sum(ANSWER_SECONDS):g} s",
+            cluster.start + (f"; {ELSEWHERE}" if cluster.is_bundled else ""),
+        )
+
+
+@check("queues", needs="celery")
+def queues(cluster: Cluster) -> Iterator[Finding]:
+    """Each of our tasks has a worker that consumes its queue and knows it."""
+    by_queue: dict[str, list[str]] = {}
+    for task in cluster.tasks():
+        if name := cluster.queue_of(task):
+            by_queue.setdefault(name, []).append(task)
+    for name, tasks in by_queue.items():
+        yield from _queue(cluster, name, tasks)
+
+
+def _queue(cluster: Cluster, name: str, tasks: list[str]) -> Iterator[Finding]:
+    consumers = [one for one, its in cluster.queues.items() if name in its]
+    waiting, which = cluster.messages(name), " and ".join(tasks)
+    size = "" if waiting is None else f", {counted(waiting, 'message waits', 'messages wait')} there"
+    informed = any(all(_knows(cluster, one, task) for task in tasks) for one in cluster.answering)
+    if not consumers and informed and not waiting and cluster.is_bundled:
+        yield ok(f"a worker knows {which}, and nothing waits in the bundled app's queue {shown(name)}")
+    elif not consumers and cluster.answering:
+        step = cluster.start
+        step = f"{step[:-1]} -Q {shown(name)}`; {ELSEWHERE}" if cluster.is_bundled else f"{step}, for that queue"
+        yield error(f"no worker consumes the queue {shown(name)} of {which}{size}", step)
+    elif not consumers and waiting:
+        message = f"{counted(waiting, 'message waits', 'messages wait')} in the queue {shown(name)} of {which}"
+        yield error(message, cluster.start, ("worker",))
+    elif lacking := [task for task in tasks if consumers and not any(_knows(cluster, one, task) for one in consumers)]:
+        yield error(
+            f"the workers that consume the queue {shown(name)} do not know {' and '.join(lacking)}{size}",
+            'call app.autodiscover_tasks(["mailglass_reconcile"]) in your app, then restart its workers',
+        )
+    elif consumers:
+        consuming = counted(len(consumers), "worker consumes", "workers consume")
+        yield ok(f"{consuming} the queue {shown(name)} of {which}{size}")
+
+
+def _knows(cluster: Cluster, worker: str, task: str) -> bool:
+    return worker not in cluster.registered or any(task in one for one in cluster.registered[worker])
+
+
+@check("schedule", needs="celery")
+def schedule(cluster: Cluster) -> Iterator[Finding]:
+    """Beat would ask for sweeps, and for dispatches if there are handlers, with this app's schedule."""
+    conf = cluster.app.conf
+    scheduled = {entry.get("task") for entry in conf.beat_schedule.values()}
+    wanted = {SWEEP_TASK: "sweeps", **({DISPATCH_TASK: "handlers"} if registry.types() else {})}
+    lacking = [what for task, what in wanted.items() if task not in scheduled]
+    if "PersistentScheduler" not in str(conf.beat_scheduler or "PersistentScheduler"):
+        yield ok("a custom scheduler stores the schedule, so it cannot be checked here")
+    elif lacking:
+        yield warning(
+            f"the beat schedule of the app {shown(cluster.app.main or '?')} has no entry for {' and '.join(lacking)}",
+            "add `beat_schedule` of mailglass_reconcile to it",
+        )
+    else:
+        yield ok(f"it has {' and '.join(wanted.values())}")
+
+
+@check("lock", needs="celery")
+def lock(cluster: Cluster) -> Iterator[Finding]:
+    """The lock of full sweeps is free, or a task has it that a worker runs."""
+    yield held(cluster.before, cluster.taken, cluster.messages(cluster.queue_of(SWEEP_TASK)))
+
+
+def holder() -> Holder | None:
+    """Return who has the lock of full sweeps, or None.
+
+    Raises:
+        ConfigurationError: There is no database to tell deployments apart by.
+        Exception: Redis refuses, or does not answer.
+    """
+    return holder_of(runtime.get_redis(), key_of(None))
+
+
+def held(before: Holder | None, known_tasks: Collection[str], queued: int | None) -> Finding:
+    """Return who has the lock of full sweeps, and whether that is a task that some worker runs.
+
+    Args:
+        before: Who had it before the workers were asked what they run.
+        known_tasks: What they run, or have taken from a queue.
+        queued: Messages in the queue of sweeps; None if it cannot be counted.
+    """
+    now = holder()
+    if now is None:
+        return ok("the lock of full sweeps is free")
+    left, heal = now.seconds_left, f"redis-cli DEL {key_of(None)}"
+    if left is None:
+        return warning(f"{shown(now.task_id)} has the lock of full sweeps without end: they are duplicates", heal)
+    since, how = max(0, LOCK_SECONDS - left), "queued" if now.is_queued else "taken or renewed"
+    text = f"task {shown(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
+    same = before is not None and before.token == now.token
+    if same and now.task_id not in known_tasks and (queued == 0 or not now.is_queued):
+        return warning(
+            f"{text}; no worker that answers knows this task: perhaps its worker was killed. Until the lock expires,"
+            " sweeps are duplicates of it",
+            heal,
+        )
+    return ok(text)
