@@ -73,8 +73,8 @@ def revision(look: Look) -> Iterator[Finding]:
         yield error(f"schema {tx.schema} is {now}, this version needs {schema.VERSION}", step)
     else:
         second = elsewhere.second_set(tx, found)
-        yield from [warning(*second)] if second else []
-        yield from _faults(look, "schema") or [ok(f"schema {tx.schema} is at revision {version}")]
+        faults = [*_faults(look, "schema"), *([warning(*second)] if second else [])]
+        yield from faults or [ok(f"schema {tx.schema} is at revision {version}")]
 
 
 def _faults(look: Look, kind: Kind) -> list[Finding]:
