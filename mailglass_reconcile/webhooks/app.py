@@ -29,6 +29,7 @@ from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.humanize import counted, shown
+from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.store.engines import connect
 from mailglass_reconcile.webhooks import metrics, registry
 from mailglass_reconcile.webhooks import secrets as keys
@@ -42,7 +43,6 @@ from mailglass_reconcile.webhooks.bodies import (
     TooSlowError,
 )
 from mailglass_reconcile.webhooks.certificates import WAIT_SECONDS, CertificateNeededError, TooLateError
-from mailglass_reconcile.webhooks.pauses import Pauses
 from mailglass_reconcile.webhooks.receiving import check_any, claimed, public_url, read_verified
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.secrets import Given, Secrets

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks.pauses import Pauses
+from mailglass_reconcile.rules.pauses import Pauses
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from anymail_single import mailersend_request, mailgun_request
 from anymail_wire import BEGIN, PRIVATE
 from mailglass_reconcile.contrib.anymail import webhook_event
 from mailglass_reconcile.record.webhooks import check
-from mailglass_reconcile.webhooks import formats, pauses
+from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.webhooks import formats
 from senders import documented, signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:django-anymail has dropped official support")
