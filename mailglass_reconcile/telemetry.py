@@ -7,6 +7,8 @@ of an error. Without an SDK a sweep pays some microseconds for it.
 from __future__ import annotations
 
 import importlib.metadata
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +16,7 @@ from typing import NamedTuple
 
 from opentelemetry import metrics, trace
 
+from mailglass_reconcile import errors
 from mailglass_reconcile.rules import states
 
 NAME = "mailglass_reconcile"
@@ -38,6 +41,7 @@ METRIC_ATTRIBUTES = {
     "orphans": ("outcome", frozenset({*states.OUTCOMES, "expired"})),
     "messages": ("outcome", frozenset({"published", "failed"})),
     "sweeps": ("status", frozenset(states.RUN_STATUSES)),
+    "recording_failures": ("cause", frozenset(name for name in vars(errors) if name.endswith("Error"))),
 }
 """The only attribute of each counter, and its values; anything else is not counted."""
 
@@ -45,6 +49,9 @@ DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0
 LAG_SECONDS = (0.1, 0.5, 1.0, 5.0, 60.0, 120.0, 300.0, 360.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0, 604_800.0)
 
 Span = trace.Span
+
+_lock = threading.Lock()
+_counted: Counter[tuple[str, str]] = Counter()
 Value = str | int | None
 
 
@@ -52,6 +59,7 @@ class _Instruments(NamedTuple):
     orphans: metrics.Counter
     sweeps: metrics.Counter
     messages: metrics.Counter
+    recording_failures: metrics.Counter
     format_warnings: metrics.Counter
     duration: metrics.Histogram
     lag: metrics.Histogram
@@ -71,6 +79,9 @@ def _instruments() -> _Instruments:
         ),
         sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by how they ended"),
         messages=meter.create_counter(f"{NAME}.messages", "{message}", "Messages that Redis took, and that it did not"),
+        recording_failures=meter.create_counter(
+            f"{NAME}.recording_failures", "{failure}", "Sends and webhooks that were not recorded, by cause"
+        ),
         format_warnings=meter.create_counter(
             f"{NAME}.webhook_format_warnings", "{event}", "Webhook events of a known type without an id and a recipient"
         ),
@@ -135,6 +146,17 @@ def count_messages(outcomes: Mapping[str, int]) -> None:
     _count("messages", outcomes)
 
 
+def count_recording_failure(cause: str) -> None:
+    """Count a send or a webhook that was not recorded; *cause* is the name of an error of ours."""
+    _count("recording_failures", {cause: 1})
+
+
+def counts(name: str) -> dict[str, int]:
+    """Return what this process has counted since it started, under each value that the counter's attribute may have."""
+    with _lock:
+        return {value: _counted[name, value] for value in sorted(METRIC_ATTRIBUTES[name][1])}
+
+
 def count_sweep(status: str, duration_ms: int | None = None) -> None:
     """Count a sweep by how it ended, and note how long it took, if it began."""
     _count("sweeps", {status: 1})
@@ -165,3 +187,5 @@ def _count(name: str, numbers: Mapping[str, int]) -> None:
     for value, number in numbers.items():
         if number and value in values:
             counter.add(number, {attribute: value})
+            with _lock:
+                _counted[name, value] += number

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import checking
+from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.store import deliveries, ledger
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import uuid7
@@ -67,7 +67,7 @@ def append(
         metadata=checking.metadata("metadata", metadata or {}),
         needs_reconciliation=needs_reconciliation,
     )
-    with borrowed(connection, runtime.get_settings()) as tx:
+    with failures.counted("an event"), borrowed(connection, runtime.get_settings()) as tx:
         if entry.delivery_id is not None and not deliveries.hold(tx, entry.tenant_id, entry.delivery_id):
             raise InvalidEventError(f"there is no delivery {entry.delivery_id} of this tenant")
         inserted = ledger.append(tx, [entry])

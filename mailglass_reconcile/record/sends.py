@@ -20,10 +20,11 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.record import after_commit, checking
+from mailglass_reconcile.record import after_commit, checking, failures
 from mailglass_reconcile.record.after_commit import Recheck, RecordedDelivery, Step
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
+from mailglass_reconcile.rules.humanize import shown
 from mailglass_reconcile.store import open_orphans, sends
 from mailglass_reconcile.store.borrowing import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
@@ -111,7 +112,7 @@ def record_send(
         json.dumps(checking.metadata("metadata", {} if metadata is None else metadata)),
     )
     checked = check(campaign.tenant_id, campaign.spellings[0], sent)
-    with borrowed(connection, settings) as tx:
+    with failures.counted(f"a send by {shown(provider)}"), borrowed(connection, settings) as tx:
         delivery_ids, may_be_open = _store(tx, campaign, checked)
         pairs, notes = _match(tx, checked, set(delivery_ids)) if may_be_open else ([], {})
         linked = link_in(tx, pairs, notes)

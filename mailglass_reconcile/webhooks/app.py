@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,11 +19,10 @@ from mailglass_reconcile.errors import (
     ConfigurationError,
     InvalidEventError,
     InvalidWebhookError,
-    MailglassReconcileError,
     SignatureError,
     database_errors,
 )
-from mailglass_reconcile.record import checking
+from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.addresses import holds_address
@@ -94,7 +92,8 @@ def webhook_app(
 
     Mount it, such as `app.mount("/webhooks", webhook_app())`. `docs/providers.md` lists its status codes: 401 for a
     wrong signature, 400 for a body that cannot be parsed, 404 without a secret, and 503 (429 to Brevo) if the provider
-    should repeat the webhook. The log has a line for each webhook.
+    should repeat the webhook. The log has a line for each webhook; of those that could not be recorded, one for each
+    cause and minute.
 
     Args:
         engine: A SQLAlchemy engine on psycopg, best with a pool of eight connections; None is the one of `configure`,
@@ -249,7 +248,13 @@ class Receiver:
         if not events:
             return ()
         tenant = tenant or self._tenant_of(path)
-        with claimed(found, request), connect(self._engine) as connection, database_errors(), connection.begin():
+        with (
+            failures.counted(_webhook_of(provider)),
+            claimed(found, request),
+            connect(self._engine) as connection,
+            database_errors(),
+            connection.begin(),
+        ):
             return tuple(record_webhook(connection, tenant_id=tenant, provider=provider, events=events))
 
     def _tenant_of(self, path: str) -> str:
@@ -277,6 +282,10 @@ class _NotServedError(Exception):
     """There is no such tenant, or no secret of its own."""
 
 
+def _webhook_of(provider: str) -> str:
+    return f"a webhook of {registry.name(provider)}"
+
+
 def _refusal(found: Provider, provider: str, error: Exception) -> Answer:
     """Return the answer to a webhook that was not recorded; the log has a line."""
     again = registry.busy(found)
@@ -297,11 +306,8 @@ def _refusal(found: Provider, provider: str, error: Exception) -> Answer:
             return Answer(408 if again == 503 else again, "the body did not arrive in time")
         case BusyError():
             logger.error("a webhook of %s was not recorded: too many are in hand", provider)
-        case MailglassReconcileError():
-            logger.error("a webhook of %s was not recorded: %s", provider, error)
-        case _:  # a function of an application's, or a fault of ours
-            at, kind = traceback.extract_tb(error.__traceback__)[-1], type(error).__name__
-            logger.error("a webhook of %s was not recorded: %s in %s:%s", provider, kind, at.filename, at.lineno)
+        case _:  # also of a function of an application's, or a fault of ours
+            failures.log(_webhook_of(provider), error)
     return Answer(again, "try again later", _AGAIN)
 
 

@@ -7,6 +7,7 @@ no library for it, so it is written here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mailglass_reconcile import telemetry
 from mailglass_reconcile.webhooks import formats
@@ -22,16 +23,23 @@ def exposition(results: Counts) -> str:
     Args:
         results: Webhooks, by provider and result.
     """
-    warnings = formats.counts()
     described = "Events of a known type with neither a message id nor a recipient"
+    failed = "Sends and webhooks that were not recorded, by cause"
+    messages = "Broadcasts of this process that Redis took, and those that it did not"
     lines = [
         *_counter("webhooks", "Webhooks, by provider and result", ("provider", "result"), results),
-        *_counter("webhook_format_warnings", described, ("provider", "type"), warnings),
+        *_counter("webhook_format_warnings", described, ("provider", "type"), formats.counts()),
+        *_counter("recording_failures", failed, ("cause",), _keyed(telemetry.counts("recording_failures"))),
+        *_counter("messages", messages, ("outcome",), _keyed(telemetry.counts("messages"))),
     ]
     return "\n".join(lines)
 
 
-def _counter(name: str, description: str, labels: tuple[str, str], counts: Counts) -> Iterator[str]:
+def _keyed(counts: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    return {(value,): number for value, number in counts.items()}
+
+
+def _counter(name: str, description: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> Iterator[str]:
     """Yield the lines of a counter; its values are names of providers and words of ours, which need no escaping."""
     full = f"{telemetry.NAME}_{name}_total"
     yield f"# HELP {full} {description}"

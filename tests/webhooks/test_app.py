@@ -10,7 +10,8 @@ import pytest
 import senders
 from anymail_wire import AUTH
 from mailglass_reconcile import Sent, broadcast, record_send
-from mailglass_reconcile.webhooks import formats, pauses
+from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.webhooks import formats
 from receivers import SECRETS, ask, first, mounted, now, post, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 
@@ -98,13 +99,15 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
         client.post("/mailersend", content=changed.body, headers=changed.headers)
         client.post("/pigeon")
         db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
-        client.post("/brevo", content=first("brevo").body, headers=first("brevo").headers)
+        for _ in range(3):
+            client.post("/brevo", content=first("brevo").body, headers=first("brevo").headers)
         db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
         answers = [client.get("/metrics", headers=headers) for headers in ({}, {"Authorization": "Bearer x"}, allowed)]
     assert [answer.status_code for answer in answers] == [401, 401, 200]
     assert answers[2].headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert scraped(answers[2].text) == {
-        'mailglass_reconcile_webhooks_total{provider="brevo",result="failed"}': 1,
+    assert {name: value for name, value in scraped(answers[2].text).items() if value} == {
+        'mailglass_reconcile_recording_failures_total{cause="DatabaseRefusedError"}': 3,
+        'mailglass_reconcile_webhooks_total{provider="brevo",result="failed"}': 3,
         'mailglass_reconcile_webhooks_total{provider="mailersend",result="received"}': 1,
         'mailglass_reconcile_webhooks_total{provider="postmark",result="received"}': 2,
         'mailglass_reconcile_webhooks_total{provider="postmark",result="refused"}': 2,
@@ -114,6 +117,7 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
     assert "INFO: postmark: 1 event, 1 waiting\n" in told
     assert "INFO: postmark: 1 event, 1 repeated\n" in told
     assert len(re.findall("^(INFO|WARNING|ERROR): ", told, re.MULTILINE)) == 8  # with the one of the format
+    assert told.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
     assert "Traceback" not in told
     assert "@" not in told
 
@@ -129,10 +133,11 @@ def test_prometheus_reads_the_counters(db, monkeypatch):
         return await client.get("/metrics", headers={"Authorization": f"bearer {TOKEN}"})
 
     families = list(parser.text_string_to_metric_families(ask(receiver, talk).text))
-    assert [(one.name, one.type, one.samples[0].value) for one in families] == [
+    assert [(one.name, one.type, one.samples[0].value) for one in families[:2]] == [
         ("mailglass_reconcile_webhooks", "counter", 3),
         ("mailglass_reconcile_webhook_format_warnings", "counter", 2),
     ]
+    assert [one.name.removeprefix("mailglass_reconcile_") for one in families[2:]] == ["recording_failures", "messages"]
 
 
 def mounted_receiver():

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import threading
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from mailglass_reconcile import runtime, webhooks
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database
 from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError
-from mailglass_reconcile.record import checking
+from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
@@ -58,12 +57,15 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
             return
         ids = ", ".join(dict.fromkeys(shown(str(one.message_id)) for one in sent))
         tenant = tenant_of(message)
-        _in_sync_thread(lambda: _record(lambda lent: record_send(lent, provider=esp_name, sent=sent, tenant_id=tenant)))
+        with failures.counted(f"a send by {shown(esp_name)}"):
+            _in_sync_thread(
+                lambda: _record(lambda lent: record_send(lent, provider=esp_name, sent=sent, tenant_id=tenant))
+            )
     except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error(
             "a send by %s was not recorded: %s (tenant %s, message ids %s; docs/django.md: record it by hand)",
             esp_name,
-            _reason(error),
+            failures.reason(error),
             shown(tenant),
             ids,
         )
@@ -78,7 +80,7 @@ def record_what_happened(*, event: Any, esp_name: str, **_others: Any) -> None:
     try:
         made = anymail.webhook_event(event, esp_name)
     except Exception as error:  # a payload that Anymail reads and we do not
-        logger.error("an event of %s was skipped: %s", esp_name, _reason(error))
+        logger.error("an event of %s was skipped: %s", esp_name, failures.reason(error))
         return
     _take(tenant_of(event), esp_name, made)
 
@@ -144,7 +146,8 @@ def together() -> Iterator[None]:
 
 def _record_events(tenant: str, esp_name: str, events: list[WebhookEvent]) -> None:
     try:
-        _record(lambda lent: record_webhook(lent, provider=esp_name, events=events, tenant_id=tenant))
+        with failures.counted(f"a webhook of {shown(esp_name)}"):
+            _record(lambda lent: record_webhook(lent, provider=esp_name, events=events, tenant_id=tenant))
     except InvalidEventError as error:  # nothing was written
         if len(events) == 1:
             logger.error("an event of %s was skipped: %s", esp_name, error)
@@ -186,14 +189,6 @@ def _thread() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_thread.cache_clear)
 
 
-def _reason(error: Exception) -> str:
-    """Return in a few words what went wrong and where; another's message may hold an address."""
-    if isinstance(error, MailglassReconcileError):
-        return str(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {where.filename}:{where.lineno}"
-
-
 def fixed_tenant() -> str | None:
     """Return the tenant if the setting `MAILGLASS_TENANT` is a text without a dot, and None otherwise."""
     given = getattr(settings, "MAILGLASS_TENANT", None)
@@ -230,5 +225,5 @@ def tenant_of(given: Any) -> str:
         if fixed_tenant() is not None:
             return checking.name("MAILGLASS_TENANT", fixed_tenant())
     except Exception as error:  # an application's function may fail in any way
-        logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, _reason(error))
+        logger.error("recorded for the tenant %s: %s", runtime.get_settings().tenant, failures.reason(error))
     return runtime.get_settings().tenant
