@@ -68,24 +68,6 @@ CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (te
 CREATE INDEX mailglass_events_needs_reconcile_idx
   ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
 
--- The functions of retention run as the owner, with a setting that ends with them. By this function `migrate` also
--- knows that it made the tables.
-CREATE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger
-  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  IF TG_OP = 'DELETE' AND current_setting('mailglass_reconcile.retention', true) = 'on' THEN
-    IF current_user = (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = TG_RELID) THEN
-      RETURN OLD;
-    END IF;
-  END IF;
-  RAISE SQLSTATE '45A01'
-    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
-END;
-$$;
-CREATE TRIGGER mailglass_events_immutable_trigger
-  BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
-  FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
-
 CREATE TABLE {schema}.mailglass_webhook_events (
   id                    uuid PRIMARY KEY,
   tenant_id             text NOT NULL,
@@ -106,6 +88,7 @@ CREATE INDEX mailglass_webhook_events_tenant_status_idx
   ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
 """
 
+IMMUTABILITY = (Path(__file__).parent / "0001_immutability.sql").read_text()
 RETENTION = (Path(__file__).parent / "0001_retention.sql").read_text()
 STATEMENTS = (Path(__file__).parent / "0001_statements.sql").read_text()
 
@@ -320,7 +303,7 @@ def upgrade() -> None:
         steps.run(
             "creating Mailglass's tables (none found);"
             " if Mailglass itself will use this database, run its migrations first",
-            MAILGLASS_TABLES + RETENTION,
+            MAILGLASS_TABLES + IMMUTABILITY + RETENTION,
         )
     elif not preflight.made_by_mailglass(attributes["engine"], attributes["settings"]):
         steps.run("let the prune delete old events", RETENTION)

@@ -11,6 +11,7 @@ from mailglass_reconcile.store.database import Transaction, in_schema
 Kind = Literal["schema", "indexes", "triggers", "functions"]
 
 MIGRATE = "run `mailglass-reconcile migrate`"
+RESTORE = "restore it from a backup; or, with Mailglass, run its own migrations"
 
 _TABLES = """
 SELECT w.name FROM unnest(CAST(:names AS text[])) AS w (name)
@@ -24,11 +25,6 @@ SELECT w.name FROM unnest(CAST(:names AS text[])) AS w (name)
                     WHERE n.nspname = :schema AND p.proname = w.name)
 """
 
-_IMMUTABLE = """
-CREATE OR REPLACE TRIGGER mailglass_events_immutable_trigger BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
-  FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability()
-"""
-
 
 class Fault(NamedTuple):
     """Something that is missing or at work no more.
@@ -38,7 +34,7 @@ class Fault(NamedTuple):
         name: Its name.
         message: What it is and what follows.
         grave: Whether recording or linking fails or is late.
-        sql: The statement that makes it, if the revision does not; `{schema}` is the schema's quoted name.
+        sql: Of an index: the statement that makes it; `{schema}` is the schema's quoted name.
         is_theirs: Whether it is Mailglass's, so that `migrate` leaves it alone.
     """
 
@@ -51,7 +47,9 @@ class Fault(NamedTuple):
 
     def remedy(self, tx: Transaction) -> str:
         """Return the step that cures it: `migrate`, or the statement."""
-        return in_schema(self.sql.strip(), tx.schema) if self.is_theirs and self.sql else MIGRATE
+        if not self.is_theirs:
+            return MIGRATE
+        return in_schema(self.sql, tx.schema) if self.sql else RESTORE
 
 
 def faults(tx: Transaction, *, guard: bool = True) -> list[Fault]:
@@ -83,8 +81,7 @@ def _triggers(tx: Transaction, *, made_here: bool, guard: bool) -> Iterator[Faul
     for name, fault in schema.trigger_faults(tx, wanted).items():
         effect = _EFFECTS.get(name, "new orphans are not noticed")
         message = f"trigger {name} on mailglass_events {fault}, so {effect}"
-        sql = _IMMUTABLE if name == schema.IMMUTABLE else None
-        yield Fault("triggers", name, message, grave=name in schema.TRIGGERS, sql=sql)
+        yield Fault("triggers", name, message, grave=name in schema.TRIGGERS)
 
 
 def _indexes(tx: Transaction, gone: set[str], *, made_here: bool) -> Iterator[Fault]:

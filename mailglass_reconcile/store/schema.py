@@ -122,6 +122,7 @@ KEYS: Mapping[str, Index] = {
         "mailglass_open_orphan_ids", "(event_id, position)", unique=True, columns="event_id position"
     ),
     "mailglass_reconcile_runs_pkey": Index("mailglass_reconcile_runs", "(id)", unique=True, columns="id"),
+    "mailglass_handled_types_pkey": Index("mailglass_handled_types", "(type)", unique=True, columns="type"),
     "mailglass_hook_outbox_pkey": Index("mailglass_hook_outbox", "(event_id)", unique=True, columns="event_id"),
 }
 """The primary keys of our tables."""

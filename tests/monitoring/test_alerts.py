@@ -126,7 +126,7 @@ def test_an_outdated_schema_lets_no_sweep_begin(db, timeline):
         reconcile()
     timeline.scrape(minutes=1)
     timeline.hold(minutes=16)
-    timeline.fires("NoSuccess")
+    timeline.fires("NoSuccess", "Unusable")
     db.run("UPDATE mailglass_reconcile_version SET version_num = :version", version=schema.VERSION)
 
 

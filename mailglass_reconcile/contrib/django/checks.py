@@ -1,23 +1,28 @@
-"""What `manage.py check` can say without asking a database: what is missing for events to be recorded and linked."""
+"""What `manage.py check` can say: by the settings, and with `--database` and before `migrate`, by the database."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from anymail.backends.base import AnymailBaseBackend
 from anymail.utils import get_anymail_setting
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning, register  # noqa: A004 - Django's own names
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's own names
 from django.db import router
 from django.utils.module_loading import import_string
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.contrib.django import database, receivers
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import ERROR, Finding, Look
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.schedule import DISPATCH_TASK, SWEEP_TASK
+from mailglass_reconcile.store.migration import state
+
+TIMEOUT_MS = 2_000
 
 OF_TESTS = "django.core.mail.backends.locmem.EmailBackend"
 """Django's test runner puts it in the place of the real one, and then checks."""
@@ -50,6 +55,29 @@ NO_DISPATCH = Warning(
 def check(**_others: Any) -> list[CheckMessage]:
     """Return what is wrong with the settings of Django, Anymail and Celery that matter here."""
     return list(_found())
+
+
+@register(Tags.database)
+def check_database(*, databases: Collection[str] | None = None, **_others: Any) -> list[CheckMessage]:
+    """Return what the cheap checks of the doctor find, as warnings, so that none stops `migrate`."""
+    try:
+        asked = database.alias() in (databases or ())
+        return [_as_djangos(one) for one in _findings()] if asked else []
+    except ConfigurationError:  # E001 to E003 say so
+        return []
+
+
+def _findings() -> list[Finding]:
+    try:
+        with runtime.database().reading(TIMEOUT_MS) as tx:
+            # Before the first `migrate` there is nothing to look at.
+            return [] if state.version(tx) is None else checks.cheap(Look(tx))
+    except MailglassReconcileError as error:
+        return [Finding("database", ERROR, str(error))]
+
+
+def _as_djangos(one: Finding) -> CheckMessage:
+    return Warning(f"{one.message}.", hint=one.remedy, id=f"mailglass_reconcile.{one.check}")
 
 
 def _found() -> Iterator[CheckMessage]:

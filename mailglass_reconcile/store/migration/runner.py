@@ -97,12 +97,11 @@ def migrate(
 def _repair(steps: Steps, faults: Sequence[Fault]) -> None:
     """Make what was dropped from tables that are there, and what the revision does not look for."""
     for one in faults:
-        if one.is_theirs or one.sql is None:
-            continue
-        if one.kind == "indexes":
+        if one.kind == "indexes" and not one.is_theirs:
             steps.create_index(one.name)
-        else:
-            steps.run(f"make {one.name} again", one.sql)
+        elif one.name == schema.IMMUTABLE:
+            immutability = _scripts() / "versions" / "0001_immutability.sql"
+            steps.run("refuse UPDATE and DELETE of mailglass_events again", immutability.read_text())
 
 
 def is_current(engine: sa.Engine, settings: Settings) -> bool:

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 from celery import Celery, current_app
-from django.core.checks import run_checks
+from django.core.checks import WARNING, Tags, run_checks
 from django.test import override_settings
 
 from django_project import another_database
-from mailglass_reconcile import beat_schedule, on_event
+from mailglass_reconcile import beat_schedule, on_event, reconcile
 from mailglass_reconcile.rules import handlers as registry
 
 GOOD = {
@@ -88,6 +88,26 @@ def test_a_setting_of_the_environment_that_cannot_be_used_is_named():
     last = done.stderr.strip().splitlines()
     assert "SystemCheckError" in done.stderr
     assert [line for line in last if "(mailglass_reconcile.E003) MAILGLASS_GRACE_SECONDS" in line], done.stderr
+
+
+def of_the_database(*databases):
+    """Return what the check with the tag `database` says, by id."""
+    found = run_checks(tags=[Tags.database], databases=databases)
+    return {one.id: one for one in found if one.id.startswith("mailglass_reconcile.")}
+
+
+def test_the_cheap_checks_of_the_doctor_are_warnings_with_the_tag_database(app, db):
+    """So that none stops `migrate`; only for our database, and not before it is migrated."""
+    reconcile()
+    assert of_the_database("default") == {}
+    db.run("DROP INDEX mailglass_events_idempotency_key_idx")
+    assert of_the_database() == of_the_database("other") == {}
+    (found,) = of_the_database("default").values()
+    assert (found.id, found.level) == ("mailglass_reconcile.indexes", WARNING)
+    assert found.msg.endswith("so nothing can be recorded or linked.")
+    assert found.hint == "run `manage.py mailglass migrate`"
+    db.run("CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx ON mailglass_events (idempotency_key)"
+           " WHERE idempotency_key IS NOT NULL")  # fmt: skip
 
 
 @pytest.fixture

@@ -471,10 +471,10 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
 def test_a_type_that_no_dispatcher_has_named_for_an_hour_is_unhealthy(db: Database) -> None:
     """Its events wait for handlers that nobody has; it is named until it is forgotten."""
     handle(db, "bounced", "opened")
-    assert of("handlers").status == OK
+    assert of("handled_types").status == OK
     assert value(scrape(db), "handler_types_unseen") == 0
     db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '61 minutes' WHERE type = 'bounced'")
-    found = of("handlers")
+    found = of("handled_types")
     assert (found.status, "a handler of bounced for 1 hour" in found.message) == (ERROR, True)
     assert "dispatch --forget bounced" in found.remedy
     assert ["a handler of bounced" in problem for problem in check(db.database)] == [False, True]

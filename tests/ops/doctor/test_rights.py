@@ -1,43 +1,15 @@
 """A right that is missing in Postgres, one at a time: the doctor names it, and its remedy grants it."""
 
 import re
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.engine import make_url
 
 import mailglass_reconcile
-from conftest import Database
-from diagnosing import heal, of, report, using
+from diagnosing import SWEEPERS, heal, of, report
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.store import privileges
 
 pytestmark = pytest.mark.slow
-
-GRANTS = (Path(__file__).parents[3] / "docs" / "grants.sql").read_text()
-SWEEPERS = "".join(re.findall(r"^GRANT (?!EXECUTE)[^;]* TO mailglass_sweeper;\n", GRANTS, re.MULTILINE))
-
-
-@pytest.fixture
-def role(db: Database, admin: sa.Engine) -> Iterator[str]:
-    """A role with what docs/grants.sql gives the sweeper; the doctor connects as it."""
-    name = f"mgtest_role_{uuid.uuid4().hex[:12]}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
-    with db.engine.begin() as connection:
-        connection.exec_driver_sql(SWEEPERS.replace("mailglass_sweeper", name))
-    url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
-    using(db, database_url=url.render_as_string(hide_password=False))
-    mailglass_reconcile.reconcile()
-    yield name
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-    with db.engine.begin() as connection:
-        connection.exec_driver_sql(f"DROP OWNED BY {name}")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
 @pytest.mark.guard

@@ -1,0 +1,119 @@
+"""Each object of ours dropped, each index that we rely on, each right revoked: the doctor names it, `status --check` too if
+it is grave, `migrate --check` fails, and the remedy, pasted, cures it."""
+
+from typing import NamedTuple
+
+import pytest
+
+import mailglass_reconcile
+from database import Database
+from diagnosing import heal, of, report
+from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Look
+from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.store import functions, privileges, schema
+from mailglass_reconcile.store.migration import runner
+
+pytestmark = pytest.mark.slow
+
+
+class Planted(NamedTuple):
+    """A fault: the statement that makes it, and the name that the finding has of what is gone."""
+
+    check: str
+    name: str
+    sql: str
+    status: str = ERROR
+
+
+def dropped_index(name: str, index: schema.Index) -> Planted:
+    """Drop an index, or the key that it belongs to."""
+    is_key = name.endswith("_pkey")
+    sql = f"ALTER TABLE {index.table} DROP CONSTRAINT {name}" if is_key else f"DROP INDEX {name}"
+    return Planted("indexes", name, sql, ERROR if index.unique or name in schema.INDEXES else WARNING)
+
+
+PLANTED = [
+    *(Planted("schema", name, f"DROP TABLE {name}") for name in schema.TABLES),
+    *(dropped_index(name, index) for name, index in schema.ALL_INDEXES.items()),
+    *(Planted("triggers", name, f"DROP TRIGGER {name} ON mailglass_events") for name in schema.TRIGGERS),
+    *(Planted("triggers", name, f"DROP FUNCTION {name} CASCADE") for name in schema.TRIGGERS),
+    Planted("triggers", schema.GUARD, f"DROP FUNCTION {schema.GUARD} CASCADE", WARNING),
+    Planted("triggers", schema.IMMUTABLE, f"DROP TRIGGER {schema.IMMUTABLE} ON mailglass_events", WARNING),
+    Planted("triggers", schema.IMMUTABLE, "DROP FUNCTION mailglass_raise_immutability CASCADE", WARNING),
+    *(Planted("functions", name, f"DROP FUNCTION {name}") for name in functions.NAMES),
+    *(Planted("functions", name, f"DROP FUNCTION {name}", WARNING) for name in schema.RETENTION),
+    Planted("schema", "not migrated", f"DROP TABLE {schema.VERSION_TABLE}"),
+    Planted("schema", "at revision 0000", "UPDATE mailglass_reconcile_version SET version_num = '0000'"),
+]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.sql.replace(" ", "-"))
+def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, planted: Planted) -> None:
+    """On tables that `migrate` made, all of it by `migrate`."""
+    mailglass_reconcile.reconcile()
+    db.run(planted.sql)
+    found = of(planted.check)
+    assert (found.status, planted.name in found.message) == (planted.status, True), found
+    if planted.sql.startswith("UPDATE"):
+        db.run("UPDATE mailglass_reconcile_version SET version_num = :now", now=schema.VERSION)
+    else:
+        assert bool(check(db.database)) == (planted.status == ERROR)
+        assert [line for line in runner.lacking(db.engine, db.settings) if planted.name in line]
+        assert found.remedy == "run `mailglass-reconcile migrate`"
+        heal(db, found.remedy)
+    mailglass_reconcile.reconcile()
+    assert [one for one in report() if one.status != OK] == []
+    assert runner.lacking(db.engine, db.settings) == []
+
+
+@pytest.mark.parametrize("index", schema.MAILGLASS_INDEXES)
+def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(beside: Database, index: str) -> None:
+    """`migrate` changes nothing of Mailglass's; where nothing works without it, it prints that statement and fails."""
+    mailglass_reconcile.reconcile()
+    assert [one for one in report() if one.status != OK] == []
+    place = beside.settings.database_schema
+    table = f"{place}.{schema.ALL_INDEXES[index].table}"
+    beside.run(f"ALTER TABLE {table} DROP CONSTRAINT {index} CASCADE" if index.endswith("_pkey") else
+               f"DROP INDEX {place}.{index}")  # fmt: skip
+    found = of("indexes")
+    is_grave = schema.ALL_INDEXES[index].unique
+    assert (found.status, f"index {index} is missing" in found.message) == (ERROR if is_grave else WARNING, True)
+    assert bool(check(beside.database)) == bool(runner.lacking(beside.engine, beside.settings)) == is_grave
+    heal(beside, found.remedy)
+    assert [one for one in report() if one.status != OK] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "right", "columns"), privileges.SWEEPER, ids=lambda part: part.replace(" ", "-")[:40]
+)
+def test_a_right_that_is_revoked_is_found_and_granted_by_the_remedy(
+    db: Database, role: str, table: str, right: str, columns: str
+) -> None:
+    """Each of those that the sweeper has; a sweep fails without it."""
+    named = f"{right} ({', '.join(columns.split())})" if columns else right
+    db.run(f"REVOKE {named} ON {table} FROM {role}")
+    database = mailglass_reconcile.runtime.database()
+    [found] = checks.problems(database)
+    assert (found.check, f"on {table}" in found.message) == ("rights", True)
+    assert of("rights").remedy == found.remedy
+    heal(db, found.remedy)
+    assert checks.problems(database) == []
+
+
+def test_a_role_that_only_reads_is_no_fault_of_status(db: Database, role: str) -> None:
+    """The page's, say; the doctor, which runs as a worker does, names what it lacks."""
+    for table in (*schema.TABLES, *schema.MAILGLASS_TABLES):
+        db.run(f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {table} FROM {role}")
+        db.run(f"GRANT SELECT ON {table} TO {role}")
+    assert checks.problems(mailglass_reconcile.runtime.database()) == []
+    assert of("rights").status == ERROR
+
+
+def test_a_cheap_check_that_cannot_read_does_not_hide_what_was_found_before(db: Database) -> None:
+    """The schema comes first, and nothing is read after an error of it."""
+    db.run("ALTER TABLE mailglass_reconcile_runs RENAME TO away")
+    with db.database.reading() as tx:
+        found = checks.cheap(Look(tx))
+    db.run("ALTER TABLE away RENAME TO mailglass_reconcile_runs")
+    assert [(one.check, one.status) for one in found] == [("schema", ERROR)]
