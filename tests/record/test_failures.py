@@ -1,8 +1,10 @@
 """Recording that fails: counted by cause, and one line in the log for each cause and minute."""
 
 import pytest
+from pydantic import SecretStr
 
 import mailglass_reconcile
+from factories import delivery
 from mailglass_reconcile import (
     DatabaseRefusedError,
     InvalidEventError,
@@ -14,6 +16,7 @@ from mailglass_reconcile import (
 from mailglass_reconcile.record import failures
 from mailglass_reconcile.rules.pauses import Pauses
 from recording import event, record
+from waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +70,14 @@ def test_what_cannot_be_recorded_is_its_caller_s_to_log(db, caplog):
     with db.engine.begin() as connection, pytest.raises(InvalidEventError):
         record(connection, event(type_="nonsense"))
     assert caplog.records == []
+
+
+def test_broadcasts_that_a_web_process_has_lost_are_counted(db):
+    """Two for each event: on its tenant's channel and on its delivery's."""
+    away = db.settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    mailglass_reconcile.configure(engine=db.engine, settings=away)
+    delivery(db, "m-1")
+    with db.engine.begin() as connection:
+        recorded = record(connection, event())
+    mailglass_reconcile.broadcast(recorded)
+    wait_until(lambda: telemetry.counts("messages") == {"failed": 2, "published": 0})

@@ -41,14 +41,13 @@ from mailglass_reconcile.ops.checks.check import (
     ok,
 )
 from mailglass_reconcile.rules import unreachable
-from mailglass_reconcile.rules.lateness import LATE_SECONDS
-from mailglass_reconcile.store.database import Connected, Database
+from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.store.engines import server_of
 
 if TYPE_CHECKING:
     from mailglass_reconcile.ops.checks.workers import Cluster
 
-__all__ = ["ERROR", "OK", "WARNING", "Finding", "Look", "cheap", "diagnose", "problems"]
+__all__ = ["ERROR", "OK", "WARNING", "Finding", "Look", "cheap", "diagnose"]
 
 STATEMENT_TIMEOUT_MS = 2_000
 
@@ -80,16 +79,6 @@ def cheap(look: Look) -> list[Finding]:
         if one.name in READABLE and _is_wrong(found, one.name):
             break
     return [one for one in merged(found) if one.status != OK]
-
-
-def problems(database: Database, max_lag_seconds: float = LATE_SECONDS, timeout_ms: int = 10_000) -> list[Finding]:
-    """Return the errors of the cheap checks; one that cannot be made is an error too."""
-    try:
-        with database.reading(timeout_ms) as tx:
-            found = cheap(Look(tx, max_lag_seconds))
-    except MailglassReconcileError as fault:
-        found = [Finding("database", ERROR, str(fault))]
-    return [one for one in found if one.status == ERROR]
 
 
 def _is_wrong(found: Iterable[Finding], name: str) -> bool:

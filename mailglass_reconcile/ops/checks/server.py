@@ -1,4 +1,4 @@
-"""The database server: whether this process can connect, and whether it takes writes of any text."""
+"""The database server: whether this process can connect, and whether it takes writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on' AS read_only,
        pg_is_in_recovery() AS replica, quote_ident(current_user) AS role
 """
-_ENCODING = "SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()"
 
 _TIME_ZONE = """
 SELECT s.reset_val AS time_zone, quote_ident(current_user) AS role,
@@ -38,19 +37,6 @@ def server(look: Look) -> Iterator[Finding]:
         )
     else:
         yield ok(f"PostgreSQL {row.version}")
-
-
-@check("encoding")
-def encoding(look: Look) -> Iterator[Finding]:
-    """The database holds every character."""
-    name = look.tx.execute(_ENCODING).scalar_one()
-    if name == "UTF8":
-        yield ok("the database's encoding is UTF8")
-    else:
-        yield warning(
-            f"the database's encoding is {name}: events with other characters cannot be stored or read",
-            "dump the database, create one with ENCODING 'UTF8', and restore there",
-        )
 
 
 @check("time_zone")
