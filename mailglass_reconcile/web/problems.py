@@ -53,7 +53,7 @@ def problems(database: Database) -> Problems:
     """
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        new = beginning(tx)
         found = [one for one in checks.cheap(Look(tx)) if one.status == ERROR]
+        new = beginning(tx) if any(one.check == SWEEPS for one in found) else None
     expected = [one for one in found if not (new and one.check == SWEEPS)]
     return Problems([Problem(one, *PAGES.get(one.check, ())) for one in expected], new)
