@@ -33,7 +33,8 @@ def handlers(look: Look) -> Iterator[Finding]:
     if facts.failing:
         yield error(
             f"{counted(facts.failing, 'event has', 'events have')} failed {outbox.FAILING_ATTEMPTS} times or more",
-            "the log of the dispatching process names handler, error and line",
+            "`mailglass-reconcile dispatch --waiting` shows handler, error and next attempt; the log of the dispatching"
+            " process has the line",
         )
     if look.thorough and facts.waiting and not registry.types():
         yield warning(
