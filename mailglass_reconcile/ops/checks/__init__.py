@@ -23,7 +23,6 @@ from mailglass_reconcile.ops.checks import (
     ledger,
     mailglass,
     recording,
-    redis_server,
     schema,
     server,
     sweeps,
@@ -56,8 +55,8 @@ def _of(*modules: ModuleType) -> tuple[Check, ...]:
     return tuple(one for module in modules for one in vars(module).values() if isinstance(one, Check))
 
 
-CHECKS = _of(configuration, server, schema, redis_server, sweeps, backlog, handlers, recording, ledger, mailglass)
-"""All but those of Celery, which may be missing: `workers`. Causes come before their effects."""
+CHECKS = _of(configuration, server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
+"""All but those of `redis_server` and `workers`, which load what other commands do without; causes before effects."""
 
 READABLE = ("rights", "schema")
 """If one of these has an error, a later check may not be able to read what it needs."""
@@ -155,8 +154,10 @@ def _runs_without_celery(connected: Connected) -> bool:
 
 
 def _of_redis(*, uses_celery: bool) -> Iterator[Finding]:
+    from mailglass_reconcile.ops.checks import redis_server  # noqa: PLC0415 - loading Redis takes a tenth of a second
+
     redis = redis_server.Redis(is_wanted=uses_celery or runtime.redis_was_chosen())
-    for one in _needing("redis"):
+    for one in _of(redis_server):
         yield from one.attempted(redis)
         if redis.fault is not None:
             return

@@ -1,6 +1,6 @@
 """What the open orphans say: links that are late, webhooks of a wrong tenant, ids that no rule finds.
 
-Their states are those that whoever looked last has stored.
+Their states are those that the last look has stored.
 """
 
 from __future__ import annotations

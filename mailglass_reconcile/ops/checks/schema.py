@@ -20,7 +20,7 @@ SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema) AS there,
 
 @check("rights", cheap=True)
 def rights(look: Look) -> Iterator[Finding]:
-    """This role may sweep and prune, and no row is hidden from it; one that only reads is no fault but of a worker."""
+    """This role may sweep and prune, and no row is hidden from it; only a worker has to write."""
     lacks = privileges.lacking(look.tx)
     if lacks is None or not (look.thorough or lacks.sweeps):
         yield ok("this role only reads" if lacks else "there is no such schema")
