@@ -13,7 +13,7 @@ from diagnosing import heal, of, report
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding, Look
 from mailglass_reconcile.ops.status import check
-from mailglass_reconcile.store import functions, privileges, schema
+from mailglass_reconcile.store import privileges, schema
 from mailglass_reconcile.store.migration import runner
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ PLANTED = [
     Planted("triggers", schema.GUARD, f"DROP FUNCTION {schema.GUARD} CASCADE", WARNING),
     Planted("triggers", schema.IMMUTABLE, f"DROP TRIGGER {schema.IMMUTABLE} ON mailglass_events", WARNING),
     Planted("triggers", schema.IMMUTABLE, "DROP FUNCTION mailglass_raise_immutability CASCADE", WARNING),
-    *(Planted("functions", name, f"DROP FUNCTION {name}") for name in functions.NAMES),
+    *(Planted("functions", name, f"DROP FUNCTION {name} CASCADE") for name in schema.FUNCTIONS),
     *(Planted("functions", name, f"DROP FUNCTION {name}", WARNING) for name in schema.RETENTION),
     Planted("schema", "not migrated", f"DROP TABLE {schema.VERSION_TABLE}"),
     Planted("schema", "at revision 0000", "UPDATE mailglass_reconcile_version SET version_num = '0000'"),
