@@ -49,17 +49,7 @@ counted of a piece, because Python may collect its garbage meanwhile."""
 
 
 def run(app: Callable[..., Awaitable[None]], host: str, port: int) -> None:
-    """Serve *app* until SIGTERM or SIGINT.
-
-    Args:
-        app: An ASGI application.
-        host: A name or an address of this machine.
-        port: Its port; 0 is any free one.
-
-    Raises:
-        ConfigurationError: It cannot listen there.
-        SystemExit: With 0, after SIGTERM.
-    """
+    """Serve *app* until SIGTERM or SIGINT."""
     with _listening(host, port) as listener:
         # uvicorn ends first, then it raises the signal once more.
         signal.signal(signal.SIGTERM, _leave)

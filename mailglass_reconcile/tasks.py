@@ -109,7 +109,6 @@ class _TaskForNow(Task):
     abstract = True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Enqueue it."""
         if options.get("countdown") or options.get("eta"):
             options.setdefault("expires", None)
         return super().apply_async(args, kwargs, **options)

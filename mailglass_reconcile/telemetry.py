@@ -110,12 +110,7 @@ def _version() -> str:
 
 @contextmanager
 def span(name: str, start_time: int | None = None) -> Iterator[Span]:
-    """Run the block in the span `mailglass_reconcile.<name>`; of an error that leaves it, only the class is reported.
-
-    Args:
-        name: Such as `sweep`.
-        start_time: Nanoseconds since 1970, if what the span stands for began before it.
-    """
+    """Run the block in the span `mailglass_reconcile.<name>`; of an error, only the class is reported."""
     with _tracer().start_as_current_span(
         f"{NAME}.{name}", start_time=start_time, record_exception=False, set_status_on_exception=False
     ) as current:
@@ -165,12 +160,7 @@ def count_sweep(status: str, duration_ms: int | None = None) -> None:
 
 
 def count_format_warning(provider: str, type_: str) -> None:
-    """Count an event whose provider seems to have changed its format.
-
-    Args:
-        provider: The provider's canonical name.
-        type_: The event's type, one of our names.
-    """
+    """Count an event whose provider seems to have changed its format."""
     _instruments().format_warnings.add(1, {"provider": provider, "type": type_})
 
 

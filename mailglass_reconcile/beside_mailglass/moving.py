@@ -32,16 +32,6 @@ def follow(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
 
     ALTER TABLE ... SET SCHEMA took the triggers along. Their functions name the old schema, so they go; the migration
     that has to follow makes new ones, and adds what was missed.
-
-    Args:
-        engine: Of a role that owns the tables.
-        settings: Whose schema has Mailglass's tables now.
-        tell: Gets a line for each step.
-        plan: Tell the step as SQL for psql; change nothing.
-
-    Raises:
-        DatabaseRefusedError: Several schemas have our tables without a ledger.
-        MailglassReconcileError: The database refused, or cannot be reached.
     """
     with database_errors(), Database(engine, settings).reading() as tx:
         names = {"version": schema.VERSION_TABLE, **tx.names_of("events", "open_orphans")}

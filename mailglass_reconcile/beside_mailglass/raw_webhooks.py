@@ -105,14 +105,7 @@ def may_be_read(tx: Transaction) -> bool:
 
 
 def recipients(tx: Transaction, provider: str, reader: Reader, events: Sequence[Reported]) -> dict[str, str]:
-    """Return the recipients that raw webhooks name, by the ledger's event id; unknown ones are left out.
-
-    Args:
-        tx: A reading transaction.
-        provider: The canonical name of the provider of all *events*.
-        reader: Says where its webhooks name a recipient.
-        events: What is looked for.
-    """
+    """Return the recipients that raw webhooks name, by the ledger's event id; unknown ones are left out."""
     located = _located(tx, provider, reader, events)
     sizes = {webhook_id: size for webhooks in located.values() for webhook_id, size in webhooks}
     wanted = {event.event_id: event.provider_event_id for event in events}

@@ -37,7 +37,6 @@ class Subcommands(click.Group):
     """Subcommands that are loaded when they are needed: their libraries take half a second."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names."""
         return list(_SUBCOMMANDS)
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
@@ -48,12 +47,10 @@ class Subcommands(click.Group):
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of subcommands."""
         with formatter.section("Commands"):
             formatter.write_dl(list(_SUBCOMMANDS.items()))
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the names of all settings."""
         from mailglass_reconcile.settings import ENV_PREFIX, Settings  # noqa: PLC0415 - see the class
 
         names = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)
@@ -75,12 +72,7 @@ def command() -> None:
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "mailglass-reconcile") -> None:
-    """Run the command line; a foreseeable fault is one line on standard error.
-
-    Args:
-        arguments: What comes after the command's name; None is this process's own.
-        name: How the command was called.
-    """
+    """Run the command line; a foreseeable fault is one line on standard error."""
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:

@@ -185,13 +185,6 @@ def summary(result: SweepResult) -> str:
 
 
 def _nothing_to_do(waiting: int, grace_seconds: int, tenant_id: str | None) -> str:
-    """Return why a sweep found nothing to look at.
-
-    Args:
-        waiting: Open orphans in their grace period.
-        grace_seconds: How long that is.
-        tenant_id: The tenant that was swept, or None for all.
-    """
     whose = "" if tenant_id is None else f" of tenant '{shown(tenant_id)}'"
     if not waiting:
         return f"nothing to do: there are no open orphans{whose}"

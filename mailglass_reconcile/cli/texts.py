@@ -27,7 +27,6 @@ class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
         if isinstance(value, float):
             return value
         try:
@@ -58,13 +57,7 @@ def as_of(ended: str | None) -> str:
 
 
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
-    """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line.
-
-    Args:
-        text: May hold what rows hold.
-        indent: Begins each line.
-        first: Begins the first line instead.
-    """
+    """Return *text*, escaped: for a terminal in lines of 80 columns, broken between words; in a pipe in one line."""
     first, text = indent if first is None else first, printable(text)
     if not sys.stdout.isatty():
         return first + text

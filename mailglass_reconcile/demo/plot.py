@@ -26,7 +26,6 @@ class Mail(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Its recipient."""
         return f"{self.name.replace(' ', '')}@example.com"
 
     @property

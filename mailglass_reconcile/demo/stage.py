@@ -112,7 +112,6 @@ class Stage:
         tell(mail.provider, f"{mail.name}: {type_}")
 
     def sweep(self) -> None:
-        """Run a full sweep."""
         self.last = reconcile()
         self.linked_by["full"] += self.last.linked
         tell("sweep", f"a full sweep linked {self.last.linked} of {self.last.scanned} orphans")
@@ -137,7 +136,6 @@ class Stage:
         return f"{'all rows say' if len(types) > 1 else 'its row says'} {next(iter(types.values()))}"
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until *condition* holds, or until patience ends."""
         ends = time.monotonic() + PATIENCE_SECONDS
         while not condition() and time.monotonic() < ends:
             check(self.worker)

@@ -83,7 +83,6 @@ def page(database: Database, wanted: Wanted, *, before: int | None = None, size:
 
 
 def newest(tx: Transaction, wanted: Wanted, *, before: int | None = None, size: int) -> list[dict[str, Any]]:
-    """Return the newest runs, at most *size*."""
     asked = {"kind": wanted.kind, "status": wanted.status, "idle": wanted.idle, "before": before, "size": size}
     return [dict(row) for row in tx.execute(_RUNS, asked).mappings()]
 

@@ -48,12 +48,7 @@ class Target:
 
 
 def find(database: Database, target: Target, limit: int) -> list[Listed]:
-    """Return the orphans of *target* that have a delivery by the sweep's rule, in their grace or not; at most *limit*.
-
-    Raises:
-        LookupError: There is no such delivery, or no such orphan; the message says what there is instead.
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the orphans of *target* that have a delivery by the sweep's rule, even in its grace; at most *limit*."""
     if target.event_id is not None:
         return _event(database, target.event_id, expired=target.include_expired)
     filters = target.filters
@@ -116,11 +111,7 @@ def would_link(database: Database, found: Sequence[Listed], tenant_id: str | Non
 
 
 def link(database: Database, found: Sequence[Listed], tenant_id: str | None = None) -> SweepResult:
-    """Link what `find` has found, broadcast it, and leave a row in the history of runs; *tenant_id* is for its counts.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached; what was committed before stays.
-    """
+    """Link what `find` has found, broadcast it, and note it in the history of runs; *tenant_id* is for the counts."""
     sweep = Sweep(
         database,
         Publisher(runtime.get_redis()),

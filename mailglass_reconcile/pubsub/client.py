@@ -26,10 +26,6 @@ def create_client(url: SecretStr, setting: str) -> redis.Redis:
     """Return a client of *url* with short timeouts and without retries; nothing connects yet.
 
     Celery's spelling of a Unix socket, `redis+socket:///path?virtual_host=0`, is understood as well.
-
-    Args:
-        url: `redis://`, `rediss://`, `unix://` or `redis+socket://`.
-        setting: The name of the setting that it comes from, for the error.
     """
     text = url.get_secret_value()
     if text.startswith("redis+socket://"):
@@ -58,11 +54,7 @@ def server_of(client: redis.Redis, setting: str) -> Server:
 
 
 def require_timeouts(client: redis.Redis) -> None:
-    """Refuse a client of an application that could wait without end.
-
-    Raises:
-        ConfigurationError: It is of another kind, or it or one of its Sentinels has no timeout.
-    """
+    """Refuse a client of an application that could wait without end."""
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(f"configure(redis=…) needs a redis.Redis, not a {type(client).__name__}")
     pool: Any = client.connection_pool
@@ -78,11 +70,7 @@ def require_timeouts(client: redis.Redis) -> None:
 
 
 def async_client(client: redis.Redis) -> redis.asyncio.Redis:
-    """Return a new client of redis.asyncio to the server of *client*; nothing connects yet.
-
-    Raises:
-        ConfigurationError: *client* is neither a `redis.Redis` nor one of a Sentinel.
-    """
+    """Return a new client of redis.asyncio to the server of *client*; nothing connects yet."""
     if not isinstance(client, redis.Redis):
         raise ConfigurationError(f"subscribing needs a redis.Redis, not a {type(client).__name__}: see docs/redis.md")
     theirs: Any = client.connection_pool

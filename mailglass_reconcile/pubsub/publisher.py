@@ -137,11 +137,6 @@ class _Server:
         self._rests_until = self._warned_at = NEVER
 
     def require(self) -> None:
-        """Return if the server may be asked now.
-
-        Raises:
-            _RestingError: It has failed a moment ago.
-        """
         if time.monotonic() < self._rests_until:
             raise _RestingError("Redis failed a moment ago")
 

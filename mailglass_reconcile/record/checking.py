@@ -70,7 +70,6 @@ def remark(field: str, value: object) -> str:
 
 
 def uuid(field: str, value: object) -> str:
-    """Return the id of an event or a delivery."""
     try:
         return str(UUID(str(value)))
     except ValueError:
@@ -78,14 +77,12 @@ def uuid(field: str, value: object) -> str:
 
 
 def provider(field: str, value: object) -> str:
-    """Return the canonical spelling of a provider's name."""
     canonical = providers.canonical(name(field, value.strip() if isinstance(value, str) else value))
     providers.warn_if_mistyped(canonical)
     return canonical
 
 
 def stream(field: str, value: object) -> str:
-    """Return *value* if it is one of Mailglass's streams."""
     return _known(field, value, "stream", STREAMS)
 
 
@@ -167,11 +164,7 @@ def storable(text: str) -> str:
 
 
 def metadata(field: str, value: object) -> dict[str, Any]:
-    """Return *value* as JSON that Postgres can hold.
-
-    Raises:
-        InvalidEventError: It is no mapping, too large, or holds what JSON cannot; the message names *field* and key.
-    """
+    """Return *value* as JSON that Postgres can hold."""
     if not isinstance(value, Mapping):
         raise InvalidEventError(f"{field} must be a mapping")
     kept: dict[str, Any] = _json(field, value, 0)

@@ -188,11 +188,7 @@ def _checked(at: str, event: WebhookEvent, kind: str, tenant_id: str, provider: 
 
 
 def _of_smtp(at: str, event: WebhookEvent, given: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a message bounced, the codes of SMTP and its id over SMTP; fields come before the caller's metadata.
-
-    Raises:
-        InvalidEventError: A field cannot be recorded, or `bounce` in the metadata is no kind of bounce.
-    """
+    """Return how a message bounced, the codes of SMTP and its id over SMTP; fields go before the caller's metadata."""
     bounce = checking.bounce(f"{at}.metadata['bounce']", given.get(BOUNCE))
     status = smtp_status(given.get(SMTP_STATUS))
     told = {

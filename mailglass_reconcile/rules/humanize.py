@@ -46,11 +46,7 @@ def ago(seconds: float) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """Return the seconds of a span of time as people type it: `90s`, `5m`, `2h`, `6d`.
-
-    Raises:
-        ValueError: It is none; the message says how to write one.
-    """
+    """Return the seconds of a span of time as people type it: `90s`, `5m`, `2h`, `6d`."""
     number, unit = text[:-1], text[-1:]
     if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6:
         raise ValueError("use a number and s, m, h or d, such as 90s, 5m, 2h or 6d")
@@ -81,13 +77,7 @@ def shown_tenant(tenant_id: str | None) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | None:
-    """Return the known name that is most like *name*, upper and lower case alike; None if none is like it.
-
-    Args:
-        name: As it was given.
-        known: The names that could have been meant.
-        likeness: From 0 to 1: how much of both must be the same.
-    """
+    """Return the known name that is most like *name*, upper and lower case alike; None if none is like it."""
     by_lower = {one.lower(): one for one in known}
     found = difflib.get_close_matches(name.lower()[:SHOWN_CHARACTERS], by_lower, n=1, cutoff=likeness)
     return by_lower[found[0]] if found else None

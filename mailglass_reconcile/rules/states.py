@@ -154,14 +154,6 @@ def short_words(state: str) -> str:
 def why(
     state: EventState, *, provider: str | None = None, recipient_lost: bool = False, recipient_erased: bool = False
 ) -> str:
-    """Return why an event is in *state*.
-
-    Args:
-        state: The event's state.
-        provider: The event's provider.
-        recipient_lost: Whether the event was about one recipient whose address is no longer known.
-        recipient_erased: Whether the recipient of a delivery with the id was erased.
-    """
     if state == "ambiguous":
         return _RECIPIENT_LOST if recipient_lost else _SEVERAL
     if state == "recipient_mismatch" and recipient_erased:
@@ -178,14 +170,7 @@ def remedy(
     recipient_lost: bool = False,
     recipient_erased: bool = False,
 ) -> str | None:
-    """Return what has to change so that an event can be linked; None if nothing has to.
-
-    Args:
-        state: The event's state.
-        verdict: What a sweep would find if it looked now, whatever the event's age; *state* if not given.
-        recipient_lost: Whether the event was about one recipient whose address is no longer known.
-        recipient_erased: Whether the recipient of a delivery with the id was erased.
-    """
+    """Return what has to change so that an event can be linked; None if nothing has to."""
     found = verdict or state
     needed = _REMEDY_RECIPIENT_LOST if found == "ambiguous" and recipient_lost else MEANINGS[found].remedy
     if found == "recipient_mismatch" and recipient_erased:

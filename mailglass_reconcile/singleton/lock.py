@@ -36,11 +36,7 @@ RIGHTS = f"the commands SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD on
 
 
 def key_of(tenant_id: str | None) -> str:
-    """Return the key of the lock of one tenant's sweep, or of that of all: the deployment and the tenant.
-
-    Raises:
-        ConfigurationError: There is no database to tell deployments apart by.
-    """
+    """Return the key of the lock of one tenant's sweep, or of that of all: the deployment and the tenant."""
     which = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
     return f"{PREFIX}{_deployment()}:{which}"
 
@@ -78,7 +74,6 @@ class Holder(NamedTuple):
 
     @property
     def is_queued(self) -> bool:
-        """Whether the task waits in the queue."""
         return self.token.startswith("queued ")
 
     @property
@@ -104,11 +99,7 @@ def holder_of(client: Redis, key: str) -> Holder | None:
 
 
 def sweep_holder() -> Holder | None:
-    """Return who has the lock of the sweeps of all tenants, or None if it is free.
-
-    Raises:
-        RedisUnavailableError: Redis refuses, or does not answer.
-    """
+    """Return who has the lock of the sweeps of all tenants, or None if it is free."""
     try:
         return holder_of(runtime.get_redis(), key_of(None))
     except (RedisError, OSError) as error:

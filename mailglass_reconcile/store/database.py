@@ -130,13 +130,6 @@ class Transaction:
         return self.connection.execute(_text(statement, self.schema, self._texts(given)), given)
 
     def call(self, function: Function, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
-        """Return the rows of a function.
-
-        Args:
-            function: The function.
-            parameters: Its arguments by name.
-            last: No other statement of the block follows: in a caller's transaction that saves a round trip.
-        """
         return self.execute(function.call, parameters).all()
 
     def _texts(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
@@ -225,9 +218,6 @@ class Connected:
         """Begin a transaction that writes nothing and sees the tables as they were when its first statement began.
 
         Rows that are wanted in an order are read in it, and no more of them than are wanted.
-
-        Args:
-            timeout_ms: Milliseconds that one statement, or one lock, may take.
         """
         return self._begin(SNAPSHOT, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), read_only=True)
 
@@ -299,12 +289,7 @@ class Database:
 
     @contextmanager
     def connect(self) -> Iterator[Connected]:
-        """Open a connection for the block.
-
-        Raises:
-            ConfigurationError: The tables are in another schema; the message says what to set.
-            MailglassReconcileError: The database cannot be reached, or refused a statement of the block.
-        """
+        """Open a connection for the block."""
         with database_errors(), engines.connect(self.engine) as connection:
             connected = Connected(connection, self.settings)
             try:
@@ -376,11 +361,7 @@ def by_statistics(tx: Transaction) -> Iterator[None]:
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """Return what *action* returns; a lost connection, a deadlock and the like are tried again, up to four times.
-
-    Raises:
-        DBAPIError: Another fault, or one that did not pass.
-    """
+    """Return what *action* returns; a lost connection, a deadlock and the like are tried again, up to four times."""
     for attempt in range(1, ATTEMPTS):
         try:
             return action()

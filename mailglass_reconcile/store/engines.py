@@ -31,11 +31,7 @@ _SERVER = "mailglass_reconcile.server"
 
 
 def database_url(settings: Settings) -> URL:
-    """Return the configured URL, always on psycopg 3.
-
-    Raises:
-        ConfigurationError: `MAILGLASS_DATABASE_URL` is missing, no URL, or of another database.
-    """
+    """Return the configured URL, always on psycopg 3."""
     if settings.database_url is None:
         raise ConfigurationError("MAILGLASS_DATABASE_URL is not set; set it to a postgresql:// URL")
     try:
@@ -89,12 +85,7 @@ def _immutable_by_name(context: sa.engine.ExceptionContext) -> None:
 
 
 def connect(engine: sa.Engine) -> sa.Connection:
-    """Open a connection whose transactions are READ COMMITTED, whatever the server's default.
-
-    Raises:
-        DatabaseUnavailableError: The server cannot be reached, or refuses: where, why, and which setting to look at.
-        MailglassReconcileError: The engine cannot be used.
-    """
+    """Open a connection whose transactions are READ COMMITTED, whatever the server's default."""
     with database_errors():
         try:
             return engine.connect().execution_options(isolation_level=ISOLATION)
@@ -126,12 +117,7 @@ def database_of(engine: sa.Engine) -> str:
 
 
 def connection_of_session(given: object) -> sa.Connection:
-    """Return the connection of a SQLAlchemy Session, in its own transaction.
-
-    Raises:
-        DatabaseUnavailableError: The Session had no connection yet, and none can be made.
-        TypeError: It is something else.
-    """
+    """Return the connection of a SQLAlchemy Session, in its own transaction."""
     session = session_of(given)
     if session is not None:
         try:

@@ -131,11 +131,7 @@ def _report(run: Run, span: telemetry.Span) -> None:
 
 
 def break_off(sweep: Request, connected: Connected, error: DBAPIError | DatabaseRefusedError) -> None:
-    """Note what ended a sweep: the deadline in the middle of a statement, a missing right, or another fault.
-
-    Raises:
-        MailglassReconcileError: It ended before anything was swept.
-    """
+    """Note what ended a sweep: the deadline in the middle of a statement, a missing right, or another fault."""
     if isinstance(error, DBAPIError):
         if sqlstate(error) == QUERY_CANCELED and sweep.began and sweep.is_out_of_time:
             return

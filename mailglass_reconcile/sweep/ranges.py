@@ -18,15 +18,6 @@ def cut(database: Database, tenant_id: str | None, size: int) -> tuple[int, list
     """Return how many orphans are eligible and, if more than *size*, ranges of arrival with about *size* in each.
 
     The ranges are disjoint and cover the window of a full sweep. All that arrived at one time is in one range.
-
-    Args:
-        database: The database.
-        tenant_id: Of this tenant only; None is all tenants.
-        size: Orphans that one sweep will look at.
-
-    Raises:
-        MailglassReconcileError: The database refused, cannot be reached, or lacks what this version needs.
-        ValueError: *size* is below 1.
     """
     if size < 1:
         raise ValueError("fan_out must be at least 1")

@@ -60,7 +60,6 @@ class Tally:
 
     @property
     def linked(self) -> int:
-        """How many were linked, or would be."""
         return self._outcomes["linked"]
 
     @property

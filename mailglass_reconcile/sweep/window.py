@@ -45,7 +45,6 @@ class Window:
 
     @property
     def eligible(self) -> int:
-        """How many orphans are open in it."""
         return sum(group.orphans for group in self.groups)
 
     @property
@@ -71,7 +70,6 @@ class Part(NamedTuple):
 
     @property
     def orphans(self) -> int:
-        """How many ids these are."""
         return len(self.packed) // 16
 
 
@@ -87,9 +85,6 @@ def open_window(
     That is what is eligible; with *bounds*, of what arrived after the first time and until the second only, both as
     Postgres writes them; or with *ages*, as `windows.survey` takes them, what is of these ages, even in its grace.
     With *full*, what only a full sweep reports is looked for, too.
-
-    Raises:
-        SchemaOutdatedError: The database lacks what this version needs.
     """
     seen = windows.survey(tx, ages=ages, bounds=bounds, full=full, counted=True)
     if not seen.indexed:

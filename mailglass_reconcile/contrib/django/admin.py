@@ -111,15 +111,12 @@ class ReadOnly:
     """Nothing can be added, changed or deleted: every add is answered with 403."""
 
     def has_add_permission(self, *_args: Any) -> bool:
-        """Whether anybody may add: no."""
         return False
 
     def has_change_permission(self, *_args: Any) -> bool:
-        """Whether anybody may change: no."""
         return False
 
     def has_delete_permission(self, *_args: Any) -> bool:
-        """Whether anybody may delete: no."""
         return False
 
 
@@ -136,7 +133,6 @@ class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
     found_by = EVENTS
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
-        """Return what is named by the term, exactly."""
         if not search_term.strip():
             return queryset, False
         return queryset.filter(pk__in=ids(self.found_by, search_term)), False
@@ -162,15 +158,12 @@ class Among(admin.SimpleListFilter):
     """A filter among the newest rows that a list shows, or among those that a search has found."""
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        """Return what can be chosen."""
         return [(name, name) for name in self.names()]
 
     def names(self) -> list[str]:
-        """Return the values."""
         raise NotImplementedError
 
     def queryset(self, request: Any, queryset: Any) -> Any:
-        """Return the rows that pass."""
         value = self.value()
         if value is None:
             return queryset
@@ -180,11 +173,9 @@ class Among(admin.SimpleListFilter):
         return self.passing(queryset, value)
 
     def passing(self, queryset: Any, value: str) -> Any:
-        """Return the rows of *queryset* with the value."""
         raise NotImplementedError
 
     def __init__(self, request: Any, params: Any, model: Any, model_admin: Any) -> None:
-        """Remember whose list it is."""
         self._admin = model_admin
         super().__init__(request, params, model, model_admin)
 
@@ -195,12 +186,10 @@ class OfTenant(Among):
     title, parameter_name = "tenant", "tenant"
 
     def names(self) -> list[str]:
-        """Return the first tenants."""
         with _reading() as tx:
             return tenants.first(tx, TENANTS)
 
     def passing(self, queryset: Any, value: str) -> Any:
-        """Return the rows of the tenant."""
         return queryset.filter(tenant_id=value)
 
 
@@ -210,7 +199,6 @@ class WithProvider(Among):
     title, parameter_name = "provider", "by"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the known providers."""
         return [(name, providers.title(name)) for name in providers.known()]
 
     def passing(self, queryset: Any, value: str) -> Any:
@@ -225,11 +213,9 @@ class LastEvent(Among):
     title, parameter_name = "last event", "last"
 
     def names(self) -> list[str]:
-        """Return the types."""
         return list(event_types.TYPES)
 
     def passing(self, queryset: Any, value: str) -> Any:
-        """Return the deliveries that show this event."""
         return queryset.filter(last_event_type=value)
 
 
@@ -239,11 +225,9 @@ class InState(Among):
     title, parameter_name = "state", "is"
 
     def names(self) -> list[str]:
-        """Return the states that are stored, and `unseen`."""
         return [*states.VERDICTS, states.UNSEEN]
 
     def passing(self, queryset: Any, value: str) -> Any:
-        """Return the orphans in this state."""
         return queryset.filter(state__isnull=True) if value == states.UNSEEN else queryset.filter(state=value)
 
 
@@ -257,7 +241,6 @@ class EventInline(ReadOnly, admin.TabularInline):
     show_change_link = True
 
     def get_queryset(self, request: Any) -> Any:
-        """Return them, each with the orphan that it links."""
         of_delivery = Event.objects.filter(delivery_id=_delivery_id(request))
         latest = of_delivery.order_by(Stored("occurred_at").desc())[:INLINE_EVENTS]
         orphan = Event.objects.filter(pk=models.OuterRef("orphan_id"))
@@ -282,12 +265,10 @@ class EventInline(ReadOnly, admin.TabularInline):
 
     @admin.display(description="linked event")
     def linked_type(self, event: Any) -> Any:
-        """Return the type of what was linked."""
         return event.orphan_type or "-"
 
     @admin.display(description="which happened at")
     def linked_at(self, event: Any) -> Any:
-        """Return when that happened."""
         return localize(template_localtime(event.orphan_at)) if event.orphan_at else "-"
 
 
@@ -342,7 +323,6 @@ class DeliveryAdmin(LargeTableAdmin):
 
     @admin.display(description="provider")
     def sent_by(self, delivery: Any) -> Any:
-        """Return the provider."""
         return delivery.sent_by or "-"
 
     def has_erase_permission(self, request: Any) -> bool:
@@ -403,11 +383,9 @@ class EventAdmin(LargeTableAdmin):
 
     @admin.display(description="verdict")
     def explanation(self, event: Any) -> str:
-        """Return why it is linked or not."""
         return _explained(event.pk)
 
     def get_queryset(self, request: Any) -> Any:
-        """Return all; a list does not read the metadata."""
         return super().get_queryset(request).defer("metadata")
 
 
@@ -433,7 +411,6 @@ class OpenOrphanAdmin(LargeTableAdmin):
 
 @contextmanager
 def _reading() -> Iterator[Transaction]:
-    """Read on Django's own connection."""
     with database.connection() as lent, borrowed(lent, runtime.get_settings()) as tx:
         yield tx
 

@@ -82,7 +82,6 @@ class LedgerManager(models.Manager.from_queryset(ReadOnlyQuerySet)):  # type: ig
     """Reads the database of `MAILGLASS_DATABASE_ALIAS`."""
 
     def get_queryset(self) -> Any:
-        """Return all rows."""
         return super().get_queryset().using(database.alias())
 
 
@@ -116,7 +115,6 @@ class Delivery(models.Model):
         verbose_name_plural = "deliveries"
 
     def __str__(self) -> str:
-        """Return what the admin calls it."""
         return str(self.id)
 
 
@@ -143,7 +141,6 @@ class Event(models.Model):
         default_permissions = ("view",)
 
     def __str__(self) -> str:
-        """Return what the admin calls it."""
         return f"{self.type} {self.id}"
 
 
@@ -170,7 +167,6 @@ class OpenOrphan(models.Model):
         default_permissions = ("view",)
 
     def __str__(self) -> str:
-        """Return what the admin calls it."""
         return str(self.pk)
 
 

@@ -37,9 +37,6 @@ def one_at_a_time(engine: sa.Engine, settings: Settings) -> Iterator[None]:
     """Hold the lock of migrations while the block runs.
 
     The others ask again: one that waited in a statement would hold up a concurrent index.
-
-    Raises:
-        DatabaseRefusedError: Another session holds the lock for a minute; the message names it.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     with connect(engine) as connection:
