@@ -49,11 +49,7 @@ class TooLateError(MailglassReconcileError):
 
 
 def patiently(check: Callable[Arguments, None], *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-    """Call a function that checks a signature, and once more if it had to wait for a certificate.
-
-    Raises:
-        MailglassReconcileError: The certificate cannot be fetched.
-    """
+    """Call a function that checks a signature, and once more if it had to wait for a certificate."""
     try:
         check(*args, **kwargs)
         return
@@ -87,11 +83,7 @@ class Certificates:
         self._lock = threading.Lock()
 
     def get(self, url: str, load: Load) -> x509.Certificate:
-        """Return the certificate at *url*.
-
-        Raises:
-            CertificateNeededError: *load* has to fetch it first.
-        """
+        """Return the certificate at *url*."""
         known = self._known.get(url)
         if known is None:
             raise CertificateNeededError(lambda: self._want(url, load))

@@ -22,10 +22,6 @@ def names_a_message(provider: str, event: WebhookEvent) -> bool:
     """Whether a delivery can be found for an event: if not, and its type is known, the format must have changed.
 
     Pings and events of the account have no known type, so they cause no warning.
-
-    Args:
-        provider: The provider's canonical name.
-        event: What its reader, or Anymail's, has made.
     """
     if event.message_id is not None or event.recipient is not None:
         return True

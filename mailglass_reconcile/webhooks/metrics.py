@@ -18,11 +18,7 @@ Counts = Mapping[tuple[str, str], int]
 
 
 def exposition(results: Counts) -> str:
-    """Return what this process has counted since it started.
-
-    Args:
-        results: Webhooks, by provider and result.
-    """
+    """Return what this process has counted since it started."""
     described = "Events of a known type with neither a message id nor a recipient"
     failed = "Sends and webhooks that were not recorded, by cause"
     messages = "Broadcasts of this process that Redis took, and those that it did not"

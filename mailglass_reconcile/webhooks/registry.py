@@ -74,22 +74,14 @@ def _names_a_message(found: Provider, event: WebhookEvent) -> bool:
 
 
 def check(found: Provider, request: Request, secret: str, now: dt.datetime) -> None:
-    """Verify a request with a provider's module, as `verify` does; `check_secret` has checked the secret.
-
-    Raises:
-        CertificateNeededError: The certificate of Amazon SES or Scaleway has to be fetched first.
-    """
+    """Verify a request with a provider's module, as `verify` does; `check_secret` has checked the secret."""
     if len(request.body) > max_bytes(found, request):
         raise InvalidWebhookError("the body is too large")
     found.verify(request, secret, now.timestamp())
 
 
 def check_secret(provider: str, secret: object) -> str:
-    """Return a secret of a provider, without white space around it, if requests can be verified with it.
-
-    Raises:
-        ConfigurationError: It is empty or of another kind; the message names the provider and repeats nothing of it.
-    """
+    """Return a secret of a provider, without white space around it, if requests can be verified with it."""
     found = module(provider)
     try:
         if not isinstance(secret, str) or not secret.strip():
@@ -118,11 +110,7 @@ def request_of(
     content_type: str | None = None,
     url: str | None = None,
 ) -> Request:
-    """Return what was received, with the names of headers in lower case.
-
-    Raises:
-        InvalidWebhookError: The body is larger than 5 MB.
-    """
+    """Return what was received, with the names of headers in lower case."""
     if len(body) > MAX_BYTES:
         raise InvalidWebhookError("the body is larger than 5 MB")
     lowered = {name.lower(): value for name, value in dict(headers or {}).items()}
@@ -145,11 +133,7 @@ def is_known(provider: str) -> bool:
 
 
 def module(provider: str) -> Provider:
-    """Return the module of a provider, given in any known spelling, or an application's reader.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """Return the module of a provider, given in any known spelling, or an application's reader."""
     if not is_known(provider):
         known = ", ".join([*PROVIDERS, *_plugged])
         raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {known}")

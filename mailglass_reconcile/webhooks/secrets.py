@@ -40,11 +40,7 @@ class Shared:
     of_tenants = False
 
     def __init__(self, pairs: Iterable[tuple[str, object]]) -> None:
-        """Keep *pairs* of a provider's name, in any known spelling, and a secret; each secret is tried.
-
-        Raises:
-            ConfigurationError: A provider is not known, or a secret is empty or of another kind.
-        """
+        """Keep *pairs* of a provider's name, in any known spelling, and a secret; each secret is tried."""
         self._of: dict[str, list[str]] = {}
         for provider, secret in pairs:
             load_reader(provider)
@@ -66,11 +62,7 @@ class OfTenants:
     of_tenants = True
 
     def __init__(self, given: Mapping[str, OfProviders]) -> None:
-        """Keep the secrets of each tenant.
-
-        Raises:
-            ConfigurationError: As for `Shared`; the message names the provider, not the tenant.
-        """
+        """Keep the secrets of each tenant."""
         self._of = {tenant: Shared(_pairs(secrets)) for tenant, secrets in given.items()}
 
     def may_have(self, provider: str) -> bool:
@@ -97,22 +89,13 @@ class Asked:
         return registry.is_known(provider)
 
     def of(self, provider: str, tenant: str) -> Sequence[str]:
-        """Return what the function returns.
-
-        Raises:
-            ConfigurationError: A secret is empty or of another kind.
-            Exception: What the function raises.
-        """
+        """Return what the function returns."""
         found = self._function(registry.name(provider), tenant)
         return [registry.check_secret(provider, secret) for secret in _listed(found)]
 
 
 def given(secrets: Given | None, settings: Settings) -> Secrets:
-    """Return a caller's secrets, or, if they are None, those of the setting.
-
-    Raises:
-        ConfigurationError: There are none, or one cannot be used.
-    """
+    """Return a caller's secrets, or, if they are None, those of the setting."""
     if secrets is None:
         return of_setting(settings)
     if callable(secrets):
@@ -128,11 +111,7 @@ def given(secrets: Given | None, settings: Settings) -> Secrets:
 
 
 def of_setting(settings: Settings) -> Shared:
-    """Return the secrets of `MAILGLASS_WEBHOOK_SECRETS`.
-
-    Raises:
-        ConfigurationError: There are none, or one cannot be used; the message repeats none of them.
-    """
+    """Return the secrets of `MAILGLASS_WEBHOOK_SECRETS`."""
     value = settings.webhook_secrets.get_secret_value().strip() if settings.webhook_secrets else ""
     lines = _lines(value.removeprefix("@")) if value.startswith("@") else value.split(",")
     entries = [line.strip() for line in lines if line.strip()]

@@ -107,11 +107,7 @@ class Request:
         return self._form
 
     def header(self, name: str) -> str:
-        """Return a header that a signature needs.
-
-        Raises:
-            SignatureError: It is missing.
-        """
+        """Return a header that a signature needs."""
         value = self.headers.get(name.lower())
         if not value:
             raise SignatureError(f"the header {name} is missing")
@@ -178,11 +174,7 @@ class _Form:
 
 
 def from_json(text: bytes | str) -> Any:
-    """Return a JSON text's value; a byte that is not of its encoding is replaced, and costs nothing else.
-
-    Raises:
-        InvalidWebhookError: It is no JSON, or nested too deeply.
-    """
+    """Return a JSON text's value; a byte that is not of its encoding is replaced, and costs nothing else."""
     try:
         value = json.loads(text.decode(json.detect_encoding(text), "replace") if isinstance(text, bytes) else text)
     except (ValueError, RecursionError):
@@ -254,9 +246,6 @@ def event(
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.
         tags: The message's tags.
         kept: What else the event's metadata holds, such as `MACHINE`; it names nobody.
-
-    Raises:
-        InvalidWebhookError: The message's id or the recipient is of another kind.
     """
     if isinstance(message_id, bool) or not isinstance(message_id, _ID_OR_NONE):
         raise InvalidWebhookError("the message's id is neither a string nor a number")
@@ -390,11 +379,7 @@ def hexadecimal(request: Request, header: str, secret: str) -> None:
 
 
 def credentials(secret: str) -> None:
-    """Check that a secret is `user:password`; one of the two may be empty.
-
-    Raises:
-        ConfigurationError: It is something else, or both are empty.
-    """
+    """Check that a secret is `user:password`; one of the two may be empty."""
     if ":" not in secret:
         raise ConfigurationError("the secret must be USER:PASSWORD, as in the address that the provider calls")
     if secret == ":":  # noqa: S105 - none at all
@@ -415,11 +400,7 @@ def signed_basic(body: bytes, secret: str) -> Signed:
 
 
 def svix_key(secret: str) -> bytes:
-    """Return the key of Standard Webhooks.
-
-    Raises:
-        ConfigurationError: The secret holds none.
-    """
+    """Return the key of Standard Webhooks."""
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
@@ -471,11 +452,7 @@ def decoded(text: str) -> bytes:
 
 @lru_cache(maxsize=64)
 def public_key(secret: str) -> PublicKeyTypes:
-    """Return a public key, given as base64, as a provider's page shows it, or as PEM.
-
-    Raises:
-        ConfigurationError: It is none, or the package `cryptography` is missing.
-    """
+    """Return a public key, given as base64, as a provider's page shows it, or as PEM."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - an extra
         from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
@@ -494,11 +471,7 @@ def missing() -> ConfigurationError:
 
 
 def rsa_key(secret: str) -> RSAPublicKey:
-    """Return a public key of RSA, given as `public_key` takes it.
-
-    Raises:
-        ConfigurationError: It is another one, or none.
-    """
+    """Return a public key of RSA, given as `public_key` takes it."""
     key = public_key(secret)
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey  # noqa: PLC0415 - the key has needed it
 

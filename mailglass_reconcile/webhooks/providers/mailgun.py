@@ -257,11 +257,7 @@ class Tokens:
 
     @contextmanager
     def claimed(self, token: str, body: bytes) -> Iterator[None]:
-        """Let a token belong to a body for as long as the block runs, and then for good, unless the block raises.
-
-        Raises:
-            SignatureError: It belongs to another one.
-        """
+        """Let a token belong to a body for as long as the block runs, and then for good, unless the block raises."""
         key, digest = _digest(token.encode()), _digest(body)
         with self._lock:
             pair = self._pairs.get(key)
