@@ -1,12 +1,11 @@
 """Secrets of providers: where they come from, several of one provider, and those that cannot be used."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 from starlette.applications import Starlette
 
+import forking
 import senders
 from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError
@@ -102,7 +101,6 @@ def test_receive_needs_a_secret_of_this_provider(db):
 def test_the_command_does_not_start_without_a_secret(db, redis_url, value, said):
     """It prints one line and exits with 1."""
     env = {**db.environment(redis_url), "MAILGLASS_WEBHOOK_SECRETS": value}
-    command = [sys.executable, "-m", "mailglass_reconcile", "receive", "--port", "0"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = forking.run(env, "receive", "--port", "0")
     assert done.returncode == 1
     assert re.fullmatch(rf"mailglass-reconcile: {said}\n", done.stderr)
