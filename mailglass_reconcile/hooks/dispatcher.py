@@ -82,8 +82,8 @@ def dispatch() -> DispatchResult:
     Any number of dispatchers may run at the same time. Events of a type without a handler here are left alone.
 
     Raises:
-        MailglassReconcileError: A setting, the connection, a right or the schema is wrong. A handler's error is none
-            of these: it is counted and logged, by its class.
+        MailglassReconcileError: A setting, the connection, a privilege or the schema is wrong. A handler's
+            error is none of these: it is counted and logged, by its class.
     """
     return dispatch_within(None)
 

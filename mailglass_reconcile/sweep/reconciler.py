@@ -266,7 +266,7 @@ def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepRe
         The counts. If the sweep failed half-way, its `status` is `failed`.
 
     Raises:
-        MailglassReconcileError: Nothing was swept: a setting, the connection, a right or the schema is wrong.
+        MailglassReconcileError: Nothing was swept: a setting, the connection, a privilege or the schema is wrong.
         ValueError: *limit* is below 1.
     """
     return prepare(tenant_id, limit).run()

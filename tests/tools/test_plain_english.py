@@ -62,6 +62,8 @@ HABITS = {
     r"\blapses?\b": "expires",
     r"\bhands? (?:over|on)\b|\bhanded\b": "pass",
     r"(?:^|\. )What(?:ever)? (?:was|writes|cannot)\b": "a noun as subject",
+    r"\ba right\b|\blacks? (?:the )?rights?\b|\b(?:other|missing) rights?\b|\bthe right to\b": "privilege",
+    r"\bholds? (?:\w+ )?up\b": "delay, block",
     r"\bgoes without\b|\bgoes with --\w": "cannot be combined; needs",
 }
 """Habits, and what to write instead."""
