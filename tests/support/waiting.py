@@ -7,12 +7,15 @@ from collections.abc import Callable
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait until *condition* holds, and fail where it does not within *seconds* of a machine with nothing else to do.
 
-    They are counted in looks, of which there are a hundred in a second: on a busy machine each takes longer.
+    They are counted in the pauses between looks, from a hundredth of a second to a twentieth: on a busy machine each
+    takes longer.
     """
-    pause, latest = time.sleep, time.monotonic() + 10 * seconds
-    for _ in range(round(seconds * 100)):
+    sleep, latest, pause, waited = time.sleep, time.monotonic() + 10 * seconds, 0.01, 0.0
+    while waited < seconds:
         if condition():
             return
         assert time.monotonic() < latest, f"not within {10 * seconds} s"
-        pause(0.01)
+        sleep(pause)
+        waited += pause
+        pause = min(0.05, 1.05 * pause)
     assert condition(), f"not within {seconds} s"
