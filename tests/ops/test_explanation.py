@@ -1,4 +1,4 @@
-"""What `explain` adds to a verdict: origins of ids, what would help, when it is looked at, what linked it."""
+"""What `explain` adds to a verdict: origins of ids, what would help, what linked it; and events that are no orphans."""
 
 import datetime as dt
 from uuid import UUID
@@ -198,3 +198,41 @@ def test_an_event_whose_tenant_id_is_too_long_is_said_never_to_be_linked(db):
     assert found.state == "missing"
     assert found.sentence == "its tenant id has more than 1,000 characters; such events are never linked"
     assert not found.remedy
+
+
+def test_an_id_that_mailglass_made_up_is_named_as_the_reason(db):
+    """Mailglass stores no id of SparkPost's or Mailjet's."""
+    factories.delivery(db, "mailglass-synthetic-1")
+    orphan = factories.orphan(db, {"provider": "sparkpost", "transmission_id": 7})
+    found = explain(db.database, UUID(orphan))
+    assert found.state == "unmatched"
+    assert "an id that it made up" in found.sentence
+    other = factories.orphan(db, factories.postmark("x"))
+    assert "made up" not in explain(db.database, UUID(other)).sentence
+
+
+def test_an_orphan_that_arrived_in_the_far_future_is_explained(db):
+    """A row whose arrival is infinite was once a traceback."""
+    orphan = factories.orphan(db, factories.postmark("x"))
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = 'infinity'")
+    assert explain(db.database, UUID(orphan)).state == "waiting"
+    db.run("UPDATE mailglass_open_orphans SET arrived_at = now()::timestamp")
+
+
+def test_an_event_that_was_stored_with_its_delivery_is_attached(db):
+    """Even if its writer asked for reconciliation; the delivery is named, and no places were read."""
+    delivery = factories.delivery(db, "one")
+    for asks in (True, False):
+        row = factories.orphan_row(factories.postmark("one"), delivery_id=delivery, needs_reconciliation=asks)
+        factories.insert(db, events=[row])
+        found = explain(db.database, UUID(row["id"]))
+        assert (found.state, found.delivery_id, found.candidate_ids) == ("attached", delivery, ())
+        assert (found.provider, found.rule, found.reads) == ("postmark", None, ())
+
+
+def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
+    """Even if a delivery has its id."""
+    factories.delivery(db, "one")
+    event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
+    found = explain(db.database, UUID(event))
+    assert (found.state, found.delivery_id, found.candidate_ids) == ("no_orphan", None, ())

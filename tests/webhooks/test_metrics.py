@@ -1,0 +1,91 @@
+"""Counters of a receiver for Prometheus, none of them with an address."""
+
+import re
+
+import httpx
+import pytest
+
+import senders
+from mailglass_reconcile.webhooks import formats
+from receivers import ask, first, mounted, receiving
+from receivers import published as _published  # noqa: F401 - a fixture of every test
+
+TOKEN = "a-token-of-24-characters"  # noqa: S105
+
+
+def scraped(text: str) -> dict[str, int]:
+    """Return the samples of an exposition."""
+    return {
+        name: int(value) for name, _, value in (line.rpartition(" ") for line in text.splitlines() if line[0] != "#")
+    }
+
+
+def mounted_receiver():
+    """Return a receiver as the command serves it."""
+    receiver = mounted().routes[0].app
+    receiver.metrics_token = TOKEN
+    return receiver
+
+
+def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
+    """Over HTTP; its log has a line for each webhook, and only who has the token may read the counters."""
+    one = first("postmark")
+    changed = senders.signed("mailersend", b'{"type": "activity.delivered", "data": {"id": "7"}}')
+    allowed = {"Authorization": f"Bearer {TOKEN}"}
+    with (
+        receiving(db, redis_url, tmp_path, MAILGLASS_WEB_TOKEN=TOKEN) as (base, log),
+        httpx.Client(base_url=base) as client,
+    ):
+        for each in (one, one, one._replace(headers={}), one._replace(body=b"{")):
+            client.post("/postmark", content=each.body, headers=each.headers)
+        client.post("/mailersend", content=changed.body, headers=changed.headers)
+        client.post("/pigeon")
+        db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")
+        for _ in range(3):
+            client.post("/brevo", content=first("brevo").body, headers=first("brevo").headers)
+        db.run("ALTER TABLE elsewhere RENAME TO mailglass_events")
+        answers = [client.get("/metrics", headers=headers) for headers in ({}, {"Authorization": "Bearer x"}, allowed)]
+    assert [answer.status_code for answer in answers] == [401, 401, 200]
+    assert answers[2].headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert {name: value for name, value in scraped(answers[2].text).items() if value} == {
+        'mailglass_reconcile_recording_failures_total{cause="DatabaseRefusedError"}': 3,
+        'mailglass_reconcile_webhooks_total{provider="brevo",result="failed"}': 3,
+        'mailglass_reconcile_webhooks_total{provider="mailersend",result="received"}': 1,
+        'mailglass_reconcile_webhooks_total{provider="postmark",result="received"}': 2,
+        'mailglass_reconcile_webhooks_total{provider="postmark",result="refused"}': 2,
+        'mailglass_reconcile_webhook_format_warnings_total{provider="mailersend",type="delivered"}': 1,
+    }
+    told = log.read_text()
+    assert "INFO: postmark: 1 event, 1 waiting\n" in told
+    assert "INFO: postmark: 1 event, 1 repeated\n" in told
+    assert len(re.findall("^(INFO|WARNING|ERROR): ", told, re.MULTILINE)) == 8  # with the one of the format
+    assert told.count("a webhook of brevo was not recorded: ") == 1, "one line for each cause and minute"
+    assert "Traceback" not in told
+    assert "@" not in told
+
+
+def test_prometheus_reads_the_counters(db, monkeypatch):
+    """By its own parser, each with what it is."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    monkeypatch.setattr(formats, "_counts", formats.Counter({("resend", "opened"): 2}))
+    receiver = mounted_receiver()
+    receiver.results.update({("postmark", "received"): 3})
+
+    async def talk(client):
+        return await client.get("/metrics", headers={"Authorization": f"bearer {TOKEN}"})
+
+    families = list(parser.text_string_to_metric_families(ask(receiver, talk).text))
+    assert [(one.name, one.type, one.samples[0].value) for one in families[:2]] == [
+        ("mailglass_reconcile_webhooks", "counter", 3),
+        ("mailglass_reconcile_webhook_format_warnings", "counter", 2),
+    ]
+    assert [one.name.removeprefix("mailglass_reconcile_") for one in families[2:]] == ["recording_failures", "messages"]
+
+
+def test_a_mounted_application_has_no_metrics(db):
+    """Its own are the application's."""
+
+    async def talk(client):
+        return await client.get("/webhooks/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+
+    assert ask(mounted(), talk).status_code == 404
