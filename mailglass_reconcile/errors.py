@@ -60,6 +60,11 @@ def hint(text: str) -> str:
     return text.replace(f"`{COMMAND} ", f"`{_Called.command} ")
 
 
+def as_called(command: str) -> str:
+    """Return a command, such as `mailglass-reconcile sweep`, as it is called here: to be pasted as it stands."""
+    return hint(f"`{command}`").strip("`")
+
+
 class MailglassReconcileError(Exception):
     """Base class of this package's errors."""
 

@@ -9,6 +9,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import argument, as_of, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.errors import as_called
 from mailglass_reconcile.ops import search, tenants
 from mailglass_reconcile.ops.search import Found, Hit, What
 from mailglass_reconcile.rules.humanize import counted
@@ -68,7 +69,7 @@ def _lines(found: Found) -> Iterator[str]:
     for one in found.hits:
         yield ""
         yield from _delivery(one) if one.kind == "delivery" else _event(one)
-        yield f"  mailglass-reconcile explain {one.id}"
+        yield f"  {as_called(f'mailglass-reconcile explain {one.id}')}"
 
 
 def _delivery(one: Hit) -> Iterator[str]:
@@ -94,8 +95,11 @@ def _nothing(wanted: What, *, scan: bool) -> str:
             " was not recorded: see `record_send`. If the provider's log shows the message, look for its message id"
             " there:"
         ),
-        "  mailglass-reconcile find MESSAGE_ID",
+        f"  {as_called('mailglass-reconcile find MESSAGE_ID')}",
     ]
     if not scan:
-        lines += [wrapped("It may be stored in another spelling:"), "  mailglass-reconcile find - --scan"]
+        lines += [
+            wrapped("It may be stored in another spelling:"),
+            f"  {as_called('mailglass-reconcile find - --scan')}",
+        ]
     return "\n".join(lines)

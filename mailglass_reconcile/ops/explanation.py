@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import hint
+from mailglass_reconcile.errors import as_called, hint
 from mailglass_reconcile.rules import matching, providers, resending, states
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.events import Bounce
@@ -336,7 +336,7 @@ def _named(delivery: Candidate, shown: Shown, row: sa.Row[Any], decision: Decisi
         "fitting": delivery.has_provider(wanted.provider),
         "addressed": wanted.recipient is None or address(delivery.recipient) == address(wanted.recipient),
         **shown._asdict(),
-        "command": hint(f"`mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''`").strip("`")
+        "command": as_called(f"mailglass-reconcile link {row.id} {delivery.delivery_id} --reason ''")
         if by_hand
         else None,
     }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from mailglass_reconcile.errors import as_called
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.humanize import ago, counted, shown
@@ -130,7 +131,7 @@ def _unreported(one: sa.Row[Any], naming: Sequence[tuple[str, str]]) -> Verdict:
         names = "names" if len(naming) == 1 else "name"
         return Verdict(
             f"{when}; {counted(len(naming), 'open event')}{whose} {names} its message id",
-            f"mailglass-reconcile explain {event_id}",
+            as_called(f"mailglass-reconcile explain {event_id}"),
         )
     if one.type == "queued":
         return Verdict(f"{when}, and not sent yet: look at the log of the process that sends")

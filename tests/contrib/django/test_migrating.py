@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import uuid
@@ -167,14 +168,16 @@ def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys):
     with pytest.raises(SystemExit):
         call_command("mailglass", "doctor")
     call_command("migrate", APP, verbosity=0)
-    for arguments in (["doctor"], ["status", "--check"], ["dispatch", "--retry", str(uuid.uuid4())]):
+    unknown = str(uuid.uuid4())
+    for arguments in (["doctor"], ["status", "--check"], ["dispatch", "--retry", unknown], ["find", "ada@example.com"]):
         with pytest.raises(SystemExit):
             call_command("mailglass", *arguments)
     said = "".join(capsys.readouterr())
     assert "`manage.py mailglass migrate`" in said
     assert "`manage.py mailglass sweep`" in said
     assert "`manage.py mailglass sweep`" in said
-    assert "`mailglass-reconcile" not in said
+    assert "\n  manage.py mailglass find - --scan\n" in said
+    assert not re.search("[` ]mailglass-reconcile ", said)
     assert "`manage.py mailglass prune`" in (states.remedy("missing") or "")
 
 
