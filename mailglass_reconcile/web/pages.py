@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 from uuid import UUID
@@ -102,13 +103,16 @@ class Pages:
     def _database(self) -> Database:
         return Database(self._given, runtime.get_settings()) if self._given else runtime.database()
 
-    async def _show(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-        """Return a page, which says how many problems there are."""
-        try:
-            found = await self._cache.get("problems", lambda: problems.problems(self._database))
-        except MailglassReconcileError:  # what the page shows could be read
-            found = Problems([])
-        return render(request, template, status=status, problems=found, **values)
+    async def _show(
+        self, request: Request, template: str, *, status: int = 200, known: Problems | None = None, **values: Any
+    ) -> Response:
+        """Return a page, which says how many problems there are: those that are *known*, or that are read."""
+        with suppress(MailglassReconcileError):  # what the page shows could be read
+            known = known or await self._problems()
+        return render(request, template, status=status, problems=known, **values)
+
+    async def _problems(self) -> Problems:
+        return await self._cache.get("problems", lambda: problems.problems(self._database))
 
     @_page
     async def overview(self, request: Request) -> Response:
@@ -116,10 +120,12 @@ class Pages:
         hours = parameters.hours(request.query_params)
         seconds = hours * 3_600
         found = await self._cache.get(("overview", hours), lambda: overview.overview(self._database, seconds=seconds))
+        known = await self._problems()  # the page is not green without
         lag = chart.lag(found.curves)
         return await self._show(
             request,
             "overview.html",
+            known=known,
             found=found,
             stuck_states=STUCK,
             hours=hours,

@@ -7,6 +7,7 @@ import factories
 import mailglass_reconcile
 from browsing import Visitor, app
 from mailglass_reconcile.ops.checks.backlog import SEVERAL
+from mailglass_reconcile.web import problems
 
 ROUNDED = 60.0
 LATE_SWEEP = """
@@ -85,6 +86,15 @@ def test_it_is_not_green_over_mismatches(db):
     assert 'href="./orphans?state=tenant_mismatch">2 tenant_mismatch</a>' in text
     assert "everything that can be linked is linked" not in text
     assert title(text) == "Overview · mailglass-reconcile"
+
+
+def test_the_overview_is_not_green_if_problems_cannot_be_read(db, monkeypatch):
+    """Within a millisecond; other pages are shown, without their number."""
+    mailglass_reconcile.reconcile()
+    monkeypatch.setattr(problems, "TIMEOUT_MS", 1)
+    assert Visitor(app(db)).get("/").status_code == 503
+    answer = Visitor(app(db)).get("/orphans")
+    assert (answer.status_code, title(answer.text)) == (200, "Orphans · mailglass-reconcile")
 
 
 def test_a_table_that_is_missing_is_named_as_such(db):
