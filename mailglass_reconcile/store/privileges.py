@@ -1,15 +1,13 @@
-"""What this role may do, and who else may put objects into the schema and so might take the place of ours."""
+"""What this role may do."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, sqlstate
 from mailglass_reconcile.store.database import Connected, Transaction, array_literal
-from mailglass_reconcile.store.elsewhere import Wrong
 
 _STATE = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
 
@@ -72,46 +70,6 @@ SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.re
  WHERE n.nspname = :schema AND c.relname = ANY (CAST(:relations AS text[])) AND c.relkind IN ('r', 'p')
    AND row_security_active(c.oid) ORDER BY 1
 """
-
-# The owners of the schema, of the ledger and of our tables are trusted with them anyway.
-CREATORS = """
-SELECT array_agg(DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-  FROM pg_namespace AS n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a
- WHERE n.nspname = :schema AND a.privilege_type = 'CREATE'
-   AND a.grantee NOT IN (SELECT n.nspowner
-                          UNION ALL SELECT oid FROM pg_roles WHERE rolname = current_user
-                          UNION ALL SELECT relowner FROM pg_class
-                                     WHERE oid IN (to_regclass(:events), to_regclass(:open_orphans)))
-"""
-
-
-def names_of(tx: Transaction) -> dict[str, str]:
-    """Return the parameters of `CREATORS`."""
-    return {"schema": tx.schema, **tx.names_of("events", "open_orphans")}
-
-
-# The role's own path, which a transaction of ours does not have, is asked for and put back in one statement.
-_PATH = """
-SELECT set_config('search_path', s.reset_val, true), current_schemas(false)::text[] AS schemas,
-       set_config('search_path', 'pg_catalog, pg_temp', true)
-  FROM pg_settings AS s WHERE s.name = 'search_path'
-"""
-
-
-def creators(tx: Transaction) -> list[Wrong]:
-    """Return what is wrong with the schema, and with each one on this role's search_path: others may create there.
-
-    A statement that names no schema, of this role's own or of a tool, may then run what they put there.
-    """
-    schemas = dict.fromkeys([tx.schema, *tx.execute(_PATH).one().schemas])
-    found = {one: tx.execute(CREATORS, {**names_of(tx), "schema": one}).scalar_one() for one in schemas}
-    return [may_create(roles, one) for one, roles in found.items() if roles]
-
-
-def may_create(roles: Collection[str], schema: str) -> Wrong:
-    """Return that *roles* may create objects in *schema* although they own nothing there."""
-    named = ", ".join(roles)
-    return Wrong(f"{named} may create objects in schema {schema}", f"REVOKE CREATE ON SCHEMA {schema} FROM {named}")
 
 
 class Lacking(NamedTuple):

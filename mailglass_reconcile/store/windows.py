@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store import deliveries, privileges, schema
+from mailglass_reconcile.store import deliveries, schema
 from mailglass_reconcile.store.database import Transaction, array_literal, by_scans, columns
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 
@@ -29,8 +29,6 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
        ({triggers}) AS triggers,
        coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
-       -- Of a full sweep only: who else may create objects here.
-       CASE WHEN :full THEN ({creators}) END AS creators,
        CASE WHEN :counted AND cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
             THEN (SELECT count(*)
                     FROM (SELECT FROM {schema}.mailglass_open_orphans
@@ -47,7 +45,7 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
                              CAST(:until AS timestamp)) AS until_time
                   FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
                ) AS r) AS w
-""".replace("{triggers}", schema.TRIGGERS_ENABLED).replace("{creators}", privileges.CREATORS)
+""".replace("{triggers}", schema.TRIGGERS_ENABLED)
 
 # With very many tenants, small groups are added up under no name, so that memory stays bounded.
 _GROUPS = """
@@ -276,8 +274,7 @@ class Slice:
 class Survey(NamedTuple):
     """What a sweep sees when it begins: its ranges of arrival, and the state of the schema.
 
-    `creators` may put objects into the schema; None unless a full sweep begins. `few` is how many are open in its one
-    range, at most `FEW`; None if there are several ranges, or the table is small.
+    `few` is how many are open in its one range, at most `FEW`; None if there are several ranges, or the table is small.
     """
 
     afters: list[str]
@@ -286,7 +283,6 @@ class Survey(NamedTuple):
     version: str | None
     triggers: bool
     indexed: bool
-    creators: list[str] | None
     few: int | None
 
     def whole(self, tenant_id: str | None) -> Slice:
@@ -342,7 +338,6 @@ def survey(
     *,
     ages: Sequence[tuple[float, float]] | None = None,
     bounds: tuple[str | None, str | None] = (None, None),
-    full: bool = False,
     counted: bool = False,
 ) -> Survey:
     """Return the window of a sweep by the database's clock, cut to what arrived after and until the times of *bounds*.
@@ -357,7 +352,6 @@ def survey(
     eligible = ((settings.max_age_minutes * 60, settings.grace_seconds),)
     oldest, youngest = zip(*(eligible if ages is None else ages), strict=True)
     parameters = {
-        "schema": tx.schema,
         **tx.names_of("events", "open_orphans"),
         "index": tx.name_of(deliveries.INDEX),
         "after": bounds[0],
@@ -365,7 +359,6 @@ def survey(
         "oldest": array_literal(map(str, oldest)),
         "youngest": array_literal(map(str, youngest)),
         "max_age_minutes": settings.max_age_minutes,
-        "full": full,
         "counted": counted,
         "few": FEW,
         "small": SMALL_BYTES,

@@ -96,15 +96,14 @@ class Sweep(Request):
 
         def read() -> tuple[Window, list[Part]]:
             with connected.reading(self.deadline.left_ms) as tx:
-                full = self.kind == "full"
-                opened = window.open_window(tx, self.tenant_id, self.bounds, self.ages, full=full)
+                opened = window.open_window(tx, self.tenant_id, self.bounds, self.ages)
                 return opened, window.parts(tx, opened)
 
         self.window, parts = self._retried(read)
         self.tally.begin(self.window.census)
         self.to_judge = sum(part.orphans for part in parts)
         if self.ages is None:
-            window.warn(self.window.survey, self.database.settings.database_schema)
+            window.warn(self.window.survey)
         return parts
 
     @property

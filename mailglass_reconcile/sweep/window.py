@@ -19,7 +19,7 @@ from mailglass_reconcile.errors import SchemaOutdatedError, hint
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE
 from mailglass_reconcile.rules.states import UNSEEN
-from mailglass_reconcile.store import privileges, windows
+from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.open_orphans import LAST, Place
 from mailglass_reconcile.store.windows import Group, Outdated, Slice, Survey
@@ -78,15 +78,13 @@ def open_window(
     tenant_id: str | None = None,
     bounds: tuple[str | None, str | None] = (None, None),
     ages: Sequence[tuple[float, float]] | None = None,
-    full: bool = False,
 ) -> Window:
     """Return what a sweep will look at, of one tenant or, with None, of all.
 
     That is what is eligible; with *bounds*, of what arrived after the first time and until the second only, both as
     Postgres writes them; or with *ages*, as `windows.survey` takes them, what is of these ages, even in its grace.
-    With *full*, what only a full sweep reports is looked for, too.
     """
-    seen = windows.survey(tx, ages=ages, bounds=bounds, full=full, counted=True)
+    seen = windows.survey(tx, ages=ages, bounds=bounds, counted=True)
     if not seen.indexed:
         missing = "the index mailglass_deliveries_reconcile_idx is missing or incomplete"
         raise SchemaOutdatedError(f"{missing}: run `mailglass-reconcile migrate`")
@@ -164,10 +162,8 @@ def as_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
     ]
 
 
-def warn(survey: Survey, schema: str) -> None:
+def warn(survey: Survey) -> None:
     """Log what an operator should know of the schema before anything is swept."""
-    if survey.creators:
-        logger.warning("%s", privileges.may_create(survey.creators, schema))
     if not survey.triggers:
         found = "a trigger on mailglass_events is missing or disabled: new orphans are not noticed"
         logger.warning(hint(f"{found}: run `mailglass-reconcile migrate`"))

@@ -1,4 +1,4 @@
-"""A role that may create in the schema, or take a lock, gets no power over who migrates, and is named."""
+"""A role that may create in the schema, or take a lock, gets no power over who migrates."""
 
 import subprocess
 import sys
@@ -16,8 +16,6 @@ from catalog import Installation, client, installation, live, url_of
 from factories import delivery, orphan, postmark
 from history import DELIVERY
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import privileges
-from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.engines import create_engine
 from mailglass_reconcile.store.migration import lock
 
@@ -100,34 +98,6 @@ def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(unmigrated):
     database.run("DELETE FROM mailglass_reconcile_version; ALTER TABLE mailglass_open_orphans DROP COLUMN recipient")
     with pytest.raises(mailglass_reconcile.SchemaOutdatedError, match="mailglass_open_orphans lacks recipient"):
         database.migrate()
-
-
-def test_whoever_else_may_create_in_the_schema_is_named_by_the_migration_and_to_the_sweep(
-    empty_database_url, shape, squatter
-):
-    """The owners of schema and tables are not; once the right is revoked nobody is."""
-    database = live(empty_database_url, "public", shape)
-    expected = f"{squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
-
-    def warning() -> str | None:
-        with Database(database.engine, database.settings).reading() as tx:
-            return next((str(one) for one in privileges.creators(tx)), None)
-
-    assert f"warning: {expected}" in database.migrate()
-    assert warning() == expected
-    database.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
-    assert (warning() or "").startswith(f"PUBLIC, {squatter} may create")
-    database.run(f"REVOKE CREATE ON SCHEMA public FROM PUBLIC, {squatter}")
-    assert warning() is None
-
-
-def test_whoever_else_may_create_in_a_schema_on_the_path_is_named(empty_database_url, squatter):
-    """As anybody may in `public` up to PostgreSQL 14, where the tables are in another one."""
-    database = live(empty_database_url, "mailglass", "2.x")
-    line = f"warning: {squatter} may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM {squatter}"
-    assert line in database.migrate()
-    database.run(f"REVOKE CREATE ON SCHEMA public FROM {squatter}")
-    assert not any("may create" in line for line in database.migrate())
 
 
 def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, squatter, monkeypatch):

@@ -1,4 +1,4 @@
-"""What leaves the database in a sweep is bounded, and who else may create in the schema is warned of."""
+"""What leaves the database in a sweep is bounded."""
 
 import json
 import logging
@@ -22,17 +22,6 @@ def test_a_type_of_a_megabyte_is_linked_and_its_message_stays_small(db, subscrib
     message = next(m for m in iter(lambda: subscriber.get_message(timeout=5), None) if m["type"] == "pmessage")
     assert len(message["data"]) < 2_000
     assert json.loads(message["data"])["meta"]["type"] == "x" * 512
-
-
-def test_a_sweep_warns_if_anybody_else_may_create_in_the_schema(db, caplog):
-    """As PUBLIC may up to PostgreSQL 14."""
-    with caplog.at_level(logging.WARNING):
-        reconcile()
-    assert not [record for record in caplog.records if "may create objects" in record.message]
-    db.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
-    reconcile()
-    (warned,) = [record.message for record in caplog.records if "may create objects" in record.message]
-    assert warned == "PUBLIC may create objects in schema public: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
 
 
 @pytest.mark.parametrize("tenant", ["a\x00b", "half \ud800", "x" * 2_000, "line\nend"])

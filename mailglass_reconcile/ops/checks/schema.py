@@ -98,10 +98,3 @@ def triggers(look: Look) -> Iterator[Finding]:
 def functions(look: Look) -> Iterator[Finding]:
     """The statements that the database keeps as functions are there."""
     yield from _faults(look, "functions") or [ok("all functions that are needed exist")]
-
-
-@check("creators")
-def creators(look: Look) -> Iterator[Finding]:
-    """No other role may create objects in the schemas that are searched, and so put a function in place of another."""
-    found = privileges.creators(look.tx)
-    yield from [warning(*one) for one in found] or [ok("no other role may create objects where statements look")]

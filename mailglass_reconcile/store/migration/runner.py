@@ -19,7 +19,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import catalog, elsewhere, privileges, schema
+from mailglass_reconcile.store import catalog, elsewhere, schema
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
@@ -67,12 +67,9 @@ def migrate(
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
-            warnings = privileges.creators(tx)
             stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
             faults = state.faults(tx, guard=guard) if state.version(tx) == schema.VERSION else []
             theirs = [f"{one.message}: {one.remedy(tx)}" for one in faults if one.is_theirs and one.grave]
-        for warning in warnings:
-            say(f"warning: {warning}")
         if stopped:
             raise DatabaseRefusedError(f"nothing was changed: {stopped}")
         if done:

@@ -6,7 +6,7 @@ import pytest
 
 import mailglass_reconcile
 from diagnosing import SWEEPERS, heal, of, report
-from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks import ERROR, OK
 from mailglass_reconcile.store import privileges
 
 pytestmark = pytest.mark.slow
@@ -62,15 +62,6 @@ def test_row_level_security_that_would_hide_rows(db, role):
     assert (found.status, "mailglass_deliveries" in found.message) == (ERROR, True)
     heal(db, found.remedy)
     assert of("rights").status == OK
-
-
-def test_others_who_may_create_objects_in_the_schema(db):
-    """The remedy takes the right away."""
-    db.run("GRANT CREATE ON SCHEMA public TO PUBLIC")
-    found = of("creators")
-    assert (found.status, "PUBLIC" in found.message) == (WARNING, True)
-    heal(db, found.remedy)
-    assert of("creators").status == OK
 
 
 def test_a_retention_that_the_role_may_not_apply(db, role):
