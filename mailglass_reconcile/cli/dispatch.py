@@ -14,7 +14,7 @@ from uuid import UUID
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.opening import look_now
+from mailglass_reconcile.cli.starting import look_now
 from mailglass_reconcile.cli.texts import Duration, moment, reader_may_leave, wrapped
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.hooks import dispatcher, handled

@@ -31,7 +31,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import elsewhere, engines
+from mailglass_reconcile.store import engines, wrong_schema
 from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
@@ -326,7 +326,7 @@ def lacks_tables(error: BaseException) -> bool:
 def look_elsewhere(tx: Transaction) -> None:
     """Raise the error that names the schema that has the tables, if another one has."""
     try:
-        elsewhere.require_ledger(tx)
+        wrong_schema.require_ledger(tx)
     except MailglassReconcileError as error:
         raise error from None
 

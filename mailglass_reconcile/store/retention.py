@@ -8,7 +8,7 @@ from typing import Any
 from mailglass_reconcile.errors import DatabaseRefusedError
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected, Transaction, in_schema, with_retries
-from mailglass_reconcile.store.elsewhere import Wrong
+from mailglass_reconcile.store.wrong_schema import Wrong
 
 EVENTS, DELIVERIES = schema.RETENTION
 ARGUMENTS = "integer, integer, text, timestamp, bigint"

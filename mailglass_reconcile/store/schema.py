@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.store import elsewhere
+from mailglass_reconcile.store import wrong_schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 VERSION = "0001c"
 """The Alembic revision that this version works on."""
 
-VERSION_TABLE = elsewhere.VERSION_TABLE
+VERSION_TABLE = wrong_schema.VERSION_TABLE
 TABLES: Mapping[str, str] = {
     "mailglass_open_orphans": "event_id tenant_id arrived_at",
     "mailglass_open_orphan_ids": "event_id position candidate_id",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
-from mailglass_reconcile.store import elsewhere, privileges, schema
+from mailglass_reconcile.store import privileges, schema, wrong_schema
 from mailglass_reconcile.store.catalog import MIGRATE, Kind
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
@@ -60,8 +60,8 @@ def revision(look: Look) -> Iterator[Finding]:
         step = f"set MAILGLASS_DATABASE_SCHEMA{f' to {row.elsewhere}' if row.elsewhere else ''}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
         return
-    version, found = state.version(tx), elsewhere.ledgers(tx)
-    if stopped := elsewhere.without_ledger(tx, found):
+    version, found = state.version(tx), wrong_schema.ledgers(tx)
+    if stopped := wrong_schema.without_ledger(tx, found):
         yield error(*stopped)
     elif version is None and row.elsewhere:
         step = f"set MAILGLASS_DATABASE_SCHEMA to {row.elsewhere}, then {MIGRATE}"
@@ -72,7 +72,7 @@ def revision(look: Look) -> Iterator[Finding]:
         step = "install the newer mailglass-reconcile here" if newer else MIGRATE
         yield error(f"schema {tx.schema} is {now}, this version needs {schema.VERSION}", step)
     else:
-        second = elsewhere.second_set(tx, found)
+        second = wrong_schema.second_set(tx, found)
         faults = [*_faults(look, "schema"), *([warning(*second)] if second else [])]
         yield from faults or [ok(f"schema {tx.schema} is at revision {version}")]
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.errors import ConfigurationError, SchemaOutdatedError
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import catalog, elsewhere, schema
+from mailglass_reconcile.store import catalog, schema, wrong_schema
 from mailglass_reconcile.store.database import Database, Transaction, in_schema
 
 _ENCODING = "SELECT current_setting('server_encoding')"
@@ -76,7 +76,7 @@ def made_by_mailglass(engine: sa.Engine, settings: Settings) -> bool:
 
 
 def _refuse_second_set(tx: Transaction) -> None:
-    others = elsewhere.ledgers(tx).others
+    others = wrong_schema.ledgers(tx).others
     if others:
         raise ConfigurationError(
             f"nothing was changed: schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"

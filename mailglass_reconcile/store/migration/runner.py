@@ -19,7 +19,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import catalog, elsewhere, schema
+from mailglass_reconcile.store import catalog, schema, wrong_schema
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
@@ -67,7 +67,7 @@ def migrate(
             done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
-            stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
+            stopped = wrong_schema.without_ledger(tx, wrong_schema.ledgers(tx))
             faults = state.faults(tx, guard=guard) if state.version(tx) == schema.VERSION else []
             theirs = [f"{one.message}: {one.remedy(tx)}" for one in faults if one.is_theirs and one.grave]
         if stopped:
@@ -114,7 +114,7 @@ def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
         MailglassReconcileError: The database refused, or cannot be reached.
     """
     with Database(engine, settings).reading() as tx:
-        stopped = elsewhere.without_ledger(tx, elsewhere.ledgers(tx))
+        stopped = wrong_schema.without_ledger(tx, wrong_schema.ledgers(tx))
         if stopped:
             raise DatabaseRefusedError(str(stopped))
         if state.version(tx) != schema.VERSION:
