@@ -14,6 +14,8 @@ import mailglass_reconcile
 import witness as watching
 from database import Database
 from lending import Lender, Lent, Uncommitted
+from mailglass_reconcile.record import failures
+from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.testing.databases import Databases
@@ -105,6 +107,12 @@ def mailglass_database(lender: Lender, monkeypatch: pytest.MonkeyPatch) -> Itera
         mailglass_reconcile.configure()
         yield lent
         mailglass_reconcile.configure()
+
+
+@pytest.fixture(autouse=True)
+def _unpaused() -> None:
+    """What is logged once a minute is logged in each test, whichever ran before it in this process."""
+    failures._pauses = Pauses()
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from mailglass_reconcile.webhooks import formats, parse, pauses
+from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.webhooks import formats, parse
 
 CHANGED = json.dumps({"type": "activity.delivered", "data": {"id": "7", "to": "ann@example.org"}}).encode()
 

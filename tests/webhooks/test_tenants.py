@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from mailglass_reconcile import ConfigurationError
-from mailglass_reconcile.webhooks import pauses, webhook_app
+from mailglass_reconcile.rules import pauses
+from mailglass_reconcile.webhooks import webhook_app
 from receivers import SECRETS, first, mounted, post
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from senders import AUTH
