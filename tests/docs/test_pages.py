@@ -102,6 +102,15 @@ def test_the_page_says_in_how_many_ways_the_package_is_broken_on_purpose():
     assert f"{len(BREAKS)} deliberate breaks" in (pages.ROOT / "CONTRIBUTING.md").read_text()
 
 
+def test_the_table_of_faults_names_checks_that_the_doctor_has():
+    """Each in the table of the doctor's page, too."""
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (`[^|]+`) \| [^|]+ \|$", (DOCS / "trouble.md").read_text(), re.M)
+    checks = set(re.findall(r"`(\w+)`", (DOCS / "doctor.md").read_text()))
+    named = {one for row in rows for one in re.findall(r"`(\w+)`", row)}
+    assert len(named) > 8
+    assert named - checks == set()
+
+
 def test_every_schema_of_the_json_output_is_in_the_table():
     """Each file is linked, and there is no other."""
     linked = set(re.findall(r"\(schemas/(\w+\.json)\)", (DOCS / "formats.md").read_text()))
