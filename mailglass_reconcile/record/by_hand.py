@@ -30,10 +30,11 @@ SELECT e.id IS NOT NULL AS has_event, e.needs_reconciliation AND e.delivery_id I
   FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:delivery_id AS uuid) AS delivery_id) AS k
   LEFT JOIN {schema}.mailglass_events AS e ON e.id = k.event_id
   LEFT JOIN {schema}.mailglass_events AS r
-    ON {links}
+    ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+   AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = k.delivery_id
   LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = k.event_id
-""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+"""
 
 
 class Request(NamedTuple):

@@ -46,18 +46,24 @@ _SAVEPOINT = Statement("SAVEPOINT mailglass_reconcile")
 _RELEASE = Statement("RELEASE SAVEPOINT mailglass_reconcile")
 _UNDO = Statement("ROLLBACK TO SAVEPOINT mailglass_reconcile")
 
+_SET = """
+SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
+  FROM unnest(CAST(CAST(:names AS text) AS text[]), CAST(CAST(:values AS text) AS text[])) AS s (name, value)
+"""
+
 # The caller's values are read before ours are made: a row of the first is what the second is computed for.
-_MAKE_SETTINGS = Statement(
-    """
-WITH callers AS MATERIALIZED (SELECT ARRAY[{read}] AS settings)
-SELECT settings, concat({make}) FROM callers
-""".replace("{read}", ", ".join(f"current_setting('{name}')" for name in SCOPE)).replace(
-        "{make}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in SCOPE.items())
-    )
+_MAKE_SETTINGS = """
+WITH callers AS MATERIALIZED (
+  SELECT pg_catalog.array_agg(pg_catalog.current_setting(s.name) ORDER BY s.place) AS settings
+    FROM unnest(CAST(CAST(:names AS text) AS text[])) WITH ORDINALITY AS s (name, place)
 )
-_RESTORE_SETTINGS = """
-SELECT concat({make}) FROM (SELECT CAST(CAST(:settings AS text) AS text[]) AS settings) AS callers
-""".replace("{make}", ", ".join(f"set_config('{name}', settings[{n}], true)" for n, name in enumerate(SCOPE, 1)))
+SELECT settings,
+       (SELECT pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
+          FROM unnest(CAST(CAST(:names AS text) AS text[]), CAST(CAST(:values AS text) AS text[])) AS s (name, value))
+  FROM callers
+"""
+_NAMES = array_literal(SCOPE)
+_OURS = Statement(_MAKE_SETTINGS, {"names": _NAMES, "values": array_literal(SCOPE.values())})
 
 
 class Borrowed(Transaction):
@@ -72,7 +78,7 @@ class Borrowed(Transaction):
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
         """Run one statement under our settings, as `Transaction.execute`."""
         if not self._callers_settings:
-            self._callers_settings = array_literal(self._in_savepoint(_MAKE_SETTINGS)[0][0])
+            self._callers_settings = array_literal(self._in_savepoint(_OURS)[0][0])
         return super().execute(statement, parameters)
 
     def call(self, function: Function, parameters: Mapping[str, str | None], *, last: bool = False) -> Sequence[Any]:
@@ -89,8 +95,8 @@ class Borrowed(Transaction):
     def leave(self) -> None:
         """End the savepoint, and restore the caller's settings."""
         if self._is_open:
-            given = {"settings": self._callers_settings}
-            self._send(_RELEASE, *((Statement(_RESTORE_SETTINGS, given),) if self._callers_settings else ()))
+            callers = Statement(_SET, {"names": _NAMES, "values": self._callers_settings})
+            self._send(_RELEASE, *((callers,) if self._callers_settings else ()))
         self._is_open = False
 
     def _in_savepoint(self, statement: Statement, *, last: bool = False) -> Sequence[Any]:

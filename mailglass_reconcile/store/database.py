@@ -64,7 +64,9 @@ SCOPE = {
 """The settings under which every statement runs, in our transactions and in a caller's."""
 
 _SET_SCOPE = """
-SELECT set_config('client_encoding', 'UTF8', true), {scope},
+SELECT (SELECT count(set_config(s.name, s.value, true))
+          FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS s (name, value)),
+       set_config('client_encoding', 'UTF8', true),
        set_config('lock_timeout', :lock_timeout, true),
        set_config('statement_timeout', :statement_timeout, true),
        set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
@@ -72,7 +74,7 @@ SELECT set_config('client_encoding', 'UTF8', true), {scope},
        set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true),
        set_config('mailglass_reconcile.closes_orphans', :links, true),
        CASE WHEN :links = 'on' THEN pg_current_xact_id()::text END AS xact_id
-""".replace("{scope}", ", ".join(f"set_config('{name}', '{value}', true)" for name, value in SCOPE.items()))
+"""
 
 # After a fail-over to another server an id may lie in the future, and pg_xact_status refuses it.
 _IN_PROGRESS = """
@@ -261,6 +263,8 @@ class Connected:
                 "sorts": "off" if read_only else "on",
                 "links": "on" if links else "off",
                 "commit": "off" if unwaited else None,
+                "names": array_literal(SCOPE),
+                "values": array_literal(SCOPE.values()),
             }
             tx.xact_id = tx.execute(_SET_SCOPE, scope).one().xact_id
             yield tx

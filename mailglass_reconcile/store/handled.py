@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
 
 # A row that was written within ten minutes stays as it is, so that an idle dispatcher only reads.
@@ -57,7 +56,9 @@ WITH page AS MATERIALIZED (
     FROM page AS p
     JOIN {schema}.mailglass_events AS o
       ON o.type = :type
-     AND o.id = {linked}
+     AND o.id = CASE WHEN p.type = 'reconciled' AND p.idempotency_key COLLATE "C"
+                          ~ '^reconciled:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+                     THEN substr(p.idempotency_key, 12)::uuid END
 )
 SELECT r.event_id::text, r.delivery_id::text, (SELECT max(id::text) FROM page) AS last
   FROM (SELECT) AS always
@@ -65,7 +66,7 @@ SELECT r.event_id::text, r.delivery_id::text, (SELECT max(id::text) FROM page) A
                LEFT JOIN {schema}.mailglass_hook_outbox AS x ON x.event_id = r.event_id
               WHERE x.event_id IS NULL
                  OR x.state = 'dispatched' AND NOT x.done @> CAST(:handlers AS text[])) AS r ON true
-""".replace("{linked}", schema.linked_by("p"))
+"""
 
 _HAND_OVER = """
 INSERT INTO {schema}.mailglass_hook_outbox AS x (event_id, delivery_id, type, next_at, inserted_at)

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mailglass_reconcile.rules.matching import Document
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Function, Transaction, array_literal, columns, ids_of_last, uuid7
 from mailglass_reconcile.store.stored_keys import Known
 
@@ -36,8 +35,9 @@ SELECT e.id::text
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
  WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE {links})
-""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
+"""
 
 # In the order of the keys: two webhooks that share several, in whatever order, then wait for each other one way only.
 _APPEND = """

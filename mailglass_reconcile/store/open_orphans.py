@@ -13,7 +13,6 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.borrowing import answer
 from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal
 
@@ -75,9 +74,10 @@ SELECT e.id, e.tenant_id, least(e.inserted_at, now()::timestamp)
   JOIN {schema}.mailglass_events AS e ON e.id = k.id
  WHERE e.needs_reconciliation AND e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE {links})
+                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
     ON CONFLICT DO NOTHING
-""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+"""
 
 _REFUSE = """
 UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 32767)

@@ -97,10 +97,8 @@ UPDATE {schema}.mailglass_hook_outbox AS o
 RETURNING o.event_id::text, o.attempts, o.type, o.state = 'dead' AS dead
 """
 
-# CASE, which the planner cannot estimate: with statistics from a time when nothing waited, `state = 'waiting'` looks
-# like one row, and each batch would begin with all that wait.
-_IS_CLAIMED = "CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END"
-
+# Here and below, CASE, which the planner cannot estimate: with statistics from a time when nothing waited,
+# `state = 'waiting'` looks like one row, and each batch would begin with all that wait.
 # A claim that somebody else has made since has another number of attempts. A time that Python cannot hold is replaced.
 _READ = """
 SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tenant_id, e.reject_reason,
@@ -117,8 +115,8 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
   JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = o.delivery_id
- WHERE {is_claimed}
-""".replace("{is_claimed}", _IS_CLAIMED)
+ WHERE CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END
+"""
 
 # Limits that are stricter stay, and older servers have none for a whole transaction. This statement and the next two
 # run in the handler's scope and not in ours, so functions are named with their schema.
@@ -141,8 +139,9 @@ UPDATE {schema}.mailglass_hook_outbox AS o
                           THEN pg_catalog.timezone('UTC', pg_catalog.clock_timestamp()) END
   FROM (SELECT CAST(:event_id AS uuid) AS event_id, CAST(:attempts AS integer) AS attempts,
                CAST(:handler AS text) AS handler, CAST(:others AS text[]) AS others) AS c
- WHERE o.event_id = c.event_id AND {is_claimed} AND c.handler <> ALL (o.done)
-""".replace("{is_claimed}", _IS_CLAIMED)
+ WHERE o.event_id = c.event_id
+   AND CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END AND c.handler <> ALL (o.done)
+"""
 
 # Locks the rows, so it waits for a COMMIT of which nobody knows how it ended.
 _OUTCOMES = """
@@ -160,16 +159,16 @@ UPDATE {schema}.mailglass_hook_outbox AS o
                            + make_interval(secs => (CAST(:delays AS float8[]))[o.attempts] * (1 + random() / 4)) END
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[]), CAST(:errors AS text[]))
        AS c (event_id, attempts, error)
- WHERE o.event_id = c.event_id AND {is_claimed}
+ WHERE o.event_id = c.event_id AND CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END
 RETURNING o.event_id::text, o.state
-""".replace("{is_claimed}", _IS_CLAIMED)
+"""
 
 _GIVE_BACK = """
 UPDATE {schema}.mailglass_hook_outbox AS o
    SET attempts = o.attempts - 1, error = NULL, next_at = clock_timestamp()::timestamp
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
- WHERE o.event_id = c.event_id AND {is_claimed}
-""".replace("{is_claimed}", _IS_CLAIMED)
+ WHERE o.event_id = c.event_id AND CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END
+"""
 
 
 _ATTEMPTS = {"most": MOST_ATTEMPTS, "delays": array_literal(map(str, DELAYS_SECONDS))}

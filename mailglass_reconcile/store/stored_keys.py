@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 # Ids that an outdated rule has stored. Those that another session has replaced by then stay: this statement would not
@@ -29,7 +28,8 @@ _STORE = """
 -- is looked up by its id: with statistics from a time when all had keys, a join would begin at `rule IS NULL`.
 WITH held AS MATERIALIZED (
   SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                       WHERE {links}) AS settled
+                       WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
+                         AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id) AS settled
     FROM unnest(CAST(:event_ids AS uuid[]), CAST(:providers AS text[]), CAST(:recipients AS text[]),
                 CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]), CAST(:states AS text[]))
          AS k (event_id, provider, recipient, rule, ids, lost, state)
@@ -57,7 +57,7 @@ WITH held AS MATERIALIZED (
    ORDER BY c.id
 )
 SELECT event_id::text FROM held WHERE settled
-""".replace("{links}", schema.links("o.event_id", "o.tenant_id"))
+"""
 
 # Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
 FORGET = """

@@ -27,7 +27,9 @@ PROBE_US, SCAN_US, PAGE_US = 5.0, 0.5, 10.0
 _SURVEY = """
 SELECT w.afters, w.untils, now()::timestamp::text AS now,
        (SELECT max(version_num) FROM {schema}.mailglass_reconcile_version) AS version,
-       ({triggers}) AS triggers,
+       (SELECT count(*) = 2 FROM pg_trigger AS t
+         WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
+           AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')) AS triggers,
        coalesce((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS indexed,
        CASE WHEN :counted AND cardinality(w.afters) = 1 AND pg_relation_size(to_regclass(:open_orphans)) > :small
             THEN (SELECT count(*)
@@ -45,7 +47,7 @@ SELECT w.afters, w.untils, now()::timestamp::text AS now,
                              CAST(:until AS timestamp)) AS until_time
                   FROM unnest(CAST(:oldest AS float8[]), CAST(:youngest AS float8[])) AS a (oldest, youngest)
                ) AS r) AS w
-""".replace("{triggers}", schema.TRIGGERS_ENABLED)
+"""
 
 # With very many tenants, small groups are added up under no name, so that memory stays bounded.
 _GROUPS = """
@@ -284,6 +286,7 @@ class Survey(NamedTuple):
     triggers: bool
     indexed: bool
     few: int | None
+    creators: list[str] | None
 
     def whole(self, tenant_id: str | None) -> Slice:
         """Return all that the sweep looks at, as one slice."""
@@ -363,10 +366,10 @@ def survey(
         "few": FEW,
         "small": SMALL_BYTES,
     }
-    found = Survey._make(tx.execute(_SURVEY, parameters).one())
+    found = tx.execute(_SURVEY, parameters).one()
     if found.version != schema.VERSION:
         raise SchemaOutdatedError(schema.outdated(found.version))
-    return found
+    return Survey._make((*found, privileges.creators(tx) if full else None))
 
 
 def groups(tx: Transaction, whole: Slice, outdated: Outdated, few: int | None) -> list[Group]:

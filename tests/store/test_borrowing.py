@@ -148,7 +148,7 @@ def test_a_delivery_that_is_deleted_in_between_leaves_an_orphan(db, monkeypatch)
 
     class AfterDelete(psycopg.Cursor):
         def execute(self, query, *arguments, **options):
-            if "append_and_project" in query:
+            if "_append_v1" in query:
                 db.run("DELETE FROM mailglass_deliveries")
             return super().execute(query, *arguments, **options)
 

@@ -197,7 +197,7 @@ def test_a_call_that_fails_takes_no_broadcast_of_an_earlier_one_along(db, driver
 
 def test_a_call_without_its_function_says_what_to_run_and_leaves_the_callers_rows(db, driver):
     """As when a process is newer than the schema."""
-    db.run("DROP FUNCTION mailglass_reconcile_deliveries_of_ids; DROP FUNCTION mailglass_reconcile_store_sends")
+    db.run("DROP FUNCTION mailglass_reconcile_deliveries_of_ids_v1; DROP FUNCTION mailglass_reconcile_store_sends_v1")
     db.run("CREATE TABLE own (id int)")
 
     def work(connection):
