@@ -22,9 +22,9 @@ BREAKS = (
         "a link is appended without ON CONFLICT",
         (
             (
-                "mailglass_reconcile/store/ledger.py",
-                "    FROM claimed\n      ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING\n",
-                "    FROM claimed\n",
+                "alembic/versions/0001_statements.sql",
+                "      FROM claimed\n        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING\n",
+                "      FROM claimed\n",
             ),
         ),
         "faults/test_hostile_rows.py::test_a_key_that_is_taken_for_another_delivery_settles_its_orphan",
@@ -34,9 +34,9 @@ BREAKS = (
         "an event that was not inserted is projected",
         (
             (
-                "mailglass_reconcile/store/ledger.py",
-                "SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END AS reconciled_id",
-                "SELECT id::text AS reconciled_id",
+                "alembic/versions/0001_statements.sql",
+                "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
+                "    SELECT * FROM claimed\n",
             ),
         ),
         "faults/test_hostile_rows.py::test_a_key_that_is_taken_for_another_delivery_settles_its_orphan",
@@ -63,7 +63,7 @@ BREAKS = (
                 "if True:",
             ),
             (
-                "mailglass_reconcile/store/ledger.py",
+                "alembic/versions/0001_statements.sql",
                 " AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id\n",
                 "\n",
             ),
@@ -99,9 +99,9 @@ BREAKS = (
         "two lists are joined pair by pair",
         (
             (
-                "mailglass_reconcile/store/ledger.py",
-                "  SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
-                "  SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)\n",
+                "alembic/versions/0001_statements.sql",
+                "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
+                "    SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)\n",
             ),
         ),
         "sweep/test_plans.py::test_a_link_is_claimed_appended_and_closed_by_primary_keys",
