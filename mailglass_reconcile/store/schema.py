@@ -170,12 +170,6 @@ MADE_BY_MAILGLASS = """
 Ours make no `mailglass_suppressions`, but the functions of retention, and one that refuses every other DELETE.
 """
 
-TRIGGERS_ENABLED = """
-SELECT count(*) = 2 FROM pg_trigger AS t
- WHERE t.tgrelid = to_regclass(:events) AND t.tgenabled IN ('O', 'A')
-   AND t.tgname IN ('mailglass_open_orphans_add', 'mailglass_open_orphans_remove')"""
-"""Whether new orphans are noticed, as a part of the statements that ask for more; `trigger_faults` says why not."""
-
 _TRIGGERS = """
 SELECT w.name,
        CASE WHEN t.oid IS NULL THEN 'is missing'

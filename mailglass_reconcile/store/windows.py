@@ -286,7 +286,6 @@ class Survey(NamedTuple):
     triggers: bool
     indexed: bool
     few: int | None
-    creators: list[str] | None
 
     def whole(self, tenant_id: str | None) -> Slice:
         """Return all that the sweep looks at, as one slice."""
@@ -369,7 +368,7 @@ def survey(
     found = tx.execute(_SURVEY, parameters).one()
     if found.version != schema.VERSION:
         raise SchemaOutdatedError(schema.outdated(found.version))
-    return Survey._make((*found, privileges.creators(tx) if full else None))
+    return Survey._make(found)
 
 
 def groups(tx: Transaction, whole: Slice, outdated: Outdated, few: int | None) -> list[Group]:

@@ -23,7 +23,8 @@ BREAKS = (
         (
             (
                 "alembic/versions/0001_statements.sql",
-                "      FROM claimed\n        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING\n",
+                "      FROM claimed\n        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL"
+                " DO NOTHING\n",
                 "      FROM claimed\n",
             ),
         ),
