@@ -283,8 +283,8 @@ def test_a_chart_shows_the_values_of_what_is_pointed_at_or_chosen_by_arrow_keys(
 def test_a_command_and_an_id_are_copied_with_a_button(context, shop, page):
     """Exactly; a shortened id as a whole."""
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="Copy: mailglass-reconcile doctor").first.click()
-    assert page.evaluate("navigator.clipboard.readText()") == "mailglass-reconcile doctor"
+    page.get_by_role("button", name="Copy: mailglass-reconcile dispatch --dead").first.click()
+    assert page.evaluate("navigator.clipboard.readText()") == "mailglass-reconcile dispatch --dead"
     page.goto(shop.address + shop.paths["delivery"])
     page.locator("h1 .copy").click()
     assert page.evaluate("navigator.clipboard.readText()") == shop.paths["delivery"].rpartition("/")[2]
