@@ -365,10 +365,10 @@ def survey(
         "few": FEW,
         "small": SMALL_BYTES,
     }
-    found = tx.execute(_SURVEY, parameters).one()
+    found = Survey._make(tx.execute(_SURVEY, parameters).one())
     if found.version != schema.VERSION:
         raise SchemaOutdatedError(schema.outdated(found.version))
-    return Survey._make(found)
+    return found
 
 
 def groups(tx: Transaction, whole: Slice, outdated: Outdated, few: int | None) -> list[Group]:
