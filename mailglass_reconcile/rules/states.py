@@ -104,7 +104,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "expired": Meaning(
         "too old",
         "older than the maximum age, so no sweep looks at it any more",
-        "set MAILGLASS_MAX_AGE_MINUTES to more than the event's age; `mailglass-reconcile prune` then opens it again",
+        "run `mailglass-reconcile sweep --include-expired`, which links it if its delivery exists",
     ),
     "linked": Meaning("linked", "it has its delivery"),
     "attached": Meaning("stored with its delivery", "it was stored with its delivery"),
