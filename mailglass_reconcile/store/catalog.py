@@ -90,12 +90,12 @@ def _indexes(tx: Transaction, gone: set[str], *, made_here: bool) -> Iterator[Fa
         is_mailglass_s = name in schema.MAILGLASS_INDEXES
         if index.table in gone:
             continue
-        effect = "nothing can be recorded or linked" if index.unique else "statements read whole tables"
+        effect = "nothing can be recorded or linked" if index.must_be_unique else "statements read whole tables"
         yield Fault(
             "indexes",
             name,
             f"index {name} {fault}, so {effect}",
-            grave=index.unique or not is_mailglass_s,
+            grave=index.must_be_unique or not is_mailglass_s,
             sql=f"REINDEX INDEX CONCURRENTLY {{schema}}.{name}" if fault == schema.INVALID else creating(name),
             is_theirs=is_mailglass_s and not made_here,
         )

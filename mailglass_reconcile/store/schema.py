@@ -36,13 +36,20 @@ RECIPIENT_KEY = rf"""pg_catalog.hashtextextended(coalesce(substring(
 class Index(NamedTuple):
     """An index: its table, and what is indexed, as SQL that does not depend on a search_path.
 
-    `columns`: an index of any name that begins with these does as well; if it is unique, one on exactly these.
+    `columns`: an index of any name that begins with these does as well; if it must be unique, one on exactly these.
+    `partitionable`: one that is not unique does as well, because the key of a partitioned table has more columns.
     """
 
     table: str
     on: str
     unique: bool = False
     columns: str = ""
+    partitionable: bool = False
+
+    @property
+    def must_be_unique(self) -> bool:
+        """Whether a statement relies on it for more than speed."""
+        return self.unique and not self.partitionable
 
     @property
     def where(self) -> str:
@@ -78,8 +85,8 @@ INDEXES: Mapping[str, Index] = {
 """Our indexes, on our tables and on Mailglass's."""
 
 MAILGLASS_INDEXES: Mapping[str, Index] = {
-    "mailglass_events_pkey": Index("mailglass_events", "(id)", unique=True, columns="id"),
-    "mailglass_deliveries_pkey": Index("mailglass_deliveries", "(id)", unique=True, columns="id"),
+    "mailglass_events_pkey": Index("mailglass_events", "(id)", unique=True, columns="id", partitionable=True),
+    "mailglass_deliveries_pkey": Index("mailglass_deliveries", "(id)", unique=True, columns="id", partitionable=True),
     "mailglass_events_idempotency_key_idx": Index(
         "mailglass_events",
         "(idempotency_key) WHERE idempotency_key IS NOT NULL",
@@ -261,7 +268,7 @@ def index_faults(tx: Transaction, wanted: Mapping[str, Index] = INDEXES) -> dict
             "tables": array_literal(index.table for index in wanted.values()),
             "columns": array_literal(index.columns for index in wanted.values()),
             "conditions": array_literal(index.where for index in wanted.values()),
-            "unique": array_literal(str(index.unique) for index in wanted.values()),
+            "unique": array_literal(str(index.must_be_unique) for index in wanted.values()),
         },
     )
     return {name: INVALID if invalid else MISSING for name, invalid in rows.all()}

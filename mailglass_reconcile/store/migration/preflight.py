@@ -97,7 +97,7 @@ def _missing_indexes(tx: Transaction, found: Mapping[str, set[str]]) -> Iterator
 
     Of a column that is not there either, the column says it.
     """
-    unique = {name: index for name, index in schema.MAILGLASS_INDEXES.items() if index.unique}
+    unique = {name: index for name, index in schema.MAILGLASS_INDEXES.items() if index.must_be_unique}
     for name in schema.index_faults(tx, unique):
         index = unique[name]
         if found.get(index.table, set()).issuperset(index.columns.split()):

@@ -64,11 +64,12 @@ def migrate(
         say(_place(engine, settings))
         with Database(engine, settings).reading() as tx:
             guard = guard_truncate or not schema.made_by_mailglass(tx)
-            done, owner = state.is_complete(tx, guard=guard), state.owner(tx)
+            is_current = state.version(tx) == schema.VERSION
+            faults = state.faults(tx, guard=guard) if is_current else []
+            done, owner = is_current and all(one.is_theirs for one in faults), state.owner(tx)
             if not (done and owner):
                 state.refuse_others(tx)
             stopped = wrong_schema.without_ledger(tx, wrong_schema.ledgers(tx))
-            faults = state.faults(tx, guard=guard) if state.version(tx) == schema.VERSION else []
             theirs = [f"{one.message}: {one.remedy(tx)}" for one in faults if one.is_theirs and one.grave]
         if stopped:
             raise DatabaseRefusedError(f"nothing was changed: {stopped}")

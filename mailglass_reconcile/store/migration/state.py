@@ -78,11 +78,6 @@ def faults(tx: Transaction, *, guard: bool) -> list[Fault]:
     return [*catalog.faults(tx, guard=guard), *(_guard(tx) if guard else ())]
 
 
-def is_complete(tx: Transaction, *, guard: bool) -> bool:
-    """Whether the revision is there, and all that `migrate` makes or repairs."""
-    return version(tx) == schema.VERSION and all(one.is_theirs for one in faults(tx, guard=guard))
-
-
 def _guard(tx: Transaction) -> Iterator[Fault]:
     """On tables that Mailglass made, only if it was asked for."""
     if schema.made_by_mailglass(tx):

@@ -32,7 +32,7 @@ def dropped_index(name: str, index: schema.Index) -> Planted:
     """Drop an index, or the key that it belongs to."""
     is_key = name.endswith("_pkey")
     sql = f"ALTER TABLE {index.table} DROP CONSTRAINT {name}" if is_key else f"DROP INDEX {name}"
-    return Planted("indexes", name, sql, ERROR if index.unique or name in schema.INDEXES else WARNING)
+    return Planted("indexes", name, sql, ERROR if index.must_be_unique or name in schema.INDEXES else WARNING)
 
 
 def wrong_to_the_role() -> list[Finding]:
@@ -85,7 +85,7 @@ def test_an_index_of_mailglass_s_own_is_made_by_the_statement_that_is_printed(be
     beside.run(f"ALTER TABLE {table} DROP CONSTRAINT {index} CASCADE" if index.endswith("_pkey") else
                f"DROP INDEX {place}.{index}")  # fmt: skip
     found = of("indexes")
-    is_grave = schema.ALL_INDEXES[index].unique
+    is_grave = schema.ALL_INDEXES[index].must_be_unique
     assert (found.status, f"index {index} is missing" in found.message) == (ERROR if is_grave else WARNING, True)
     assert bool(check(beside.database)) == bool(runner.lacking(beside.engine, beside.settings)) == is_grave
     heal(beside, found.remedy)
