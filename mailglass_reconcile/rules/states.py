@@ -87,8 +87,7 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "tenant_mismatch": Meaning(
         "another tenant's",
-        "only another tenant's deliveries have the id; if the event's tenant is `default`, Mailglass may lack"
-        " resolve_webhook_tenant",
+        "only another tenant's deliveries have the id",
         "event and delivery need the same tenant: make the webhook find its tenant (in Mailglass,"
         " resolve_webhook_tenant); stored events keep their tenant",
     ),

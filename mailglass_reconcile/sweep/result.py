@@ -87,15 +87,12 @@ def line(tenant_id: str | None, status: str, counts: Mapping[str, int], left: in
     return "; ".join([f"swept {whose}: linked {counts['linked']:,} of {scanned} in {took}", *rest])
 
 
-_TENANT_HINT = "; if the tenant of your events is `default`, perhaps Mailglass lacks resolve_webhook_tenant"
-
-
 def mismatches(result: SweepResult) -> list[str]:
     """Return a line for each kind of orphans that match only another tenant's or recipient's deliveries."""
-    found = ((result.tenant_mismatch, "tenant's", _TENANT_HINT), (result.recipient_mismatch, "recipient's", ""))
+    found = ((result.tenant_mismatch, "tenant's"), (result.recipient_mismatch, "recipient's"))
     return [
         f"{humanize.counted(number, 'orphan matches', 'orphans match')} only another {whose} deliveries and"
-        f" {humanize.verb(number, 'was', 'were')} not linked{hint}"
-        for number, whose, hint in found
+        f" {humanize.verb(number, 'was', 'were')} not linked"
+        for number, whose in found
         if number
     ]
