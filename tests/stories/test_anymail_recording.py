@@ -95,13 +95,13 @@ def test_the_receivers_of_the_manual_record_what_is_sent_and_what_happens(db, po
     """As `docs/django.md` prints them."""
     manual = (Path(__file__).parents[2] / "docs" / "django.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
-    (printed,) = [block for block in blocks if "record_what_was_sent" in block]
+    (printed,) = [block for block in blocks if "record_sent" in block]
     receivers = {"engine": db.engine}
     exec(printed, receivers)  # noqa: S102
     try:
         message = Message.accepted(POSTMARK, 1)
         post(message.requests(*STORY))
     finally:
-        post_send.disconnect(receivers["record_what_was_sent"])
-        tracking.disconnect(receivers["record_what_happened"])
+        post_send.disconnect(receivers["record_sent"])
+        tracking.disconnect(receivers["record_tracking"])
     assert [one["last_event_type"] for one in message.deliveries(db)] == ["clicked", "bounced"]

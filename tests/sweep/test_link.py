@@ -20,7 +20,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON public.mailglass_events FOR EACH ROW WHEN
 EXECUTE FUNCTION public.refuse();
 """
 
-WORDS = "triggers on mailglass_events are missing or disabled"
+WORDS = "a trigger on mailglass_events is missing or disabled"
 
 
 def test_a_batch_is_tried_four_times_and_no_more(db, caplog):

@@ -285,8 +285,8 @@ def test_the_survey_of_a_recent_sweep_reads_the_catalog_only(reading):
 
 def test_the_survey_of_a_full_sweep_counts_a_few_along_the_index_of_arrival(reading):
     """Enough to know that more are open."""
-    found = windows.survey(reading, full=True, counted=True)
-    plan = probing(reading, lambda: windows.survey(reading, full=True, counted=True))
+    found = windows.survey(reading, counted=True)
+    plan = probing(reading, lambda: windows.survey(reading, counted=True))
     assert found.few == windows.FEW
     assert plan.indexes & {ARRIVAL, deliveries.INDEX} == {ARRIVAL}
     assert plan.catalog + plan.read <= windows.FEW + 100
