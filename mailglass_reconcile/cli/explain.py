@@ -11,9 +11,9 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.texts import moment, print_json, reader_may_leave, with_commands, wrapped
-from mailglass_reconcile.ops import explanation, messages
+from mailglass_reconcile.ops import explanation, one_message
 from mailglass_reconcile.ops.explanation import Explanation
-from mailglass_reconcile.ops.messages import DeliveryState
+from mailglass_reconcile.ops.one_message import DeliveryState
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.rules.states import NOT_CHECKED
@@ -42,23 +42,23 @@ def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
     database = runtime.database()
     event_ids, shown = ([wanted], []) if wanted else _of_message(database, message_id or "")
     found = [explanation.explain(database, one) for one in event_ids]
-    if wanted and found[0].state == "unknown" and (shown := messages.states_of(database, [wanted])):
+    if wanted and found[0].state == "unknown" and (shown := one_message.states_of(database, [wanted])):
         found = [
-            explanation.explain(database, one) for one in messages.events_of(database, [wanted], shown[0].message_id)
+            explanation.explain(database, one) for one in one_message.events_of(database, [wanted], shown[0].message_id)
         ]
     named = [UUID(one.delivery_id) for one in found if one.delivery_id]
-    shown = shown or messages.states_of(database, list(dict.fromkeys(named)))
+    shown = shown or one_message.states_of(database, list(dict.fromkeys(named)))
     with reader_may_leave():
         _print_json(found, shown) if as_json else click.echo("\n\n".join(_parts(found, shown)))
     sys.exit(1 if [one.state for one in found] == ["unknown"] else 0)
 
 
 def _of_message(database: Database, message_id: str) -> tuple[list[UUID], list[DeliveryState]]:
-    deliveries = messages.deliveries_of(database, message_id)
-    events = messages.events_of(database, deliveries, message_id)
+    deliveries = one_message.deliveries_of(database, message_id)
+    events = one_message.events_of(database, deliveries, message_id)
     if not events and not deliveries:
         raise click.ClickException("no open orphan and no delivery has this message id")
-    return events, messages.states_of(database, deliveries)
+    return events, one_message.states_of(database, deliveries)
 
 
 def _print_json(found: Sequence[Explanation], deliveries: Sequence[DeliveryState]) -> None:

@@ -28,7 +28,7 @@ from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import handled, outbox, runs
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.outbox import Held, Outcome, Settled
 from mailglass_reconcile.store.runs import Origin, Run

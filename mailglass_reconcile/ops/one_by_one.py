@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store import listing, open_orphans, windows
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.listing import Wanted
 from mailglass_reconcile.store.open_orphans import FIRST
 from mailglass_reconcile.sweep import judge

@@ -34,7 +34,7 @@ from mailglass_reconcile.errors import DatabaseUnavailableError, MailglassReconc
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.engines import session_of
 from mailglass_reconcile.store.ledger import LinkedEvent

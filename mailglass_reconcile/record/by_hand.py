@@ -15,7 +15,7 @@ from mailglass_reconcile.errors import ConfigurationError, DatabaseRefusedError,
 from mailglass_reconcile.record import after_commit, checking
 from mailglass_reconcile.record.after_commit import Recorded, Step
 from mailglass_reconcile.store import ledger, open_orphans, schema
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.ledger import LinkedEvent
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH

@@ -20,7 +20,7 @@ from mailglass_reconcile.record import checking
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import deliveries, personal_data, schema
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import NIL, Database, Transaction
 from mailglass_reconcile.store.personal_data import Person
 

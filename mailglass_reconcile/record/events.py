@@ -14,7 +14,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.store import deliveries, ledger
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import uuid7
 from mailglass_reconcile.store.ledger import Entry
 

@@ -26,7 +26,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import shown
 from mailglass_reconcile.store import open_orphans, sends
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import NOW, Entry, LinkedEvent
 from mailglass_reconcile.store.sends import Campaign, New

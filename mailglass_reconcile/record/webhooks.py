@@ -28,7 +28,7 @@ from mailglass_reconcile.rules.humanize import shown
 from mailglass_reconcile.rules.matching import MAX_ID_LENGTH, SMTP_MESSAGE_ID, Document, Keys, keys_of
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.store import ledger
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, uuid7
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.stored_keys import Known

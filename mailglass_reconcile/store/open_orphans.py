@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store.borrowing import answer
+from mailglass_reconcile.store.callers_transaction import answer
 from mailglass_reconcile.store.database import NIL, Function, Transaction, array_literal
 
 MAX_TENANT_LENGTH = 1_000

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import checks
-from mailglass_reconcile.ops.measures import Measures, measure
+from mailglass_reconcile.ops.gauges import Measures, measure
 from mailglass_reconcile.rules.states import OUTCOMES, RUN_STATUSES
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.runs import KINDS

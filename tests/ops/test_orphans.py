@@ -11,7 +11,7 @@ import factories
 import mailglass_reconcile
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import targeted_sweep
-from mailglass_reconcile.ops.messages import events_of
+from mailglass_reconcile.ops.one_message import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
 from mailglass_reconcile.ops.targeted_sweep import Target
 from mailglass_reconcile.rules.states import OPEN_STATES

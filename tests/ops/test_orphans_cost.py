@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 import mailglass_reconcile
 from mailglass_reconcile.ops.explanation import explain
-from mailglass_reconcile.ops.messages import events_of
+from mailglass_reconcile.ops.one_message import events_of
 from mailglass_reconcile.ops.orphans import Filters, page
 
 OPEN = """

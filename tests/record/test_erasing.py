@@ -19,7 +19,7 @@ from mailglass_reconcile import InvalidEventError, Sent, erase, record_send
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.store import open_orphans, personal_data, stored_keys
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import NIL, in_schema
 from personal import ADA, erased, raw
 from recording import event, record

@@ -31,7 +31,7 @@ from mailglass_reconcile.store import (
     stored_keys,
     windows,
 )
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Database, Transaction, by_scans, by_statistics, uuid7
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent

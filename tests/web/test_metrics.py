@@ -12,7 +12,7 @@ from browsing import TOKEN, Visitor, app
 from factories import delivery_row, insert, orphan_row, postmark
 from handling import failing, make_due
 from mailglass_reconcile import Settings, dispatch, prune, reconcile
-from mailglass_reconcile.ops import measures
+from mailglass_reconcile.ops import gauges
 from mailglass_reconcile.store import engines, outbox
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.web import create_app, metrics
@@ -210,7 +210,7 @@ def test_a_scrape_is_a_fixed_number_of_statements_that_do_not_read_what_is_open(
     sa.event.listen(
         db.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: statements.append(statement)
     )
-    assert value(scrape(db), "recent_deliveries") == measures.SAMPLE
+    assert value(scrape(db), "recent_deliveries") == gauges.SAMPLE
     assert len(statements) == 25
     assert few < _buffers(db) < 600
     db.run("DELETE FROM mailglass_open_orphans WHERE event_id NOT IN (SELECT id FROM mailglass_events)")
@@ -222,8 +222,8 @@ def _buffers(db):
     reports = "{delivered}"
     with db.database.reading() as tx:
         for sql, more in (
-            (measures._LATELY, {"sample": measures.SAMPLE}),
-            (measures._UNLINKED_TENANTS, {"tenants": "{acme}"}),
+            (gauges._LATELY, {"sample": gauges.SAMPLE}),
+            (gauges._UNLINKED_TENANTS, {"tenants": "{acme}"}),
         ):
             (plan,) = tx.execute(
                 "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, {"reports": reports, **more}

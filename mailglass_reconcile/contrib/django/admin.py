@@ -31,7 +31,7 @@ from mailglass_reconcile.ops import explanation, tenants, verdicts
 from mailglass_reconcile.record.checking import SENT_TYPES
 from mailglass_reconcile.record.erasing import erase
 from mailglass_reconcile.rules import addresses, event_types, providers, states
-from mailglass_reconcile.store.borrowing import borrowed
+from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, in_schema
 from mailglass_reconcile.store.tenants import walk
 
