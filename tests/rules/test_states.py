@@ -45,3 +45,10 @@ def test_each_state_and_each_count_has_its_words():
     assert {*states.OUTCOMES, *states.SKIPPED} - set(WHY_OPEN) == {"linked", "skipped", "skipped_limit"}
     assert {*states.OUTCOMES, *states.SKIPPED} <= set(SweepResult.__slots__)
     assert set(states.OUTCOMES) <= set(COUNTS)
+
+
+def test_what_would_help_an_ambiguous_event_without_its_recipient_is_said_of_no_other():
+    """A delivery may still come for one that has none."""
+    plain, lost = (states.remedy("ambiguous", recipient_lost=lost) for lost in (False, True))
+    assert plain != lost
+    assert states.remedy("unmatched", recipient_lost=True) == states.remedy("unmatched")

@@ -7,6 +7,7 @@ import pytest
 import mailglass_reconcile
 from factories import delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.store import windows
 from mailglass_reconcile.sweep import reconciler
 from mailglass_reconcile.sweep.deadline import Deadline
 from mailglass_reconcile.sweep.reconciler import Sweep
@@ -49,8 +50,10 @@ def test_what_a_deadline_has_cut_off_comes_first_in_the_next_sweep_the_newest_fi
     assert (result.status, result.ambiguous, result.skipped_deadline) == ("partial", 5, 0)
 
 
-def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, hurry):
-    """It begins at a random row: what has become linkable is reached, wherever it stands."""
+@pytest.mark.parametrize("most", [windows.MOST_IDS, 4])
+def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db, hurry, monkeypatch, most):
+    """It begins at a random row, even if a sweep reads fewer ids than are open: what has become linkable is reached."""
+    monkeypatch.setattr(windows, "MOST_IDS", most)
     fill(db, 9)
     for _ in range(5):
         hurry()
