@@ -12,6 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.starting import look_now
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.humanize import printable
+from mailglass_reconcile.settings import web_token
 
 EXAMPLES = """\b
 Examples:
@@ -39,10 +40,10 @@ def serve(host: str, port: int) -> None:
     """
     try:
         from mailglass_reconcile import server  # noqa: PLC0415 - its libraries are an extra
-        from mailglass_reconcile.web import access, app  # noqa: PLC0415 - as above
+        from mailglass_reconcile.web import app  # noqa: PLC0415 - as above
     except ImportError:
         raise ConfigurationError("serve needs more packages: pip install 'mailglass-reconcile[web]'") from None
-    token = access.token_of(runtime.get_settings())
+    token = web_token(runtime.get_settings())
     if token is None and not _is_loopback(host):
         click.echo(
             f"mailglass-reconcile: {printable(host)} can be reached from other machines:"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import os
 import re
 import time
 from urllib.parse import parse_qs, unquote_plus, urlsplit
@@ -16,9 +15,7 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules.addresses import holds_address
-from mailglass_reconcile.settings import Settings, web_token
 from mailglass_reconcile.web.rendering import path_below_root, render
 
 COOKIE = "mailglass_web"
@@ -29,25 +26,10 @@ FORM_BYTES = 20_000
 DEEPEST_PATH = 3
 """Slashes in the path of a page at most. A page repeats `../` for each of them in every link."""
 
-_REMOVED_SETTING = "MAILGLASS_WEB_TENANT_TOKENS"
 # Where the sign-in form may lead: a page of this application, with its query.
 _PAGE = re.compile(
     r"(orphans|find|runs|handlers|(events|deliveries)/[0-9A-Fa-f-]{36})?(\?[A-Za-z0-9/_.~%+&=:?-]{0,2000})?"
 )
-
-
-def token_of(settings: Settings) -> str | None:
-    """Return the page's token, or None if none is set.
-
-    Raises:
-        ConfigurationError: It is too short, or a setting that no longer exists is set.
-    """
-    if os.environ.get(_REMOVED_SETTING):
-        raise ConfigurationError(
-            f"{_REMOVED_SETTING} is no longer supported, because the page is for operators: unset it, and show tenants"
-            " their events in your own application"
-        )
-    return web_token(settings)
 
 
 def session(token: str, issued: int) -> str:

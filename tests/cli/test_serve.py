@@ -104,14 +104,6 @@ def test_without_a_token_it_makes_one_and_prints_it_once(db):
         assert process.stderr.read() == ""
 
 
-def test_with_tokens_of_tenants_it_does_not_start(db, capsys, monkeypatch):
-    """It names the setting that no longer exists."""
-    monkeypatch.setenv("MAILGLASS_WEB_TENANT_TOKENS", "acme=secret")
-    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
-    code, said = refused(capsys)
-    assert (code, "MAILGLASS_WEB_TENANT_TOKENS is no longer supported" in said) == (1, True)
-
-
 def test_its_help_shows_no_command_that_shows_the_token(capsys):
     """An argument can be read by every user of the machine while the command runs."""
     with pytest.raises(SystemExit):

@@ -93,14 +93,6 @@ def test_without_a_token_there_is_no_application(db):
         assert "secret" not in str(refused.value)
 
 
-def test_the_tokens_of_tenants_are_refused_by_name(db, monkeypatch):
-    """An installation that relied on them must not start without them."""
-    monkeypatch.setenv("MAILGLASS_WEB_TENANT_TOKENS", "acme=secret")
-    with pytest.raises(ConfigurationError, match=r"^MAILGLASS_WEB_TENANT_TOKENS is no longer supported") as refused:
-        app(db)
-    assert "secret" not in str(refused.value)
-
-
 def sign_in(visitor, next_="", shown=TOKEN, **headers):
     """Send the form."""
     return visitor.ask("POST", "/login", headers=headers, data={"token": shown, "next": next_})
