@@ -85,6 +85,7 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
     assert db.rows(RUNS) == []
     insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"), age_seconds=0)])
     reconcile_recent(1.0)
+    assert sum(row.linked for row in db.rows(RUNS)) == 1
     monkeypatch.setattr(history, "HELD_SECONDS", 0)
     reconcile_recent(1.0)
     rows = db.rows(RUNS)
