@@ -54,4 +54,4 @@ def test_a_missing_module_is_an_error_for_what_writes_and_a_warning_for_what_rea
         assert done.returncode == 0, done.stderr
         [warned, *others] = done.stderr.splitlines()
         assert warned.startswith("WARNING: MAILGLASS_IMPORTS: cannot import pigeon_rules")
-        assert others == ["no full sweep has ended yet"][: arguments == ("orphans",)]
+        assert others == ["1 orphan; no full sweep has ended yet", "  1 unseen: acme"] * (arguments == ("orphans",))

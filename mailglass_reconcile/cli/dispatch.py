@@ -184,7 +184,7 @@ def _replay(type_: str, seconds: float, yes: bool, as_json: bool) -> None:
         raise click.UsageError(f"--since: {error}") from None
     database = runtime.database()
     missed = counted(handled.missed(database, type_, seconds), f"{type_} event")
-    _confirm(f"pass {missed} of the last {age(seconds)} to the handlers that have not had it?", yes)
+    _confirm(f"queue {missed} of the last {age(seconds)} for the handlers that have not had them?", yes)
     replayed = handled.replay(database, type_, seconds)
     text = f"queued {counted(replayed, 'event')}; the next dispatch runs their handlers"
     click.echo(json.dumps({"replayed": replayed}) if as_json else text)

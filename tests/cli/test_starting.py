@@ -20,7 +20,7 @@ COMMANDS = {
     "follow": ["follow"],
     "link": [
         *("link", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10", "0197a0c4-5a1e-7c3b-9d53-3f2b8f1c6a10"),
-        *("--reason", "r"),
+        *("--reason", "r", "--yes"),
     ],
     "orphans": ["orphans"],
     "prune": ["prune"],

@@ -100,7 +100,7 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
     handlers = {"MAILGLASS_IMPORTS": "suppressing", "PYTHONPATH": str(tmp_path)}
     replay = ("dispatch", "--replay", "bounced", "--since")
     for arguments, environment, line in (
-        ((*replay, "7d"), handlers, "pass --yes to hand over 4 bounced events of the last 7 days"),
+        ((*replay, "7d"), handlers, "pass --yes to queue 4 bounced events of the last 7 days"),
         ((*replay, "14d", "--yes"), handlers, "is kept for 14 days (MAILGLASS_RETENTION_SUCCEEDED_DAYS)"),
         (replay[:-1], handlers, "--replay needs --since"),
         ((*replay, "7d", "--forget", "bounced"), handlers, "exclude each other"),

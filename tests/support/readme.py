@@ -54,7 +54,7 @@ def exports(example: str) -> dict[str, str]:
 
 def run(example: str, text: str, env: dict[str, str]) -> str:
     """Run a command in the example's folder, and return what it printed; ours is forked from one that is loaded."""
-    program, *arguments = shlex.split(text)
+    program, *arguments = shlex.split(text.replace("\\\n", " "))
     if program == "mailglass-reconcile" and not SHELL.search(text):
         with contextlib.chdir(EXAMPLES / example):
             done = forking.run({name: value for name, value in env.items() if name != "PYTHONPATH"}, *arguments)

@@ -34,7 +34,7 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
     pending, lost, stays = runner.losses(database.engine, database.settings)
     open_now = len(database.open_set())
     assert pending.startswith(f"will stay unlinked: {open_now} open orphan")
-    assert "1 event that handlers have not run on yet" in pending
+    assert "handlers not run yet: 1 event" in pending
     assert f"recipients of {open_now} open orphan" in lost
     assert "recipients included" in stays
     database.remove()
