@@ -64,7 +64,7 @@ def revision(look: Look) -> Iterator[Finding]:
     if stopped := wrong_schema.without_ledger(tx, found):
         yield error(*stopped)
     elif version is None and row.elsewhere:
-        step = f"set MAILGLASS_DATABASE_SCHEMA to {row.elsewhere}, then {MIGRATE}"
+        step = f"set MAILGLASS_DATABASE_SCHEMA to {row.elsewhere}"
         yield error(f"schema {tx.schema} is not migrated, and schema {row.elsewhere} has mailglass_events", step)
     elif version != schema.VERSION:
         newer = version is not None and version > schema.VERSION
