@@ -65,7 +65,7 @@ def revision(look: Look) -> Iterator[Finding]:
         yield error(*stopped)
     elif version is None and row.elsewhere:
         step = f"set MAILGLASS_DATABASE_SCHEMA to {row.elsewhere}"
-        yield error(f"schema {tx.schema} is not migrated, and schema {row.elsewhere} has mailglass_events", step)
+        yield error(f"schema {tx.schema} has no mailglass_events, but schema {row.elsewhere} has", step)
     elif version != schema.VERSION:
         newer = version is not None and version > schema.VERSION
         now = f"at revision {version}" if version else "not migrated"
