@@ -59,7 +59,8 @@ def require_timeouts(client: redis.Redis) -> None:
         raise ConfigurationError(f"configure(redis=…) needs a redis.Redis, not a {type(client).__name__}")
     pool: Any = client.connection_pool
     connection = pool.connection_class(**pool.connection_kwargs)  # only this knows the defaults of its class
-    if not (connection.socket_timeout and getattr(connection, "socket_connect_timeout", True)):
+    connects_at_once = isinstance(connection, redis.UnixDomainSocketConnection)
+    if not (connection.socket_timeout and (connects_at_once or connection.socket_connect_timeout)):
         raise ConfigurationError(
             "configure(redis=…): the client would wait without end for a server that does not answer;"
             " give it socket_timeout and socket_connect_timeout, such as 0.5 seconds each"

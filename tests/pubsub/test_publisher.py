@@ -177,7 +177,9 @@ def test_a_client_of_great_patience_costs_a_sweep_a_second_in_all(state: str) ->
         began = time.monotonic()
         assert publish(client, 20 * CHUNK_LINKS).published == 0
         assert publish(client, 1).published == 0
-        assert 0.9 < time.monotonic() - began < 9, "a second for each chunk would be twenty, its own patience ten"
+        # redis-py before 6 does not try a connection again that was refused.
+        least = 0.9 if state == "silent" or redis.VERSION >= (6,) else 0.0
+        assert least < time.monotonic() - began < 9, "a second for each chunk would be twenty, its own patience ten"
         assert len(accepted) <= 1
 
 
@@ -281,7 +283,9 @@ def test_a_client_that_tries_again_sends_nothing_twice(db: Database, valkey: Val
     ):
         pubsub.psubscribe("mailglass:*")
         settings = db.settings.model_copy(update={"batch_size": 1})
-        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 3))  # by default it waits a little in between
+        timeouts = {"socket_timeout": 5, "socket_connect_timeout": 5}
+        # By default it waits a little in between.
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 3), **timeouts)
         mailglass_reconcile.configure(engine=db.engine, redis=client, settings=settings)
         result = mailglass_reconcile.reconcile()
         direct.publish("mailglass:", "end")
