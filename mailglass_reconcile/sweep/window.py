@@ -133,10 +133,11 @@ def _is_in_ring(group: Group, outdated: Outdated) -> bool:
 
 
 def _ring(tx: Transaction, window: Window) -> Part:
-    """Return the ring from a random row to the end, and from the beginning to that row."""
+    """Return the ring, entered at a random row; of one that is too large, from a random row to the end and around."""
     whole, outdated, eligible = window.whole, window.outdated, window.eligible
-    if eligible <= windows.MOST_IDS:
-        return Part(_turned(windows.ring_ids(tx, whole, outdated, eligible)))
+    found = windows.ring_ids(tx, whole, outdated, eligible)
+    if len(found) < 16 * windows.MOST_IDS:
+        return Part(_turned(found))
     start = windows.any_place(tx, whole, eligible)
     found = windows.ring_ids(tx, replace(whole, after=start), outdated, eligible)
     if len(found) < 16 * windows.MOST_IDS:
