@@ -13,21 +13,13 @@ from mailglass_reconcile.store.stored_keys import Known
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",))
 
-# A sweep closes what it links, all at once, and tells the ledger's trigger so.
-_LINK_AND_CLOSE = """
-WITH linked AS MATERIALIZED (
-  SELECT * FROM {schema}.mailglass_reconcile_link_v1(
-                  CAST(:reconciled_ids AS text), CAST(:orphan_ids AS text), CAST(:owner_ids AS text),
-                  CAST(:notes AS text))
-), closed AS (
-  DELETE FROM {schema}.mailglass_open_orphans
-   WHERE event_id = ANY (ARRAY(SELECT event_id::uuid FROM linked WHERE reconciled_id IS NOT NULL))
--- Its ids are of no use any more.
-), forgotten AS (
-  DELETE FROM {schema}.mailglass_open_orphan_ids
-   WHERE event_id = ANY (ARRAY(SELECT event_id::uuid FROM linked WHERE reconciled_id IS NOT NULL AND keyed))
+# A sweep closes what it links, all at once, and tells the ledger's trigger so. This runs after the link, so it sees the
+# ids that another sweep has stored since the link began.
+_CLOSE = """
+WITH closed AS (
+  DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
 )
-SELECT * FROM linked
+DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:keyed AS uuid[]))
 """
 
 _NOT_RECONCILED = """
@@ -152,8 +144,17 @@ def link(
     rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
     parameters = columns(LINK.arguments, rows)
     # Only `linking` keeps the trigger from closing; writers may not delete.
-    claimed = tx.execute(_LINK_AND_CLOSE, parameters).all() if tx.xact_id else tx.call(LINK, parameters)
+    claimed = tx.call(LINK, parameters)
+    if tx.xact_id:
+        _close(tx, [row for row in claimed if row.reconciled_id])
     return [LinkedEvent(*row[:-1]) for row in claimed]  # whether it has ids stored is for closing
+
+
+def _close(tx: Transaction, linked: Sequence[Any]) -> None:
+    if linked:
+        keyed = [row.event_id for row in linked if row.keyed]
+        event_ids = [row.event_id for row in linked]
+        tx.execute(_CLOSE, {"event_ids": array_literal(event_ids), "keyed": array_literal(keyed)})
 
 
 def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:
