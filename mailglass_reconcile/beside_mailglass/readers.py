@@ -34,9 +34,6 @@ MOST_PLACES = 3
 IN_EVENT_ID = "ses"
 """The provider of which Mailglass appends the recipient to the event's id, so that no raw webhook is needed."""
 
-PROVIDERS = frozenset({*READERS, IN_EVENT_ID})
-"""Providers whose recipients can be read."""
-
 
 def in_event_id(provider_event_id: str, notification_id: str) -> str | None:
     """Return the recipient in an SES event's id, `<notification>:<address>`, or None if it has another form."""

@@ -24,7 +24,7 @@ class Unknown(NamedTuple):
 
 def named(tx: Transaction, events: Sequence[Unknown]) -> dict[str, str]:
     """Return the recipients that Mailglass's rows name, by event id, in the form in which they are compared."""
-    by_id = {event.event_id: event for event in events if event.provider in readers.PROVIDERS}
+    by_id = {event.event_id: event for event in _readable(tx, events)}
     found: dict[str, str | None] = {}
     reported: dict[str, list[Reported]] = defaultdict(list)
     for event_id, document in ledger.documents(tx, by_id):
@@ -38,7 +38,13 @@ def named(tx: Transaction, events: Sequence[Unknown]) -> dict[str, str]:
         else:
             webhook_id = matching.text_of(document.metadata.get("webhook_event_id"))
             reported[provider].append(Reported(event_id, tenant_id, its_id, webhook_id))
-    if reported and raw_webhooks.may_be_read(tx):
-        for provider, of_provider in reported.items():
-            found |= raw_webhooks.recipients(tx, provider, readers.READERS[provider], of_provider)
+    for provider, of_provider in reported.items():
+        found |= raw_webhooks.recipients(tx, provider, readers.READERS[provider], of_provider)
     return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(text))}
+
+
+def _readable(tx: Transaction, events: Sequence[Unknown]) -> list[Unknown]:
+    """Return the events whose recipients Mailglass's rows may name; where it writes no rows, their documents cost."""
+    in_event_id = [event for event in events if event.provider == readers.IN_EVENT_ID]
+    in_raw_webhook = [event for event in events if event.provider in readers.READERS]
+    return in_event_id + (in_raw_webhook if in_raw_webhook and raw_webhooks.may_be_read(tx) else [])

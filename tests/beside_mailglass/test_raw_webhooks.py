@@ -282,6 +282,17 @@ def test_raw_webhooks_are_read_only_where_they_can_change_the_verdict(beside, st
     assert not [sql for sql in statements if "w.raw_payload" in sql]
 
 
+def test_without_raw_webhooks_no_event_is_read_for_its_recipient(beside, statements):
+    """An orphan that stays ambiguous would cost its event's documents in each sweep."""
+    factories.orphan(beside, factories.postmark("m-1"))
+    factories.delivery(beside, "m-1", recipient=TO)
+    factories.delivery(beside, "m-1", recipient=CC)
+    assert reconcile().ambiguous == 1
+    statements.clear()
+    assert reconcile().ambiguous == 1
+    assert not [sql for sql in statements if "normalized_payload" in sql]
+
+
 def test_a_batch_is_read_once_however_many_events_it_has(beside, statements):
     """A thousand events of one webhook cost what one costs, and a share."""
     example = raw_webhooks.payload("sendgrid", "bounced")
