@@ -13,15 +13,6 @@ from mailglass_reconcile.store.stored_keys import Known
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",))
 
-# A sweep closes what it links, all at once, and tells the ledger's trigger so. This runs after the link, so it sees the
-# ids that another sweep has stored since the link began.
-_CLOSE = """
-WITH closed AS (
-  DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
-)
-DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:keyed AS uuid[]))
-"""
-
 _NOT_RECONCILED = """
 SELECT e.id::text
   FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
@@ -102,7 +93,7 @@ class LinkedEvent(NamedTuple):
     `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
     for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago. `checked` is
     false if its recipient could not be read, and it was linked by the message id alone. Handlers run on it if it is
-    `handled`.
+    `handled`; if it is `keyed`, the table of open orphans has ids of it.
     """
 
     reconciled_id: str | None
@@ -115,6 +106,7 @@ class LinkedEvent(NamedTuple):
     lag_seconds: float = 0.0
     checked: bool = True
     handled: bool = False
+    keyed: bool = False
 
 
 NEWEST_EVENTS = 5_000
@@ -139,22 +131,11 @@ def link(
 
     Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
-    and stay open here. *notes* are more metadata of the appended event, by orphan id.
+    and stay open here. The ledger's trigger closes the others, except in a transaction that is `linking`: there the
+    caller does. *notes* are more metadata of the appended event, by orphan id.
     """
     rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
-    parameters = columns(LINK.arguments, rows)
-    # Only `linking` keeps the trigger from closing; writers may not delete.
-    claimed = tx.call(LINK, parameters)
-    if tx.xact_id:
-        _close(tx, [row for row in claimed if row.reconciled_id])
-    return [LinkedEvent(*row[:-1]) for row in claimed]  # whether it has ids stored is for closing
-
-
-def _close(tx: Transaction, linked: Sequence[Any]) -> None:
-    if linked:
-        keyed = [row.event_id for row in linked if row.keyed]
-        event_ids = [row.event_id for row in linked]
-        tx.execute(_CLOSE, {"event_ids": array_literal(event_ids), "keyed": array_literal(keyed)})
+    return [LinkedEvent(*row) for row in tx.call(LINK, columns(LINK.arguments, rows))]
 
 
 def append_webhook(tx: Transaction, entries: Sequence[Entry], known: Sequence[Known]) -> dict[str, LinkedEvent | None]:

@@ -147,23 +147,22 @@ def _was_committed(connected: Connected, doubtful: _Attempt) -> bool:
 
 
 def _link(connected: Connected, pairs: Pairs, notes: Notes, doubtful: _Attempt) -> None:
-    """Link in one transaction, and close; *doubtful* receives what it is about to commit."""
+    """Link in one transaction, and close; *doubtful* receives what it is about to commit.
+
+    Closing is a statement after the link: it takes away the ids too that another sweep stored until the link claimed.
+    """
     doubtful.linked, doubtful.taken, doubtful.claimed = [], [], 0
     with connected.linking() as tx:
         linked, known = _linked(tx, pairs, notes)
-        taken = _close_reconciled(tx, known) if known else []
-        doubtful.linked, doubtful.taken, doubtful.xact_id = linked, taken, tx.xact_id or ""
+        # Of those that were linked before although they were open, some have a key that another kind of event holds.
+        taken = ledger.not_reconciled(tx, [one.event_id for one in known]) if known else set()
+        done = linked + [one for one in known if one.event_id not in taken]
+        open_orphans.close(tx, [one.event_id for one in done], [one.event_id for one in done if one.keyed])
+        doubtful.linked, doubtful.taken, doubtful.xact_id = linked, sorted(taken), tx.xact_id or ""
         doubtful.claimed = len(linked) + len(known)
 
 
-def _close_reconciled(tx: Transaction, known: Sequence[str]) -> list[str]:
-    """Close those that were linked before although they were open; return the others, whose key another event holds."""
-    taken = ledger.not_reconciled(tx, known)
-    open_orphans.close(tx, [one for one in known if one not in taken], [])
-    return sorted(taken)
-
-
-def _linked(tx: Transaction, pairs: Pairs, notes: Notes) -> tuple[list[LinkedEvent], list[str]]:
-    """Return what was linked, and the orphans whose key the ledger held already."""
+def _linked(tx: Transaction, pairs: Pairs, notes: Notes) -> tuple[list[LinkedEvent], list[LinkedEvent]]:
+    """Return what was linked, and what was claimed but whose key the ledger held already."""
     claimed = ledger.link(tx, pairs, notes)
-    return [one for one in claimed if one.reconciled_id], [one.event_id for one in claimed if not one.reconciled_id]
+    return [one for one in claimed if one.reconciled_id], [one for one in claimed if not one.reconciled_id]

@@ -61,3 +61,17 @@ def test_a_sweep_warns_if_the_triggers_of_the_open_set_are_disabled(db, caplog):
     warned = [record for record in caplog.records if WORDS in record.message]
     assert [record.levelno for record in warned] == [logging.WARNING]
     assert "mailglass-reconcile migrate" in warned[0].message
+
+
+def test_an_orphan_that_was_linked_before_is_closed_with_its_ids(db):
+    """Its `reconciled` event came while the triggers were disabled; nothing of it stays in the open set."""
+    event_id = factories.orphan(db, factories.postmark("one"))
+    mailglass_reconcile.reconcile()
+    assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") > 0
+    delivery_id = factories.delivery(db, "one")
+    db.run("ALTER TABLE mailglass_events DISABLE TRIGGER mailglass_open_orphans_remove")
+    factories.insert(db, events=[factories.reconciled_row(event_id, delivery_id)])
+    db.run("ALTER TABLE mailglass_events ENABLE TRIGGER mailglass_open_orphans_remove")
+    assert mailglass_reconcile.reconcile().linked == 0
+    assert db.value("SELECT count(*) FROM mailglass_open_orphans") == 0
+    assert db.value("SELECT count(*) FROM mailglass_open_orphan_ids") == 0
