@@ -235,6 +235,7 @@ class _Outbox:
 
     def __init__(self) -> None:
         self.reset()
+        os.register_at_fork(after_in_child=self.reset)
 
     def reset(self) -> None:
         """Begin without a thread and with nothing to do, as a forked child must: its parent has both."""
@@ -309,5 +310,4 @@ def flush() -> None:
     _outbox.flush(TIMEOUT_SECONDS)
 
 
-os.register_at_fork(after_in_child=_outbox.reset)
 atexit.register(flush)
