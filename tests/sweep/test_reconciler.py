@@ -429,15 +429,13 @@ def test_nothing_is_told_before_its_commit(db, redis_url):
         sweeping = threading.Thread(target=reconcile)
         sweeping.start()
 
-        def look_up():
-            message = pubsub.get_message(timeout=1)
-            if message and message["data"].startswith("{"):
+        while found.total() < 120:
+            message = pubsub.get_message(timeout=20)
+            assert message, "not all is told of"
+            if message["data"].startswith("{"):
                 event_id = json.loads(message["data"])["meta"]["event_id"]
                 query = sa.text("SELECT count(*) FROM mailglass_events WHERE id = CAST(:id AS uuid)")
                 found[connection.execute(query, {"id": event_id}).scalar_one()] += 1
-            return found.total() == 120
-
-        wait_until(look_up)
         sweeping.join()
     assert found == {1: 120}
 
