@@ -233,5 +233,7 @@ def _document(metadata: str | None, normalized_payload: str | None) -> Document:
 def _object(text: str | None) -> Mapping[str, Any]:
     if text is None:
         raise ValueError("too long")
+    if text == "{}":  # most events' normalized payload
+        return {}
     found = json.loads(text)
     return found if isinstance(found, dict) else {}
