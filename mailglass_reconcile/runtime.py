@@ -68,10 +68,7 @@ def configure(
 def configure_framework(engine: sa.Engine | None = None, command: str = COMMAND, **values: Any) -> None:
     """Use the engine and the settings of a framework, unless `configure` gives others; the environment's come last.
 
-    Args:
-        engine: A SQLAlchemy engine on psycopg 3.
-        command: How hints name our command, such as `manage.py mailglass`.
-        values: Of `Settings`, by name.
+    Hints name our command as *command*, such as `manage.py mailglass`.
     """
     call_command(command)
     _Framework.engine, _Framework.values = engine, values
@@ -193,13 +190,8 @@ def available() -> bool:
 def load_imports(*, to_read: bool = False) -> None:
     """Import the modules of `MAILGLASS_IMPORTS`, which register an application's key rules and handlers.
 
-    They are looked for in the working directory too, after everything else.
-
-    Args:
-        to_read: Nothing is written by the caller: a module that cannot be imported is logged, once, and no error.
-
-    Raises:
-        ConfigurationError: One cannot be imported; the message names it.
+    They are looked for in the working directory too, after everything else. If the caller only reads (*to_read*), one
+    that cannot be imported is logged, once, and is no error.
     """
     if imports := get_settings().imports:
         _load([name for part in imports.split(",") if (name := part.strip())], to_read=to_read)

@@ -292,23 +292,15 @@ def _note(begin: Begin, result: DispatchResult, origin: Origin) -> None:
 
 
 def dead_events(database: Database) -> list[dict[str, Any]]:
-    """Return the events that died last, at most 1,000, with the class of each one's last error and who is done.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the events that died last, at most 1,000, with the class of each one's last error and who is done."""
     with database.reading() as tx:
         return outbox.dead(tx, LISTED)
 
 
 def retry(database: Database, event_id: UUID | None = None) -> int:
-    """Let events that are dead or fail, or one, be tried again as if they were new; what was done stays done.
+    """Let events that are dead or fail, or one, be tried again as if they were new, and return how many.
 
-    Returns:
-        How many.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
+    What was done stays done.
     """
     wanted = {"event_id": None if event_id is None else str(event_id), "size": RETRY_ROWS}
     with database.connect() as connected:

@@ -25,9 +25,6 @@ def see_before_sweep(database: Database) -> None:
     """Write down the types of this process's handlers, if it has any, so that they run on what a sweep links next.
 
     A role without the right to do so sweeps anyway.
-
-    Raises:
-        MailglassReconcileError: The database cannot be reached.
     """
     runtime.load_imports()
     try:
@@ -45,9 +42,7 @@ def _see(database: Database) -> None:
 def known(database: Database, type_: str) -> Known:
     """Return how long ago a dispatcher had a handler of a type, and how many of its events wait.
 
-    Raises:
-        LookupError: There is nothing to forget.
-        MailglassReconcileError: The database refused, or cannot be reached.
+    If there is nothing to forget, a LookupError says so.
     """
     with database.reading() as tx:
         found = handled.known(tx, type_)
@@ -58,11 +53,7 @@ def known(database: Database, type_: str) -> Known:
 
 
 def forget(database: Database, type_: str) -> int:
-    """Hand over no further events of a type, delete those that wait, and return how many these were.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Hand over no further events of a type, delete those that wait, and return how many these were."""
     with database.connect() as connected:
         with connected.writing() as tx:
             handled.forget(tx, type_)
@@ -70,12 +61,7 @@ def forget(database: Database, type_: str) -> int:
 
 
 def require_replayable(settings: Settings, type_: str, seconds: float) -> None:
-    """Require that events of a type and an age can be handed over once each.
-
-    Raises:
-        ConfigurationError: This process has no handler of the type.
-        ValueError: What was done *seconds* ago may be deleted.
-    """
+    """Require that events of a type and an age can be handed over once each; a ValueError is about the age."""
     if type_ not in registry.types():
         hint = did_you_mean(type_, sorted(registry.types()), " ({})")
         raise ConfigurationError(
@@ -90,11 +76,7 @@ def require_replayable(settings: Settings, type_: str, seconds: float) -> None:
 
 
 def missed(database: Database, type_: str, seconds: float) -> int:
-    """Return how many events of a type, of the last so many *seconds*, `replay` would hand over.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return how many events of a type, of the last so many *seconds*, `replay` would hand over."""
     with database.connect() as connected:
         return sum(len(page.pairs) for page in _pages(connected, type_, seconds))
 
@@ -103,9 +85,6 @@ def replay(database: Database, type_: str, seconds: float) -> int:
     """Hand over events of a type that reached a delivery within so many *seconds*, and return how many.
 
     A handler that is done with an event does not run on it again. Waiting and dead events are left as they are.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
     """
     handed_over = 0
     _see(database)

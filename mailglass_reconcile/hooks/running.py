@@ -139,13 +139,7 @@ def connected(*, own_process: bool) -> AbstractContextManager[Begin]:
 
 
 def call(handler: Registered, connection: sa.Connection, row: Held) -> None:
-    """Call a handler for an event.
-
-    Raises:
-        TimeoutError: It took too long.
-        TypeError: It returned what has yet to be awaited or iterated.
-        Exception: What it raises itself.
-    """
+    """Call a handler for an event."""
     began = time.monotonic()
     _require_finished(handler.function(connection, _event(row)))
     if time.monotonic() - began > HANDLER_SECONDS:

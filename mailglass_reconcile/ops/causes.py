@@ -70,9 +70,6 @@ def of_last_sweep(database: Database, filters: Filters) -> Counted | None:
 
     That is by state, tenant and provider, at a cost that does not depend on what is open; those in their grace are
     counted now. `orphans.page` counts by any filter, in one pass over the open orphans.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
     """
     uncounted = (filters.type, filters.older, filters.newer, filters.message_id, filters.recipient)
     if filters.state == EXPIRED or any(one is not None for one in uncounted):

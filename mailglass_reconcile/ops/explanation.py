@@ -148,11 +148,7 @@ class Origins(NamedTuple):
 
 
 def explain(database: Database, event_id: UUID) -> Explanation:
-    """Explain why an event is linked or not, in a read-only transaction.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Explain why an event is linked or not, in a read-only transaction."""
     runtime.load_imports(to_read=True)
     with database.reading(TIMEOUT_MS) as tx:
         return explain_within(tx, event_id)

@@ -104,11 +104,7 @@ class Measures:
 
 
 def measure(database: Database) -> Measures:
-    """Read all of it, by statements whose cost does not depend on what is open.
-
-    Raises:
-        MailglassReconcileError: The database cannot be reached, refuses, or is not migrated.
-    """
+    """Read all of it, by statements whose cost does not depend on what is open."""
     with database.connect() as connected:
         with connected.reading(TIMEOUT_MS) as tx:
             look = Look(tx)

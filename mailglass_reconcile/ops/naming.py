@@ -39,9 +39,6 @@ def naming(database: Database, message_id: str) -> list[Naming]:
     """Return the open orphans that name a message, in any spelling, by tenant and state, the most first.
 
     By their ids as they are stored: what no sweep and no writer has looked at yet has none.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
     """
     parameters = {
         "ids": array_literal(sorted(spellings_of(message_id))),

@@ -68,11 +68,7 @@ class DeliveryState(NamedTuple):
 
 
 def states_of(database: Database, deliveries: Sequence[UUID]) -> list[DeliveryState]:
-    """Return the states of deliveries, in their order; without those that are not there.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the states of deliveries, in their order; without those that are not there."""
     with database.reading(TIMEOUT_MS) as tx:
         found = [DeliveryState(*row) for row in tx.execute(_STATES, {"ids": array_literal(map(str, deliveries))})]
         of = verdicts.of(tx, [one.delivery_id for one in found])
@@ -80,11 +76,7 @@ def states_of(database: Database, deliveries: Sequence[UUID]) -> list[DeliverySt
 
 
 def deliveries_of(database: Database, message_id: str) -> list[UUID]:
-    """Return the deliveries that carry a message's id, in any spelling, at most 20.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the deliveries that carry a message's id, in any spelling, at most 20."""
     parameters = {"ids": array_literal(sorted(spellings_of(message_id))), "size": EVENTS}
     with database.reading(TIMEOUT_MS) as tx:
         return [UUID(delivery_id) for delivery_id in tx.execute(_DELIVERIES, parameters).scalars()]
@@ -93,13 +85,7 @@ def deliveries_of(database: Database, message_id: str) -> list[UUID]:
 def events_of(database: Database, deliveries: Sequence[UUID], message_id: str | None) -> list[UUID]:
     """Return the events of some deliveries, and then the open orphans of a message, at most 20 of each kind.
 
-    Args:
-        database: The database.
-        deliveries: Those of the message.
-        message_id: Its id, in any spelling; without one, no open orphan is looked for.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
+    Without a *message_id*, no open orphan is looked for.
     """
     parameters = {"ids": array_literal(map(str, deliveries)), "events": EVENTS}
     with database.reading(TIMEOUT_MS) as tx:

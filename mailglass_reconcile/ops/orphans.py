@@ -162,21 +162,11 @@ def page(
 
     States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
     judged now. A page that has looked at `LOOKED_AT_MOST` open orphans, or read `READ_AT_MOST` rows of the ledger, ends
-    there, however few have the type; the next page continues there.
+    there, however few have the type; the next page begins after its event *after*, and if the ledger has no such event,
+    a LookupError says so.
 
-    Args:
-        database: Where the ledger is.
-        filters: Which ones.
-        limit: At most this many.
-        after: The id of the event after which to begin.
-        newest_first: Whether the one that arrived last comes first; not for expired ones.
-        counted: Whether all that pass are counted by cause, in one pass; not by type, which only the ledger has, and
-            not expired ones.
-        timeout_ms: Milliseconds that one statement may take.
-
-    Raises:
-        LookupError: The ledger has no event *after*.
-        MailglassReconcileError: The database refused, or cannot be reached.
+    With *counted*, all that pass are counted by cause, in one pass; not by type, which only the ledger has, and not
+    expired ones.
     """
     runtime.load_imports(to_read=True)
     with database.reading(timeout_ms) as tx:
@@ -258,9 +248,6 @@ def judged_now(database: Database, filters: Filters) -> Iterator[Listed]:
     """Yield open orphans that pass, oldest first, judged as a sweep would now; those in their grace are among them.
 
     Each has the verdict as its state, even in its grace. The transactions are short, however many orphans are open.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
     """
     runtime.load_imports(to_read=True)
     ids, within, place = filters.ids(), None, FIRST

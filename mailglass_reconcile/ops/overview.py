@@ -90,15 +90,7 @@ class Overview:
 
 
 def overview(database: Database, *, seconds: int) -> Overview:
-    """Return how linking is going, in a read-only transaction whose cost does not depend on what is open.
-
-    Args:
-        database: The database.
-        seconds: How far the charts reach back.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return how linking is going, with charts of the last *seconds*, at a cost that does not depend on what is open."""
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         look = Look(tx)

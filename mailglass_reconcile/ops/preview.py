@@ -97,12 +97,7 @@ class Preview:
 
 
 def preview(database: Database) -> list[Preview]:
-    """Return what each step of a prune would change now, in their order.
-
-    Raises:
-        SchemaOutdatedError: The database is not migrated.
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return what each step of a prune would change now, in their order."""
     settings = database.settings
     bounds = {"max_age_minutes": settings.max_age_minutes}
     with database.reading(TIMEOUT_MS) as tx:

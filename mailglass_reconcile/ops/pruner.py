@@ -92,10 +92,6 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
 
     A retention of `infinity` sends no DELETE. On tables that Mailglass made, which deletes raw webhooks itself, those
     of a status are left alone unless its retention is set.
-
-    Raises:
-        SchemaOutdatedError: The database is not migrated; nothing was deleted.
-        DatabaseUnavailableError: The database cannot be reached; earlier steps and batches stay done.
     """
     began = time.monotonic()
     with database.reading() as tx:
@@ -112,9 +108,7 @@ def prune_with(database: Database, origin: Origin = "python") -> PruneResult:
 def retentions(settings: Settings, *, theirs: bool) -> dict[str, int | None]:
     """Return the days after which each step deletes, by its name; None deletes nothing.
 
-    Args:
-        settings: Have the retentions.
-        theirs: Whether Mailglass made the tables: then only what was set counts for raw webhooks.
+    If the tables are *theirs*, that is Mailglass's, only what was set counts for raw webhooks.
     """
     succeeded, dead = settings.retention_succeeded_days, settings.retention_dead_days
     webhooks = {"succeeded": succeeded, "dead": dead, "failed": settings.retention_failed_days}

@@ -72,11 +72,7 @@ class LockState:
 
 
 def page(database: Database, wanted: Wanted, *, before: int | None = None, size: int = 50) -> Runs:
-    """Return the next *size* runs before the one with the id *before*, or the newest.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the next *size* runs before the one with the id *before*, or the newest."""
     with database.reading(TIMEOUT_MS) as tx:
         found = newest(tx, wanted, before=before, size=size + 1)
     return Runs(found[:size], found[size - 1]["id"] if len(found) > size else None)
@@ -99,10 +95,6 @@ def sweep_lock() -> LockState:
 
 
 def last_success(database: Database) -> dict[str, str]:
-    """Return when a run of each kind last ended well, in ISO 8601.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return when a run of each kind last ended well, in ISO 8601."""
     with database.reading(TIMEOUT_MS) as tx:
         return history.read(tx).last_success

@@ -75,11 +75,7 @@ class Status:
 
 
 def check(database: Database, max_lag_seconds: float = LATE_SECONDS) -> list[str]:
-    """Return what is wrong, a sentence for each, the gravest first; its cost does not depend on what is open.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return what is wrong, a sentence for each, the gravest first; its cost does not depend on what is open."""
     with database.reading(10_000) as tx:
         return sentences(checks.cheap(Look(tx, max_lag_seconds)), ERROR)
 
@@ -90,11 +86,7 @@ def sentences(found: Iterable[Finding], status: str) -> list[str]:
 
 
 def waiting(database: Database, tenant_id: str | None = None) -> int:
-    """Return how many open orphans are in their grace, of one tenant or, with None, of all.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return how many open orphans are in their grace, of one tenant or, with None, of all."""
     with database.reading() as tx:
         return windows.waiting(tx, tenant_id)
 
@@ -115,16 +107,7 @@ def status(
     tenant_id: str | None = None,
     max_lag_seconds: float = LATE_SECONDS,
 ) -> Status:
-    """Return how linking is going, in a read-only transaction.
-
-    Args:
-        database: The database.
-        tenant_id: Show this tenant's open orphans only; None is all tenants.
-        max_lag_seconds: As for `check`.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return how linking is going, of one tenant or, with None, of all, in a read-only transaction."""
     runtime.load_imports(to_read=True)
     with database.reading() as tx:
         schema.require_migrated(tx)

@@ -61,11 +61,7 @@ class Timeline:
 
 
 def timeline(database: Database, delivery_id: UUID) -> Timeline | None:
-    """Return what happened to a delivery, or None if there is none with this id.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return what happened to a delivery, or None if there is none with this id."""
     with database.reading(TIMEOUT_MS) as tx:
         found = tx.execute(_DELIVERY, {"delivery_id": str(delivery_id)}).mappings().one_or_none()
         if found is None:

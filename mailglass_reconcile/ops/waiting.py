@@ -102,11 +102,7 @@ class Backlog:
 
 
 def backlog(database: Database) -> Backlog:
-    """Return what waits for its handlers.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return what waits for its handlers."""
     runtime.load_imports(to_read=True)
     with database.reading(TIMEOUT_MS) as tx:
         rows = tx.execute(_GROUPS).all()
@@ -118,11 +114,7 @@ def backlog(database: Database) -> Backlog:
 
 
 def dead(database: Database) -> list[Dead]:
-    """Return the dead events by handler and error, the largest groups first, at most 50.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the dead events by handler and error, the largest groups first, at most 50."""
     runtime.load_imports(to_read=True)
     with database.reading(TIMEOUT_MS) as tx:
         rows = tx.execute(_DEAD, {"size": DEAD_GROUPS}).all()
@@ -133,21 +125,13 @@ def dead(database: Database) -> list[Dead]:
 
 
 def dead_events(database: Database, size: int) -> list[dict[str, Any]]:
-    """Return the *size* events that died last, as `outbox.dead` does.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return the *size* events that died last, as `outbox.dead` does."""
     with database.reading(TIMEOUT_MS) as tx:
         return outbox.dead(tx, size)
 
 
 def facts(database: Database) -> Facts:
-    """Return how much waits, fails and is dead.
-
-    Raises:
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return how much waits, fails and is dead."""
     with database.reading(TIMEOUT_MS) as tx:
         return outbox.facts(tx)
 

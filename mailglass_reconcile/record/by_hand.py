@@ -86,11 +86,7 @@ def link(
 
 
 def request(event_id: object, delivery_id: object, reason: object, actor: object = None) -> Request:
-    """Check what `link` is given.
-
-    Raises:
-        InvalidEventError: Something cannot be used; the message names it.
-    """
+    """Check what `link` is given; an InvalidEventError names what cannot be used."""
     return Request(
         checking.uuid("event_id", event_id),
         checking.uuid("delivery_id", delivery_id),
@@ -100,12 +96,7 @@ def request(event_id: object, delivery_id: object, reason: object, actor: object
 
 
 def link_with(database: Database, wanted: Request) -> Recorded:
-    """Link in a transaction of its own, and broadcast it.
-
-    Raises:
-        InvalidEventError: As `link`.
-        MailglassReconcileError: The database refused, or cannot be reached; nothing was written.
-    """
+    """Link in a transaction of its own, and broadcast it."""
     runtime.load_imports()
     with database.connect() as connected:
         with connected.reading() as tx:
@@ -118,12 +109,7 @@ def link_with(database: Database, wanted: Request) -> Recorded:
 
 
 def check_with(database: Database, wanted: Request) -> None:
-    """Require that the event can be linked to the delivery, and write nothing.
-
-    Raises:
-        InvalidEventError: As `link`.
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Require that the event can be linked to the delivery, and write nothing."""
     with database.reading() as tx:
         schema.require_migrated(tx)
         _facts(tx, wanted)

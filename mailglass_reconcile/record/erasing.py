@@ -110,12 +110,7 @@ def erase(connection: sa.Connection | Session, *, recipient: str, tenant_id: str
 
 
 def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> Erased:
-    """Erase in batches, each a transaction of its own, or count with *dry_run*; a second call does what is left.
-
-    Raises:
-        SchemaOutdatedError: The database is not migrated; nothing was erased.
-        MailglassReconcileError: The database refused, or cannot be reached; earlier batches stay erased.
-    """
+    """Erase in batches, each a transaction of its own, or count with *dry_run*; a second call does what is left."""
     with database.connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
@@ -123,11 +118,7 @@ def erase_with(database: Database, wanted: Wanted, *, dry_run: bool = False) -> 
 
 
 def check(recipient: object, tenant_id: object = None) -> Wanted:
-    """Check what `erase` is given.
-
-    Raises:
-        InvalidEventError: Something cannot be used; the message does not repeat the address.
-    """
+    """Check what `erase` is given; the message of an InvalidEventError does not repeat the address."""
     given = checking.recipient("recipient", recipient) or ""
     if not addresses.holds_address(given) or given.endswith(addresses.ERASED):
         raise InvalidEventError("recipient must be an e-mail address, such as ada@example.com")

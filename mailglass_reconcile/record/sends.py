@@ -161,11 +161,7 @@ def _recorded(
 
 
 def check(tenant_id: str, provider: str, sent: Iterable[Sent]) -> list[NewSend]:
-    """Check what a provider's API has answered, and return it in its order; *provider* in its canonical spelling.
-
-    Raises:
-        InvalidEventError: One cannot be recorded.
-    """
+    """Check what a provider's API has answered, and return it in its order; *provider* in its canonical spelling."""
     if not isinstance(sent, Iterable):
         raise InvalidEventError("sent must be a list of Sent")
     checked = []

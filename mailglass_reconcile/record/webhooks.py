@@ -121,11 +121,7 @@ def _result(event: NewEvent, recorded: Mapping[str, LinkedEvent | None]) -> Reco
 
 
 def check(tenant_id: str, provider: str, events: Iterable[WebhookEvent], strict: bool) -> list[NewEvent]:
-    """Check and repair a webhook's events, and return them in their order; equal ones have the same key.
-
-    Raises:
-        InvalidEventError: The provider or an event cannot be recorded.
-    """
+    """Check and repair a webhook's events, and return them in their order; equal ones have the same key."""
     provider = checking.provider("provider", provider)
     if not isinstance(events, Iterable):
         raise InvalidEventError("events must be a list of WebhookEvent")

@@ -11,12 +11,9 @@ UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """Return a number and what it counts: `1 event`, `12,345 events`.
+    """Return a number and what it counts: `1 event`, `12,345 events`; *one* may be the rest of a sentence.
 
-    Args:
-        number: How many.
-        one: What is counted, if it is one; it may be the rest of a sentence, such as `event is dead`.
-        many: The same for any other number; *one* and an `s` if not given.
+    *many* is the same for any other number; without it, *one* gets an `s`.
     """
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 

@@ -21,12 +21,7 @@ WEBHOOK_URL = "https://your.host/webhooks"
 def remedy(*, provider: str, type_: str, message_id: str, tenant_id: str, url: str | None) -> str:
     """Return what to do about an event whose delivery belongs to another tenant.
 
-    Args:
-        provider: The event's provider, in its canonical spelling.
-        type_: The event's type.
-        message_id: The id that the delivery has.
-        tenant_id: The delivery's tenant.
-        url: The public address of the receiver; None if it is not set.
+    *message_id* and *tenant_id* are the delivery's, *url* is the public address of the receiver.
     """
     return (
         "event and delivery need the same tenant, and a stored event keeps its tenant: first make such webhooks arrive"

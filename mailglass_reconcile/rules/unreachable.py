@@ -137,11 +137,6 @@ def place(host: str | None, port: object = None, database: object = None) -> str
     """Return a place as it may be shown, in one line.
 
     A password with an unescaped @ would be read as a part of the host or of what follows; then nothing is shown.
-
-    Args:
-        host: A name, an address, or the path of a socket.
-        port: None if there is none.
-        database: A name or a number, None if there is none.
     """
     parts = [host or "this machine", port and f"port {port}", database not in (None, "") and f"database {database}"]
     text = ", ".join(str(part) for part in parts if part)

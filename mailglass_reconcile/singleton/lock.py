@@ -133,11 +133,8 @@ class LockBackend:
     def take(self, key: str, token: str, *, reserved: bool = False) -> str | None:
         """Take the lock for a run that starts; return None, or the task that has it instead.
 
-        Args:
-            key: The lock.
-            token: The run's: see `running`.
-            reserved: Whether its request held the lock when it was queued. Then it goes before one that is only queued
-                still, or else a queue longer than a minute would let each request give way to the next, forever.
+        A run whose request held the lock when it was queued (*reserved*) goes before one that is only queued still, or
+        else a queue longer than a minute would let each request give way to the next, forever.
         """
         task_id = Holder(token, None).task_id
         return self._take(key, token, lambda holder: holder.is_queued and (reserved or holder.task_id == task_id))

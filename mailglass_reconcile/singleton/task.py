@@ -60,22 +60,14 @@ class SweepTask(Singleton):
         return backend
 
     def generate_lock(self, task_name: str, task_args: Any = None, task_kwargs: Any = None, **unused: Any) -> str:
-        """Return the lock's key: the deployment, the tenant and the range, however they were given; not the limit.
-
-        Raises:
-            TypeError: The arguments are not the task's, or not of its types.
-        """
+        """Return the lock's key: the deployment, the tenant and the range, however they were given; not the limit."""
         given = self.arguments(task_args, task_kwargs)
         which = key_of(given["tenant_id"])
         between = (given["after"], given["until"])
         return which if between == (None, None) else f"{which}:range:{digest(str(between))}"
 
     def arguments(self, task_args: Any, task_kwargs: Any = None) -> dict[str, Any]:
-        """Return the run's arguments by name.
-
-        Raises:
-            TypeError: As in `generate_lock`.
-        """
+        """Return the run's arguments by name; a TypeError says that they are not the task's, or not of its types."""
         bound = inspect.signature(self.run).bind(*(task_args or ()), **(task_kwargs or {}))
         bound.apply_defaults()
         for name, value in bound.arguments.items():
@@ -120,9 +112,6 @@ class SweepTask(Singleton):
         """Hold the lock while the block runs, or yield whose duplicate this run is; eager mode needs no lock.
 
         A range of a fan-out holds its own lock and, together with the other ranges, that of the sweep that was cut.
-
-        Raises:
-            TypeError: As in `generate_lock`.
         """
         if self.request.is_eager or self.request.id is None:
             yield Hold()

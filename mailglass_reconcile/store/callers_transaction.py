@@ -118,17 +118,8 @@ class Borrowed(Transaction):
 def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
     """Use a caller's transaction in this package's scope, under a savepoint, and restore its settings at the end.
 
-    If the block raises, what the block did is undone, and the caller's transaction continues.
-
-    Args:
-        given: A SQLAlchemy Connection or Session in a transaction.
-        settings: Name the tables.
-
-    Raises:
-        ConfigurationError: The connection is in autocommit mode, its client_encoding is not UTF8, or the tables are in
-            another schema; the message says what to set.
-        MailglassReconcileError: The database refused.
-        TypeError: *given* is something else.
+    *given* is a SQLAlchemy Connection or Session in a transaction. If the block raises, what the block did is undone,
+    and the caller's transaction continues.
     """
     with database_errors():
         connection = given if isinstance(given, sa.Connection) else engines.connection_of_session(given)

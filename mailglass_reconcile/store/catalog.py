@@ -55,9 +55,7 @@ class Fault(NamedTuple):
 def faults(tx: Transaction, *, guard: bool = True) -> list[Fault]:
     """Return what is missing in a schema that is at this version, the gravest first.
 
-    Args:
-        tx: A transaction.
-        guard: On tables that `migrate` made, look for the guard against TRUNCATE as well.
+    With *guard*, the guard against TRUNCATE is looked for too, on tables that `migrate` made.
     """
     tables = [*schema.TABLES, *sorted(schema.MAILGLASS_TABLES)]
     gone = set(tx.execute(_TABLES, {"names": tables, "schema": tx.schema}).scalars())

@@ -228,9 +228,8 @@ class Connected:
     ) -> AbstractContextManager[Transaction]:
         """Begin a transaction that may write; it is committed at the end, and rolled back if the block raises.
 
-        Args:
-            timeout_ms: For each statement, and at most as long for a lock.
-            unwaited: The commit waits neither for the disk nor for a replica: for what may be lost in a crash.
+        The timeout is for each statement, and at most as long for a lock. With *unwaited*, the commit waits neither for
+        the disk nor for a replica: for what may be lost in a crash.
         """
         return self._begin(ISOLATION, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), unwaited=unwaited)
 
@@ -272,8 +271,7 @@ class Connected:
     def in_batches(self, statement: str, parameters: Mapping[str, Any]) -> int:
         """Run a statement that changes at most `parameters["size"]` rows, each time in a transaction of its own.
 
-        Returns:
-            How many rows it changed until it changed fewer than that.
+        It ends when the statement changes fewer than that; return how many rows it changed in all.
         """
         changed = 0
         while True:

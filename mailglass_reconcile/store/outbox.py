@@ -263,14 +263,7 @@ def unlimit(tx: Transaction, before: Mapping[str, str]) -> None:
 def note(tx: Transaction, row: Held, handler: str, others: Collection[str]) -> bool:
     """Note that a handler is done with an event, and whether all are, and lock the row.
 
-    Args:
-        tx: The transaction in which the handler runs next.
-        row: The event.
-        handler: The handler's name.
-        others: The names of the other handlers of the event.
-
-    Returns:
-        False if nothing was noted: another dispatcher has claimed the row since, or the handler is done already.
+    Return False if nothing was noted: another dispatcher has claimed the row since, or the handler is done already.
     """
     parameters = {"event_id": row.event_id, "attempts": row.attempts, "handler": handler}
     return tx.execute(_NOTE, {**parameters, "others": array_literal(others)}).rowcount == 1

@@ -53,12 +53,8 @@ def unusable(tx: Transaction, name: str = EVENTS) -> Wrong | None:
 def events(connected: Connected, days: int, size: int) -> Iterator[int]:
     """Delete events older than *days* that are linked, attached or expired: of each delivery all, or none.
 
-    Yields:
-        How many each batch has deleted, when it is committed. A batch looks at *size* events, and deletes besides what
-        belongs to the same deliveries.
-
-    Raises:
-        DatabaseRefusedError: Mailglass made the tables, or a right is missing; nothing was deleted.
+    Yield how many each batch has deleted, when it is committed. A batch looks at *size* events, and deletes besides
+    what belongs to the same deliveries.
     """
     return _batches(connected, EVENTS, _PRUNE_EVENTS, days, size)
 

@@ -86,12 +86,7 @@ def store(tx: Transaction, computed: Mapping[str, Known], outdated: Mapping[str,
     """Store keys and states with the orphans that are still open, and return the ids of those that were settled.
 
     An orphan whose `reconciled` event was there before it is closed here. One that another session holds, or has stored
-    keys with, is left alone.
-
-    Args:
-        tx: A transaction that may write.
-        computed: Keys and state by the orphan's id.
-        outdated: The rule whose keys an orphan had until now, by its id.
+    keys with, is left alone. *outdated* are the rules whose keys orphans had until now, by the orphan's id.
     """
     if outdated:
         rules = {"event_ids": array_literal(outdated), "rules": array_literal(outdated.values())}

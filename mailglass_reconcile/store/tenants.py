@@ -6,12 +6,8 @@ from __future__ import annotations
 def walk(table: str, only: str = "true", start: str = "true") -> str:
     """Return `WITH RECURSIVE tenants (tenant_id) AS (…` for the beginning of a statement, which closes the parenthesis.
 
-    They come in the order of their names; the last one is NULL.
-
-    Args:
-        table: Such as `mailglass_events`; one of its indexes begins with `tenant_id`.
-        only: A condition on its rows, as that index has it.
-        start: A condition on the first tenant.
+    They come in the order of their names; the last one is NULL. An index of the table begins with `tenant_id`; *only*
+    is a condition on its rows, as that index has it, and *start* one on the first tenant.
     """
     return f"""WITH RECURSIVE tenants (tenant_id) AS (
   (SELECT tenant_id FROM {{schema}}.{table} WHERE {only} AND {start} ORDER BY tenant_id LIMIT 1)

@@ -87,12 +87,7 @@ def without_ledger(tx: Reading, found: Ledgers) -> Wrong | None:
 def require_ledger(tx: Reading) -> Ledgers:
     """Refuse a schema without a ledger if it is known where the ledger is, or that Mailglass was rolled back.
 
-    Returns:
-        What `ledgers` found.
-
-    Raises:
-        ConfigurationError: Another schema has one; the message says what to set.
-        DatabaseRefusedError: Our tables are there without Mailglass's.
+    Return what `ledgers` found.
     """
     found = ledgers(tx)
     stopped = without_ledger(tx, found)

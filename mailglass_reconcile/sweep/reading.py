@@ -33,11 +33,8 @@ class Found:
 def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retried: Retried) -> Found:
     """Judge orphans. If a row cannot be read, they are halved until that row stands alone.
 
-    Args:
-        connected: The sweep's connection.
-        ids: The orphans.
-        deadline: After it, what is left of a slice that was halved is not judged.
-        retried: Returns what a function returns, and calls it again if a fault is passing.
+    After the deadline, what is left of a slice that was halved is not judged. *retried* returns what a function
+    returns, and calls it again if a fault is passing.
     """
     found = Found()
     waiting = [ids]

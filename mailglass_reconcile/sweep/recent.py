@@ -42,18 +42,7 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> Swe
 def prepare(
     interval: float, tenant_id: str | None = None, *, publisher: Publisher | None = None, origin: Origin = "python"
 ) -> Sweep:
-    """Return a recent sweep, not yet begun; `reconcile_recent` describes it.
-
-    Args:
-        interval: Seconds between two recent sweeps.
-        tenant_id: As for `reconcile_recent`.
-        publisher: One of this process's Redis if None.
-        origin: Who asked for it, for the history of runs.
-
-    Raises:
-        ConfigurationError: A setting is missing or cannot be used.
-        ValueError: *interval* is out of bounds.
-    """
+    """Return a recent sweep, not yet begun; `reconcile_recent` describes it."""
     require_interval(interval)
     runtime.load_imports()
     publisher = publisher or Publisher(runtime.get_redis())
@@ -67,9 +56,6 @@ def due_ages(interval: float) -> list[tuple[float, float]]:
     """Return the ages at which orphans are new or due again, as ranges: the older end, the younger end, in seconds.
 
     They are disjoint, and the oldest comes first.
-
-    Args:
-        interval: Seconds between recent sweeps.
     """
     ranges = [(max(LOOK_BACK_SECONDS, 3 * interval), -AHEAD_SECONDS)]
     for age in DUE_AGES:
@@ -82,10 +68,6 @@ def due_ages(interval: float) -> list[tuple[float, float]]:
 
 
 def require_interval(interval: float) -> None:
-    """Refuse an interval, in seconds, that no recent sweep can have.
-
-    Raises:
-        ValueError: It is not above 0, or above 60.
-    """
+    """Refuse an interval, in seconds, that no recent sweep can have."""
     if not 0 < interval <= MAX_INTERVAL_SECONDS:
         raise ValueError(f"the interval of recent sweeps must be above 0 and at most {MAX_INTERVAL_SECONDS} seconds")

@@ -42,8 +42,7 @@ class Sweep(Request):
     def run(self, on: AbstractContextManager[Connected] | None = None) -> SweepResult:
         """Sweep, and return the counts; a sweep that breaks off after it began says so in its status.
 
-        Args:
-            on: Gives a connection without a transaction; None opens one.
+        *on* gives a connection without a transaction; None opens one.
         """
         for _ in self.steps(on):
             pass
@@ -230,12 +229,7 @@ def prepare(
     range_of: int | None = None,
     origin: Origin = "python",
 ) -> Sweep:
-    """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis.
-
-    Raises:
-        ConfigurationError: A setting is missing or cannot be used.
-        ValueError: *limit* is below 1.
-    """
+    """Return a full sweep, or one of a range, not yet begun, on this process's settings and Redis."""
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1")
     runtime.load_imports(to_read=dry_run)

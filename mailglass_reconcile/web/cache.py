@@ -38,11 +38,7 @@ class Cache:
         self._under_way = 0
 
     async def get(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Return what *read* returns, or has returned for *key* a moment ago; what it raises, it raises.
-
-        Raises:
-            BusyError: Too many reads are under way.
-        """
+        """Return what *read* returns, or has returned for *key* a moment ago; what it raises, it raises."""
         # A thread of its own, so that nothing waits at the end of the process for a read that hangs.
         answer: T = await asyncio.shield(asyncio.wrap_future(self._answer(key, read)))
         return answer

@@ -42,9 +42,6 @@ def scrape(database: Database) -> bytes:
     """Return all metrics in Prometheus's text format, within two seconds; raises nothing that a database can cause.
 
     If the database is down, slow or not migrated, `mailglass_reconcile_up` is 0, and nothing else is there.
-
-    Args:
-        database: A role that can only read is enough.
     """
     registry = CollectorRegistry()
     registry.register(_Scraped(_measured(database)))
@@ -66,9 +63,6 @@ def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
     """Return the result of *call*, or raise its error, after *seconds* at the latest.
 
     A call that is late continues in its thread, and its result is dropped.
-
-    Raises:
-        TimeoutError: It takes longer.
     """
     results: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
 

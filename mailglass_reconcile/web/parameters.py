@@ -38,11 +38,7 @@ class Listing:
 
 
 def hours(query: QueryParams) -> int:
-    """Return how many hours the charts show.
-
-    Raises:
-        InvalidParameterError: It is not one of `HOURS`.
-    """
+    """Return how many hours the charts show."""
     given = query.get("hours", "24")
     if given not in map(str, HOURS):
         raise InvalidParameterError(f"hours: use one of {', '.join(map(str, HOURS))}")
@@ -50,11 +46,7 @@ def hours(query: QueryParams) -> int:
 
 
 def listing(query: QueryParams) -> Listing:
-    """Return which orphans to list.
-
-    Raises:
-        InvalidParameterError: A field has a value that cannot be used.
-    """
+    """Return which orphans to list."""
     fields = {name: text(query, name) for name in FIELDS}
     if fields["state"] not in ("", *OPEN_STATES):
         raise InvalidParameterError(f"state: use one of {', '.join(OPEN_STATES)}")
@@ -72,11 +64,7 @@ def listing(query: QueryParams) -> Listing:
 
 
 def runs(query: QueryParams) -> tuple[Wanted, int | None]:
-    """Return which runs to list, and before which one.
-
-    Raises:
-        InvalidParameterError: A field has a value that cannot be used.
-    """
+    """Return which runs to list, and before which one."""
     fields = {name: text(query, name) for name in ("kind", "status", "before")}
     for name, known in (("kind", KINDS), ("status", RUN_STATUSES)):
         if fields[name] not in ("", *known):
@@ -99,11 +87,7 @@ def has_empty(query: QueryParams) -> bool:
 
 
 def id_of(text: str) -> UUID:
-    """Return the id of an event or a delivery.
-
-    Raises:
-        NotFoundError: It is not a UUID.
-    """
+    """Return the id of an event or a delivery."""
     try:
         return UUID(text)
     except ValueError:
@@ -111,11 +95,7 @@ def id_of(text: str) -> UUID:
 
 
 def text(fields: Mapping[str, str], name: str) -> str:
-    """Return a field's value, trimmed; empty if it is not there.
-
-    Raises:
-        InvalidParameterError: No row can have it.
-    """
+    """Return a field's value, trimmed; empty if it is not there."""
     given = fields.get(name, "").strip()
     if len(given) > LONGEST:
         raise InvalidParameterError(f"{name}: use at most {LONGEST} characters")

@@ -46,11 +46,7 @@ class Problems(NamedTuple):
 
 
 def problems(database: Database) -> Problems:
-    """Return what is wrong, by a few queries whose cost does not depend on what is open.
-
-    Raises:
-        MailglassReconcileError: The database refused, cannot be reached, or is not migrated.
-    """
+    """Return what is wrong, by a few queries whose cost does not depend on what is open."""
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         found = [one for one in checks.cheap(Look(tx)) if one.status == ERROR]

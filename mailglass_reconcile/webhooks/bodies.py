@@ -89,14 +89,7 @@ class Bodies:
             self._release(body)
 
     async def read(self, body: Body, receive: Receive, most: int) -> bytes:
-        """Return a whole body.
-
-        Raises:
-            GoneError: The client has left.
-            TooLargeError: It is longer than *most* bytes.
-            TooSlowError: It was not there after 30 seconds.
-            BusyError: It gave way.
-        """
+        """Return a whole body, unless it is too long or too slow, its client leaves, or it gives way to others."""
         try:
             content = await self._wait(body, BODY_SECONDS, self._arrive(body, receive, most))
         except TimeoutError:
@@ -127,30 +120,18 @@ class Bodies:
 
     @asynccontextmanager
     async def verifying(self, body: Body) -> AsyncIterator[None]:
-        """Wait until no other body is verified; the smallest goes first.
-
-        Raises:
-            BusyError: It gave way, or its turn did not come.
-        """
+        """Wait until no other body is verified; the smallest goes first."""
         async with self._through(self._verified, body, order=body.size):
             yield
 
     @asynccontextmanager
     async def parsing(self, body: Body) -> AsyncIterator[None]:
-        """Wait until what is made of a body fits into the budget, or no other is parsed; the first goes first.
-
-        Raises:
-            BusyError: It gave way, or its turn did not come.
-        """
+        """Wait until what is made of a body fits into the budget, or no other is parsed; the first goes first."""
         async with self._through(self._parsed, body, order=0):
             yield
 
     async def aside(self, body: Body, wait: Callable[[], Awaitable[Result]]) -> Result:
-        """Wait for something that strangers can delay; other bodies do not wait for these.
-
-        Raises:
-            BusyError: It gave way.
-        """
+        """Wait for something that strangers can delay; other bodies do not wait for these."""
         del self._whole[body]
         self._aside[body] = None
         if len(self._aside) > ASIDE:

@@ -37,12 +37,7 @@ def sender(provider: str) -> Sender | None:
 def sample(body: Any, sender: Sender, secret: str, at: dt.datetime, url: str) -> Signed:
     """Return the request that carries one of a sender's samples.
 
-    Args:
-        body: The sample.
-        sender: Its provider.
-        secret: What the receiver verifies it with.
-        at: When it is sent.
-        url: The address of the webhook as the receiver sees it, which Mandrill signs.
+    *url* is the address of the webhook as the receiver sees it, which Mandrill signs.
     """
     return sender.sign(json.dumps(body).encode(), secret, at.timestamp(), url)
 
@@ -50,13 +45,8 @@ def sample(body: Any, sender: Sender, secret: str, at: dt.datetime, url: str) ->
 def post(url: str, signed: Signed) -> tuple[int, str]:
     """Post a webhook, and return the status of the answer and the beginning of its text.
 
-    Args:
-        url: A whole address, with a user name and a password if the receiver wants them; no redirect is followed.
-        signed: The request.
-
-    Raises:
-        ValueError: *url* is no address of HTTP.
-        MailglassReconcileError: Nothing answers there.
+    The address may have a user name and a password; if it is no address of HTTP, a ValueError says so. No redirect is
+    followed.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:

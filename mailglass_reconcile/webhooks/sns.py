@@ -83,11 +83,7 @@ def max_bytes(request: Request) -> int:
 
 
 def message(request: Request) -> dict[str, Any]:
-    """Return a request's notification.
-
-    Raises:
-        InvalidWebhookError: It is none.
-    """
+    """Return a request's notification."""
     body = request.object()
     if not is_message(body):
         raise InvalidWebhookError("the body is no notification of SNS; turn off raw message delivery")
@@ -123,12 +119,7 @@ def _signed(body: Mapping[str, Any]) -> bytes:
 
 
 def confirm(request: Request, service: Service) -> None:
-    """Confirm the subscription that a verified request asks for, by one GET; do nothing for other requests.
-
-    Raises:
-        SignatureError: Its address is none of the provider's.
-        MailglassReconcileError: The provider cannot be reached.
-    """
+    """Confirm the subscription that a verified request asks for, by one GET; do nothing for other requests."""
     body = message(request)
     if body["Type"] != "SubscriptionConfirmation":
         return

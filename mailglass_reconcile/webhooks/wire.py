@@ -286,9 +286,8 @@ def reply(*texts: object) -> object:
 def event_id(given: object, payload: object) -> str:
     """Return an event's id, which is the same when a webhook is repeated and names nobody.
 
-    Args:
-        given: The provider's own id; None, or what looks like an address, is replaced by a digest of *payload*.
-        payload: What the provider has sent about this event.
+    That is the provider's own id; a digest of *payload*, what it has sent, if there is none or it looks like an
+    address.
     """
     text = str(given).strip() if isinstance(given, _ID) and not isinstance(given, bool) else ""
     return text if text and not holds_address(text) else digest([given, payload] if text else payload)

@@ -146,11 +146,7 @@ class LargeTableAdmin(ReadOnly, admin.ModelAdmin):
         return self.model.objects.order_by(*self.ordering)[:LIMIT]
 
     def history_view(self, request: Any, object_id: str, extra_context: Any = None) -> Any:
-        """Answer that there is no history: nothing can be changed here.
-
-        Raises:
-            Http404: Always.
-        """
+        """Answer with 404: nothing can be changed here, so there is no history."""
         raise Http404
 
 

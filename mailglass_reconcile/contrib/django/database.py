@@ -177,20 +177,13 @@ def _nothing() -> None:
 def engine(name: str) -> sa.Engine:
     """Return an engine whose connections are its own, for sweeps, migrations and the command.
 
-    They lead to where `DATABASES` points at that moment: under Django's test runner, to the test database.
-
-    Args:
-        name: A name in `DATABASES`; it is looked up when something connects.
+    They lead to where `DATABASES[name]` points at that moment: under Django's test runner, to the test database.
     """
     return engines.create_engine_by(lambda: _open(name), lambda: _server(name))
 
 
 def wrapper(name: str) -> Any:
-    """Return Django's wrapper of a PostgreSQL database; it does not connect.
-
-    Raises:
-        ConfigurationError: There is no such database, or it is not PostgreSQL.
-    """
+    """Return Django's wrapper of a database, which must be there and PostgreSQL; it does not connect."""
     try:
         found = connections[name]
     except (ConnectionDoesNotExist, ImproperlyConfigured):

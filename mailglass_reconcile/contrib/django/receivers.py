@@ -196,11 +196,7 @@ def fixed_tenant() -> str | None:
 
 
 def tenant_function() -> Callable[[Any], str] | None:
-    """Return the function that the setting is or names, and None if it is a text without a dot, or not set.
-
-    Raises:
-        ConfigurationError: It is neither.
-    """
+    """Return the function that the setting is or names, and None if it is a text without a dot, or not set."""
     given = getattr(settings, "MAILGLASS_TENANT", None)
     if given is None or fixed_tenant() is not None:
         return None

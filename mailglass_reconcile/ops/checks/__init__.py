@@ -67,11 +67,7 @@ def _needing(needs: Needs, *, only_cheap: bool = False) -> Iterator[Check]:
 
 
 def cheap(look: Look) -> list[Finding]:
-    """Return what the cheap checks find, the gravest first; what is well is not among it.
-
-    Raises:
-        MailglassReconcileError: The database refused.
-    """
+    """Return what the cheap checks find, the gravest first; what is well is not among it."""
     found: list[Finding] = []
     for one in _needing("database", only_cheap=True):
         found += one.findings(look)
@@ -87,9 +83,8 @@ def _is_wrong(found: Iterable[Finding], name: str) -> bool:
 def diagnose(celery: Callable[[], Cluster] | None, *, repair: bool = False) -> list[Finding]:
     """Return what all checks found, the gravest first.
 
-    Args:
-        celery: Makes the Celery app and its broker, after the modules of MAILGLASS_IMPORTS; None if Celery is missing.
-        repair: Make the open orphans equal the ledger first, which reads all of the ledger and may take minutes.
+    *celery* makes the Celery app and its broker, after the modules of MAILGLASS_IMPORTS; None if Celery is missing.
+    With *repair*, the open orphans are made equal to the ledger first, which reads all of it and may take minutes.
     """
     found: list[Finding] = []
     for one in _needing("nothing"):

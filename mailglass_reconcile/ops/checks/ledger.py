@@ -138,11 +138,7 @@ def _percent(tx: Transaction, table: str, pages: int) -> float:
 
 
 def repaired(connected: Connected) -> str:
-    """Make the open orphans equal the ledger, as the daily prune does, and return what was done.
-
-    Raises:
-        MailglassReconcileError: The database refused; earlier batches stay done.
-    """
+    """Make the open orphans equal the ledger, as the daily prune does, and return what was done."""
     with database_errors():
         removed = repair.remove_expired(connected, BATCH_ROWS).orphans
         removed += repair.remove_settled(connected, BATCH_ROWS)

@@ -28,15 +28,7 @@ SELECT c.relname::text AS table_name, array_agg(a.attname::text) AS columns
 def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]) -> bool:
     """Look at Mailglass's tables before anything is changed, and return whether there are none at all.
 
-    Args:
-        engine: Whose database is looked at.
-        settings: Whose schema is looked at.
-        columns: By table, the columns that it must have, with blanks between.
-
-    Raises:
-        ConfigurationError: There is no such schema, or only another one has a ledger and the setting was not given;
-            or the database is not in UTF8.
-        SchemaOutdatedError: Some are there, and something that this package needs is missing.
+    *columns* are those that each table must have, with blanks between.
     """
     schema_name = settings.database_schema
     with Database(engine, settings).reading() as tx:

@@ -47,17 +47,9 @@ def migrate(
 ) -> None:
     """Bring the database to this version's schema; on one that is there already, change nothing.
 
-    Args:
-        engine: Of a role that owns the tables, or may create them.
-        settings: Whose schema is migrated.
-        tell: Gets a line for each step.
-        plan: Tell the steps as SQL for psql, with everything else in comments; change nothing.
-        guard_truncate: Refuse TRUNCATE of the ledger also on tables that Mailglass made.
-
-    Raises:
-        ConfigurationError: There is no such schema, or another schema holds the ledger.
-        SchemaOutdatedError: Mailglass's tables lack something; the message names it, nothing was changed.
-        MailglassReconcileError: The database refused, or cannot be reached.
+    The engine is of a role that owns the tables, or may create them; *tell* gets a line for each step. With *plan*, it
+    tells the steps as SQL for psql, with everything else in comments, and changes nothing. With *guard_truncate*,
+    TRUNCATE of the ledger is refused also on tables that Mailglass made.
     """
     say = (lambda line: tell(f"-- {line}")) if plan else tell
     with database_errors(), one_at_a_time(engine, settings):
@@ -108,12 +100,7 @@ def is_current(engine: sa.Engine, settings: Settings) -> bool:
 
 
 def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
-    """Return a line for each thing that this version needs and the database lacks; none if nothing is left to do.
-
-    Raises:
-        DatabaseRefusedError: Our tables are there and Mailglass's are not.
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return a line for each thing that this version needs and the database lacks; none if nothing is left to do."""
     with Database(engine, settings).reading() as tx:
         stopped = wrong_schema.without_ledger(tx, wrong_schema.ledgers(tx))
         if stopped:
@@ -125,12 +112,7 @@ def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
 
 
 def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> list[str]:
-    """Return a line each for what is pending, what `remove` takes away for good, and what it leaves.
-
-    Raises:
-        DatabaseRefusedError: *tables* is True, and `migrate` did not make them.
-        MailglassReconcileError: The database refused, or cannot be reached.
-    """
+    """Return a line each for what is pending, what `remove` takes away for good, and what it leaves."""
     with database_errors(), Database(engine, settings).reading() as tx:
         state.refuse_others(tx)
         if tables:
@@ -141,15 +123,7 @@ def losses(engine: sa.Engine, settings: Settings, *, tables: bool = False) -> li
 def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *, tables: bool = False) -> None:
     """Remove our tables, indexes and triggers; Mailglass's tables stay as they are, with every row.
 
-    Args:
-        engine: Of a role that owns the tables.
-        settings: Whose schema it is.
-        tell: Gets a line for each step.
-        tables: Drop those of Mailglass's tables too that `migrate` made, with every row.
-
-    Raises:
-        DatabaseRefusedError: *tables* is True, and `migrate` did not make them; nothing was changed.
-        MailglassReconcileError: The database refused, or cannot be reached.
+    With *tables*, those of Mailglass's tables that `migrate` made are dropped too, with every row.
     """
     with database_errors(), one_at_a_time(engine, settings):
         tell(_place(engine, settings))
@@ -184,13 +158,7 @@ def _refuse_to_drop(tx: Transaction) -> None:
 
 @contextmanager
 def environment(config: Config, tell: Callable[[str], None], *, plan: bool) -> Iterator[None]:
-    """Give *config* what the revisions need, from the environment, unless `migrate` or `remove` has done so.
-
-    Args:
-        config: Alembic's configuration, as its own command makes it.
-        tell: Gets a line for each step.
-        plan: Whether Alembic was asked for SQL instead of changes.
-    """
+    """Give *config* what the revisions need, from the environment, unless `migrate` or `remove` has done so."""
     if "steps" in config.attributes:
         yield
         return

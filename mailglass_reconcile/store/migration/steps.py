@@ -70,11 +70,7 @@ class Steps:
         """Called before each step, which may have to wait for transactions to end."""
 
     def run(self, title: str, sql: str) -> None:
-        """Take one step in one transaction, asking for its locks again until it gets them.
-
-        Raises:
-            DatabaseRefusedError: It did not get them for a minute.
-        """
+        """Take one step in one transaction, asking for its locks again until it gets them."""
         text = in_schema(sql, self._settings.database_schema).strip()
         self._title(title)
         if self._plan:
@@ -101,11 +97,7 @@ class Steps:
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
 
     def create_table(self, name: str, sql: str, *, columns: str) -> None:
-        """Create a table of ours with its indexes; if it is there, check its *columns* and build missing indexes.
-
-        Raises:
-            SchemaOutdatedError: The table that is there lacks a column.
-        """
+        """Create a table of ours with its indexes; if it is there, check its *columns* and build missing indexes."""
         indexes = [one for one, index in schema.INDEXES.items() if index.table == name]
         with Database(self._engine, self._settings).reading() as tx:
             found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())
@@ -128,11 +120,7 @@ class Steps:
         self.run(title, replacing + sql if there else sql)
 
     def create_index(self, name: str) -> None:
-        """Build an index without blocking writers, unless it is there; an interrupted build is replaced.
-
-        Raises:
-            DatabaseRefusedError: Its table is partitioned, and Postgres builds no such index concurrently.
-        """
+        """Build an index without blocking writers, unless it is there; an interrupted build is replaced."""
         table = schema.ALL_INDEXES[name].table
         with Database(self._engine, self._settings).reading() as tx:
             fault = schema.index_faults(tx, {name: schema.ALL_INDEXES[name]}).get(name)

@@ -206,10 +206,6 @@ def event_ids(payload: Mapping[str, Any], notification_id: str | None) -> Callab
 
     A bounce or complaint has an id of its own, the same in each topic that it comes through. Other events have that of
     SNS's notification, and without one their message, type and time.
-
-    Args:
-        payload: The event of SES.
-        notification_id: SNS's id of the notification, if there is one.
     """
     where = _KINDS.get(_kind(payload), ("", None, ""))[2]
     id_ = dug(payload, where, "feedbackId") or notification_id
