@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from typing import Any, NoReturn
 
 from celery import Task, group
@@ -158,32 +159,18 @@ class SweepTask(Singleton):
         run_id = (self.request.headers or {}).get(RUN_HEADER)
         return run_id if isinstance(run_id, int) else None
 
-    def release_lock(self, *unused: Any, **unused_too: Any) -> NoReturn:
-        """Refuse: only the run that has a lock frees it."""
-        raise _unsupported("release_lock")
+    def _refuse(self, name: str, *_args: Any, **_options: Any) -> NoReturn:
+        raise NotImplementedError(f"{name} of celery-singleton does not work on this lock: see docs/sweeps.md")
 
-    def unlock(self, *unused: Any, **unused_too: Any) -> NoReturn:
-        """Refuse: only the run that has a lock frees it."""
-        raise _unsupported("unlock")
-
-    def lock_and_run(self, *unused: Any, **unused_too: Any) -> NoReturn:
-        """Refuse: `apply_async` takes the lock."""
-        raise _unsupported("lock_and_run")
-
-    def aquire_lock(self, *unused: Any, **unused_too: Any) -> NoReturn:
-        """Refuse: `apply_async` takes the lock."""
-        raise _unsupported("aquire_lock")
-
-    def get_existing_task_id(self, *unused: Any, **unused_too: Any) -> NoReturn:
-        """Refuse: the answer would be old before anybody could act on it."""
-        raise _unsupported("get_existing_task_id")
+    # Only `apply_async` takes a lock, and only the run that has it frees it.
+    release_lock = partialmethod(_refuse, "release_lock")
+    unlock = partialmethod(_refuse, "unlock")
+    lock_and_run = partialmethod(_refuse, "lock_and_run")
+    aquire_lock = partialmethod(_refuse, "aquire_lock")
+    get_existing_task_id = partialmethod(_refuse, "get_existing_task_id")
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Do nothing: the run has released the lock itself, and nobody else may."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Do nothing: the run has released the lock itself, and one that never ran lets it lapse."""
-
-
-def _unsupported(method: str) -> NotImplementedError:
-    return NotImplementedError(f"{method} of celery-singleton does not work on this lock: see docs/sweeps.md")
