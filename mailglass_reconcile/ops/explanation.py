@@ -18,7 +18,7 @@ from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.rules.matching import MATCHED, RECIPIENT_MISMATCH, TENANT_MISMATCH, Candidate
 from mailglass_reconcile.rules.smtp import smtp_status
 from mailglass_reconcile.rules.states import EventState, Verdict
-from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs, schema
+from mailglass_reconcile.store import deliveries, ledger, open_orphans, runs
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.deliveries import Shown
 from mailglass_reconcile.store.listing import NO_KEYS
@@ -48,11 +48,12 @@ SELECT e.id::text, e.tenant_id, left(e.type, 512) AS type,
        a.arrived_at > now()::timestamp - make_interval(secs => :grace_seconds) AS in_grace
   FROM {schema}.mailglass_events AS e
   LEFT JOIN {schema}.mailglass_events AS r
-    ON {links}
+    ON r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+   AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id
   LEFT JOIN {schema}.mailglass_open_orphans AS o ON o.event_id = e.id
  CROSS JOIN LATERAL (SELECT coalesce(o.arrived_at, e.inserted_at) AS arrived_at) AS a
  WHERE e.id = CAST(:event_id AS uuid)
-""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
           FROM unnest(ARRAY['full', 'recent', 'range', 'targeted', 'prune']) AS k (kind)
          CROSS JOIN LATERAL (
                  SELECT to_json(finished_at) #>> '{}' || 'Z' AS at FROM {schema}.mailglass_reconcile_runs
-                  WHERE kind = k.kind AND {succeeded} AND (kind <> 'full' OR tenant_id IS NULL)
+                  WHERE kind = k.kind AND status IN ('ok', 'partial') AND covered AND ranges_done >= coalesce(ranges, 0)
+                    AND (kind <> 'full' OR tenant_id IS NULL)
                   ORDER BY id DESC LIMIT 1) AS s) AS last_success
   FROM (SELECT) AS one
   LEFT JOIN LATERAL (
@@ -39,7 +40,8 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
             AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS ok ON true
   LEFT JOIN LATERAL (
          SELECT finished_at, origin FROM {schema}.mailglass_reconcile_runs
-          WHERE kind = 'full' AND tenant_id IS NULL AND {succeeded} ORDER BY id DESC LIMIT 1) AS success ON true
+          WHERE kind = 'full' AND tenant_id IS NULL AND status IN ('ok', 'partial') AND covered
+            AND ranges_done >= coalesce(ranges, 0) ORDER BY id DESC LIMIT 1) AS success ON true
   LEFT JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_reconcile_runs
           WHERE kind = 'full' AND tenant_id IS NULL AND open_groups IS NOT NULL
@@ -64,7 +66,7 @@ SELECT to_json(now()::timestamp) #>> '{}' || 'Z' AS now,
           WHERE kind = 'prune' AND status IN ('ok', 'partial') ORDER BY id DESC LIMIT 1) AS pruned ON true
   LEFT JOIN LATERAL (
          SELECT started_at FROM {schema}.mailglass_reconcile_runs ORDER BY id LIMIT 1) AS first ON true
-""".replace("{succeeded}", "ranges_done >= coalesce(ranges, 0) AND status IN ('ok', 'partial') AND covered")
+"""
 
 
 class Last(NamedTuple):

@@ -10,7 +10,6 @@ from uuid import UUID
 from mailglass_reconcile.ops import orphans, verdicts
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.rules.matching import spellings_of
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, array_literal
 
 EVENTS = 20
@@ -19,12 +18,14 @@ TIMEOUT_MS = 24_000
 
 # A `reconciled` event stands for the orphan that it links.
 _OF_DELIVERIES = """
-SELECT coalesce({linked}, e.id)::text
+SELECT coalesce(CASE WHEN e.type = 'reconciled'
+                      AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                 THEN CAST(substr(e.idempotency_key, 12) AS uuid) END, e.id)::text
   FROM unnest(CAST(:ids AS uuid[])) AS d (id)
  CROSS JOIN LATERAL (SELECT id, type, idempotency_key FROM {schema}.mailglass_events
                       WHERE delivery_id = d.id ORDER BY occurred_at LIMIT :events) AS e
  LIMIT :events
-""".replace("{linked}", schema.linked_by("e"))
+"""
 
 _DELIVERIES = """
 SELECT d.id::text

@@ -32,9 +32,11 @@ SELECT count(*), to_json(min(arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailglas
 _SETTLED = """
 SELECT count(*), to_json(min(o.arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_open_orphans AS o
  WHERE o.arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
-   AND (EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
+   AND (EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                 WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
+                   AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id OFFSET 0)
         OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = o.event_id OFFSET 0))
-""".replace("{links}", schema.links("o.event_id", "o.tenant_id"))
+"""
 
 _MISSING = """
 {tenants}
@@ -46,10 +48,10 @@ SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
    AND e.inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
  WHERE e.delivery_id IS NULL AND length(e.tenant_id) <= :max_tenant_length
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = e.id OFFSET 0)
-   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
-""".replace("{links}", schema.links("e.id", "e.tenant_id")).replace(
-    "{tenants}", walk("mailglass_events", only="needs_reconciliation = true")
-)
+   AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id OFFSET 0)
+""".replace("{tenants}", walk("mailglass_events", only="needs_reconciliation = true"))
 
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
 _EVENTS = """

@@ -15,7 +15,6 @@ from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.matching import is_usable, spellings_of
 from mailglass_reconcile.store import open_orphans, personal_data
 from mailglass_reconcile.store.database import NIL, Database, Transaction, array_literal, by_statistics
-from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 from mailglass_reconcile.store.personal_data import Person
 from mailglass_reconcile.store.tenants import walk
 from mailglass_reconcile.sweep import judge
@@ -59,15 +58,20 @@ _DELIVERIES = """
 ), newest AS MATERIALIZED (
   SELECT id, inserted_at, count(*) OVER () AS number FROM named ORDER BY inserted_at DESC, id DESC LIMIT :size
 )
-SELECT d.id::text, left(d.tenant_id, 1000) AS tenant_id, left({sent_by}, 512) AS provider,
+SELECT d.id::text, left(d.tenant_id, 1000) AS tenant_id,
+       -- That of its send, where its row may have none.
+       left(coalesce(d.provider,
+                     (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
+                                  WHEN 'string' THEN e.metadata ->> 'provider' END
+                        FROM {schema}.mailglass_events AS e
+                       WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
+                       ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512) AS provider,
        left(d.last_event_type, 100) AS state, to_json(d.last_event_at) #>> '{}' || 'Z' AS since, d.terminal AS final,
        to_json(d.inserted_at) #>> '{}' || 'Z' AS at, left(d.mailable, 200) AS mailable,
        left(d.provider_message_id, 512) AS message_id, n.number
   FROM newest AS n JOIN {schema}.mailglass_deliveries AS d ON d.id = n.id
  ORDER BY n.inserted_at DESC, n.id DESC
-""".replace("{sent_by}", PROVIDER_SENT_BY).replace(
-    "{tenants}", walk("mailglass_deliveries", start="cardinality(CAST(:recipients AS text[])) > 0")
-)
+""".replace("{tenants}", walk("mailglass_deliveries", start="cardinality(CAST(:recipients AS text[])) > 0"))
 
 _OPEN = """
 WITH of_message_ids AS (

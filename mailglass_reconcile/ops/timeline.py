@@ -8,22 +8,27 @@ from uuid import UUID
 
 from mailglass_reconcile.ops import verdicts
 from mailglass_reconcile.ops.verdicts import Verdict
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database
-from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 
 EVENTS = 200
 """At most so many, the latest."""
 TIMEOUT_MS = 24_000
 
 _DELIVERY = """
-SELECT id::text, left(tenant_id, 512) AS tenant_id, left({sent_by}, 512) AS provider,
+SELECT id::text, left(tenant_id, 512) AS tenant_id,
+       -- That of its send, where its row may have none.
+       left(coalesce(d.provider,
+                     (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
+                                  WHEN 'string' THEN e.metadata ->> 'provider' END
+                        FROM {schema}.mailglass_events AS e
+                       WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
+                       ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512) AS provider,
        left(provider_message_id, 512) AS message_id, left(last_event_type, 100) AS last_event_type, terminal,
        to_json(last_event_at) #>> '{}' || 'Z' AS last_event_at, to_json(dispatched_at) #>> '{}' || 'Z' AS dispatched_at,
        to_json(delivered_at) #>> '{}' || 'Z' AS delivered_at, to_json(bounced_at) #>> '{}' || 'Z' AS bounced_at,
        to_json(complained_at) #>> '{}' || 'Z' AS complained_at, to_json(suppressed_at) #>> '{}' || 'Z' AS suppressed_at
   FROM {schema}.mailglass_deliveries AS d WHERE id = CAST(:delivery_id AS uuid)
-""".replace("{sent_by}", PROVIDER_SENT_BY)
+"""
 
 # A `reconciled` event stands for the orphan that it links: the orphan's type, time and id are shown.
 _EVENTS = """
@@ -35,10 +40,12 @@ SELECT coalesce(o.id, e.id)::text AS event_id, left(coalesce(o.type, e.type), 10
   FROM (SELECT * FROM {schema}.mailglass_events
          WHERE delivery_id = CAST(:delivery_id AS uuid) ORDER BY delivery_id DESC, occurred_at DESC LIMIT :size) AS e
   LEFT JOIN {schema}.mailglass_events AS o
-    ON o.id = {linked}
+    ON o.id = CASE WHEN e.type = 'reconciled'
+                    AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+               THEN CAST(substr(e.idempotency_key, 12) AS uuid) END
    AND o.tenant_id = e.tenant_id
  ORDER BY coalesce(o.occurred_at, e.occurred_at), coalesce(o.id, e.id)
-""".replace("{linked}", schema.linked_by("e"))
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import address, holds_address
 from mailglass_reconcile.rules.humanize import ago, counted, shown
 from mailglass_reconcile.rules.smtp import smtp_status
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal, columns
-from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 
 LATEST = 200
 """Events of a delivery among which the one is found that it shows."""
@@ -27,7 +25,15 @@ NAMING = 20
 # A `reconciled` event stands for the orphan that it links. A provider has reported if one was linked, or if a webhook's
 # event was stored with the delivery.
 _FACTS = """
-SELECT d.id::text AS id, d.tenant_id, left({sent_by}, 512) AS provider, left(d.last_event_type, 100) AS type,
+SELECT d.id::text AS id, d.tenant_id,
+       -- That of its send, where its row may have none.
+       left(coalesce(d.provider,
+                     (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
+                                  WHEN 'string' THEN e.metadata ->> 'provider' END
+                        FROM {schema}.mailglass_events AS e
+                       WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
+                       ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512) AS provider,
+       left(d.last_event_type, 100) AS type,
        extract(epoch FROM now()::timestamp - CASE WHEN isfinite(d.last_event_at) THEN d.last_event_at END)::float8
          AS seconds,
        extract(epoch FROM now()::timestamp - CASE WHEN isfinite(d.delivered_at) THEN d.delivered_at END)::float8
@@ -47,10 +53,14 @@ SELECT d.id::text AS id, d.tenant_id, left({sent_by}, 512) AS provider, left(d.l
                 left(coalesce(o.metadata, e.metadata) ->> 'smtp_status', 100) AS smtp_status
            FROM (SELECT * FROM {schema}.mailglass_events
                   WHERE delivery_id = d.id ORDER BY delivery_id DESC, occurred_at DESC LIMIT :latest) AS e
-           LEFT JOIN {schema}.mailglass_events AS o ON o.id = {linked} AND o.tenant_id = e.tenant_id
+           LEFT JOIN {schema}.mailglass_events AS o
+             ON o.id = CASE WHEN e.type = 'reconciled'
+                             AND e.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+                        THEN CAST(substr(e.idempotency_key, 12) AS uuid) END
+            AND o.tenant_id = e.tenant_id
           WHERE coalesce(o.type, e.type) = d.last_event_type
           ORDER BY coalesce(o.occurred_at, e.occurred_at) DESC LIMIT 1) AS r ON true
-""".replace("{sent_by}", PROVIDER_SENT_BY).replace("{linked}", schema.linked_by("e"))
+"""
 
 # Of an id that names many, those of the recipient, or of an unknown one.
 _NAMING = """

@@ -89,24 +89,18 @@ SELECT EXISTS (
                      AND right(recipient, length(:erased)) = :erased LIMIT 1) AS d)
 """
 
-
-PROVIDER_SENT_BY = """
-         coalesce(d.provider,
-                  (SELECT CASE jsonb_typeof(e.metadata -> 'provider') WHEN 'string' THEN e.metadata ->> 'provider' END
-                     FROM {schema}.mailglass_events AS e
-                    WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
-                    ORDER BY e.delivery_id, e.occurred_at LIMIT 1))"""
-"""The provider of a delivery, called `d`, for people: that of its send, where its row may not have one."""
-
-NEXT_VERSION = "lock_version = d.lock_version + 1"
-"""What an UPDATE of deliveries, called `d`, does for applications with optimistic locks."""
-
-
 _SHOWN = """
-SELECT d.id::text, left({sent_by}, 512), left(d.mailable, 200), left(d.last_event_type, 100),
-       to_json(d.inserted_at) #>> '{}' || 'Z'
+SELECT d.id::text,
+       -- The provider of its send, where its row may have none.
+       left(coalesce(d.provider,
+                     (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
+                                  WHEN 'string' THEN e.metadata ->> 'provider' END
+                        FROM {schema}.mailglass_events AS e
+                       WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
+                       ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512),
+       left(d.mailable, 200), left(d.last_event_type, 100), to_json(d.inserted_at) #>> '{}' || 'Z'
   FROM unnest(CAST(:ids AS uuid[])) AS c (id) JOIN {schema}.mailglass_deliveries AS d ON d.id = c.id
-""".replace("{sent_by}", PROVIDER_SENT_BY)
+"""
 
 
 class Shown(NamedTuple):

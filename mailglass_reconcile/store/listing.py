@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from mailglass_reconcile.rules import providers, states
 from mailglass_reconcile.rules.matching import Keys
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import NIL, Transaction, array_literal
 from mailglass_reconcile.store.open_orphans import FIRST, Open, Place
 
@@ -136,7 +135,8 @@ WITH RECURSIVE tenants AS (
 )
 SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
        EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                WHERE {links}) AS settled
+                WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
+                  AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id) AS settled
   FROM tenants AS t
  CROSS JOIN LATERAL (
          SELECT * FROM {schema}.mailglass_events
@@ -150,7 +150,7 @@ SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
             AND inserted_at > now()::timestamp - make_interval(secs => coalesce(CAST(:newer AS float8), 3e9))
           ORDER BY inserted_at, id LIMIT :size) AS e
  LIMIT :size
-""".replace("{links}", schema.links("e.id", "e.tenant_id"))
+"""
 
 NO_KEYS = Keys(None, (), None)
 

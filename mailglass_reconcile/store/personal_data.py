@@ -11,7 +11,6 @@ from typing import NamedTuple
 from mailglass_reconcile.rules.addresses import ERASED_DOMAIN
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Transaction, array_literal
-from mailglass_reconcile.store.deliveries import NEXT_VERSION
 
 # First all that our index has of the key, then page and order: otherwise the planner walks the primary key, and
 # computes a key for each row. IS NOT DISTINCT FROM, because no index serves it: one on the tenant looks cheap, too.
@@ -28,9 +27,9 @@ SELECT f.id::text, f.recipient FROM found AS f WHERE f.id > CAST(:after AS uuid)
 _ERASE_DELIVERIES = """
 UPDATE {schema}.mailglass_deliveries AS d
    SET recipient = gen_random_uuid()::text || '@' || :domain, recipient_domain = :domain, metadata = '{}',
-       last_error = NULL, updated_at = now()::timestamp, {next_version}
+       last_error = NULL, updated_at = now()::timestamp, lock_version = d.lock_version + 1
  WHERE id = ANY (CAST(:ids AS uuid[]))
-""".replace("{next_version}", NEXT_VERSION)
+"""
 
 _OPEN_ORPHANS = """
 SELECT o.event_id::text, recipient FROM {schema}.mailglass_open_orphans AS o

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger, open_orphans, schema, tenants
+from mailglass_reconcile.store import ledger, open_orphans, tenants
 from mailglass_reconcile.store.database import NIL, Connected, Transaction, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
@@ -58,13 +58,15 @@ _ADD_MISSING = """
   SELECT id, tenant_id, arrived_at FROM dated AS d
    WHERE arrived_at > now()::timestamp - make_interval(mins => :max_age_minutes)
      AND length(tenant_id) <= :max_tenant_length
-     AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
+     AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                      WHERE r.idempotency_key = 'reconciled:' || d.id AND r.type = 'reconciled'
+                        AND r.tenant_id IS NOT DISTINCT FROM d.tenant_id OFFSET 0)
       ON CONFLICT DO NOTHING RETURNING event_id
 )
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        ARRAY(SELECT event_id::text FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
-""".replace("{links}", schema.links("d.id", "d.tenant_id")).replace(
+""".replace(
     "{tenants}",
     tenants.walk("mailglass_events", only="needs_reconciliation = true", start="tenant_id >= :after_tenant"),
 )
@@ -78,7 +80,9 @@ WITH page AS MATERIALIZED (
   SELECT event_id FROM {schema}.mailglass_open_orphans
    WHERE event_id = ANY (ARRAY(
            SELECT p.event_id FROM page AS p
-            WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)
+            WHERE EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                           WHERE r.idempotency_key = 'reconciled:' || p.event_id AND r.type = 'reconciled'
+                             AND r.tenant_id IS NOT DISTINCT FROM p.tenant_id OFFSET 0)
                OR NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = p.event_id OFFSET 0)))
      FOR UPDATE SKIP LOCKED
 ), removed AS (
@@ -87,7 +91,7 @@ WITH page AS MATERIALIZED (
 )
 SELECT event_id::text AS after_id, (SELECT count(*) FROM removed) AS removed
   FROM page ORDER BY event_id DESC LIMIT 1
-""".replace("{links}", schema.links("p.event_id", "p.tenant_id"))
+"""
 
 # Mail of other software expires every day, which is normal; an event that names a delivery should have been linked.
 # By arrival, from the place on: what a batch has removed is not passed again by the next.

@@ -14,7 +14,6 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
-from mailglass_reconcile.store.deliveries import PROVIDER_SENT_BY
 from mailglass_reconcile.store.tenants import walk
 
 TENANTS = 15
@@ -42,7 +41,15 @@ _SEEN = """
     LIMIT :tenants)
 -- Of each tenant, what should have a report by now, and where the last reports are.
 ), seen AS (
-  SELECT d.*, left({sent_by}, 512) AS sent_by, d.last_event_type = ANY (CAST(:reports AS text[])) AS reported
+  SELECT d.*,
+         -- The provider of its send, where its row may have none.
+         left(coalesce(d.provider,
+                       (SELECT CASE jsonb_typeof(e.metadata -> 'provider')
+                                    WHEN 'string' THEN e.metadata ->> 'provider' END
+                          FROM {schema}.mailglass_events AS e
+                         WHERE e.delivery_id = d.id AND e.type IN ('dispatched', 'failed', 'rejected')
+                         ORDER BY e.delivery_id, e.occurred_at LIMIT 1)), 512) AS sent_by,
+         d.last_event_type = ANY (CAST(:reports AS text[])) AS reported
     FROM chosen AS t
    CROSS JOIN LATERAL (
           (SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
@@ -81,7 +88,7 @@ SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arr
   FROM (SELECT left(provider, 512) AS provider, arrived_at FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY provider
-""".replace("{sent_by}", PROVIDER_SENT_BY).replace("{tenants}", walk("mailglass_deliveries"))
+""".replace("{tenants}", walk("mailglass_deliveries"))
 
 
 class Reports(NamedTuple):

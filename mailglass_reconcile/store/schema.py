@@ -218,26 +218,6 @@ MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailg
 """What `migrate` makes if Mailglass has not; an application without Mailglass has no models of them."""
 
 
-def links(event_id: str, tenant_id: str) -> str:
-    """Return the condition under which an event `r` has linked an orphan, given as SQL names its id and its tenant.
-
-    IS NOT DISTINCT FROM, because no index serves it: with stale statistics, one on the tenant looks cheap.
-    """
-    return (
-        f"r.idempotency_key = 'reconciled:' || {event_id} AND r.type = 'reconciled'"
-        f" AND r.tenant_id IS NOT DISTINCT FROM {tenant_id}"
-    )
-
-
-def linked_by(event: str) -> str:
-    """Return the expression for the id of the orphan that *event*, a name in SQL, has linked; NULL if it is no link."""
-    return (
-        f"CASE WHEN {event}.type = 'reconciled'"
-        f" AND {event}.idempotency_key ~ '^reconciled:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$'"
-        f" THEN CAST(substr({event}.idempotency_key, 12) AS uuid) END"
-    )
-
-
 def made_by_mailglass(tx: Transaction) -> bool:
     """Whether Mailglass's own migrations made the tables; False too if there are none."""
     return bool(tx.execute(f"SELECT {MADE_BY_MAILGLASS}", made_by_parameters(tx)).scalar_one())

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mailglass_reconcile.errors import database_errors
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.rules.humanize import counted, share, verb
-from mailglass_reconcile.store import repair, schema
+from mailglass_reconcile.store import repair
 from mailglass_reconcile.store.database import Connected, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
@@ -32,7 +32,9 @@ _MISSING = """
 SELECT count(*) AS looked_at, count(*) FILTER (WHERE too_long) AS too_long,
        count(*) FILTER (WHERE NOT too_long
                           AND NOT EXISTS (SELECT FROM {schema}.mailglass_open_orphans WHERE event_id = s.id OFFSET 0)
-                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)) AS wrong
+                          AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                                           WHERE r.idempotency_key = 'reconciled:' || s.id AND r.type = 'reconciled'
+                                             AND r.tenant_id IS NOT DISTINCT FROM s.tenant_id OFFSET 0)) AS wrong
   FROM (SELECT id, tenant_id, length(tenant_id) > :max_tenant_length AS too_long
           FROM {schema}.mailglass_events TABLESAMPLE SYSTEM (CAST(:percent AS real))
          WHERE needs_reconciliation = true AND delivery_id IS NULL
@@ -42,15 +44,17 @@ SELECT count(*) AS looked_at, count(*) FILTER (WHERE too_long) AS too_long,
                 OR to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0)::timestamp
                    BETWEEN now()::timestamp - make_interval(mins => :minutes)
                        AND now()::timestamp + interval '1 minute')) AS s
-""".replace("{links}", schema.links("s.id", "s.tenant_id"))
+"""
 
 _SETTLED = """
 SELECT count(*) AS looked_at,
        count(*) FILTER (WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = s.event_id OFFSET 0)
-                           OR EXISTS (SELECT FROM {schema}.mailglass_events AS r WHERE {links} OFFSET 0)) AS wrong
+                           OR EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                                       WHERE r.idempotency_key = 'reconciled:' || s.event_id AND r.type = 'reconciled'
+                                         AND r.tenant_id IS NOT DISTINCT FROM s.tenant_id OFFSET 0)) AS wrong
   FROM (SELECT event_id, tenant_id
           FROM {schema}.mailglass_open_orphans TABLESAMPLE SYSTEM (CAST(:percent AS real))) AS s
-""".replace("{links}", schema.links("s.event_id", "s.tenant_id"))
+"""
 
 _STRAY_IDS = """
 SELECT count(*) AS looked_at,

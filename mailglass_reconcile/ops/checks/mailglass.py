@@ -52,15 +52,16 @@ WITH newest AS MATERIALIZED (
   SELECT id, type, delivery_id, idempotency_key, metadata FROM {schema}.mailglass_events
    WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :events
 ), links AS MATERIALIZED (
-  SELECT id, delivery_id, {linked} AS orphan_id FROM newest
-   WHERE delivery_id IS NOT NULL AND metadata -> 'linked_by' IS NULL AND {linked} IS NOT NULL LIMIT :links
+  SELECT n.id, n.delivery_id, CAST(substr(n.idempotency_key, 12) AS uuid) AS orphan_id FROM newest AS n
+   WHERE n.delivery_id IS NOT NULL AND n.metadata -> 'linked_by' IS NULL AND n.type = 'reconciled'
+     AND n.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' LIMIT :links
 )
 SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text AS delivery_id,
        d.tenant_id IS DISTINCT FROM o.tenant_id AS other_tenant, left(d.recipient, 1000) AS recipient
   FROM links AS l
   JOIN {schema}.mailglass_events AS o ON o.id = l.orphan_id
   JOIN {schema}.mailglass_deliveries AS d ON d.id = l.delivery_id
-""".replace("{linked}", schema.linked_by("newest"))
+"""
 
 
 @check("other_reconciler")
