@@ -24,7 +24,10 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PING_SECONDS = 10.0
-"""After so much silence the server gets a PING; it has half of that to answer."""
+"""After so much silence the server gets a PING."""
+
+ANSWER_SECONDS = 5.0
+"""A server that takes longer to answer a PING, or to confirm a subscription, is lost."""
 
 RECONNECT_SECONDS = (0.1, 5.0)
 """The first and the longest pause between two attempts to connect again."""
@@ -80,6 +83,7 @@ class AsyncSubscription:
         delivery_id: str | UUID | None,
         *,
         ping_seconds: float = PING_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Prepare a subscription; nothing connects yet.
 
@@ -92,6 +96,7 @@ class AsyncSubscription:
         self._delivery_id = None if delivery_id is None else str(UUID(str(delivery_id)))
         self._channel = None if tenant_id is None else events_channel(tenant_id, self._delivery_id)
         self._ping_seconds = ping_seconds
+        self._answer_seconds = answer_seconds
         self._pubsub = self._client.pubsub()
         self._closed = False
         self._lost = False
@@ -175,22 +180,29 @@ class AsyncSubscription:
             await self._pubsub.psubscribe(EVERY_CHANNEL)
         else:
             await self._pubsub.subscribe(self._channel)
-        message = await self._pubsub.get_message(timeout=self._ping_seconds / 2)
+        message = await self._answer()
         if message is None or not message["type"].endswith("subscribe"):
             raise _LostError("it timed out")
         self._last_received = dt.datetime.now(dt.UTC)
 
     async def _receive(self) -> dict[str, Any] | None:
-        """Return the server's next message after at most a ping and a half of silence, or None if closed."""
+        """Return the server's next message, which a PING brings if there is silence, or None if closed."""
         message: dict[str, Any] | None = await self._pubsub.get_message(timeout=self._ping_seconds)
         if message is None and not self._closed:
             await self._pubsub.ping()
-            message = await self._pubsub.get_message(timeout=self._ping_seconds / 2)
+            message = await self._answer()
         if message is None and not self._closed:
             raise _LostError("it timed out")
         if message and message["type"].endswith("subscribe"):  # redis-py has connected again by itself
             raise _LostError("connection closed")
         self._last_received = dt.datetime.now(dt.UTC)
+        return message
+
+    async def _answer(self) -> dict[str, Any] | None:
+        """Return the server's next message, or None if it did not answer in time."""
+        message: dict[str, Any] | None = await self._pubsub.get_message(timeout=self._answer_seconds)
+        if message is None:  # if the event loop was held up, the time is over although the answer has come
+            message = await self._pubsub.get_message(timeout=0)
         return message
 
     def _note_loss(self, error: Exception) -> None:
@@ -253,6 +265,7 @@ class Subscription:
         delivery_id: str | UUID | None,
         *,
         ping_seconds: float = PING_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Subscribe, and wait until the server has confirmed it.
 
@@ -261,7 +274,9 @@ class Subscription:
             RedisUnavailableError: The server cannot be reached, or refuses.
             ValueError: *delivery_id* is not a UUID.
         """
-        self._updates = AsyncSubscription(client, tenant_id, delivery_id, ping_seconds=ping_seconds)
+        self._updates = AsyncSubscription(
+            client, tenant_id, delivery_id, ping_seconds=ping_seconds, answer_seconds=answer_seconds
+        )
         self._iterating = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="mailglass subscription")

@@ -116,14 +116,14 @@ def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
     """The server's machine hangs: nothing is closed, nothing answers, and silence alone would look like calm."""
     with (
         redis.Redis.from_url(valkey.url) as client,
-        Subscription(client, None, None, ping_seconds=0.2) as subscription,
+        Subscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5) as subscription,
     ):
         pid = client.info("server")["process_id"]
         os.kill(pid, signal.SIGSTOP)
 
         def go_on() -> None:
             try:
-                wait_until(lambda: "broadcasts are missed until it is back" in caplog.text, 5)
+                wait_until(lambda: "broadcasts are missed until it is back" in caplog.text)
             except AssertionError:  # so that the test ends
                 os.kill(pid, signal.SIGCONT)
                 tell(client, "acme", DELIVERY, 0)
@@ -135,7 +135,7 @@ def test_a_connection_that_is_half_open_is_noticed(valkey, caplog):
         missed = next(subscription)
         helper.join()
         assert isinstance(missed, Missed)
-        assert missed.until - missed.since > dt.timedelta(seconds=0.2)
+        assert missed.until - missed.since > dt.timedelta(seconds=0.5)
         assert "broadcasts are missed until it is back" in caplog.text
         tell(client, "acme", DELIVERY, 2)
         assert next(subscription).message["number"] == 2
@@ -190,13 +190,14 @@ STATES = ("quiet", "down", "hangs")
 @pytest.mark.parametrize("state", STATES)
 def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, state):
     """The thread that iterates comes to its end, and closes the connection."""
-    subscription = Subscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+    client = redis.Redis.from_url(valkey.url)
+    subscription = Subscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5)
     items = []
     thread = threading.Thread(target=lambda: items.extend(subscription))
     thread.start()
     with waiting(valkey, caplog, state):
         subscription.close()
-        thread.join(5)
+        thread.join(20)
         assert not thread.is_alive()
     assert items == []
     if state != "down":
@@ -207,13 +208,14 @@ def test_another_thread_may_close_a_subscription_at_any_time(valkey, caplog, sta
 @pytest.mark.parametrize("state", STATES)
 def test_a_signal_handler_may_close_a_subscription_at_any_time(valkey, caplog, state):
     """It runs in the thread that iterates, in the middle of what that does."""
-    subscription = Subscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+    client = redis.Redis.from_url(valkey.url)
+    subscription = Subscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: subscription.close())
 
     def interrupt() -> None:
         with waiting(valkey, caplog, state):
             os.kill(os.getpid(), signal.SIGUSR1)
-            ended.wait(5)
+            ended.wait(20)
 
     ended = threading.Event()
     thread = threading.Thread(target=interrupt)
@@ -233,8 +235,9 @@ def test_the_rights_in_the_docs_are_enough_and_a_missing_one_is_named(valkey):
     valkey.command("ACL", "SETUSER", "deaf", *user, "+ping")
     url = "redis://{}:{}@" + valkey.url.removeprefix("redis://").rpartition("@")[2]
     for ears in (("acme", None), (None, None), (None, DELIVERY)):
-        with redis.Redis.from_url(url.format("ears", "canary")) as client:
-            Subscription(client, *ears, ping_seconds=0.05).close()
+        client = redis.Redis.from_url(url.format("ears", "canary"))
+        with client, Subscription(client, *ears, ping_seconds=0.05) as subscription:
+            assert subscription._run(subscription._updates._receive())["type"] == "pong"
     for name, password, words in (("deaf", "canary", "needs the commands SUBSCRIBE"), ("ears", "no", "password")):
         client = redis.Redis.from_url(url.format(name, password))
         with client, pytest.raises(mailglass_reconcile.RedisUnavailableError) as caught:

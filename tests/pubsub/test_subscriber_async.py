@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
@@ -104,15 +105,33 @@ def test_a_redis_that_restarts_is_missed_and_received_again(valkey, caplog):
     assert len([line for line in caplog.messages if "broadcasts are missed until it is back" in line]) == 1
 
 
+def test_an_answer_that_waits_in_the_socket_while_the_event_loop_is_held_up_is_in_time(redis_url):
+    """Otherwise an application that blocks its loop for some seconds would lose its connection, and updates with it."""
+
+    async def main() -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            async with AsyncSubscription(client, "acme", None) as updates:
+                updates._answer_seconds = 0.02
+                waiting = asyncio.ensure_future(updates._answer())
+                await asyncio.sleep(0)
+                publish(redis_url, "acme", DELIVERY, 1)
+                assert client.ping()  # the message has been sent
+                time.sleep(0.03)
+                message = await waiting
+                assert message["type"] == "message"
+
+    asyncio.run(main())
+
+
 async def _closed(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
     await subscription.aclose()
-    assert await asyncio.wait_for(waiting, 5) == []
+    assert await asyncio.wait_for(waiting, 20) == []
 
 
 async def _cancelled(subscription: AsyncSubscription, waiting: "asyncio.Task[list[Any]]") -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 20)
 
 
 async def _all(subscription: AsyncSubscription) -> list[Any]:
@@ -130,7 +149,8 @@ def test_a_subscription_ends_at_any_time(
         process = psutil.Process(client.info("server")["process_id"])
 
     async def main() -> None:
-        subscription = AsyncSubscription(redis.Redis.from_url(valkey.url), None, None, ping_seconds=0.2)
+        client = redis.Redis.from_url(valkey.url)
+        subscription = AsyncSubscription(client, None, None, ping_seconds=0.1, answer_seconds=0.5)
         waiting = asyncio.create_task(_all(subscription))
         with redis.Redis.from_url(valkey.url) as client:
             await until(client.pubsub_numpat)
@@ -192,7 +212,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> None:
 
 async def entered(client: redis.Redis) -> None:
     """Enter and leave a subscription's block."""
-    async with AsyncSubscription(client, None, None, ping_seconds=0.2):
+    async with AsyncSubscription(client, None, None, answer_seconds=0.5):
         pass
 
 

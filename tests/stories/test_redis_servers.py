@@ -145,7 +145,7 @@ def test_a_subscription_follows_the_master_after_a_fail_over() -> None:
     """The silent master is noticed by a PING; what was said meanwhile is `Missed`, what the new one says is heard."""
     with sentinel() as deployment:
         client = master_for(deployment)
-        with Subscription(client, "acme", None, ping_seconds=1) as subscription:
+        with Subscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as subscription:
             assert Publisher(client).publish(MESSAGES) == Published(2, 0)
             assert next(subscription) == Update("mailglass:events:acme", {})
             with local(deployment.master) as master:
@@ -198,7 +198,7 @@ def test_an_asynchronous_subscription_follows_the_master_after_a_fail_over() -> 
     """As the blocking one does."""
 
     async def main(client: redis.Redis, master_port: int) -> None:
-        async with AsyncSubscription(client, "acme", None, ping_seconds=1) as updates:
+        async with AsyncSubscription(client, "acme", None, ping_seconds=1, answer_seconds=1) as updates:
             with local(master_port) as master:
                 master.client_pause(60_000)
             assert isinstance(await anext(updates), Missed)
