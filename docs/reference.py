@@ -5,6 +5,7 @@ What a reader on GitHub sees comes from the docstrings and the options of the co
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import re
 import textwrap
@@ -29,7 +30,7 @@ NAMES = {
     "Recording": "record_send Sent RecordedDelivery record_webhook WebhookEvent Recorded append broadcast"
     " broadcast_async",
     "Receiving": "webhooks.webhook_app webhooks.receive webhooks.parse webhooks.verify webhooks.webhook_reader"
-    " webhooks.InvalidWebhookError webhooks.SignatureError contrib.anymail.webhook_event contrib.anymail.sent",
+    " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
     "One event or person": "find_orphans attempt_link Orphan sweep.judge.Decision link erase Erased",
     "Handlers": "on_event DeliveryEvent dispatch hooks.dispatcher.DispatchResult",
@@ -37,7 +38,8 @@ NAMES = {
     " Update Missed events_channel",
     "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",
     "Errors": "MailglassReconcileError ConfigurationError DatabaseUnavailableError DatabaseRefusedError"
-    " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError",
+    " RedisUnavailableError SchemaOutdatedError LedgerImmutableError InvalidEventError webhooks.InvalidWebhookError"
+    " webhooks.SignatureError",
 }
 """The public names by section, as they are written after `mailglass_reconcile.`."""
 DATA = {
@@ -46,28 +48,83 @@ DATA = {
     "Decision": "The result of `attempt_link`. `state` is one of the [states](concepts.md#states-of-an-event) such as"
     " `matched` or `ambiguous`, `delivery_id` the delivery that the event would be linked to, or None.",
     "Settings": "All settings as a read-only object. [Settings](settings.md) lists names and defaults.",
+    "SweepResult": "The counts of one sweep. Each of the `scanned` eligible orphans is counted in one of `linked`,"
+    " `unmatched`, `unmatchable`, `ambiguous`, `tenant_mismatch`, `recipient_mismatch`, `skipped` and `failed`:"
+    " [what they mean](concepts.md#states-of-an-event), with `linked_unchecked`, `skipped_limit`, `skipped_deadline`"
+    " and `skipped_held`. `remaining` are eligible and still open (None: not counted). Redis accepted `published`"
+    " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` if the deadline passed or"
+    " some failed, or `failed`. Also `duration_ms`, `dry_run` and `tenant_id`.",
+    "PruneResult": "Deleted are raw webhooks (`succeeded`, `dead`, `failed`), rows of the handlers' outbox"
+    " (`hooks_dispatched`, `hooks_dead`), open orphans that are too old (`expired`), and `events` and `deliveries` past"
+    " their retention. Repaired are open orphans that the ledger has reconciled or not at all (`settled`: removed), and"
+    " missing ones (`added`). `failures` has the reason of each step that failed, by name.",
+    "DispatchResult": "`dispatched` events have all their handlers done, `dead` ones have failed for the last time."
+    " `handled` runs of handlers are committed; `failed` runs are tried again later, unless their event is dead."
+    " `duration_ms` is the time in all.",
+    "available": "`available()` returns whether Celery can be imported, and so whether the tasks and the beat schedule"
+    " exist.",
+    "include_object": "Pass it as `include_object` in Alembic's `env.py`: autogenerate then leaves our tables alone,"
+    " and those of Mailglass that your metadata does not have.",
 }
 """Names without an entry of their own, and what they are."""
 RESULTS = {
-    "RecordedDelivery", "Recorded", "SweepResult", "PruneResult", "Orphan", "Erased", "DispatchResult",
-    "Subscription", "AsyncSubscription", "Update", "Missed",
+    "RecordedDelivery", "Recorded", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update", "Missed",
 }  # fmt: skip
 """Classes that nobody calls: their attributes are what a reader needs."""
 INNER = {"step"}
 """Attributes that are no business of a reader's."""
+STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}
+"""Types that a signature shows, with the public names."""
 METHODS = {"Subscription": ["close"], "AsyncSubscription": ["aclose"]}
 COMMON = re.compile(
-    r"(?:`connection`: A SQLAlchemy Connection or Session in a transaction|"
-    r"`ConfigurationError`: \*connection\* is in autocommit mode\.|"
-    r"`MailglassReconcileError`: The database refused|`TypeError`: \*connection\* is something else)"
+    r"`connection`: A SQLAlchemy Connection or Session in a transaction"
+    r"|`tenant_id`: (?!Its tenant)"
+    r"|`(?:provider|recipient)`: The (?:provider's name in any known|address, with or without a display name\.$)"
+    r"|`body`: The request's body, byte for byte\.$"
+    r"|`headers`: The request's headers, in any case\.$"
+    r"|`recorded`: The result of"
+    r"|`delivery_id`: Only this delivery\.$"
+    r"|`orphan`: One that `find_orphans` returned\.$"
+    r"|`ConfigurationError`: (?:\*connection\* is in autocommit mode\.$|`MAILGLASS_REDIS_URL`|The provider is not)"
+    r"|`InvalidEventError`: (?:A value|The event) cannot be recorded"
+    r"|`MailglassReconcileError`: (?:The database refused(?!, or)|Nothing was swept|A setting)"
+    r"|`(?:SignatureError|InvalidWebhookError|RedisUnavailableError)`"
+    r"|`ValueError`: \*(?:delivery_id\* is not a UUID|limit\* is below 1|interval\* is out of bounds)\.$"
+    r"|`TypeError`: \*connection\*"
 )
-"""What is said once for all functions, at the top of the page."""
+"""What is said once for all functions, at the top of the page or under Errors."""
 EXAMPLES = {
     "record_send": """
 with engine.begin() as connection:
     sent = [Sent(recipient="ada@example.com", message_id="m-1")]
     recorded = record_send(connection, provider="postmark", sent=sent)
 broadcast(recorded)
+""",
+    "webhook_app": """
+app.mount("/webhooks", webhook_app(secrets={"postmark": "me:change-me"}))
+""",
+    "reconcile": """
+print(reconcile(tenant_id="acme").linked)
+""",
+    "key_rule": """
+@key_rule("acme-mail", reads=["metadata/mail_id"])
+def ids(mail_id):
+    return [mail_id] if mail_id else []
+""",
+    "find_orphans": """
+with engine.begin() as connection:
+    for orphan in find_orphans(connection, tenant_id="acme"):
+        print(orphan.event_id, attempt_link(connection, orphan).state)
+""",
+    "erase": """
+with engine.begin() as connection:
+    print(erase(connection, recipient="ada@example.com").not_reached)
+""",
+    "make_beat_schedule": """
+app.conf.beat_schedule = {**app.conf.beat_schedule, **make_beat_schedule(recent=5)}
+""",
+    "configure": """
+configure(engine=engine, settings=Settings(grace_seconds=30))
 """,
     "record_webhook": """
 event = WebhookEvent(type="delivered", occurred_at=datetime.now(UTC), provider_event_id="e-1", message_id="m-1")
@@ -109,16 +166,18 @@ def with_reference(page: str, text: str) -> str:
 
 def api() -> str:
     """Return signature and description of each public name, by section."""
-    parts = [f"## {title}\n\n" + "\n".join(map(_name, names.split())) for title, names in NAMES.items()]
-    return "\n".join(parts)
+    parts = [f"## {title}\n\n" + "\n".join(map(_name, names.split())).rstrip("\n") for title, names in NAMES.items()]
+    return re.sub(r"`docs/(([\w-]+)\.md)`", r"[\2](\1)", "\n\n".join(parts)) + "\n"
 
 
 def _name(path: str) -> str:
     module, _, name = f"{PACKAGE}.{path}".rpartition(".")
     named = getattr(import_module(module), name)
-    if name in DATA:
-        return f"### {name}\n\n{DATA[name]}\n"
+    if isinstance(named, type) and issubclass(named, Exception):
+        return f"- **`{name}`**: {' '.join((inspect.getdoc(named) or '').split())}"
     example = f"\n```python\n{EXAMPLES[name].strip()}\n```\n" if name in EXAMPLES else ""
+    if name in DATA:
+        return f"### {name}\n\n{DATA[name]}\n{example}"
     methods = "".join(
         f"\n**`{one}()`**: {' '.join((inspect.getdoc(getattr(named, one)) or '').split())}\n"
         for one in METHODS.get(name, ())
@@ -128,8 +187,8 @@ def _name(path: str) -> str:
 
 
 def _signature(name: str, named: Any) -> str:
-    """Return a block with the signature; nothing for an error, and for what a function returns."""
-    if isinstance(named, type) and (issubclass(named, Exception) or name in RESULTS):
+    """Return a block with the signature, nothing for what a function returns: types only of what must be passed."""
+    if name in RESULTS:
         return ""
     signature = inspect.signature(named)
     parameters, starred = [], False
@@ -137,20 +196,27 @@ def _signature(name: str, named: Any) -> str:
         if one.kind is one.KEYWORD_ONLY and not starred:
             parameters.append("*")
         starred = starred or one.kind in (one.KEYWORD_ONLY, one.VAR_POSITIONAL)
-        default = "" if one.default is one.empty else f" = {one.default!r}"
         star = "*" if one.kind is one.VAR_POSITIONAL else ""
-        parameters.append(f"{star}{one.name}: {_annotation(one.annotation)}{default}")
-    returned = "" if isinstance(named, type) else f" -> {_annotation(signature.return_annotation)}"
+        written = f"{star}{one.name}"
+        if one.default is not one.empty:
+            written += "={}" if "factory" in repr(one.default) else f"={one.default!r}"
+        elif one.name != "connection" and (kind := _public(one.annotation)):
+            written += f": {kind}"
+        parameters.append(written)
+    kind = "" if isinstance(named, type) else _public(signature.return_annotation)
+    returned = f" -> {kind}" if kind else ""
     line = f"{name}({', '.join(parameters)}){returned}"
     if len(line) > WIDTH:
-        line = f"{name}(\n    " + ",\n    ".join(parameters) + f",\n){returned}"
+        lines = textwrap.wrap(", ".join(parameters), WIDTH, initial_indent="    ", subsequent_indent="    ")
+        line = f"{name}(\n" + "\n".join(lines) + f"\n){returned}"
     return f"```text\n{line}\n```\n\n"
 
 
-def _annotation(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation
-    return str(getattr(annotation, "__forward_arg__", None) or annotation.__name__)
+def _public(annotation: Any) -> str:
+    """Return an annotation in which every name is public, or Python's own; otherwise nothing."""
+    written = str(getattr(annotation, "__forward_arg__", None) or annotation).replace("dt.datetime", "datetime")
+    public = STANDARD.union(path.rpartition(".")[2] for names in NAMES.values() for path in names.split())
+    return written if {*re.findall(r"\w+", written)} <= public else ""
 
 
 def _described(docstring: str) -> Iterator[str]:

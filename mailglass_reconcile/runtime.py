@@ -129,8 +129,8 @@ def redis_was_chosen() -> bool:
 def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> Subscription:
     """Subscribe to live updates: an iterator of `Update`, and of `Missed` if the connection was lost meanwhile.
 
-    The subscription is confirmed when this returns, so read the tables after it. Each event comes once. Iterating
-    waits for the next one, and reconnects as often as necessary. Use it in a `with` block, or call `close()`.
+    The subscription is confirmed when this returns, so read the tables after it. Iterating waits for the next update,
+    and reconnects as often as necessary. Use it in a `with` block, or call `close()`.
 
     Args:
         tenant_id: Only this tenant; None is all tenants.
@@ -147,9 +147,9 @@ def subscribe(tenant_id: str | None = None, delivery_id: str | UUID | None = Non
 def subscribe_async(tenant_id: str | None = None, delivery_id: str | UUID | None = None) -> AsyncSubscription:
     """Subscribe to live updates in async code: `async with subscribe_async(…) as updates: async for …`.
 
-    It gives you the same as `subscribe`, without blocking the event loop. The block begins when the server has
-    confirmed the subscription. If you passed a client to `configure` (a Sentinel client works too), its settings are
-    used to open a `redis.asyncio` client.
+    It is `subscribe` without blocking the event loop. The block begins when the server has confirmed the subscription,
+    and raises what `subscribe` raises. If you passed a client to `configure`, such as Sentinel's, its settings are used
+    for a `redis.asyncio` client.
 
     Args:
         tenant_id: Only this tenant; None is all tenants.

@@ -64,18 +64,19 @@ def make_beat_schedule(
 ) -> dict[str, BeatEntry]:
     """Return new entries for an app's `beat_schedule`; without Celery an empty dict, and one warning.
 
-    The sweep runs on a crontab, so two beats fire together (the second is skipped as a duplicate), and a restart does
-    not postpone the next run. Entries expire, so a worker that was down finds one pending sweep, not a backlog.
+    *sweep*, *prune* and *dispatch* are Celery schedules or seconds. Of two beats, the second's runs are skipped as
+    duplicates. A restart does not postpone the next run. Entries expire, so a worker that was down finds one pending
+    sweep, not a backlog.
 
     Args:
-        sweep: When to sweep: a Celery schedule or seconds; by default every five minutes.
-        prune: When to prune: a Celery schedule or seconds; by default daily at 03:00 UTC.
+        sweep: When to sweep; by default every five minutes.
+        prune: When to prune; by default daily at 03:00 UTC.
         recent: Seconds between recent sweeps, above 0 and at most 60; by default none. Their results are ignored, and
             a tick that no worker took within the interval is dropped.
-        fan_out: If more orphans than this are eligible, split the sweep into ranges of arrival with about this many
-            each, one task per range; by default never.
-        dispatch: When to run handlers: a Celery schedule or seconds; by default every ten seconds, and False for
-            never. Without handlers it costs nothing.
+        fan_out: If more orphans than this are eligible, one task sweeps about this many, by ranges of arrival; by
+            default never.
+        dispatch: When to run handlers; by default every ten seconds, and False for never. Without handlers it costs
+            nothing.
         queue: The queue of all entries; by default the app's routes decide.
 
     Raises:

@@ -31,15 +31,13 @@ _ENDED = (*_REFUSED, "failed")
 def webhook_event(event: AnymailTrackingEvent, esp_name: str) -> WebhookEvent:
     """Return a tracking event of Anymail as `record_webhook` takes it; a retry of the webhook gives the same id.
 
-    The provider's own payload, `event.esp_event`, is read as `parse` reads it, so the type, the reason, a bounce's kind
-    and the codes of SMTP are the same with and without Anymail. What Anymail has read counts where that is not
-    possible, and always for the message's id, because the send was recorded under Anymail's. Of the rest that Anymail
-    knows, only tags are kept, because no event can be erased by itself: not its metadata, description, MTA response,
-    user agent or click URL.
+    The provider's own payload is read as `parse` reads it, and if that is not possible, Anymail's values count. The
+    message id is always Anymail's, because the send was recorded under it. Of Anymail's further data, only tags are
+    kept.
 
     Args:
-        event: The `event` that the `tracking` signal passes.
-        esp_name: The provider, as the signal names it.
+        event: The signal's `event`.
+        esp_name: The signal's `esp_name`: the provider.
     """
     provider = providers.canonical(esp_name)
     began = dt.datetime.now(dt.UTC)
@@ -86,11 +84,11 @@ def _as_parse_reads(event: AnymailTrackingEvent, provider: str) -> WebhookEvent 
 def sent(message: EmailMessage, status: AnymailStatus) -> list[Sent]:
     """Return the result of a send for each recipient, as `record_send` takes it.
 
-    A recipient without a message id is left out, unless it was refused or has failed: no event could ever name it.
+    A recipient without a message id is left out, unless it was refused or has failed, because no event could name it.
 
     Args:
-        message: The `message` that the `post_send` signal passes; it is not read.
-        status: `message.anymail_status`, or the `status` that the signal passes.
+        message: The signal's `message`; it is not read.
+        status: `message.anymail_status`, or the signal's `status`.
     """
     return [
         Sent(recipient=recipient, message_id=one.message_id, type=_sent_type(one))

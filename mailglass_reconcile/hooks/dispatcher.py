@@ -79,11 +79,11 @@ class DispatchResult:
 def dispatch() -> DispatchResult:
     """Run the handlers of this process on every event that is due, and return the counts.
 
-    Any number of dispatchers may run at the same time. Events of a type without a handler here are left alone.
+    Any number of dispatchers may run at the same time. An error of a handler is counted and logged, by its class.
+    Events of a type without a handler here are left alone.
 
     Raises:
-        MailglassReconcileError: A setting, the connection, a privilege or the schema is wrong. A handler's
-            error is none of these: it is counted and logged, by its class.
+        MailglassReconcileError: A setting, the connection, a privilege or the schema is wrong.
     """
     return dispatch_within(None)
 

@@ -82,7 +82,7 @@ def _orphan(one: open_orphans.Open, its: Keys) -> Orphan:
 
 
 def attempt_link(connection: sa.Connection | Session, orphan: Orphan) -> Decision:
-    """Return what *orphan* would link to, or why it would not; write nothing.
+    """Return what *orphan*, from `find_orphans`, would link to, or why it would not; write nothing.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction; its settings are as before afterwards.

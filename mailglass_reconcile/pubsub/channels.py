@@ -9,14 +9,14 @@ EVERY_CHANNEL = "mailglass:events:*"
 
 
 def events_channel(tenant_id: str, delivery_id: str | None = None) -> str:
-    """Return the channel for the updates of a tenant, or of one delivery.
+    """Return the channel for the updates of a tenant, or of one of its deliveries.
 
-    A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits,
-    `.`, `_` and `-`, so that two tenants never share a channel and no name is a pattern.
+    A tenant id is percent-encoded (UTF-8, upper-case hex) if it holds anything but ASCII letters, digits, `.`, `_` and
+    `-`, so that two tenants never share a channel and no name is a pattern.
 
     Args:
         tenant_id: The tenant, as it stands in the tables.
-        delivery_id: The delivery's UUID; without one, the channel of all the tenant's deliveries.
+        delivery_id: Only this delivery.
     """
     # quote() leaves "~" alone, which is outside the alphabet above.
     tenant = quote(tenant_id, safe="").replace("~", "%7E")

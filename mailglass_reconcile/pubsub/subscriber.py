@@ -49,13 +49,11 @@ class Update(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """The connection was lost: updates between the two times, both in UTC, may have been missed.
-
-    It comes after the new subscription is confirmed, so read the tables now.
+    """The connection was lost: updates between the two times may have been missed, so read the tables now.
 
     Attributes:
-        since: When the last message was received.
-        until: When the server had confirmed the subscription again.
+        since: When the last message was received, in UTC.
+        until: When the server had confirmed the new subscription, in UTC.
     """
 
     since: dt.datetime

@@ -121,16 +121,16 @@ Done = TypeVar("Done", Recorded, RecordedDelivery)
 
 
 def broadcast(recorded: Iterable[Recorded | RecordedDelivery]) -> None:
-    """Finish a call of a writer: call this after your commit, outside the connection's block.
+    """Publish what was recorded, and link what overlapping transactions could not see. Call this after your commit.
 
-    It publishes the recorded events that the database has, and links events that overlapping transactions could not
-    see. A Session does this itself when it commits, unless it joined your transaction. Nothing is published twice.
+    Call it outside the connection's block. A Session does this itself when it commits, unless it joined your
+    transaction. Nothing is published twice, and nothing that the database does not have.
 
-    It uses a connection of the same engine. If none is free within a second, or the database does not reply, the log
-    has one line, and the next sweep links. It does not wait for Redis, and never raises.
+    It uses a connection of the same engine, waits at most a second for it, and does not wait for Redis. It never
+    raises: if it fails, the log has one line, and the next sweep links.
 
     Args:
-        recorded: The result of `record_webhook`, `record_send` or `link`.
+        recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
     with _quietly(NOT_BROADCAST):
         steps = [each.step for each in recorded if each.step]
@@ -142,7 +142,7 @@ async def broadcast_async(recorded: Iterable[Recorded | RecordedDelivery]) -> No
     """Do the same as `broadcast` in async code, without blocking the event loop.
 
     Args:
-        recorded: The result of `record_webhook`, `record_send` or `link`.
+        recorded: The result of `record_webhook`, `record_send`, `receive` or `link`.
     """
     await greenlet_spawn(broadcast, recorded)
 

@@ -54,10 +54,9 @@ def link(
     reason: str,
     actor: str | None = None,
 ) -> Recorded:
-    """Link an event to a delivery that you choose; only their tenant must be the same.
+    """Link an event to a delivery that you choose; only their tenant must be the same. It cannot be undone.
 
     For events that no sweep links: ambiguous ones, those of another recipient, without a usable id, or expired.
-    Otherwise it is like any other link. It cannot be undone. After your commit, call `broadcast`.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
@@ -67,14 +66,14 @@ def link(
         actor: The person who decided it, without an e-mail address; None is the operating system's user.
 
     Returns:
-        The event and its delivery.
+        The event and its delivery, for `broadcast`.
 
     Raises:
-        InvalidEventError: There is no such event or delivery, their tenants differ, the event is linked already, or
-            *reason* or *actor* cannot be stored; nothing was written.
-        ConfigurationError: *connection* is in autocommit mode, or the event has expired and the transaction is not
-            READ COMMITTED.
-        MailglassReconcileError: The database refused, or another session holds the event or the delivery; nothing was
+        InvalidEventError: Event or delivery does not exist, their tenants differ, the event is linked, or *reason* or
+            *actor* cannot be stored; nothing was written.
+        ConfigurationError: The event has expired and the transaction is not READ COMMITTED, or *connection* is in
+            autocommit mode.
+        MailglassReconcileError: Another session holds the event or the delivery, or the database refused; nothing was
             written, and the caller's own work is unaffected.
         TypeError: *connection* is something else.
     """

@@ -38,12 +38,12 @@ Begin = Callable[[], AbstractContextManager[Transaction]]
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What `erase` has removed an address from.
+    """The rows that `erase` has changed.
 
     Attributes:
-        deliveries: How many deliveries now have a random recipient at `erased.invalid` and empty metadata.
-        open_orphans: How many open orphans have no recipient any more.
-        webhook_events: How many raw webhooks were emptied.
+        deliveries: Deliveries that now have a random recipient and empty metadata.
+        open_orphans: Open orphans that now have no recipient.
+        webhook_events: Raw webhooks that were emptied.
         not_reached: Where the address may still be, each in words.
     """
 

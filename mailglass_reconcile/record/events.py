@@ -34,19 +34,19 @@ def append(
     metadata: Mapping[str, Any] | None = None,
     needs_reconciliation: bool = False,
 ) -> UUID | None:
-    """Append one event to the ledger in your transaction; no delivery changes, and nothing is broadcast.
+    """Append one event to the ledger in your transaction. No delivery changes, and nothing is broadcast.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         tenant_id: The tenant.
-        type: One of the known types, as in `WebhookEvent`.
+        type: A type, as in `WebhookEvent`.
         occurred_at: When it happened, with a time zone.
         delivery_id: Its delivery, if known, of the same tenant.
-        idempotency_key: A key under which it is appended only once, of 1 to 512 characters. It must not begin with
-            `reconciled:`, `webhook:` or `send:`.
-        reject_reason: Why a message was rejected or bounced, as in `WebhookEvent`.
+        idempotency_key: 1 to 512 characters, not beginning with `reconciled:`, `webhook:` or `send:`. An event whose
+            key the ledger has is not appended.
+        reject_reason: The reason, as in `WebhookEvent`.
         metadata: Further data, as JSON. It is stored unchanged, with any addresses, for as long as the event.
-        needs_reconciliation: True for an event whose delivery sweeps should find.
+        needs_reconciliation: Whether sweeps should look for its delivery.
 
     Returns:
         The new event's id, or None if the ledger has the key already.

@@ -41,7 +41,7 @@ class Sent:
     Attributes:
         recipient: The address, with or without a display name; only the address is stored.
         message_id: The message id that the API returned; None only if the type is `failed` or `rejected`.
-        type: `dispatched`, or `failed` or `rejected` if the provider refused the recipient.
+        type: `failed` or `rejected` if the provider refused the recipient.
         occurred_at: The time, with a time zone; None is now.
     """
 
@@ -79,15 +79,14 @@ def record_send(
 ) -> list[RecordedDelivery]:
     """Record a send after the provider's API has returned: one delivery per recipient, with a `dispatched` event.
 
-    Earlier events are linked in the same transaction, even in their grace period. After your commit, call `broadcast`.
-    A Session on an engine does that itself.
+    Events that came earlier are linked in the same transaction. After your commit, call `broadcast`; a Session on an
+    engine does that itself.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         provider: The provider's name in any known spelling, such as `Amazon SES`.
-        sent: The API's result for each recipient. Recording the same send again changes nothing: same tenant,
-            provider, message id and address (without case and display name). Without a message id, every `Sent` object
-            creates a new delivery.
+        sent: The API's result for each recipient. The same send is recorded once: same tenant, provider, message id and
+            address (without case and display name). Without a message id, each `Sent` is a new delivery.
         tenant_id: The tenant that sends; None is `MAILGLASS_TENANT`.
         mailable: The kind of message, such as `Welcome`.
         stream: `transactional`, `operational` or `bulk`.

@@ -66,7 +66,7 @@ def record_webhook(
 ) -> list[Recorded]:
     """Record a webhook's events: each is stored with its delivery, or kept open until the delivery exists.
 
-    An event that the provider repeats is recorded once. After your commit, call `broadcast`. A Session on an engine
+    An event that the provider repeats is recorded once. After your commit, call `broadcast`; a Session on an engine
     does that itself.
 
     Args:
@@ -80,7 +80,7 @@ def record_webhook(
         The result for each event, in the same order.
 
     Raises:
-        InvalidEventError: An event, the tenant or the provider cannot be recorded; nothing was written.
+        InvalidEventError: A value cannot be recorded; nothing was written.
         ConfigurationError: *connection* is in autocommit mode.
         MailglassReconcileError: The database refused; nothing was written, and the caller's own work is unaffected.
         TypeError: *connection* is something else.

@@ -36,10 +36,7 @@ def on_event(*types: str, name: str | None = None) -> Callable[[H], H]:
 
     It is called as `handler(connection, event)` for each event of these types that reaches a delivery, until it has
     succeeded. Its writes through *connection* are committed together with the record that it has succeeded, so it must
-    not commit. If it raises, it is retried later.
-
-    Only the processes that dispatch need to import this module. Events from before the first dispatch are passed on by
-    `mailglass-reconcile dispatch --replay`.
+    not commit. If it raises, it is retried later. Only the processes that dispatch need to import its module.
 
     Args:
         types: Types of events, such as `bounced`; `*` is all of them.

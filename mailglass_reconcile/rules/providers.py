@@ -53,13 +53,12 @@ def key_rule(*providers: str, reads: Sequence[str], version: int = 1) -> Callabl
         reads: At most 8 paths `metadata/…` or `normalized_payload/…`. The function gets one argument for each, a
             string of 1 to 512 characters or None, and returns at most 32 message ids, in the order in which to try
             them. `record_webhook` stores an event's message id under the first path `metadata/<key>`, or under
-            `metadata/message_id` if there is none.
+            `metadata/message_id`.
         version: Raise it if the rule returns other ids than before, so that stored ids are computed again. After going
             back to an earlier version, run `mailglass-reconcile rekey`.
 
     Raises:
-        ValueError: A path does not begin with one of the two columns, there are more than 8, or the version is below
-            1.
+        ValueError: A path cannot be used, there are more than 8, or the version is below 1.
     """
     for path in reads:
         if path.partition("/")[0] not in ("metadata", "normalized_payload") or not path.partition("/")[2]:

@@ -249,7 +249,7 @@ def prepare(
 def reconcile(tenant_id: str | None = None, limit: int | None = None) -> SweepResult:
     """Link every eligible orphan whose delivery exists, and broadcast each link; return the counts.
 
-    Takes no lock: any number of sweeps may run at the same time, in any number of processes.
+    Any number of sweeps may run at the same time: this takes no lock.
 
     Args:
         tenant_id: Sweep this tenant's orphans only; None is all tenants.

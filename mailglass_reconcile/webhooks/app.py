@@ -88,22 +88,19 @@ _UNKNOWN = Answer(404, "no secret is configured for this provider")
 def webhook_app(
     *, engine: sa.Engine | None = None, secrets: Given | None = None, tenant: Tenant = None, url: str | None = None
 ) -> Receiver:
-    """Return an ASGI application that answers `POST /…/{provider}`: verify, parse, record, commit, and then 200.
+    """Return an ASGI application that receives `POST /…/{provider}`: verify, parse, record, commit, and then 200.
 
-    Mount it, such as `app.mount("/webhooks", webhook_app())`. `docs/providers.md` lists its status codes: 401 for a
-    wrong signature, 400 for a body that cannot be parsed, 404 without a secret, and 503 (429 to Brevo) if the provider
-    should repeat the webhook. The log has a line for each webhook; of those that could not be recorded, one for each
-    cause and minute.
+    `docs/providers.md` lists its status codes and lines of the log.
 
     Args:
         engine: A SQLAlchemy engine on psycopg, best with a pool of eight connections; None is the one of `configure`,
             or a pool on `MAILGLASS_DATABASE_URL`.
-        secrets: A mapping of each provider to its secret, `user:password` if it does not sign, or a list of secrets.
-            None is `MAILGLASS_WEBHOOK_SECRETS`. If tenants have their own accounts: a mapping of tenants to such
-            mappings, or a function `secrets(provider, tenant)` that returns a secret, a list, or None (404). It is
-            called in a thread; if it raises, the status is 503.
-        tenant: The tenant, or a function of the request's path that returns it, or None (404); it is called in a
-            thread. None is `MAILGLASS_TENANT`.
+        secrets: A mapping of each provider to its secret (`user:password` if it does not sign) or a list of secrets.
+            For tenants with their own accounts, a mapping of tenants to such mappings, or a function
+            `secrets(provider, tenant)`, called in a thread, that returns a secret, a list, or None (404). None is
+            `MAILGLASS_WEBHOOK_SECRETS`.
+        tenant: The tenant, or a function of the request's path, called in a thread, that returns it, or None (404).
+            None is `MAILGLASS_TENANT`.
         url: The public address of this application, which Mandrill's signature needs behind a proxy; None is
             `MAILGLASS_WEBHOOK_URL`, or the request's own address.
 

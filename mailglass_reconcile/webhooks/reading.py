@@ -16,13 +16,13 @@ def parse(
 ) -> list[WebhookEvent]:
     """Parse a provider's webhook into events for `record_webhook`. Nothing is verified or stored.
 
-    Types and reject reasons have django-anymail's names. Inbound mail, pings and events of the account give no event.
-    If parts of a batch cannot be parsed, the others are returned, and the log has a line.
+    Inbound mail, pings and events of the account give no event. If parts of a batch cannot be parsed, the others are
+    returned, and the log has a line.
 
     Args:
         provider: The provider's name in any known spelling, such as `Amazon SES`.
-        body: The request's body.
-        headers: The request's headers, in any case. Resend's events have their id there.
+        body: The request's body, byte for byte.
+        headers: The request's headers, in any case; Resend's have the event's id.
         content_type: The body's type, if it is not among the headers.
 
     Returns:
@@ -44,13 +44,13 @@ def verify(
     url: str | None = None,
     now: dt.datetime | None = None,
 ) -> None:
-    """Check that a webhook comes from the provider; return if it does.
+    """Check that a webhook comes from the provider; return if it does, and raise `SignatureError` if not.
 
     Args:
-        provider: The provider's name in any known spelling.
+        provider: The provider's name in any known spelling, such as `Amazon SES`.
         body: The request's body, byte for byte.
         headers: The request's headers, in any case.
-        secret: The provider's secret, or `user:password` (`docs/providers.md`).
+        secret: The provider's secret, or `user:password`.
         url: The webhook's public address, exactly as entered at the provider; only Mandrill's signature needs it.
         now: The time to compare a signature's with; None is now.
 

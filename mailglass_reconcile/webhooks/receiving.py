@@ -33,14 +33,14 @@ def receive(
 ) -> list[Recorded]:
     """Verify and parse a provider's webhook, and record its events, all in your transaction.
 
-    Return 200 after your commit, 401 for a `SignatureError`, 400 for an `InvalidWebhookError`, and 503 for everything
-    else (429 to Brevo), so that the provider repeats the webhook. After the commit, call `broadcast`.
+    After your commit, call `broadcast` and return 200. Return 401 for a `SignatureError`, 400 for an
+    `InvalidWebhookError`, and 503 for everything else (429 to Brevo), so that the provider repeats the webhook.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.
         provider: The provider's name in any known spelling, such as the last part of your URL.
-        body: The request's body, byte for byte.
-        headers: The request's headers.
+        body: The request's body, byte for byte; more than 5 MB raise `InvalidWebhookError`.
+        headers: The request's headers, in any case.
         secret: The provider's secret; None is `MAILGLASS_WEBHOOK_SECRETS`.
         url: The webhook's public address, exactly as entered at the provider, which only Mandrill's signature needs;
             None is `MAILGLASS_WEBHOOK_URL` and the provider's name.

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -15,7 +16,8 @@ import commands
 import mailglass_reconcile
 import pages
 from faults.breaks import BREAKS
-from mailglass_reconcile import webhooks
+from mailglass_reconcile import PruneResult, SweepResult, webhooks
+from mailglass_reconcile.hooks.dispatcher import DispatchResult
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
@@ -27,7 +29,7 @@ READERS = {
     "django.md": "INSTALLED_APPS Suppressed address message_id order engine event esp_name",
     "handlers.md": "send_report update_crm",
     "live-updates.md": "refresh_all refresh",
-    "api.md": "engine body headers",
+    "api.md": "app engine body headers",
     "monitoring.md": "",
     "own-provider.md": "",
     "providers.md": "app engine provider body headers to message domain ses brevo mailersend mailgun mailjet mailtrap"
@@ -78,6 +80,21 @@ def test_every_public_name_is_in_the_reference():
     assert public == {
         name for name in named if not name.startswith(("contrib.", "hooks.", "pubsub.", "sweep.", "rules."))
     }
+
+
+@pytest.mark.parametrize("result", [SweepResult, PruneResult, DispatchResult], ids=lambda one: one.__name__)
+def test_the_reference_names_every_count_of_a_result(result):
+    """In the sentences that stand in place of a list."""
+    named = set(re.findall(r"`(\w+)`", reference.DATA[result.__name__]))
+    assert {field.name for field in dataclasses.fields(result)} <= named
+
+
+def test_the_reference_shows_nothing_internal():
+    """No attribute that only this package uses, and no type that the page does not explain."""
+    text = reference.api()
+    assert "`step`" not in text
+    for name in ("Given", "Receiver", "Rule", "BeatEntry", "When", "sa", "Callable"):
+        assert not re.search(rf"^```text\n[^`]*\b{name}\b", text, re.M), name
 
 
 @pytest.mark.parametrize(("page", "text"), [("api.md", reference.api), ("command-line.md", reference.subcommands)])

@@ -94,7 +94,9 @@ esp_name = "SendGrid"
 FRAMES = {
     "api.md": Frame(
         f"""{ENGINE}
-import threading, time
+import threading, time, types
+conf = types.SimpleNamespace(beat_schedule={{"own": {{}}}})
+app = types.SimpleNamespace(mount=lambda path, receiver: None, conf=conf)
 os.environ["MAILGLASS_WEBHOOK_SECRETS"] = "postmark=me:change-me"
 headers = {{"Authorization": "Basic bWU6Y2hhbmdlLW1l"}}
 body = b'{{"RecordType": "Open", "MessageID": "m-1", "Recipient": "ada@example.com"}}'
@@ -109,7 +111,7 @@ with engine.connect() as connection:
     assert connection.scalar(text("SELECT count(*) FROM mailglass_open_orphans")) == 0
     assert connection.scalar(text("SELECT string_agg(DISTINCT type, ' ' ORDER BY type) FROM mailglass_events"
                                   " WHERE delivery_id IS NOT NULL")) == "delivered dispatched opened"
-assert suppress
+assert suppress and ids("m-9") == ["m-9"] and {"own", "mailglass-reconcile-recent"} <= set(app.conf.beat_schedule)
 """,
     ),
     "django.md": Frame(
