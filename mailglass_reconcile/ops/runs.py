@@ -7,7 +7,7 @@ from typing import Any
 
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import history
-from mailglass_reconcile.singleton import lock
+from mailglass_reconcile.singleton.lock import Holder, sweep_holder
 from mailglass_reconcile.store.database import Database, Transaction
 
 TIMEOUT_MS = 10_000
@@ -54,20 +54,9 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class LockState:
-    """The lock of the sweeps of all tenants.
+    """Who holds the lock of the sweeps of all tenants, None if it is free; or why it could not be read."""
 
-    Attributes:
-        task_id: The task that holds it; None if it is free.
-        is_queued: Whether that task waits in the queue.
-        since: When it was taken, in seconds since 1970, if that is known.
-        seconds_left: When it lapses unless it is renewed; None is never.
-        fault: Why it could not be read.
-    """
-
-    task_id: str | None = None
-    is_queued: bool = False
-    since: float | None = None
-    seconds_left: float | None = None
+    holder: Holder | None = None
     fault: str | None = None
 
 
@@ -86,12 +75,9 @@ def newest(tx: Transaction, wanted: Wanted, *, before: int | None = None, size: 
 def sweep_lock() -> LockState:
     """Return who holds the lock of the sweeps of all tenants."""
     try:
-        holder = lock.sweep_holder()
+        return LockState(sweep_holder())
     except MailglassReconcileError as error:
         return LockState(fault=str(error))
-    if holder is None:
-        return LockState()
-    return LockState(holder.task_id, holder.is_queued, holder.since, holder.seconds_left)
 
 
 def last_success(database: Database) -> dict[str, str]:

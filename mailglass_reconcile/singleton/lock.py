@@ -62,31 +62,24 @@ def running(task_id: str) -> str:
 
 
 class Holder(NamedTuple):
-    """Who has a lock: the token, and for how many seconds more; None is without end."""
+    """Who has a lock: the token, and for how many seconds more."""
 
     token: str
-    seconds_left: float | None
+    seconds_left: float
 
     @property
     def task_id(self) -> str:
-        """The task's id; the whole value, if something else has written it."""
-        return self.token.partition(" ")[2].partition(" ")[0] or self.token
+        """The task's id."""
+        return self.token.partition(" ")[2].partition(" ")[0]
 
     @property
     def is_queued(self) -> bool:
         return self.token.startswith("queued ")
 
     @property
-    def since(self) -> float | None:
-        """When it was taken, in seconds since 1970; None if that is not known.
-
-        A run notes it; a request that is queued is not renewed.
-        """
-        _, _, noted = self.token.rpartition(" ")
-        if self.token.startswith("running ") and noted.isascii() and noted.isdecimal() and len(noted) < 12:
-            return float(noted)
-        queued_ = self.is_queued and self.seconds_left is not None
-        return time.time() - LOCK_SECONDS + self.seconds_left if queued_ and self.seconds_left is not None else None
+    def since(self) -> float:
+        """When it was taken, in seconds since 1970: a run notes it, and a request that is queued is not renewed."""
+        return time.time() - LOCK_SECONDS + self.seconds_left if self.is_queued else float(self.token.split()[-1])
 
 
 def holder_of(client: Redis, key: str) -> Holder | None:
@@ -95,7 +88,7 @@ def holder_of(client: Redis, key: str) -> Holder | None:
     if value is None:
         return None
     token = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return Holder(token, None if left < 0 else left / 1000)
+    return Holder(token, left / 1000)
 
 
 def sweep_holder() -> Holder | None:
@@ -136,7 +129,7 @@ class LockBackend:
         A run whose request held the lock when it was queued (*reserved*) goes before one that is only queued still, or
         else a queue longer than a minute would let each request give way to the next, forever.
         """
-        task_id = Holder(token, None).task_id
+        task_id = Holder(token, LOCK_SECONDS).task_id
         return self._take(key, token, lambda holder: holder.is_queued and (reserved or holder.task_id == task_id))
 
     def _take(self, key: str, token: str, goes_before: Callable[[Holder], bool]) -> str | None:

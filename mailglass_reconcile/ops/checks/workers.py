@@ -18,7 +18,7 @@ from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.rules.unreachable import Server
 from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK, SWEEP_TASK
-from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, holder_of, key_of
+from mailglass_reconcile.singleton.lock import LOCK_SECONDS, Holder, key_of, sweep_holder
 
 ANSWER_SECONDS = (1.0, 2.0)
 """How long workers have to answer; the second, if none has answered within the first."""
@@ -63,7 +63,7 @@ class Cluster(ExitStack):
     def before(self) -> Holder | None:
         """Who had the lock of full sweeps before the workers were asked what they run."""
         try:
-            return holder()
+            return sweep_holder()
         except Exception:  # the check of the lock asks again, and says so
             return None
 
@@ -235,30 +235,15 @@ def lock(cluster: Cluster) -> Iterator[Finding]:
     yield held(cluster.before, cluster.taken, cluster.messages(cluster.queue_of(SWEEP_TASK)))
 
 
-def holder() -> Holder | None:
-    """Return who has the lock of full sweeps, or None.
-
-    Raises:
-        ConfigurationError: There is no database to tell deployments apart by.
-        Exception: Redis refuses, or does not answer.
-    """
-    return holder_of(runtime.get_redis(), key_of(None))
-
-
 def held(before: Holder | None, known_tasks: Collection[str], queued: int | None) -> Finding:
     """Return who has the lock of full sweeps, and whether that is a task that some worker runs.
 
-    Args:
-        before: Who had it before the workers were asked what they run.
-        known_tasks: What they run, or have taken from a queue.
-        queued: Messages in the queue of sweeps; None if it cannot be counted.
+    *before* is who had it before the workers were asked which tasks they know, *queued* the messages in its queue.
     """
-    now = holder()
+    now = sweep_holder()
     if now is None:
         return ok("the lock of full sweeps is free")
     left, heal = now.seconds_left, f"redis-cli DEL {key_of(None)}"
-    if left is None:
-        return warning(f"{shown(now.task_id)} has the lock of full sweeps without end: they are duplicates", heal)
     since, how = max(0, LOCK_SECONDS - left), "queued" if now.is_queued else "taken or renewed"
     text = f"task {shown(now.task_id)} has the lock of full sweeps, {how} {since:.0f} s ago, for {left:.0f} s more"
     same = before is not None and before.token == now.token

@@ -11,9 +11,8 @@ from database import Database
 from diagnosing import of, report, using
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.checks.workers import held as held_by
-from mailglass_reconcile.ops.checks.workers import holder
 from mailglass_reconcile.pubsub import Subscription
-from mailglass_reconcile.singleton.lock import PREFIX, key_of
+from mailglass_reconcile.singleton.lock import PREFIX, key_of, sweep_holder
 from mailglass_reconcile.testing import servers
 
 
@@ -91,7 +90,7 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 
 def held(known: tuple[str, ...] = (), queued: int | None = 0) -> Any:
     """Return what is found of the lock if the workers know these tasks."""
-    return held_by(holder(), known, queued)
+    return held_by(sweep_holder(), known, queued)
 
 
 def test_a_lock_that_was_left_behind(db, store):
@@ -108,16 +107,6 @@ def test_a_lock_that_was_left_behind(db, store):
     assert held().remedy == f"redis-cli DEL {key}"
     store.delete(key)
     assert held().status == OK
-
-
-def test_a_lock_that_nothing_lets_lapse(db, store):
-    """Something else has written the key: the doctor says who has it, and how to delete it."""
-    key = key_of(None)
-    store.set(key, "somebody")
-    found = held()
-    assert (found.status, "somebody has the lock of full sweeps without end" in found.message) == (WARNING, True)
-    assert found.remedy == f"redis-cli DEL {key}"
-    store.delete(key)
 
 
 def test_a_lock_s_key_is_the_one_of_the_task(db):
