@@ -102,7 +102,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def run_for(linked: int) -> None:
-    """Run this process's handlers if a sweep has *linked* something; if that is not possible, the next dispatch does."""
+    """Run this process's handlers if a sweep has *linked* something; if that fails, the next dispatch runs them."""
     if not (linked and registry.types()):
         return
     try:

@@ -92,7 +92,7 @@ class Overview:
 
 
 def overview(database: Database, *, seconds: int) -> Overview:
-    """Return how linking is going, with charts of the last *seconds*, at a cost that does not depend on what is open."""
+    """Return how linking is going, with charts of the last *seconds*; the cost does not depend on what is open."""
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
         look = Look(tx)

@@ -117,7 +117,7 @@ def lacking(tx: Transaction) -> Lacking | None:
 
 
 def require_rights(connected: Connected, error: DBAPIError) -> None:
-    """Raise if *error* is due to a right that this role lacks; row level security and triggers refuse single rows, too."""
+    """Raise if *error* is due to a right that this role lacks; row level security and triggers refuse single rows."""
     if sqlstate(error) != INSUFFICIENT_PRIVILEGE:
         return
     with connected.reading() as tx:
