@@ -385,7 +385,7 @@ def credentials(secret: str) -> None:
         raise ConfigurationError("the user name and the password are empty")
 
 
-def basic(request: Request, secret: str) -> None:
+def basic(request: Request, secret: str, now: float) -> None:
     """Check HTTP basic authentication: *secret* is `user:password`."""
     credentials(secret)
     scheme, _, given = request.header("Authorization").partition(" ")
@@ -393,7 +393,7 @@ def basic(request: Request, secret: str) -> None:
         raise SignatureError("the user name or the password is not right")
 
 
-def signed_basic(body: bytes, secret: str) -> Signed:
+def signed_basic(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     """Return a request with HTTP basic authentication."""
     return as_json(body, Authorization=f"Basic {base64.b64encode(secret.encode()).decode()}")
 
@@ -422,7 +422,7 @@ def svix(request: Request, secret: str, now: float) -> None:
     require(any(equal(one, expected) for one in given.split(" ")))
 
 
-def signed_svix(body: bytes, secret: str, at: float) -> Signed:
+def signed_svix(body: bytes, secret: str, at: float, url: str | None) -> Signed:
     """Return a request that Svix signs at a time; a repeated body has the same id."""
     id_, time = f"msg_{hashlib.sha256(body).hexdigest()[:24]}", str(int(at))
     made = _svix_signature(svix_key(secret), id_, time, body)

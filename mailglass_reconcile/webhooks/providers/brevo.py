@@ -14,7 +14,7 @@ from typing import Any
 
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed
+from mailglass_reconcile.webhooks.wire import Request
 
 SIGNATURE = wire.Signature.IN_HEADERS
 BUSY = 429
@@ -88,19 +88,7 @@ def _at(payload: Mapping[str, Any]) -> dt.datetime | None:
     return at if at is not None and at.year >= _FIRST_YEAR else wire.epoch(payload.get("ts_event")) or wire.epoch(told)
 
 
-def verify(request: Request, secret: str, now: float) -> None:
-    """Check the user name and the password."""
-    wire.basic(request, secret)
-
-
-def usable(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret is a user name and a password."""
-    wire.credentials(secret)
-
-
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body, as Brevo sends it."""
-    return wire.signed_basic(body, secret)
+verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:

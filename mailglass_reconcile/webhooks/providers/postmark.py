@@ -13,7 +13,7 @@ from typing import Any
 
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed, dug
+from mailglass_reconcile.webhooks.wire import Request, dug
 
 SIGNATURE = wire.Signature.IN_HEADERS
 
@@ -113,19 +113,7 @@ def smtp(payload: Mapping[str, Any]) -> object:
     return payload.get("Details")
 
 
-def verify(request: Request, secret: str, now: float) -> None:
-    """Check the user name and the password."""
-    wire.basic(request, secret)
-
-
-def usable(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret is a user name and a password."""
-    wire.credentials(secret)
-
-
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body, as Postmark sends it."""
-    return wire.signed_basic(body, secret)
+verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:

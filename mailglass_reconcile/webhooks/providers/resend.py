@@ -16,7 +16,7 @@ from typing import Any
 from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed, dug
+from mailglass_reconcile.webhooks.wire import Request, dug
 
 SIGNATURE = wire.Signature.OVER_BODY
 
@@ -118,19 +118,7 @@ def _tags(data: object) -> list[Any]:
     return [*found, *wire.named_tags(dug(data, "tags"))]
 
 
-def verify(request: Request, secret: str, now: float) -> None:
-    """Check the signature, which is at most five minutes old."""
-    wire.svix(request, secret, now)
-
-
-def usable(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret holds a key."""
-    wire.svix_key(secret)
-
-
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body, as Resend sends it."""
-    return wire.signed_svix(body, secret, at)
+verify, usable, sign = wire.svix, wire.svix_key, wire.signed_svix
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from mailglass_reconcile.errors import InvalidWebhookError
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.wire import Request, Signed, dug
+from mailglass_reconcile.webhooks.wire import Request, dug
 
 SIGNATURE = wire.Signature.IN_HEADERS
 
@@ -115,19 +115,7 @@ def smtp(element: Mapping[str, Any]) -> object:
     return wire.reply(dug(told, "raw_reason"), dug(told, "reason"), dug(told, "error_code"))
 
 
-def verify(request: Request, secret: str, now: float) -> None:
-    """Check the user name and the password."""
-    wire.basic(request, secret)
-
-
-def usable(secret: str) -> None:
-    """Raise `ConfigurationError` unless a secret is a user name and a password."""
-    wire.credentials(secret)
-
-
-def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body, as SparkPost sends it."""
-    return wire.signed_basic(body, secret)
+verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
