@@ -2,8 +2,8 @@
 --
 -- A function is named with a version, and one that is released never changes: another statement is another function,
 -- because processes of the version before may still call this one. They have their caller's rights, so anybody may
--- execute them. Arguments are texts, which every driver passes as they are; the first two, which only the others call,
--- have no settings of their own.
+-- execute them. Arguments are texts, which every driver passes as they are; those that only other statements call have
+-- no settings of their own.
 --
 -- Steering the planner. Every transaction of ours, and each function here, turns off scans of whole tables and joins by
 -- hashing or merging: rows are reached through indexes, whatever statistics say. They may be stale, and then a guess
@@ -85,6 +85,47 @@ BEGIN
   GET DIAGNOSTICS changed = ROW_COUNT;
   RETURN changed;
 END;
+$$;
+
+-- The tenants of a table, in the order of their names: each is found by one probe of an index, where a DISTINCT would
+-- read every row. Without settings, because the planner then puts the query in the place of the call: a LIMIT of the
+-- caller's ends the walk.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_deliveries_v1()
+RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d ORDER BY d.tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT d.tenant_id FROM {schema}.mailglass_deliveries AS d
+           WHERE d.tenant_id > t.tenant_id ORDER BY d.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+$$;
+
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_events_v1()
+RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT e.tenant_id FROM {schema}.mailglass_events AS e ORDER BY e.tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+$$;
+
+-- Those that have orphans, open or not, from a name on.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_tenants_of_orphans_v1(from_tenant text)
+RETURNS TABLE (tenant_id text) LANGUAGE sql STABLE AS $$
+WITH RECURSIVE tenants (tenant_id) AS (
+  (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+    WHERE e.needs_reconciliation = true AND e.tenant_id >= from_tenant ORDER BY e.tenant_id LIMIT 1)
+   UNION ALL
+  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
+           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
+    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
+)
+SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 $$;
 
 -- Links orphans, given with their deliveries, the ids of the events to append and more metadata for these: claims,

@@ -10,7 +10,6 @@ from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
-from mailglass_reconcile.store.tenants import walk
 
 TIMEOUT_MS = 240_000
 
@@ -39,10 +38,8 @@ SELECT count(*), to_json(min(o.arrived_at)) #>> '{}' || 'Z' FROM {schema}.mailgl
 """
 
 _MISSING = """
-{tenants}
-)
 SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
-  FROM tenants AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.needs_reconciliation = true
    AND e.inserted_at > now()::timestamp - make_interval(mins => :max_age_minutes)
@@ -51,28 +48,24 @@ SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
    AND NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
                     WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
                       AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id OFFSET 0)
-""".replace("{tenants}", walk("mailglass_events", only="needs_reconciliation = true"))
+"""
 
 # At most: those of a delivery stay if one of them is newer, or if a handler waits for one.
 _EVENTS = """
-{tenants}
-)
 SELECT count(*), to_json(min(e.inserted_at)) #>> '{}' || 'Z'
-  FROM tenants AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_events_v1() AS t
   JOIN {schema}.mailglass_events AS e
     ON e.tenant_id = t.tenant_id AND e.inserted_at < now()::timestamp - make_interval(days => :days)
-""".replace("{tenants}", walk("mailglass_events"))
+"""
 
 # At most: those with an event that stays, stay.
 _DELIVERIES = """
-{tenants}
-)
 SELECT count(*), to_json(min(d.last_event_at)) #>> '{}' || 'Z'
-  FROM tenants AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
   JOIN {schema}.mailglass_deliveries AS d
     ON d.tenant_id = t.tenant_id AND d.last_event_at < now()::timestamp - make_interval(days => :days)
    AND d.inserted_at < now()::timestamp - make_interval(days => :days)
-""".replace("{tenants}", walk("mailglass_deliveries"))
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from mailglass_reconcile.rules.matching import is_usable, spellings_of
 from mailglass_reconcile.store import open_orphans, personal_data
 from mailglass_reconcile.store.database import NIL, Database, Transaction, array_literal, by_statistics
 from mailglass_reconcile.store.personal_data import Person
-from mailglass_reconcile.store.tenants import walk
 from mailglass_reconcile.sweep import judge
 
 MOST = 100_000
@@ -26,15 +25,15 @@ UNREAD = 2_000
 TIMEOUT_MS = 24_000
 
 _DELIVERIES = """
-{tenants}
 -- Recipients as they are stored, because that is what Mailglass's index has.
-), of_recipients AS (
+WITH of_recipients AS (
   SELECT d.id, d.inserted_at
-    FROM tenants AS t
+    FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
    CROSS JOIN unnest(CAST(:recipients AS text[])) AS s (recipient)
    CROSS JOIN LATERAL (SELECT id, inserted_at FROM {schema}.mailglass_deliveries
                         WHERE tenant_id = t.tenant_id AND recipient = s.recipient) AS d
-   WHERE CAST(:tenant_id AS text) IS NULL OR t.tenant_id = CAST(:tenant_id AS text)
+   WHERE cardinality(CAST(:recipients AS text[])) > 0
+     AND (CAST(:tenant_id AS text) IS NULL OR t.tenant_id = CAST(:tenant_id AS text))
    LIMIT :most
 ), of_message_ids AS (
   SELECT d.id, d.inserted_at
@@ -71,7 +70,7 @@ SELECT d.id::text, left(d.tenant_id, 1000) AS tenant_id,
        left(d.provider_message_id, 512) AS message_id, n.number
   FROM newest AS n JOIN {schema}.mailglass_deliveries AS d ON d.id = n.id
  ORDER BY n.inserted_at DESC, n.id DESC
-""".replace("{tenants}", walk("mailglass_deliveries", start="cardinality(CAST(:recipients AS text[])) > 0"))
+"""
 
 _OPEN = """
 WITH of_message_ids AS (

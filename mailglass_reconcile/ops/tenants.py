@@ -8,7 +8,6 @@ from mailglass_reconcile.rules import humanize
 from mailglass_reconcile.rules.humanize import shown_tenant
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Database, Transaction
-from mailglass_reconcile.store.tenants import walk
 
 LOOKED_AT = 1_000
 """Tenants of either table that are compared."""
@@ -19,13 +18,13 @@ SELECT EXISTS (SELECT FROM {schema}.mailglass_deliveries WHERE tenant_id = :tena
        OR EXISTS (SELECT FROM {schema}.mailglass_events WHERE tenant_id = :tenant_id)
 """
 
-_TENANTS = """
-{tenants}
-)
-SELECT left(tenant_id, 512) FROM tenants WHERE tenant_id IS NOT NULL LIMIT :size
+_OF_DELIVERIES = """
+SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() LIMIT :size
 """
-_OF_DELIVERIES = _TENANTS.replace("{tenants}", walk("mailglass_deliveries"))
-_OF_EVENTS = _TENANTS.replace("{tenants}", walk("mailglass_events"))
+
+_OF_EVENTS = """
+SELECT left(tenant_id, 512) FROM {schema}.mailglass_reconcile_tenants_of_events_v1() LIMIT :size
+"""
 
 
 class Unknown(NamedTuple):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.rules.matching import Candidate
-from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Function, Transaction, array_literal
 
 INDEX = "mailglass_deliveries_reconcile_idx"
@@ -22,7 +21,7 @@ OF_IDS = Function("mailglass_reconcile_deliveries_of_ids_v1", ("message_ids",))
 # tenant, by the order of their hashes. Of one provider, one id names at most one delivery (a unique index guarantees
 # it), so looking for a delivery without a provider passes few others; num_nulls, because the other index serves
 # IS NULL, and would read every delivery of the id to find one of another tenant.
-_OF_WIDE_IDS = """
+_OF_WIDE_IDS = r"""
 SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient, 1000)
   FROM unnest(CAST(:ids AS text[]), CAST(:tenants AS text[]), CAST(:spellings AS text[]),
               CAST(:keys AS text[])) WITH ORDINALITY AS q (id, tenant_id, spellings, recipient_key, number)
@@ -30,10 +29,18 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
         (SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
           WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
             AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
-            AND {recipient_key} = hashtextextended(q.recipient_key, 0)
+            -- As the index has it.
+            AND pg_catalog.hashtextextended(coalesce(substring(pg_catalog.regexp_replace(
+                  pg_catalog.translate(
+                    pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
+                    E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002'
+                    '\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000',
+                    'abcdefghijklmnopqrstuvwxyz'),
+                  '^.*<([^<>]*)>$', E'\\1') FROM '^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?'), ''), 0)
+                = hashtextextended(q.recipient_key, 0)
             AND provider_message_id = q.id AND tenant_id = q.tenant_id LIMIT :few + 1)
          UNION ALL
-        (SELECT d.* FROM unnest(string_to_array(q.spellings, E'\\x1f')) AS s (provider)
+        (SELECT d.* FROM unnest(string_to_array(q.spellings, E'\x1f')) AS s (provider)
           CROSS JOIN LATERAL (
                   SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
                    WHERE provider = s.provider AND provider_message_id = q.id LIMIT 1) AS d)
@@ -52,10 +59,10 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
           WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
             AND hashtextextended(tenant_id, 0) > hashtextextended(q.tenant_id, 0)
             AND provider_message_id = q.id AND num_nulls(provider) = 1 LIMIT 1)) AS d
-""".replace("{recipient_key}", schema.RECIPIENT_KEY)
+"""
 
 # Addresses outside ASCII may share a key; Python reads all that have it, and compares.
-_OF_SHARED_KEYS = """
+_OF_SHARED_KEYS = r"""
 SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient, 1000)
   FROM unnest(CAST(:ids AS text[]), CAST(:tenants AS text[]), CAST(:keys AS text[]))
        WITH ORDINALITY AS q (id, tenant_id, recipient_key, number)
@@ -63,9 +70,17 @@ SELECT q.number - 1, q.id, d.id::text, d.tenant_id, d.provider, left(d.recipient
          SELECT id, tenant_id, provider, recipient FROM {schema}.mailglass_deliveries
           WHERE hashtextextended(provider_message_id, 0) = hashtextextended(q.id, 0)
             AND hashtextextended(tenant_id, 0) = hashtextextended(q.tenant_id, 0)
-            AND {recipient_key} = hashtextextended(q.recipient_key, 0)
+            -- As the index has it.
+            AND pg_catalog.hashtextextended(coalesce(substring(pg_catalog.regexp_replace(
+                  pg_catalog.translate(
+                    pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
+                    E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002'
+                    '\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000',
+                    'abcdefghijklmnopqrstuvwxyz'),
+                  '^.*<([^<>]*)>$', E'\\1') FROM '^[!-;=?A-~]+@(?:(?!.*xn--)[!-;=?A-~]+$)?'), ''), 0)
+                = hashtextextended(q.recipient_key, 0)
             AND provider_message_id = q.id AND tenant_id = q.tenant_id) AS d
-""".replace("{recipient_key}", schema.RECIPIENT_KEY)
+"""
 
 _LOCK = """
 SELECT id::text FROM {schema}.mailglass_deliveries

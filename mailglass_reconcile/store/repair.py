@@ -9,30 +9,26 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger, open_orphans, tenants
+from mailglass_reconcile.store import ledger, open_orphans
 from mailglass_reconcile.store.database import NIL, Connected, Transaction, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 # Of each tenant the newest, however many orphans it has had.
 _NEWEST = """
-{tenants}
-)
 SELECT coalesce(max(n.inserted_at), '-infinity')::text
-  FROM tenants AS t
+  FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1('') AS t
  CROSS JOIN LATERAL (SELECT e.inserted_at FROM {schema}.mailglass_events AS e
                       WHERE e.needs_reconciliation = true AND e.tenant_id = t.tenant_id
                       ORDER BY e.inserted_at DESC LIMIT 1) AS n
-""".replace("{tenants}", tenants.walk("mailglass_events", only="needs_reconciliation = true"))
+"""
 
 # Rows that the trigger did not see. A UUIDv7's own millisecond is the arrival: `inserted_at` may be the local time of
 # its session, which is why there is a margin of a day.
 _ADD_MISSING = """
--- The tenants from the place on.
-{tenants}
--- Of each tenant only what is within the maximum age: what settled before that is not read.
-), page AS MATERIALIZED (
+-- Of each tenant, from the place on, only what is within the maximum age: what settled before that is not read.
+WITH page AS MATERIALIZED (
   SELECT e.id, e.tenant_id, e.inserted_at
-    FROM tenants AS t
+    FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(CAST(:after_tenant AS text)) AS t
    CROSS JOIN LATERAL (
            SELECT l.id, l.tenant_id, l.inserted_at FROM {schema}.mailglass_events AS l
             WHERE l.needs_reconciliation = true AND l.delivery_id IS NULL AND l.tenant_id = t.tenant_id
@@ -66,10 +62,7 @@ _ADD_MISSING = """
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        ARRAY(SELECT event_id::text FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
-""".replace(
-    "{tenants}",
-    tenants.walk("mailglass_events", only="needs_reconciliation = true", start="tenant_id >= :after_tenant"),
-)
+"""
 
 # OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
 _REMOVE_SETTLED = """

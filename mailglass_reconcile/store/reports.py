@@ -14,7 +14,6 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
 from mailglass_reconcile.rules.events import STREAMS
 from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
-from mailglass_reconcile.store.tenants import walk
 
 TENANTS = 15
 """The first tenants, and as many of those of the newest events."""
@@ -30,9 +29,8 @@ DAYS = 7
 # Mailglass counts opens and clicks itself: they show that the mail came, and not that webhooks come.
 _SEEN = """
 -- The first tenants, and some that have events now.
-{tenants}
-), chosen AS MATERIALIZED (
-  (SELECT tenant_id FROM tenants WHERE tenant_id IS NOT NULL LIMIT :tenants)
+WITH chosen AS MATERIALIZED (
+  (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() LIMIT :tenants)
    UNION
   (SELECT DISTINCT e.tenant_id
      FROM (SELECT tenant_id FROM {schema}.mailglass_events
@@ -88,7 +86,7 @@ SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arr
   FROM (SELECT left(provider, 512) AS provider, arrived_at FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY provider
-""".replace("{tenants}", walk("mailglass_deliveries"))
+"""
 
 
 class Reports(NamedTuple):

@@ -10,7 +10,7 @@ from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store import wrong_schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-VERSION = "0001c"
+VERSION = "0001d"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = wrong_schema.VERSION_TABLE
@@ -25,10 +25,12 @@ TABLES: Mapping[str, str] = {
 
 # Nothing in it depends on a locale, as lower() does, or on a search_path, or can fail. The letters that are lowered are
 # those of ASCII, and the characters that are left out are what Python calls white space.
-RECIPIENT_KEY = rf"""pg_catalog.hashtextextended(coalesce(substring(
-  pg_catalog.regexp_replace(pg_catalog.translate(pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
-  E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006'
-  '\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000', 'abcdefghijklmnopqrstuvwxyz'),
+RECIPIENT_KEY = rf"""pg_catalog.hashtextextended(coalesce(substring(pg_catalog.regexp_replace(
+  pg_catalog.translate(
+    pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
+    E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002'
+    '\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000',
+    'abcdefghijklmnopqrstuvwxyz'),
   '^.*<([^<>]*)>$', E'\\1') FROM '{addresses.INDEXED}'), ''), 0)"""
 """What our index on deliveries has of a recipient: equal wherever addresses compare as equal."""
 
@@ -153,6 +155,9 @@ FUNCTIONS = tuple(
     for name in (
         "credible_v1",
         "project_v1",
+        "tenants_of_deliveries_v1",
+        "tenants_of_events_v1",
+        "tenants_of_orphans_v1",
         "link_v1",
         "append_v1",
         "store_sends_v1",

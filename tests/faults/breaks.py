@@ -76,7 +76,7 @@ BREAKS = (
         "the trigger believes an infinite arrival",
         (
             (
-                "alembic/versions/0001c_open_orphans.py",
+                "alembic/versions/0001d_open_orphans.py",
                 " OR NOT isfinite(NEW.inserted_at)\n",
                 "\n",
             ),
@@ -151,7 +151,7 @@ BREAKS = (
         "an event of any type closes an orphan",
         (
             (
-                "alembic/versions/0001c_open_orphans.py",
+                "alembic/versions/0001d_open_orphans.py",
                 "  WHEN (NEW.type = 'reconciled'\n        AND current_setting",
                 "  WHEN (current_setting",
             ),

@@ -33,15 +33,13 @@ from mailglass_reconcile.record.erasing import erase
 from mailglass_reconcile.rules import addresses, event_types, providers, states
 from mailglass_reconcile.store.callers_transaction import borrowed
 from mailglass_reconcile.store.database import Transaction, in_schema
-from mailglass_reconcile.store.tenants import walk
 
 LIMIT = 1_000
 """Rows that a list shows and counts at most: counting all of a million would take longer than anything else."""
 
 # The index is on (tenant_id, recipient).
 DELIVERIES = """
-{tenants}
-), found AS (
+WITH found AS (
   SELECT id FROM {schema}.mailglass_deliveries WHERE id = %(uuid)s
    UNION ALL
   (SELECT id FROM {schema}.mailglass_deliveries
@@ -49,13 +47,13 @@ DELIVERIES = """
       AND provider_message_id = %(text)s LIMIT %(limit)s)
    UNION ALL
   SELECT d.id
-    FROM tenants AS t
+    FROM {schema}.mailglass_reconcile_tenants_of_deliveries_v1() AS t
    CROSS JOIN LATERAL (
            SELECT id FROM {schema}.mailglass_deliveries
             WHERE tenant_id = t.tenant_id AND recipient = ANY (ARRAY[%(text)s, lower(%(text)s)])) AS d
 )
 SELECT id FROM found LIMIT %(limit)s
-""".replace("{tenants}", walk("mailglass_deliveries"))
+"""
 
 # An orphan that was linked has no delivery in its row: its `reconciled` event has, and names it.
 EVENTS = """

@@ -8,7 +8,7 @@ from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
-revision = "0001c"
+revision = "0001d"
 down_revision = None
 
 MAILGLASS_TABLES = """
