@@ -1,16 +1,25 @@
 "use strict";
 // Shows the values of a chart's column under the chart: of the one that is pointed at, or chosen by the arrow keys.
 (() => {
-  const chosen = new Map(); // by plot; the plots are replaced when the page is refreshed
+  const chosen = new Map(); // when each plot's column began: a refresh replaces the plots, and moves their columns
   let replacing = false;
 
   function columns(plot) {
     return [...plot.querySelectorAll(".columns-of-time rect")];
   }
 
+  // The first column has no such time: what is older than it is all in it.
+  function began(column) {
+    return Number(column.dataset.began ?? 0);
+  }
+
+  function numberOf(plot) {
+    return columns(plot).findLastIndex((column) => began(column) <= chosen.get(plot.id));
+  }
+
   function show(plot) {
     const readout = document.getElementById(plot.getAttribute("aria-describedby"));
-    const column = columns(plot)[chosen.get(plot.id)];
+    const column = columns(plot)[numberOf(plot)];
     for (const one of plot.querySelectorAll(".chosen")) one.classList.remove("chosen");
     readout.dataset.peak ??= readout.textContent;
     column?.classList.add("chosen");
@@ -19,8 +28,9 @@
   }
 
   function choose(plot, number) {
-    if (number === null) chosen.delete(plot.id);
-    else chosen.set(plot.id, Math.min(Math.max(number, 0), columns(plot).length - 1));
+    const column = columns(plot).at(Math.max(number, 0)) ?? columns(plot).at(-1);
+    if (number === null || !column) chosen.delete(plot.id);
+    else chosen.set(plot.id, began(column));
     show(plot);
   }
 
@@ -46,7 +56,7 @@
   document.addEventListener("keydown", (event) => {
     const plot = plotOf(event);
     if (!plot) return;
-    const here = chosen.get(plot.id) ?? Infinity;
+    const here = chosen.has(plot.id) ? numberOf(plot) : Infinity;
     const to = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: Infinity }[event.key];
     if (event.key === "Escape") choose(plot, null);
     if (to === undefined) return;
