@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import io
-import re
-import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 
-import httpx
 import psycopg
 from pydantic import SecretStr
 
 import mailglass_reconcile
+from bench import looking
 from bench.figures import Part
 from bench.filling import NOBODYS, fill, fill_reconciled
 from bench.machine import Machine
@@ -27,8 +22,6 @@ OTHERS = 4
 """Rows in the ledger for each open orphan, besides it: orphans and the `reconciled` events that closed them."""
 
 COMMANDS = ("prune", "status", "orphans")
-TOKEN = secrets.token_urlsafe(24)
-SIGNED_IN = {"authorization": f"Bearer {TOKEN}"}
 
 
 def measure(machine: Machine) -> Part:
@@ -49,13 +42,7 @@ def measure(machine: Machine) -> Part:
         add("a sweep", sweep(url)["seconds"])
         for command in COMMANDS:
             add(command, _timed(url, command))
-        with (
-            _serving(machine, url) as address,
-            httpx.Client(base_url=address, headers=SIGNED_IN, timeout=240) as client,
-        ):
-            began = time.monotonic()
-            client.get("").raise_for_status()
-            add("the page, overview", time.monotonic() - began)
+        add("the page, overview", looking.overview(machine, url))
         _timed(url, "migrate --remove --yes")
         add("migrate", _timed(url, "migrate"))
     machine.drop("large")
@@ -94,16 +81,3 @@ def _run_command(words: list[str]) -> None:
     except SystemExit as ended:
         if ended.code not in (0, 1):  # 1 is what `status --check` answers if there is a problem
             raise SystemExit(f"{' '.join(words)}: {output.getvalue()}") from None
-
-
-@contextmanager
-def _serving(machine: Machine, url: str) -> Iterator[str]:
-    """Serve the page while the block runs, and yield its address."""
-    command = [sys.executable, "-m", "mailglass_reconcile", "serve", "--port", "0"]
-    environment = {**machine.environment(url), "MAILGLASS_WEB_TOKEN": TOKEN}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            line = process.stderr.readline() if process.stderr else ""
-            yield re.findall(r"http://\S+/", line)[0]
-        finally:
-            process.terminate()

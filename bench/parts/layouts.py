@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 import psycopg
 
-from bench import statements
+from bench import looking, statements
 from bench.figures import Part, Points
 from bench.filling import ANOTHER_TENANTS, NOBODYS, Layout, fill, fill_reconciled
 from bench.machine import Machine, vacuum
 from bench.sweeping import sweep
 
 LAYOUTS: tuple[Layout, Layout] = ("in order", "tied")
-STUCK = (50_000, 100_000, 200_000, 400_000)
+ASKED = 200_000
+STUCK = (50_000, 100_000, ASKED, 400_000)
 STRAIGHT = 1.3
 """How much steeper than a straight line through its first point a curve may end."""
 
@@ -30,6 +31,7 @@ def measure(machine: Machine) -> Part:
         for state in ("tenant_mismatch", "ambiguous"):
             _stuck(machine, state, layout, part)
         _on_wide_ids(machine, layout, part)
+    _overview_of_few(machine, part)
     _prune(machine, part)
     return part
 
@@ -50,8 +52,10 @@ def _unmatched(machine: Machine, layout: Layout, part: Part) -> None:
             sweeps.append(_seconds(url, "unmatched", 2 * messages))
         written = _written(connection) - before - machine.rounds  # each leaves its row in the history of runs
     join, seconds = statistics.median(joins), statistics.median(sweeps)
-    part.add(f"{about}: a sweep", seconds, "s", 2 * join + 0.3, note=f"the honest join takes {join:.2f} s")
+    part.add(f"{about}: a sweep", seconds, "s", 1.6 * join + 0.1, note=f"the honest join takes {join:.2f} s")
     part.add(f"{about}: rows written by {machine.rounds} sweeps, without their own", max(0, written), "", 0)
+    part.add(f"{about}: `status --check`, with its start", looking.check(machine, url), "s", 0.7)
+    part.add(f"{about}: the page, overview", looking.overview(machine, url), "s", 0.5)
     fill(url, messages=1)
     linked = sweep(url)["linked"]
     part.add(f"{about}: younger ones linked, of two", linked, "", 2, least=True)
@@ -73,6 +77,8 @@ def _stuck(machine: Machine, state: str, layout: Layout, part: Part) -> None:
     part.curves[f"stuck: {state}, {layout}"] = points
     (few, shortest), (most, longest) = points[0], points[-1]
     note = ", ".join(f"{orphans:,.0f}: {seconds:.2f} s" for orphans, seconds in points)
+    asked = machine.scaled(ASKED)
+    part.add(f"{state}, {layout}: {asked:,} stuck orphans, a sweep", dict(points)[asked], "s", 3)
     name = f"{state}, {layout}: {most:,.0f} stuck orphans / {few:,.0f}, seconds of a sweep"
     part.add(name, longest / shortest, "", STRAIGHT * most / few, note=note)
 
@@ -83,6 +89,13 @@ def _on_wide_ids(machine: Machine, layout: Layout, part: Part) -> None:
     first, second = (_seconds(url, "ambiguous", orphans // 2 * 2) for _ in range(2))
     name = f"{orphans:,} ambiguous on ten wide ids, {layout}: the second sweep"
     part.add(name, second, "s", 1, note=f"the first: {first:.2f} s")
+
+
+def _overview_of_few(machine: Machine, part: Part) -> None:
+    orphans, url = machine.scaled(100_000), machine.copy("migrated")
+    fill(url, deliveries=1_000, messages=orphans // 2, **NOBODYS)
+    _seconds(url, "unmatched", orphans)
+    part.add(f"{orphans:,} unmatched: the page, overview", 1000 * looking.overview(machine, url), "ms", 80)
 
 
 def _prune(machine: Machine, part: Part) -> None:
