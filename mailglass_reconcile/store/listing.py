@@ -124,14 +124,11 @@ SELECT tenant_id, inserted_at::text AS inserted_at, id::text AS event_id
 # Only the ledger still has these. Tenant by tenant, because its index of orphans begins with the tenant; the next one
 # is probed for. A row that was reconciled is passed over by the caller, so that a page ends after so many rows.
 _EXPIRED = """
-WITH RECURSIVE tenants AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events
-    WHERE needs_reconciliation = true AND tenant_id >= :from_tenant
-      AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id) ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.needs_reconciliation = true AND e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL AND CAST(:tenant_id AS text) IS NULL
+WITH tenants AS (
+  SELECT tenant_id
+    FROM {schema}.mailglass_reconcile_tenants_of_orphans_v1(
+           greatest(CAST(:tenant_id AS text), CAST(:from_tenant AS text)))
+   LIMIT CASE WHEN CAST(:tenant_id AS text) IS NOT NULL THEN 1 END
 )
 SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
        EXISTS (SELECT FROM {schema}.mailglass_events AS r
@@ -149,6 +146,7 @@ SELECT e.id::text AS event_id, e.tenant_id, e.inserted_at::text AS arrived_at,
                                      now()::timestamp - make_interval(secs => CAST(:older AS float8)))
             AND inserted_at > now()::timestamp - make_interval(secs => coalesce(CAST(:newer AS float8), 3e9))
           ORDER BY inserted_at, id LIMIT :size) AS e
+ WHERE CAST(:tenant_id AS text) IS NULL OR t.tenant_id = :tenant_id
  LIMIT :size
 """
 

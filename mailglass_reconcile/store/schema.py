@@ -169,17 +169,16 @@ FUNCTIONS = tuple(
 
 READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
 
-MADE_BY_MAILGLASS = """
-       (to_regclass(:suppressions) IS NOT NULL
-        OR to_regclass(:events) IS NOT NULL
-       AND NOT EXISTS (SELECT FROM pg_class AS c JOIN pg_proc AS p ON p.pronamespace = c.relnamespace
-                        WHERE c.oid = to_regclass(:events)
-                          AND (p.proname = 'mailglass_raise_immutability'
-                               AND p.prosrc LIKE '%mailglass_reconcile.retention%'
-                               OR p.proname = 'mailglass_prune_events')))"""
-"""Whether Mailglass's own migrations made the tables, as a part of statements that ask for more.
-
-Ours make no `mailglass_suppressions`, but the functions of retention, and one that refuses every other DELETE.
+# Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
+# every other DELETE.
+_MADE_BY_MAILGLASS = """
+SELECT to_regclass(:suppressions) IS NOT NULL
+    OR to_regclass(:events) IS NOT NULL
+   AND NOT EXISTS (SELECT FROM pg_class AS c JOIN pg_proc AS p ON p.pronamespace = c.relnamespace
+                    WHERE c.oid = to_regclass(:events)
+                      AND (p.proname = 'mailglass_raise_immutability'
+                           AND p.prosrc LIKE '%mailglass_reconcile.retention%'
+                           OR p.proname = 'mailglass_prune_events'))
 """
 
 _TRIGGERS = """
@@ -225,12 +224,7 @@ MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailg
 
 def made_by_mailglass(tx: Transaction) -> bool:
     """Whether Mailglass's own migrations made the tables; False too if there are none."""
-    return bool(tx.execute(f"SELECT {MADE_BY_MAILGLASS}", made_by_parameters(tx)).scalar_one())
-
-
-def made_by_parameters(tx: Transaction) -> dict[str, str]:
-    """Return the parameters of `MADE_BY_MAILGLASS`."""
-    return {"suppressions": tx.name_of("mailglass_suppressions"), "events": tx.name_of("mailglass_events")}
+    return bool(tx.execute(_MADE_BY_MAILGLASS, tx.names_of("suppressions", "events")).scalar_one())
 
 
 def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:

@@ -26,18 +26,12 @@ TAKE_IT_OUT = "remove the line of Mailglass.Webhook.Reconciler from Oban's cront
 # By the primary key, if ids are UUIDv7; and of the first tenants, by an index of Mailglass's. Its `inserted_at` may be
 # local time, its `occurred_at` is UTC. Ours are both the time of the transaction.
 _FOREIGN = """
-WITH RECURSIVE tenants AS (
-  (SELECT tenant_id FROM {schema}.mailglass_events ORDER BY tenant_id LIMIT 1)
-   UNION ALL
-  SELECT (SELECT e.tenant_id FROM {schema}.mailglass_events AS e
-           WHERE e.tenant_id > t.tenant_id ORDER BY e.tenant_id LIMIT 1)
-    FROM tenants AS t WHERE t.tenant_id IS NOT NULL
-), newest AS (
+WITH newest AS (
   (SELECT id, type, occurred_at, inserted_at FROM {schema}.mailglass_events
     WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :events)
    UNION
   SELECT e.id, e.type, e.occurred_at, e.inserted_at
-    FROM (SELECT tenant_id FROM tenants LIMIT :tenants) AS t
+    FROM (SELECT tenant_id FROM {schema}.mailglass_reconcile_tenants_of_events_v1() LIMIT :tenants) AS t
    CROSS JOIN LATERAL (SELECT id, type, occurred_at, inserted_at FROM {schema}.mailglass_events
                         WHERE tenant_id = t.tenant_id ORDER BY inserted_at DESC LIMIT :of_tenant) AS e
 )

@@ -29,10 +29,10 @@ from mailglass_reconcile.store.migration.steps import Steps
 
 _PLAN_HEADER = "run this with `psql -v ON_ERROR_STOP=1`; if it stops, run --plan again: finished steps are left out"
 
-_SCOPE = f"""
+_SCOPE = """
 SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true),
-       pg_catalog.set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true),
-       pg_catalog.set_config('statement_timeout', '{STATEMENT_TIMEOUT_MS}', true),
+       pg_catalog.set_config('lock_timeout', :lock_timeout, true),
+       pg_catalog.set_config('statement_timeout', :statement_timeout, true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true)
 """
 
@@ -244,7 +244,8 @@ def _handed_over(config: Config, engine: sa.Engine, settings: Settings, steps: S
 
 
 def _scope(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(_SCOPE)
+    timeouts = {"lock_timeout": str(LOCK_TIMEOUT_MS), "statement_timeout": str(STATEMENT_TIMEOUT_MS)}
+    connection.execute(sa.text(_SCOPE), timeouts)
 
 
 def _scripts() -> Path:
