@@ -85,7 +85,7 @@ WITH of_message_ids AS (
    LIMIT :most
 ), named AS MATERIALIZED (
   SELECT event_id FROM of_message_ids UNION SELECT event_id FROM of_recipients
-   UNION SELECT unnest(CAST(:event_ids AS uuid[]))
+   UNION SELECT unnest(CAST(:ids AS uuid[]))
 -- Of an address, what is about another one is left out.
 ), newest AS MATERIALIZED (
   SELECT o.*, count(*) OVER () AS number
@@ -229,10 +229,11 @@ def find(database: Database, what: What, *, scan: bool = False, limit: int = 50)
     with database.reading(TIMEOUT_MS) as tx:
         if scan and what.address:
             ids |= _scanned(tx, what.address, what.tenant_id)
-        rows = _newest_deliveries(tx, what, recipients, message_ids, ids, limit)
+        rows = _newest(tx, _DELIVERIES, what, recipients, message_ids, ids, limit)
         message_ids |= {row.message_id for row in rows if row.message_id}
         unread, all_read = _unread(tx, recipients, message_ids)
-        orphans = _newest_open(tx, what, recipients, message_ids, unread, limit)
+        with by_statistics(tx):  # a pass over the open orphans
+            orphans = _newest(tx, _OPEN, what, recipients, message_ids, unread, limit)
         as_of = history.read(tx).counted_at
     number = rows[0].number if rows else 0
     opened = orphans[0].number if orphans else 0
@@ -270,35 +271,27 @@ def _scanned(tx: Transaction, address: str, tenant_id: str | None) -> set[str]:
     return {id_ for id_, recipient in rows if addresses.address(recipient) == address}
 
 
-def _newest_deliveries(
-    tx: Transaction, what: What, recipients: Iterable[str], message_ids: Iterable[str], ids: Iterable[str], size: int
+def _newest(
+    tx: Transaction,
+    statement: str,
+    what: What,
+    recipients: Iterable[str],
+    message_ids: Iterable[str],
+    ids: Iterable[str],
+    size: int,
 ) -> list[Any]:
+    """Return the newest that have one of the recipients, message ids or ids; each row has the number of all."""
     parameters = {
         "tenant_id": what.tenant_id,
         "recipients": array_literal(sorted(recipients)),
         "message_ids": array_literal(sorted(message_ids)),
         "ids": array_literal(sorted(ids)),
-        "most": MOST,
-        "size": size,
-    }
-    return list(tx.execute(_DELIVERIES, parameters))
-
-
-def _newest_open(
-    tx: Transaction, what: What, recipients: Iterable[str], message_ids: Iterable[str], ids: Iterable[str], size: int
-) -> list[Any]:
-    parameters = {
-        "tenant_id": what.tenant_id,
-        "recipients": array_literal(sorted(recipients)),
-        "message_ids": array_literal(sorted(message_ids)),
-        "event_ids": array_literal(sorted(ids)),
         "grace_seconds": tx.settings.grace_seconds,
         "max_age_minutes": tx.settings.max_age_minutes,
         "most": MOST,
         "size": size,
     }
-    with by_statistics(tx):  # a pass over the open orphans
-        return list(tx.execute(_OPEN, parameters))
+    return list(tx.execute(statement, parameters))
 
 
 def _unread(tx: Transaction, recipients: frozenset[str], message_ids: set[str]) -> tuple[set[str], bool]:
