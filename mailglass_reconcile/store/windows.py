@@ -154,7 +154,8 @@ WITH ring AS MATERIALIZED (
 SELECT string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY arrived_at, event_id) FROM ring
 """
 
-# Each table once, compared by hashing: a join would make a row of each orphan with each delivery of a wide id.
+# Each table once, compared by hashing: a join would make a row of each orphan with each delivery of a wide id. What the
+# census has none of is not looked for, which spares a pass.
 _RING_OF_MANY = """
 -- Materialized, so that parallel workers share this pass over the ids; as a part of the query each would do it whole.
 WITH named AS MATERIALIZED (
@@ -168,7 +169,7 @@ WITH named AS MATERIALIZED (
              AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
              AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
              AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-             AND refused = 0
+             AND refused = 0 AND CAST(:stuck AS boolean)
              AND (rule IS NULL OR rule <> ALL (CAST(:outdated AS text[])))
              AND (rule = :any_rule AND provider = ANY (CAST(:known AS text[]))) IS NOT TRUE
              AND (state IN ('ambiguous', 'tenant_mismatch', 'recipient_mismatch')
@@ -179,7 +180,7 @@ WITH named AS MATERIALIZED (
              AND (arrived_at, event_id) <= (CAST(:until_time AS timestamp), CAST(:until_event AS uuid))
              AND arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
              AND (CAST(:tenant_id AS text) IS NULL OR tenant_id = :tenant_id)
-             AND refused = 0
+             AND refused = 0 AND CAST(:unmatched AS boolean)
              AND rule <> ALL (CAST(:outdated AS text[]))
              AND NOT (rule = :any_rule AND provider = ANY (CAST(:known AS text[])))
              AND state = 'unmatched' AND ids > 0
@@ -398,15 +399,18 @@ def first_ids(tx: Transaction, whole: Slice, outdated: Outdated, before: Place, 
     return _ids(*tx.execute(_FIRST, parameters).one())
 
 
-def ring_ids(tx: Transaction, piece: Slice, outdated: Outdated, orphans: int) -> bytes:
+def ring_ids(
+    tx: Transaction, piece: Slice, outdated: Outdated, orphans: int, *, stuck: bool = True, unmatched: bool = True
+) -> bytes:
     """Return what a sweep looks at then, in order of arrival: mismatches, failed rules, and what a delivery may match.
 
-    About so many *orphans* are open in *piece*.
+    About so many *orphans* are open in *piece*; whether any are `unmatched`, and any others, the census knows.
     """
     parameters = {**piece.parameters(), **outdated.parameters(), "size": MOST_IDS}
     # Each range would read the tables again.
     if len(piece.ranges) == 1 and orphans > FEW // 10 and _scans_cost_less(tx, orphans):
         with by_scans(tx):
+            parameters |= {"stuck": stuck, "unmatched": unmatched}
             return bytes(tx.execute(_RING_OF_MANY, parameters).scalar_one() or b"")
     return bytes(tx.execute(_RING, parameters).scalar_one() or b"")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mailglass_reconcile.errors import SchemaOutdatedError, hint
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE
+from mailglass_reconcile.rules.matching import MATCHED, UNMATCHABLE, UNMATCHED
 from mailglass_reconcile.rules.states import UNSEEN
 from mailglass_reconcile.store import windows
 from mailglass_reconcile.store.database import Transaction
@@ -134,14 +134,19 @@ def _is_in_ring(group: Group, outdated: Outdated) -> bool:
 
 def _ring(tx: Transaction, window: Window) -> Part:
     """Return the ring, entered at a random row; of one that is too large, from a random row to the end and around."""
-    whole, outdated, eligible = window.whole, window.outdated, window.eligible
-    found = windows.ring_ids(tx, whole, outdated, eligible)
+
+    def ids(piece: Slice) -> bytes:
+        return windows.ring_ids(tx, piece, window.outdated, window.eligible, stuck=stuck, unmatched=unmatched)
+
+    states = {one.state for one in window.groups if not one.refused and _is_in_ring(one, window.outdated)}
+    stuck, unmatched = bool(states - {UNMATCHED}), UNMATCHED in states
+    found = ids(window.whole)
     if len(found) < 16 * windows.MOST_IDS:
         return Part(_turned(found))
-    start = windows.any_place(tx, whole, eligible)
-    found = windows.ring_ids(tx, replace(whole, after=start), outdated, eligible)
+    start = windows.any_place(tx, window.whole, window.eligible)
+    found = ids(replace(window.whole, after=start))
     if len(found) < 16 * windows.MOST_IDS:
-        found += windows.ring_ids(tx, replace(whole, until=start), outdated, eligible)
+        found += ids(replace(window.whole, until=start))
     return Part(found[: 16 * windows.MOST_IDS])
 
 

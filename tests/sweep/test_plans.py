@@ -472,6 +472,15 @@ def test_the_ring_is_found_by_reading_the_tables_once(reading, whole, monkeypatc
     assert plan.read <= 2 * ROWS + 2 * KEYED + ROWS + WIDE
 
 
+def test_a_ring_without_stuck_or_without_unmatched_orphans_spares_their_pass(reading, whole):
+    """The census knows which there are; ids and deliveries are read for the unmatched ones only."""
+    plan = plan_of(reading, lambda: windows.ring_ids(reading, whole, OUTDATED, ROWS, stuck=False))
+    assert plan.whole["mailglass_open_orphans"] == 1
+    assert plan.whole["mailglass_open_orphan_ids"] == 1
+    plan = plan_of(reading, lambda: windows.ring_ids(reading, whole, OUTDATED, ROWS, unmatched=False))
+    assert +plan.whole == {"mailglass_open_orphans": 1}
+
+
 def test_refused_ones_are_found_in_one_walk(reading, whole):
     """Of the index of arrival, or of the table."""
     plan = plan_of(reading, lambda: windows.refused_ids(reading, whole))
