@@ -28,6 +28,7 @@ from catalog import client, installation, live, url_of
 from faults.redis_servers import needs_debians_redis
 from history import DELIVERY, ORPHAN
 from installation import PATIENCE, end
+from mailglass_reconcile import Sent, record_send
 from mailglass_reconcile.testing.servers import free_port
 from waiting import wait_until
 
@@ -35,7 +36,10 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SCHEMA = "${MAILGLASS_DATABASE_SCHEMA:-public}"
 OURS = ("migrate", "worker", "beat", "receive", "web")
-ROLES = ("mailglass_owner", "mailglass_sweeper", "mailglass_recorder", "mailglass_reader")
+IMPORTS = "${MAILGLASS_IMPORTS:-}"
+LOGINS = ("mailglass_owner", "mailglass_worker", "mailglass_recorder", "mailglass_reader")
+GRANTED = ("mailglass_sweeper", "mailglass_dispatcher", "mailglass_recorder", "mailglass_reader")
+ROLES = tuple(dict.fromkeys((*LOGINS, *GRANTED)))
 
 
 def test_the_file_is_as_the_compose_specification_wants_it():
@@ -123,11 +127,11 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
     services = COMPOSE["services"]
     secrets = {name: service.get("secrets", []) for name, service in services.items()}
     assert secrets == {
-        "postgres": ["postgres", "owner", "sweeper", "recorder", "reader"],
+        "postgres": ["postgres", "owner", "worker", "recorder", "reader"],
         "redis": ["redis"],
         "migrate": ["owner"],
         "grants": ["owner"],
-        "worker": ["sweeper", "redis"],
+        "worker": ["worker", "redis"],
         "beat": ["redis"],
         "receive": ["recorder", "redis", "webhooks"],
         "web": ["reader", "web"],
@@ -138,16 +142,17 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
         assert given.get("MAILGLASS_DATABASE_SCHEMA", SCHEMA) == SCHEMA
         assert ("MAILGLASS_DATABASE_SCHEMA" in given) == ("MAILGLASS_DATABASE_URL" in given)
         for value in given.values():
-            assert "$" not in value.replace(SCHEMA, "")
+            assert "$" not in value.replace(SCHEMA, "").replace(IMPORTS, "")
             assert urlsplit(value).password is None
-            assert urlsplit(value).username in {None, *ROLES}
+            assert urlsplit(value).username in {None, *LOGINS}
+    assert [name for name, one in services.items() if IMPORTS in one.get("environment", {}).values()] == ["worker"]
 
 
-def test_sweeper_recorder_and_reader_get_the_grants_of_the_document():
+def test_each_role_gets_the_grants_of_the_document():
     """Word for word, but for the schema, which its owner grants; and with Mailglass the right that its text names."""
     documented = re.findall(r"^GRANT [^;]*;\n", (ROOT / "docs/grants.sql").read_text(), re.MULTILINE)
     granted = ""
-    for role in ROLES[1:]:
+    for role in GRANTED:
         blocks = "".join(block for block in documented if f"TO {role};" in block)
         schema, rest = blocks.split("\n", 1)
         granted += rest
@@ -191,6 +196,15 @@ def test_the_image_is_built_from_what_the_ignore_file_lets_through(tmp_path):
     assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
 
 
+HANDLERS = """
+from mailglass_reconcile import on_event
+
+@on_event("opened")
+def note(connection, event):
+    pass
+"""
+
+
 class Surroundings:
     """What the services have around them here: their environment, secrets and roles, in places of a test's own."""
 
@@ -228,6 +242,9 @@ class Surroundings:
                 make_url(self.url).set(username=user).render_as_string(hide_password=False)
             )
             places["MAILGLASS_DATABASE_SCHEMA"] = self.here(given["MAILGLASS_DATABASE_SCHEMA"])
+        if given.get("MAILGLASS_IMPORTS") == IMPORTS:
+            (self.directory / "compose_handlers.py").write_text(HANDLERS)
+            places |= {"MAILGLASS_IMPORTS": "compose_handlers", "PYTHONPATH": str(self.directory)}
         if "MAILGLASS_WEBHOOK_SECRETS" in given:
             places["MAILGLASS_WEBHOOK_SECRETS"] = self.here(given["MAILGLASS_WEBHOOK_SECRETS"])
         return places
@@ -325,9 +342,16 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         token = {"authorization": f"Bearer {(tmp_path / 'web').read_text().strip()}"}
         assert "Overview" in httpx.get(page, headers=token).text
         webhook = f"http://127.0.0.1:{surroundings.receiver_port}/postmark"
+        tables = installation(surroundings.owner)
+        wait_until(lambda: tables.values("SELECT type FROM mailglass_handled_types") == ["opened"], PATIENCE)
+        with tables.engine.begin() as connection:
+            record_send(connection, provider="postmark", sent=[Sent(recipient="ann@example.org", message_id="m-1")])
         told = {"RecordType": "Open", "MessageID": "m-1", "Recipient": "ann@example.org"}
         answers = [httpx.post(webhook, json=told, auth=("me", word)) for word in (surroundings.suffix, "another")]
         assert [answer.status_code for answer in answers] == [200, 401]
+        wait_until(
+            lambda: tables.values("SELECT state FROM mailglass_hook_outbox") == ["dispatched"], PATIENCE
+        )  # by the worker, with its own privileges
         swept = subprocess.run(
             ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP],
             env=surroundings.environment("worker"),
