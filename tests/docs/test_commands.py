@@ -93,8 +93,8 @@ def story(db, monkeypatch) -> Iterator[None]:
 @pytest.fixture
 def terminal(db, redis_url, tmp_path) -> dict[str, str]:
     """A reader's environment: the test's servers, the installed commands, and one that calls somebody."""
-    (tmp_path / "page-somebody").write_text("#!/bin/sh\n")
-    (tmp_path / "page-somebody").chmod(0o755)
+    (tmp_path / "send-alert").write_text("#!/bin/sh\n")
+    (tmp_path / "send-alert").chmod(0o755)
     given = db.environment(redis_url)
     paths = [str(tmp_path), str(Path(sys.executable).parent), given["PATH"]]
     return {**given, "PATH": os.pathsep.join(paths), "PYTHONPATH": str(pages.ROOT)}
