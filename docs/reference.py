@@ -70,7 +70,7 @@ DATA = {
 RESULTS = {
     "RecordedDelivery", "Recorded", "Orphan", "Erased", "Subscription", "AsyncSubscription", "Update", "Missed",
 }  # fmt: skip
-"""Classes that nobody calls: their attributes are what a reader needs."""
+"""Classes that only functions make: their attributes are what a reader needs."""
 INNER = {"step"}
 """Attributes that are no business of a reader's."""
 STANDARD = {"Any", "Iterable", "Mapping", "Sequence", "UUID", "datetime", *dir(builtins)}

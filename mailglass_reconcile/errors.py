@@ -211,7 +211,7 @@ def unavailable(code: str) -> DatabaseUnavailableError:
 
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate whatever the database driver raises inside the block; the chain is cut, because it holds values."""
+    """Translate any error of the database driver's inside the block; the chain is cut, because it holds values."""
     from sqlalchemy.exc import DBAPIError, NoSuchModuleError  # noqa: PLC0415 - `--help` needs the settings, not this
 
     try:

@@ -191,7 +191,7 @@ def load_imports(*, to_read: bool = False) -> None:
     """Import the modules of `MAILGLASS_IMPORTS`, which register an application's key rules and handlers.
 
     They are looked for in the working directory too, after everything else. If the caller only reads (*to_read*), one
-    that cannot be imported is logged, once, and is no error.
+    that cannot be imported is logged, once, and raises nothing.
     """
     if imports := get_settings().imports:
         _load([name for part in imports.split(",") if (name := part.strip())], to_read=to_read)

@@ -43,7 +43,7 @@ def _name(value: str) -> str:
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
 """Days, or `infinity` (None in Python): nothing is deleted."""
 SilenceHours = Annotated[float | None, Field(gt=0, le=8_760, allow_inf_nan=False), BeforeValidator(_infinity_is_none)]
-"""Hours, or `infinity` (None in Python): nobody is told."""
+"""Hours, or `infinity` (None in Python): nothing is reported."""
 
 
 class Settings(BaseSettings):
@@ -56,11 +56,11 @@ class Settings(BaseSettings):
         redis_url: Where broadcasts go and the sweep's lock is kept; the bundled Celery app keeps its results there, and
             its queues unless `CELERY_BROKER_URL` names another broker.
         imports: Modules to import in every process, separated by commas: an application's key rules and handlers.
-        web_token: The page's token, at least 16 characters; anyone with it sees the events of all tenants.
-        web_secure_cookie: Whether browsers send the page's cookie over HTTPS only, behind a proxy that ends TLS.
+        web_token: The dashboard's token, at least 16 characters; anyone with it sees the events of all tenants.
+        web_secure_cookie: Whether browsers send the dashboard's cookie over HTTPS only, behind a proxy that ends TLS.
         webhook_secrets: `provider=secret` pairs, separated by commas, or `@` and a file with one on each line.
         webhook_url: The public address of the webhooks, without the provider's name; Mandrill signs it.
-        grace_seconds: Age in seconds after arrival before an orphan is looked at.
+        grace_seconds: Age in seconds after arrival before a sweep checks an orphan.
         max_age_minutes: Age in minutes after which an orphan is expired.
         batch_size: Orphans that one transaction links at most; the default holds locks for about 100 ms.
         silence_hours: Hours after which a delivery without a report, and a provider without webhooks, count as silent;

@@ -168,7 +168,7 @@ def ask_for_dispatch() -> None:
     """Run the handlers of what a sweep has linked now; a broker that is down is not an error."""
     try:
         dispatch.apply_async(retry=False)
-    except Exception as error:  # whatever a broker's client raises
+    except Exception as error:  # any error of a broker's client
         logger.warning("handlers run at the next dispatch: the broker took no task (%s)", type(error).__name__)
 
 
@@ -198,7 +198,7 @@ def _send(hold: Hold, tenant_id: str | None, eligible: int, parts: Sequence[Rang
 
 
 def _origin() -> Origin:
-    """Return who asked for the running task: beat, as its entries say, or somebody else."""
+    """Return who asked for the running task: beat, as its entries say, or another caller."""
     headers = (current_task.request.headers if current_task else None) or {}  # none if it is called as a function
     return "beat" if headers.get(ORIGIN_HEADER) == "beat" else "call"
 

@@ -75,7 +75,7 @@ def _instruments() -> _Instruments:
     meter = metrics.get_meter(NAME, _version(), schema_url=SCHEMA_URL)
     return _Instruments(
         orphans=meter.create_counter(
-            f"{NAME}.orphans", "{orphan}", "Orphans that sweeps looked at or the prune removed, by outcome"
+            f"{NAME}.orphans", "{orphan}", "Orphans that sweeps checked or the prune removed, by outcome"
         ),
         sweeps=meter.create_counter(f"{NAME}.sweeps", "{sweep}", "Sweeps, by how they ended"),
         messages=meter.create_counter(f"{NAME}.messages", "{message}", "Messages that Redis took, and that it did not"),

@@ -63,7 +63,7 @@ def make_database(mailglass_databases: Databases) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def drop_database(mailglass_databases: Databases) -> Callable[[str], None]:
-    """Drop a database, even if somebody is still connected."""
+    """Drop a database, even if sessions are still connected."""
     return mailglass_databases.drop
 
 

@@ -119,7 +119,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     if found.recipient_checked is False:
         yield _fact("recipient", NOT_CHECKED)
     if found.linked_by:
-        yield _fact("by hand", f"{found.linked_by_actor or 'somebody'}: {found.reason or 'no reason'}")
+        yield _fact("by hand", f"{found.linked_by_actor or 'an unknown user'}: {found.reason or 'no reason'}")
     for run in found.linked_during:
         yield _fact("during", f"a {run['kind']} sweep (origin: {run['origin']}) of {moment(run['started_at'])}")
     yield from _reads(found)
@@ -150,7 +150,7 @@ def _ids(found: Explanation) -> Iterator[str]:
     yield ""
     yield "ids tried, in this order:"
     for one in found.tried:
-        place = one["read_from"] or "several places, or as its writer knew it"
+        place = one["read_from"] or "several places, or as it was recorded"
         yield wrapped(one["id"], "  ")
         yield wrapped(f"from {place}; {_named(one['deliveries'])}", "    ")
         for named in found.named:
@@ -183,7 +183,7 @@ def _outlook(found: Explanation) -> Iterator[str]:
     if found.remedy or found.expires_at:
         yield ""
     if found.state in ("waiting", "expired") and found.verdict:
-        yield _fact("verdict", f"a sweep that looked at it now would find it {found.verdict}")
+        yield _fact("verdict", f"a sweep now would find it {found.verdict}")
     if found.remedy:
         yield with_commands(found.remedy, " " * 11, f"{'to link':<11}")
     if found.refused:

@@ -1,4 +1,4 @@
-"""The subcommand `follow`: a recent sweep many times a second, on one connection, until somebody ends it."""
+"""The subcommand `follow`: a recent sweep many times a second, on one connection, until it is stopped."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ CAUSES_SHOWN = 10
 @click.option("--newest-first", is_flag=True, help="Instead of the oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
 def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: bool, **filters: Any) -> None:
-    """List open orphans, with the state in which the last sweep that looked at it left each.
+    """List open orphans, each with the state that the last sweep left.
 
     Standard error says how many there are, by cause, since when the states are known and, if there are more, how to get
     the next page. The recipient of an orphan is known only while it is open, and never shown.
@@ -54,7 +54,7 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
         raise click.UsageError("--expired and --state cannot be combined")
     wanted = Filters(**{**_checked(filters), "state": EXPIRED if expired else filters["state"]})
     if wanted.state == EXPIRED and newest_first:
-        raise click.UsageError("expired orphans come by tenant and time: leave out --newest-first")
+        raise click.UsageError("--newest-first cannot be combined with --expired, which lists by tenant and time")
     if wanted.state == EXPIRED and wanted.recipient:
         raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
     begin, database = None if after is None else str(after), runtime.database()
@@ -69,7 +69,7 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
         for one in found.orphans:
             print_json(one.as_dict()) if as_json else click.echo(_lines(one))
         if not (found.orphans or as_json):
-            click.echo(f"none among the {found.looked_at:,} looked at" if found.after else "none")
+            click.echo(f"none among the {found.looked_at:,} checked" if found.after else "none")
     if found.after:
         click.echo(f"{'more' if found.orphans else 'there may be more'}: --after {found.after}", err=True)
 

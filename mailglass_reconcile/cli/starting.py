@@ -1,4 +1,4 @@
-"""The first look of a command that goes on running: whether the database is the one that is meant."""
+"""The first check of a command that continues to run: whether the database is the one that is meant."""
 
 from __future__ import annotations
 

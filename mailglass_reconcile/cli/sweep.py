@@ -1,4 +1,4 @@
-"""The subcommand `sweep`: all that is eligible, or what somebody points at, and what it says of that."""
+"""The subcommand `sweep`: all that is eligible, or selected events, and what it prints."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _run(sweep: Sweep, show: Shower | None, *, with_bar: bool) -> SweepResult:
         if sys.stderr.isatty() and not has_bar:
             click.echo(err=True)  # after the ^C that the terminal shows; with a bar, it goes with the bar
         links = counted(sweep.result.linked, "link is committed and stays", "links are committed and stay")
-        click.echo(f"interrupted: {links}; the next sweep goes on with the rest", err=True)
+        click.echo(f"interrupted: {links}; the next sweep links the rest", err=True)
         sys.exit(INTERRUPTED)
     return sweep.result
 

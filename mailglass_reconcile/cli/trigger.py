@@ -60,5 +60,5 @@ def trigger(provider: str, type_: str, message_id: str, url: str, recipient: str
 
 def _no_sample(provider: str) -> str:
     if provider in registry.PROVIDERS:
-        return f"{provider} signs with a private key that nobody else has; let it send a test, in its dashboard"
+        return f"{provider} signs with a private key; let it send a test, in its dashboard"
     return f"{provider} is read by a reader of your own, and there is no sample of its webhooks"

@@ -74,7 +74,7 @@ def _install(database_url: str, redis_url: str) -> None:
     for name in [name for name in os.environ if name.startswith(("MAILGLASS_", "CELERY_"))]:
         del os.environ[name]
     os.environ |= {"MAILGLASS_DATABASE_URL": database_url, "MAILGLASS_REDIS_URL": redis_url}
-    os.environ["MAILGLASS_GRACE_SECONDS"] = "0"  # 60 in operation; nobody wants to watch that
+    os.environ["MAILGLASS_GRACE_SECONDS"] = "0"  # 60 in operation; too long to watch
     runtime.configure()
     runner.migrate(runtime.get_engine(), runtime.get_settings(), lambda line: check())
 

@@ -2,7 +2,7 @@
 
 An attempt is counted and committed first. Then each handler of each event runs in a transaction of the application's
 own connection, which holds nothing else: the row notes that the handler is done, the handler runs, COMMIT. What the
-database holds then decides: if the note is not there, whatever undid it undid the handler's work as well, and the
+database holds then decides: if the record does not exist, the handler's work was undone with it, and the
 attempt has failed. So a handler that kills its process, or its connection, takes no other's work with it.
 """
 

@@ -63,7 +63,7 @@ class Silence(NamedTuple):
 
     Attributes:
         without_report: Deliveries without a report, of those looked at.
-        seconds: For how long no webhook has come although mail goes out; 0 if some come, or none ever did.
+        seconds: For how long no webhook has arrived although mail goes out; 0 if some come, or none ever did.
     """
 
     without_report: int

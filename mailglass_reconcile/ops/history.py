@@ -1,4 +1,4 @@
-"""What the history of runs says of sweeps, of beat and of the prune: one query, whatever is open."""
+"""What the history of runs says of sweeps, of beat and of the prune: one query, however much is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The open orphans that name a message, of whatever tenant: what a delivery without its events is missing."""
+"""The open orphans that name a message, in all tenants: the events that a delivery without events may be missing."""
 
 from __future__ import annotations
 

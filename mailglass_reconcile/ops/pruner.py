@@ -173,7 +173,7 @@ class _Prune:
         return 0
 
     def _take(self, name: str, step: Step) -> int:
-        """Take one step; if it fails, note why and return 0. Only a database that nobody can reach ends the prune."""
+        """Take one step; if it fails, note why and return 0. Only a database that cannot be reached ends the prune."""
         with self._database.connect() as connected:
             try:
                 with database_errors():

@@ -1,4 +1,4 @@
-"""How linking is going: what the history of runs says, and whether somebody has to act."""
+"""How linking is going: what the history of runs says, and whether a person has to act."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Status:
         hooks_dead: Events whose handlers have failed for the last time.
         totals: `linked`, `expired` and `failed_runs` since the history began.
         triggers: Whether the triggers that keep the table of open orphans are at work.
-        healthy: Whether nobody has to act.
+        healthy: Whether nothing has to be done.
         problems: Why not: a sentence for each, with what to do.
         warnings: What needs a look and costs no link.
     """

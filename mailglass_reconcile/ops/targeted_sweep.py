@@ -1,4 +1,4 @@
-"""A sweep of what somebody points at: a few orphans, found first, counted, and then linked by the sweep's own batch."""
+"""A sweep of selected orphans: a few, found first, counted, and then linked by the sweep's own batch."""
 
 from __future__ import annotations
 

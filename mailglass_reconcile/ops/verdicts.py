@@ -77,7 +77,7 @@ SELECT k.number, o.event_id::text, left(o.tenant_id, 1000)
 
 _MEANINGS = {
     "delivered": "the recipient's mail server accepted it",
-    "deferred": "the provider tries again by itself",
+    "deferred": "the provider tries again",
     "complained": "the recipient marked it as spam",
     "suppressed": "the address is on a suppression list, so it was not sent",
 }
@@ -148,8 +148,8 @@ def _unreported(one: sa.Row[Any], naming: Sequence[tuple[str, str]]) -> Verdict:
     if not one.message_id:
         return Verdict(f"{when} without a message id, so no webhook can be linked to it: record the id with the send")
     if one.seconds is not None and one.seconds < SOON_SECONDS:
-        return Verdict(f"{when}, no webhook has come yet")
-    return Verdict(f"{when}, no webhook has come: look at {log}, and whether its webhook is set up and enabled")
+        return Verdict(f"{when}, no webhook has arrived yet")
+    return Verdict(f"{when}, no webhook has arrived: look at {log}, and whether its webhook is set up and enabled")
 
 
 def _ago(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ Publishing is best effort. A message that Redis did not take is counted and neve
 gets one twice. Success means only that Redis took it, not that anybody subscribes.
 
 One thread of this process publishes: a connection that hangs, a slow name server or an answer in many pieces keeps
-that thread waiting and nobody else. What several callers publish meanwhile goes out together.
+only that thread waiting. What several callers publish meanwhile goes out together.
 """
 
 from __future__ import annotations
@@ -279,17 +279,17 @@ class _Outbox:
                 pass
             for server, group in groupby(entries, attrgetter("server")):
                 self._publish(server, list(group))
-            del entries, group  # a client that nobody else has can go
+            del entries, group  # a client that nothing else has can go
 
     def _publish(self, server: _Server, entries: Sequence[_Entry]) -> None:
-        """Publish *entries* in one round trip, except those that nobody waits for any more."""
+        """Publish *entries* in one round trip, except those that nothing waits for any more."""
         current = [entry for entry in entries if entry.set_running_or_notify_cancel()]
         seconds, taken = 0.0, iter(list[bool]())
         try:
             if current:
                 server.require()
                 seconds, taken = server.publish(current[0].client, [one for entry in current for one in entry.chunk])
-        except Exception as error:  # raised where somebody waits
+        except Exception as error:  # raised in the thread that waits
             if not isinstance(error, _RestingError):
                 server.fail(error)
             for entry in current:

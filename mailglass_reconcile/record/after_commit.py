@@ -1,7 +1,7 @@
 """The step after the commit: broadcast what a writer attached or linked, and look once more for its ids.
 
 One cheap question to the database, on a connection that already exists, tells which of the recorded events are there,
-whatever became of the savepoints and the transaction that they were written in. Only those are broadcast.
+however the savepoints and the transaction ended that they were written in. Only those are broadcast.
 
 Of a send and a webhook whose transactions overlap, neither sees the other. Whichever commits last sees both when it
 looks again, so nothing waits for a lock, or for a sweep. The same question looks; only if it finds something, the

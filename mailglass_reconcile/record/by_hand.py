@@ -1,4 +1,4 @@
-"""Linking by hand: an event and the delivery that a person knows it belongs to, whatever the event's ids say."""
+"""Linking by hand: an event and the delivery that a person chooses, against its ids if need be."""
 
 from __future__ import annotations
 

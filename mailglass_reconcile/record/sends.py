@@ -195,5 +195,5 @@ def _checked(at: str, one: Sent, tenant_id: str, provider: str) -> NewSend:
 
 
 def _key(*identity: str | None) -> str:
-    """Return the key under which a send is recorded once: a digest, which names nobody."""
+    """Return the key under which a send is recorded once: a digest, which names no person."""
     return f"send:{hashlib.sha256(json.dumps(identity).encode()).hexdigest()}"

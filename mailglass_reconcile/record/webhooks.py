@@ -146,7 +146,7 @@ def _identity(event: WebhookEvent) -> str:
 
 
 def idempotency_key(tenant_id: str, provider: str, provider_event_id: str, kind: str, number: int) -> str:
-    """Return the key under which an event is recorded once: a digest, which names nobody.
+    """Return the key under which an event is recorded once: a digest, which names no person.
 
     Several different events of one call may share id and type: *number* says, from 0, which of them it is.
     """

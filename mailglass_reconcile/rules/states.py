@@ -96,13 +96,13 @@ MEANINGS: Mapping[str, Meaning] = {
         "only deliveries to other recipients have the id",
         f"store a delivery to the event's recipient under one of these ids; {_BY_HAND}",
     ),
-    "unseen": Meaning("not looked at yet", "no sweep has looked at it yet; the next full sweep does"),
+    "unseen": Meaning("not checked yet", "no sweep has checked it yet; the next full sweep does"),
     "waiting": Meaning(
-        "in its grace period", "still in its grace period; the first full sweep after it will look at this event"
+        "in its grace period", "still in its grace period; the first full sweep after it will check this event"
     ),
     "expired": Meaning(
         "too old",
-        "older than the maximum age, so no sweep looks at it any more",
+        "older than the maximum age, so no sweep checks it any more",
         "run `mailglass-reconcile sweep --include-expired`, which links it if its delivery exists",
     ),
     "linked": Meaning("linked", "it has its delivery"),
@@ -115,9 +115,9 @@ MEANINGS: Mapping[str, Meaning] = {
         "run `mailglass-reconcile prune`, which repairs that table from the ledger",
     ),
     "unknown": Meaning("unknown", "no event in the ledger has this id"),
-    "skipped": Meaning("skipped", "not looked at, or not linked, by this sweep"),
+    "skipped": Meaning("skipped", "not checked, or not linked, by this sweep"),
     "skipped_limit": Meaning("beyond the limit", "can be linked, but the sweep had reached its limit"),
-    "skipped_deadline": Meaning("out of time", "the sweep's time was over before it could look at them or link them"),
+    "skipped_deadline": Meaning("out of time", "the sweep's time was over before it could check or link them"),
     "skipped_held": Meaning("held elsewhere", "another session holds them or has already closed them"),
     "failed": Meaning("refused", "the database refused to read or link them"),
 }

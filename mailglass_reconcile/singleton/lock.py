@@ -161,7 +161,7 @@ class LockBackend:
     def kept(self, key: str, token: str, is_shared: Callable[[], bool]) -> Iterator[None]:
         """Extend the lock every 20 seconds while the block runs; at its end release it, or extend it if it is shared.
 
-        A shared lock is released by nobody: it lapses a minute after the last who shared it.
+        A shared lock is not released: it expires a minute after the last process that shared it.
         """
         done = threading.Event()
         threading.Thread(target=self._renew, args=(key, token, done), daemon=True, name=f"renew {key}").start()
@@ -185,7 +185,7 @@ class LockBackend:
     def _without_it_if_need_be(self) -> Iterator[None]:
         try:
             yield
-        except LockError:  # it has lapsed, and may be somebody else's
+        except LockError:  # it has expired, and may be another process's
             self._warned = False
         except (RedisError, OSError) as error:
             if not self._warned:

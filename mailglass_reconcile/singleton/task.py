@@ -84,7 +84,7 @@ class SweepTask(Singleton):
 
         A request for now expires after five minutes, unless it says when. One for later (`countdown`, `eta`) does not,
         and meets the lock when its run starts. So does a duplicate with a *task_id* of its own, as a group, a chord or
-        a chain gives: somebody waits for the result of that id.
+        a chain gives: a caller waits for the result of that id.
         """
         if self.app.conf.task_always_eager:
             return Task.apply_async(self, args, kwargs, task_id=task_id, **options)
@@ -135,7 +135,7 @@ class SweepTask(Singleton):
     def send_ranges(self, hold: Hold, calls: Sequence[dict[str, Any]], run_id: int | None) -> list[str]:
         """Send a sweep for each of *calls*, the keyword arguments of ranges, to this run's own queue; return their ids.
 
-        The lock of *hold* is left to them, and lapses a minute after the last of them has ended.
+        The lock of *hold* is left to them, and expires a minute after the last of them has ended.
         """
         hold.shared = True
         came_by = self.request.delivery_info or {}
@@ -170,7 +170,7 @@ class SweepTask(Singleton):
     get_existing_task_id = partialmethod(_refuse, "get_existing_task_id")
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
-        """Do nothing: the run has released the lock itself, and nobody else may."""
+        """Do nothing: the run has released the lock itself, and no other process may."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Do nothing: the run has released the lock itself, and one that never ran lets it lapse."""

@@ -2,7 +2,7 @@
 
 A single call executes functions of the schema, which have our settings by themselves. On psycopg the
 savepoint travels with the first statement and its end with the last, so a call is one round trip, or two. Values are
-parameters of their statements on every driver, so nobody reads them in `pg_stat_activity`.
+parameters of their statements on every driver, so they are not in `pg_stat_activity`.
 """
 
 from __future__ import annotations

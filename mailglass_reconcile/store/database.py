@@ -2,7 +2,7 @@
 
 Every transaction is in UTC, sees no schema but Postgres's own unless a statement names one, and is bounded by lock and
 statement timeouts; those that write are READ COMMITTED. All of that is set for the transaction only, so PgBouncer's
-transaction mode works. Rows are reached through indexes, whatever the planner believes of the tables: statistics may be
+transaction mode works. Rows are reached through indexes, even if the planner misjudges the tables: statistics may be
 stale, and then its guess costs minutes. Where one pass over a table is cheaper, a statement runs in `by_scans`.
 """
 

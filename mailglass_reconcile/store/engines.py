@@ -85,7 +85,7 @@ def _immutable_by_name(context: sa.engine.ExceptionContext) -> None:
 
 
 def connect(engine: sa.Engine) -> sa.Connection:
-    """Open a connection whose transactions are READ COMMITTED, whatever the server's default."""
+    """Open a connection whose transactions are READ COMMITTED, not the server's default."""
     with database_errors():
         try:
             return engine.connect().execution_options(isolation_level=ISOLATION)
@@ -122,7 +122,7 @@ def connection_of_session(given: object) -> sa.Connection:
     if session is not None:
         try:
             return session.connection()
-        except OSError as error:  # asyncpg's own, when nobody listens
+        except OSError as error:  # asyncpg's own, when nothing listens
             raise unavailable(type(error).__name__) from None
     raise TypeError(
         f"pass a SQLAlchemy Connection or Session, not {type(given).__module__}.{type(given).__name__}:"

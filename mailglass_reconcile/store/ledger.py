@@ -22,7 +22,7 @@ SELECT e.id::text
                       AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
 """
 
-# In the order of the keys: two webhooks that share several, in whatever order, then wait for each other one way only.
+# In the order of the keys: two webhooks that share several, in any order, then wait for each other one way only.
 _APPEND = """
 INSERT INTO {schema}.mailglass_events
        (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, reject_reason, metadata,
@@ -129,7 +129,7 @@ def link(
 ) -> list[LinkedEvent]:
     """Claim orphans and deliveries, append a `reconciled` event for each pair, project, hand over; return the claimed.
 
-    Waits for nobody who holds an orphan or a delivery. A pair is left out if the orphan is no longer open, the delivery
+    Waits for no session that holds one of them. A pair is left out if the orphan is no longer open, the delivery
     is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
     and stay open here. The ledger's trigger closes the others, except in a transaction that is `linking`: there the
     caller does. *notes* are more metadata of the appended event, by orphan id.

@@ -118,7 +118,7 @@ class Open(NamedTuple):
 
     Times and ids are strings as Postgres writes them: the ledger may hold times that no Python datetime can. Without
     stored keys, `keys` has what the event's writer knew. `state` is what a sweep or the writer has stored; None if
-    nobody has looked yet.
+    it was not checked yet.
     """
 
     event_id: str

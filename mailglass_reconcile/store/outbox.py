@@ -99,7 +99,7 @@ RETURNING o.event_id::text, o.attempts, o.type, o.state = 'dead' AS dead
 
 # Here and below, CASE, which the planner cannot estimate: with statistics from a time when nothing waited,
 # `state = 'waiting'` looks like one row, and each batch would begin with all that wait.
-# A claim that somebody else has made since has another number of attempts. A time that Python cannot hold is replaced.
+# A later claim, of another process, has another number of attempts. A time that Python cannot hold is replaced.
 _READ = """
 SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tenant_id, e.reject_reason,
        CASE WHEN e.occurred_at BETWEEN '0001-01-01' AND '9999-12-31' THEN e.occurred_at
@@ -143,7 +143,7 @@ UPDATE {schema}.mailglass_hook_outbox AS o
    AND CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END AND c.handler <> ALL (o.done)
 """
 
-# Locks the rows, so it waits for a COMMIT of which nobody knows how it ended.
+# Locks the rows, so it waits for a COMMIT whose result is unknown.
 _OUTCOMES = """
 SELECT event_id::text, attempts, state, done FROM {schema}.mailglass_hook_outbox
  WHERE event_id = ANY (CAST(:event_ids AS uuid[])) ORDER BY event_id FOR UPDATE

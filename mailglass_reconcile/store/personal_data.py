@@ -60,7 +60,7 @@ UPDATE {schema}.mailglass_open_orphans SET recipient = NULL, recipient_lost = tr
 """
 
 # Every row is returned, so that no statement reads more than a page, however few name anybody. The lower case of ASCII
-# only, whatever the database's locale: the part that is looked for has nothing else.
+# only, in any locale of the database: the part that is looked for has nothing else.
 _WEBHOOK_EVENTS = """
 SELECT w.id::text, strpos(lower((raw_payload::text || provider_event_id) COLLATE "C"), :part) > 0
   FROM {schema}.mailglass_webhook_events AS w

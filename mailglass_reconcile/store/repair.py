@@ -136,7 +136,7 @@ COMMIT;
 
 
 def as_script(settings: Settings) -> str:
-    """Return `add_missing` as SQL to be run by hand: one transaction, whatever the ledger holds."""
+    """Return `add_missing` as SQL to be run by hand: one transaction, however large the ledger is."""
     values = {
         **_START,
         "until_time": "infinity",

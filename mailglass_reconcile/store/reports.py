@@ -95,7 +95,7 @@ class Reports(NamedTuple):
     Attributes:
         provider: Its canonical name; None for the deliveries without one.
         deliveries: Those looked at that were dispatched longer ago than the silence that is allowed.
-        without_report: Those of them on which nobody has reported.
+        without_report: Those of them without a report.
         reported_seconds: How long ago the last report was; None if there never was one, as far as looked at.
         silent_seconds: For how long nothing has come although mail that was sent since should have a report; None if
             that is not so.
@@ -114,7 +114,7 @@ class Reports(NamedTuple):
 
 
 def missing(tx: Transaction) -> list[Reports]:
-    """Return the state of each provider's reports, the one with most deliveries first; nothing if nobody wants it.
+    """Return the state of each provider's reports, the one with most deliveries first; nothing if it is not wanted.
 
     How long a silence may be is `MAILGLASS_SILENCE_HOURS`. An orphan counts as a webhook: it is open for other reasons.
     """

@@ -82,7 +82,7 @@ SELECT rule, refused, state, CASE WHEN place <= 500 THEN tenant_id END, CASE WHE
  GROUP BY 1, 2, 3, 4, 5, 6
 """
 
-# What comes first, the newest first: what nobody has looked at, what matched and was left, and outdated keys.
+# What comes first, the newest first: what no sweep has checked, what matched and was left, and outdated keys.
 _FIRST = """
 WITH first AS MATERIALIZED (
   SELECT w.arrived_at, w.event_id
@@ -190,7 +190,7 @@ WITH named AS MATERIALIZED (
 SELECT string_agg(uuid_send(event_id), CAST('' AS bytea) ORDER BY arrived_at, event_id) FROM ring
 """
 
-# In whatever state: the database has refused to read or to link them before.
+# In any state: the database has refused to read or to link them before.
 _REFUSED = """
 SELECT string_agg(uuid_send(o.event_id), CAST('' AS bytea) ORDER BY o.arrived_at, o.event_id)
   FROM (SELECT arrived_at, event_id FROM {schema}.mailglass_open_orphans AS c
@@ -226,7 +226,7 @@ SELECT arrived_at::text
  WHERE number % :size = 0 AND number < :open ORDER BY number
 """
 
-# Since when the first of what nobody has looked at, or what matched and was left, has been past its grace.
+# Since when the first of what no sweep has checked, or what matched and was left, has been past its grace.
 _FIRST_UNSEEN = """
 SELECT (min(arrived_at) + make_interval(secs => :grace_seconds))::text FROM {schema}.mailglass_open_orphans
  WHERE arrived_at > CAST(:window_after AS timestamp) AND arrived_at <= CAST(:window_until AS timestamp)
@@ -311,7 +311,7 @@ class Outdated(NamedTuple):
 class Group(NamedTuple):
     """Eligible orphans of one tenant and provider with one stored state, whose keys have one mark.
 
-    A rule of None is those without keys, a state of None what nobody has looked at. `small` ones are those of many
+    A rule of None is those without keys, a state of None what no sweep has checked. `small` ones are those of many
     tenants, added up under no name. `superseded` ones have keys of the rule for any provider, although their provider
     has one of its own.
     """
@@ -389,7 +389,7 @@ def groups(tx: Transaction, whole: Slice, outdated: Outdated, few: int | None) -
 def first_ids(tx: Transaction, whole: Slice, outdated: Outdated, before: Place, *, many: bool) -> Ids:
     """Return what a sweep looks at first, the newest first, before a place in the order of arrival.
 
-    That is what nobody has looked at, what matched and was left, and what has outdated keys.
+    That is what no sweep has checked, what matched and was left, and what has outdated keys.
     """
     parameters = {**whole.parameters(), **outdated.parameters(), "size": MOST_IDS}
     parameters |= {"before_time": before.arrived_at, "before_event": before.event_id}
@@ -453,7 +453,7 @@ def cuts(tx: Transaction, whole: Slice, size: int, orphans: int) -> list[str]:
 
 
 def first_unseen(tx: Transaction, whole: Slice) -> str | None:
-    """Return since when the first orphan of *whole* that nobody has looked at has been past its grace, or None."""
+    """Return since when the first orphan of *whole* that no sweep has checked has been past its grace, or None."""
     parameters = {**whole.parameters(), "grace_seconds": tx.settings.grace_seconds}
     since: str | None = tx.execute(_FIRST_UNSEEN, parameters).scalar_one()
     return since

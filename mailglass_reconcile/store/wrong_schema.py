@@ -111,7 +111,7 @@ def second_set(tx: Reading, found: Ledgers) -> Wrong | None:
     if real:
         return Wrong(
             f"schema {tx.schema} has tables that `migrate` made, and schema {', '.join(real)} has Mailglass's own,"
-            " which are not looked at",
+            " which are not used",
             f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(real)} to use those",
         )
     if "database_schema" not in tx.settings.model_fields_set:

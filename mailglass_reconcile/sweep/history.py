@@ -166,7 +166,7 @@ def leave(sweep: Request, connected: Connected) -> None:
 
 
 def _look_at_what_stays(sweep: Request, connected: Connected) -> list[dict[str, Any]] | None:
-    """Return what is open by state, tenant and provider; let what nobody has looked at count towards the lag."""
+    """Return what is open by state, tenant and provider; let what no sweep has checked count towards the lag."""
     seen = sweep.window
     if seen is None:
         return None

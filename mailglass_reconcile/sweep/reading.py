@@ -1,4 +1,4 @@
-"""Reading a slice of open orphans and judging it, in one snapshot; what cannot be read holds nobody up."""
+"""Reading a slice of open orphans and judging it, in one snapshot; what cannot be read delays nothing else."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 It begins with a census: how many orphans are eligible, by the state that is stored with each. What the sweep takes up
 leaves its group of the census and ends in exactly one outcome, which is `skipped_deadline` until it has another; what
 it does not take up counts by its stored state. So the outcomes add up to what was eligible and what arrived late,
-whatever happens on the way.
+also after an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mailglass_reconcile.sweep.link import Batch
 from mailglass_reconcile.sweep.result import SweepResult
 
 Census = Mapping[str | None, int]
-"""Orphans by stored state; None is what nobody has looked at."""
+"""Orphans by stored state; None is what no sweep has checked."""
 
 
 class Tally:

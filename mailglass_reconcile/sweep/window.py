@@ -1,6 +1,6 @@
 """What one sweep looks at, and in which order.
 
-First, the newest first, comes what nobody has looked at, what matched and was left, and what has keys of a lower rank.
+First, the newest first, comes what no sweep has checked, what matched and was left, and what has keys of a lower rank.
 Then comes one ring, entered at a random row: mismatches, failed rules, and what a delivery may match by now. What the
 database has refused before comes last, in the last tenth of the time. Progress is in the rows themselves, so a sweep
 that ends early needs no memory, and nothing starves.

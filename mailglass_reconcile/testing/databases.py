@@ -49,7 +49,7 @@ class Databases:
         return self._url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, name: str) -> None:
-        """Drop a database, even if somebody is still connected."""
+        """Drop a database, even if sessions are still connected."""
         with self.engine.connect() as connection:
             connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 

@@ -17,7 +17,7 @@ from mailglass_reconcile.testing import race, servers
 from mailglass_reconcile.testing.databases import Database, Databases
 
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
-"""Settings for data that nobody needs after a crash."""
+"""Settings for data that is not needed after a crash."""
 
 POSTGRES = "MAILGLASS_TEST_DATABASE_URL"
 REDIS = "MAILGLASS_TEST_REDIS_URL"

@@ -73,13 +73,13 @@ class Access:
     def refusal(self, request: Request) -> Response:
         """Return the sign-in form, which leads on to the page that was requested."""
         page, asked = path_below_root(request)[1:], request.url.query
-        keeps = asked and not holds_address(unquote_plus(asked))  # what somebody typed into the address by hand
+        keeps = asked and not holds_address(unquote_plus(asked))  # typed into the address by hand
         return _form(request, f"{page}?{asked}" if keeps else page)
 
     async def login(self, request: Request) -> Response:
         """Answer the sign-in form: with a session cookie for the right token, else with the form."""
         if is_cross_site(request):
-            return PlainTextResponse("sign in from the page itself\n", 403)
+            return PlainTextResponse("sign in from the dashboard itself\n", 403)
         fields = await fields_of(request)
         next_ = fields.get("next", "")
         if not await self._is_token(fields.get("token", "").strip().encode()):
@@ -91,7 +91,7 @@ class Access:
     async def logout(self, request: Request) -> Response:
         """Delete the session cookie."""
         if is_cross_site(request):
-            return PlainTextResponse("sign out from the page itself\n", 403)
+            return PlainTextResponse("sign out from the dashboard itself\n", 403)
         answer = Response(status_code=303, headers={"location": "./"})
         self._set_cookie(answer, request, "; Max-Age=0")
         return answer

@@ -65,7 +65,7 @@ class Cache:
         with self._slots:
             try:
                 found = read()
-            except BaseException as error:  # all who wait get it, whatever it is
+            except BaseException as error:  # all waiting threads get it, of any kind
                 self._ended(until)
                 answer.set_exception(error)
             else:

@@ -12,7 +12,7 @@ STATES = ("unmatched", "unmatchable", "recipient_mismatch", "ambiguous", "tenant
 """From the bottom to the top; what can be linked, `matched`, has a chart of its own."""
 ROWS = 6
 LAGS = (1_200, 3_600, 7_200, 21_600, 43_200, 86_400, 172_800, 604_800)
-"""Upper edges of the lag's chart, in seconds; the least one is above the threshold at which somebody has to act."""
+"""Upper edges of the lag's chart, in seconds; the least one is above the threshold at which a person has to act."""
 STEPS = (60, 300, 900, 1_800, 3_600, 7_200, 14_400, 21_600, 43_200, 86_400, 172_800)
 """Seconds between two ticks."""
 MOST_TICKS = 6

@@ -49,7 +49,7 @@ def scrape(database: Database) -> bytes:
 
 
 def _measured(database: Database) -> Measures | None:
-    """Measure in a thread of its own, so that a connection that hangs holds nobody up."""
+    """Measure in a thread of its own, so that a connection that hangs delays nothing else."""
     try:
         return _within(SECONDS, lambda: measure(database))
     except TimeoutError:
@@ -116,7 +116,7 @@ def _history(known: Measures) -> Iterator[Metric]:
     yield _counter("runs", "Sweeps and prunes, by kind and by how they ended", ("kind", "status"), runs.items())
     seconds = {kind: took / 1000 for kind, took in milliseconds.items()}
     yield _counter("run_seconds", "How long runs took, added up", ("kind",), _keyed(seconds))
-    yield _counter("orphans", "Orphans that sweeps looked at, by outcome", ("outcome",), _keyed(orphans))
+    yield _counter("orphans", "Orphans that sweeps checked, by outcome", ("outcome",), _keyed(orphans))
     help_ = "Those of them that were linked by the message id alone, because their recipient could not be read"
     yield _counter("linked_unchecked", help_, (), [((), unchecked)])
     help_ = "Orphans that were given up, by whether a delivery has one of their ids"
@@ -146,10 +146,10 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
     yield _single("recent_deliveries", help_, known.lately.deliveries)
     help_ = "Those of them on which a provider has reported"
     yield _single("recent_deliveries_reported", help_, known.lately.reported)
-    help_ = "Deliveries without a report, of those looked at that should have one by now"
+    help_ = "Deliveries without a report, of those checked that should have one by now"
     lacking = {provider: one.without_report for provider, one in known.silence.items()}
     yield _gauge("deliveries_without_report", help_, ("provider",), _keyed(lacking), prefix="mailglass_")
-    help_ = "For how long no webhook has come although mail goes out; 0 if some come, or none ever did"
+    help_ = "For how long no webhook has arrived although mail goes out; 0 if some come, or none ever did"
     silent = {provider: one.seconds for provider, one in known.silence.items()}
     yield _gauge("silent_seconds", help_, ("provider",), _keyed(silent))
     help_ = "What the cheap checks of the doctor find wrong, by check and by error or warning"

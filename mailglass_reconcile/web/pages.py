@@ -249,7 +249,7 @@ class Pages:
         """Show what an address or an id leads to. An address is taken from a form only, and never shown again."""
         posted = request.method == "POST"
         if posted and is_cross_site(request):
-            return PlainTextResponse("search from the page itself\n", 403)
+            return PlainTextResponse("search from the dashboard itself\n", 403)
         fields = await fields_of(request) if posted else dict(request.query_params)
         typed, tenant, scan = fields.get("q", "").strip(), parameters.text(fields, "tenant"), "scan" in fields
         shown: dict[str, Any] = {

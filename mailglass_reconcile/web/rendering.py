@@ -190,7 +190,7 @@ def _as_code(found: re.Match[str]) -> str:
 
 def command(text: str) -> Markup:
     """Return a command that can be copied as a whole; on a phone, the ids that are shown are shortened."""
-    if printable(text) != text:  # it holds what somebody else has chosen, such as a message's id
+    if printable(text) != text:  # it holds foreign input, such as a message's id
         return Markup("<code>{}</code>").format(printable(text))
     brief = Markup(_UUID.sub(lambda id_: middle(id_[0]), str(escape(text))))  # noqa: S704 - escaped before
     both = Markup('<code class="whole">{0}</code><code class="brief">{1}</code>')

@@ -135,7 +135,7 @@ class Bodies:
         del self._whole[body]
         self._aside[body] = None
         if len(self._aside) > ASIDE:
-            self._give_way(random.choice([*self._aside]))  # noqa: S311 - so that nobody can choose who that is
+            self._give_way(random.choice([*self._aside]))  # noqa: S311 - so that no client can choose which one that is
             _stays(body)
         found = await self._wait(body, TURN_SECONDS, wait())
         del self._aside[body]

@@ -1,7 +1,7 @@
 """Fetching certificates, which anybody can ask for by an unsigned notification that names one.
 
 Each is fetched once. Two threads do nothing else, and if what is named is not there again and again, they pause between
-two tries. So nobody can make this process busy, or use it to make others busy.
+two tries. So strangers cannot make this process busy, or use it to make others busy.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Provider(Protocol):
         """Return the parts of a request that are read one by one; raise `InvalidWebhookError` if it has none."""
 
     def events(self, element: object, request: Request) -> Iterable[WebhookEvent]:
-        """Return the events of one part; whatever it raises costs this part only."""
+        """Return the events of one part; an error costs this part only."""
 
     def verify(self, request: Request, secret: str, now: float) -> None:
         """Raise `SignatureError` unless the request was made with *secret*."""

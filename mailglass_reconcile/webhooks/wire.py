@@ -245,7 +245,7 @@ def event(
         smtp: The reply of the recipient's server, as text: only the digits of its codes are kept.
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.
         tags: The message's tags.
-        kept: What else the event's metadata holds, such as `MACHINE`; it names nobody.
+        kept: What else the event's metadata holds, such as `MACHINE`; it names no person.
     """
     if isinstance(message_id, bool) or not isinstance(message_id, _ID_OR_NONE):
         raise InvalidWebhookError("the message's id is neither a string nor a number")
@@ -284,7 +284,7 @@ def reply(*texts: object) -> object:
 
 
 def event_id(given: object, payload: object) -> str:
-    """Return an event's id, which is the same when a webhook is repeated and names nobody.
+    """Return an event's id, which is the same when a webhook is repeated and names no person.
 
     That is the provider's own id; a digest of *payload*, what it has sent, if there is none or it looks like an
     address.
@@ -294,12 +294,12 @@ def event_id(given: object, payload: object) -> str:
 
 
 def digest(payload: object) -> str:
-    """Return a digest of what a provider has sent, the same whatever the order of its keys."""
+    """Return a digest of what a provider has sent, the same in any order of its keys."""
     return hashlib.sha256(json.dumps(payload, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def metadata(tags: object) -> dict[str, Any]:
-    """Return what the ledger keeps of an event, which nobody can erase by itself: tags, but none with an address."""
+    """Return what the ledger keeps of an event, which cannot be erased: tags, but none with an address."""
     listed: Sequence[object] = [tags] if isinstance(tags, str) else tags if isinstance(tags, list | tuple) else ()
     kept: list[str] = []
     room = MAX_TAGS_BYTES
@@ -390,7 +390,7 @@ def basic(request: Request, secret: str, now: float) -> None:
     credentials(secret)
     scheme, _, given = request.header("Authorization").partition(" ")
     if scheme.lower() != "basic" or not equal(decoded(given.strip()), secret):
-        raise SignatureError("the user name or the password is not right")
+        raise SignatureError("the user name or the password is wrong")
 
 
 def signed_basic(body: bytes, secret: str, at: float, url: str | None) -> Signed:

@@ -138,7 +138,7 @@ def test_ctrl_c_says_what_was_committed_and_exits_with_130(db):
     sweeping.send_signal(signal.SIGINT)
     _, said = sweeping.communicate(timeout=60)
     assert sweeping.returncode == 130
-    assert said == f"interrupted: {db.appended()} links are committed and stay; the next sweep goes on with the rest\n"
+    assert said == f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest\n"
     assert db.rows("SELECT status FROM mailglass_reconcile_runs") == [("partial",)]
 
 
@@ -194,7 +194,7 @@ def test_ctrl_c_at_a_terminal_begins_on_a_line_of_its_own(db, arguments):
     wait_until(lambda: db.appended() >= 5, 60)
     sweeping.types("\x03")
     code, written = sweeping.ends()
-    expected = f"interrupted: {db.appended()} links are committed and stay; the next sweep goes on with the rest"
+    expected = f"interrupted: {db.appended()} links are committed and stay; the next sweep links the rest"
     assert code == 130
     assert expected in lines(written)
 

@@ -43,14 +43,14 @@ NOT_RUN = {
     ("deploy.md", "it needs a cluster"),
     ("grants.md", "tests/stories/test_grants.py runs the file"),
     ("live-updates.md", "the example with FastAPI is; tests/pubsub/test_subscriber_async.py has these lines too"),
-    ("upgrading.md", "a test runs them with a psql of its own"),
+    ("upgrading.md", "a test runs them with its own psql"),
     ("upgrading.md", "it asks"),
     ("performance.md", "it takes an hour"),
     ("providers.md", "it needs a receiver that is running"),
     ("redis.md", "no PgBouncer listens there; tests/cli/test_follow.py and tests/faults start their own"),
     ("redis.md", "it needs a RabbitMQ; `make rabbitmq` runs the tests of the Celery modules on one"),
-    ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with a CA of its own"),
-    ("redis.md", "no such servers here; tests/stories/test_redis_servers.py has Sentinels of its own"),
+    ("redis.md", "no such server here; tests/stories/test_redis_servers.py has one with its own CA"),
+    ("redis.md", "no such servers here; tests/stories/test_redis_servers.py has its own Sentinels"),
     ("monitoring.md", "OpenTelemetry's exporters are not installed here"),
 }
 """Blocks that nothing runs, and why, as the comment above each says."""

@@ -36,15 +36,15 @@ def verdict(db, delivery_id):
     [
         (
             {"last_event_at": ago(hours=30), "provider": "postmark"},
-            "dispatched 30 hours ago, no webhook has come: look at Postmark's log, and whether its webhook is set up"
+            "dispatched 30 hours ago, no webhook has arrived: look at Postmark's log, and whether its webhook is set up"
             " and enabled",
         ),
         (
             {"last_event_at": ago(days=3)},
-            "dispatched 3 days ago, no webhook has come: look at your provider's log, and whether its webhook is set up"
-            " and enabled",
+            "dispatched 3 days ago, no webhook has arrived: look at your provider's log, and whether its webhook is"
+            " set up and enabled",
         ),
-        ({"last_event_at": ago(minutes=2, seconds=1)}, "dispatched 2 minutes ago, no webhook has come yet"),
+        ({"last_event_at": ago(minutes=2, seconds=1)}, "dispatched 2 minutes ago, no webhook has arrived yet"),
         (
             {"last_event_at": ago(hours=3), "message_id": None},
             "dispatched 3 hours ago without a message id, so no webhook can be linked to it: record the id with the"
@@ -121,7 +121,7 @@ def test_an_open_event_of_another_tenant_that_names_the_message_is_shown(db):
     delivery = factories.delivery(db, "m-1", last_event_at=as_stored(ago(hours=3)), recipient="Ada@Example.com")
     with db.begin() as connection:
         record(connection, event(recipient="bob@example.com"), tenant_id="globex")
-    assert "no webhook has come" in verdict(db, delivery).sentence
+    assert "no webhook has arrived" in verdict(db, delivery).sentence
     with db.begin() as connection:
         (own,) = record(connection, event(recipient=RECIPIENT, provider_event_id="2"), tenant_id="globex")
     assert verdict(db, delivery) == (

@@ -97,7 +97,7 @@ FAULTS = [
         "the open set damaged",
         planting.damage_open_set,
         "open_set",
-        "4 of 9 orphans looked at are missing",
+        "4 of 9 orphans checked are missing",
         None,
         planting.by_command("doctor --repair"),
         alert=None,

@@ -89,7 +89,7 @@ def test_a_window_that_two_intervals_did_not_cover_is_unhealthy(db, hurry):
     """Each sweep of it was partial, which is a success."""
     fill(db, 4)
     hurry()
-    uncovered = "full sweeps have not looked at everything for"
+    uncovered = "full sweeps have not checked everything for"
     assert not any(uncovered in problem for problem in check(db.database))
     db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '16 minutes'")
     assert any(f"{uncovered} 16 min" in problem for problem in check(db.database))

@@ -65,6 +65,18 @@ HABITS = {
     r"\ba right\b|\blacks? (?:the )?rights?\b|\b(?:other|missing) rights?\b|\bthe right to\b": "privilege",
     r"\bholds? (?:\w+ )?up\b": "delay, block",
     r"\bgoes without\b|\bgoes with --\w": "cannot be combined; needs",
+    r"\b(?:no|some)body\b": "a user, a process, nothing; or the passive",
+    r"\bwhatever\b(?! the others)": "any, all, not depending on",
+    r"\bgoes? on\b": "continues",
+    r"\bloo(?:ked|ks) at\b": "checked, checks",
+    r"\bhas (?:ever )?come\b": "has arrived",
+    r"\basked for\b": "requested, queued, started",
+    r"\bby itself\b|\bby themselves\b": "automatically",
+    r"\b(?:a|have|with|through|two|each) \w+ of (?:its|their) own\b": "its own, separate, before the noun",
+    r"\b(?:and|in|on|,) the page(?:'s)?\b(?! of| in `|, overview)|(?-i:\bThe page\b)(?! of)": "the dashboard",
+    r"\bas its writer\b": "as it was recorded",
+    r"\bis not right\b": "is wrong",
+    r"\bcomes? by\b": "is listed by",
 }
 """Habits, and what to write instead."""
 

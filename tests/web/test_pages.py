@@ -190,7 +190,7 @@ def test_a_type_that_hardly_any_orphan_has_ends_a_page_early(db, monkeypatch):
     factories.insert(db, events=[factories.orphan_row(factories.postmark(f"m-{n}")) for n in range(60)])
     visitor = Visitor(app(db))
     text = visitor.get("/orphans?type=opened").text
-    assert "None of the 51 orphans looked at so far matches these filters." in text
+    assert "None of the 51 orphans checked so far matches these filters." in text
     following = re.search(r'rel="next" href="./([^"]+)"', text)[1]
     assert "No more orphans match." in visitor.get(f"/{html.unescape(following)}").text
 
@@ -199,13 +199,13 @@ def test_a_list_shows_the_states_of_the_last_full_sweep_and_when_it_ended(db):
     """Without one, events past their grace are unseen."""
     factories.orphan(db, factories.postmark("m-1"))
     text = Visitor(app(db)).get("/orphans").text
-    assert "not looked at yet</p>" in text
+    assert "not checked yet</p>" in text
     assert "as of" not in text
     mailglass_reconcile.reconcile()
     text = Visitor(app(db)).get("/orphans").text
     assert "1 orphan; counts and states as of <time" in text
     assert ">m-1</code>" in text
-    assert "not looked at yet</p>" not in text
+    assert "not checked yet</p>" not in text
 
 
 ODD_HISTORY = """

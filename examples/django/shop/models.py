@@ -17,7 +17,7 @@ class Suppressed(models.Model):
 
 
 class Ticket(models.Model):
-    """A complaint that somebody has to look at."""
+    """A complaint that a person has to check."""
 
     event_id = models.UUIDField(unique=True)
     delivery_id = models.UUIDField()

@@ -79,7 +79,7 @@ def with_retries(action: Callable[[sa.Connection], list[Any]]) -> list[Any]:
     """Return what *action* returns on Django's connection; a fault that passes is tried again.
 
     Not in a transaction of the application's, which has failed as a whole then. A transaction of its own is READ
-    COMMITTED whatever the database's default, because ours are safe in it and fail less often.
+    COMMITTED, not the database's default, because ours are safe in it and fail less often.
     """
     djangos = wrapper(alias())
     for pause in (*PAUSES_SECONDS, None):
@@ -300,7 +300,7 @@ def renew_connections() -> None:
 
 @contextmanager
 def _committing() -> Iterator[None]:
-    """Let Django commit for the block although `AUTOCOMMIT` is False: in a process of ours, nobody else would."""
+    """Let Django commit for the block although `AUTOCOMMIT` is False: in our own process, nothing else would."""
     djangos = wrapper(alias())
     given = djangos.settings_dict
     if given["AUTOCOMMIT"] or djangos.in_atomic_block or _is_in_transaction(djangos):

@@ -1,4 +1,4 @@
-"""Mailglass's tables and ours, to look at: whatever would write through a model is refused.
+"""Mailglass's tables and ours, read-only: any attempt to write through a model is refused.
 
 A column that this package does not need may be missing in a database of Mailglass's, so none such is named here.
 """
@@ -154,7 +154,7 @@ class OpenOrphan(models.Model):
     arrived_at = UTCDateTimeField()
     provider = models.TextField(null=True)
     recipient = models.TextField(null=True)
-    state = models.TextField(null=True, help_text="As the last sweep that looked at it left it; empty until one has.")
+    state = models.TextField(null=True, help_text="As the last sweep left it; empty before the first.")
     refused = models.SmallIntegerField("times refused")
 
     objects = LedgerManager()

@@ -1,7 +1,7 @@
 """One list of checks: the doctor runs all, and `status --check`, the page, `/metrics` and Django the cheap ones.
 
 Each is a function of a module that this one lists; what they find is one finding for each cause, the gravest first.
-Nothing is written but a mark in Redis that lapses after a second, unless a repair is asked for. The cost does not grow
+Nothing is written but a mark in Redis that expires after a second, unless a repair is requested. The cost does not grow
 with the tables.
 """
 

@@ -86,7 +86,7 @@ def open_set(look: Look) -> Iterator[Finding]:
     of_ids = _sample(look.tx, _STRAY_IDS, "mailglass_open_orphan_ids")
     if of_ledger.wrong:
         yield error(
-            f"{share(of_ledger.wrong, of_ledger.looked_at, 'orphan')} looked at {verb(of_ledger.wrong)} missing in the"
+            f"{share(of_ledger.wrong, of_ledger.looked_at, 'orphan')} checked {verb(of_ledger.wrong)} missing in the"
             " table of open orphans, so no sweep links them",
             REPAIR,
         )
@@ -99,14 +99,14 @@ def open_set(look: Look) -> Iterator[Finding]:
         )
     if of_ledger.too_long:
         yield warning(
-            f"{share(of_ledger.too_long, of_ledger.looked_at, 'orphan')} looked at"
+            f"{share(of_ledger.too_long, of_ledger.looked_at, 'orphan')} checked"
             f" {verb(of_ledger.too_long, 'has', 'have')} a tenant of more than {MAX_TENANT_LENGTH:,} characters, and no"
             " sweep links such events",
             "write events and deliveries with a shorter tenant id",
         )
     if not (of_ledger.wrong or of_open.wrong or of_ids.wrong):
         seen = counted(of_ledger.looked_at, "orphan")
-        yield ok(f"the table of open orphans equals the ledger, as far as looked at ({seen})")
+        yield ok(f"the table of open orphans equals the ledger, as far as checked ({seen})")
 
 
 @check("delivery_ids")
@@ -115,19 +115,19 @@ def delivery_ids(look: Look) -> Iterator[Finding]:
     row = look.tx.execute(_DELIVERIES, {"percent": _percent(look.tx, "mailglass_deliveries", DELIVERY_PAGES)}).one()
     if row.made_up:
         yield warning(
-            f"{share(row.made_up, row.deliveries, 'delivery', 'deliveries')} looked at"
+            f"{share(row.made_up, row.deliveries, 'delivery', 'deliveries')} checked"
             f" {verb(row.made_up, 'has', 'have')} an id that Mailglass made up (mailglass-synthetic-…), which no event"
             " will ever name",
             "send through another provider than Mailjet and SparkPost, or record with record_send()",
         )
     if row.deliveries and row.without_id == row.deliveries:
         yield error(
-            f"none of {counted(row.deliveries, 'delivery', 'deliveries')} looked at has a provider_message_id, so no"
+            f"none of {counted(row.deliveries, 'delivery', 'deliveries')} checked has a provider_message_id, so no"
             " event can find one",
             "store the id that the provider's API returns, as record_send() does",
         )
     elif not row.made_up:
-        yield ok(f"{counted(row.deliveries, 'delivery', 'deliveries')} looked at")
+        yield ok(f"{counted(row.deliveries, 'delivery', 'deliveries')} checked")
 
 
 def _sample(tx: Transaction, statement: str, table: str, **more: int) -> sa.Row[Any]:

@@ -75,7 +75,7 @@ def other_reconciler(look: Look) -> Iterator[Finding]:
     if foreign:
         yield warning(
             f"another program made {counted(foreign, 'link')} within an hour: Mailglass's own reconciler still runs. It"
-            " links no event twice, but looks at no tenant and no recipient",
+            " links no event twice, but checks neither tenant nor recipient",
             TAKE_IT_OUT,
         )
     else:

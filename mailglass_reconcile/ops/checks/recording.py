@@ -24,15 +24,15 @@ def missing(look: Look) -> Iterator[Finding]:
     for one in found:
         of = "" if one.provider is None else f" of {shown(one.provider)}"
         lacking = (
-            f"{share(one.without_report, one.deliveries, 'delivery', 'deliveries')} looked at, dispatched more than"
+            f"{share(one.without_report, one.deliveries, 'delivery', 'deliveries')} checked, dispatched more than"
             f" {age(hours * 3_600)} ago, {verb(one.without_report, 'has', 'have')} no report"
         )
         if one.stopped:
             since = age(one.silent_seconds or 0)
-            yield error(f"no webhook{of} has come for {since}, although mail goes out: {lacking}", REMEDY)
+            yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {lacking}", REMEDY)
         elif one.silent_seconds is not None:
-            yield warning(f"no webhook{of} has ever come, although mail goes out: {lacking}", REMEDY)
+            yield warning(f"no webhook{of} has ever arrived, although mail goes out: {lacking}", REMEDY)
         else:
             yield ok(f"{lacking}{of and f' ({of.strip()})'}")
     if not found:
-        yield ok(f"no delivery looked at was dispatched more than {age(hours * 3_600)} ago")
+        yield ok(f"no delivery of those checked was dispatched more than {age(hours * 3_600)} ago")

@@ -41,7 +41,7 @@ class Redis:
 
 @check("redis", needs="redis")
 def redis(it: Redis) -> Iterator[Finding]:
-    """It can be reached and is a master; nobody needs one who has configured none and does not use Celery."""
+    """It can be reached and is a master; without Celery and a configured Redis none is needed."""
     try:
         server = pubsub.server_of(it.client, "MAILGLASS_REDIS_URL")
         role = it.client.info("replication").get("role")
@@ -49,7 +49,7 @@ def redis(it: Redis) -> Iterator[Finding]:
         it.fault = fault
         yield error(str(fault), "correct MAILGLASS_REDIS_URL")
         return
-    except Exception as fault:  # whatever the client raises: a fault of the connection, or a right that is missing
+    except Exception as fault:  # any error of the client's: of the connection, or a missing privilege
         role = None
         if not _is_denied(fault):
             it.fault = fault

@@ -18,15 +18,15 @@ SWEEP = "run `mailglass-reconcile sweep`, which says why"
 
 @check("beat", cheap=True)
 def beat(look: Look) -> Iterator[Finding]:
-    """If beat has asked for runs and does so no more, somebody else must sweep in its place."""
+    """If beat has queued runs and does so no more, something else must sweep in its place."""
     past = look.history
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
     if past.beat_age is None or past.beat_age <= LATE_SECONDS:
-        yield ok("beat has never asked for a run" if past.beat_age is None else f"a run {age(past.beat_age)} ago")
+        yield ok("beat has never queued a run" if past.beat_age is None else f"a run {age(past.beat_age)} ago")
     elif in_time:
-        yield ok(f"beat last asked for a run {age(past.beat_age)} ago; full sweeps are asked for by {_who(look)}")
+        yield ok(f"beat last queued a run {age(past.beat_age)} ago; full sweeps are started by {_who(look)}")
     else:
-        yield error(f"beat asked for a run {age(past.beat_age)} ago, and not since", START_BEAT, OF_THE_WORKER)
+        yield error(f"beat queued a run {age(past.beat_age)} ago, and not since", START_BEAT, OF_THE_WORKER)
 
 
 @check("sweeps", cheap=True)
@@ -49,10 +49,10 @@ def sweeps(look: Look) -> Iterator[Finding]:
         refused = counted(past.last.failed, "link")
         yield error(f"the database refused all that the last full sweep tried, {refused}", SWEEP, because)
     else:
-        yield ok(f"a full sweep succeeded {age(past.success_age)} ago, asked for by {_who(look)}")
+        yield ok(f"a full sweep succeeded {age(past.success_age)} ago, started by {_who(look)}")
     if past.uncovered_seconds > allowed:
         yield error(
-            f"full sweeps have not looked at everything for {age(past.uncovered_seconds)}: each ends at its deadline",
+            f"full sweeps have not checked everything for {age(past.uncovered_seconds)}: each ends at its deadline",
             "run them more often, raise MAILGLASS_SWEEP_SECONDS, or use fan_out with more workers",
         )
 
@@ -79,7 +79,7 @@ def prune(look: Look) -> Iterator[Finding]:
 
 @check("broadcasts", cheap=True)
 def broadcasts(look: Look) -> Iterator[Finding]:
-    """Redis has taken what the last full sweep published; without a Redis of the user's choice nobody listens."""
+    """Redis has taken what the last full sweep published; without a configured Redis there are no subscribers."""
     last = look.history.last
     if last is not None and last.publish_failed and not last.published and runtime.redis_was_chosen():
         yield error(
@@ -92,7 +92,7 @@ def broadcasts(look: Look) -> Iterator[Finding]:
 
 
 def runs_without_celery(look: Look) -> bool:
-    """Whether full sweeps run in time although nobody asks Celery for anything."""
+    """Whether full sweeps run in time although Celery gets no tasks."""
     past = look.history
     of_beat = past.beat_age is not None and past.beat_age <= LATE_SECONDS
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS

@@ -75,7 +75,7 @@ def migrate(
         _refuse_newer(engine, settings)
         _refuse_older(engine, settings)
         _repair(steps, faults)
-        # The plan comes first even if nobody reads it: it looks whether all that is needed is there.
+        # The plan comes first even if it is not read: it checks whether all that is needed is there.
         _plan(engine, settings, tell if plan else lambda line: None, guard=guard)
         if not plan:
             with _alembic(engine, settings, steps, guard=guard) as config:

@@ -29,7 +29,7 @@ LOCK_TIMEOUT_MS = 100
 LOCK_PATIENCE_SECONDS = 60
 FILL_ORPHANS = 5_000
 
-# Postgres cancels an autovacuum that somebody has waited for as long as deadlock_timeout. This lock shuts autovacuum
+# Postgres cancels an autovacuum that a session has waited for as long as deadlock_timeout. This lock shuts autovacuum
 # out and lets writers in, so it may be waited for that long; the step's own lock then waits for writers alone.
 _AUTOVACUUM_PATIENCE = """
 SELECT set_config('lock_timeout', (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000 + 500)

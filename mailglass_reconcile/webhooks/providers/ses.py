@@ -52,7 +52,7 @@ _BOUNCES: dict[str, tuple[str, Bounce | None]] = {
     "Transient": ("other", "soft"),
     "Undetermined": ("other", None),
 }
-"""Reasons and kinds of bounces. A `Transient` one may be an automatic answer, such as of somebody on holiday."""
+"""Reasons and kinds of bounces. A `Transient` one may be an automatic answer, such as of a person on holiday."""
 
 _SUPPRESSED = ("Suppressed", "OnAccountSuppressionList")
 """Subtypes of a bounce or complaint that is none: SES did not send, because the address is on its list or yours."""
@@ -146,7 +146,7 @@ def _is_suppressed(payload: Mapping[str, Any]) -> bool:
 
 
 def _has_left(subscription: object) -> bool:
-    """Whether somebody has unsubscribed from all topics, or from one."""
+    """Whether a person has unsubscribed from all topics, or from one."""
     before, now = dug(subscription, "oldTopicPreferences"), dug(subscription, "newTopicPreferences")
     return dug(now, "unsubscribeAll") is True or bool(_left(now) - _left(before))
 

@@ -523,4 +523,4 @@ def test_orphans_whose_tenant_is_too_long_are_counted(db: Database) -> None:
     """They are never linked, and that is no fault of the open set."""
     orphan(db, postmark("one"), tenant_id="t" * 1_001)
     found = of("open_set")
-    assert (found.status, "1 orphan looked at has a tenant of more than 1,000" in found.message) == (WARNING, True)
+    assert (found.status, "1 orphan checked has a tenant of more than 1,000" in found.message) == (WARNING, True)

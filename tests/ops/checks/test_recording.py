@@ -63,7 +63,7 @@ def test_webhooks_that_have_stopped_are_found_everywhere(beside):
     insert(beside, [*delivered(50, 3), *sent(40, 2), *sent(2, 5)])
     assert found(beside)[None][:3] == (None, 5, 2)
     [problem] = silent(beside)
-    assert problem.startswith("no webhook has come for 2 days, although mail goes out: 2 of 5 deliveries looked at")
+    assert problem.startswith("no webhook has arrived for 2 days, although mail goes out: 2 of 5 deliveries checked")
     assert of("reports").status == ERROR
     measured = scrape(beside)
     assert value(measured, "mailglass_deliveries_without_report", provider="none") == 2
@@ -73,7 +73,7 @@ def test_webhooks_that_have_stopped_are_found_everywhere(beside):
     reconcile()
     beside.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 days'")
     assert silent(beside) == []
-    assert of("reports").message.startswith("1 of 4 deliveries looked at, dispatched more than 1 day ago")
+    assert of("reports").message.startswith("1 of 4 deliveries checked, dispatched more than 1 day ago")
     assert value(scrape(beside), "silent_seconds", provider="none") == 0
 
 
