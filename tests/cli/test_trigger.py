@@ -57,7 +57,7 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
         (("postmark", "opened"), 1, "nothing answers at the address of --to (ConnectionRefusedError)"),
         (("postmark", "opened", "--to", "localhost:8081/postmark"), 2, "--to must be a whole address"),
         (("postmark", "opened", "--to", "http://[::1/postmark"), 2, "--to must be a whole address"),
-        *(((one, "opened"), 1, f"{one} signs with a private key that nobody else has") for one in sorted(PRIVATE)),
+        *(((one, "opened"), 1, f"{one} signs with a private key; let it send a test") for one in sorted(PRIVATE)),
     ],
 )
 def test_what_cannot_be_sent_is_one_line(db, capsys, arguments, code, said):

@@ -82,7 +82,7 @@ def test_what_never_had_a_report_is_the_doctor_s_alone(beside):
     insert(beside, sent(40, 3))
     assert silent(beside) == []
     assert of("reports").status == WARNING
-    assert "no webhook has ever come" in of("reports").message
+    assert "no webhook has ever arrived" in of("reports").message
     assert value(scrape(beside), "silent_seconds", provider="none") == 0
 
 
@@ -92,7 +92,7 @@ def test_each_provider_is_looked_at_by_itself(beside):
     insert(beside, delivered(1, provider="sendgrid") + delivered(30, provider="homegrown"))
     assert set(found(beside)) == {"postmark", "sendgrid", "homegrown"}
     [problem] = silent(beside)
-    assert "no webhook of postmark has come" in problem
+    assert "no webhook of postmark has arrived" in problem
     assert value(scrape(beside), "mailglass_deliveries_without_report", provider="postmark") == 1
     assert value(scrape(beside), "mailglass_deliveries_without_report", provider="other") == 0
 
@@ -119,7 +119,7 @@ def test_what_we_have_sent_beside_mailglass_is_known_by_its_provider(beside):
     beside.run(OURS)
     beside.broken.update({"I2", "I7"})
     [problem] = silent(beside)
-    assert problem.startswith("no webhook of postmark has come for 2 days")
+    assert problem.startswith("no webhook of postmark has arrived for 2 days")
 
 
 @pytest.mark.parametrize(
