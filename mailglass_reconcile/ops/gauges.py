@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops import checks, history
 from mailglass_reconcile.ops.checks import Finding, Look
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.event_types import PROVIDER_TYPES
@@ -117,18 +116,15 @@ def measure(database: Database) -> Measures:
         with connected.reading(TIMEOUT_MS) as tx:
             lately = Lately(*tx.execute(_LATELY, {"reports": reports, "sample": SAMPLE}).one())
             unlinked = tx.execute(_UNLINKED_TENANTS, {"tenants": tenants, "reports": reports}).scalar_one()
-    states: Counter[str] = Counter()
-    for group in groups:
-        states[group["state"]] += group["orphans"]
-    now = dt.datetime.fromisoformat(past.now).timestamp()
-    last_success = {kind: _epoch(time) or 0.0 for kind, time in past.last_success.items() if kind != "full"}
+    now = _epoch(past.now)
+    last_success = {kind: _epoch(time) for kind, time in past.last_success.items() if kind != "full"}
     if past.success_age is not None:
         last_success["full"] = now - past.success_age
     return Measures(
         totals,
         last_success,
-        _epoch(past.counted_at),
-        dict(states),
+        None if past.counted_at is None else _epoch(past.counted_at),
+        dict(history.by_state(groups)),
         now - past.lag_seconds if past.lag_seconds else None,
         triggers,
         waiting,
@@ -152,9 +148,6 @@ def by_label(found: Sequence[Reports]) -> dict[str, Silence]:
     return labels
 
 
-def _epoch(time: str | None) -> float | None:
-    """Return a time in seconds since 1970; None for one that Python does not have, such as a far year."""
-    try:
-        return dt.datetime.fromisoformat(time or "").timestamp()
-    except ValueError:
-        return None
+def _epoch(time: str) -> float:
+    """Return a time in seconds since 1970."""
+    return dt.datetime.fromisoformat(time).timestamp()

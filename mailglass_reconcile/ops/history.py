@@ -135,6 +135,14 @@ def read(tx: Transaction) -> History:
     )
 
 
+def by_state(groups: list[dict[str, Any]]) -> Counter[str]:
+    """Return how many are open by state."""
+    found: Counter[str] = Counter()
+    for group in added_up(groups):
+        found[group["state"]] += group["orphans"]
+    return found
+
+
 def added_up(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return groups of open orphans, the largest first; ranges of a fan-out have counted the same ones."""
     counts: Counter[tuple[str, str | None, str | None]] = Counter()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.ops import causes, curves, runs, status
+from mailglass_reconcile.ops import causes, curves, history, runs, status
 from mailglass_reconcile.ops.checks import Look
 from mailglass_reconcile.ops.curves import Bucket
 from mailglass_reconcile.ops.runs import Wanted
@@ -98,13 +97,10 @@ def overview(database: Database, *, seconds: int) -> Overview:
         look = Look(tx)
         past = look.history
         groups = past.groups or []
-        states: Counter[str] = Counter()
-        for group in groups:
-            states[group["state"]] += group["orphans"]
         return Overview(
             now=past.now,
             counted_at=past.counted_at,
-            states=states.most_common(),
+            states=history.by_state(groups).most_common(),
             causes=causes.of_groups(tx, groups),
             waiting=windows.waiting(tx),
             lag_seconds=past.lag_seconds,
