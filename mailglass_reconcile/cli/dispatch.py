@@ -127,7 +127,7 @@ def _dispatch(as_json: bool) -> None:
 
 
 def _list_dead(as_json: bool) -> None:
-    found = dispatcher.dead_events(runtime.database())
+    found = waits.dead_events(runtime.database(), waits.LISTED)
     if as_json:
         click.echo(json.dumps({"dead": found}))
         return

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -45,7 +45,6 @@ CONTENTION_PAUSES = (0.02, 0.1, 0.5)
 IDLE_SECONDS = 60.0
 SEEN_SECONDS = 60.0
 """How often a dispatcher that works looks whether its handlers' types are written down."""
-LISTED = 1_000
 RETRY_ROWS = 5_000
 
 
@@ -289,12 +288,6 @@ def _note(begin: Begin, result: DispatchResult, origin: Origin) -> None:
         logger.warning("this dispatch is missing from the history of runs: %s", type(error).__name__)
         return
     noted_at[origin] = time.monotonic()
-
-
-def dead_events(database: Database) -> list[dict[str, Any]]:
-    """Return the events that died last, at most 1,000, with the class of each one's last error and who is done."""
-    with database.reading() as tx:
-        return outbox.dead(tx, LISTED)
 
 
 def retry(database: Database, event_id: UUID | None = None) -> int:
