@@ -59,7 +59,7 @@ def append(
     entry = Entry(
         id=uuid7(),
         tenant_id=checking.name("tenant_id", tenant_id),
-        delivery_id=_delivery_id(delivery_id),
+        delivery_id=None if delivery_id is None else checking.uuid("delivery_id", delivery_id),
         type=checking.known_type("type", type),
         occurred_at=checking.utc("occurred_at", occurred_at),
         idempotency_key=_own_key(idempotency_key),
@@ -81,10 +81,3 @@ def _own_key(key: object) -> str | None:
     if text.startswith(RESERVED_KEYS):
         raise InvalidEventError(f"idempotency_key must not begin with {', '.join(RESERVED_KEYS)}")
     return text
-
-
-def _delivery_id(value: object) -> str | None:
-    try:
-        return None if value is None else str(UUID(str(value)))
-    except ValueError:
-        raise InvalidEventError("delivery_id must be a UUID or None") from None

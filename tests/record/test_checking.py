@@ -158,7 +158,7 @@ def test_integers_are_ids_as_their_digits(tx):
         ({"occurred_at": None}, "occurred_at must be a datetime"),
         ({"reject_reason": "weird"}, "reject_reason is not a known reason"),
         ({"metadata": {"k": {1}}}, "metadata['k'] is a set"),
-        ({"delivery_id": "m-1"}, "delivery_id must be a UUID or None"),
+        ({"delivery_id": "m-1"}, "delivery_id must be a UUID"),
         ({"idempotency_key": ""}, "idempotency_key must be a string of 1 to 512"),
         ({"idempotency_key": "k\x00"}, "idempotency_key must be a string of 1 to 512"),
         ({"idempotency_key": f"reconciled:{factories.new_id()}"}, "idempotency_key must not begin with"),
