@@ -209,11 +209,6 @@ def sentence(state: str) -> str:
     return MEANINGS[state].sentence if state in MEANINGS else ""
 
 
-def share_of(part: int, whole: int, one: str) -> str:
-    """Return how many of what is counted: `1 of 12 orphans`."""
-    return share(part, whole, one)
-
-
 def query(**values: object) -> str:
     """Return a query of the values that are set, with its question mark; empty if none is."""
     given = {name: value for name, value in values.items() if value not in (None, "", False)}
@@ -250,7 +245,7 @@ FILTERS: tuple[Callable[..., Any], ...] = (
         middle,
         moment,
     ),
-    *(number, plain, sentence, share_of, short_words, since, tick, unit_of),
+    *(number, plain, sentence, share, short_words, since, tick, unit_of),
 )
 
 
