@@ -23,8 +23,6 @@ SELECT type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seconds
   FROM {schema}.mailglass_handled_types WHERE seen_at < now()::timestamp - interval '1 hour' ORDER BY type
 """
 
-_MAY_READ = "SELECT coalesce(has_table_privilege(to_regclass(:table), 'SELECT'), false)"
-
 _KNOWN = """
 SELECT (SELECT extract(epoch FROM now()::timestamp - seen_at)::float8 FROM {schema}.mailglass_handled_types
          WHERE type = :type) AS seen_seconds,
@@ -108,11 +106,6 @@ def see(tx: Transaction, types: Collection[str]) -> None:
 def unseen(tx: Transaction) -> list[Unseen]:
     """Return the types that handlers run on, and that no dispatcher has named for an hour."""
     return list(map(Unseen._make, tx.execute(_UNSEEN)))
-
-
-def may_read(tx: Transaction, table: str) -> bool:
-    """Whether this role may read a table of ours."""
-    return bool(tx.execute(_MAY_READ, {"table": tx.name_of(table)}).scalar_one())
 
 
 def known(tx: Transaction, type_: str) -> Known:

@@ -82,11 +82,6 @@ class Request:
         return self.window is not None or self.event_ids is not None
 
     @property
-    def eligible(self) -> int | None:
-        """How many orphans are looked at; None before that is known."""
-        return self.tally.eligible if self.began else None
-
-    @property
     def is_out_of_time(self) -> bool:
         """Whether a statement that was cancelled has met the deadline."""
         return self.deadline.left_seconds <= 1.0

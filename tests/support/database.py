@@ -52,7 +52,8 @@ class Database:
         """Whether it is as a migration makes it."""
         if self.lent and self.lent.is_as_made():
             return True
-        return runner.is_current(self.engine, self.settings) and self.value(SCHEMA) == self.settings.database_schema
+        lacking = runner.lacking(self.engine, self.settings)
+        return not lacking and self.value(SCHEMA) == self.settings.database_schema
 
     def rows(self, sql: str, **parameters: object) -> Sequence[sa.Row[Any]]:
         """Run one statement that returns rows, in a transaction of its own, in UTC, and return them."""

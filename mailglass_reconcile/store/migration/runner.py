@@ -94,11 +94,6 @@ def _repair(steps: Steps, faults: Sequence[Fault]) -> None:
             steps.run("refuse UPDATE and DELETE of mailglass_events again", immutability.read_text())
 
 
-def is_current(engine: sa.Engine, settings: Settings) -> bool:
-    """Whether nothing is left to do; raises as `lacking`."""
-    return not lacking(engine, settings)
-
-
 def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
     """Return a line for each thing that this version needs and the database lacks; none if nothing is left to do."""
     with Database(engine, settings).reading() as tx:
