@@ -6,7 +6,6 @@ of an error. Without an SDK a sweep pays some microseconds for it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from opentelemetry import metrics, trace
 
-from mailglass_reconcile import errors
+from mailglass_reconcile import __version__, errors
 from mailglass_reconcile.rules import states
 
 NAME = "mailglass_reconcile"
@@ -67,12 +66,12 @@ class _Instruments(NamedTuple):
 
 @cache
 def _tracer() -> trace.Tracer:
-    return trace.get_tracer(NAME, _version(), schema_url=SCHEMA_URL)
+    return trace.get_tracer(NAME, __version__, schema_url=SCHEMA_URL)
 
 
 @cache
 def _instruments() -> _Instruments:
-    meter = metrics.get_meter(NAME, _version(), schema_url=SCHEMA_URL)
+    meter = metrics.get_meter(NAME, __version__, schema_url=SCHEMA_URL)
     return _Instruments(
         orphans=meter.create_counter(
             f"{NAME}.orphans", "{orphan}", "Orphans that sweeps checked or the prune removed, by outcome"
@@ -98,14 +97,6 @@ def _instruments() -> _Instruments:
             explicit_bucket_boundaries_advisory=LAG_SECONDS,
         ),
     )
-
-
-def _version() -> str:
-    """Return this package's version, or nothing if it was not installed but put on the path."""
-    try:
-        return importlib.metadata.version("mailglass-reconcile")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 @contextmanager
