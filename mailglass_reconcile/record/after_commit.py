@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -30,8 +29,9 @@ from sqlalchemy.pool import Pool, QueuePool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from mailglass_reconcile import projector, runtime
-from mailglass_reconcile.errors import DatabaseUnavailableError, MailglassReconcileError, translated
+from mailglass_reconcile.errors import DatabaseUnavailableError, translated
 from mailglass_reconcile.pubsub import Publisher
+from mailglass_reconcile.record import failures
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.callers_transaction import borrowed
@@ -191,11 +191,7 @@ def _reason(error: Exception) -> str:
     """Return in a few words what went wrong; another's message may hold an address."""
     if isinstance(error, MissingGreenlet):
         return "after asynchronous code, write `await broadcast_async(…)`"
-    known = translated(error) if isinstance(error, DBAPIError) else error
-    if isinstance(known, MailglassReconcileError):
-        return str(known)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {where.filename}:{where.lineno}"
+    return failures.reason(translated(error) if isinstance(error, DBAPIError) else error)
 
 
 def _look_again(rechecks: Sequence[Recheck], place: Place, settings: Settings) -> list[LinkedEvent]:
