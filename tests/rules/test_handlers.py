@@ -30,6 +30,12 @@ def test_a_handler_s_name_is_its_dotted_path_unless_it_is_given():
     assert registry.types() == {"bounced", "opened"}
 
 
+def test_what_can_be_called_and_is_no_function_is_a_handler_under_the_name_that_it_is_given():
+    """It has no place in a file."""
+    on_event("bounced", name="audit")(functools.partial(handler))
+    assert [one.name for one in registry.handlers_of("bounced")] == ["audit"]
+
+
 def test_a_star_is_all_types_and_decorating_twice_adds_types():
     """`@on_event("bounced") @on_event("opened")` is one handler of both."""
     on_event("*", name="all")(handler)

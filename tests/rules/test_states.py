@@ -52,3 +52,10 @@ def test_what_would_help_an_ambiguous_event_without_its_recipient_is_said_of_no_
     plain, lost = (states.remedy("ambiguous", recipient_lost=lost) for lost in (False, True))
     assert plain != lost
     assert states.remedy("unmatched", recipient_lost=True) == states.remedy("unmatched")
+
+
+def test_an_expired_event_needs_a_sweep_that_includes_it_and_what_its_verdict_needs():
+    """One of them alone would leave it open."""
+    expired, unmatched, both = map(states.remedy, ("expired", "unmatched", "expired"), (None, None, "unmatched"))
+    assert both == f"{expired}; in addition, {unmatched}"
+    assert states.remedy("expired", "matched") == expired

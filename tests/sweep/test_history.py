@@ -91,8 +91,29 @@ def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(
     rows = db.rows(RUNS)
     assert sum(row.runs for row in rows) == 7
     assert sum(row.linked for row in rows) == 1
-    assert {row.kind for row in rows} == {"recent"}
+    assert {(row.kind, row.origin) for row in rows} == {("recent", "python")}
     assert len(rows) <= 2, "two if a minute ended between them"
+
+
+def test_what_idle_recent_sweeps_have_looked_at_is_added_up(db, monkeypatch):
+    """Nothing matches, so they are noted together."""
+    insert(db, [], [orphan_row(postmark("m-1"), age_seconds=0)])
+    for _ in range(2):
+        reconcile_recent(10.0)
+    monkeypatch.setattr(history, "HELD_SECONDS", 0)
+    reconcile_recent(10.0)
+    [row] = db.rows(RUNS)
+    assert (row.runs, row.scanned, row.unmatched) == (3, 3, 3)
+
+
+def test_a_range_is_added_to_the_row_of_the_sweep_that_was_cut(db):
+    """It has no row of its own: a fan-out is one sweep."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    with db.database.writing() as tx:
+        cut = runs.add(tx, runs.Run("full", "beat", remaining=0, ranges=1))
+    reconciler.prepare(bounds=("2000-01-01", None), range_of=cut, origin="worker").run()
+    [row] = db.rows(RUNS)
+    assert (row.kind, row.origin, row.status, row.linked) == ("full", "beat", "ok", 1)
 
 
 def test_a_dry_run_leaves_nothing_in_the_history(db):

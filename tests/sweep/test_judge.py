@@ -73,15 +73,16 @@ def test_a_match_and_a_decision_are_what_the_oracle_says(
     assert (decision.state, decision.delivery_id) == expected[0]
 
 
+@pytest.mark.parametrize("provider", ["postmark", "acme"])
 @pytest.mark.parametrize(("own", "state"), [(0, "tenant_mismatch"), (1, "matched"), (2, "ambiguous")])
 def test_an_id_of_many_tenants_is_decided_by_ones_own_however_many_there_are(
-    tx: Uncommitted, own: int, state: str
+    tx: Uncommitted, own: int, state: str, provider: str
 ) -> None:
     """A decision reads a few of three hundred deliveries; none of the orphan's own tenant is cut off."""
     others = [factories.delivery_row("shared", tenant_id=f"tenant {n}") for n in range(300)]
     factories.insert(tx, [*others, *(factories.delivery_row("shared") for _ in range(own))])
     transaction = Transaction(tx.connection, tx.settings)
-    decision = judge.decide(transaction, factories.new_id(), factories.TENANT, Keys("postmark", ("shared",), None))
+    decision = judge.decide(transaction, factories.new_id(), factories.TENANT, Keys(provider, ("shared",), None))
     assert decision.state == state
     assert len(decision.named) <= 20
 

@@ -174,6 +174,15 @@ def test_a_limit_bounds_what_is_linked_the_newest_first(db):
     assert still_open == {row["id"] for row in rows[2:]}
 
 
+def test_events_of_one_delivery_are_linked_in_one_batch(db):
+    """Although events of another one arrived between them: one batch projects them together."""
+    events = [orphan_row(postmark(id_), age_seconds=500 - n) for n, id_ in enumerate("abab")]
+    insert(db, [delivery_row("a"), delivery_row("b")], events)
+    configure(db, batch_size=2)
+    batches = [{delivery_id for _, delivery_id in pairs} for pairs in reconciler.prepare().steps() if pairs]
+    assert [len(deliveries) for deliveries in batches] == [1, 1]
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(db, limit):
     """Before anything is swept."""

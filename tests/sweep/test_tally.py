@@ -58,6 +58,15 @@ def test_what_is_taken_up_has_no_outcome_but_out_of_time_until_it_gets_one():
     assert outcomes(tally) == {"ambiguous": 1, "skipped": 2, "skipped_deadline": 2}
 
 
+def test_what_another_session_has_closed_since_it_was_read_is_skipped_and_does_not_remain():
+    """It has an outcome, so that the counts add up."""
+    tally = begun(unseen=3)
+    tally.take_up([None, None])
+    tally.was_closed(2)
+    assert outcomes(tally) == {"skipped": 3, "skipped_held": 2, "skipped_deadline": 1}
+    assert tally.result().remaining == 1
+
+
 def test_if_another_sweep_has_emptied_a_group_the_largest_gives_way():
     """It stored other states since the census."""
     tally = begun(unmatched=5, ambiguous=1)

@@ -61,6 +61,15 @@ def test_nothing_starves_in_the_ring_although_each_sweep_reaches_its_deadline(db
     assert any(hurry().linked for _ in range(200))
 
 
+def test_what_does_not_fit_into_memory_is_read_after_the_rest_and_counted_when_it_is(db, monkeypatch):
+    """Nine orphans, four ids at a time."""
+    monkeypatch.setattr(windows, "MOST_IDS", 4)
+    fill(db, 9)
+    sweep = reconciler.prepare()
+    assert sweep.run().ambiguous == 9
+    assert sweep.to_judge == 9
+
+
 def test_the_last_tenth_of_the_time_belongs_to_what_the_database_has_refused(db):
     """The other parts end before it, and the refused ones are looked at all the same."""
     fill(db, 6, 0)
