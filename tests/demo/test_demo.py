@@ -150,9 +150,13 @@ def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started)
 
 @pytest.mark.slow
 def test_a_worker_that_ends_ends_the_demo(started):
-    """It is a Celery worker with its beat; one line says that it ended, and nothing is left, not even its children."""
+    """It is a Celery worker with its beat, which imports nothing from the folder it works in.
+
+    One line says that it ended, and nothing is left, not even its children.
+    """
     started.says("mail 4: clicked")
     worker = started.workers()[0]
+    assert "-P" in worker.cmdline()
     assert {process.cwd() for process in started.workers()} == {worker.cwd()}
     assert len(started.workers()) == 3
     worker.kill()
@@ -163,15 +167,7 @@ def test_a_worker_that_ends_ends_the_demo(started):
 
 
 @pytest.mark.slow
-def test_the_worker_imports_nothing_from_its_folder(started):
-    """Python's `-P` keeps the folder that it works in out of the module path."""
-    started.says("starting Celery")
-    wait_until(started.workers, SECONDS)
-    assert "-P" in started.workers()[0].cmdline()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["starting PostgreSQL", "Act 1", "starting Celery", "a recent sweep linked"])
+@pytest.mark.parametrize("moment", ["starting PostgreSQL", "starting Celery", "a recent sweep linked"])
 def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
     """It reaches the whole process group, twice if somebody is impatient, while servers start or work."""
     started.says(moment)
@@ -185,8 +181,8 @@ def test_ctrl_c_stops_the_demo_and_its_servers(started, moment):
 
 @pytest.mark.slow
 def test_sigterm_stops_the_demo_and_its_servers(started):
-    """A supervisor's SIGTERM reaches the demo's process alone."""
-    started.says("starting Celery")
+    """A supervisor's SIGTERM reaches the demo's process alone, here while the servers work and no worker does."""
+    started.says("Act 1")
     started.process.terminate()
     assert started.ends() == 128 + signal.SIGTERM
     assert "Traceback" not in started.said
