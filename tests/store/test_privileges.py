@@ -4,6 +4,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,7 @@ def squatter(admin: sa.Engine, empty_database_url: str) -> Iterator[str]:
         connection.exec_driver_sql(f"DROP ROLE {name}")
 
 
-@pytest.mark.parametrize("named", SQUATS)
-@pytest.mark.parametrize("mailglass", ["0.1.1", "2.x", None])
+@pytest.mark.parametrize(("named", "mailglass"), [*zip(SQUATS, cycle(["0.1.1", "2.x", None]))])
 def test_a_name_of_ours_that_another_role_took_is_refused_with_object_and_owner(
     empty_database_url, squatter, named, mailglass
 ):
