@@ -30,7 +30,7 @@ def machine(tmp_path_factory) -> Machine:
 def reader(machine, empty_database_url, redis_url, tmp_path):
     """A reader who has made the tables, in a folder of their own."""
     with Reader(machine, empty_database_url, redis_url, tmp_path) as reader:
-        reader._run("mailglass-reconcile migrate", tmp_path)
+        catalog.installation(empty_database_url).migrate()
         yield reader
 
 

@@ -33,6 +33,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         """Make the machine, with the package in it."""
         self.folder = folder
+        self.installed: set[str] = set()
         block, *_ = pages.section(pages.README, "Quickstart")
         cloning, entering, making, building, *self.settling = pages.commands(block)
         self.clone = folder / entering.removeprefix("cd ")
@@ -122,10 +123,16 @@ class Reader(ExitStack):
             elif command.startswith("mkdir ") and " && cd " in command:
                 self._where = Path(self._run(f"{command} && pwd", self._where).strip())
             elif command.startswith("pip install "):
-                self._run(command, self._machine.clone)
+                self._install(command)
             else:
                 printed = self._run(command, self._where)
                 assert without_ids(shown) == without_ids(printed) or not shown, f"{command}\n{printed}"
+
+    def _install(self, command: str) -> None:
+        """Run a line of pip in the clone; a second time it could only find what it has put there itself."""
+        if command not in self._machine.installed:
+            self._run(command, self._machine.clone)
+            self._machine.installed.add(command)
 
     def _run(self, command: str, where: Path) -> str:
         lines = [*self._started, self._here(command)]
