@@ -32,6 +32,9 @@ ANSWER_SECONDS = 5.0
 RECONNECT_SECONDS = (0.1, 5.0)
 """The first and the longest pause between two attempts to connect again."""
 
+CANCEL_SECONDS = 0.1
+"""A step that has not ended so long after it was cancelled is cancelled again."""
+
 SETTING = "MAILGLASS_REDIS_URL"
 RIGHTS = "the commands SUBSCRIBE, PSUBSCRIBE and PING on the channels mailglass:events:*"
 
@@ -99,6 +102,7 @@ class AsyncSubscription:
         self._closed = False
         self._lost = False
         self._last_received = dt.datetime.now(dt.UTC)
+        # What uses the connection is a task of its own: if the caller's is cancelled, that is never lost in redis-py.
         self._step: asyncio.Task[Update | Missed | None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -108,8 +112,9 @@ class AsyncSubscription:
         Raises:
             RedisUnavailableError: The server cannot be reached, or refuses.
         """
+        self._step = asyncio.ensure_future(self._open())
         try:
-            await self._open()
+            await self._end_of(self._step)
         except BaseException:
             await self.aclose()
             raise
@@ -131,10 +136,7 @@ class AsyncSubscription:
             raise StopAsyncIteration
         if self._step is None:
             self._step = asyncio.ensure_future(self._next())
-        step = self._step
-        await asyncio.wait({step})  # if this is cancelled, the step is not: the next call gets its item
-        self._step = None
-        item = None if step.cancelled() else step.result()
+        item = await self._end_of(self._step)
         if item is None:
             raise StopAsyncIteration
         return item
@@ -147,10 +149,16 @@ class AsyncSubscription:
         await asyncio.shield(self._closing)  # a cancelled scope of anyio cancels this await as well
 
     async def _close(self) -> None:
-        if self._step is not None:
-            self._step.cancel()
-            await asyncio.wait({self._step})
+        while self._step is not None and not self._step.done():
+            self._step.cancel()  # again, because redis-py may lose it: `asyncio.wait_for` does so in Python 3.11
+            await asyncio.wait({self._step}, timeout=CANCEL_SECONDS)
         await self._disconnect()
+
+    async def _end_of(self, step: asyncio.Task[Update | Missed | None]) -> Update | Missed | None:
+        """Return the result of *step*, or None if it is closed; if this is cancelled, the next call gets its item."""
+        await asyncio.wait({step})
+        self._step = None
+        return None if step.cancelled() else step.result()
 
     async def _open(self) -> None:
         try:

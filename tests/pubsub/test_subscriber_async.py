@@ -175,6 +175,22 @@ def test_a_subscription_ends_at_any_time(
             wait_until(lambda: client.pubsub_numpat() == 0)
 
 
+def test_a_subscription_can_be_cancelled_at_each_moment_while_it_opens(redis_url):
+    """redis-py uses `asyncio.wait_for`, which loses a cancellation in Python 3.11 if both come together."""
+
+    async def main() -> None:
+        with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
+            for steps in range(200):
+                opening = asyncio.create_task(_all(AsyncSubscription(client, None, None)))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                opening.cancel()
+                await asyncio.wait({opening}, timeout=20)
+                assert opening.cancelled(), steps
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_scope_of_anyio_leaves_no_connection(valkey):
     """As when a browser leaves Starlette's stream: every await in the scope is cancelled, that of the exit too."""
 
