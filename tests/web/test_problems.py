@@ -38,7 +38,7 @@ def test_every_page_has_the_number_of_problems_in_its_title(db):
     for path in ("/", "/orphans", "/find?q=nothing"):
         assert title(page(db, path)).startswith("(1) "), path
     text = page(db)
-    assert "1 problem Beat asked for a run 3 hours ago, and not since; no full sweep has succeeded for 3 hours" in note(
+    assert "1 problem Beat queued a run 3 hours ago, and not since; no full sweep has succeeded for 3 hours" in note(
         text
     )
     assert "<code>celery -A mailglass_reconcile beat</code>" in text

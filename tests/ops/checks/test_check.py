@@ -358,7 +358,7 @@ def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
     assert said() == {"sweeps": "no full sweep has run yet"}
     db.run(RUN, minutes=40, origin="beat", status="ok")
     assert said() == {
-        "beat": "beat asked for a run 40 minutes ago, and not since; no full sweep has succeeded for 40 minutes (limit"
+        "beat": "beat queued a run 40 minutes ago, and not since; no full sweep has succeeded for 40 minutes (limit"
         " 10 minutes)"
     }, "one cause is one finding"
     mailglass_reconcile.reconcile()
