@@ -134,6 +134,16 @@ def test_every_schema_of_the_json_output_is_in_the_table():
     assert linked == {path.name for path in (DOCS / "schemas").iterdir()}
 
 
+def test_a_cell_of_a_table_is_a_phrase_or_whole_sentences():
+    """No parts joined by a semicolon, except in code."""
+    joined = []
+    for page in pages.PAGES:
+        for number, line in enumerate(pages.BLOCK.sub("", page.read_text()).splitlines()):
+            if line.startswith("|") and ";" in re.sub(r"`[^`]*`", "", line):
+                joined.append(f"{page.name}, {number}: {line}")
+    assert joined == []
+
+
 @pytest.mark.parametrize("name", ["api.md", "command-line.md"])
 def test_the_reference_has_no_default_that_is_none_and_no_brackets_twice(name):
     """An option without a help text would show the one, a metavar with brackets the other."""
