@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,8 +26,6 @@ from mailglass_reconcile.store.runs import KINDS
 from mailglass_reconcile.sweep.result import REASONS
 
 logger = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 SECONDS = 2.0
 """Prometheus gives up after some seconds; a database that does not answer is reported in time."""
@@ -49,37 +46,23 @@ def scrape(database: Database) -> bytes:
 
 
 def _measured(database: Database) -> Measures | None:
-    """Measure in a thread of its own, so that a connection that hangs delays nothing else."""
+    """Measure in a thread of its own, so that a connection that hangs delays nothing else: what is late is dropped."""
+    answer: Future[Measures] = Future()
+
+    def read() -> None:
+        try:
+            answer.set_result(measure(database))
+        except BaseException as error:  # raised in the thread that waits
+            answer.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
     try:
-        return _within(SECONDS, lambda: measure(database))
+        return answer.result(SECONDS)
     except TimeoutError:
         logger.warning("no metrics: the database has not answered within %d seconds", SECONDS)
     except MailglassReconcileError as error:
         logger.warning("no metrics: %s", error)
     return None
-
-
-def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """Return the result of *call*, or raise its error, after *seconds* at the latest.
-
-    A call that is late continues in its thread, and its result is dropped.
-    """
-    results: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((call(), None))
-        except BaseException as error:  # raised in the thread that waits
-            results.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result, error = results.get(timeout=max(0.0, seconds))
-    except queue.Empty:
-        raise TimeoutError("the database takes too long") from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value] # without an error it is the result
 
 
 class _Scraped(Collector):
