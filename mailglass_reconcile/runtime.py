@@ -82,27 +82,19 @@ def in_framework() -> bool:
 
 def reread_settings() -> None:
     """Forget what was read from the environment, and the engine and clients that were made of it."""
-    for cached in (_settings, _database, _own_engine, _own_redis):
+    for cached in (get_settings, database, _own_engine, _own_redis):
         cached.cache_clear()
 
 
+@cache
 def get_settings() -> Settings:
     """Return the configured settings, or those of the framework and of the environment, read once per process."""
-    return _settings()
-
-
-@cache
-def _settings() -> Settings:
     return _Configured.settings or Settings(**_Framework.values)
 
 
+@cache
 def database() -> Database:
     """Return this process's database: the engine with the settings; it has not connected yet."""
-    return _database()
-
-
-@cache
-def _database() -> Database:
     return Database(get_engine(), get_settings())
 
 
