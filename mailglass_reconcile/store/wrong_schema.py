@@ -29,6 +29,9 @@ SELECT EXISTS (SELECT FROM pg_class AS o JOIN pg_class AS v ON v.relowner = o.re
 """
 
 
+_IS_THERE = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
+
+
 class Reading(Protocol):
     """What is needed of a transaction, which looks here itself if a table is missing."""
 
@@ -60,6 +63,11 @@ class Ledgers(NamedTuple):
     others: Mapping[str, bool]
 
 
+def is_there(tx: Reading) -> bool:
+    """Whether the database has our schema."""
+    return bool(tx.execute(_IS_THERE, {"schema": tx.schema}).scalar_one())
+
+
 def ledgers(tx: Reading) -> Ledgers:
     """Return which schemas of the database have a ledger; `here` is None if ours has none."""
     found = {row.schema: row.mailglass_s for row in tx.execute(_LEDGERS)}
@@ -84,6 +92,16 @@ def without_ledger(tx: Reading, found: Ledgers) -> Wrong | None:
     )
 
 
+def elsewhere(tx: Reading, found: Ledgers) -> Wrong | None:
+    """Return what is wrong and what to do if our schema has no ledger and another one has, or None."""
+    if found.here is not None or not found.others:
+        return None
+    return Wrong(
+        f"schema {tx.schema} has no mailglass_events, but schema {', '.join(found.others)} has",
+        f"set MAILGLASS_DATABASE_SCHEMA to {' or '.join(found.others)}",
+    )
+
+
 def require_ledger(tx: Reading) -> Ledgers:
     """Refuse a schema without a ledger if it is known where the ledger is, or that Mailglass was rolled back.
 
@@ -93,12 +111,9 @@ def require_ledger(tx: Reading) -> Ledgers:
     stopped = without_ledger(tx, found)
     if stopped:
         raise DatabaseRefusedError(str(stopped))
-    here, others = found
-    if here is None and others:
-        raise ConfigurationError(
-            f"schema {tx.schema} has no mailglass_events, but schema {', '.join(others)} has:"
-            f" set MAILGLASS_DATABASE_SCHEMA to {' or '.join(others)}"
-        )
+    unset = elsewhere(tx, found)
+    if unset:
+        raise ConfigurationError(str(unset))
     return found
 
 

@@ -10,13 +10,6 @@ from mailglass_reconcile.store.catalog import MIGRATE, Kind
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
 
-_PLACE = """
-SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema) AS there,
-       (SELECT string_agg(n.nspname::text, ' or ') FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-         WHERE c.relname = 'mailglass_events' AND c.relkind IN ('r', 'p') AND n.nspname <> :schema
-           AND n.nspname !~ '^pg_') AS elsewhere
-"""
-
 
 @check("rights", cheap=True)
 def rights(look: Look) -> Iterator[Finding]:
@@ -55,17 +48,15 @@ def _retention(look: Look) -> Iterator[Finding]:
 def revision(look: Look) -> Iterator[Finding]:
     """The schema is there, at this version's revision, with all tables."""
     tx = look.tx
-    row = tx.execute(_PLACE, {"schema": tx.schema}).one()
-    if not row.there:
-        step = f"set MAILGLASS_DATABASE_SCHEMA{f' to {row.elsewhere}' if row.elsewhere else ''}, or create the schema"
+    found = wrong_schema.ledgers(tx)
+    if not wrong_schema.is_there(tx):
+        to_others = f" to {' or '.join(found.others)}" if found.others else ""
+        step = f"set MAILGLASS_DATABASE_SCHEMA{to_others}, or create the schema"
         yield error(f"there is no schema {tx.schema} in this database", step)
         return
-    version, found = state.version(tx), wrong_schema.ledgers(tx)
-    if stopped := wrong_schema.without_ledger(tx, found):
+    version = state.version(tx)
+    if stopped := wrong_schema.without_ledger(tx, found) or wrong_schema.elsewhere(tx, found):
         yield error(*stopped)
-    elif version is None and row.elsewhere:
-        step = f"set MAILGLASS_DATABASE_SCHEMA to {row.elsewhere}"
-        yield error(f"schema {tx.schema} has no mailglass_events, but schema {row.elsewhere} has", step)
     elif version != schema.VERSION:
         newer = version is not None and version > schema.VERSION
         now = f"at revision {version}" if version else "not migrated"

@@ -12,7 +12,6 @@ from mailglass_reconcile.store import catalog, schema, wrong_schema
 from mailglass_reconcile.store.database import Database, Transaction, in_schema
 
 _ENCODING = "SELECT current_setting('server_encoding')"
-_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)"
 
 # From the catalog itself: information_schema hides what the role has no right on.
 _COLUMNS = """
@@ -38,7 +37,7 @@ def require(engine: sa.Engine, settings: Settings, *, columns: Mapping[str, str]
                 f"nothing was changed: the database is encoded in {encoding}, which cannot hold every address and id:"
                 " create one with ENCODING 'UTF8' and move the tables there"
             )
-        if not tx.execute(_SCHEMA, {"schema": schema_name}).scalar_one():
+        if not wrong_schema.is_there(tx):
             raise ConfigurationError(
                 f"MAILGLASS_DATABASE_SCHEMA: there is no schema {schema_name} in this database:"
                 " correct the setting, or create the schema first"
