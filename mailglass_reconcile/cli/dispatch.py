@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -15,7 +14,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.starting import look_now
-from mailglass_reconcile.cli.texts import Duration, moment, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.errors import MailglassReconcileError, hint
 from mailglass_reconcile.hooks import dispatcher, handled
 from mailglass_reconcile.ops import waiting as waits
@@ -116,7 +115,7 @@ def _dispatch(as_json: bool) -> None:
     if not registry.types():
         click.echo("no handler is registered: name the modules that register them in MAILGLASS_IMPORTS", err=True)
     if as_json:
-        click.echo(json.dumps(result.as_dict()))
+        print_json(result.as_dict())
     else:
         click.echo(
             f"dispatched {counted(result.dispatched, 'event')} in {took(result.duration_ms)}:"
@@ -129,7 +128,7 @@ def _dispatch(as_json: bool) -> None:
 def _list_dead(as_json: bool) -> None:
     found = waits.dead_events(runtime.database(), waits.LISTED)
     if as_json:
-        click.echo(json.dumps({"dead": found}))
+        print_json({"dead": found})
         return
     if not found:
         click.echo("there are no dead events")
@@ -142,7 +141,7 @@ def _list_waiting(as_json: bool) -> None:
     found = waits.backlog(runtime.database())
     if as_json:
         groups = [one.as_dict() for one in found.groups]
-        click.echo(json.dumps({"waiting": found.events, "groups": groups, "total": found.total}))
+        print_json({"waiting": found.events, "groups": groups, "total": found.total})
         return
     click.echo(counted(found.total, "event waits for its handlers", "events wait for their handlers"), err=True)
     for group in found.groups:
@@ -165,7 +164,7 @@ def _event(row: dict[str, Any], when: str) -> str:
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:
     retried = dispatcher.retry(runtime.database(), wanted if isinstance(wanted, UUID) else None)
-    click.echo(json.dumps({"retried": retried}) if as_json else f"{counted(retried, 'event')} will be tried again")
+    print_json({"retried": retried}) if as_json else click.echo(f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
         click.echo(hint(f"event {wanted} is neither dead nor failing: see {hints}"), err=True)
@@ -183,7 +182,7 @@ def _replay(type_: str, seconds: float, yes: bool, as_json: bool) -> None:
     _confirm(f"queue {missed} of the last {age(seconds)} for the handlers that have not had them?", yes)
     replayed = handled.replay(database, type_, seconds)
     text = f"queued {counted(replayed, 'event')}; the next dispatch runs their handlers"
-    click.echo(json.dumps({"replayed": replayed}) if as_json else text)
+    print_json({"replayed": replayed}) if as_json else click.echo(text)
 
 
 def _forget(type_: str, yes: bool, as_json: bool) -> None:
@@ -198,7 +197,7 @@ def _forget(type_: str, yes: bool, as_json: bool) -> None:
     _confirm(f"forget {type_} and delete its {waiting}{seen}? This cannot be undone", yes)
     deleted = handled.forget(database, type_)
     text = f"forgot {type_} and deleted {counted(deleted, 'waiting event')}"
-    click.echo(json.dumps({"forgotten": type_, "deleted": deleted}) if as_json else text)
+    print_json({"forgotten": type_, "deleted": deleted}) if as_json else click.echo(text)
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import argument, as_of, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import argument, as_of, hint_at_tenant, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.errors import as_called
-from mailglass_reconcile.ops import search, tenants
+from mailglass_reconcile.ops import search
 from mailglass_reconcile.ops.search import Found, Hit, What
 from mailglass_reconcile.rules.humanize import counted
 
@@ -52,9 +52,8 @@ def find(what: str, tenant: str | None, scan: bool, limit: int, as_json: bool) -
         else:
             click.echo("\n".join(_lines(found)) if found.hits else _nothing(wanted, scan=scan))
     if not found.hits:
-        meant = tenants.nearest(database, tenant) if tenant is not None else None
-        if meant is not None:
-            click.echo(meant, err=True)
+        if tenant is not None:
+            hint_at_tenant(database, tenant)
         sys.exit(1)
     if not as_json and any(one.kind == "event" for one in found.hits):
         click.echo(wrapped(as_of(found.as_of)), err=True)

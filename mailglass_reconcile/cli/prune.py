@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import console, moment, table
+from mailglass_reconcile.cli.texts import console, moment, print_json, table
 from mailglass_reconcile.ops import preview, pruner
 from mailglass_reconcile.ops.preview import Preview
 from mailglass_reconcile.rules.humanize import counted
@@ -47,7 +46,7 @@ def prune(dry_run: bool, as_json: bool) -> None:
         return
     result = pruner.prune_with(runtime.database(), "command")
     if as_json:
-        click.echo(json.dumps(result.as_dict()))
+        print_json(result.as_dict())
     else:
         _print(result)
     sys.exit(1 if result.failures else 0)
@@ -57,7 +56,7 @@ def _preview(as_json: bool) -> None:
     found = preview.preview(runtime.database())
     if as_json:
         for one in found:
-            click.echo(json.dumps(one.as_dict()))
+            print_json(one.as_dict())
         return
     console().print(table(("step", "rows", "oldest"), map(_row, found)))
     if any(one.at_most for one in found):

@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, console, moment, print_json, table
+from mailglass_reconcile.cli.texts import Duration, console, hint_at_tenant, moment, print_json, table
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import status as looking
-from mailglass_reconcile.ops import tenants
 from mailglass_reconcile.ops.status import Status
 from mailglass_reconcile.rules.humanize import age, counted, printable
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
@@ -51,9 +50,7 @@ def status(tenant: str | None, check: bool, max_lag: float, as_json: bool) -> No
         sys.exit(_check(max_lag))
     found = looking.status(runtime.database(), tenant_id=tenant, max_lag_seconds=max_lag)
     if tenant is not None and not found.open:
-        meant = tenants.nearest(runtime.database(), tenant)
-        if meant is not None:
-            click.echo(meant, err=True)
+        hint_at_tenant(runtime.database(), tenant)
     if as_json:
         print_json(found.as_dict())
     else:

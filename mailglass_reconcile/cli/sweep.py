@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
-from mailglass_reconcile.cli.texts import Duration, reader_may_leave
+from mailglass_reconcile.cli.texts import Duration, hint_at_tenant, reader_may_leave
 from mailglass_reconcile.hooks import handled
 from mailglass_reconcile.ops import status as looking
-from mailglass_reconcile.ops import targeted_sweep, tenants
+from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.targeted_sweep import MOST, Target
 from mailglass_reconcile.rules.humanize import counted, shown, took
@@ -92,7 +92,7 @@ def sweep(
         result = _run(prepared, show, with_bar=not as_json)
     click.echo(json.dumps(result.as_dict()) if as_json else _in_words(result, pointed=pointed))
     if tenant is not None and not result.scanned:
-        _hint(tenant)
+        hint_at_tenant(runtime.database(), tenant)
     if not result.dry_run:
         dispatch.run_for(result.linked)
     sys.exit(0 if result.status == "ok" else 1)
@@ -151,12 +151,6 @@ def _in_words(result: SweepResult, *, pointed: bool) -> str:
         return "nothing to link: the selected events have no delivery yet"
     waiting = looking.waiting(runtime.database(), result.tenant_id)
     return _nothing_to_do(waiting, runtime.get_settings().grace_seconds, result.tenant_id)
-
-
-def _hint(tenant: str) -> None:
-    nearest = tenants.nearest(runtime.database(), tenant)
-    if nearest is not None:
-        click.echo(nearest, err=True)
 
 
 def summary(result: SweepResult) -> str:

@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mailglass_reconcile.errors import hint
+from mailglass_reconcile.ops import tenants
 from mailglass_reconcile.rules.humanize import age, printable, seconds_of
+from mailglass_reconcile.store.database import Database
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] # generic since click 8.4
@@ -101,6 +103,13 @@ def argument(given: str) -> str:
     if sys.stdin.isatty():
         click.echo("address or id: ", err=True, nl=False)
     return sys.stdin.readline().strip()
+
+
+def hint_at_tenant(database: Database, tenant_id: str) -> None:
+    """Say on standard error that nothing has this tenant, and which one was probably meant; nothing if one has it."""
+    sentence = tenants.nearest(database, tenant_id)
+    if sentence is not None:
+        click.echo(sentence, err=True)
 
 
 def print_json(value: Any) -> None:
