@@ -139,7 +139,6 @@ def connected(*, own_process: bool) -> AbstractContextManager[Begin]:
 
 
 def call(handler: Registered, connection: sa.Connection, row: Held) -> None:
-    """Call a handler for an event."""
     began = time.monotonic()
     _require_finished(handler.function(connection, _event(row)))
     if time.monotonic() - began > HANDLER_SECONDS:

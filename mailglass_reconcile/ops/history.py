@@ -114,7 +114,6 @@ class History(NamedTuple):
 
 
 def read(tx: Transaction) -> History:
-    """Return what the history says."""
     row = tx.execute(_HISTORY).one()
     last = None
     if row.status is not None:

@@ -102,7 +102,6 @@ class Backlog:
 
 
 def backlog(database: Database) -> Backlog:
-    """Return what waits for its handlers."""
     runtime.load_imports(to_read=True)
     with database.reading(TIMEOUT_MS) as tx:
         rows = tx.execute(_GROUPS).all()

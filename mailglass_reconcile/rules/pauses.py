@@ -13,7 +13,6 @@ class Pauses:
     """Knows what was logged a moment ago; the subjects must be few."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self._next: dict[Hashable, float] = {}
         self._lock = threading.Lock()
 

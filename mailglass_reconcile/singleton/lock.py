@@ -69,7 +69,6 @@ class Holder(NamedTuple):
 
     @property
     def task_id(self) -> str:
-        """The task's id."""
         return self.token.partition(" ")[2].partition(" ")[0]
 
     @property

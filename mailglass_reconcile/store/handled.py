@@ -109,7 +109,6 @@ def unseen(tx: Transaction) -> list[Unseen]:
 
 
 def known(tx: Transaction, type_: str) -> Known:
-    """Return what is known of a type."""
     return Known._make(tx.execute(_KNOWN, {"type": type_}).one())
 
 

@@ -89,7 +89,6 @@ class Access:
         return answer
 
     async def logout(self, request: Request) -> Response:
-        """Delete the session cookie."""
         if is_cross_site(request):
             return PlainTextResponse("sign out from the dashboard itself\n", 403)
         answer = Response(status_code=303, headers={"location": "./"})
@@ -106,11 +105,9 @@ class Guard:
     """Hands an application only the requests that may see the page, whether it has a route for them or not."""
 
     def __init__(self, app: Router, access: Access) -> None:
-        """Protect *app*."""
         self.app, self.routes, self._access = app, app.routes, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             await WebSocketClose()(scope, receive, send)
             return

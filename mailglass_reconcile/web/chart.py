@@ -40,7 +40,6 @@ class Column(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The sum of its values."""
         return sum((self.values or {}).values())
 
 

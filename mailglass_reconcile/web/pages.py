@@ -93,7 +93,6 @@ class Pages:
     """The pages of one application; what they read serves everybody for a few seconds."""
 
     def __init__(self, engine: sa.Engine | None, access: Access) -> None:
-        """Read from *engine*, or from the configured one."""
         self._given, self._access = engine, access
         self._cache = Cache(REFRESH_SECONDS)
         # Probes do not wait behind slow pages.
@@ -116,7 +115,6 @@ class Pages:
 
     @_page
     async def overview(self, request: Request) -> Response:
-        """Show how linking is going."""
         hours = parameters.hours(request.query_params)
         seconds = hours * 3_600
         found = await self._cache.get(("overview", hours), lambda: overview.overview(self._database, seconds=seconds))
@@ -140,7 +138,6 @@ class Pages:
 
     @_page
     async def orphans(self, request: Request) -> Response:
-        """Show a page of open or expired orphans."""
         if parameters.has_empty(request.query_params):
             return _redirect(f"orphans{query(**parameters.given(request.query_params))}")
         wanted = parameters.listing(request.query_params)
@@ -202,7 +199,6 @@ class Pages:
 
     @_page
     async def handlers(self, request: Request) -> Response:
-        """Show what waits for handlers, and why."""
         return await self._show(
             request,
             "handlers.html",
@@ -217,7 +213,6 @@ class Pages:
 
     @_page
     async def event(self, request: Request) -> Response:
-        """Show why an event is linked or not."""
         found = await self._explained(parameters.id_of(request.path_params["event_id"]))
         return await self._show(request, "event.html", found=found, not_checked=NOT_CHECKED)
 
@@ -229,7 +224,6 @@ class Pages:
 
     @_page
     async def delivery(self, request: Request) -> Response:
-        """Show a delivery and its events."""
         found = await self._timeline(parameters.id_of(request.path_params["delivery_id"]))
         message_id = found.delivery["message_id"]
         named_by = []
@@ -290,7 +284,6 @@ class Pages:
 
     @_page
     async def metrics(self, request: Request) -> Response:
-        """Answer Prometheus."""
         scraped = await self._probes.get("metrics", lambda: metrics.scrape(self._database))
         return Response(scraped, media_type=metrics.CONTENT_TYPE)
 

@@ -38,7 +38,6 @@ class Listing:
 
 
 def hours(query: QueryParams) -> int:
-    """Return how many hours the charts show."""
     given = query.get("hours", "24")
     if given not in map(str, HOURS):
         raise InvalidParameterError(f"hours: use one of {', '.join(map(str, HOURS))}")
@@ -46,7 +45,6 @@ def hours(query: QueryParams) -> int:
 
 
 def listing(query: QueryParams) -> Listing:
-    """Return which orphans to list."""
     fields = {name: text(query, name) for name in FIELDS}
     if fields["state"] not in ("", *OPEN_STATES):
         raise InvalidParameterError(f"state: use one of {', '.join(OPEN_STATES)}")
@@ -87,7 +85,6 @@ def has_empty(query: QueryParams) -> bool:
 
 
 def id_of(text: str) -> UUID:
-    """Return the id of an event or a delivery."""
     try:
         return UUID(text)
     except ValueError:

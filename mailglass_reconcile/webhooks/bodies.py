@@ -66,7 +66,6 @@ class Bodies:
     """All bodies in hand."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._arriving: dict[Body, None] = {}
         self._whole: dict[Body, None] = {}
         self._aside: dict[Body, None] = {}

@@ -36,7 +36,6 @@ class CertificateNeededError(MailglassReconcileError):
     """A signature cannot be checked before its certificate has been fetched."""
 
     def __init__(self, wanted: Callable[[], Future[None]]) -> None:
-        """Let *wanted* ask for it."""
         super().__init__("the certificate of a notification has not been fetched: try again")
         self.wanted = wanted
 
@@ -73,7 +72,6 @@ class Certificates:
     """Those that were fetched, and what waits for others."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._known: dict[str, x509.Certificate] = {}
         self._waiting: list[_Wanted] = []
         self._under_way: set[str] = set()
@@ -83,7 +81,6 @@ class Certificates:
         self._lock = threading.Lock()
 
     def get(self, url: str, load: Load) -> x509.Certificate:
-        """Return the certificate at *url*."""
         known = self._known.get(url)
         if known is None:
             raise CertificateNeededError(lambda: self._want(url, load))

@@ -48,7 +48,6 @@ class Shared:
             self._of.setdefault(registry.name(provider), []).append(usable)
 
     def may_have(self, provider: str) -> bool:
-        """Whether there is one."""
         return registry.name(provider) in self._of
 
     def of(self, provider: str, tenant: str = "") -> Sequence[str]:
@@ -62,11 +61,9 @@ class OfTenants:
     of_tenants = True
 
     def __init__(self, given: Mapping[str, OfProviders]) -> None:
-        """Keep the secrets of each tenant."""
         self._of = {tenant: Shared(_pairs(secrets)) for tenant, secrets in given.items()}
 
     def may_have(self, provider: str) -> bool:
-        """Whether any tenant has one."""
         return any(secrets.may_have(provider) for secrets in self._of.values())
 
     def of(self, provider: str, tenant: str) -> Sequence[str]:
@@ -80,16 +77,13 @@ class Asked:
     of_tenants = True
 
     def __init__(self, function: Function) -> None:
-        """Ask *function*, which may wait for a database."""
         self._function = function
         runtime.load_imports()  # now: a stranger's request for a name that is no provider must not import anything
 
     def may_have(self, provider: str) -> bool:
-        """Whether webhooks of this provider can be read."""
         return registry.is_known(provider)
 
     def of(self, provider: str, tenant: str) -> Sequence[str]:
-        """Return what the function returns."""
         found = self._function(registry.name(provider), tenant)
         return [registry.check_secret(provider, secret) for secret in _listed(found)]
 

@@ -95,7 +95,6 @@ class Request:
         return self.content_type.lower().startswith("multipart/form-data")
 
     def json(self) -> Any:
-        """Return the body as JSON."""
         return self._json
 
     def object(self) -> dict[str, Any]:
@@ -196,14 +195,12 @@ _CONTAINERS = (dict, list)
 
 
 def as_object(value: object, what: str) -> dict[str, Any]:
-    """Return *value* if it is a JSON object."""
     if isinstance(value, dict):
         return value
     raise InvalidWebhookError(f"{what} is not a JSON object")
 
 
 def as_list(value: object, what: str) -> list[Any]:
-    """Return *value* if it is a JSON list."""
     if isinstance(value, list):
         return value
     raise InvalidWebhookError(f"{what} is not a JSON list")

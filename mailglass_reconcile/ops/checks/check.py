@@ -83,7 +83,6 @@ class Check(NamedTuple):
     look: Callable[..., Iterable[Finding]]
 
     def findings(self, *given: Any) -> Iterator[Finding]:
-        """Yield what it finds."""
         for one in self.look(*given):
             yield one._replace(check=self.name)
 
@@ -129,12 +128,10 @@ class Look:
 
     @cached_property
     def history(self) -> History:
-        """The history of runs."""
         return history.read(self.tx)
 
     @cached_property
     def outbox(self) -> outbox.Facts:
-        """What waits for handlers."""
         return outbox.facts(self.tx)
 
     @cached_property

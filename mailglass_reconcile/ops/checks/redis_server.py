@@ -35,7 +35,6 @@ class Redis:
 
     @cached_property
     def client(self) -> Any:
-        """The client."""
         return runtime.get_redis()
 
 

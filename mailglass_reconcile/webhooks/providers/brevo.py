@@ -54,7 +54,6 @@ def elements(request: Request) -> list[Any]:
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event."""
     payload = wire.as_object(element, "the event")
     type_, reason = _TYPES.get(str(payload.get("event")), ("unknown", None))
     yield wire.event(
@@ -92,7 +91,6 @@ verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as Brevo writes it."""
     kinds = {
         "bounced": "hard_bounce",
         "clicked": "click",

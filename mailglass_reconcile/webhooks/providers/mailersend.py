@@ -120,7 +120,6 @@ def _is_ping(request: Request) -> bool:
 
 
 def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body, as MailerSend sends it."""
     return wire.as_json(body, Signature=wire.hex_hmac(body, secret))
 
 

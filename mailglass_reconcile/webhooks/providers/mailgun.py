@@ -246,7 +246,6 @@ class Tokens:
     """The body that each token belongs to: the first that came with it. Beyond a bound, the oldest is forgotten."""
 
     def __init__(self) -> None:
-        """Know none."""
         self._pairs: dict[bytes, _Pair] = {}
         self._lock = threading.Lock()
 

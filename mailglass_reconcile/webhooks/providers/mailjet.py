@@ -58,7 +58,6 @@ def elements(request: Request) -> list[Any]:
 
 
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
-    """Read one event."""
     payload = wire.as_object(element, "the event")
     id_ = payload.get("MessageID")
     yield wire.event(
@@ -108,7 +107,6 @@ verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as Mailjet writes it."""
     kinds: dict[str, dict[str, Any]] = {
         "bounced": {"event": "bounce", "hard_bounce": True, "error_related_to": "recipient", "error": "user unknown"},
         "clicked": {"event": "click"},

@@ -80,12 +80,10 @@ def verify(request: Request, secret: str, now: float) -> None:
 
 
 def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
-    """Return a request with a body, as Mailtrap sends it."""
     return wire.as_json(body, Mailtrap_Signature=wire.hex_hmac(body, secret))
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as Mailtrap writes it."""
     kinds: dict[str, dict[str, Any]] = {
         "bounced": {"event": "bounce", "response_code": 550, "bounce_category": "badmailbox"},
         "clicked": {"event": "click"},

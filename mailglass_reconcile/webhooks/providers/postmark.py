@@ -117,7 +117,6 @@ verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as Postmark writes it."""
     time, common = at.isoformat(), {"MessageID": message_id, "MessageStream": "outbound"}
     bounce = {"RecordType": "Bounce", "Email": recipient, "BouncedAt": time, **common}
     change = {"RecordType": "SubscriptionChange", "Recipient": recipient, "ChangedAt": time, **common}

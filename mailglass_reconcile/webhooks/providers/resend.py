@@ -122,7 +122,6 @@ verify, usable, sign = wire.svix, wire.svix_key, wire.signed_svix
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as Resend writes it."""
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "bounced": ("email.bounced", {"bounce": {"type": "Permanent", "subType": "General", "message": "rejected"}}),
         "clicked": ("email.clicked", {}),

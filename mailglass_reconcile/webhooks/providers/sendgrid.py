@@ -58,7 +58,6 @@ _MESSAGE_ID = re.compile(r"<([^<>@]+)@([^<>@]*)>")
 
 
 def elements(request: Request) -> list[Any]:
-    """Return the batch."""
     return wire.as_list(request.json(), "the body")
 
 

@@ -68,7 +68,6 @@ _INBOUND = ("relay_message", "relay_event")
 
 
 def elements(request: Request) -> list[Any]:
-    """Return the batch."""
     return wire.as_list(request.json(), "the body")
 
 
@@ -119,7 +118,6 @@ verify, usable, sign = wire.basic, wire.credentials, wire.signed_basic
 
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
-    """Return for each type a body as SparkPost writes it."""
     kinds: dict[str, tuple[str, dict[str, str]]] = {
         "autoresponded": ("message_event", {"type": "bounce", "bounce_class": "60"}),
         "bounced": ("message_event", {"type": "bounce", "bounce_class": "10"}),
