@@ -8,6 +8,7 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import did_you_mean, printable
 from mailglass_reconcile.webhooks import registry, secrets, sending
 from mailglass_reconcile.webhooks.receiving import public_url
@@ -35,7 +36,7 @@ def trigger(provider: str, type_: str, message_id: str, url: str, recipient: str
     """
     if not registry.is_known(provider):
         raise click.UsageError(f"no such provider; known providers: {', '.join(registry.PROVIDERS)}")
-    name, sender = registry.name(provider), sending.sender(provider)
+    name, sender = providers.canonical(provider), sending.sender(provider)
     if sender is None:
         raise ConfigurationError(_no_sample(name))
     at = dt.datetime.now(dt.UTC)

@@ -25,6 +25,7 @@ from mailglass_reconcile.errors import (
 from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.rules.pauses import Pauses
@@ -157,15 +158,15 @@ class Receiver:
         try:
             recorded = await self._posted(found, provider, scope, receive)
         except _NotServedError as error:
-            if self._pauses.over((registry.name(provider), str(error))):
-                logger.warning("a webhook of %s was answered with 404: %s", registry.name(provider), error)
+            if self._pauses.over((providers.canonical(provider), str(error))):
+                logger.warning("a webhook of %s was answered with 404: %s", providers.canonical(provider), error)
             answer = _UNKNOWN
         except Exception as error:
-            answer = _refusal(found, registry.name(provider), error)
+            answer = _refusal(found, providers.canonical(provider), error)
         else:
-            logger.info("%s: %s", registry.name(provider), _in_words(recorded))
+            logger.info("%s: %s", providers.canonical(provider), _in_words(recorded))
             answer = Answer(200, "ok", recorded=recorded)
-        self.results[registry.name(provider), _result(answer)] += 1
+        self.results[providers.canonical(provider), _result(answer)] += 1
         return answer
 
     def _metrics(self, scope: Scope, token: str) -> Answer:
@@ -265,7 +266,7 @@ class Receiver:
 
     def _note_unknown(self, provider: str) -> None:
         """Log that nothing is received for a name, once a minute: strangers may ask for any."""
-        name = registry.name(provider) if registry.is_known(provider) else None
+        name = providers.canonical(provider) if registry.is_known(provider) else None
         if not self._pauses.over(name):
             return
         if name is not None:
@@ -280,7 +281,7 @@ class _NotServedError(Exception):
 
 
 def _webhook_of(provider: str) -> str:
-    return f"a webhook of {registry.name(provider)}"
+    return f"a webhook of {providers.canonical(provider)}"
 
 
 def _refusal(found: Provider, provider: str, error: Exception) -> Answer:

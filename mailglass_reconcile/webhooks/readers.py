@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.wire import Request, Signature
@@ -37,7 +38,7 @@ def webhook_reader(name: str, *, read: Read, verify: Verify) -> None:
         ValueError: The name cannot be used, or a built-in provider has it.
         TypeError: A function is a coroutine function.
     """
-    canonical = registry.name(name)
+    canonical = providers.canonical(name)
     if not _NAME.fullmatch(canonical):
         raise ValueError("the name of a reader is 1 to 64 letters, digits, hyphens and underscores")
     if canonical in registry.PROVIDERS:

@@ -89,7 +89,7 @@ def check_secret(provider: str, secret: object) -> str:
         if hasattr(found, "usable"):
             found.usable(secret.strip())
     except ConfigurationError as error:
-        raise ConfigurationError(f"{name(provider)}: {error}") from None
+        raise ConfigurationError(f"{providers.canonical(provider)}: {error}") from None
     return secret.strip()
 
 
@@ -117,11 +117,6 @@ def request_of(
     return Request(bytes(body), lowered, content_type or lowered.get("content-type", ""), url)
 
 
-def name(provider: str) -> str:
-    """Return a provider's canonical name, or what was given if it is not known."""
-    return providers.canonical(provider)
-
-
 def plug(provider: str, reader: Provider) -> None:
     """Let *reader* read a provider's webhooks; its canonical name is none of `PROVIDERS`."""
     _plugged[provider] = reader
@@ -129,7 +124,8 @@ def plug(provider: str, reader: Provider) -> None:
 
 def is_known(provider: str) -> bool:
     """Whether a provider's webhooks can be read."""
-    return name(provider) in PROVIDERS or name(provider) in _plugged
+    name = providers.canonical(provider)
+    return name in PROVIDERS or name in _plugged
 
 
 def module(provider: str) -> Provider:
@@ -137,5 +133,5 @@ def module(provider: str) -> Provider:
     if not is_known(provider):
         known = ", ".join([*PROVIDERS, *_plugged])
         raise ConfigurationError(f"webhooks of this provider cannot be read; known providers: {known}")
-    plugged = _plugged.get(name(provider))
-    return plugged or cast("Provider", import_module(f"{modules.__name__}.{name(provider)}"))
+    name = providers.canonical(provider)
+    return _plugged.get(name) or cast("Provider", import_module(f"{modules.__name__}.{name}"))

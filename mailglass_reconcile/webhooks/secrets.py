@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.rules import providers
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.webhooks import registry
 
@@ -45,14 +46,14 @@ class Shared:
         for provider, secret in pairs:
             load_reader(provider)
             usable = registry.check_secret(provider, secret)
-            self._of.setdefault(registry.name(provider), []).append(usable)
+            self._of.setdefault(providers.canonical(provider), []).append(usable)
 
     def may_have(self, provider: str) -> bool:
-        return registry.name(provider) in self._of
+        return providers.canonical(provider) in self._of
 
     def of(self, provider: str, tenant: str = "") -> Sequence[str]:
         """Return a provider's secrets; none if the provider is not known."""
-        return self._of.get(registry.name(provider), ())
+        return self._of.get(providers.canonical(provider), ())
 
 
 class OfTenants:
@@ -84,7 +85,7 @@ class Asked:
         return registry.is_known(provider)
 
     def of(self, provider: str, tenant: str) -> Sequence[str]:
-        found = self._function(registry.name(provider), tenant)
+        found = self._function(providers.canonical(provider), tenant)
         return [registry.check_secret(provider, secret) for secret in _listed(found)]
 
 
