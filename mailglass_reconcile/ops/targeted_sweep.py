@@ -57,7 +57,8 @@ def find(database: Database, target: Target, limit: int) -> list[Listed]:
     listed = orphans.judged_now(database, filters)
     if target.include_expired:
         listed = chain(listed, _expired(database, filters))
-    return list(islice((one for one in listed if one.delivery_id in _wanted(target, one)), limit))
+    wanted = None if target.delivery_id is None else str(target.delivery_id)
+    return list(islice((one for one in listed if one.delivery_id and wanted in (None, one.delivery_id)), limit))
 
 
 def _expired(database: Database, filters: Filters) -> Iterator[Listed]:
@@ -68,13 +69,6 @@ def _expired(database: Database, filters: Filters) -> Iterator[Listed]:
         after = read.after
         if after is None:
             return
-
-
-def _wanted(target: Target, one: Listed) -> tuple[str, ...]:
-    """Return the delivery that an orphan has to have: the target's, or any."""
-    if target.delivery_id is not None:
-        return (str(target.delivery_id),)
-    return (one.delivery_id,) if one.delivery_id else ()
 
 
 def _event(database: Database, event_id: UUID, *, expired: bool) -> list[Listed]:

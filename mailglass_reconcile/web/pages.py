@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from starlette.requests import Request
@@ -34,11 +33,9 @@ from mailglass_reconcile.ops import (
     timeline,
     waiting,
 )
-from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Page
 from mailglass_reconcile.ops.search import Found, What
 from mailglass_reconcile.ops.tenants import Unknown
-from mailglass_reconcile.ops.timeline import Timeline
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import NOT_CHECKED, OPEN_STATES, RUN_STATUSES
@@ -213,30 +210,24 @@ class Pages:
 
     @_page
     async def event(self, request: Request) -> Response:
-        found = await self._explained(parameters.id_of(request.path_params["event_id"]))
-        return await self._show(request, "event.html", found=found, not_checked=NOT_CHECKED)
-
-    async def _explained(self, event_id: UUID) -> Explanation:
+        event_id = parameters.id_of(request.path_params["event_id"])
         found = await self._cache.get(("event", event_id), lambda: explanation.explain(self._database, event_id))
         if found.state == "unknown":
             raise NotFoundError
-        return found
+        return await self._show(request, "event.html", found=found, not_checked=NOT_CHECKED)
 
     @_page
     async def delivery(self, request: Request) -> Response:
-        found = await self._timeline(parameters.id_of(request.path_params["delivery_id"]))
+        delivery_id = parameters.id_of(request.path_params["delivery_id"])
+        found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._database, delivery_id))
+        if found is None:
+            raise NotFoundError
         message_id = found.delivery["message_id"]
         named_by = []
         if message_id:
             key = ("naming", message_id)
             named_by = await self._cache.get(key, lambda: naming.naming(self._database, message_id))
         return await self._show(request, "delivery.html", delivery=found.delivery, found=found, named_by=named_by)
-
-    async def _timeline(self, delivery_id: UUID) -> Timeline:
-        found = await self._cache.get(("delivery", delivery_id), lambda: timeline.timeline(self._database, delivery_id))
-        if found is None:
-            raise NotFoundError
-        return found
 
     @_page
     async def find(self, request: Request) -> Response:
