@@ -255,11 +255,7 @@ def index_faults(tx: Transaction, wanted: Mapping[str, Index] = INDEXES) -> dict
 
 def require_migrated(tx: Transaction) -> None:
     """Refuse a database that is not at `VERSION`."""
-    require_current(tx.execute(READ_VERSION).scalar_one())
-
-
-def require_current(version: str | None) -> None:
-    """Refuse a database that is not at `VERSION`."""
+    version = tx.execute(READ_VERSION).scalar_one()
     if version != VERSION:
         raise SchemaOutdatedError(outdated(version))
 
