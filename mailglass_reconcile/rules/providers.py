@@ -117,7 +117,6 @@ _SPELLINGS = {
 _CANONICAL = {other.lower(): name for name, others in _SPELLINGS.items() for other in others}
 
 
-@lru_cache(maxsize=4096)
 def canonical(provider: str) -> str:
     """Return the one spelling of a provider's name: trimmed, in lower case, `Amazon SES` and its like as `ses`."""
     name = provider.strip().lower()
