@@ -90,6 +90,16 @@ def test_a_later_version_of_a_rule_computes_stored_keys_again(db):
     assert reconcile().linked == 1
 
 
+def test_keys_of_a_later_version_replace_the_stored_ones(db):
+    """Otherwise each sweep would compute them again, and a send would not find the event by them."""
+    insert(db, [], [orphan_row({"provider": "acme", "number": 7})])
+    for version, suffix in ((1, "-wrong"), (2, "")):
+        acme(version, suffix)
+        assert reconcile().unmatched == 1
+    assert db.rows(STORED) == [("acme/2.own2", 1)]
+    assert db.rows(IDS) == [(["7"],)]
+
+
 def test_orphans_whose_rule_was_added_are_counted_once(db):
     """Their stored keys say that they have no usable id; they are judged again."""
     insert(db, [], [orphan_row({"provider": "acme", "number": n}) for n in range(12)])

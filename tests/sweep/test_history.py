@@ -70,6 +70,16 @@ def test_a_sweep_that_fails_says_so_and_names_the_class_of_the_error_only(db):
     assert (last(db).status, last(db).error, last(db).linked) == ("failed", "SchemaOutdatedError", 0)
 
 
+def test_a_sweep_that_is_interrupted_is_partial_and_not_failed(db):
+    """Ctrl-C, or a worker's time limit."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    steps = reconciler.prepare().steps()
+    next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert (last(db).status, last(db).error, last(db).linked) == ("partial", "KeyboardInterrupt", 1)
+
+
 def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
     """Never the reason why a sweep fails."""
     db.run("ALTER TABLE mailglass_reconcile_runs ADD CHECK (false) NOT VALID")

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import catalog
+import commands
 import factories
 import mailglass_reconcile
 import oracle
@@ -286,10 +287,24 @@ def test_a_bounce_of_bob_never_marks_alices_delivery(db, rebuilt):
     assert "address is no longer known" in found.sentence
 
 
-def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db):
-    """To Bob's delivery among two of one id."""
+@pytest.mark.parametrize("rekeyed", [False, True])
+def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db, rekeyed):
+    """To Bob's delivery among two of one id; the address is with the open orphan only, which keeps it when rekeyed."""
     record_bobs_bounce(db)
+    if rekeyed:
+        commands.inside("rekey")
     factories.delivery(db, "m", recipient="alice@example.com")
     bob = factories.delivery(db, "m", recipient="BOB@example.com")
     assert reconcile().linked == 1
     assert db.value("SELECT delivery_id::text FROM mailglass_events WHERE type = 'reconciled'") == bob
+
+
+def test_an_erased_recipient_does_not_come_back_from_the_ledger_when_keys_are_computed_again(db):
+    """Another writer's event still names it there, and an event of one who was erased is linked to nobody."""
+    factories.orphan(db, factories.postmark("m", recipient="bob@example.com"))
+    assert reconcile().unmatched == 1
+    with db.engine.begin() as connection:
+        assert mailglass_reconcile.erase(connection, recipient="bob@example.com").open_orphans == 1
+    commands.inside("rekey")
+    factories.delivery(db, "m", recipient="bob@example.com")
+    assert reconcile().ambiguous == 1
