@@ -88,6 +88,15 @@ def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
     assert [r.message for r in caplog.records if "history" in r.message]
 
 
+def test_a_connection_on_which_no_transaction_can_begin_costs_a_line_too(db, caplog):
+    """Such as one whose transaction an interruption has left open: that is no error of the database."""
+    with db.database.connect() as connected:
+        connected.connection.begin()
+        assert history.note(connected, runs.Run("full", "python")) is None
+    assert caplog.messages == ["this sweep is missing from the history of runs: InvalidRequestError"]
+    assert db.rows(RUNS) == []
+
+
 def test_recent_sweeps_of_a_minute_share_a_row_and_idle_ones_are_noted_together(db, monkeypatch):
     """A hundred idle ticks cost no write until some seconds have passed; one that links is written at once."""
     for _ in range(5):
