@@ -52,7 +52,8 @@ broken: $(VENV)/test.stamp
 	PYTHONPATH=tests:tests/support $(BIN)/python -m faults.broken $(ARGS)
 
 # Changes the Python of rules, sweep, record and projector, one expression after the other, and lists the changes that
-# no test notices: hours for all of it. ARGS="mailglass_reconcile.rules*" takes a part; the results stay in mutants/.
+# no test notices: hours for all of it. ARGS="mailglass_reconcile.rules*" takes a part, ARGS="'*7'" about every tenth, as
+# each has a number; the results stay in mutants/.
 mutation: $(VENV)/mutation.stamp
 	$(if $(TMPDIR),TMPDIR=$(TMPDIR)) $(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
