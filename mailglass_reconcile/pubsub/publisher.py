@@ -234,11 +234,6 @@ class _Outbox:
     """What this process publishes, in order, and the thread that does it."""
 
     def __init__(self) -> None:
-        self.reset()
-        os.register_at_fork(after_in_child=self.reset)
-
-    def reset(self) -> None:
-        """Begin without a thread and with nothing to do, as a forked child must: its parent has both."""
         self._lock = threading.Lock()
         self._waiting = 0
         self._entries: SimpleQueue[_Entry] = SimpleQueue()
@@ -310,4 +305,11 @@ def flush() -> None:
     _outbox.flush(TIMEOUT_SECONDS)
 
 
+def _begin_again() -> None:
+    """Begin without a thread and with nothing to do, as a forked child must: its parent has both."""
+    global _outbox  # noqa: PLW0603 - one for each process
+    _outbox = _Outbox()
+
+
+os.register_at_fork(after_in_child=_begin_again)
 atexit.register(flush)

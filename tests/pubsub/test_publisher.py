@@ -51,9 +51,10 @@ def valkey(tmp_path) -> Iterator[Valkey]:
 
 
 @pytest.fixture(autouse=True)
-def another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test publish with a thread of its own: one may wait for a server for half a minute after its test."""
-    monkeypatch.setattr(publisher_module, "_outbox", publisher_module._Outbox())
+def another_thread() -> Iterator[None]:
+    """Leave behind what waits for a server that never answers: this process has one thread that publishes."""
+    yield
+    publisher_module._begin_again()
 
 
 def messages(number: int) -> list[Message]:
