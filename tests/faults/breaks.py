@@ -105,7 +105,7 @@ BREAKS = (
                 "    SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)\n",
             ),
         ),
-        "sweep/test_plans.py::test_a_link_is_claimed_appended_and_closed_by_primary_keys",
+        "sweep/test_plans.py::test_a_link_is_claimed_and_appended_by_primary_keys",
     ),
     # I9
     Break(
