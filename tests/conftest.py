@@ -34,6 +34,21 @@ pytest_plugins = [
 ]
 
 
+LONG = (
+    *("tests/docs/test_stories.py", "tests/examples/", "tests/demo/", "tests/docs/test_compose.py"),
+    *("tests/docs/test_commands.py", "tests/web/test_browser.py", "tests/stories/test_planted_faults.py"),
+    *("tests/faults/test_faults_", "tests/faults/test_state_machine.py", "tests/contrib/django/test_admin.py"),
+    *("tests/stories/test_celery.py", "tests/stories/test_fan_out.py"),
+)
+"""What has tests of many seconds, or fixtures that take as long: places of modules."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let long tests begin: at the end no worker waits for one, and one worker makes what a module of them shares."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 def pytest_collection_finish() -> None:
     """Leave the modules and the tests, which stay until the end, out of each later garbage collection."""
     gc.freeze()
