@@ -88,9 +88,10 @@ def is_outdated(mark: str) -> bool:
 
     A process that lacks the provider's rule, or has an older one, leaves what is stored as it is.
     """
-    stored = _MARK.fullmatch(mark)
-    current = _rules.get(stored[1]) if stored else None
-    made = _MARK.fullmatch(current.mark) if current else None
+    current = _rules.get(mark.rpartition("/")[0])
+    if current is None or current.mark == mark:
+        return False
+    stored, made = _MARK.fullmatch(mark), _MARK.fullmatch(current.mark)
     return stored is not None and made is not None and _rank(made) > _rank(stored)
 
 
