@@ -11,12 +11,11 @@ from urllib.parse import quote
 
 import psycopg
 import redis
-import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 import oracle
-from lending import Uncommitted
+from lending import Uncommitted, session
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules.states import OUTCOMES
 from mailglass_reconcile.settings import Settings
@@ -90,8 +89,8 @@ SELECT NULL, 'prepared transaction', gid FROM pg_prepared_xacts WHERE database =
 class State:
     """The tables as they are now, and what the witness saw."""
 
-    def __init__(self, connection: sa.Connection, settings: Settings) -> None:
-        """Read all of it, once, in the transaction of *connection*."""
+    def __init__(self, driver: psycopg.Connection, settings: Settings) -> None:
+        """Read all of it, once, in one transaction."""
         statements = {
             "pruned": _PRUNED_EVENTS,
             "live": _EVENTS,
@@ -106,7 +105,6 @@ class State:
             "window": _WINDOW.format(max_age=settings.max_age_minutes, grace=settings.grace_seconds),
         }
         read = {}
-        driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
         with driver.cursor(row_factory=dict_row) as cursor:
             cursor.execute("; ".join(["SET LOCAL TimeZone = 'UTC'", *statements.values()]))  # type: ignore[call-overload]
             for name in statements:
@@ -150,20 +148,19 @@ class State:
 
 def read(db: Any) -> State:
     """Return the state of a database."""
-    with db.engine.connect() as connection:
-        return State(connection, db.settings)
-
-
-def _all(db: Any, sql: str) -> list[dict[str, Any]]:
-    return [dict(row._mapping) for row in db.rows(sql)]
+    with session(db.engine) as driver:
+        return State(driver, db.settings)
 
 
 def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
     """Check the invariants named in *holding*; where the tables are not there, there is nothing to check."""
-    _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(db, witness)}, holding)
-    if not db.is_current():
-        return
-    state = read(db)
+    with session(db.engine) as driver:
+        _each({"I9": lambda: check_log(witness.log), "I10": lambda: check_nobody_stays(driver, witness)}, holding)
+        state = State(driver, db.settings) if db.lent and db.lent.is_as_made_in(driver) else None
+    if state is None:
+        if not db.is_current():
+            return
+        state = read(db)
     checks: dict[str, Callable[[], None]] = {
         "I11": lambda: check_counts(witness.results()),
         "I12": lambda: check_statuses([result for result, _ in witness.results()]),
@@ -182,7 +179,7 @@ def check_uncommitted(tx: Uncommitted) -> None:
     driver: psycopg.Connection = tx.connection.connection.driver_connection  # type: ignore[assignment]
     if driver.info.transaction_status != TransactionStatus.INTRANS:
         return
-    state = State(tx.connection, tx.settings)
+    state = State(driver, tx.settings)
     _each({"I13": lambda: check_open_set(state)}, ALL - tx.broken)
     _check_rows(state, tx.hooked, ALL - tx.broken)
 
@@ -352,10 +349,10 @@ def check_log(lines: Sequence[str]) -> None:
     assert not [line for line in lines if "@" in line]
 
 
-def check_nobody_stays(db: Any, witness: Witness) -> None:
+def check_nobody_stays(driver: psycopg.Connection, witness: Witness) -> None:
     """I10: no lock, no idle transaction, no connection and no process is left behind."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while left := [*_all(db, _LEFT), *(running().items() - witness.children.items())]:
+    while left := [*driver.execute(_LEFT).fetchall(), *(running().items() - witness.children.items())]:  # type: ignore[call-overload]
         assert time.monotonic() < deadline, f"left behind: {left}"
 
 

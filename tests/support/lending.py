@@ -41,8 +41,8 @@ _CATALOGS = (
 """Where a change leaves a row of a later transaction, or one less. TRUNCATE changes `pg_class`, which is read apart."""
 
 # `catalog` is another one when anything but rows has changed; the rows that a migration leaves belong to it, too.
-# `forget` takes away all other rows, with their pages and statistics: what a sweep does depends on both. The ledger's
-# guards do not run in a session that replays what another one did.
+# Unless it has changed, `forget` takes away all other rows, with their pages and statistics: what a sweep does depends
+# on both. The ledger's guards do not run in a session that replays what another one did.
 _INSTALL = """
 CREATE FUNCTION witness.catalog() RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -56,11 +56,14 @@ BEGIN
     INTO relations FROM pg_class WHERE oid >= 16384 OR relacl IS NOT NULL;
   RETURN md5(concat_ws('|', migrated, relations, {changes}));
 END $$;
-CREATE FUNCTION witness.forget() RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION witness.forget(catalog text) RETURNS boolean LANGUAGE plpgsql
   SET session_replication_role = replica SET lock_timeout = '2s' AS $$
 DECLARE
   used text;
 BEGIN
+  IF witness.catalog() <> catalog THEN
+    RETURN false;
+  END IF;
   SELECT string_agg(oid::regclass::text, ', ') INTO used
     FROM pg_class
    WHERE relkind = 'r' AND oid >= 16384 AND relname <> 'mailglass_reconcile_version'
@@ -70,6 +73,7 @@ BEGIN
     DELETE FROM pg_statistic WHERE starelid >= 16384;
     PERFORM pg_stat_reset();
   END IF;
+  RETURN true;
 END $$;
 """.replace(
     "{changes}",
@@ -81,7 +85,6 @@ _RESET = """
 CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all();
 DISCARD SEQUENCES; DISCARD TEMP
 """
-_CATALOG = "SELECT witness.catalog()"
 
 
 def install(engine: sa.Engine) -> None:
@@ -108,28 +111,53 @@ class Lent:
 
     def is_as_made(self) -> bool:
         """Whether no more than rows has changed since the database was made; resets the session that is kept."""
-        if self.catalog and self._after_reset(_CATALOG) != self.catalog:
+        try:
+            with session(self.engine) as driver:
+                return self.is_as_made_in(driver)
+        except SQLAlchemyError:
+            return False
+
+    def is_as_made_in(self, driver: psycopg.Connection) -> bool:
+        """The same, in the session that is kept, which is open."""
+        if self.catalog and _after_reset(driver, "SELECT witness.catalog()") != self.catalog:
             self.catalog = ""
         return bool(self.catalog)
 
     def forget(self) -> bool:
-        """Take away all rows, and return whether that was possible."""
-        return self._after_reset("SELECT witness.forget() IS NULL") is not None
-
-    def _after_reset(self, statement: str) -> Any:
-        """Return the value of a statement in a session that is as if it were new, or None if it is refused."""
+        """Take away all rows, if no more has changed, and return whether that was possible."""
+        if not self.catalog:
+            return False
         try:
-            with self.engine.connect() as connection:
-                driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-                driver.cursor_factory = psycopg.Cursor
-                cursor = driver.execute(f"{_RESET}; {statement}")
-                while cursor.nextset():
-                    pass
-                [value] = cursor.fetchone() or (None,)
-                driver.commit()
-        except (SQLAlchemyError, psycopg.Error):  # a lock that was left behind, no such function any more
-            return None
-        return value
+            with session(self.engine) as driver:
+                return _after_reset(driver, f"SELECT witness.forget('{self.catalog}')") is True
+        except SQLAlchemyError:
+            return False
+
+
+@contextmanager
+def session(engine: sa.Engine) -> Iterator[psycopg.Connection]:
+    """Yield a connection of the driver's, which begins no transactions: what is sent together is one round trip."""
+    with engine.connect() as connection:
+        driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+        driver.autocommit = True
+        try:
+            yield driver
+        finally:
+            if not driver.closed:
+                driver.autocommit = False
+
+
+def _after_reset(driver: psycopg.Connection, statement: str) -> Any:
+    """Return the value of a statement in a session that is as if it were new, or None if it is refused."""
+    try:
+        driver.cursor_factory = psycopg.Cursor
+        cursor = driver.execute(f"{_RESET}; {statement}")
+        while cursor.nextset():
+            pass
+        [value] = cursor.fetchone() or (None,)
+    except psycopg.Error:  # a lock that was left behind, no such function any more
+        return None
+    return value
 
 
 @dataclass(frozen=True)
@@ -177,7 +205,7 @@ class Lender:
         try:
             yield lent
         finally:
-            if not (lent.is_as_made() and lent.forget()):
+            if not lent.forget():
                 self.close()
 
     @contextmanager
@@ -216,5 +244,5 @@ class Lender:
         engine = engines.create_engine(settings, pool_size=1)
         engine.pool._max_overflow = -1  # type: ignore[attr-defined] # others are opened and closed as without a pool
         with engine.connect() as connection:
-            catalog = connection.exec_driver_sql(_CATALOG).scalar_one()
+            catalog = connection.exec_driver_sql("SELECT witness.catalog()").scalar_one()
         return Lent(settings.database_url.get_secret_value(), settings, engine, catalog)
