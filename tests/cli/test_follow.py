@@ -8,6 +8,7 @@ import sys
 import pytest
 from sqlalchemy import make_url
 
+import commands
 from faults import servers
 from following import following, new_pairs
 from handling import handle
@@ -143,14 +144,7 @@ def test_two_at_once_link_everything_once(db):
 )
 def test_what_is_wrong_at_its_start_is_one_line_and_an_exit_code(db, arguments, environment, code, words):
     """A supervisor starts it again; a person reads one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mailglass_reconcile", "follow", *arguments],
-        env=environment_of(db, **environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = commands.tried(db, "follow", *arguments, **environment)
     assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr
