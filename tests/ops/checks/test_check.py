@@ -49,24 +49,14 @@ def test_an_installation_that_is_well_has_no_finding_that_is_not_ok(db: Database
 
 
 @pytest.mark.parametrize("trigger", schema.TRIGGERS)
-@pytest.mark.parametrize("fault", ["DROP TRIGGER {} ON mailglass_events", DISABLED])
-def test_a_trigger_that_is_missing_or_disabled(db: Database, trigger: str, fault: str) -> None:
+def test_a_trigger_that_is_disabled(db: Database, trigger: str) -> None:
     """Orphans come in meanwhile; `migrate` brings back the trigger and them."""
-    db.run(fault.format(trigger))
+    db.run(DISABLED.format(trigger))
     orphan(db, postmark("meanwhile"))
     found = of("triggers")
     assert (found.status, trigger in found.message) == (ERROR, True)
     heal(db, found.remedy)
     assert (of("triggers").status, of("open_set").status) == (OK, OK)
-
-
-def test_the_guard_against_truncate_that_is_missing(db: Database) -> None:
-    """On tables of our own making."""
-    db.run("DROP FUNCTION mailglass_events_no_truncate CASCADE")
-    found = of("triggers")
-    assert (found.status, schema.GUARD in found.message) == (WARNING, True)
-    heal(db, found.remedy)
-    assert of("triggers").status == OK
 
 
 @pytest.mark.guard
@@ -257,32 +247,6 @@ def test_an_index_that_an_interrupted_build_left(db: Database, index: str) -> No
     heal(db, found.remedy)
     assert of("indexes").status == OK
     assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
-
-
-@pytest.mark.parametrize("index", schema.INDEXES)
-def test_an_index_of_ours_that_is_missing(db: Database, index: str) -> None:
-    """The remedy makes the same one again."""
-    before = db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index)
-    db.run(f"DROP INDEX {index}")
-    found = of("indexes")
-    assert (found.status, f"{index} is missing" in found.message) == (ERROR, True)
-    heal(db, found.remedy)
-    assert of("indexes").status == OK
-    assert db.value("SELECT pg_get_indexdef(to_regclass(:index))", index=index) == before
-
-
-@pytest.mark.parametrize("index", schema.KEYS | schema.MAILGLASS_INDEXES)
-def test_a_key_or_an_index_of_mailglass_s_that_is_missing(db: Database, index: str) -> None:
-    """On tables that `migrate` made, it makes it again; without a unique one, nothing could be recorded or linked."""
-    name = f"mailglass_{schema.ALL_INDEXES[index].table.removeprefix('mailglass_')}"
-    is_unique = schema.ALL_INDEXES[index].must_be_unique
-    mailglass_reconcile.reconcile()
-    db.run(f"ALTER TABLE {name} DROP CONSTRAINT {index}" if index.endswith("_pkey") else f"DROP INDEX {index}")
-    found = of("indexes")
-    assert (found.status, f"index {index} is missing" in found.message) == (ERROR if is_unique else WARNING, True)
-    assert bool(check(db.database)) == is_unique
-    heal(db, found.remedy)
-    assert of("indexes").status == OK
 
 
 def test_an_index_of_mailglass_s_own_is_made_by_the_statement_of_the_remedy(beside: Database) -> None:

@@ -35,6 +35,12 @@ def dropped_index(name: str, index: schema.Index) -> Planted:
     return Planted("indexes", name, sql, ERROR if index.must_be_unique or name in schema.INDEXES else WARNING)
 
 
+def defined(db: Database, name: str) -> str | None:
+    """Return the definition of an index of that name, if there is one."""
+    sql = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(quote_ident(:name))"
+    return next((row[0] for row in db.rows(sql, name=name)), None)
+
+
 def wrong_to_the_role() -> list[Finding]:
     """Return what the cheap checks find as the role that this process is configured for."""
     with mailglass_reconcile.runtime.database().reading() as tx:
@@ -58,8 +64,9 @@ PLANTED = [
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.sql.replace(" ", "-"))
 def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, planted: Planted) -> None:
-    """On tables that `migrate` made, all of it by `migrate`."""
+    """On tables that `migrate` made, all of it by `migrate`; an index is the same one again."""
     mailglass_reconcile.reconcile()
+    before = defined(db, planted.name)
     db.run(planted.sql)
     found = of(planted.check)
     assert (found.status, planted.name in found.message) == (planted.status, True), found
@@ -71,6 +78,8 @@ def test_what_is_gone_is_found_and_made_again_by_the_remedy(db: Database, plante
         assert found.remedy == "run `mailglass-reconcile migrate`"
         heal(db, found.remedy)
     assert runner.lacking(db.engine, db.settings) == []
+    assert defined(db, planted.name) == before
+    assert of(planted.check).status == OK
     with db.database.reading() as tx:
         assert [one for one in checks.cheap(Look(tx)) if one.check != "sweeps"] == []
 
