@@ -1,7 +1,6 @@
 """Finding: an address, a message or an id leads to deliveries and open orphans, newest first, and to no address."""
 
 import json
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -233,10 +232,8 @@ def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipient
 
 
 @pytest.mark.slow
-def test_of_a_hundred_thousand_deliveries_the_newest_are_found_within_seconds(wide):
-    """Their number is known."""
-    began = time.monotonic()
+def test_of_a_hundred_thousand_deliveries_the_newest_are_found(wide):
+    """Their number is known; what it costs is above, in rows."""
     whole = search.find(wide, search.check("ada@example.com"))
     assert (whole.deliveries, len(whole.hits), whole.more) == (WIDE, 50, True)
     assert [one.at for one in whole.hits] == sorted((one.at for one in whole.hits), reverse=True)
-    assert time.monotonic() - began < 10
