@@ -10,7 +10,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
-from mailglass_reconcile.store import schema, windows
+from mailglass_reconcile.store import runs, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.sweep import window
 
@@ -22,12 +22,6 @@ SELECT to_json(r.finished_at) #>> '{}' || 'Z' AS finished_at, r.kind, r.origin, 
        CASE WHEN r.ranges_done < r.ranges THEN 'partial' ELSE r.status END AS status, r.error, r.runs, r.scanned,
        r.linked, r.duration_ms
   FROM {schema}.mailglass_reconcile_runs AS r WHERE r.kind <> 'dispatch' ORDER BY r.id DESC LIMIT :size
-"""
-
-_TOTALS = """
-SELECT coalesce(sum(linked), 0)::bigint AS linked, coalesce(sum(expired), 0)::bigint AS expired,
-       coalesce(sum(runs) FILTER (WHERE status = 'failed'), 0)::bigint AS failed_runs
-  FROM {schema}.mailglass_reconcile_runs
 """
 
 
@@ -98,7 +92,12 @@ def last_runs(tx: Transaction, size: int) -> list[dict[str, Any]]:
 
 def totals(tx: Transaction) -> dict[str, int]:
     """Return `linked`, `expired` and `failed_runs` since the history began."""
-    return dict(tx.execute(_TOTALS).mappings().one())
+    found = runs.totals(tx)
+    return {
+        "linked": sum(total.counts["linked"] for total in found),
+        "expired": sum(total.counts["expired"] for total in found),
+        "failed_runs": sum(total.counts["runs"] for total in found if total.status == "failed"),
+    }
 
 
 def status(
@@ -114,7 +113,7 @@ def status(
         look = Look(tx, max_lag_seconds)
         past, found = look.history, checks.cheap(look)
         in_grace = windows.waiting(tx, tenant_id)
-        runs, added_up = last_runs(tx, LAST_RUNS), totals(tx)
+        newest, added_up = last_runs(tx, LAST_RUNS), totals(tx)
         if past.groups is None or past.counted_at is None:
             as_of, groups = past.now, window.as_groups(window.open_window(tx, tenant_id).groups)
         else:
@@ -130,7 +129,7 @@ def status(
         as_of=as_of,
         groups=groups,
         last_success=past.last_success,
-        last_runs=runs,
+        last_runs=newest,
         hooks_waiting=look.outbox.waiting,
         hooks_dead=look.outbox.dead,
         totals=added_up,
