@@ -53,24 +53,6 @@ SELECT CASE %(layout)s WHEN 'in order'
 """
 """Two events for each message; of kind `m` their ids are those of deliveries, of any other they are nobody's."""
 
-CAMPAIGN = """
-INSERT INTO mailglass_deliveries (id, tenant_id, mailable, stream, recipient, recipient_domain, provider_message_id,
-       last_event_type, last_event_at, dispatched_at, inserted_at, updated_at)
-SELECT md5(%(seed)s || 'c' || i)::uuid, 'tenant-1', 'News', 'bulk', 'u' || i || '@example.com', 'example.com',
-       '7' || CASE WHEN %(one_id)s THEN 0 ELSE i END, 'dispatched', now() - interval '1 hour',
-       now() - interval '1 hour', now(), now()
-  FROM generate_series(1, %(deliveries)s) AS i
-"""
-CAMPAIGN_EVENTS = """
-INSERT INTO mailglass_events (id, tenant_id, type, occurred_at, metadata, needs_reconciliation, inserted_at)
-SELECT md5(%(seed)s || 'ce' || i)::uuid, 'tenant-1', 'delivered', now() - interval '50 minutes',
-       jsonb_build_object('provider', 'sparkpost', 'provider_event_id', 'x' || i,
-                          'recipient', 'u' || i || '@example.com',
-                          'transmission_id', '7' || CASE WHEN %(one_id)s THEN 0 ELSE i END),
-       true, now()::timestamp - interval '40 minutes' + i * interval '1 millisecond'
-  FROM generate_series(1, %(orphans)s) AS i
-"""
-
 RECONCILED = """
 INSERT INTO mailglass_events (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, inserted_at)
 SELECT CASE %(layout)s WHEN 'in order' THEN overlay(id::text PLACING '8000' FROM 20 FOR 4)::uuid
