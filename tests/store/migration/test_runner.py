@@ -442,16 +442,16 @@ def test_tables_that_mailglass_makes_again_are_taken_up_by_the_next_migration(un
     assert database.open_set() == set()
 
 
+FORBIDDEN = ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_events", "TRUNCATE mailglass_events"]
+
+
 @pytest.mark.guard
-@pytest.mark.parametrize(
-    "forbidden",
-    ["UPDATE mailglass_events SET type = 'x'", "DELETE FROM mailglass_events", "TRUNCATE mailglass_events"],
-)
-def test_the_ledger_refuses_to_be_changed(unmigrated, forbidden):
+def test_the_ledger_refuses_to_be_changed(unmigrated):
     """Update, delete and truncate reach Python by name."""
     database = unmigrated
     still_open, *_ = with_history(database)
     database.migrate(guard_truncate=True)
-    with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
-        connection.execute(sa.text(forbidden))
+    for forbidden in FORBIDDEN:
+        with pytest.raises(LedgerImmutableError), database.engine.begin() as connection:
+            connection.execute(sa.text(forbidden))
     assert database.open_set() == {still_open}
