@@ -62,15 +62,17 @@ def connected(base: str) -> socket.socket:
 @EVERY_KIND
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_five_hundred_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
-    """Within the time that a provider waits, in the memory of a small container."""
+    """Within the time that a provider waits, if the receiver has a core, and in the memory of a small container."""
     if behaviour == "one_byte_a_piece" and kind != "the command":
         pytest.skip("which parser of HTTP a mounted application has is not ours to choose")
     sizes = []
     with serving(kind, db, redis_url, tmp_path) as (base, path, process), strangers(base, path, behaviour):
         for provider in ("postmark", "sendgrid", "mailgun"):
             one = first(provider)
-            answer = httpx.post(f"{base}{path}/{provider}", content=one.body, headers=one.headers, timeout=30)
+            before = sum(process.cpu_times()[:2])
+            answer = httpx.post(f"{base}{path}/{provider}", content=one.body, headers=one.headers, timeout=250)
             assert answer.status_code == 200
+            assert sum(process.cpu_times()[:2]) - before < 30, "seconds of CPU"
             sizes.append(process.memory_info().rss // MB)
     print(sizes)  # noqa: T201
     assert max(sizes) < 400
@@ -114,11 +116,15 @@ def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, redis_url, tm
     body = b"mandrill_events=" + b"a" * (5 * MB - 100)
     head = b"POST /mandrill HTTP/1.1\r\nHost: x\r\nX-Mandrill-Signature: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     with serving("the command", db, redis_url, tmp_path) as (base, _, process), contextlib.ExitStack() as opened:
-        held = [opened.enter_context(connected(base)) for _ in range(16)]
-        for one in held:
-            one.sendall(head + body[:-1])
-        answers, _, _ = select.select(held, [], [], 20)
-        assert answers[0].recv(4_096).startswith(b"HTTP/1.1 503")
+        held = []
+        for _ in range(16):
+            held.append(opened.enter_context(connected(base)))
+            held[-1].sendall(head + body[:-1])  # before the next: its head must come in time
+        answer = b""
+        while not answer.startswith(b"HTTP/1.1 503"):  # on a busy machine, some of them have taken too long: 408
+            answers, _, _ = select.select(held, [], [], 200)
+            answer = answers[0].recv(4_096)
+            held.remove(answers[0])
         one = first("postmark")
-        assert httpx.post(f"{base}/postmark", content=one.body, headers=one.headers, timeout=30).status_code == 200
+        assert httpx.post(f"{base}/postmark", content=one.body, headers=one.headers, timeout=200).status_code == 200
         assert process.memory_info().rss < 400 * MB
