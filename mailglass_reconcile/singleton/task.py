@@ -173,4 +173,4 @@ class SweepTask(Singleton):
         """Do nothing: the run has released the lock itself, and no other process may."""
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Do nothing: the run has released the lock itself, and one that never ran lets it lapse."""
+        """Do nothing: the run has released the lock itself, and that of one that never ran expires."""
