@@ -120,6 +120,7 @@ def started(command: list[str]) -> Iterator[Run]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_the_demo_tells_its_story_keeps_its_promises_and_leaves_nothing(started):
     """Four acts in 80 columns, each kind of link named, every promise kept; no process and no file is left."""
     assert started.ends() == 0, started.said

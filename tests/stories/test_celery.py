@@ -196,7 +196,6 @@ def test_a_warm_shutdown_lets_the_running_sweep_finish(site):
     assert site.result(asked)["linked"] == 30
 
 
-@pytest.mark.guard
 def test_no_connection_is_shared_across_the_fork(site):
     """An engine with a pool that was used before the fork: each child opens its own."""
     with site.worker(app="worker", WORKER_POOLED="1"):

@@ -144,7 +144,6 @@ def test_a_range_yields_to_a_sweep_of_everything_that_has_the_lock_by_now(site):
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_beat_and_a_worker_link_an_orphan_in_its_grace_within_two_seconds_and_say_so_in_one_line(site):
     """An adopter's app with recent=1.0; ticks that did nothing are no line of ours, and leave no result."""
     with site.worker("-B", "-s", "one", app="worker", until="READY", WORKER_RECENT_SECONDS="1"):
