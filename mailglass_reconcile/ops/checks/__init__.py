@@ -30,6 +30,7 @@ from mailglass_reconcile.ops.checks import (
 from mailglass_reconcile.ops.checks.check import (
     ERROR,
     OK,
+    READABLE,
     WARNING,
     Check,
     Finding,
@@ -57,9 +58,6 @@ def _of(*modules: ModuleType) -> tuple[Check, ...]:
 
 CHECKS = _of(configuration, server, schema, sweeps, backlog, handlers, recording, ledger, mailglass)
 """All but those of `redis_server` and `workers`, which load what other commands do without; causes before effects."""
-
-READABLE = ("rights", "schema")
-"""If one of these has an error, a later check may not be able to read what it needs."""
 
 
 def _needing(needs: Needs, *, only_cheap: bool = False) -> Iterator[Check]:

@@ -71,6 +71,10 @@ def error(message: str, remedy: str, because: tuple[str, ...] = ()) -> Finding:
     return Finding("", ERROR, hint(message), hint(remedy), because)
 
 
+READABLE = ("rights", "schema", "functions")
+"""If one of these checks has an error, a later one may not be able to read what it needs."""
+
+
 class Check(NamedTuple):
     """A check: its name, what it is given to look at, whether it is cheap, and how it looks.
 
@@ -89,7 +93,7 @@ class Check(NamedTuple):
     def attempted(self, *given: Any) -> list[Finding]:
         """Return what it finds; if it fails itself, that is a finding."""
         found: list[Finding] = []
-        because = ("rights", "schema") if self.needs == "database" else ()
+        because = READABLE if self.needs == "database" else ()
         try:
             for one in self.findings(*given):
                 found.append(one)
