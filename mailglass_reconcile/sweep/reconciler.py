@@ -125,7 +125,6 @@ class Sweep(Request):
     def _take_up(self, connected: Connected, found: Found) -> Iterator[Pairs]:
         """Give each orphan of a slice its outcome; yield the batches that were linked."""
         self.tally.take_up(one.orphan.state for one in found.judged)
-        self.tally.take_up([None] * (found.closed + len(found.unreadable)))
         self.tally.was_closed(found.closed)
         self.tally.cannot_be_read(len(found.unreadable))
         self.tally.stays_open(one.verdict.state for one in found.judged if one.verdict.state != MATCHED)

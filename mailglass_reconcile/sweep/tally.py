@@ -36,6 +36,7 @@ class Tally:
         self._tenant_id, self._dry_run = tenant_id, dry_run
         self._census: Counter[str | None] = Counter()
         self._taken_up = 0
+        self._of_unknown_state = 0
         self._outcomes: Counter[str] = Counter()
         self._messages = Published()
         self._unchecked = 0
@@ -109,7 +110,8 @@ class Tally:
         self._outcomes["skipped_limit"] += orphans
 
     def was_closed(self, orphans: int) -> None:
-        """Count orphans that were taken up, and that another session had closed."""
+        """Take up orphans that another session had closed, so that their stored states are unknown."""
+        self._take_up_unknown(orphans)
         self._outcomes["skipped_held"] += orphans
         self._closed += orphans
 
@@ -122,7 +124,12 @@ class Tally:
                 self._outcomes["skipped_held"] += 1
 
     def cannot_be_read(self, orphans: int) -> None:
+        self._take_up_unknown(orphans)
         self._outcomes["failed"] += orphans
+
+    def _take_up_unknown(self, orphans: int) -> None:
+        self._taken_up += orphans
+        self._of_unknown_state += orphans
 
     def stored(self) -> None:
         """Note that states were stored."""
@@ -132,8 +139,9 @@ class Tally:
         """Return the counts as they are now: everything eligible has exactly one outcome."""
         outcomes = Counter(self._outcomes)
         outcomes["skipped_deadline"] += self._taken_up - self._outcomes.total()
+        left, late = self._left()
         gone = 0
-        for state, orphans in self._census.items():
+        for state, orphans in left.items():
             if state not in (None, MATCHED):
                 outcomes[str(state)] += orphans
             elif self.complete:  # another session has closed them
@@ -156,7 +164,7 @@ class Tally:
             skipped_deadline=outcomes["skipped_deadline"],
             skipped_held=outcomes["skipped_held"],
             failed=outcomes["failed"],
-            remaining=max(0, self._eligible - self._closed - gone),
+            remaining=max(0, self._eligible + late - self._closed - gone),
             published=self._messages.published,
             publish_failed=self._messages.failed,
             duration_ms=self.duration_ms,
@@ -164,6 +172,18 @@ class Tally:
             tenant_id=self._tenant_id,
             status=self._status(outcomes["failed"]),
         )
+
+    def _left(self) -> tuple[Counter[str | None], int]:
+        """Return what was not taken up, by stored state, and how many of unknown state arrived late.
+
+        The largest groups give way to those of unknown state.
+        """
+        left, unknown = Counter(self._census), self._of_unknown_state
+        for state, orphans in self._census.most_common():
+            given = min(orphans, unknown)
+            left[state] -= given
+            unknown -= given
+        return left, unknown
 
     def _status(self, failed: int) -> SweepStatus:
         if self.broke_off:

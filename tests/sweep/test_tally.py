@@ -61,10 +61,20 @@ def test_what_is_taken_up_has_no_outcome_but_out_of_time_until_it_gets_one():
 def test_what_another_session_has_closed_since_it_was_read_is_skipped_and_does_not_remain():
     """It has an outcome, so that the counts add up."""
     tally = begun(unseen=3)
-    tally.take_up([None, None])
     tally.was_closed(2)
     assert outcomes(tally) == {"skipped": 3, "skipped_held": 2, "skipped_deadline": 1}
     assert tally.result().remaining == 1
+
+
+@pytest.mark.parametrize("closed", ["unseen", "unmatched"])
+def test_what_another_session_has_closed_may_have_had_any_state(closed):
+    """Whichever of two it was, two were scanned; the tally is not told."""
+    tally = begun(unseen=1, unmatched=1)
+    tally.was_closed(1)
+    tally.take_up(["unmatched" if closed == "unseen" else None])
+    tally.stays_open(["unmatched"])
+    result = tally.result()
+    assert (result.scanned, result.unmatched, result.skipped_held, result.remaining) == (2, 1, 1, 1)
 
 
 def test_if_another_sweep_has_emptied_a_group_the_largest_gives_way():
@@ -93,6 +103,7 @@ def test_outcomes_always_add_up(census, judged, complete):
         tally.take_up([before])
         tally.stays_open([now])
     tally.take_up([None] * 3)
+    tally.was_closed(2)
     tally.links(Batch(failed=["a"], held=1), Published())
     tally.complete = complete
     result = tally.result()
