@@ -223,7 +223,7 @@ def test_an_address_costs_its_own_deliveries_and_a_probe_for_each_tenant(wide, a
 def test_open_orphans_cost_their_ids_and_for_an_address_one_pass(wide, recipients, message_ids, at_most):
     """However many are open."""
     parameters = {
-        "tenant_id": None, "recipients": recipients, "message_ids": message_ids, "event_ids": "{}",
+        "tenant_id": None, "recipients": recipients, "message_ids": message_ids, "ids": "{}",
         "grace_seconds": 60, "max_age_minutes": 10_080, "most": search.MOST, "size": 20,
     }  # fmt: skip
     with wide.reading() as tx, by_statistics(tx):

@@ -68,7 +68,8 @@ def following(
         made = Following(process, out, err)
         yield made
         if process.poll() is None:
-            assert made.ends(signal.SIGTERM) == 0
+            code = made.ends(signal.SIGTERM)
+            assert code == 0, (code, made.said)
     finally:
         process.kill()
         process.wait()
