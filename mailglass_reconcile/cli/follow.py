@@ -65,7 +65,6 @@ def follow(interval: float, tenant: str | None, as_json: bool) -> None:
 
     Survives restarts of Postgres and Redis. Keep the sweep every five minutes as well: it links what this one missed.
     """
-    look_now()
     sys.exit(Follower(interval, tenant, as_json).run())
 
 
@@ -94,6 +93,7 @@ class Follower:
             handler.addFilter(self._repeats.passes)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        look_now()
         handled.see_before_sweep(self._database)
         try:
             while self._ended_by is None:
