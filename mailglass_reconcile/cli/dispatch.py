@@ -164,7 +164,10 @@ def _event(row: dict[str, Any], when: str) -> str:
 
 def _retry(wanted: UUID | str, as_json: bool) -> None:
     retried = dispatcher.retry(runtime.database(), wanted if isinstance(wanted, UUID) else None)
-    print_json({"retried": retried}) if as_json else click.echo(f"{counted(retried, 'event')} will be tried again")
+    if as_json:
+        print_json({"retried": retried})
+    else:
+        click.echo(f"{counted(retried, 'event')} will be tried again")
     if isinstance(wanted, UUID) and not retried:
         hints = "`mailglass-reconcile dispatch --dead` and `mailglass-reconcile dispatch --waiting`"
         click.echo(hint(f"event {wanted} is neither dead nor failing: see {hints}"), err=True)
@@ -182,7 +185,10 @@ def _replay(type_: str, seconds: float, yes: bool, as_json: bool) -> None:
     _confirm(f"queue {missed} of the last {age(seconds)} for the handlers that have not had them?", yes)
     replayed = handled.replay(database, type_, seconds)
     text = f"queued {counted(replayed, 'event')}; the next dispatch runs their handlers"
-    print_json({"replayed": replayed}) if as_json else click.echo(text)
+    if as_json:
+        print_json({"replayed": replayed})
+    else:
+        click.echo(text)
 
 
 def _forget(type_: str, yes: bool, as_json: bool) -> None:
@@ -197,7 +203,10 @@ def _forget(type_: str, yes: bool, as_json: bool) -> None:
     _confirm(f"forget {type_} and delete its {waiting}{seen}? This cannot be undone", yes)
     deleted = handled.forget(database, type_)
     text = f"forgot {type_} and deleted {counted(deleted, 'waiting event')}"
-    print_json({"forgotten": type_, "deleted": deleted}) if as_json else click.echo(text)
+    if as_json:
+        print_json({"forgotten": type_, "deleted": deleted})
+    else:
+        click.echo(text)
 
 
 def _confirm(question: str, yes: bool) -> None:

@@ -49,7 +49,10 @@ def explain(wanted: UUID | None, message_id: str | None, as_json: bool) -> None:
     named = [UUID(one.delivery_id) for one in found if one.delivery_id]
     shown = shown or one_message.states_of(database, list(dict.fromkeys(named)))
     with reader_may_leave():
-        _print_json(found, shown) if as_json else click.echo("\n\n".join(_parts(found, shown)))
+        if as_json:
+            _print_json(found, shown)
+        else:
+            click.echo("\n\n".join(_parts(found, shown)))
     sys.exit(1 if [one.state for one in found] == ["unknown"] else 0)
 
 

@@ -63,7 +63,10 @@ def _code(number: int) -> int:
 def _print(subscription: Subscription, *, as_json: bool) -> None:
     for item in subscription:
         if isinstance(item, Update):
-            print_json(item._asdict()) if as_json else click.echo(_line(item))
+            if as_json:
+                print_json(item._asdict())
+            else:
+                click.echo(_line(item))
         elif not as_json:
             click.echo(_gap(item))
 

@@ -67,7 +67,10 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
         click.echo(line, err=True)
     with reader_may_leave():
         for one in found.orphans:
-            print_json(one.as_dict()) if as_json else click.echo(_lines(one))
+            if as_json:
+                print_json(one.as_dict())
+            else:
+                click.echo(_lines(one))
         if not (found.orphans or as_json):
             click.echo(f"none among the {found.looked_at:,} checked" if found.after else "none")
     if found.after:

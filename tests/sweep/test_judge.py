@@ -311,7 +311,7 @@ def test_bobs_bounce_is_linked_as_long_as_the_address_is_known(db, rekeyed):
 
 
 def test_an_erased_recipient_does_not_come_back_from_the_ledger_when_keys_are_computed_again(db):
-    """Another writer's event still names it there, and an event of one who was erased is linked to nobody."""
+    """Another writer's event still names it there, and an event of a person who was erased is not linked."""
     factories.orphan(db, factories.postmark("m", recipient="bob@example.com"))
     assert reconcile().unmatched == 1
     with db.engine.begin() as connection:

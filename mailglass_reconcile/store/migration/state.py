@@ -97,7 +97,7 @@ def tables_in(tx: Transaction, schema_name: str) -> list[str]:
 
 
 def refuse_others(tx: Transaction) -> None:
-    """Refuse to build on or drop an object with a name of ours that is another role's, or of another kind."""
+    """Refuse to build on or drop an object with one of our names if another role owns it, or it is of another kind."""
     found = tx.execute(_NOT_OURS, _names(tx)).all()
     if found:
         objects = "; ".join(f"{row.kind} {row.name} belongs to role {row.owner}" for row in found)

@@ -97,7 +97,7 @@ class Steps:
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
 
     def create_table(self, name: str, sql: str, *, columns: str) -> None:
-        """Create a table of ours with its indexes; if it is there, check its *columns* and build missing indexes."""
+        """Create one of our tables with its indexes; if it is there, check its *columns* and build missing indexes."""
         indexes = [one for one, index in schema.INDEXES.items() if index.table == name]
         with Database(self._engine, self._settings).reading() as tx:
             found = set(tx.execute(_COLUMNS, {"table": tx.name_of(name)}).scalars())

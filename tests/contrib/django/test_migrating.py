@@ -165,7 +165,7 @@ def test_the_command_is_one_of_manage_pys(empty, capsys, arguments, code, words)
 
 def test_hints_name_the_command_as_a_django_project_has_it(empty, capsys, monkeypatch):
     """In errors, findings, problems and remedies."""
-    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")  # without a broker nobody is asked for a worker
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")  # without a broker, no worker is asked
     with pytest.raises(SystemExit):
         call_command("mailglass", "doctor")
     call_command("migrate", APP, verbosity=0)
