@@ -44,7 +44,7 @@ class Proxy:
 
     def close(self) -> None:
         """Stop, and drop what is open."""
-        self._listener.close()
+        _close(self._listener)
         self.drop()
 
     def drop(self) -> None:
@@ -100,6 +100,7 @@ class Proxy:
 
 
 def _close(end: socket.socket) -> None:
+    # Closed alone, it would stay open in a thread that waits for it, until its number is that of another socket.
     with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
     end.close()
