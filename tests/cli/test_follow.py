@@ -22,7 +22,6 @@ def environment_of(db, **more: str) -> dict[str, str]:
     return {**db.environment(db.settings.redis_url.get_secret_value()), **more}
 
 
-@pytest.mark.guard
 def test_it_links_what_arrives_within_a_second_or_at_the_next_power_of_two_and_ends_cleanly(db):
     """A line of JSON per sweep that did something; SIGTERM ends it with 0, Ctrl-C with 130, and without a word."""
     with following(environment_of(db)) as first:

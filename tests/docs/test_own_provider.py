@@ -14,7 +14,6 @@ EXAMPLE = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_the_example_passes_its_own_test(mailglass_postgres_url, mailglass_redis_url, tmp_path):
     """Reader, signature, rule, application and test, in a folder that has nothing else."""
     found = dict(EXAMPLE.findall((pages.ROOT / "docs" / "own-provider.md").read_text()))

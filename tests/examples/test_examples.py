@@ -112,7 +112,6 @@ print(beat_schedule, mailglass_reconcile.make_beat_schedule(), mailglass_reconci
 """
 
 
-@pytest.mark.guard
 def test_without_celery_there_is_one_warning_and_the_rest_works(db, redis_url, without_celery):
     """Asked for the schedule and for the tasks, twice: one warning, which names the commands; and they work."""
     environment = {**db.environment(redis_url), "PYTHONPATH": str(without_celery)}

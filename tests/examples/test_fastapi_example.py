@@ -63,7 +63,6 @@ def post(base: str, report: object) -> None:
     assert httpx.post(f"{base}/webhooks/postmark", json=report, auth=LOGIN).raise_for_status().text == "ok\n"
 
 
-@pytest.mark.guard
 @pytest.mark.slow
 def test_whichever_comes_first_the_deliveries_are_the_same(db, redis_url, tmp_path, mailglass_webhook_first):
     """Every kind after the send; the same while the send has not committed; and each of them once more."""

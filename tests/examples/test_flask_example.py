@@ -13,7 +13,6 @@ STATE = "SELECT last_event_type, terminal FROM mailglass_deliveries"
 
 
 @pytest.mark.slow
-@pytest.mark.guard
 def test_a_send_and_its_webhook_arrive(db, redis_url, tmp_path):
     """By the README's commands; what is wrong is answered in a few words."""
     env = {**readme.environment(db, redis_url), **readme.exports("flask")}

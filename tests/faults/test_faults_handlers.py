@@ -68,10 +68,7 @@ def forking(db: Any, redis_url: str, **more: str) -> Iterator[Callable[[int], Ca
 
 @pytest.mark.parametrize(
     "more",
-    [
-        pytest.param({}, id="on the engine's", marks=pytest.mark.guard),
-        pytest.param({"HANDLED_DJANGO": "1"}, id="on Django's connection"),
-    ],
+    [pytest.param({}, id="on the engine's"), pytest.param({"HANDLED_DJANGO": "1"}, id="on Django's connection")],
 )
 def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
     hooked: Database, redis_url: str, record_property: Record, more: dict[str, str]

@@ -723,6 +723,7 @@ def test_whether_anything_may_match_is_one_probe_per_id(request, events, scope):
     assert plan.read <= 2 * len(events), "which of them are there"
 
 
+@pytest.mark.slow
 def test_whether_anything_may_match_is_one_probe_per_id_where_all_rows_have_the_same_one(untouched, events):
     """Of one campaign, with statistics that know of nothing else."""
     connection, settings = untouched.connection, untouched.settings

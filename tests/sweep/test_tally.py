@@ -2,7 +2,7 @@
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import factories
@@ -94,6 +94,7 @@ def test_what_arrives_late_raises_what_was_scanned():
     assert (result.scanned, result.unmatched, result.remaining) == (3, 3, 3)
 
 
+@settings(deadline=None)
 @given(st.lists(STORED, max_size=30), st.lists(st.tuples(STORED, st.sampled_from(STATES)), max_size=30), st.booleans())
 def test_outcomes_always_add_up(census, judged, complete):
     """Whatever was stored before, whatever was found, and wherever it ended."""
