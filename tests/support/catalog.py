@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from lending import keeping_one
 from mailglass_reconcile.beside_mailglass import moving
 from mailglass_reconcile.ops.pruner import PruneResult, prune_with
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.migration import runner
 
@@ -150,7 +150,7 @@ def ours(objects: set[str]) -> set[str]:
 def installation(url: str, schema: str = "public") -> Installation:
     """Return a schema of the database at *url* as it is."""
     settings = Settings(database_url=url, database_schema=schema)
-    return Installation(settings, engines.create_engine(settings))
+    return Installation(settings, keeping_one(settings))
 
 
 def live(url: str, schema: str = "public", shape: str = "0.1.1") -> Installation:

@@ -189,6 +189,13 @@ class Uncommitted:
         self.connection.execute(sa.text(sql), parameters)
 
 
+def keeping_one(settings: Settings) -> sa.Engine:
+    """Return an engine that keeps one connection between uses, and opens others as without a pool."""
+    engine = engines.create_engine(settings, pool_size=1)
+    engine.pool._max_overflow = -1  # type: ignore[attr-defined]
+    return engine
+
+
 class Lender:
     """Lends the copies of a template: the same one again and again, as long as nothing but rows changes."""
 
@@ -241,8 +248,7 @@ class Lender:
         self._name = f"mgtest_{uuid.uuid4().hex[:12]}"
         settings = self._settings_of(self._databases.create(self._name, self._template))
         assert settings.database_url is not None
-        engine = engines.create_engine(settings, pool_size=1)
-        engine.pool._max_overflow = -1  # type: ignore[attr-defined] # others are opened and closed as without a pool
+        engine = keeping_one(settings)
         with engine.connect() as connection:
             catalog = connection.exec_driver_sql("SELECT witness.catalog()").scalar_one()
         return Lent(settings.database_url.get_secret_value(), settings, engine, catalog)

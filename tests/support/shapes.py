@@ -12,9 +12,8 @@ import mailglass_reconcile
 import witness as watching
 from catalog import Installation, installation, live
 from database import Database
-from lending import Lender
+from lending import Lender, keeping_one
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 from mailglass_reconcile.testing.databases import Databases
 
@@ -67,12 +66,13 @@ def template_of(
         name = f"mgtest_{uuid.uuid4().hex[:12]}"
         names.append(name)
         url = make_database(name)
-        made(url, shape)
+        made(url, shape).engine.dispose()  # a database is not copied while it is used
         settings = settings_of(url, shape)
-        engine = engines.create_engine(settings)
+        engine = keeping_one(settings)
         runner.migrate(engine, settings, lambda line: None)
         if witnessed:
             watching.install(engine)
+        engine.dispose()
         return name
 
     names: list[str] = []
