@@ -87,7 +87,8 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
     """
     main, other = pty.openpty()
     environment = {**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"}
-    exit_code = forking.begin(environment, *arguments, files=(other, other, other))
+    files = (other, other, other)
+    process = forking.start(environment, *forking.MAIN, *arguments, imported=forking.COMMAND, files=files)
     os.close(other)
     os.write(main, typed.encode())
     written = b""
@@ -95,7 +96,7 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
         while piece := os.read(main, 65_536):
             written += piece
     os.close(main)
-    assert exit_code() == code or code is None
+    assert process.wait(forking.SECONDS) == code or code is None
     return written.decode().replace("\r\n", "\n")
 
 

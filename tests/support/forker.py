@@ -1,25 +1,21 @@
-"""The program that `forking` starts: it has imported the command, and forks a process of its own for each request.
+"""The program that `forking` starts: it has imported modules, and forks an interpreter of its own for each request.
 
-It is run by `python -c`, as the command is, so that what is forked ends as every Python does: with the streams flushed
-and the exit code of its `SystemExit`, or with a traceback.
+It is run by `python -c`, and what is forked goes on at its end, so that it ends as every Python does: with the streams
+flushed and the exit code of its `SystemExit`, or with a traceback.
 """
 
 import gc
+import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
 
-import mailglass_reconcile.cli.explain
-import mailglass_reconcile.cli.prune
-import mailglass_reconcile.cli.status
-import mailglass_reconcile.cli.sweep  # noqa: F401 - the others are imported by the process that needs them
-from mailglass_reconcile.cli import main
 
-
-def wait_for(requests: socket.socket) -> None:
-    """Serve until the other end is closed, and return in each process that is to be the command."""
+def wait_for(requests: socket.socket) -> list[str]:
+    """Serve until the other end is closed; in each process that is forked, return the arguments of its Python."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         text, files, _, _ = socket.recv_fds(requests, 1_000_000, 4)
@@ -33,17 +29,19 @@ def wait_for(requests: socket.socket) -> None:
             os.close(file)
 
 
-def _become(request: dict, given: int, output: int, errors: int, ended: int) -> None:
-    """Fork once more: the child is the command, and its parent writes its id, and then its exit code, to *ended*."""
-    command = os.fork()
-    if command:
+def _become(request: dict, given: int, output: int, errors: int, ended: int) -> list[str]:
+    """Fork once more: the child goes on, and its parent writes its id, and then its exit code, to *ended*."""
+    child = os.fork()
+    if child:
         for file in (given, output, errors):
             os.close(file)
-        os.write(ended, f"{command} ".encode())
-        _, status = os.waitpid(command, 0)
+        os.write(ended, f"{child} ".encode())
+        _, status = os.waitpid(child, 0)
         os.write(ended, str(os.waitstatus_to_exitcode(status)).encode())
         os._exit(0)
     os.close(ended)
+    if request["session"]:
+        os.setsid()
     for number, file in enumerate((given, output, errors)):
         os.dup2(file, number)
         os.close(file)
@@ -51,9 +49,24 @@ def _become(request: dict, given: int, output: int, errors: int, ended: int) -> 
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv[1:] = request["arguments"]
+    first, *others = request["arguments"]
+    here = "" if first == "-c" else request["directory"]
+    sys.path[:] = [here, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]
+    return [first, *others]
 
 
+def run(option: str, what: str, *arguments: str) -> None:
+    """Run what `python -c` or `python -m` would."""
+    sys.argv[:] = [option, *arguments]
+    if option == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(what, {"__name__": "__main__"})  # noqa: S102 - as `-c` does
+
+
+FILE, *MODULES = sys.argv[1:]
+PATH = sys.path[1:]
+for name in MODULES:
+    importlib.import_module(name)
 gc.freeze()
-wait_for(socket.socket(fileno=int(sys.argv[1])))
-main()
+run(*wait_for(socket.socket(fileno=int(FILE))))
