@@ -15,7 +15,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.guard
 def test_a_worker_with_beat_sweeps_on_its_schedule_and_a_second_beat_changes_nothing(site):
-    """An adopter's app, every second, two beats: the orphans get linked, and the adopter's entry is still there."""
+    """An adopter's app, every second, two beats: the orphans get linked, and the adopter's entry is still there.
+
+    Both are started as operators do; in other tests they are forked.
+    """
+    site.forks = False
     site.add(3)
     with (
         site.worker("-B", "-s", "one", app="worker", WORKER_SWEEP_SECONDS="1"),

@@ -1,8 +1,6 @@
 """A backlog that is cut into ranges, one task for each, on real workers; and recent sweeps by a real beat."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -97,9 +95,7 @@ def asked_by_beat(site) -> str:
         "try: r.apply_async(kwargs={'fan_out': 5}); print('new')\n"
         "except DuplicateTaskError: print('duplicate')"
     )
-    return subprocess.run(
-        [sys.executable, "-c", asking], env=site.environment, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return site.asked("-c", asking)
 
 
 @pytest.mark.slow

@@ -3,8 +3,6 @@
 import json
 import logging
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -78,9 +76,7 @@ def test_a_worker_says_once_when_it_starts_that_it_cannot_sweep(site, environmen
 )
 def test_celery_report_prints_no_password(site, url):
     """`celery report` is pasted into bug reports; where it hides a password is known, and ours is put there."""
-    command = [sys.executable, "-m", "celery", "-A", "mailglass_reconcile", "report"]
-    environment = {**site.environment, "MAILGLASS_REDIS_URL": url}
-    report = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    report = site.asked("-m", "celery", "-A", "mailglass_reconcile", "report", MAILGLASS_REDIS_URL=url)
     assert "broker_url: 'redis" in report
     assert not re.search("pa(%2F|/)ss", report)
 
@@ -108,10 +104,7 @@ def test_at_info_a_sweep_that_did_something_is_one_readable_line_and_one_that_di
 def test_a_group_with_a_duplicate_ends(site):
     """Each member has a result of its own, whoever swept."""
     with site.worker("-c", "2", MAILGLASS_BATCH_SIZE="10"):
-        asked = subprocess.run(
-            [sys.executable, "-c", GROUP], env=site.environment, check=True, capture_output=True, text=True
-        ).stdout
-        first, second = json.loads(asked)
+        first, second = json.loads(site.asked("-c", GROUP))
     assert {"ok"} <= {first["status"], second["status"]} <= {"ok", "duplicate"}
 
 

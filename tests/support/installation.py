@@ -17,9 +17,11 @@ import redis
 from celery import Celery
 
 import factories
+import forking
 from mailglass_reconcile.schedule import SWEEP_TASK
 from waiting import wait_until
 
+Process = forking.Forked | subprocess.Popen
 HERE = Path(__file__).parent
 QUEUE = "mailglass_reconcile"
 PATIENCE = 60
@@ -41,6 +43,8 @@ class Site:
         self.broker = broker or self.url
         if broker:
             self.environment["CELERY_BROKER_URL"] = broker
+        self.forks = True
+        """Whether its Celery processes are forked from one that has imported Celery; else each is started anew."""
         self.log = log
         self.redis = redis.Redis.from_url(self.url)
         self.redis.flushdb()
@@ -48,20 +52,20 @@ class Site:
         broker = broker or self.url + checked
         self.client = Celery("client", broker=broker, backend=self.url + checked, set_as_current=False)
 
-    def celery(self, *arguments: str, app: str = "mailglass_reconcile", **more: str) -> subprocess.Popen:
+    def celery(self, *arguments: str, app: str = "mailglass_reconcile", **more: str) -> Process:
         """Start a Celery command whose output goes to the log."""
-        with self.log.open("a") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", app, *arguments],
-                env={**self.environment, **more},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=self.log.parent,
+        with self.log.open("a") as log, Path(os.devnull).open() as nothing:
+            return forking.start(
+                {**self.environment, **more},
+                *("-m", "celery", "-A", app, *arguments),
+                imported=forking.CELERY if self.forks else None,
+                files=(nothing.fileno(), log.fileno(), log.fileno()),
+                directory=self.log.parent,
+                session=True,
             )
 
     @contextmanager
-    def running(self, *arguments: str, until: str = " ready.", **more: str) -> Iterator[subprocess.Popen]:
+    def running(self, *arguments: str, until: str = " ready.", **more: str) -> Iterator[Process]:
         """Run a Celery command while the block does, and end it and its children."""
         process = self.celery(*arguments, **more)
         try:
@@ -78,11 +82,17 @@ class Site:
 
     def call(self, **kwargs: object) -> str:
         """Ask by `celery call`, and return the task's id."""
-        return self.start(*CALL, "--kwargs", json.dumps(kwargs)).communicate(timeout=PATIENCE)[0].strip()
+        return self.asked(*CALL[1:], "--kwargs", json.dumps(kwargs))
 
     def start(self, *command: str) -> subprocess.Popen:
         """Start a process of the installation whose output is to be read."""
         return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
+
+    def asked(self, *arguments: str, **more: str) -> str:
+        """Run Python with these arguments as a process of the installation, and return what it printed."""
+        done = forking.python({**self.environment, **more}, *arguments, imported=forking.CELERY)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
     def send(self, *args: object, **options: object) -> str:
         """Ask by `send_task`, from an application that has nothing of ours, and return the task's id."""
@@ -130,7 +140,7 @@ class Site:
             )
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: Process) -> None:
     """Kill a process and what it started."""
     try:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]

@@ -1,8 +1,6 @@
 """Locks of sweeps, and Redis databases that a test has for itself."""
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -22,10 +20,7 @@ SELECT count(*) FROM pg_stat_activity
 
 def key_of(site: Site) -> str:
     """Return the key of the lock of a sweep of all tenants."""
-    asking = "from mailglass_reconcile import tasks as t; print(t.reconcile.generate_lock(''))"
-    return subprocess.run(
-        [sys.executable, "-c", asking], env=site.environment, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return site.asked("-c", "from mailglass_reconcile import tasks; print(tasks.reconcile.generate_lock(''))")
 
 
 @pytest.fixture
