@@ -20,6 +20,9 @@ from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
+WHILE_IT_LINKS = "LOCK TABLE mailglass_open_orphans IN EXCLUSIVE MODE"
+"""Holds a sweep up, and not the doctor, which only reads."""
+
 
 def findings(site: Site, **environment: str) -> dict[str, list[dict[str, str]]]:
     """Return what the command finds in the installation's environment, by check."""
@@ -113,7 +116,7 @@ app = Celery("forgetful", broker=os.environ["MAILGLASS_REDIS_URL"])
 def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
     """Nobody knows the task that has it; once the key is deleted, as the remedy says, the lock is free."""
     site.add(1)
-    with site.held_up() as waiting, site.worker("-c", "1") as worker:
+    with site.held_up(WHILE_IT_LINKS) as waiting, site.worker("-c", "1") as worker:
         task_id = site.send()
         wait_until(waiting, PATIENCE)
         os.killpg(worker.pid, signal.SIGKILL)
@@ -127,7 +130,7 @@ def test_a_lock_that_a_killed_worker_left_behind(site: Site) -> None:
 def test_a_busy_worker_with_the_pool_solo_is_not_called_absent(site: Site) -> None:
     """It answers nobody while it sweeps; the lock says that it does."""
     site.add(1)
-    with site.held_up() as waiting, site.worker(pool="solo") as worker:
+    with site.held_up(WHILE_IT_LINKS) as waiting, site.worker(pool="solo") as worker:
         site.send()
         wait_until(waiting, PATIENCE)
         with frozen(worker.pid):  # or the sweep would give up after its lock_timeout
