@@ -73,6 +73,7 @@ def test_a_worker_over_tls_has_its_broker_its_lock_its_results_and_its_broadcast
         assert site.redis.exists(key)
     wait_until(lambda: (pubsub.get_message(timeout=1) or {}).get("type") == "message")
     assert site.said("lock cannot be used") == site.said("cannot publish") == 0
+    site.close()
 
 
 def tasks_key(site: Site) -> str:
@@ -219,3 +220,4 @@ def test_a_worker_behind_sentinel_has_its_broker_its_lock_its_results_and_its_br
         result = site.result(site.send(queue="celery"))
         assert (result["linked"], result["published"]) == (1, 2)
     assert site.said("lock cannot be used") == site.said("cannot publish") == 0
+    site.close()

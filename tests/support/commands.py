@@ -87,8 +87,7 @@ def on_a_terminal(db: Any, *arguments: str, typed: str = "", code: int | None = 
     """
     main, other = pty.openpty()
     environment = {**db.environment(db.settings.redis_url.get_secret_value()), "COLUMNS": "80", "TERM": "dumb"}
-    files = (other, other, other)
-    process = forking.start(environment, *forking.MAIN, *arguments, imported=forking.COMMAND, files=files)
+    process = forking.start(environment, *forking.MAIN, *arguments, files=(other, other, other))
     os.close(other)
     os.write(main, typed.encode())
     written = b""

@@ -19,23 +19,21 @@ PROGRAM = (Path(__file__).parent / "forker.py").read_text()
 OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
 """Beginnings of the variables that a process reads when it starts; what forks can follow `PYTHONPATH` alone."""
 
-MAIN = ("-c", "from mailglass_reconcile.cli import main; main()")
-COMMAND = tuple(f"mailglass_reconcile.cli.{name}" for name in ("explain", "prune", "status", "sweep"))
-"""What is imported for the command; the others are imported by the process that needs them."""
-CELERY = (
-    *("celery.__main__", "celery.bin.celery", "celery.apps.beat", "celery.apps.worker", "celery.app.amqp"),
-    *("celery.app.control", "celery.app.events", "celery.app.log", "celery.backends.redis", "celery.loaders.app"),
-    *("celery.concurrency.prefork", "celery.concurrency.solo", "celery.concurrency.thread"),
+IMPORTED = (
+    *(f"mailglass_reconcile.cli.{name}" for name in ("doctor", "explain", "prune", "status", "sweep")),
+    *("celery.bin.celery", "celery.apps.beat", "celery.apps.worker", "celery.app.amqp", "celery.app.control"),
+    *("celery.app.events", "celery.app.log", "celery.backends.redis", "celery.loaders.app", "celery.fixups.django"),
+    *("celery.concurrency.prefork", "celery.concurrency.solo", "celery.concurrency.thread", "celery.events.state"),
     *("celery.worker.autoscale", "celery.worker.components", "celery.worker.consumer", "celery.worker.strategy"),
-    *("celery.fixups.django", "celery.events.state", "kombu.transport.redis", "psycopg", "redis.sentinel"),
-    *("mailglass_reconcile.hooks.dispatcher", "mailglass_reconcile.ops.pruner", "mailglass_reconcile.singleton.task"),
-    *("mailglass_reconcile.sweep.ranges", "mailglass_reconcile.sweep.recent"),
+    *("mailglass_reconcile.singleton.task", "mailglass_reconcile.sweep.ranges", "mailglass_reconcile.sweep.recent"),
+    *("mailglass_reconcile.ops.pruner", "kombu.transport.redis", "psycopg", "redis.sentinel"),
     "sqlalchemy.dialects.postgresql.psycopg",
 )
-"""What is imported for Celery: nothing that makes an app or a task, nor reads settings, which a process does itself."""
+"""What is there already: nothing that makes an app or a task, or reads settings, which a process does itself."""
+MAIN = ("-c", "from mailglass_reconcile.cli import main; main()")
 
 helpers: set[int] = set()
-"""The processes that fork, as far as there are any: no test has left them behind."""
+"""The process that forks, once there is one: no test has left it behind."""
 
 
 class Forked:
@@ -74,16 +72,14 @@ class Forked:
 
 def run(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command with *arguments* in this environment and folder, and return what it did, within 60 seconds."""
-    return python(environment, *MAIN, *arguments, imported=COMMAND)
+    return python(environment, *MAIN, *arguments)
 
 
-def python(
-    environment: Mapping[str, str], *arguments: str, imported: tuple[str, ...]
-) -> subprocess.CompletedProcess[str]:
+def python(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python, as `run` runs the command, with `-c` or `-m` as the first of its arguments."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, Path(os.devnull).open() as nothing:
         files = (nothing.fileno(), output.fileno(), errors.fileno())
-        process = start(environment, *arguments, imported=imported, files=files)
+        process = start(environment, *arguments, files=files)
         try:
             code = process.wait(SECONDS)
         except subprocess.TimeoutExpired:
@@ -99,23 +95,23 @@ def python(
 def start(
     environment: Mapping[str, str],
     *arguments: str,
-    imported: tuple[str, ...] | None,
     files: tuple[int, int, int],
     directory: Path | None = None,
     session: bool = False,
+    forked: bool = True,
 ) -> Forked | subprocess.Popen[bytes]:
     """Start Python with *arguments*, as `python` does, with these three files.
 
     Args:
         environment: Of the process. If an interpreter is set up otherwise there, it is started, and not forked.
         arguments: The first is `-c` or `-m`.
-        imported: The modules that are there already, `COMMAND` or `CELERY`; with None it is started, and not forked.
         files: Input, output and errors.
         directory: By default this process's.
         session: Whether it gets a session of its own.
+        forked: Whether it is forked; else it is started.
     """
     directory = directory or Path.cwd()
-    if imported is None or _of_the_interpreter(environment) != _forker(imported)[1]:
+    if not forked or _of_the_interpreter(environment) != _forker()[1]:
         return subprocess.Popen(
             [sys.executable, *arguments],
             env=dict(environment), cwd=directory, start_new_session=session,
@@ -128,18 +124,18 @@ def start(
         "session": session,
     }
     ended, other = os.pipe()
-    socket.send_fds(_forker(imported)[0], [json.dumps(request).encode()], [*files, other])
+    socket.send_fds(_forker()[0], [json.dumps(request).encode()], [*files, other])
     os.close(other)
     return Forked(ended)
 
 
 @cache
-def _forker(imported: tuple[str, ...]) -> tuple[socket.socket, dict[str, str]]:
+def _forker() -> tuple[socket.socket, dict[str, str]]:
     """Return a connection to the process that forks, and the interpreter's variables that it started with."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(its.fileno()), *imported],
+            [sys.executable, "-c", PROGRAM, str(its.fileno()), *IMPORTED],
             env={**os.environ, "PYTHONPATH": ""},
             pass_fds=[its.fileno()],
             stdin=subprocess.DEVNULL,

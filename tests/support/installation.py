@@ -44,7 +44,7 @@ class Site:
         if broker:
             self.environment["CELERY_BROKER_URL"] = broker
         self.forks = True
-        """Whether its Celery processes are forked from one that has imported Celery; else each is started anew."""
+        """Whether its Celery processes are forked; else they are started."""
         self.log = log
         self.redis = redis.Redis.from_url(self.url)
         self.redis.flushdb()
@@ -58,10 +58,10 @@ class Site:
             return forking.start(
                 {**self.environment, **more},
                 *("-m", "celery", "-A", app, *arguments),
-                imported=forking.CELERY if self.forks else None,
                 files=(nothing.fileno(), log.fileno(), log.fileno()),
                 directory=self.log.parent,
                 session=True,
+                forked=self.forks,
             )
 
     @contextmanager
@@ -76,9 +76,10 @@ class Site:
             end(process)
 
     def worker(self, *arguments: str, pool: str = "prefork", **more: str):
-        """Run a worker while a block does."""
+        """Run a worker while a block does; it does not wait a second for others to tell it what they have revoked."""
         name = f"{uuid.uuid4().hex}@%h"  # RabbitMQ keeps a killed worker's own queue locked for a while
-        return self.running("worker", "-l", "info", "-n", name, "-P", pool, "-c", "2", *arguments, **more)
+        given = ("-l", "info", "-n", name, "-P", pool, "-c", "2", "--without-mingle")
+        return self.running("worker", *given, *arguments, **more)
 
     def call(self, **kwargs: object) -> str:
         """Ask by `celery call`, and return the task's id."""
@@ -90,7 +91,7 @@ class Site:
 
     def asked(self, *arguments: str, **more: str) -> str:
         """Run Python with these arguments as a process of the installation, and return what it printed."""
-        done = forking.python({**self.environment, **more}, *arguments, imported=forking.CELERY)
+        done = forking.python({**self.environment, **more}, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -130,6 +131,14 @@ class Site:
             [factories.orphan_row(factories.postmark(one), tenant_id=tenant) for one in ids],
         )
 
+    def close(self) -> None:
+        """Close its connections; a result that is collected later has no server to unsubscribe from."""
+        consumer = self.client.backend.result_consumer
+        consumer.stop()
+        consumer._pubsub = None
+        self.client.close()
+        self.redis.close()
+
     @contextmanager
     def held_up(self, sql: str = "LOCK TABLE mailglass_open_orphans") -> Iterator[Callable[[], object]]:
         """Hold sweeps up by a lock, and yield a function that says whether one waits for it."""
@@ -152,7 +161,15 @@ def end(process: Process) -> None:
         except psutil.NoSuchProcess:
             continue
     process.wait()
-    psutil.wait_procs(family, timeout=10)
+    wait_until(lambda: not any(runs(one) for one in family), 10)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether a process still runs; a zombie has ended, and its new parent may take seconds to see that."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture
@@ -167,5 +184,4 @@ def site(db, redis_url, tmp_path) -> Iterator[Site]:
                 connection.default_channel.queue_declare(queue, durable=True, auto_delete=False)
                 connection.default_channel.queue_purge(queue)
     yield made
-    made.client.close()
-    made.redis.close()
+    made.close()

@@ -146,8 +146,7 @@ class System:
     def close(self) -> None:
         """End everything."""
         self.kill("worker", "beat")
-        self.site.client.close()
-        self.site.redis.close()
+        self.site.close()
 
 
 @contextmanager

@@ -31,19 +31,16 @@ raise SystemExit(3)
 
 
 @pytest.mark.parametrize(("option", "session"), [("-c", False), ("-m", True)])
-@pytest.mark.parametrize("imported", [forking.COMMAND, forking.CELERY], ids=["command", "Celery"])
-def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, imported, session) -> None:
+def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, session) -> None:
     """Folder, environment, path, arguments, signals, files, session; and Celery has neither an app nor a task yet."""
     (tmp_path / "probe.py").write_text(PROBE)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}tests", "ONE": "more"}
     what = [option, "probe" if option == "-m" else PROBE, "--some", "arguments"]
     found = []
-    for modules in (None, imported):
+    for forked in (False, True):
         with tempfile.TemporaryFile() as output, Path(os.devnull).open() as nothing:
             files = (nothing.fileno(), output.fileno(), output.fileno())
-            process = forking.start(
-                environment, *what, imported=modules, files=files, directory=tmp_path, session=session
-            )
+            process = forking.start(environment, *what, files=files, directory=tmp_path, session=session, forked=forked)
             assert process.wait(forking.SECONDS) == process.poll() == 3
             output.seek(0)
             found.append(json.loads(output.read()))
@@ -53,9 +50,7 @@ def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, imported, s
 
 def test_one_whose_interpreter_is_set_up_otherwise_is_started() -> None:
     """No fork could follow."""
-    done = forking.python(
-        {**os.environ, "PYTHONUTF8": "0"}, "-c", "import sys; print(sys.flags.utf8_mode)", imported=forking.COMMAND
-    )
+    done = forking.python({**os.environ, "PYTHONUTF8": "0"}, "-c", "import sys; print(sys.flags.utf8_mode)")
     assert done.stdout == "0\n"
 
 
@@ -64,10 +59,17 @@ def test_a_forked_process_can_be_waited_for_asked_and_killed() -> None:
     given, other = os.pipe()
     with os.fdopen(given) as never, os.fdopen(other, "w") as nothing:
         files = (never.fileno(), nothing.fileno(), nothing.fileno())
-        process = forking.start(os.environ, "-c", "input()", imported=forking.COMMAND, files=files)
+        process = forking.start(os.environ, "-c", "input()", files=files)
         assert process.poll() is None
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.01)
         process.kill()
         assert process.wait(forking.SECONDS) == process.poll() == -9
         process.kill()
+
+
+def test_a_module_that_is_run_is_not_there_already() -> None:
+    """Python would warn of it, in every log."""
+    for module in ("celery", "mailglass_reconcile"):
+        done = forking.python(os.environ, "-m", module, "--version")
+        assert (done.returncode, done.stderr) == (0, "")
