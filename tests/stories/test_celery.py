@@ -1,7 +1,7 @@
 """Real workers, real beats, a real broker: each worker is a process of its own, which ends with its test."""
 
 import signal
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -57,11 +57,11 @@ def test_of_eight_requests_at_once_one_sweeps_and_the_others_say_whose_duplicate
     """Three by apply_async in three spellings, three by send_task, two by celery call, all in one race."""
     site.add(200)
     site.db.run(GATE)
-    with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"):
-        askers = [site.start(sys.executable, "-c", ASK), *(site.start(*CALL) for _ in range(2))]
+    with site.worker("-c", "4", MAILGLASS_BATCH_SIZE="5"), ThreadPoolExecutor() as threads:
+        askers = [threads.submit(site.asked, *one) for one in (("-c", ASK), CALL, CALL)]
         asked = {site.send(), site.send(None), site.send(None, 500)}
         for asker in askers:
-            asked |= set(asker.communicate(timeout=PATIENCE)[0].split())
+            asked |= set(asker.result(PATIENCE).split())
         wait_until(lambda: len(site.kept()) == len(asked) - 1, PATIENCE)
         site.db.run("DELETE FROM gate")
         results = {one: site.result(one) for one in asked}

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ Process = forking.Forked | subprocess.Popen
 HERE = Path(__file__).parent
 QUEUE = "mailglass_reconcile"
 PATIENCE = 60
-CALL = [sys.executable, "-m", "celery", "-A", "mailglass_reconcile", "call", SWEEP_TASK]
+CALL = ("-m", "celery", "-A", "mailglass_reconcile", "call", SWEEP_TASK)
 NUMBERS = itertools.count(1)
 
 
@@ -83,11 +82,7 @@ class Site:
 
     def call(self, **kwargs: object) -> str:
         """Ask by `celery call`, and return the task's id."""
-        return self.asked(*CALL[1:], "--kwargs", json.dumps(kwargs))
-
-    def start(self, *command: str) -> subprocess.Popen:
-        """Start a process of the installation whose output is to be read."""
-        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
+        return self.asked(*CALL, "--kwargs", json.dumps(kwargs))
 
     def asked(self, *arguments: str, **more: str) -> str:
         """Run Python with these arguments as a process of the installation, and return what it printed."""
