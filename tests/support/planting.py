@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import redis
+import sqlalchemy as sa
 
 import factories
-from factories import delivery_row, insert, orphan_row, postmark
+from factories import delivery_row, insert, insert_on, orphan_row, postmark
 from mailglass_reconcile.testing import servers
 from scraping import delivery_of
 from system import PATIENCE, System
@@ -26,11 +27,17 @@ UPDATE mailglass_reconcile_runs
 ONE_MORE_TRY = "UPDATE mailglass_hook_outbox SET attempts = 8, next_at = now()::timestamp WHERE state = 'waiting'"
 
 
-def pairs(system: System, number: int, *, age_seconds: float = 300, **columns: Any) -> None:
+def pairs(system: System, number: int, **columns: Any) -> None:
     """Insert orphans that can be linked, and their deliveries."""
+    with system.admin.engine.begin() as connection:
+        pairs_on(connection, number, **columns)
+
+
+def pairs_on(connection: sa.Connection, number: int, *, age_seconds: float = 300, **columns: Any) -> None:
+    """Insert them in a caller's transaction."""
     ids = [factories.new_id() for _ in range(number)]
     rows = [orphan_row(postmark(one), age_seconds=age_seconds, **columns) for one in ids]
-    insert(system.admin, [delivery_row(one) for one in ids], rows)
+    insert_on(connection, [delivery_row(one) for one in ids], rows)
 
 
 def start(name: str, words: str) -> Callable[[System, str], None]:
@@ -150,20 +157,20 @@ def correct_handler(system: System, remedy: str) -> None:
 
 
 def fill_disk(system: System) -> None:
-    """Write until there is no room left, while orphans are about to leave their grace period."""
-    pairs(system, 100, age_seconds=55)
-    if system.full is None:  # nobody may mount a small disk here: let the server say what it says of a full one
-        system.admin.run(
-            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$ BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'full'; END $$"
-        )
-        system.admin.run(
-            "CREATE TRIGGER full_disk BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION full_disk()"
-        )
-        wait_until(lambda: re.search(FAILED, system.says()), PATIENCE)
-        return
-    with system.full.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        file.writelines(itertools.repeat(b"x" * 65_536))
+    """Write until there is no room left, before any sweep can see the orphans that it is to link."""
+    with system.admin.engine.begin() as connection:
+        pairs_on(connection, 100)
+        if system.full is None:  # nobody may mount a small disk here: let the server say what it says of a full one
+            connection.exec_driver_sql(
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'full'; END $$"
+            )
+            connection.exec_driver_sql(
+                "CREATE TRIGGER full_disk BEFORE INSERT ON mailglass_events FOR EACH ROW EXECUTE FUNCTION full_disk()"
+            )
+            return
+        with system.full.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            file.writelines(itertools.repeat(b"x" * 65_536))
 
 
 def make_room(system: System, remedy: str) -> None:
