@@ -30,7 +30,7 @@ def made(url: str, shape: str, schema: str | None = None) -> Installation:
     """
     schema = schema or SCHEMAS[shape]
     database = installation(_seeing(url, schema), schema)
-    live(url, schema, shape)
+    live(url, schema, shape).engine.dispose()
     if shape == "0.1.1":
         database.run(_SUPPRESSIONS)
     return database
