@@ -7,6 +7,7 @@ shows: `docs/screenshots`.
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import factories
@@ -27,9 +28,12 @@ from mailglass_reconcile.store import engines
 from serving import serving
 from waiting import wait_until
 
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+"""Without windows, a visitor costs a third of the processor's time: a window has pages of its own."""
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="needs Debian's package chromium"),
+    pytest.mark.skipif(not CHROMIUM, reason="needs Debian's package chromium-headless-shell, or chromium"),
 ]
 
 FLAGS = [
@@ -62,6 +66,22 @@ TICKS = """() => [...document.querySelectorAll("svg.ticks")].flatMap((axis) => {
   return boxes.slice(1).filter((box, number) => box.left < boxes[number].right + 2).map((box) => box.left);
 })
 """
+MARK_ALIKE = """() => {
+  for (const parent of document.querySelectorAll("main :is(ul, ol, tbody, g)")) {
+    const seen = new Set();
+    for (const one of parent.children) {
+      one.removeAttribute("data-alike");
+      const unvalued = one.outerHTML.replace(/ (?!class=)([\\w-]+)="[^"]+"/g, ' $1="…"');
+      const shape = unvalued.replace(/>[^<]*\\S[^<]*</g, ">…<");
+      if (seen.has(shape)) one.setAttribute("data-alike", "");
+      seen.add(shape);
+    }
+  }
+}"""
+AXE = """async () => {
+  const found = await axe.run({ exclude: ["[data-alike]"] }, { resultTypes: ["violations"] });
+  return found.violations;
+}"""
 COLUMNS = "[...document.querySelectorAll('#left-plot rect')]"
 CHOSEN = f"{COLUMNS}.findIndex((one) => one.classList.contains('chosen'))"
 SCREENS = ((320, "dark"), (390, "light"), (1_440, "light"), (1_440, "dark"))
@@ -114,7 +134,7 @@ class Shop(System):
 def chromium() -> Iterator[Browser]:
     """One browser for this module."""
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +212,19 @@ def page(context, shop) -> Page:
 
 
 def check(page) -> None:
-    """Nothing was forbidden, is wider than the screen, broken or on top of another, and axe finds nothing serious."""
+    """Nothing was forbidden, is wider than the screen, broken or on top of another, and axe finds nothing serious.
+
+    axe takes a millisecond for each text: of rows that only differ in their words, it looks at the first.
+    """
     assert page.evaluate("window.violations") == []
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate(OUTSIDE) == []
     assert page.evaluate(BROKEN_IDS) == []
     assert page.evaluate(TICKS) == []
-    found = Axe().run(page).response["violations"]
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE_SCRIPT)
+    page.evaluate(MARK_ALIKE)
+    found = page.evaluate(AXE)
     serious = [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found if one["impact"] in SERIOUS]
     assert serious == []
     assert page.evaluate("window.violations") == []
