@@ -7,24 +7,36 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from browsing import TOKEN
 
 
 @contextmanager
 def serving(
-    url: str, redis_url: str, *arguments: str, before: str | None = None, files: int | None = None
+    url: str,
+    redis_url: str,
+    *arguments: str,
+    before: str | None = None,
+    files: int | None = None,
+    module: str = "mailglass_reconcile",
 ) -> Iterator[tuple]:
     """Serve a database on a free port while the block runs; yields the process and its address.
 
     With *before*, no token is set: the first line matches that, and its group is yielded, too. With *files*, the
-    process may open so many files.
+    process may open so many files. *module* runs instead of the command.
     """
     others = {name: value for name, value in os.environ.items() if not name.startswith("MAILGLASS_")}
     token = {} if before else {"MAILGLASS_WEB_TOKEN": TOKEN}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mailglass_reconcile", "serve", "--port", "0", *arguments],
-        env={**others, "MAILGLASS_DATABASE_URL": url, "MAILGLASS_REDIS_URL": redis_url, **token},
+        [sys.executable, "-m", module, "serve", "--port", "0", *arguments],
+        env={
+            **others,
+            "PYTHONPATH": str(Path(__file__).parent),
+            "MAILGLASS_DATABASE_URL": url,
+            "MAILGLASS_REDIS_URL": redis_url,
+            **token,
+        },
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -27,10 +28,10 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 @contextmanager
-def serving(kind: str, db, redis_url, folder):
+def serving(kind: str, db, redis_url, folder, **more: str):
     """Run a receiver, and yield its address, the path before the providers' names, and its process."""
     module, path = KINDS[kind]
-    with receiving(db, redis_url, folder, module) as (base, log):
+    with receiving(db, redis_url, folder, module, **more) as (base, log):
         port = int(base.rpartition(":")[2])
         (process,) = [one for one in psutil.Process().children() if _listens(one, port)]
         yield base, path, process
@@ -59,21 +60,33 @@ def connected(base: str) -> socket.socket:
     return socket.create_connection(("127.0.0.1", int(base.rpartition(":")[2])), timeout=50)
 
 
+def post(place: str, provider: str) -> httpx.Response:
+    """Post a signed webhook, and wait longer than a provider: the machine may be busy with other things."""
+    one = first(provider)
+    return httpx.post(f"{place}/{provider}", content=one.body, headers=one.headers, timeout=250)
+
+
 @EVERY_KIND
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_five_hundred_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
-    """Within the time that a provider waits, if the receiver has a core, and in the memory of a small container."""
+def test_three_hundred_strangers_leave_a_signed_webhook_answered(db, redis_url, tmp_path, kind, behaviour):
+    """Within the time that a provider waits, if the receiver has a core, and in the memory of a small container.
+
+    One webhook while they come, and two more at the same time once they are there.
+    """
     if behaviour == "one_byte_a_piece" and kind != "the command":
         pytest.skip("which parser of HTTP a mounted application has is not ours to choose")
     sizes = []
-    with serving(kind, db, redis_url, tmp_path) as (base, path, process), strangers(base, path, behaviour):
-        for provider in ("postmark", "sendgrid", "mailgun"):
-            one = first(provider)
-            before = sum(process.cpu_times()[:2])
-            answer = httpx.post(f"{base}{path}/{provider}", content=one.body, headers=one.headers, timeout=250)
-            assert answer.status_code == 200
-            assert sum(process.cpu_times()[:2]) - before < 30, "seconds of CPU"
+    with (
+        serving(kind, db, redis_url, tmp_path) as (base, path, process),
+        strangers(base, path, behaviour),
+        ThreadPoolExecutor() as pool,
+    ):
+        before = sum(process.cpu_times()[:2])
+        for providers in (("postmark",), ("sendgrid", "mailgun")):
+            answers = pool.map(lambda provider: post(f"{base}{path}", provider), providers)
+            assert {answer.status_code for answer in answers} == {200}
             sizes.append(process.memory_info().rss // MB)
+        assert sum(process.cpu_times()[:2]) - before < 30, "seconds of CPU, for all three"
     print(sizes)  # noqa: T201
     assert max(sizes) < 400
 
@@ -102,13 +115,17 @@ def test_a_client_receives_the_answer_to_a_body_that_is_not_read(db, redis_url, 
 
 
 def test_a_body_that_does_not_arrive_is_answered_with_408(db, redis_url, tmp_path):
-    """After half a minute, by an application that is mounted, too."""
+    """After half a minute, of which it waits a tenth here, by an application that is mounted, too."""
     sent = b"POST /webhooks/sendgrid HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n["
-    with serving("a mounted application", db, redis_url, tmp_path) as (base, _, _), connected(base) as one:
+    modules = "answering,hurried"
+    with (
+        serving("a mounted application", db, redis_url, tmp_path, MAILGLASS_IMPORTS=modules) as (base, _, _),
+        connected(base) as one,
+    ):
         began = time.monotonic()
         one.sendall(sent)
         assert one.recv(4_096).startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - began > BODY_SECONDS - 1
+        assert time.monotonic() - began > BODY_SECONDS / 10 - 0.1
 
 
 def test_the_largest_bodies_give_way_when_many_fill_the_memory(db, redis_url, tmp_path):
