@@ -10,6 +10,7 @@ import pytest
 
 import commands
 import factories
+import forking
 import mailglass_reconcile
 from handling import effects, failing, handle, leaving, make_due, states
 from installation import PATIENCE
@@ -34,14 +35,8 @@ def link(db, *message_ids):
 def command(db, *arguments, **more):
     """Run the command with handlers, and return its exit code and what it printed as JSON."""
     environment = {**db.environment(db.settings.redis_url.get_secret_value()), **HANDLERS, **more}
-    done = subprocess.run(
-        [sys.executable, "-m", "mailglass_reconcile", *arguments, "--json"],
-        env={**environment, "PYTHONPATH": os.pathsep.join(["tests", "tests/support", "."])},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    path = os.pathsep.join(["tests", "tests/support", "."])
+    done = forking.run({**environment, "PYTHONPATH": path}, *arguments, "--json")
     assert arguments[0] == "dispatch"
     return done.returncode, commands.conforming("dispatch", done.stdout)[0], done.stderr
 
