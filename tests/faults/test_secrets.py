@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 import factories
+import forking
 import mailglass_reconcile
 import observing
 from database import Database
@@ -222,14 +221,7 @@ def test_the_commands_print_none_of_them(
     code = (
         "import sys, logging; logging.basicConfig(level=0); from mailglass_reconcile.cli import main; sys.exit(main())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command],
-        env={**db.environment(redis_url), **broken},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forking.python({**db.environment(redis_url), **broken}, "-c", code, *command)
     ears.more += [done.stdout, done.stderr]
 
 
