@@ -154,7 +154,7 @@ SELECT md5('event' || n)::uuid, 1, 'never-' || n FROM generate_series(1, {rows})
 BUFFERS = re.compile(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?")
 
 
-@pytest.fixture(params=[20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.fixture(params=[20_000, pytest.param(200_000, marks=pytest.mark.slow)])
 def crowded(request, make_database, drop_database, template) -> Iterator[sa.Engine]:
     """A database of old orphans that never match, whose statistics are those of empty tables."""
     name = f"mgtest_{factories.new_id()}"
@@ -201,10 +201,7 @@ def cost(engine: sa.Engine, sweep: Callable[[], SweepResult] = reconcile_recent)
         sa.event.remove(engine, "before_cursor_execute", note)
 
 
-@pytest.mark.timeout(600)
-def test_with_nothing_due_beside_a_million_orphans_a_tick_is_three_statements_and_at_most_100_buffers(
-    crowded, monkeypatch
-):
+def test_with_nothing_due_beside_many_orphans_a_tick_is_three_statements_and_at_most_100_buffers(crowded, monkeypatch):
     """Whatever the statistics say: begin, survey, and one walk of the index for each range."""
     reconcile_recent()  # sets hint bits
     result, statements, buffers = cost(crowded)
