@@ -15,7 +15,6 @@ import httpx
 
 from bench.machine import Machine
 
-ROUNDS = 3
 REFRESH_SECONDS = 5.5
 """Longer than the page keeps an answer."""
 TOKEN = secrets.token_urlsafe(24)
@@ -32,8 +31,8 @@ def overview(machine: Machine, url: str) -> float:
     ):
         client.get("").raise_for_status()  # compiles the templates
         taken = []
-        for _ in range(ROUNDS):
-            time.sleep(REFRESH_SECONDS)
+        for _ in range(machine.rounds):
+            time.sleep(REFRESH_SECONDS / machine.scale)
             began = time.monotonic()
             client.get("").raise_for_status()
             taken.append(time.monotonic() - began)
@@ -43,7 +42,7 @@ def overview(machine: Machine, url: str) -> float:
 def check(machine: Machine, url: str) -> float:
     """Return the seconds that `status --check` takes, the start of Python included."""
     taken = []
-    for _ in range(ROUNDS):
+    for _ in range(machine.rounds):
         began = time.monotonic()
         command = [sys.executable, "-m", "mailglass_reconcile", "status", "--check"]
         done = subprocess.run(command, env=machine.environment(url), capture_output=True, text=True, check=False)

@@ -21,7 +21,10 @@ from mailglass_reconcile.testing.servers import Postgres
 
 
 class Machine:
-    """One PostgreSQL and one Redis-protocol server; sizes are divided by `scale`, and medians are of `rounds`."""
+    """One PostgreSQL and one Redis-protocol server.
+
+    Sizes and pauses are divided by `scale`, and medians are of `rounds`.
+    """
 
     def __init__(self, postgres: Postgres, redis_url: str, scale: int) -> None:
         """Make the templates: `migrated` has Mailglass's tables and ours, `bare` has Mailglass's alone."""

@@ -72,7 +72,8 @@ def _copies(machine: Machine) -> tuple[str, str]:
 
 def _calling(machine: Machine, how: str, url: str, calls: int, *options: str, **settings: str) -> dict[str, Any]:
     """Call in a process of its own, *calls* times after warming up, and return what it printed."""
-    command = ("-m", "bench.calling", how, "--url", url, "--warm", str(WARM), "--calls", str(WARM + calls), *options)
+    warm = machine.scaled(WARM)
+    command = ("-m", "bench.calling", how, "--url", url, "--warm", str(warm), "--calls", str(warm + calls), *options)
     found: dict[str, Any] = json.loads(machine.run_to_its_end(url, *command, **settings))
     return found
 
@@ -142,7 +143,7 @@ def _silent_redis(machine: Machine, part: Part) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1_024) as deaf:
         for redis_url in (machine.redis_url, f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"):
             url, began = machine.copy("ours"), time.monotonic()
-            _calling(machine, "one-thread", url, calls - WARM, *options, MAILGLASS_REDIS_URL=redis_url)
+            _calling(machine, "one-thread", url, calls - machine.scaled(WARM), *options, MAILGLASS_REDIS_URL=redis_url)
             seconds.append(time.monotonic() - began)
     name = f"Redis never answers: {calls} calls, more than with one that does"
     part.add(name, seconds[1] - seconds[0], "s", 2)

@@ -41,7 +41,8 @@ SELECT gen_random_uuid(), 'default', 'Mail', 'transactional', 'u' || n || '@exam
 def measure(machine: Machine) -> Part:
     """Record the same batches by calls and over HTTP, in turns; their deliveries exist."""
     part = Part()
-    batches = WARM + machine.scaled(BATCHES)
+    warm = machine.scaled(WARM)
+    batches = warm + machine.scaled(BATCHES)
     url = machine.copy("migrated", "received")
     fill(url, deliveries=machine.scaled(100_000))
     with psycopg.connect(url) as connection:
@@ -51,8 +52,8 @@ def measure(machine: Machine) -> Part:
     bodies = [_batch(number) for number in range(batches)]
     received, called = [], []
     for _ in range(machine.rounds):
-        received.append(_over_http(machine, machine.copy("received"), key, bodies))
-        called.append(_by_calls(machine, machine.copy("received"), bodies))
+        received.append(_over_http(machine, machine.copy("received"), key, bodies, warm))
+        called.append(_by_calls(machine, machine.copy("received"), bodies, warm))
     rates = statistics.median(received), statistics.median(called)
     part.compare(NAME, *rates, "events/s", 0.6, least=True)
     machine.drop("received", "run")
@@ -77,28 +78,30 @@ def _batch(number: int) -> bytes:
     ).encode()
 
 
-def _by_calls(machine: Machine, url: str, bodies: Sequence[bytes]) -> float:
+def _by_calls(machine: Machine, url: str, bodies: Sequence[bytes], warm: int) -> float:
     """Return events a second of `record_webhook` and `broadcast`, in one thread, on a pool."""
     configure(settings=Settings(database_url=url, redis_url=machine.redis_url))
     engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
     calls = [parse("sendgrid", body) for body in bodies]
     for number, events in enumerate(calls):
-        if number == WARM:
+        if number == warm:
             began = time.perf_counter()
         with engine.begin() as connection:
             recorded = record_webhook(connection, provider="sendgrid", events=events)
         broadcast(recorded)
     seconds = time.perf_counter() - began
     engine.dispose()
-    return (len(calls) - WARM) * SIZE / seconds
+    return (len(calls) - warm) * SIZE / seconds
 
 
-def _over_http(machine: Machine, url: str, key: ec.EllipticCurvePrivateKey, bodies: Sequence[bytes]) -> float:
+def _over_http(
+    machine: Machine, url: str, key: ec.EllipticCurvePrivateKey, bodies: Sequence[bytes], warm: int
+) -> float:
     """Return events a second over four connections, from the first request until the last answer."""
     requests = [(body, _signed(key, body)) for body in bodies]
     with _receiving(machine, url, key) as port:
-        _post(port, requests[:WARM])
-        shares = [requests[WARM + client :: CLIENTS] for client in range(CLIENTS)]
+        _post(port, requests[:warm])
+        shares = [requests[warm + client :: CLIENTS] for client in range(CLIENTS)]
         threads = [threading.Thread(target=_post, args=(port, share)) for share in shares]
         began = time.perf_counter()
         for thread in threads:
@@ -110,7 +113,7 @@ def _over_http(machine: Machine, url: str, key: ec.EllipticCurvePrivateKey, bodi
         (count,) = connection.execute("SELECT count(*) FROM mailglass_events WHERE type = 'delivered'").fetchone() or ()
     if count != len(bodies) * SIZE:
         raise SystemExit(f"{count} of {len(bodies) * SIZE} events were recorded")
-    return (len(bodies) - WARM) * SIZE / seconds
+    return (len(bodies) - warm) * SIZE / seconds
 
 
 def _signed(key: ec.EllipticCurvePrivateKey, body: bytes) -> dict[str, str]:
