@@ -90,18 +90,18 @@ def sentinel() -> Iterator[Deployment]:
     with (
         server("redis-server") as master,
         server("redis-server", f"replicaof 127.0.0.1 {master}", "repl-diskless-sync-delay 0") as replica,
-        server(
+    ):
+        with local(replica) as client:  # a Sentinel looks when it starts, and then after ten seconds
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+        with server(
             "redis-sentinel",
             f"sentinel monitor mymaster 127.0.0.1 {master} 1",
             f"sentinel auth-pass mymaster {PASSWORD}",
             "sentinel down-after-milliseconds mymaster 1000",
-        ) as watching,
-    ):
-        with local(replica) as client:
-            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
-        with local(watching) as client:
-            wait_until(lambda: client.execute_command("SENTINEL", "REPLICAS", "mymaster"))
-        yield Deployment(master, replica, watching)
+        ) as watching:
+            with local(watching) as client:
+                wait_until(lambda: client.execute_command("SENTINEL", "REPLICAS", "mymaster"))
+            yield Deployment(master, replica, watching)
 
 
 @contextmanager
