@@ -206,7 +206,7 @@ def test_a_parallel_test_run_leaves_nothing(number):
             "-p",
             "no:cacheprovider",
             f"--basetemp={directory / 'base'}",
-            "tests/store",
+            "tests/store/test_engines.py" if number is None else "tests/store/migration/test_runner.py",
         ]
         with subprocess.Popen(
             [sys.executable, "-m", *command, *(["-k", "engine"] if number is None else [])],
