@@ -12,6 +12,7 @@ import runpy
 import signal
 import socket
 import sys
+import time
 
 
 def wait_for(requests: socket.socket) -> list[str]:
@@ -49,6 +50,7 @@ def _become(request: dict, given: int, output: int, errors: int, ended: int) -> 
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    time.tzset()
     first, *others = request["arguments"]
     here = "" if first == "-c" else request["directory"]
     sys.path[:] = [here, *map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep))), *PATH]

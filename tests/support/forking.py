@@ -16,7 +16,7 @@ from pathlib import Path
 
 SECONDS = 60
 PROGRAM = (Path(__file__).parent / "forker.py").read_text()
-OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
+OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "LD_")
 """Beginnings of the variables that a process reads when it starts; what forks can follow `PYTHONPATH` alone."""
 
 IMPORTED = (

@@ -11,7 +11,7 @@ import pytest
 import forking
 
 PROBE = """
-import json, os, signal, sys, threading
+import json, os, signal, sys, threading, time
 import celery.app.builtins
 from celery import _state
 handlers = {one: str(signal.getsignal(one)).partition(" at ")[0] for one in signal.valid_signals()}
@@ -24,6 +24,7 @@ print(json.dumps({
     "threads": threading.active_count(), "apps": len(list(_state._get_active_apps())),
     "current app": repr(_state._tls.current_app), "tasks": "mailglass_reconcile.tasks" in ours,
     "made when apps are": len(_state._on_app_finalizers), "umask": os.umask(0o22), "name": __name__,
+    "time zone": time.tzname,
 }, default=str))
 app = celery.Celery("probe")
 raise SystemExit(3)
@@ -32,9 +33,9 @@ raise SystemExit(3)
 
 @pytest.mark.parametrize(("option", "session"), [("-c", False), ("-m", True)])
 def test_a_forked_process_is_what_a_started_one_is(tmp_path, option, session) -> None:
-    """Folder, environment, path, arguments, signals, files, session; and Celery has neither an app nor a task yet."""
+    """Folder, environment, time zone, path, arguments, signals, files, session; Celery has neither app nor task yet."""
     (tmp_path / "probe.py").write_text(PROBE)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}tests", "ONE": "more"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}tests", "ONE": "more", "TZ": "Asia/Tokyo"}
     what = [option, "probe" if option == "-m" else PROBE, "--some", "arguments"]
     found = []
     for forked in (False, True):
