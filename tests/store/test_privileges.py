@@ -103,14 +103,15 @@ def test_a_table_of_ours_that_is_there_is_checked_and_passed_over(unmigrated):
 def test_who_holds_the_lock_of_migrations_is_named(empty_database_url, shape, squatter, monkeypatch):
     """Any role may take it: process, role and application are in the one line."""
     database: Installation = live(empty_database_url, "public", shape)
-    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0)
     url = database.engine.url.set(username=squatter).update_query_dict({"application_name": "a joker"})
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as holder:
         holder.exec_driver_sql("SELECT pg_advisory_lock(hashtext('mailglass_reconcile migrate'))")
         pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        with pytest.raises(DatabaseRefusedError) as refused:
-            database.migrate()
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "PATIENCE_SECONDS", 0)
+            with pytest.raises(DatabaseRefusedError) as refused:
+                database.migrate()
     assert f"process {pid} of role '{squatter}', application 'a joker', holds the lock" in str(refused.value)
     database.migrate()
 
