@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -23,11 +23,16 @@ from mailglass_reconcile.errors import MailglassReconcileError
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
-# Reads from a pipe that ends with this process, however that ends; then it stops the program and deletes the folder.
+# Reads which program runs from a pipe that ends with this process, however that ends; then it stops the program and
+# deletes the folder.
 KEEPER = """
-read _; kill "-$1" "$2" 2>/dev/null; tries=0
-while kill -0 "$2" 2>/dev/null && [ "$tries" -lt 50 ]; do tries=$((tries + 1)); sleep 0.1; done
-rm -rf -- "$3"
+program=; tries=0
+while read -r one; do program=$one; done
+if [ -n "$program" ]; then
+  kill "-$1" "$program" 2>/dev/null
+  while kill -0 "$program" 2>/dev/null && [ "$tries" -lt 50 ]; do tries=$((tries + 1)); sleep 0.1; done
+fi
+rm -rf -- "$2"
 """
 LONGEST_PATH = 60  # a socket's whole path has at most 107 bytes on Linux, and 103 on macOS
 
@@ -40,7 +45,16 @@ class Process:
         self.directory = Path(tempfile.mkdtemp(prefix="mailglass-", dir=_place(user)))
         self._name, self._ending = name, ending
         self._process: subprocess.Popen[bytes] | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
+        read, write = os.pipe()
+        self._to_keeper = os.fdopen(write, "wb", buffering=0)
+        self._keeper = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            ["/bin/sh", "-c", KEEPER, "keeper", str(int(ending)), str(self.directory)],
+            stdin=read,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        os.close(read)
         if user:
             shutil.chown(self.directory, user)
 
@@ -52,10 +66,19 @@ class Process:
         if self.user:
             shutil.chown(path, self.user)
 
-    def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a command in the folder, with its output in the log there; by default without our environment."""
+    def run(self, *command: str) -> int:
+        """Run another command in the folder, such as one that prepares it, and return its exit code."""
+        code = self._start(command, None).wait()
+        self._running(None)
+        return code
+
+    def launch(self, *command: str, environment: dict[str, str] | None = None) -> None:
+        """Start the program in the folder, with its output in the log there; by default without our environment."""
+        self._start(command, environment)
+
+    def _start(self, command: Sequence[str], environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            process = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
                 command,
                 user=self.user,
                 group=pwd.getpwnam(self.user).pw_gid if self.user else None,
@@ -68,17 +91,13 @@ class Process:
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C is for us, and we stop the program
             )
+        self._running(process)
+        return process
 
-    def launch(self, *command: str, environment: dict[str, str] | None = None) -> None:
-        """Start the program; the arguments are those of `run`."""
-        self._process = self.run(*command, environment=environment)
-        self._keeper = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
-            ["/bin/sh", "-c", KEEPER, "keeper", str(int(self._ending)), str(self._process.pid), str(self.directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def _running(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Note what runs from now on, for the keeper too."""
+        self._process = process
+        self._to_keeper.write(f"{process.pid if process else ''}\n".encode())
 
     def require(self) -> None:
         """Continue if the program is running.
@@ -109,21 +128,21 @@ class Process:
         """Send the signal, wait, and kill what is left of the program's process group."""
         if self._process is None:
             return
-        if self._keeper is not None:
-            self._keeper.kill()
-            self._keeper.communicate()
         self._process.send_signal(self._ending)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._process = self._keeper = None
+        self._running(None)
 
     def close(self) -> None:
-        """Stop for good, and delete the folder."""
+        """Stop for good, and delete the folder; until then the keeper would do that."""
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
+        self._keeper.kill()
+        self._keeper.wait()
+        self._to_keeper.close()
 
 
 P = TypeVar("P", bound=Process)

@@ -42,7 +42,7 @@ class Postgres(Process):
         try:
             programs = self._reachable_programs()
             arguments = ["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
-            if self.run(str(programs / "initdb"), *arguments).wait():
+            if self.run(str(programs / "initdb"), *arguments):
                 raise MailglassReconcileError(f"PostgreSQL's initdb failed: {self.last_line()}")
         except BaseException:
             self.close()

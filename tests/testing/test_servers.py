@@ -188,6 +188,34 @@ def test_the_servers_stop_on_every_way_out(then, number, code):
     directory.rmdir()
 
 
+INTERRUPTED = """
+from mailglass_reconcile.testing.processes import Process
+one = Process("server")
+{program}
+"""
+PREPARED = """
+one.run("sh", "-c", "echo asked; sleep 2")
+"""
+STOPPED = """
+one.launch("sh", "-c", "trap 'echo asked' TERM; echo there; for n in $(seq 30); do sleep 0.1; done")
+one.until(lambda: one.last_line() == "there")
+one.stop()
+"""
+
+
+@pytest.mark.parametrize("program", [PREPARED, STOPPED], ids=["initdb runs", "the server takes its time to stop"])
+def test_a_process_that_is_killed_while_it_makes_or_stops_a_server_leaves_nothing(program):
+    """As xdist kills a worker that has not ended ten seconds after a signal."""
+    directory = Path(tempfile.mkdtemp(prefix="mgout-"))
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED.format(program=program)], env={**os.environ, "TMPDIR": str(directory)}
+    ) as process:
+        wait_until(lambda: any("asked" in log.read_text() for log in directory.glob("mailglass-*/log")))
+        process.kill()
+    wait_until(lambda: nothing_is_left(directory))
+    directory.rmdir()
+
+
 SLOWLY = [pytest.param(number, marks=pytest.mark.slow) for number in (None, signal.SIGTERM)]
 
 
