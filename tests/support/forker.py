@@ -1,7 +1,7 @@
 """The program that `forking` starts: it has imported modules, and forks an interpreter of its own for each request.
 
-It is run by `python -c`, and what is forked goes on at its end, so that it ends as every Python does: with the streams
-flushed and the exit code of its `SystemExit`, or with a traceback.
+`python -c` runs it, and a forked process runs to the end of this program too. So it ends as any Python does: with the
+streams flushed and the exit code of its `SystemExit`, or with a traceback.
 """
 
 import gc
@@ -31,7 +31,7 @@ def wait_for(requests: socket.socket) -> list[str]:
 
 
 def _become(request: dict, given: int, output: int, errors: int, ended: int) -> list[str]:
-    """Fork once more: the child goes on, and its parent writes its id, and then its exit code, to *ended*."""
+    """Fork again: the child returns its arguments; its parent writes the child's id and exit code to *ended*."""
     child = os.fork()
     if child:
         for file in (given, output, errors):

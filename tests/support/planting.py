@@ -160,7 +160,7 @@ def fill_disk(system: System) -> None:
     """Write until there is no room left, before any sweep can see the orphans that it is to link."""
     with system.admin.engine.begin() as connection:
         pairs_on(connection, 100)
-        if system.full is None:  # nobody may mount a small disk here: let the server say what it says of a full one
+        if system.full is None:  # without a small disk, raise the error that Postgres raises on a full one
             connection.exec_driver_sql(
                 "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
                 " $$ BEGIN RAISE SQLSTATE '53100' USING MESSAGE = 'full'; END $$"
