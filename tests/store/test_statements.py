@@ -39,26 +39,23 @@ def _pattern(sql):
     return re.compile(re.sub(r"\\{(?!schema)(\w*[a-z_]\w*)\\}", r"[\\w.]+", whole))
 
 
-def _statements():
+@pytest.fixture(scope="module")
+def statements():
     """Each string of the package that names one of its tables with the schema, by the place where it stands."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "{schema}." in node.value:
-                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", _one_line(node.value)
+    found = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno}": _one_line(node.value)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "{schema}." in node.value
+    }
+    assert len(found) > 100
+    return found
 
 
-STATEMENTS = dict(_statements())
-
-
-def test_the_statements_are_found():
-    """Otherwise the tests below would look at none."""
-    assert len(STATEMENTS) > 100
-
-
-@pytest.mark.parametrize("where", STATEMENTS)
-def test_only_the_schemas_name_is_put_into_a_statement(where):
+def test_only_the_schemas_name_is_put_into_a_statement(statements):
     """A reader sees the whole of it; `{8}` is a part of a regular expression, and `{}` is JSON or an empty array."""
-    assert set(re.findall(r"\{([a-z_]\w*)\}", STATEMENTS[where])) <= {"schema"}
+    others = {where: set(re.findall(r"\{([a-z_]\w*)\}", sql)) - {"schema"} for where, sql in statements.items()}
+    assert {where: names for where, names in others.items() if names} == {}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +68,9 @@ def test_only_the_schemas_name_is_put_into_a_statement(where):
     ],
     ids=["what has linked an orphan", "the orphan of a link", "the provider of a send", "the index's recipient"],
 )
-def test_statements_that_ask_for_the_same_thing_ask_in_the_same_words(mark, whole):
+def test_statements_that_ask_for_the_same_thing_ask_in_the_same_words(statements, mark, whole):
     """Each time that one of these begins, it stands there whole."""
-    asking = {where: sql for where, sql in STATEMENTS.items() if mark in sql}
+    asking = {where: sql for where, sql in statements.items() if mark in sql}
     assert len(asking) > 1
     other = [where for where, sql in asking.items() if sql.count(mark) != len(_pattern(whole).findall(sql))]
     assert not other
