@@ -1,6 +1,7 @@
 """Words that we no longer use, wherever a person reads: pages, docstrings, help, errors, log lines, comments."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ HABITS = {
 """Habits, and what to write instead."""
 
 
+@cache
 def text_of(path: Path) -> str:
     """Return what a person reads of a file: of a page, without the names of tests and code."""
     text = path.read_text()
