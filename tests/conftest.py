@@ -164,7 +164,7 @@ def db(mailglass_database: Lent, redis_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def subscriber(redis_url: str) -> Iterator[redis.client.PubSub]:
-    """A subscriber to every channel of ours, already confirmed."""
+    """A subscriber to all of our channels, already confirmed."""
     client = redis.Redis.from_url(redis_url)
     with client.pubsub() as pubsub:
         pubsub.psubscribe("mailglass:events:*")
