@@ -203,7 +203,7 @@ class _Prune:
                 "duration_ms": milliseconds,
             },
             error=self._first_error,
-            age_ms=milliseconds,
+            began=began,
         )
 
         def add(connected: Connected) -> int:

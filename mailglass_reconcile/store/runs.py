@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -137,7 +139,7 @@ class Run:
         ranges: Into how many ranges a full sweep was cut; None if it was not.
         error: The class of the error that ended it; never its text, which may name people.
         runs: How many runs it stands for.
-        age_ms: Milliseconds since the first of them began.
+        began: When the first of them began, in seconds of the monotonic clock.
     """
 
     kind: Kind
@@ -152,7 +154,7 @@ class Run:
     ranges: int | None = None
     error: str | None = None
     runs: int = 1
-    age_ms: int = 0
+    began: float = field(default_factory=time.monotonic)
 
 
 def add(tx: Transaction, run: Run) -> int:
@@ -163,7 +165,7 @@ def add(tx: Transaction, run: Run) -> int:
         "origin": run.origin,
         "tenant_id": run.tenant_id,
         "runs": run.runs,
-        "age_ms": run.age_ms,
+        "age_ms": math.ceil((time.monotonic() - run.began) * 1000),
         "ranges": run.ranges,
     }
     return int(tx.execute(_ADD, parameters).scalar_one())

@@ -38,7 +38,7 @@ HELD_SECONDS = 10.0
 """Recent sweeps that did nothing are noted together, once in this time: each would cost a write."""
 TIMEOUT_MS = 2_000
 
-_held: dict[tuple[str, str | None], tuple[float, Run]] = {}
+_held: dict[tuple[str, str | None], Run] = {}
 
 
 def run_of(sweep: Request, error: BaseException | None = None) -> Run:
@@ -48,7 +48,7 @@ def run_of(sweep: Request, error: BaseException | None = None) -> Run:
     if error is not None:
         run.status = "failed" if isinstance(error, Exception) else "partial"
         run.error = type(error).__name__
-    run.age_ms = result.duration_ms
+    run.began = sweep.started
     run.counts = {name: getattr(result, name, 0) for name in runs.COUNTS}
     run.linkable_since = sweep.linkable_since
     run.covered = sweep.tally.complete
@@ -79,14 +79,14 @@ def note(connected: Connected, run: Run, *, range_of: int | None = None) -> int 
 def _is_due(run: Run) -> bool:
     """Add to *run* the idle ones that were held before it, and hold them all unless it is time."""
     key = (run.origin, run.tenant_id)
-    began, before = _held.pop(key, (time.monotonic() - run.age_ms / 1000, None))
+    before = _held.pop(key, None)
     if before is not None:
         run.counts = {name: run.counts[name] + before.counts[name] for name in runs.COUNTS}
         run.runs += before.runs
-        run.age_ms = round((time.monotonic() - began) * 1000)
-    if run.counts["linked"] or run.counts["failed"] or run.age_ms >= HELD_SECONDS * 1000:
+        run.began = before.began
+    if run.counts["linked"] or run.counts["failed"] or time.monotonic() - run.began >= HELD_SECONDS:
         return True
-    _held[key] = (began, run)
+    _held[key] = run
     return False
 
 

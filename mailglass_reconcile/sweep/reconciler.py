@@ -53,7 +53,7 @@ class Sweep(Request):
 
         After each slice it yields no pairs: then all of it is judged.
         """
-        began = time.monotonic()
+        self.started = time.monotonic()
         # A sweep that cannot connect is reported, too.
         with (
             nullcontext() if self.dry_run else history.reported(self.kind, lambda error: history.run_of(self, error)),
@@ -67,7 +67,7 @@ class Sweep(Request):
                 self.error = error
                 raise
             finally:
-                self.tally.duration_ms = round((time.monotonic() - began) * 1000)
+                self.tally.duration_ms = round((time.monotonic() - self.started) * 1000)
                 history.leave(self, connected)
 
     def _sweep(self, connected: Connected) -> Iterator[Pairs]:

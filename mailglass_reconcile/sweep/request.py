@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Request:
         range_of: The run of the sweep that was cut, if this one is a range of it.
         origin: Who asked for it, for the history of runs.
         deadline: Until when it works.
+        started: When it began to run, in seconds of the monotonic clock.
         tally: Its counts so far.
         window: What is eligible; None before that is known, and in a sweep of given orphans.
         handed_over: Whether handlers run on an event that was linked.
@@ -56,6 +58,7 @@ class Request:
     seconds: float = math.inf
     range_of: int | None = None
     origin: Origin = "python"
+    started: float = field(init=False, default_factory=time.monotonic)
     tally: Tally = field(init=False)
     window: Window | None = field(init=False, default=None)
     handed_over: bool = field(init=False, default=False)

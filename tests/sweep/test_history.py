@@ -80,6 +80,18 @@ def test_a_sweep_that_is_interrupted_is_partial_and_not_failed(db):
     assert (last(db).status, last(db).error, last(db).linked) == ("partial", "KeyboardInterrupt", 1)
 
 
+def test_a_run_began_before_its_links_however_long_the_counting_after_them_took(db):
+    """`explain` finds the run of a link by its time."""
+    insert(db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    with db.engine.connect() as holder:
+        lock = sa.text("LOCK mailglass_open_orphans IN ACCESS EXCLUSIVE MODE")
+        for pairs in reconciler.prepare().steps():
+            if pairs:
+                holder.execute(lock)
+    began = db.value("SELECT started_at FROM mailglass_reconcile_runs")
+    assert began <= db.value("SELECT inserted_at FROM mailglass_events WHERE type = 'reconciled'")
+
+
 def test_a_history_that_cannot_be_written_costs_a_line_and_no_link(db, caplog):
     """Never the reason why a sweep fails."""
     db.run("ALTER TABLE mailglass_reconcile_runs ADD CHECK (false) NOT VALID")
