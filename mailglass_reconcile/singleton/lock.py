@@ -35,6 +35,14 @@ TRIES = 3
 RIGHTS = f"the commands SET, GET, PTTL, PEXPIRE, DEL, EVALSHA and SCRIPT LOAD on the keys {PREFIX}*"
 
 
+# Redis-py's lock cannot change its token; between a release and an acquire, another request would be queued.
+_HAND_OVER = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+
+
 def key_of(tenant_id: str | None) -> str:
     """Return the key of the lock of one tenant's sweep, or of that of all: the deployment and the tenant."""
     which = "all" if tenant_id is None else f"tenant:{digest(tenant_id)}"
@@ -116,6 +124,7 @@ class LockBackend:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
+        self._hand_over = client.register_script(_HAND_OVER)
         self._warned = False
 
     def reserve(self, key: str, task_id: str) -> str | None:
@@ -142,8 +151,8 @@ class LockBackend:
                     return None
                 if holder and not goes_before(holder):
                     return holder.task_id
-                if holder:
-                    self.release(key, holder.token)
+                if holder and self._hand_over(keys=[key], args=[holder.token, token, LOCK_SECONDS * 1000]):
+                    return None
         return holder.task_id if holder else None
 
     def extend(self, key: str, token: str) -> None:

@@ -168,6 +168,20 @@ def test_a_queue_longer_than_a_minute_starves_no_sweep(store):
     assert lock.take(KEY, running("second"), reserved=True) == "first"
 
 
+def test_a_lock_is_never_free_between_a_request_and_its_run(store):
+    """Or else another request could be queued there, only to be a duplicate."""
+    lock = LockBackend(store)
+    assert lock.reserve(KEY, "request") is None
+    with store.monitor() as seen:
+        assert lock.take(KEY, token := running("request"), reserved=True) is None
+        store.echo("end")
+        commands = list(iter(lambda: seen.next_command()["command"], "ECHO end"))
+    assert any(command.lower().startswith("set ") for command in commands)
+    assert not [command for command in commands if command.lower().startswith(("del ", "unlink "))]
+    assert store.get(KEY).decode() == token
+    assert 50 < store.ttl(KEY) <= 60
+
+
 def test_sweeps_each_minute_run_although_the_queue_is_a_hundred_seconds_long(store):
     """Each runs when the request after it has the lock already: none is a duplicate, or all would be, forever."""
     lock, ran = LockBackend(store), []
