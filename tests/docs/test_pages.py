@@ -31,6 +31,7 @@ READERS = {
     "live-updates.md": "refresh_all refresh",
     "api.md": "app engine body headers",
     "monitoring.md": "",
+    "order-status.md": "call_postmark message order",
     "own-provider.md": "",
     "providers.md": "app engine provider body headers to message domain ses brevo mailersend mailgun mailjet mailtrap"
     " mandrill postal postmark resend scaleway sendgrid sparkpost unisender_go sqs",

@@ -1,0 +1,109 @@
+"""The page on showing the status: its tables, its application and its queries, as a reader would run them."""
+
+import datetime as dt
+from itertools import count
+
+import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
+
+import pages
+from mailglass_reconcile import Sent, WebhookEvent, broadcast, record_send, record_webhook
+
+PAGE = pages.ROOT / "docs" / "order-status.md"
+BLOCKS = pages.blocks(PAGE)
+SQL = [block.text for block in BLOCKS if block.language == "sql"]
+PYTHON = [block.text for block in BLOCKS if block.language == "python" and not block.not_run]
+TABLE, VIEW, ORDER_INDEX, OF_ORDER, REASON, MESSAGE_INDEX = SQL
+
+
+def report(db, message_id: str, type_: str, **fields) -> None:
+    """Record a webhook of Postmark's about a message."""
+    event = WebhookEvent(
+        type=type_, occurred_at=dt.datetime.now(dt.UTC), provider_event_id=f"{message_id}-{type_}",
+        message_id=message_id, **fields,
+    )  # fmt: skip
+    with db.engine.begin() as connection:
+        recorded = record_webhook(connection, provider="postmark", events=[event])
+    broadcast(recorded)
+
+
+@pytest.fixture
+def shop(db, monkeypatch):
+    """The page's application with two orders; each confirmation gets the next message id."""
+    monkeypatch.setenv("MAILGLASS_DATABASE_URL", db.url.replace("postgresql:", "postgresql+psycopg:", 1))
+    with db.engine.begin() as connection:
+        connection.execute(sa.text(TABLE))
+        connection.execute(sa.text(VIEW))
+        connection.execute(sa.text("INSERT INTO orders VALUES (7, 'ada@example.com'), (8, 'bob@example.com')"))
+    numbers = count(1)
+    names = {"call_postmark": lambda _email: {"MessageID": f"m-{next(numbers)}"}}
+    for text in PYTHON:
+        exec(compile(text, PAGE.name, "exec"), names)  # noqa: S102 - a page of our own
+    yield names
+    names["engine"].dispose()
+
+
+def test_an_order_shows_what_the_provider_reported(db, shop):
+    """From the order to the word, for each event that the view names; an unknown order is not found."""
+    with TestClient(shop["app"]) as client:
+        assert client.get("/orders/7").json() == {"status": "not sent yet", "since": None}
+        assert client.post("/orders/7/confirmation").json() == {"order": 7}
+        assert client.get("/orders/7").json()["status"] == "sent"
+        for type_, status in (
+            ("deferred", "delayed"), ("delivered", "delivered"), ("opened", "delivered"),
+            ("bounced", "bounced"), ("complained", "marked as spam"),
+        ):  # fmt: skip
+            report(db, "m-1", type_)
+            assert client.get("/orders/7").json()["status"] == status
+        assert client.get("/orders/8").json()["status"] == "not sent yet"
+        assert client.get("/orders/9").status_code == 404
+
+
+def test_a_deleted_delivery_leaves_its_order(db, shop):
+    """Retention deletes deliveries; the order stays, and says so."""
+    with db.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE orders SET delivery_id = gen_random_uuid() WHERE id = 7"))
+    with TestClient(shop["app"]) as client:
+        assert client.get("/orders/7").json()["status"] == "no longer known"
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["webhook first", "send first"])
+def test_the_reason_of_a_bounce_is_read_whichever_came_first(db, early):
+    """Through the `reconciled` event, or from the event itself."""
+    steps = [
+        lambda: report(db, "m-1", "bounced", reject_reason="bounced", bounce="hard", smtp_status="550 5.1.1"),
+        lambda: send(db, "m-1"),
+    ]
+    for step in steps if early else reversed(steps):
+        step()
+    with db.engine.connect() as connection:
+        delivery_id = connection.scalar(sa.text("SELECT id FROM mailglass_deliveries"))
+        rows = connection.execute(sa.text(REASON), {"delivery_id": delivery_id}).all()
+    assert [tuple(row) for row in rows] == [("bounced", "bounced", "hard", "550 5.1.1")]
+
+
+def send(db, message_id: str) -> None:
+    """Record a send to Ada."""
+    with db.engine.begin() as connection:
+        recorded = record_send(
+            connection, provider="postmark", sent=[Sent(recipient="ada@example.com", message_id=message_id)]
+        )
+    broadcast(recorded)
+
+
+def test_the_queries_use_the_indexes_that_the_page_adds(db, shop):
+    """The one by your id in metadata, and the one by the message id."""
+    shop["remind"](7, "ada@example.com", "m-9")
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in (ORDER_INDEX, MESSAGE_INDEX):
+            connection.execute(sa.text(statement))
+        connection.detach()
+        connection.execute(sa.text("SET enable_seqscan = off"))
+        plan = "\n".join(connection.execute(sa.text(f"EXPLAIN {OF_ORDER}"), {"order_id": "7"}).scalars())
+        rows = connection.execute(sa.text(OF_ORDER), {"order_id": "7"}).all()
+        by_message = sa.text("EXPLAIN SELECT 1 FROM mailglass_deliveries WHERE provider_message_id = 'm-9'")
+        message_plan = "\n".join(connection.execute(by_message).scalars())
+    assert "shop_deliveries_order_idx" in plan
+    assert [(row.mailable, row.recipient) for row in rows] == [("Reminder", "ada@example.com")]
+    assert "shop_deliveries_message_idx" in message_plan
