@@ -90,8 +90,11 @@ def message(request: Request) -> dict[str, Any]:
     return body
 
 
-def verify(request: Request, secret: str, service: Service) -> None:
-    """Check that a notification is of the topic whose ARN is *secret*, and that *service* has signed it."""
+def verify(request: Request, secret: str, service: Service, now: float) -> None:
+    """Check that a notification is of the topic whose ARN is *secret*, and that *service* has signed it.
+
+    The address of Amazon's certificate is enough. One that an authority has issued must not have expired by *now*.
+    """
     try:
         body = message(request)
     except InvalidWebhookError as error:
@@ -105,8 +108,10 @@ def verify(request: Request, secret: str, service: Service) -> None:
     if not isinstance(signature, str) or body.get("SignatureVersion") not in ("1", "2"):
         raise SignatureError("the notification has no signature")
     given = wire.decoded(signature)
-    key = certificates.get(named[0], partial(_load, named[0], region, service)).public_key()
-    wire.rsa(key, given, _signed(body), sha1=body["SignatureVersion"] == "1")
+    certificate = certificates.get(named[0], partial(_load, named[0], region, service))
+    if service.authority and certificate.not_valid_after_utc.timestamp() < now:
+        raise SignatureError(f"the certificate of {service.name} has expired")
+    wire.rsa(certificate.public_key(), given, _signed(body), sha1=body["SignatureVersion"] == "1")
 
 
 def _region(arn: str) -> str:

@@ -25,7 +25,7 @@ SCALEWAY_ARN = "arn:scw:sns:fr-par:project-8c8bfa06:mail"
 CERTIFICATE_URL = (
     "https://sns.eu-central-1.amazonaws.com/SimpleNotificationService-0123456789abcdef0123456789abcdef.pem"
 )
-SCALEWAY_CERTIFICATE_URL = "https://messaging.s3.fr-par.scw.cloud/fr-par/sns/sns-cert-1.pem"
+SCALEWAY_CERTIFICATE_URL = "https://messaging.s3.fr-par.scw.cloud/fr-par/sns/sns_certificate_183.crt"
 SVIX_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of Svix's documentation
 MANDRILL_URL = f"http://{AUTH}@testserver/mandrill/"
 
@@ -99,7 +99,7 @@ def published(url: str) -> bytes:
     if url == CERTIFICATE_URL:
         return certificate("sns.amazonaws.com", sns_key(), "Amazon", authority_key())
     if url == SCALEWAY_CERTIFICATE_URL:
-        return certificate("sns.scaleway.com", sns_key(), "Scaleway", authority_key())
+        return certificate("sns.mnq.srr.scw.cloud", sns_key(), "Scaleway", authority_key())
     if url.endswith("/sns/sns-trust-chain.pem"):
         return certificate("Scaleway", authority_key(), "Scaleway", authority_key())
     raise OSError("no such address")

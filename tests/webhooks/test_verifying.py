@@ -393,13 +393,64 @@ def test_every_region_of_amazons_is_one(region):
     assert ses.SERVICE.certificates.fullmatch(url)
 
 
+def scaleways(url):
+    """Return a notification of Scaleway's that names another certificate, which is not signed."""
+    return Posted(json.dumps({**json.loads(first("scaleway").body), "SigningCertURL": url}).encode(), {})
+
+
+@pytest.mark.parametrize("host", ["fr-par", "nl-ams"])
+@pytest.mark.parametrize("suffix", ["crt", "pem"])
+def test_scaleways_certificate_has_the_address_that_its_documentation_shows(monkeypatch, host, suffix):
+    """`https://messaging.s3.fr-par.scw.cloud/fr-par/sns/sns_certificate_183.crt`, on a host of any region.
+
+    github.com/scaleway/docs-content, pages/topics-and-events/api-cli/python-node-topics-events.mdx;
+    github.com/symfony/symfony/pull/65715.
+    """
+    url = f"https://messaging.s3.{host}.scw.cloud/fr-par/sns/sns_certificate_123.{suffix}"
+    answers = {url: senders.published(SCALEWAY_CERTIFICATE_URL)}
+    monkeypatch.setattr(sns, "fetch", lambda address: answers.get(address) or senders.published(address))
+    check("scaleway", scaleways(url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        SCALEWAY_CERTIFICATE_URL.replace("https", "http"),
+        SCALEWAY_CERTIFICATE_URL.replace("/fr-par/", "/nl-ams/"),
+        SCALEWAY_CERTIFICATE_URL.replace("messaging.", "mine."),
+        SCALEWAY_CERTIFICATE_URL.replace("messaging.", "mine.messaging."),
+        SCALEWAY_CERTIFICATE_URL.replace("messaging.s3.fr-par", "s3.fr-par").replace("/fr-par", "/mine/fr-par"),
+        SCALEWAY_CERTIFICATE_URL.replace(".scw.cloud", ".scw.cloud.evil.example"),
+        SCALEWAY_CERTIFICATE_URL.replace(".scw.cloud", ".scw.cloud@evil.example"),
+        SCALEWAY_CERTIFICATE_URL.replace("/sns/", "/sns/../"),
+        SCALEWAY_CERTIFICATE_URL.replace("sns_certificate_", ""),
+        SCALEWAY_CERTIFICATE_URL + "?x",
+        SCALEWAY_CERTIFICATE_URL + "\n",
+        CERTIFICATE_URL,
+        None,
+    ],
+)
+def test_a_certificate_of_scaleways_comes_from_no_other_bucket_and_from_the_topics_region(url, published):
+    """Nothing is asked of another host."""
+    with pytest.raises(SignatureError):
+        check("scaleway", scaleways(url))
+    assert published == []
+
+
 def test_scaleways_certificate_must_be_issued_by_its_authority(monkeypatch):
     """The address alone is not enough, says its documentation."""
-    own = senders.certificate("sns.scaleway.com", senders.sns_key(), "Scaleway", senders.sns_key())
-    answers = {senders.SCALEWAY_CERTIFICATE_URL: own}
+    own = senders.certificate("sns.mnq.srr.scw.cloud", senders.sns_key(), "Scaleway", senders.sns_key())
+    answers = {SCALEWAY_CERTIFICATE_URL: own}
     monkeypatch.setattr(sns, "fetch", lambda url: answers.get(url) or senders.published(url))
     with pytest.raises(SignatureError, match="issued"):
         check("scaleway", first("scaleway"))
+
+
+def test_an_expired_certificate_of_scaleways_is_refused():
+    """Also if it was fetched before it expired; the next one has another address."""
+    check("scaleway", first("scaleway"))
+    with pytest.raises(SignatureError, match="expired"):
+        check("scaleway", first("scaleway"), now=NOW + dt.timedelta(3_651))
 
 
 def test_another_topic_is_refused_before_anything_is_fetched(published):

@@ -1,10 +1,12 @@
 """Scaleway Transactional Email: one event a request, through Topics and Events; what those sign.
 
 Followed: https://www.scaleway.com/en/docs/transactional-email/reference-content/webhook-events-payloads/ and
-https://www.scaleway.com/en/docs/topics-and-events/reference-content/verifying-webhooks/. Anymail does not read these
-webhooks. Not documented: what is signed, which is taken to be what SNS signs, because Topics and Events is compatible
-with it; and whether a mailbox that is not found was refused by the server or by Scaleway. What it drops has
-hard-bounced, what it defers has soft-bounced, by the same page.
+https://www.scaleway.com/en/docs/topics-and-events/reference-content/verifying-webhooks/; for where certificates are and
+what is signed, which is what SNS signs,
+https://github.com/scaleway/docs-content/blob/main/pages/topics-and-events/api-cli/python-node-topics-events.mdx and
+https://github.com/symfony/symfony/blob/8.1/src/Symfony/Component/Mailer/Bridge/Scaleway. Anymail does not read these
+webhooks. Not documented: whether a mailbox that is not found was refused by the server or by Scaleway. What it drops
+has hard-bounced, what it defers has soft-bounced, by the first page.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from mailglass_reconcile.webhooks.wire import Request
 
 SERVICE = Service(
     "Scaleway",
-    re.compile(r"https://messaging\.s3\.fr-par\.scw\.cloud/(?P<region>[a-z0-9-]+)/[A-Za-z0-9._/-]+\.pem"),
+    re.compile(
+        r"https://messaging\.s3\.[a-z]{2}-[a-z]{3}\.scw\.cloud/(?P<region>[a-z]{2}-[a-z]{3})/sns/"
+        r"sns_certificate_\w{1,64}\.(?:crt|pem)",
+        re.ASCII,
+    ),
     re.compile(r"https://sns\.mnq\.[a-z0-9-]+\.scaleway\.com/\S*"),
     "https://messaging.s3.fr-par.scw.cloud/{region}/sns/sns-trust-chain.pem",
 )
@@ -81,7 +87,7 @@ def smtp(payload: Mapping[str, Any]) -> object:
 
 def verify(request: Request, secret: str, now: float) -> None:
     """Check the signature; *secret* is the topic's ARN."""
-    sns.verify(request, secret, SERVICE)
+    sns.verify(request, secret, SERVICE, now)
 
 
 def confirm(request: Request) -> None:

@@ -258,7 +258,7 @@ def verify(request: Request, secret: str, now: float) -> None:
             "the event is not in a notification of SNS, so nothing signs it: turn off raw message delivery; events of "
             "a queue, EventBridge or Firehose are read by parse alone"
         )
-    sns.verify(request, secret, SERVICE)
+    sns.verify(request, secret, SERVICE, now)
 
 
 def confirm(request: Request) -> None:
