@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from mailglass_reconcile import server
-from mailglass_reconcile.webhooks import bodies
+from mailglass_reconcile.receiver import bodies
 from serving import serving
 
 pytestmark = pytest.mark.slow

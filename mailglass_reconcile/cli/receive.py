@@ -9,8 +9,8 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.starting import look_now
 from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.receiver import app
 from mailglass_reconcile.settings import web_token
-from mailglass_reconcile.webhooks import app
 
 EXAMPLES = """\b
 Examples:
@@ -49,5 +49,5 @@ def receive(host: str, port: int) -> None:
     runtime.load_imports()
     receiver = app.webhook_app()
     receiver.metrics_token = web_token(runtime.get_settings())
-    logging.getLogger("mailglass_reconcile.webhooks").setLevel(logging.INFO)
+    logging.getLogger("mailglass_reconcile.receiver").setLevel(logging.INFO)
     server.run(receiver, host, port)

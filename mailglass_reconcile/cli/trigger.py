@@ -8,10 +8,11 @@ import click
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, MailglassReconcileError
+from mailglass_reconcile.receiver import secrets
+from mailglass_reconcile.receiver.receiving import public_url
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.humanize import did_you_mean, printable
-from mailglass_reconcile.webhooks import registry, secrets, sending
-from mailglass_reconcile.webhooks.receiving import public_url
+from mailglass_reconcile.webhooks import registry, sending
 
 EXAMPLES = """\b
 Examples:

@@ -6,8 +6,8 @@ import re
 import pytest
 
 import scraping
+from mailglass_reconcile.receiver import metrics as receivers
 from mailglass_reconcile.web import metrics
-from mailglass_reconcile.webhooks import metrics as receivers
 from timeline import MONITORING, RULES, needs_promtool, promtool, rules
 
 NAME = re.compile(rf"\b{metrics.PREFIX}\w+")

@@ -4,7 +4,7 @@ Run as `python -m hurried COMMAND ...` instead of `python -m mailglass_reconcile
 """
 
 from mailglass_reconcile import cli, server
-from mailglass_reconcile.webhooks import bodies
+from mailglass_reconcile.receiver import bodies
 
 server.HEAD_SECONDS /= 10
 server.BODY_SECONDS /= 10

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import mailglass_reconcile.webhooks
 from factories import delivery_row, insert, orphan_row, postmark
 
 WITHOUT_CELERY = """
@@ -106,3 +107,10 @@ def test_redis_is_loaded_by_what_connects_to_it():
     code = f"import sys, {names}\n{loaded}\nmailglass_reconcile.runtime.get_redis()\n{loaded}"
     done = python(code)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["False", "True"], "")
+
+
+@pytest.mark.parametrize("name", mailglass_reconcile.webhooks.__all__)
+def test_each_public_name_of_webhooks_can_be_the_first_that_is_imported(name):
+    """In a process of its own: the receiver imports the wing that loads it."""
+    done = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")

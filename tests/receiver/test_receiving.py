@@ -14,18 +14,17 @@ import senders
 from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
+from mailglass_reconcile.receiver import app, bodies
+from mailglass_reconcile.receiver.receiving import public_url
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.webhooks import (
     InvalidWebhookError,
     SignatureError,
-    app,
-    bodies,
     parse,
     receive,
     sns,
     webhook_app,
 )
-from mailglass_reconcile.webhooks.receiving import public_url
 from mailglass_reconcile.webhooks.registry import PROVIDERS
 from receivers import SECRETS, ask, first, mounted, now, post, receiving, requests_of, served
 from receivers import published as _published  # noqa: F401 - a fixture of every test

@@ -22,17 +22,9 @@ from mailglass_reconcile.errors import (
     SignatureError,
     database_errors,
 )
-from mailglass_reconcile.record import checking, failures
-from mailglass_reconcile.record.after_commit import Recorded, broadcast
-from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules import providers
-from mailglass_reconcile.rules.addresses import holds_address
-from mailglass_reconcile.rules.humanize import counted, shown
-from mailglass_reconcile.rules.pauses import Pauses
-from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.webhooks import metrics, registry
-from mailglass_reconcile.webhooks import secrets as keys
-from mailglass_reconcile.webhooks.bodies import (
+from mailglass_reconcile.receiver import metrics
+from mailglass_reconcile.receiver import secrets as keys
+from mailglass_reconcile.receiver.bodies import (
     Bodies,
     Body,
     BusyError,
@@ -41,10 +33,19 @@ from mailglass_reconcile.webhooks.bodies import (
     TooLargeError,
     TooSlowError,
 )
+from mailglass_reconcile.receiver.receiving import check_any, claimed, public_url, read_verified
+from mailglass_reconcile.receiver.secrets import Given, Secrets
+from mailglass_reconcile.record import checking, failures
+from mailglass_reconcile.record.after_commit import Recorded, broadcast
+from mailglass_reconcile.record.webhooks import record_webhook
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.humanize import counted, shown
+from mailglass_reconcile.rules.pauses import Pauses
+from mailglass_reconcile.store.engines import connect
+from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.certificates import WAIT_SECONDS, CertificateNeededError, TooLateError
-from mailglass_reconcile.webhooks.receiving import check_any, claimed, public_url, read_verified
 from mailglass_reconcile.webhooks.registry import Provider
-from mailglass_reconcile.webhooks.secrets import Given, Secrets
 from mailglass_reconcile.webhooks.wire import Request, Signature, equal
 
 logger = logging.getLogger(__name__)

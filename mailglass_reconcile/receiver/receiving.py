@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError, SignatureError
+from mailglass_reconcile.receiver import secrets
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import registry, secrets
+from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.certificates import patiently
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.wire import Request

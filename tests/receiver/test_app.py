@@ -20,7 +20,7 @@ def batch(*message_ids: str) -> senders.Posted:
 
 def lines(caplog) -> list[str]:
     """Return the receiver's lines of the log."""
-    return [one.getMessage() for one in caplog.records if one.name.startswith("mailglass_reconcile.webhooks")]
+    return [one.getMessage() for one in caplog.records if one.name.startswith("mailglass_reconcile.receiver")]
 
 
 def test_a_webhook_is_one_line_of_what_became_of_its_events(db, caplog):

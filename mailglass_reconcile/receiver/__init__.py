@@ -1,0 +1,1 @@
+"""The receiver of providers' webhooks: an ASGI application, and the function for any other framework."""
