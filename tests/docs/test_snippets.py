@@ -32,6 +32,7 @@ ELSEWHERE = {
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",
+    ("recipes.md", "sql"): "by the snippets of the page, below",
     ("sizing.md", "sql"): "by the test of settings of tables, below",
     ("personal-data.md", "sql"): "by the test of an export, below",
     ("deploy.md", "cron"): "test_pages.py",
@@ -75,6 +76,15 @@ ACCOUNTS = (
     "CREATE TABLE accounts (provider text, tenant text, secret text)",
     "INSERT INTO accounts VALUES ('postmark', 'acme', 'me:change-me')",
 )
+MAILS = (
+    "CREATE TABLE mails (id int, email text, message_id text, status text, sent_at timestamptz, delivery_id uuid)",
+    "INSERT INTO mails SELECT number, name || '@b.example', 'm-' || number, 'delivered', now()"
+    " FROM unnest('{Ada,bob,cid}'::text[]) WITH ORDINALITY AS mail (name, number)",
+)
+RECIPES = [
+    *MAILS,
+    *(block.text for block in pages.blocks(pages.ROOT / "docs" / "recipes.md") if block.language == "sql"),
+]
 DJANGO = """
 import datetime as dt, os, types, uuid
 os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
@@ -224,6 +234,35 @@ with engine.begin() as connection:
         """
 assert mounted == ["/webhooks", "/webhooks/acme", "/webhooks/emca", "/webhooks"]
 assert secrets("postmark", "acme") == "me:change-me" and secrets("postmark", "emca") is None
+""",
+    ),
+    "recipes.md": Frame(
+        f"""{ENGINE}
+with engine.begin() as connection:
+    for statement in {RECIPES!r}:
+        connection.execute(text(statement))
+""",
+        """
+from mailglass_reconcile import WebhookEvent, dispatch, record_webhook
+
+def report(type_, message_id, **fields):
+    event = WebhookEvent(type=type_, occurred_at=dt.datetime.now(dt.UTC), provider_event_id=f"{type_}-{message_id}",
+                         message_id=message_id, **fields)
+    with engine.begin() as connection:
+        record_webhook(connection, provider="postmark", events=[event])
+
+dispatch()  # registers the handlers' types
+report("delivered", "m-2")
+assert import_mails(engine, batch_size=2) == 3 and import_mails(engine) == 0
+report("bounced", "m-1", bounce="hard", reject_reason="bounced")
+report("bounced", "m-2", bounce="soft")
+report("rejected", "m-3", reject_reason="spam", smtp_status="550 5.7.1")
+assert dispatch().failed == 0
+rows = lambda statement: [tuple(row) for row in engine.connect().execute(text(statement))]
+assert rows("SELECT tenant_id, address, reason FROM suppressed") == [("default", "ada@b.example", "bounced")]
+assert rows("SELECT attempt, not_before > now() + interval '23 hours' FROM mails_to_repeat") == [(2, True)]
+assert rows("SELECT summary FROM tickets") == [("rejected: spam 550 5.7.1",)]
+assert rows("SELECT count(*) FROM mailglass_open_orphans") == [(0,)]
 """,
     ),
     "redis.md": Frame("", "from mailglass_reconcile import runtime\nassert runtime.get_redis() is client"),
