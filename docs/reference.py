@@ -33,7 +33,7 @@ NAMES = {
     " contrib.anymail.webhook_event contrib.anymail.sent",
     "Sweeping": "reconcile reconcile_recent SweepResult prune PruneResult key_rule",
     "One event or person": "find_orphans attempt_link Orphan sweep.judge.Decision link erase Erased",
-    "Handlers": "on_event DeliveryEvent dispatch hooks.dispatcher.DispatchResult",
+    "Handlers": "on_event DeliveryEvent dispatch handlers.dispatcher.DispatchResult",
     "Live updates": "subscribe subscribe_async pubsub.subscriber.Subscription pubsub.subscriber.AsyncSubscription"
     " Update Missed events_channel",
     "Celery and configuration": "beat_schedule make_beat_schedule available configure Settings include_object",

@@ -10,7 +10,7 @@ from .errors import (
     RedisUnavailableError as RedisUnavailableError,
     SchemaOutdatedError as SchemaOutdatedError,
 )
-from .hooks.dispatcher import dispatch as dispatch
+from .handlers.dispatcher import dispatch as dispatch
 from .ops.one_by_one import (
     Orphan as Orphan,
     attempt_link as attempt_link,

@@ -13,7 +13,7 @@ from typing import Any
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import MailglassReconcileError, database_errors
-from mailglass_reconcile.hooks import dispatcher, handled
+from mailglass_reconcile.handlers import dispatcher, handled
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.rules import handlers
 from mailglass_reconcile.rules.humanize import counted, shown_tenant

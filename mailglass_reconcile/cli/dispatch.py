@@ -16,7 +16,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli.starting import look_now
 from mailglass_reconcile.cli.texts import Duration, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.errors import MailglassReconcileError, hint
-from mailglass_reconcile.hooks import dispatcher, handled
+from mailglass_reconcile.handlers import dispatcher, handled
 from mailglass_reconcile.ops import waiting as waits
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import age, counted, took

@@ -22,7 +22,7 @@ from mailglass_reconcile.errors import (
     MailglassReconcileError,
     SchemaOutdatedError,
 )
-from mailglass_reconcile.hooks import dispatcher, handled
+from mailglass_reconcile.handlers import dispatcher, handled
 from mailglass_reconcile.pubsub import Publisher
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.humanize import counted, took

@@ -12,7 +12,7 @@ from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import dispatch
 from mailglass_reconcile.cli.texts import moment, wrapped
 from mailglass_reconcile.errors import InvalidEventError
-from mailglass_reconcile.hooks import handled
+from mailglass_reconcile.handlers import handled
 from mailglass_reconcile.ops import explanation
 from mailglass_reconcile.record import by_hand
 from mailglass_reconcile.store import deliveries

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mailglass_reconcile import runtime
 from mailglass_reconcile.cli import INTERRUPTED, dispatch
 from mailglass_reconcile.cli.texts import Duration, hint_at_tenant, reader_may_leave
-from mailglass_reconcile.hooks import handled
+from mailglass_reconcile.handlers import handled
 from mailglass_reconcile.ops import status as looking
 from mailglass_reconcile.ops import targeted_sweep
 from mailglass_reconcile.ops.orphans import Filters

@@ -9,7 +9,7 @@ import pytest
 
 import pages
 from mailglass_reconcile import Erased, PruneResult, SweepResult
-from mailglass_reconcile.hooks.dispatcher import DispatchResult
+from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.ops.checks import Finding
 from mailglass_reconcile.ops.explanation import Explanation
 from mailglass_reconcile.ops.orphans import Listed

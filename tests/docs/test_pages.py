@@ -17,7 +17,7 @@ import mailglass_reconcile
 import pages
 from faults.breaks import BREAKS
 from mailglass_reconcile import PruneResult, SweepResult, webhooks
-from mailglass_reconcile.hooks.dispatcher import DispatchResult
+from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules.states import EVENT_STATES, OUTCOMES
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
 
@@ -79,7 +79,7 @@ def test_every_public_name_is_in_the_reference():
     named = " ".join(reference.NAMES.values()).split()
     public = {*mailglass_reconcile.__all__, *(f"webhooks.{name}" for name in webhooks.__all__)} - {"__version__"}
     assert public == {
-        name for name in named if not name.startswith(("contrib.", "hooks.", "pubsub.", "sweep.", "rules."))
+        name for name in named if not name.startswith(("contrib.", "handlers.", "pubsub.", "sweep.", "rules."))
     }
 
 

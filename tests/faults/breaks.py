@@ -169,6 +169,6 @@ BREAKS = (
                 " AS x WHERE x.event_id = c.event_id FOR UPDATE SKIP LOCKED)\n",
             ),
         ),
-        "hooks/test_dispatcher.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
+        "handlers/test_dispatcher.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",
     ),
 )

@@ -21,7 +21,7 @@ from faults.racing import COMMIT
 from faults.runs import FULL
 from handling import effects, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.handlers import dispatcher
 from mailglass_reconcile.store import engines
 from waiting import wait_until
 

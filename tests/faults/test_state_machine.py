@@ -25,7 +25,7 @@ from database import Database
 from faults.runs import FULL
 from handling import leave_effect, make_due, states
 from mailglass_reconcile import DeliveryEvent, InvalidEventError, erase, link, on_event
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.handlers import dispatcher
 from mailglass_reconcile.ops import pruner
 from mailglass_reconcile.ops.pruner import prune_with
 from mailglass_reconcile.pubsub import Message, Published

@@ -20,7 +20,7 @@ from anymail_stories import ANN, STORY, Message
 from django_project import another_database
 from handling import effects, leaving, make_due, states
 from mailglass_reconcile import DatabaseUnavailableError, dispatch, on_event
-from mailglass_reconcile.hooks.dispatcher import dispatch_within
+from mailglass_reconcile.handlers.dispatcher import dispatch_within
 
 EFFECT = "INSERT INTO witness.effects VALUES (%s, %s)"
 

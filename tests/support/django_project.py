@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 import anymail_wire
 from mailglass_reconcile import runtime
-from mailglass_reconcile.hooks import running as handlers
+from mailglass_reconcile.handlers import running as handlers
 
 MIDDLEWARE = "mailglass_reconcile.contrib.django.middleware.WebhookMiddleware"
 

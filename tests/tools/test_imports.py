@@ -101,7 +101,7 @@ def test_what_the_command_says_of_itself_loads_no_library_of_its_subcommands(opt
 
 def test_redis_is_loaded_by_what_connects_to_it():
     """Loading it takes a tenth of a second, and most commands need no Redis."""
-    modules = "record.sends", "record.webhooks", "sweep.reconciler", "cli.status", "cli.migrate", "hooks.dispatcher"
+    modules = "record.sends", "record.webhooks", "sweep.reconciler", "cli.status", "cli.migrate", "handlers.dispatcher"
     names = ", ".join(f"mailglass_reconcile.{name}" for name in modules)
     loaded = "print('redis' in sys.modules)"
     code = f"import sys, {names}\n{loaded}\nmailglass_reconcile.runtime.get_redis()\n{loaded}"

@@ -15,7 +15,7 @@ from diagnosing import heal, of, report
 from factories import delivery, orphan, postmark
 from handling import handle
 from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.handlers import dispatcher
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
 from mailglass_reconcile.ops.status import check

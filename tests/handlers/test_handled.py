@@ -7,7 +7,7 @@ import factories
 import mailglass_reconcile
 from handling import effects, failing, handle, leaving, states
 from mailglass_reconcile import Sent, dispatch, record_send
-from mailglass_reconcile.hooks import handled
+from mailglass_reconcile.handlers import handled
 from mailglass_reconcile.rules import handlers as registry
 from recording import event, record
 

@@ -22,8 +22,8 @@ import sqlalchemy as sa
 
 from mailglass_reconcile import runtime, telemetry
 from mailglass_reconcile.errors import database_errors
-from mailglass_reconcile.hooks import running
-from mailglass_reconcile.hooks.running import Begin, Work
+from mailglass_reconcile.handlers import running
+from mailglass_reconcile.handlers.running import Begin, Work
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules.handlers import Registered
 from mailglass_reconcile.settings import Settings

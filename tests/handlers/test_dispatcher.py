@@ -18,8 +18,8 @@ import factories
 import mailglass_reconcile
 from handling import EFFECT, effects, failing, leave_effect, leaving, make_due, states
 from mailglass_reconcile import Sent, dispatch, on_event, record_send
-from mailglass_reconcile.hooks import dispatcher, running
-from mailglass_reconcile.hooks.dispatcher import DispatchResult
+from mailglass_reconcile.handlers import dispatcher, running
+from mailglass_reconcile.handlers.dispatcher import DispatchResult
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.store import outbox
 from recording import NOW, event, record

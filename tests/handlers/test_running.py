@@ -14,7 +14,7 @@ import forking
 import mailglass_reconcile
 from handling import effects, failing, handle, leaving, make_due, states
 from installation import PATIENCE
-from mailglass_reconcile.hooks import dispatcher
+from mailglass_reconcile.handlers import dispatcher
 from mailglass_reconcile.ops import status
 from mailglass_reconcile.schedule import DISPATCH_TASK
 from mailglass_reconcile.store import outbox
