@@ -22,7 +22,7 @@ GRANT SELECT,
       UPDATE (provider, recipient, recipient_lost, rule, ids, state, refused)
    ON mailglass_open_orphans TO mailglass_recorder;
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
-GRANT INSERT (event_id, delivery_id, type, next_at, inserted_at) ON mailglass_hook_outbox TO mailglass_recorder;
+GRANT INSERT (event_id, delivery_id, type, next_at, inserted_at) ON mailglass_handler_outbox TO mailglass_recorder;
 GRANT SELECT ON mailglass_reconcile_version, mailglass_handled_types TO mailglass_recorder;
 
 -- Sweeper: `sweep`, `prune`, `link` and `doctor`, by command, Python or Celery. UPDATE (id) on the raw webhooks and
@@ -42,7 +42,7 @@ GRANT SELECT, INSERT (event_id, tenant_id, arrived_at),
 GRANT SELECT, INSERT, DELETE ON mailglass_open_orphan_ids TO mailglass_sweeper;
 GRANT SELECT (id, status, inserted_at), DELETE, UPDATE (id) ON mailglass_webhook_events TO mailglass_sweeper;
 GRANT SELECT, INSERT (event_id, delivery_id, type, next_at, inserted_at), UPDATE (error), DELETE
-   ON mailglass_hook_outbox TO mailglass_sweeper;
+   ON mailglass_handler_outbox TO mailglass_sweeper;
 GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
 
@@ -55,7 +55,7 @@ GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timesta
 -- missing from the history. `dispatch --replay` and `--forget` need more: run them as the owner of the tables.
 GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
 GRANT SELECT, UPDATE (state, attempts, next_at, done, error, finished_at)
-   ON mailglass_hook_outbox TO mailglass_dispatcher;
+   ON mailglass_handler_outbox TO mailglass_dispatcher;
 GRANT SELECT (id, tenant_id, occurred_at, reject_reason, metadata, normalized_payload)
    ON mailglass_events TO mailglass_dispatcher;
 GRANT SELECT (id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
@@ -77,7 +77,7 @@ GRANT SELECT (id, tenant_id, provider_event_id, raw_payload), UPDATE (raw_payloa
 -- Reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`. It writes nothing.
 GRANT USAGE ON SCHEMA public TO mailglass_reader;
 GRANT SELECT ON mailglass_reconcile_version, mailglass_events, mailglass_open_orphans, mailglass_open_orphan_ids,
-   mailglass_hook_outbox, mailglass_handled_types, mailglass_reconcile_runs TO mailglass_reader;
+   mailglass_handler_outbox, mailglass_handled_types, mailglass_reconcile_runs TO mailglass_reader;
 GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, last_event_type, last_event_at,
               terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at, inserted_at)
    ON mailglass_deliveries TO mailglass_reader;

@@ -55,7 +55,7 @@ DATA = {
     " messages, two per link, and not `publish_failed`. `status` is `ok`, `partial` if the deadline passed or"
     " some failed, or `failed`. Also `duration_ms`, `dry_run` and `tenant_id`.",
     "PruneResult": "Deleted are raw webhooks (`succeeded`, `dead`, `failed`), rows of the handlers' outbox"
-    " (`hooks_dispatched`, `hooks_dead`), open orphans that are too old (`expired`), and `events` and `deliveries` past"
+    " (`jobs_done`, `jobs_dead`), open orphans that are too old (`expired`), and `events` and `deliveries` past"
     " their retention. Repaired are open orphans that the ledger has reconciled or not at all (`settled`: removed), and"
     " missing ones (`added`). `failures` has the reason of each step that failed, by name.",
     "DispatchResult": "`dispatched` events have all their handlers done, `dead` ones have failed for the last time."

@@ -16,7 +16,7 @@ from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, RECENT_TASK,
 
 SWEEP_QUEUE = "mailglass_reconcile"
 PRUNE_QUEUE = "mailglass_maintenance"
-HOOK_QUEUE = "mailglass_hooks"
+HANDLER_QUEUE = "mailglass_handlers"
 RESULT_SECONDS = 86_400
 
 _settings = runtime.get_settings()
@@ -43,12 +43,12 @@ app.conf.update(
     result_backend=_celerys_url(_settings.redis_url),
     result_expires=RESULT_SECONDS,
     beat_schedule=make_beat_schedule(),
-    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE, HOOK_QUEUE)],
+    task_queues=[Queue(name, Exchange(name), routing_key=name) for name in (SWEEP_QUEUE, PRUNE_QUEUE, HANDLER_QUEUE)],
     task_default_queue=SWEEP_QUEUE,
     task_routes={
         **{name: {"queue": SWEEP_QUEUE} for name in (SWEEP_TASK, RECENT_TASK)},
         PRUNE_TASK: {"queue": PRUNE_QUEUE},
-        DISPATCH_TASK: {"queue": HOOK_QUEUE},
+        DISPATCH_TASK: {"queue": HANDLER_QUEUE},
     },
     task_ignore_result=False,
     worker_prefetch_multiplier=1,

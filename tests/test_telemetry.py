@@ -139,11 +139,11 @@ def test_a_sweep_that_broke_off_is_a_failed_span_and_one_line_in_the_log(db, obs
 
 
 @pytest.mark.slow
-def test_a_dispatch_is_a_span_with_its_counts(hooked, observed):
+def test_a_dispatch_is_a_span_with_its_counts(handler_db, observed):
     """A handler's error is counted, and its words are nowhere."""
     leaving("one")
     failing("two", ValueError("ada@example.com"))
-    insert(hooked, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert(handler_db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
     reconcile()
     dispatch()
     (span,) = [span for span in observed.spans() if span.name == "mailglass_reconcile.dispatch"]

@@ -97,7 +97,7 @@ BEGIN
            AND o.tenant_id IS NOT DISTINCT FROM a.tenant_id
   ), staying AS MATERIALIZED (
     SELECT m.owner FROM members AS m
-     WHERE m.is_new OR EXISTS (SELECT FROM {schema}.mailglass_hook_outbox AS h
+     WHERE m.is_new OR EXISTS (SELECT FROM {schema}.mailglass_handler_outbox AS h
                                 WHERE h.event_id = m.id AND h.state <> 'dispatched' OFFSET 0)
   ), removed AS (
     DELETE FROM {schema}.mailglass_events

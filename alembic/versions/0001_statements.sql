@@ -185,7 +185,7 @@ BEGIN
       FROM linked
   -- Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
   ), handed_over AS (
-    INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+    INSERT INTO {schema}.mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
     SELECT event_id, delivery_id, type, now()::timestamp, now()::timestamp FROM linked WHERE handled ORDER BY event_id
         ON CONFLICT DO NOTHING
   )
@@ -256,7 +256,7 @@ BEGIN
       FROM attached
   -- Without a conflict target, which would need the right to read. Sorted: two transactions wait one way only.
   ), handed_over AS (
-    INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+    INSERT INTO {schema}.mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
     SELECT id, held, type, now()::timestamp, now()::timestamp
       FROM attached WHERE type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) ORDER BY id
         ON CONFLICT DO NOTHING
@@ -339,7 +339,7 @@ BEGIN
       FROM new WHERE delivery_id NOT IN (SELECT id FROM named)
   -- Without a conflict target, which would need the right to read.
   ), handed_over AS (
-    INSERT INTO {schema}.mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+    INSERT INTO {schema}.mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
     SELECT event_id, delivery_id, type, now()::timestamp, now()::timestamp
       FROM new WHERE type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) ORDER BY event_id
         ON CONFLICT DO NOTHING

@@ -21,7 +21,7 @@ from mailglass_reconcile import DeliveryEvent, dispatch, on_event
 EVENTS, BEFORE = 20_000, 1_000_000
 
 DISPATCHED = """
-INSERT INTO mailglass_hook_outbox
+INSERT INTO mailglass_handler_outbox
        (event_id, delivery_id, type, state, attempts, next_at, done, inserted_at, finished_at)
 SELECT gen_random_uuid(), gen_random_uuid(), 'delivered', 'dispatched', 1, now() - interval '1 day', '{nothing}',
        now() - interval '1 day', now() - interval '1 day'
@@ -75,7 +75,7 @@ def _fill(machine: Machine) -> int:
     machine.sweeps(url, [])
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE seen (event_id uuid)")
-        rows = connection.execute("SELECT count(*) FROM mailglass_hook_outbox").fetchall()
+        rows = connection.execute("SELECT count(*) FROM mailglass_handler_outbox").fetchall()
     vacuum(url)
     return int(rows[0][0])
 

@@ -22,8 +22,8 @@ STEPS = {
     "succeeded": "succeeded raw webhooks",
     "dead": "dead raw webhooks",
     "failed": "failed raw webhooks",
-    "hooks_dispatched": "dispatched events of handlers",
-    "hooks_dead": "dead events of handlers",
+    "jobs_done": "dispatched events of handlers",
+    "jobs_dead": "dead events of handlers",
     "expired": "expired open orphans",
     "settled": "open orphans that are settled",
     "added": "open orphans to add",
@@ -73,8 +73,8 @@ def _print(result: pruner.PruneResult) -> None:
     click.echo(
         f"deleted raw webhooks: {result.succeeded:,} succeeded, {result.dead:,} dead, {result.failed:,} failed\n"
         f"open orphans: {result.expired:,} expired, {result.settled:,} settled, {result.added:,} added\n"
-        f"deleted events of handlers: {result.hooks_dispatched:,} dispatched,"
-        f" {result.hooks_dead:,} dead or never handled\n"
+        f"deleted events of handlers: {result.jobs_done:,} dispatched,"
+        f" {result.jobs_dead:,} dead or never handled\n"
         f"deleted from the ledger: {counted(result.events, 'event')};"
         f" {counted(result.deliveries, 'delivery', 'deliveries')}"
     )

@@ -74,8 +74,8 @@ def _page(found: Status) -> Group:
         lines.append(f"the oldest that could be linked has been open for {age(found.lag_seconds)}")
     if found.totals["expired"]:
         lines.append(f"{counted(found.totals['expired'], 'orphan has', 'orphans have')} expired without a link")
-    if found.hooks_waiting:
-        lines.append(f"{counted(found.hooks_waiting, 'event waits for its', 'events wait for their')} handlers")
+    if found.jobs_waiting:
+        lines.append(f"{counted(found.jobs_waiting, 'event waits for its', 'events wait for their')} handlers")
     for kind, at in found.last_success.items():
         lines.append(f"last successful {kind} run: {moment(at)}")
     lines += [f"warning: {warning}" for warning in found.warnings]

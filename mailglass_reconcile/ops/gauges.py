@@ -81,7 +81,7 @@ class Measures:
         linkable_since: Since when an orphan has been open although its delivery exists, or None.
         triggers: Whether new orphans are noticed.
         outbox: What waits for handlers.
-        hooks_unseen: How many types of events have handlers that no dispatcher has named for an hour.
+        handlers_unseen: How many types of events have handlers that no dispatcher has named for an hour.
         findings: What the cheap checks found.
         lately: What has arrived, and how many deliveries have a report.
         silence: What deliveries lack, by provider.
@@ -95,7 +95,7 @@ class Measures:
     linkable_since: float | None
     triggers: bool
     outbox: outbox.Facts
-    hooks_unseen: int
+    handlers_unseen: int
     findings: list[Finding]
     lately: Lately
     silence: dict[str, Silence]

@@ -69,8 +69,8 @@ class Overview:
         last_success: When a run of each kind last ended well.
         runs: The last runs, without recent sweeps that linked nothing.
         links: The latest links of the last day.
-        hooks_waiting: Events that wait for their handlers.
-        hooks_dead: Events whose handlers have failed for the last time.
+        jobs_waiting: Events that wait for their handlers.
+        jobs_dead: Events whose handlers have failed for the last time.
         curves: Backlog and lag over time, the oldest first.
         totals: `linked`, `expired`, `failed_runs` since the history began.
     """
@@ -84,8 +84,8 @@ class Overview:
     last_success: dict[str, str]
     runs: list[dict[str, Any]]
     links: list[RecentLink]
-    hooks_waiting: int
-    hooks_dead: int
+    jobs_waiting: int
+    jobs_dead: int
     curves: list[Bucket]
     totals: dict[str, int]
 
@@ -107,8 +107,8 @@ def overview(database: Database, *, seconds: int) -> Overview:
             last_success=past.last_success,
             runs=runs.newest(tx, Wanted(), size=RUNS),
             links=_links(tx),
-            hooks_waiting=look.outbox.waiting,
-            hooks_dead=look.outbox.dead,
+            jobs_waiting=look.outbox.waiting,
+            jobs_dead=look.outbox.dead,
             curves=curves.curves(tx, seconds),
             totals=status.totals(tx),
         )

@@ -18,8 +18,8 @@ SELECT count(*), to_json(min(inserted_at)) #>> '{}' || 'Z' FROM {schema}.mailgla
  WHERE status = :status AND inserted_at < now()::timestamp - make_interval(days => :days)
 """
 
-_HOOKS = """
-SELECT count(*), to_json(min(finished_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_hook_outbox
+_JOBS = """
+SELECT count(*), to_json(min(finished_at)) #>> '{}' || 'Z' FROM {schema}.mailglass_handler_outbox
  WHERE state = :state AND finished_at < now()::timestamp - make_interval(days => :days)
 """
 
@@ -100,8 +100,8 @@ def preview(database: Database) -> list[Preview]:
         days = pruner.retentions(settings, theirs=schema.made_by_mailglass(tx))
         return [
             *(_aged(tx, name, _WEBHOOKS, days, status=name) for name in ("succeeded", "dead", "failed")),
-            _aged(tx, "hooks_dispatched", _HOOKS, days, state="dispatched"),
-            _aged(tx, "hooks_dead", _HOOKS, days, state="dead"),
+            _aged(tx, "jobs_done", _JOBS, days, state="dispatched"),
+            _aged(tx, "jobs_dead", _JOBS, days, state="dead"),
             _counted(tx, "expired", _EXPIRED, bounds),
             _counted(tx, "settled", _SETTLED, bounds),
             _counted(tx, "added", _MISSING, {**bounds, "max_tenant_length": MAX_TENANT_LENGTH}),

@@ -45,8 +45,8 @@ class PruneResult:
         expired: Open orphans removed because they are older than the maximum age.
         settled: Open orphans removed because the ledger has them reconciled, or not at all.
         added: Orphans of the ledger that were missing and are open now.
-        hooks_dispatched: Deleted rows of the handlers' outbox that were finished.
-        hooks_dead: Deleted rows of the handlers' outbox that were dead; waiting ones are kept.
+        jobs_done: Deleted rows of the handlers' outbox that were finished.
+        jobs_dead: Deleted rows of the handlers' outbox that were dead; waiting ones are kept.
         events: Events deleted because of `retention_events_days`.
         deliveries: Deliveries deleted because of `retention_deliveries_days`.
         failures: The steps that failed, by name, each with its reason.
@@ -58,8 +58,8 @@ class PruneResult:
     expired: int = 0
     settled: int = 0
     added: int = 0
-    hooks_dispatched: int = 0
-    hooks_dead: int = 0
+    jobs_done: int = 0
+    jobs_dead: int = 0
     events: int = 0
     deliveries: int = 0
     failures: dict[str, str] = field(default_factory=dict)
@@ -115,8 +115,8 @@ def retentions(settings: Settings, *, theirs: bool) -> dict[str, int | None]:
     kept = {status for status in webhooks if theirs and f"retention_{status}_days" not in settings.model_fields_set}
     return {
         **{status: None if status in kept else days for status, days in webhooks.items()},
-        "hooks_dispatched": succeeded,
-        "hooks_dead": dead,
+        "jobs_done": succeeded,
+        "jobs_dead": dead,
         "events": settings.retention_events_days,
         "deliveries": settings.retention_deliveries_days,
     }
@@ -145,8 +145,8 @@ class _Prune:
         days = retentions(self._settings, theirs=self._theirs)
         for status in ("succeeded", "dead", "failed"):
             yield status, _deleting(raw_webhooks.DELETE_OLD, days[status], status=status)
-        yield "hooks_dispatched", _deleting(outbox.DELETE_DISPATCHED, days["hooks_dispatched"])
-        yield "hooks_dead", _deleting(outbox.DELETE_DEAD, days["hooks_dead"])
+        yield "jobs_done", _deleting(outbox.DELETE_DISPATCHED, days["jobs_done"])
+        yield "jobs_dead", _deleting(outbox.DELETE_DEAD, days["jobs_dead"])
         yield "expired", self._expire
         yield "settled", lambda connected: repair.remove_settled(connected, BATCH_ROWS)
         yield "ids", lambda connected: repair.remove_stray_ids(connected, BATCH_ROWS)

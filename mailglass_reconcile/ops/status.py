@@ -38,8 +38,8 @@ class Status:
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
         last_success: When a run of each kind last ended well, in ISO 8601.
         last_runs: The last runs, the newest first.
-        hooks_waiting: Events that wait for their handlers.
-        hooks_dead: Events whose handlers have failed for the last time.
+        jobs_waiting: Events that wait for their handlers.
+        jobs_dead: Events whose handlers have failed for the last time.
         totals: `linked`, `expired` and `failed_runs` since the history began.
         triggers: Whether the triggers that keep the table of open orphans are at work.
         healthy: Whether nothing has to be done.
@@ -55,8 +55,8 @@ class Status:
     groups: list[dict[str, Any]]
     last_success: dict[str, str]
     last_runs: list[dict[str, Any]]
-    hooks_waiting: int
-    hooks_dead: int
+    jobs_waiting: int
+    jobs_dead: int
     totals: dict[str, int]
     triggers: bool
     healthy: bool
@@ -130,8 +130,8 @@ def status(
         groups=groups,
         last_success=past.last_success,
         last_runs=newest,
-        hooks_waiting=look.outbox.waiting,
-        hooks_dead=look.outbox.dead,
+        jobs_waiting=look.outbox.waiting,
+        jobs_dead=look.outbox.dead,
         totals=added_up,
         triggers=triggers,
         healthy=not problems,

@@ -20,21 +20,21 @@ TIMEOUT_MS = 24_000
 _WAITING = """
 SELECT event_id::text, delivery_id::text, type, attempts, done, error,
        to_json(next_at) #>> '{}' || 'Z' AS next_at
-  FROM {schema}.mailglass_hook_outbox AS o WHERE state = 'waiting'
+  FROM {schema}.mailglass_handler_outbox AS o WHERE state = 'waiting'
  ORDER BY least(attempts, 1) DESC, o.next_at, o.event_id LIMIT :size
 """
 
 _GROUPS = """
 SELECT type, error, done, attempts > 0 AS failing, count(*) AS number,
        to_json(min(next_at)) #>> '{}' || 'Z' AS next_at
-  FROM {schema}.mailglass_hook_outbox WHERE state = 'waiting'
+  FROM {schema}.mailglass_handler_outbox WHERE state = 'waiting'
  GROUP BY 1, 2, 3, 4 ORDER BY 4 DESC, 5 DESC, 1, 2, 3
 """
 
 
 _DEAD = """
 SELECT type, error, done, count(*) AS number, to_json(max(finished_at)) #>> '{}' || 'Z' AS dead_since
-  FROM {schema}.mailglass_hook_outbox WHERE state = 'dead'
+  FROM {schema}.mailglass_handler_outbox WHERE state = 'dead'
  GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT :size
 """
 

@@ -26,15 +26,15 @@ SELECT type, extract(epoch FROM now()::timestamp - seen_at)::float8 AS seconds
 _KNOWN = """
 SELECT (SELECT extract(epoch FROM now()::timestamp - seen_at)::float8 FROM {schema}.mailglass_handled_types
          WHERE type = :type) AS seen_seconds,
-       (SELECT count(*) FROM {schema}.mailglass_hook_outbox WHERE state = 'waiting' AND type = :type) AS waiting
+       (SELECT count(*) FROM {schema}.mailglass_handler_outbox WHERE state = 'waiting' AND type = :type) AS waiting
 """
 
 _FORGET = "DELETE FROM {schema}.mailglass_handled_types WHERE type = :type"
 
 DELETE_WAITING = """
-DELETE FROM {schema}.mailglass_hook_outbox
+DELETE FROM {schema}.mailglass_handler_outbox
  WHERE event_id = ANY (ARRAY(
-         SELECT event_id FROM {schema}.mailglass_hook_outbox
+         SELECT event_id FROM {schema}.mailglass_handler_outbox
           WHERE state = 'waiting' AND type = :type LIMIT :size FOR UPDATE SKIP LOCKED))
 """
 """For `in_batches`."""
@@ -61,13 +61,13 @@ WITH page AS MATERIALIZED (
 SELECT r.event_id::text, r.delivery_id::text, (SELECT max(id::text) FROM page) AS last
   FROM (SELECT) AS always
   LEFT JOIN (SELECT r.* FROM reached AS r
-               LEFT JOIN {schema}.mailglass_hook_outbox AS x ON x.event_id = r.event_id
+               LEFT JOIN {schema}.mailglass_handler_outbox AS x ON x.event_id = r.event_id
               WHERE x.event_id IS NULL
                  OR x.state = 'dispatched' AND NOT x.done @> CAST(:handlers AS text[])) AS r ON true
 """
 
 _HAND_OVER = """
-INSERT INTO {schema}.mailglass_hook_outbox AS x (event_id, delivery_id, type, next_at, inserted_at)
+INSERT INTO {schema}.mailglass_handler_outbox AS x (event_id, delivery_id, type, next_at, inserted_at)
 SELECT m.event_id, m.delivery_id, :type, now()::timestamp, now()::timestamp
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:delivery_ids AS uuid[])) AS m (event_id, delivery_id)
  ORDER BY m.event_id

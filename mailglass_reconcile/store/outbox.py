@@ -31,20 +31,20 @@ SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WH
        coalesce(extract(epoch FROM now()::timestamp - min(next_at) FILTER (WHERE state = 'waiting')), 0)::float8
          AS overdue_seconds,
        count(*) FILTER (WHERE state = 'waiting' AND attempts >= :attempts) AS failing
-  FROM {schema}.mailglass_hook_outbox WHERE state <> 'dispatched'
+  FROM {schema}.mailglass_handler_outbox WHERE state <> 'dispatched'
 """
 
 _DEAD = """
 SELECT event_id::text, delivery_id::text, type, attempts, done, error, to_json(finished_at) #>> '{}' AS finished_at
-  FROM {schema}.mailglass_hook_outbox AS o WHERE state = 'dead' ORDER BY o.finished_at DESC, o.event_id LIMIT :size
+  FROM {schema}.mailglass_handler_outbox AS o WHERE state = 'dead' ORDER BY o.finished_at DESC, o.event_id LIMIT :size
 """
 
 RETRY = """
-UPDATE {schema}.mailglass_hook_outbox
+UPDATE {schema}.mailglass_handler_outbox
    SET state = 'waiting', attempts = CASE WHEN state = 'dead' THEN 0 ELSE attempts END,
        next_at = now()::timestamp, finished_at = NULL
  WHERE event_id = ANY (ARRAY(
-         SELECT event_id FROM {schema}.mailglass_hook_outbox
+         SELECT event_id FROM {schema}.mailglass_handler_outbox
           WHERE state <> 'dispatched'
             AND (CAST(:event_id AS uuid) IS NULL OR event_id = CAST(:event_id AS uuid))
             -- Failing ones that are due already are left out, except for the one that is named.
@@ -58,17 +58,17 @@ A dead one begins with its first attempt again, a failing one keeps its count.
 """
 
 DELETE_DISPATCHED = """
-DELETE FROM {schema}.mailglass_hook_outbox
+DELETE FROM {schema}.mailglass_handler_outbox
  WHERE event_id = ANY (ARRAY(
-         SELECT event_id FROM {schema}.mailglass_hook_outbox
+         SELECT event_id FROM {schema}.mailglass_handler_outbox
           WHERE state = 'dispatched' AND finished_at < now()::timestamp - make_interval(days => :days)
           ORDER BY finished_at LIMIT :size))
 """
 
 DELETE_DEAD = """
-DELETE FROM {schema}.mailglass_hook_outbox
+DELETE FROM {schema}.mailglass_handler_outbox
  WHERE event_id = ANY (ARRAY(
-         SELECT event_id FROM {schema}.mailglass_hook_outbox
+         SELECT event_id FROM {schema}.mailglass_handler_outbox
           WHERE state = 'dead' AND finished_at < now()::timestamp - make_interval(days => :days)
           LIMIT :size FOR UPDATE SKIP LOCKED))
 """
@@ -79,13 +79,13 @@ WITH due AS (
   SELECT d.event_id
     FROM unnest(CAST(:types AS text[])) AS t (type)
    CROSS JOIN LATERAL (
-           SELECT event_id FROM {schema}.mailglass_hook_outbox
+           SELECT event_id FROM {schema}.mailglass_handler_outbox
             WHERE state = 'waiting' AND type = t.type AND least(attempts, 1) = :tried
               AND next_at <= now()::timestamp
             ORDER BY next_at LIMIT :size FOR UPDATE SKIP LOCKED) AS d
    LIMIT :size
 )
-UPDATE {schema}.mailglass_hook_outbox AS o
+UPDATE {schema}.mailglass_handler_outbox AS o
    SET attempts = least(o.attempts + 1, :most), error = :unfinished,
        state = CASE WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
        finished_at = CASE WHEN o.attempts >= :most THEN clock_timestamp()::timestamp END,
@@ -112,7 +112,7 @@ SELECT o.event_id::text, o.attempts, o.type, o.done, o.delivery_id::text, e.tena
        CASE WHEN e.metadata ->> 'bounce' IN ('hard', 'soft') THEN e.metadata ->> 'bounce' END AS bounce,
        left(e.metadata ->> 'smtp_status', 100) AS smtp_status
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
-  JOIN {schema}.mailglass_hook_outbox AS o ON o.event_id = c.event_id
+  JOIN {schema}.mailglass_handler_outbox AS o ON o.event_id = c.event_id
   JOIN {schema}.mailglass_events AS e ON e.id = o.event_id
   LEFT JOIN {schema}.mailglass_deliveries AS d ON d.id = o.delivery_id
  WHERE CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END
@@ -131,7 +131,7 @@ _UNLIMIT = "SELECT pg_catalog.set_config(:name, :setting, true)"
 # Waits for what another transaction does to the row: a dispatcher that finds it taken, or a COMMIT without an answer.
 # If all other handlers of the event are done, the event is.
 _NOTE = """
-UPDATE {schema}.mailglass_hook_outbox AS o
+UPDATE {schema}.mailglass_handler_outbox AS o
    SET done = pg_catalog.array_append(o.done, c.handler),
        state = CASE WHEN o.done OPERATOR(pg_catalog.@>) c.others THEN 'dispatched' ELSE 'waiting' END,
        error = CASE WHEN o.done OPERATOR(pg_catalog.@>) c.others THEN NULL ELSE o.error END,
@@ -145,12 +145,12 @@ UPDATE {schema}.mailglass_hook_outbox AS o
 
 # Locks the rows, so it waits for a COMMIT whose result is unknown.
 _OUTCOMES = """
-SELECT event_id::text, attempts, state, done FROM {schema}.mailglass_hook_outbox
+SELECT event_id::text, attempts, state, done FROM {schema}.mailglass_handler_outbox
  WHERE event_id = ANY (CAST(:event_ids AS uuid[])) ORDER BY event_id FOR UPDATE
 """
 
 _SETTLE = """
-UPDATE {schema}.mailglass_hook_outbox AS o
+UPDATE {schema}.mailglass_handler_outbox AS o
    SET error = c.error,
        state = CASE WHEN c.error IS NULL THEN 'dispatched' WHEN o.attempts >= :most THEN 'dead' ELSE 'waiting' END,
        finished_at = CASE WHEN c.error IS NULL OR o.attempts >= :most THEN clock_timestamp()::timestamp END,
@@ -164,7 +164,7 @@ RETURNING o.event_id::text, o.state
 """
 
 _GIVE_BACK = """
-UPDATE {schema}.mailglass_hook_outbox AS o
+UPDATE {schema}.mailglass_handler_outbox AS o
    SET attempts = o.attempts - 1, error = NULL, next_at = clock_timestamp()::timestamp
   FROM unnest(CAST(:event_ids AS uuid[]), CAST(:attempts AS integer[])) AS c (event_id, attempts)
  WHERE o.event_id = c.event_id AND CASE WHEN o.state = 'waiting' THEN o.attempts = c.attempts END

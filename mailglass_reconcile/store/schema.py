@@ -10,7 +10,7 @@ from mailglass_reconcile.rules import addresses
 from mailglass_reconcile.store import wrong_schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-VERSION = "0001d"
+VERSION = "0001e"
 """The Alembic revision that this version works on."""
 
 VERSION_TABLE = wrong_schema.VERSION_TABLE
@@ -18,7 +18,7 @@ TABLES: Mapping[str, str] = {
     "mailglass_open_orphans": "event_id tenant_id arrived_at",
     "mailglass_open_orphan_ids": "event_id position candidate_id",
     "mailglass_reconcile_runs": "started_at finished_at kind status",
-    "mailglass_hook_outbox": "event_id type attempts next_at",
+    "mailglass_handler_outbox": "event_id type attempts next_at",
     "mailglass_handled_types": "type seen_at",
 }
 """Our tables, each with the columns by which it is recognised as ours, in every version."""
@@ -70,10 +70,12 @@ INDEXES: Mapping[str, Index] = {
         unique=True,
     ),
     "mailglass_reconcile_runs_kind_idx": Index("mailglass_reconcile_runs", "(kind, id)"),
-    "mailglass_hook_outbox_due_idx": Index(
-        "mailglass_hook_outbox", "(state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched'"
+    "mailglass_handler_outbox_due_idx": Index(
+        "mailglass_handler_outbox", "(state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched'"
     ),
-    "mailglass_hook_outbox_finished_idx": Index("mailglass_hook_outbox", "(finished_at) WHERE state = 'dispatched'"),
+    "mailglass_handler_outbox_finished_idx": Index(
+        "mailglass_handler_outbox", "(finished_at) WHERE state = 'dispatched'"
+    ),
     # Over hashes: no value is too long for it.
     "mailglass_deliveries_reconcile_idx": Index(
         "mailglass_deliveries",
@@ -132,7 +134,7 @@ KEYS: Mapping[str, Index] = {
     ),
     "mailglass_reconcile_runs_pkey": Index("mailglass_reconcile_runs", "(id)", unique=True, columns="id"),
     "mailglass_handled_types_pkey": Index("mailglass_handled_types", "(type)", unique=True, columns="type"),
-    "mailglass_hook_outbox_pkey": Index("mailglass_hook_outbox", "(event_id)", unique=True, columns="event_id"),
+    "mailglass_handler_outbox_pkey": Index("mailglass_handler_outbox", "(event_id)", unique=True, columns="event_id"),
 }
 """The primary keys of our tables."""
 

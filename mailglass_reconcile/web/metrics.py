@@ -141,13 +141,13 @@ def _surroundings(known: Measures) -> Iterator[Metric]:
         found[one.check, one.status] += 1
     yield _gauge("findings", help_, ("check", "status"), found.items())
     yield _single("triggers_present", "Whether the triggers on mailglass_events exist and are enabled", known.triggers)
-    hooks = {"waiting": known.outbox.waiting, "failing": known.outbox.failing, "dead": known.outbox.dead}
+    jobs = {"waiting": known.outbox.waiting, "failing": known.outbox.failing, "dead": known.outbox.dead}
     help_ = "Events that wait for their handlers, those that failed three times, those that are dead"
-    yield _gauge("handler_events", help_, ("state",), _keyed(hooks))
+    yield _gauge("handler_events", help_, ("state",), _keyed(jobs))
     help_ = "For how long the first event that waits for handlers has been due"
     yield _single("handler_overdue_seconds", help_, max(0.0, known.outbox.overdue_seconds))
     help_ = "Types of events whose handlers no dispatcher has named for an hour"
-    yield _single("handler_types_unseen", help_, known.hooks_unseen)
+    yield _single("handler_types_unseen", help_, known.handlers_unseen)
 
 
 def _keyed(values: dict[str, int] | dict[str, float]) -> Iterable[tuple[tuple[str, ...], float]]:

@@ -68,7 +68,7 @@ def test_our_tables_follow_mailglass_s_to_another_schema_and_back(
     old.migrate()
     empty = {line for line in old.objects() if line.startswith("schema")}
     old.run("""
-        INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+        INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
         VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now());
         INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status)
         VALUES (now(), now(), 'full', 'x', 'ok')""")
@@ -85,7 +85,7 @@ def test_our_tables_follow_mailglass_s_to_another_schema_and_back(
         assert any(line.startswith("move our tables here from schema") for line in told)
         assert new.is_current()
         assert {still_open, meanwhile} <= new.open_set()
-        assert new.values("SELECT count(*) FROM mailglass_hook_outbox") == [1]
+        assert new.values("SELECT count(*) FROM mailglass_handler_outbox") == [1]
         assert new.values("SELECT count(*) FROM mailglass_reconcile_runs") == [1]
         left = installation(empty_database_url, there).objects()
         assert not [line for line in left if "mailglass" in line and not line.startswith("schema")]

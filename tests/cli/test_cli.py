@@ -153,14 +153,14 @@ def test_prune_prints_what_it_removed_and_mended(cli, db, one_of_two):
 def test_a_prune_whose_step_fails_exits_with_1_and_prints_the_counts_of_the_others(cli, db, one_of_two):
     """The reason is one line on standard error, with or without --json."""
     db.run("DELETE FROM mailglass_open_orphans")
-    db.run("ALTER TABLE mailglass_hook_outbox RENAME COLUMN finished_at TO ended_at")
+    db.run("ALTER TABLE mailglass_handler_outbox RENAME COLUMN finished_at TO ended_at")
     finished = cli("prune", "--json")
-    db.run("ALTER TABLE mailglass_hook_outbox RENAME COLUMN ended_at TO finished_at")
+    db.run("ALTER TABLE mailglass_handler_outbox RENAME COLUMN ended_at TO finished_at")
     printed = json.loads(finished.stdout)
     assert (finished.returncode, printed["status"], printed["added"]) == (1, "partial", 2)
-    assert set(printed["failures"]) == {"hooks_dispatched", "hooks_dead"}
+    assert set(printed["failures"]) == {"jobs_done", "jobs_dead"}
     assert len(finished.stderr.splitlines()) == 1
-    assert "prune: steps hooks_dispatched, hooks_dead failed, and the others ran: the database lacks" in finished.stderr
+    assert "prune: steps jobs_done, jobs_dead failed, and the others ran: the database lacks" in finished.stderr
 
 
 @pytest.mark.slow

@@ -11,21 +11,21 @@ from handling import failing, leaving, make_due, states
 
 
 @pytest.fixture
-def failed(hooked) -> str:
+def failed(handler_db) -> str:
     """An event of which one handler is done and another one has failed once; returns its id."""
     leaving("steady")
     failing("flaky", KeyError())
-    factories.delivery(hooked, "one")
-    event = factories.orphan(hooked, factories.postmark("one"), type="bounced")
+    factories.delivery(handler_db, "one")
+    event = factories.orphan(handler_db, factories.postmark("one"), type="bounced")
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
     return event
 
 
-def test_what_waits_is_listed_by_handler_and_error(hooked, failed):
+def test_what_waits_is_listed_by_handler_and_error(handler_db, failed):
     """With the handlers that are left, the next attempt, and whole ids."""
-    factories.delivery(hooked, "two")
-    fresh = factories.orphan(hooked, factories.postmark("two"), type="opened")
+    factories.delivery(handler_db, "two")
+    fresh = factories.orphan(handler_db, factories.postmark("two"), type="opened")
     mailglass_reconcile.reconcile()
     done = commands.inside("dispatch", "--waiting")
     total, first, second = done.stderr.splitlines()
@@ -35,7 +35,7 @@ def test_what_waits_is_listed_by_handler_and_error(hooked, failed):
     lines = done.stdout.splitlines()
     assert lines[0] == failed
     assert re.fullmatch(r"  bounced, 1 attempt, KeyError, next attempt .*; done: steady", lines[1])
-    assert lines[2] == f"  delivery {hooked.value(OF, id=failed)}"
+    assert lines[2] == f"  delivery {handler_db.value(OF, id=failed)}"
     assert lines[3] == fresh
     (found,) = commands.conforming("dispatch", commands.inside("dispatch", "--waiting", "--json").stdout)
     assert [one["event_id"] for one in found["waiting"]] == [failed, fresh]
@@ -45,49 +45,49 @@ def test_what_waits_is_listed_by_handler_and_error(hooked, failed):
     ]
 
 
-OF = "SELECT delivery_id FROM mailglass_hook_outbox WHERE event_id = CAST(:id AS uuid)"
+OF = "SELECT delivery_id FROM mailglass_handler_outbox WHERE event_id = CAST(:id AS uuid)"
 
 
-def test_nothing_waits(hooked):
+def test_nothing_waits(handler_db):
     """No line on standard output."""
     done = commands.inside("dispatch", "--waiting")
     assert (done.stdout, done.stderr) == ("", "0 events wait for their handlers\n")
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_at_80_columns_ids_are_whole(hooked, failed, dead):
+def test_at_80_columns_ids_are_whole(handler_db, failed, dead):
     """Nothing is longer than the terminal."""
     if dead:
-        hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now()")
-    said = commands.on_a_terminal(hooked, "dispatch", "--dead" if dead else "--waiting").splitlines()
+        handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()")
+    said = commands.on_a_terminal(handler_db, "dispatch", "--dead" if dead else "--waiting").splitlines()
     assert failed in said
-    assert f"  delivery {hooked.value(OF, id=failed)}" in said
+    assert f"  delivery {handler_db.value(OF, id=failed)}" in said
     assert max(map(len, said)) <= 80
 
 
 @pytest.mark.parametrize("one", [False, True])
-def test_what_fails_is_tried_again_with_what_is_dead(hooked, failed, one):
+def test_what_fails_is_tried_again_with_what_is_dead(handler_db, failed, one):
     """By its id, or with all others; its attempts still count. What waits for its first attempt is left as it is."""
-    hooked.run("UPDATE mailglass_hook_outbox SET next_at = now() + interval '1 day', attempts = 7")
-    factories.delivery(hooked, "two")
-    factories.orphan(hooked, factories.postmark("two"), type="bounced")
+    handler_db.run("UPDATE mailglass_handler_outbox SET next_at = now() + interval '1 day', attempts = 7")
+    factories.delivery(handler_db, "two")
+    factories.orphan(handler_db, factories.postmark("two"), type="bounced")
     mailglass_reconcile.reconcile()
     done = commands.inside("dispatch", "--retry", *([failed] if one else []))
     assert done.output == "1 event will be tried again\n"
-    rows = hooked.rows("SELECT attempts, next_at <= now()::timestamp FROM mailglass_hook_outbox ORDER BY 1")
+    rows = handler_db.rows("SELECT attempts, next_at <= now()::timestamp FROM mailglass_handler_outbox ORDER BY 1")
     assert rows == [(0, True), (7, True)]
     assert commands.inside("dispatch", "--retry").output == "0 events will be tried again\n"
-    make_due(hooked)
-    assert states(hooked) == {"waiting": 2}
+    make_due(handler_db)
+    assert states(handler_db) == {"waiting": 2}
 
 
-def test_an_event_that_does_not_fail_is_not_tried_again(hooked):
+def test_an_event_that_does_not_fail_is_not_tried_again(handler_db):
     """One line that says where to look."""
     done = commands.inside("dispatch", "--retry", factories.new_id())
     assert done.exit_code == 1
     assert "is neither dead nor failing: see `mailglass-reconcile dispatch --dead`" in done.stderr
 
 
-def test_the_three_exclude_each_other(hooked):
+def test_the_three_exclude_each_other(handler_db):
     """Exit code 2."""
     assert commands.inside("dispatch", "--waiting", "--dead").exit_code == 2

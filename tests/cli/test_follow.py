@@ -71,8 +71,8 @@ def handled(db, tmp_path):
     handle(db, "delivered")
     db.run("CREATE TABLE handled (event_id uuid)")
     path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), os.environ.get("PYTHONPATH")]))
-    hooks = {"MAILGLASS_IMPORTS": "slow_handler", "PYTHONPATH": path}
-    return environment_of(db, **hooks, SLOW="0")
+    handlers = {"MAILGLASS_IMPORTS": "slow_handler", "PYTHONPATH": path}
+    return environment_of(db, **handlers, SLOW="0")
 
 
 def test_a_slow_handler_does_not_hold_up_linking(db, handled):

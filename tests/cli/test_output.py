@@ -45,20 +45,20 @@ def test_every_command_prints_what_its_schema_says(db):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--dead",), ("--waiting",), ("--retry",)])
-def test_dispatch_prints_what_its_schema_says(hooked, arguments):
+def test_dispatch_prints_what_its_schema_says(handler_db, arguments):
     """With an event whose handler has failed for the last time, and with nothing."""
     failing("bad", ValueError())
-    factories.delivery(hooked, "one")
-    factories.orphan(hooked, factories.postmark("one"))
+    factories.delivery(handler_db, "one")
+    factories.orphan(handler_db, factories.postmark("one"))
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
-    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now()")
+    handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()")
     if arguments == ("--waiting",):
-        hooked.run("UPDATE mailglass_hook_outbox SET state = 'waiting', finished_at = NULL")
+        handler_db.run("UPDATE mailglass_handler_outbox SET state = 'waiting', finished_at = NULL")
     for _ in range(2):
         assert commands.conforming("dispatch", commands.inside("dispatch", *arguments, "--json").stdout)
-        hooked.run("DELETE FROM mailglass_hook_outbox")
-    hooked.broken.add("I14")
+        handler_db.run("DELETE FROM mailglass_handler_outbox")
+    handler_db.broken.add("I14")
 
 
 def test_there_is_a_schema_for_each_command_that_prints_json():

@@ -11,7 +11,7 @@ HOSTILE = "\x1b[2J[red]x[/red][/]\u202e"
 SHOWN = "\\x1b[2J[red]x[/red][/]\\u202e"
 
 DEAD = """
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, error, done, next_at, inserted_at,
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, error, done, next_at, inserted_at,
                                    finished_at)
 VALUES (gen_random_uuid(), gen_random_uuid(), CAST(:words AS text), 'dead', 9, CAST(:words AS text),
         ARRAY[CAST(:words AS text)], now(), now(), now())
@@ -39,7 +39,7 @@ def test_each_cell_and_line_is_escaped(db, arguments):
     assert "[red]x[/red]" not in re.sub(re.escape(SHOWN.lower()), "", said.lower())
     if arguments != ("status", "--check"):
         assert SHOWN in said
-    db.run("DELETE FROM mailglass_hook_outbox")
+    db.run("DELETE FROM mailglass_handler_outbox")
     db.broken.add("I14")
 
 

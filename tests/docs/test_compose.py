@@ -350,7 +350,7 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         answers = [httpx.post(webhook, json=told, auth=("me", word)) for word in (surroundings.suffix, "another")]
         assert [answer.status_code for answer in answers] == [200, 401]
         wait_until(
-            lambda: tables.values("SELECT state FROM mailglass_hook_outbox") == ["dispatched"], PATIENCE
+            lambda: tables.values("SELECT state FROM mailglass_handler_outbox") == ["dispatched"], PATIENCE
         )  # by the worker, with its own privileges
         swept = subprocess.run(
             ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP],

@@ -76,7 +76,7 @@ BREAKS = (
         "the trigger believes an infinite arrival",
         (
             (
-                "alembic/versions/0001d_open_orphans.py",
+                "alembic/versions/0001e_open_orphans.py",
                 " OR NOT isfinite(NEW.inserted_at)\n",
                 "\n",
             ),
@@ -151,7 +151,7 @@ BREAKS = (
         "an event of any type closes an orphan",
         (
             (
-                "alembic/versions/0001d_open_orphans.py",
+                "alembic/versions/0001e_open_orphans.py",
                 "  WHEN (NEW.type = 'reconciled'\n        AND current_setting",
                 "  WHEN (current_setting",
             ),
@@ -165,8 +165,8 @@ BREAKS = (
             (
                 "mailglass_reconcile/store/outbox.py",
                 " AND c.handler <> ALL (o.done)\n",
-                " AND c.handler <> ALL (o.done) AND o.event_id = (SELECT x.event_id FROM {schema}.mailglass_hook_outbox"
-                " AS x WHERE x.event_id = c.event_id FOR UPDATE SKIP LOCKED)\n",
+                " AND c.handler <> ALL (o.done) AND o.event_id = (SELECT x.event_id"
+                " FROM {schema}.mailglass_handler_outbox AS x WHERE x.event_id = c.event_id FOR UPDATE SKIP LOCKED)\n",
             ),
         ),
         "handlers/test_dispatcher.py::test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for",

@@ -71,42 +71,42 @@ def forking(db: Any, redis_url: str, **more: str) -> Iterator[Callable[[int], Ca
     [pytest.param({}, id="on the engine's"), pytest.param({"HANDLED_DJANGO": "1"}, id="on Django's connection")],
 )
 def test_handlers_that_fail_and_kill_their_process_act_exactly_once(
-    hooked: Database, redis_url: str, record_property: Record, more: dict[str, str]
+    handler_db: Database, redis_url: str, record_property: Record, more: dict[str, str]
 ) -> None:
     """Two dispatchers side by side, started again until nothing waits; what is dead is tried again."""
-    linked(hooked, EVENTS)
+    linked(handler_db, EVENTS)
     killed = 0
     more = {**more, "HANDLED_KILLS": str(KILLS / (1.4 * EVENTS))}
-    with forking(hooked, redis_url, **more) as one, forking(hooked, redis_url, **more) as two:
-        while states(hooked) != {"dispatched": EVENTS}:
+    with forking(handler_db, redis_url, **more) as one, forking(handler_db, redis_url, **more) as two:
+        while states(handler_db) != {"dispatched": EVENTS}:
             killed += sum(wait() != 0 for wait in (one(0), two(0)))
-            dispatcher.retry(hooked.database)
-            make_due(hooked)
+            dispatcher.retry(handler_db.database)
+            make_due(handler_db)
     handlers = ("steady", "flaky", *(["orm"] if len(more) > 1 else []))
-    assert effects(hooked) == dict.fromkeys(handlers, EVENTS)
+    assert effects(handler_db) == dict.fromkeys(handlers, EVENTS)
     record_property("fault", ("dispatchers killed by their handlers", killed))
 
 
 @pytest.mark.parametrize("tried", [False, True], ids=["new", "tried before"])
 def test_a_dispatcher_killed_at_any_fail_point_loses_and_doubles_nothing(
-    hooked: Database, redis_url: str, record_property: Record, tried: bool
+    handler_db: Database, redis_url: str, record_property: Record, tried: bool
 ) -> None:
     """Three events, one of which fails first; another dispatcher does the rest, and each effect is there once."""
     kills = total = 0
-    with forking(hooked, redis_url) as begin:
+    with forking(handler_db, redis_url) as begin:
         for number in count(1, 1 if FULL else 20):
-            linked(hooked, 3)
+            linked(handler_db, 3)
             total += 3
             if tried:
                 assert begin(0)() == 0
-                make_due(hooked)
+                make_due(handler_db)
             hit = begin(number)() == -9
             kills += hit
-            hooked.wait_until_alone()
-            while states(hooked) != {"dispatched": total}:
-                make_due(hooked)
+            handler_db.wait_until_alone()
+            while states(handler_db) != {"dispatched": total}:
+                make_due(handler_db)
                 assert begin(0)() == 0
-            assert effects(hooked) == {"steady": total, "flaky": total}
+            assert effects(handler_db) == {"steady": total, "flaky": total}
             if not hit:
                 break
     assert kills >= (60 if FULL else 3)
@@ -117,21 +117,21 @@ Lead = Callable[[str], Any]
 
 
 @pytest.fixture
-def on_engine(hooked: Database) -> Lead:
+def on_engine(handler_db: Database) -> Lead:
     """Let handlers work on an engine that leads to a URL."""
 
     @contextmanager
     def lead(url: str) -> Iterator[None]:
-        settings = hooked.settings.model_copy(update={"database_url": SecretStr(url)})
+        settings = handler_db.settings.model_copy(update={"database_url": SecretStr(url)})
         mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
         yield
-        mailglass_reconcile.configure(engine=hooked.engine, settings=settings)
+        mailglass_reconcile.configure(engine=handler_db.engine, settings=settings)
 
     return lead
 
 
 @pytest.fixture
-def on_django(hooked: Database, app: Any) -> Lead:
+def on_django(handler_db: Database, app: Any) -> Lead:
     """Let handlers work on Django's connection, which leads to a URL."""
     return databases_name
 
@@ -144,29 +144,29 @@ PLACES = [pytest.param("on_engine", marks=pytest.mark.guard), "on_django"]
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_connection_lost_at_a_commit_loses_and_doubles_no_effect(
-    hooked: Database, request: pytest.FixtureRequest, place: str, fault: Fault, record_property: Record
+    handler_db: Database, request: pytest.FixtureRequest, place: str, fault: Fault, record_property: Record
 ) -> None:
     """The N-th COMMIT for every N; if only the answer to a handler's was lost, nothing is tried again."""
     lead, total, raised = request.getfixturevalue(place), 0, []
     told, others = leaving("effect", "bounced"), leaving("other", "bounced")
     for number in count(1):
-        linked(hooked, 3)
+        linked(handler_db, 3)
         total += 3
         done = None
-        with proxy.before_postgres(hooked.url) as (through, url), lead(url):
+        with proxy.before_postgres(handler_db.url) as (through, url), lead(url):
             through.arm(COMMIT, fault, number)
             try:
                 done = dispatch()
             except DatabaseUnavailableError:
                 raised.append(number)
-        hooked.wait_until_alone()
+        handler_db.wait_until_alone()
         if done:
             undone = fault == "before" and number in OF_HANDLERS
             assert (done.handled, done.failed, done.dispatched) == (6 - undone, undone, 3 - undone)
-        while states(hooked) != {"dispatched": total}:
-            make_due(hooked)
+        while states(handler_db) != {"dispatched": total}:
+            make_due(handler_db)
             dispatch()
-        assert effects(hooked) == {"effect": total, "other": total}
+        assert effects(handler_db) == {"effect": total, "other": total}
         if not through.dropped:
             break
     # Types, claims, and what settles attempts: only the error says that these were lost, and the rows hold the rest.
@@ -191,12 +191,12 @@ SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database O
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
-    hooked: Database, request: pytest.FixtureRequest, place: str
+    handler_db: Database, request: pytest.FixtureRequest, place: str
 ) -> None:
     """The connection is lost in the middle of it: the row's lock says that it is not decided."""
     told = leaving("effect", "bounced")
-    linked(hooked, 1)
-    with hooked.engine.begin() as connection:
+    linked(handler_db, 1)
+    with handler_db.engine.begin() as connection:
         connection.execution_options(no_parameters=True).exec_driver_sql(SLOW_COMMIT)
 
     def dispatched() -> Any:
@@ -204,16 +204,16 @@ def test_a_commit_that_the_server_has_not_ended_yet_is_waited_for(
             return dispatch()
 
     with (
-        proxy.before_postgres(hooked.url) as (through, url),
-        hooked.engine.begin() as holding,
+        proxy.before_postgres(handler_db.url) as (through, url),
+        handler_db.engine.begin() as holding,
         ThreadPoolExecutor(1) as pool,
     ):
         holding.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
         found = pool.submit(dispatched)
-        wait_until(lambda: hooked.value(WAITING, type="advisory"))
+        wait_until(lambda: handler_db.value(WAITING, type="advisory"))
         through.drop()
-        wait_until(lambda: hooked.value(WAITING, type="transactionid"))
+        wait_until(lambda: handler_db.value(WAITING, type="transactionid"))
         holding.rollback()
         result = found.result(20)
     assert (result.handled, result.failed, len(told)) == (1, 0, 1)
-    assert states(hooked) == {"dispatched": 1}
+    assert states(handler_db) == {"dispatched": 1}

@@ -74,7 +74,7 @@ _LEDGER = """
 SELECT id::text, delivery_id::text, type, idempotency_key, needs_reconciliation AND delivery_id IS NULL AS is_orphan
   FROM mailglass_events
 """
-_NEEDED = "SELECT event_id::text FROM mailglass_hook_outbox WHERE state <> 'dispatched'"
+_NEEDED = "SELECT event_id::text FROM mailglass_handler_outbox WHERE state <> 'dispatched'"
 _OPEN = "SELECT event_id::text FROM mailglass_open_orphans"
 _AGE = """
 WITH events AS (
@@ -637,16 +637,16 @@ class Schedule(RuleBasedStateMachine):
                 connection.close()
             with self.db.engine.begin() as connection:
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
-                for table in ("events", "deliveries", "open_orphans", "open_orphan_ids", "hook_outbox"):
+                for table in ("events", "deliveries", "open_orphans", "open_orphan_ids", "handler_outbox"):
                     connection.exec_driver_sql(f"DELETE FROM mailglass_{table}")  # noqa: S608 - five fixed names
                 connection.exec_driver_sql(
                     "TRUNCATE witness.events, witness.deliveries, witness.effects, witness.pruned"
                 )
 
 
-def test_any_schedule_ends_as_if_there_had_been_no_race(hooked: Database, record_property: Record) -> None:
+def test_any_schedule_ends_as_if_there_had_been_no_race(handler_db: Database, record_property: Record) -> None:
     """A failing schedule is printed, with what replays it."""
-    db = hooked
+    db = handler_db
     on_event("*", name="steady")(_steady)
     on_event("*", name="fickle")(_fickle)
     db.run("ALTER TABLE mailglass_events DISABLE TRIGGER witness")

@@ -41,11 +41,13 @@ def linked(db, number=1):
     return rows[0]["id"]
 
 
-def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(hooked):
+def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(handler_db):
     """All that the event, the delivery and the outbox know, the recipient included."""
     told = leaving("suppress", "bounced")
-    delivery_id = factories.delivery(hooked, "m-1", recipient="Ada@Example.com")
-    orphan_id = factories.orphan(hooked, factories.postmark("m-1"), type="bounced", occurred_at="2026-03-01 12:00:00")
+    delivery_id = factories.delivery(handler_db, "m-1", recipient="Ada@Example.com")
+    orphan_id = factories.orphan(
+        handler_db, factories.postmark("m-1"), type="bounced", occurred_at="2026-03-01 12:00:00"
+    )
     mailglass_reconcile.reconcile()
     assert counts(dispatch()) == (1, 1, 0, 0)
     assert told == [
@@ -65,10 +67,10 @@ def test_a_handler_is_told_of_a_linked_orphan_under_its_own_type_and_id(hooked):
     assert "Ada" not in repr(told)
 
 
-def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(hooked):
+def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(handler_db):
     """The `dispatched` event of `record_send`, what it links, and what `record_webhook` attaches."""
     told = leaving("audit")
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "opened", provider_event_id="1"))
         record_send(
             connection,
@@ -87,10 +89,10 @@ def test_a_handler_is_told_of_a_send_and_of_a_webhook_in_the_same_way(hooked):
 
 
 @pytest.mark.parametrize("webhook_first", [True, False])
-def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(hooked, webhook_first):
+def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smtp(handler_db, webhook_first):
     """Of an event that is linked later as of one that is attached."""
     told = leaving("audit", "bounced")
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         if not webhook_first:
             factories.insert_on(connection, deliveries=[factories.delivery_row("m-1")])
         record(
@@ -100,8 +102,8 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
             event("m-1", "bounced", provider_event_id="3"),
         )
     if webhook_first:
-        factories.delivery(hooked, "m-1")
-        hooked.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
+        factories.delivery(handler_db, "m-1")
+        handler_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '2 minutes'")
         assert mailglass_reconcile.reconcile().linked == 3
     assert dispatch().handled == 3
     said = {(one.bounce, one.smtp_status) for one in told}
@@ -115,22 +117,22 @@ def test_a_handler_is_told_whether_a_bounce_is_hard_or_soft_and_the_codes_of_smt
         ({"bounce": "Permanent", "smtp_status": {"code": 550}}, None),
     ],
 )
-def test_what_another_writer_has_stored_under_these_names_is_not_passed_on(hooked, metadata, status):
+def test_what_another_writer_has_stored_under_these_names_is_not_passed_on(handler_db, metadata, status):
     """Such as a provider's whole payload: a handler gets one of the two words, and digits."""
     told = leaving("audit", "bounced")
-    factories.delivery(hooked, "m-1")
-    factories.orphan(hooked, factories.postmark("m-1", **metadata), type="bounced")
+    factories.delivery(handler_db, "m-1")
+    factories.orphan(handler_db, factories.postmark("m-1", **metadata), type="bounced")
     assert mailglass_reconcile.reconcile().linked == 1
     assert dispatch().handled == 1
     assert [(one.bounce, one.smtp_status) for one in told] == [(None, status)]
 
 
-def test_a_handler_works_with_the_connection_s_own_settings(hooked):
+def test_a_handler_works_with_the_connection_s_own_settings(handler_db):
     """Its search path and time zone, not ours, and a limit for its statements."""
-    url = sa.make_url(hooked.url).set(drivername="postgresql+psycopg")
+    url = sa.make_url(handler_db.url).set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"options": "-c search_path=witness,public -c timezone=Asia/Tokyo"})
     mailglass_reconcile.configure(engine=engine, settings=mailglass_reconcile.runtime.get_settings())
-    linked(hooked)
+    linked(handler_db)
     seen = []
 
     @on_event("bounced")
@@ -143,46 +145,46 @@ def test_a_handler_works_with_the_connection_s_own_settings(hooked):
     engine.dispose()
 
 
-def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(hooked):
+def test_a_handler_that_fails_is_tried_again_and_repeats_nobody_s_success(handler_db):
     """The other handler's effect stays, its own is rolled back; a later attempt has the next number."""
     done, failed = leaving("good"), failing("bad", ValueError("Ada@Example.com"), times=1)
-    linked(hooked)
+    linked(handler_db)
     assert counts(dispatch()) == (0, 1, 1, 0)
-    row = hooked.rows("SELECT state, attempts, done, error, next_at FROM mailglass_hook_outbox")[0]
+    row = handler_db.rows("SELECT state, attempts, done, error, next_at FROM mailglass_handler_outbox")[0]
     assert (row.state, row.attempts, row.done, row.error) == ("waiting", 1, ["good"], "ValueError")
     delay = (row.next_at - dt.datetime.now(dt.UTC).replace(tzinfo=None)).total_seconds()
     assert 0 < delay <= 5 * 1.25
     assert counts(dispatch()) == (0, 0, 0, 0), "it is not due yet"
-    make_due(hooked)
+    make_due(handler_db)
     assert counts(dispatch()) == (1, 1, 0, 0)
-    assert effects(hooked) == {"good": 1, "bad": 1}
+    assert effects(handler_db) == {"good": 1, "bad": 1}
     assert len(done) == 1
     assert [one.attempt for one in failed] == [1, 2]
 
 
-DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_hook_outbox"
+DELAY = "SELECT extract(epoch FROM next_at - now()::timestamp) FROM mailglass_handler_outbox"
 
 
-def test_an_event_whose_handler_always_fails_is_dead_in_the_end(hooked):
+def test_an_event_whose_handler_always_fails_is_dead_in_the_end(handler_db):
     """After nine attempts, the last of them a day after the one before; then it can be tried again by hand."""
     failing("bad", ValueError(), times=outbox.MOST_ATTEMPTS)
-    linked(hooked)
+    linked(handler_db)
     delays = []
     for _ in range(outbox.MOST_ATTEMPTS):
-        make_due(hooked)
+        make_due(handler_db)
         assert dispatch().failed == 1
-        delays.append(float(hooked.value(DELAY)))
-    assert states(hooked) == {"dead": 1}
+        delays.append(float(handler_db.value(DELAY)))
+    assert states(handler_db) == {"dead": 1}
     for planned, delay in zip(outbox.DELAYS_SECONDS, delays, strict=False):
         assert planned - 1 < delay < planned * 1.25 + 1
     assert counts(dispatch()) == (0, 0, 0, 0)
-    assert effects(hooked) == {}
+    assert effects(handler_db) == {}
 
 
-def test_an_event_whose_work_cannot_be_committed_costs_no_other(hooked):
+def test_an_event_whose_work_cannot_be_committed_costs_no_other(handler_db):
     """A constraint that is checked at the COMMIT costs the event that breaks it."""
-    hooked.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
-    first = linked(hooked, 3)
+    handler_db.run("""CREATE TABLE witness.few (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)""")
+    first = linked(handler_db, 3)
 
     @on_event("bounced", name="insert")
     def insert(connection, event):
@@ -192,8 +194,8 @@ def test_an_event_whose_work_cannot_be_committed_costs_no_other(hooked):
 
     result = dispatch()
     assert (result.dispatched, result.failed) == (2, 1)
-    assert states(hooked) == {"dispatched": 2, "waiting": 1}
-    assert hooked.value("SELECT count(*) FROM witness.few") == 2
+    assert states(handler_db) == {"dispatched": 2, "waiting": 1}
+    assert handler_db.value("SELECT count(*) FROM witness.few") == 2
 
 
 def _swallow(connection):
@@ -245,9 +247,9 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hooked, ending):
+def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(handler_db, ending):
     """The other events' effects are committed once, its own not at all, although it did not raise."""
-    linked(hooked, 3)
+    linked(handler_db, 3)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -259,14 +261,14 @@ def test_a_handler_that_ends_the_transaction_fails_and_takes_nobody_with_it(hook
     result = dispatch()
     assert result.dispatched == 2
     assert result.failed == 1
-    assert states(hooked) == {"dispatched": 2, "waiting": 1}
-    assert effects(hooked) == {"effect": 2, "other": 3}
+    assert states(handler_db) == {"dispatched": 2, "waiting": 1}
+    assert effects(handler_db) == {"effect": 2, "other": 3}
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
-def test_what_a_commit_in_sql_has_committed_is_not_repeated(hooked, raises):
+def test_what_a_commit_in_sql_has_committed_is_not_repeated(handler_db, raises):
     """It cannot be refused, and takes the note along: the database holds what is done."""
-    linked(hooked, 3)
+    linked(handler_db, 3)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -278,12 +280,12 @@ def test_what_a_commit_in_sql_has_committed_is_not_repeated(hooked, raises):
 
     leaving("other")
     assert counts(dispatch()) == (3, 6, 0, 0)
-    assert effects(hooked) == {"effect": 3, "other": 3}
+    assert effects(handler_db) == {"effect": 3, "other": 3}
 
 
-def test_what_a_joined_session_has_flushed_stays(hooked):
+def test_what_a_joined_session_has_flushed_stays(handler_db):
     """A Session on the connection joins the handler's transaction, committed by the session or not."""
-    linked(hooked, 3)
+    linked(handler_db, 3)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -294,14 +296,14 @@ def test_what_a_joined_session_has_flushed_stays(hooked):
                 session.commit()
 
     assert counts(dispatch()) == (3, 3, 0, 0)
-    assert effects(hooked) == {"effect": 3}
+    assert effects(handler_db) == {"effect": 3}
 
 
-def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(hooked):
+def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(handler_db):
     """An INSERT that may fail, in `begin_nested` of a connection or of a session: what is around it is kept."""
-    linked(hooked, 2)
-    hooked.run("CREATE TABLE witness.once (n integer PRIMARY KEY)")
-    hooked.run("INSERT INTO witness.once VALUES (1)")
+    linked(handler_db, 2)
+    handler_db.run("CREATE TABLE witness.once (n integer PRIMARY KEY)")
+    handler_db.run("INSERT INTO witness.once VALUES (1)")
     again = sa.text("INSERT INTO witness.once VALUES (1)")
 
     @on_event("bounced", name="effect")
@@ -315,14 +317,14 @@ def test_a_savepoint_that_a_handler_begins_and_undoes_is_its_own_affair(hooked):
                 session.execute(again)
 
     assert counts(dispatch()) == (2, 2, 0, 0)
-    assert effects(hooked) == {"effect": 2}
+    assert effects(handler_db) == {"effect": 2}
 
 
-def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(hooked):
+def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(handler_db):
     """For each event; and one transaction more claims several, one settles them."""
-    linked(hooked, 3)
+    linked(handler_db, 3)
     sent, seen = [], []
-    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
 
     @on_event("bounced", name="one")
     def one(connection, event):
@@ -332,51 +334,51 @@ def test_each_handler_has_a_transaction_of_its_own_without_a_savepoint_of_ours(h
     on_event("bounced", name="two")(one)
     assert dispatch().dispatched == 3
     assert len(set(seen)) == 6
-    of_handlers = [text for text in sent if "hook_outbox" in text and "SKIP LOCKED" not in text]
+    of_handlers = [text for text in sent if "handler_outbox" in text and "SKIP LOCKED" not in text]
     assert len(of_handlers) == 6 + 2, of_handlers
     assert not [text for text in sent if "SAVEPOINT" in text]
 
 
-def test_dispatchers_in_serializable_transactions_run_every_handler(hooked):
+def test_dispatchers_in_serializable_transactions_run_every_handler(handler_db):
     """As the database's default: four at once contend for the rows, and none raises."""
-    linked(hooked, 20)
+    linked(handler_db, 20)
     told = leaving("effect")
-    hooked.by_default("default_transaction_isolation", "serializable")
+    handler_db.by_default("default_transaction_isolation", "serializable")
     with ThreadPoolExecutor(4) as pool:
         done = [one.result() for one in [pool.submit(dispatch) for _ in range(4)]]
-    while states(hooked) != {"dispatched": 20}:
-        make_due(hooked)
+    while states(handler_db) != {"dispatched": 20}:
+        make_due(handler_db)
         done.append(dispatch())
-    assert (sum(one.handled for one in done), effects(hooked)) == (20, {"effect": 20})
+    assert (sum(one.handled for one in done), effects(handler_db)) == (20, {"effect": 20})
     assert len(told) >= 20
 
 
-def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(hooked):
+def test_a_dispatcher_without_a_handler_for_a_type_leaves_its_events(handler_db):
     """They wait for a process that has one, and hold up no others."""
-    linked(hooked, 2)
+    linked(handler_db, 2)
     assert counts(dispatch()) == (0, 0, 0, 0)
     leaving("opens", "opened")
     assert counts(dispatch()) == (0, 0, 0, 0)
-    assert states(hooked) == {"waiting": 2}
+    assert states(handler_db) == {"waiting": 2}
     leaving("bounces", "bounced")
     assert counts(dispatch()) == (2, 2, 0, 0)
 
 
-def test_a_dispatch_without_handlers_asks_the_database_nothing(hooked):
+def test_a_dispatch_without_handlers_asks_the_database_nothing(handler_db):
     """Beat's entry costs nothing where nobody has a handler."""
     sent = []
-    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
     assert counts(dispatch()) == (0, 0, 0, 0)
     assert sent == []
 
 
-def test_a_dispatch_leaves_a_row_in_the_history(hooked):
+def test_a_dispatch_leaves_a_row_in_the_history(handler_db):
     """An idle one does so once a minute, in the row of its hour."""
     leaving("bounces", "bounced")
-    linked(hooked, 2)
+    linked(handler_db, 2)
     dispatch()
     dispatch()
-    assert hooked.rows("SELECT origin, status, runs FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == [
+    assert handler_db.rows("SELECT origin, status, runs FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == [
         ("python", "ok", 1)
     ]
 
@@ -396,23 +398,23 @@ def test_a_dispatcher_writes_down_the_types_of_its_handlers_and_from_then_on_eve
     registry._registered.clear()
     with db.engine.begin() as connection:
         record(connection, *(event("m-1", kind, provider_event_id=kind) for kind in ("bounced", "opened")))
-    assert db.rows("SELECT type FROM mailglass_hook_outbox") == [("bounced",)]
+    assert db.rows("SELECT type FROM mailglass_handler_outbox") == [("bounced",)]
 
 
-def test_a_type_that_was_written_down_within_ten_minutes_is_only_looked_at(hooked):
+def test_a_type_that_was_written_down_within_ten_minutes_is_only_looked_at(handler_db):
     """At each start, and each minute while a dispatcher works; after that it is written down again."""
     leaving("bounces", "bounced", "opened")
-    hooked.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '9 minutes' WHERE type = 'bounced'")
-    hooked.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '11 minutes' WHERE type <> 'bounced'")
+    handler_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '9 minutes' WHERE type = 'bounced'")
+    handler_db.run("UPDATE mailglass_handled_types SET seen_at = now() - interval '11 minutes' WHERE type <> 'bounced'")
     dispatch()
-    assert [row.type for row in hooked.rows(SEEN) if row.lately] == ["opened"]
+    assert [row.type for row in handler_db.rows(SEEN) if row.lately] == ["opened"]
 
 
-def test_a_dispatcher_that_works_for_long_keeps_its_types_alive(hooked, monkeypatch):
+def test_a_dispatcher_that_works_for_long_keeps_its_types_alive(handler_db, monkeypatch):
     """Or events would wait for an hour, and its own types would look as if they had no dispatcher."""
     monkeypatch.setattr(dispatcher, "SEEN_SECONDS", 0)
     monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
-    linked(hooked, 2)
+    linked(handler_db, 2)
     lately = []
 
     @on_event("bounced", name="effect")
@@ -450,22 +452,22 @@ def _hidden(function):
     ],
     ids=["async", "generator", "async generator"],
 )
-def test_what_would_not_run_when_it_is_called_is_refused(hooked, handler):
+def test_what_would_not_run_when_it_is_called_is_refused(handler_db, handler):
     """A coroutine or a generator: the call alone does nothing, so the event would be marked done."""
     with pytest.raises(mailglass_reconcile.ConfigurationError, match="must be an ordinary function"):
         on_event("bounced", name="never")(handler)
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_handler_that_returns_a_coroutine_has_failed(hooked):
+def test_a_handler_that_returns_a_coroutine_has_failed(handler_db):
     """A decorator may hide what the function is."""
-    linked(hooked)
+    linked(handler_db)
     on_event("bounced", name="asynchronous")(_hidden(_asynchronous))
     on_event("bounced", name="generator")(_hidden(_generator))
     assert counts(dispatch()) == (0, 0, 2, 0)
 
 
-def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, hooked):
+def test_a_module_that_is_also_the_program_registers_its_handlers_once(tmp_path, handler_db):
     """In either order, under the name by which other processes import it, and only once."""
     (tmp_path / "shop_mail.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MAILGLASS_IMPORTS": "shop_mail"}
@@ -494,49 +496,49 @@ class Kind(str, enum.Enum):  # noqa: UP042 - whose str() is its name, unlike a S
     BOUNCED = "bounced"
 
 
-def test_an_enumeration_s_member_is_stored_as_its_value(hooked):
+def test_an_enumeration_s_member_is_stored_as_its_value(handler_db):
     """As a type and in the metadata: the ledger can never be corrected."""
     told = leaving("all", Kind.BOUNCED)
-    factories.delivery(hooked, "m-1")
-    with hooked.engine.begin() as connection:
+    factories.delivery(handler_db, "m-1")
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", Kind.BOUNCED, metadata={"kind": Kind.BOUNCED, Kind.BOUNCED: 1}))
-    assert hooked.value("SELECT type FROM mailglass_events WHERE type <> 'dispatched'") == "bounced"
-    kept = hooked.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
+    assert handler_db.value("SELECT type FROM mailglass_events WHERE type <> 'dispatched'") == "bounced"
+    kept = handler_db.value("SELECT metadata FROM mailglass_events WHERE type = 'bounced'")
     assert (kept["kind"], kept["bounced"]) == ("bounced", 1)
     assert (dispatch().dispatched, [one.type for one in told]) == (1, ["bounced"])
 
 
-def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(hooked):
+def test_a_handler_that_is_gone_is_not_waited_for_and_a_new_one_gets_what_waits(handler_db):
     """Events that are dispatched already are not given to it."""
-    linked(hooked)
+    linked(handler_db)
     leaving("old")
     failing("gone", ValueError())
     dispatch()
     mailglass_reconcile.rules.handlers._registered.pop("gone")
     told = leaving("new")
-    make_due(hooked)
+    make_due(handler_db)
     assert counts(dispatch()) == (1, 1, 0, 0)
     late = leaving("late")
-    make_due(hooked)
+    make_due(handler_db)
     assert counts(dispatch()) == (0, 0, 0, 0)
     assert (len(told), len(late)) == (1, 0)
 
 
-def test_events_that_are_not_begun_within_a_second_are_given_back(hooked, monkeypatch):
+def test_events_that_are_not_begun_within_a_second_are_given_back(handler_db, monkeypatch):
     """No attempt is counted for them, and the same dispatcher takes them next."""
     monkeypatch.setattr(dispatcher, "CLAIM_SECONDS", 0)
     told = leaving("slow")
-    linked(hooked, 3)
+    linked(handler_db, 3)
     assert counts(dispatch()) == (3, 3, 0, 0)
     assert [one.attempt for one in told] == [1, 1, 1]
 
 
-WAITING = "SELECT attempts, error FROM mailglass_hook_outbox WHERE state = 'waiting' ORDER BY attempts"
+WAITING = "SELECT attempts, error FROM mailglass_handler_outbox WHERE state = 'waiting' ORDER BY attempts"
 
 
-def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(hooked):
+def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(handler_db):
     """What it has done is settled; only the attempt that was interrupted counts."""
-    linked(hooked, 4)
+    linked(handler_db, 4)
     called = []
 
     @on_event("bounced", name="effect")
@@ -549,20 +551,20 @@ def test_a_dispatcher_that_is_shut_down_gives_back_what_it_has_not_begun(hooked)
     leaving("other")
     with pytest.raises(KeyboardInterrupt):
         dispatch()
-    assert states(hooked) == {"dispatched": 2, "waiting": 2}
-    assert list(map(tuple, hooked.rows(WAITING))) == [(0, None), (1, outbox.UNFINISHED)]
+    assert states(handler_db) == {"dispatched": 2, "waiting": 2}
+    assert list(map(tuple, handler_db.rows(WAITING))) == [(0, None), (1, outbox.UNFINISHED)]
     assert counts(dispatch()) == (1, 2, 0, 0)
-    make_due(hooked)
+    make_due(handler_db)
     assert counts(dispatch()) == (1, 2, 0, 0)
-    assert effects(hooked) == {"effect": 4, "other": 4}
+    assert effects(handler_db) == {"effect": 4, "other": 4}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["in a statement", "in Python", "in many statements"])
-def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
+def test_a_handler_that_takes_too_long_fails(handler_db, monkeypatch, way):
     """A statement is cancelled; Python is left alone, but loses its connection or is rolled back at the end."""
     monkeypatch.setattr(running, "HANDLER_SECONDS", 0.2)
-    linked(hooked, 2)
+    linked(handler_db, 2)
 
     @on_event("bounced", name="effect")
     def handler(connection, event):
@@ -576,13 +578,13 @@ def test_a_handler_that_takes_too_long_fails(hooked, monkeypatch, way):
                     connection.exec_driver_sql("SELECT 1")
 
     assert dispatch().dispatched == 1
-    assert states(hooked) == {"dispatched": 1, "waiting": 1}
-    assert effects(hooked) == {"effect": 1}
+    assert states(handler_db) == {"dispatched": 1, "waiting": 1}
+    assert effects(handler_db) == {"effect": 1}
 
 
-def test_an_attempt_that_ends_with_its_process_counts(hooked):
+def test_an_attempt_that_ends_with_its_process_counts(handler_db):
     """Nine of them, and the event is dead; the handlers before it and the other events are not hurt."""
-    linked(hooked, 2)
+    linked(handler_db, 2)
     leaving("before")
 
     @on_event("bounced", name="effect")
@@ -593,39 +595,39 @@ def test_an_attempt_that_ends_with_its_process_counts(hooked):
 
     leaving("other")
     for _ in range(outbox.MOST_ATTEMPTS):
-        make_due(hooked)
+        make_due(handler_db)
         with pytest.raises(SystemExit):
             dispatch()
-    make_due(hooked)
+    make_due(handler_db)
     assert dispatch().dead == 1
-    assert effects(hooked) == {"before": 2, "effect": 1, "other": 1}
-    assert hooked.value("SELECT error FROM mailglass_hook_outbox WHERE state = 'dead'") == outbox.UNFINISHED
+    assert effects(handler_db) == {"before": 2, "effect": 1, "other": 1}
+    assert handler_db.value("SELECT error FROM mailglass_handler_outbox WHERE state = 'dead'") == outbox.UNFINISHED
 
 
-def test_a_claim_that_somebody_else_has_made_since_is_let_go(hooked):
+def test_a_claim_that_somebody_else_has_made_since_is_let_go(handler_db):
     """A dispatcher that was away for longer than the pause to the next attempt finds nothing to run or to settle."""
-    linked(hooked)
-    first, second = (_claimed(hooked, tried=tried) for tried in (False, True))
-    with hooked.database.writing() as tx:
+    linked(handler_db)
+    first, second = (_claimed(handler_db, tried=tried) for tried in (False, True))
+    with handler_db.database.writing() as tx:
         assert not outbox.note(tx, first, "x", ())
         assert outbox.settle(tx, [outbox.Settled(first.event_id, first.attempts, None)]) == {}
         assert outbox.note(tx, second, "x", ())
         assert not outbox.note(tx, second, "x", ()), "it is done already"
 
 
-def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(hooked):
+def test_a_claimed_row_that_another_dispatcher_looks_at_for_a_moment_is_waited_for(handler_db):
     """Skipped, the event would cost an attempt and wait seconds for the next one, although nobody has it."""
-    linked(hooked)
-    claimed = _claimed(hooked, tried=False)
+    linked(handler_db)
+    claimed = _claimed(handler_db, tried=False)
 
     def note():
-        with hooked.database.writing() as tx:
+        with handler_db.database.writing() as tx:
             return outbox.note(tx, claimed, "x", ["y"])
 
-    with ThreadPoolExecutor(1) as pool, hooked.engine.connect() as other, other.begin() as looking:
-        other.exec_driver_sql("SELECT FROM mailglass_hook_outbox FOR UPDATE SKIP LOCKED")
+    with ThreadPoolExecutor(1) as pool, handler_db.engine.connect() as other, other.begin() as looking:
+        other.exec_driver_sql("SELECT FROM mailglass_handler_outbox FOR UPDATE SKIP LOCKED")
         noted = pool.submit(note)
-        wait_until(lambda: noted.done() or hooked.value(WAITING_FOR_A_LOCK))
+        wait_until(lambda: noted.done() or handler_db.value(WAITING_FOR_A_LOCK))
         looking.rollback()
         assert noted.result(20)
 
@@ -641,32 +643,32 @@ def _claimed(db, *, tried):
         return outbox.read(tx, outbox.claim(tx, ["bounced"], 1, tried=tried))[0]
 
 
-def test_a_foreign_reconciled_event_calls_no_handler(hooked):
+def test_a_foreign_reconciled_event_calls_no_handler(handler_db):
     """Mailglass's own reconciler knows of no outbox."""
-    delivery_id = factories.delivery(hooked, "m-1")
-    orphan_id = factories.orphan(hooked, factories.postmark("m-1"), type="bounced")
-    factories.insert(hooked, events=[factories.reconciled_row(orphan_id, delivery_id)])
+    delivery_id = factories.delivery(handler_db, "m-1")
+    orphan_id = factories.orphan(handler_db, factories.postmark("m-1"), type="bounced")
+    factories.insert(handler_db, events=[factories.reconciled_row(orphan_id, delivery_id)])
     mailglass_reconcile.reconcile()
-    assert states(hooked) == {}
+    assert states(handler_db) == {}
 
 
-def test_what_python_cannot_hold_is_told_in_its_place(hooked):
+def test_what_python_cannot_hold_is_told_in_its_place(handler_db):
     """A time beyond the year 9999, a provider that is no text, and a delivery that has been erased."""
     told = leaving("all")
-    delivery_id = factories.delivery(hooked, "m-1")
-    factories.orphan(hooked, factories.postmark("m-1"), type="bounced", occurred_at="infinity")
+    delivery_id = factories.delivery(handler_db, "m-1")
+    factories.orphan(handler_db, factories.postmark("m-1"), type="bounced", occurred_at="infinity")
     mailglass_reconcile.reconcile()
-    hooked.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)
-    hooked.broken.update({"I1", "I5", "I2"})
+    handler_db.run("DELETE FROM mailglass_deliveries WHERE id = CAST(:id AS uuid)", id=delivery_id)
+    handler_db.broken.update({"I1", "I5", "I2"})
     assert dispatch().dispatched == 1
     assert told[0].occurred_at.tzinfo is dt.UTC
     assert told[0].recipient is told[0].message_id is None
 
 
-def test_a_handler_s_error_is_logged_by_its_class_and_place_only(hooked, caplog):
+def test_a_handler_s_error_is_logged_by_its_class_and_place_only(handler_db, caplog):
     """Its words may hold an address."""
     failing("bad", ValueError("Ada@Example.com"))
-    linked(hooked)
+    linked(handler_db)
     with caplog.at_level(logging.DEBUG):
         dispatch()
     assert "handler bad failed on event" in caplog.text
@@ -682,23 +684,23 @@ def test_without_types_nothing_is_written(db):
     assert states(db) == {}
 
 
-def test_a_batch_writes_its_rows_of_the_outbox_with_its_links(hooked):
+def test_a_batch_writes_its_rows_of_the_outbox_with_its_links(handler_db):
     """In one statement, however many events it links; it also projects, and closes the orphans."""
     sent = []
-    sa.event.listen(hooked.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
-    linked(hooked, 20)
-    assert len([one for one in sent if "_link_v1" in one or "hook_outbox" in one]) == 1
-    assert states(hooked) == {"waiting": 20}
+    sa.event.listen(handler_db.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    linked(handler_db, 20)
+    assert len([one for one in sent if "_link_v1" in one or "handler_outbox" in one]) == 1
+    assert states(handler_db) == {"waiting": 20}
 
 
-def test_an_event_that_comes_twice_is_in_the_outbox_once(hooked):
+def test_an_event_that_comes_twice_is_in_the_outbox_once(handler_db):
     """Recorded twice, and linked later."""
     told = leaving("all")
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"))
         record(connection, event("m-1", "bounced"))
-    factories.delivery(hooked, "m-1")
-    hooked.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
+    factories.delivery(handler_db, "m-1")
+    handler_db.run("UPDATE mailglass_open_orphans SET arrived_at = arrived_at - interval '5 minutes'")
     mailglass_reconcile.reconcile()
     mailglass_reconcile.reconcile()
     dispatch()

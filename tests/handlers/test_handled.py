@@ -43,26 +43,26 @@ def test_a_new_handler_gets_what_it_missed_once(missed):
     assert effects(missed) == {"suppress": 4}
 
 
-def test_a_second_handler_of_a_type_gets_what_the_first_has_done_already(hooked):
+def test_a_second_handler_of_a_type_gets_what_the_first_has_done_already(handler_db):
     """The first one does not run again, and what waits or is dead is left as it is."""
     for number in range(3):
-        factories.delivery(hooked, f"m-{number}")
+        factories.delivery(handler_db, f"m-{number}")
     leaving("first", "bounced")
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-0", "bounced"))
     assert dispatch().dispatched == 1
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", provider_event_id="2"))
         record(connection, event("m-2", "bounced", provider_event_id="3"))
-    hooked.run(
-        "UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE event_id ="
-        " (SELECT max(event_id::text)::uuid FROM mailglass_hook_outbox WHERE state = 'waiting')"
+    handler_db.run(
+        "UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE event_id ="
+        " (SELECT max(event_id::text)::uuid FROM mailglass_handler_outbox WHERE state = 'waiting')"
     )
     leaving("second", "bounced")
-    assert handled.replay(hooked.database, "bounced", WEEK) == 1
-    assert states(hooked) == {"waiting": 2, "dead": 1}
+    assert handled.replay(handler_db.database, "bounced", WEEK) == 1
+    assert states(handler_db) == {"waiting": 2, "dead": 1}
     assert dispatch().dispatched == 2
-    assert effects(hooked) == {"first": 2, "second": 2}
+    assert effects(handler_db) == {"first": 2, "second": 2}
 
 
 def test_a_replay_goes_through_the_ledger_page_by_page_and_keeps_to_its_time(missed, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_send_is_handed_over_by_the_statement_that_stores_it(db):
     for _ in range(2):
         with db.engine.begin() as connection:
             record_send(connection, provider="postmark", sent=[sent], tenant_id=factories.TENANT)
-    assert db.rows("SELECT type, state FROM mailglass_hook_outbox") == [("dispatched", "waiting")]
+    assert db.rows("SELECT type, state FROM mailglass_handler_outbox") == [("dispatched", "waiting")]
 
 
 HANDLER = """
@@ -117,46 +117,46 @@ def test_the_command_replays_after_a_question(missed, tmp_path):
     assert effects(missed) == {"suppress": 4}
 
 
-def test_a_type_is_forgotten_with_its_waiting_events(hooked):
+def test_a_type_is_forgotten_with_its_waiting_events(handler_db):
     """What is done or dead stays until it is pruned; other types are left alone; no further event is handed over."""
-    factories.delivery(hooked, "m-1")
+    factories.delivery(handler_db, "m-1")
     failing("bad", ValueError())
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced"), event("m-1", "opened", provider_event_id="2"))
-    hooked.broken.add("I14")
-    refused = commands.tried(hooked, "dispatch", "--forget", "bounced")
+    handler_db.broken.add("I14")
+    refused = commands.tried(handler_db, "dispatch", "--forget", "bounced")
     assert (refused.returncode, "pass --yes to forget bounced and delete its 1 waiting event" in refused.stderr) == (
         2,
         True,
     )
-    done = commands.run(hooked, "dispatch", "--forget", "bounced", "--yes", "--json")
+    done = commands.run(handler_db, "dispatch", "--forget", "bounced", "--yes", "--json")
     assert commands.conforming("dispatch", done.stdout) == [{"forgotten": "bounced", "deleted": 1}]
-    assert hooked.rows("SELECT type FROM mailglass_hook_outbox") == [("opened",)]
-    assert ("bounced",) not in hooked.rows(TYPES)
-    with hooked.engine.begin() as connection:
+    assert handler_db.rows("SELECT type FROM mailglass_handler_outbox") == [("opened",)]
+    assert ("bounced",) not in handler_db.rows(TYPES)
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", provider_event_id="3"))
-    assert states(hooked) == {"waiting": 1}
-    again = commands.tried(hooked, "dispatch", "--forget", "bonced", "--yes")
+    assert states(handler_db) == {"waiting": 1}
+    again = commands.tried(handler_db, "dispatch", "--forget", "bonced", "--yes")
     assert (again.returncode, again.stderr) == (
         1,
         "no dispatcher ever had a handler of 'bonced' (did you mean bounced?), and no event of this type waits\n",
     )
 
 
-def test_a_type_that_still_has_a_dispatcher_comes_back(hooked):
+def test_a_type_that_still_has_a_dispatcher_comes_back(handler_db):
     """The question says when a dispatcher had a handler of it last."""
     leaving("suppress", "bounced")
-    handled.forget(hooked.database, "bounced")
-    assert ("bounced",) not in hooked.rows(TYPES)
+    handled.forget(handler_db.database, "bounced")
+    assert ("bounced",) not in handler_db.rows(TYPES)
     dispatch()
-    assert ("bounced",) in hooked.rows(TYPES)
+    assert ("bounced",) in handler_db.rows(TYPES)
 
 
 @pytest.mark.slow
 def test_a_sweep_in_a_process_with_handlers_writes_down_their_types_first(db, tmp_path):
     """So they run on what the very first one links; a role that may not write them down sweeps anyway."""
     (tmp_path / "suppressing.py").write_text(HANDLER)
-    db.hooked.add("bounced")
+    db.handled.add("bounced")
     factories.delivery(db, "m-1")
     factories.orphan(db, factories.postmark("m-1"), type="bounced")
     done = commands.started(db, "sweep", MAILGLASS_IMPORTS="suppressing", PYTHONPATH=str(tmp_path))

@@ -41,24 +41,24 @@ def command(db, *arguments, **more):
     return done.returncode, commands.conforming("dispatch", done.stdout)[0], done.stderr
 
 
-def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(hooked):
+def test_the_command_dispatches_lists_what_is_dead_and_lets_it_be_tried_again(handler_db):
     """Exit code 1 while a handler fails, 0 when none does; a process without handlers leaves the rows."""
-    link(hooked, "m-0", "m-1")
+    link(handler_db, "m-0", "m-1")
     mailglass_reconcile.reconcile()
-    code, result, told = command(hooked, "dispatch", MAILGLASS_IMPORTS="")
+    code, result, told = command(handler_db, "dispatch", MAILGLASS_IMPORTS="")
     assert (code, result["dispatched"]) == (0, 0)
     assert "MAILGLASS_IMPORTS" in told
-    code, result, _ = command(hooked, "dispatch")
+    code, result, _ = command(handler_db, "dispatch")
     assert (code, result["dispatched"], result["handled"], result["failed"]) == (1, 1, 3, 1)
-    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
-    code, listed, _ = command(hooked, "dispatch", "--dead")
+    handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
+    code, listed, _ = command(handler_db, "dispatch", "--dead")
     assert (code, [(one["error"], one["done"]) for one in listed["dead"]]) == (0, [("ValueError", ["steady"])])
     event_id = listed["dead"][0]["event_id"]
-    assert command(hooked, "dispatch", "--retry", factories.new_id())[:2] == (1, {"retried": 0})
-    assert command(hooked, "dispatch", "--retry", event_id)[:2] == (0, {"retried": 1})
-    hooked.run("UPDATE mailglass_deliveries SET provider_message_id = 'm-2' WHERE provider_message_id = 'm-1'")
-    assert command(hooked, "dispatch")[0] == 0
-    assert effects(hooked) == {"steady": 2, "flaky": 2}
+    assert command(handler_db, "dispatch", "--retry", factories.new_id())[:2] == (1, {"retried": 0})
+    assert command(handler_db, "dispatch", "--retry", event_id)[:2] == (0, {"retried": 1})
+    handler_db.run("UPDATE mailglass_deliveries SET provider_message_id = 'm-2' WHERE provider_message_id = 'm-1'")
+    assert command(handler_db, "dispatch")[0] == 0
+    assert effects(handler_db) == {"steady": 2, "flaky": 2}
 
 
 SLOW = """
@@ -71,20 +71,23 @@ def slow(connection, event):
 SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(20)'"
 
 
-def test_sigterm_lets_the_command_give_back_what_it_has_not_begun(hooked, tmp_path):
+def test_sigterm_lets_the_command_give_back_what_it_has_not_begun(handler_db, tmp_path):
     """A container that is stopped costs its events no attempt, but the one whose handler runs."""
     (tmp_path / "slow_handlers.py").write_text(SLOW)
-    link(hooked, "m-0", "m-1", "m-2")
+    link(handler_db, "m-0", "m-1", "m-2")
     mailglass_reconcile.reconcile()
-    environment = {**hooked.environment(hooked.settings.redis_url.get_secret_value()), "PYTHONPATH": str(tmp_path)}
+    environment = {
+        **handler_db.environment(handler_db.settings.redis_url.get_secret_value()),
+        "PYTHONPATH": str(tmp_path),
+    }
     dispatching = subprocess.Popen(
         [sys.executable, "-m", "mailglass_reconcile", "dispatch"],
         env={**environment, "MAILGLASS_IMPORTS": "slow_handlers"},
     )
-    wait_until(lambda: hooked.value(SLEEPING), PATIENCE)
+    wait_until(lambda: handler_db.value(SLEEPING), PATIENCE)
     dispatching.terminate()
     assert dispatching.wait(PATIENCE) == 130
-    assert sorted(hooked.rows("SELECT attempts FROM mailglass_hook_outbox")) == [(0,), (0,), (1,)]
+    assert sorted(handler_db.rows("SELECT attempts FROM mailglass_handler_outbox")) == [(0,), (0,), (1,)]
 
 
 def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(site):
@@ -98,17 +101,17 @@ def test_a_worker_s_sweep_lets_handlers_hear_at_once_and_beat_what_has_failed(si
         def tried_again() -> bool:
             """Whether it is handled now; the first attempt may note its failure, and when to try again, only later."""
             make_due(site.db)
-            site.client.send_task(DISPATCH_TASK, queue="mailglass_hooks")
+            site.client.send_task(DISPATCH_TASK, queue="mailglass_handlers")
             return states(site.db) == {"dispatched": 2}
 
         wait_until(tried_again, PATIENCE)
     assert effects(site.db) == {"steady": 2, "flaky": 2}
 
 
-def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch):
+def test_a_broker_that_is_away_costs_a_sweep_nothing(handler_db, caplog, monkeypatch):
     """The rows wait for the next dispatch, and one line says so."""
     tasks = pytest.importorskip("mailglass_reconcile.tasks")
-    link(hooked, "m-0")
+    link(handler_db, "m-0")
     app = tasks.dispatch.app
     monkeypatch.setattr(app.conf, "broker_url", "redis://127.0.0.1:1/0")
     monkeypatch.setitem(app.conf, "broker_url", "redis://127.0.0.1:1/0")
@@ -116,7 +119,7 @@ def test_a_broker_that_is_away_costs_a_sweep_nothing(hooked, caplog, monkeypatch
     mailglass_reconcile.reconcile()
     tasks.ask_for_dispatch()
     assert "handlers run at the next dispatch" in caplog.text
-    assert states(hooked) == {"waiting": 1}
+    assert states(handler_db) == {"waiting": 1}
 
 
 def test_beat_dispatches_every_ten_seconds_unless_it_is_told_otherwise():
@@ -142,46 +145,48 @@ def test_the_prune_is_at_three_utc_in_an_app_of_any_time_zone(zone):
 
 
 @pytest.mark.guard
-def test_prune_keeps_what_waits_and_deletes_what_is_done(hooked):
+def test_prune_keeps_what_waits_and_deletes_what_is_done(handler_db):
     """Dispatched rows after 14 days, dead ones after 90; those that wait are kept, however old they are."""
     leaving("good")
     failing("bad", ValueError(), times=1)
-    link(hooked, "m-0", "m-1", "m-2", "m-3")
+    link(handler_db, "m-0", "m-1", "m-2", "m-3")
     mailglass_reconcile.reconcile()
     mailglass_reconcile.dispatch()
-    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
-    assert dispatcher.retry(hooked.database) == 1
-    assert [states(hooked), mailglass_reconcile.prune().hooks_dispatched] == [{"dispatched": 3, "waiting": 1}, 0]
-    hooked.run("UPDATE mailglass_hook_outbox SET finished_at = finished_at - interval '15 days'")
+    handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now() WHERE state = 'waiting'")
+    assert dispatcher.retry(handler_db.database) == 1
+    assert [states(handler_db), mailglass_reconcile.prune().jobs_done] == [{"dispatched": 3, "waiting": 1}, 0]
+    handler_db.run("UPDATE mailglass_handler_outbox SET finished_at = finished_at - interval '15 days'")
     pruned = mailglass_reconcile.prune()
-    assert (pruned.hooks_dispatched, pruned.hooks_dead) == (3, 0)
-    hooked.run("UPDATE mailglass_hook_outbox SET inserted_at = inserted_at - interval '91 days'")
-    at_once = hooked.settings.model_copy(update={"retention_dead_days": 0})
-    mailglass_reconcile.configure(engine=hooked.engine, settings=at_once)
-    assert [mailglass_reconcile.prune().hooks_dead, states(hooked)] == [0, {"waiting": 1}]
-    hooked.run("UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now()")
-    assert mailglass_reconcile.prune().hooks_dead == 1
-    hooked.broken.add("I14")
+    assert (pruned.jobs_done, pruned.jobs_dead) == (3, 0)
+    handler_db.run("UPDATE mailglass_handler_outbox SET inserted_at = inserted_at - interval '91 days'")
+    at_once = handler_db.settings.model_copy(update={"retention_dead_days": 0})
+    mailglass_reconcile.configure(engine=handler_db.engine, settings=at_once)
+    assert [mailglass_reconcile.prune().jobs_dead, states(handler_db)] == [0, {"waiting": 1}]
+    handler_db.run("UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()")
+    assert mailglass_reconcile.prune().jobs_dead == 1
+    handler_db.broken.add("I14")
 
 
 @pytest.mark.guard
-def test_status_counts_what_waits_and_what_is_dead(hooked):
+def test_status_counts_what_waits_and_what_is_dead(handler_db):
     """Both are what an operator looks at."""
-    link(hooked, "m-0", "m-1")
+    link(handler_db, "m-0", "m-1")
     mailglass_reconcile.reconcile()
-    dying = "SELECT event_id FROM mailglass_hook_outbox LIMIT 1"
-    hooked.run(f"UPDATE mailglass_hook_outbox SET state = 'dead', finished_at = now() WHERE event_id = ({dying})")  # noqa: S608
-    found = status.status(hooked.database)
-    assert (found.hooks_waiting, found.hooks_dead) == (1, 1)
+    handler_db.run(
+        "UPDATE mailglass_handler_outbox SET state = 'dead', finished_at = now()"
+        " WHERE event_id = (SELECT event_id FROM mailglass_handler_outbox LIMIT 1)"
+    )
+    found = status.status(handler_db.database)
+    assert (found.jobs_waiting, found.jobs_dead) == (1, 1)
 
 
 DISPATCHED = """
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
 SELECT gen_random_uuid(), gen_random_uuid(), CASE mod(n, 2) WHEN 0 THEN 'opened' ELSE 'bounced' END,
        CASE mod(n, 3) WHEN 0 THEN 'waiting' ELSE 'dispatched' END, 1, now() - interval '1 day', now(),
        CASE mod(n, 3) WHEN 0 THEN NULL ELSE now() END
   FROM generate_series(1, 60000) AS n;
-UPDATE mailglass_hook_outbox SET attempts = 0, type = 'opened' WHERE state = 'waiting';
+UPDATE mailglass_handler_outbox SET attempts = 0, type = 'opened' WHERE state = 'waiting';
 """
 
 
@@ -189,19 +194,19 @@ BLOCKS = "SELECT pg_stat_get_xact_blocks_fetched(to_regclass(:name))"
 
 
 @pytest.mark.parametrize("statistics", ["fresh", "of an empty table"])
-def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(hooked, statistics):
+def test_a_claim_reads_neither_what_is_dispatched_nor_what_nobody_here_handles(handler_db, statistics):
     """40,000 dispatched rows, and 20,000 that wait for a handler elsewhere, in front of ten that are due."""
-    hooked.run("ALTER TABLE mailglass_hook_outbox SET (autovacuum_enabled = false)")
-    hooked.run("ANALYZE mailglass_hook_outbox")
-    with hooked.engine.begin() as connection:
+    handler_db.run("ALTER TABLE mailglass_handler_outbox SET (autovacuum_enabled = false)")
+    handler_db.run("ANALYZE mailglass_handler_outbox")
+    with handler_db.engine.begin() as connection:
         connection.exec_driver_sql(DISPATCHED)
-    link(hooked, *(f"m-{n}" for n in range(10)))
+    link(handler_db, *(f"m-{n}" for n in range(10)))
     mailglass_reconcile.reconcile()
     if statistics == "fresh":
-        hooked.run("ANALYZE mailglass_hook_outbox")
-    hooked.broken.add("I14")
-    name = {"name": "public.mailglass_hook_outbox"}
-    with hooked.database.writing() as tx:
+        handler_db.run("ANALYZE mailglass_handler_outbox")
+    handler_db.broken.add("I14")
+    name = {"name": "public.mailglass_handler_outbox"}
+    with handler_db.database.writing() as tx:
         before = tx.execute(BLOCKS, name).scalar_one()
         assert len(outbox.claim(tx, ["bounced", "complained"], 100, tried=False)) == 10
         assert outbox.claim(tx, ["bounced", "complained"], 100, tried=False) == []

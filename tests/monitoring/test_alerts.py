@@ -217,17 +217,17 @@ def test_events_that_expire_although_a_delivery_has_their_id_are_seen(db, timeli
     timeline.fires("Expired")
 
 
-def test_a_handler_that_has_failed_for_the_last_time_is_dead(hooked, timeline):
+def test_a_handler_that_has_failed_for_the_last_time_is_dead(handler_db, timeline):
     """One that will be tried again is not."""
     failing("one", ValueError())
-    traffic(hooked, "handled")
+    traffic(handler_db, "handled")
     reconcile()
     timeline.scrape()
     dispatch()
     timeline.scrape(minutes=10)
     timeline.fires()
-    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
-    make_due(hooked)
+    handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
+    make_due(handler_db)
     dispatch()
     timeline.scrape(minutes=6)
     timeline.fires("HandlersDead")

@@ -19,12 +19,12 @@ SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', :st
        now()::timestamp - make_interval(days => :days), now()
 """
 HOOK = """
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
 VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', :state, now(), now(),
         now()::timestamp - make_interval(days => :days))
 """
 ROWS = """
-SELECT (SELECT count(*) FROM mailglass_webhook_events) + (SELECT count(*) FROM mailglass_hook_outbox)
+SELECT (SELECT count(*) FROM mailglass_webhook_events) + (SELECT count(*) FROM mailglass_handler_outbox)
        + (SELECT count(*) FROM mailglass_open_orphans) + (SELECT count(*) FROM mailglass_events)
        + (SELECT count(*) FROM mailglass_deliveries) + (SELECT count(*) FROM mailglass_reconcile_runs)
 """
@@ -79,7 +79,7 @@ def test_the_oldest_of_each_is_shown(db, old):
     ages = {
         one.step: (now - dt.datetime.fromisoformat(one.oldest)) // dt.timedelta(days=1) for one in preview.preview(old)
     }
-    expected = {"succeeded": 15, "dead": 91, "failed": 400, "hooks_dispatched": 20, "hooks_dead": 100, "expired": 8}
+    expected = {"succeeded": 15, "dead": 91, "failed": 400, "jobs_done": 20, "jobs_dead": 100, "expired": 8}
     assert expected.items() <= ages.items()
     assert ages["events"] == 40
     assert pruner.prune_with(old).settled == 1

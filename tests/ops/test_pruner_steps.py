@@ -90,7 +90,7 @@ def test_an_uncommitted_link_is_not_reported_as_added(db):
 
 STEPS = {
     "succeeded": "mailglass_webhook_events",
-    "hooks_dispatched": "mailglass_hook_outbox",
+    "jobs_done": "mailglass_handler_outbox",
     "expired": "mailglass_open_orphans",
     "ids": "mailglass_open_orphan_ids",
 }
@@ -120,7 +120,7 @@ def test_a_step_that_fails_is_reported_and_the_others_run(db, caplog, step):
 
 PENDING = {
     "succeeded": "SELECT count(*) FROM mailglass_webhook_events",
-    "hooks_dispatched": "SELECT count(*) FROM mailglass_hook_outbox",
+    "jobs_done": "SELECT count(*) FROM mailglass_handler_outbox",
     "expired": "SELECT count(*) FROM mailglass_open_orphans WHERE arrived_at < now()::timestamp - interval '8 days'",
     "settled": "SELECT count(*) FROM mailglass_open_orphans WHERE arrived_at > now()::timestamp - interval '8 days'",
     "ids": "SELECT count(*) FROM mailglass_open_orphan_ids",
@@ -140,7 +140,7 @@ def fill(db, number: int) -> None:
                                                  raw_payload, received_at, inserted_at, updated_at)
            SELECT gen_random_uuid(), 'acme', 'postmark', gen_random_uuid(), 'Delivery', 'succeeded', '{}', now(),
                   now()::timestamp - interval '20 days', now() FROM generate_series(1, :number)""",
-        """INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
+        """INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
            SELECT gen_random_uuid(), gen_random_uuid(), 'opened', 'dispatched', now(), now(),
                   now()::timestamp - interval '20 days' FROM generate_series(1, :number)""",
         """INSERT INTO mailglass_open_orphans
@@ -160,14 +160,14 @@ def test_a_right_that_a_step_lacks_is_named_with_its_grant(db, admin):
         connection.exec_driver_sql(f"CREATE ROLE {role}")
     try:
         db.run(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
-        db.run(f"REVOKE DELETE ON mailglass_hook_outbox FROM {role}")
+        db.run(f"REVOKE DELETE ON mailglass_handler_outbox FROM {role}")
         settings = db.settings.model_copy(update={"retention_dead_days": None})
         acting = engines.create_engine(settings)
         sa.event.listen(acting, "connect", lambda raw, _: (raw.execute(f"SET ROLE {role}"), raw.commit()))
         result = prune_with(Database(acting, settings))
         assert result.failures == {
-            "hooks_dispatched": f"role {role} lacks a privilege (SQLSTATE 42501):"
-            f" run GRANT DELETE ON public.mailglass_hook_outbox TO {role}"
+            "jobs_done": f"role {role} lacks a privilege (SQLSTATE 42501):"
+            f" run GRANT DELETE ON public.mailglass_handler_outbox TO {role}"
         }
         assert (result.succeeded, result.expired, result.settled, result.status) == (1, 1, 1, "partial")
     finally:
@@ -192,7 +192,7 @@ def test_two_prunes_at_the_same_time_share_the_work(db, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(prune, range(2)))
     assert [result.failures for result in results] == [{}, {}]
-    for name in ("succeeded", "hooks_dispatched", "expired", "settled"):
+    for name in ("succeeded", "jobs_done", "expired", "settled"):
         assert sum(getattr(result, name) for result in results) == 2_000
     assert counted(db) == dict.fromkeys(PENDING, 0)
     assert db.value("SELECT sum(linked) FROM mailglass_reconcile_runs") == 500

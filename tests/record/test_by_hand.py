@@ -56,13 +56,13 @@ def test_what_no_sweep_links_can_be_linked_by_hand(db):
     assert len(db.witness.messages()) == 2 * len(events)
 
 
-def test_the_delivery_is_brought_up_to_date_and_handlers_run(hooked):
+def test_the_delivery_is_brought_up_to_date_and_handlers_run(handler_db):
     """As by any other link."""
     told = []
     mailglass_reconcile.on_event("bounced", name="told")(lambda _, event: told.append(event.event_id))
-    event, to = factories.orphan(hooked, {"provider": "postmark"}, type="bounced"), factories.delivery(hooked)
-    by_hand(hooked, event, to)
-    assert hooked.rows("SELECT last_event_type, terminal FROM mailglass_deliveries") == [("bounced", True)]
+    event, to = factories.orphan(handler_db, {"provider": "postmark"}, type="bounced"), factories.delivery(handler_db)
+    by_hand(handler_db, event, to)
+    assert handler_db.rows("SELECT last_event_type, terminal FROM mailglass_deliveries") == [("bounced", True)]
     assert mailglass_reconcile.dispatch().dispatched == 1
     assert [str(one) for one in told] == [event]
 

@@ -44,27 +44,27 @@ def everything(db):
     )
 
 
-def test_a_dump_holds_the_address_no_more(hooked):
+def test_a_dump_holds_the_address_no_more(handler_db):
     """Of an installation that recorded everything with our writers, and whose metadata holds no address.
 
     The name has letters that no id in hexadecimal digits has.
     """
     mailglass_reconcile.on_event("bounced", name="handler")(lambda _connection, _event: None)
     sends = [Sent(recipient="Lovelace <Lovelace@Example.com>", message_id=id_) for id_ in ("m-1", "m-2")]
-    with hooked.engine.begin() as connection:
+    with handler_db.engine.begin() as connection:
         record_send(connection, tenant_id=factories.TENANT, provider="postmark", sent=sends, metadata={"order": 1})
         record(connection, event("m-1", "bounced", recipient="lovelace@example.com"), provider="postmark")
         record(
             connection, event("nobody's", recipient="LOVELACE@example.com", provider_event_id="2"), provider="postmark"
         )
         record(connection, event("m-3", recipient="bob@example.com", provider_event_id="3"), provider="postmark")
-    raw(hooked, {"Recipient": "Lovelace@Example.com"})
+    raw(handler_db, {"Recipient": "Lovelace@Example.com"})
     mailglass_reconcile.reconcile()
-    assert everything(hooked).lower().count("lovelace@example.com") == 4
-    done = erased(hooked, "lovelace@example.com")
+    assert everything(handler_db).lower().count("lovelace@example.com") == 4
+    done = erased(handler_db, "lovelace@example.com")
     assert (done.deliveries, done.open_orphans, done.webhook_events) == (2, 1, 1)
     assert [place[:8] for place in done.not_reached] == ["metadata"]
-    left = everything(hooked).lower()
+    left = everything(handler_db).lower()
     assert "lovelace" not in left
     assert "bob@example.com" in left
 
@@ -179,15 +179,15 @@ def test_a_sweep_that_has_read_the_address_before_does_not_write_it_back(db):
     assert db.rows("SELECT recipient, recipient_lost FROM mailglass_open_orphans") == [(None, True)]
 
 
-def test_a_handler_that_runs_later_gets_no_recipient(hooked):
+def test_a_handler_that_runs_later_gets_no_recipient(handler_db):
     """Not an address at erased.invalid, to which it might write."""
     heard = []
     mailglass_reconcile.on_event("bounced", name="heard")(lambda _, event: heard.append(event.recipient))
-    factories.delivery(hooked, "m-1", recipient=ADA)
-    with hooked.engine.begin() as connection:
+    factories.delivery(handler_db, "m-1", recipient=ADA)
+    with handler_db.engine.begin() as connection:
         record(connection, event("m-1", "bounced", recipient=ADA))
-    erased(hooked)
-    make_due(hooked)
+    erased(handler_db)
+    make_due(handler_db)
     mailglass_reconcile.dispatch()
     assert heard == [None]
 

@@ -65,8 +65,8 @@ def test_old_events_go_and_deliveries_follow(db):
     orphan(db, postmark("m-3"), age_seconds=31 * 86_400)
     before = ledger(db)
     assert prune(db, 30, 30).as_dict() | {"expired": 0} == {
-        **dict.fromkeys(("succeeded", "dead", "failed", "expired", "settled", "added", "hooks_dispatched"), 0),
-        **{"hooks_dead": 0, "events": 4, "deliveries": 1, "failures": {}, "status": "ok"},
+        **dict.fromkeys(("succeeded", "dead", "failed", "expired", "settled", "added", "jobs_done"), 0),
+        **{"jobs_dead": 0, "events": 4, "deliveries": 1, "failures": {}, "status": "ok"},
     }
     assert len(before) == 8
     assert len(ledger(db)) == 4
@@ -112,7 +112,7 @@ def test_an_event_that_a_handler_still_needs_is_kept_with_its_delivery(db, state
     event = attached(db, old, 40)
     finished = None if state == "waiting" else dt.datetime(2026, 11, 26)
     db.run(
-        """INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
+        """INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, next_at, inserted_at, finished_at)
            VALUES (CAST(:event AS uuid), CAST(:delivery AS uuid), 'opened', :state, now(), now(), :finished)""",
         event=event, delivery=old, state=state, finished=finished,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from mailglass_reconcile import Sent, record_send
 from recording import event, record
 
 CANARY = "canary.lovelace@bücher.example"
-KEPT = ("mailglass_reconcile_runs", "mailglass_events", "mailglass_hook_outbox")
+KEPT = ("mailglass_reconcile_runs", "mailglass_events", "mailglass_handler_outbox")
 
 
 class Operator:

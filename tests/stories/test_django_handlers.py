@@ -32,10 +32,10 @@ def site(app):
 
 
 @pytest.fixture
-def told(hooked, app, backends, post):
+def told(handler_db, app, backends, post):
     """A message whose events have reached its delivery, and wait for handlers."""
     post(Message.accepted(POSTMARK, 1, [ANN]).requests(*STORY))
-    return hooked
+    return handler_db
 
 
 def writing(name, *, fails=()):
@@ -58,7 +58,7 @@ def test_what_a_handler_writes_by_django_is_committed_once_for_each_event(told):
     calls = writing("orm", fails=(2, 3))
     given = leaving("given")
     first = dispatch()
-    events = told.value("SELECT count(*) FROM mailglass_hook_outbox")
+    events = told.value("SELECT count(*) FROM mailglass_handler_outbox")
     assert (first.failed, effects(told)) == (2, {"orm": events - 2, "given": events})
     make_due(told)
     dispatch()
@@ -77,14 +77,14 @@ def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(told):
             with pytest.raises(ProgrammingError):
                 cursor.execute("SELECT nonsense")
 
-    told.hooked.clear()
+    told.handler_db.clear()
     assert dispatch().failed == 1
     assert effects(told) == {}
 
 
 def test_a_handler_cannot_commit(told):
     """Neither by Django nor through the connection that it is given."""
-    told.hooked.clear()
+    told.handler_db.clear()
 
     @on_event("delivered", name="django")
     def by_django(_connection, event):
@@ -111,7 +111,7 @@ def test_a_database_that_is_away_is_named_as_django_names_it(told):
             dispatch()
     finally:
         djangos.settings_dict.update(kept)
-    told.hooked.clear()
+    told.handler_db.clear()
 
 
 def careless(name, act, *types):
@@ -137,7 +137,7 @@ UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction
 @pytest.mark.parametrize("act", UNDONE.values(), ids=UNDONE)
 def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
     """It did not raise; the other handlers of the event are done."""
-    told.hooked.clear()
+    told.handler_db.clear()
     careless("undone", act)
     given = leaving("given", "delivered")
     result = dispatch()
@@ -147,7 +147,7 @@ def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
 
 def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
     """`on_commit` runs after the handler's own commit: what it raises undoes nothing."""
-    told.hooked.clear()
+    told.handler_db.clear()
     called = []
 
     def callback(name):
@@ -220,7 +220,7 @@ def _catch_in_atomic():
 @pytest.mark.parametrize("mode", MODES)
 def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode):
     """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
-    told.hooked.clear()
+    told.handler_db.clear()
     good = _handlers_of_all_kinds()
     with MODES[mode]():
         result = dispatch()
@@ -232,13 +232,13 @@ def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode)
             transaction.commit()
     assert (result.handled, result.failed) == (len(good), 3)
     assert effects(told) == dict.fromkeys(good, 1)
-    assert sorted(told.value("SELECT done FROM mailglass_hook_outbox WHERE done <> '{}'")) == sorted(good)
+    assert sorted(told.value("SELECT done FROM mailglass_handler_outbox WHERE done <> '{}'")) == sorted(good)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "autocommit"])
 def test_what_the_application_rolls_back_has_not_been_done(told, mode):
     """The effects and the notes go together, and so does the attempt."""
-    told.hooked.clear()
+    told.handler_db.clear()
     given = leaving("given", "delivered")
     with suppress(ZeroDivisionError), MODES[mode]():
         assert dispatch().dispatched == 1
@@ -252,7 +252,7 @@ def test_what_the_application_rolls_back_has_not_been_done(told, mode):
 
 def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
     """A task or the command: nobody else would commit there, and a handler that kills its process would do so again."""
-    told.hooked.clear()
+    told.handler_db.clear()
     leaving("given", "delivered")
     with _autocommit_off_by_setting():
         assert dispatch_within(None, "beat").dispatched == 1
@@ -263,7 +263,7 @@ def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
 
 def test_a_process_of_ours_joins_a_transaction_that_is_open_already(told):
     """A task in eager mode, in an application's own transaction."""
-    told.hooked.clear()
+    told.handler_db.clear()
     leaving("given", "delivered")
     with _autocommit_off_by_setting():
         with djangos.cursor() as cursor:

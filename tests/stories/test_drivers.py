@@ -87,7 +87,7 @@ def test_every_writer_and_reader_does_what_it_does(db, driver):
     assert deliveries == [(ada, "clicked", {HARD: 1}), (bob, "bounced", {HARD: 1})]
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'sent'") == {HARD: HARD}
     assert db.value("SELECT metadata FROM mailglass_events WHERE type = 'delivered'")[HARD] == [HARD, 1, None, "\ufffd"]
-    assert db.rows("SELECT type FROM mailglass_hook_outbox ORDER BY type") == [("bounced",), ("delivered",)]
+    assert db.rows("SELECT type FROM mailglass_handler_outbox ORDER BY type") == [("bounced",), ("delivered",)]
     db.broken.add("I2")  # one event was projected that is not in the ledger
 
 

@@ -222,12 +222,12 @@ def test_an_eraser_erases(db, acting):
         refused(settings, statement)
 
 
-def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(hooked, acting):
+def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(handler_db, acting):
     """The sweeper's links and the recorder's attachments are both told of, and pruned in the end."""
     told = leaving("all")
-    hooked.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
-    delivery(hooked, "m-1")
-    orphan(hooked, postmark("m-1"))
+    handler_db.run("GRANT USAGE ON SCHEMA witness TO PUBLIC; GRANT INSERT ON witness.effects TO PUBLIC")
+    delivery(handler_db, "m-1")
+    orphan(handler_db, postmark("m-1"))
     acting("mailglass_sweeper")
     assert mailglass_reconcile.reconcile().linked == 1
     opened = WebhookEvent(type="opened", occurred_at=dt.datetime.now(dt.UTC), provider_event_id="1", message_id="m-1")
@@ -235,10 +235,10 @@ def test_a_dispatcher_runs_handlers_on_what_a_sweeper_and_a_recorder_have_left(h
         record_webhook(connection, tenant_id="acme", provider="postmark", events=[opened])
     acting("mailglass_dispatcher")
     assert mailglass_reconcile.dispatch().dispatched == len(told) == 2
-    assert hooked.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == 1
-    hooked.broken.add("I14")
+    assert handler_db.value("SELECT count(*) FROM mailglass_reconcile_runs WHERE kind = 'dispatch'") == 1
+    handler_db.broken.add("I14")
     acting("mailglass_sweeper", retention_succeeded_days=0)
-    assert mailglass_reconcile.prune().hooks_dispatched == 2
+    assert mailglass_reconcile.prune().jobs_done == 2
 
 
 def test_a_writer_inserts_events(db, acting):
@@ -355,15 +355,15 @@ def test_nobody_reads_the_mail_of_a_delivery_or_moves_it_to_another_tenant(db, a
         ("mailglass_recorder", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
         ("mailglass_recorder", "UPDATE mailglass_open_orphans SET event_id = gen_random_uuid()"),
         ("mailglass_recorder", "UPDATE mailglass_open_orphans SET arrived_at = now()"),
-        ("mailglass_recorder", "INSERT INTO mailglass_hook_outbox (state) VALUES ('dispatched')"),
+        ("mailglass_recorder", "INSERT INTO mailglass_handler_outbox (state) VALUES ('dispatched')"),
         ("mailglass_recorder", "DELETE FROM mailglass_open_orphans"),
         ("mailglass_sweeper", "UPDATE mailglass_open_orphans SET tenant_id = 'x'"),
-        ("mailglass_sweeper", "UPDATE mailglass_hook_outbox SET event_id = gen_random_uuid()"),
-        ("mailglass_sweeper", "INSERT INTO mailglass_hook_outbox (finished_at) VALUES (now())"),
-        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET delivery_id = gen_random_uuid()"),
-        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET event_id = gen_random_uuid()"),
-        ("mailglass_dispatcher", "UPDATE mailglass_hook_outbox SET type = 'opened'"),
-        ("mailglass_dispatcher", "INSERT INTO mailglass_hook_outbox (type) VALUES ('opened')"),
+        ("mailglass_sweeper", "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()"),
+        ("mailglass_sweeper", "INSERT INTO mailglass_handler_outbox (finished_at) VALUES (now())"),
+        ("mailglass_dispatcher", "UPDATE mailglass_handler_outbox SET delivery_id = gen_random_uuid()"),
+        ("mailglass_dispatcher", "UPDATE mailglass_handler_outbox SET event_id = gen_random_uuid()"),
+        ("mailglass_dispatcher", "UPDATE mailglass_handler_outbox SET type = 'opened'"),
+        ("mailglass_dispatcher", "INSERT INTO mailglass_handler_outbox (type) VALUES ('opened')"),
     ],
 )
 def test_nobody_changes_whose_event_something_is(db, acting, documented, statement):

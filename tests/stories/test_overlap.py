@@ -351,7 +351,7 @@ def test_handlers_hear_of_what_a_look_links(db):
     """Their outbox row is written with the link."""
     handle(db, "delivered")
     recorded = overlapped(db)
-    outbox = "SELECT count(*) FROM mailglass_hook_outbox"
+    outbox = "SELECT count(*) FROM mailglass_handler_outbox"
     assert db.value(outbox) == 0
     broadcast(recorded)
     assert (db.value(outbox), db.appended()) == (1, 1)

@@ -56,7 +56,7 @@ SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname !~ '^pg_'
 OURS = (
     "mailglass_open_orphan",
     "mailglass_handled_types",
-    "mailglass_hook_outbox",
+    "mailglass_handler_outbox",
     "mailglass_reconcile_",
     "prune_idx",
     "deliveries_reconcile_idx",

@@ -14,7 +14,7 @@ EFFECT = sa.text("INSERT INTO witness.effects VALUES (:handler, :event_id)")
 
 
 @pytest.fixture
-def hooked(db: Any) -> Iterator[Any]:
+def handler_db(db: Any) -> Iterator[Any]:
     """The test's database, in which all types have handlers, although this process has none yet."""
     registry._registered.clear()
     handle(db)
@@ -24,7 +24,7 @@ def hooked(db: Any) -> Iterator[Any]:
 
 def handle(db: Any, *types: str) -> None:
     """Let the database know that there are handlers of types, or of all, as if a dispatcher had been there."""
-    db.hooked.update(types or TYPES)
+    db.handled.update(types or TYPES)
     db.run(
         "INSERT INTO mailglass_handled_types SELECT unnest(CAST(:types AS text[])), now() ON CONFLICT DO NOTHING",
         types=list(types or TYPES),
@@ -69,9 +69,11 @@ def effects(db: Any) -> dict[str, int]:
 
 def states(db: Any) -> dict[str, int]:
     """Return how many rows of the outbox are in each state."""
-    return {row.state: row.n for row in db.rows("SELECT state, count(*) AS n FROM mailglass_hook_outbox GROUP BY 1")}
+    return {row.state: row.n for row in db.rows("SELECT state, count(*) AS n FROM mailglass_handler_outbox GROUP BY 1")}
 
 
 def make_due(db: Any) -> None:
     """Let all rows that wait be due now, as if their time had passed."""
-    db.run("UPDATE mailglass_hook_outbox SET next_at = now()::timestamp - interval '1 second' WHERE state = 'waiting'")
+    db.run(
+        "UPDATE mailglass_handler_outbox SET next_at = now()::timestamp - interval '1 second' WHERE state = 'waiting'"
+    )

@@ -67,7 +67,7 @@ SELECT count(*) FROM mailglass_open_orphan_ids AS k
 """
 _OUTBOX = """
 SELECT event_id::text AS id, delivery_id::text, type, state, attempts, done, error, finished_at
-  FROM mailglass_hook_outbox
+  FROM mailglass_handler_outbox
 """
 _EFFECTS = "SELECT handler, event_id::text AS id, count(*) AS n FROM witness.effects GROUP BY 1, 2"
 _WINDOW = """
@@ -171,7 +171,7 @@ def check(db: Any, witness: Witness, *, holding: frozenset[str] = ALL) -> None:
         check_nothing_is_left(db)
         state = read(db)
     _each({"I4": lambda: check_messages(state, witness.messages(), witness.early)}, holding)
-    _check_rows(state, db.hooked, holding)
+    _check_rows(state, db.handled, holding)
 
 
 def check_uncommitted(tx: Uncommitted) -> None:
@@ -181,17 +181,17 @@ def check_uncommitted(tx: Uncommitted) -> None:
         return
     state = State(driver, tx.settings)
     _each({"I13": lambda: check_open_set(state)}, ALL - tx.broken)
-    _check_rows(state, tx.hooked, ALL - tx.broken)
+    _check_rows(state, tx.handled, ALL - tx.broken)
 
 
-def _check_rows(state: State, hooked: Collection[str], holding: frozenset[str]) -> None:
+def _check_rows(state: State, handled: Collection[str], holding: frozenset[str]) -> None:
     checks: dict[str, Callable[[], None]] = {
         "I1": lambda: check_links(state),
         "I2": lambda: check_projection(state),
         "I3": lambda: check_ledger(state),
         "I5": lambda: check_tenants(state),
         "I7": lambda: check_monotone(state),
-        "I14": lambda: check_handlers(state, hooked),
+        "I14": lambda: check_handlers(state, handled),
     }
     _each(checks, holding)
 
@@ -380,7 +380,7 @@ def check_open_set(state: State) -> None:
     assert state.stray_ids == 0
 
 
-def check_handlers(state: State, hooked: Collection[str]) -> None:
+def check_handlers(state: State, handled: Collection[str]) -> None:
     """I14: every handler's effect exactly once per event, and the outbox has what reached a delivery, no more."""
     given = {link["reconciled_from"]: link["delivery_id"] for link in state.links}
     for id_, event in state.events.items():
@@ -394,7 +394,7 @@ def check_handlers(state: State, hooked: Collection[str]) -> None:
         assert len(set(row["done"])) == len(row["done"]), row
         assert row["attempts"] <= MOST_ATTEMPTS, row
         assert row["state"] != "dispatched" or row["error"] is None, row
-    missing = [id_ for id_ in given if state.events[id_]["type"] in hooked and id_ not in rows]
+    missing = [id_ for id_ in given if state.events[id_]["type"] in handled and id_ not in rows]
     assert not set(missing) - set(state.pruned)
     leaving = {handler for handler, _ in state.effects}
     noted = {(handler, id_) for id_, row in rows.items() for handler in row["done"] if handler in leaving}

@@ -24,7 +24,7 @@ LATER = """
 UPDATE mailglass_reconcile_runs
    SET started_at = started_at - interval '16 minutes', finished_at = finished_at - interval '16 minutes'
 """
-ONE_MORE_TRY = "UPDATE mailglass_hook_outbox SET attempts = 8, next_at = now()::timestamp WHERE state = 'waiting'"
+ONE_MORE_TRY = "UPDATE mailglass_handler_outbox SET attempts = 8, next_at = now()::timestamp WHERE state = 'waiting'"
 
 
 def pairs(system: System, number: int, **columns: Any) -> None:
@@ -139,11 +139,11 @@ def kill_handler(system: System) -> None:
     """Let a handler fail for the last time."""
     system.broken_handler.touch()
     pairs(system, 1, type="bounced")
-    tried = "SELECT count(*) FROM mailglass_hook_outbox WHERE error = 'RuntimeError'"
+    tried = "SELECT count(*) FROM mailglass_handler_outbox WHERE error = 'RuntimeError'"
     wait_until(lambda: system.admin.value(tried), PATIENCE)
     system.admin.run(ONE_MORE_TRY)
     system.run("dispatch")  # unless the worker has tried it meanwhile
-    dead = "SELECT count(*) FROM mailglass_hook_outbox WHERE state = 'dead'"
+    dead = "SELECT count(*) FROM mailglass_handler_outbox WHERE state = 'dead'"
     wait_until(lambda: system.admin.value(dead), PATIENCE)
 
 

@@ -115,7 +115,7 @@ SELECT CAST(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n * 8000), 
 
 # Handlers: a bounce that nobody could record, some that a mail server refuses, and new ones.
 OUTBOX = """
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
                                    finished_at)
 SELECT CAST(substr(r.idempotency_key, 12) AS uuid), r.delivery_id, o.type,
        CASE WHEN r.place <= 3 THEN 'dead' ELSE 'waiting' END,

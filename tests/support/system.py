@@ -36,7 +36,7 @@ RANK = (OK, WARNING, ERROR)
 EMPTIED = """
 SET LOCAL session_replication_role = replica;
 TRUNCATE mailglass_events, mailglass_deliveries, mailglass_webhook_events, mailglass_open_orphans,
-         mailglass_open_orphan_ids, mailglass_reconcile_runs, mailglass_hook_outbox
+         mailglass_open_orphan_ids, mailglass_reconcile_runs, mailglass_handler_outbox
 """
 
 HANDLERS = """

@@ -24,17 +24,20 @@ TAMPERING = [
     ("I5", "UPDATE mailglass_events SET tenant_id = 'other' WHERE type = 'reconciled'"),
     ("I7", "UPDATE mailglass_deliveries SET terminal = false"),
     ("I13", "DELETE FROM mailglass_open_orphans"),
-    ("I14", "DELETE FROM mailglass_hook_outbox"),
-    ("I14", "UPDATE mailglass_hook_outbox SET delivery_id = gen_random_uuid()"),
-    ("I14", "INSERT INTO witness.effects SELECT 'twice', event_id FROM mailglass_hook_outbox"),
-    ("I14", "DELETE FROM witness.effects WHERE handler = 'twice'; UPDATE mailglass_hook_outbox SET done = '{twice}'"),
+    ("I14", "DELETE FROM mailglass_handler_outbox"),
+    ("I14", "UPDATE mailglass_handler_outbox SET delivery_id = gen_random_uuid()"),
+    ("I14", "INSERT INTO witness.effects SELECT 'twice', event_id FROM mailglass_handler_outbox"),
+    (
+        "I14",
+        "DELETE FROM witness.effects WHERE handler = 'twice'; UPDATE mailglass_handler_outbox SET done = '{twice}'",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "sql"), TAMPERING, ids=lambda value: str(value)[:40])
-def test_what_breaks_an_invariant_is_found(hooked, name, sql):
+def test_what_breaks_an_invariant_is_found(handler_db, name, sql):
     """Each statement, run in the package's own scope with the ledger's guard off, fails the check it belongs to."""
-    db = hooked
+    db = handler_db
     factories.delivery(db, "one")
     factories.orphan(db, factories.postmark("one"))
     factories.orphan(db, factories.postmark("two"))

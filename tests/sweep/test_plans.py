@@ -51,7 +51,7 @@ TABLES = (
     "mailglass_webhook_events",
     "mailglass_open_orphans",
     "mailglass_open_orphan_ids",
-    "mailglass_hook_outbox",
+    "mailglass_handler_outbox",
     "mailglass_handled_types",
 )
 KEYED = 40_000
@@ -86,7 +86,7 @@ SELECT md5('event' || n)::uuid, 'acme', now()::timestamp - make_interval(secs =>
 INSERT INTO mailglass_open_orphan_ids (event_id, position, candidate_id)
 SELECT md5('event' || n)::uuid, p, CASE p WHEN 1 THEN 'other-' || n ELSE 'message-' || n END
   FROM generate_series(1, 40000) AS n, generate_series(1, 2) AS p;
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, inserted_at, finished_at)
 SELECT md5('event' || n)::uuid, md5('delivery' || n)::uuid, 'delivered',
        CASE WHEN n <= 40000 THEN 'dispatched' ELSE 'waiting' END, 1, now()::timestamp, now()::timestamp,
        CASE WHEN n <= 40000 THEN now()::timestamp END FROM generate_series(1, 50000) AS n;
@@ -125,10 +125,14 @@ def made(request, make_database, drop_database, template) -> Iterator[tuple[sa.E
             connection.exec_driver_sql(
                 "UPDATE mailglass_open_orphans SET rule = %s, state = 'unmatched' WHERE rule IS NULL", (MARK,)
             )
-            connection.exec_driver_sql("UPDATE mailglass_hook_outbox SET state = 'dispatched' WHERE state = 'waiting'")
+            connection.exec_driver_sql(
+                "UPDATE mailglass_handler_outbox SET state = 'dispatched' WHERE state = 'waiting'"
+            )
             connection.exec_driver_sql("ANALYZE")
             connection.exec_driver_sql("UPDATE mailglass_open_orphans SET rule = NULL, state = NULL WHERE ids IS NULL")
-            connection.exec_driver_sql("UPDATE mailglass_hook_outbox SET state = 'waiting' WHERE finished_at IS NULL")
+            connection.exec_driver_sql(
+                "UPDATE mailglass_handler_outbox SET state = 'waiting' WHERE finished_at IS NULL"
+            )
         connection.exec_driver_sql(CAMPAIGN)
         if request.param == "fresh":
             connection.exec_driver_sql("ANALYZE")
@@ -651,7 +655,7 @@ def test_claimed_events_are_read_by_primary_keys(writing, claims):
     held: list[outbox.Held] = []
     plan = probing(writing, lambda: held.extend(outbox.read(writing, claims)))
     assert len(held) == len(claims)
-    assert plan.indexes == {"mailglass_hook_outbox_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
+    assert plan.indexes == {"mailglass_handler_outbox_pkey", "mailglass_events_pkey", "mailglass_deliveries_pkey"}
     assert plan.read <= 3 * len(claims)
 
 
@@ -661,7 +665,7 @@ def test_a_handler_is_noted_without_reading_all_that_wait(request, claims, scope
     tx = request.getfixturevalue(scope)
     row = outbox.read(tx, claims[:1])[0]
     plan = probing(tx, lambda: outbox.note(tx, row, "one", ["two"]))
-    assert plan.indexes == {"mailglass_hook_outbox_pkey"}
+    assert plan.indexes == {"mailglass_handler_outbox_pkey"}
     assert plan.read <= 1
 
 
@@ -671,10 +675,10 @@ def test_attempts_are_settled_without_reading_all_that_wait(writing, claims):
     events = [claim.event_id for claim in claims]
     for settling in (lambda: outbox.outcomes(writing, events), lambda: outbox.settle(writing, attempts)):
         plan = plan_of(writing, settling)
-        assert plan.indexes == {"mailglass_hook_outbox_pkey"}
+        assert plan.indexes == {"mailglass_handler_outbox_pkey"}
         assert plan.read <= len(claims)
     plan = plan_of(writing, lambda: outbox.give_back(writing, outbox.read(writing, claims)))
-    assert "mailglass_hook_outbox_due_idx" not in plan.indexes
+    assert "mailglass_handler_outbox_due_idx" not in plan.indexes
     assert plan.read <= 4 * len(claims)
 
 

@@ -122,17 +122,17 @@ def test_tenants_with_a_backlog_and_no_link_are_counted(db):
 
 
 @pytest.mark.slow
-def test_events_that_no_handler_takes_any_more_are_dead(hooked):
+def test_events_that_no_handler_takes_any_more_are_dead(handler_db):
     """And those that wait for another attempt."""
     failing("one", ValueError())
-    insert(hooked, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
+    insert(handler_db, [delivery_row("m-1")], [orphan_row(postmark("m-1"))])
     reconcile()
     dispatch()
-    assert value(scrape(hooked), "handler_events", state="waiting") == 1
-    hooked.run("UPDATE mailglass_hook_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
-    make_due(hooked)
+    assert value(scrape(handler_db), "handler_events", state="waiting") == 1
+    handler_db.run("UPDATE mailglass_handler_outbox SET attempts = :most", most=outbox.MOST_ATTEMPTS - 1)
+    make_due(handler_db)
     dispatch()
-    assert value(scrape(hooked), "handler_events", state="dead") == 1
+    assert value(scrape(handler_db), "handler_events", state="dead") == 1
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, sta
 VALUES (now()::timestamp, now()::timestamp, 'full', 'beat', 'failed', 'DatabaseUnavailableError', 3000)
 """
 OUTBOX = """
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, state, attempts, next_at, done, error, inserted_at,
                                    finished_at)
 SELECT gen_random_uuid(), gen_random_uuid(), :type, :state, :attempts, now()::timestamp + interval '7 minutes',
        CAST(:done AS text[]), :error, now()::timestamp,

@@ -119,8 +119,8 @@ class Cluster(ExitStack):
         """Return our tasks that have to run: those of the schedule, the sweep, the prune, and handlers' dispatch."""
         scheduled = {entry.get("task") for entry in self.app.conf.beat_schedule.values()}
         more = [RECENT_TASK] if RECENT_TASK in scheduled else []
-        hooked = [DISPATCH_TASK] if registry.types() or DISPATCH_TASK in scheduled else []
-        return [SWEEP_TASK, PRUNE_TASK, *more, *hooked]
+        dispatching = [DISPATCH_TASK] if registry.types() or DISPATCH_TASK in scheduled else []
+        return [SWEEP_TASK, PRUNE_TASK, *more, *dispatching]
 
     def queue_of(self, task: str) -> str | None:
         """Return the name of the queue that a task goes to."""

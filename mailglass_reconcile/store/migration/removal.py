@@ -18,7 +18,7 @@ DROP FUNCTION IF EXISTS {schema}.mailglass_raise_immutability();
 _OPEN = "SELECT count(*) AS orphans, count(recipient) AS recipients FROM {schema}.mailglass_open_orphans"
 _OUTBOX = """
 SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting, count(*) FILTER (WHERE state = 'dead') AS dead
-  FROM {schema}.mailglass_hook_outbox
+  FROM {schema}.mailglass_handler_outbox
 """
 _RUNS = "SELECT count(*) FROM {schema}.mailglass_reconcile_runs"
 
@@ -34,7 +34,7 @@ def losses(tx: Transaction, *, tables: bool = False) -> list[str]:
         return any(name.endswith(f".{table}") for name in there)
 
     orphans, recipients = tx.execute(_OPEN).one() if has("mailglass_open_orphans") else (0, 0)
-    waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_hook_outbox") else (0, 0)
+    waiting, dead = tx.execute(_OUTBOX).one() if has("mailglass_handler_outbox") else (0, 0)
     runs = tx.execute(_RUNS).scalar_one() if has("mailglass_reconcile_runs") else 0
     lines = [
         f"will stay unlinked: {counted(orphans, 'open orphan')}; handlers not run yet: {counted(waiting, 'event')};"

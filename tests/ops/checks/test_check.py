@@ -395,7 +395,7 @@ def test_a_last_sweep_that_failed(db: Database) -> None:
 
 def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     """Dead ones until they are tried again; those that wait while no handler is registered here."""
-    row = "INSERT INTO mailglass_hook_outbox VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :state)"
+    row = "INSERT INTO mailglass_handler_outbox VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :state)"
     row = row.replace(" VALUES", " (event_id, delivery_id, type, state, next_at, inserted_at) VALUES")
     db.run(row.replace(":state)", ":state, now(), now())"), state="dead")
     found = of("handlers")
@@ -403,12 +403,12 @@ def test_events_that_are_dead_or_wait_for_nobody(db: Database) -> None:
     assert dispatcher.retry(db.database) == 1
     found = of("handlers")
     assert (found.status, "MAILGLASS_IMPORTS" in found.remedy) == (WARNING, True)
-    db.run("DELETE FROM mailglass_hook_outbox")
+    db.run("DELETE FROM mailglass_handler_outbox")
     assert of("handlers").status == OK
 
 
 WAITING = """
-INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, attempts, next_at, inserted_at)
+INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, attempts, next_at, inserted_at)
 VALUES (gen_random_uuid(), gen_random_uuid(), 'bounced', :attempts, now() - make_interval(secs => :due), now())
 """
 
@@ -422,13 +422,13 @@ def test_an_event_that_nobody_handles_in_time_and_a_handler_that_keeps_failing(d
     db.run(WAITING, attempts=0, due=400)
     found = of("handlers")
     assert (found.status, "waited 6 minutes" in found.message, "dispatch" in found.remedy) == (ERROR, True, True)
-    db.run("DELETE FROM mailglass_hook_outbox")
+    db.run("DELETE FROM mailglass_handler_outbox")
     db.run(WAITING, attempts=3, due=-60)
     found = of("handlers")
     assert (found.status, "1 event has failed 3 times" in found.message) == (ERROR, True)
     assert ["1 event has failed 3 times" in problem for problem in check(db.database)] == [False, True]
     assert value(scrape(db), "handler_events", state="failing") == 1
-    db.run("DELETE FROM mailglass_hook_outbox")
+    db.run("DELETE FROM mailglass_handler_outbox")
     registry._registered.clear()
 
 

@@ -29,7 +29,7 @@ def test_a_removal_tells_what_is_pending_lost_and_left(empty_database_url):
     with_history(database)
     database.run("UPDATE mailglass_open_orphans SET recipient = 'ada@example.com'")
     database.run("""
-        INSERT INTO mailglass_hook_outbox (event_id, delivery_id, type, next_at, inserted_at)
+        INSERT INTO mailglass_handler_outbox (event_id, delivery_id, type, next_at, inserted_at)
         VALUES (gen_random_uuid(), gen_random_uuid(), 'opened', now(), now())""")
     pending, lost, stays = runner.losses(database.engine, database.settings)
     open_now = len(database.open_set())
@@ -158,10 +158,14 @@ def test_the_command_asks_before_it_removes(unmigrated, shape, empty_database_ur
 def test_a_table_that_only_has_a_name_of_ours_is_never_dropped(unmigrated, shape):
     """Nor built upon: it lacks our columns."""
     database = unmigrated
-    database.run("CREATE TABLE mailglass_hook_outbox (note text); INSERT INTO mailglass_hook_outbox VALUES ('mine')")
+    database.run(
+        "CREATE TABLE mailglass_handler_outbox (note text); INSERT INTO mailglass_handler_outbox VALUES ('mine')"
+    )
     before = database.objects()
     for work in (database.migrate, database.remove):
-        with pytest.raises(DatabaseRefusedError, match=f"mailglass_hook_outbox of schema {SCHEMAS[shape]} is not ours"):
+        with pytest.raises(
+            DatabaseRefusedError, match=f"mailglass_handler_outbox of schema {SCHEMAS[shape]} is not ours"
+        ):
             work()
     assert database.objects() == before
 
@@ -180,7 +184,7 @@ def test_another_role_hears_that_nothing_is_left_to_do_and_whose_it_is(empty_dat
         owned.migrate()
         other = installation(empty_database_url)
         before = other.objects()
-        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001d, owned by {role}"
+        assert other.migrate()[-1] == f"nothing to do: the database is at revision 0001e, owned by {role}"
         assert other.objects() == before
     finally:
         installation(empty_database_url).run(f"DROP OWNED BY {role} CASCADE")

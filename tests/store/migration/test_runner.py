@@ -49,7 +49,7 @@ def test_an_empty_database_gets_mailglass_s_tables_exactly_and_ours(empty_databa
     assert told[1] == (
         "creating Mailglass's tables (none found); if Mailglass itself will use this database, run its migrations first"
     )
-    assert told[-1] == "done: revision 0001d"
+    assert told[-1] == "done: revision 0001e"
 
 
 def test_what_is_ours_is_five_tables_three_triggers_ten_functions_two_indexes_and_the_version(unmigrated, shape):
@@ -65,7 +65,7 @@ def test_what_is_ours_is_five_tables_three_triggers_ten_functions_two_indexes_an
     assert {line.split()[1] for line in added if line.startswith("r ")} == {
         "mailglass_open_orphans",
         "mailglass_open_orphan_ids",
-        "mailglass_hook_outbox",
+        "mailglass_handler_outbox",
         "mailglass_handled_types",
         "mailglass_reconcile_runs",
         "mailglass_reconcile_version",
@@ -183,7 +183,7 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(unmigrated, sh
         assert sql in text
     assert "Mailglass's tables" not in text
     database.migrate()
-    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001d"]
+    assert database.migrate(plan=True)[1:] == ["-- nothing to do: the database is at revision 0001e"]
 
 
 @pytest.mark.guard
@@ -192,7 +192,7 @@ def test_migrating_twice_changes_nothing_the_second_time(unmigrated):
     database = unmigrated
     database.migrate()
     before = database.objects()
-    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001d"]
+    assert database.migrate()[1:] == ["nothing to do: the database is at revision 0001e"]
     assert database.objects() == before
 
 
@@ -413,9 +413,11 @@ def test_a_database_of_an_earlier_checkout_is_refused_with_one_line_that_says_wh
     database.migrate()
     database.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
     database.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
+    database.run("ALTER TABLE mailglass_handler_outbox RENAME TO mailglass_hook_outbox")
     with pytest.raises(DatabaseRefusedError, match=r"^the database is at revision 0001 of an .*--remove.*changed$"):
         database.migrate()
     database.remove()
+    assert ours(database.objects()) == set()
     database.migrate()
     assert database.is_current()
 

@@ -8,7 +8,7 @@ from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import preflight
 from mailglass_reconcile.store.migration.steps import Steps
 
-revision = "0001d"
+revision = "0001e"
 down_revision = None
 
 MAILGLASS_TABLES = """
@@ -165,8 +165,8 @@ COMMENT ON TABLE {schema}.mailglass_reconcile_runs IS
   'mailglass-reconcile: one row per run; recent sweeps of one minute share a row, and dispatches of one hour';
 """
 
-HOOK_OUTBOX = """
-CREATE TABLE {schema}.mailglass_hook_outbox (
+HANDLER_OUTBOX = """
+CREATE TABLE {schema}.mailglass_handler_outbox (
   event_id    uuid PRIMARY KEY,
   delivery_id uuid NOT NULL,
   type        text NOT NULL,
@@ -177,10 +177,10 @@ CREATE TABLE {schema}.mailglass_hook_outbox (
   error       text,
   inserted_at timestamp NOT NULL,
   finished_at timestamp,
-  CONSTRAINT mailglass_hook_outbox_state CHECK (state IN ('waiting', 'dispatched', 'dead'))
+  CONSTRAINT mailglass_handler_outbox_state CHECK (state IN ('waiting', 'dispatched', 'dead'))
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000,
         autovacuum_analyze_scale_factor = 0.01, autovacuum_analyze_threshold = 5000);
-COMMENT ON TABLE {schema}.mailglass_hook_outbox IS
+COMMENT ON TABLE {schema}.mailglass_handler_outbox IS
   'mailglass-reconcile: events that handlers run on, or have run on';
 """
 
@@ -277,6 +277,8 @@ DROP TABLE IF EXISTS {schema}.mailglass_open_orphans;
 
 DROP_RUNS = "DROP TABLE IF EXISTS {schema}.mailglass_reconcile_runs;"
 DROP_HANDLERS = """
+DROP TABLE IF EXISTS {schema}.mailglass_handler_outbox;
+-- Its name in an earlier checkout, which is removed before this revision is installed.
 DROP TABLE IF EXISTS {schema}.mailglass_hook_outbox;
 DROP TABLE IF EXISTS {schema}.mailglass_handled_types;
 """
@@ -323,8 +325,8 @@ def upgrade() -> None:
         ),
     )
     steps.create_table(
-        "mailglass_hook_outbox",
-        HOOK_OUTBOX,
+        "mailglass_handler_outbox",
+        HANDLER_OUTBOX,
         columns="event_id delivery_id type state attempts next_at done error inserted_at finished_at",
     )
     steps.create_table("mailglass_handled_types", HANDLED_TYPES, columns="type seen_at")
