@@ -1,12 +1,13 @@
 """Providers' webhooks: read, verified, received.
 
-This module alone names the receiver, which is loaded on first use: reading and verifying need no database.
+This module alone knows the rest of the package, and loads it on first use: reading and verifying need no database.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
+from mailglass_reconcile.webhooks import formats, registry
 from mailglass_reconcile.webhooks.readers import webhook_reader
 from mailglass_reconcile.webhooks.reading import parse, verify
 
@@ -27,3 +28,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _load_readers() -> None:
+    from mailglass_reconcile import runtime  # noqa: PLC0415 - it brings SQLAlchemy; only an own reader needs it
+
+    runtime.load_imports()
+
+
+def _count_format_warning(provider: str, type_: str) -> None:
+    from mailglass_reconcile import telemetry  # noqa: PLC0415 - it brings OpenTelemetry
+
+    telemetry.count_format_warning(provider, type_)
+
+
+registry.load_readers = _load_readers
+formats.count_elsewhere = _count_format_warning

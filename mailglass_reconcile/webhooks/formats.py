@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from mailglass_reconcile import telemetry
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.pauses import Pauses
 
@@ -16,6 +15,9 @@ logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 _counts: Counter[tuple[str, str]] = Counter()
 _pauses = Pauses()
+
+count_elsewhere: Callable[[str, str], None] | None = None
+"""Counts a warning in the application's metrics too, by provider and type."""
 
 
 def names_a_message(provider: str, event: WebhookEvent) -> bool:
@@ -37,7 +39,8 @@ def counts() -> Mapping[tuple[str, str], int]:
 
 
 def _warn(provider: str, type_: str) -> None:
-    telemetry.count_format_warning(provider, type_)
+    if count_elsewhere:
+        count_elsewhere(provider, type_)
     with _lock:
         _counts[provider, type_] += 1
     if _pauses.over((provider, type_)):

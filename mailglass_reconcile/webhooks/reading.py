@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import registry
 from mailglass_reconcile.webhooks.certificates import patiently
-from mailglass_reconcile.webhooks.registry import Provider
 
 
 def parse(
@@ -32,7 +31,7 @@ def parse(
         InvalidWebhookError: The body cannot be parsed; the message repeats nothing of it.
         ConfigurationError: The provider is not known.
     """
-    return registry.read(_found(provider), registry.request_of(body, headers, content_type=content_type))
+    return registry.read(registry.find(provider), registry.request_of(body, headers, content_type=content_type))
 
 
 def verify(
@@ -59,14 +58,6 @@ def verify(
         ConfigurationError: The provider is not known, the secret cannot be used, or a package is missing.
         MailglassReconcileError: The certificate of Amazon SES or Scaleway cannot be fetched; try again.
     """
-    found, request = _found(provider), registry.request_of(body, headers, url=url)
+    found, request = registry.find(provider), registry.request_of(body, headers, url=url)
     secret = registry.check_secret(provider, secret)
     patiently(registry.check, found, request, secret, now or dt.datetime.now(dt.UTC))
-
-
-def _found(provider: str) -> Provider:
-    if not registry.is_known(provider):
-        from mailglass_reconcile import runtime  # noqa: PLC0415 - it brings SQLAlchemy; only an own reader needs it
-
-        runtime.load_imports()
-    return registry.module(provider)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
@@ -24,6 +24,9 @@ PROVIDERS = tuple(sorted(found.name for found in iter_modules(modules.__path__))
 
 _plugged: dict[str, Provider] = {}
 """Applications' own readers, by canonical name."""
+
+load_readers: Callable[[], None] | None = None
+"""Imports the modules of an application that register its readers, before a provider counts as unknown."""
 
 
 MAX_BYTES = 5 * 1024 * 1024
@@ -126,6 +129,13 @@ def is_known(provider: str) -> bool:
     """Whether a provider's webhooks can be read."""
     name = providers.canonical(provider)
     return name in PROVIDERS or name in _plugged
+
+
+def find(provider: str) -> Provider:
+    """Return the module of a provider, or an application's reader, after loading the modules that register those."""
+    if not is_known(provider) and load_readers:
+        load_readers()
+    return module(provider)
 
 
 def module(provider: str) -> Provider:

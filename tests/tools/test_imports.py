@@ -114,3 +114,18 @@ def test_each_public_name_of_webhooks_can_be_the_first_that_is_imported(name):
     """In a process of its own: the receiver imports the wing that loads it."""
     done = python(f"from mailglass_reconcile.webhooks import {name}; print({name}.__name__)")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
+
+
+def test_reading_and_verifying_a_webhook_loads_no_database_library():
+    """Nor the settings: a queue's consumer may need nothing else."""
+    code = """
+import sys
+from mailglass_reconcile.webhooks import SignatureError, parse, verify
+parse("postmark", b'{"RecordType": "Open", "MessageID": "m-1"}')
+try:
+    verify("postmark", b"{}", {}, secret="user:password")
+except SignatureError:
+    print([name for name in ("sqlalchemy", "pydantic", "opentelemetry") if name in sys.modules])
+"""
+    done = python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
