@@ -7,6 +7,7 @@ import click
 from mailglass_reconcile import runtime
 from mailglass_reconcile.rules.humanize import counted
 from mailglass_reconcile.store import schema, stored_keys
+from mailglass_reconcile.store.database import NIL, Connected
 
 BATCH_ROWS = 5_000
 
@@ -20,5 +21,16 @@ def rekey() -> None:
     with runtime.database().connect() as connected:
         with connected.reading() as tx:
             schema.require_migrated(tx)
-        forgotten = connected.in_batches(stored_keys.FORGET, {"size": BATCH_ROWS})
-    click.echo(f"the next sweep computes the keys of {counted(forgotten, 'open orphan')}")
+        count = _forget_all(connected)
+    click.echo(f"the next sweep computes the keys of {counted(count, 'open orphan')}")
+
+
+def _forget_all(connected: Connected) -> int:
+    count, after = 0, NIL
+    while True:
+        with connected.writing() as tx:
+            event_ids = stored_keys.forget(tx, after, BATCH_ROWS)
+        count += len(event_ids)
+        if len(event_ids) < BATCH_ROWS:
+            return count
+        after = event_ids[-1]

@@ -91,13 +91,15 @@ UPDATE {schema}.mailglass_open_orphans AS o SET refused = least(o.refused + 1, 3
 """
 
 # Each is looked up by its id: with statistics from a time when few had a state, a join would begin there. What another
-# session holds keeps its state until the next sweep.
+# session has locked, or has stored other keys with, keeps its state until the next sweep.
 _STORE_STATES = """
 UPDATE {schema}.mailglass_open_orphans AS o SET state = held.state
   FROM (SELECT k.event_id, k.state
-          FROM unnest(CAST(:event_ids AS uuid[]), CAST(:states AS text[])) AS k (event_id, state)
+          FROM unnest(CAST(:event_ids AS uuid[]), CAST(:states AS text[]), CAST(:rules AS text[]))
+               AS k (event_id, state, rule)
          CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
-                              WHERE event_id = k.event_id FOR UPDATE SKIP LOCKED) AS h) AS held
+                              WHERE event_id = k.event_id AND rule IS NOT DISTINCT FROM k.rule
+                                FOR UPDATE SKIP LOCKED) AS h) AS held
  WHERE o.event_id = held.event_id
 """
 
@@ -210,8 +212,13 @@ def refuse(tx: Transaction, event_ids: Collection[str]) -> None:
     tx.execute(_REFUSE, {"event_ids": array_literal(event_ids)})
 
 
-def store_states(tx: Transaction, states: Mapping[str, str]) -> None:
-    parameters = {"event_ids": array_literal(states), "states": array_literal(states.values())}
+def store_states(tx: Transaction, states: Mapping[str, tuple[str, str | None]]) -> None:
+    """Store states, each with the rule whose keys have led to it: it stays out if others are stored by now."""
+    parameters = {
+        "event_ids": array_literal(states),
+        "states": array_literal(state for state, _ in states.values()),
+        "rules": array_literal(rule for _, rule in states.values()),
+    }
     tx.execute(_STORE_STATES, parameters)
 
 

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.rules.matching import Keys
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-# Ids that an outdated rule has stored. Those that another session has replaced by then stay: this statement would not
-# see the new ones.
-_FORGET_OUTDATED = """
-WITH outdated AS MATERIALIZED (
-  SELECT o.event_id
-    FROM unnest(CAST(:event_ids AS uuid[]), CAST(:rules AS text[])) AS k (event_id, rule)
-   CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
-                        WHERE event_id = k.event_id AND rule = k.rule FOR UPDATE SKIP LOCKED) AS o
-), forgotten AS (
-  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
-)
-UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL
- WHERE event_id = ANY (ARRAY(SELECT event_id FROM outdated))
+# Orphans whose keys are still those of the rule that was read with them; None is an orphan without keys. What another
+# session has locked keeps its keys.
+_CLAIM = """
+SELECT o.event_id::text
+  FROM unnest(CAST(:event_ids AS uuid[]), CAST(:rules AS text[])) AS k (event_id, rule)
+ CROSS JOIN LATERAL (SELECT event_id FROM {schema}.mailglass_open_orphans
+                      WHERE event_id = k.event_id AND rule IS NOT DISTINCT FROM k.rule FOR UPDATE SKIP LOCKED) AS o
+"""
+
+# The next orphans that have keys, in the order of their ids; waits for what another session has locked.
+_CLAIM_NEXT = """
+SELECT event_id::text FROM {schema}.mailglass_open_orphans
+ WHERE event_id > CAST(:after AS uuid) AND rule IS NOT NULL ORDER BY event_id LIMIT :size FOR UPDATE
+"""
+
+# A statement after the claim, whose snapshot has the ids that other sessions stored until then.
+_DELETE_IDS = "DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:event_ids AS uuid[]))"
+
+# The recipient that a writer left is stored nowhere else.
+_CLEAR = """
+UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL, state = NULL
+ WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
 """
 
 _STORE = """
--- Orphans without keys that no other session holds. Of two sessions, the second one finds keys and does nothing. Each
--- is looked up by its id: with statistics from a time when all had keys, a join would begin at `rule IS NULL`.
+-- Each is looked up by its id, whatever statistics say.
 WITH held AS MATERIALIZED (
   SELECT k.*, EXISTS (SELECT FROM {schema}.mailglass_events AS r
                        WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
@@ -34,7 +42,7 @@ WITH held AS MATERIALIZED (
                 CAST(:rules AS text[]), CAST(:ids AS text[]), CAST(:lost AS boolean[]), CAST(:states AS text[]))
          AS k (event_id, provider, recipient, rule, ids, lost, state)
    CROSS JOIN LATERAL (SELECT event_id, tenant_id FROM {schema}.mailglass_open_orphans
-                        WHERE event_id = k.event_id AND rule IS NULL FOR UPDATE SKIP LOCKED) AS o
+                        WHERE event_id = k.event_id OFFSET 0) AS o
 -- Its `reconciled` event was there before it.
 ), closed AS (
   DELETE FROM {schema}.mailglass_open_orphans
@@ -59,21 +67,6 @@ WITH held AS MATERIALIZED (
 SELECT event_id::text FROM held WHERE settled
 """
 
-# Without ids and rule, the next sweep computes them again; the recipient that a writer left is kept nowhere else.
-FORGET = """
-WITH forgotten AS (
-  UPDATE {schema}.mailglass_open_orphans SET rule = NULL, ids = NULL, provider = NULL, state = NULL
-   WHERE event_id = ANY (ARRAY(
-           SELECT event_id FROM {schema}.mailglass_open_orphans
-            WHERE rule IS NOT NULL LIMIT :size FOR UPDATE SKIP LOCKED))
-  RETURNING event_id
-), ids AS (
-  DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (ARRAY(SELECT event_id FROM forgotten))
-)
-SELECT event_id FROM forgotten
-"""
-"""For `in_batches`."""
-
 
 class Known(NamedTuple):
     """What is stored with an orphan: its keys, and the state that they have led to."""
@@ -82,16 +75,42 @@ class Known(NamedTuple):
     state: str
 
 
-def store(tx: Transaction, computed: Mapping[str, Known], outdated: Mapping[str, str] | None = None) -> list[str]:
-    """Store keys and states with the orphans that are still open, and return the ids of those that were settled.
+def store(
+    tx: Transaction, computed: Mapping[str, Known], rules_before: Mapping[str, str | None] | None = None
+) -> list[str]:
+    """Replace the keys and states of open orphans, and return the ids of those that were settled.
 
-    An orphan whose `reconciled` event was there before it is closed here. One that another session holds, or has stored
-    keys with, is left alone. *outdated* are the rules whose keys orphans had until now, by the orphan's id.
+    An orphan whose `reconciled` event was there before it is closed here. One that another session has locked, or has
+    stored keys with since it was read, is left alone.
+
+    Args:
+        tx: A writing transaction.
+        computed: The new keys and states, by the orphan's id.
+        rules_before: The rule of the keys that each orphan was read with; None, or no entry, if it had none.
     """
-    if outdated:
-        rules = {"event_ids": array_literal(outdated), "rules": array_literal(outdated.values())}
-        tx.execute(_FORGET_OUTDATED, rules)
-    return list(tx.execute(_STORE, _parameters(computed)).scalars())
+    rules = {event_id: (rules_before or {}).get(event_id) for event_id in computed}
+    claim = {"event_ids": array_literal(rules), "rules": array_literal(rules.values())}
+    claimed = tx.execute(_CLAIM, claim).scalars().all()
+    if not claimed:
+        return []
+    _delete_ids(tx, claimed)
+    return list(tx.execute(_STORE, _parameters({event_id: computed[event_id] for event_id in claimed})).scalars())
+
+
+def forget(tx: Transaction, after: str, size: int) -> Sequence[str]:
+    """Forget the keys and states of the next *size* orphans after an id, and return their ids, in order.
+
+    The next sweep computes them again. Waits for orphans that another session has locked.
+    """
+    claimed = tx.execute(_CLAIM_NEXT, {"after": after, "size": size}).scalars().all()
+    if claimed:
+        _delete_ids(tx, claimed)
+        tx.execute(_CLEAR, {"event_ids": array_literal(claimed)})
+    return claimed
+
+
+def _delete_ids(tx: Transaction, event_ids: Iterable[str]) -> None:
+    tx.execute(_DELETE_IDS, {"event_ids": array_literal(event_ids)})
 
 
 def _parameters(computed: Mapping[str, Known]) -> dict[str, str]:

@@ -175,10 +175,11 @@ class Sweep(Request):
         new_keys = {one.orphan.event_id: one for one in left if one.has_new_keys}
         if new_keys:
             self._store_keys(connected, new_keys)
+        # A rule that failed changes nothing over stored keys.
         states = {
-            one.orphan.event_id: one.verdict.state
+            one.orphan.event_id: (one.verdict.state, one.keys.rule)
             for one in left
-            if not one.has_new_keys and one.verdict.state != one.orphan.state
+            if not one.has_new_keys and one.verdict.state != one.orphan.state and one.keys.rule == one.orphan.keys.rule
         }
         if states:
             self._write(connected, lambda tx: open_orphans.store_states(tx, states))
@@ -191,8 +192,8 @@ class Sweep(Request):
     def _store_keys(self, connected: Connected, new: Mapping[str, Judged]) -> None:
         """Store keys and states by orphan, so that no later sweep computes them again."""
         computed = {event_id: Known(one.keys, one.verdict.state) for event_id, one in new.items()}
-        outdated = {event_id: rule for event_id, one in new.items() if (rule := one.orphan.keys.rule)}
-        settled = self._write(connected, lambda tx: stored_keys.store(tx, computed, outdated))
+        rules_before = {event_id: one.orphan.keys.rule for event_id, one in new.items()}
+        settled = self._write(connected, lambda tx: stored_keys.store(tx, computed, rules_before))
         self.tally.turned_out_closed(new[event_id].verdict.state for event_id in settled)
 
     def _refuse(self, connected: Connected, event_ids: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,6 +13,8 @@ import mailglass_reconcile
 from factories import delivery_row, insert, orphan_row
 from mailglass_reconcile import key_rule, reconcile
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.sweep import reconciler
+from waiting import wait_until
 
 STORED = "SELECT rule, ids FROM mailglass_open_orphans"
 
@@ -297,3 +300,90 @@ def test_keys_of_a_rule_that_failed_are_never_stored(db, orphan, answer, caplog)
     know()
     factories.delivery(db, "r-1")
     assert reconcile().linked == 1
+
+
+def meanwhile(monkeypatch, action):
+    """Let *action* happen once, between what the next sweep reads and what it stores."""
+    actions = [action]
+
+    class Interrupted(reconciler.Sweep):
+        def _keep(self, *arguments):
+            if actions:
+                actions.pop()()
+            return super()._keep(*arguments)
+
+    monkeypatch.setattr(reconciler, "Sweep", Interrupted)
+
+
+def fail_acme(version=1):
+    """Let this process have a rule that raises."""
+
+    @providers.key_rule("acme", reads=["metadata/ref"], version=version)
+    def broken(ref):
+        raise RuntimeError(ref)
+
+
+STATES = "SELECT rule, ids, state FROM mailglass_open_orphans"
+
+
+def test_a_rule_that_fails_over_stored_keys_changes_nothing(db, orphan):
+    """A version with a bug is deployed and taken back: its events are linked as before."""
+    know(version=1)
+    assert reconcile().unmatched == 1
+    before = db.rows(STATES)
+    fail_acme(version=2)
+    assert reconcile().unmatchable == 1
+    assert db.rows(STATES) == before
+    know(version=1)
+    factories.delivery(db, "r-1")
+    assert reconcile().linked == 1
+
+
+def test_a_worker_whose_rule_fails_stores_no_state_over_keys_of_another(db, orphan, monkeypatch):
+    """Its rule was corrected under the same version, and the other worker was faster."""
+
+    def sweep_corrected():
+        know()
+        assert reconcile().unmatched == 1
+
+    fail_acme()
+    meanwhile(monkeypatch, sweep_corrected)
+    assert reconcile().unmatchable == 1
+    assert db.rows(STATES) == [("acme/2.own1", 1, "unmatched")]
+    factories.delivery(db, "r-1")
+    assert reconcile().linked == 1
+
+
+def test_rekey_during_a_sweep_leaves_nothing_that_no_sweep_selects(db, orphan, monkeypatch):
+    """A state without its keys would never be checked again."""
+    know()
+    for recipient in ("ada@example.com", "bob@example.com"):
+        factories.delivery(db, "r-1", recipient=recipient)
+    assert reconcile().ambiguous == 1
+    db.run("DELETE FROM mailglass_deliveries")
+    meanwhile(monkeypatch, lambda: commands.inside("rekey"))
+    assert reconcile().unmatched == 1
+    factories.delivery(db, "r-1")
+    assert reconcile().linked == 1
+
+
+def test_rekey_waits_for_orphans_that_a_sweep_has_locked(db):
+    """Those are the ones whose keys an old worker may be storing."""
+    acme(1)
+    insert(db, [], [orphan_row({"provider": "acme", "number": number}) for number in range(3)])
+    assert reconcile().unmatched == 3
+    with db.engine.connect() as connection, ThreadPoolExecutor(1) as pool:
+        connection.exec_driver_sql("SELECT event_id FROM mailglass_open_orphans LIMIT 1 FOR UPDATE")
+        result = pool.submit(commands.inside, "rekey")
+        wait_until(lambda: result.done() or db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        connection.rollback()
+        assert result.result().stdout == "the next sweep computes the keys of 3 open orphans\n"
+    assert db.rows("SELECT DISTINCT rule FROM mailglass_open_orphans") == [(None,)]
+
+
+def test_ids_that_a_row_without_keys_has_are_replaced(db, orphan):
+    """Of two sessions that replace keys at the same time, one may see the rows of the other only afterwards."""
+    know()
+    assert reconcile().unmatched == 1
+    db.run("UPDATE mailglass_open_orphans SET rule = NULL, ids = NULL, state = NULL")
+    assert (reconcile().status, db.rows(IDS)) == ("ok", [(["r-1"],)])

@@ -392,7 +392,7 @@ def test_causes_are_counted_along_the_index_of_arrival(reading, name):
 def test_a_tenant_mismatch_costs_its_ids_and_one_delivery(writing, others):
     """Those of 500, among all that are open."""
     with writing.connection.begin_nested() as savepoint:
-        open_orphans.store_states(writing, dict.fromkeys(others, "tenant_mismatch"))
+        open_orphans.store_states(writing, dict.fromkeys(others, ("tenant_mismatch", MARK)))
         wanted = Wanted(state="tenant_mismatch")
         plan = probing(writing, lambda: listing.causes(writing, wanted, EVERYTHING, ROWS))
         savepoint.rollback()
@@ -558,7 +558,7 @@ def test_keys_of_a_slice_are_stored_without_reading_the_ledger_whole(writing):
 
 def test_states_are_stored_by_primary_key(writing, others):
     """Each row held, and then written."""
-    plan = probing(writing, lambda: open_orphans.store_states(writing, dict.fromkeys(others, "unmatched")))
+    plan = probing(writing, lambda: open_orphans.store_states(writing, dict.fromkeys(others, ("unmatched", MARK))))
     assert plan.indexes == {"mailglass_open_orphans_pkey"}
     assert plan.read <= 4 * SIZE
 
