@@ -214,11 +214,17 @@ def _in_batches(rechecks: Sequence[Recheck], size: int) -> Iterator[Recheck]:
             yield Recheck(tenant_id, message_ids[start : start + size], event_ids[start : start + size])
 
 
+# Whatever the application's default is: a stricter one fails beside other transactions (SQLSTATE 40001).
+_READ_COMMITTED = sa.text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
 def _link(place: Place, settings: Settings, recheck: Recheck, deadline: float, linked: list[LinkedEvent]) -> None:
     for _ in range(ROUNDS):
-        with place.begin() as connection, borrowed(connection, settings) as tx:
-            pairs, notes, more = _matching(tx, recheck)
-            done = link_in(tx, pairs, notes)
+        with place.begin() as connection:
+            connection.execute(_READ_COMMITTED)
+            with borrowed(connection, settings) as tx:
+                pairs, notes, more = _matching(tx, recheck)
+                done = link_in(tx, pairs, notes)
         linked += done
         held = len(done) < len(pairs)
         if time.monotonic() > deadline or not pairs or not (held or more):

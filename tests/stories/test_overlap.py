@@ -213,6 +213,21 @@ def overlapped(db):
     return recorded
 
 
+def test_what_overlapped_is_linked_whatever_isolation_is_the_default(db):
+    """SERIALIZABLE would refuse one of two transactions, which this trigger stands for."""
+    recorded = overlapped(db)
+    for sql in (
+        "CREATE FUNCTION contend() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('transaction_isolation') <> 'read committed' THEN RAISE SQLSTATE '40001'; END IF;"
+        " RETURN NULL; END $$",
+        "CREATE TRIGGER contend AFTER INSERT ON mailglass_events FOR EACH STATEMENT EXECUTE FUNCTION contend()",
+    ):
+        db.run(sql)
+    recorded[0].step.engine = db.engine.execution_options(isolation_level="SERIALIZABLE")
+    broadcast(recorded)
+    assert db.appended() == 1
+
+
 HELD = pytest.mark.parametrize("table", ["mailglass_deliveries", "mailglass_open_orphans"])
 
 
