@@ -1,6 +1,6 @@
 """Redis pub/sub: the names of the channels, the client, publishing, subscribing."""
 
-from mailglass_reconcile.pubsub.channels import events_channel
+from mailglass_reconcile.pubsub.channels import TEST_MESSAGE, events_channel
 from mailglass_reconcile.pubsub.client import (
     TIMEOUT_SECONDS,
     create_client,
@@ -13,6 +13,7 @@ from mailglass_reconcile.pubsub.subscriber import AsyncSubscription, Missed, Sub
 
 __all__ = [
     "CHUNK_LINKS",
+    "TEST_MESSAGE",
     "TIMEOUT_SECONDS",
     "AsyncSubscription",
     "Message",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from mailglass_reconcile.errors import RedisUnavailableError
-from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, events_channel
+from mailglass_reconcile.pubsub.channels import EVERY_CHANNEL, TEST, events_channel
 from mailglass_reconcile.pubsub.client import async_client, server_of
 from mailglass_reconcile.pubsub.library import redis
 from mailglass_reconcile.rules import unreachable
@@ -254,7 +254,7 @@ class AsyncSubscription:
             message = json.loads(received["data"], parse_constant=_refuse)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(message, dict):
+        if not isinstance(message, dict) or message.get("event") == TEST:
             return None
         if self._channel is None and self._delivery_id and channel.rpartition(":")[2] != self._delivery_id:
             return None

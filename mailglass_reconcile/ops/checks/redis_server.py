@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from mailglass_reconcile import pubsub, runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
-from mailglass_reconcile.pubsub import events_channel
+from mailglass_reconcile.pubsub import TEST_MESSAGE, events_channel
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.singleton.lock import PREFIX, try_lock
 
@@ -71,8 +71,8 @@ def rights(it: Redis) -> Iterator[Finding]:
     """This user may publish."""
     grant = "ACL SETUSER <this user> +publish '&mailglass:events:*'"
     refused = error(f"this user may not PUBLISH on mailglass:events:*: {LOST}", grant)
-    # No JSON: our subscribers pass it over.
-    yield _tried(lambda: it.client.publish(events_channel("doctor"), ""), refused, "this user may publish")
+    test = partial(it.client.publish, events_channel("doctor"), TEST_MESSAGE)
+    yield _tried(test, refused, "this user may publish")
 
 
 @check("lock_rights", needs="redis")

@@ -1,5 +1,6 @@
 """Faults of Redis and of the lock, one at a time: the doctor names each, and its remedy heals it."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from mailglass_reconcile.ops.checks.workers import held as held_by
 from mailglass_reconcile.pubsub import Subscription
 from mailglass_reconcile.singleton.lock import PREFIX, key_of, sweep_holder
 from mailglass_reconcile.testing import servers
+from waiting import wait_until
 
 
 @pytest.fixture
@@ -70,6 +72,17 @@ def test_a_right_of_redis_that_is_missing(db, own_redis, missing, check, status,
         assert of(check).status == OK
         own_redis.publish("mailglass:events:acme", "{}")
         assert next(heard).channel == "mailglass:events:acme", "what the doctor publishes is no message"
+
+
+def test_what_the_doctor_publishes_is_json_and_no_update(db, own_redis):
+    """A subscriber in another language reads every message of the pattern."""
+    with own_redis.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.psubscribe("mailglass:events:*")
+        wait_until(own_redis.pubsub_numpat)
+        assert of("redis_rights").status == OK
+        messages = []
+        wait_until(lambda: (message := listener.get_message(timeout=1)) and not messages.append(message["data"]))
+    assert [json.loads(message) for message in messages] == [{"event": "test"}]
 
 
 def test_a_redis_whose_memory_is_full(db, own_redis):
