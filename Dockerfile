@@ -5,7 +5,6 @@ RUN python -m venv /app && /app/bin/pip install --no-cache-dir '/source[web,webh
 FROM python:3.13.15-slim-trixie
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH PYTHONUNBUFFERED=1
-# Beat keeps its schedule file in the working directory.
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/mailglass mailglass
 USER 10001
 WORKDIR /var/lib/mailglass

@@ -1,4 +1,4 @@
-"""The runnable app: `celery -A mailglass_reconcile worker -B -s ~/.mailglass-beat`; configured from the environment.
+"""The runnable app, configured from the environment: `celery -A mailglass_reconcile worker`.
 
 Celery itself reads `CELERY_BROKER_URL`, which goes before the `broker_url` that is set here.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -40,6 +41,36 @@ def _name(value: str) -> str:
     return value
 
 
+def read_secret_file(path: str) -> str:
+    """Return the text of a file whose path a setting gives as `@FILE`.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is empty; the message does not quote the path.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read its file ({type(error).__name__})") from None
+    if not text.strip():
+        raise ConfigurationError("its file is empty")
+    return text
+
+
+def _from_file(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    if not value.startswith("@"):
+        return secret
+    try:
+        text = read_secret_file(value.removeprefix("@")).strip()
+    except ConfigurationError as error:
+        raise PydanticCustomError("file", "{sentence}", {"sentence": str(error)}) from None
+    if text.startswith("@"):
+        raise PydanticCustomError("file", "its value must not begin with @, which names a file")
+    return SecretStr(text)
+
+
+Secret = Annotated[SecretStr, AfterValidator(_from_file)]
+"""A value, or `@FILE`: the path of a file that holds it."""
 RetentionDays = Annotated[int | None, Field(ge=0, le=36_500), BeforeValidator(_infinity_is_none)]
 """Days, or `infinity` (None in Python): nothing is deleted."""
 SilenceHours = Annotated[float | None, Field(gt=0, le=8_760, allow_inf_nan=False), BeforeValidator(_infinity_is_none)]
@@ -48,6 +79,8 @@ SilenceHours = Annotated[float | None, Field(gt=0, le=8_760, allow_inf_nan=False
 
 class Settings(BaseSettings):
     """One installation's settings; each is also an environment variable, `MAILGLASS_` and its name in capitals.
+
+    `database_url`, `redis_url`, `web_token` and `webhook_url` may be `@FILE`: the path of a file that holds the value.
 
     Attributes:
         database_url: Where the ledger is: `postgres://`, `postgresql://`, or with a driver; psycopg 3 is used.
@@ -66,9 +99,10 @@ class Settings(BaseSettings):
         silence_hours: Hours after which a delivery without a report, and a provider without webhooks, count as silent;
             None does not look for them.
         sweep_seconds: A sweep's deadline in seconds; the next sweep continues.
-        retention_succeeded_days: Days that succeeded raw webhooks are kept.
-        retention_dead_days: Days that dead raw webhooks are kept.
-        retention_failed_days: Days that failed raw webhooks are kept.
+        retention_succeeded_days: Days before finished rows of the handlers' outbox and succeeded raw webhooks are
+            deleted; on tables that Mailglass made, raw webhooks are deleted only if this is set.
+        retention_dead_days: The same for dead rows of the outbox and dead raw webhooks.
+        retention_failed_days: The same for failed raw webhooks.
         retention_events_days: Days that events are kept, on tables that `migrate` made; at least a day more than the
             maximum age.
         retention_deliveries_days: Days that deliveries are kept whose events are gone; at least as many.
@@ -76,15 +110,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
-    database_url: SecretStr | None = None
+    database_url: Secret | None = None
     database_schema: Annotated[str, AfterValidator(_name)] = Field(default="public", min_length=1, max_length=63)
     tenant: str = Field(default="default", min_length=1, max_length=512)
-    redis_url: SecretStr = SecretStr("redis://localhost:6379/0")
+    redis_url: Secret = SecretStr("redis://localhost:6379/0")
     imports: str = ""
-    web_token: SecretStr | None = None
+    web_token: Secret | None = None
     web_secure_cookie: bool = False
     webhook_secrets: SecretStr | None = None
-    webhook_url: SecretStr | None = None
+    webhook_url: Secret | None = None
     grace_seconds: int = Field(default=60, ge=0, le=86_400)
     max_age_minutes: int = Field(default=10_080, ge=1, le=525_600)
     batch_size: int = Field(default=2_000, ge=1, le=100_000)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import ConfigurationError
 from mailglass_reconcile.rules import providers
-from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.settings import Settings, read_secret_file
 from mailglass_reconcile.webhooks import registry
 
 Some = str | Sequence[str]
@@ -136,6 +135,6 @@ def _listed(some: object) -> Sequence[object]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{SETTING}: cannot read its file ({type(error).__name__})") from None
+        return read_secret_file(path).splitlines()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{SETTING}: {error}") from None

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import jsonschema
@@ -86,15 +85,6 @@ def megabytes(limit: str) -> int:
     return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]
 
 
-def test_the_runbook_runs_commands_in_services_that_pass_their_password():
-    """By an entry point, which `docker compose run` keeps, that reads the secret and then executes the command."""
-    services = COMPOSE["services"]
-    runbook = (ROOT / "docs/runbook.md").read_text()
-    named = set(re.findall(r"docker compose run --rm --no-deps (\w+) mailglass-reconcile", runbook))
-    assert named == {"worker", "migrate"}
-    assert all('PGPASSWORD="$$(cat "$$0")"' in str(services[name]["entrypoint"]) for name in named)
-
-
 def test_beat_cannot_reach_the_database_and_the_page_cannot_reach_redis():
     """Two networks; that of Redis has no way out, that of the database only because of the page's port."""
     networks = {name: service["networks"] for name, service in COMPOSE["services"].items()}
@@ -129,23 +119,38 @@ def test_each_service_has_the_password_that_it_needs_and_no_other():
     assert secrets == {
         "postgres": ["postgres", "owner", "worker", "recorder", "reader"],
         "redis": ["redis"],
-        "migrate": ["owner"],
+        "migrate": ["owner-url"],
         "grants": ["owner"],
-        "worker": ["worker", "redis"],
-        "beat": ["redis"],
-        "receive": ["recorder", "redis", "webhooks"],
-        "web": ["reader", "web"],
+        "worker": ["worker-url", "redis-url"],
+        "beat": ["redis-url"],
+        "receive": ["recorder-url", "redis-url", "webhooks", "web"],
+        "web": ["reader-url", "web"],
     }
-    assert "environment" not in services["beat"]
-    for service in services.values():
-        given = service.get("environment", {})
-        assert given.get("MAILGLASS_DATABASE_SCHEMA", SCHEMA) == SCHEMA
-        assert ("MAILGLASS_DATABASE_SCHEMA" in given) == ("MAILGLASS_DATABASE_URL" in given)
-        for value in given.values():
-            assert "$" not in value.replace(SCHEMA, "").replace(IMPORTS, "")
-            assert urlsplit(value).password is None
-            assert urlsplit(value).username in {None, *LOGINS}
-    assert [name for name, one in services.items() if IMPORTS in one.get("environment", {}).values()] == ["worker"]
+    assert set(COMPOSE["secrets"]) == {name for names in secrets.values() for name in names}
+    for name in OURS:
+        environment = services[name]["environment"]
+        assert "entrypoint" not in services[name]
+        assert environment.get("MAILGLASS_DATABASE_SCHEMA", SCHEMA) == SCHEMA
+        assert ("MAILGLASS_DATABASE_SCHEMA" in environment) == ("MAILGLASS_DATABASE_URL" in environment)
+        files = [value for value in environment.values() if value.startswith("@")]
+        assert sorted(files) == sorted(f"@/run/secrets/{secret}" for secret in secrets[name])
+        assert set(environment.values()) <= {*files, SCHEMA, IMPORTS}
+    importing = [name for name, one in services.items() if IMPORTS in one.get("environment", {}).values()]
+    assert importing == ["worker", "receive", "web"]
+
+
+def test_the_head_of_the_file_makes_each_secret(tmp_path):
+    """By the commands that it shows, word for word; a URL has the password of its role."""
+    head = (ROOT / "docker-compose.yml").read_text().split("\nname:")[0]
+    lines = [line.removeprefix("#   ") for line in head.splitlines() if line.startswith("#   ")]
+    script = "\n".join(line for line in lines if not line.startswith("docker "))
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, check=True)
+    written = {path.name: path.read_text().strip() for path in (tmp_path / "secrets").iterdir()}
+    assert set(written) == set(COMPOSE["secrets"])
+    for login in LOGINS:
+        name = login.removeprefix("mailglass_")
+        assert written[f"{name}-url"] == f"postgresql://{login}:{written[name]}@postgres:5432/mailglass"
+    assert written["redis-url"] == f"redis://:{written['redis']}@redis:6379/0"
 
 
 def test_each_role_gets_the_grants_of_the_document():
@@ -174,7 +179,7 @@ def test_only_page_and_receiver_can_be_reached_and_from_this_machine_alone():
         "web": ["127.0.0.1:8080:8080"],
     }
     assert services["receive"]["environment"]["MAILGLASS_WEBHOOK_SECRETS"] == "@/run/secrets/webhooks"
-    assert 'MAILGLASS_WEB_TOKEN="$$(cat /run/secrets/web)"' in services["web"]["entrypoint"][2]
+    assert "@/run/secrets/web" in services["web"]["environment"].values()
 
 
 def test_the_image_runs_as_a_plain_user_and_holds_no_secret():
@@ -214,6 +219,10 @@ class Surroundings:
         self.port, self.receiver_port, self.redis_port = (str(free_port()) for _ in range(3))
         for name in COMPOSE["secrets"]:
             (directory / name).write_text(f"{name}-{self.suffix}\n")
+        for login in LOGINS:
+            url = make_url(database_url).set(username=self.here(login)).render_as_string(hide_password=False)
+            (directory / f"{login.removeprefix('mailglass_')}-url").write_text(f"{url}\n")
+        (directory / "redis-url").write_text(f"redis://:redis-{self.suffix}@127.0.0.1:{self.redis_port}/0\n")
         (directory / "webhooks").write_text(f"postmark=me:{self.suffix}\n")
 
     def here(self, text: str) -> str:
@@ -233,20 +242,13 @@ class Surroundings:
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the environment of a service."""
-        given = COMPOSE["services"][name].get("environment", {})
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = COMPOSE["services"][name].get("environment", {})
         places = {**os.environ, "PATH": path, "HOSTNAME": socket.gethostname()}
-        if "MAILGLASS_DATABASE_URL" in given:
-            user = self.here(urlsplit(given["MAILGLASS_DATABASE_URL"]).username)
-            places["MAILGLASS_DATABASE_URL"] = (
-                make_url(self.url).set(username=user).render_as_string(hide_password=False)
-            )
-            places["MAILGLASS_DATABASE_SCHEMA"] = self.here(given["MAILGLASS_DATABASE_SCHEMA"])
-        if given.get("MAILGLASS_IMPORTS") == IMPORTS:
+        places |= {setting: self.here(value) for setting, value in environment.items()}
+        if environment.get("MAILGLASS_IMPORTS") == IMPORTS:
             (self.directory / "compose_handlers.py").write_text(HANDLERS)
             places |= {"MAILGLASS_IMPORTS": "compose_handlers", "PYTHONPATH": str(self.directory)}
-        if "MAILGLASS_WEBHOOK_SECRETS" in given:
-            places["MAILGLASS_WEBHOOK_SECRETS"] = self.here(given["MAILGLASS_WEBHOOK_SECRETS"])
         return places
 
     def command(self, name: str) -> list[str]:
@@ -257,7 +259,7 @@ class Surroundings:
     @property
     def owner(self) -> str:
         """The URL of the owner of the tables."""
-        return self.environment("migrate")["MAILGLASS_DATABASE_URL"]
+        return (self.directory / "owner-url").read_text().strip()
 
     def run(self, name: str, command: list[str]) -> str:
         """Run a command in the environment of a service to its good end, and return what it printed."""
@@ -341,25 +343,19 @@ def test_every_command_and_health_check_of_ours_does_its_work_as_a_process(surro
         assert httpx.get(page).status_code == 401
         token = {"authorization": f"Bearer {(tmp_path / 'web').read_text().strip()}"}
         assert "Overview" in httpx.get(page, headers=token).text
-        webhook = f"http://127.0.0.1:{surroundings.receiver_port}/postmark"
+        receiver = f"http://127.0.0.1:{surroundings.receiver_port}"
+        assert "mailglass_reconcile_recording_failures_total" in httpx.get(f"{receiver}/metrics", headers=token).text
         tables = installation(surroundings.owner)
         wait_until(lambda: tables.values("SELECT type FROM mailglass_handled_types") == ["opened"], PATIENCE)
         with tables.engine.begin() as connection:
             record_send(connection, provider="postmark", sent=[Sent(recipient="ann@example.org", message_id="m-1")])
         told = {"RecordType": "Open", "MessageID": "m-1", "Recipient": "ann@example.org"}
-        answers = [httpx.post(webhook, json=told, auth=("me", word)) for word in (surroundings.suffix, "another")]
-        assert [answer.status_code for answer in answers] == [200, 401]
+        for password, status in ((surroundings.suffix, 200), ("another", 401)):
+            assert httpx.post(f"{receiver}/postmark", json=told, auth=("me", password)).status_code == status
         wait_until(
             lambda: tables.values("SELECT state FROM mailglass_handler_outbox") == ["dispatched"], PATIENCE
         )  # by the worker, with its own privileges
-        swept = subprocess.run(
-            ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP],
-            env=surroundings.environment("worker"),
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert swept.returncode == 0, swept.stderr
+        surroundings.run("worker", SWEEP)
         for name, process in running.items():
             memory = sum(one.memory_info().rss for one in family(process)) / 1024**2
             assert memory < megabytes(services[name]["mem_limit"]) / 2, name
@@ -381,7 +377,7 @@ def test_mailglass_s_own_tables_are_migrated_granted_and_swept_in_their_schema(s
     theirs.run(ORPHAN.format(id=uuid.uuid4(), age="5 minutes"))
     assert "Mailglass's tables" not in surroundings.run("migrate", surroundings.command("migrate"))
     surroundings.grant()
-    swept = surroundings.run("worker", ["sh", "-c", *surroundings.command("worker")[2:4], *SWEEP])
+    swept = surroundings.run("worker", SWEEP)
     assert json.loads(swept)["linked"] == 1
     read = "SELECT has_column_privilege(:role, 'mailglass_webhook_events', 'raw_payload', 'SELECT')"
     assert theirs.values(read, role=surroundings.here("mailglass_sweeper")) == [True]

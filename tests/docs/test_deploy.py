@@ -1,7 +1,6 @@
-"""The manifests of docs/deploy/: valid for Kubernetes, with commands and settings that there are."""
+"""The manifests: valid for Kubernetes, with commands and settings that exist, and named by the pages as they are."""
 
 import re
-from pathlib import Path
 
 import click
 import kubernetes_validate
@@ -18,7 +17,12 @@ VERSIONS = ("1.30", "1.37")
 PODS = {
     one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in OBJECTS if "template" in one.get("spec", {})
 }
-SECRETS = {"owner", "worker", "recorder", "reader", "redis-url", "webhooks", "web-token"}
+SECRETS = {"owner-url", "worker-url", "recorder-url", "reader-url", "redis-url", "webhooks", "web-token"}
+SERVICES = {one["metadata"]["name"]: one["spec"]["ports"][0]["port"] for one in OBJECTS if one["kind"] == "Service"}
+CONFIGURATION = next(one["data"] for one in OBJECTS if one["kind"] == "ConfigMap")
+COMPOSE = yaml.safe_load((pages.ROOT / "docker-compose.yml").read_text())["services"]
+PAGES = {page.name: page.read_text() for page in [*pages.PAGES, pages.ROOT / "docker-compose.yml"]}
+TEXT = "\n".join(PAGES.values())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -43,19 +47,82 @@ def test_a_container_starts_a_command_that_there_is(name):
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_container_has_settings_that_there_are_and_reads_mounted_secrets(name):
-    """A password is in no manifest; each file that the command reads is among the mounted keys of the Secret."""
+def test_a_container_has_settings_that_exist_and_reads_mounted_secrets(name):
+    """Without a shell and without a password: each file that a setting names is a mounted key of the Secret."""
     (container,) = PODS[name]["containers"]
-    shell = " ".join(container["command"])
-    given = {one["name"] for one in container.get("env", ())} | set(re.findall(r"\b(MAILGLASS_\w+)=", shell))
-    assert {one.removeprefix(ENV_PREFIX).lower() for one in given} <= set(Settings.model_fields)
-    for one in container.get("env", ()):
-        assert not re.search(r"://[^/]*:[^/]*@", one.get("value", "")), "a password"
+    assert "command" not in container
+    environment = {one["name"]: one["value"] for one in container.get("env", ())}
+    if "envFrom" in container:
+        environment |= CONFIGURATION
+    assert {setting.removeprefix(ENV_PREFIX).lower() for setting in environment} <= set(Settings.model_fields)
     (volume,) = [one["secret"] for one in PODS[name]["volumes"] if "secret" in one]
-    mounted = {item["path"] for item in volume["items"]}
-    read = {Path(path).name for path in re.findall(r"\$\$\(cat (\S+)\)", shell)}
-    read |= {"webhooks"} if "MAILGLASS_WEBHOOK_SECRETS" in given else set()
-    assert mounted == read <= SECRETS
+    mounted = [f"@/run/secrets/mailglass/{item['path']}" for item in volume["items"]]
+    assert sorted(mounted) == sorted(value for value in environment.values() if value.startswith("@"))
+    assert all(item["path"] == item["key"] for item in volume["items"])
+    assert set(environment.values()) <= {*mounted, *CONFIGURATION.values()}
+
+
+@pytest.mark.parametrize("name", ["mailglass-worker", "mailglass-receive", "mailglass-web"])
+def test_each_process_that_needs_key_rules_or_handlers_imports_them(name):
+    """In Kubernetes by the ConfigMap, in Compose by `.env`; beat and the migration need neither."""
+    (container,) = PODS[name]["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": "mailglass"}}]
+    assert "MAILGLASS_IMPORTS" in CONFIGURATION
+    assert "MAILGLASS_IMPORTS" in COMPOSE[name.removeprefix("mailglass-")]["environment"]
+
+
+@pytest.mark.parametrize("name", ["receive", "web"])
+def test_both_processes_with_metrics_have_their_token(name):
+    """Without one the receiver answers 404, and its two alerts could never fire."""
+    (container,) = PODS[f"mailglass-{name}"]["containers"]
+    assert "MAILGLASS_WEB_TOKEN" in {one["name"] for one in container["env"]}
+    assert "MAILGLASS_WEB_TOKEN" in COMPOSE[name]["environment"]
+
+
+def test_pages_name_the_objects_of_the_manifests():
+    """What a reader copies into `kubectl` is in the shipped file."""
+    named = set(re.findall(r"\b((?:deploy|job)/mailglass[\w-]*)", TEXT)) | set(
+        re.findall(r"\bdeploy/[\w-]+(?= --)", TEXT)
+    )
+    kinds = {"Deployment": "deploy", "Job": "job"}
+    assert named <= {f"{kinds[one['kind']]}/{one['metadata']['name']}" for one in OBJECTS if one["kind"] in kinds}
+    assert {"deploy/mailglass-worker", "job/mailglass-migrate"} <= named
+
+
+def test_pages_name_the_services_of_the_compose_file():
+    """In `docker compose run`, `exec`, `logs` and `up`."""
+    commands_shown = re.findall(r"docker compose (?:run|exec|logs|up)((?: [^\s#`]+)+)", TEXT)
+    services = [[word for word in words.split() if not word.startswith("-")] for words in commands_shown]
+    assert len(services) >= 4
+    for words in services:
+        upto = words.index("mailglass-reconcile") if "mailglass-reconcile" in words else len(words)
+        upto = words.index("psql") if "psql" in words else upto
+        assert set(words[:upto]) - {"1h"} <= set(COMPOSE)
+
+
+def test_prometheus_scrapes_ports_that_are_open():
+    """The targets of the page are Services of the manifest with their port, those of its text services of Compose."""
+    page = PAGES["monitoring.md"]
+    (configuration,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    jobs = {job["job_name"]: job for job in yaml.safe_load(configuration)["scrape_configs"]}
+    targets = {job: one["static_configs"][0]["targets"] for job, one in jobs.items() if "static_configs" in one}
+    assert targets == {"mailglass-reconcile": [f"mailglass-web:{SERVICES['mailglass-web']}"]}
+    (relabel,) = jobs["mailglass-receive"]["relabel_configs"]
+    labels = {one["metadata"]["name"]: one["metadata"]["labels"] for one in OBJECTS if "labels" in one["metadata"]}
+    assert labels["mailglass-receive"]["app.kubernetes.io/component"] == relabel["regex"]
+    for name in re.findall(r"`((?:web|receive):\d+)`", page):
+        service, port = name.split(":")
+        assert COMPOSE[service]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert {"web:8080", "receive:8081"} <= set(re.findall(r"`(\w+:\d+)`", page))
+
+
+def test_pages_alerts_and_dashboard_name_metrics_and_tables_that_exist():
+    """Another test compares the table of monitoring.md with a scrape; this one compares every other page with it."""
+    metrics = set(re.findall(r"^\| `(\w+)` \|", PAGES["monitoring.md"], re.MULTILINE))
+    of_prometheus = [(pages.ROOT / "docs/monitoring" / name).read_text() for name in ("alerts.yml", "dashboard.json")]
+    assert set(re.findall(r"\bmailglass_reconcile_\w+", "".join(of_prometheus))) <= metrics
+    named = set(re.findall(r"`(mailglass_reconcile_\w+)[`{]", TEXT))
+    assert named - metrics == {"mailglass_reconcile_runs", "mailglass_reconcile_version"}, "neither metric nor table"
 
 
 def test_the_page_makes_the_secret_that_the_manifests_read():

@@ -388,7 +388,9 @@ def test_what_is_shown_of_prometheus_is_its_configuration(block):
     """YAML, with rules of a file that there is and a job that scrapes; monitoring/test_files.py reads the rules."""
     shown = yaml.safe_load(block.text)
     assert all((pages.ROOT / "docs/monitoring" / name).exists() for name in shown["rule_files"])
-    assert all(job["job_name"] and job["static_configs"] for job in shown["scrape_configs"])
+    for job in shown["scrape_configs"]:
+        assert job["job_name"]
+        assert job.get("static_configs") or job["kubernetes_sd_configs"]
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "ini"], ids=lambda one: one.page)

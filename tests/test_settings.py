@@ -1,0 +1,48 @@
+"""Settings: secrets that are read from files."""
+
+import pytest
+
+from mailglass_reconcile import ConfigurationError, Settings
+
+SECRETS = ("database_url", "redis_url", "web_token", "webhook_url")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("where", ["environment", "Python"])
+def test_a_secret_is_read_from_the_file_that_its_setting_names(monkeypatch, tmp_path, name, where):
+    """Without the line's end that every editor adds."""
+    file = tmp_path / "secret"
+    file.write_text("redis://:c4n4ry@host/0\n")
+    given = {}
+    if where == "environment":
+        monkeypatch.setenv(f"MAILGLASS_{name.upper()}", f"@{file}")
+    else:
+        given[name] = f"@{file}"
+    assert getattr(Settings(**given), name).get_secret_value() == "redis://:c4n4ry@host/0"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, r"cannot read its file \(FileNotFoundError\)"),
+        (b"\n", "its file is empty"),
+        (b"\xff\xfec4n4ry", r"cannot read its file \(UnicodeDecodeError\)"),
+        (b"@c4n4ry-of-24-characters", "its value must not begin with @, which names a file"),
+    ],
+)
+def test_a_secret_that_cannot_be_read_is_refused_by_the_name_of_its_setting(tmp_path, name, content, fault):
+    """In one line, without the path and what the file holds: it may be a token that was not meant as a path."""
+    file = tmp_path / "c4n4ry"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"^MAILGLASS_{name.upper()}: {fault}$"):
+        Settings(**{name: f"@{file}"})
+
+
+def test_a_token_that_begins_with_an_at_sign_is_refused(monkeypatch):
+    """It would be taken for the path of a file."""
+    monkeypatch.setenv("MAILGLASS_WEB_TOKEN", "@token-of-24-characters")
+    with pytest.raises(ConfigurationError, match=r"^MAILGLASS_WEB_TOKEN: cannot read its file") as refused:
+        Settings()
+    assert "token-of-24" not in str(refused.value)
