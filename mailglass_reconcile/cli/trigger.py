@@ -26,9 +26,9 @@ Examples:
 @click.argument("provider", metavar="PROVIDER")
 @click.argument("type_", metavar="TYPE")
 @click.option("--message-id", required=True, metavar="ID", help="The message's id, as your send is recorded with it.")
-@click.option("--to", "url", required=True, metavar="URL", help="The whole address of the webhook.")
+@click.option("--to", "url", metavar="URL", help="Whole address of the webhook. Default: MAILGLASS_WEBHOOK_URL.")
 @click.option("--recipient", metavar="ADDRESS", help="Recipient that the event names. If left out, it names none.")
-def trigger(provider: str, type_: str, message_id: str, url: str, recipient: str | None) -> None:
+def trigger(provider: str, type_: str, message_id: str, url: str | None, recipient: str | None) -> None:
     """Send a sample webhook, signed as the provider signs, to try an installation without its account.
 
     It is signed with the secret of MAILGLASS_WEBHOOK_SECRETS. TYPE is a type of event that the provider can send, such
@@ -49,12 +49,15 @@ def trigger(provider: str, type_: str, message_id: str, url: str, recipient: str
     known = secrets.of_setting(settings).of(provider)
     if not known:
         raise ConfigurationError(f"{secrets.SETTING} has no secret for {name}")
-    base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
-    signed = sending.sample(samples[type_], sender, known[0], at, public_url(base, name) if base else url)
+    public = public_url(settings.webhook_url.get_secret_value(), name) if settings.webhook_url else None
+    target, option = (public, "MAILGLASS_WEBHOOK_URL") if url is None else (url, "--to")
+    if target is None:
+        raise click.UsageError("give the address of the webhook with --to, or set MAILGLASS_WEBHOOK_URL")
+    signed = sending.sample(samples[type_], sender, known[0], at, public or target)
     try:
-        status, answer = sending.post(url, signed)
+        status, answer = sending.post(target, signed, option)
     except ValueError:
-        raise click.UsageError("--to must be a whole address, such as http://127.0.0.1:8081/postmark") from None
+        raise click.UsageError(f"{option} must be a whole address, such as http://127.0.0.1:8081/postmark") from None
     if status != 200:
         raise MailglassReconcileError(f"the receiver answered {status}: {printable(answer)}")
     click.echo(f"{name}: {type_} for {printable(message_id)} was answered with 200")

@@ -179,8 +179,7 @@ def explain_within(tx: Transaction, event_id: UUID) -> Explanation:
     mismatch = decision.state == RECIPIENT_MISMATCH
     erased = mismatch and deliveries.some_erased(tx, row.tenant_id, wanted.candidate_ids)
     shown = deliveries.shown(tx, [each.delivery_id for each in decision.named])
-    url = tx.settings.webhook_url
-    return _of_open(row, read, decision, shown, erased=erased, url=url.get_secret_value() if url else None)
+    return _of_open(row, read, decision, shown, erased=erased)
 
 
 def _origins(tx: Transaction, event_id: str) -> Origins:
@@ -260,7 +259,7 @@ def _without_address(text: str | None) -> str | None:
 
 
 def _of_open(
-    row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Shown], *, erased: bool, url: str | None
+    row: sa.Row[Any], read: Origins, decision: Decision, shown: Mapping[str, Shown], *, erased: bool
 ) -> Explanation:
     wanted = decision.keys
     state: EventState = "expired" if row.expired else "waiting" if row.in_grace else decision.state
@@ -281,7 +280,7 @@ def _of_open(
         recipient_known=wanted.recipient is not None,
         recipient_checked=False if decision.delivery_id and not wanted.recipient and not row.recorded else None,
         verdict=decision.state,
-        remedy=_remedy(row, state, decision, erased=erased, url=url),
+        remedy=_remedy(row, state, decision, erased=erased),
         eligible_at=None if row.expired else utc(row.eligible),
         expires_at=utc(row.expires),
         refused=row.refused or 0,
@@ -302,7 +301,7 @@ def _tried(candidate: str, read: Origins, decision: Decision) -> dict[str, Any]:
     return {"id": candidate, "read_from": read.places.get(candidate), "deliveries": found}
 
 
-def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool, url: str | None) -> str | None:
+def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: bool) -> str | None:
     """Return what to do so that it can be linked, with the event's own id and tenant."""
     found = states.remedy(state, decision.state, recipient_lost=decision.keys.lost, recipient_erased=erased)
     other = next((each for each in decision.named if each.tenant_id != row.tenant_id), None)
@@ -312,7 +311,6 @@ def _remedy(row: sa.Row[Any], state: EventState, decision: Decision, *, erased: 
             type_=row.type,
             message_id=other.candidate_id,
             tenant_id=other.tenant_id,
-            url=url,
         )
         found = f"{hint(again)}; {found}" if state == "expired" else hint(again)
     return None if found is None else found.replace("EVENT_ID", row.id)

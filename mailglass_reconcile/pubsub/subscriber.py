@@ -254,7 +254,7 @@ class AsyncSubscription:
             message = json.loads(received["data"], parse_constant=_refuse)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(message, dict) or message.get("event") == TEST:
+        if not isinstance(message, dict) or message.get("event") == TEST or not _has_ids(message):
             return None
         if self._channel is None and self._delivery_id and channel.rpartition(":")[2] != self._delivery_id:
             return None
@@ -343,6 +343,15 @@ class Subscription:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _has_ids(message: dict[str, Any]) -> bool:
+    """Return whether the ids of a broadcast are strings, as in each of ours: anybody may publish anything."""
+    meta = message.get("meta", {})
+    if not isinstance(meta, dict):
+        return False
+    ids = [meta[name] for name in ("event_id", "tenant_id", "reconciled_from_event_id") if name in meta]
+    return all(isinstance(id_, str) for id_ in (message.get("delivery_id"), *ids))
 
 
 def _refuse(constant: str) -> None:

@@ -61,8 +61,11 @@ def printable(text: str) -> str:
 
 
 def shown(name: str, most: int = SHOWN_CHARACTERS) -> str:
-    """Return a name that others chose, such as a tenant's, in one line and cut after *most* characters."""
-    return printable(name[:most]) + ("…" if len(name) > most else "")
+    """Return a name that others chose, such as a tenant's, in one line and cut after *most* characters.
+
+    A backtick is escaped too: in our sentences it marks a command, which can be copied.
+    """
+    return printable(name[:most]).replace("`", "\\x60") + ("…" if len(name) > most else "")
 
 
 def shown_tenant(tenant_id: str | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.humanize import printable, shown
 
 # https://resend.com/docs/webhooks/retries-and-replays
 _REPLAYS = {
@@ -14,30 +15,28 @@ _REPLAYS = {
 PRIVATE_KEYS = frozenset({"sendgrid", "postal", "ses", "scaleway"})
 """Providers that sign with a private key, so that nothing can be sent in their name."""
 
-WEBHOOK_URL = "https://your.host/webhooks"
-"""In place of MAILGLASS_WEBHOOK_URL, if that is not set."""
 
-
-def remedy(*, provider: str, type_: str, message_id: str, tenant_id: str, url: str | None) -> str:
+def remedy(*, provider: str, type_: str, message_id: str, tenant_id: str) -> str:
     """Return what to do about an event whose delivery belongs to another tenant.
 
-    *message_id* and *tenant_id* are the delivery's, *url* is the public address of the receiver.
+    *message_id* and *tenant_id* are the delivery's; they come from outside, so neither can plant a command.
     """
+    tenant = shown(tenant_id)
     return (
         "event and delivery need the same tenant, and a stored event keeps its tenant: first make such webhooks arrive"
-        f" for tenant {tenant_id} (tenant of webhook_app, tenant_id of record_webhook or receive, MAILGLASS_TENANT; in"
+        f" for tenant {tenant} (tenant of webhook_app, tenant_id of record_webhook or receive, MAILGLASS_TENANT; in"
         " Mailglass resolve_webhook_tenant), then send this one again:"
-        f" {_again(provider, type_, message_id, tenant_id, url)}"
+        f" {_again(provider, type_, message_id, tenant)}"
     )
 
 
-def _again(provider: str, type_: str, message_id: str, tenant_id: str, url: str | None) -> str:
+def _again(provider: str, type_: str, message_id: str, tenant: str) -> str:
     if provider in _REPLAYS:
         return _REPLAYS[provider]
     title = providers.title(provider)
     if provider in PRIVATE_KEYS or provider not in providers.built_in():
-        call = f"receive(connection, {provider!r}, body, headers, tenant_id={tenant_id!r})"
+        call = f"receive(connection, '{shown(provider)}', body, headers, tenant_id='{tenant}')"
         return f"if {title} cannot send it again, record the request from your log with `{call}`"
-    words = ["mailglass-reconcile", "trigger", provider, type_, "--message-id", message_id]
-    words += ["--to", f"{(url or WEBHOOK_URL).rstrip('/')}/{provider}"]
+    is_plain = printable(message_id) == message_id and "`" not in message_id
+    words = ["mailglass-reconcile", "trigger", provider, shown(type_), "--message-id", message_id if is_plain else "ID"]
     return f"if {title} cannot send it again, send one like it, which has the time of now: `{shlex.join(words)}`"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "mailglass_reconcile:lock:"
 LOCK_SECONDS = 60
 RENEW_SECONDS = 20
+_SECONDS = re.compile("[0-9]{1,10}")
 TRIES = 3
 """A holder may vanish between two commands: then the lock is asked for again."""
 
@@ -77,16 +79,23 @@ class Holder(NamedTuple):
 
     @property
     def task_id(self) -> str:
-        return self.token.partition(" ")[2].partition(" ")[0]
+        """The task that took it; `unknown` if the value is not a token of ours."""
+        return self.token.partition(" ")[2].partition(" ")[0] or "unknown"
 
     @property
     def is_queued(self) -> bool:
         return self.token.startswith("queued ")
 
     @property
-    def since(self) -> float:
-        """When it was taken, in seconds since 1970: a run notes it, and a request that is queued is not renewed."""
-        return time.time() - LOCK_SECONDS + self.seconds_left if self.is_queued else float(self.token.split()[-1])
+    def since(self) -> float | None:
+        """When it was taken, in seconds since 1970: a run notes it, and a request that is queued is not renewed.
+
+        None if the value is not a token of ours: anybody who may write to Redis may have set it.
+        """
+        if self.is_queued:
+            return time.time() - LOCK_SECONDS + self.seconds_left
+        taken_at = self.token.rpartition(" ")[2]
+        return float(taken_at) if self.token.startswith("running ") and _SECONDS.fullmatch(taken_at) else None
 
 
 def holder_of(client: Redis, key: str) -> Holder | None:

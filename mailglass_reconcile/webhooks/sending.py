@@ -42,11 +42,11 @@ def sample(body: Any, sender: Sender, secret: str, at: dt.datetime, url: str) ->
     return sender.sign(json.dumps(body).encode(), secret, at.timestamp(), url)
 
 
-def post(url: str, signed: Signed) -> tuple[int, str]:
+def post(url: str, signed: Signed, option: str) -> tuple[int, str]:
     """Post a webhook, and return the status of the answer and the beginning of its text.
 
     The address may have a user name and a password; if it is no address of HTTP, a ValueError says so. No redirect is
-    followed.
+    followed. *option* says where the address comes from, for an error.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -59,7 +59,7 @@ def post(url: str, signed: Signed) -> tuple[int, str]:
         answer = connection.getresponse()
         return answer.status, answer.read(SHOWN_CHARACTERS).decode(errors="replace").strip()
     except (OSError, HTTPException) as error:
-        raise MailglassReconcileError(f"nothing answers at the address of --to ({type(error).__name__})") from None
+        raise MailglassReconcileError(f"nothing answers at the address of {option} ({type(error).__name__})") from None
     finally:
         connection.close()
 

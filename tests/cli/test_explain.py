@@ -154,7 +154,7 @@ def test_the_remedy_for_each_candidate_can_be_pasted(db):
         ("resend", "press Replay"),
         (
             "postmark",
-            "`mailglass-reconcile trigger postmark delivered --message-id '<m@1>' --to https://your.host/webhooks/postmark`",
+            "`mailglass-reconcile trigger postmark delivered --message-id '<m@1>'`",
         ),
         ("sendgrid", "`receive(connection, 'sendgrid', body, headers, tenant_id='globex')`"),
         ("own", "`receive(connection, 'own', body, headers, tenant_id='globex')`"),

@@ -106,7 +106,7 @@ def test_a_signal_ends_it_quietly(start, number, code):
 def test_a_signal_in_the_middle_of_a_line_does_not_cut_it(start, redis_url, number, code):
     """A pipe holds 64 kB; whoever parses the lines gets a whole last one."""
     process = start("--json")
-    message = json.dumps({"meta": {"event_id": "x"}, "text": "x" * 500_000})
+    message = json.dumps({"delivery_id": "y", "meta": {"event_id": "x"}, "text": "x" * 500_000})
     with redis.Redis.from_url(redis_url) as client:
         client.publish("mailglass:events:acme", message)
     wait_until(lambda: _waiting_in(process.stdout) >= 65_536)
@@ -159,8 +159,8 @@ def test_a_redis_that_restarts_is_one_line_on_standard_error_and_it_goes_on(star
         assert "broadcasts are missed until it is back" in said
         valkey.start()
         with redis.Redis.from_url(valkey.url) as client:
-            wait_until(lambda: client.publish("mailglass:events:acme", '{"n": 1}'))
-        assert process.stdout.readline() == '{"channel": "mailglass:events:acme", "message": {"n": 1}}\n'
+            wait_until(lambda: client.publish("mailglass:events:acme", '{"delivery_id": "x"}'))
+        assert process.stdout.readline() == '{"channel": "mailglass:events:acme", "message": {"delivery_id": "x"}}\n'
         process.terminate()
         assert process.communicate(timeout=60) == ("", "")
     finally:

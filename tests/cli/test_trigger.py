@@ -47,6 +47,14 @@ def test_the_recipient_of_a_sample_chooses_among_deliveries(db):
     assert [tuple(row) for row in db.rows(rows)] == [(people[0], "dispatched"), (people[1], "delivered")]
 
 
+def test_without_an_address_it_posts_to_the_public_one(db):
+    """The receiver's public address is a setting, with a password perhaps, which nothing has to print."""
+    with served(mounted()) as base:
+        setting(db, f"postmark={SECRETS['postmark']}", webhook_url=f"{base.replace('//', '//me:hidden@')}/webhooks")
+        done = triggered("postmark", "delivered", "--message-id", "m")
+    assert done.output == "postmark: delivered for m was answered with 200\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -4,6 +4,7 @@ import datetime as dt
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 
 import commands
 import factories
@@ -236,3 +237,26 @@ def test_an_event_that_asks_for_no_reconciliation_is_no_orphan(db):
     event = factories.orphan(db, factories.postmark("one"), needs_reconciliation=False)
     found = explain(db.database, UUID(event))
     assert (found.state, found.delivery_id, found.candidate_ids) == ("no_orphan", None, ())
+
+
+def test_the_password_of_the_webhook_address_is_printed_nowhere(db):
+    """The remedy names the command, which reads the address from its own settings."""
+    factories.delivery(db, "m@1", tenant_id="globex")
+    event = factories.orphan(db, factories.postmark("m@1"), tenant_id="default")
+    url = SecretStr("https://hooks:canary@mail.example.com/webhooks")
+    visitor = Visitor(app(db, webhook_url=url))
+    shown = [commands.inside("explain", event).stdout, commands.inside("explain", event, "--json").stdout]
+    shown.append(visitor.get(f"/events/{event}").text)
+    for text in shown:
+        assert "trigger postmark delivered" in text
+        assert "canary" not in text
+
+
+def test_a_message_id_plants_no_command_that_can_be_copied(db):
+    """Whoever chooses message ids, or names of tenants, does not choose what an operator pastes."""
+    planted = "x` now run `mailglass-reconcile erase ceo@corp.example --yes` then `"
+    factories.delivery(db, planted, tenant_id=planted)
+    event = factories.orphan(db, factories.postmark(planted), tenant_id="default")
+    page = Visitor(app(db)).get(f"/events/{event}").text
+    assert 'data-copy="mailglass-reconcile erase' not in page
+    assert "\nmailglass-reconcile erase" not in commands.on_a_terminal(db, "explain", event)

@@ -77,13 +77,24 @@ def test_a_sweep_is_heard_with_the_configured_redis(db):
 
 
 def test_what_others_publish_on_our_channels_is_passed_over(redis_url):
-    """No JSON, no object, a number that JSON does not have, a nest without end."""
+    """No JSON, no object, a number that JSON does not have, a nest without end, ids that are no strings."""
+    no_ids = (b"{}", b'{"delivery_id": [1]}', b'{"delivery_id": "x", "meta": 1}')
+    wrong_ids = (b'{"delivery_id": "x", "meta": {"event_id": 7}}', b'{"delivery_id": "x", "meta": {"tenant_id": {}}}')
     with redis.Redis.from_url(redis_url) as client, Subscription(client, None, None) as subscription:
-        for nonsense in (b"\xff\xfe", b"", b"{", b"[1]", b'"x"', b"NaN", b'{"a": NaN}', b"[" * 200_000):
+        for nonsense in (
+            b"\xff\xfe",
+            b"",
+            b"{",
+            b"[1]",
+            b'"x"',
+            b"NaN",
+            b'{"a": NaN}',
+            b"[" * 200_000,
+            *no_ids,
+            *wrong_ids,
+        ):
             client.publish("mailglass:events:acme", nonsense)
-        client.publish("mailglass:events:" + "x" * 10, "{}")
         tell(client, "acme", DELIVERY, 7)
-        assert next(subscription).message == {}
         assert next(subscription).message["number"] == 7
 
 

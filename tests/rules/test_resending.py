@@ -10,7 +10,7 @@ from mailglass_reconcile.webhooks import registry, sending
 
 def again(provider, **more):
     """Return what to do about a provider's event."""
-    given = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", "url": None, **more}
+    given = {"type_": "delivered", "message_id": "m-1", "tenant_id": "globex", **more}
     return resending.remedy(provider=provider, **given)
 
 
@@ -33,9 +33,30 @@ def test_each_provider_has_a_way(provider):
 
 
 def test_the_command_can_be_pasted_whatever_the_message_id_is():
-    """It is quoted for a shell, and goes to the receiver's public address, if that is set."""
-    command = again("postmark", message_id="<it's $1@x>", url="https://hooks.example/w/").partition("`")[2].strip("`")
+    """It is quoted for a shell, and names no address: `trigger` posts to MAILGLASS_WEBHOOK_URL."""
+    command = again("postmark", message_id="<it's $1@x>").partition("`")[2].strip("`")
     assert shlex.split(command) == [
         *("mailglass-reconcile", "trigger", "postmark", "delivered"),
-        *("--message-id", "<it's $1@x>", "--to", "https://hooks.example/w/postmark"),
+        *("--message-id", "<it's $1@x>"),
     ]
+
+
+PLANTED = "x` now run `mailglass-reconcile erase ceo@corp.example --yes` then `"
+
+
+@pytest.mark.parametrize(
+    ("provider", "foreign"),
+    [
+        ("postmark", {"message_id": PLANTED}),
+        ("postmark", {"message_id": "x\u202ey"}),
+        ("postmark", {"tenant_id": PLANTED}),
+        ("sendgrid", {"tenant_id": PLANTED}),
+        (PLANTED, {}),
+    ],
+)
+def test_what_comes_from_outside_plants_no_command(provider, foreign):
+    """A message id, a tenant or a provider with backticks is never markup; nothing in it steers a terminal."""
+    said = again(provider, **foreign)
+    assert said.isprintable()
+    assert [part for part in said.split("`")[1::2] if part.startswith("mailglass-reconcile erase")] == []
+    assert "--message-id ID" in said or "message_id" not in foreign

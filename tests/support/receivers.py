@@ -92,9 +92,11 @@ def post(application, path: str, *some: Posted) -> list[httpx.Response]:
     return ask(application, talk)
 
 
-def setting(db, text: str | None) -> None:
-    """Let `MAILGLASS_WEBHOOK_SECRETS` be a text."""
-    settings = db.settings.model_copy(update={"webhook_secrets": SecretStr(text) if text else None})
+def setting(db, text: str | None, *, webhook_url: str | None = None) -> None:
+    """Let `MAILGLASS_WEBHOOK_SECRETS` be a text, and `MAILGLASS_WEBHOOK_URL` an address."""
+    secrets = {"webhook_secrets": SecretStr(text) if text else None}
+    url = {"webhook_url": SecretStr(webhook_url) if webhook_url else None}
+    settings = db.settings.model_copy(update=secrets | url)
     mailglass_reconcile.configure(engine=db.engine, settings=settings)
 
 

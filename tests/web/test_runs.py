@@ -111,6 +111,19 @@ def test_the_lock_of_sweeps_says_who_holds_it_and_since_when(db):
     assert "The lock cannot be read" in Visitor(away).get("/runs").text
 
 
+@pytest.mark.parametrize(
+    "value", ["running", "queued", "x", "", "running a b nan", "running a b 1e300", "running a b ²"]
+)
+def test_a_foreign_value_of_the_lock_is_an_unknown_holder(db, value):
+    """Anybody who may write to Redis may set it; the page says what it knows."""
+    client = runtime.get_redis()
+    client.set(key_of(None), value, px=60_000)
+    answer = Visitor(app(db)).get("/runs")
+    client.delete(key_of(None))
+    assert answer.status_code == 200
+    assert re.search(r"by task (unknown|a) since", words(answer.text))
+
+
 def test_a_holder_knows_since_when_it_holds(db):
     """A run notes it; renewing it changes nothing."""
     lock, key, token = LockBackend(runtime.get_redis()), key_of(None), running("4711")
