@@ -1,7 +1,8 @@
 """An ASGI application as a process of its own; needs uvicorn, which comes with an extra.
 
-It is safe to reach from a network: the number of connections is limited, and so are the time and the CPU that a request
-may take to arrive.
+It is safe to reach from a network. uvicorn limits the size of a head and the time between two requests of a connection.
+Added here: a limit of connections that evicts idle ones instead of refusing new ones, limits on the time and the CPU of
+a request, on the lines of its head and on the time of its response, and an early answer survives a malformed body.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import signal
 import socket
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -39,8 +42,17 @@ ANSWER_SECONDS = 30.0
 """How long its answer may take to be written."""
 HEAD_BYTES = 16_384
 """Length of a request's line and headers at most."""
+HEAD_LINES = 100
+"""Lines of a head at most: parsing thousands of tiny headers takes as much CPU as a webhook."""
 PIECE_BYTES = 2_048
-"""What is read from a connection before it is the turn of others."""
+"""What is read from a connection before it is the turn of others. A whole piece is progress."""
+PROGRESS_SECONDS = 1.0
+"""How long a connection counts as in progress after a whole piece; the pieces of a far client come less often than the
+connections of a near one."""
+SILENT_SECONDS = 1.0
+"""After this time without a byte, a connection is silent."""
+DEFER_SECONDS = 10
+"""How long the kernel keeps a connection that has sent nothing from us, where it can."""
 REQUEST_CPU_SECONDS = 0.01
 BYTE_CPU_SECONDS = 50e-9
 PIECE_CPU_SECONDS = 0.005
@@ -73,15 +85,21 @@ def run(app: Callable[..., Awaitable[None]], host: str, port: int) -> None:
 class BoundedProtocol(H11Protocol):
     """HTTP with limits on connections and on the time that a request and its answer may take.
 
-    If too many connections are open, the oldest that has no whole request, or does not read its answer, is closed, so
-    that idle connections cannot keep others out.
+    If too many connections are open, one that has no whole request, or does not read its answer, is evicted, so that
+    idle connections cannot keep others out: a silent one first, then one that sends little at a time, and then the one
+    without progress for longest.
     """
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0
+    """The last progress; before any, the opening of the connection or the answer before."""
+    _silent = True
+    _progressed = False
     _spare = 0.0
     _in_body = False
     _answering = False
+    _head_lines = 0
+    _head_end = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, and close another one if there are too many."""
@@ -89,13 +107,23 @@ class BoundedProtocol(H11Protocol):
         transport.max_size = PIECE_BYTES  # type: ignore[attr-defined]  # asyncio's own transports have it
         self._wait_for_request()
         if len(self.connections) > CONNECTIONS:
-            idle = [one for one in self.connections if isinstance(one, BoundedProtocol) and one._is_idle()]
-            oldest = min(idle, key=lambda one: one._since, default=self)
-            self.connections.discard(oldest)  # it is lost only a moment later, and the next one must close another
-            oldest.transport.abort()
+            idle = [
+                connection
+                for connection in self.connections
+                if isinstance(connection, BoundedProtocol) and connection._is_idle() and connection is not self
+            ]
+            victim = min(idle, key=BoundedProtocol._rank, default=self)
+            self.connections.discard(victim)  # it is lost only a moment later, and the next one must evict another
+            victim.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request, unless that has cost too much; once it is whole, its answer may take longer."""
+        self._silent = False
+        if len(data) >= PIECE_BYTES:
+            self._since, self._progressed = self.loop.time(), True
+        if self._has_too_many_lines(data):
+            self.send_400_response("Too many header lines.")
+            return
         began = time.thread_time()
         super().data_received(data)
         self._spare += len(data) * BYTE_CPU_SECONDS - min(time.thread_time() - began, PIECE_CPU_SECONDS)
@@ -120,11 +148,36 @@ class BoundedProtocol(H11Protocol):
             self._deadline.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a malformed request; of one that was answered before its end, cut off the rest."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def _is_idle(self) -> bool:
         return not self._answering or self.flow.write_paused
 
+    def _rank(self) -> tuple[int, float]:
+        """Return the place in the order of eviction; the lowest is evicted first."""
+        age = self.loop.time() - self._since
+        if self._silent and age >= SILENT_SECONDS:
+            return 0, self._since
+        return (2 if self._progressed and age < PROGRESS_SECONDS else 1), self._since
+
+    def _has_too_many_lines(self, data: bytes) -> bool:
+        """Count the lines of a head that is arriving."""
+        if self._in_body:
+            return False
+        text = self._head_end + data
+        end = _END_OF_HEAD.search(text)
+        self._head_lines += text[: end.end() if end else None].count(b"\n") - self._head_end.count(b"\n")
+        self._head_end = text[-2:]
+        return self._head_lines > HEAD_LINES
+
     def _wait_for_request(self) -> None:
         self._since, self._spare, self._in_body = self.loop.time(), REQUEST_CPU_SECONDS, False
+        self._silent, self._progressed, self._head_lines, self._head_end = True, False, 0, b""
         self._allow(HEAD_SECONDS)
 
     def _note_progress(self) -> None:
@@ -144,12 +197,15 @@ class BoundedProtocol(H11Protocol):
         self._deadline = self.loop.call_later(seconds, self.transport.abort)
 
 
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+
+
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve; asyncio takes the number of connections accepted at once for the length of the queue."""
         await super().startup(sockets)
-        for one in sockets or ():
-            one.listen(QUEUE)
+        for listener in sockets or ():
+            listener.listen(QUEUE)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # An answer that is cut off at the end is not an error and needs no traceback.
@@ -172,6 +228,8 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(QUEUE)
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
     except OSError as error:
         listener.close()
         raise ConfigurationError(f"cannot listen on {host}, port {port}: {_reason(error)}") from None

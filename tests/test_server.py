@@ -1,6 +1,7 @@
 """The server: what idle, slow and malformed connections cost the others."""
 
 import contextlib
+import logging
 import socket
 import time
 
@@ -9,9 +10,12 @@ import pytest
 
 from mailglass_reconcile import server
 from mailglass_reconcile.receiver import bodies
-from serving import serving
+from serving import bounded, serving
+from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
+HALF_A_HEAD = b"POST /x HTTP/1.1\r\nHost: x\r\n"
+NO_BODY = HALF_A_HEAD + b"Content-Length: 5000\r\n\r\n"
 
 
 def connect(address: str, sent: bytes = b"") -> socket.socket:
@@ -21,6 +25,7 @@ def connect(address: str, sent: bytes = b"") -> socket.socket:
     return opened
 
 
+@slow
 def test_hundreds_of_idle_connections_keep_nobody_out_and_leave_no_line_in_the_log(db):
     """They took every file of the process, which then wrote a traceback for each attempt to accept another one."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
@@ -38,6 +43,7 @@ def test_a_request_may_take_ten_seconds_to_arrive_and_its_body_half_a_minute():
     assert (server.HEAD_SECONDS, bodies.BODY_SECONDS, server.BODY_SECONDS) == (10, 30, 31)
 
 
+@slow
 def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
     """Nothing at all, half a head, a second request: each stayed open forever."""
     halves = [
@@ -51,6 +57,7 @@ def test_a_request_that_does_not_arrive_within_ten_seconds_is_cut_off(db):
             until_closed(one)
 
 
+@slow
 def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
     """Of which the receiver answers its own before that."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
@@ -62,6 +69,7 @@ def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
         assert time.monotonic() - began > bodies.BODY_SECONDS / 10
 
 
+@slow
 def test_a_client_that_sends_on_without_reading_is_cut_off_after_an_answer(db):
     """Its answers would wait in this process's memory, and it would keep its place."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
@@ -70,6 +78,7 @@ def test_a_client_that_sends_on_without_reading_is_cut_off_after_an_answer(db):
         greedy.sendall(requests)
 
 
+@slow
 def test_a_request_in_chunks_of_a_byte_is_cut_off(db):
     """Each chunk costs as much as a body; those of a kilobyte are read."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
@@ -88,6 +97,7 @@ def until_closed(one: socket.socket) -> None:
             pass
 
 
+@slow
 def test_a_malformed_request_gets_400_and_leaves_no_line_in_the_log(db):
     """Nor does one that is too long, or that wants another protocol."""
     url, redis_url = db.url, db.settings.redis_url.get_secret_value()
@@ -102,3 +112,122 @@ def test_a_malformed_request_gets_400_and_leaves_no_line_in_the_log(db):
         process.terminate()
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+
+
+arrived: list[int] = []
+"""Lengths of the pieces of bodies that `echo` has read."""
+
+
+async def echo(scope, receive, send) -> None:
+    """Answer with the length of the body; at once for a path that says so."""
+    size, more = 0, scope["path"] != "/early"
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        arrived.append(len(message.get("body", b"")))
+        more = message.get("more_body", False)
+    head = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"7")]}
+    await send(head)
+    await send({"type": "http.response.body", "body": b"%7d" % size, "more_body": scope["path"] == "/early"})
+    if scope["path"] == "/early":
+        while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def answered(connection: socket.socket, text: bytes) -> None:
+    """Read an answer that ends with a text."""
+    answer = b""
+    while not answer.endswith(text):
+        part = connection.recv(4_096)
+        assert part, answer
+        answer += part
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the server has not closed a connection."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+    finally:
+        connection.settimeout(20)
+
+
+@pytest.fixture
+def four_connections(monkeypatch):
+    """A server that keeps four connections open."""
+    monkeypatch.setattr(server, "CONNECTIONS", 4)
+
+
+@pytest.mark.parametrize("sent", [HALF_A_HEAD, NO_BODY])
+def test_a_body_that_arrives_in_pieces_outlives_any_number_of_idle_connections(four_connections, sent, monkeypatch):
+    """Each piece makes its connection young; it was the oldest without a whole request as soon as four were newer."""
+    piece = bytes(server.PIECE_BYTES)
+    monkeypatch.setattr(server, "PROGRESS_SECONDS", 60.0)
+    arrived.clear()
+    with bounded(echo) as address, contextlib.ExitStack() as opened:
+        honest = opened.enter_context(connect(address, HALF_A_HEAD + b"Content-Length: %d\r\n\r\n" % (5 * len(piece))))
+        for number in range(1, 5):
+            honest.sendall(piece)
+            wait_until(lambda number=number: sum(arrived) == number * len(piece))
+            strangers = [opened.enter_context(connect(address, sent)) for _ in range(8)]
+            wait_until(lambda strangers=strangers: sum(map(is_open, strangers)) <= 3)
+        honest.sendall(piece)
+        answered(honest, b"  10240")
+
+
+def test_a_silent_connection_is_evicted_before_one_that_sends_little(four_connections, monkeypatch):
+    """Although it is newer; one that has just made progress is evicted last."""
+    monkeypatch.setattr(server, "SILENT_SECONDS", 0.0)
+    with bounded(echo) as address, contextlib.ExitStack() as opened:
+        dribbling = [opened.enter_context(connect(address, HALF_A_HEAD)) for _ in range(2)]
+        silent = [opened.enter_context(connect(address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) for _ in range(2)]
+        for connection in silent:  # kept alive after an answer
+            answered(connection, b"      0")
+        for evicted in silent:
+            dribbling.append(opened.enter_context(connect(address, HALF_A_HEAD)))
+            wait_until(lambda evicted=evicted: not is_open(evicted))
+        assert all(map(is_open, dribbling))
+        opened.enter_context(connect(address, HALF_A_HEAD))
+        wait_until(lambda: not is_open(dribbling[0]))
+
+
+def test_a_new_connection_is_not_evicted_in_place_of_idle_ones(four_connections):
+    """However young the others are."""
+    with bounded(echo) as address, contextlib.ExitStack() as opened:
+        for _ in range(8):
+            opened.enter_context(connect(address, NO_BODY + bytes(server.PIECE_BYTES)))
+        assert httpx.post(address, content=b"1234").text.strip() == "4"
+
+
+def test_a_malformed_rest_of_a_request_that_was_answered_leaves_no_traceback(caplog):
+    """h11 refuses to send a second answer; asyncio logged that for each request, at ERROR."""
+    with bounded(echo) as address, caplog.at_level(logging.DEBUG):
+        head = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with connect(address, head) as one:
+            assert one.recv(4_096).startswith(b"HTTP/1.1 200")
+            one.sendall(b"ZZ\r\n")
+            until_closed(one)
+        with connect(address, head.replace(b"early", b"late") + b"ZZ\r\n") as one:
+            assert one.recv(4_096).startswith(b"HTTP/1.1 400")
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+
+
+def test_a_head_of_more_than_a_hundred_lines_is_refused_before_it_is_parsed(monkeypatch):
+    """Also one that arrives in pieces; lines of a body are not counted."""
+    parsed = []
+    receive_data = server.h11.Connection.receive_data
+    monkeypatch.setattr(
+        server.h11.Connection, "receive_data", lambda conn, data: (parsed.append(data), receive_data(conn, data))
+    )
+    with bounded(echo) as address:
+        for lines, status in [(99, b"200"), (100, b"400"), (3_900, b"400")]:
+            head = b"POST / HTTP/1.1\r\nContent-Length: 400\r\nHost: x\r\n" + b"a:\r\n" * (lines - 3) + b"\r\n"
+            parsed.clear()
+            with connect(address, head + b"\n" * 400) as one:
+                assert one.recv(4_096).startswith(b"HTTP/1.1 " + status), lines
+            assert (b"".join(parsed).count(b"a:") == lines - 3) == (status == b"200")

@@ -1,15 +1,20 @@
-"""`mailglass-reconcile serve` as a process."""
+"""`mailglass-reconcile serve` as a process, and our server in this one."""
 
 import os
 import re
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import uvicorn
+
 from browsing import TOKEN
+from mailglass_reconcile import server
+from waiting import wait_until
 
 
 @contextmanager
@@ -52,3 +57,26 @@ def serving(
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@contextmanager
+def bounded(application) -> Iterator[str]:
+    """Serve an application in this process, with the protocol of ours."""
+    config = uvicorn.Config(
+        application,
+        port=0,
+        log_config=None,
+        lifespan="off",
+        loop="asyncio",
+        http=server.BoundedProtocol,
+        h11_max_incomplete_event_size=server.HEAD_BYTES,
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    wait_until(lambda: running.started)
+    try:
+        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        running.should_exit = True
+        thread.join(20)
