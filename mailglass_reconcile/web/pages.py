@@ -302,7 +302,7 @@ class Pages:
         except MailglassReconcileError as error:
             problems = [str(error)]
         line = "unhealthy" if problems else "healthy"
-        if problems and await self._access.admits(request):
+        if problems and self._access.admits(request):
             line = f"unhealthy: {'; '.join(problems)}"
         return PlainTextResponse(f"{line}\n", _UNAVAILABLE if problems else 200)
 
