@@ -128,7 +128,7 @@ class Receiver:
         self._asked = 0
         self._pauses = Pauses()
         self.results: Counter[tuple[str, str]] = Counter()
-        """Webhooks by provider and result: received, refused or failed."""
+        """Webhooks by provider (`unknown` for any other name) and result: received, refused or failed."""
         self.metrics_token: str | None = None
         """Opens `/metrics`; without one, there are no metrics."""
 
@@ -154,6 +154,7 @@ class Receiver:
             return Answer(405, "only POST is answered here", ((b"allow", b"GET, HEAD, POST"),))
         if not (registry.is_known(provider) and self._secrets.may_have(provider)):
             self._note_unknown(provider)
+            self.results[providers.canonical(provider) if registry.is_known(provider) else "unknown", "refused"] += 1
             return _UNKNOWN
         found = registry.module(provider)
         try:
@@ -163,7 +164,7 @@ class Receiver:
                 logger.warning("a webhook of %s was answered with 404: %s", providers.canonical(provider), error)
             answer = _UNKNOWN
         except Exception as error:
-            answer = _refusal(found, providers.canonical(provider), error)
+            answer = self._refusal(found, providers.canonical(provider), error)
         else:
             logger.info("%s: %s", providers.canonical(provider), _in_words(recorded))
             answer = Answer(200, "ok", recorded=recorded)
@@ -265,6 +266,37 @@ class Receiver:
         except InvalidEventError as error:  # the application's fault: the provider sends the webhook again
             raise ConfigurationError(str(error)) from None
 
+    def _refusal(self, found: Provider, provider: str, error: Exception) -> Answer:
+        """Return the answer to a webhook that was not recorded; the log has a line for each cause and minute.
+
+        What a stranger can cause without a secret is a warning.
+        """
+        again = registry.busy(found)
+        match error:
+            case SignatureError():
+                self._log(logging.WARNING, provider, str(error))
+                return Answer(401, "invalid signature", ((b"www-authenticate", b'Basic realm="webhooks"'),))
+            case InvalidWebhookError() | InvalidEventError():
+                self._log(logging.ERROR, provider, str(error))
+                return Answer(400, "the body cannot be read")
+            case TooLargeError():
+                self._log(logging.WARNING, provider, "its body is too large")
+                return Answer(413, "the body is too large")
+            case GoneError():
+                return Answer(400, "the client has left")
+            case TooSlowError():
+                self._log(logging.WARNING, provider, "its body did not arrive in time")
+                return Answer(408 if again == 503 else again, "the body did not arrive in time")
+            case BusyError():
+                self._log(logging.WARNING, provider, "too many webhooks are in flight")
+            case _:  # also of a function of an application's, or a fault of ours
+                failures.log(_webhook_of(provider), error)
+        return Answer(again, "try again later", _AGAIN)
+
+    def _log(self, level: int, provider: str, cause: str) -> None:
+        if self._pauses.over((provider, cause)):
+            logger.log(level, "a webhook of %s was refused: %s", provider, cause)
+
     def _note_unknown(self, provider: str) -> None:
         """Log that nothing is received for a name, once a minute: strangers may ask for any."""
         name = providers.canonical(provider) if registry.is_known(provider) else None
@@ -283,31 +315,6 @@ class _NotServedError(Exception):
 
 def _webhook_of(provider: str) -> str:
     return f"a webhook of {providers.canonical(provider)}"
-
-
-def _refusal(found: Provider, provider: str, error: Exception) -> Answer:
-    """Return the answer to a webhook that was not recorded; the log has a line."""
-    again = registry.busy(found)
-    match error:
-        case SignatureError():
-            logger.warning("a webhook of %s was refused: %s", provider, error)
-            return Answer(401, "invalid signature", ((b"www-authenticate", b'Basic realm="webhooks"'),))
-        case InvalidWebhookError() | InvalidEventError():
-            logger.error("a webhook of %s was refused: %s", provider, error)
-            return Answer(400, "the body cannot be read")
-        case TooLargeError():
-            logger.error("a webhook of %s was refused: its body is too large", provider)
-            return Answer(413, "the body is too large")
-        case GoneError():
-            return Answer(400, "the client has left")
-        case TooSlowError():
-            logger.warning("a webhook of %s was refused: its body did not arrive in time", provider)
-            return Answer(408 if again == 503 else again, "the body did not arrive in time")
-        case BusyError():
-            logger.error("a webhook of %s was not recorded: too many are in hand", provider)
-        case _:  # also of a function of an application's, or a fault of ours
-            failures.log(_webhook_of(provider), error)
-    return Answer(again, "try again later", _AGAIN)
 
 
 def _in_words(recorded: Sequence[Recorded]) -> str:

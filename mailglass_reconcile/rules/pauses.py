@@ -7,10 +7,12 @@ import time
 from collections.abc import Hashable
 
 PAUSE_SECONDS = 60.0
+MAX_SUBJECTS = 1_000
+"""Subjects that are remembered; an application's own messages may be any number."""
 
 
 class Pauses:
-    """Knows what was logged a moment ago; the subjects must be few."""
+    """Knows what was logged a moment ago."""
 
     def __init__(self) -> None:
         self._next: dict[Hashable, float] = {}
@@ -22,5 +24,7 @@ class Pauses:
         with self._lock:
             if now < self._next.get(subject, now):
                 return False
+            if len(self._next) >= MAX_SUBJECTS:
+                self._next.clear()
             self._next[subject] = now + PAUSE_SECONDS
             return True

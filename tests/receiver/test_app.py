@@ -61,6 +61,33 @@ def test_an_unknown_provider_is_a_warning_once_a_minute(db, caplog, monkeypatch)
     assert "ada" not in caplog.text
 
 
+def test_what_a_stranger_causes_is_one_warning_for_each_cause_and_minute(db, caplog, monkeypatch):
+    """And counted: thousands of requests a second wrote as many lines, some of them at ERROR."""
+    at = 100.0
+    monkeypatch.setattr(pauses.time, "monotonic", lambda: at)
+    shop = mounted()
+    right = first("postmark")
+    requests = [
+        ("postmark", right._replace(headers={})),
+        ("postmark", right._replace(headers={**right.headers, "Authorization": "Basic bm86bm8="})),
+        ("postmark", right._replace(body=bytes(6 * 1024 * 1024))),
+        ("mailgun", first("postmark")),
+        ("pigeon", right),
+    ]
+    for time in (100.0, 130.0, 160.0):
+        at = time
+        answers = [post(shop, f"/webhooks/{name}", request)[0].status_code for name, request in requests]
+        assert answers == [401, 401, 413, 401, 404]
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert len(lines(caplog)) == 2 * len(set(lines(caplog))) == 2 * 5, lines(caplog)
+    receiver = shop.routes[0].app
+    assert receiver.results == {
+        ("postmark", "refused"): 9,
+        ("mailgun", "refused"): 3,
+        ("unknown", "refused"): 3,
+    }
+
+
 def test_brevo_gets_429_where_others_get_503(db, caplog):
     """It discards an event after any 5xx; both are asked to try again after 30 seconds."""
     db.run("ALTER TABLE mailglass_events RENAME TO elsewhere")

@@ -53,6 +53,7 @@ def test_the_command_tells_and_counts(db, redis_url, tmp_path, monkeypatch):
         'mailglass_reconcile_webhooks_total{provider="mailersend",result="received"}': 1,
         'mailglass_reconcile_webhooks_total{provider="postmark",result="received"}': 2,
         'mailglass_reconcile_webhooks_total{provider="postmark",result="refused"}': 2,
+        'mailglass_reconcile_webhooks_total{provider="unknown",result="refused"}': 1,
         'mailglass_reconcile_webhook_format_warnings_total{provider="mailersend",type="delivered"}': 1,
     }
     told = log.read_text()
