@@ -1,7 +1,8 @@
 """Mailtrap: batches, as JSON or as lines of JSON; an HMAC over the body.
 
-Followed: https://docs.mailtrap.io/email-api-smtp/advanced/webhooks (payloads, both formats, the signature) and
-https://docs.mailtrap.io/email-api-smtp/analytics/statuses-and-events.
+Followed: https://docs.mailtrap.io/email-api-smtp/webhooks (payloads, both formats, the signature),
+https://docs.mailtrap.io/email-api-smtp/analytics/statuses-and-events and
+https://docs.mailtrap.io/email-api-smtp/bounce-categorization (the categories of a bounce).
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ _TYPES: dict[str, tuple[str, str | None]] = {
     "suspension": ("deferred", "other"),
     "unsubscribe": ("unsubscribed", "unsubscribed"),
 }
-_BOUNCES: dict[str, Bounce] = {"bounce": "hard", "soft bounce": "soft"}
+_HARD = ("badrecipient", "hard")
+"""The category of an address that does not exist; `hard` in older payloads. Mailtrap gives up after the others, too."""
+_REASONS = {
+    **dict.fromkeys(_HARD, "bounced"),
+    **dict.fromkeys(("badsender", "block", "content", "relayfail", "serverpolicy", "verifyfail"), "blocked"),
+    **dict.fromkeys(("spam", "spam_gmail"), "spam"),
+    "timeout": "timed_out",
+}
 
 
 def elements(request: Request) -> list[Any]:
@@ -50,6 +58,8 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     if kind.startswith("inbound"):
         return
     type_, reason = _TYPES.get(kind, ("unknown", None))
+    if kind == "bounce" and "bounce_category" in payload:
+        reason = _REASONS.get(_category(payload), "other")
     yield wire.event(
         payload,
         type=type_,
@@ -65,8 +75,16 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
 
 
 def bounce(payload: Mapping[str, Any]) -> Bounce | None:
-    """Tell a hard bounce from a soft one by the event's name."""
-    return _BOUNCES.get(str(payload.get("event")))
+    """Return `hard` for an address that does not exist; a `bounce` for another cause is a soft one."""
+    if payload.get("event") == "soft bounce":
+        return "soft"
+    if payload.get("event") != "bounce" or "bounce_category" not in payload:
+        return None
+    return "hard" if _category(payload) in _HARD else "soft"
+
+
+def _category(payload: Mapping[str, Any]) -> str:
+    return str(payload.get("bounce_category")).replace(" ", "").lower()
 
 
 def smtp(payload: Mapping[str, Any]) -> object:
@@ -85,10 +103,10 @@ def sign(body: bytes, secret: str, at: float, url: str | None) -> Signed:
 
 def samples(message_id: str, recipient: str | None, at: dt.datetime) -> dict[str, Any]:
     kinds: dict[str, dict[str, Any]] = {
-        "bounced": {"event": "bounce", "response_code": 550, "bounce_category": "badmailbox"},
+        "bounced": {"event": "bounce", "response_code": 550, "bounce_category": "badrecipient"},
         "clicked": {"event": "click"},
         "complained": {"event": "spam"},
-        "deferred": {"event": "soft bounce", "response_code": 452, "bounce_category": "quotaissues"},
+        "deferred": {"event": "soft bounce", "response_code": 452, "bounce_category": "overquota"},
         "delivered": {"event": "delivery"},
         "opened": {"event": "open"},
         "rejected": {"event": "reject"},

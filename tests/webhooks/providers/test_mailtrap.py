@@ -14,6 +14,12 @@ EVENT = {
 }
 
 
+def read(**told):
+    """Return the only event of a batch."""
+    (event,) = parse("mailtrap", json.dumps({"events": [EVENT | told]}).encode())
+    return event
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "read_as"),
     [
@@ -24,7 +30,7 @@ EVENT = {
                 "response_code": 555,
                 "bounce_category": "spam",
             },
-            ("bounced", "bounced", "hard", "555"),
+            ("bounced", "spam", "soft", "555"),
         ),
         (
             "soft bounce",
@@ -36,7 +42,44 @@ EVENT = {
         ("delivery", {}, ("delivered", None, None, None)),
     ],
 )
-def test_the_name_of_an_event_says_whether_a_bounce_is_hard_or_soft(kind, more, read_as):
-    """https://docs.mailtrap.io/email-api-smtp/advanced/webhooks: code and text of the reply have their own fields."""
-    (event,) = parse("mailtrap", json.dumps({"events": [{**EVENT, "event": kind, **more}]}).encode())
+def test_an_event_is_read_with_its_reply(kind, more, read_as):
+    """https://docs.mailtrap.io/email-api-smtp/webhooks: code and text of the reply have their own fields."""
+    event = read(event=kind, **more)
     assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == read_as
+
+
+@pytest.mark.parametrize(
+    ("category", "reason", "bounce"),
+    [
+        ("badrecipient", "bounced", "hard"),
+        ("Bad Recipient", "bounced", "hard"),
+        ("hard", "bounced", "hard"),
+        ("overquota", "other", "soft"),
+        ("timeout", "timed_out", "soft"),
+        ("spam", "spam", "soft"),
+        ("spam_gmail", "spam", "soft"),
+        ("block", "blocked", "soft"),
+        ("content", "blocked", "soft"),
+        ("badsender", "blocked", "soft"),
+        ("relayfail", "blocked", "soft"),
+        ("serverpolicy", "blocked", "soft"),
+        ("verifyfail", "blocked", "soft"),
+        ("dnsFail", "other", "soft"),
+        ("generalfail", "other", "soft"),
+        ("greylisting", "other", "soft"),
+        ("other", "other", "soft"),
+        ("serverfail", "other", "soft"),
+        ("transientfail", "other", "soft"),
+        (["newer"], "other", "soft"),
+    ],
+)
+def test_a_bounce_is_hard_only_if_the_address_does_not_exist(category, reason, bounce):
+    """https://docs.mailtrap.io/email-api-smtp/bounce-categorization: all categories; `hard` is of older payloads."""
+    event = read(event="bounce", bounce_category=category)
+    assert (event.type, event.reject_reason, event.bounce) == ("bounced", reason, bounce)
+
+
+def test_a_bounce_without_a_category_does_not_say_whether_it_is_hard():
+    """Mailtrap gives up after a full mailbox, too."""
+    event = read(event="bounce")
+    assert (event.type, event.reject_reason, event.bounce) == ("bounced", "bounced", None)
