@@ -15,7 +15,7 @@ from typing import Any
 
 from mailglass_reconcile.rules.addresses import bare
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
-from mailglass_reconcile.webhooks import wire
+from mailglass_reconcile.webhooks import ses_subtypes, wire
 from mailglass_reconcile.webhooks.wire import Request, dug
 
 SIGNATURE = wire.Signature.OVER_BODY
@@ -30,13 +30,6 @@ _TYPES = {
     "email.scheduled": "queued",
     "email.sent": "sent",
 }
-_BOUNCES: dict[str, tuple[str, Bounce | None]] = {
-    "Permanent": ("bounced", "hard"),
-    "Transient": ("other", "soft"),
-    "Undetermined": ("other", None),
-}
-_SUPPRESSED = {"Suppressed": "bounced", "OnAccountSuppressionList": "other"}
-"""Why Resend did not send at all: the first list is of addresses that have bounced, the second does not say."""
 
 
 def elements(request: Request) -> list[Any]:
@@ -73,13 +66,17 @@ def _verdict(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None
     """Return an event's type, why it bounced, and whether that is hard or soft."""
     kind, data = str(payload.get("type")), payload.get("data")
     if kind == "email.suppressed":
-        return "suppressed", _SUPPRESSED.get(str(dug(data, "suppressed", "type")), "other"), None
+        list_ = dug(data, "suppressed", "type")  # the first is of addresses that have bounced, the others do not say
+        return (
+            "suppressed",
+            ses_subtypes.suppression_reason(list_, "bounced" if list_ == "Suppressed" else "other"),
+            None,
+        )
     if kind != "email.bounced":
         return _TYPES.get(kind, "unknown"), None, None
     told = dug(data, "bounce")
-    if str(dug(told, "subType")) in _SUPPRESSED:
-        return "suppressed", _SUPPRESSED[str(dug(told, "subType"))], None
-    return "bounced", *_BOUNCES.get(str(dug(told, "type")), (_in_words(dug(told, "message")), None))
+    read = ses_subtypes.read_bounce(dug(told, "type"), dug(told, "subType"))
+    return read or ("bounced", _in_words(dug(told, "message")), None)
 
 
 def smtp_message_id(payload: Mapping[str, Any]) -> object:

@@ -16,7 +16,7 @@ from typing import Any
 from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import Bounce, WebhookEvent
-from mailglass_reconcile.webhooks import sns, wire
+from mailglass_reconcile.webhooks import ses_subtypes, sns, wire
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request, dug
 
@@ -46,16 +46,6 @@ _KINDS: dict[str, tuple[str, str | None, str]] = {
     "Subscription": ("unsubscribed", None, "subscription"),
 }
 """Type, reason, and the object that says when it happened: three have no other than the message's."""
-
-_BOUNCES: dict[str, tuple[str, Bounce | None]] = {
-    "Permanent": ("bounced", "hard"),
-    "Transient": ("other", "soft"),
-    "Undetermined": ("other", None),
-}
-"""Reasons and kinds of bounces. A `Transient` one may be an automatic answer, such as of a person on holiday."""
-
-_SUPPRESSED = ("Suppressed", "OnAccountSuppressionList")
-"""Subtypes of a bounce or complaint that is none: SES did not send, because the address is on its list or yours."""
 
 _RECIPIENTS = {
     "Bounce": ("bounce", "bouncedRecipients"),
@@ -127,10 +117,11 @@ def _read(payload: Mapping[str, Any]) -> tuple[str, str | None, str]:
     """Return the type, the reason, and the object that says when it happened."""
     kind = _kind(payload)
     type_, reason, where = _KINDS.get(kind, ("unknown", None, ""))
-    if _is_suppressed(payload):
-        type_ = "suppressed"
-    elif kind == "Bounce":
-        reason = _BOUNCES.get(str(dug(payload, "bounce", "bounceType")), (reason, None))[0]
+    complaint = dug(payload, "complaint", "complaintSubType")
+    if kind == "Bounce":
+        type_, reason, _ = _read_bounce(payload)
+    elif kind == "Complaint" and ses_subtypes.is_suppressed(complaint):
+        type_, reason = "suppressed", ses_subtypes.suppression_reason(complaint, "spam")
     elif kind == "Complaint" and dug(payload, "complaint", "complaintFeedbackType") == "not-spam":
         type_, reason = "unknown", None
     elif kind == "Subscription" and not _has_left(dug(payload, "subscription")):
@@ -138,11 +129,9 @@ def _read(payload: Mapping[str, Any]) -> tuple[str, str | None, str]:
     return type_, reason, where
 
 
-def _is_suppressed(payload: Mapping[str, Any]) -> bool:
-    return (
-        dug(payload, "bounce", "bounceSubType") in _SUPPRESSED
-        or dug(payload, "complaint", "complaintSubType") in _SUPPRESSED
-    )
+def _read_bounce(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None]:
+    type_, subtype = dug(payload, "bounce", "bounceType"), dug(payload, "bounce", "bounceSubType")
+    return ses_subtypes.read_bounce(type_, subtype) or ("bounced", "bounced", None)
 
 
 def _has_left(subscription: object) -> bool:
@@ -158,9 +147,7 @@ def _left(preferences: object) -> set[str]:
 
 def bounce(payload: Mapping[str, Any]) -> Bounce | None:
     """Tell a hard bounce from a soft one by its type; what SES did not send is none."""
-    if _kind(payload) != "Bounce" or _is_suppressed(payload):
-        return None
-    return _BOUNCES.get(str(dug(payload, "bounce", "bounceType")), (None, None))[1]
+    return _read_bounce(payload)[2] if _kind(payload) == "Bounce" else None
 
 
 def _replies(payload: Mapping[str, Any]) -> Callable[[str | None], object]:

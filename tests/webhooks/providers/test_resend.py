@@ -33,7 +33,11 @@ def of(kind, **data):
         ("Transient", "AttachmentRejected", ("bounced", "other", "soft")),
         ("Undetermined", "Undetermined", ("bounced", "other", None)),
         ("Permanent", "Suppressed", ("suppressed", "bounced", None)),
-        ("Permanent", "OnAccountSuppressionList", ("suppressed", "other", None)),
+        ("Permanent", "OnAccountSuppressionList", ("suppressed", "bounced", None)),
+        ("Permanent", "OnTenantSuppressionList", ("suppressed", "bounced", None)),
+        ("Permanent", "EmailValidationSuppressed", ("suppressed", "bounced", None)),
+        ("Permanent", "UnsubscribedRecipient", ("suppressed", "unsubscribed", None)),
+        ("Permanent", "Newer", ("bounced", "bounced", None)),
     ],
 )
 @pytest.mark.parametrize(
@@ -66,6 +70,8 @@ def test_an_older_bounce_without_a_type_has_the_reason_of_its_words():
             ("suppressed", "other"),
         ),
         ("email.suppressed", {"suppressed": {"type": "Suppressed", "message": "…"}}, ("suppressed", "bounced")),
+        ("email.suppressed", {"suppressed": {"type": "OnTenantSuppressionList"}}, ("suppressed", "other")),
+        ("email.suppressed", {"suppressed": {"type": "UnsubscribedRecipient"}}, ("suppressed", "unsubscribed")),
         ("email.suppressed", {}, ("suppressed", "other")),
     ],
 )

@@ -52,6 +52,12 @@ def read_as(payload):
         ("Permanent", "NoEmail", ("bounced", "bounced", "hard")),
         ("Permanent", "Suppressed", ("suppressed", "bounced", None)),
         ("Permanent", "OnAccountSuppressionList", ("suppressed", "bounced", None)),
+        ("Permanent", "OnTenantSuppressionList", ("suppressed", "bounced", None)),
+        ("Permanent", "EmailValidationSuppressed", ("suppressed", "bounced", None)),
+        ("Permanent", "UnsubscribedRecipient", ("suppressed", "unsubscribed", None)),
+        ("Permanent", "Newer", ("bounced", "bounced", None)),
+        ("Permanent", None, ("bounced", "bounced", None)),
+        ("Newer", "General", ("bounced", "bounced", None)),
         ("Transient", "General", ("bounced", "other", "soft")),
         ("Transient", "MailboxFull", ("bounced", "other", "soft")),
         ("Transient", "MessageTooLarge", ("bounced", "other", "soft")),
@@ -63,7 +69,8 @@ def read_as(payload):
 def test_the_type_of_a_bounce_says_whether_it_is_hard(type_, subtype, expected):
     """https://docs.aws.amazon.com/ses/latest/dg/notification-contents.html#bounce-types.
 
-    An automatic answer is `Transient` and `General`. What is suppressed was not sent.
+    An automatic answer is `Transient` and `General`. What is suppressed was not sent: SES's newer lists are read by
+    their names' shape, so that the next one is no hard bounce either.
     """
     assert read_as(of("Bounce", bounce__bounceType=type_, bounce__bounceSubType=subtype)) == expected
 
@@ -76,6 +83,8 @@ def test_the_type_of_a_bounce_says_whether_it_is_hard(type_, subtype, expected):
         ({"complaint__complaintFeedbackType": None}, ("complained", "spam", None)),
         ({"complaint__complaintFeedbackType": "not-spam"}, ("unknown", None, None)),
         ({"complaint__complaintSubType": "OnAccountSuppressionList"}, ("suppressed", "spam", None)),
+        ({"complaint__complaintSubType": "OnTenantSuppressionList"}, ("suppressed", "spam", None)),
+        ({"complaint__complaintSubType": "UnsubscribedRecipient"}, ("suppressed", "unsubscribed", None)),
     ],
 )
 def test_not_every_complaint_is_one(changed, expected):
