@@ -164,7 +164,7 @@ _WITHOUT_ID: Mapping[str, frozenset[str]] = {
     "mandrill": frozenset(),  # changes of its lists are `unknown`
     "postmark": frozenset({"subscribed", "unsubscribed"}),  # by the account's owner or Postmark
     "brevo": frozenset({"subscribed"}),  # additions to a list
-    "scaleway": frozenset({"rejected"}),  # what its blocklist stops, which is no message yet
+    "scaleway": frozenset({"suppressed"}),  # what its blocklist stops, which is no message yet
 }
 
 

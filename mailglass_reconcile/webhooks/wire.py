@@ -237,9 +237,10 @@ def event(
         id: The provider's id of the event, if it has one.
         message_id: The id of the message, a text, an integer or None.
         recipient: The recipient, a string or None.
-        reason: Why a message was rejected or bounced; one that is not known becomes `other`.
+        reason: Why a message was rejected or bounced; one that is not known becomes `other`. A complaint's is `spam`.
         bounce: Whether a bounce is hard or soft, if the payload says so.
-        smtp: The reply of the recipient's server, as text: only the digits of its codes are kept.
+        smtp: The reply of the recipient's server, as text: only the digits of its codes are kept. Of a message that was
+            not sent, there is none.
         smtp_message_id: The Message-ID header, or another id from the provider's SMTP server, if it is a text.
         tags: The message's tags.
         kept: What else the event's metadata holds, such as `MACHINE`; it names no person.
@@ -254,14 +255,15 @@ def event(
         provider_event_id=event_id(id, payload),
         message_id=None if message_id == "" else message_id,
         recipient=recipient or None,
-        reject_reason=reason if reason is None or reason in REJECT_REASONS else "other",
+        reject_reason="spam" if type == "complained" else reason if reason in _REASONS else "other",
         bounce=bounce,
-        smtp_status=None if smtp is None else smtp_status(smtp),
+        smtp_status=None if smtp is None or type == "suppressed" else smtp_status(smtp),
         smtp_message_id=smtp_message_id if isinstance(smtp_message_id, str) and smtp_message_id.strip() else None,
         metadata=metadata(tags) | dict(kept) if kept else metadata(tags),
     )
 
 
+_REASONS = (None, *REJECT_REASONS)
 _ID = str | int
 _ID_OR_NONE = _ID | None
 """Made once: to join types again for each event would take a tenth of the time that it takes to read one."""

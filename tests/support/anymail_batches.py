@@ -39,7 +39,7 @@ SENDGRID = Provider(
         "deferred": "deferred",
         "delivered": "delivered",
         "bounce": "bounced",
-        "dropped": "rejected",
+        "dropped": "suppressed",
         "open": "opened",
         "click": "clicked",
         "spamreport": "complained",
@@ -50,7 +50,7 @@ SENDGRID = Provider(
     sendgrid,
     as_json,
     batches=True,
-    differs={"bounce": {"reject_reason": None}},
+    differs={"bounce": {"reject_reason": None}, "dropped": {"type": "rejected"}},
 )
 
 

@@ -8,6 +8,7 @@ https://docs.mailtrap.io/email-api-smtp/bounce-categorization (the categories of
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,6 +38,9 @@ _REASONS = {
     **dict.fromkeys(("spam", "spam_gmail"), "spam"),
     "timeout": "timed_out",
 }
+_SUPPRESSED = re.compile(r"suppression list(?:.*Reason: (hard bounce|spam complaint|unsubscription))?", re.DOTALL)
+_LISTS = {"hard bounce": "bounced", "spam complaint": "spam", "unsubscription": "unsubscribed"}
+"""Why Mailtrap did not send at all: the page has the last one, the others are the words of its suppressions."""
 
 
 def elements(request: Request) -> list[Any]:
@@ -58,7 +62,9 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     if kind.startswith("inbound"):
         return
     type_, reason = _TYPES.get(kind, ("unknown", None))
-    if kind == "bounce" and "bounce_category" in payload:
+    if kind == "reject" and (listed := _SUPPRESSED.search(str(payload.get("reason")))):
+        type_, reason = "suppressed", _LISTS.get(listed[1], "other")
+    elif kind == "bounce" and "bounce_category" in payload:
         reason = _REASONS.get(_category(payload), "other")
     yield wire.event(
         payload,

@@ -66,12 +66,9 @@ def _verdict(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None
     """Return an event's type, why it bounced, and whether that is hard or soft."""
     kind, data = str(payload.get("type")), payload.get("data")
     if kind == "email.suppressed":
-        list_ = dug(data, "suppressed", "type")  # the first is of addresses that have bounced, the others do not say
-        return (
-            "suppressed",
-            ses_subtypes.suppression_reason(list_, "bounced" if list_ == "Suppressed" else "other"),
-            None,
-        )
+        listed = dug(data, "suppressed", "type")
+        usual = "bounced" if listed == "Suppressed" else "other"  # that list is of addresses that have bounced
+        return "suppressed", ses_subtypes.suppression_reason(listed, usual), None
     if kind != "email.bounced":
         return _TYPES.get(kind, "unknown"), None, None
     told = dug(data, "bounce")

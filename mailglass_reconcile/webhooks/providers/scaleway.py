@@ -37,7 +37,7 @@ SIGNATURE = wire.Signature.IN_BODY
 max_bytes = sns.max_bytes
 
 _TYPES: dict[str, tuple[str, str | None]] = {
-    "email_blocklisted": ("rejected", "blocked"),
+    "email_blocklisted": ("suppressed", "other"),
     "email_deferred": ("deferred", None),
     "email_delivered": ("delivered", None),
     "email_dropped": ("bounced", "bounced"),
@@ -62,6 +62,8 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event; `email_spam` is a message that a filter refused, not a complaint."""
     payload = wire.as_object(element, "the message")
     type_, reason = _TYPES.get(str(payload.get("type")), ("unknown", None))
+    if type_ == "suppressed" and payload.get("blocklist_type") in ("mailbox_full", "mailbox_not_found"):
+        reason = "bounced"
     yield wire.event(
         payload,
         type=type_,

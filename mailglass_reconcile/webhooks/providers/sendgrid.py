@@ -52,6 +52,9 @@ _REASONS = {
 }
 """Types of bounces, and why a message was dropped."""
 
+_SUPPRESSED = ("bounced address", "spam reporting address", "unsubscribed address")
+"""Why a message was dropped: the address is on one of SendGrid's lists."""
+
 _BOUNCES: dict[str, Bounce] = {"blocked": "soft", "bounce": "hard", "expired": "soft"}
 
 _MESSAGE_ID = re.compile(r"<([^<>@]+)@([^<>@]*)>")
@@ -64,10 +67,9 @@ def elements(request: Request) -> list[Any]:
 def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     """Read one event of the batch."""
     payload = wire.as_object(element, "the event")
-    kind = payload.get("event")
     yield wire.event(
         payload,
-        type=_TYPES.get(kind, "unknown") if isinstance(kind, str) else "unknown",
+        type=_type(payload),
         at=wire.epoch(payload.get("timestamp")),
         id=payload.get("sg_event_id"),
         message_id=_message_id(payload),
@@ -92,6 +94,13 @@ def _message_id(payload: Mapping[str, Any]) -> object:
     found = _MESSAGE_ID.fullmatch(header) if isinstance(header, str) else None
     # SendGrid makes it of the id of the send and the name of one of its hosts.
     return found[1] if found and "ismtpd" in found[2] else header
+
+
+def _type(payload: Mapping[str, Any]) -> str:
+    kind = str(payload.get("event"))
+    if kind == "dropped" and str(payload.get("reason")).lower() in _SUPPRESSED:
+        return "suppressed"
+    return _TYPES.get(kind, "unknown")
 
 
 def _reason(payload: Mapping[str, Any]) -> str | None:

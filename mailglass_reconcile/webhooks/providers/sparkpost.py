@@ -9,6 +9,7 @@ could know.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,6 +64,8 @@ _TYPES_OF_BOUNCES = {
     "100": "autoresponded",
 }
 """Bounces that are something else."""
+_SUPPRESSED = re.compile(r"suppressed due to (?:customer|system) policy")
+"""The reason of a message that SparkPost did not send, because the address is on its list or yours."""
 
 _INBOUND = ("relay_message", "relay_event")
 
@@ -80,7 +83,9 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         raise InvalidWebhookError("msys has several classes of events")
     payload = wire.as_object(next(iter(msys.values())), "the event")
     class_ = str(payload["bounce_class"]) if "bounce_class" in payload else None
-    type_ = _TYPES.get(str(payload.get("type")), "unknown")
+    type_, reason = _TYPES.get(str(payload.get("type")), "unknown"), _REASONS.get(class_ or "", "other")
+    if _is_suppressed(payload):
+        type_, reason = "suppressed", "other"
     yield wire.event(
         element,
         type=_TYPES_OF_BOUNCES.get(class_ or "", type_),
@@ -88,11 +93,15 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         id=payload.get("event_id"),
         message_id=payload.get("transmission_id"),
         recipient=payload.get("raw_rcpt_to"),
-        reason=_REASONS.get(class_, "other") if class_ is not None else None,
+        reason=reason if class_ is not None or type_ == "suppressed" else None,
         bounce=bounce(wire.as_object(element, "the event")),
         smtp=smtp(wire.as_object(element, "the event")),
         tags=payload.get("campaign_id"),
     )
+
+
+def _is_suppressed(told: object) -> bool:
+    return any(_SUPPRESSED.search(str(dug(told, name))) for name in ("raw_reason", "reason"))
 
 
 def _told(element: Mapping[str, Any]) -> object:
@@ -104,7 +113,7 @@ def _told(element: Mapping[str, Any]) -> object:
 def bounce(element: Mapping[str, Any]) -> Bounce | None:
     """Tell a hard bounce from a soft one by its class."""
     told = _told(element)
-    is_bounce = dug(told, "type") in ("bounce", "out_of_band")
+    is_bounce = dug(told, "type") in ("bounce", "out_of_band") and not _is_suppressed(told)
     return _BOUNCES.get(str(dug(told, "bounce_class"))) if is_bounce else None
 
 

@@ -51,6 +51,9 @@ _REASONS = {
     "err_will_retry": None,
 }
 
+_SUPPRESSED = ("err_skip_letter", "err_spam_skipped", "err_unsubscribed")
+"""Causes for which Unisender Go has not sent at all."""
+
 _ADDRESS = (
     "err_domain_inactive",
     "err_mailbox_discarded",
@@ -97,7 +100,7 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     failed = isinstance(status, str) and status.startswith("err")
     yield wire.event(
         payload,
-        type=_TYPES.get(str(payload.get("status")), "unknown"),
+        type="suppressed" if status in _SUPPRESSED else _TYPES.get(str(payload.get("status")), "unknown"),
         at=wire.iso(payload.get("event_time")),
         id=None,
         message_id=dug(payload, "metadata", "anymail_id") or payload.get("job_id"),
@@ -113,6 +116,8 @@ def bounce(payload: Mapping[str, Any]) -> Bounce | None:
     if payload.get("status") not in ("hard_bounced", "soft_bounced"):
         return None
     told = dug(payload, "delivery_info", "delivery_status")
+    if told in _SUPPRESSED:
+        return None
     return "hard" if payload["status"] == "hard_bounced" and told in _ADDRESS else "soft"
 
 

@@ -24,6 +24,7 @@ def read(payload, **told):
     ("reason", "code", "expected"),
     [
         ("suppress-bounce", 605, ("suppressed", "bounced", None)),
+        ("suppress-bounce", 551, ("suppressed", "bounced", None)),
         ("suppress-unsubscribe", 606, ("suppressed", "unsubscribed", None)),
         ("suppress-complaint", 607, ("suppressed", "spam", None)),
         ("bounce", 550, ("bounced", "bounced", "hard")),
@@ -38,7 +39,8 @@ def test_the_reason_of_a_failure_says_whether_mailgun_has_sent_at_all(reason, co
     """
     event = read(FAILED, reason=reason, **{"delivery-status": {"code": code, "message": ""}})
     assert (event.type, event.reject_reason, event.bounce) == expected
-    assert event.smtp_status == ("550" if code == 550 else None)  # codes from 600 are Mailgun's own
+    # codes from 600 are Mailgun's own; of what it did not send, the code is that of an earlier bounce
+    assert event.smtp_status == ("550" if code == 550 else None)
 
 
 def test_the_last_failure_is_final_though_its_severity_is_temporary():
@@ -66,7 +68,7 @@ def test_the_last_failure_is_final_though_its_severity_is_temporary():
 )
 def test_the_codes_of_the_servers_reply_are_kept(status, codes):
     """The page's delayed bounce, temporary failure and delivery; the third is captured by Symfony's mailer."""
-    assert read(FAILED, **{"delivery-status": status}).smtp_status == codes
+    assert read(FAILED, reason="bounce", **{"delivery-status": status}).smtp_status == codes
 
 
 @pytest.mark.parametrize("event", ["opened", "clicked"])

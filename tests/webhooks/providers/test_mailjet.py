@@ -96,7 +96,7 @@ def test_a_message_sent_over_smtp_is_found_by_its_guid():
         ({"event": "sent", "time": 1685518742, "MessageID": 92042317804662640}, ("delivered", None, None)),
         ({"event": "open", "time": 1685519055, "MessageID": 102175416994919440}, ("opened", None, None)),
         ({"event": "click", "time": 1685519224, "MessageID": 93449692684977140}, ("clicked", None, None)),
-        ({"event": "spam", "time": 1430812195, "MessageID": 13792286917004336}, ("complained", None, None)),
+        ({"event": "spam", "time": 1430812195, "MessageID": 13792286917004336}, ("complained", "spam", None)),
         ({"event": "unsub", "time": 1433334941, "MessageID": 20547674933128000}, ("unsubscribed", None, None)),
         (
             {"event": "blocked", "time": 1430812195, "error_related_to": "mailjet", "error": "preblocked"},

@@ -38,7 +38,18 @@ def read(**told):
             ("deferred", "other", "soft", "451 4.7.1"),
         ),
         ("suspension", {"reason": "Your account has reached its daily limit."}, ("deferred", "other", None, None)),
-        ("reject", {"reason": "Recipient in suppression list."}, ("rejected", "blocked", None, None)),
+        ("reject", {"reason": "Your domain is not verified."}, ("rejected", "blocked", None, None)),
+        ("reject", {"reason": "Recipient in suppression list."}, ("suppressed", "other", None, None)),
+        (
+            "reject",
+            {"reason": "Recipient in suppression list. Reason: unsubscription"},
+            ("suppressed", "unsubscribed", None, None),
+        ),
+        (
+            "reject",
+            {"reason": "Recipient in suppression list. Reason: spam complaint"},
+            ("suppressed", "spam", None, None),
+        ),
         ("delivery", {}, ("delivered", None, None, None)),
     ],
 )

@@ -35,6 +35,6 @@ def test_what_the_blocklist_stops_has_no_id_and_is_no_fault():
     (told,) = [one.payload for one in documented("scaleway") if one.payload["type"] == "email_blocklisted"]
     (request,) = posted("scaleway", [told])
     (event,) = parse("scaleway", request.body, request.headers)
-    assert (event.type, event.message_id) == ("rejected", None)
+    assert (event.type, event.reject_reason, event.message_id) == ("suppressed", "bounced", None)
     assert providers.may_lack_id("scaleway", event.type)
     assert not providers.may_lack_id("scaleway", "delivered")

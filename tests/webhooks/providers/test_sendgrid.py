@@ -43,10 +43,7 @@ def test_a_bounce_without_a_type_does_not_say_whether_it_is_hard():
 @pytest.mark.parametrize(
     ("why", "reason"),
     [
-        ("Bounced Address", "bounced"),
-        ("Unsubscribed Address", "unsubscribed"),
         ("Invalid", "invalid"),
-        ("Spam Reporting Address", "spam"),
         ("Spam Content", "spam"),
         ("Spam Content (if Spam Checker app is enabled)", "spam"),
         ("Invalid SMTPAPI header", "other"),
@@ -57,6 +54,20 @@ def test_a_drop_has_its_reason_and_is_no_bounce(why, reason):
     """The page's list of drop reasons."""
     event = read(event="dropped", reason=why, status="5.0.0")
     assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == ("rejected", reason, None, None)
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("Bounced Address", "bounced"),
+        ("Unsubscribed Address", "unsubscribed"),
+        ("Spam Reporting Address", "spam"),
+    ],
+)
+def test_a_drop_for_an_address_on_a_list_is_suppressed(why, reason):
+    """The page's list of drop reasons: SendGrid did not send."""
+    event = read(event="dropped", reason=why, status="5.0.0")
+    assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == ("suppressed", reason, None, None)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +132,6 @@ def test_what_symfony_has_captured_is_read():
             "timestamp": 1600112492,
         }
     )
-    assert (event.type, event.reject_reason) == ("rejected", "bounced")
+    assert (event.type, event.reject_reason) == ("suppressed", "bounced")
     assert (event.message_id, event.recipient) == ("LRzXl_NHStOGhQ4kofSm_A", "hello@world.com")
     assert event.occurred_at.timestamp() == 1600112492

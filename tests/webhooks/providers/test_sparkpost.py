@@ -75,6 +75,22 @@ def test_what_is_no_bounce_is_neither_hard_nor_soft(told, expected):
     assert (event.type, event.bounce) == (expected, None)
 
 
+@pytest.mark.parametrize(
+    ("class_", "told"),
+    [
+        ("message_event", {"type": "policy_rejection", "bounce_class": "25", "error_code": "550"}),
+        ("gen_event", {"type": "generation_rejection", "bounce_class": None}),
+        ("message_event", {"type": "bounce", "bounce_class": "25"}),
+    ],
+)
+@pytest.mark.parametrize("why", ["was suppressed due to system policy", "suppressed due to customer policy"])
+def test_what_a_list_of_sparkposts_stops_is_suppressed(class_, told, why):
+    """Captured: github.com/anymail/django-anymail, tests/test_sparkpost_webhooks.py. Nothing was sent."""
+    reply = f"550 5.7.1 recipient address {why}"
+    (event,) = read(class_, **told, raw_reason=reply, reason=reply)
+    assert (event.type, event.reject_reason, event.bounce, event.smtp_status) == ("suppressed", "other", None, None)
+
+
 @pytest.mark.parametrize("type_", ["open", "initial_open", "amp_open", "amp_initial_open"])
 def test_each_of_the_two_pixels_is_an_open(type_):
     """https://support.sparkpost.com/docs/tech-resources/open-pixel-location: one at the top, one at the bottom.

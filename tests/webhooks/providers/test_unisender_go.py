@@ -25,7 +25,7 @@ EVENT = {
         ("hard_bounced", "err_mailbox_full", "soft"),
         ("hard_bounced", "err_too_large", "soft"),
         ("hard_bounced", "err_spam_rejected", "soft"),
-        ("hard_bounced", "err_skip_letter", "soft"),
+        ("hard_bounced", "err_skip_letter", None),
         ("hard_bounced", None, "soft"),
         ("soft_bounced", "err_will_retry", "soft"),
         ("soft_bounced", "err_user_unknown", "soft"),
@@ -38,6 +38,18 @@ def test_a_hard_bounce_is_one_whose_cause_lies_in_the_address(status, cause, bou
     told = {**EVENT, "status": status, "delivery_info": {"delivery_status": cause}}
     (event,) = parse("unisender_go", json.dumps(told).encode())
     assert event.bounce == bounce
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [("err_unsubscribed", "unsubscribed"), ("err_skip_letter", "bounced"), ("err_spam_skipped", "spam")],
+)
+@pytest.mark.parametrize("status", ["hard_bounced", "soft_bounced"])
+def test_what_unisender_go_has_not_sent_is_suppressed(status, cause, reason):
+    """https://godocs.unisender.ru/web-api-ref#callback-format: "sending has been canceled"."""
+    told = {**EVENT, "status": status, "delivery_info": {"delivery_status": cause}}
+    (event,) = parse("unisender_go", json.dumps(told).encode())
+    assert (event.type, event.reject_reason, event.bounce) == ("suppressed", reason, None)
 
 
 def test_the_code_of_the_servers_reply_is_kept():
