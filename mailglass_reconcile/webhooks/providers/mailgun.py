@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -192,10 +193,18 @@ def _legacy_reason(code: str | None) -> str | None:
     return _LEGACY_REASONS.get(status, "bounced" if status[:1] in ("4", "5") and len(status) == 3 else "other")
 
 
+_DECIMAL = re.compile(r"[0-9]{1,12}")
+
+
 class _Signature(NamedTuple):
     at: str
     token: str
     given: Sequence[str]
+
+    @property
+    def signed(self) -> str:
+        """What the signature covers. Nothing separates time and token, so only both together belong to a body."""
+        return f"{self.at}{self.token}"
 
 
 def verify(request: Request, secret: str, now: float) -> None:
@@ -204,10 +213,10 @@ def verify(request: Request, secret: str, now: float) -> None:
     A webhook of a subaccount is also signed with the primary account's key.
     """
     found = _signature(request)
-    expected = wire.hex_hmac(f"{found.at}{found.token}".encode("utf-8", "replace"), secret)
+    expected = wire.hex_hmac(found.signed.encode("utf-8", "replace"), secret)
     wire.require(any(wire.equal(one, expected) for one in found.given))
     wire.fresh(found.at, now, MAX_AGE_SECONDS)
-    _tokens.require(found.token, request.body)
+    _tokens.require(found.signed, request.body)
 
 
 def claimed(request: Request) -> AbstractContextManager[None]:
@@ -215,7 +224,7 @@ def claimed(request: Request) -> AbstractContextManager[None]:
 
     The signature covers the token only: with another body, it could be anybody's.
     """
-    return _tokens.claimed(_signature(request).token, request.body)
+    return _tokens.claimed(_signature(request).signed, request.body)
 
 
 def _signature(request: Request) -> _Signature:
@@ -229,6 +238,8 @@ def _signature(request: Request) -> _Signature:
     texts = {name: value for name, value in signature.items() if isinstance(value, str)}
     if not {"timestamp", "token", "signature"} <= texts.keys():
         raise SignatureError("the webhook has no signature")
+    if not _DECIMAL.fullmatch(texts["timestamp"]):
+        raise SignatureError("the time of the signature is no number")
     given = [texts[name] for name in ("signature", "parent-signature") if name in texts]
     return _Signature(texts["timestamp"], texts["token"], given)
 
@@ -252,12 +263,12 @@ class Tokens:
     def require(self, token: str, body: bytes) -> None:
         """Raise `SignatureError` if a token belongs to another body."""
         with self._lock:
-            self._require(self._pairs.get(_digest(token.encode())), _digest(body))
+            self._require(self._pairs.get(_digest(_encoded(token))), _digest(body))
 
     @contextmanager
     def claimed(self, token: str, body: bytes) -> Iterator[None]:
         """Let a token belong to a body for as long as the block runs, and then for good, unless the block raises."""
-        key, digest = _digest(token.encode()), _digest(body)
+        key, digest = _digest(_encoded(token)), _digest(body)
         with self._lock:
             pair = self._pairs.get(key)
             self._require(pair, digest)
@@ -279,6 +290,10 @@ class Tokens:
     def _require(pair: _Pair | None, digest: bytes) -> None:
         if pair is not None and pair.digest != digest:
             raise SignatureError("its token belongs to another webhook, which came first")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _digest(text: bytes) -> bytes:
