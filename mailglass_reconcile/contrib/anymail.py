@@ -16,7 +16,7 @@ from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.webhooks import formats, registry, wire
-from mailglass_reconcile.webhooks.providers import mailgun, resend, ses
+from mailglass_reconcile.webhooks.providers import brevo, mailgun, mandrill, resend, ses
 from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
@@ -132,4 +132,9 @@ def _recipient(event: AnymailTrackingEvent, provider: str) -> str | None:
     return named[0] if len(named) == 1 else event.recipient
 
 
-_IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {"mailgun": _mailgun_id, "ses": _ses_id}
+_IDS: Mapping[str, Callable[[AnymailTrackingEvent], str]] = {
+    "brevo": lambda event: brevo.event_id(event.esp_event) if event.esp_event else _id(event),
+    "mailgun": _mailgun_id,
+    "mandrill": lambda event: mandrill.event_id(event.esp_event) if event.esp_event else _id(event),
+    "ses": _ses_id,
+}

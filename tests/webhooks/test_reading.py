@@ -217,6 +217,7 @@ def test_an_unknown_provider_is_a_fault_of_configuration():
         ("brevo", b'{"items": [{"Uuid": ["u"]}]}'),
         ("mailersend", b'{"type": "inbound.message", "data": {"id": "i"}}'),
         ("mailersend", b'{"type": "webhook.test", "message": "This is a ping test message"}'),
+        ("mailersend", b'{"type": "recipient.on_hold_added", "data": {"id": "i", "recipient": "ann@example.org"}}'),
         ("mailtrap", b'{"events": [{"event": "inbound.message_received", "message_id": "m"}]}'),
         ("mailtrap", b'{"events": [{"event": "activity_log.user.updated", "timestamp": 1735830138}]}'),
         ("mailtrap", b'{"events": []}'),

@@ -2,6 +2,7 @@
 
 import base64
 import datetime as dt
+import hmac
 import json
 import subprocess
 import sys
@@ -258,6 +259,25 @@ def test_a_token_of_mailguns_belongs_to_the_first_body_that_was_recorded_with_it
         check("mailgun", other, now=NOW + dt.timedelta(hours=23))
 
 
+@pytest.mark.parametrize("moved", [1, 2, 3])
+@pytest.mark.parametrize("token", ["e0a5d3", "1e0a5d", "00a5d3", "_0a5d3", ".0a5d3"])
+def test_the_boundary_between_mailguns_time_and_token_cannot_be_moved(token, moved):
+    """The signature covers both as one text: `1795948151` and `e0a5…` are signed as `1795948151e0` and `a5…`."""
+    at = str(int(NOW.timestamp()))
+
+    def made(time, token, event):
+        given = hmac.new(KEY.encode(), f"{time}{token}".encode(), "sha256").hexdigest()
+        signature = {"timestamp": time, "token": token, "signature": given}
+        return Posted(json.dumps({"signature": signature, "event-data": {"event": event}}).encode(), {})
+
+    one, other = made(at, token, "opened"), made(at + token[:moved], token[moved:], "complained")
+    check("mailgun", one)
+    with mailgun.claimed(registry.request_of(one.body)):
+        pass
+    with pytest.raises(SignatureError):
+        check("mailgun", other)
+
+
 def test_of_requests_that_come_together_one_body_has_the_token():
     """Every one of them has been verified already."""
     tokens, barrier, bodies = mailgun.Tokens(), threading.Barrier(8), []
@@ -386,11 +406,23 @@ def test_a_certificate_comes_from_amazon_only_and_from_the_topics_region(url, pu
     assert published == []
 
 
-@pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "us-gov-west-1", "ap-southeast-2"])
-def test_every_region_of_amazons_is_one(region):
-    """Names as they are."""
-    url = f"https://sns.{region}.amazonaws.com/SimpleNotificationService-6209c161c6221fdf56ec1eb5c821d112.pem"
-    assert ses.SERVICE.certificates.fullmatch(url)
+@pytest.mark.parametrize(
+    "host",
+    [
+        "us-east-1.amazonaws.com",
+        "eu-central-1.amazonaws.com",
+        "us-gov-west-1.amazonaws.com",
+        "ap-southeast-2.amazonaws.com",
+        "eusc-de-east-1.amazonaws.eu",
+    ],
+)
+def test_every_region_of_amazons_is_one(host, monkeypatch):
+    """Names as they are; the last is the European Sovereign Cloud."""
+    url = f"https://sns.{host}/SimpleNotificationService-6209c161c6221fdf56ec1eb5c821d112.pem"
+    arn = f"arn:aws:sns:{host.partition('.')[0]}:123456789012:mail"
+    monkeypatch.setattr(senders, "ARN", arn)
+    monkeypatch.setattr(senders, "CERTIFICATE_URL", url)
+    check("ses", first("ses"))
 
 
 def scaleways(url):

@@ -9,6 +9,7 @@ seconds.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,6 +42,8 @@ _TYPES: dict[str, tuple[str, str | None]] = {
     "unsubscribed": ("unsubscribed", None),
 }
 _BOUNCES: dict[str, Bounce] = {"hard_bounce": "hard", "soft_bounce": "soft"}
+_PREFIX = re.compile(r"\s*(?:[245]\d\d\s+)?RecipientError:\s*")
+"""Stands before some replies (https://github.com/anymail/django-anymail/blob/main/tests/test_brevo_webhooks.py)."""
 _FIRST_YEAR = 2012
 """Brevo's first; `ts_epoch` in seconds, read as milliseconds, is a time of January 1970."""
 
@@ -60,7 +63,7 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         payload,
         type=type_,
         at=_at(payload),
-        id=None,
+        id=event_id(payload),
         message_id=payload.get("message-id"),
         recipient=payload.get("email"),
         reason=reason,
@@ -70,6 +73,11 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
     )
 
 
+def event_id(payload: Mapping[str, Any]) -> str:
+    """Return a digest of an event without the id of the webhook: two of one account report the same event."""
+    return wire.digest({name: value for name, value in payload.items() if name != "id"})
+
+
 def bounce(payload: Mapping[str, Any]) -> Bounce | None:
     """Tell a hard bounce from a soft one by the event's name."""
     return _BOUNCES.get(str(payload.get("event")))
@@ -77,7 +85,8 @@ def bounce(payload: Mapping[str, Any]) -> Bounce | None:
 
 def smtp(payload: Mapping[str, Any]) -> object:
     """Return what the recipient's server replied, or another reason in words."""
-    return payload.get("reason")
+    reason = payload.get("reason")
+    return _PREFIX.sub("", reason, count=1) if isinstance(reason, str) else None
 
 
 def _at(payload: Mapping[str, Any]) -> dt.datetime | None:

@@ -4,7 +4,8 @@ Followed: https://mailchimp.com/developer/transactional/docs/webhooks/ and
 https://mailchimp.com/developer/transactional/guides/track-respond-activity-webhooks/#authenticating-webhook-requests.
 Not documented: an id of the event; an id that a sender over SMTP could know; why a message was rejected; that events
 may have their `_id` in `msg` only
-(https://github.com/symfony/symfony/blob/7.2/src/Symfony/Component/Mailer/Bridge/Mailchimp/Tests/Webhook/Fixtures).
+(https://github.com/symfony/symfony/blob/7.2/src/Symfony/Component/Mailer/Bridge/Mailchimp/Tests/Webhook/Fixtures); that
+a `delivered` may have its reply beside `msg` (https://github.com/tutorcruncher/morpheus/pull/501).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _TYPES = {
     "unsub": "unsubscribed",
 }
 _BOUNCES: dict[str, tuple[str, Bounce]] = {"hard_bounce": ("bounced", "hard"), "soft_bounce": ("other", "soft")}
+_FIRST_TOLD = ("event", "type", "action", "ts", "url", "ip", "user_agent", "reject", "entry")
 
 
 def elements(request: Request) -> list[Any]:
@@ -56,14 +58,23 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         payload,
         type=_TYPES.get(kind, "unknown"),
         at=wire.epoch(payload.get("ts")),
-        id=None,
-        message_id=payload.get("_id") or dug(payload, "msg", "_id"),
+        id=event_id(payload),
+        message_id=_message_id(payload),
         recipient=dug(payload, "msg", "email") or dug(payload, "reject", "email"),
         reason=_BOUNCES.get(kind, (None, None))[0],
         bounce=bounce(payload),
         smtp=smtp(payload),
         tags=dug(payload, "msg", "tags"),
     )
+
+
+def _message_id(payload: Mapping[str, Any]) -> object:
+    return payload.get("_id") or dug(payload, "msg", "_id")
+
+
+def event_id(payload: Mapping[str, Any]) -> str:
+    """Return a digest of what does not change when a webhook is repeated: `msg` may be empty at first."""
+    return wire.digest([_message_id(payload), {name: payload[name] for name in _FIRST_TOLD if name in payload}])
 
 
 def bounce(payload: Mapping[str, Any]) -> Bounce | None:
@@ -75,7 +86,7 @@ def smtp(payload: Mapping[str, Any]) -> object:
     """Return what the recipient's server replied, or replied last."""
     attempts = dug(payload, "msg", "smtp_events")
     last = dug(attempts[-1], "diag") if isinstance(attempts, list) and attempts else None
-    return wire.reply(dug(payload, "msg", "diag"), last)
+    return wire.reply(dug(payload, "msg", "diag"), payload.get("diag"), last)
 
 
 def verify(request: Request, secret: str, now: float) -> None:

@@ -52,6 +52,7 @@ def events(element: object, request: Request) -> Iterable[WebhookEvent]:
         recipient=recipient(data if isinstance(data, dict) else {}),
         reason=reason,
         bounce=bounce_,
+        smtp=smtp(payload),
         smtp_message_id=smtp_message_id(payload),
         tags=_tags(data),
     )
@@ -74,6 +75,12 @@ def _verdict(payload: Mapping[str, Any]) -> tuple[str, str | None, Bounce | None
     told = dug(data, "bounce")
     read = ses_subtypes.read_bounce(dug(told, "type"), dug(told, "subType"))
     return read or ("bounced", _in_words(dug(told, "message")), None)
+
+
+def smtp(payload: Mapping[str, Any]) -> object:
+    """Return what the recipient's server replied: a text, or a list of texts."""
+    told = dug(payload, "data", "bounce", "diagnosticCode")
+    return wire.reply(*_listed(told))
 
 
 def smtp_message_id(payload: Mapping[str, Any]) -> object:

@@ -20,8 +20,11 @@ from mailglass_reconcile.webhooks import ses_subtypes, sns, wire
 from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request, dug
 
-_HOST = r"https://sns\.(?P<region>[a-z]{2}(?:-[a-z]+)+-\d{1,2})\.amazonaws\.com"
-"""A region such as `us-gov-west-1`; `sns.s3.amazonaws.com` would be anybody's bucket."""
+_HOST = r"https://sns\.(?P<region>[a-z]{2,4}(?:-[a-z]+)+-\d{1,2})\.amazonaws\.(?:com|eu)"
+"""A region such as `us-gov-west-1`; `sns.s3.amazonaws.com` would be anybody's bucket.
+
+`eusc-de-east-1.amazonaws.eu` is the European Sovereign Cloud, by the suffix of its partition in botocore.
+"""
 
 SERVICE = Service(
     "Amazon SNS",

@@ -62,6 +62,26 @@ def test_the_codes_of_the_servers_reply_are_kept():
 
 
 @pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        (" RecipientError: 550 5.5.0 <ann@example.org> unknown", "550 5.5.0"),
+        ("550 RecipientError: 550 5.1.1 <ann@example.org> unknown", "550 5.1.1"),
+        ("RecipientError: mailbox unavailable", None),
+        (550, None),
+    ],
+)
+def test_the_codes_of_a_reply_behind_a_word_of_brevos_are_kept(reason, status):
+    """github.com/anymail/django-anymail, tests/test_brevo_webhooks.py."""
+    assert read(event="hard_bounce", reason=reason).smtp_status == status
+
+
+def test_two_webhooks_of_one_account_record_an_event_once():
+    """`id` is the webhook's; an old and a new address overlap during a move."""
+    assert read(id=814119).provider_event_id == read(id=814120).provider_event_id
+    assert read(ts_epoch=1685541121607).provider_event_id != read().provider_event_id
+
+
+@pytest.mark.parametrize(
     ("times", "at"),
     [
         ({}, dt.datetime(2023, 5, 31, 13, 52, 1, 606_000, tzinfo=dt.UTC)),

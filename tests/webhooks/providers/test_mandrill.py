@@ -51,6 +51,22 @@ def test_the_codes_of_the_servers_reply_are_kept(kind, status):
     assert event.smtp_status == status
 
 
+def test_the_reply_to_a_delivery_may_stand_beside_the_message():
+    """Captured: github.com/tutorcruncher/morpheus/pull/501."""
+    (event,) = read({"event": "delivered", "_id": "m", "ts": 1, "diag": "250 OK", "msg": {"email": "a@b.c"}})
+    assert event.smtp_status == "250"
+
+
+def test_a_repeated_event_is_the_same_when_its_message_has_been_indexed_meanwhile():
+    """The page: `msg` "may be empty" when the message was not yet indexed. A later open is another event."""
+    first = {"event": "open", "_id": "m", "ts": 1, "ip": "192.0.2.1", "user_agent": "x", "msg": {"email": "a@b.c"}}
+    (one,) = read({**first, "msg": {}})
+    for again in (first, {**first, "msg": {"email": "a@b.c", "_id": "m", "opens": [{"ts": 1}], "state": "sent"}}):
+        assert read(again)[0].provider_event_id == one.provider_event_id
+    for other in ({"ts": 2}, {"_id": "n"}, {"ip": "192.0.2.2"}, {"event": "click", "url": "https://shop.example"}):
+        assert read({**first, **other})[0].provider_event_id != one.provider_event_id
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

@@ -53,6 +53,24 @@ def test_the_type_of_a_bounce_decides_whatever_its_words_are(type_, subtype, rea
     assert (event.type, event.reject_reason, event.bounce) == read_as
 
 
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ("smtp; 550 5.5.0 Requested action not taken", "550 5.5.0"),
+        (["smtp; 550 5.1.1 As requested: user unknown <ann@example.org>"], "550 5.1.1"),
+        (["no code", "smtp; 550 5.1.1 no"], "550 5.1.1"),
+        ([], None),
+        ([["550"], {"a": 1}, None], None),
+        ({"code": 550}, None),
+        (None, None),
+    ],
+)
+def test_the_codes_of_the_servers_reply_are_kept(told, status):
+    """`diagnosticCode`: a text in the types of resend-python and resend-node, a list in a webhook of August 2026."""
+    event = of("email.bounced", bounce={"type": "Permanent", "subType": "General", "diagnosticCode": told})
+    assert (event.bounce, event.smtp_status) == ("hard", status)
+
+
 def test_an_older_bounce_without_a_type_has_the_reason_of_its_words():
     """As Anymail reads it: github.com/anymail/django-anymail, tests/test_resend_webhooks.py."""
     event = of("email.bounced", bounce={"message": "The recipient's email provider sent a hard bounce message."})
