@@ -10,6 +10,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from mailglass_reconcile.beside_mailglass.readers import MOST_PLACES, Reader
+from mailglass_reconcile.rules import matching
+from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 MAX_BYTES = 4_000_000
@@ -19,14 +21,16 @@ MOST_NEAR = 100
 NEAR_SECONDS = 0.1
 """A raw webhook and its events come from one transaction: at most 8 ms apart in a real database."""
 
+COLUMNS = ("id", "tenant_id", "provider", "provider_event_id", "raw_payload", "status", "inserted_at")
+"""The columns that are read to find a recipient."""
+
 # A partitioned table has no size of its own.
 _READABLE = """
 SELECT (SELECT c.relkind = 'p' OR pg_relation_size(c.oid) > 0
           FROM pg_class AS c WHERE c.oid = to_regclass(:webhooks))
-       AND (SELECT count(*) = 7 FROM pg_attribute AS a
+       AND (SELECT count(*) = cardinality(CAST(:columns AS text[])) FROM pg_attribute AS a
              WHERE a.attrelid = to_regclass(:webhooks) AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
-               AND a.attname IN ('id', 'tenant_id', 'provider', 'provider_event_id', 'raw_payload', 'status',
-                                 'inserted_at'))
+               AND a.attname = ANY (CAST(:columns AS text[])))
 """
 
 # By the id that Mailglass has noted since 1.0; otherwise by the event's id, and of a batch by its moment. The size is
@@ -54,7 +58,8 @@ SELECT k.number, w.id::text, pg_column_size(w.raw_payload) AS size
  WHERE w.provider = :provider AND w.tenant_id IS NOT DISTINCT FROM k.tenant_id
 """
 
-# One row for each event of a webhook that names one address. What is no batch is one event.
+# One row for each event of a webhook; `address` is NULL unless the event names exactly one. A webhook that is no batch is
+# one event.
 _NAMED = """
 SELECT w.id::text, left(x.event ->> :event_id, 513), a.address
   FROM unnest(CAST(:webhook_ids AS uuid[])) AS k (id)
@@ -62,15 +67,14 @@ SELECT w.id::text, left(x.event ->> :event_id, 513), a.address
  CROSS JOIN LATERAL jsonb_array_elements(
          CASE jsonb_typeof(w.raw_payload -> :batch) WHEN 'array' THEN w.raw_payload -> :batch
               ELSE jsonb_build_array(w.raw_payload) END) AS x (event)
- CROSS JOIN LATERAL (
+  LEFT JOIN LATERAL (
          SELECT max(CASE jsonb_typeof(n.name) WHEN 'string' THEN left(btrim(n.name #>> '{}'), 513) END) AS address
            FROM unnest(ARRAY[x.event #> CAST(:place0 AS text[]), x.event #> CAST(:place1 AS text[]),
                              x.event #> CAST(:place2 AS text[])]) AS p (held)
           CROSS JOIN LATERAL jsonb_array_elements(
                   CASE jsonb_typeof(p.held) WHEN 'array' THEN p.held WHEN 'string' THEN jsonb_build_array(p.held)
                        ELSE '[]' END) AS n (name)
-         HAVING count(*) = 1) AS a
- WHERE a.address IS NOT NULL
+         HAVING count(*) = 1) AS a ON true
 """
 
 DELETE_OLD = """
@@ -100,26 +104,36 @@ class Reported(NamedTuple):
 
 
 def may_be_read(tx: Transaction) -> bool:
-    """Whether there are raw webhooks, and this role may read what names a recipient."""
-    return bool(tx.execute(_READABLE, {"webhooks": tx.name_of("mailglass_webhook_events")}).scalar_one())
+    """Return whether there are raw webhooks, and this role may read what names a recipient."""
+    parameters = {"webhooks": tx.name_of("mailglass_webhook_events"), "columns": array_literal(COLUMNS)}
+    return bool(tx.execute(_READABLE, parameters).scalar_one())
 
 
 def recipients(tx: Transaction, provider: str, reader: Reader, events: Sequence[Reported]) -> dict[str, str]:
-    """Return the recipients that raw webhooks name, by the ledger's event id; unknown ones are left out."""
-    located = _located(tx, provider, reader, events)
-    sizes = {webhook_id: size for webhooks in located.values() for webhook_id, size in webhooks}
-    wanted = {event.event_id: event.provider_event_id for event in events}
-    # Of a webhook that is one event, that one is meant; in a batch, the one with the id.
-    meant = defaultdict(list)
-    for event_id, webhooks in located.items():
+    """Return the recipients that raw webhooks name, by the ledger's event id, in the form in which they are compared.
+
+    A webhook that was sent twice, and an event that stands twice in a batch, name the recipient several times. An event
+    is left out if one of its webhooks names no recipient, or two of them name different ones.
+    """
+    webhooks_by_event = _located(tx, provider, reader, events)
+    sizes = {webhook_id: size for webhooks in webhooks_by_event.values() for webhook_id, size in webhooks}
+    provider_ids = {event.event_id: event.provider_event_id for event in events}
+    # A webhook that is no batch is the event; in a batch, the event is the one with its id.
+    events_by_place = defaultdict(list)
+    for event_id, webhooks in webhooks_by_event.items():
         for webhook_id, _ in webhooks:
-            meant[webhook_id, wanted[event_id] if reader.event_id else None].append(event_id)
-    found = defaultdict(list)
-    for part in _parts(sizes):
-        for webhook_id, its_id, address in _named(tx, reader, part):
-            for event_id in meant.get((webhook_id, its_id), ()):
-                found[event_id].append(address)
-    return {event_id: addresses[0] for event_id, addresses in found.items() if len(addresses) == 1}
+            events_by_place[webhook_id, provider_ids[event_id] if reader.event_id else None].append(event_id)
+    named = defaultdict(set)
+    for webhook_ids in _parts(sizes):
+        for webhook_id, provider_event_id, text in _named(tx, reader, webhook_ids):
+            for event_id in events_by_place.get((webhook_id, provider_event_id), ()):
+                named[event_id].add(_compared(text))
+    return {event_id: only for event_id, (only, *others) in named.items() if only and not others}
+
+
+def _compared(text: str | None) -> str | None:
+    usable = matching.text_of(text)
+    return address(usable) if usable else None
 
 
 def _located(
@@ -141,7 +155,7 @@ def _located(
     return {event_id: webhooks for event_id, webhooks in located.items() if len(webhooks) < MOST_NEAR}
 
 
-def _named(tx: Transaction, reader: Reader, webhook_ids: Iterable[str]) -> Sequence[tuple[str, str | None, str]]:
+def _named(tx: Transaction, reader: Reader, webhook_ids: Iterable[str]) -> Sequence[tuple[str, str | None, str | None]]:
     places = [*reader.places, *[None] * MOST_PLACES]
     parameters = {
         "webhook_ids": array_literal(webhook_ids),
@@ -149,7 +163,7 @@ def _named(tx: Transaction, reader: Reader, webhook_ids: Iterable[str]) -> Seque
         "event_id": reader.event_id,
         **{f"place{n}": array_literal(place.split("/")) if (place := places[n]) else None for n in range(MOST_PLACES)},
     }
-    return [(webhook_id, its_id, address) for webhook_id, its_id, address in tx.execute(_NAMED, parameters)]
+    return [(webhook_id, event_id, text) for webhook_id, event_id, text in tx.execute(_NAMED, parameters)]
 
 
 def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:

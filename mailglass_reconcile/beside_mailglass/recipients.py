@@ -24,23 +24,24 @@ class Unknown(NamedTuple):
 
 def named(tx: Transaction, events: Sequence[Unknown]) -> dict[str, str]:
     """Return the recipients that Mailglass's rows name, by event id, in the form in which they are compared."""
-    by_id = {event.event_id: event for event in _readable(tx, events)}
-    found: dict[str, str | None] = {}
+    events_by_id = {event.event_id: event for event in _readable(tx, events)}
+    recipients: dict[str, str] = {}
     reported: dict[str, list[Reported]] = defaultdict(list)
-    for event_id, document in ledger.documents(tx, by_id):
-        _, tenant_id, provider = by_id[event_id]
-        its_id = matching.text_of(document.metadata.get("provider_event_id"))
-        if its_id is None or provider is None:
+    for event_id, document in ledger.documents(tx, events_by_id):
+        _, tenant_id, provider = events_by_id[event_id]
+        provider_event_id = matching.text_of(document.metadata.get("provider_event_id"))
+        if provider_event_id is None or provider is None:
             continue
         if provider == readers.IN_EVENT_ID:
             notification_id = matching.text_of(document.metadata.get("sns_message_id"))
-            found[event_id] = readers.in_event_id(its_id, notification_id or "")
+            if text := matching.text_of(readers.in_event_id(provider_event_id, notification_id or "")):
+                recipients[event_id] = address(text)
         else:
             webhook_id = matching.text_of(document.metadata.get("webhook_event_id"))
-            reported[provider].append(Reported(event_id, tenant_id, its_id, webhook_id))
+            reported[provider].append(Reported(event_id, tenant_id, provider_event_id, webhook_id))
     for provider, of_provider in reported.items():
-        found |= raw_webhooks.recipients(tx, provider, readers.READERS[provider], of_provider)
-    return {id_: address(it) for id_, text in found.items() if text and (it := matching.text_of(text))}
+        recipients |= raw_webhooks.recipients(tx, provider, readers.READERS[provider], of_provider)
+    return recipients
 
 
 def _readable(tx: Transaction, events: Sequence[Unknown]) -> list[Unknown]:

@@ -248,14 +248,25 @@ def test_a_batch_of_0_1_1_is_found_in_every_state(beside, status):
     assert reconcile().recipient_mismatch == 1
 
 
-def test_two_batches_of_one_moment_that_hold_the_event_decide_nothing(beside):
-    """Only if exactly one fits."""
+@pytest.mark.parametrize(("second", "linked"), [(CC, 0), (f" <{CC.upper()}>", 0), (TO, 1), (None, 1), ([TO, CC], 1)])
+def test_several_webhooks_of_one_event_name_its_recipient_if_all_name_the_same(beside, second, linked):
+    """Two of one moment, as after a redelivery; if one names another or nobody, the message id alone decides."""
     raw, events, message_id, _ = sendgrid(CC)
     at = time.time() - 300
     raw_webhooks.store(beside, "sendgrid", raw, events, named=False, at=at)
-    raw_webhooks.store(beside, "sendgrid", raw, [], named=False, at=at, raw_id="again")
+    again = [{**one, "email": second} if one["email"] == CC else one for one in raw]
+    raw_webhooks.store(beside, "sendgrid", again, [], named=False, at=at, raw_id="again")
     factories.delivery(beside, message_id, recipient=TO)
-    assert reconcile().linked == 1
+    result = reconcile()
+    assert (result.linked, result.linked_unchecked, result.recipient_mismatch) == (linked, linked, 1 - linked)
+
+
+def test_an_event_that_stands_twice_in_a_batch_names_its_recipient(beside):
+    """SendGrid repeats events within a batch."""
+    raw, events, message_id, _ = sendgrid(CC)
+    raw_webhooks.store(beside, "sendgrid", [*raw, raw[1]], events)
+    factories.delivery(beside, message_id, recipient=TO)
+    assert reconcile().recipient_mismatch == 1
 
 
 def test_an_event_without_a_moment_finds_no_batch(beside):

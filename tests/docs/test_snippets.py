@@ -32,6 +32,7 @@ ELSEWHERE = {
     ("own-provider.md", "python"): "test_own_provider.py",
     ("testing.md", "python"): "testing/test_plugin.py",
     ("upgrading.md", "sql"): "store/migration/test_removal.py",
+    ("beside-mailglass.md", "sql"): "ops/checks/test_mailglass.py",
     ("recipes.md", "sql"): "by the snippets of the page, below",
     ("sizing.md", "sql"): "by the test of settings of tables, below",
     ("personal-data.md", "sql"): "by the test of an export, below",

@@ -1,4 +1,4 @@
-"""Beside Mailglass: whether its own reconciler still links, and what that has linked wrongly."""
+"""With Mailglass: whether recipients can be read, whether its own reconciler still links, and wrong links."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mailglass_reconcile.beside_mailglass import raw_webhooks
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, ok, warning
 from mailglass_reconcile.rules.addresses import address
 from mailglass_reconcile.rules.humanize import counted, share, verb
 from mailglass_reconcile.store import schema
-from mailglass_reconcile.store.database import Transaction, ids_of_last
+from mailglass_reconcile.store.database import Transaction, array_literal, ids_of_last
 from mailglass_reconcile.store.listing import NO_KEYS
 from mailglass_reconcile.store.open_orphans import Open
 from mailglass_reconcile.sweep.judge import judge
@@ -43,14 +44,15 @@ SELECT count(*) FROM newest
 # Ids of events are UUIDv7, so the newest are at the end of the primary key. A person may link as they like.
 _NEWEST_LINKS = """
 WITH newest AS MATERIALIZED (
-  SELECT id, type, delivery_id, idempotency_key, metadata FROM {schema}.mailglass_events
+  SELECT id, type, delivery_id, idempotency_key, metadata, occurred_at = inserted_at AS ours
+    FROM {schema}.mailglass_events
    WHERE id BETWEEN CAST(:after_id AS uuid) AND CAST(:until_id AS uuid) ORDER BY id DESC LIMIT :events
 ), links AS MATERIALIZED (
-  SELECT n.id, n.delivery_id, CAST(substr(n.idempotency_key, 12) AS uuid) AS orphan_id FROM newest AS n
+  SELECT n.id, n.delivery_id, n.ours, CAST(substr(n.idempotency_key, 12) AS uuid) AS orphan_id FROM newest AS n
    WHERE n.delivery_id IS NOT NULL AND n.metadata -> 'linked_by' IS NULL AND n.type = 'reconciled'
      AND n.idempotency_key ~ '^reconciled:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' LIMIT :links
 )
-SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text AS delivery_id,
+SELECT l.id::text AS event_id, o.id::text AS orphan_id, o.tenant_id, d.id::text AS delivery_id, l.ours,
        d.tenant_id IS DISTINCT FROM o.tenant_id AS other_tenant, left(d.recipient, 1000) AS recipient
   FROM links AS l
   JOIN {schema}.mailglass_events AS o ON o.id = l.orphan_id
@@ -82,6 +84,46 @@ def other_reconciler(look: Look) -> Iterator[Finding]:
         yield ok("no other reconciler has linked anything within an hour")
 
 
+# Only a sweeper and the owner may delete open orphans. The sweeper of grants.sql is checked whoever runs this, because
+# the owner can read everything.
+_CANNOT_READ = """
+SELECT quote_ident(r.rolname), quote_ident(:schema)
+  FROM pg_roles AS r
+ WHERE r.rolname IN (current_user, 'mailglass_sweeper')
+   AND has_table_privilege(r.oid, to_regclass(:orphans), 'DELETE')
+   AND EXISTS (SELECT FROM pg_attribute AS a
+                WHERE a.attrelid = to_regclass(:webhooks) AND a.attname = ANY (CAST(:columns AS text[]))
+                  AND NOT has_column_privilege(r.oid, a.attrelid, a.attnum, 'SELECT'))
+ ORDER BY r.rolname = current_user DESC
+ LIMIT 1
+"""
+
+
+@check("recipients", cheap=True)
+def recipients(look: Look) -> Iterator[Finding]:
+    """The role that sweeps may read the recipients that Mailglass's raw webhooks name."""
+    if not schema.made_by_mailglass(look.tx):
+        yield ok("there is no Mailglass here")
+        return
+    names = look.tx.names_of("open_orphans", "webhook_events")
+    parameters = {
+        "schema": look.tx.schema,
+        "orphans": names["open_orphans"],
+        "webhooks": names["webhook_events"],
+        "columns": array_literal(raw_webhooks.COLUMNS),
+    }
+    row = look.tx.execute(_CANNOT_READ, parameters).one_or_none()
+    if row is None:
+        yield ok("recipients can be read from raw webhooks")
+        return
+    role, in_schema = row
+    yield warning(
+        f"role {role} cannot read raw webhooks, so sweeps link by the message id alone: a Cc's bounce may be linked to"
+        " the To's delivery, and a link cannot be undone",
+        f"GRANT SELECT ({', '.join(raw_webhooks.COLUMNS)}) ON {in_schema}.mailglass_webhook_events TO {role}",
+    )
+
+
 @check("links")
 def links(look: Look) -> Iterator[Finding]:
     """The newest links are to deliveries of the event's tenant and, where it can be read, recipient."""
@@ -89,26 +131,43 @@ def links(look: Look) -> Iterator[Finding]:
         yield ok("there is no Mailglass here")
         return
     bounds = {**ids_of_last(DAYS * 86_400), "events": NEWEST_EVENTS, "links": NEWEST_LINKS}
-    found = look.tx.execute(_NEWEST_LINKS, bounds).all()
-    of_tenant = [row.event_id for row in found if row.other_tenant]
-    of_recipient = _of_another_recipient(look.tx, [row for row in found if not row.other_tenant])
-    wrong = [*of_tenant, *of_recipient]
-    if not wrong:
-        yield ok(f"the {counted(len(found), 'newest link')} are to the right tenant and recipient")
-        return
-    yield warning(
-        f"{share(len(wrong), len(found), 'newest link')} {verb(len(wrong))} to another tenant's ({len(of_tenant):,}) or"
-        f" recipient's ({len(of_recipient):,}) delivery, made by another reconciler, such as the event {wrong[0]}",
-        f"{TAKE_IT_OUT}, and correct these deliveries by hand: the ledger keeps the events",
-    )
+    rows = look.tx.execute(_NEWEST_LINKS, bounds).all()
+    other_tenant = [row for row in rows if row.other_tenant]
+    other_recipient, unreadable = _recipients_of(look.tx, [row for row in rows if not row.other_tenant])
+    foreign = [row for row in (*other_tenant, *other_recipient) if not row.ours]
+    if foreign:
+        of_tenant = sum(row.other_tenant for row in foreign)
+        yield warning(
+            f"{share(len(foreign), len(rows), 'newest link')} {verb(len(foreign))} to another tenant's"
+            f" ({of_tenant:,}) or recipient's ({len(foreign) - of_tenant:,}) delivery, made by another reconciler, such"
+            f" as the event {foreign[0].event_id}",
+            f"{TAKE_IT_OUT}, and correct these deliveries by hand: the ledger keeps the events",
+        )
+    own = [row for row in (*other_tenant, *other_recipient) if row.ours]
+    if own:
+        yield warning(
+            f"{share(len(own), len(rows), 'newest link')} {verb(len(own))} to another recipient's delivery, made by the"
+            f" message id alone while the recipient could not be read, such as the event {own[0].event_id}",
+            "correct these deliveries by hand: the ledger keeps the events",
+        )
+    if not (foreign or own):
+        yield ok(_in_order(len(rows), len(unreadable)))
 
 
-def _of_another_recipient(tx: Transaction, found: list[sa.Row[Any]]) -> list[str]:
-    """Return the links whose orphan names another recipient than their delivery has."""
-    judged = judge(tx, [Open(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in found])
-    return [
-        row.event_id
-        for row, one in zip(found, judged, strict=True)
-        if one.keys.recipient and one.verdict.delivery_id != row.delivery_id
-        if address(one.keys.recipient) != address(row.recipient)
-    ]
+def _in_order(links: int, unreadable: int) -> str:
+    right = f"the {counted(links, 'newest link')} {verb(links)} to the right tenant"
+    return f"{right}; the recipient of {unreadable:,} cannot be read" if unreadable else f"{right} and recipient"
+
+
+def _recipients_of(tx: Transaction, rows: list[sa.Row[Any]]) -> tuple[list[sa.Row[Any]], list[sa.Row[Any]]]:
+    """Return the links whose orphan names another recipient than their delivery has, and those that name none."""
+    judged = judge(tx, [Open(row.orphan_id, row.tenant_id, "", 0, NO_KEYS) for row in rows])
+    wrong, unreadable = [], []
+    for row, orphan in zip(rows, judged, strict=True):
+        if not orphan.keys.recipient:
+            unreadable.append(row)
+        elif orphan.verdict.delivery_id != row.delivery_id and (
+            address(orphan.keys.recipient) != address(row.recipient)
+        ):
+            wrong.append(row)
+    return wrong, unreadable

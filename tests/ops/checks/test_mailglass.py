@@ -1,15 +1,23 @@
 """Links that our rule would not make, on tables of each version of Mailglass."""
 
 import time
+import uuid
+from contextlib import contextmanager
 
 import pytest
+from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
 import factories
+import mailglass_reconcile
+import pages
 import raw_webhooks
-from diagnosing import of
+from diagnosing import SWEEPERS, heal, of
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops.checks import OK, WARNING
+from mailglass_reconcile.store import engines
 
+PAGE = pages.ROOT / "docs" / "beside-mailglass.md"
 TO, CC = "to@example.com", "cc@example.com"
 
 
@@ -52,7 +60,73 @@ def test_a_link_to_another_tenant_s_or_recipient_s_delivery_is_reported(beside, 
 
 
 def test_a_recipient_that_cannot_be_read_is_no_fault(beside):
-    """Then the message id alone decides, here too."""
+    """Then the message id alone decides, here too; the doctor does not claim to have compared it."""
     orphan, message_id = bounce(beside, TO, kept=False)
     link(beside, orphan, factories.delivery(beside, message_id, recipient=CC))
-    assert of("links").status == OK
+    found = of("links")
+    assert found.status == OK
+    assert found.message == "the 1 newest link is to the right tenant; the recipient of 1 cannot be read"
+
+
+def test_a_wrong_link_of_a_sweep_that_could_not_read_the_recipient_is_not_another_reconciler_s(beside, admin):
+    """The privilege came after the link: no program has to be removed."""
+    with sweeper(beside, admin) as settings:
+        _, message_id = bounce(beside, CC)
+        factories.delivery(beside, message_id, recipient=TO)
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        assert reconcile().linked_unchecked == 1
+    beside.broken.add("I5")
+    found = of("links")
+    assert (found.status, "another reconciler" in found.message) == (WARNING, False)
+    assert "1 of 1 newest link is to another recipient's delivery" in found.message
+    assert "Oban" not in found.remedy
+
+
+@contextmanager
+def sweeper(db, admin):
+    """Make a role with the grants of a sweeper that this page's tables need; afterwards the owner is back."""
+    role = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    schema = db.settings.database_schema
+    db.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}; {SWEEPERS.replace('mailglass_sweeper', role)}")
+    url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
+    try:
+        yield db.settings.model_copy(update={"database_url": SecretStr(url)})
+    finally:
+        mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+        db.run(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_a_sweeper_that_cannot_read_recipients_is_a_warning(beside, admin):
+    """Its links are not checked, and stay for ever; the remedy is the one privilege that it lacks."""
+    assert of("recipients").status == OK
+    with sweeper(beside, admin) as settings:
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        found = of("recipients")
+        assert (found.status, "cannot be undone" in found.message) == (WARNING, True)
+        heal(beside, found.remedy)
+        assert of("recipients").status == OK
+
+
+def test_the_page_s_first_step_grants_what_a_sweeper_lacks(beside, admin):
+    """Word for word, but for the schema and the role."""
+    [grant] = [block.text for block in pages.section(PAGE, "The first sweep") if block.language == "sql"]
+    with sweeper(beside, admin) as settings:
+        role = make_url(settings.database_url.get_secret_value()).username
+        beside.run(
+            grant.replace("mailglass.mailglass_", f"{settings.database_schema}.mailglass_").replace(
+                "mailglass_sweeper", role
+            )
+        )
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        assert of("recipients").status == OK
+
+
+def test_without_mailglass_a_sweeper_reads_no_raw_webhooks(db, admin):
+    """Our writers keep the recipient themselves."""
+    with sweeper(db, admin) as settings:
+        mailglass_reconcile.configure(engine=engines.create_engine(settings), settings=settings)
+        assert of("recipients").status == OK
