@@ -58,8 +58,8 @@ SELECT k.number, w.id::text, pg_column_size(w.raw_payload) AS size
  WHERE w.provider = :provider AND w.tenant_id IS NOT DISTINCT FROM k.tenant_id
 """
 
-# One row for each event of a webhook; `address` is NULL unless the event names exactly one. A webhook that is no batch is
-# one event.
+# One row for each event of a webhook; `address` is NULL unless the event names exactly one. A webhook that is no batch
+# is one event.
 _NAMED = """
 SELECT w.id::text, left(x.event ->> :event_id, 513), a.address
   FROM unnest(CAST(:webhook_ids AS uuid[])) AS k (id)

@@ -260,6 +260,8 @@ def check_messages(state: State, messages: Sequence[tuple[str, Mapping[str, Any]
     assert not early, f"told of before their commit: {early}"
     told = defaultdict(list)
     for channel, payload in messages:
+        if payload == {"event": "test"}:  # the doctor's
+            continue
         if payload["meta"].get("reconciled_from_event_id", payload["meta"]["event_id"]) in state.events:
             told[payload["meta"]["event_id"]].append((channel, payload))
     links = {link["id"]: link for link in state.links}
