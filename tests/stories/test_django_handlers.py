@@ -77,14 +77,14 @@ def test_a_handler_that_goes_on_after_an_error_of_the_database_has_failed(told):
             with pytest.raises(ProgrammingError):
                 cursor.execute("SELECT nonsense")
 
-    told.handler_db.clear()
+    told.handled.clear()
     assert dispatch().failed == 1
     assert effects(told) == {}
 
 
 def test_a_handler_cannot_commit(told):
     """Neither by Django nor through the connection that it is given."""
-    told.handler_db.clear()
+    told.handled.clear()
 
     @on_event("delivered", name="django")
     def by_django(_connection, event):
@@ -111,7 +111,7 @@ def test_a_database_that_is_away_is_named_as_django_names_it(told):
             dispatch()
     finally:
         djangos.settings_dict.update(kept)
-    told.handler_db.clear()
+    told.handled.clear()
 
 
 def careless(name, act, *types):
@@ -137,7 +137,7 @@ UNDONE = {"catches an error": _catch, "asks for a rollback": lambda: transaction
 @pytest.mark.parametrize("act", UNDONE.values(), ids=UNDONE)
 def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
     """It did not raise; the other handlers of the event are done."""
-    told.handler_db.clear()
+    told.handled.clear()
     careless("undone", act)
     given = leaving("given", "delivered")
     result = dispatch()
@@ -147,7 +147,7 @@ def test_a_handler_whose_work_django_rolls_back_has_failed(told, site, act):
 
 def test_a_callback_that_fails_costs_no_other_handler_s_callback_and_no_count(told, caplog):
     """`on_commit` runs after the handler's own commit: what it raises undoes nothing."""
-    told.handler_db.clear()
+    told.handled.clear()
     called = []
 
     def callback(name):
@@ -220,7 +220,7 @@ def _catch_in_atomic():
 @pytest.mark.parametrize("mode", MODES)
 def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode):
     """What a handler has flushed or caught for itself stays; what was rolled back was not done, and is seen."""
-    told.handler_db.clear()
+    told.handled.clear()
     good = _handlers_of_all_kinds()
     with MODES[mode]():
         result = dispatch()
@@ -238,7 +238,7 @@ def test_each_effect_is_there_once_in_every_mode_of_autocommit(told, site, mode)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "autocommit"])
 def test_what_the_application_rolls_back_has_not_been_done(told, mode):
     """The effects and the notes go together, and so does the attempt."""
-    told.handler_db.clear()
+    told.handled.clear()
     given = leaving("given", "delivered")
     with suppress(ZeroDivisionError), MODES[mode]():
         assert dispatch().dispatched == 1
@@ -252,7 +252,7 @@ def test_what_the_application_rolls_back_has_not_been_done(told, mode):
 
 def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
     """A task or the command: nobody else would commit there, and a handler that kills its process would do so again."""
-    told.handler_db.clear()
+    told.handled.clear()
     leaving("given", "delivered")
     with _autocommit_off_by_setting():
         assert dispatch_within(None, "beat").dispatched == 1
@@ -263,7 +263,7 @@ def test_a_process_of_ours_commits_although_autocommit_is_off_by_setting(told):
 
 def test_a_process_of_ours_joins_a_transaction_that_is_open_already(told):
     """A task in eager mode, in an application's own transaction."""
-    told.handler_db.clear()
+    told.handled.clear()
     leaving("given", "delivered")
     with _autocommit_off_by_setting():
         with djangos.cursor() as cursor:
