@@ -1,15 +1,23 @@
--- The grants of each role, for tables in the schema public: psql "$MAILGLASS_DATABASE_URL" -f grants.sql
--- Run it as the owner of the tables, after `mailglass-reconcile migrate`. Create the roles first, or leave out those that
--- you do not use. For another schema, replace "SCHEMA public", and run SET search_path TO that schema first.
+-- The privileges of each role. Run this as the owner of the tables, after `mailglass-reconcile migrate`:
+--   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
+-- Create the roles first; statements for a role that does not exist fail, and change nothing.
+-- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
+SET search_path TO public;
 
--- Writer: Mailglass itself, or any program that inserts events.
+-- mailglass_writer: Mailglass itself, or any program that inserts events.
 GRANT USAGE ON SCHEMA public TO mailglass_writer;
+-- append events
 GRANT INSERT ON mailglass_events TO mailglass_writer;
 
--- Recorder: `receive`, or a program that calls record_webhook() and record_send(). A trigger closes orphans.
+-- mailglass_recorder: `receive`, or a program that calls record_webhook() and record_send().
 GRANT USAGE ON SCHEMA public TO mailglass_recorder;
-GRANT INSERT, SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, normalized_payload)
+-- refuse a database of another version
+GRANT SELECT ON mailglass_reconcile_version TO mailglass_recorder;
+-- append events, and find those that were recorded before
+GRANT INSERT,
+      SELECT (id, tenant_id, delivery_id, type, occurred_at, idempotency_key, metadata, normalized_payload)
    ON mailglass_events TO mailglass_recorder;
+-- store deliveries, find those of an event, and project the event onto them
 GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id, last_event_type, last_event_at, terminal,
               dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at, lock_version, updated_at),
       UPDATE (last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at,
@@ -17,71 +25,111 @@ GRANT SELECT (id, tenant_id, recipient, provider, provider_message_id, last_even
       INSERT (id, tenant_id, mailable, stream, recipient, recipient_domain, provider, provider_message_id,
               last_event_type, last_event_at, dispatched_at, terminal, metadata, inserted_at, updated_at)
    ON mailglass_deliveries TO mailglass_recorder;
+-- store orphans with their keys; the ledger's trigger closes them
 GRANT SELECT,
       INSERT (event_id, tenant_id, arrived_at, provider, recipient, recipient_lost, rule, ids, state),
       UPDATE (provider, recipient, recipient_lost, rule, ids, state, refused)
    ON mailglass_open_orphans TO mailglass_recorder;
+-- store their candidate ids
 GRANT SELECT, INSERT ON mailglass_open_orphan_ids TO mailglass_recorder;
+-- enqueue events for handlers
 GRANT INSERT (event_id, delivery_id, type, next_at, inserted_at) ON mailglass_handler_outbox TO mailglass_recorder;
-GRANT SELECT ON mailglass_reconcile_version, mailglass_handled_types TO mailglass_recorder;
+-- see which types have handlers
+GRANT SELECT ON mailglass_handled_types TO mailglass_recorder;
 
--- Sweeper: `sweep`, `prune`, `link` and `doctor`, by command, Python or Celery. UPDATE (id) on the raw webhooks and
--- UPDATE (error) on the outbox are for locking rows only. Without the last one a sweep works, but `status` misses it.
+-- mailglass_sweeper: `sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery.
 GRANT USAGE ON SCHEMA public TO mailglass_sweeper;
+-- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_sweeper;
+-- read orphans, and append `reconciled` events
 GRANT SELECT, INSERT ON mailglass_events TO mailglass_sweeper;
-GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, last_event_type, last_event_at,
-              terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at, lock_version,
-              updated_at, inserted_at),
+-- match deliveries, and project events onto them
+GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, lock_version, updated_at,
+              inserted_at, last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at,
+              complained_at, suppressed_at),
       UPDATE (last_event_type, last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at,
               suppressed_at, lock_version, updated_at)
    ON mailglass_deliveries TO mailglass_sweeper;
-GRANT SELECT, INSERT (event_id, tenant_id, arrived_at),
-      UPDATE (provider, recipient, recipient_lost, rule, ids, state, refused), DELETE
+-- claim, close and repair open orphans, and store their keys
+GRANT SELECT,
+      INSERT (event_id, tenant_id, arrived_at),
+      UPDATE (provider, recipient, recipient_lost, rule, ids, state, refused),
+      DELETE
    ON mailglass_open_orphans TO mailglass_sweeper;
+-- replace their candidate ids
 GRANT SELECT, INSERT, DELETE ON mailglass_open_orphan_ids TO mailglass_sweeper;
-GRANT SELECT (id, status, inserted_at), DELETE, UPDATE (id) ON mailglass_webhook_events TO mailglass_sweeper;
-GRANT SELECT, INSERT (event_id, delivery_id, type, next_at, inserted_at), UPDATE (error), DELETE
+-- prune raw webhooks; UPDATE (id) only locks rows
+GRANT SELECT (id, status, inserted_at), UPDATE (id), DELETE ON mailglass_webhook_events TO mailglass_sweeper;
+-- enqueue events for handlers, and prune what they have handled; UPDATE (error) only locks rows
+GRANT SELECT,
+      INSERT (event_id, delivery_id, type, next_at, inserted_at),
+      UPDATE (error),
+      DELETE
    ON mailglass_handler_outbox TO mailglass_sweeper;
+-- see which types have handlers
 GRANT SELECT ON mailglass_handled_types TO mailglass_sweeper;
+-- record runs, which `status` reads
 GRANT SELECT, INSERT, UPDATE, DELETE ON mailglass_reconcile_runs TO mailglass_sweeper;
+-- delete old events, if a retention is set, on tables that `migrate` made
+GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
+-- delete old deliveries, as above
+GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
+-- read recipients from raw webhooks, on tables that Mailglass made; without it, links rest on the id
+-- GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
+--    ON mailglass_webhook_events TO mailglass_sweeper;
 
--- Sweeper, on tables that `migrate` made: the prune deletes old events and deliveries through these functions, if you
--- set a retention.
-GRANT EXECUTE ON FUNCTION mailglass_prune_events(integer, integer, text, timestamp, bigint),
-                          mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) TO mailglass_sweeper;
-
--- Dispatcher: `dispatch`. Grant it what your handlers need as well. Without the last one handlers run, but dispatches are
--- missing from the history. `dispatch --replay` and `--forget` need more: run them as the owner of the tables.
+-- mailglass_dispatcher: `dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch
+-- --replay` and `--forget`.
 GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
-GRANT SELECT, UPDATE (state, attempts, next_at, done, error, finished_at)
+-- claim jobs, and store their results
+GRANT SELECT,
+      UPDATE (state, attempts, next_at, done, error, finished_at)
    ON mailglass_handler_outbox TO mailglass_dispatcher;
+-- read the event that a handler is given
 GRANT SELECT (id, tenant_id, occurred_at, reject_reason, metadata, normalized_payload)
    ON mailglass_events TO mailglass_dispatcher;
+-- read its delivery
 GRANT SELECT (id, recipient, provider, provider_message_id) ON mailglass_deliveries TO mailglass_dispatcher;
+-- register the types that have handlers
 GRANT SELECT, INSERT, UPDATE ON mailglass_handled_types TO mailglass_dispatcher;
+-- record runs
 GRANT SELECT, INSERT, UPDATE ON mailglass_reconcile_runs TO mailglass_dispatcher;
 
--- Eraser: `erase`, and nothing else; no other role may change a recipient. On tables that Mailglass made, it needs the
--- first two grants and the one on the open orphans only.
+-- mailglass_eraser: `erase`, and nothing else; no other role may change a recipient.
 GRANT USAGE ON SCHEMA public TO mailglass_eraser;
+-- refuse a database of another version
 GRANT SELECT ON mailglass_reconcile_version TO mailglass_eraser;
+-- erase addresses from deliveries
 GRANT SELECT (id, tenant_id, recipient, lock_version),
       UPDATE (recipient, recipient_domain, metadata, last_error, lock_version, updated_at)
    ON mailglass_deliveries TO mailglass_eraser;
-GRANT SELECT (event_id, tenant_id, recipient), UPDATE (recipient, recipient_lost)
+-- erase addresses from open orphans
+GRANT SELECT (event_id, tenant_id, recipient),
+      UPDATE (recipient, recipient_lost)
    ON mailglass_open_orphans TO mailglass_eraser;
-GRANT SELECT (id, tenant_id, provider_event_id, raw_payload), UPDATE (raw_payload, provider_event_id, updated_at)
+-- erase addresses from raw webhooks, on tables that `migrate` made
+GRANT SELECT (id, tenant_id, provider_event_id, raw_payload),
+      UPDATE (raw_payload, provider_event_id, updated_at)
    ON mailglass_webhook_events TO mailglass_eraser;
 
--- Reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`. It writes nothing.
+-- mailglass_reader: `status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`; it
+-- writes nothing.
 GRANT USAGE ON SCHEMA public TO mailglass_reader;
-GRANT SELECT ON mailglass_reconcile_version, mailglass_events, mailglass_open_orphans, mailglass_open_orphan_ids,
-   mailglass_handler_outbox, mailglass_handled_types, mailglass_reconcile_runs TO mailglass_reader;
-GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, last_event_type, last_event_at,
-              terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at, inserted_at)
+-- refuse a database of another version
+GRANT SELECT ON mailglass_reconcile_version TO mailglass_reader;
+-- show events
+GRANT SELECT ON mailglass_events TO mailglass_reader;
+-- show open orphans
+GRANT SELECT ON mailglass_open_orphans TO mailglass_reader;
+-- search open orphans by message id
+GRANT SELECT ON mailglass_open_orphan_ids TO mailglass_reader;
+-- show jobs
+GRANT SELECT ON mailglass_handler_outbox TO mailglass_reader;
+-- see which types have handlers
+GRANT SELECT ON mailglass_handled_types TO mailglass_reader;
+-- show runs
+GRANT SELECT ON mailglass_reconcile_runs TO mailglass_reader;
+-- show deliveries
+GRANT SELECT (id, tenant_id, mailable, stream, recipient, provider, provider_message_id, inserted_at, last_event_type,
+              last_event_at, terminal, dispatched_at, delivered_at, bounced_at, complained_at, suppressed_at)
    ON mailglass_deliveries TO mailglass_reader;
-
--- Sweeper, on tables that Mailglass made: it reads recipients in raw webhooks. Without this it links by the message id alone.
--- GRANT SELECT (id, tenant_id, provider, provider_event_id, raw_payload, status, inserted_at)
---    ON mailglass_webhook_events TO mailglass_sweeper;

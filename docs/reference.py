@@ -1,4 +1,4 @@
-"""Writes the reference into `api.md` and `command-line.md`: `python docs/reference.py`.
+"""Writes the reference into `api.md` and `command-line.md`, and `grants.sql`: `python docs/reference.py`.
 
 What a reader on GitHub sees comes from the docstrings and the options of the command; a test compares both.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from mailglass_reconcile.cli import command
+from mailglass_reconcile.store import privileges
 
 DOCS = Path(__file__).parent
 PACKAGE = "mailglass_reconcile"
@@ -152,10 +153,41 @@ with subscribe(tenant_id="acme") as updates:
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write both pages, the GRANT statements, and those of them that `docker-compose.yml` runs."""
     for name, text in (("api.md", api()), ("command-line.md", subcommands())):
         page = DOCS / name
         page.write_text(with_reference(page.read_text(), text))
+    (DOCS / "grants.sql").write_text(privileges.script("public"))
+    compose = DOCS.parent / "docker-compose.yml"
+    compose.write_text(with_compose_grants(compose.read_text()))
+
+
+COMPOSE_ROLES = (privileges.SWEEPER, privileges.DISPATCHER, privileges.RECORDER, privileges.READER)
+
+
+def compose_grants() -> str:
+    """Return the GRANT statements for psql; those that depend on who made the tables are chosen by it."""
+    lines = []
+    for role in COMPOSE_ROLES:
+        for where, before in (
+            ("everywhere", ""),
+            ("tables made by Mailglass", f"{MADE_BY_MAILGLASS}\n\\if :mailglass_made_them\n"),
+            ("retention", "\\else\n"),
+        ):
+            chosen = [grant.statement(role.name) for grant in role.grants if grant.where == where]
+            lines += [before + "\n".join(chosen)] if chosen else []
+        lines += ["\\endif"] if role is privileges.SWEEPER else []
+    return "\n".join(lines) + "\n"
+
+
+MADE_BY_MAILGLASS = "SELECT to_regproc('mailglass_prune_events') IS NULL AS mailglass_made_them \\gset"
+
+
+def with_compose_grants(compose: str) -> str:
+    """Return `docker-compose.yml` with the statements of its service `grants`."""
+    head, begin, rest = compose.partition("  grants:\n    content: |\n")
+    _, end, tail = rest.partition("\nvolumes:\n")
+    return head + begin + textwrap.indent(compose_grants(), " " * 6) + end + tail
 
 
 def with_reference(page: str, text: str) -> str:

@@ -6,7 +6,7 @@ No message repeats a value of a row or a URL: both may hold personal data or a p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ def _made_of(error: DBAPIError) -> MailglassReconcileError:
             " (tables outside the schema `public` need MAILGLASS_DATABASE_SCHEMA)"
         )
     if state in _REFUSALS:
-        return DatabaseRefusedError(_REFUSALS[state])
+        return DatabaseRefusedError(_REFUSALS[state](error))
     if state is None or error.connection_invalidated or state[:2] in ("08", "57", "28", "3D"):
         return unavailable(f"SQLSTATE {state}" if state else type(error.orig).__name__)
     return DatabaseRefusedError(f"the database refused a statement (SQLSTATE {state})")
@@ -189,16 +189,35 @@ def _trigger_function(error: DBAPIError) -> str | None:
     return function[1] if function and not function[2].startswith("mailglass_") else None
 
 
-_REFUSALS = {
-    INSUFFICIENT_PRIVILEGE: (
-        "permission denied: the database role lacks a privilege, or row-level security would hide rows from it"
-        " (SQLSTATE 42501); see docs/grants.md"
-    ),
-    QUERY_CANCELED: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
-    DEPENDENT_OBJECTS: (
+def _permission_denied(error: DBAPIError) -> str:
+    """Return the sentence for a missing privilege, with the role and the object if they are known."""
+    role = getattr(error.orig, "role", None)
+    named = _OBJECT.search(str(error.orig).partition("\n")[0])
+    return (
+        f"permission denied{f' for role {role}' if role else ''}{f' on {named[0]}' if named else ''}: the role lacks a"
+        " privilege, or row-level security would hide rows from it (SQLSTATE 42501); see docs/grants.md"
+    )
+
+
+_OBJECT = re.compile(r"mailglass_[a-z0-9_]+|(?<=permission denied for )schema [a-zA-Z0-9_]+")
+"""A table or function of ours as Postgres names it; nothing else of its message is repeated."""
+
+
+def remember_role(error: DBAPIError, connection: Any) -> None:
+    """Keep the name of the role that *connection* was opened with, for the sentence of a missing privilege."""
+    if error.orig is not None and sqlstate(error) == INSUFFICIENT_PRIVILEGE:
+        driver = getattr(connection.connection, "driver_connection", None)
+        user = getattr(getattr(driver, "info", None), "user", None) or connection.engine.url.username
+        error.orig.role = user  # type: ignore[attr-defined]
+
+
+_REFUSALS: Mapping[str | None, Callable[[DBAPIError], str]] = {
+    INSUFFICIENT_PRIVILEGE: _permission_denied,
+    QUERY_CANCELED: lambda _: "a statement took too long or was cancelled (SQLSTATE 57014): try again",
+    DEPENDENT_OBJECTS: lambda _: (
         "another object depends on one of these (SQLSTATE 2BP01): drop it first, then run the command again"
     ),
-    DISK_FULL: "the disk of the database is full (SQLSTATE 53100): make room there",
+    DISK_FULL: lambda _: "the disk of the database is full (SQLSTATE 53100): make room there",
 }
 
 

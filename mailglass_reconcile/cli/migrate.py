@@ -14,6 +14,7 @@ Examples:
   mailglass-reconcile migrate --plan > plan.sql
   mailglass-reconcile migrate
   mailglass-reconcile migrate --check || echo "run migrate first"
+  mailglass-reconcile migrate --grants > grants.sql
   mailglass-reconcile migrate --remove
   mailglass-reconcile migrate --remove --tables
 """
@@ -22,15 +23,16 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--plan", is_flag=True, help="Print the steps as SQL for psql; change nothing.")
 @click.option("--check", is_flag=True, help="Exit with 0 if nothing is left to do, with 1 otherwise.")
+@click.option("--grants", is_flag=True, help="Print the GRANT statements of each role as SQL; needs no database.")
 @click.option("--remove", is_flag=True, help="Remove our tables, indexes and triggers; Mailglass's tables stay.")
 @click.option("--tables", is_flag=True, help="With --remove: drop deliveries and events too, if `migrate` made them.")
 @click.option("--yes", is_flag=True, help="With --remove: do not ask for confirmation.")
 @click.option("--guard-truncate", is_flag=True, help="Refuse TRUNCATE of the ledger on Mailglass's own tables too.")
-def migrate(plan: bool, check: bool, remove: bool, tables: bool, yes: bool, guard_truncate: bool) -> None:
+def migrate(plan: bool, check: bool, grants: bool, remove: bool, tables: bool, yes: bool, guard_truncate: bool) -> None:
     """Bring the database to this version's schema, while Mailglass continues to write."""
-    if plan + check + remove > 1:
-        raise click.UsageError("--plan, --check and --remove exclude each other")
-    if guard_truncate and (check or remove):
+    if plan + check + grants + remove > 1:
+        raise click.UsageError("--plan, --check, --grants and --remove exclude each other")
+    if guard_truncate and (check or grants or remove):
         raise click.UsageError("--guard-truncate can only be used with a migration or its --plan")
     if (yes or tables) and not remove:
         raise click.UsageError(f"--{'tables' if tables else 'yes'} can only be used with --remove")
@@ -39,6 +41,11 @@ def migrate(plan: bool, check: bool, remove: bool, tables: bool, yes: bool, guar
     from mailglass_reconcile.beside_mailglass import moving  # noqa: PLC0415 - costs every command a fifth of its start
     from mailglass_reconcile.store.migration import runner  # noqa: PLC0415 - as above
 
+    if grants:
+        from mailglass_reconcile.store import privileges  # noqa: PLC0415 - as above
+
+        click.echo(privileges.script(runtime.get_settings().database_schema), nl=False)
+        return
     engine, settings = runtime.get_engine(), runtime.get_settings()
     if check:
         lacking = runner.lacking(engine, settings)

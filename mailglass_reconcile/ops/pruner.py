@@ -180,7 +180,7 @@ class _Prune:
                     try:
                         return step(connected)
                     except DBAPIError as error:
-                        privileges.require_rights(connected, error)
+                        privileges.require_privileges(connected, error)
                         raise
             except MailglassReconcileError as error:
                 self._first_error = self._first_error or type(error).__name__

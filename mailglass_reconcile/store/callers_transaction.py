@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from psycopg.rows import tuple_row
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from mailglass_reconcile.errors import ConfigurationError, database_errors
+from mailglass_reconcile.errors import ConfigurationError, database_errors, remember_role
 from mailglass_reconcile.settings import Settings
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.database import (
@@ -128,6 +128,8 @@ def borrowed(given: object, settings: Settings) -> Iterator[Transaction]:
         try:
             yield tx
         except BaseException as error:
+            if isinstance(error, DBAPIError):
+                remember_role(error, connection)
             with suppress(SQLAlchemyError):  # a connection that is lost has nothing to undo
                 try:
                     tx.undo()

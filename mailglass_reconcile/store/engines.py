@@ -17,6 +17,7 @@ from mailglass_reconcile.errors import (
     DatabaseUnavailableError,
     LedgerImmutableError,
     database_errors,
+    remember_role,
     translated,
     unavailable,
 )
@@ -74,13 +75,18 @@ def create_engine_by(connect: Callable[[], Any], server: Callable[[], Server]) -
 def _engine(url: URL | str, **options: Any) -> sa.Engine:
     options = {"poolclass": NullPool, "use_native_hstore": False, "hide_parameters": True, **options}
     engine = sa.create_engine(url, **options)
-    sa.event.listen(engine, "handle_error", _immutable_by_name)
+    sa.event.listen(engine, "handle_error", _describe_error)
     return engine
 
 
-def _immutable_by_name(context: sa.engine.ExceptionContext) -> None:
+def _describe_error(context: sa.engine.ExceptionContext) -> None:
+    """Raise a refused write to the ledger by its name; add the role to a missing privilege."""
     error = context.sqlalchemy_exception
-    if isinstance(error, sa.exc.DBAPIError) and isinstance(translated(error), LedgerImmutableError):
+    if not isinstance(error, DBAPIError):
+        return
+    if context.connection is not None:
+        remember_role(error, context.connection)
+    if isinstance(translated(error), LedgerImmutableError):
         raise translated(error) from None
 
 

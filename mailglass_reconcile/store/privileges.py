@@ -1,133 +1,485 @@
-"""What this role may do."""
+"""The privileges of the documented roles: `docs/grants.sql` is made of them, and `doctor` compares roles with them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
 from mailglass_reconcile.errors import INSUFFICIENT_PRIVILEGE, DatabaseRefusedError, sqlstate
+from mailglass_reconcile.settings import Settings
+from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.database import Connected, Transaction, array_literal
 
-_STATE = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
+Where = Literal["everywhere", "tables made by migrate", "retention", "tables made by Mailglass"]
 
-SWEEPER = (
-    ("mailglass_reconcile_version", "SELECT", ""),
-    ("mailglass_events", "SELECT", ""),
-    ("mailglass_events", "INSERT", ""),
-    (
-        "mailglass_deliveries",
-        "SELECT",
-        "id tenant_id mailable stream recipient provider provider_message_id lock_version updated_at inserted_at"
-        f" {_STATE}",
-    ),
-    ("mailglass_deliveries", "UPDATE", f"{_STATE} lock_version updated_at"),
-    ("mailglass_open_orphans", "SELECT", ""),
-    ("mailglass_open_orphans", "INSERT", "event_id tenant_id arrived_at"),
-    ("mailglass_open_orphans", "UPDATE", "provider recipient recipient_lost rule ids state refused"),
-    ("mailglass_open_orphans", "DELETE", ""),
-    ("mailglass_open_orphan_ids", "SELECT", ""),
-    ("mailglass_open_orphan_ids", "INSERT", ""),
-    ("mailglass_open_orphan_ids", "DELETE", ""),
-    ("mailglass_webhook_events", "SELECT", "id status inserted_at"),
-    ("mailglass_webhook_events", "DELETE", ""),
-    ("mailglass_webhook_events", "UPDATE", "id"),
-    ("mailglass_handler_outbox", "SELECT", ""),
-    ("mailglass_handler_outbox", "INSERT", "event_id delivery_id type next_at inserted_at"),
-    ("mailglass_handler_outbox", "DELETE", ""),
-    ("mailglass_handler_outbox", "UPDATE", "error"),
-    ("mailglass_handled_types", "SELECT", ""),
-    ("mailglass_reconcile_runs", "SELECT", ""),
-    ("mailglass_reconcile_runs", "INSERT", ""),
-    ("mailglass_reconcile_runs", "UPDATE", ""),
-    ("mailglass_reconcile_runs", "DELETE", ""),
+
+WIDTH = 120
+
+
+def _wrapped(text: str, first: str, following: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=following, break_on_hyphens=False)
+
+
+class Grant(NamedTuple):
+    """What a role may do with a table or a function.
+
+    Attributes:
+        purpose: What the role does with it.
+        object: The name of the table, or the signature of the function.
+        privileges: Each privilege with its columns, which have blanks between; an empty string is all columns.
+        where: On which databases the role needs it.
+    """
+
+    purpose: str
+    object: str
+    privileges: Mapping[str, str]
+    where: Where = "everywhere"
+
+    def statement(self, role: str) -> str:
+        """Return the statement that grants it."""
+        privileges = [_privilege(name, attributes.split()) for name, attributes in self.privileges.items()]
+        kind = "FUNCTION " if "EXECUTE" in self.privileges else ""
+        line = f"GRANT {', '.join(privileges)} ON {kind}{self.object} TO {role};"
+        if len(line) <= WIDTH:
+            return line
+        parts = ",\n".join(_wrapped(one, "      ", "              ") for one in privileges)
+        return f"GRANT {parts.lstrip()}\n{_wrapped(f'ON {kind}{self.object} TO {role};', '   ', '      ')}"
+
+
+class Role(NamedTuple):
+    """A documented role.
+
+    Attributes:
+        name: Its name.
+        runs: What runs with it.
+        grants: Its privileges.
+        is_foreign: Whether its statements are not ours, so that a policy may hide rows from them.
+    """
+
+    name: str
+    runs: str
+    grants: tuple[Grant, ...]
+    is_foreign: bool = False
+
+
+ALL = ""
+_PROJECTION = "last_event_type last_event_at terminal dispatched_at delivered_at bounced_at complained_at suppressed_at"
+_NEW_JOB = "event_id delivery_id type next_at inserted_at"
+_STORED_KEYS = "provider recipient recipient_lost rule ids state refused"
+
+WRITER = Role(
+    "mailglass_writer",
+    "Mailglass itself, or any program that inserts events",
+    (Grant("append events", "mailglass_events", {"INSERT": ALL}),),
+    is_foreign=True,
 )
-"""The grants of docs/grants.sql to the sweeper: table, privilege, and columns with blanks between; none is all."""
 
-_ROLE = r"""
-SELECT quote_ident(current_user) AS role, quote_ident(n.nspname) AS schema,
-       has_schema_privilege(n.oid, 'USAGE') AS usage,
-       EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = n.oid AND c.relname LIKE 'mailglass\_%'
-                  AND c.relkind IN ('r', 'p') AND has_table_privilege(c.oid, 'DELETE')) AS sweeps
-  FROM pg_namespace AS n WHERE n.nspname = :schema
+RECORDER = Role(
+    "mailglass_recorder",
+    "`receive`, or a program that calls record_webhook() and record_send()",
+    (
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant(
+            "append events, and find those that were recorded before",
+            "mailglass_events",
+            {
+                "INSERT": ALL,
+                "SELECT": "id tenant_id delivery_id type occurred_at idempotency_key metadata normalized_payload",
+            },
+        ),
+        Grant(
+            "store deliveries, find those of an event, and project the event onto them",
+            "mailglass_deliveries",
+            {
+                "SELECT": (
+                    f"id tenant_id recipient provider provider_message_id {_PROJECTION} lock_version updated_at"
+                ),
+                "UPDATE": f"{_PROJECTION} lock_version updated_at",
+                "INSERT": (
+                    "id tenant_id mailable stream recipient recipient_domain provider provider_message_id"
+                    " last_event_type last_event_at dispatched_at terminal metadata inserted_at updated_at"
+                ),
+            },
+        ),
+        Grant(
+            "store orphans with their keys; the ledger's trigger closes them",
+            "mailglass_open_orphans",
+            {
+                "SELECT": ALL,
+                "INSERT": "event_id tenant_id arrived_at provider recipient recipient_lost rule ids state",
+                "UPDATE": _STORED_KEYS,
+            },
+        ),
+        Grant("store their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL}),
+        Grant("enqueue events for handlers", "mailglass_handler_outbox", {"INSERT": _NEW_JOB}),
+        Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+    ),
+)
+
+SWEEPER = Role(
+    "mailglass_sweeper",
+    "`sweep`, `follow`, `prune`, `link` and `doctor`, by command, Python or Celery",
+    (
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant("read orphans, and append `reconciled` events", "mailglass_events", {"SELECT": ALL, "INSERT": ALL}),
+        Grant(
+            "match deliveries, and project events onto them",
+            "mailglass_deliveries",
+            {
+                "SELECT": (
+                    "id tenant_id mailable stream recipient provider provider_message_id lock_version updated_at"
+                    f" inserted_at {_PROJECTION}"
+                ),
+                "UPDATE": f"{_PROJECTION} lock_version updated_at",
+            },
+        ),
+        Grant(
+            "claim, close and repair open orphans, and store their keys",
+            "mailglass_open_orphans",
+            {"SELECT": ALL, "INSERT": "event_id tenant_id arrived_at", "UPDATE": _STORED_KEYS, "DELETE": ALL},
+        ),
+        Grant(
+            "replace their candidate ids", "mailglass_open_orphan_ids", {"SELECT": ALL, "INSERT": ALL, "DELETE": ALL}
+        ),
+        Grant(
+            "prune raw webhooks; UPDATE (id) only locks rows",
+            "mailglass_webhook_events",
+            {"SELECT": "id status inserted_at", "UPDATE": "id", "DELETE": ALL},
+        ),
+        Grant(
+            "enqueue events for handlers, and prune what they have handled; UPDATE (error) only locks rows",
+            "mailglass_handler_outbox",
+            {"SELECT": ALL, "INSERT": _NEW_JOB, "UPDATE": "error", "DELETE": ALL},
+        ),
+        Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant(
+            "record runs, which `status` reads",
+            "mailglass_reconcile_runs",
+            {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL, "DELETE": ALL},
+        ),
+        Grant(
+            "delete old events, if a retention is set, on tables that `migrate` made",
+            "mailglass_prune_events(integer, integer, text, timestamp, bigint)",
+            {"EXECUTE": ALL},
+            "retention",
+        ),
+        Grant(
+            "delete old deliveries, as above",
+            "mailglass_prune_deliveries(integer, integer, text, timestamp, bigint)",
+            {"EXECUTE": ALL},
+            "retention",
+        ),
+        Grant(
+            "read recipients from raw webhooks, on tables that Mailglass made; without it, links rest on the id",
+            "mailglass_webhook_events",
+            {"SELECT": "id tenant_id provider provider_event_id raw_payload status inserted_at"},
+            "tables made by Mailglass",
+        ),
+    ),
+)
+
+DISPATCHER = Role(
+    "mailglass_dispatcher",
+    "`dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch --replay` and `--forget`",
+    (
+        Grant(
+            "claim jobs, and store their results",
+            "mailglass_handler_outbox",
+            {"SELECT": ALL, "UPDATE": "state attempts next_at done error finished_at"},
+        ),
+        Grant(
+            "read the event that a handler is given",
+            "mailglass_events",
+            {"SELECT": "id tenant_id occurred_at reject_reason metadata normalized_payload"},
+        ),
+        Grant("read its delivery", "mailglass_deliveries", {"SELECT": "id recipient provider provider_message_id"}),
+        Grant(
+            "register the types that have handlers",
+            "mailglass_handled_types",
+            {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL},
+        ),
+        Grant("record runs", "mailglass_reconcile_runs", {"SELECT": ALL, "INSERT": ALL, "UPDATE": ALL}),
+    ),
+)
+
+ERASER = Role(
+    "mailglass_eraser",
+    "`erase`, and nothing else; no other role may change a recipient",
+    (
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant(
+            "erase addresses from deliveries",
+            "mailglass_deliveries",
+            {
+                "SELECT": "id tenant_id recipient lock_version",
+                "UPDATE": "recipient recipient_domain metadata last_error lock_version updated_at",
+            },
+        ),
+        Grant(
+            "erase addresses from open orphans",
+            "mailglass_open_orphans",
+            {"SELECT": "event_id tenant_id recipient", "UPDATE": "recipient recipient_lost"},
+        ),
+        Grant(
+            "erase addresses from raw webhooks, on tables that `migrate` made",
+            "mailglass_webhook_events",
+            {
+                "SELECT": "id tenant_id provider_event_id raw_payload",
+                "UPDATE": "raw_payload provider_event_id updated_at",
+            },
+            "tables made by migrate",
+        ),
+    ),
+)
+
+READER = Role(
+    "mailglass_reader",
+    "`status`, `orphans`, `find`, `explain`, `sweep --dry-run`, `migrate --check`, and `serve`; it writes nothing",
+    (
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
+        Grant("show events", "mailglass_events", {"SELECT": ALL}),
+        Grant("show open orphans", "mailglass_open_orphans", {"SELECT": ALL}),
+        Grant("search open orphans by message id", "mailglass_open_orphan_ids", {"SELECT": ALL}),
+        Grant("show jobs", "mailglass_handler_outbox", {"SELECT": ALL}),
+        Grant("see which types have handlers", "mailglass_handled_types", {"SELECT": ALL}),
+        Grant("show runs", "mailglass_reconcile_runs", {"SELECT": ALL}),
+        Grant(
+            "show deliveries",
+            "mailglass_deliveries",
+            {
+                "SELECT": "id tenant_id mailable stream recipient provider provider_message_id inserted_at"
+                f" {_PROJECTION}"
+            },
+        ),
+    ),
+)
+
+ROLES = (WRITER, RECORDER, SWEEPER, DISPATCHER, ERASER, READER)
+
+_HEADER = """\
+-- The privileges of each role. Run this as the owner of the tables, after `mailglass-reconcile migrate`:
+--   psql "$MAILGLASS_DATABASE_URL" -f grants.sql
+-- Create the roles first; statements for a role that does not exist fail, and change nothing.
+-- `mailglass-reconcile migrate --grants` prints this file for the schema of MAILGLASS_DATABASE_SCHEMA.
 """
 
-# By the catalog, not by to_regclass: that fails without USAGE on the schema.
-_LACKING = """
-SELECT w.relation, w.privilege, string_agg(w.attribute, ', ' ORDER BY w.number) AS columns
-  FROM unnest(CAST(:relations AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[]))
-       WITH ORDINALITY AS w (relation, privilege, attribute, number)
+
+def script(schema_name: str) -> str:
+    """Return the statements that grant every documented role its privileges, as SQL for psql.
+
+    What roles need only on tables that Mailglass made is commented out.
+    """
+    blocks = [f"{_HEADER}SET search_path TO {_identifier(schema_name)};\n"]
+    for role in ROLES:
+        title = _wrapped(f"{role.name}: {role.runs}.", "-- ", "-- ")
+        lines = [title, f"GRANT USAGE ON SCHEMA {_identifier(schema_name)} TO {role.name};"]
+        for grant in role.grants:
+            statement = grant.statement(role.name)
+            if grant.where == "tables made by Mailglass":
+                statement = textwrap.indent(statement, "-- ")
+            lines += [f"-- {grant.purpose}", statement]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _identifier(name: str) -> str:
+    return name if name.isascii() and name.isidentifier() and name.islower() else f'"{name}"'
+
+
+def _privilege(name: str, attributes: Sequence[str]) -> str:
+    return f"{name} ({', '.join(attributes)})" if attributes else name
+
+
+class ComparedRole(NamedTuple):
+    """A role that exists and is to have the privileges of a documented one.
+
+    Attributes:
+        oid: Its oid.
+        name: Its name, as SQL writes it.
+        documented: The documented role whose privileges it needs; None if it has the part of none.
+        grantee: The role that privileges are granted to, as SQL writes it: the documented one if this is its member.
+        is_current: Whether this session runs with it.
+    """
+
+    oid: int
+    name: str
+    documented: str | None
+    grantee: str
+    is_current: bool
+
+
+# A role is used here if something was granted to it by name. A role of another name that may delete rows sweeps: no
+# other documented role may delete any.
+_ROLES_TO_COMPARE = r"""
+WITH relations AS (
+  SELECT c.oid, c.relacl FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+   WHERE n.nspname = :schema AND c.relname LIKE 'mailglass\_%' AND c.relkind IN ('r', 'p')
+), grantees AS (
+  SELECT a.grantee FROM relations AS r CROSS JOIN LATERAL aclexplode(r.relacl) AS a
+   UNION
+  SELECT a.grantee FROM relations AS r JOIN pg_attribute AS t ON t.attrelid = r.oid AND t.attacl IS NOT NULL
+   CROSS JOIN LATERAL aclexplode(t.attacl) AS a
+)
+SELECT r.oid, quote_ident(r.rolname) AS name,
+       CASE WHEN r.rolname = ANY (CAST(:documented AS text[])) THEN r.rolname::text
+            WHEN s.oid IS NOT NULL OR NOT EXISTS (SELECT FROM relations)
+                 OR EXISTS (SELECT FROM relations AS t WHERE has_table_privilege(r.oid, t.oid, 'DELETE'))
+            THEN :sweeper END AS documented,
+       quote_ident(coalesce(s.rolname, r.rolname)) AS grantee, r.rolname = current_user AS is_current
+  FROM pg_roles AS r
+  LEFT JOIN pg_roles AS s ON s.rolname = :sweeper AND s.oid <> r.oid AND NOT r.rolsuper
+                         AND pg_has_role(r.oid, s.oid, 'USAGE')
+ WHERE r.rolname = current_user
+    OR r.rolname = ANY (CAST(:documented AS text[])) AND r.oid IN (SELECT g.grantee FROM grantees AS g)
+ ORDER BY r.rolname
+"""
+
+# By the catalog: a name would need USAGE on the schema.
+_MISSING = """
+WITH compared AS (
+  SELECT * FROM unnest(CAST(:oids AS oid[]), CAST(:documented AS text[])) AS c (oid, documented)
+), wanted AS (
+  SELECT c.oid, w.*
+    FROM compared AS c
+    JOIN unnest(CAST(:roles AS text[]), CAST(:objects AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[]))
+         WITH ORDINALITY AS w (role, object, privilege, attribute, number) ON w.role = c.documented
+)
+SELECT w.oid, w.object, w.privilege, w.attribute, w.number, quote_ident(n.nspname) AS schema
+  FROM wanted AS w
   JOIN pg_namespace AS n ON n.nspname = :schema
-  JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = w.relation AND c.relkind IN ('r', 'p')
+  JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = w.object AND c.relkind IN ('r', 'p')
   LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = w.attribute AND NOT a.attisdropped
- WHERE CASE WHEN w.attribute = '' THEN NOT has_table_privilege(c.oid, w.privilege)
-            ELSE a.attnum IS NOT NULL AND NOT has_column_privilege(c.oid, a.attnum, w.privilege) END
- GROUP BY w.relation, w.privilege ORDER BY min(w.number)
+ WHERE w.privilege NOT IN ('USAGE', 'EXECUTE')
+   AND CASE WHEN w.attribute = '' THEN NOT has_table_privilege(w.oid, c.oid, w.privilege)
+            ELSE a.attnum IS NOT NULL AND NOT has_column_privilege(w.oid, c.oid, a.attnum, w.privilege) END
+ UNION ALL
+SELECT w.oid, w.object, w.privilege, '', w.number, quote_ident(n.nspname)
+  FROM wanted AS w
+  JOIN pg_namespace AS n ON n.nspname = :schema
+  JOIN pg_proc AS p ON p.pronamespace = n.oid AND p.proname = split_part(w.object, '(', 1)
+ WHERE w.privilege = 'EXECUTE' AND NOT has_function_privilege(w.oid, p.oid, 'EXECUTE')
+ UNION ALL
+SELECT w.oid, '', w.privilege, '', w.number, quote_ident(n.nspname)
+  FROM wanted AS w JOIN pg_namespace AS n ON n.nspname = :schema
+ WHERE w.privilege = 'USAGE' AND NOT has_schema_privilege(w.oid, n.oid, 'USAGE')
+-- A table's owner passes its policies, unless the table forces them.
+ UNION ALL
+SELECT DISTINCT w.oid, w.object, 'BYPASSRLS', '', 0, quote_ident(n.nspname)
+  FROM wanted AS w
+  JOIN pg_namespace AS n ON n.nspname = :schema
+  JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = w.object AND c.relkind IN ('r', 'p')
+  JOIN pg_roles AS r ON r.oid = w.oid
+ WHERE c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls AND w.role <> ALL (CAST(:foreign AS text[]))
+   AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE'))
+ ORDER BY 1, 5
 """
 
-_HIDDEN = """
-SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
- WHERE n.nspname = :schema AND c.relname = ANY (CAST(:relations AS text[])) AND c.relkind IN ('r', 'p')
-   AND row_security_active(c.oid) ORDER BY 1
-"""
 
+class Missing(NamedTuple):
+    """What a role lacks.
 
-class Lacking(NamedTuple):
-    """Rights that this role lacks: the role and the schema as SQL writes them, and the rights by table.
-
-    `sweeps`: it may delete something, as no other role than a sweeper may.
+    Attributes:
+        role: The role.
+        privileges: A phrase for each, such as `UPDATE (terminal) on mailglass_deliveries`.
+        grants: The statements that grant them, in one line.
+        hidden: Tables of which row-level security would hide rows from it.
     """
 
-    role: str
-    schema: str
-    usage: bool
-    rights: tuple[tuple[str, str], ...]
+    role: ComparedRole
+    privileges: tuple[str, ...]
+    grants: str
     hidden: tuple[str, ...]
-    sweeps: bool = True
-
-    def grants(self) -> str:
-        """Return the statements that grant what is lacking, in one line."""
-        statements = [] if self.usage else [f"GRANT USAGE ON SCHEMA {self.schema} TO {self.role}"]
-        statements += [f"GRANT {right} ON {self.schema}.{table} TO {self.role}" for table, right in self.rights]
-        return "; ".join(statements)
 
 
-def lacking(tx: Transaction) -> Lacking | None:
-    """Return which of the sweeper's rights this role lacks on the tables that are there; None without such a schema.
-
-    `hidden` are the tables of which row level security hides rows from this role.
-    """
-    row = tx.execute(_ROLE, {"schema": tx.schema}).one_or_none()
-    if row is None:
-        return None
-    wanted = [(table, right, column) for table, right, columns in SWEEPER for column in columns.split() or [""]]
+def roles_to_compare(tx: Transaction) -> list[ComparedRole]:
+    """Return this session's role, and the documented roles that something in our schema was granted to."""
     parameters = {
         "schema": tx.schema,
-        "relations": array_literal(table for table, _, _ in wanted),
-        "privileges": array_literal(right for _, right, _ in wanted),
-        "columns": array_literal(column for _, _, column in wanted),
+        "documented": array_literal(role.name for role in ROLES),
+        "sweeper": SWEEPER.name,
     }
-    found = tx.execute(_LACKING, parameters).all()
-    rights = tuple(
-        (one.relation, f"{one.privilege} ({one.columns})" if one.columns else one.privilege) for one in found
-    )
-    tables = array_literal(dict.fromkeys(table for table, _, _ in SWEEPER))
-    hidden = tx.execute(_HIDDEN, {"schema": tx.schema, "relations": tables}).scalars().all()
-    return Lacking(row.role, row.schema, row.usage, rights, tuple(hidden), row.sweeps)
+    return [ComparedRole(*row) for row in tx.execute(_ROLES_TO_COMPARE, parameters)]
 
 
-def require_rights(connected: Connected, error: DBAPIError) -> None:
-    """Raise if *error* is due to a right that this role lacks; row level security and triggers refuse single rows."""
+def missing(tx: Transaction, roles: Sequence[ComparedRole]) -> list[Missing]:
+    """Return those of *roles* that lack privileges, with what they lack on the objects that exist."""
+    wanted = list(_wanted(tx.settings, made_by_mailglass=schema.made_by_mailglass(tx)))
+    parameters = {
+        "schema": tx.schema,
+        "oids": array_literal(str(role.oid) for role in roles),
+        "documented": array_literal(role.documented for role in roles),
+        "foreign": array_literal(role.name for role in ROLES if role.is_foreign),
+        **dict(
+            zip(
+                ("roles", "objects", "privileges", "columns"),
+                map(array_literal, zip(*wanted, strict=True)),
+                strict=True,
+            )
+        ),
+    }
+    rows = tx.execute(_MISSING, parameters).all()
+    by_role = [(role, [row for row in rows if row.oid == role.oid]) for role in roles]
+    return [_described(role, lacking) for role, lacking in by_role if lacking]
+
+
+def _wanted(settings: Settings, *, made_by_mailglass: bool) -> Iterator[tuple[str, str, str, str]]:
+    """Yield role, object, privilege and column for each privilege that is needed on this database."""
+    has_retention = settings.retention_events_days is not None or settings.retention_deliveries_days is not None
+    applies = {
+        "everywhere": True,
+        "tables made by migrate": not made_by_mailglass,
+        "retention": not made_by_mailglass and has_retention,
+        "tables made by Mailglass": False,
+    }
+    for role in ROLES:
+        yield role.name, "", "USAGE", ""
+        for grant in role.grants:
+            if applies[grant.where]:
+                for privilege, attributes in grant.privileges.items():
+                    for column in attributes.split() or [""]:
+                        yield role.name, grant.object, privilege, column
+
+
+def _described(role: ComparedRole, rows: Sequence[Any]) -> Missing:
+    attributes: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        attributes.setdefault((row.object, row.privilege), []).extend(filter(None, [row.attribute]))
+    hidden = [name for name, privilege in attributes if privilege == "BYPASSRLS"]
+    phrases, statements = [], []
+    for (name, privilege), names in attributes.items():
+        what = _privilege(privilege, names)
+        if privilege == "USAGE":
+            phrases.append(f"USAGE on schema {rows[0].schema}")
+            statements.append(f"GRANT USAGE ON SCHEMA {rows[0].schema} TO {role.grantee}")
+        elif privilege != "BYPASSRLS":
+            kind = "FUNCTION " if privilege == "EXECUTE" else ""
+            phrases.append(f"{what} on {name}")
+            statements.append(f"GRANT {what} ON {kind}{rows[0].schema}.{name} TO {role.grantee}")
+    return Missing(role, tuple(phrases), "; ".join(statements), tuple(hidden))
+
+
+def require_privileges(connected: Connected, error: DBAPIError) -> None:
+    """Raise if *error* is due to a privilege of the sweeper's that this role lacks, and return otherwise.
+
+    Triggers and policies may refuse single rows.
+    """
     if sqlstate(error) != INSUFFICIENT_PRIVILEGE:
         return
     with connected.reading() as tx:
-        lacks = lacking(tx)
-    if lacks is None:
-        return
-    if lacks.rights or not lacks.usage:
-        raise DatabaseRefusedError(f"role {lacks.role} lacks a privilege (SQLSTATE 42501): run {lacks.grants()}")
-    if lacks.hidden:
+        [current] = [role for role in roles_to_compare(tx) if role.is_current]
+        if current.documented not in (None, SWEEPER.name):
+            raise DatabaseRefusedError(
+                f"role {current.name} may not sweep or prune (SQLSTATE 42501): run this with the privileges of"
+                f" {SWEEPER.name}, see docs/grants.md"
+            )
+        found = missing(tx, [current._replace(documented=SWEEPER.name)])
+    for lacks in found:
+        if lacks.privileges:
+            raise DatabaseRefusedError(f"role {current.name} lacks a privilege (SQLSTATE 42501): run {lacks.grants}")
         raise DatabaseRefusedError(
-            f"row level security of {', '.join(lacks.hidden)} hides rows from role {lacks.role} (SQLSTATE 42501):"
-            f" run ALTER ROLE {lacks.role} BYPASSRLS"
+            f"row level security of {', '.join(lacks.hidden)} hides rows from role {current.name} (SQLSTATE 42501):"
+            f" run ALTER ROLE {current.grantee} BYPASSRLS"
         )

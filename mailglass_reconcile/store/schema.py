@@ -174,13 +174,15 @@ READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_versio
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
 # every other DELETE.
 _MADE_BY_MAILGLASS = """
-SELECT to_regclass(:suppressions) IS NOT NULL
-    OR to_regclass(:events) IS NOT NULL
-   AND NOT EXISTS (SELECT FROM pg_class AS c JOIN pg_proc AS p ON p.pronamespace = c.relnamespace
-                    WHERE c.oid = to_regclass(:events)
-                      AND (p.proname = 'mailglass_raise_immutability'
-                           AND p.prosrc LIKE '%mailglass_reconcile.retention%'
-                           OR p.proname = 'mailglass_prune_events'))
+SELECT bool_or(c.relname = 'mailglass_suppressions')
+       OR bool_or(c.relname = 'mailglass_events')
+          AND NOT EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                           WHERE n.nspname = :schema
+                             AND (p.proname = 'mailglass_raise_immutability'
+                                  AND p.prosrc LIKE '%mailglass_reconcile.retention%'
+                                  OR p.proname = 'mailglass_prune_events'))
+  FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE n.nspname = :schema AND c.relname IN ('mailglass_suppressions', 'mailglass_events')
 """
 
 _TRIGGERS = """
@@ -226,7 +228,7 @@ MAILGLASS_TABLES = frozenset({"mailglass_events", "mailglass_deliveries", "mailg
 
 def made_by_mailglass(tx: Transaction) -> bool:
     """Whether Mailglass's own migrations made the tables; False too if there are none."""
-    return bool(tx.execute(_MADE_BY_MAILGLASS, tx.names_of("suppressions", "events")).scalar_one())
+    return bool(tx.execute(_MADE_BY_MAILGLASS, {"schema": tx.schema}).scalar_one())
 
 
 def trigger_faults(tx: Transaction, names: Sequence[str] = TRIGGERS) -> dict[str, str]:

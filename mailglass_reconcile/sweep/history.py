@@ -136,7 +136,7 @@ def break_off(sweep: Request, connected: Connected, error: DBAPIError | Database
         if sqlstate(error) == QUERY_CANCELED and sweep.began and sweep.is_out_of_time:
             return
         try:
-            privileges.require_rights(connected, error)
+            privileges.require_privileges(connected, error)
         except DatabaseRefusedError as missing:
             error = missing
     sweep.error = cause = translated(error) if isinstance(error, DBAPIError) else error

@@ -93,7 +93,7 @@ def _after_failure(connected: Connected, batch: Batch, part: Pairs, error: DBAPI
     if is_outage(error):
         batch.outage = error
         return []
-    privileges.require_rights(connected, error)
+    privileges.require_privileges(connected, error)
     if len(part) > 1:
         middle = len(part) // 2
         return [list(part[middle:]), list(part[:middle])]

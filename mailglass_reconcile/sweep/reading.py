@@ -57,7 +57,7 @@ def _judged(connected: Connected, ids: Sequence[str], deadline: Deadline) -> lis
 
 def _after_failure(connected: Connected, found: Found, part: Sequence[str], error: DBAPIError) -> list[Sequence[str]]:
     """Return the halves of what cannot be read, or note the row that stands alone."""
-    privileges.require_rights(connected, error)
+    privileges.require_privileges(connected, error)
     if not is_of_data(error):
         raise error
     if len(part) > 1:

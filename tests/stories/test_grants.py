@@ -4,13 +4,14 @@ import datetime as dt
 import re
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+import commands
 import forking
+import granting
 import mailglass_reconcile
 import raw_webhooks
 from browsing import TOKEN, Visitor
@@ -27,11 +28,6 @@ from mailglass_reconcile.web import create_app
 from shapes import made
 
 pytestmark = pytest.mark.slow
-
-GRANTS = (Path(__file__).parent.parent.parent / "docs" / "grants.sql").read_text()
-BLOCKS: dict[str, str] = {}
-for _sql, _role in re.findall(r"^(GRANT [^;]* TO (\w+);\n)", GRANTS, re.MULTILINE):
-    BLOCKS[_role] = BLOCKS.get(_role, "") + _sql
 
 
 @pytest.fixture
@@ -57,9 +53,13 @@ def acting_in(db, admin) -> Iterator:
         with admin.connect() as connection:
             connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
         with db.engine.begin() as connection:
-            sql = BLOCKS[documented].replace("ON SCHEMA public", f"ON SCHEMA {schema}").replace(documented, role)
+            sql = (
+                "".join(granting.STATEMENTS[documented])
+                .replace("ON SCHEMA public", f"ON SCHEMA {schema}")
+                .replace(documented, role)
+            )
             if db.value("SELECT to_regproc('mailglass_prune_events') IS NULL"):  # as on Mailglass's own tables
-                sql = re.sub(r"GRANT EXECUTE ON FUNCTION .*?;", "", sql, flags=re.DOTALL)
+                sql = re.sub(r"GRANT EXECUTE .*?;", "", sql, flags=re.DOTALL)
             connection.exec_driver_sql(sql)
         url = make_url(db.url).set(username=role, password="secret").render_as_string(hide_password=False)  # noqa: S106
         redis_url = db.settings.redis_url.get_secret_value()
@@ -74,6 +74,11 @@ def acting_in(db, admin) -> Iterator:
             connection.exec_driver_sql(f"DROP OWNED BY {role}")
         with admin.connect() as connection:
             connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_the_document_is_what_migrate_prints():
+    """After a change of the list, `python docs/reference.py` writes it."""
+    assert commands.inside("migrate", "--grants").output == granting.GRANTS
 
 
 def refused(settings, statement):
@@ -105,8 +110,7 @@ def test_a_sweeper_reads_a_recipient_where_it_may_and_else_links_by_the_message_
     delivery(db, raw["MessageID"], recipient="to@example.com")
     role = make_url(acting("mailglass_sweeper").database_url.get_secret_value()).username
     if granted:
-        grant = re.search(r"^-- (GRANT .*\n)-- (.*;)", GRANTS, re.MULTILINE)
-        db.run("".join(grant.groups()).replace("mailglass_sweeper", role))
+        db.run(granting.RAW_WEBHOOKS.replace("mailglass_sweeper", role))
     result = mailglass_reconcile.reconcile()
     assert (result.linked, result.recipient_mismatch, result.linked_unchecked) == ((0, 1, 0) if granted else (1, 0, 1))
 

@@ -1,12 +1,11 @@
 """The doctor as tests ask it, and the steps that its findings name."""
 
-import re
 import time
 import uuid
-from pathlib import Path
 
 from pydantic import SecretStr
 
+import granting
 import mailglass_reconcile
 from database import Database
 from mailglass_reconcile.ops import checks
@@ -14,8 +13,7 @@ from mailglass_reconcile.ops.checks import ERROR, OK, WARNING, Finding
 from mailglass_reconcile.store import engines
 from mailglass_reconcile.store.migration import runner
 
-GRANTS = (Path(__file__).parents[2] / "docs" / "grants.sql").read_text()
-SWEEPERS = "".join(re.findall(r"^GRANT (?!EXECUTE)[^;]* TO mailglass_sweeper;\n", GRANTS, re.MULTILINE))
+SWEEPERS = "".join(grant for grant in granting.STATEMENTS["mailglass_sweeper"] if "EXECUTE" not in grant)
 
 
 def report(*, repair: bool = False) -> list[Finding]:

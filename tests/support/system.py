@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ import psycopg
 import sqlalchemy as sa
 
 import commands
+import granting
 import mailglass_reconcile
 from database import Database
 from installation import Site
@@ -25,8 +25,6 @@ from mailglass_reconcile.testing import servers
 from mailglass_reconcile.testing.plugin import FAST
 from waiting import wait_until
 
-GRANTS = (Path(__file__).parents[2] / "docs" / "grants.sql").read_text()
-ROLES = re.findall(r"^GRANT [^;]*;", GRANTS, re.MULTILINE)
 MAX_LAG = "6s"
 """A full sweep has to succeed within two thirds of it; beat asks for one each second."""
 PATIENCE = 90
@@ -171,9 +169,9 @@ def running_system(folder: Path) -> Iterator[System]:
         settings = Settings(database_url=url)
         admin = Database(url, settings, engines.create_engine(settings), None)
         runner.migrate(admin.engine, settings, lambda line: None)
-        for grants in ROLES:
-            if "TO mailglass_sweeper" in grants or "TO mailglass_dispatcher" in grants:
-                admin.run(re.sub(r"mailglass_(sweeper|dispatcher)\b", "mail", grants))
+        for documented in ("mailglass_sweeper", "mailglass_dispatcher"):
+            for statement in granting.STATEMENTS[documented]:
+                admin.run(statement.replace(documented, "mail"))
         made = System(admin, url.replace("postgres@", "mail@"), redis_url, folder, disk and disk / "filling")
         try:
             yield made

@@ -124,11 +124,12 @@ def _connected(found: list[Finding]) -> Connected | None:
 
 
 def _of_database(connected: Connected) -> Iterator[Finding]:
-    """Make each check in a transaction of its own; after a lost connection none is tried."""
+    """Make each check in a transaction of its own, until one finds that the others cannot be made."""
     for one in _needing("database"):
         found = one.within(_looking(connected)).attempted()
         yield from found
-        if connected.connection.invalidated or (one.name == "schema" and _is_wrong(found, "schema")):
+        is_wrong = any(finding.status == ERROR for finding in found)
+        if connected.connection.invalidated or (one in (schema.readable, schema.revision) and is_wrong):
             return
 
 

@@ -13,10 +13,11 @@ from mailglass_reconcile.ops import history
 from mailglass_reconcile.ops.history import History
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.rules.states import FindingStatus
-from mailglass_reconcile.store import catalog, handled, outbox, reports
+from mailglass_reconcile.store import catalog, handled, outbox, privileges, reports
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import Transaction
 from mailglass_reconcile.store.handled import Unseen
+from mailglass_reconcile.store.privileges import ComparedRole
 from mailglass_reconcile.store.reports import Reports
 
 OK: Final = "ok"
@@ -129,6 +130,16 @@ class Look:
     """What could be linked may have been open for so long; a full sweep has to succeed within two thirds of it."""
     thorough: bool = False
     """Whether the doctor looks, which runs with the rights of a sweeper."""
+
+    @cached_property
+    def roles(self) -> list[ComparedRole]:
+        """This session's role, and the documented roles that are used here."""
+        return privileges.roles_to_compare(self.tx)
+
+    @property
+    def current_role(self) -> ComparedRole:
+        """This session's role."""
+        return next(role for role in self.roles if role.is_current)
 
     @cached_property
     def history(self) -> History:

@@ -8,29 +8,55 @@ from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok
 from mailglass_reconcile.store import privileges, schema, wrong_schema
 from mailglass_reconcile.store.catalog import MIGRATE, Kind
 from mailglass_reconcile.store.migration import state
+from mailglass_reconcile.store.privileges import Missing
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
+
+
+@check("roles", cheap=True)
+def roles(look: Look) -> Iterator[Finding]:
+    """The documented roles that are used here have the privileges that docs/grants.md gives them."""
+    others = [role for role in look.roles if not role.is_current and role.name != look.current_role.grantee]
+    found = privileges.missing(look.tx, others)
+    yield from _lacking(found)
+    if not found:
+        names = ", ".join(role.name for role in others)
+        yield ok(f"{names} can do their work" if others else "no other documented role is used here")
+
+
+def _lacking(found: list[Missing]) -> Iterator[Finding]:
+    for lacks in found:
+        if lacks.privileges:
+            yield error(f"role {lacks.role.name} lacks {'; '.join(lacks.privileges)}", lacks.grants)
+        if lacks.hidden:
+            yield error(
+                f"row-level security of {', '.join(lacks.hidden)} would hide rows from role {lacks.role.name}, so"
+                " Postgres refuses its statements",
+                f"ALTER ROLE {lacks.role.grantee} BYPASSRLS",
+            )
 
 
 @check("rights", cheap=True)
 def rights(look: Look) -> Iterator[Finding]:
-    """This role may sweep and prune, and no row is hidden from it; only a worker has to write."""
-    lacks = privileges.lacking(look.tx)
-    if lacks is None or not (look.thorough or lacks.sweeps):
-        yield ok("this role only reads" if lacks else "there is no such schema")
-        return
-    if lacks.rights or not lacks.usage:
-        named = [] if lacks.usage else [f"USAGE on schema {lacks.schema}"]
-        named += [f"{right} on {table}" for table, right in lacks.rights]
-        more = "" if lacks.sweeps else " (a role that only reads needs less: run this as the worker's role)"
-        yield error(f"role {lacks.role} cannot sweep and prune: it lacks {'; '.join(named)}{more}", lacks.grants())
-    if lacks.hidden:
-        yield error(
-            f"row level security of {', '.join(lacks.hidden)} would hide rows from role {lacks.role}, so every sweep is"
-            " refused",
-            f"ALTER ROLE {lacks.role} BYPASSRLS",
-        )
-    if not (lacks.rights or lacks.hidden) and lacks.usage:
+    """This role has the privileges of its documented role, and no row is hidden from it; doctor needs the sweeper's."""
+    role = look.current_role
+    found = privileges.missing(look.tx, [role])
+    yield from _lacking(found)
+    if not found and role.documented == privileges.SWEEPER.name:
         yield from _retention(look)
+    elif not found:
+        yield ok(f"role {role.name} has the privileges that it needs")
+
+
+@check("rights")
+def readable(look: Look) -> Iterator[Finding]:
+    """Doctor has the sweeper's privileges: with others it could read only a part."""
+    role = look.current_role
+    if role.documented != privileges.SWEEPER.name:
+        yield error(
+            f"doctor needs the privileges of {privileges.SWEEPER.name}, and role {role.name} has others:"
+            " nothing else of the database was checked",
+            "run `mailglass-reconcile doctor` as the role of the worker, or as the owner of the tables",
+        )
 
 
 def _retention(look: Look) -> Iterator[Finding]:

@@ -28,7 +28,7 @@ from scraping import scrape, value
 
 pytestmark = pytest.mark.slow
 
-OF_THE_DATABASE = "database server time_zone rights schema indexes triggers functions"
+OF_THE_DATABASE = "database server time_zone roles rights schema indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
 OF_THE_RUNS = "beat sweeps prune broadcasts linking tenants key_rules handlers handled_types reports"
 OF_THE_LEDGER = "open_set delivery_ids other_reconciler recipients links"

@@ -1,0 +1,173 @@
+"""A documented role that lacks a privilege is found by every other role, with its GRANT; none is offered another's."""
+
+import datetime as dt
+from collections.abc import Callable, Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+
+import granting
+import mailglass_reconcile
+from database import Database
+from diagnosing import heal, of, report, using
+from mailglass_reconcile import WebhookEvent, record_webhook
+from mailglass_reconcile.errors import DatabaseRefusedError
+from mailglass_reconcile.ops.checks import ERROR, OK
+from mailglass_reconcile.ops.status import check
+from mailglass_reconcile.store import engines, privileges
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def documented(db: Database, admin: sa.Engine) -> Iterator[Callable[..., str]]:
+    """Create documented roles under their own names, with their grants; return the URL of one."""
+    names: list[str] = []
+
+    def create(name: str) -> str:
+        names.append(name)
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
+        db.run("".join(granting.STATEMENTS[name]))
+        url = make_url(db.url).set(username=name, password="secret")  # noqa: S106
+        return url.render_as_string(hide_password=False)
+
+    yield create
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    for name in names:
+        db.run(f"DROP OWNED BY {name}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {name}")
+
+
+@pytest.mark.guard
+def test_a_recorder_that_lacks_privileges_is_found_by_doctor_and_status_of_other_roles(db, documented):
+    """Webhooks would be answered with 503 while all the others work."""
+    documented("mailglass_recorder")
+    sweeper, reader = documented("mailglass_sweeper"), documented("mailglass_reader")
+    using(db, database_url=sweeper)
+    mailglass_reconcile.reconcile()
+    assert of("roles").status == OK
+    db.run(
+        "REVOKE UPDATE (last_event_type) ON mailglass_deliveries FROM mailglass_recorder;"
+        "REVOKE INSERT ON mailglass_open_orphan_ids FROM mailglass_recorder"
+    )
+    found = of("roles")
+    assert (found.status, found.message, found.remedy) == (
+        ERROR,
+        "role mailglass_recorder lacks UPDATE (last_event_type) on mailglass_deliveries;"
+        " INSERT on mailglass_open_orphan_ids",
+        "GRANT UPDATE (last_event_type) ON public.mailglass_deliveries TO mailglass_recorder;"
+        " GRANT INSERT ON public.mailglass_open_orphan_ids TO mailglass_recorder",
+    )
+    using(db, database_url=reader)
+    assert found.message in str(check(mailglass_reconcile.runtime.database()))
+    heal(db, found.remedy)
+    assert not check(mailglass_reconcile.runtime.database())
+
+
+@pytest.mark.parametrize("role", [role for role in privileges.ROLES if role.grants], ids=lambda role: role.name)
+def test_each_privilege_of_a_documented_role_is_missed_and_granted_by_the_remedy(db, documented, role):
+    """Table by table and column by column."""
+    documented(role.name)
+    mailglass_reconcile.reconcile()
+    for grant in role.grants:
+        if grant.where in ("everywhere", "tables made by migrate"):
+            for privilege, columns in grant.privileges.items():
+                named = f"{privilege} ({', '.join(columns.split())})" if columns else privilege
+                db.run(f"REVOKE {named} ON {grant.object} FROM {role.name}")
+                if len(role.grants) == 1:
+                    db.run(f"GRANT SELECT ON {grant.object} TO {role.name}")  # a role with nothing is not used here
+                found = of("roles")
+                assert (found.status, found.message) == (ERROR, f"role {role.name} lacks {named} on {grant.object}")
+                heal(db, found.remedy)
+    assert of("roles").status == OK
+
+
+def test_a_documented_role_that_is_used_for_another_database_only_is_no_fault(db, documented):
+    """Roles belong to the server: this one was granted nothing here."""
+    documented("mailglass_recorder")
+    db.run("DROP OWNED BY mailglass_recorder")
+    assert of("roles").status == OK
+
+
+def test_row_level_security_that_would_hide_rows_from_a_documented_role_is_found(db, documented):
+    """The statements of a writer are not ours: what a policy does to them is its owner's affair."""
+    documented("mailglass_recorder")
+    documented("mailglass_writer")
+    db.run("ALTER TABLE mailglass_events ENABLE ROW LEVEL SECURITY")
+    [found] = [finding for finding in report() if finding.check == "roles" and finding.status == ERROR]
+    assert "row-level security of mailglass_events would hide rows from role mailglass_recorder" in found.message
+    heal(db, found.remedy)
+    assert of("roles").status == OK
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("name", ["mailglass_recorder", "mailglass_reader", "mailglass_eraser", "mailglass_dispatcher"])
+def test_doctor_offers_no_role_a_privilege_that_the_document_does_not_give_it(db, documented, name):
+    """Of a role that is not the sweeper, it says who runs doctor, in one finding, and grants nothing."""
+    using(db, database_url=documented(name))
+    [found] = [finding for finding in report() if finding.status == ERROR]
+    assert found.message.startswith(f"doctor needs the privileges of mailglass_sweeper, and role {name} has others")
+    assert not [finding for finding in report() if "GRANT" in str(finding.remedy)]
+
+
+def test_a_prune_as_the_recorder_is_refused_without_a_grant(db, documented):
+    """It would get DELETE on five tables."""
+    using(db, database_url=documented("mailglass_recorder"))
+    failures = mailglass_reconcile.prune().failures
+    assert failures
+    for sentence in failures.values():
+        assert "role mailglass_recorder may not sweep or prune (SQLSTATE 42501)" in sentence
+        assert "GRANT" not in sentence
+
+
+def test_a_reader_is_told_which_of_its_own_privileges_is_missing(db, documented):
+    """`status --check` reads the history of runs."""
+    using(db, database_url=documented("mailglass_reader"))
+    db.run("REVOKE SELECT ON mailglass_reconcile_runs FROM mailglass_reader")
+    said = str(check(mailglass_reconcile.runtime.database()))
+    assert "role mailglass_reader lacks SELECT on mailglass_reconcile_runs" in said
+    assert "GRANT SELECT ON public.mailglass_reconcile_runs TO mailglass_reader" in said
+
+
+def test_a_login_gets_its_privileges_through_the_documented_role_that_it_has(db, documented, admin):
+    """The GRANT is to the documented role, and is named once."""
+    documented("mailglass_sweeper")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("CREATE ROLE mgtest_worker LOGIN PASSWORD 'secret' IN ROLE mailglass_sweeper")
+    try:
+        db.run("REVOKE INSERT ON mailglass_events FROM mailglass_sweeper")
+        url = make_url(db.url).set(username="mgtest_worker", password="secret")  # noqa: S106
+        using(db, database_url=url.render_as_string(hide_password=False))
+        [found] = [one for one in report() if one.check in ("roles", "rights") and one.status == ERROR]
+        assert found.remedy == "GRANT INSERT ON public.mailglass_events TO mailglass_sweeper"
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql("DROP ROLE mgtest_worker")
+
+
+@pytest.mark.guard
+def test_a_missing_privilege_names_role_and_object(db, documented):
+    """On our engine and on a caller's own; no value of a row."""
+    url = documented("mailglass_recorder")
+    db.run("REVOKE INSERT ON mailglass_events FROM mailglass_recorder")
+    event = WebhookEvent(
+        type="opened",
+        occurred_at=dt.datetime.now(dt.UTC),
+        provider_event_id="1",
+        message_id="m-1",
+        recipient="ada@example.com",
+    )
+    callers = sa.create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
+    settings = db.settings.model_copy(
+        update={"database_url": mailglass_reconcile.Settings(database_url=url).database_url}
+    )
+    for engine in (engines.create_engine(settings), callers):
+        with pytest.raises(DatabaseRefusedError) as refused, engine.begin() as connection:
+            record_webhook(connection, tenant_id="acme", provider="postmark", events=[event])
+        assert str(refused.value).startswith(
+            "permission denied for role mailglass_recorder on mailglass_events: the role lacks a privilege"
+        )
+        assert "docs/grants.md" in str(refused.value)
