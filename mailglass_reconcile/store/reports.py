@@ -23,6 +23,8 @@ OF_TENANT = 100
 REPORTED = 20
 """Of each tenant and stream, how many of the newest that are final are looked at for the last report."""
 NEWEST_ORPHANS = 200
+NEW_SECONDS = 600
+"""A delivery that was dispatched later may get its report still."""
 DAYS = 7
 """Deliveries that were dispatched longer before are not looked at."""
 
@@ -51,7 +53,7 @@ WITH chosen AS MATERIALIZED (
     FROM chosen AS t
    CROSS JOIN LATERAL (
           (SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
-                  dispatched_at <= now()::timestamp - make_interval(secs => :seconds) AS due
+                  dispatched_at <= now()::timestamp - make_interval(secs => :seconds) AS due, false AS of_today
              FROM {schema}.mailglass_deliveries
             WHERE tenant_id = t.tenant_id
               AND last_event_at <= now()::timestamp - make_interval(secs => :seconds)
@@ -59,7 +61,15 @@ WITH chosen AS MATERIALIZED (
             ORDER BY last_event_at DESC LIMIT :of_tenant)
            UNION ALL
           (SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
-                  false
+                  false, dispatched_at > now()::timestamp - interval '1 day'
+             FROM {schema}.mailglass_deliveries
+            WHERE tenant_id = t.tenant_id
+              AND last_event_at <= now()::timestamp - make_interval(secs => :new_seconds)
+              AND last_event_at > now()::timestamp - interval '1 day'
+            ORDER BY last_event_at DESC LIMIT :of_tenant)
+           UNION ALL
+          (SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at, complained_at,
+                  false, false
              FROM {schema}.mailglass_deliveries
             WHERE tenant_id = t.tenant_id ORDER BY last_event_at DESC LIMIT :reported)
            UNION ALL
@@ -67,7 +77,7 @@ WITH chosen AS MATERIALIZED (
             FROM unnest(CAST(:streams AS text[])) AS s (stream)
            CROSS JOIN LATERAL (
                    SELECT id, provider, last_event_type, last_event_at, dispatched_at, delivered_at, bounced_at,
-                          complained_at, false
+                          complained_at, false, false
                      FROM {schema}.mailglass_deliveries
                     WHERE tenant_id = t.tenant_id AND stream = s.stream AND terminal = true
                     ORDER BY last_event_at DESC LIMIT :reported) AS f) AS d
@@ -79,11 +89,13 @@ SELECT sent_by, count(*) FILTER (WHERE due) AS deliveries,
          greatest(delivered_at, bounced_at, complained_at,
                   CASE WHEN reported AND last_event_type NOT IN ('opened', 'clicked', 'unsubscribed')
                        THEN last_event_at END)))::float8,
-       NULL::float8
+       NULL::float8, count(*) FILTER (WHERE of_today AND NOT reported),
+       count(*) FILTER (WHERE of_today AND reported), 0
   FROM seen GROUP BY sent_by
  UNION ALL
-SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arrived_at))::float8
-  FROM (SELECT left(provider, 512) AS provider, arrived_at FROM {schema}.mailglass_open_orphans
+SELECT provider, 0, 0, NULL, NULL, extract(epoch FROM now()::timestamp - max(arrived_at))::float8, 0, 0,
+       count(*) FILTER (WHERE state = 'unmatched' AND arrived_at > now()::timestamp - interval '1 day')
+  FROM (SELECT left(provider, 512) AS provider, arrived_at, state FROM {schema}.mailglass_open_orphans
          ORDER BY arrived_at DESC, event_id DESC LIMIT :newest_orphans) AS o
  GROUP BY provider
 """
@@ -99,6 +111,9 @@ class Reports(NamedTuple):
         reported_seconds: How long ago the last report was; None if there never was one, as far as looked at.
         silent_seconds: For how long nothing has come although mail that was sent since should have a report; None if
             that is not so.
+        unreported_today: Deliveries of the last 24 hours without a report, of the newest that were looked at.
+        reported_today: Those with one.
+        unmatched_today: Open events of the last 24 hours that match no delivery, of the newest that were looked at.
     """
 
     provider: str | None
@@ -106,6 +121,9 @@ class Reports(NamedTuple):
     without_report: int
     reported_seconds: float | None
     silent_seconds: float | None
+    unreported_today: int = 0
+    reported_today: int = 0
+    unmatched_today: int = 0
 
     @property
     def stopped(self) -> bool:
@@ -128,6 +146,7 @@ def missing(tx: Transaction) -> list[Reports]:
         **ids_of_last(hours * 3_600 + DAYS * 86_400),
         "newest_events": NEWEST_EVENTS,
         "of_tenant": OF_TENANT,
+        "new_seconds": NEW_SECONDS,
         "reported": REPORTED,
         "streams": array_literal(STREAMS),
         "reports": array_literal(PROVIDER_TYPES),
@@ -143,6 +162,9 @@ class _Row(NamedTuple):
     unreported_seconds: float | None
     reported_seconds: float | None
     arrived_seconds: float | None
+    unreported_today: int
+    reported_today: int
+    unmatched_today: int
 
 
 def _merged(rows: Iterable[_Row]) -> list[Reports]:
@@ -159,7 +181,8 @@ def _merged(rows: Iterable[_Row]) -> list[Reports]:
         arrived = _least(row.arrived_seconds for row in heard)
         last = min(reported, arrived)
         deliveries = sum(row.deliveries for row in of_name)
-        if deliveries or math.isfinite(reported):
+        unreported_today = sum(row.unreported_today for row in of_name)
+        if deliveries or unreported_today or math.isfinite(reported):
             found.append(
                 Reports(
                     name,
@@ -167,6 +190,9 @@ def _merged(rows: Iterable[_Row]) -> list[Reports]:
                     sum(row.without_report for row in of_name),
                     reported if math.isfinite(reported) else None,
                     last if unreported < last else None,
+                    unreported_today,
+                    sum(row.reported_today for row in of_name),
+                    sum(row.unmatched_today for row in of_name),
                 )
             )
     return sorted(found, key=lambda one: -one.deliveries)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mailglass_reconcile.ops import checks
@@ -23,6 +23,7 @@ PAGES: Mapping[str, tuple[str, str]] = {
     "tenants": ("orphans?state=tenant_mismatch", "These orphans"),
     "handlers": _OF_HANDLERS,
     "handled_types": _OF_HANDLERS,
+    "nothing_links": ("orphans?state=unmatched", "These events"),
     "key_rules": ("orphans?state=unmatchable", "Orphans without a usable id"),
     "broadcasts": ("runs", "Runs"),
     "prune": ("runs?kind=prune", "Last prunes"),
@@ -39,17 +40,25 @@ class Problem(NamedTuple):
 
 
 class Problems(NamedTuple):
-    """What is wrong; `beginning` is what a new installation has, of which nothing is expected yet."""
+    """What is wrong.
+
+    Attributes:
+        found: The errors.
+        beginning: What a new installation has, of which nothing is expected yet.
+        warnings: What needs a look and costs no link.
+    """
 
     found: list[Problem]
     beginning: Beginning | None = None
+    warnings: Sequence[Problem] = ()
 
 
 def problems(database: Database) -> Problems:
     """Return what is wrong, by a few queries whose cost does not depend on what is open."""
     with database.reading(TIMEOUT_MS) as tx:
         schema.require_migrated(tx)
-        found = [one for one in checks.cheap(Look(tx)) if one.status == ERROR]
-        new = beginning(tx) if any(one.check == SWEEPS for one in found) else None
-    expected = [one for one in found if not (new and one.check == SWEEPS)]
-    return Problems([Problem(one, *PAGES.get(one.check, ())) for one in expected], new)
+        findings = checks.cheap(Look(tx))
+        new = beginning(tx) if any(one.check == SWEEPS and one.status == ERROR for one in findings) else None
+    problems = [Problem(one, *PAGES.get(one.check, ())) for one in findings if not (new and one.check == SWEEPS)]
+    errors = [problem for problem in problems if problem.finding.status == ERROR]
+    return Problems(errors, new, [problem for problem in problems if problem.finding.status != ERROR])

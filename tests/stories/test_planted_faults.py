@@ -68,9 +68,9 @@ FAULTS = [
         "no beat",
         planting.stop_beat,
         "beat",
-        "16 minutes ago, and not since",
-        "16 minutes ago, and not since",
-        planting.start("beat", "start beat"),
+        "no run that beat queued has ended for 16 minutes",
+        "no run that beat queued has ended for 16 minutes",
+        planting.start("beat", "where the worker runs"),
     ),
     Fault(
         "Redis is away", planting.take_redis_away, "redis", "nothing listens there", NO_SWEEP, planting.bring_redis_back

@@ -1,38 +1,82 @@
-"""Whether providers report on what was sent: the sign that webhooks come and are recorded."""
+"""Whether providers report on what was sent: the sign that webhooks come, are recorded, and match what was sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
-from mailglass_reconcile.rules.humanize import age, share, shown, verb
+from mailglass_reconcile.rules import providers
+from mailglass_reconcile.rules.humanize import age, counted, share, shown, verb
+from mailglass_reconcile.store.reports import Reports
 
+MANY = 20
+"""Fewer deliveries without a report, or events without a delivery, may be a first trial or mail of other software."""
+
+BOUNCES_ONLY = "if your webhooks report bounces only, set MAILGLASS_SILENCE_HOURS=infinity"
 REMEDY = (
     "look at the webhook in the provider's dashboard, and whether your endpoint answers 200; if silence is normal for"
-    " you, raise MAILGLASS_SILENCE_HOURS"
+    f" you, raise MAILGLASS_SILENCE_HOURS; {BOUNCES_ONLY}"
+)
+OTHER_IDS = (
+    "compare the message id that you record with your sends with those that `mailglass-reconcile orphans"
+    f" --state unmatched` shows; {BOUNCES_ONLY}"
 )
 
 
 @check("reports", cheap=True)
-def missing(look: Look) -> Iterator[Finding]:
+def missing_reports(look: Look) -> Iterator[Finding]:
     """No provider's webhooks have stopped, or never come, although mail goes out."""
     hours = look.tx.settings.silence_hours
     if hours is None:
         yield ok("missing reports are not looked for (MAILGLASS_SILENCE_HOURS is infinity)")
         return
-    found = [one for one in look.reports if one.deliveries]
-    for one in found:
-        of = "" if one.provider is None else f" of {shown(one.provider)}"
+    reports = [provider for provider in look.reports if provider.deliveries]
+    for provider in reports:
+        of = _of(provider)
         lacking = (
-            f"{share(one.without_report, one.deliveries, 'delivery', 'deliveries')} checked, dispatched more than"
-            f" {age(hours * 3_600)} ago, {verb(one.without_report, 'has', 'have')} no report"
+            f"{share(provider.without_report, provider.deliveries, 'delivery', 'deliveries')} checked, dispatched more"
+            f" than {age(hours * 3_600)} ago, {verb(provider.without_report, 'has', 'have')} no report"
         )
-        if one.stopped:
-            since = age(one.silent_seconds or 0)
+        if provider.stopped:
+            since = age(provider.silent_seconds or 0)
             yield error(f"no webhook{of} has arrived for {since}, although mail goes out: {lacking}", REMEDY)
-        elif one.silent_seconds is not None:
-            yield warning(f"no webhook{of} has ever arrived, although mail goes out: {lacking}", REMEDY)
+        elif provider.silent_seconds is not None:
+            finding = error if _never_reports(provider) else warning
+            yield finding(f"no webhook{of} has ever arrived, although mail goes out: {lacking}", REMEDY)
         else:
             yield ok(f"{lacking}{of and f' ({of.strip()})'}")
-    if not found:
+    if not reports:
         yield ok(f"no delivery of those checked was dispatched more than {age(hours * 3_600)} ago")
+
+
+def _of(provider: Reports) -> str:
+    return "" if provider.provider is None else f" of {shown(provider.provider)}"
+
+
+def _never_reports(provider: Reports) -> bool:
+    """Return whether a provider whose webhooks can report deliveries has reported none of many."""
+    can_report = provider.provider in providers.built_in()
+    return can_report and MANY <= provider.deliveries == provider.without_report
+
+
+@check("nothing_links", cheap=True)
+def nothing_links(look: Look) -> Iterator[Finding]:
+    """The ids that webhooks name are those under which sends are recorded."""
+    unlinked = [
+        provider
+        for provider in look.reports
+        if provider.unmatched_today >= MANY
+        and provider.unreported_today >= MANY
+        and provider.unreported_today > provider.reported_today
+    ]
+    for provider in unlinked:
+        lacking = counted(provider.unreported_today, "delivery", "deliveries")
+        events = counted(provider.unmatched_today, "event matches", "events match")
+        yield error(
+            f"webhooks{_of(provider)} name other message ids than its sends: within 24 hours {lacking} got no report,"
+            f" and {events} no delivery",
+            OTHER_IDS,
+            ("key_rules", "tenants", "sweeps"),
+        )
+    if not unlinked:
+        yield ok("the ids of webhooks are those of sends")

@@ -12,13 +12,19 @@ from mailglass_reconcile.rules.lateness import LATE_SECONDS, PRUNE_LATE_SECONDS
 OF_THE_WORKER = ("redis", "broker", "worker", "queues", "schedule")
 """What keeps Celery from running our tasks."""
 OF_THE_DATABASE = ("rights", "schema", "indexes", "functions", "triggers")
-START_BEAT = "start beat (`celery -A mailglass_reconcile beat`, or that of your own app)"
+ASK_WORKER = (
+    "run `mailglass-reconcile doctor` where the worker runs: beat, the broker or the worker has stopped, or the log of"
+    " the worker has the reason"
+)
 SWEEP = "run `mailglass-reconcile sweep`, which says why"
 
 
 @check("beat", cheap=True)
 def beat(look: Look) -> Iterator[Finding]:
-    """If beat has queued runs and does so no more, something else must sweep in its place."""
+    """Runs that beat queued end in time, or something else sweeps in their place.
+
+    The history has only what a worker has finished, so it cannot say which of beat, broker and worker has stopped.
+    """
     past = look.history
     in_time = past.success_age is not None and past.success_age <= LATE_SECONDS
     if past.beat_age is None or past.beat_age <= LATE_SECONDS:
@@ -26,7 +32,7 @@ def beat(look: Look) -> Iterator[Finding]:
     elif in_time:
         yield ok(f"beat last queued a run {age(past.beat_age)} ago; full sweeps are started by {_who(look)}")
     else:
-        yield error(f"beat queued a run {age(past.beat_age)} ago, and not since", START_BEAT, OF_THE_WORKER)
+        yield error(f"no run that beat queued has ended for {age(past.beat_age)}", ASK_WORKER, OF_THE_WORKER)
 
 
 @check("sweeps", cheap=True)

@@ -117,20 +117,23 @@ class Cluster(ExitStack):
 
     def tasks(self) -> list[str]:
         """Return our tasks that have to run: those of the schedule, the sweep, the prune, and handlers' dispatch."""
-        scheduled = {entry.get("task") for entry in self.app.conf.beat_schedule.values()}
-        more = [RECENT_TASK] if RECENT_TASK in scheduled else []
-        dispatching = [DISPATCH_TASK] if registry.types() or DISPATCH_TASK in scheduled else []
+        more = [RECENT_TASK] if self._options(RECENT_TASK) else []
+        dispatching = [DISPATCH_TASK] if registry.types() or self._options(DISPATCH_TASK) else []
         return [SWEEP_TASK, PRUNE_TASK, *more, *dispatching]
 
-    def queue_of(self, task: str) -> str | None:
-        """Return the name of the queue that a task goes to."""
-        queue = self.app.amqp.router.route({}, task).get("queue")
-        return None if queue is None else str(getattr(queue, "name", queue))
+    def queues_of(self, task: str) -> list[str]:
+        """Return the names of the queues that a task goes to: those of its entries in the schedule, or its route."""
+        routes = [self.app.amqp.router.route(dict(options), task) for options in self._options(task) or [{}]]
+        queues = [route["queue"] for route in routes if route.get("queue") is not None]
+        return sorted({str(getattr(queue, "name", queue)) for queue in queues})
 
-    def messages(self, queue: str | None) -> int | None:
+    def _options(self, task: str) -> list[Mapping[str, Any]]:
+        """Return the options of each entry of the beat schedule that has a task."""
+        entries = self.app.conf.beat_schedule.values()
+        return [entry.get("options") or {} for entry in entries if entry.get("task") == task]
+
+    def messages(self, queue: str) -> int | None:
         """Return how many messages wait in a queue; None if the broker cannot say."""
-        if queue is None:
-            return None
         try:
             with self.connection.channel() as channel:
                 return int(channel.queue_declare(queue=queue, passive=True).message_count)
@@ -177,7 +180,7 @@ def queues(cluster: Cluster) -> Iterator[Finding]:
     """Each of our tasks has a worker that consumes its queue and knows it."""
     by_queue: dict[str, list[str]] = {}
     for task in cluster.tasks():
-        if name := cluster.queue_of(task):
+        for name in cluster.queues_of(task):
             by_queue.setdefault(name, []).append(task)
     for name, tasks in by_queue.items():
         yield from _queue(cluster, name, tasks)
@@ -192,7 +195,9 @@ def _queue(cluster: Cluster, name: str, tasks: list[str]) -> Iterator[Finding]:
         yield ok(f"a worker knows {which}, and nothing waits in the bundled app's queue {shown(name)}")
     elif not consumers and cluster.answering:
         step = cluster.start
-        step = f"{step[:-1]} -Q {shown(name)}`; {ELSEWHERE}" if cluster.is_bundled else f"{step}, for that queue"
+        step = (
+            f"{step[:-1]} -Q {shown(name)}`; {ELSEWHERE}" if cluster.is_bundled else f"{step}, with `-Q {shown(name)}`"
+        )
         yield error(f"no worker consumes the queue {shown(name)} of {which}{size}", step)
     elif not consumers and waiting:
         message = f"{counted(waiting, 'message waits', 'messages wait')} in the queue {shown(name)} of {which}"
@@ -232,7 +237,9 @@ def schedule(cluster: Cluster) -> Iterator[Finding]:
 @check("lock", needs="celery")
 def lock(cluster: Cluster) -> Iterator[Finding]:
     """The lock of full sweeps is free, or a task has it that a worker runs."""
-    yield held(cluster.before, cluster.taken, cluster.messages(cluster.queue_of(SWEEP_TASK)))
+    counts = [cluster.messages(queue) for queue in cluster.queues_of(SWEEP_TASK)]
+    queued = None if None in counts else sum(count or 0 for count in counts)
+    yield held(cluster.before, cluster.taken, queued)
 
 
 def held(before: Holder | None, known_tasks: Collection[str], queued: int | None) -> Finding:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
+from celery import Celery
 from pydantic import SecretStr
 
 import factories
@@ -18,9 +19,11 @@ from mailglass_reconcile import SchemaOutdatedError, key_rule, on_event
 from mailglass_reconcile.handlers import dispatcher
 from mailglass_reconcile.ops import checks
 from mailglass_reconcile.ops.checks import ERROR, OK, WARNING
+from mailglass_reconcile.ops.checks.workers import Cluster
 from mailglass_reconcile.ops.status import check
 from mailglass_reconcile.rules import handlers as registry
 from mailglass_reconcile.rules import providers
+from mailglass_reconcile.schedule import DISPATCH_TASK, PRUNE_TASK, SWEEP_TASK, make_beat_schedule
 from mailglass_reconcile.store import schema
 from mailglass_reconcile.store.migration import runner
 from recording import event, record
@@ -30,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 OF_THE_DATABASE = "database server time_zone roles rights schema indexes triggers functions"
 DISABLED = "ALTER TABLE mailglass_events DISABLE TRIGGER {}"
-OF_THE_RUNS = "beat sweeps prune broadcasts linking tenants key_rules handlers handled_types reports"
+OF_THE_RUNS = "beat sweeps prune broadcasts linking tenants key_rules handlers handled_types reports nothing_links"
 OF_THE_LEDGER = "open_set delivery_ids other_reconciler recipients links"
 CHECKS = f"settings imports {OF_THE_DATABASE} {OF_THE_RUNS} {OF_THE_LEDGER} redis redis_rights lock_rights celery"
 
@@ -322,7 +325,7 @@ def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
     assert said() == {"sweeps": "no full sweep has run yet"}
     db.run(RUN, minutes=40, origin="beat", status="ok")
     assert said() == {
-        "beat": "beat queued a run 40 minutes ago, and not since; no full sweep has succeeded for 40 minutes (limit"
+        "beat": "no run that beat queued has ended for 40 minutes; no full sweep has succeeded for 40 minutes (limit"
         " 10 minutes)"
     }, "one cause is one finding"
     mailglass_reconcile.reconcile()
@@ -488,3 +491,15 @@ def test_orphans_whose_tenant_is_too_long_are_counted(db: Database) -> None:
     orphan(db, postmark("one"), tenant_id="t" * 1_001)
     found = of("open_set")
     assert (found.status, "1 orphan checked has a tenant of more than 1,000" in found.message) == (WARNING, True)
+
+
+def test_a_task_is_expected_in_the_queue_that_its_schedule_names() -> None:
+    """Not only where routes send it: `make_beat_schedule(queue=…)` needs a worker with `-Q`."""
+    app = Celery("adopter", broker="memory://", set_as_current=False)
+    app.conf.task_default_queue = "yourapp"
+    with Cluster(app, "CELERY_BROKER_URL") as cluster:
+        assert cluster.queues_of(SWEEP_TASK) == ["yourapp"]
+        app.conf.beat_schedule = make_beat_schedule(queue="mail")
+        assert {task: cluster.queues_of(task) for task in cluster.tasks()} == {
+            task: ["mail"] for task in (SWEEP_TASK, PRUNE_TASK, DISPATCH_TASK)
+        }

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 import mailglass_reconcile
+from browsing import Visitor, app
 from diagnosing import of
 from factories import TENANT, delivery_row, insert, orphan_row, postmark
 from mailglass_reconcile import (
@@ -84,6 +85,52 @@ def test_what_never_had_a_report_is_the_doctor_s_alone(beside):
     assert of("reports").status == WARNING
     assert "no webhook has ever arrived" in of("reports").message
     assert value(scrape(beside), "silent_seconds", provider="none") == 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "number", "grave"), [("postmark", 20, True), ("postmark", 19, False), ("homegrown", 20, False)]
+)
+def test_a_provider_whose_webhooks_never_came_is_unhealthy(db, provider, number, grave):
+    """With 20 deliveries checked, of a provider that can report deliveries; the page shows the milder one too."""
+    mailglass_reconcile.reconcile()
+    insert(db, sent(40, number, provider=provider))
+    assert len([problem for problem in status.check(db.database) if "has ever arrived" in problem]) == grave
+    finding = of("reports")
+    assert finding.status == (ERROR if grave else WARNING)
+    assert "if your webhooks report bounces only, set MAILGLASS_SILENCE_HOURS=infinity" in finding.remedy
+    page = Visitor(app(db)).get("/").text
+    assert f"No webhook of {provider} has ever arrived" in page
+    assert ("1 warning" in page) is not grave
+
+
+def test_webhooks_that_name_other_ids_than_the_sends_are_unhealthy(db):
+    """The newcomer's likeliest mistake after the tenant; only Prometheus said so."""
+    insert(db, sent(2, 20, provider="postmark"), [orphan_row(postmark(f"other-{n}")) for n in range(20)])
+    reconcile()
+    [problem] = [one for one in status.check(db.database) if "other message ids" in one]
+    assert problem.startswith(
+        "webhooks of postmark name other message ids than its sends: within 24 hours 20 deliveries"
+    )
+    assert of("nothing_links").status == ERROR
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "events"),
+    [
+        (sent(2, 19), 20),
+        (sent(2, 20), 19),
+        (delivered(3, 21) + sent(2, 20), 20),
+        (sent(0.1, 20), 20),
+        (sent(30, 20), 20),
+    ],
+    ids=["few sends", "few events", "most are reported", "sent just now", "sent yesterday"],
+)
+def test_foreign_events_beside_sends_that_wait_are_not_unhealthy(db, deliveries, events):
+    """Mail of other software on the same account matches nothing."""
+    rows = [{**row, "provider": "postmark"} for row in deliveries]
+    insert(db, rows, [orphan_row(postmark(f"other-{n}")) for n in range(events)])
+    reconcile()
+    assert [one for one in status.check(db.database) if "other message ids" in one] == []
 
 
 def test_each_provider_is_looked_at_by_itself(beside):
