@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from mailglass_reconcile import server
-from mailglass_reconcile.receiver import bodies
+from mailglass_reconcile.receiver import admission
 from serving import bounded, serving
 from waiting import wait_until
 
@@ -40,7 +40,7 @@ def test_hundreds_of_idle_connections_keep_nobody_out_and_leave_no_line_in_the_l
 
 def test_a_request_may_take_ten_seconds_to_arrive_and_its_body_half_a_minute():
     """The tests below wait a tenth of that. The receiver gives up on a body first: its client gets an answer."""
-    assert (server.HEAD_SECONDS, bodies.BODY_SECONDS, server.BODY_SECONDS) == (10, 30, 31)
+    assert (server.HEAD_SECONDS, admission.BODY_SECONDS, server.BODY_SECONDS) == (10, 30, 31)
 
 
 @slow
@@ -66,7 +66,7 @@ def test_a_body_that_does_not_arrive_within_half_a_minute_is_cut_off(db):
         sent = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntoken"
         with connect(address, sent) as one:
             until_closed(one)
-        assert time.monotonic() - began > bodies.BODY_SECONDS / 10
+        assert time.monotonic() - began > admission.BODY_SECONDS / 10
 
 
 @slow

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
@@ -22,10 +22,10 @@ from mailglass_reconcile.errors import (
     SignatureError,
     database_errors,
 )
-from mailglass_reconcile.receiver import metrics
+from mailglass_reconcile.receiver import admission, metrics
 from mailglass_reconcile.receiver import secrets as keys
-from mailglass_reconcile.receiver.bodies import (
-    Bodies,
+from mailglass_reconcile.receiver.admission import (
+    Admission,
     Body,
     BusyError,
     GoneError,
@@ -33,18 +33,19 @@ from mailglass_reconcile.receiver.bodies import (
     TooLargeError,
     TooSlowError,
 )
-from mailglass_reconcile.receiver.receiving import check_any, claimed, public_url, read_verified
+from mailglass_reconcile.receiver.checker import Checker
+from mailglass_reconcile.receiver.receiving import check_any, claimed, confirm, public_url
 from mailglass_reconcile.receiver.secrets import Given, Secrets
 from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.after_commit import Recorded, broadcast
 from mailglass_reconcile.record.webhooks import record_webhook
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.addresses import holds_address
+from mailglass_reconcile.rules.events import WebhookEvent
 from mailglass_reconcile.rules.humanize import counted, shown
 from mailglass_reconcile.rules.pauses import Pauses
 from mailglass_reconcile.store.engines import connect
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.certificates import WAIT_SECONDS, CertificateNeededError, TooLateError
+from mailglass_reconcile.webhooks import certificates, registry, sns
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.wire import Request, Signature, equal
 
@@ -53,9 +54,9 @@ logger = logging.getLogger(__name__)
 THREADS = 8
 """Webhooks that are recorded at the same time, each on a connection of its own."""
 MAX_ASKED = 128
-"""Webhooks whose tenant and secrets are being asked for, in threads of their own; further ones give way."""
+"""Webhooks whose tenant and secrets are being asked for, in threads of their own; further ones get 503."""
 SMALL_BYTES = 16 * 1024
-"""A signature of a body up to this length is checked immediately: handing it over to a thread would take longer."""
+"""A signature inside a body up to this length is checked immediately: parsing it takes a few milliseconds."""
 RETRY_AFTER_SECONDS = 30
 DISCARDED_BYTES = 20 * 1024 * 1024
 DISCARDED_SECONDS = 5.0
@@ -121,8 +122,7 @@ class Receiver:
     def __init__(self, engine: sa.Engine, secrets: Secrets, tenant: Tenant, base: str | None) -> None:
         """Receive the webhooks of the providers that have *secrets*; nothing connects yet."""
         self._engine, self._secrets, self._tenant, self._base = engine, secrets, tenant, base
-        self._bodies = Bodies()
-        self._verifier = ThreadPoolExecutor(1, thread_name_prefix="mailglass-signatures")
+        self._admission, self._checker = Admission(), Checker()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-webhooks")
         self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="mailglass-tenants")
         self._asked = 0
@@ -178,45 +178,55 @@ class Receiver:
         return Answer(200, metrics.exposition(self.results), content_type=metrics.CONTENT_TYPE)
 
     async def _posted(self, found: Provider, provider: str, scope: Scope, receive: _Arriving) -> tuple[Recorded, ...]:
-        """Take a webhook in the order that costs least until its signature is checked, and record it."""
+        """Take a webhook step by step, the cheapest first, until its events are recorded."""
         tenant, secrets = await self._tenant_and_secrets(provider, scope["path"])
         head = _request(scope, b"", self._base)
-        early = found.SIGNATURE is Signature.IN_HEADERS
-        if early:
+        has_password = found.SIGNATURE is Signature.IN_HEADERS
+        if has_password:
             check_any(found, head, secrets)
-        with self._bodies.one_more() as body:
-            most = registry.max_bytes(found, head)
-            if receive.announced > most:
-                raise TooLargeError
-            content = await self._bodies.read(body, receive, most)
-            request = dataclasses.replace(head, body=content)
-            if not early:
-                await self._verify(found, request, secrets, body)
-            async with self._bodies.parsing(body):
-                return await _in_thread(self._threads, self._recorded, found, provider, scope["path"], tenant, request)
+        most = registry.max_bytes(found, head)
+        if receive.announced > most:
+            raise TooLargeError
+        with self._admission.admit(providers.canonical(provider), verified=has_password) as body:
+            request = dataclasses.replace(head, body=await self._admission.read(body, receive, most))
+            await self._certificate(body, found, request, secrets)
+            checked = await self._check(body, found, request, secrets)
+            if not checked.events:
+                await _in_thread(self._threads, confirm, found, request)
+                return ()
+            del request  # what was parsed of it may take twenty times its length
+            return await _in_thread(self._threads, self._record, provider, scope["path"], tenant, checked)
 
-    async def _verify(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
-        """Check a signature that covers the body or stands in it."""
-        try:
-            await self._verify_now(found, request, secrets, body)
-            return
-        except CertificateNeededError as error:
-            needed = error
-        await self._bodies.aside(body, lambda: _in_time(needed.wanted()))
-        await self._verify_now(found, request, secrets, body)
+    async def _certificate(self, body: Body, found: Provider, request: Request, secrets: Sequence[str]) -> None:
+        """Wait for the certificate that a webhook names, if its signature needs one."""
+        source = registry.certificate(found, request, secrets)
+        if source is not None and source.url not in sns.certificates:
+            await self._admission.wait_for_certificate(body, _in_time(sns.certificates.fetch(source)))
 
-    async def _verify_now(self, found: Provider, request: Request, secrets: Sequence[str], body: Body) -> None:
-        """Check a signature, one body after the other; what is parsed for it is not kept."""
-        request = dataclasses.replace(request)
-        if len(request.body) <= SMALL_BYTES and found.SIGNATURE is not Signature.ANYWHERE:
+    async def _check(self, body: Body, found: Provider, request: Request, secrets: Sequence[str]) -> _Checked:
+        """Verify a webhook, unless its password was checked, and read it.
+
+        What takes a moment is verified here and now, so that no body which has to wait delays it; the rest in the one
+        thread that reads.
+        """
+        is_small = body.size <= SMALL_BYTES and found.SIGNATURE is not Signature.ANYWHERE
+        if not body.verified and (is_small or registry.is_immediate(found, body.size)):
             check_any(found, request, secrets)
-            return
-        async with self._bodies.verifying(body):
-            if found.SIGNATURE is Signature.OVER_BODY:
-                await _in_thread(self._verifier, check_any, found, request, secrets)
-            else:
-                async with self._bodies.parsing(body):
-                    await _in_thread(self._verifier, check_any, found, request, secrets)
+            self._admission.mark_verified(body)
+
+        def check() -> _Checked:
+            if not body.verified:
+                check_any(found, request, secrets)
+            return _Checked(registry.read(found, request), claimed(found, request))
+
+        checking = self._checker.run(body.provider, body.size, verified=body.verified, job=check)
+        try:
+            checked = await self._admission.wait(body, admission.TURN_SECONDS, checking)
+        except TimeoutError:
+            raise BusyError from None
+        if not body.verified:
+            self._admission.mark_verified(body)
+        return checked
 
     async def _tenant_and_secrets(self, provider: str, path: str) -> tuple[str | None, Sequence[str]]:
         """Return a provider's secrets, and the tenant if they are its own: only then it is needed before the signature.
@@ -240,22 +250,17 @@ class Receiver:
             raise _NotServedError("its tenant has no secret for this provider")
         return tenant, secrets
 
-    def _recorded(
-        self, found: Provider, provider: str, path: str, tenant: str | None, request: Request
-    ) -> tuple[Recorded, ...]:
-        """Read and record a webhook whose signature was checked."""
-        events = read_verified(found, request)
-        if not events:
-            return ()
+    def _record(self, provider: str, path: str, tenant: str | None, checked: _Checked) -> tuple[Recorded, ...]:
+        """Record the events of a webhook that was verified."""
         tenant = tenant or self._tenant_of(path)
         with (
             failures.counted(_webhook_of(provider)),
-            claimed(found, request),
+            checked.claim,
             connect(self._engine) as connection,
             database_errors(),
             connection.begin(),
         ):
-            return tuple(record_webhook(connection, tenant_id=tenant, provider=provider, events=events))
+            return tuple(record_webhook(connection, tenant_id=tenant, provider=provider, events=checked.events))
 
     def _tenant_of(self, path: str) -> str:
         tenant = self._tenant(path) if callable(self._tenant) else self._tenant
@@ -287,6 +292,8 @@ class Receiver:
             case TooSlowError():
                 self._log(logging.WARNING, provider, "its body did not arrive in time")
                 return Answer(408 if again == 503 else again, "the body did not arrive in time")
+            case certificates.UnavailableError():
+                self._log(logging.WARNING, provider, str(error))
             case BusyError():
                 self._log(logging.WARNING, provider, "too many webhooks are in flight")
             case _:  # also of a function of an application's, or a fault of ours
@@ -307,6 +314,13 @@ class Receiver:
         else:
             given = "a name that looks like an address" if holds_address(provider) else f"'{shown(provider, 50)}'"
             logger.warning("a webhook was answered with 404: its address ends with no provider's name, but %s", given)
+
+
+class _Checked(NamedTuple):
+    """A webhook that was verified and read: its events, and what holds its signature while they are recorded."""
+
+    events: Sequence[WebhookEvent]
+    claim: AbstractContextManager[None]
 
 
 class _NotServedError(Exception):
@@ -334,9 +348,9 @@ def _result(answer: Answer) -> str:
 
 async def _in_time(fetched: Future[None]) -> None:
     try:
-        await asyncio.wait_for(asyncio.wrap_future(fetched), WAIT_SECONDS)
+        await asyncio.wait_for(asyncio.wrap_future(fetched), certificates.WAIT_SECONDS)
     except TimeoutError:
-        raise TooLateError from None
+        raise certificates.too_late() from None
 
 
 async def _in_thread(

@@ -15,9 +15,7 @@ from mailglass_reconcile.errors import ConfigurationError, SignatureError
 from mailglass_reconcile.receiver import secrets
 from mailglass_reconcile.record.after_commit import Recorded
 from mailglass_reconcile.record.webhooks import record_webhook
-from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.certificates import patiently
+from mailglass_reconcile.webhooks import registry, sns
 from mailglass_reconcile.webhooks.registry import Provider
 from mailglass_reconcile.webhooks.wire import Request
 
@@ -67,9 +65,11 @@ def receive(
     base = settings.webhook_url.get_secret_value() if settings.webhook_url else None
     address = url or (public_url(base, provider) if base else None)
     request = registry.request_of(body, headers, url=address)
-    patiently(check_any, found, request, known)
-    events = read_verified(found, request)
+    sns.certificates.wait(registry.certificate(found, request, known))
+    check_any(found, request, known)
+    events = registry.read(found, request)
     if not events:
+        confirm(found, request)
         return []
     with claimed(found, request):
         return record_webhook(connection, tenant_id=tenant_id, provider=provider, events=events)
@@ -80,7 +80,7 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
 
     Raises:
         SignatureError: It was signed with none of them.
-        CertificateNeededError: A certificate has to be fetched first.
+        UnavailableError: Its certificate has not been fetched.
     """
     now = dt.datetime.now(dt.UTC)
     refusal = SignatureError("there is no secret for this provider")
@@ -94,15 +94,10 @@ def check_any(found: Provider, request: Request, known: Sequence[str]) -> None:
     raise refusal
 
 
-def read_verified(found: Provider, request: Request) -> list[WebhookEvent]:
-    """Return the events of a request whose signature was checked; confirm a subscription.
-
-    Raises:
-        InvalidWebhookError: It cannot be read.
-    """
+def confirm(found: Provider, request: Request) -> None:
+    """Confirm the subscription that a verified request without events may ask for."""
     if hasattr(found, "confirm"):
         found.confirm(request)
-    return registry.read(found, request)
 
 
 def claimed(found: Provider, request: Request) -> AbstractContextManager[None]:

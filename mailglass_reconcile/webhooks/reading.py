@@ -6,8 +6,7 @@ import datetime as dt
 from collections.abc import Mapping
 
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import registry
-from mailglass_reconcile.webhooks.certificates import patiently
+from mailglass_reconcile.webhooks import registry, sns
 
 
 def parse(
@@ -60,4 +59,5 @@ def verify(
     """
     found, request = registry.find(provider), registry.request_of(body, headers, url=url)
     secret = registry.check_secret(provider, secret)
-    patiently(registry.check, found, request, secret, now or dt.datetime.now(dt.UTC))
+    sns.certificates.wait(registry.certificate(found, request, [secret]))
+    registry.check(found, request, secret, now or dt.datetime.now(dt.UTC))

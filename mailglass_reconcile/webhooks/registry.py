@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
@@ -13,8 +13,10 @@ from typing import Protocol, cast
 from mailglass_reconcile.errors import ConfigurationError, InvalidWebhookError
 from mailglass_reconcile.rules import providers
 from mailglass_reconcile.rules.events import WebhookEvent
-from mailglass_reconcile.webhooks import formats
+from mailglass_reconcile.webhooks import formats, sns
 from mailglass_reconcile.webhooks import providers as modules
+from mailglass_reconcile.webhooks.certificates import Source
+from mailglass_reconcile.webhooks.sns import Service
 from mailglass_reconcile.webhooks.wire import Request, Signature
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,10 @@ MAX_BYTES = 5 * 1024 * 1024
 
 
 class Provider(Protocol):
-    """What a provider's module has; `BUSY`, `max_bytes`, `claimed`, `confirm` and `usable` only if it needs them."""
+    """What a provider's module has.
+
+    `BUSY`, `SERVICE`, `IMMEDIATE_BYTES`, `max_bytes`, `claimed`, `confirm` and `usable` only if it needs them.
+    """
 
     SIGNATURE: Signature
 
@@ -99,6 +104,23 @@ def check_secret(provider: str, secret: object) -> str:
 def max_bytes(found: Provider, request: Request) -> int:
     """Return how long the body of a request may be: less if its signature stands in it, and its webhooks are small."""
     return found.max_bytes(request) if hasattr(found, "max_bytes") else MAX_BYTES
+
+
+def is_immediate(found: Provider, size: int) -> bool:
+    """Whether a signature over a body of *size* bytes is checked within some milliseconds, without parsing it."""
+    return found.SIGNATURE is Signature.OVER_BODY and size <= getattr(found, "IMMEDIATE_BYTES", MAX_BYTES)
+
+
+def certificate(found: Provider, request: Request, secrets: Sequence[str]) -> Source | None:
+    """Return the certificate that a request names, if its signature needs one; the body is not parsed."""
+    service = service_of(found)
+    sources = (sns.source_in(request, secret, service) for secret in secrets) if service else ()
+    return next(filter(None, sources), None)
+
+
+def service_of(found: Provider) -> Service | None:
+    """Return the service whose certificates sign a provider's webhooks, if they are fetched."""
+    return getattr(found, "SERVICE", None)
 
 
 def busy(found: Provider) -> int:

@@ -7,6 +7,7 @@ signature, so it may be of any age.
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mailglass_reconcile.errors import InvalidWebhookError, MailglassReconcileError, SignatureError
+from mailglass_reconcile.errors import InvalidWebhookError, SignatureError
 from mailglass_reconcile.webhooks import wire
-from mailglass_reconcile.webhooks.certificates import Certificates
+from mailglass_reconcile.webhooks.certificates import Certificates, Source, UnavailableError
 from mailglass_reconcile.webhooks.wire import Request
 
 if TYPE_CHECKING:
@@ -101,17 +102,45 @@ def verify(request: Request, secret: str, service: Service, now: float) -> None:
         raise SignatureError(str(error)) from None
     if not wire.equal(str(body.get("TopicArn")), secret.strip()):
         raise SignatureError("the notification is of another topic")
-    url, signature, region = body.get("SigningCertURL"), body.get("Signature"), _region(secret)
-    named = service.certificates.fullmatch(url) if isinstance(url, str) else None
-    if named is None or named["region"] != region:
+    url, signature = body.get("SigningCertURL"), body.get("Signature")
+    if not isinstance(url, str) or not url or _region_of(url, service) != _region(secret):
         raise SignatureError(f"the certificate is not one of {service.name}'s in the topic's region")
     if not isinstance(signature, str) or body.get("SignatureVersion") not in ("1", "2"):
         raise SignatureError("the notification has no signature")
     given = wire.decoded(signature)
-    certificate = certificates.get(named[0], partial(_load, named[0], region, service))
+    certificate = certificates.get(url)
     if service.authority and certificate.not_valid_after_utc.timestamp() < now:
         raise SignatureError(f"the certificate of {service.name} has expired")
     wire.rsa(certificate.public_key(), given, _signed(body), sha1=body["SignatureVersion"] == "1")
+
+
+def source_in(request: Request, secret: str, service: Service) -> Source | None:
+    """Return where the certificate is that a notification of the topic *secret* names, without parsing its body.
+
+    None if it names none of the service's in the topic's region: then the notification is refused later.
+    """
+    if json.dumps(secret.strip()).encode() not in request.body:
+        return None
+    named = _NAMED.findall(request.body)
+    try:
+        source = source_at(json.loads(named[-1]), service) if named else None  # of two, JSON has the last
+    except ValueError:
+        return None
+    return source if source and _region_of(source.url, service) == _region(secret) else None
+
+
+def source_at(url: str, service: Service) -> Source | None:
+    """Return the certificate at an address, if that is one of the service's."""
+    region = _region_of(url, service)
+    return Source(url, partial(_load, url, region, service)) if region else None
+
+
+def _region_of(url: str, service: Service) -> str | None:
+    named = service.certificates.fullmatch(url)
+    return named["region"] if named else None
+
+
+_NAMED = re.compile(rb'"SigningCertURL"\s{0,9}:\s{0,9}("(?:[^"\\]|\\.){1,500}")')
 
 
 def _region(arn: str) -> str:
@@ -138,7 +167,7 @@ def _fetched(url: str, service: Service) -> bytes:
     try:
         return fetch(url)
     except (OSError, HTTPException) as error:
-        raise MailglassReconcileError(f"cannot reach {service.name} ({type(error).__name__}): try again") from None
+        raise UnavailableError(f"cannot reach {service.name} ({type(error).__name__}): try again") from None
 
 
 certificates = Certificates()
@@ -156,7 +185,7 @@ def _load(url: str, region: str, service: Service) -> x509.Certificate:
         authority = service.authority and service.authority.format(region=region)
         issuers = _chain(x509, _fetched(authority, service)) if authority else []
     except ValueError:
-        raise MailglassReconcileError(f"{service.name} gave no certificate: try again") from None
+        raise UnavailableError(f"{service.name} gave no certificate: try again") from None
     if authority and not any(_has_issued(one, found, InvalidSignature) for one in issuers):
         raise SignatureError(f"the certificate was not issued by {service.name}")
     return found

@@ -13,7 +13,8 @@ import senders
 from anymail_wire import AUTH
 from mailglass_reconcile import ConfigurationError, Sent, broadcast, record_send
 from mailglass_reconcile.cli.receive import receive as receive_command
-from mailglass_reconcile.receiver import app, bodies
+from mailglass_reconcile.receiver import admission, app
+from mailglass_reconcile.receiver.checker import Checker
 from mailglass_reconcile.receiver.receiving import public_url
 from mailglass_reconcile.rules import event_types
 from mailglass_reconcile.webhooks import (
@@ -405,7 +406,7 @@ def test_it_answers_the_lifespan_of_a_server_that_serves_it_by_itself(db):
 
 def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, caplog):
     """So that a slow database does not fill the memory."""
-    monkeypatch.setattr(bodies, "WHOLE", 2)
+    monkeypatch.setattr(admission, "VERIFIED", 2)
     receiver, one = mounted(), first("postmark")
 
     async def talk(client):
@@ -415,3 +416,39 @@ def test_more_webhooks_than_may_wait_are_answered_with_503(db, monkeypatch, capl
     assert ask(receiver, talk) == [200, 200, 503, 503, 503, 503]
     (record,) = caplog.records
     assert (record.levelname, "too many" in record.getMessage()) == ("WARNING", True)
+
+
+def test_garbage_to_one_provider_refuses_no_batch_of_another(db):
+    """Whose signature is over the body: it waited in line with garbage, and was the first to be refused."""
+    garbage = b"event=" + b"x" * app.SMALL_BYTES
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    event = documented("mailtrap")[0].payload
+    (batch,) = senders.posted("mailtrap", [{**event, "event_id": f"{number}"} for number in range(200)], at=now())
+    assert len(batch.body) > 2 * app.SMALL_BYTES
+
+    async def talk(client):
+        strangers = [client.post("/webhooks/mandrill", content=garbage, headers=form) for _ in range(120)]
+        honest = client.post("/webhooks/mailtrap", content=batch.body, headers=batch.headers)
+        *others, answer = await asyncio.gather(*strangers, honest)
+        return {other.status_code for other in others}, answer.status_code
+
+    assert ask(mounted(), talk) == ({401, 503}, 200)
+
+
+def test_a_signature_over_the_body_is_checked_before_anything_waits(db, monkeypatch):
+    """At once, up to 5 MB; Unisender Go's, which takes longer, waits above 1 MB."""
+    checked = []
+    run = Checker.run
+
+    def note(checker, provider, size, *, verified, job):
+        checked.append((provider, verified))
+        return run(checker, provider, size, verified=verified, job=job)
+
+    monkeypatch.setattr(Checker, "run", note)
+    receiver = mounted()
+    megabyte = b" " * 1024 * 1024
+    for provider, status in [("mailtrap", 400), ("unisender_go", 400), ("mailgun", 413)]:
+        for body in (b'"auth": "AUTH"' + megabyte[:-100], b'"auth": "AUTH"' + megabyte):
+            one = senders.signed(provider, body, at=now())
+            assert post(receiver, f"/webhooks/{provider}", one)[0].status_code == status
+    assert checked == [("mailtrap", True), ("mailtrap", True), ("unisender_go", True), ("unisender_go", False)]

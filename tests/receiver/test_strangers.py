@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from mailglass_reconcile.receiver.bodies import BODY_SECONDS
+from mailglass_reconcile.receiver.admission import BODY_SECONDS
 from receivers import first, receiving
 from receivers import published as _published  # noqa: F401 - a fixture of every test
 from strangers import BEHAVIOURS, MB

@@ -4,11 +4,11 @@ Run as `python -m hurried COMMAND ...` instead of `python -m mailglass_reconcile
 """
 
 from mailglass_reconcile import cli, server
-from mailglass_reconcile.receiver import bodies
+from mailglass_reconcile.receiver import admission
 
 server.HEAD_SECONDS /= 10
 server.BODY_SECONDS /= 10
-bodies.BODY_SECONDS /= 10
+admission.BODY_SECONDS /= 10
 
 if __name__ == "__main__":
     cli.main()

@@ -10,16 +10,9 @@ import pytest
 import senders
 from mailglass_reconcile import MailglassReconcileError
 from mailglass_reconcile.webhooks import certificates, sns, verify
-from mailglass_reconcile.webhooks.certificates import CertificateNeededError, Certificates
+from mailglass_reconcile.webhooks.certificates import Certificates, Source, UnavailableError
 from senders import ARN, NOW, Posted, notification
 from waiting import wait_until
-
-
-def wanted(some: Certificates, name: str, load):
-    """Ask for a certificate that is not known, and return what is done when it is there."""
-    with pytest.raises(CertificateNeededError) as needed:
-        some.get(name, load)
-    return needed.value.wanted()
 
 
 class Fetching:
@@ -30,8 +23,8 @@ class Fetching:
         self.may = threading.Event()
         self._failure, self._lock = failure, threading.Lock()
 
-    def load(self, name: str):
-        """Return a function that fetches a certificate."""
+    def source(self, name: str) -> Source:
+        """Return a source whose certificate is its name."""
 
         def load():
             with self._lock:
@@ -46,18 +39,32 @@ class Fetching:
                 raise self._failure
             return name
 
-        return load
+        return Source(name, load)
+
+
+def test_a_certificate_that_was_not_fetched_is_an_error_and_one_that_was_is_not_fetched_again():
+    """Whoever waits for it; and one that is needed now is fetched whatever else waits."""
+    some, fetching = Certificates(), Fetching()
+    fetching.may.set()
+    with pytest.raises(UnavailableError, match="try again"):
+        some.get("a")
+    for _ in range(2):
+        some.wait(fetching.source("a"))
+        some.load(fetching.source("b"))
+    some.wait(None)
+    assert (some.get("a"), some.get("b"), "c" in some) == ("a", "b", False)
+    assert fetching.names == ["a", "b"]
 
 
 def test_two_threads_fetch_and_end_when_nothing_waits():
     """However many certificates are asked for; each is fetched once, however many wait for it."""
     some, fetching = Certificates(), Fetching()
-    all_ = [wanted(some, f"{n}", fetching.load(f"{n}")) for n in range(10) for _ in range(5)]
+    all_ = [some.fetch(fetching.source(f"{n}")) for n in range(10) for _ in range(5)]
     wait_until(lambda: fetching.at_once == 2)
     fetching.may.set()
     assert not wait(all_, timeout=20).not_done
     assert (fetching.most, sorted(fetching.names)) == (2, [f"{n}" for n in range(10)])
-    assert [some.get(f"{n}", None) for n in range(10)] == [f"{n}" for n in range(10)]
+    assert [some.get(f"{n}") for n in range(10)] == [f"{n}" for n in range(10)]
     wait_until(lambda: not [one for one in threading.enumerate() if one.name == "mailglass-certificates"])
 
 
@@ -67,7 +74,7 @@ def test_after_ten_failures_there_is_a_pause_before_each_try(monkeypatch):
     some, fetching = Certificates(), Fetching(OSError("not there"))
     fetching.may.set()
     for number in range(100):
-        wanted(some, f"{number}", fetching.load(f"{number}"))
+        some.fetch(fetching.source(f"{number}"))
     wait_until(lambda: len(fetching.times) >= 15)
     slow = fetching.times[12:15]
     assert all(later - earlier > 0.25 for earlier, later in pairwise(slow))
@@ -80,7 +87,7 @@ def test_what_is_tried_is_drawn_at_random(monkeypatch):
     orders = set()
     for _ in range(5):
         some, fetching = Certificates(), Fetching()
-        all_ = [wanted(some, f"{number}", fetching.load(f"{number}")) for number in range(20)]
+        all_ = [some.fetch(fetching.source(f"{number}")) for number in range(20)]
         fetching.may.set()
         assert not wait(all_, timeout=20).not_done
         orders.add(tuple(fetching.names[2:]))
@@ -90,9 +97,9 @@ def test_what_is_tried_is_drawn_at_random(monkeypatch):
 def test_who_no_longer_waits_costs_nothing(monkeypatch):
     """It is forgotten, and not fetched."""
     some, fetching = Certificates(), Fetching()
-    first = [wanted(some, name, fetching.load(name)) for name in ("a", "b")]
+    first = [some.fetch(fetching.source(name)) for name in ("a", "b")]
     wait_until(lambda: fetching.at_once == 2)
-    assert wanted(some, "c", fetching.load("c")).cancel()
+    assert some.fetch(fetching.source("c")).cancel()
     fetching.may.set()
     assert not wait(first, timeout=20).not_done
     wait_until(lambda: not some._threads)

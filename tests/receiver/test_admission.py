@@ -1,0 +1,142 @@
+"""Admission of bodies: who is evicted, and who is not."""
+
+import asyncio
+from collections.abc import Callable
+
+from mailglass_reconcile.receiver import admission
+from mailglass_reconcile.receiver.admission import Admission, BusyError
+
+PIECE = bytes(admission.PIECE_BYTES)
+
+
+class Sender:
+    """A client that sends what the test puts in."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[dict] = asyncio.Queue()
+
+    def send(self, piece: bytes, *, more: bool = True) -> None:
+        """Send a piece of the body."""
+        self._messages.put_nowait({"type": "http.request", "body": piece, "more_body": more})
+
+    async def receive(self) -> dict:
+        """Be the function `receive` of an ASGI application."""
+        return await self._messages.get()
+
+
+class Arriving:
+    """A body that is read in a task."""
+
+    def __init__(self, bodies: Admission, provider: str, *, verified: bool = False) -> None:
+        self.sender = Sender()
+        self.task = asyncio.create_task(self._read(bodies, provider, verified=verified))
+
+    async def _read(self, bodies: Admission, provider: str, *, verified: bool) -> bytes:
+        with bodies.admit(provider, verified=verified) as self.body:
+            content = await bodies.read(self.body, self.sender.receive, 10**9)
+            await bodies.wait(self.body, 60, asyncio.Event().wait())
+        return content
+
+    async def evicted(self) -> bool:
+        """Whether it was evicted, once everything has settled."""
+        await settled()
+        return self.task.done() and isinstance(self.task.exception(), BusyError)
+
+
+async def settled() -> None:
+    """Let everything run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def run(story: Callable) -> None:
+    """Run a story, and end what is left of it."""
+
+    async def whole():
+        await story(Admission())
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    asyncio.run(whole())
+
+
+def test_a_body_in_progress_outlives_any_number_that_never_arrive(monkeypatch):
+    """The oldest was evicted, which a large upload is as soon as enough others have begun."""
+    monkeypatch.setattr(admission, "ARRIVING", 2)
+    monkeypatch.setattr(admission, "PROGRESS_SECONDS", 60.0)
+
+    async def story(bodies):
+        large = Arriving(bodies, "sendgrid")
+        for _ in range(5):
+            large.sender.send(PIECE)
+            await settled()
+            idle = [Arriving(bodies, "sendgrid") for _ in range(3)]
+            assert [await one.evicted() for one in idle] == [True, True, False]
+            idle[-1].sender.send(b"x")
+            await settled()
+        assert not await large.evicted()
+        assert large.body.size == 5 * len(PIECE)
+
+    run(story)
+
+
+def test_one_that_stopped_is_evicted_before_one_that_goes_on(monkeypatch):
+    """A piece makes a body young for a second only."""
+    monkeypatch.setattr(admission, "ARRIVING", 2)
+    now = 0.0
+    monkeypatch.setattr(admission, "_now", lambda: now)
+
+    async def story(bodies):
+        nonlocal now
+        stopped, goes_on = Arriving(bodies, "sendgrid"), Arriving(bodies, "sendgrid")
+        stopped.sender.send(PIECE)
+        await settled()
+        now = 2.0
+        goes_on.sender.send(PIECE)
+        await settled()
+        Arriving(bodies, "sendgrid")
+        assert (await stopped.evicted(), await goes_on.evicted()) == (True, False)
+
+    run(story)
+
+
+def test_no_body_whose_password_was_right_is_evicted_for_one_without(monkeypatch):
+    """Neither for its number nor for the memory, however large it is."""
+    monkeypatch.setattr(admission, "ARRIVING", 3)
+    monkeypatch.setattr(admission, "BUDGET_BYTES", 100_000)
+
+    async def story(bodies):
+        right = Arriving(bodies, "postmark", verified=True)
+        right.sender.send(bytes(90_000), more=False)
+        arriving = Arriving(bodies, "postmark", verified=True)
+        await settled()
+        strangers = [Arriving(bodies, "sendgrid") for _ in range(4)]
+        await settled()
+        for stranger in strangers:
+            stranger.sender.send(bytes(8_000))
+        assert [await stranger.evicted() for stranger in strangers] == [True, True, True, False]
+        assert [await one.evicted() for one in (right, arriving)] == [False, False]
+
+    run(story)
+
+
+def test_whole_unverified_bodies_are_counted_per_provider(monkeypatch):
+    """The largest of the same provider is evicted, and none that is verified."""
+    monkeypatch.setattr(admission, "UNVERIFIED", 2)
+
+    async def story(bodies):
+        verified, other = Arriving(bodies, "sendgrid"), Arriving(bodies, "ses")
+        for one, size in ((verified, 50_000), (other, 40_000)):
+            one.sender.send(bytes(size), more=False)
+        await settled()
+        bodies.mark_verified(verified.body)
+        some = [Arriving(bodies, "mailgun") for _ in range(4)]
+        for one, size in zip(some, (17_000, 19_000, 16_000, 18_000), strict=True):
+            one.sender.send(bytes(size), more=False)
+            await settled()
+        assert [await one.evicted() for one in some] == [False, True, False, True]
+        assert [await one.evicted() for one in (verified, other)] == [False, False]
+
+    run(story)
