@@ -128,25 +128,50 @@ WITH RECURSIVE tenants (tenant_id) AS (
 SELECT t.tenant_id FROM tenants AS t WHERE t.tenant_id IS NOT NULL
 $$;
 
+-- Closes open orphans that have their `reconciled` event. It has its owner's rights, so that a role which may link needs
+-- no DELETE; it closes nothing else. A statement after the claim: its snapshot has the ids that another session stored
+-- until then.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_close_v1(event_ids uuid[])
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
+SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  WITH closed AS (
+    DELETE FROM {schema}.mailglass_open_orphans AS o
+     WHERE o.event_id = ANY (event_ids)
+       AND (SELECT r.type = 'reconciled' AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id
+              FROM {schema}.mailglass_events AS r WHERE r.idempotency_key = 'reconciled:' || o.event_id)
+    RETURNING o.event_id, o.ids
+  )
+  DELETE FROM {schema}.mailglass_open_orphan_ids
+   WHERE event_id = ANY (ARRAY(SELECT c.event_id FROM closed AS c WHERE c.ids > 0));
+END;
+$$;
+
 -- Links orphans, given with their deliveries, the ids of the events to append and more metadata for these: claims,
--- appends, projects and hands over to handlers. Nothing is waited for: a pair is left out if the orphan is not open any
--- more, the delivery is gone or of another tenant, or another session holds either. Returns what was claimed; without
--- `reconciled_id` if the ledger had the key already. The caller closes the orphans, or the ledger's trigger.
+-- appends, projects, hands over to handlers, and closes. Nothing is waited for: a pair is left out if the orphan is not
+-- open any more, the delivery is gone or of another tenant, or another session has locked either. Returns what was
+-- claimed; without `reconciled_id` if the ledger had the key already. Such an orphan is closed too, unless an event of
+-- another kind or tenant has the key.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_reconcile_link_v1(
   reconciled_ids text, orphan_ids text, owner_ids text, notes text)
 RETURNS TABLE (reconciled_id text, event_id text, delivery_id text, tenant_id text, type text, occurred_at text,
-               arrived_at text, lag_seconds float8, checked boolean, handled boolean, keyed boolean)
+               arrived_at text, lag_seconds float8, checked boolean, handled boolean, closed boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET row_security = off
 SET array_nulls = on SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
+DECLARE
+  claimed_ids uuid[] := '{}';
 BEGIN
-  RETURN QUERY
-  -- Orphans that no other session holds, with the delivery locked in id order.
+  -- The ledger's trigger closes row by row, for other writers.
+  PERFORM set_config('mailglass_reconcile.closes_orphans', 'on', true);
+  FOR reconciled_id, event_id, delivery_id, tenant_id, type, occurred_at, arrived_at, lag_seconds, checked, handled IN
+  -- Orphans that no other session has locked, with the delivery locked in id order.
   WITH claimed AS MATERIALIZED (
     SELECT m.id, o.event_id, d.id AS delivery_id, e.tenant_id, o.arrived_at, left(e.type, 512) AS type, e.occurred_at,
-           o.rule IS NOT NULL AS keyed,
            e.type = ANY (ARRAY(SELECT type FROM {schema}.mailglass_handled_types)) AS handled,
            -- Our writers keep a recipient with the open orphan: of their events it is known whether there was one.
            CASE WHEN starts_with(e.idempotency_key, 'webhook:') THEN m.metadata - 'recipient_checked'
@@ -193,8 +218,19 @@ BEGIN
   SELECT CASE WHEN id IN (SELECT id FROM appended) THEN id::text END, event_id::text, delivery_id::text, tenant_id,
          type, to_json(occurred_at) #>> '{}', arrived_at::text,
          (extract(epoch FROM now()::timestamp) - extract(epoch FROM arrived_at))::float8,
-         metadata -> 'recipient_checked' IS NULL, handled, keyed
-    FROM claimed CROSS JOIN projected;
+         metadata -> 'recipient_checked' IS NULL, handled
+    FROM claimed CROSS JOIN projected
+  LOOP
+    -- A statement of its own, whose snapshot has the event that another session has committed meanwhile.
+    closed := reconciled_id IS NOT NULL OR EXISTS (
+      SELECT FROM {schema}.mailglass_events AS r
+       WHERE r.idempotency_key = 'reconciled:' || mailglass_reconcile_link_v1.event_id AND r.type = 'reconciled'
+         AND r.tenant_id IS NOT DISTINCT FROM mailglass_reconcile_link_v1.tenant_id);
+    claimed_ids := claimed_ids || CAST(mailglass_reconcile_link_v1.event_id AS uuid);
+    RETURN NEXT;
+  END LOOP;
+  PERFORM {schema}.mailglass_reconcile_close_v1(claimed_ids);
+  PERFORM set_config('mailglass_reconcile.closes_orphans', 'off', true);
 END;
 $$;
 

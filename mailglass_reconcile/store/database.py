@@ -71,15 +71,7 @@ SELECT (SELECT count(set_config(s.name, s.value, true))
        set_config('statement_timeout', :statement_timeout, true),
        set_config('transaction_read_only', coalesce(:read_only, current_setting('transaction_read_only')), true),
        set_config('enable_sort', :sorts, true),
-       set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true),
-       set_config('mailglass_reconcile.closes_orphans', :links, true),
-       CASE WHEN :links = 'on' THEN pg_current_xact_id()::text END AS xact_id
-"""
-
-# After a fail-over to another server an id may lie in the future, and pg_xact_status refuses it.
-_IN_PROGRESS = """
-SELECT CASE WHEN x.id < pg_current_xact_id() THEN pg_xact_status(x.id) = 'in progress' END
-  FROM (SELECT CAST(CAST(:xact_id AS text) AS xid8) AS id) AS x
+       set_config('synchronous_commit', coalesce(:commit, current_setting('synchronous_commit')), true)
 """
 
 # A hash that parallel workers share lies in /dev/shm, of which a container has 64 MB.
@@ -120,8 +112,6 @@ class Transaction:
         self.connection = connection
         self.settings = settings
         self.schema = settings.database_schema
-        self.xact_id: str | None = None
-        """The id of a transaction that links, for `in_progress`."""
         self._infers_types = connection.dialect.driver.startswith("psycopg")
 
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> sa.CursorResult[*tuple[Any, ...]]:
@@ -234,11 +224,8 @@ class Connected:
         return self._begin(ISOLATION, timeout_ms, min(timeout_ms, LOCK_TIMEOUT_MS), unwaited=unwaited)
 
     def linking(self) -> AbstractContextManager[Transaction]:
-        """Begin a transaction that links: it gives way early, and takes what it reconciles out of the open set itself.
-
-        The ledger's trigger then does not do that row by row. The transaction's id is in `xact_id`.
-        """
-        return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS, links=True)
+        """Begin a transaction that links: it waits for a lock only briefly."""
+        return self._begin(ISOLATION, LINK_STATEMENT_TIMEOUT_MS, LINK_LOCK_TIMEOUT_MS)
 
     @contextmanager
     def _begin(
@@ -248,7 +235,6 @@ class Connected:
         lock_timeout_ms: int,
         *,
         read_only: bool = False,
-        links: bool = False,
         unwaited: bool = False,
     ) -> Iterator[Transaction]:
         # A connection that was lost and opened again has its server's default isolation again.
@@ -260,12 +246,11 @@ class Connected:
                 "statement_timeout": str(max(1, statement_timeout_ms)),
                 "read_only": "on" if read_only else None,
                 "sorts": "off" if read_only else "on",
-                "links": "on" if links else "off",
                 "commit": "off" if unwaited else None,
                 "names": array_literal(SCOPE),
                 "values": array_literal(SCOPE.values()),
             }
-            tx.xact_id = tx.execute(_SET_SCOPE, scope).one().xact_id
+            tx.execute(_SET_SCOPE, scope)
             yield tx
 
     def in_batches(self, statement: str, parameters: Mapping[str, Any]) -> int:
@@ -331,11 +316,6 @@ def look_elsewhere(tx: Transaction) -> None:
         wrong_schema.require_ledger(tx)
     except MailglassReconcileError as error:
         raise error from None
-
-
-def in_progress(tx: Transaction, xact_id: str) -> bool:
-    """Whether another transaction is neither committed nor rolled back, such as a COMMIT that waits for a replica."""
-    return bool(tx.execute(_IN_PROGRESS, {"xact_id": xact_id}).scalar_one())
 
 
 @contextmanager

@@ -13,15 +13,6 @@ from mailglass_reconcile.store.stored_keys import Known
 LINK = Function("mailglass_reconcile_link_v1", ("reconciled_ids", "orphan_ids", "owner_ids", "notes"))
 APPEND_WEBHOOK = Function("mailglass_reconcile_append_v1", ("given",))
 
-_NOT_RECONCILED = """
-SELECT e.id::text
-  FROM unnest(CAST(:event_ids AS uuid[])) AS k (id)
-  JOIN {schema}.mailglass_events AS e ON e.id = k.id
- WHERE NOT EXISTS (SELECT FROM {schema}.mailglass_events AS r
-                    WHERE r.idempotency_key = 'reconciled:' || e.id AND r.type = 'reconciled'
-                      AND r.tenant_id IS NOT DISTINCT FROM e.tenant_id)
-"""
-
 # In the order of the keys: two webhooks that share several, in any order, then wait for each other one way only.
 _APPEND = """
 INSERT INTO {schema}.mailglass_events
@@ -36,8 +27,6 @@ SELECT n.*, now()::timestamp
     ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id::text
 """
-
-_PRESENT = "SELECT EXISTS (SELECT FROM {schema}.mailglass_events WHERE id = CAST(:id AS uuid))"
 
 _TYPES = """
 SELECT e.id::text, left(e.type, 512)
@@ -93,7 +82,7 @@ class LinkedEvent(NamedTuple):
     `reconciled_id` is the `reconciled` event that was appended; None for an event that its writer attached at once, or
     for one that was claimed but whose key the ledger held already. An orphan arrived `lag_seconds` ago. `checked` is
     false if its recipient could not be read, and it was linked by the message id alone. Handlers run on it if it is
-    `handled`; if it is `keyed`, the table of open orphans has ids of it.
+    `handled`. An orphan is `closed` unless an event of another kind has its key.
     """
 
     reconciled_id: str | None
@@ -106,7 +95,7 @@ class LinkedEvent(NamedTuple):
     lag_seconds: float = 0.0
     checked: bool = True
     handled: bool = False
-    keyed: bool = False
+    closed: bool = False
 
 
 NEWEST_EVENTS = 5_000
@@ -127,12 +116,11 @@ def newest_links(tx: Transaction, seconds: float) -> int:
 def link(
     tx: Transaction, pairs: Sequence[tuple[str, str]], notes: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[LinkedEvent]:
-    """Claim orphans and deliveries, append a `reconciled` event for each pair, project, hand over; return the claimed.
+    """Claim orphans and deliveries, append a `reconciled` event for each pair, project, close; return the claimed.
 
-    Waits for no session that holds one of them. A pair is left out if the orphan is no longer open, the delivery
-    is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`,
-    and stay open here. The ledger's trigger closes the others, except in a transaction that is `linking`: there the
-    caller does. *notes* are more metadata of the appended event, by orphan id.
+    Waits for no session that has locked one of them. A pair is left out if the orphan is no longer open, the delivery
+    is gone or of another tenant, or either is locked. Those whose key the ledger held already have no `reconciled_id`.
+    *notes* are more metadata of the appended event, by orphan id.
     """
     rows = [(uuid7(), *pair, json.dumps((notes or {}).get(pair[0], {}))) for pair in pairs]
     return [LinkedEvent(*row) for row in tx.call(LINK, columns(LINK.arguments, rows))]
@@ -166,16 +154,6 @@ def _attached(entry: Entry, delivery_id: str | None) -> LinkedEvent | None:
     if delivery_id is None:
         return None
     return LinkedEvent(None, entry.id, delivery_id, entry.tenant_id, entry.type, entry.occurred_at, NOW)
-
-
-def not_reconciled(tx: Transaction, event_ids: Collection[str]) -> set[str]:
-    """Return those of *event_ids* that no `reconciled` event of their tenant reconciles."""
-    return set(tx.execute(_NOT_RECONCILED, {"event_ids": array_literal(event_ids)}).scalars())
-
-
-def present(tx: Transaction, event_id: str) -> bool:
-    """Whether the ledger holds this event: to find the result of a COMMIT whose answer was lost."""
-    return bool(tx.execute(_PRESENT, {"id": event_id}).scalar_one())
 
 
 def append(tx: Transaction, entries: Sequence[Entry]) -> set[str]:

@@ -58,14 +58,6 @@ SELECT min(greatest(o.arrived_at + make_interval(secs => :grace_seconds),
  CROSS JOIN LATERAL (SELECT inserted_at FROM {schema}.mailglass_deliveries WHERE id = k.delivery_id) AS d
 """
 
-_CLOSE = """
-WITH closed AS (
-  DELETE FROM {schema}.mailglass_open_orphans WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
--- Their ids are of no use any more.
-)
-DELETE FROM {schema}.mailglass_open_orphan_ids WHERE event_id = ANY (CAST(:keyed AS uuid[]))
-"""
-
 # Retention deletes expired orphans only if no session has this lock. It is a statement of its own, so that the next one
 # sees what a batch has deleted. It locks no row, because no role may update rows of the ledger.
 _HOLD_EXPIRED = "SELECT pg_advisory_xact_lock_shared(hashtext('mailglass_reconcile expired'))"
@@ -199,12 +191,6 @@ def linkable_since(tx: Transaction, pairs: Sequence[tuple[str, str]]) -> str | N
     }
     since: str | None = tx.execute(_LINKABLE_SINCE, parameters).scalar_one()
     return since
-
-
-def close(tx: Transaction, event_ids: Collection[str], keyed: Collection[str]) -> None:
-    """Remove orphans that are no longer open; *keyed* are those that have ids stored."""
-    if event_ids:
-        tx.execute(_CLOSE, {"event_ids": array_literal(event_ids), "keyed": array_literal(keyed)})
 
 
 def refuse(tx: Transaction, event_ids: Collection[str]) -> None:

@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import ledger, open_orphans
-from mailglass_reconcile.store.database import NIL, Connected, Transaction, in_schema
+from mailglass_reconcile.store.database import NIL, Connected, Transaction, array_literal, in_schema
 from mailglass_reconcile.store.open_orphans import MAX_TENANT_LENGTH
 
 # Of each tenant the newest, however many orphans it has had.
@@ -62,6 +61,14 @@ WITH page AS MATERIALIZED (
 SELECT tenant_id AS after_tenant, inserted_at::text AS after_time, id::text AS after_id,
        ARRAY(SELECT event_id::text FROM added) AS added
   FROM page ORDER BY tenant_id DESC, inserted_at DESC, id DESC LIMIT 1
+"""
+
+_CLOSE_RECONCILED = """
+DELETE FROM {schema}.mailglass_open_orphans AS o
+ WHERE event_id = ANY (CAST(:event_ids AS uuid[]))
+   AND EXISTS (SELECT FROM {schema}.mailglass_events AS r
+                WHERE r.idempotency_key = 'reconciled:' || o.event_id AND r.type = 'reconciled'
+                  AND r.tenant_id IS NOT DISTINCT FROM o.tenant_id OFFSET 0)
 """
 
 # OFFSET 0, so that each orphan is probed for: with stale statistics, hashing all `reconciled` events looks cheap.
@@ -187,9 +194,8 @@ def _still_open(tx: Transaction, event_ids: Collection[str]) -> int:
     """
     if not event_ids:
         return 0
-    settled = set(event_ids) - ledger.not_reconciled(tx, event_ids)
-    open_orphans.close(tx, settled, [])
-    return len(event_ids) - len(settled)
+    closed: int = tx.execute(_CLOSE_RECONCILED, {"event_ids": array_literal(event_ids)}).rowcount
+    return len(event_ids) - closed
 
 
 def remove_settled(connected: Connected, size: int) -> int:

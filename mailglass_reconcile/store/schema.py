@@ -160,6 +160,7 @@ FUNCTIONS = tuple(
         "tenants_of_deliveries_v1",
         "tenants_of_events_v1",
         "tenants_of_orphans_v1",
+        "close_v1",
         "link_v1",
         "append_v1",
         "store_sends_v1",

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError
-
 from mailglass_reconcile.errors import is_of_data, sqlstate
-from mailglass_reconcile.store import open_orphans, privileges
+from mailglass_reconcile.store import open_orphans
 from mailglass_reconcile.store.database import Connected
 from mailglass_reconcile.sweep.deadline import Deadline
+from mailglass_reconcile.sweep.halving import Refused, Retry, run_halved
 from mailglass_reconcile.sweep.judge import Judged, judge
 
 logger = logging.getLogger(__name__)
-
-Retried = Callable[[Callable[[], list[Judged]]], list[Judged]]
 
 
 @dataclass(slots=True)
@@ -30,40 +26,23 @@ class Found:
     unreadable: list[str] = field(default_factory=list)
 
 
-def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retried: Retried) -> Found:
-    """Judge orphans. If a row cannot be read, they are halved until that row stands alone.
-
-    After the deadline, what is left of a slice that was halved is not judged. *retried* returns what a function
-    returns, and calls it again if a fault is passing.
-    """
+def judged(connected: Connected, ids: Sequence[str], deadline: Deadline, retry: Retry) -> Found:
+    """Judge orphans; after the deadline, what is left of a slice that was halved is not judged."""
     found = Found()
-    waiting = [ids]
-    while waiting and not (found.judged and deadline.is_over):
-        part = waiting.pop()
-        try:
-            those = retried(partial(_judged, connected, part, deadline))
-        except DBAPIError as error:
-            waiting += _after_failure(connected, found, part, error)
+
+    def read(part: Sequence[str]) -> list[Judged]:
+        with connected.reading(deadline.left_ms) as tx:
+            return judge(tx, open_orphans.read(tx, part))
+
+    def is_over() -> bool:
+        return bool(found.judged) and deadline.is_over
+
+    for part, result in run_halved(connected, ids, read, retry=retry, is_of_rows=is_of_data, is_over=is_over):
+        if isinstance(result, Refused):
+            event_id = str(UUID(part[0]))
+            logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(result.error))
+            found.unreadable.append(event_id)
         else:
-            found.judged += those
-            found.closed += len(part) - len(those)
+            found.judged += result
+            found.closed += len(part) - len(result)
     return found
-
-
-def _judged(connected: Connected, ids: Sequence[str], deadline: Deadline) -> list[Judged]:
-    with connected.reading(deadline.left_ms) as tx:
-        return judge(tx, open_orphans.read(tx, ids))
-
-
-def _after_failure(connected: Connected, found: Found, part: Sequence[str], error: DBAPIError) -> list[Sequence[str]]:
-    """Return the halves of what cannot be read, or note the row that stands alone."""
-    privileges.require_privileges(connected, error)
-    if not is_of_data(error):
-        raise error
-    if len(part) > 1:
-        middle = len(part) // 2
-        return [part[middle:], part[:middle]]
-    event_id = str(UUID(part[0]))
-    logger.error("orphan %s cannot be read (SQLSTATE %s); it stays open", event_id, sqlstate(error))
-    found.unreadable.append(event_id)
-    return []

@@ -32,7 +32,7 @@ from mailglass_reconcile.store import (
     windows,
 )
 from mailglass_reconcile.store.callers_transaction import borrowed
-from mailglass_reconcile.store.database import Database, Transaction, by_scans, by_statistics, uuid7
+from mailglass_reconcile.store.database import Database, Transaction, by_scans, by_statistics
 from mailglass_reconcile.store.deliveries import FEW, Question
 from mailglass_reconcile.store.ledger import Entry, LinkedEvent
 from mailglass_reconcile.store.listing import Bounds, Wanted
@@ -607,15 +607,17 @@ def test_a_wide_ids_delivery_is_found_by_its_address(reading):
 
 
 def test_a_link_is_claimed_and_appended_by_primary_keys(tx, pairs):
-    """Orphan, event and delivery of each pair; the delivery twice more, to be projected."""
+    """Orphan, event and delivery of each pair; the delivery twice more, to be projected; then closed, with its ids."""
     plan = probing(tx, lambda: ledger.link(tx, pairs))
     assert plan.indexes == {
         "mailglass_open_orphans_pkey",
+        "mailglass_open_orphan_ids_pkey",
         "mailglass_events_pkey",
+        "mailglass_events_idempotency_key_idx",
         "mailglass_deliveries_pkey",
         HANDLED,
     }
-    assert plan.read <= 3 * SIZE + 2 * SIZE + TYPES
+    assert plan.read <= 3 * SIZE + 2 * SIZE + 4 * SIZE + TYPES
 
 
 def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
@@ -625,15 +627,6 @@ def test_a_projection_reads_each_delivery_by_its_primary_key(tx, pairs):
     plan = probing(tx, lambda: projected(tx, linked))
     assert plan.indexes == {"mailglass_deliveries_pkey"}
     assert plan.read <= 2 * SIZE
-
-
-@pytest.mark.parametrize("scope", ["tx", "writing"])
-def test_closing_goes_by_primary_keys(request, events, scope):
-    """Of the orphans and of their ids."""
-    tx = request.getfixturevalue(scope)
-    plan = probing(tx, lambda: open_orphans.close(tx, events, events))
-    assert plan.indexes == {"mailglass_open_orphans_pkey", "mailglass_open_orphan_ids_pkey"}
-    assert plan.read <= 3 * SIZE
 
 
 def test_refusing_goes_by_primary_key(writing, others):
@@ -680,20 +673,6 @@ def test_attempts_are_settled_without_reading_all_that_wait(writing, claims):
     plan = plan_of(writing, lambda: outbox.give_back(writing, outbox.read(writing, claims)))
     assert "mailglass_handler_outbox_due_idx" not in plan.indexes
     assert plan.read <= 4 * len(claims)
-
-
-def test_looking_for_reconciled_events_goes_by_their_key(tx, events):
-    """One event and one probe per orphan."""
-    plan = probing(tx, lambda: ledger.not_reconciled(tx, events))
-    assert plan.indexes == {"mailglass_events_pkey", "mailglass_events_idempotency_key_idx"}
-    assert plan.read <= SIZE
-
-
-def test_looking_for_a_committed_event_is_one_probe(writing):
-    """After a COMMIT whose answer was lost."""
-    plan = probing(writing, lambda: ledger.present(writing, uuid7()))
-    assert plan.indexes == {"mailglass_events_pkey"}
-    assert plan.read == 0
 
 
 def test_the_keys_of_this_test_are_current():

@@ -1,0 +1,65 @@
+"""Statements that fail on the data of a few rows: they are run on halves until the culprit stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from mailglass_reconcile.store import privileges
+from mailglass_reconcile.store.database import Connected
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+Retry = Callable[[Callable[[], Any]], Any]
+"""Calls a function and returns its result; may call it again after a passing fault."""
+
+
+class Refused(NamedTuple):
+    """Why the database refuses a row that stands alone."""
+
+    error: DBAPIError
+
+
+def run_halved(
+    connected: Connected,
+    rows: Sequence[Row],
+    action: Callable[[Sequence[Row]], Result],
+    *,
+    retry: Retry,
+    is_of_rows: Callable[[DBAPIError], bool],
+    is_over: Callable[[], bool],
+) -> Iterator[tuple[Sequence[Row], Result | Refused]]:
+    """Yield rows with the result of *action* on them: all *rows* at once or, where that fails, halves of them.
+
+    A row on which the action fails alone is yielded with the error.
+
+    Args:
+        connected: The connection, to find out which privilege is missing.
+        rows: The rows.
+        action: Runs in one transaction.
+        retry: Handles passing faults.
+        is_of_rows: Whether fewer rows may succeed after an error; any other error is raised.
+        is_over: Whether nothing may begin any more.
+
+    Raises:
+        DatabaseRefusedError: This role lacks a privilege; the message has the GRANT.
+    """
+    waiting = [rows]
+    while waiting and not is_over():
+        part = waiting.pop()
+        try:
+            result: Result | Refused = retry(partial(action, part))
+        except DBAPIError as error:
+            privileges.require_privileges(connected, error)
+            if not is_of_rows(error):
+                raise
+            if len(part) > 1:
+                middle = len(part) // 2
+                waiting += [part[middle:], part[:middle]]
+                continue
+            result = Refused(error)
+        yield part, result
