@@ -8,21 +8,22 @@ from typing import Any
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import Duration, argument, as_of, moment, print_json, reader_may_leave, wrapped
+from mailglass_reconcile.cli.texts import argument, as_of, moment, print_json, reader_may_leave, wrapped
 from mailglass_reconcile.ops import orphans as pages
 from mailglass_reconcile.ops import tenants
 from mailglass_reconcile.ops.orphans import EXPIRED, Filters, Listed, Page
 from mailglass_reconcile.rules import event_types, providers
 from mailglass_reconcile.rules.addresses import holds_address
 from mailglass_reconcile.rules.humanize import age, counted, printable
-from mailglass_reconcile.rules.states import OPEN_STATES
+from mailglass_reconcile.rules.matching import MATCHED
+from mailglass_reconcile.rules.states import OPEN_STATES, short_words
 from mailglass_reconcile.store.database import Database
 from mailglass_reconcile.store.listing import Cause
 
 EXAMPLES = """\b
 Examples:
   mailglass-reconcile orphans --state ambiguous --tenant acme
-  mailglass-reconcile orphans --older 2h --newest-first --limit 10
+  mailglass-reconcile orphans --state unmatched --limit 10
   mailglass-reconcile orphans --recipient -       # then type or paste the address: no shell keeps it
   mailglass-reconcile orphans --expired --json | jq -r .event_id
 """
@@ -35,17 +36,16 @@ CAUSES_SHOWN = 10
 @click.option("--tenant", "tenant_id", metavar="ID", help="Only those of this tenant.")
 @click.option("--provider", metavar="NAME", help="Only those of this provider, in any spelling.")
 @click.option("--type", metavar="TYPE", help="Only those of this type, such as bounced.")
-@click.option("--older", type=Duration(), metavar="AGE", help="Only those at least this old: 90s, 5m, 2h, 6d.")
-@click.option("--newer", type=Duration(), metavar="AGE", help="Only those at most this old.")
 @click.option("--message-id", metavar="ID", help="Only those with this message id, in any spelling.")
 @click.option("--recipient", metavar="ADDRESS|-", help="Only those about this address; - reads it from standard input.")
 @click.option("--expired", is_flag=True, help="Those that are older than the maximum age, from the ledger.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="At most N.")
 @click.option("--after", type=click.UUID, metavar="EVENT_ID", help="Those after this event: the next page.")
-@click.option("--newest-first", is_flag=True, help="Instead of the oldest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per orphan.")
-def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: bool, **filters: Any) -> None:
-    """List open orphans, each with the state that the last sweep left.
+def orphans(expired: bool, limit: int, after: Any, as_json: bool, **filters: Any) -> None:
+    """List open orphans, the newest first, each with the state that the last sweep left.
+
+    --expired lists by tenant, the oldest first, each with what matches it now.
 
     Standard error says how many there are, by cause, since when the states are known and, if there are more, how to get
     the next page. The recipient of an orphan is known only while it is open, and never shown.
@@ -53,14 +53,12 @@ def orphans(expired: bool, limit: int, after: Any, newest_first: bool, as_json: 
     if expired and filters["state"] not in (None, EXPIRED):
         raise click.UsageError("--expired and --state cannot be combined")
     wanted = Filters(**{**_checked(filters), "state": EXPIRED if expired else filters["state"]})
-    if wanted.state == EXPIRED and newest_first:
-        raise click.UsageError("--newest-first cannot be combined with --expired, which lists by tenant and time")
     if wanted.state == EXPIRED and wanted.recipient:
         raise click.UsageError("the recipient of an expired orphan is no longer known: leave out --recipient")
     begin, database = None if after is None else str(after), runtime.database()
     counting = not (as_json or begin)
     try:
-        found = pages.page(database, wanted, limit=limit, after=begin, newest_first=newest_first, counted=counting)
+        found = pages.page(database, wanted, limit=limit, after=begin, counted=counting)
     except LookupError as error:
         raise click.BadParameter(f"{error}", param_hint="--after") from None
     for line in _before(database, wanted, found, as_json=as_json):
@@ -116,8 +114,9 @@ def _cause(cause: Cause) -> str:
 
 def _lines(one: Listed) -> str:
     state: str = one.state
-    if state == EXPIRED:
-        state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}, unlikely to reconcile"
+    if one.verdict:
+        how = "sweep --include-expired links it" if one.verdict == MATCHED else short_words(one.verdict)
+        state = f"older than {age(60 * runtime.get_settings().max_age_minutes)}; now {one.verdict}: {how}"
     facts = [f"tenant {one.tenant_id}", f"provider {one.provider or '-'}", f"type {one.type or '-'}"]
     facts += [f"to {one.delivery_id}"] if one.delivery_id else []
     expires = f", too old {moment(one.expires_at)}" if one.expires_at and one.state != EXPIRED else ""

@@ -40,7 +40,7 @@ class Filters:
     """Which orphans to list; None is all that are not expired.
 
     Attributes:
-        state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant, judged now.
+        state: One of `states.OPEN_STATES`; `expired` lists those of the ledger, tenant by tenant, matched now.
         tenant_id: The tenant.
         provider: The provider, in any spelling.
         type: The event's type.
@@ -94,6 +94,7 @@ class Listed:
         arrived_at: In ISO 8601, UTC.
         candidate_ids: The ids under which its delivery may be stored; none while nothing has looked at it.
         delivery_id: Of a `matched` one, what it would be linked to now.
+        verdict: Of an expired one, what matching finds now: one of `states.VERDICTS`.
         expires_at: When it becomes, or became, too old for every sweep, in ISO 8601; None if that cannot be computed.
     """
 
@@ -106,6 +107,7 @@ class Listed:
     candidate_ids: tuple[str, ...]
     delivery_id: str | None = None
     expires_at: str | None = None
+    verdict: states.Verdict | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, as `orphans --json` prints them."""
@@ -154,16 +156,15 @@ def page(
     *,
     limit: int = 50,
     after: str | None = None,
-    newest_first: bool = False,
     counted: bool = False,
     timeout_ms: int = STATEMENT_TIMEOUT_MS,
 ) -> Page:
-    """Return the next *limit* orphans that pass, in order of arrival; those in their grace are among them.
+    """Return the next *limit* orphans that pass, the newest first; those in their grace are among them.
 
     States, providers and message ids are as they are stored: what no sweep has looked at has none. Expired orphans are
-    judged now. A page that has looked at `LOOKED_AT_MOST` open orphans, or read `READ_AT_MOST` rows of the ledger, ends
-    there, however few have the type; the next page begins after its event *after*, and if the ledger has no such event,
-    a LookupError says so.
+    matched now, and come tenant by tenant, the oldest first. A page that has looked at `LOOKED_AT_MOST` open orphans,
+    or read `READ_AT_MOST` rows of the ledger, ends there, however few have the type; the next page begins after its
+    event *after*, and if the ledger has no such event, a LookupError says so.
 
     With *counted*, all that pass are counted by cause, in one pass; not by type, which only the ledger has, and not
     expired ones.
@@ -173,7 +174,7 @@ def page(
         survey = windows.survey(tx)
         if filters.state == EXPIRED:
             return _filled(filters, limit, READ_AT_MOST, _expired(tx, survey, filters, after, limit))
-        found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit, newest_first))
+        found = _filled(filters, limit, LOOKED_AT_MOST, _open(tx, survey, filters, after, limit))
         found.orphans = _with_deliveries(tx, found.orphans)
         found.as_of = history.read(tx).counted_at
         if counted and filters.type is None:
@@ -205,18 +206,14 @@ def _filled(filters: Filters, limit: int, at_most: int, read: Iterator[Chunk]) -
     return found
 
 
-def _open(
-    tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int, newest_first: bool
-) -> Iterator[Chunk]:
-    """Yield open orphans as they are stored, in order of arrival."""
-    place = LAST if newest_first else FIRST
-    if after:
-        place = _known(listing.place_of(tx, after), after)
+def _open(tx: Transaction, survey: Survey, filters: Filters, after: str | None, size: int) -> Iterator[Chunk]:
+    """Yield open orphans as they are stored, the newest first."""
+    place = _known(listing.place_of(tx, after), after) if after else LAST
     wanted, within = filters.wanted(), _bounds(tx, survey, filters)
     for number in _sizes(size + 1):
         # Hardly any may pass, and no index has what is stored.
         with by_statistics(tx) if wanted != Wanted() else nullcontext():
-            rows = listing.next_open(tx, wanted, within, place, number, newest_first=newest_first)
+            rows = listing.next_open(tx, wanted, within, place, number, newest_first=True)
         if rows:
             place = Place(rows[-1].arrived_at, rows[-1].event_id)
             there = [row for row in rows if row.type is not None]  # one whose event is gone has none
@@ -304,6 +301,7 @@ def _listed(tx: Transaction, one: Judged, types: dict[str, str], state: states.O
         its.candidate_ids,
         one.verdict.delivery_id,
         _expires(tx, orphan.arrived_at),
+        one.verdict.state if state == EXPIRED else None,
     )
 
 

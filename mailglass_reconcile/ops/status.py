@@ -8,21 +8,15 @@ from typing import Any
 
 from mailglass_reconcile import runtime
 from mailglass_reconcile.ops import checks
+from mailglass_reconcile.ops import runs as listed_runs
 from mailglass_reconcile.ops.checks import ERROR, WARNING, Finding, Look
+from mailglass_reconcile.ops.runs import Wanted
 from mailglass_reconcile.rules.lateness import LATE_SECONDS
 from mailglass_reconcile.store import runs, schema, windows
 from mailglass_reconcile.store.database import Database, Transaction
 from mailglass_reconcile.sweep import window
 
 LAST_RUNS = 5
-
-# A full sweep that was cut into ranges has their counts once they have ended.
-_LAST_RUNS = """
-SELECT to_json(r.finished_at) #>> '{}' || 'Z' AS finished_at, r.kind, r.origin, r.tenant_id,
-       CASE WHEN r.ranges_done < r.ranges THEN 'partial' ELSE r.status END AS status, r.error, r.runs, r.scanned,
-       r.linked, r.duration_ms
-  FROM {schema}.mailglass_reconcile_runs AS r WHERE r.kind <> 'dispatch' ORDER BY r.id DESC LIMIT :size
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +31,7 @@ class Status:
         as_of: When the eligible ones were counted, in ISO 8601: at the end of the last full sweep, or now.
         groups: The eligible ones by `state`, `tenant_id` and `provider`, the largest first.
         last_success: When a run of each kind last ended well, in ISO 8601.
-        last_runs: The last runs, the newest first.
+        last_runs: The last runs, the newest first, without recent sweeps that linked nothing.
         jobs_waiting: Events that wait for their handlers.
         jobs_dead: Events whose handlers have failed for the last time.
         totals: `linked`, `expired` and `failed_runs` since the history began.
@@ -85,11 +79,6 @@ def waiting(database: Database, tenant_id: str | None = None) -> int:
         return windows.waiting(tx, tenant_id)
 
 
-def last_runs(tx: Transaction, size: int) -> list[dict[str, Any]]:
-    """Return the last *size* runs, the newest first; a full sweep includes its ranges."""
-    return [dict(row) for row in tx.execute(_LAST_RUNS, {"size": size}).mappings()]
-
-
 def totals(tx: Transaction) -> dict[str, int]:
     """Return `linked`, `expired` and `failed_runs` since the history began."""
     found = runs.totals(tx)
@@ -113,8 +102,12 @@ def status(
         look = Look(tx, max_lag_seconds)
         past, found = look.history, checks.cheap(look)
         in_grace = windows.waiting(tx, tenant_id)
-        newest, added_up = last_runs(tx, LAST_RUNS), totals(tx)
-        if past.groups is None or past.counted_at is None:
+        newest, added_up = listed_runs.newest(tx, Wanted(), size=LAST_RUNS), totals(tx)
+        # Small groups are stored together, without their tenants.
+        is_counted = past.groups is not None and (
+            tenant_id is None or all(group["tenant_id"] is not None for group in past.groups)
+        )
+        if past.groups is None or past.counted_at is None or not is_counted:
             as_of, groups = past.now, window.as_groups(window.open_window(tx, tenant_id).groups)
         else:
             as_of, groups = past.counted_at, [g for g in past.groups if tenant_id in (None, g["tenant_id"])]

@@ -138,7 +138,7 @@ class Pages:
         if parameters.has_empty(request.query_params):
             return _redirect(f"orphans{query(**parameters.given(request.query_params))}")
         wanted = parameters.listing(request.query_params)
-        key = ("page", wanted.filters, wanted.after, wanted.newest_first)
+        key = ("page", wanted.filters, wanted.after)
         found = await self._cache.get(key, lambda: self._list(wanted))
         counted = await self._cache.get(
             ("counted", wanted.filters), lambda: causes.of_last_sweep(self._database, wanted.filters)
@@ -146,13 +146,12 @@ class Pages:
         tenant, unknown = wanted.filters.tenant_id, None
         if tenant is not None and not found.orphans and not found.after:
             unknown = await self._unknown(tenant)
-        fields = {**wanted.fields, "order": "newest" if wanted.newest_first else ""}
         return await self._show(
             request,
             "orphans.html",
             found=found,
             wanted=wanted,
-            fields=fields,
+            fields=wanted.fields,
             states=OPEN_STATES,
             causes_shown=GROUPS,
             unknown_tenant=unknown,
@@ -167,7 +166,6 @@ class Pages:
                 wanted.filters,
                 limit=PAGE_SIZE,
                 after=after,
-                newest_first=wanted.newest_first,
                 timeout_ms=LIST_TIMEOUT_MS,
             )
         except LookupError:

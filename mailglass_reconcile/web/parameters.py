@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.datastructures import QueryParams
 
-from mailglass_reconcile.ops.orphans import EXPIRED, Filters
+from mailglass_reconcile.ops.orphans import Filters
 from mailglass_reconcile.ops.runs import Wanted
 from mailglass_reconcile.rules.humanize import seconds_of
 from mailglass_reconcile.rules.states import OPEN_STATES, RUN_STATUSES
@@ -29,11 +29,10 @@ class NotFoundError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Which orphans to list, after which event, in which order; `fields` are those of the form, to fill it again."""
+    """Which orphans to list, after which event; `fields` are those of the form, to fill it again."""
 
     filters: Filters
     after: UUID | None
-    newest_first: bool
     fields: dict[str, str]
 
 
@@ -57,8 +56,7 @@ def listing(query: QueryParams) -> Listing:
         newer=_seconds("newer", fields["newer"]),
         message_id=fields["message_id"] or None,
     )
-    newest_first = query.get("order") == "newest" and filters.state != EXPIRED
-    return Listing(filters, _after(query.get("after", "")), newest_first, fields)
+    return Listing(filters, _after(query.get("after", "")), fields)
 
 
 def runs(query: QueryParams) -> tuple[Wanted, int | None]:

@@ -7,6 +7,7 @@ import pytest
 import commands
 import factories
 import mailglass_reconcile
+from browsing import Visitor, app
 from mailglass_reconcile.cli.texts import Duration
 from mailglass_reconcile.rules.humanize import age
 from recording import event, record
@@ -23,10 +24,11 @@ def test_a_line_of_json_per_orphan_and_the_next_page_on_standard_error(db):
     assert mailglass_reconcile.reconcile(limit=1).skipped_limit == 1  # the newest is linked first
     first = commands.run(db, "orphans", "--json", "--limit", "2")
     lines = commands.conforming("orphans", first.stdout)
-    assert [(line["event_id"], line["state"]) for line in lines] == [(ids[0], "matched"), (ids[1], "unmatched")]
+    assert [(line["event_id"], line["state"]) for line in lines] == [(ids[2], "unmatched"), (ids[1], "unmatched")]
     assert first.stderr == f"more: --after {ids[1]}\n"
     second = commands.run(db, "orphans", "--json", "--limit", "2", "--after", ids[1])
-    assert [line["event_id"] for line in commands.conforming("orphans", second.stdout)] == [ids[2]]
+    lines = commands.conforming("orphans", second.stdout)
+    assert [(line["event_id"], line["state"]) for line in lines] == [(ids[0], "matched")]
     assert second.stderr == ""
 
 
@@ -62,24 +64,30 @@ def test_a_person_reads_since_when_the_states_are_known(db):
     assert [commands.inside("orphans", option).stderr for option in ("--json", "--expired")] == ["", ""]
 
 
-def test_expired_ones_are_said_to_be_unlikely_to_reconcile(db):
-    """From the ledger, on request only."""
+def test_an_expired_one_is_listed_with_what_matches_it_now(db):
+    """From the ledger, on request only; a sweep with --include-expired links the one that matches."""
+    delivery = factories.delivery(db, "there")
+    late = factories.orphan(db, factories.postmark("there"), age_seconds=9 * 86_400)
     old = factories.orphan(db, factories.postmark("x"), age_seconds=8 * 86_400)
     assert commands.inside("orphans").stdout == "none\n"
-    assert f"{old}  older than 7 days, unlikely to reconcile" in commands.inside("orphans", "--expired").stdout
-    line = commands.conforming("orphans", commands.inside("orphans", "--state", "expired", "--json").stdout)[0]
-    assert (line["event_id"], line["state"]) == (old, "expired")
+    said = commands.inside("orphans", "--expired").stdout
+    assert f"{late}  older than 7 days; now matched: sweep --include-expired links it" in said
+    assert f"{old}  older than 7 days; now unmatched: no delivery yet" in said
+    lines = commands.conforming("orphans", commands.inside("orphans", "--state", "expired", "--json").stdout)
+    assert [(line["event_id"], line["state"], line["verdict"], line["delivery_id"]) for line in lines] == [
+        (late, "expired", "matched", delivery),
+        (old, "expired", "unmatched", None),
+    ]
+    page = Visitor(app(db)).get("/orphans?state=expired").text
+    assert re.search(r"expired</span> now <span class=\"state matched", page)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("--state", "lost"),
-        ("--older", "5"),
-        ("--older", "5 m"),
         ("--limit", "0"),
         ("--expired", "--state", "matched"),
-        ("--expired", "--newest-first"),
         ("--after", "00000000-0000-4000-8000-000000000000"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_page_and_an_explanation_cost_the_same_beside_few_and_many(db, many):
         seen.append(
             [
                 cost(db, lambda: page(db.database, Filters())),
-                cost(db, lambda: page(db.database, Filters(), newest_first=True)),
+                cost(db, lambda: page(db.database, Filters())),
                 cost(db, lambda after=middle: page(db.database, Filters(), after=after)),
                 cost(db, lambda event=middle: explain(db.database, UUID(event))),
             ]

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 import commands
+import mailglass_reconcile
 from factories import TENANT, delivery, delivery_row, insert, orphan, orphan_row, postmark
 from mailglass_reconcile import reconcile
 from mailglass_reconcile.ops import targeted_sweep
@@ -322,3 +323,25 @@ def test_a_person_reads_it_in_80_columns(db, command):
     assert "1,200 open orphans as of" in finished.stdout
     assert "UTC" in finished.stdout
     assert all(len(line) <= 80 for line in finished.stdout.splitlines())
+
+
+def test_a_tenant_among_many_small_ones_is_counted(db):
+    """A sweep stores the groups beyond the 500 largest without tenants; `status --tenant` said 0 of each of those."""
+    tenants = [f"t-{n}" for n in range(505)]
+    insert(db, [], [orphan_row(postmark(f"m-{tenant}"), tenant_id=tenant) for tenant in tenants])
+    reconcile()
+    named = {group["tenant_id"] for group in status(db.database).groups}
+    small = sorted(set(tenants) - named)
+    assert len(small) == 5
+    found = status(db.database, tenant_id=small[0])
+    assert (found.eligible, [group["tenant_id"] for group in found.groups]) == (1, small[:1])
+
+
+def test_the_last_runs_are_those_of_the_dashboard(db):
+    """Recent sweeps that linked nothing hid the last full sweep and the last prune."""
+    reconcile()
+    mailglass_reconcile.prune()
+    for _ in range(6):
+        mailglass_reconcile.reconcile_recent()
+        db.run("UPDATE mailglass_reconcile_runs SET started_at = started_at - interval '1 hour'")
+    assert [run["kind"] for run in status(db.database).last_runs] == ["prune", "full"]
