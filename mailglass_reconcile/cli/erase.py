@@ -8,20 +8,20 @@ from collections.abc import Iterator
 import click
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.cli.texts import print_json, wrapped
+from mailglass_reconcile.cli.texts import argument, print_json, wrapped
 from mailglass_reconcile.errors import InvalidEventError
 from mailglass_reconcile.record import erasing
 from mailglass_reconcile.record.erasing import Erased
 
 EXAMPLES = """\b
 Examples:
-  mailglass-reconcile erase ada@example.com --dry-run
-  mailglass-reconcile erase ada@example.com --tenant acme --yes --json | jq .not_reached
+  mailglass-reconcile erase - --dry-run                   # then type or paste the address: no shell keeps it
+  mailglass-reconcile erase - --tenant acme --yes --json < address.txt | jq .not_reached
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("address")
+@click.argument("address", metavar="ADDRESS|-")
 @click.option("--tenant", metavar="ID", help="Erase it from this tenant's rows only.")
 @click.option("--dry-run", is_flag=True, help="Count the rows; write nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
@@ -29,11 +29,13 @@ Examples:
 def erase(address: str, tenant: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Erase a person: remove an address, in any spelling, from deliveries, open orphans and raw webhooks.
 
+    With - the address is read from standard input, because shells and process lists keep arguments.
+
     It counts the rows first, and asks. The events in the ledger stay; they hold no address, unless your application put
     one there. On tables that Mailglass made, only open orphans are emptied.
     """
     try:
-        wanted = erasing.check(address, tenant)
+        wanted = erasing.check(argument(address), tenant)
     except InvalidEventError as error:
         raise click.UsageError(str(error)) from None
     if not (yes or dry_run or sys.stdin.isatty()):

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mailglass_reconcile.errors import (
+    UNDEFINED_COLUMN,
     UNDEFINED_FUNCTION,
     UNDEFINED_SCHEMA,
     UNDEFINED_TABLE,
@@ -31,7 +32,7 @@ from mailglass_reconcile.errors import (
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import engines, wrong_schema
+from mailglass_reconcile.store import engines, revision, wrong_schema
 from mailglass_reconcile.store.engines import ISOLATION
 
 logger = logging.getLogger(__name__)
@@ -301,9 +302,10 @@ class Database:
 
 
 def lacks_tables(error: BaseException) -> bool:
-    """Whether *error* may mean that the tables or functions are in another schema."""
+    """Return whether *error* may mean that the tables are in another schema, or at another revision."""
     missing = isinstance(error, DBAPIError) and sqlstate(error) in (
         UNDEFINED_TABLE,
+        UNDEFINED_COLUMN,
         UNDEFINED_FUNCTION,
         UNDEFINED_SCHEMA,
     )
@@ -311,9 +313,11 @@ def lacks_tables(error: BaseException) -> bool:
 
 
 def look_elsewhere(tx: Transaction) -> None:
-    """Raise the error that names the schema that has the tables, if another one has."""
+    """Raise the error that names the schema that has the tables, or the revision of those that are here."""
     try:
         wrong_schema.require_ledger(tx)
+        if version := revision.of_database(tx):
+            revision.require(version)
     except MailglassReconcileError as error:
         raise error from None
 

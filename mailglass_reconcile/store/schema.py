@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.errors import SchemaOutdatedError
 from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.store import wrong_schema
+from mailglass_reconcile.store import revision, wrong_schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
-VERSION = "0001e"
-"""The Alembic revision that this version works on."""
-
+VERSION = revision.VERSION
 VERSION_TABLE = wrong_schema.VERSION_TABLE
 TABLES: Mapping[str, str] = {
     "mailglass_open_orphans": "event_id tenant_id arrived_at",
@@ -170,8 +167,6 @@ FUNCTIONS = tuple(
 )
 """The functions that everybody may call; `alembic/versions/0001_statements.sql` has them."""
 
-READ_VERSION = "SELECT max(version_num) FROM {schema}.mailglass_reconcile_version"
-
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
 # every other DELETE.
 _MADE_BY_MAILGLASS = """
@@ -260,15 +255,7 @@ def index_faults(tx: Transaction, wanted: Mapping[str, Index] = INDEXES) -> dict
 
 def require_migrated(tx: Transaction) -> None:
     """Refuse a database that is not at `VERSION`."""
-    version = tx.execute(READ_VERSION).scalar_one()
-    if version != VERSION:
-        raise SchemaOutdatedError(outdated(version))
-
-
-def outdated(version: str | None) -> str:
-    """Return the sentence for a database that is at another revision than `VERSION`."""
-    at = version or "none"
-    return f"the database is at revision {at}, this version needs {VERSION}: run `mailglass-reconcile migrate`"
+    revision.require(tx.execute(revision.READ).scalar_one())
 
 
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:

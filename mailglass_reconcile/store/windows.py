@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mailglass_reconcile.errors import SchemaOutdatedError
-from mailglass_reconcile.store import deliveries, schema
+from mailglass_reconcile.store import deliveries, revision
 from mailglass_reconcile.store.database import Transaction, array_literal, by_scans, columns
 from mailglass_reconcile.store.open_orphans import FIRST, LAST, Place
 
@@ -367,8 +366,7 @@ def survey(
         "small": SMALL_BYTES,
     }
     found = Survey._make(tx.execute(_SURVEY, parameters).one())
-    if found.version != schema.VERSION:
-        raise SchemaOutdatedError(schema.outdated(found.version))
+    revision.require(found.version)
     return found
 
 

@@ -153,4 +153,4 @@ def test_a_schema_that_is_taken_away_ends_follow_with_one_line(db: Database, red
         assert it.ends() == 1
         db.run("UPDATE mailglass_reconcile_version SET version_num = '0001e'")
     assert len(it.said) == 1
-    assert "this version needs 0001e" in it.said[0]
+    assert "this version knows 0001e" in it.said[0]

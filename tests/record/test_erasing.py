@@ -264,6 +264,16 @@ def test_the_command_counts_and_erases(db):
     assert db.value(RECIPIENTS).endswith("@erased.invalid")
 
 
+def test_the_command_reads_the_address_from_standard_input(db):
+    """So that no history of a shell keeps the address that is erased; at a terminal it asks for it, and then whether."""
+    factories.delivery(db, recipient=ADA)
+    counted = commands.run(db, "erase", "-", "--dry-run", stdin=f"{ADA.upper()}\n")
+    assert "from 1 delivery" in counted.stdout
+    said = commands.on_a_terminal(db, "erase", "-", typed=f"{ADA}\ny\n", code=0)
+    assert ("address or id: " in said, "erased the address from 1 delivery" in said) == (True, True)
+    assert db.value(RECIPIENTS).endswith("@erased.invalid")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "code", "left"), [("n", 130, 1), ("y", 0, 0)])
 def test_at_a_terminal_the_command_asks(db, answer, code, left):

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from mailglass_reconcile.ops.checks.check import Finding, Look, check, error, ok, warning
 from mailglass_reconcile.store import privileges, schema, wrong_schema
-from mailglass_reconcile.store.catalog import MIGRATE, Kind
+from mailglass_reconcile.store.catalog import Kind
 from mailglass_reconcile.store.migration import state
 from mailglass_reconcile.store.privileges import Missing
 from mailglass_reconcile.store.retention import DELIVERIES, EVENTS, unusable
+from mailglass_reconcile.store.revision import outdated
 
 
 @check("roles", cheap=True)
@@ -83,11 +84,8 @@ def revision(look: Look) -> Iterator[Finding]:
     version = state.version(tx)
     if stopped := wrong_schema.without_ledger(tx, found) or wrong_schema.elsewhere(tx, found):
         yield error(*stopped)
-    elif version != schema.VERSION:
-        newer = version is not None and version > schema.VERSION
-        now = f"at revision {version}" if version else "not migrated"
-        step = "install the newer mailglass-reconcile here" if newer else MIGRATE
-        yield error(f"schema {tx.schema} is {now}, this version needs {schema.VERSION}", step)
+    elif wrong := outdated(version):
+        yield error(*wrong)
     else:
         second = wrong_schema.second_set(tx, found)
         faults = [*_faults(look, "schema"), *([warning(*second)] if second else [])]

@@ -19,7 +19,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import catalog, schema, wrong_schema
+from mailglass_reconcile.store import catalog, revision, schema, wrong_schema
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
@@ -72,8 +72,7 @@ def migrate(
             say(f"nothing to do: the database is at revision {schema.VERSION}{owned}")
             return
         steps = Steps(engine, settings, tell, plan=plan)
-        _refuse_newer(engine, settings)
-        _refuse_older(engine, settings)
+        _refuse_another(engine, settings)
         _repair(steps, faults)
         # The plan comes first even if it is not read: it checks whether all that is needed is there.
         _plan(engine, settings, tell if plan else lambda line: None, guard=guard)
@@ -100,8 +99,8 @@ def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
         stopped = wrong_schema.without_ledger(tx, wrong_schema.ledgers(tx))
         if stopped:
             raise DatabaseRefusedError(str(stopped))
-        if state.version(tx) != schema.VERSION:
-            return [hint(f"not migrated: {catalog.MIGRATE}")]
+        if wrong := revision.outdated(state.version(tx)):
+            return [hint(str(wrong))]
         found = catalog.faults(tx)
         return [hint(f"{one.message}: {one.remedy(tx)}") for one in found if one.grave or not one.is_theirs]
 
@@ -130,7 +129,7 @@ def remove(engine: sa.Engine, settings: Settings, tell: Callable[[str], None], *
         if not (ours or tables):
             tell("nothing to do: there is nothing to remove")
             return
-        _refuse_newer(engine, settings)
+        _refuse_another(engine, settings, to_remove=True)
         steps = Steps(engine, settings, tell)
         if ours:
             with _alembic(engine, settings, steps, guard=False) as config:
@@ -173,23 +172,12 @@ def _place(engine: sa.Engine, settings: Settings) -> str:
     return "database {}, schema {}".format(*(json.dumps(name, ensure_ascii=False) for name in names))
 
 
-def _refuse_newer(engine: sa.Engine, settings: Settings) -> None:
+def _refuse_another(engine: sa.Engine, settings: Settings, *, to_remove: bool = False) -> None:
+    """Refuse a newer revision, and, but *to_remove* it, one of an unreleased version."""
     version = _version(engine, settings)
-    if version is not None and version > schema.VERSION:
-        raise DatabaseRefusedError(
-            f"the database is at revision {version}, this version knows {schema.VERSION}:"
-            " install the newer mailglass-reconcile; nothing was changed"
-        )
-
-
-def _refuse_older(engine: sa.Engine, settings: Settings) -> None:
-    """Until the first release, the only revision has another id whenever it changes."""
-    version = _version(engine, settings)
-    if version is not None and version < schema.VERSION:
-        raise DatabaseRefusedError(
-            f"the database is at revision {version} of an unreleased version, this one needs {schema.VERSION}:"
-            " run `mailglass-reconcile migrate --remove`, and then `migrate`; nothing was changed"
-        )
+    wrong = revision.outdated(version) if version else None
+    if wrong and not (to_remove and str(version) < schema.VERSION):
+        raise DatabaseRefusedError(f"{wrong}; nothing was changed")
 
 
 def _version(engine: sa.Engine, settings: Settings) -> str | None:

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mailglass_reconcile.errors import DatabaseRefusedError
-from mailglass_reconcile.store import catalog, schema
+from mailglass_reconcile.store import catalog, revision, schema
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import Transaction
-
-# An ordinary table: reading a view would run its maker's code.
-_HAS_VERSION = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:version_table) AND relkind = 'r')"
 
 _OURS = """
 SELECT count(*) AS anything
@@ -64,8 +61,7 @@ SELECT 'trigger', t.tgname::text, pg_get_userbyid(p.proowner)::text
 
 def version(tx: Transaction) -> str | None:
     """Return the revision that the database is at, or None."""
-    exists = tx.execute(_HAS_VERSION, _names(tx)).scalar_one()
-    return tx.execute(schema.READ_VERSION).scalar_one() if exists else None
+    return revision.of_database(tx)
 
 
 def has_anything(tx: Transaction) -> bool:

@@ -147,7 +147,7 @@ def test_each_database_has_a_lock_of_its_own(empty):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["migrate", "--check"], 1, "not migrated: run `manage.py mailglass migrate`"),
+        (["migrate", "--check"], 1, "the database is not migrated"),
         (["sweep", "--nonsense"], 2, "No such option"),
         (["sweep"], 1, "manage.py mailglass: the database lacks a table, column or function"),
         (["status", "--check"], 1, "run `manage.py mailglass migrate`"),

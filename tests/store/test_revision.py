@@ -1,0 +1,77 @@
+"""A database at another revision than this version's: what is said of it, everywhere in the same words."""
+
+import uuid
+
+import pytest
+
+import commands
+import factories
+from mailglass_reconcile import Sent, record_send, record_webhook
+from mailglass_reconcile.errors import SchemaOutdatedError
+from mailglass_reconcile.store import schema
+from mailglass_reconcile.store.revision import VERSION, outdated
+from recording import event
+
+UNRELEASED = (
+    f"the database is at revision 0001 of an unreleased version, this one needs {VERSION}: run"
+    " `mailglass-reconcile migrate --remove`, and then `mailglass-reconcile migrate`"
+)
+ID = str(uuid.UUID(int=1))
+COMMANDS = [
+    *(
+        ["sweep"],
+        ["sweep", "--dry-run"],
+        ["sweep", "--event", ID, "--yes"],
+        ["prune"],
+        ["dispatch"],
+        ["rekey"],
+    ),
+    *(["status"], ["status", "--check"], ["orphans"], ["explain", ID], ["find", "m-1"], ["doctor"]),
+    *(
+        ["link", ID, ID, "--reason", "r", "--yes"],
+        ["erase", "a@example.com", "--yes"],
+        ["migrate"],
+        ["migrate", "--check"],
+    ),
+]
+
+
+@pytest.fixture
+def earlier(db):
+    """A database of an earlier checkout, which lacks some of this version's functions and columns, with one orphan."""
+    factories.insert(db, events=[factories.orphan_row(factories.postmark("m-1"), id=ID)])
+    db.run("UPDATE mailglass_reconcile_version SET version_num = '0001'")
+    db.run("".join(f"DROP FUNCTION {name} CASCADE;" for name in schema.FUNCTIONS))
+    db.run("ALTER TABLE mailglass_open_orphans DROP COLUMN state")
+    return db
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_every_command_says_how_to_get_past_an_unreleased_revision(earlier, arguments):
+    """`migrate` alone would refuse, so none of them may send the reader there first."""
+    done = commands.tried(earlier, *arguments)
+    assert done.returncode == 1
+    said = "".join((done.stdout + done.stderr).split())
+    assert [part for part in UNRELEASED.split(": ") if part.replace(" ", "") not in said] == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda connection: record_send(connection, provider="postmark", sent=[Sent(recipient="a@b.c", message_id="m")]),
+        lambda connection: record_webhook(connection, provider="postmark", events=[event()]),
+    ],
+    ids=["record_send", "record_webhook"],
+)
+def test_the_writers_say_the_same(earlier, call):
+    """After the mail is sent, the log has nothing else."""
+    with earlier.engine.begin() as connection, pytest.raises(SchemaOutdatedError) as refused:
+        call(connection)
+    assert str(refused.value) == UNRELEASED
+
+
+def test_a_newer_revision_wants_the_newer_version():
+    """And a database without one wants to be migrated."""
+    assert outdated(VERSION) is None
+    assert "install the newer mailglass-reconcile here" in str(outdated("9999"))
+    assert str(outdated(None)).endswith("run `mailglass-reconcile migrate`")
