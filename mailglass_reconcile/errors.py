@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +55,21 @@ class _Called:
 def call_command(command: str) -> None:
     """Let hints name the command as *command*, such as `manage.py mailglass`."""
     _Called.command = command
+
+
+@cache
+def page(name: str) -> str:
+    """Return where a page of the documentation is: its address if this installation knows one, else its file.
+
+    Args:
+        name: The page and its heading, such as `grants.md` or `formats.md#the-lock-of-celerys-sweeps`.
+    """
+    with suppress(metadata.PackageNotFoundError):
+        for url in metadata.metadata("mailglass-reconcile").get_all("Project-URL") or ():
+            label, _, address = url.partition(", ")
+            if label == "Source":
+                return f"{address}/blob/main/docs/{name}"
+    return f"docs/{name} in the repository"
 
 
 def hint(text: str) -> str:
@@ -195,7 +212,8 @@ def _permission_denied(error: DBAPIError) -> str:
     named = _OBJECT.search(str(error.orig).partition("\n")[0])
     return (
         f"permission denied{f' for role {role}' if role else ''}{f' on {named[0]}' if named else ''}: the role lacks a"
-        " privilege, or row-level security would hide rows from it (SQLSTATE 42501); see docs/grants.md"
+        " privilege, or row-level security would hide rows from it (SQLSTATE 42501); see"
+        f" {page('grants.md')}"
     )
 
 

@@ -144,7 +144,11 @@ def reconcile_recent(interval: float = 1.0, tenant_id: str | None = None) -> dic
 
 @shared_task(base=_TaskForNow, name=PRUNE_TASK, expires=PRUNE_EXPIRES_SECONDS, throws=(MailglassReconcileError,))
 def prune() -> dict[str, Any]:
-    """Delete old raw webhooks, and repair the table of open orphans; return the fields of `PruneResult`."""
+    """Delete what its retention has outlived, expire old orphans, repair the table of open orphans.
+
+    That is raw webhooks, events, deliveries, finished rows of the outbox and old runs. Return the fields of
+    `PruneResult`.
+    """
     with _faults_on_one_line(PRUNE_TASK):
         return pruner.prune_with(runtime.database(), _origin()).as_dict()
 

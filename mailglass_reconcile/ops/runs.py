@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mailglass_reconcile import runtime
 from mailglass_reconcile.errors import MailglassReconcileError
 from mailglass_reconcile.ops import history
 from mailglass_reconcile.singleton.lock import Holder, sweep_holder
@@ -54,10 +55,14 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class LockState:
-    """Who holds the lock of the sweeps of all tenants, None if it is free; or why it could not be read."""
+    """Who holds the lock of the sweeps of all tenants, None if it is free; or why it could not be read.
+
+    `not_configured`: this process has no Redis of its own to ask, and none answers at the default address.
+    """
 
     holder: Holder | None = None
     fault: str | None = None
+    not_configured: bool = False
 
 
 def page(database: Database, wanted: Wanted, *, before: int | None = None, size: int = 50) -> Runs:
@@ -77,7 +82,7 @@ def sweep_lock() -> LockState:
     try:
         return LockState(sweep_holder())
     except MailglassReconcileError as error:
-        return LockState(fault=str(error))
+        return LockState(fault=str(error), not_configured=not runtime.redis_was_chosen())
 
 
 def last_success(database: Database) -> dict[str, str]:

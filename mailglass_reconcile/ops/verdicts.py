@@ -120,7 +120,9 @@ def _verdict(one: sa.Row[Any], naming: Sequence[tuple[str, str]]) -> Verdict:
     if one.type in event_types.OWN_TYPES:
         return _unreported(one, naming)
     bounce = one.bounce if one.bounce in ("hard", "soft") else None
-    reason = None if one.reject_reason is None or holds_address(one.reject_reason) else shown(one.reject_reason)
+    reason = (
+        None if one.reject_reason is None or holds_address(one.reject_reason) else f"reason {shown(one.reject_reason)}"
+    )
     details = filter(None, (bounce, smtp_status(one.smtp_status), reason, _ago(one.seconds)))
     if one.type in ("opened", "clicked") and one.delivered_seconds is not None:
         return Verdict(f"{one.type} {_ago(one.seconds)}, delivered {_ago(one.delivered_seconds)}")

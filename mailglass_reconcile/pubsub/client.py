@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, page
 from mailglass_reconcile.pubsub.library import redis
 from mailglass_reconcile.rules import unreachable
 from mailglass_reconcile.rules.unreachable import Server
@@ -73,7 +73,9 @@ def require_timeouts(client: redis.Redis) -> None:
 def async_client(client: redis.Redis) -> redis.asyncio.Redis:
     """Return a new client of redis.asyncio to the server of *client*; nothing connects yet."""
     if not isinstance(client, redis.Redis):
-        raise ConfigurationError(f"subscribing needs a redis.Redis, not a {type(client).__name__}: see docs/redis.md")
+        raise ConfigurationError(
+            f"subscribing needs a redis.Redis, not a {type(client).__name__}: see {page('redis.md#your-own-client')}"
+        )
     theirs: Any = client.connection_pool
     if not isinstance(theirs, redis.sentinel.SentinelConnectionPool):
         kind = _asyncio_class(theirs.connection_class)

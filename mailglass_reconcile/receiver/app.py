@@ -147,7 +147,7 @@ class Receiver:
     async def _answer(self, scope: Scope, receive: _Arriving) -> Answer:
         provider = scope["path"].rstrip("/").rpartition("/")[2]
         if scope["method"] in ("GET", "HEAD"):  # Mandrill and Unisender Go look before they accept an address
-            if provider == "metrics" and self.metrics_token is not None:
+            if provider == "metrics":
                 return self._metrics(scope, self.metrics_token)
             return _HERE if provider == "healthz" or registry.is_known(provider) else _UNKNOWN
         if scope["method"] != "POST":
@@ -171,7 +171,9 @@ class Receiver:
         self.results[providers.canonical(provider), _result(answer)] += 1
         return answer
 
-    def _metrics(self, scope: Scope, token: str) -> Answer:
+    def _metrics(self, scope: Scope, token: str | None) -> Answer:
+        if token is None:
+            return Answer(404, "no metrics here: `mailglass-reconcile receive` has them if MAILGLASS_WEB_TOKEN is set")
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not equal(given.strip(), token):
             return Answer(401, "the token is missing or wrong", ((b"www-authenticate", b'Bearer realm="metrics"'),))

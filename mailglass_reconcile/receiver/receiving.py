@@ -33,7 +33,8 @@ def receive(
     """Verify and parse a provider's webhook, and record its events, all in your transaction.
 
     After your commit, call `broadcast` and return 200. Return 401 for a `SignatureError`, 400 for an
-    `InvalidWebhookError`, and 503 for everything else (429 to Brevo), so that the provider repeats the webhook.
+    `InvalidWebhookError` or an `InvalidEventError`, and 503 for everything else (429 to Brevo), so that the provider
+    repeats the webhook.
 
     Args:
         connection: A SQLAlchemy Connection or Session in a transaction, which you commit.

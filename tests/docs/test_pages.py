@@ -196,21 +196,30 @@ def test_every_link_of_a_page_leads_somewhere(page):
         assert file in {page, *SITE} or file.is_relative_to(within), f"{target} leaves {within.name}/"
         assert file.exists(), target
         if anchor:
-            slugs = [
-                re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in HEADINGS.findall(file.read_text())
-            ]
-            assert anchor in slugs, target
+            assert anchor in slugs(file), target
+
+
+def slugs(file):
+    """Return the anchors of a page's headings."""
+    return [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in HEADINGS.findall(file.read_text())]
 
 
 def test_every_page_that_the_package_names_is_there():
-    """In errors and docstrings, such as `docs/grants.md`; with its heading, if one is named."""
-    named = set()
+    """In docstrings, such as `docs/formats.md`, and in errors, whose headings are there too."""
+    mentioned, in_errors = set(), set()
     for path in (pages.ROOT / "mailglass_reconcile").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                named |= set(re.findall(r"\bdocs/[\w./-]+\.\w+", node.value))
-    assert named
-    assert not [name for name in named if not (pages.ROOT / name).exists()]
+                mentioned |= set(re.findall(r"\bdocs/[\w./-]+\.\w+", node.value))
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "page":
+                in_errors.add(node.args[0].value)
+    assert mentioned
+    assert not [name for name in mentioned if not (pages.ROOT / name).exists()]
+    assert {"grants.md", "formats.md#the-lock-of-celerys-sweeps"} <= in_errors
+    for target in in_errors:
+        name, _, anchor = target.partition("#")
+        assert not anchor or anchor in slugs(DOCS / name), target
+        assert (DOCS / name).exists()
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ def test_before_the_first_sweep_status_counts_and_says_that_nobody_has_swept(db)
     insert(db, [], [orphan_row(postmark("m-1"))])
     found = status(db.database)
     assert (found.eligible, found.healthy) == (1, False)
-    assert found.problems[0].startswith("no full sweep has run yet")
+    assert found.problems[0].startswith("no full sweep of all tenants has run yet")
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_check_is_one_line_and_an_exit_code(db, command):
     """A sweep by command counts as a success; a database that is away is named, on the same line."""
     finished = command("status", "--check")
     assert (finished.returncode, finished.stdout.count("\n")) == (1, 1)
-    assert finished.stdout.startswith("unhealthy: no full sweep has run yet")
+    assert finished.stdout.startswith("unhealthy: no full sweep of all tenants has run yet")
     command("sweep")
     finished = command("status", "--check")
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "healthy\n", "")

@@ -86,7 +86,7 @@ def test_a_bounce_has_its_kind_its_codes_and_its_reason(db, attached):
     if attached:
         with db.begin() as connection:
             record(connection, bounced)
-    expected = "bounced, hard, 550 5.1.1, invalid, 2 hours ago"
+    expected = "bounced, hard, 550 5.1.1, reason invalid, 2 hours ago"
     assert verdict(db, str(sent.delivery_id)).sentence == expected
 
 

@@ -265,7 +265,7 @@ def test_the_command_counts_and_erases(db):
 
 
 def test_the_command_reads_the_address_from_standard_input(db):
-    """So that no history of a shell keeps the address that is erased; at a terminal it asks for it, and then whether."""
+    """So that no history of a shell keeps the address; at a terminal it asks for it, and then for a confirmation."""
     factories.delivery(db, recipient=ADA)
     counted = commands.run(db, "erase", "-", "--dry-run", stdin=f"{ADA.upper()}\n")
     assert "from 1 delivery" in counted.stdout

@@ -231,7 +231,7 @@ def test_anyone_may_see_whether_all_is_well_and_only_the_token_shows_what_is_wro
     answer = Visitor(closed, None).get(f"/readyz?token={TOKEN}")
     assert (answer.status_code, answer.text) == (503, "unhealthy\n")
     told = Visitor(closed).get("/readyz").text
-    assert told.startswith("unhealthy: no full sweep has run yet")
+    assert told.startswith("unhealthy: no full sweep of all tenants has run yet")
     assert told.count("\n") == 1
     mailglass_reconcile.reconcile()
     assert Visitor(app(db), None).get("/readyz").text == "healthy\n"

@@ -58,7 +58,7 @@ def test_a_new_installation_has_not_started_yet_and_has_steps(db):
     assert note(page(db)).count("Done.") == 2
     assert 'class="note bad"' not in page(db)
     factories.orphan(db, factories.postmark("late"), age_seconds=3_600)
-    assert "1 problem No full sweep has run yet" in note(page(db))
+    assert "1 problem No full sweep of all tenants has run yet" in note(page(db))
 
 
 def test_another_revision_is_not_a_database_that_does_not_answer(db):

@@ -9,9 +9,10 @@ from pydantic import SecretStr
 
 import factories
 import mailglass_reconcile
-from browsing import Visitor, app
+from browsing import TOKEN, Visitor, app
 from mailglass_reconcile import runtime
 from mailglass_reconcile.singleton.lock import LockBackend, key_of, queued, running
+from mailglass_reconcile.web import create_app
 
 IDLE = """
 INSERT INTO mailglass_reconcile_runs (started_at, finished_at, kind, origin, status, runs, linked, duration_ms)
@@ -154,3 +155,15 @@ def test_handlers_are_shown_by_type_error_and_handler_with_the_next_attempt(db):
     assert "ConnectTimeout done: shop.note in 6 minutes 2" in found[1]
     assert 'data-copy="mailglass-reconcile dispatch --retry"' in text
     assert len(re.findall(r'href="\./events/', text)) == 5
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_lock_is_an_alarm_only_if_a_redis_was_configured(db, chosen):
+    """The dashboards of docker-compose.yml and kubernetes.yml have none, on purpose."""
+    unreachable = {"redis_url": SecretStr("redis://127.0.0.1:1/0"), "web_token": SecretStr(TOKEN)}
+    settings = db.settings.model_copy(update=unreachable)
+    if not chosen:
+        settings.__pydantic_fields_set__.discard("redis_url")
+    mailglass_reconcile.configure(engine=db.engine, settings=settings)
+    page = Visitor(create_app()).get("/runs").text.partition('id="lock"')[2].partition("</section>")[0]
+    assert ("alarm" in page, "Not shown: the dashboard has no MAILGLASS_REDIS_URL." in page) == (chosen, not chosen)

@@ -22,7 +22,7 @@ from django.utils.module_loading import import_string
 from mailglass_reconcile import runtime, webhooks
 from mailglass_reconcile.contrib import anymail
 from mailglass_reconcile.contrib.django import database
-from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError
+from mailglass_reconcile.errors import ConfigurationError, InvalidEventError, MailglassReconcileError, page
 from mailglass_reconcile.record import checking, failures
 from mailglass_reconcile.record.sends import record_send
 from mailglass_reconcile.record.webhooks import record_webhook
@@ -63,11 +63,12 @@ def record_what_was_sent(*, message: Any, status: Any, esp_name: str, **_others:
             )
     except Exception as error:  # Anymail would raise it in the code that sent the message
         logger.error(
-            "a send by %s was not recorded: %s (tenant %s, message ids %s; docs/django.md: record it by hand)",
+            "a send by %s was not recorded: %s (tenant %s, message ids %s); record it by hand: %s",
             esp_name,
             failures.reason(error),
             shown(tenant),
             ids,
+            page("django.md#a-send-that-was-not-recorded"),
         )
 
 

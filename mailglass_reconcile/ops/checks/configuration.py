@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from mailglass_reconcile import runtime
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, page
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
 from mailglass_reconcile.rules.humanize import nearest, shown
 from mailglass_reconcile.settings import ENV_PREFIX, Settings
@@ -28,7 +28,9 @@ def settings() -> Iterator[Finding]:
     for name in unknown:
         meant = nearest(name, known, likeness=0.75)
         asked = f"; did you mean {meant}?" if meant else ""
-        step = f"rename it to {meant}, or remove it" if meant else "remove it; docs/settings.md lists the settings"
+        step = (
+            f"rename it to {meant}, or remove it" if meant else f"remove it; {page('settings.md')} lists the settings"
+        )
         yield warning(f"nothing reads the variable {shown(name)}{asked}", step)
     if not unknown:
         yield ok("every MAILGLASS_* variable is known and has a value that can be used")

@@ -51,8 +51,7 @@ def handled_types(look: Look) -> Iterator[Finding]:
     """Each type that has handlers has a dispatcher."""
     for one in look.unseen:
         yield error(
-            f"no dispatcher has named a handler of {one.type} for {age(one.seconds)}, and events of this type wait for"
-            " one",
+            f"no dispatcher has named a handler of {one.type} for {age(one.seconds)}, so none runs on these events",
             "start a dispatcher that has the handlers' module in MAILGLASS_IMPORTS; if the handlers are gone for good,"
             f" run `mailglass-reconcile dispatch --forget {one.type}`",
             (*OF_THE_WORKER, "beat"),

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from mailglass_reconcile import pubsub, runtime
-from mailglass_reconcile.errors import ConfigurationError
+from mailglass_reconcile.errors import ConfigurationError, page
 from mailglass_reconcile.ops.checks.check import Finding, check, error, ok, warning
 from mailglass_reconcile.pubsub import TEST_MESSAGE, events_channel
 from mailglass_reconcile.rules import unreachable
@@ -60,7 +60,8 @@ def redis(it: Redis) -> Iterator[Finding]:
         it.fault = ConfigurationError("a replica")
         yield error(
             f"the {server.kind} at {server.place} is a replica: {LOST}",
-            "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…): docs/redis.md",
+            "let MAILGLASS_REDIS_URL name the master; behind Sentinel, use configure(redis=…):"
+            f" {page('redis.md#sentinel')}",
         )
     else:
         yield ok(f"connected to {server.kind} at {server.place}")

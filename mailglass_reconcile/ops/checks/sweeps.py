@@ -42,7 +42,7 @@ def sweeps(look: Look) -> Iterator[Finding]:
     because = (*OF_THE_DATABASE, *OF_THE_WORKER, "beat")
     if past.success_age is None and past.last is None:
         step = "run `mailglass-reconcile sweep`; then start a worker and beat, or run it every five minutes from cron"
-        yield error("no full sweep has run yet", step, because)
+        yield error("no full sweep of all tenants has run yet", step, because)
     elif past.last is not None and past.last.status == "failed":
         named = shown(past.last.error or "no error was noted")
         yield error(f"the last full sweep failed {age(past.last.age)} ago ({named})", SWEEP, because)

@@ -17,6 +17,7 @@ from mailglass_reconcile.errors import (
     LOCK_NOT_AVAILABLE,
     DatabaseRefusedError,
     SchemaOutdatedError,
+    page,
     sqlstate,
 )
 from mailglass_reconcile.settings import Settings
@@ -128,8 +129,9 @@ class Steps:
         if not fault:
             return
         if partitioned and not self._plan:
+            steps = page("upgrading.md#a-partitioned-mailglass_deliveries")
             raise DatabaseRefusedError(
-                f"table {table} is partitioned: build the index {name} by hand, as docs/upgrading.md describes,"
+                f"table {table} is partitioned: build the index {name} by hand, as {steps} describes,"
                 " then run migrate again; the steps before this one are done"
             )
         if fault == schema.INVALID:

@@ -322,7 +322,7 @@ def test_sweeps_and_a_beat_that_have_stopped(db: Database) -> None:
     def said() -> dict[str, str]:
         return {one.check: one.message for one in report() if one.status == ERROR}
 
-    assert said() == {"sweeps": "no full sweep has run yet"}
+    assert said() == {"sweeps": "no full sweep of all tenants has run yet"}
     db.run(RUN, minutes=40, origin="beat", status="ok")
     assert said() == {
         "beat": "no run that beat queued has ended for 40 minutes; no full sweep has succeeded for 40 minutes (limit"

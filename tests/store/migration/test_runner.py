@@ -391,7 +391,9 @@ def test_a_sweep_of_a_database_that_is_not_migrated_says_what_to_run(empty_datab
         database.run("UPDATE mailglass_reconcile_version SET version_num = '0000'")
     with pytest.raises(SchemaOutdatedError) as error:
         sweep(database, redis_url)
-    assert "run `mailglass-reconcile migrate`" in str(error.value)
+    remove = "run `mailglass-reconcile migrate --remove`, and then "
+    assert str(error.value).partition("(")[0].strip().endswith("`mailglass-reconcile migrate`")
+    assert (remove in str(error.value)) == (state == "outdated")
     assert "\n" not in str(error.value)
 
 
