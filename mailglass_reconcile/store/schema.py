@@ -5,31 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mailglass_reconcile.rules import addresses
-from mailglass_reconcile.store import revision, wrong_schema
+from mailglass_reconcile.store import revision, script, wrong_schema
 from mailglass_reconcile.store.database import Transaction, array_literal
 
 VERSION = revision.VERSION
 VERSION_TABLE = wrong_schema.VERSION_TABLE
-TABLES: Mapping[str, str] = {
-    "mailglass_open_orphans": "event_id tenant_id arrived_at",
-    "mailglass_open_orphan_ids": "event_id position candidate_id",
-    "mailglass_reconcile_runs": "started_at finished_at kind status",
-    "mailglass_handler_outbox": "event_id type attempts next_at",
-    "mailglass_handled_types": "type seen_at",
-}
-"""Our tables, each with the columns by which it is recognised as ours, in every version."""
-
-# Nothing in it depends on a locale, as lower() does, or on a search_path, or can fail. The letters that are lowered are
-# those of ASCII, and the characters that are left out are what Python calls white space.
-RECIPIENT_KEY = rf"""pg_catalog.hashtextextended(coalesce(substring(pg_catalog.regexp_replace(
-  pg_catalog.translate(
-    pg_catalog.left(recipient, 1000) COLLATE pg_catalog."C",
-    E'ABCDEFGHIJKLMNOPQRSTUVWXYZ \t\n\x0b\f\r\x1c\x1d\x1e\x1f\u0085\u00a0\u1680\u2000\u2001\u2002'
-    '\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000',
-    'abcdefghijklmnopqrstuvwxyz'),
-  '^.*<([^<>]*)>$', E'\\1') FROM '{addresses.INDEXED}'), ''), 0)"""
-"""What our index on deliveries has of a recipient: equal wherever addresses compare as equal."""
+TABLES: Mapping[str, str] = {name: step.columns[0] for name, step in script.of_kind("table").items()}
+"""Our tables, each with the column by which it is recognised as ours, in every version."""
 
 
 class Index(NamedTuple):
@@ -57,33 +39,18 @@ class Index(NamedTuple):
 
 
 INDEXES: Mapping[str, Index] = {
-    "mailglass_open_orphans_arrival_idx": Index("mailglass_open_orphans", "(arrived_at, event_id)"),
-    "mailglass_open_orphan_ids_candidate_idx": Index("mailglass_open_orphan_ids", "(candidate_id)"),
-    "mailglass_reconcile_runs_minute_idx": Index(
-        "mailglass_reconcile_runs",
-        "(kind, origin, status, coalesce(tenant_id, ''),"
-        " pg_catalog.date_trunc(CASE kind WHEN 'dispatch' THEN 'hour' ELSE 'minute' END, started_at))"
-        " WHERE kind IN ('recent', 'dispatch')",
-        unique=True,
-    ),
-    "mailglass_reconcile_runs_kind_idx": Index("mailglass_reconcile_runs", "(kind, id)"),
-    "mailglass_handler_outbox_due_idx": Index(
-        "mailglass_handler_outbox", "(state, type, least(attempts, 1), next_at) WHERE state <> 'dispatched'"
-    ),
-    "mailglass_handler_outbox_finished_idx": Index(
-        "mailglass_handler_outbox", "(finished_at) WHERE state = 'dispatched'"
-    ),
-    # Over hashes: no value is too long for it.
-    "mailglass_deliveries_reconcile_idx": Index(
-        "mailglass_deliveries",
-        "(pg_catalog.hashtextextended(provider_message_id, 0), pg_catalog.hashtextextended(tenant_id, 0),"
-        f" ({RECIPIENT_KEY}))",
-    ),
-    "mailglass_webhook_events_prune_idx": Index(
-        "mailglass_webhook_events", "(status, inserted_at)", columns="status inserted_at"
-    ),
+    name: Index(
+        step.table,
+        step.indexed,
+        unique=step.is_unique,
+        columns="status inserted_at" if step.table == "mailglass_webhook_events" else "",
+    )
+    for name, step in script.of_kind("index").items()
 }
 """Our indexes, on our tables and on Mailglass's."""
+
+RECIPIENT_KEY = INDEXES["mailglass_deliveries_reconcile_idx"].on.partition("  (")[2].removesuffix("))")
+"""What our index on deliveries has of a recipient: equal wherever addresses compare as equal."""
 
 MAILGLASS_INDEXES: Mapping[str, Index] = {
     "mailglass_events_pkey": Index("mailglass_events", "(id)", unique=True, columns="id", partitionable=True),
@@ -137,7 +104,7 @@ KEYS: Mapping[str, Index] = {
 
 ALL_INDEXES: Mapping[str, Index] = {**KEYS, **INDEXES, **MAILGLASS_INDEXES}
 
-TRIGGERS = ("mailglass_open_orphans_add", "mailglass_open_orphans_remove")
+TRIGGERS = tuple(script.of_kind("trigger"))
 """Each trigger calls the function of its own name."""
 GUARD = "mailglass_events_no_truncate"
 """The trigger against TRUNCATE, and its function; not every installation has it."""
@@ -149,23 +116,8 @@ IMMUTABLE = "mailglass_events_immutable_trigger"
 RETENTION = ("mailglass_prune_events", "mailglass_prune_deliveries")
 """The functions that delete what is old; only on tables that `migrate` made."""
 
-FUNCTIONS = tuple(
-    f"mailglass_reconcile_{name}"
-    for name in (
-        "credible_v1",
-        "project_v1",
-        "tenants_of_deliveries_v1",
-        "tenants_of_events_v1",
-        "tenants_of_orphans_v1",
-        "close_v1",
-        "link_v1",
-        "append_v1",
-        "store_sends_v1",
-        "deliveries_of_ids_v1",
-        "after_commit_v1",
-    )
-)
-"""The functions that everybody may call; `alembic/versions/0001_statements.sql` has them."""
+FUNCTIONS = tuple(name for name in script.of_kind("function") if name not in TRIGGERS)
+"""The functions that everybody may call."""
 
 # Mailglass's own migrations make `mailglass_suppressions`; ours make the functions of retention, and one that refuses
 # every other DELETE.

@@ -22,7 +22,7 @@ BREAKS = (
         "a link is appended without ON CONFLICT",
         (
             (
-                "alembic/versions/0001_statements.sql",
+                "alembic/schema/linking.sql",
                 "      FROM claimed\n        ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL"
                 " DO NOTHING\n",
                 "      FROM claimed\n",
@@ -35,7 +35,7 @@ BREAKS = (
         "an event that was not inserted is projected",
         (
             (
-                "alembic/versions/0001_statements.sql",
+                "alembic/schema/linking.sql",
                 "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
                 "    SELECT * FROM claimed\n",
             ),
@@ -47,7 +47,7 @@ BREAKS = (
         "a prune takes a delivery's old events although its latest one is young",
         (
             (
-                "alembic/versions/0001_retention.sql",
+                "alembic/schema/retention.sql",
                 "e.inserted_at >= bound ORDER BY e.occurred_at DESC",
                 "false ORDER BY e.occurred_at DESC",
             ),
@@ -64,7 +64,7 @@ BREAKS = (
                 "if True:",
             ),
             (
-                "alembic/versions/0001_statements.sql",
+                "alembic/schema/linking.sql",
                 " AND d.tenant_id IS NOT DISTINCT FROM o.tenant_id\n",
                 "\n",
             ),
@@ -76,7 +76,7 @@ BREAKS = (
         "the trigger believes an infinite arrival",
         (
             (
-                "alembic/versions/0001e_open_orphans.py",
+                "alembic/schema/open_orphans.sql",
                 " OR NOT isfinite(NEW.inserted_at)\n",
                 "\n",
             ),
@@ -88,7 +88,7 @@ BREAKS = (
         "a final state ends with the next report",
         (
             (
-                "alembic/versions/0001_statements.sql",
+                "alembic/schema/projection.sql",
                 "         terminal = d.terminal OR c.terminal,\n",
                 "         terminal = c.terminal,\n",
             ),
@@ -100,7 +100,7 @@ BREAKS = (
         "two lists are joined pair by pair",
         (
             (
-                "alembic/versions/0001_statements.sql",
+                "alembic/schema/linking.sql",
                 "    SELECT * FROM claimed WHERE (id IN (SELECT id FROM appended)) IS TRUE\n",
                 "    SELECT * FROM claimed WHERE id IN (SELECT id FROM appended)\n",
             ),
@@ -151,7 +151,7 @@ BREAKS = (
         "an event of any type closes an orphan",
         (
             (
-                "alembic/versions/0001e_open_orphans.py",
+                "alembic/schema/open_orphans.sql",
                 "  WHEN (NEW.type = 'reconciled'\n        AND current_setting",
                 "  WHEN (current_setting",
             ),

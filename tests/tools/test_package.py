@@ -30,9 +30,12 @@ def test_the_wheel_holds_the_package_and_the_migrations(wheel):
     files = [path for path in (ROOT / "mailglass_reconcile").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert {path.relative_to(ROOT).as_posix() for path in files} <= set(names)
     assert "mailglass_reconcile/_alembic/env.py" in names
-    revisions = {f"mailglass_reconcile/_alembic/versions/{path.name}" for path in ROOT.glob("alembic/versions/*.py")}
-    assert revisions
-    assert revisions <= set(names)
+    for folder, pattern in (("versions", "*.py"), ("schema", "*.sql")):
+        scripts = {
+            f"mailglass_reconcile/_alembic/{folder}/{path.name}" for path in ROOT.glob(f"alembic/{folder}/{pattern}")
+        }
+        assert scripts
+        assert scripts <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"mailglass_reconcile"}
 
 

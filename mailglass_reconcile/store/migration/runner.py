@@ -10,8 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
-from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
@@ -19,7 +17,7 @@ from alembic.config import Config
 
 from mailglass_reconcile.errors import DatabaseRefusedError, SchemaOutdatedError, database_errors, hint
 from mailglass_reconcile.settings import Settings
-from mailglass_reconcile.store import catalog, revision, schema, wrong_schema
+from mailglass_reconcile.store import catalog, revision, schema, script, wrong_schema
 from mailglass_reconcile.store.catalog import Fault
 from mailglass_reconcile.store.database import LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, Database, Transaction
 from mailglass_reconcile.store.engines import connect, create_engine
@@ -89,8 +87,11 @@ def _repair(steps: Steps, faults: Sequence[Fault]) -> None:
         if one.kind == "indexes" and not one.is_theirs:
             steps.create_index(one.name)
         elif one.name == schema.IMMUTABLE:
-            immutability = _scripts() / "versions" / "0001_immutability.sql"
-            steps.run("refuse UPDATE and DELETE of mailglass_events again", immutability.read_text())
+            names = ("mailglass_raise_immutability", schema.IMMUTABLE)
+            steps.run(
+                "refuse UPDATE and DELETE of mailglass_events again",
+                "\n\n".join(step.sql for step in script.steps() if step.name in names),
+            )
 
 
 def lacking(engine: sa.Engine, settings: Settings) -> list[str]:
@@ -201,7 +202,7 @@ def _alembic(
     engine: sa.Engine, settings: Settings, steps: Steps, *, guard: bool, output: io.StringIO | None = None
 ) -> Iterator[Config]:
     config = Config(output_buffer=output)
-    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.set_main_option("script_location", str(script.folder()).replace("%", "%%"))
     with _handed_over(config, engine, settings, steps, guard=guard):
         yield config
 
@@ -229,9 +230,3 @@ def _handed_over(config: Config, engine: sa.Engine, settings: Settings, steps: S
 def _scope(connection: sa.Connection) -> None:
     timeouts = {"lock_timeout": str(LOCK_TIMEOUT_MS), "statement_timeout": str(STATEMENT_TIMEOUT_MS)}
     connection.execute(sa.text(_SCOPE), timeouts)
-
-
-def _scripts() -> Path:
-    """The revisions: inside the installed package, or at the top level of a checkout."""
-    installed = Path(str(files("mailglass_reconcile"))) / "_alembic"
-    return installed if installed.is_dir() else installed.parent.parent / "alembic"

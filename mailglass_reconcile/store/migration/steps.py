@@ -44,10 +44,6 @@ _COLUMNS = """
 SELECT a.attname::text FROM pg_attribute AS a
  WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
 """
-_FUNCTIONS = """
-SELECT EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-                WHERE n.nspname = :schema AND p.proname = ANY (CAST(:names AS text[])))
-"""
 _IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'p')"
 
 _NO_TIMEOUTS = """
@@ -97,7 +93,7 @@ class Steps:
                     ) from None
                 time.sleep(2 * LOCK_TIMEOUT_MS / 1000)
 
-    def create_table(self, name: str, sql: str, *, columns: str) -> None:
+    def create_table(self, name: str, sql: str, *, columns: Sequence[str]) -> None:
         """Create one of our tables with its indexes; if it is there, check its *columns* and build missing indexes."""
         indexes = [one for one, index in schema.INDEXES.items() if index.table == name]
         with Database(self._engine, self._settings).reading() as tx:
@@ -105,20 +101,13 @@ class Steps:
         if not found:
             built = [f"{catalog.creating(one, concurrently=False)};" for one in indexes]
             self.run(f"create {name}", "\n".join([sql.strip(), *built]))
-        elif missing := sorted(set(columns.split()) - found):
+        elif missing := sorted(set(columns) - found):
             raise SchemaOutdatedError(
                 f"table {name} lacks {', '.join(missing)}: run `mailglass-reconcile migrate --remove`, then `migrate`"
             )
         else:
             for one in indexes:
                 self.create_index(one)
-
-    def create_functions(self, title: str, sql: str, *, replacing: str, names: Sequence[str]) -> None:
-        """Create trigger functions and their triggers; what an earlier migration left of them is replaced."""
-        wanted = {"schema": self._settings.database_schema, "names": list(names)}
-        with Database(self._engine, self._settings).reading() as tx:
-            there = tx.execute(_FUNCTIONS, wanted).scalar_one()
-        self.run(title, replacing + sql if there else sql)
 
     def create_index(self, name: str) -> None:
         """Build an index without blocking writers, unless it is there; an interrupted build is replaced."""

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +21,7 @@ from mailglass_reconcile.contrib.django import database, migrations
 from mailglass_reconcile.contrib.django.apps import COMMAND
 from mailglass_reconcile.rules import states
 from mailglass_reconcile.singleton import lock
-from mailglass_reconcile.store import schema
+from mailglass_reconcile.store import schema, script
 from mailglass_reconcile.store.migration import runner
 
 APP = "mailglass_reconcile"
@@ -44,7 +43,7 @@ def is_current():
 
 def test_each_revision_has_a_migration_of_djangos_with_its_name():
     """Otherwise an upgrade of the package would leave Django nothing to apply."""
-    revisions = {path.stem for path in (Path(runner._scripts()) / "versions").glob("*.py")}
+    revisions = {path.stem for path in (script.folder() / "versions").glob("*.py")}
     assert {module.name for module in pkgutil.iter_modules(migrations.__path__)} == revisions
     assert max(revisions).partition("_")[0] == schema.VERSION
 

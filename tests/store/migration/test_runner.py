@@ -177,7 +177,7 @@ def test_a_plan_tells_the_steps_and_their_sql_and_changes_nothing(unmigrated, sh
     assert not database.is_current()
     text = "\n".join(told)
     schema = SCHEMAS[shape]
-    for sql in (f'CREATE TABLE "{schema}".mailglass_open_orphans', "CREATE TRIGGER mailglass_open_orphans_add",
+    for sql in (f'CREATE TABLE "{schema}".mailglass_open_orphans', "TRIGGER mailglass_open_orphans_add",
                 "CREATE INDEX CONCURRENTLY", f"CREATE TABLE {schema}.mailglass_reconcile_version",
                 f"INSERT INTO {schema}.mailglass_reconcile_version"):  # fmt: skip
         assert sql in text

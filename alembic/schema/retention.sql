@@ -1,6 +1,7 @@
 -- Retention: the only way to delete from the ledger, and only on tables that `migrate` made. CREATE OR REPLACE keeps
 -- the grants. Each function is one batch of a walk, by tenant and time; the caller commits it and hands its place on.
 
+-- step: function mailglass_prune_events [made here]
 -- Deletes events that are older than so many days: of each delivery all, with the orphans linked to it, or none; and
 -- orphans that have expired. An event that a handler waits for or has given up on keeps its delivery's events.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_events(
@@ -129,6 +130,9 @@ BEGIN
 END;
 $$;
 
+REVOKE ALL ON FUNCTION {schema}.mailglass_prune_events(integer, integer, text, timestamp, bigint) FROM PUBLIC;
+
+-- step: function mailglass_prune_deliveries [made here]
 -- Deletes deliveries that are older than so many days and have no event left.
 CREATE OR REPLACE FUNCTION {schema}.mailglass_prune_deliveries(
     days integer, size integer, INOUT after_tenant text, INOUT after_time timestamp, INOUT passed bigint,
@@ -201,5 +205,4 @@ BEGIN
 END;
 $$;
 
-REVOKE ALL ON FUNCTION {schema}.mailglass_prune_events(integer, integer, text, timestamp, bigint),
-                       {schema}.mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION {schema}.mailglass_prune_deliveries(integer, integer, text, timestamp, bigint) FROM PUBLIC;

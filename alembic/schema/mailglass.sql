@@ -1,0 +1,134 @@
+-- Mailglass's tables as its own migrations make them, for databases without a Mailglass; and what keeps the ledger
+-- append-only there.
+
+-- step: table mailglass_deliveries [made here]
+CREATE TABLE {schema}.mailglass_deliveries (
+  id                  uuid PRIMARY KEY,
+  tenant_id           text NOT NULL,
+  mailable            text NOT NULL,
+  stream              text NOT NULL,
+  recipient           text NOT NULL,
+  recipient_domain    text NOT NULL,
+  provider            text,
+  provider_message_id text,
+  last_event_type     text NOT NULL,
+  last_event_at       timestamp NOT NULL,
+  terminal            boolean NOT NULL DEFAULT false,
+  dispatched_at       timestamp,
+  delivered_at        timestamp,
+  bounced_at          timestamp,
+  complained_at       timestamp,
+  suppressed_at       timestamp,
+  metadata            jsonb NOT NULL DEFAULT '{}',
+  lock_version        integer NOT NULL DEFAULT 1,
+  idempotency_key     text,
+  status              varchar(255) NOT NULL DEFAULT 'queued',
+  last_error          jsonb,
+  inserted_at         timestamp NOT NULL,
+  updated_at          timestamp NOT NULL
+);
+
+-- step: index mailglass_deliveries_provider_msg_id_idx [made here]
+CREATE UNIQUE INDEX mailglass_deliveries_provider_msg_id_idx
+  ON {schema}.mailglass_deliveries (provider, provider_message_id) WHERE provider_message_id IS NOT NULL;
+
+-- step: index mailglass_deliveries_idempotency_key_unique_idx [made here]
+CREATE UNIQUE INDEX mailglass_deliveries_idempotency_key_unique_idx
+  ON {schema}.mailglass_deliveries (idempotency_key) WHERE idempotency_key IS NOT NULL;
+
+-- step: index mailglass_deliveries_tenant_recent_idx [made here]
+CREATE INDEX mailglass_deliveries_tenant_recent_idx ON {schema}.mailglass_deliveries (tenant_id, last_event_at DESC);
+
+-- step: index mailglass_deliveries_tenant_recipient_idx [made here]
+CREATE INDEX mailglass_deliveries_tenant_recipient_idx ON {schema}.mailglass_deliveries (tenant_id, recipient);
+
+-- step: index mailglass_deliveries_tenant_stream_terminal_idx [made here]
+CREATE INDEX mailglass_deliveries_tenant_stream_terminal_idx
+  ON {schema}.mailglass_deliveries (tenant_id, stream, terminal, last_event_at DESC);
+
+-- step: table mailglass_events [made here]
+CREATE TABLE {schema}.mailglass_events (
+  id                   uuid PRIMARY KEY,
+  tenant_id            text NOT NULL,
+  delivery_id          uuid,
+  type                 text NOT NULL,
+  occurred_at          timestamp NOT NULL,
+  idempotency_key      text,
+  reject_reason        text,
+  normalized_payload   jsonb NOT NULL DEFAULT '{}',
+  metadata             jsonb NOT NULL DEFAULT '{}',
+  trace_id             text,
+  needs_reconciliation boolean NOT NULL DEFAULT false,
+  inserted_at          timestamp NOT NULL DEFAULT now()
+);
+
+-- step: index mailglass_events_idempotency_key_idx [made here]
+CREATE UNIQUE INDEX mailglass_events_idempotency_key_idx
+  ON {schema}.mailglass_events (idempotency_key) WHERE idempotency_key IS NOT NULL;
+
+-- step: index mailglass_events_delivery_idx [made here]
+CREATE INDEX mailglass_events_delivery_idx
+  ON {schema}.mailglass_events (delivery_id, occurred_at) WHERE delivery_id IS NOT NULL;
+
+-- step: index mailglass_events_tenant_recent_idx [made here]
+CREATE INDEX mailglass_events_tenant_recent_idx ON {schema}.mailglass_events (tenant_id, inserted_at DESC);
+
+-- step: index mailglass_events_needs_reconcile_idx [made here]
+CREATE INDEX mailglass_events_needs_reconcile_idx
+  ON {schema}.mailglass_events (tenant_id, inserted_at) WHERE needs_reconciliation = true;
+
+-- step: table mailglass_webhook_events [made here]
+CREATE TABLE {schema}.mailglass_webhook_events (
+  id                    uuid PRIMARY KEY,
+  tenant_id             text NOT NULL,
+  provider              text NOT NULL,
+  provider_event_id     text NOT NULL,
+  event_type_raw        text NOT NULL,
+  event_type_normalized text,
+  status                text NOT NULL,
+  raw_payload           jsonb NOT NULL,
+  received_at           timestamp NOT NULL,
+  processed_at          timestamp,
+  inserted_at           timestamp NOT NULL,
+  updated_at            timestamp NOT NULL
+);
+
+-- step: index mailglass_webhook_events_provider_event_id_idx [made here]
+CREATE UNIQUE INDEX mailglass_webhook_events_provider_event_id_idx
+  ON {schema}.mailglass_webhook_events (provider, provider_event_id);
+
+-- step: index mailglass_webhook_events_tenant_status_idx [made here]
+CREATE INDEX mailglass_webhook_events_tenant_status_idx
+  ON {schema}.mailglass_webhook_events (tenant_id, status) WHERE status IN ('failed', 'dead');
+
+-- step: function mailglass_raise_immutability [made here]
+-- The functions of retention run as the owner, with a setting that ends with them. By this function `migrate` also
+-- knows that it made the tables.
+CREATE OR REPLACE FUNCTION {schema}.mailglass_raise_immutability() RETURNS trigger
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF TG_OP = 'DELETE' AND current_setting('mailglass_reconcile.retention', true) = 'on' THEN
+    IF current_user = (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = TG_RELID) THEN
+      RETURN OLD;
+    END IF;
+  END IF;
+  RAISE SQLSTATE '45A01'
+    USING MESSAGE = 'mailglass_events is append-only; UPDATE and DELETE are forbidden';
+END;
+$$;
+
+-- step: trigger mailglass_events_immutable_trigger [made here]
+CREATE OR REPLACE TRIGGER mailglass_events_immutable_trigger
+  BEFORE UPDATE OR DELETE ON {schema}.mailglass_events
+  FOR EACH ROW EXECUTE FUNCTION {schema}.mailglass_raise_immutability();
+
+-- step: function mailglass_events_no_truncate [made here or --guard-truncate]
+CREATE OR REPLACE FUNCTION {schema}.mailglass_events_no_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE SQLSTATE '45A01' USING MESSAGE = 'mailglass_events is append-only; TRUNCATE is forbidden';
+END;
+$$;
+
+-- step: trigger mailglass_events_no_truncate [made here or --guard-truncate]
+CREATE OR REPLACE TRIGGER mailglass_events_no_truncate BEFORE TRUNCATE ON {schema}.mailglass_events
+  FOR EACH STATEMENT EXECUTE FUNCTION {schema}.mailglass_events_no_truncate();

@@ -1,0 +1,75 @@
+"""What shall be in the schema: the marked steps of the SQL files in `alembic/schema/`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+Kind = Literal["table", "index", "function", "trigger"]
+
+_MARK = re.compile(r"^-- step: (table|index|function|trigger) (\w+)(?: \[([^\]]+)\])?\n", re.MULTILINE)
+_TABLE = re.compile(r" ON \{schema\}\.(\w+)")
+_COLUMN = re.compile(r"^  ([a-z]\w*) ", re.MULTILINE)
+
+
+class Step(NamedTuple):
+    """A step: one object of the schema, and the statements that make it.
+
+    Attributes:
+        kind: What the object is.
+        name: Its name.
+        only: On which databases it is needed; empty for all.
+        sql: Its statements; `{schema}` stands for the quoted schema.
+    """
+
+    kind: Kind
+    name: str
+    only: str
+    sql: str
+
+    @property
+    def table(self) -> str:
+        """The table of an index or a trigger."""
+        found = _TABLE.search(self.sql)
+        return found[1] if found else ""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a table."""
+        return _COLUMN.findall(self.sql.partition("\n)")[0])
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether it is a unique index."""
+        return "CREATE UNIQUE INDEX" in self.sql
+
+    @property
+    def indexed(self) -> str:
+        """The columns and the condition of an index, as SQL."""
+        return self.sql.partition(f" ON {{schema}}.{self.table} ")[2].removesuffix(";")
+
+
+def folder() -> Path:
+    """Return Alembic's folder: inside the installed package, or at the top level of a checkout."""
+    installed = Path(str(files("mailglass_reconcile"))) / "_alembic"
+    return installed if installed.is_dir() else installed.parent.parent / "alembic"
+
+
+@cache
+def steps() -> tuple[Step, ...]:
+    """Return all steps, in the order of the files."""
+    found = []
+    for path in sorted((folder() / "schema").glob("*.sql")):
+        parts = _MARK.split(path.read_text(encoding="utf-8"))[1:]
+        for kind, name, only, sql in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
+            found.append(Step(cast("Kind", kind), name, only or "", sql.strip()))
+    return tuple(found)
+
+
+def of_kind(kind: Kind, only: str = "") -> Mapping[str, Step]:
+    """Return the steps of one kind that are needed on the same databases, by name."""
+    return {step.name: step for step in steps() if step.kind == kind and step.only == only}
