@@ -81,6 +81,8 @@ GRANT EXECUTE ON FUNCTION mailglass_prune_deliveries(integer, integer, text, tim
 -- mailglass_dispatcher: `dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch
 -- --replay` and `--forget`.
 GRANT USAGE ON SCHEMA public TO mailglass_dispatcher;
+-- refuse a database of another version
+GRANT SELECT ON mailglass_reconcile_version TO mailglass_dispatcher;
 -- claim jobs, and store their results
 GRANT SELECT,
       UPDATE (state, attempts, next_at, done, error, finished_at)

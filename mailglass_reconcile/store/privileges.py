@@ -185,6 +185,7 @@ DISPATCHER = Role(
     "mailglass_dispatcher",
     "`dispatch`; grant it what your handlers need too. The owner of the tables runs `dispatch --replay` and `--forget`",
     (
+        Grant("refuse a database of another version", "mailglass_reconcile_version", {"SELECT": ALL}),
         Grant(
             "claim jobs, and store their results",
             "mailglass_handler_outbox",

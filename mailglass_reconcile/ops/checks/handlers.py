@@ -53,7 +53,7 @@ def handled_types(look: Look) -> Iterator[Finding]:
         yield error(
             f"no dispatcher has named a handler of {one.type} for {age(one.seconds)}, so none runs on these events",
             "start a dispatcher that has the handlers' module in MAILGLASS_IMPORTS; if the handlers are gone for good,"
-            f" run `mailglass-reconcile dispatch --forget {one.type}`",
+            f" run `mailglass-reconcile dispatch --forget {one.type}` as the owner of the tables",
             (*OF_THE_WORKER, "beat"),
         )
     if not look.unseen:

@@ -1,0 +1,99 @@
+"""Every command that a remedy, the runbook or the doctor's page names works with its role of docs/grants.md."""
+
+import re
+import shlex
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy.engine import make_url
+
+import commands
+import factories
+import granting
+import mailglass_reconcile
+import pages
+from database import Database
+
+pytestmark = pytest.mark.slow
+
+PLACES = [pages.ROOT / "docs" / name for name in ("runbook.md", "doctor.md", "trouble.md")]
+PLACES += [*(pages.ROOT / "mailglass_reconcile").rglob("*.py"), *(pages.ROOT / "mailglass_reconcile").rglob("*.html")]
+COMMAND = re.compile(r"`mailglass-reconcile ([^`&\n\"]+)")
+NAMED = sorted({command.strip() for path in PLACES for command in COMMAND.findall(path.read_text())})
+"""As they stand there, with placeholders."""
+NOT_RUN = {"trigger", "receive", "serve", "listen", "follow", "demo"}
+"""They do not end, or post to a receiver; test_grants.py runs them with their roles."""
+EVENT, DELIVERY = (str(uuid.UUID(int=number)) for number in (1, 2))
+PLACEHOLDERS = {"EVENT_ID": EVENT, "DELIVERY_ID": DELIVERY, "TYPE": "bounced", "MESSAGE_ID": "m-1", "''": "ticket"}
+ANSWERED = {"migrate --remove", "migrate --remove --tables", "link", "dispatch --forget"}
+ANSWERED |= {"dispatch --replay", "sweep --include-expired"}
+"""They ask for confirmation."""
+
+
+def roles() -> dict[str, str]:
+    """Return the role of each command, or of a command with an option, by the table of the page."""
+    rows = re.findall(r"^\| `?(\w+)`? \| ([^|]*) \|", (pages.ROOT / "docs/grants.md").read_text(), re.MULTILINE)
+    return {command: role for role, runs in rows for command in re.findall(r"`([a-z]+(?: --[a-z]+)?)`", runs)}
+
+
+def role_of(command: str) -> str:
+    """Return the role that runs a command: that of its options, if the page names them."""
+    fitting = [name for name in roles() if command == name or command.startswith(f"{name} ")]
+    assert fitting, f"docs/grants.md gives no role the command {command}"
+    return roles()[max(fitting, key=len)]
+
+
+def filled(command: str) -> list[str]:
+    """Return the arguments of a command with values in place of its placeholders."""
+    text = re.sub(r"\{[^}]*type\}", "bounced", re.sub(r"\{[^}]*event_id\}", EVENT, command))
+    arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(text)]
+    arguments += ["m-1"] if arguments[-1] == "--message-id" else []
+    arguments += ["--yes"] if any(text == name or text.startswith(f"{name} ") for name in ANSWERED) else []
+    return [argument or "ticket" for argument in arguments]
+
+
+@pytest.fixture
+def acting(db: Database, admin) -> Iterator:
+    """Roles with the grants of the page, by their documented name; the owner is the database's own."""
+    logins = {}
+    for documented, statements in granting.STATEMENTS.items():
+        logins[documented] = login = f"mgtest_role_{uuid.uuid4().hex[:12]}"
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {login} LOGIN PASSWORD 'secret'")
+        db.run("".join(statements).replace(documented, login))
+
+    def url(role: str) -> str:
+        if role == "owner":
+            return db.url
+        address = make_url(db.url).set(username=logins[role], password="secret")  # noqa: S106
+        return address.render_as_string(hide_password=False)
+
+    yield url
+    mailglass_reconcile.configure(engine=db.engine, settings=db.settings)
+    for login in logins.values():
+        db.run(f"DROP OWNED BY {login}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {login}")
+
+
+@pytest.mark.parametrize("command", [one for one in NAMED if one.split()[0] not in NOT_RUN])
+def test_a_command_that_is_advised_may_be_run_by_the_role_of_the_page(db, acting, command):
+    """It may find something wrong, but no privilege is missing and no option unknown."""
+    factories.insert(
+        db,
+        [factories.delivery_row("m-1", id=DELIVERY)],
+        [factories.orphan_row(factories.postmark("m-1"), id=EVENT)],
+    )
+    db.run("INSERT INTO mailglass_handled_types (type, seen_at) VALUES ('bounced', now())")
+    done = commands.tried(db, *filled(command), MAILGLASS_DATABASE_URL=acting(role_of(command)))
+    said = done.stdout + done.stderr
+    assert done.returncode in (0, 1), said
+    assert not re.search("42501|permission denied|lacks a privilege|must be owner", said), said
+
+
+def test_each_command_that_changes_something_has_one_role():
+    """The page names it once."""
+    text = (pages.ROOT / "docs/grants.md").read_text()
+    for command in ("sweep", "prune", "dispatch", "erase", "link", "migrate", "rekey", "receive"):
+        assert len(re.findall(rf"^\|.*`{command}`", text, re.MULTILINE)) == 1, command
